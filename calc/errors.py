@@ -1,0 +1,41 @@
+"""Errors of calc. All derive from one base and read as one sentence a user can act on.
+
+CalcError
+├── SpecError              a field of a model, device or workload is impossible
+├── QuantityError          a size or count could not be read ("80", "8 kilo")
+└── SourceError            a file or catalog name could not be used
+    ├── UnknownName            not in the catalog (near names are offered)
+    └── UnsupportedArchitecture  the config's model_type is not known: never guessed
+
+"Does not fit" is not here: it is an answer.
+"""
+
+from __future__ import annotations
+
+
+class CalcError(ValueError):
+    """Base of everything calc refuses. ``str(error)`` is one sentence for the user."""
+
+
+class SpecError(CalcError):
+    """A field is impossible. ``field`` names it (``n_kv_heads``) so that a form can mark it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class QuantityError(CalcError):
+    """Text that should be a size or a count is not one."""
+
+
+class SourceError(CalcError):
+    """A file could not be read as a model."""
+
+
+class UnknownName(SourceError):
+    """A name that is neither in the catalog nor a path."""
+
+
+class UnsupportedArchitecture(SourceError):
+    """A config whose model_type kvscope does not know."""
