@@ -1,0 +1,85 @@
+"""Errors of the engine. All derive from one base and read as one sentence a user can act on.
+
+EngineError
+├── InputError                   what was given cannot be used            kind "input",  exit 2
+│   ├── OptionError                  a number or choice is impossible
+│   ├── PromptError                  empty, ids outside the vocabulary, too long
+│   ├── CasesError                   a file of evaluation cases
+│   └── CheckpointError              a weight file or model folder
+│       ├── ConfigError                  its config.json, or what its shapes imply
+│       │   └── UnsupportedArchitecture      known to exist, not known to us: never guessed
+│       └── TokenizerError               its tokenizer.json
+└── EngineFailure                the input was fine, running failed        kind "engine", exit 3
+    ├── CacheError                   more tokens than the cache was made for
+    └── OutOfMemory                  an allocation failed                  kind "memory", exit 3
+
+No torch here: the client and the command line import this before anything heavy.
+"""
+
+from typing import ClassVar, Literal
+
+ErrorKind = Literal["input", "engine", "memory"]
+
+
+class EngineError(Exception):
+    """Base of everything the engine refuses or fails at. ``message`` is one sentence for the user."""
+
+    kind: ClassVar[ErrorKind] = "engine"
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InputError(EngineError):
+    """What was given cannot be used."""
+
+    kind = "input"
+    exit_code = 2
+
+
+class OptionError(InputError):
+    """An option is impossible. ``field`` names it (``top_p``) so that a form can mark it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class PromptError(InputError):
+    """A prompt is empty, holds ids outside the vocabulary, or is longer than the model's positions."""
+
+
+class CasesError(InputError):
+    """A file of evaluation cases is not what it should be."""
+
+
+class CheckpointError(InputError):
+    """A weight file or model folder cannot be loaded."""
+
+
+class ConfigError(CheckpointError):
+    """A config is missing a key, holds an impossible value, or contradicts the weights."""
+
+
+class UnsupportedArchitecture(ConfigError):
+    """A model_type, activation or rotary scaling this engine does not implement: named, never guessed."""
+
+
+class TokenizerError(CheckpointError):
+    """A tokenizer.json cannot be read, or text was given to a model that has no tokenizer."""
+
+
+class EngineFailure(EngineError):
+    """The input was fine; running it failed."""
+
+
+class CacheError(EngineFailure):
+    """More tokens than the KV cache was allocated for, or rows it was not made for."""
+
+
+class OutOfMemory(EngineFailure):
+    """An allocation failed."""
+
+    kind = "memory"
