@@ -1,0 +1,384 @@
+"""The protocol between the app and the engine process: one JSON object a line, typed, without torch.
+
+Requests go to the engine's stdin, events come from its stdout. Each line is one record of this module
+with a ``"type"`` field that names its class. Timestamps are raw ``time.perf_counter_ns`` values of the
+engine process: only differences mean something, and rates are made from them in `engine.timing` alone.
+
+The records are ``msgspec.Struct``: frozen, checked when a line is decoded, encoded without any code here.
+Every request ends in exactly one terminal event (`TERMINAL_EVENTS`).
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
+
+
+class ProtocolError(Exception):
+    """A line that is no record of this protocol. `message` says what is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+DType = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+FailureKind = Literal["input", "engine", "memory"]
+StopReason = Literal["eos", "length", "positions", "cache", "cancelled"]
+
+
+class Record(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Base of every request and event. `EngineClient.submit` numbers requests; events repeat the number."""
+
+    request_id: int = 0
+
+
+# --- requests: app -> engine ------------------------------------------------------------------------------
+
+
+class Load(Record, frozen=True, kw_only=True):
+    """Load a model and answer `Loaded`. `model` is a path; None means the bundled model."""
+
+    model: str | None = None
+    dtype: DType = "auto"
+    threads: int | None = None
+
+
+class Generate(Record, frozen=True, kw_only=True):
+    """Continue a prompt (text or ids, exactly one of the two).
+
+    `model`, `dtype` and `threads` mean what they mean in `Load`: the request says everything, so None is the
+    bundled model even after another one was loaded. The model is loaded (and `Loaded` sent) only if it is not
+    the one in memory. Temperature 0 is greedy.
+    """
+
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    use_cache: bool = True
+    model: str | None = None
+    dtype: DType = "auto"
+    threads: int | None = None
+
+
+class Evaluate(Record, frozen=True, kw_only=True):
+    """Compare logits with a file of expected ones. None stands for the bundled weights, cases, tolerance.
+
+    `cached` also runs every case with the KV cache (whole prompt, token by token, in chunks): kv-evaluate.
+    """
+
+    weights: str | None = None
+    cases: str | None = None
+    atol: float | None = None
+    dtype: DType = "float64"
+    cached: bool = False
+
+
+class Benchmark(Record, frozen=True, kw_only=True):
+    """Time `new_tokens` tokens after prompts of `lengths` tokens, with and without the KV cache."""
+
+    model: str | None = None
+    lengths: tuple[int, ...] = (10, 50, 100, 500, 1000)
+    new_tokens: int = 40
+    repeats: int = 5
+    warmup: int = 1
+    dtype: DType = "auto"
+    threads: int | None = None
+
+
+class Cancel(Record, frozen=True, kw_only=True):
+    """Stop the request `target_id`, running or queued; it then ends early. Has no answer of its own."""
+
+    target_id: int
+
+
+class Shutdown(Record, frozen=True, kw_only=True):
+    """Stop what runs and leave with exit code 0. Has no answer."""
+
+
+# --- parts of events --------------------------------------------------------------------------------------
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine loaded: enough to build the calculator's spec and compare predicted with measured."""
+
+    name: str
+    path: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int
+    n_parameters: int
+    weight_bytes: int
+    dtype: str
+    kv_bytes_per_token: int
+    has_tokenizer: bool
+    gated_mlp: bool
+    tied: bool
+    norm: Literal["layernorm", "rmsnorm"]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    head_bias: bool
+    qk_norm: bool
+    learned_positions: bool
+    sliding_window: int | None = None
+    load_ns: int | None = None
+    """Time the load took; None where it was not measured."""
+
+
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation case. Errors are max |logit - expected|; None is "not run", or not a finite number."""
+
+    case: int
+    prompt_tokens: int
+    passed: bool
+    max_abs_error: float | None
+    cache_max_abs_error: float | None = None
+    sequential_max_abs_error: float | None = None
+    chunked_max_abs_error: float | None = None
+
+
+class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """All cases. `passed` is true only if there is a case and every case passed."""
+
+    command: Literal["evaluate", "kv-evaluate"]
+    weights: str
+    dtype: str
+    atol: float
+    passed: bool
+    cases: tuple[CaseResult, ...]
+
+
+class BenchmarkRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt length. Times are medians, minima and maxima over the repeats of prompt plus new tokens.
+
+    `prefill_s` (prompt to first token) and `tpot_s` (mean over the later tokens; None with one new token)
+    are medians of the arm with the cache. `speedup` is the ratio of the two medians.
+    """
+
+    prompt_tokens: int
+    with_cache_s: float
+    without_cache_s: float
+    with_cache_min_s: float
+    with_cache_max_s: float
+    without_cache_min_s: float
+    without_cache_max_s: float
+    speedup: float
+    prefill_s: float
+    tpot_s: float | None
+    kv_cache_bytes: int
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a measurement was made."""
+
+    cpu: str
+    cores: int
+    threads: int
+    device: str
+    dtype: str
+    torch: str
+    python: str
+    system: str
+
+
+class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
+    """All rows, with what is needed to read them. `notes` are whole sentences."""
+
+    model: str
+    new_tokens: int
+    repeats: int
+    warmup: int
+    rows: tuple[BenchmarkRow, ...]
+    machine: Machine
+    notes: tuple[str, ...] = ()
+
+
+# --- events: engine -> app --------------------------------------------------------------------------------
+
+
+class Ready(Record, frozen=True, kw_only=True):
+    """First line of the process, sent when torch is imported. `request_id` is 0."""
+
+    pid: int
+    torch_version: str
+    device: str
+    threads: int
+
+
+class Progress(Record, frozen=True, kw_only=True):
+    """How far a long request is. `remaining_s` is an estimate, None while there is nothing to base it on."""
+
+    stage: Literal["load", "evaluate", "benchmark"]
+    done: int
+    total: int
+    elapsed_ns: int
+    remaining_s: float | None = None
+    detail: str = ""
+
+
+class Loaded(Record, frozen=True, kw_only=True):
+    """A model is in memory. Ends a `Load`; precedes the first event of a `Generate` that had to load."""
+
+    model: ModelInfo
+
+
+class GenerationStarted(Record, frozen=True, kw_only=True):
+    """The prompt is encoded, the cache allocated, the clock (`start_ns`) runs; the prefill comes next."""
+
+    prompt_ids: tuple[int, ...]
+    start_ns: int
+    kv_cache_bytes: int
+    kv_bytes_per_token: int
+    prompt_text: str | None = None
+
+
+class TokenGenerated(Record, frozen=True, kw_only=True):
+    """One new token, `index` from 0. `text` is what it adds; it may be empty until a character is whole."""
+
+    index: int
+    token_id: int
+    text: str
+    time_ns: int
+    kv_tokens: int
+    kv_used_bytes: int
+
+
+class GenerationFinished(Record, frozen=True, kw_only=True):
+    """The whole run. `ids` and `text` hold the new tokens only; `text` is None without a tokenizer.
+
+    A cancelled run ends like this too, with the tokens made so far and the reason "cancelled".
+    `kv_cache_bytes` is the cache allocated for the run, 0 without one.
+    """
+
+    reason: StopReason
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str | None
+    start_ns: int
+    token_times_ns: tuple[int, ...]
+    kv_cache_bytes: int
+
+
+class CaseEvaluated(Record, frozen=True, kw_only=True):
+    """One case of an `Evaluate` is done."""
+
+    case: CaseResult
+
+
+class EvaluationFinished(Record, frozen=True, kw_only=True):
+    """Ends an `Evaluate`."""
+
+    result: EvaluationResult
+
+
+class BenchmarkRowMeasured(Record, frozen=True, kw_only=True):
+    """One prompt length of a `Benchmark` is done."""
+
+    row: BenchmarkRow
+
+
+class BenchmarkFinished(Record, frozen=True, kw_only=True):
+    """Ends a `Benchmark`."""
+
+    result: BenchmarkResult
+
+
+class Failed(Record, frozen=True, kw_only=True):
+    """The request ended in an error, said in one sentence. The engine lives on.
+
+    `kind`: "input" = the request or a file it names is wrong; "memory" = it did not fit; "engine" = a defect.
+    """
+
+    kind: FailureKind
+    message: str
+
+
+class Cancelled(Record, frozen=True, kw_only=True):
+    """The request was stopped before its end. A running `Generate` ends in `GenerationFinished` instead."""
+
+
+class EngineExited(Record, frozen=True, kw_only=True):
+    """The process is gone; made by the client, one for each unanswered request (id 0 if there was none).
+
+    `returncode` is negative for a signal and None if the process could not be started.
+    """
+
+    returncode: int | None
+    message: str
+
+
+Request = Load | Generate | Evaluate | Benchmark | Cancel | Shutdown
+Event = (
+    Ready
+    | Progress
+    | Loaded
+    | GenerationStarted
+    | TokenGenerated
+    | GenerationFinished
+    | CaseEvaluated
+    | EvaluationFinished
+    | BenchmarkRowMeasured
+    | BenchmarkFinished
+    | Failed
+    | Cancelled
+    | EngineExited
+)
+
+TERMINAL_EVENTS = (
+    GenerationFinished,
+    EvaluationFinished,
+    BenchmarkFinished,
+    Failed,
+    Cancelled,
+    EngineExited,
+)
+"""Events that end any request; `Loaded` also ends a `Load` (see `ends`)."""
+
+_ENCODER = msgspec.json.Encoder()
+_EVENTS: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_REQUESTS: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_QUOTED_CHARACTERS = 80
+
+
+def ends(request: Request, event: Event) -> bool:
+    """Whether `event` is the last one of `request` (their ids are not compared)."""
+    return isinstance(event, TERMINAL_EVENTS) or (isinstance(request, Load) and isinstance(event, Loaded))
+
+
+def encode(record: Request | Event) -> bytes:
+    """One line of the protocol, newline included."""
+    return _ENCODER.encode(record) + b"\n"
+
+
+def decode_event(line: bytes | str) -> Event:
+    """The event in a line of the engine's stdout; `ProtocolError` if it is none."""
+    return _decode(_EVENTS, line, "an engine event")
+
+
+def decode_request(line: bytes | str) -> Request:
+    """The request in a line of the engine's stdin; `ProtocolError` if it is none."""
+    return _decode(_REQUESTS, line, "an engine request")
+
+
+def _decode(decoder: "msgspec.json.Decoder[_T]", line: bytes | str, wanted: str) -> _T:
+    try:
+        return decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"Not {wanted}: {error}; the line is {_quoted(line)}.") from None
+
+
+def _quoted(line: bytes | str) -> str:
+    text = line.decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line
+    text = text.rstrip("\n")
+    return repr(text if len(text) <= _QUOTED_CHARACTERS else text[:_QUOTED_CHARACTERS] + "...")
