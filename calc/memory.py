@@ -1,0 +1,213 @@
+"""What is on the device, the largest batch, and the tensor-parallel table.
+
+Counted are weights and KV cache, as the assignment asks. Activations, runtime and graphs are not: what a
+particular server reserves for them is a question of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from calc.explain import Number, Term, derive
+from calc.kv_cache import kv_heads_per_rank, request_term, token_term
+from calc.params import Parameters, parameters
+from calc.specs import ModelSpec, Policy, Study
+
+
+def weight_bytes(*, parameters: Any, weight_element_bytes: Any) -> Any:
+    """Bytes of the weights.
+
+    >>> weight_bytes(parameters=8_030_261_248, weight_element_bytes=2)
+    16060522496
+    """
+    return parameters * weight_element_bytes
+
+
+def max_batch(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) -> Any:
+    """Requests whose caches fit beside the weights.
+
+    >>> max_batch(memory_bytes=80_000_000_000, weight_bytes=16_060_522_496, kv_request_bytes=1_073_741_824)
+    59
+    """
+    return (memory_bytes - weight_bytes) // kv_request_bytes
+
+
+def shortfall(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) -> Any:
+    """Bytes missing for the weights and one request."""
+    return weight_bytes + kv_request_bytes - memory_bytes
+
+
+def equal_share(*, weight_bytes: Any, tp: Any) -> Any:
+    """Weight bytes a GPU when everything divides evenly (the assignment's rule)."""
+    return weight_bytes / tp
+
+
+def equal_kv_share(*, kv_request_bytes: Any, tp: Any) -> Any:
+    """Cache bytes a request and GPU when everything divides evenly."""
+    return kv_request_bytes / tp
+
+
+def rank_weight_bytes(
+    *, split_params: Any, tp: Any, n_kv_heads: Any, kv_head_params: Any, whole_params: Any, weight_element_bytes: Any
+) -> Any:
+    """Weight bytes of a rank that keeps whole KV heads.
+
+    Query, output and feed-forward matrices, embedding and head are divided; K and V projections follow the
+    KV heads; norms and output biases are on every rank (Shoeybi et al. 2019, section 3; vLLM QKVParallelLinear).
+    """
+    own_kv = kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp) * kv_head_params
+    return (split_params / tp + own_kv + whole_params) * weight_element_bytes
+
+
+def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
+    """Cache bytes a request on a rank that keeps whole KV heads."""
+    return kv_request_bytes / n_kv_heads * kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpRow:
+    """One tensor-parallel degree. `problem` says why no server could run it, or is None."""
+
+    tp: int
+    weight_bytes_per_gpu: int
+    kv_bytes_per_request_per_gpu: Number
+    max_batch: int
+    fits: bool
+    problem: str | None
+    steps: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """The assignment's table and everything behind it. `max_batch` and `fits` are of a single device."""
+
+    study: Study
+    parameters: Parameters
+    weight_bytes: int
+    kv_bytes_per_token: Number
+    kv_bytes_per_request: int
+    free_bytes: int
+    max_batch: int
+    fits: bool
+    tp_tables: Mapping[Policy, tuple[TpRow, ...]]
+    steps: tuple[Term, ...]
+
+    @property
+    def tp(self) -> tuple[TpRow, ...]:
+        """The tensor-parallel table under the study's own policy."""
+        return self.tp_tables[self.study.policy]
+
+
+def tp_problem(model: ModelSpec, tp: int) -> str | None:
+    """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
+    if model.n_heads % tp:
+        return f"{model.n_heads} query heads do not divide by {tp}"
+    if model.n_kv_heads % tp and tp % model.n_kv_heads:
+        return f"{model.n_kv_heads} KV heads neither divide by {tp} nor repeat evenly on {tp} GPUs"
+    if model.intermediate_size % tp:
+        return f"the inner dimension {model.intermediate_size:,} does not divide by {tp}"
+    return None
+
+
+def _batch_term(study: Study, weights: Number, kv: Number) -> Term:
+    formula, name, unit = max_batch, "Max batch size", "requests"
+    if study.device.memory_bytes < weights + kv:
+        formula, name, unit = shortfall, "Missing for one request", "B"
+    return derive(
+        name,
+        formula,
+        unit=unit,
+        memory_bytes=study.device.memory_bytes,
+        weight_bytes=weights,
+        kv_request_bytes=kv,
+    )
+
+
+def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, problem: str | None) -> TpRow:
+    batch = _batch_term(study, weights.value, kv.value)
+    fits = batch.unit == "requests"
+    return TpRow(
+        tp=tp,
+        weight_bytes_per_gpu=ceil(weights.value),
+        kv_bytes_per_request_per_gpu=kv.value,
+        max_batch=int(batch.value) if fits else 0,
+        fits=fits,
+        problem=problem,
+        steps=(weights, kv, batch),
+    )
+
+
+def _equal_row(study: Study, weights: int, kv: int, tp: int) -> TpRow:
+    return _tp_row(
+        study,
+        tp,
+        weights=derive("Weights per GPU", equal_share, unit="B", weight_bytes=weights, tp=tp),
+        kv=derive("KV cache per request and GPU", equal_kv_share, unit="B", kv_request_bytes=kv, tp=tp),
+        problem=tp_problem(study.model, tp),
+    )
+
+
+def _split_of(model: ModelSpec, counts: Parameters) -> dict[str, int]:
+    """How the parameters fall into divided, per-KV-head and whole ones."""
+    m = model
+    per_kv_head = m.n_layers * (2 * m.hidden_size * m.head_dim + (2 * m.head_dim if m.qkv_bias else 0))
+    output_biases = m.n_layers * m.hidden_size * (int(m.o_bias) + int(m.mlp_bias))
+    whole = counts.norms + counts.positions + output_biases
+    split = counts.total - whole - m.n_kv_heads * per_kv_head
+    return {"split_params": split, "kv_head_params": per_kv_head, "whole_params": whole}
+
+
+def _whole_head_row(study: Study, counts: Parameters, kv: int, tp: int) -> TpRow:
+    n_kv_heads = study.model.n_kv_heads
+    return _tp_row(
+        study,
+        tp,
+        weights=derive(
+            "Weights per GPU",
+            rank_weight_bytes,
+            unit="B",
+            tp=tp,
+            n_kv_heads=n_kv_heads,
+            weight_element_bytes=study.weight_format.bytes_per_element,
+            **_split_of(study.model, counts),
+        ),
+        kv=derive(
+            "KV cache per request and GPU", rank_kv_bytes, unit="B", kv_request_bytes=kv, n_kv_heads=n_kv_heads, tp=tp
+        ),
+        problem=tp_problem(study.model, tp),
+    )
+
+
+def memory_report(study: Study) -> MemoryReport:
+    """Parameters, bytes, largest batch and both tensor-parallel tables of `study`. Never raises for a bad fit."""
+    counts = parameters(study.model)
+    weights = derive(
+        "Parameter memory",
+        weight_bytes,
+        unit="B",
+        parameters=counts.total,
+        weight_element_bytes=study.weight_format.bytes_per_element,
+    )
+    per_token = token_term(study.model, study.kv_format)
+    per_request = request_term(study.model, study.kv_format, study.context)
+    held, request = ceil(weights.value), ceil(per_request.value)
+    batch = _batch_term(study, held, request)
+    fits = batch.unit == "requests"
+    return MemoryReport(
+        study=study,
+        parameters=counts,
+        weight_bytes=held,
+        kv_bytes_per_token=per_token.value,
+        kv_bytes_per_request=request,
+        free_bytes=study.device.memory_bytes - held,
+        max_batch=int(batch.value) if fits else 0,
+        fits=fits,
+        tp_tables={
+            Policy.EQUAL_SPLIT: tuple(_equal_row(study, held, request, tp) for tp in study.tps),
+            Policy.REPLICATED: tuple(_whole_head_row(study, counts, request, tp) for tp in study.tps),
+        },
+        steps=(*counts.steps, weights, per_token, per_request, batch),
+    )
