@@ -69,7 +69,10 @@ def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpRow:
-    """One tensor-parallel degree. `problem` says why no server could run it, or is None."""
+    """One tensor-parallel degree. `problem` says why no server could run it, or is None.
+
+    The equal split divides regardless, as the assignment does; with whole heads such a row never fits.
+    """
 
     tp: int
     weight_bytes_per_gpu: int
@@ -126,16 +129,16 @@ def _batch_term(study: Study, weights: Number, kv: Number) -> Term:
     )
 
 
-def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, problem: str | None) -> TpRow:
+def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, runnable: bool = True) -> TpRow:
     batch = _batch_term(study, weights.value, kv.value)
-    fits = batch.unit == "requests"
+    fits = batch.unit == "requests" and runnable
     return TpRow(
         tp=tp,
         weight_bytes_per_gpu=ceil(weights.value),
         kv_bytes_per_request_per_gpu=kv.value,
         max_batch=int(batch.value) if fits else 0,
         fits=fits,
-        problem=problem,
+        problem=tp_problem(study.model, tp),
         steps=(weights, kv, batch),
     )
 
@@ -146,7 +149,6 @@ def _equal_row(study: Study, weights: int, kv: int, tp: int) -> TpRow:
         tp,
         weights=derive("Weights per GPU", equal_share, unit="B", weight_bytes=weights, tp=tp),
         kv=derive("KV cache per request and GPU", equal_kv_share, unit="B", kv_request_bytes=kv, tp=tp),
-        problem=tp_problem(study.model, tp),
     )
 
 
@@ -177,7 +179,7 @@ def _whole_head_row(study: Study, counts: Parameters, kv: int, tp: int) -> TpRow
         kv=derive(
             "KV cache per request and GPU", rank_kv_bytes, unit="B", kv_request_bytes=kv, n_kv_heads=n_kv_heads, tp=tp
         ),
-        problem=tp_problem(study.model, tp),
+        runnable=tp_problem(study.model, tp) is None,
     )
 
 
