@@ -10,7 +10,7 @@ from calc.intensity import IntensityReport
 from calc.memory import MemoryReport, memory_report
 from calc.specs import ModelSpec, Policy
 from calc.traffic import DecodePoint, linear_activations, linear_params
-from calc.units import format_bytes, format_count, format_flops, format_gb
+from calc.units import format_bytes, format_count, format_flops, format_decimal
 
 FLAT = 0.001
 """A series whose ends differ by less than this fraction is called flat."""
@@ -50,7 +50,7 @@ def _fit_note(report: MemoryReport) -> str:
     if report.fits:
         left = report.free_bytes - report.max_batch * report.kv_bytes_per_request
         requests = "request fits" if report.max_batch == 1 else "requests fit"
-        return f"{report.max_batch:,} {requests} beside the weights, and {format_gb(left)} stay free."
+        return f"{report.max_batch:,} {requests} beside the weights, and {format_decimal(left)} stay free."
     missing = report.kv_bytes_per_request - report.free_bytes
     what = "The weights alone exceed the device" if report.free_bytes < 0 else "The weights fit, one request does not"
     short = -report.free_bytes if report.free_bytes < 0 else missing
@@ -88,8 +88,8 @@ def _window_note(report: MemoryReport) -> str:
     capped = "less than" if window < context else "at least"
     return (
         f"{model.n_sliding_layers} of {model.n_layers} layers keep a window of {window:,} tokens, {capped} the context; "
-        f"the cache is {format_gb(report.kv_bytes_per_request)} instead of "
-        f"{format_gb(report.kv_bytes_per_token * context)}."
+        f"the cache is {format_decimal(report.kv_bytes_per_request)} instead of "
+        f"{format_decimal(report.kv_bytes_per_token * context)}."
     )
 
 
@@ -122,8 +122,8 @@ def _at_the_point(report: IntensityReport) -> str:
     q, p, d = report.query, report.prefill, report.decode
     return (
         f"At N = {q.context:,} and d = {q.head_dim} {q.attention} attention does {format_flops(p.flops)} on "
-        f"{format_gb(p.bytes, 4)} in prefill, {p.intensity:.2f} FLOP/B, and {format_flops(d.flops)} on "
-        f"{format_gb(d.bytes, 6)} in decode, {d.intensity:.3f} FLOP/B: {p.intensity / d.intensity:,.0f} times less."
+        f"{format_decimal(p.bytes)} in prefill, {p.intensity:.2f} FLOP/B, and {format_flops(d.flops)} on "
+        f"{format_decimal(d.bytes)} in decode, {d.intensity:.3f} FLOP/B: {p.intensity / d.intensity:,.0f} times less."
     )
 
 
@@ -204,6 +204,12 @@ def critical_batch(report: IntensityReport, ridge: float) -> int | None:
     return max(1, ceil(ridge * weights * float(query.weight_element_bytes) / gain))
 
 
+def _times_from(intensity: float, ridge: float) -> str:
+    if intensity >= ridge:
+        return f"{intensity / ridge:,.1f} times above it"
+    return f"{ridge / intensity:,.0f} times below it"
+
+
 def _ridge(report: IntensityReport) -> str:
     device = report.query.device
     ridge = device.ridge()
@@ -219,5 +225,5 @@ def _ridge(report: IntensityReport) -> str:
     )
     return (
         f"The ridge of {device.name} lies at {ridge:.0f} FLOP/B (bf16): prefill attention at {prefill:.1f} is {side}, "
-        f"decode attention at {report.decode.intensity:.2f} far below; {linear}."
+        f"decode attention at {report.decode.intensity:.2f} is {_times_from(report.decode.intensity, ridge)}; {linear}."
     )

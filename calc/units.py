@@ -165,8 +165,17 @@ def format_bytes(n_bytes: Number) -> str:
     """
     if -KB < n_bytes < KB:
         return format_bytes_exact(n_bytes)
-    binary = _scaled(n_bytes, base=1024, names=("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
-    return f"{_scaled(n_bytes, base=1000, names=('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'))} ({binary})"
+    return f"{format_decimal(n_bytes)} ({format_binary(n_bytes)})"
+
+
+def format_decimal(n_bytes: Number) -> str:
+    """A size in the decimal unit that suits it: ``16.06 GB``, ``524.80 kB``."""
+    return _scaled(n_bytes, base=1000, names=("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+
+
+def format_binary(n_bytes: Number) -> str:
+    """A size in the binary unit that suits it: ``14.96 GiB``."""
+    return _scaled(n_bytes, base=1024, names=("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
 
 
 def format_gb(n_bytes: Number, digits: int = 2) -> str:

@@ -1,0 +1,1 @@
+"""The kvscope command: a full-screen workbench, and its headless twin."""

@@ -1,0 +1,56 @@
+"""The app's state: one frozen value, edited by pure transitions, analysed by one pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from calc.attention import Attention
+from calc.intensity import IntensityQuery, IntensityReport, intensity_report
+from calc.memory import MemoryReport, memory_report
+from calc.specs import Study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppState:
+    """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d."""
+
+    study: Study
+    attention: Attention = Attention.STANDARD
+    attention_context: int = 1024
+    attention_head_dim: int = 128
+    softmax_flops: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Everything computed from a state, once an edit."""
+
+    memory: MemoryReport
+    intensity: IntensityReport
+
+
+def with_study(state: AppState, study: Study) -> AppState:
+    """`state` with another study; d of the intensity pane follows a changed head_dim."""
+    head_dim = state.attention_head_dim
+    if study.model.head_dim != state.study.model.head_dim:
+        head_dim = study.model.head_dim
+    return replace(state, study=study, attention_head_dim=head_dim)
+
+
+def intensity_query(state: AppState) -> IntensityQuery:
+    """The question of the intensity pane."""
+    return IntensityQuery(
+        model=state.study.model,
+        device=state.study.device,
+        attention=state.attention,
+        context=state.attention_context,
+        head_dim=state.attention_head_dim,
+        element_bytes=state.study.kv_format.bytes_per_element,
+        weight_element_bytes=state.study.weight_format.bytes_per_element,
+        softmax_flops=state.softmax_flops,
+    )
+
+
+def analyse(state: AppState) -> Analysis:
+    """All reports of `state`; a few milliseconds."""
+    return Analysis(memory=memory_report(state.study), intensity=intensity_report(intensity_query(state)))
