@@ -12,15 +12,13 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from engine.errors import EngineFailure
+
 _T = TypeVar("_T")
 
 
-class ProtocolError(Exception):
+class ProtocolError(EngineFailure):
     """A line that is no record of this protocol. `message` says what is wrong with it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
 
 
 DType = Literal["auto", "float64", "float32", "bfloat16", "float16"]
@@ -311,11 +309,13 @@ class Cancelled(Record, frozen=True, kw_only=True):
 class EngineExited(Record, frozen=True, kw_only=True):
     """The process is gone; made by the client, one for each unanswered request (id 0 if there was none).
 
-    `returncode` is negative for a signal and None if the process could not be started.
+    `returncode` is negative for a signal and None if the process could not be started. `message` is a
+    sentence; `stderr_tail` holds the last lines the process wrote, for a log or a details view.
     """
 
     returncode: int | None
     message: str
+    stderr_tail: str = ""
 
 
 Request = Load | Generate | Evaluate | Benchmark | Cancel | Shutdown
