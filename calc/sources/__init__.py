@@ -1,0 +1,87 @@
+"""Where a model comes from: the catalog, a Hugging Face config.json, a spec TOML. The only readers of files.
+
+Each reader is imported when a name asks for it, so that the usual start reads one catalog and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calc.errors import CalcError, SourceError, UnknownName
+
+if TYPE_CHECKING:
+    from calc.specs import ModelSpec
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+READ = (".json", ".toml")
+
+
+def load_model(name_or_path: str) -> ModelSpec:
+    """A catalog name, a config.json, a folder that holds one, or a spec ``.toml`` as a ModelSpec.
+
+    A catalog name wins over a file of the same name: write ``./llama-3-8b`` for the folder.
+    Raises SourceError (UnknownName where it is neither a name nor an existing path), one sentence.
+    """
+    from calc.sources.catalog import find_model
+
+    text = name_or_path.strip()
+    if not text:
+        raise SourceError("no model given: write a catalog name such as llama-3-8b, or the path of a config.json")
+    if not _is_path(text):
+        try:
+            return find_model(text)
+        except UnknownName:
+            if not _exists(text):
+                raise
+    return _from_path(text)
+
+
+def _is_path(text: str) -> bool:
+    """Whether `text` can only be meant as a path (a Hugging Face id has one slash as well)."""
+    return text.startswith(("/", "./", "../", "~", "\\")) or text.endswith(("/", *READ, *WEIGHTS, ".gguf", ".ggml"))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _from_path(text: str) -> ModelSpec:
+    try:
+        path = Path(text).expanduser()
+        if not path.exists():
+            raise SourceError(f"{text}: no such file or folder")
+        if path.is_dir():
+            return _from_folder(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, CalcError):
+            raise
+        raise SourceError(f"{text!r}: not a usable path") from None
+    return _from_file(path)
+
+
+def _from_folder(folder: Path) -> ModelSpec:
+    config = folder / "config.json"
+    if not config.exists():
+        raise SourceError(f"{folder}: no config.json in this folder")
+    return _from_file(config)
+
+
+def _from_file(path: Path) -> ModelSpec:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        from calc.sources.hf_config import read_hf_config
+
+        return read_hf_config(path)
+    if suffix == ".toml":
+        from calc.sources.spec_toml import read_spec_toml
+
+        return read_spec_toml(path)
+    if suffix == ".gguf":
+        raise SourceError(f"{path}: kvscope does not read GGUF headers yet: give the model's config.json instead")
+    if suffix in WEIGHTS:
+        raise SourceError(f"{path}: a weight file does not state the model's heads: give the config.json beside it")
+    raise SourceError(f"{path}: not a config.json, a folder with one, or a spec .toml")

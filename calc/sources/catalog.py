@@ -1,0 +1,225 @@
+"""The catalogs that kvscope ships: well-known models and devices, each record with where it comes from.
+
+`assets/models.json` and `assets/devices.json` (made by bench/make_catalog.py) are read when first asked for.
+Names match without regard to case; spaces and ``_`` count as ``-``. A model answers to its id, its Hugging Face
+id (with or without the organisation) and its aliases; a device to its id, its name and its aliases. The start of
+one name only is enough ("h200" for h200-sxm); a start of several is refused and they are listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from assets import path as asset_path
+from calc.errors import UnknownName
+from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm
+from calc.units import GB, GIB, format_decimal, format_gb, format_gib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A catalog model. `parameters` was counted independently of calc (see `parameters_source`)."""
+
+    id: str
+    name: str
+    hf_id: str
+    aliases: tuple[str, ...]
+    parameters: int
+    parameters_source: str
+    fields: Mapping[str, Any]
+    source: str
+    date: str
+    notes: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The sizes as a ModelSpec, named by the id."""
+        fields = dict(self.fields)
+        fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
+        return ModelSpec(name=self.id, source=self.source, notes=self.notes, **fields)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All names it answers to, as matched."""
+        full = (self.id, self.name, self.hf_id, *self.aliases)
+        return tuple(dict.fromkeys(key for name in full for key in (_key(name), _key(name.rpartition("/")[2]))))
+
+    @property
+    def searched(self) -> str:
+        """Text that a search looks through."""
+        return " ".join(self.keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEntry:
+    """A catalog device: `label_bytes` is what is printed on it, `memory_bytes` what calculations use."""
+
+    id: str
+    name: str
+    vendor: str
+    aliases: tuple[str, ...]
+    label_bytes: int
+    memory_bytes: int
+    reading: str
+    bandwidth_bytes_per_s: float | None
+    peak_flops_per_s: Mapping[str, float]
+    interconnect: str | None
+    interconnect_bytes_per_s: float | None
+    power_w: int | None
+    source: str
+    confidence: str
+    notes: str
+
+    @property
+    def spec(self) -> DeviceSpec:
+        """The facts as a DeviceSpec. The interconnect is one direction's bytes a second."""
+        return DeviceSpec(
+            name=self.name,
+            memory_bytes=self.memory_bytes,
+            reading=self.reading,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+            peak_flops_per_s=MappingProxyType(dict(self.peak_flops_per_s)),
+            interconnect=self.interconnect,
+            interconnect_bytes_per_s=self.interconnect_bytes_per_s,
+            source=self.source,
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All names it answers to, as matched."""
+        return tuple(dict.fromkeys(_key(name) for name in (self.id, self.name, *self.aliases)))
+
+    @property
+    def searched(self) -> str:
+        """Text that a search looks through."""
+        return " ".join((_key(self.vendor), *self.keys))
+
+
+Entry = TypeVar("Entry", ModelEntry, DeviceEntry)
+
+
+@cache
+def models() -> Mapping[str, ModelEntry]:
+    """All catalog models by id, in the catalog's order."""
+    entries = (_model_entry(record) for record in _records("models.json"))
+    return MappingProxyType({entry.id: entry for entry in entries})
+
+
+@cache
+def devices() -> Mapping[str, DeviceEntry]:
+    """All catalog devices by id, in the catalog's order."""
+    entries = (DeviceEntry(**{**record, "aliases": tuple(record["aliases"])}) for record in _records("devices.json"))
+    return MappingProxyType({entry.id: entry for entry in entries})
+
+
+def find_model(name: str) -> ModelSpec:
+    """The catalog model called `name`. Raises UnknownName with near names, or with those it could mean."""
+    return _find(name, models(), what="model").spec
+
+
+def find_device(name: str) -> DeviceSpec:
+    """The catalog device called `name`. Raises UnknownName with near names, or with those it could mean."""
+    return _find(name, devices(), what="device").spec
+
+
+def search_models(text: str) -> list[ModelEntry]:
+    """Models in which every word of `text` occurs, best first; all of them for an empty text."""
+    return _search(text, models().values())
+
+
+def search_devices(text: str) -> list[DeviceEntry]:
+    """Devices in which every word of `text` occurs, best first; all of them for an empty text."""
+    return _search(text, devices().values())
+
+
+def manual_device(memory_bytes: int, reading: str | None = None) -> DeviceSpec:
+    """A device of which only the memory is known; `reading` says how that number was understood.
+
+    >>> manual_device(80 * 10**9).reading, manual_device(80 * 2**30).reading
+    ('80 GB read as 80 x 10^9 B = 74.51 GiB', '80 GiB read as 80 x 2^30 B = 85.90 GB')
+    """
+    return DeviceSpec(
+        name=f"a device with {_memory_name(memory_bytes)}",
+        memory_bytes=memory_bytes,
+        reading=reading or memory_reading(memory_bytes),
+    )
+
+
+def memory_reading(memory_bytes: int) -> str:
+    """How many bytes a size is, in words: whole GB or whole GiB, whichever it is, and the other unit."""
+    gb, rest = divmod(memory_bytes, GB)
+    if not rest:
+        return f"{gb:,} GB read as {gb:,} x 10^9 B = {format_gib(memory_bytes)}"
+    gib, rest = divmod(memory_bytes, GIB)
+    if not rest:
+        return f"{gib:,} GiB read as {gib:,} x 2^30 B = {format_gb(memory_bytes)}"
+    return f"{memory_bytes:,} B = {format_gb(memory_bytes)} = {format_gib(memory_bytes)}"
+
+
+def _memory_name(memory_bytes: int) -> str:
+    if memory_bytes % GB and memory_bytes % GIB == 0:
+        return f"{memory_bytes // GIB:,} GiB"
+    return f"{memory_bytes // GB:,} GB" if memory_bytes % GB == 0 else format_decimal(memory_bytes)
+
+
+def _records(name: str) -> list[dict[str, Any]]:
+    with asset_path(name).open("rb") as stream:
+        records: list[dict[str, Any]] = json.load(stream)["records"]
+    return records
+
+
+def _model_entry(record: dict[str, Any]) -> ModelEntry:
+    return ModelEntry(**{**record, "aliases": tuple(record["aliases"]), "notes": tuple(record["notes"])})
+
+
+def _key(name: str) -> str:
+    return "-".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def _find(name: str, entries: Mapping[str, Entry], *, what: str) -> Entry:
+    key = _key(name)
+    exact = [entry for entry in entries.values() if key in entry.keys]  # noqa: SIM118 - not a mapping
+    if exact:
+        return exact[0]
+    starts = [e for e in entries.values() if key and any(known.startswith(f"{key}-") for known in e.keys)]
+    if len(starts) == 1:
+        return starts[0]
+    raise UnknownName(_unknown(name, [entry.id for entry in starts], entries, what=what))
+
+
+def _unknown(name: str, starts: list[str], entries: Mapping[str, Entry], *, what: str) -> str:
+    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
+    if starts:
+        return f"{what} {shown} could be {_listed(starts)}"
+    from difflib import get_close_matches  # only on failure: a start that finds its name does not pay for it
+
+    owners = {key: entry.id for entry in entries.values() for key in entry.keys}
+    near = dict.fromkeys(owners[key] for key in get_close_matches(_key(name)[:60], owners, n=4, cutoff=0.6))
+    hint = f"did you mean {_listed(list(near))}?" if near else f"the catalog lists {len(entries)} {what}s"
+    return f"unknown {what} {shown}: {hint}"
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    if len(names) > most:
+        return f"{', '.join(names[:most])} or {len(names) - most} more"
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _search(text: str, entries: Iterable[Entry]) -> list[Entry]:
+    words = [_key(word) for word in text.split()]
+    found = [entry for entry in entries if all(word in entry.searched for word in words)]
+    return sorted(found, key=lambda entry: _rank("-".join(words), entry.keys))
+
+
+def _rank(key: str, known: tuple[str, ...]) -> int:
+    """0 the name itself, 1 a start of the id, 2 a start of another name, 3 anywhere (the sort is stable)."""
+    if key in known:
+        return 0
+    if known[0].startswith(key):
+        return 1
+    return 2 if any(name.startswith(key) for name in known) else 3
