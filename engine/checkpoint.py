@@ -1,19 +1,53 @@
-"""Weight files to a decoder: .pt (never executing a pickle), safetensors, Hugging Face folders.
+"""Weight files to a decoder: .pt (no pickle is ever executed), safetensors, Hugging Face folders.
 
-STUB: the signatures are final, the bodies follow.
+Every fault of a file becomes a CheckpointError that names the file, what is wrong and what was expected.
 """
 
-from dataclasses import dataclass
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 
-from engine.config import ModelConfig
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import assets
+from engine.config import (
+    ModelConfig,
+    config_from_hf,
+    config_from_reference,
+    from_reference_name,
+    is_reference,
+    parameter_shapes,
+    to_reference_name,
+)
+from engine.errors import CheckpointError, ConfigError, OptionError
+from engine.jsonfile import read_json
 from engine.model import Decoder
 from engine.tokenizer import Tokenizer
+
+BUNDLED = "bundled"
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PT_SUFFIXES = (".pt", ".pth", ".bin")
+_MAX_CONFIG_BYTES = 64 << 20
+_MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes a tensor
+_MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; the format's own limit
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run. ``name``: folder or file stem; ``tokenizer`` None for bare weight files."""
+    """A model ready to run. ``name``: "bundled", or the folder's or file's name; no tokenizer: None."""
 
     name: str
     path: Path
@@ -25,8 +59,240 @@ class LoadedModel:
 def load_checkpoint(
     path: Path | str | None = None, *, dtype: str = "auto", device: str = "cpu"
 ) -> LoadedModel:
-    """Load ``path`` (.pt, .pth, .safetensors or a folder; None or "bundled": the shipped model).
+    """Load a .pt, .safetensors or model folder; None or "bundled": the model shipped with the engine.
 
-    dtype: "auto" | "float64" | "float32" | "bfloat16" | "float16". Raises CheckpointError, OptionError.
+    dtype: one of DTYPES, or "auto": as stored, but float32 for 16-bit weights on a CPU (see `pick_dtype`).
+    device: "cpu", or "cuda" when torch sees one. Raises CheckpointError, OptionError.
     """
-    raise NotImplementedError
+    bundled = path is None or str(path) == BUNDLED
+    location = assets.path("model") if bundled else Path(str(path))
+    target = pick_device(device)
+    folder, tensors = _read(location)
+    config = _read_config(folder, tensors)
+    weights = _canonical(tensors, config, location)
+    wanted = pick_dtype(dtype, stored=weights["model.embed_tokens.weight"].dtype, device=target)
+    decoder = Decoder(config, {name: _convert(name, t, wanted, target) for name, t in weights.items()})
+    return LoadedModel(
+        name=BUNDLED if bundled else location.resolve().name,
+        path=location,
+        config=config,
+        decoder=decoder,
+        tokenizer=_read_tokenizer(folder),
+    )
+
+
+def pick_dtype(name: str, *, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The arithmetic to use. Raises OptionError for a name that is none of DTYPES or "auto"."""
+    if name == "auto":
+        # 16-bit products on a CPU are exact only in float32 and, without AMX, slower than float32 ones.
+        half = stored.itemsize == 2
+        return torch.float32 if half and device.type == "cpu" else stored
+    if name not in DTYPES:
+        raise OptionError("dtype", f'dtype "{name}" is not known; use auto, {", ".join(DTYPES)}')
+    return DTYPES[name]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device by name. Raises OptionError when it is unknown or absent."""
+    if name not in ("cpu", "cuda"):
+        raise OptionError("device", f'device "{name}" is not known; use cpu or cuda')
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device", "device cuda was asked for, but torch sees no CUDA device; use cpu")
+    return torch.device(name)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(folder whose config.json and tokenizer.json belong to it, tensors by the file's names)."""
+    if path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        return path, _read_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        return path.parent, _read_safetensors(path)
+    if path.suffix in _PT_SUFFIXES:
+        return path.parent, _read_pt(path)
+    raise CheckpointError(
+        f"{path} is not a weight file this engine reads; use .pt, .safetensors or a Hugging Face folder"
+    )
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return _read_safetensors(whole)
+    if index.exists():
+        tensors: dict[str, Tensor] = {}
+        for shard in _shards(index):
+            tensors |= _read_safetensors(folder / shard)
+        return tensors
+    if (folder / "pytorch_model.bin").exists():
+        return _read_pt(folder / "pytorch_model.bin")
+    raise CheckpointError(f"{folder} holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+
+
+def _shards(index: Path) -> Sequence[str]:
+    """File names in an index; they must be plain names, so that it cannot point outside its folder."""
+    document = read_json(index, CheckpointError, max_bytes=_MAX_CONFIG_BYTES)
+    files = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{index} has no weight_map")
+    names = sorted({str(name) for name in files.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f'{index} names the shard "{name}"; a .safetensors file beside it was expected')
+    return names
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, mapped from disk rather than copied."""
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
+        raise ValueError(f"its header would be {header_bytes:,} bytes in a file of {size:,}")
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    """Tensors of a torch.save file. Nothing in it is executed: only tensors and plain containers load."""
+    try:
+        is_zip = _check_zip(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats; what matters is refused below
+            document = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnpicklingError as error:
+        raise CheckpointError(f"{path} {_pickle_fault(str(error))}") from None
+    except CheckpointError:
+        raise
+    except Exception:  # a damaged file fails anywhere inside torch.load, in any way
+        raise CheckpointError(f"{path} is damaged or not a PyTorch weight file") from None
+    return _state_dict(document, path)
+
+
+def _check_zip(path: Path) -> bool:
+    """Whether it is today's zip format; refuse what torch.save never writes and could exhaust memory."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path} holds compressed entries, which torch.save never writes; refused")
+            if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE_BYTES:
+                raise CheckpointError(f"{path} holds a pickle of {entry.file_size:,} bytes; refused")
+    return True
+
+
+def _pickle_fault(message: str) -> str:
+    forbidden = re.search(r"GLOBAL ([\w.]+)", message)
+    if forbidden:
+        return f"is not a plain weight file: it asks to call {forbidden[1]}; refused, nothing was executed"
+    return "is damaged or not a PyTorch weight file"
+
+
+def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
+    for wrapper in ("model_state_dict", "state_dict"):
+        if isinstance(document, dict) and isinstance(document.get(wrapper), dict):
+            document = document[wrapper]
+    if not isinstance(document, dict) or not document:
+        raise CheckpointError(f"{path} holds no state dict (a dictionary of names and tensors)")
+    for name, value in document.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: the entry {name!r} is not a tensor with a name")
+        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} claims more elements than the file stores; refused")
+    return dict(document)
+
+
+# --- config and weights against each other ----------------------------------------------------------------
+
+
+def _read_config(folder: Path, tensors: Mapping[str, Tensor]) -> ModelConfig:
+    if is_reference(tensors):
+        return config_from_reference({name: tuple(t.shape) for name, t in tensors.items()})
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            f"there is no config.json in {folder}, and the names of the weights are not the assignment's "
+            "(token_embedding.weight, ...), from which sizes could be read"
+        )
+    config = config_from_hf(read_json(path, ConfigError, max_bytes=_MAX_CONFIG_BYTES))
+    return replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + _generation_eos(folder))))
+
+
+def _generation_eos(folder: Path) -> tuple[int, ...]:
+    """End tokens that only generation_config.json names (a chat model's end of turn)."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return ()
+    document = read_json(path, ConfigError, max_bytes=_MAX_CONFIG_BYTES)
+    value = document.get("eos_token_id") if isinstance(document, dict) else None
+    ids = value if isinstance(value, list) else [value]
+    return tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.json"
+    return Tokenizer.from_file(path) if path.exists() else None
+
+
+def _canonical(tensors: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
+    """Tensors by our names, checked to be exactly those the config asks for. Raises CheckpointError."""
+    reference = is_reference(tensors)
+    ours = {from_reference_name(name): t for name, t in tensors.items()} if reference else dict(tensors)
+    expected = parameter_shapes(config)
+    shown = to_reference_name if reference else str
+    ours = {name: t for name, t in ours.items() if name in expected or not _is_redundant(name, config)}
+    missing = [shown(name) for name in expected if name not in ours]
+    if missing:
+        raise CheckpointError(f"{path} lacks {_some(missing)}")
+    extra = [shown(name) for name in ours if name not in expected]
+    if extra:
+        raise CheckpointError(f"{path} holds weights that this model does not have: {_some(extra)}")
+    for name, shape in expected.items():
+        if tuple(ours[name].shape) != shape:
+            source = "the other weights imply" if reference else "config.json implies"
+            raise CheckpointError(
+                f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {source} {list(shape)}"
+            )
+    return ours
+
+
+def _is_redundant(name: str, config: ModelConfig) -> bool:
+    """Stored by some writers, but no weight: rotary tables, and the copy of a tied head."""
+    return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if tensor.dtype not in DTYPES.values():
+        stored = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{name} is stored as {stored}; {', '.join(DTYPES)} can be loaded")
+    low, high = tensor.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(f"{name} holds values that are not finite numbers")
+    limit = torch.finfo(dtype).max
+    if max(-low.item(), high.item()) > limit:
+        raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
+    return tensor.detach().to(device, dtype)

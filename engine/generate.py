@@ -1,21 +1,34 @@
-"""Prefill and decode as an iterator of events with raw timestamps; rates are computed elsewhere.
+"""Prefill and decode as an iterator of events with raw timestamps; rates are made from them elsewhere.
 
-STUB: the signatures are final, the body follows.
+The events are the protocol's own records (`engine.events`), so that what a test sees is what the app gets.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from engine.model import Decoder
-from engine.tokenizer import Tokenizer
+import torch
+from torch import Tensor
 
-FinishReason = Literal["eos", "length", "positions", "cache", "cancelled"]
+from engine.cache import KVCache, cache_bytes
+from engine.errors import OptionError, PromptError
+from engine.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
+from engine.model import Decoder, check_ids
+from engine.sampling import Sampler, check_sampling
+from engine.tokenizer import TextStream, Tokenizer
+
+GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
+_MAX_ID = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """How to generate. ``temperature`` 0 is greedy; ``top_k``, ``top_p`` None are off."""
+    """How to generate. ``temperature`` 0 is greedy; None switches an option off. Raises OptionError.
+
+    ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
+    ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
+    ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -28,44 +41,17 @@ class GenerationOptions:
     cache_capacity: int | None = None
     forced_ids: tuple[int, ...] | None = None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationStarted:
-    """The cache is allocated, nothing has run. ``start_ns``: time.perf_counter_ns before prefill."""
-
-    prompt_ids: tuple[int, ...]
-    start_ns: int
-    kv_capacity_tokens: int
-    kv_cache_bytes: int
-    kv_bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenGenerated:
-    """One token. ``text`` is what it adds to the text (may be "" while a character is incomplete)."""
-
-    index: int
-    token_id: int
-    text: str
-    time_ns: int
-    kv_tokens: int
-    kv_used_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationFinished:
-    """Why it stopped, and the whole record. ``text`` is None without a tokenizer."""
-
-    reason: FinishReason
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    text: str | None
-    start_ns: int
-    token_times_ns: tuple[int, ...]
-    kv_cache_bytes: int
-
-
-GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
+    def __post_init__(self) -> None:
+        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        for field in ("max_new_tokens", "prefill_chunk", "cache_capacity"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise OptionError(field, f"{field} is {value}; it must be at least 1")
+        if self.forced_ids is not None and len(self.forced_ids) < self.max_new_tokens:
+            raise OptionError(
+                "forced_ids",
+                f"forced_ids holds {len(self.forced_ids)} tokens; {self.max_new_tokens} are to be made",
+            )
 
 
 def generate(
@@ -75,6 +61,161 @@ def generate(
     *,
     tokenizer: Tokenizer | None = None,
     should_stop: Callable[[], bool] | None = None,
+    request_id: int = 0,
 ) -> Iterator[GenerationEvent]:
-    """Started, then one event a token, then Finished. Refusals (PromptError) raise at the call."""
-    raise NotImplementedError
+    """Started, then one event a token, then Finished; the end-of-text token counts as one.
+
+    Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
+    ``should_stop`` is asked before every forward pass; the run then ends with the reason "cancelled".
+    """
+    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id)
+    return run.events(should_stop or _never)
+
+
+def prompt_tensor(decoder: Decoder, prompt_ids: Sequence[int]) -> Tensor:
+    """A prompt as ids (1, T) on the model's device. Raises PromptError."""
+    wrong = next((i for i in prompt_ids if not -_MAX_ID <= i < _MAX_ID), None)
+    if wrong is not None:
+        raise PromptError(f"token id {wrong} is outside the vocabulary")
+    ids = torch.tensor([list(prompt_ids)], dtype=torch.int64)
+    check_ids(ids, decoder.config)
+    n_tokens, room = ids.size(1), decoder.config.max_positions
+    if n_tokens > room:
+        raise PromptError(f"the prompt is {n_tokens:,} tokens long; the model has {room:,} positions")
+    return ids.to(decoder.device)
+
+
+def _never() -> bool:
+    return False
+
+
+class _Run:
+    """One generation: the prompt, the cache, and what has been made so far."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        request_id: int,
+    ) -> None:
+        self.decoder = decoder
+        self.options = options
+        self.request_id = request_id
+        self.tokenizer = tokenizer
+        self.text: TextStream | None = tokenizer.stream() if tokenizer else None
+        self.prompt = prompt_tensor(decoder, prompt_ids)
+        self.n_prompt = self.prompt.size(1)
+        self.sampler = Sampler(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            device=decoder.device,
+        )
+        self.cache = self._make_cache() if options.use_cache else None
+        self.context = self.prompt  # all tokens so far; only read without the cache
+        self.ids: list[int] = []
+        self.times_ns: list[int] = []
+        self.start_ns = 0
+
+    def _make_cache(self) -> KVCache:
+        capacity = self.options.cache_capacity
+        if capacity is None:
+            capacity = min(self.n_prompt + self.options.max_new_tokens, self.decoder.config.max_positions)
+        elif capacity < self.n_prompt:
+            raise OptionError(
+                "cache_capacity",
+                f"cache_capacity is {capacity:,} tokens; the prompt alone has {self.n_prompt:,}",
+            )
+        return self.decoder.new_cache(capacity)
+
+    def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
+        """Forward pass, choice, event; until there is a reason to stop."""
+        self.start_ns = time.perf_counter_ns()
+        yield self._started()
+        logits = self._prefill(should_stop)
+        reason: StopReason = "cancelled"
+        while logits is not None:
+            token = self._choose(logits)
+            stop = self._stop_reason()
+            yield self._token_event(last=stop is not None)
+            if stop is not None:
+                reason = stop
+                break
+            logits = None if should_stop() else self._next(token)
+        yield self._finished(reason)
+
+    def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits (1, 1, V) after the prompt; None when told to stop."""
+        chunk = self.options.prefill_chunk if self.cache is not None else None
+        logits = None
+        for ids in self.prompt.split(chunk or self.n_prompt, dim=1):
+            if should_stop():
+                return None
+            logits = self.decoder.forward(ids, self.cache, last_only=True)
+        return logits
+
+    def _next(self, token: Tensor) -> Tensor:
+        """Logits after one more token: one step with the cache, the whole context again without it."""
+        if self.cache is not None:
+            return self.decoder.forward(token, self.cache, last_only=True)
+        self.context = torch.cat((self.context, token), 1)
+        return self.decoder.forward(self.context, last_only=True)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        token = self.sampler(logits[:, -1])
+        if self.options.forced_ids is not None:
+            token = token.new_tensor([[self.options.forced_ids[len(self.ids)]]])
+        self.ids.append(int(token))
+        self.times_ns.append(time.perf_counter_ns())
+        return token
+
+    def _stop_reason(self) -> StopReason | None:
+        """Why the token just made is the last, or None."""
+        if self.options.stop_at_eos and self.ids[-1] in self.decoder.config.eos_ids:
+            return "eos"
+        if len(self.ids) >= self.options.max_new_tokens:
+            return "length"
+        if self.n_prompt + len(self.ids) > self.decoder.config.max_positions:
+            return "positions"
+        if self.cache is not None and self.cache.length >= self.cache.capacity:
+            return "cache"
+        return None
+
+    def _started(self) -> GenerationStarted:
+        per_token = cache_bytes(self.decoder.config, 1, dtype=self.decoder.dtype)
+        return GenerationStarted(
+            request_id=self.request_id,
+            prompt_ids=tuple(self.prompt[0].tolist()),
+            start_ns=self.start_ns,
+            kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
+            kv_bytes_per_token=per_token,
+        )
+
+    def _token_event(self, *, last: bool) -> TokenGenerated:
+        text = ""
+        if self.text is not None:
+            text = self.text.push(self.ids[-1]) + (self.text.finish() if last else "")
+        return TokenGenerated(
+            request_id=self.request_id,
+            index=len(self.ids) - 1,
+            token_id=self.ids[-1],
+            text=text,
+            time_ns=self.times_ns[-1],
+            kv_tokens=self.cache.length if self.cache is not None else 0,
+            kv_used_bytes=self.cache.used_bytes if self.cache is not None else 0,
+        )
+
+    def _finished(self, reason: StopReason) -> GenerationFinished:
+        return GenerationFinished(
+            request_id=self.request_id,
+            reason=reason,
+            prompt_ids=tuple(self.prompt[0].tolist()),
+            ids=tuple(self.ids),
+            text=self.tokenizer.decode(self.ids) if self.tokenizer is not None else None,
+            start_ns=self.start_ns,
+            token_times_ns=tuple(self.times_ns),
+            kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
+        )

@@ -1,18 +1,81 @@
-"""A thin wrapper over ``tokenizers``, with incremental detokenisation for streams. STUB."""
+"""A thin wrapper over ``tokenizers``, with incremental detokenisation for streams."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import tokenizers
+
+from engine.errors import TokenizerError
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a longer character
+# No character takes more bytes than this, so a replacement character after as many tokens is here to stay.
+_MAX_HELD_TOKENS = 4
 
 
 class Tokenizer:
     """Text to ids and back, from one tokenizer.json."""
 
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        raise NotImplementedError
+        """Read a tokenizer.json. Raises TokenizerError."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except OSError as error:
+            raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # the library raises bare Exception for any fault of the file
+            raise TokenizerError(f"{path} is not a tokenizer.json: {error}") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens known, the added ones included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """Ids of a text, with the special tokens the tokenizer itself adds (such as a first BOS)."""
+        return self._backend.encode(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        raise NotImplementedError
+        """Text of ids; special tokens are left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self) -> "TextStream":
+        """A fresh incremental decoder."""
+        return TextStream(self)
+
+
+class TextStream:
+    """Ids one at a time to pieces of text whose sum is the text: characters are never cut.
+
+    A token can hold some bytes of a character; `push` then gives "" until the rest has come. Each call
+    decodes only a short window of ids, begun early enough that spaces between words come out right.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._n_told = 0  # ids of the window whose text has been given out
+
+    def push(self, token_id: int) -> str:
+        """The text this token completes."""
+        self._window.append(token_id)
+        told, text = self._texts()
+        held = len(self._window) - self._n_told
+        if len(text) <= len(told) or (text.endswith(_UNFINISHED) and held < _MAX_HELD_TOKENS):
+            return ""
+        self._window = self._window[self._n_told :]
+        self._n_told = len(self._window)
+        return text[len(told) :]
+
+    def finish(self) -> str:
+        """What is still held back (a character that never became whole)."""
+        told, text = self._texts()
+        self._n_told = len(self._window)
+        return text[len(told) :]
+
+    def _texts(self) -> tuple[str, str]:
+        told = self._tokenizer.decode(self._window[: self._n_told])
+        return told, self._tokenizer.decode(self._window)
