@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from calc.units import format_bytes_exact, format_count, format_decimal, format_binary
+from calc.units import format_bytes_exact, format_count, format_decimal, format_binary, format_rate
 
 if TYPE_CHECKING:
     from calc.attention import PhaseCost
     from calc.explain import Term
     from calc.intensity import IntensityReport
     from calc.memory import MemoryReport, TpRow
+    from calc.sources.catalog import DeviceEntry, ModelEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,3 +174,34 @@ def batch_table(report: IntensityReport) -> Table:
     asked, own = report.query.group_size, report.query.model.group_size
     columns = ("Batch", f"Attention g={asked}", f"Attention g={own}", "Linear", f"Step g={asked}", f"Step g={own}")
     return Table(title="Decode by batch, FLOP/B", columns=columns, rows=rows, numeric=_columns(0, 5))
+
+
+def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
+    """Names, parameters and shape of catalog models."""
+    rows = []
+    for entry in entries:
+        m = entry.spec
+        shape = f"{m.n_layers} x ({m.n_heads} q, {m.n_kv_heads} kv, {m.head_dim})"
+        rows.append((entry.id, entry.hf_id, format_count(entry.parameters), shape, format_count(m.hidden_size)))
+    columns = ("Name", "Hugging Face id", "Parameters", "Layers x heads", "Hidden size")
+    return Table(title="Models", columns=columns, rows=tuple(rows), numeric=frozenset({2, 4}))
+
+
+def device_catalog_table(entries: Iterable[DeviceEntry]) -> Table:
+    """Names, memory, bandwidth and dense 16-bit peak of catalog devices; what is not known stays empty."""
+    rows = []
+    for entry in entries:
+        d = entry.spec
+        peak, ridge = d.peak_flops_per_s.get("bf16"), d.ridge()
+        rows.append(
+            (
+                entry.id,
+                d.name,
+                format_binary(d.memory_bytes),
+                format_rate(d.bandwidth_bytes_per_s) if d.bandwidth_bytes_per_s else "",
+                format_rate(peak, "FLOP/s") if peak else "",
+                f"{ridge:.0f}" if ridge else "",
+            )
+        )
+    columns = ("Name", "Device", "Memory", "Bandwidth", "bf16 dense", "Ridge, FLOP/B")
+    return Table(title="Devices", columns=columns, rows=tuple(rows), numeric=frozenset({2, 3, 4, 5}))

@@ -1,0 +1,325 @@
+"""``memory``, ``intensity``, ``models`` and ``devices`` on the command line: options in, reports out.
+
+``kvscope`` and ``python -m calc`` both end here. Only what a command needs is imported: a cold
+``memory --json`` is meant to cost little more than the interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from calc.errors import CalcError, SpecError
+from calc.specs import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study
+from calc.storage import StorageFormat, parse_format
+from calc.units import parse_count, parse_counts, parse_size
+
+if TYPE_CHECKING:
+    from calc.tables import Table
+
+T = TypeVar("T")
+FORMATS = ("text", "json", "csv", "md")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusal is one sentence (exit code 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read` for argparse: its refusal becomes the parser's sentence."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text)
+        except CalcError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+count = _reader(parse_count)
+counts = _reader(parse_counts)
+size = _reader(parse_size)
+storage = _reader(parse_format)
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model, which device and how things are stored."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="NAME|PATH", help="catalog name, config.json, folder or spec .toml")
+    for name in DIMENSIONS:
+        model.add_argument(f"--{name.replace('_', '-')}", type=count, metavar="N")
+    model.add_argument("--mlp", choices=[str(m) for m in Mlp])
+    tie = model.add_mutually_exclusive_group()
+    tie.add_argument("--tied", action="store_true", default=None, help="the head shares the embedding's weights")
+    tie.add_argument("--untied", action="store_false", dest="tied", default=None)
+    device = parser.add_argument_group("device").add_mutually_exclusive_group()
+    device.add_argument("--device", metavar="NAME", help="catalog name (kvscope devices)")
+    device.add_argument("--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default 80GB)")
+    stored = parser.add_argument_group("storage")
+    weights = stored.add_mutually_exclusive_group()
+    weights.add_argument("--weight-bytes", dest="weight_format", type=storage, metavar="X", help="default 2")
+    weights.add_argument("--weight-format", type=storage, metavar="bf16|fp8|int8|q4_k|…")
+    kv = stored.add_mutually_exclusive_group()
+    kv.add_argument("--kv-bytes", dest="kv_format", type=storage, metavar="X", help="default 2")
+    kv.add_argument("--kv-format", type=storage, metavar="bf16|fp8|int8|…")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """How and where the answer is printed."""
+    out = parser.add_argument_group("output")
+    form = out.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", const="json", dest="format", help="one JSON document")
+    form.add_argument("--format", choices=FORMATS)
+    out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
+    out.add_argument("--quiet", action="store_true", help="no progress, no remarks on stderr")
+    parser.set_defaults(format="text")
+
+
+def model_from(args: argparse.Namespace) -> ModelSpec:
+    """The model of --model with the overrides put in. Raises CalcError."""
+    from calc.sources import load_model
+
+    base = load_model(args.model or "llama-3-8b")
+    changes = {name: value for name in DIMENSIONS if (value := getattr(args, name)) is not None}
+    if args.mlp is not None:
+        changes["mlp"] = Mlp(args.mlp)
+    if args.tied is not None:
+        changes["tied"] = args.tied
+    if not changes:
+        return base
+    if "head_dim" not in changes and {"n_heads", "hidden_size"} & changes.keys():
+        changes["head_dim"] = derived_head_dim(
+            changes.get("hidden_size", base.hidden_size), changes.get("n_heads", base.n_heads)
+        )
+    return replace(base, name=f"{base.name} (edited)", **changes)
+
+
+def derived_head_dim(hidden_size: int, n_heads: int) -> int:
+    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
+    if hidden_size % n_heads:
+        raise SpecError(
+            "head_dim",
+            f"hidden_size {hidden_size:,} does not divide by n_heads {n_heads:,}: give the head dimension itself",
+        )
+    return hidden_size // n_heads
+
+
+def device_from(args: argparse.Namespace) -> DeviceSpec:
+    """The device of --device or --gpu-memory; 80 GB without either. Raises CalcError."""
+    from calc.sources.catalog import find_device, manual_device
+
+    if args.device is not None:
+        return find_device(args.device)
+    return manual_device(args.gpu_memory if args.gpu_memory is not None else 80 * 10**9)
+
+
+def formats_from(args: argparse.Namespace) -> dict[str, StorageFormat]:
+    """Storage formats that were given."""
+    given = {"weight_format": args.weight_format, "kv_format": args.kv_format}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def memory_parser(prog: str) -> Parser:
+    """Options of ``memory``."""
+    parser = Parser(prog=prog, description="Parameters, weights, KV cache, largest batch, tensor parallelism.")
+    add_study_options(parser)
+    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens (default 8192)")
+    parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8")
+    parser.add_argument("--policy", choices=[str(p) for p in Policy], default=str(Policy.EQUAL_SPLIT))
+    add_output_options(parser)
+    return parser
+
+
+def study_from(args: argparse.Namespace) -> Study:
+    """The study that the options describe. Raises CalcError."""
+    return Study(
+        model=model_from(args),
+        device=device_from(args),
+        context=args.context,
+        tps=args.tp,
+        policy=Policy(args.policy),
+        **formats_from(args),
+    )
+
+
+def run_memory(argv: Sequence[str], prog: str) -> int:
+    """``memory``: exit code 0, also where nothing fits (that is an answer)."""
+    from calc.memory import memory_report
+
+    args = memory_parser(prog).parse_args(argv)
+    report = memory_report(study_from(args))
+    if args.format == "json":
+        from calc.documents import memory_document
+
+        return emit(args, json.dumps(memory_document(report), indent=1, ensure_ascii=False))
+    from calc import tables
+    from calc.observations import memory_notes
+
+    parts = [
+        tables.answer_table(report),
+        tables.component_table(report),
+        tables.tp_table(report),
+        tables.derivation_table(report.steps),
+    ]
+    heading = f"{report.study.model.name} on {report.study.device.name}, {report.study.context:,} tokens"
+    return emit(args, _printed(args.format, heading, parts, memory_notes(report)))
+
+
+def intensity_parser(prog: str) -> Parser:
+    """Options of ``intensity``."""
+    from calc.attention import Attention
+    from calc.intensity import DEFAULT_BATCHES, DEFAULT_CONTEXTS
+
+    parser = Parser(prog=prog, description="FLOPs, bytes and arithmetic intensity of attention and of a decode step.")
+    add_study_options(parser)
+    parser.add_argument("--context", type=count, default=1024, metavar="N", help="tokens (default 1024)")
+    parser.add_argument("--element-bytes", type=storage, metavar="X", help="activations and cache (default 2)")
+    parser.add_argument("--attention", choices=[str(a) for a in Attention], default="standard")
+    parser.add_argument("--softmax-flops", type=int, choices=(5, 0), default=5)
+    parser.add_argument("--group-size", type=count, default=1, metavar="G", help="query heads a KV head (default 1)")
+    parser.add_argument("--contexts", type=counts, default=DEFAULT_CONTEXTS, metavar="64..16384")
+    parser.add_argument("--batches", type=counts, default=DEFAULT_BATCHES, metavar="1..256")
+    add_output_options(parser)
+    return parser
+
+
+def run_intensity(argv: Sequence[str], prog: str) -> int:
+    """``intensity``."""
+    from calc.attention import Attention
+    from calc.intensity import IntensityQuery, intensity_report
+
+    args = intensity_parser(prog).parse_args(argv)
+    model, formats = model_from(args), formats_from(args)
+    element = args.element_bytes or formats.get("kv_format")
+    weight = formats.get("weight_format")
+    report = intensity_report(
+        IntensityQuery(
+            model=model,
+            device=device_from(args),
+            attention=Attention(args.attention),
+            context=args.context,
+            head_dim=model.head_dim,
+            group_size=args.group_size,
+            element_bytes=element.bytes_per_element if element else 2,
+            weight_element_bytes=weight.bytes_per_element if weight else 2,
+            softmax_flops=args.softmax_flops,
+            contexts=args.contexts,
+            batches=args.batches,
+        )
+    )
+    if args.format == "json":
+        from calc.documents import intensity_document
+
+        return emit(args, json.dumps(intensity_document(report), indent=1, ensure_ascii=False))
+    from calc import tables
+    from calc.observations import intensity_observations
+
+    shown = f"{args.attention} attention, one KV head, N = {args.context:,}, d = {model.head_dim}"
+    parts = [
+        tables.step_table(report.prefill, f"Prefill, {shown}"),
+        tables.step_table(report.decode, f"Decode, {shown}"),
+        tables.formula_table(report),
+        tables.context_table(report),
+        tables.batch_table(report),
+    ]
+    return emit(args, _printed(args.format, "Arithmetic intensity", parts, intensity_observations(report)))
+
+
+def _catalog_parser(prog: str, what: str) -> Parser:
+    parser = Parser(prog=prog, description=f"The catalog of {what}.")
+    parser.add_argument("search", nargs="?", default="", metavar="TEXT", help="only those that match")
+    add_output_options(parser)
+    return parser
+
+
+def run_models(argv: Sequence[str], prog: str) -> int:
+    """``models``: the catalog."""
+    from calc.sources.catalog import search_models
+    from calc.tables import model_catalog_table
+
+    args = _catalog_parser(prog, "models").parse_args(argv)
+    return _emit_catalog(args, model_catalog_table(search_models(args.search)))
+
+
+def run_devices(argv: Sequence[str], prog: str) -> int:
+    """``devices``: the catalog."""
+    from calc.sources.catalog import search_devices
+    from calc.tables import device_catalog_table
+
+    args = _catalog_parser(prog, "devices").parse_args(argv)
+    return _emit_catalog(args, device_catalog_table(search_devices(args.search)))
+
+
+def _emit_catalog(args: argparse.Namespace, table: Table) -> int:
+    if args.format == "json":
+        records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        return emit(args, json.dumps({"command": table.title.lower(), "schema": 1, "rows": records}, indent=1))
+    return emit(args, _printed(args.format, "", [table], ()))
+
+
+def _printed(form: str, heading: str, parts: list[Table], sentences: Sequence[str]) -> str:
+    """The whole answer as text, Markdown or CSV (tables one after another, an empty line between)."""
+    from calc.render import as_csv, as_markdown, as_text
+
+    if form == "csv":
+        return "\n\n".join(as_csv(table) for table in parts)
+    markdown = form == "md"
+    blocks = [as_markdown(table) if markdown else as_text(table) for table in parts]
+    if heading:
+        blocks.insert(0, f"## {heading}" if markdown else heading)
+    if sentences:
+        blocks.append("\n".join(f"{'-' if markdown else '·'} {sentence}" for sentence in sentences))
+    return "\n\n".join(blocks)
+
+
+def emit(args: argparse.Namespace, text: str) -> int:
+    """Print `text`, or write it to --output whole. Raises SourceError where the file cannot be written."""
+    if args.output is None:
+        print(text)
+        return 0
+    from calc.errors import SourceError
+    from calc.render import write_whole
+
+    try:
+        write_whole(args.output, text + "\n")
+    except OSError as error:
+        raise SourceError(f"cannot write {args.output}: {error.strerror or error}") from None
+    if not args.quiet:
+        print(f"wrote {args.output}", file=sys.stderr)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
+    "memory": run_memory,
+    "intensity": run_intensity,
+    "models": run_models,
+    "devices": run_devices,
+}
+
+
+def guarded(run: Callable[[], int], prog: str) -> int:
+    """Run a command; turn what users cause into one sentence and an exit code."""
+    import os
+
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except CalcError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough: nothing went wrong. Python would complain once more on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

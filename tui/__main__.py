@@ -1,0 +1,21 @@
+"""The ``kvscope`` command: full screen, or headless for scripts.
+
+Which of the two is decided before anything heavy is imported: a headless ``memory`` never sees Textual,
+and nothing here ever sees torch (the engine is a process of its own).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tui.cli import main as run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    return run(list(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
