@@ -162,7 +162,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
 
         return emit(args, json.dumps(memory_document(report), indent=1, ensure_ascii=False))
     from calc import tables
-    from calc.observations import memory_notes
+    from calc.notes import memory_notes
 
     parts = [
         tables.answer_table(report),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from calc.attention import PhaseCost
 from calc.explain import Number, Term, to_text
-from calc.intensity import IntensityReport
-from calc.memory import MemoryReport, TpRow
-from calc.observations import intensity_observations, memory_notes
 from calc.specs import DIMENSIONS
-from calc.traffic import DecodePoint
+
+if TYPE_CHECKING:
+    from calc.attention import PhaseCost
+    from calc.intensity import IntensityReport
+    from calc.memory import MemoryReport, TpRow
+    from calc.traffic import DecodePoint
 
 Document = dict[str, Any]
 
@@ -47,6 +48,8 @@ def _tp_document(row: TpRow) -> Document:
 
 def memory_document(report: MemoryReport) -> Document:
     """What ``memory --json`` prints."""
+    from calc.notes import memory_notes
+
     model = report.study.model
     return {
         "command": "memory",
@@ -114,6 +117,8 @@ def _batch_documents(points: tuple[DecodePoint, ...]) -> list[Document]:
 
 def intensity_document(report: IntensityReport) -> Document:
     """What ``intensity --json`` prints. Phases are of one KV head; `limit` is null where there is none."""
+    from calc.observations import intensity_observations
+
     query = report.query
     return {
         "command": "intensity",

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from calc import cli as calc_cli
+from tui import __version__
 
 PROG = "kvscope"
-VERSION = "0.1.0"
 
 USAGE = """\
 usage: kvscope [OPTIONS]                 the full-screen app, opened on a model and device of your choice
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0
     if words and words[0] in ("-V", "--version"):
-        print(f"{PROG} {VERSION}")
+        print(f"{PROG} {__version__}")
         return 0
     if words and not words[0].startswith("-"):
         return _run_command(words)
