@@ -31,9 +31,10 @@ def load_model(name_or_path: str) -> ModelSpec:
     if not _is_path(text):
         try:
             return find_model(text)
-        except UnknownName:
+        except UnknownName as unknown:
             if not _exists(text):
-                raise
+                either = "; nor is there a file or folder of that name" if "/" in text else ""
+                raise UnknownName(f"{unknown}{either}") from None
     return _from_path(text)
 
 

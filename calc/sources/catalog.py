@@ -183,7 +183,9 @@ def _key(name: str) -> str:
 
 def _find(name: str, entries: Mapping[str, Entry], *, what: str) -> Entry:
     key = _key(name)
-    exact = [entry for entry in entries.values() if key in entry.keys]  # noqa: SIM118 - not a mapping
+    if key in entries:
+        return entries[key]
+    exact = [entry for entry in entries.values() if key in entry.keys]
     if exact:
         return exact[0]
     starts = [e for e in entries.values() if key and any(known.startswith(f"{key}-") for known in e.keys)]

@@ -20,7 +20,7 @@ from typing import Any
 
 from calc.errors import CalcError, SourceError
 from calc.sources.hf_config import read_bounded
-from calc.specs import DIMENSIONS, Mlp, ModelSpec, Norm, field_names
+from calc.specs import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names
 
 MAX_SPEC_BYTES = 2**20
 TEXTS = ("name", "source")
@@ -58,8 +58,16 @@ def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
         wanted = str if name in TEXTS else bool
         if not isinstance(fields.get(name, wanted()), wanted):
             raise SourceError(f"{file}: {name} must be {'text' if wanted is str else 'true or false'}")
+    for name in known:
+        if name not in (*TEXTS, *FLAGS, "mlp", "norm"):
+            _check_number(fields.get(name, 1), name, file)
     choices = {"mlp": _choice(fields, "mlp", Mlp, file), "norm": _choice(fields, "norm", Norm, file)}
     return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices})
+
+
+def _check_number(value: object, name: str, file: Path) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_COUNT:
+        raise SourceError(f"{file}: {name} must be a whole number up to {MAX_COUNT:,}")
 
 
 def _choice(fields: dict[str, Any], name: str, kind: type[Mlp] | type[Norm], file: Path) -> Mlp | Norm:
