@@ -26,7 +26,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         if capacity < 1 or batch_size < 1:
-            raise CacheError(f"a cache of {capacity} tokens for {batch_size} rows is impossible; use at least 1")
+            raise CacheError(
+                f"a cache of {capacity} tokens for {batch_size} rows holds nothing; use at least 1"
+            )
         shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
         try:
             self.storage = torch.empty(shape, dtype=dtype, device=device)

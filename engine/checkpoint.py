@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -71,7 +71,7 @@ def load_checkpoint(
     config = _read_config(folder, tensors)
     weights = _canonical(tensors, config, location)
     wanted = pick_dtype(dtype, stored=weights["model.embed_tokens.weight"].dtype, device=target)
-    decoder = Decoder(config, {name: _convert(name, t, wanted, target) for name, t in weights.items()})
+    decoder = Decoder(config, _Converted(weights, wanted, target))
     return LoadedModel(
         name=BUNDLED if bundled else location.resolve().name,
         path=location,
@@ -132,7 +132,9 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         return tensors
     if (folder / "pytorch_model.bin").exists():
         return _read_pt(folder / "pytorch_model.bin")
-    raise CheckpointError(f"{folder} holds no model.safetensors, model.safetensors.index.json or pytorch_model.bin")
+    raise CheckpointError(
+        f"{folder} holds no weights: no model.safetensors, its index.json or pytorch_model.bin"
+    )
 
 
 def _shards(index: Path) -> Sequence[str]:
@@ -144,7 +146,7 @@ def _shards(index: Path) -> Sequence[str]:
     names = sorted({str(name) for name in files.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f'{index} names the shard "{name}"; a .safetensors file beside it was expected')
+            raise CheckpointError(f'{index} names "{name}"; a .safetensors file beside it was expected')
     return names
 
 
@@ -194,7 +196,9 @@ def _check_zip(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(f"{path} holds compressed entries, which torch.save never writes; refused")
+                raise CheckpointError(
+                    f"{path} holds compressed entries, which torch.save never makes; refused"
+                )
             if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE_BYTES:
                 raise CheckpointError(f"{path} holds a pickle of {entry.file_size:,} bytes; refused")
     return True
@@ -283,6 +287,27 @@ def _is_redundant(name: str, config: ModelConfig) -> bool:
 def _some(names: Sequence[str]) -> str:
     rest = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+class _Converted(Mapping[str, Tensor]):
+    """Weights in the wanted dtype, made as the decoder takes them: never two copies of a model in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        self._tensors = tensors
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _convert(name, self._tensors[name], self._dtype, self._device)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -350,7 +350,9 @@ def _refuse_unsupported(raw: _Keys) -> None:
         )
     partial = raw.get("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedArchitecture(f"config.json: partial_rotary_factor {partial!r} is not supported; 1 is")
+        raise UnsupportedArchitecture(
+            f"config.json: partial_rotary_factor is {partial!r}; only 1 is supported"
+        )
 
 
 def _head_dim(raw: _Keys, model_type: str, hidden_size: int, n_heads: int) -> int:
@@ -387,10 +389,12 @@ def _rope(raw: _Keys) -> tuple[float, Llama3RopeScaling | None]:
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UnsupportedArchitecture(f"{scaling.where}: type {kind!r} is not supported; default and llama3 are")
+        raise UnsupportedArchitecture(
+            f"{scaling.where}: type {kind!r} is not supported; use default or llama3"
+        )
     low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
     if high <= low:
-        raise ConfigError(f"{scaling.where}: high_freq_factor ({high:g}) must exceed low_freq_factor ({low:g})")
+        raise ConfigError(f"{scaling.where}: high_freq_factor {high:g} must exceed low_freq_factor {low:g}")
     return theta, Llama3RopeScaling(
         factor=scaling.positive("factor"),
         low_freq_factor=low,

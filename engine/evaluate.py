@@ -1,4 +1,4 @@
-"""Logits against the expected ones, and cached against uncached. Numbers only: the caller says what they mean.
+"""Logits against the expected ones, and cached against uncached.
 
 A cases file is a JSON list of {input_ids, expected_logits_no_cache, expected_logits_with_cache,
 expected_logits_sequential}: ids (B, T) or (T,), and for each expectation either all positions (B, T, V) or
@@ -91,7 +91,9 @@ def _parse_ids(value: object, config: ModelConfig, where: str) -> Tensor:
     if ids.dim() == 1:
         ids = ids[None]
     if ids.dim() != 2:
-        raise CasesError(f"{where}: input_ids has shape {list(ids.shape)}; [tokens] or [rows, tokens] is right")
+        raise CasesError(
+            f"{where}: input_ids has shape {list(ids.shape)}; [tokens] or [rows, tokens] is right"
+        )
     try:
         check_ids(ids, config)
     except PromptError as error:
@@ -182,7 +184,7 @@ def _evaluate(decoder: Decoder, case: Case, atol: float, *, cached: bool) -> Cas
 def cached_logits(decoder: Decoder, ids: Tensor, chunk_sizes: list[int]) -> Tensor:
     """Logits (B, T, V) of ids (B, T) fed to a new cache in pieces of the given sizes (their sum is T)."""
     cache = decoder.new_cache(ids.size(1), ids.size(0))
-    return torch.cat([decoder.forward(piece, cache) for piece in ids.split(chunk_sizes, dim=1)], dim=1)
+    return torch.cat([decoder.forward(piece, cache) for piece in torch.split(ids, chunk_sizes, dim=1)], dim=1)
 
 
 def doubling_chunks(n_tokens: int) -> list[int]:

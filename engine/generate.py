@@ -151,7 +151,7 @@ class _Run:
         """Logits (1, 1, V) after the prompt; None when told to stop."""
         chunk = self.options.prefill_chunk if self.cache is not None else None
         logits = None
-        for ids in self.prompt.split(chunk or self.n_prompt, dim=1):
+        for ids in torch.split(self.prompt, chunk or self.n_prompt, dim=1):
             if should_stop():
                 return None
             logits = self.decoder.forward(ids, self.cache, last_only=True)

@@ -92,9 +92,7 @@ class Rotary:
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        self.inverse_frequencies = rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling
-        )
+        self.inverse_frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         self._grow(64)
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVCache
-from engine.config import ModelConfig, parameter_shapes
+from engine.config import ModelConfig, n_parameters, parameter_shapes
 from engine.errors import PromptError
 from engine.layers import Block, Linear, Norm, Rotary, Step, attention_mask
 
@@ -28,7 +28,7 @@ class Decoder:
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
-        self.n_parameters = sum(weights[name].numel() for name in parameter_shapes(config))
+        self.n_parameters = n_parameters(config)
         self.embedding = embedding
         self.position_embedding = weights.get("model.embed_positions.weight")
         self.rotary = (
@@ -107,7 +107,7 @@ class Decoder:
         if self.position_embedding is not None:
             table = _extend(self.position_embedding, max_positions, seed)
             other.position_embedding = table
-            other.n_parameters += table.numel() - self.position_embedding.numel()
+        other.n_parameters = n_parameters(other.config)
         return other
 
 
@@ -143,7 +143,7 @@ def empty_weights(
 def random_weights(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1): for tests and timing."""
+    """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1), for tests."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in parameter_shapes(config).items():

@@ -42,7 +42,7 @@ class Sampler:
         best, token = logits.max(-1, keepdim=True)
         if not math.isfinite(best.item()):
             raise EngineFailure(
-                f"the logits are not finite numbers; {_name(logits.dtype)} may be too narrow for these weights"
+                f"the logits are not finite numbers; {_name(logits.dtype)} may be too narrow for the weights"
             )
         if self.temperature == 0:
             return token
@@ -59,9 +59,7 @@ class Sampler:
         return probabilities if self.top_p is None else _keep_top_p(probabilities, self.top_p)
 
 
-def check_sampling(
-    *, temperature: float, top_k: int | None, top_p: float | None, seed: int | None
-) -> None:
+def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> None:
     """Raise OptionError, naming the field, for values that mean nothing."""
     if not 0 <= temperature < math.inf:
         raise OptionError("temperature", f"temperature is {temperature}; it must be 0 (greedy) or above")
@@ -81,7 +79,7 @@ def _keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     """The likeliest tokens until their sum reaches p, never none; scaled to sum to 1 again."""
-    ordered, tokens = probabilities.sort(-1, descending=True, stable=True)
+    ordered, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= p, 0)
     kept = torch.zeros_like(probabilities).scatter_(-1, tokens, ordered)
