@@ -110,7 +110,7 @@ class EngineClient:
 
     def _submit(self, request: Request) -> int:
         if self._closed:
-            raise EngineFailure("The engine client is closed; make a new one.")
+            raise EngineFailure("the engine client is closed; make a new one")
         self._last_id += 1
         numbered = msgspec.structs.replace(request, request_id=self._last_id)
         if self._session is None or not self._session.send(numbered):

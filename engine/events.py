@@ -375,7 +375,7 @@ def _decode(decoder: "msgspec.json.Decoder[_T]", line: bytes | str, wanted: str)
     try:
         return decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"Not {wanted}: {error}; the line is {_quoted(line)}.") from None
+        raise ProtocolError(f"not {wanted}: {error}; the line is {_quoted(line)}") from None
 
 
 def _quoted(line: bytes | str) -> str:

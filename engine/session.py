@@ -99,7 +99,7 @@ class Session:
         try:
             self._process = process = self._spawn()
         except (OSError, ValueError) as error:
-            self._finish(None, f"The engine could not be started ({self._command[0]}): {error}.")
+            self._finish(None, f"the engine could not be started ({self._command[0]}): {error}")
             return
         finally:
             self._started.set()
@@ -129,7 +129,7 @@ class Session:
                 try:
                     event = decode_event(line)
                 except ProtocolError as error:
-                    return f"The engine was stopped, its output is broken. {error.message}"
+                    return f"the engine was stopped because its output is broken: {error.message}"
                 self._settle(event)
                 self._deliver(event)
         return ""
@@ -165,12 +165,12 @@ class Session:
 
     def _describe(self, returncode: int) -> str:
         if self._closing:
-            return "The engine was closed before it answered."
+            return "the engine was closed before it answered"
         ending = describe_returncode(returncode)
         lines = self._peek_tail().strip().splitlines()
         if not lines:
-            return f"The engine {ending}."
-        return f"The engine {ending}; its last words: {lines[-1].strip()[:_LAST_LINE_CHARACTERS]}"
+            return f"the engine {ending}"
+        return f"the engine {ending}; its last words: {lines[-1].strip()[:_LAST_LINE_CHARACTERS]}"
 
     def _peek_tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)

@@ -9,6 +9,7 @@ Let the clock start at s and the n tokens be ready at t[0] <= ... <= t[n-1] (``t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 NS_PER_S = 1_000_000_000
 
@@ -69,10 +70,7 @@ def tokens_per_s(token_times_ns: Sequence[int]) -> float | None:
 
 def latencies_s(token_times_ns: Sequence[int]) -> list[float]:
     """Time between each token and the one before it, in seconds: n - 1 values."""
-    return [
-        (later - earlier) / NS_PER_S
-        for earlier, later in zip(token_times_ns, token_times_ns[1:], strict=False)
-    ]
+    return [(later - earlier) / NS_PER_S for earlier, later in pairwise(token_times_ns)]
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:

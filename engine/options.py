@@ -1,0 +1,45 @@
+"""What a benchmark or a thread count may be, checked before anything heavy is imported. No torch here."""
+
+from engine.errors import OptionError
+from engine.events import Benchmark
+
+MAX_THREADS = 1024
+MAX_TOKENS = 1_000_000
+
+
+def check_benchmark(options: Benchmark) -> None:
+    """Raise `OptionError` unless the sweep can be run."""
+    if not options.lengths:
+        raise OptionError("lengths", "the benchmark needs at least one prompt length, such as 10,50,100")
+    for length in options.lengths:
+        check_count("lengths", length, low=1, high=MAX_TOKENS)
+    repeated = {length for length in options.lengths if options.lengths.count(length) > 1}
+    if repeated:
+        raise OptionError("lengths", f"the prompt length {min(repeated)} is given twice; once is enough")
+    check_count("new_tokens", options.new_tokens, low=1, high=MAX_TOKENS)
+    check_count("repeats", options.repeats, low=1, high=1000)
+    check_count("warmup", options.warmup, low=0, high=1000)
+    check_threads(options.threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise `OptionError` unless torch could be given this many threads (None: its own choice)."""
+    if threads is not None:
+        check_count("threads", threads, low=1, high=MAX_THREADS)
+
+
+def check_count(field: str, value: int, *, low: int, high: int) -> None:
+    """Raise `OptionError` unless low <= value <= high."""
+    if not low <= value <= high:
+        name = field.replace("_", "-")
+        raise OptionError(field, f"{name} must be a whole number from {low:,} to {high:,}, not {value:,}")
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers: "10,50,100". Raises ValueError with one sentence."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        wrong = next((part for part in parts if not part.lstrip("+-").isdigit()), text)
+        raise ValueError(f"{wrong!r} is not a whole number; write a list like 10,50,100") from None

@@ -1,0 +1,331 @@
+"""Requests in, events out: what the engine process does, without the process.
+
+`Service.answer` serves the worker (`python -m engine serve`) and the command line alike, so both give the same
+events. It keeps the model that was loaded last, so that the next request for it starts at once.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+import assets
+from engine.benchmark import run_benchmark
+from engine.cache import cache_bytes
+from engine.checkpoint import BUNDLED, LoadedModel, load_checkpoint
+from engine.errors import CasesError, EngineError, OptionError, TokenizerError
+from engine.evaluate import check_atol, default_atol, evaluate_cases, load_cases
+from engine.events import (
+    Benchmark,
+    Cancelled,
+    CaseEvaluated,
+    CaseResult,
+    DType,
+    Evaluate,
+    EvaluationFinished,
+    EvaluationResult,
+    Event,
+    Failed,
+    Generate,
+    GenerationStarted,
+    Load,
+    Loaded,
+    ModelInfo,
+    Progress,
+    Ready,
+    Request,
+)
+from engine.generate import GenerationOptions, generate
+from engine.options import check_benchmark, check_threads
+from engine.timing import NS_PER_S
+
+ShouldStop = Callable[[], bool]
+
+
+def never() -> bool:
+    """The `should_stop` of a request that nobody can cancel."""
+    return False
+
+
+def ready() -> Ready:
+    """The event that says the engine can work."""
+    return Ready(
+        pid=os.getpid(), torch_version=torch.__version__, device="cpu", threads=torch.get_num_threads()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """The model in memory, what it was loaded from, and how long that took."""
+
+    key: tuple[object, ...]
+    model: LoadedModel
+    load_ns: int
+
+
+class Service:
+    """Answers requests, one at a time."""
+
+    def __init__(self) -> None:
+        self._held: _Held | None = None
+        self._default_threads = torch.get_num_threads()
+
+    def answer(self, request: Request, should_stop: ShouldStop = never) -> Iterator[Event]:
+        """The events of one request, the terminal one last; raises nothing but KeyboardInterrupt and exits.
+
+        Refusals and failures end in `Failed`, a request for which `should_stop` turns true in `Cancelled`
+        (a generation in `GenerationFinished`).
+        """
+        try:
+            for event in self._answer(request, should_stop):
+                if event.request_id == request.request_id:
+                    yield event
+                else:
+                    yield msgspec.structs.replace(event, request_id=request.request_id)
+        except Exception as error:
+            yield failure(error, request.request_id)
+
+    def _answer(self, request: Request, should_stop: ShouldStop) -> Iterator[Event]:
+        match request:
+            case Load():
+                yield from self._hold(request)
+            case Generate():
+                yield from self._generate(request, should_stop)
+            case Evaluate():
+                yield from self._evaluate(request, should_stop)
+            case Benchmark():
+                yield from self._benchmark(request, should_stop)
+            case _:
+                raise OptionError("type", f"{type(request).__name__} is not a request for an answer")
+
+    # --- models -------------------------------------------------------------------------------------------
+
+    def _hold(self, request: Load | Generate | Benchmark) -> Generator[Event, None, LoadedModel]:
+        """The model that a request names: the one held if it is the same file and dtype, else loaded."""
+        check_threads(request.threads)
+        torch.set_num_threads(request.threads or self._default_threads)
+        key = _key(request.model, request.dtype)
+        fresh = self._held is None or self._held.key != key
+        if fresh:
+            yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or BUNDLED)
+            self._held = None  # frees its memory before the next one is loaded
+            self._held = _load(key, request.model, request.dtype)
+        held = self._held
+        assert held is not None
+        if fresh or isinstance(request, Load):
+            yield Loaded(model=model_info(held.model, load_ns=held.load_ns))
+        return held.model
+
+    def _model_for_evaluation(self, request: Evaluate) -> LoadedModel:
+        """The model held, if it is the one; otherwise loaded for this once, so that the one held stays."""
+        torch.set_num_threads(self._default_threads)
+        key = _key(request.weights, request.dtype)
+        if self._held is not None and self._held.key == key:
+            return self._held.model
+        return _load(key, request.weights, request.dtype).model
+
+    # --- the three kinds of work --------------------------------------------------------------------------
+
+    def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:
+        options = generation_options(request)
+        model = yield from self._hold(request)
+        events = generate(
+            model.decoder,
+            _prompt_ids(request, model),
+            options,
+            tokenizer=model.tokenizer,
+            should_stop=should_stop,
+            request_id=request.request_id,
+        )
+        for event in events:
+            if isinstance(event, GenerationStarted):
+                yield msgspec.structs.replace(event, prompt_text=_prompt_text(request, model))
+            else:
+                yield event
+
+    def _evaluate(self, request: Evaluate, should_stop: ShouldStop) -> Iterator[Event]:
+        if request.atol is not None:
+            check_atol(request.atol)
+        path = cases_path(request.weights, request.cases)
+        model = self._model_for_evaluation(request)
+        cases = load_cases(path, model.config)
+        atol = default_atol(model.decoder.dtype) if request.atol is None else request.atol
+        start_ns = time.perf_counter_ns()
+        results: list[CaseResult] = []
+        if should_stop():
+            yield Cancelled()
+            return
+        for result in evaluate_cases(model.decoder, cases, atol=atol, cached=request.cached):
+            results.append(result)
+            yield CaseEvaluated(case=result)
+            yield _evaluation_progress(len(results), len(cases), time.perf_counter_ns() - start_ns)
+            if should_stop() and len(results) < len(cases):
+                yield Cancelled()
+                return
+        yield EvaluationFinished(result=_evaluation_result(request, model, atol, results))
+
+    def _benchmark(self, request: Benchmark, should_stop: ShouldStop) -> Iterator[Event]:
+        check_benchmark(request)
+        model = yield from self._hold(request)
+        yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name)
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+def model_info(model: LoadedModel, *, load_ns: int | None = None) -> ModelInfo:
+    """The record of a loaded model that the app gets."""
+    config, decoder = model.config, model.decoder
+    return ModelInfo(
+        name=model.name,
+        path=str(model.path),
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        n_parameters=decoder.n_parameters,
+        weight_bytes=decoder.weight_bytes,
+        dtype=_dtype_name(model),
+        kv_bytes_per_token=cache_bytes(config, 1, dtype=decoder.dtype),
+        has_tokenizer=model.tokenizer is not None,
+        gated_mlp=config.gated_mlp,
+        tied=config.tied,
+        norm=config.norm,
+        qkv_bias=config.qkv_bias,
+        o_bias=config.o_bias,
+        mlp_bias=config.mlp_bias,
+        head_bias=config.head_bias,
+        qk_norm=config.qk_norm,
+        learned_positions=config.positions == "learned",
+        sliding_window=config.sliding_window,
+        load_ns=load_ns,
+    )
+
+
+def _load(key: tuple[object, ...], model: str | None, dtype: DType) -> _Held:
+    start_ns = time.perf_counter_ns()
+    loaded = load_checkpoint(_path(model), dtype=dtype)
+    return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns)
+
+
+def _path(model: str | None) -> Path | None:
+    """The path a request names, None for the bundled model."""
+    return None if model is None or model == BUNDLED else Path(model)
+
+
+def _key(model: str | None, dtype: DType) -> tuple[object, ...]:
+    """What makes two requests mean the same model: the same path, unchanged since, and dtype."""
+    path = _path(model)
+    if path is None:
+        return (BUNDLED, dtype)
+    try:
+        status = path.stat()
+    except OSError:
+        return (str(path), dtype)
+    return (str(path.resolve()), status.st_mtime_ns, status.st_size, dtype)
+
+
+def _dtype_name(model: LoadedModel) -> str:
+    return str(model.decoder.dtype).removeprefix("torch.")
+
+
+# --- generate ---------------------------------------------------------------------------------------------
+
+
+def generation_options(request: Generate) -> GenerationOptions:
+    """The checked options of a request. Raises `OptionError`."""
+    if (request.prompt is None) == (request.prompt_ids is None):
+        raise OptionError("prompt", "give the prompt either as text or as token ids, one of the two")
+    return GenerationOptions(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        seed=request.seed,
+        use_cache=request.use_cache,
+    )
+
+
+def _prompt_ids(request: Generate, model: LoadedModel) -> tuple[int, ...]:
+    if request.prompt_ids is not None:
+        return request.prompt_ids
+    assert request.prompt is not None
+    if model.tokenizer is None:
+        raise TokenizerError(f"the model {model.name} has no tokenizer; give the prompt as token ids")
+    return tuple(model.tokenizer.encode(request.prompt))
+
+
+def _prompt_text(request: Generate, model: LoadedModel) -> str | None:
+    if request.prompt_ids is None or model.tokenizer is None:
+        return request.prompt
+    return model.tokenizer.decode(request.prompt_ids)
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------
+
+
+def cases_path(weights: str | None, cases: str | None) -> Path:
+    """The file of cases: the one given, or the one shipped for the bundled weights."""
+    if cases is not None:
+        return Path(cases)
+    if _path(weights) is not None:
+        raise CasesError(f"there are no cases for {weights}; name a file of them (--cases)")
+    return assets.path("cases.json")
+
+
+def _evaluation_result(
+    request: Evaluate, model: LoadedModel, atol: float, results: list[CaseResult]
+) -> EvaluationResult:
+    return EvaluationResult(
+        command="kv-evaluate" if request.cached else "evaluate",
+        weights=str(model.path),
+        dtype=_dtype_name(model),
+        atol=atol,
+        passed=bool(results) and all(case.passed for case in results),
+        cases=tuple(results),
+    )
+
+
+def _evaluation_progress(done: int, total: int, elapsed_ns: int) -> Progress:
+    return Progress(
+        stage="evaluate",
+        done=done,
+        total=total,
+        elapsed_ns=elapsed_ns,
+        remaining_s=elapsed_ns / done * (total - done) / NS_PER_S,
+        detail=f"case {done} of {total}",
+    )
+
+
+# --- failures ---------------------------------------------------------------------------------------------
+
+
+def failure(error: Exception, request_id: int = 0) -> Failed:
+    """What the user is told about an exception. An unexpected one goes to stderr with its traceback."""
+    if isinstance(error, EngineError):
+        return Failed(request_id=request_id, kind=error.kind, message=error.message)
+    if is_out_of_memory(error):
+        message = "the engine ran out of memory; use a smaller model, dtype, prompt or number of new tokens"
+        return Failed(request_id=request_id, kind="memory", message=message)
+    traceback.print_exception(error, file=sys.stderr)
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    message = f"the engine failed unexpectedly ({type(error).__name__}: {first})"
+    return Failed(request_id=request_id, kind="engine", message=message)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception is a failed allocation; torch's CPU allocator raises a bare RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
