@@ -70,7 +70,7 @@ def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Te
     if not model.n_sliding_layers:
         per_token = token_term(model, kv_format).value
         return derive(name, kv_bytes_per_request, unit="B", kv_token_bytes=per_token, context=context)
-    present = {"n_full_layers": model.n_full_layers} if model.n_full_layers else {}
+    present: dict[str, Any] = {"n_full_layers": model.n_full_layers} if model.n_full_layers else {}
     return derive(
         name,
         kv_bytes_per_windowed_request,

@@ -152,7 +152,7 @@ def _equal_row(study: Study, weights: int, kv: int, tp: int) -> TpRow:
     )
 
 
-def _split_of(model: ModelSpec, counts: Parameters) -> dict[str, int]:
+def _split_of(model: ModelSpec, counts: Parameters) -> dict[str, Any]:
     """How the parameters fall into divided, per-KV-head and whole ones."""
     m = model
     per_kv_head = m.n_layers * (2 * m.hidden_size * m.head_dim + (2 * m.head_dim if m.qkv_bias else 0))

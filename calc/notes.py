@@ -65,7 +65,9 @@ def _remedy(report: MemoryReport) -> str:
     allowed = report.study.device.memory_bytes - report.kv_bytes_per_request
     if allowed > 0:
         ways.append(f"weights of at most {allowed / report.parameters.total:.2f} bytes each")
-    return f"It would fit with {', or '.join(ways)}." if ways else "No tensor parallelism over whole heads makes it fit."
+    return (
+        f"It would fit with {', or '.join(ways)}." if ways else "No tensor parallelism over whole heads makes it fit."
+    )
 
 
 def smallest_fitting_tp(report: MemoryReport) -> int | None:

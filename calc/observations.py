@@ -44,7 +44,9 @@ def _saturation(report: IntensityReport) -> str:
             f"{first.context:,} to {last.intensity:,.1f} at {last.context:,}: FLOPs grow with N², bytes with N."
         )
     near = next((p for p in points if p.intensity >= 0.95 * limit), None)
-    where = f"95 % of it from N = {near.context:,}" if near else f"{last.intensity / limit:.0%} of it at {last.context:,}"
+    where = (
+        f"95 % of it from N = {near.context:,}" if near else f"{last.intensity / limit:.0%} of it at {last.context:,}"
+    )
     return (
         f"Prefill saturates: it tends to {limit:.2f} FLOP/B and reaches {where} ({first.intensity:.1f} at N = "
         f"{first.context:,}, {last.intensity:.1f} at {last.context:,}), because S and P are moved N² at a time just "

@@ -115,7 +115,7 @@ class Parameters:
 def _component_terms(model: ModelSpec) -> dict[str, Term]:
     m = model
     unit = "parameters"
-    size = {"hidden_size": m.hidden_size}
+    size: dict[str, Any] = {"hidden_size": m.hidden_size}
     return {
         "embedding": derive("Embedding", embedding_params, unit=unit, vocab_size=m.vocab_size, **size),
         "positions": derive(
@@ -169,7 +169,7 @@ def parameters(model: ModelSpec) -> Parameters:
     values = {name: int(term.value) for name, term in terms.items()}
     if not model.n_learned_positions:
         del terms["positions"]
-    present = {name: value for name, value in values.items() if value}
+    present: dict[str, Any] = {name: value for name, value in values.items() if value}
     total = derive("Total parameters", total_params, unit="parameters", n_layers=model.n_layers, **present)
     return Parameters(
         embedding=values["embedding"],

@@ -43,7 +43,8 @@ def as_markdown(table: Table) -> str:
 
     rule = ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
     body = [
-        row(f"~~{cell}~~" if cell and i in table.struck else cell for cell in cells) for i, cells in enumerate(table.rows)
+        row(f"~~{cell}~~" if cell and i in table.struck else cell for cell in cells)
+        for i, cells in enumerate(table.rows)
     ]
     return "\n".join([f"### {table.title}", "", row(table.columns), row(rule), *body])
 

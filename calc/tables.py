@@ -10,7 +10,7 @@ from calc.units import format_bytes_exact, format_count, format_decimal, format_
 
 if TYPE_CHECKING:
     from calc.attention import PhaseCost
-    from calc.explain import Term
+    from calc.explain import Expr, Term
     from calc.intensity import IntensityReport
     from calc.memory import MemoryReport, TpRow
     from calc.sources.catalog import DeviceEntry, ModelEntry
@@ -62,7 +62,10 @@ def component_table(report: MemoryReport) -> Table:
     ]
     rows.append(("total", format_count(counts.total), "100.0%", format_decimal(report.weight_bytes)))
     return Table(
-        title="Parameters", columns=("Component", "Parameters", "Share", "Bytes"), rows=tuple(rows), numeric=_columns(1, 3)
+        title="Parameters",
+        columns=("Component", "Parameters", "Share", "Bytes"),
+        rows=tuple(rows),
+        numeric=_columns(1, 3),
     )
 
 
@@ -107,8 +110,8 @@ def step_table(cost: PhaseCost, title: str) -> Table:
     """FLOPs, bytes read and bytes written by each step of the algorithm; the last row is their sum."""
     from calc.explain import to_text
 
-    def formula(expression: object, value: object) -> str:
-        return f"{to_text(expression)} = {value:,}" if value else "0"  # type: ignore[arg-type, str-format]
+    def formula(expression: Expr, value: int) -> str:
+        return f"{to_text(expression)} = {value:,}" if value else "0"
 
     rows = [
         (
