@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -36,10 +37,8 @@ def main() -> int:
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.2)[0]:
-            try:
+            with contextlib.suppress(OSError):  # Linux answers EIO once the other side is closed.
                 os.read(terminal, 65536)
-            except OSError:  # Linux answers EIO once the other side is closed.
-                pass
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)

@@ -275,8 +275,9 @@ class Term:
 def derive(name: str, formula: Callable[..., Any], *, unit: str, source: str = "", **arguments: Any) -> Term:
     """Trace `formula` with symbols, work the trace out exactly with the numbers, and keep both.
 
-    Divisions stay exact (a Fraction), which a direct call with ints would round to a float. Numbers among `arguments` become symbols; booleans, enums, strings and None choose the formula's form and
-    are passed as they are.
+    Divisions stay exact (a Fraction), which a direct call with ints would round to a float. Numbers among
+    `arguments` become symbols; booleans, enums, strings and None choose the formula's form and are passed as
+    they are.
     """
     numbers = {k: v for k, v in arguments.items() if isinstance(v, int | float | Fraction) and not isinstance(v, bool)}
     shape = {k: v for k, v in arguments.items() if k not in numbers}

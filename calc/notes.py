@@ -85,8 +85,8 @@ def _window_note(report: MemoryReport) -> str:
     window = model.window or 0
     capped = "less than" if window < context else "at least"
     return (
-        f"{model.n_sliding_layers} of {model.n_layers} layers keep a window of {window:,} tokens, {capped} the context; "
-        f"the cache is {format_decimal(report.kv_bytes_per_request)} instead of "
+        f"{model.n_sliding_layers} of {model.n_layers} layers keep a window of {window:,} tokens, {capped} the "
+        f"context; the cache is {format_decimal(report.kv_bytes_per_request)} instead of "
         f"{format_decimal(report.kv_bytes_per_token * context)}."
     )
 

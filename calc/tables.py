@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from calc.units import format_bytes_exact, format_count, format_decimal, format_binary, format_rate
+from calc.units import format_binary, format_bytes_exact, format_count, format_decimal, format_rate
 
 if TYPE_CHECKING:
     from calc.attention import PhaseCost

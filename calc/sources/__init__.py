@@ -5,12 +5,14 @@ Each reader is imported when a name asks for it, so that the usual start reads o
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError, SourceError, UnknownName
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from calc.specs import ModelSpec
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
@@ -45,22 +47,29 @@ def _is_path(text: str) -> bool:
 
 def _exists(text: str) -> bool:
     try:
-        return Path(text).exists()
-    except (OSError, ValueError):
+        return os.path.exists(text)
+    except (OSError, ValueError):  # a NUL in the name
         return False
 
 
+def _named(text: str) -> str:
+    """A path as typed; quoted and cut where it would not fit a line of text."""
+    return text if text.isprintable() and len(text) <= 200 else repr(text[:200])
+
+
 def _from_path(text: str) -> ModelSpec:
+    from pathlib import Path
+
     try:
         path = Path(text).expanduser()
         if not path.exists():
-            raise SourceError(f"{text}: no such file or folder")
+            raise SourceError(f"{_named(text)}: no such file or folder")
         if path.is_dir():
             return _from_folder(path)
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, CalcError):
             raise
-        raise SourceError(f"{text!r}: not a usable path") from None
+        raise SourceError(f"{_named(text)}: not a usable path") from None
     return _from_file(path)
 
 
