@@ -357,8 +357,11 @@ def ends(request: Request, event: Event) -> bool:
 
 
 def encode(record: Request | Event) -> bytes:
-    """One line of the protocol, newline included."""
-    return _ENCODER.encode(record) + b"\n"
+    """One line of the protocol, newline included; `ProtocolError` for text that is no Unicode."""
+    try:
+        return _ENCODER.encode(record) + b"\n"
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"{type(record).__name__} holds text that cannot be sent: {error}") from None
 
 
 def decode_event(line: bytes | str) -> Event:

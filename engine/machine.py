@@ -18,7 +18,7 @@ def machine_facts(decoder: Decoder) -> Machine:
         threads=torch.get_num_threads(),
         device=str(decoder.device),
         dtype=str(decoder.dtype).removeprefix("torch."),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
     )

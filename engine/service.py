@@ -56,7 +56,7 @@ def never() -> bool:
 def ready() -> Ready:
     """The event that says the engine can work."""
     return Ready(
-        pid=os.getpid(), torch_version=torch.__version__, device="cpu", threads=torch.get_num_threads()
+        pid=os.getpid(), torch_version=str(torch.__version__), device="cpu", threads=torch.get_num_threads()
     )
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING
 
-from engine.events import Cancelled, Event, encode
+from engine.events import Cancelled, Event, Failed, ProtocolError, encode
 from engine.inbox import Inbox
 
 if TYPE_CHECKING:
@@ -25,9 +25,13 @@ class Outlet:
 
     def __call__(self, event: Event) -> None:
         """Send one event at once. When nobody reads any more, the process ends."""
+        try:
+            line = encode(event)
+        except ProtocolError as error:
+            line = encode(Failed(request_id=event.request_id, kind="engine", message=error.message))
         with self._lock:
             try:
-                self._stream.write(encode(event))
+                self._stream.write(line)
                 self._stream.flush()
             except OSError:
                 os._exit(0)
