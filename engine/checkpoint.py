@@ -174,12 +174,14 @@ def _check_header(path: Path) -> None:
 def _read_pt(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch.save file. Nothing in it is executed: only tensors and plain containers load."""
     try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
         is_zip = _check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats; what matters is refused below
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnpicklingError as error:
         raise CheckpointError(f"{path} {_pickle_fault(str(error))}") from None
     except CheckpointError:
@@ -320,4 +322,5 @@ def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
     limit = torch.finfo(dtype).max
     if max(-low.item(), high.item()) > limit:
         raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
-    return tensor.detach().to(device, dtype)
+    # Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
+    return tensor.detach().to(device, dtype, copy=True)
