@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from calc.explain import Number, Term, to_text
@@ -84,7 +85,7 @@ def memory_document(report: MemoryReport) -> Document:
 def _phase_document(cost: PhaseCost) -> Document:
     return {
         "flops": cost.flops,
-        "bytes": json_number(cost.bytes),
+        "bytes": ceil(cost.bytes),
         "intensity": cost.intensity,
         "formula_flops": to_text(cost.flops_formula),
         "formula_bytes": to_text(cost.bytes_formula),
@@ -116,7 +117,10 @@ def _batch_documents(points: tuple[DecodePoint, ...]) -> list[Document]:
 
 
 def intensity_document(report: IntensityReport) -> Document:
-    """What ``intensity --json`` prints. Phases are of one KV head; `limit` is null where there is none."""
+    """What ``intensity --json`` prints. Phases are of one KV head; `limit` is null where there is none.
+
+    `bytes` is whole (a part of a byte takes all of it); `intensity` is worked out before that.
+    """
     from calc.observations import intensity_observations
 
     query = report.query
@@ -135,7 +139,7 @@ def intensity_document(report: IntensityReport) -> Document:
         "prefill": _phase_document(report.prefill),
         "decode": _phase_document(report.decode),
         "prefill_by_context": [
-            {"context": p.context, "flops": p.flops, "bytes": json_number(p.bytes), "intensity": p.intensity}
+            {"context": p.context, "flops": p.flops, "bytes": ceil(p.bytes), "intensity": p.intensity}
             for p in report.prefill_by_context
         ],
         "decode_by_batch": _batch_documents(report.decode_by_batch),

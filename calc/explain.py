@@ -148,8 +148,9 @@ _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 def number_text(value: Number) -> str:
     """A number as a person writes it: grouped digits, decimals only where it has them, 17/32 where it has no end."""
     if isinstance(value, Fraction) and value.denominator != 1:
-        exact = Fraction(f"{float(value):.12g}") == value
-        return f"{float(value):.12g}" if exact else f"{value.numerator:,}/{value.denominator:,}"
+        decimal = f"{float(value):,.12g}"
+        exact = "e" not in decimal and Fraction(decimal.replace(",", "")) == value
+        return decimal if exact else f"{value.numerator:,}/{value.denominator:,}"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.2f}"
     return f"{int(value):,}"
@@ -170,13 +171,20 @@ def _latex_leaf(node: Expr) -> str:
 
 def _operands(node: Expr, leaf: Leaf, render: Callable[[Expr, Leaf], str], brackets: tuple[str, str]) -> list[str]:
     """Both operands of a binary node, in brackets where precedence asks for them."""
-    mine = _PRECEDENCE[node.op]
     out = []
     for i, arg in enumerate(node.args):
-        theirs = _PRECEDENCE.get(arg.op, 9)
-        needs = theirs < mine or (theirs == mine and i == 1 and node.op in "-/")
-        out.append(brackets[0] + render(arg, leaf) + brackets[1] if needs else render(arg, leaf))
+        shown = render(arg, leaf)
+        out.append(brackets[0] + shown + brackets[1] if _needs_brackets(node, arg, i, shown) else shown)
     return out
+
+
+def _needs_brackets(node: Expr, arg: Expr, position: int, shown: str) -> bool:
+    """Whether operand `arg`, written as `shown`, would be read wrongly without brackets."""
+    if arg.op in ("sym", "num"):  # 17/32 is a division to the reader, -3 a subtraction
+        divides = "/" in shown and (node.op == "**" or (node.op == "/" and position == 1))
+        return divides or (shown.startswith("-") and (node.op == "**" or position == 1))
+    mine, theirs = _PRECEDENCE[node.op], _PRECEDENCE.get(arg.op, 9)
+    return theirs < mine or (theirs == mine and (node.op == "**" or (position == 1 and node.op in "-/")))
 
 
 def to_text(node: Expr, leaf: Leaf = _text_leaf) -> str:

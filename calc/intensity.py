@@ -8,7 +8,7 @@ from fractions import Fraction
 from calc.attention import Attention, Phase, PhaseCost, attention_work, phase_cost
 from calc.errors import SpecError
 from calc.explain import Number
-from calc.specs import DeviceSpec, ModelSpec
+from calc.specs import DeviceSpec, ModelSpec, check_count
 from calc.storage import FORMATS, whole
 from calc.traffic import DecodePoint, decode_series
 
@@ -34,12 +34,15 @@ class IntensityQuery:
 
     def __post_init__(self) -> None:
         for name in ("context", "head_dim", "group_size"):
-            if getattr(self, name) < 1:
-                raise SpecError(name, f"{name} must be at least 1, not {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         for name in ("contexts", "batches"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
+            if not getattr(self, name):
                 raise SpecError(name, f"{name} needs numbers of at least 1, such as 1..256")
+            for value in getattr(self, name):
+                check_count(name, value)
+        for name in ("element_bytes", "weight_element_bytes"):
+            if not 0 < getattr(self, name) <= 64:
+                raise SpecError(name, f"{name} must lie above 0 and be at most 64, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd
+from math import gcd, lcm
 
 from calc.explain import Expr, Number, as_expr, evaluate, symbol
 
@@ -133,7 +133,7 @@ def ratio_of(above: Polynomial, below: Polynomial) -> Ratio:
     names = {name for key in keys for name, _ in key}
     common = {name: min(dict(key).get(name, 0) for key in keys) for name in names}
     numbers = [*above.terms.values(), *below.terms.values()]
-    scale = Fraction(gcd(*(c.numerator for c in numbers)), gcd(*(c.denominator for c in numbers)))
+    scale = Fraction(gcd(*(c.numerator for c in numbers)), lcm(*(c.denominator for c in numbers)))
 
     def cancel(polynomial: Polynomial) -> Polynomial:
         lowered = {

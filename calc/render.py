@@ -52,12 +52,17 @@ def as_markdown(table: Table) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path` by way of a temporary file beside it, so that no half file is ever seen.
 
-    Raises OSError; nothing is left behind then.
+    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced. Raises OSError (ValueError
+    or RuntimeError for a path that cannot be one); nothing is left behind then.
     """
     import tempfile
 
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+        return
     target = path.resolve()
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".kvscope-")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

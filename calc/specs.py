@@ -16,6 +16,7 @@ from calc.storage import FORMATS, StorageFormat
 
 MAX_COUNT = 10**12
 """No model has a dimension near this: a larger number is a slip of the hand, not a plan."""
+MAX_BYTES = 10**18
 
 
 class Mlp(StrEnum):
@@ -39,13 +40,21 @@ class Policy(StrEnum):
     REPLICATED = "replicated"
 
 
-def _check_count(name: str, value: object, *, minimum: int = 1) -> None:
+def check_count(name: str, value: object, *, minimum: int = 1) -> None:
+    """Raise SpecError, naming the field, unless `value` is a whole number from `minimum` to MAX_COUNT."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(name, f"{name} must be a whole number, not {value!r}")
     if value < minimum:
-        raise SpecError(name, f"{name} must be at least {minimum:,}, not {value:,}")
+        raise SpecError(name, f"{name} must be at least {minimum:,}, not {_shown(value)}")
     if value > MAX_COUNT:
-        raise SpecError(name, f"{name} must be at most {MAX_COUNT:,}, not {value:.3g}")
+        raise SpecError(name, f"{name} must be at most {MAX_COUNT:,}, not {_shown(value)}")
+
+
+def _shown(value: int) -> str:
+    """An integer in a sentence: all digits, or their number where there are too many to read or to print."""
+    if abs(value) < 10**18:
+        return f"{value:,}"
+    return f"a {'negative ' if value < 0 else ''}number of more than 18 digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +90,11 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
-            _check_count(name, getattr(self, name))
-        _check_count("n_learned_positions", self.n_learned_positions, minimum=0)
-        _check_count("n_sliding_layers", self.n_sliding_layers, minimum=0)
+            check_count(name, getattr(self, name))
+        check_count("n_learned_positions", self.n_learned_positions, minimum=0)
+        check_count("n_sliding_layers", self.n_sliding_layers, minimum=0)
         if self.window is not None:
-            _check_count("window", self.window)
+            check_count("window", self.window)
         if self.n_heads % self.n_kv_heads:
             raise SpecError(
                 "n_kv_heads",
@@ -139,6 +148,8 @@ class DeviceSpec:
     def __post_init__(self) -> None:
         if isinstance(self.memory_bytes, bool) or not isinstance(self.memory_bytes, int) or self.memory_bytes <= 0:
             raise SpecError("memory_bytes", f"device memory must be a positive size, not {self.memory_bytes!r}")
+        if self.memory_bytes > MAX_BYTES:
+            raise SpecError("memory_bytes", f"device memory must be at most {MAX_BYTES:,} B, an exabyte")
 
     def ridge(self, dtype: str = "bf16") -> float | None:
         """FLOP a byte at which compute and bandwidth balance; None where either is unknown."""
@@ -161,11 +172,11 @@ class Study:
     policy: Policy = Policy.EQUAL_SPLIT
 
     def __post_init__(self) -> None:
-        _check_count("context", self.context)
+        check_count("context", self.context)
         if not self.tps:
             raise SpecError("tp", "tp needs at least one number, such as 1,2,4,8")
         for tp in self.tps:
-            _check_count("tp", tp)
+            check_count("tp", tp)
 
 
 def field_names(record: type) -> tuple[str, ...]:

@@ -62,17 +62,24 @@ def storage_format(name: str) -> StorageFormat:
 def bytes_format(text: str) -> StorageFormat:
     """A format from bytes an element typed as a number: ``2``, ``0.5``, ``9/16``."""
     try:
-        value = Fraction(text.strip())
+        value = Fraction(_short(text.strip()))
     except (ValueError, ZeroDivisionError):
-        raise QuantityError(f"bytes an element must be a number such as 2 or 0.5, not {text!r}") from None
+        raise QuantityError(f"bytes an element must be a number such as 2 or 0.5, not {text[:40]!r}") from None
     if not 0 < value <= 64 or value.denominator > 4096:
         raise QuantityError(f"bytes an element must lie between 1/4096 and 64, not {text!r}")
     return StorageFormat(f"{text.strip()} B", value.denominator, value.numerator)
 
 
+def _short(text: str) -> str:
+    """`text` unless it is long or has a big exponent: Fraction("1e999999999") would work for hours."""
+    if len(text) > 24 or len(text.lower().partition("e")[2]) > 3:
+        raise ValueError(text)
+    return text
+
+
 def parse_format(text: str) -> StorageFormat:
-    """A format by name, or by bytes an element when the text starts with a digit or a point."""
+    """A format by name, or by bytes an element when the text starts like a number."""
     stripped = text.strip()
-    if stripped[:1].isdigit() or stripped.startswith("."):
+    if stripped.lstrip("+-")[:1].isdigit() or stripped.lstrip("+-").startswith("."):
         return bytes_format(stripped)
     return storage_format(stripped)

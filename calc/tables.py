@@ -89,8 +89,9 @@ def _tp_cells(equal: TpRow, whole: TpRow) -> tuple[str, ...]:
         batch = format_count(row.max_batch) if row.fits else "–"
         return format_decimal(row.weight_bytes_per_gpu), format_decimal(row.kv_bytes_per_request_per_gpu), batch
 
-    remark = equal.problem or ("" if whole.fits else "does not fit")
-    return (str(equal.tp), *cells(equal), *cells(whole), remark)
+    if equal.problem:
+        return (str(equal.tp), *cells(equal), "–", "–", "–", equal.problem)
+    return (str(equal.tp), *cells(equal), *cells(whole), "" if whole.fits else "does not fit")
 
 
 def term_value(term: Term) -> str:
