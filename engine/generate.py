@@ -107,6 +107,8 @@ class _Run:
         self.text: TextStream | None = tokenizer.stream() if tokenizer else None
         self.prompt = prompt_tensor(decoder, prompt_ids)
         self.n_prompt = self.prompt.size(1)
+        if options.forced_ids is not None:
+            check_ids(torch.tensor([options.forced_ids]), decoder.config)
         self.sampler = Sampler(
             temperature=options.temperature,
             top_k=options.top_k,

@@ -12,7 +12,13 @@ Array = np.ndarray
 
 
 def random_state_dict(
-    *, n_layers: int = 2, d_model: int = 12, d_ff: int = 20, vocab: int = 31, positions: int = 24, seed: int = 0
+    *,
+    n_layers: int = 2,
+    d_model: int = 12,
+    d_ff: int = 20,
+    vocab: int = 31,
+    positions: int = 24,
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Weights by the assignment's names; N(0, 0.5), so that attention is neither flat nor one-hot."""
     draw = np.random.default_rng(seed)

@@ -13,8 +13,12 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @given(
-    n_layers=st.integers(1, 3), n_kv_heads=st.integers(1, 3), head_dim=st.sampled_from([2, 8]),
-    capacity=st.integers(1, 40), rows=st.integers(1, 3), dtype=st.sampled_from(DTYPES),
+    n_layers=st.integers(1, 3),
+    n_kv_heads=st.integers(1, 3),
+    head_dim=st.sampled_from([2, 8]),
+    capacity=st.integers(1, 40),
+    rows=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
 )
 def test_bytes_are_the_formula(
     n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, rows: int, dtype: torch.dtype

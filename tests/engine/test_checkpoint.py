@@ -45,7 +45,11 @@ def save_reference(path: Path, *, change: Callable[[dict[str, Any]], Any] | None
 
 
 def save_folder(
-    folder: Path, *, config: ModelConfig | None = None, weights: dict[str, torch.Tensor] | None = None, **keys: Any
+    folder: Path,
+    *,
+    config: ModelConfig | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+    **keys: Any,
 ) -> Path:
     """A Hugging Face folder of the tiny Llama, with config.json keys changed (None removes one)."""
     folder.mkdir(exist_ok=True)
@@ -78,12 +82,16 @@ def test_a_pt_file_of_the_assignment(tmp_path: Path) -> None:
 def test_the_same_from_safetensors_a_wrapper_and_the_old_format(tmp_path: Path) -> None:
     expected = load_checkpoint(save_reference(tmp_path / "plain.pt")).decoder.forward(IDS)
     save_file(oracle.as_tensors(oracle.random_state_dict()), tmp_path / "w.safetensors")
-    wrapped = save_reference(tmp_path / "wrapped.pt", change=lambda state: {"model_state_dict": state, "epoch": 3})
+    wrapped = save_reference(
+        tmp_path / "wrapped.pt", change=lambda state: {"model_state_dict": state, "epoch": 3}
+    )
     old = tmp_path / "old.pth"
     torch.save(oracle.as_tensors(oracle.random_state_dict()), old, _use_new_zipfile_serialization=False)
     for path in (tmp_path / "w.safetensors", wrapped, old):
         got = load_checkpoint(path).decoder.forward(IDS)
-        assert torch.allclose(got, expected, rtol=0, atol=1e-13), path  # mapped memory may be aligned otherwise
+        assert torch.allclose(got, expected, rtol=0, atol=1e-13), (
+            path
+        )  # mapped memory may be aligned otherwise
 
 
 def test_a_folder_and_its_config_json(tmp_path: Path) -> None:
@@ -154,7 +162,11 @@ class Hostile:
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, new_format: bool) -> None:
     target = tmp_path / "owned"
-    torch.save({"token_embedding.weight": Hostile(target)}, tmp_path / "m.pt", _use_new_zipfile_serialization=new_format)
+    torch.save(
+        {"token_embedding.weight": Hostile(target)},
+        tmp_path / "m.pt",
+        _use_new_zipfile_serialization=new_format,
+    )
     message = refusal(tmp_path / "m.pt")
     assert "asks to call" in message
     assert "system" in message
@@ -180,7 +192,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -
     assert "is damaged or not a" in refusal(path)
 
 
-@pytest.mark.parametrize("content", [b"hello", b"\x80\x04.", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64], ids="abcd")
+@pytest.mark.parametrize(
+    "content", [b"hello", b"\x80\x04.", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64], ids="abcd"
+)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_garbage_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     (tmp_path / f"m{suffix}").write_bytes(content)
@@ -193,7 +207,9 @@ def test_a_huge_safetensors_header_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_tensors_that_overlap_the_end_of_a_safetensors_file_are_refused(tmp_path: Path) -> None:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4_000_000]}}).encode()
+    header = json.dumps(
+        {"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4_000_000]}}
+    ).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
     assert "damaged" in refusal(tmp_path / "m.safetensors")
 
@@ -209,7 +225,10 @@ def test_a_small_storage_stretched_into_a_huge_tensor_is_refused(tmp_path: Path)
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     save_reference(tmp_path / "plain.pt")
     buffer = io.BytesIO()
-    with zipfile.ZipFile(tmp_path / "plain.pt") as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     (tmp_path / "m.pt").write_bytes(buffer.getvalue())
@@ -257,7 +276,9 @@ def test_many_missing_keys_are_counted(tmp_path: Path) -> None:
 
 
 def test_extra_keys_are_named(tmp_path: Path) -> None:
-    message = refusal(save_reference(tmp_path / "m.pt", change=lambda s: s | {"extra.weight": torch.zeros(2)}))
+    message = refusal(
+        save_reference(tmp_path / "m.pt", change=lambda s: s | {"extra.weight": torch.zeros(2)})
+    )
     assert "extra.weight" in message
 
 
@@ -283,7 +304,9 @@ def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
         ({"hidden_size": 10**40}, "config.json implies [29, 1" + "0" * 40 + "]"),
     ],
 )
-def test_a_config_that_contradicts_the_weights_is_named(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+def test_a_config_that_contradicts_the_weights_is_named(
+    tmp_path: Path, keys: dict[str, Any], words: str
+) -> None:
     assert words in refusal(save_folder(tmp_path / "m", **keys))
 
 

@@ -91,12 +91,24 @@ def test_llama_keys(changes: dict[str, Any], field: str, value: object) -> None:
     ("model_type", "changes", "expected"),
     [
         ("mistral", {}, {"sliding_window": 4096, "qkv_bias": False}),  # the class default
-        ("mistral", {"sliding_window": 512, "attention_bias": True}, {"sliding_window": 512, "qkv_bias": False}),
+        (
+            "mistral",
+            {"sliding_window": 512, "attention_bias": True},
+            {"sliding_window": 512, "qkv_bias": False},
+        ),
         ("qwen2", {}, {"qkv_bias": True, "o_bias": False, "qk_norm": False}),
         ("qwen2", {"sliding_window": 512, "use_sliding_window": False}, {"sliding_window": None}),
-        ("qwen2", {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 0}, {"sliding_window": 512}),
+        (
+            "qwen2",
+            {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 0},
+            {"sliding_window": 512},
+        ),
         ("qwen3", {}, {"qk_norm": True, "head_dim": 128, "qkv_bias": False}),
-        ("qwen3", {"head_dim": 80, "attention_bias": True}, {"head_dim": 80, "qkv_bias": True, "o_bias": True}),
+        (
+            "qwen3",
+            {"head_dim": 80, "attention_bias": True},
+            {"head_dim": 80, "qkv_bias": True, "o_bias": True},
+        ),
     ],
 )
 def test_other_families(model_type: str, changes: dict[str, Any], expected: dict[str, object]) -> None:
@@ -105,7 +117,9 @@ def test_other_families(model_type: str, changes: dict[str, Any], expected: dict
 
 
 def test_a_null_window_switches_mistrals_off() -> None:
-    assert config_from_hf(LLAMA_3_8B | {"model_type": "mistral", "sliding_window": None}).sliding_window is None
+    assert (
+        config_from_hf(LLAMA_3_8B | {"model_type": "mistral", "sliding_window": None}).sliding_window is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +160,10 @@ def test_kv_heads_are_not_guessed_for_families_whose_default_is_another() -> Non
         ({"hidden_size": 4096.0}, "hidden_size is 4096.0"),
         ({"hidden_size": "4096"}, "hidden_size is '4096'"),
         ({"vocab_size": True}, "vocab_size is True"),
-        ({"num_attention_heads": 30}, r"hidden_size \(4096\) is not a multiple of num_attention_heads \(30\)"),
+        (
+            {"num_attention_heads": 30},
+            r"hidden_size \(4096\) is not a multiple of num_attention_heads \(30\)",
+        ),
         ({"num_key_value_heads": 5}, r"n_heads \(32\) is not a multiple of n_kv_heads \(5\)"),
         ({"head_dim": 7}, "head_dim is 7; rotary positions need an even one"),
         ({"num_hidden_layers": 10**9}, "at most 10000"),
@@ -176,7 +193,13 @@ def test_a_config_must_be_an_object(document: object) -> None:
 def test_sizes_come_from_the_shapes() -> None:
     state = oracle.random_state_dict(n_layers=3, d_model=10, d_ff=6, vocab=17, positions=9)
     config = config_from_reference({name: values.shape for name, values in state.items()})
-    sizes = (config.n_layers, config.hidden_size, config.intermediate_size, config.vocab_size, config.max_positions)
+    sizes = (
+        config.n_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.vocab_size,
+        config.max_positions,
+    )
     assert sizes == (3, 10, 6, 17, 9)
     assert (config.n_heads, config.n_kv_heads, config.head_dim) == (1, 1, 10)
     assert config.attention_scale == pytest.approx(1 / math.sqrt(10))
@@ -191,7 +214,9 @@ def test_the_config_asks_for_exactly_the_weights_of_the_file() -> None:
     assert {from_reference_name(name) for name in shapes} == set(asked)
 
 
-@pytest.mark.parametrize("name", ["token_embedding.weight", "pos_embedding.weight", "layers.0.feed_forward.fc1.weight"])
+@pytest.mark.parametrize(
+    "name", ["token_embedding.weight", "pos_embedding.weight", "layers.0.feed_forward.fc1.weight"]
+)
 def test_a_file_without_sizes_is_refused(name: str) -> None:
     shapes = {n: v.shape for n, v in oracle.random_state_dict().items() if n != name}
     with pytest.raises(ConfigError, match=f"no {name}"):

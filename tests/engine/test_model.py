@@ -95,7 +95,9 @@ def test_a_sliding_window_hides_exactly_what_is_farther_back() -> None:
 def test_last_only_is_the_last_of_all(variant: str) -> None:
     model = MODELS[variant]
     ids = random_ids(model, 2, 7)
-    torch.testing.assert_close(model.forward(ids, last_only=True), model.forward(ids)[:, -1:], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        model.forward(ids, last_only=True), model.forward(ids)[:, -1:], rtol=0, atol=1e-12
+    )
 
 
 def test_a_reset_cache_is_as_good_as_new() -> None:
@@ -153,9 +155,7 @@ def test_plain_rope_frequencies() -> None:
 # --- masks and refusals -----------------------------------------------------------------------------------
 
 
-@given(
-    n_new=st.integers(1, 8), past=st.integers(0, 8), window=st.one_of(st.none(), st.integers(1, 9))
-)
+@given(n_new=st.integers(1, 8), past=st.integers(0, 8), window=st.one_of(st.none(), st.integers(1, 9)))
 def test_mask_says_who_sees_whom(n_new: int, past: int, window: int | None) -> None:
     mask = attention_mask(n_new, past, window, torch.device("cpu")).tolist()
     for query in range(n_new):
@@ -185,7 +185,9 @@ def test_a_full_cache_is_refused_and_left_as_it_was() -> None:
     assert torch.equal(cache.storage[..., :4, :], held)
 
 
-@pytest.mark.parametrize(("ids", "words"), [([[0, 29]], "29 is outside.*0 to 28"), ([[-1, 3]], "-1"), ([[]], "empty")])
+@pytest.mark.parametrize(
+    ("ids", "words"), [([[0, 29]], "29 is outside.*0 to 28"), ([[-1, 3]], "-1"), ([[]], "empty")]
+)
 def test_ids_are_checked(ids: list[list[int]], words: str) -> None:
     with pytest.raises(PromptError, match=words):
         check_ids(torch.tensor(ids, dtype=torch.int64), llama_config())
@@ -205,8 +207,14 @@ def test_parameters_are_counted_as_stored(variant: str) -> None:
 
 def test_llama_3_8b_has_the_published_count() -> None:
     config = llama_config(
-        n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128, hidden_size=4096, intermediate_size=14336,
-        vocab_size=128256, max_positions=8192,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=8,
+        head_dim=128,
+        hidden_size=4096,
+        intermediate_size=14336,
+        vocab_size=128256,
+        max_positions=8192,
     )
     assert n_parameters(config) == 8_030_261_248
     assert Decoder(config, empty_weights(config, dtype=torch.bfloat16)).weight_bytes == 16_060_522_496
@@ -250,6 +258,4 @@ def test_narrower_dtypes_stay_near_float64(variant: str, dtype: torch.dtype, sha
     logits = torch.cat([narrow.forward(piece, cache) for piece in torch.split(ids, [5, 1, 3], dim=1)], 1)
     expected = exact.forward(ids)
     assert logits.dtype == dtype
-    torch.testing.assert_close(
-        logits.double(), expected, rtol=0, atol=share * expected.abs().max().item()
-    )
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=share * expected.abs().max().item())

@@ -39,7 +39,9 @@ def test_top_k_keeps_the_k_largest() -> None:
     assert got == pytest.approx([0, a, 0, b, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize(("top_p", "kept"), [(0.01, [1]), (0.64, [1]), (0.65, [1, 3]), (0.9, [1, 2, 3]), (1.0, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.01, [1]), (0.64, [1]), (0.65, [1, 3]), (0.9, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+)
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: list[int]) -> None:
     got = Sampler(temperature=1, top_p=top_p).probabilities(LOGITS)[0]
     assert got.nonzero().flatten().tolist() == kept
