@@ -27,6 +27,7 @@ from engine.generate import GenerationOptions, generate
 from engine.machine import machine_facts
 from engine.model import Decoder
 from engine.options import check_benchmark
+from engine.summary import plural
 from engine.timing import NS_PER_S, median, timing
 
 BenchmarkEvent = Progress | BenchmarkRowMeasured | BenchmarkFinished | Cancelled
@@ -198,7 +199,7 @@ class _Sweep:
         )
 
     def _detail(self, length: int, arm: Arm | None, number: int) -> str:
-        tokens = f"{length:,} prompt token{'s' if length > 1 else ''}"
+        tokens = plural(length, "prompt token")
         if arm is None:
             return f"{tokens} measured"
         if number < self.options.warmup:

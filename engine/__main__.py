@@ -1,0 +1,43 @@
+"""`python -m engine`: the engine by itself, and `serve`, the process behind the app.
+
+Stdout carries data only; progress and remarks go to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input,
+3 the engine failed, 130 interrupted. torch is imported only once the options are known to be good.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from engine.cli import PROG, parse
+from engine.errors import EngineError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the options ask for; the exit code."""
+    try:
+        args = parse(list(sys.argv[1:] if argv is None else argv))
+        if args.serve is not None:
+            from engine.worker import serve
+
+            return serve()
+        from engine.commands import run
+
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except EngineError as error:
+        print(f"{PROG}: {error.message}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough: nothing went wrong. Python would complain once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

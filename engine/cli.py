@@ -1,0 +1,222 @@
+"""Options of `python -m engine`, checked before torch is imported."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar, get_args
+
+from engine.errors import EngineError, OptionError
+from engine.events import Benchmark, DType, Evaluate, Generate, Request
+from engine.files import check_writable
+from engine.latency_plot import check_plot_path
+from engine.options import check_benchmark, check_threads, parse_counts
+
+PROG = "python -m engine"
+MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "run")
+RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
+"""What the assignment's `run` stands for: everything that it asks to be shown."""
+
+T = TypeVar("T")
+
+_EXAMPLES = """\
+modes
+  generate      continue a prompt, token by token, with the KV cache (or --no-cache)
+  evaluate      logits against the expected ones
+  kv_evaluate   the same with the cache, and cached against uncached
+  benchmark     latency with and without the cache, by prompt length
+  run           evaluate, kv_evaluate and benchmark
+
+exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusal is one sentence and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the usage."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options; exits with code 2 and one sentence if they cannot be used together."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.serve is not None and len(argv) > 1:
+        parser.error("serve takes no options: it reads requests from standard input")
+    if args.serve is None and args.mode is None:
+        parser.error("say what to do: serve, or --mode " + ", ".join(MODES))
+    if args.plot is not None and args.mode not in ("benchmark", "run"):
+        parser.error(f"--plot belongs to --mode benchmark, not {args.mode}")
+    return args
+
+
+def make_parser() -> Parser:
+    """All options of all modes."""
+    parser = Parser(
+        prog=PROG,
+        usage=f"{PROG} serve\n       {PROG} --mode MODE [OPTIONS]",
+        description="Runs decoder-only transformers with a KV cache.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("serve", nargs="?", choices=["serve"], help="answer JSON lines on stdin (the app's engine)")
+    _add_modes(parser)
+    _add_model_options(parser)
+    _add_generate_options(parser)
+    _add_benchmark_options(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
+    out.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    return parser
+
+
+def _add_modes(parser: Parser) -> None:
+    group = parser.add_argument_group("what to do").add_mutually_exclusive_group()
+    group.add_argument("--mode", type=_mode, metavar="MODE", help=" | ".join(MODES))
+    group.add_argument("--evaluate", action="store_const", const="evaluate", dest="mode")
+    group.add_argument("--kv-evaluate", "--kv_evaluate", action="store_const", const="kv_evaluate", dest="mode")
+    group.add_argument("--benchmark", action="store_const", const="benchmark", dest="mode")
+
+
+def _add_model_options(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights",
+        "--model_state_dict",
+        "--model-state-dict",
+        "--model",
+        metavar="FILE",
+        help=".pt, .safetensors or a model folder (default: the bundled model)",
+    )
+    group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    group = parser.add_argument_group("evaluate, kv_evaluate")
+    group.add_argument(
+        "--test_cases", "--test-cases", "--cases", dest="cases", metavar="FILE", help="JSON (default: the bundled)"
+    )
+    group.add_argument("--atol", type=float, metavar="X", help="largest absolute error that passes")
+
+
+def _add_generate_options(parser: Parser) -> None:
+    group = parser.add_argument_group("generate")
+    prompt = group.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 text")
+    prompt.add_argument("--prompt-ids", type=_reader(parse_counts), metavar="1,2,3")
+    group.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default 0: greedy")
+    group.add_argument("--top-k", type=int, metavar="N")
+    group.add_argument("--top-p", type=float, metavar="X")
+    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--no-cache", action="store_true", help="recompute everything for every token")
+    group.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=True, help="print tokens as they are made"
+    )
+    group.add_argument("--ids", action="store_true", help="print token ids instead of text")
+
+
+def _add_benchmark_options(parser: Parser) -> None:
+    group = parser.add_argument_group("benchmark")
+    group.add_argument(
+        "--lengths", type=_reader(parse_counts), default=(10, 50, 100, 500, 1000), metavar="10,50,100",
+        help="prompt lengths (default 10,50,100,500,1000)",
+    )  # fmt: skip
+    group.add_argument("--new-tokens", type=int, default=40, metavar="N", help="default 40")
+    group.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
+    group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs not counted (default 1)")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="latency against prompt length: .svg, .png, .txt")
+
+
+def requests(args: argparse.Namespace) -> list[Request]:
+    """The checked requests that the options stand for, in their order. Raises EngineError."""
+    check_threads(args.threads)
+    if args.output is not None:
+        check_writable(args.output)
+    if args.plot is not None:
+        check_plot_path(args.plot)
+        check_writable(args.plot, "plot")
+    modes = RUN_MODES if args.mode == "run" else (args.mode,)
+    return [_MAKERS[mode](args) for mode in modes]
+
+
+def _generate_request(args: argparse.Namespace) -> Generate:
+    prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
+    if prompt is None and args.prompt_ids is None:
+        raise OptionError("prompt", "there is no prompt: give --prompt, --prompt-file or --prompt-ids")
+    return Generate(
+        prompt=prompt,
+        prompt_ids=args.prompt_ids,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        use_cache=not args.no_cache,
+        model=args.weights,
+        dtype=args.dtype or "auto",
+        threads=args.threads,
+    )
+
+
+def _evaluate_request(args: argparse.Namespace) -> Evaluate:
+    return Evaluate(weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64")
+
+
+def _kv_evaluate_request(args: argparse.Namespace) -> Evaluate:
+    return Evaluate(
+        weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64", cached=True
+    )
+
+
+def _benchmark_request(args: argparse.Namespace) -> Benchmark:
+    request = Benchmark(
+        model=args.weights,
+        lengths=args.lengths,
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        dtype=args.dtype or "auto",
+        threads=args.threads,
+    )
+    check_benchmark(request)
+    return request
+
+
+_MAKERS: dict[str, Callable[[argparse.Namespace], Request]] = {
+    "generate": _generate_request,
+    "evaluate": _evaluate_request,
+    "kv_evaluate": _kv_evaluate_request,
+    "benchmark": _benchmark_request,
+}
+
+
+def read_prompt(path: Path) -> str:
+    """The text of a prompt file. Raises OptionError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError("prompt_file", f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise OptionError("prompt_file", f"cannot read {path}: it is not UTF-8 text") from None
+
+
+def _mode(text: str) -> str:
+    mode = text.replace("-", "_")
+    if mode not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no mode; the modes are {', '.join(MODES)}")
+    return mode
+
+
+def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read` for argparse: its refusal becomes the parser's sentence."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text)
+        except (ValueError, EngineError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert

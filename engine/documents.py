@@ -1,0 +1,70 @@
+"""The JSON documents of `generate`, `evaluate`, `kv-evaluate` and `benchmark`, made from the engine's events.
+
+One place, pure and without torch, so that `python -m engine` and `kvscope --no-tui` print the same. The keys
+are a contract with scripts; keys may be added at the end, never renamed.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from engine.events import BenchmarkResult, EvaluationResult, GenerationFinished
+from engine.timing import timing
+
+Document = dict[str, Any]
+
+
+def evaluation_document(result: EvaluationResult) -> Document:
+    """{"command": "evaluate" | "kv-evaluate", "weights", "dtype", "atol", "passed", "cases": [...]}.
+
+    Errors of a case are null where they were not measured or are not finite numbers.
+    """
+    return _plain(result)
+
+
+def benchmark_document(result: BenchmarkResult) -> Document:
+    """{"command": "benchmark", "model", "new_tokens", "rows", "machine", "repeats", "warmup", "notes"}.
+
+    All times are in seconds; `tpot_s` is null with one new token.
+    """
+    fields = _plain(result)
+    first = ("model", "new_tokens", "rows", "machine")
+    rest = [name for name in fields if name not in first]
+    return {"command": "benchmark", **{name: fields[name] for name in (*first, *rest)}}
+
+
+def generation_document(
+    finished: GenerationFinished, *, model: str, kv_cache_bytes_predicted: int | None = None
+) -> Document:
+    """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
+
+    `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. The predicted cache bytes are
+    the calculator's, which the engine does not know: null where nobody gave them.
+    """
+    rates = timing(finished.start_ns, finished.token_times_ns)
+    return {
+        "command": "generate",
+        "model": model,
+        "prompt_ids": list(finished.prompt_ids),
+        "ids": list(finished.ids),
+        "text": finished.text,
+        "finish_reason": finished.reason,
+        "ttft_s": rates.ttft_s,
+        "tpot_s": rates.tpot_s,
+        "tokens_per_s": rates.tokens_per_s,
+        "token_times_ns": [time_ns - finished.start_ns for time_ns in finished.token_times_ns],
+        "kv_cache_bytes": finished.kv_cache_bytes,
+        "kv_cache_bytes_predicted": kv_cache_bytes_predicted,
+    }
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """A document as indented JSON text without a final newline; standard JSON, so never NaN."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(record: msgspec.Struct) -> Document:
+    document: Document = msgspec.to_builtins(record)
+    return document
