@@ -8,8 +8,7 @@ import tokenizers
 from engine.errors import TokenizerError
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a longer character
-# No character takes more bytes than this, so a replacement character after as many tokens is here to stay.
-_MAX_HELD_TOKENS = 4
+_MAX_CHARACTER_BYTES = 4  # of UTF-8; a token that so many later ones did not complete never will be
 
 
 class Tokenizer:
@@ -63,11 +62,21 @@ class TextStream:
         """The text this token completes."""
         self._window.append(token_id)
         told, text = self._texts()
-        held = len(self._window) - self._n_told
-        if len(text) <= len(told) or (text.endswith(_UNFINISHED) and held < _MAX_HELD_TOKENS):
+        if len(text) <= len(told):
             return ""
+        if text.endswith(_UNFINISHED):
+            return self._give_up_one(told)
         self._window = self._window[self._n_told :]
         self._n_told = len(self._window)
+        return text[len(told) :]
+
+    def _give_up_one(self, told: str) -> str:
+        """Hold all back; but once a character would be too long, its first token is garbage: tell that."""
+        if len(self._window) - self._n_told < _MAX_CHARACTER_BYTES:
+            return ""
+        text = self._tokenizer.decode(self._window[: self._n_told + 1])
+        self._window = self._window[self._n_told :]
+        self._n_told = 1
         return text[len(told) :]
 
     def finish(self) -> str:

@@ -79,6 +79,6 @@ def test_an_empty_cache_is_refused(capacity: int, rows: int) -> None:
 
 
 def test_a_cache_beyond_memory_is_an_answer_not_a_crash() -> None:
-    with pytest.raises(OutOfMemory, match="a KV cache of .* bytes .* does not fit") as caught:
+    with pytest.raises(OutOfMemory, match=r"a KV cache of .* bytes .* does not fit") as caught:
         KVCache(llama_config(), 2**50)
     assert caught.value.kind == "memory"

@@ -58,11 +58,8 @@ def test_the_assignments_weights_and_cases_pass(dtype: str, atol: float | None, 
     assert all(r.passed for r in results)
     if dtype == "float64":  # all that is left is the rounding of the file to five decimals
         errors = [r.max_abs_error for r in results]
-        errors += (
-            [r.cache_max_abs_error for r in results] + [r.sequential_max_abs_error for r in results]
-            if cached
-            else []
-        )
+        if cached:
+            errors += [r.cache_max_abs_error for r in results] + [r.sequential_max_abs_error for r in results]
         assert all(e is not None and 4e-6 < e <= 5.0000001e-6 for e in errors)
 
 
