@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from calc.cli import COMMANDS, guarded
+from calc.errors import CalcError
 
 USAGE = f"usage: python -m calc {{{'|'.join(COMMANDS)}}} [OPTIONS]   (each has --help)"
 
@@ -13,15 +14,19 @@ USAGE = f"usage: python -m calc {{{'|'.join(COMMANDS)}}} [OPTIONS]   (each has -
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if words else 2
+    return guarded(lambda: _run(words), " ".join(["python -m calc", *words[:1]]))
+
+
+def _run(words: Sequence[str]) -> int:
+    if not words:
+        raise CalcError(f"which command? {USAGE}")
     name, *rest = words
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return 0
     if name not in COMMANDS:
-        print(f"python -m calc: unknown command {name!r}; {USAGE}", file=sys.stderr)
-        return 2
-    prog = f"python -m calc {name}"
-    return guarded(lambda: COMMANDS[name](rest, prog), prog)
+        raise CalcError(f"unknown command; {USAGE}")
+    return COMMANDS[name](rest, f"python -m calc {name}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -88,19 +88,20 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
     """The model of --model with the overrides put in. Raises CalcError."""
     from calc.sources import load_model
 
-    base = load_model(args.model or "llama-3-8b")
-    changes = {name: value for name in DIMENSIONS if (value := getattr(args, name)) is not None}
+    base = load_model(args.model if args.model is not None else "llama-3-8b")
+    given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
     if args.mlp is not None:
-        changes["mlp"] = Mlp(args.mlp)
-    if args.tied is not None:
-        changes["tied"] = args.tied
+        given["mlp"] = Mlp(args.mlp)
+    if "head_dim" not in given and base.head_dim * base.n_heads == base.hidden_size:
+        given["head_dim"] = derived_head_dim(
+            given.get("hidden_size", base.hidden_size), given.get("n_heads", base.n_heads)
+        )
+    changes = {name: value for name, value in given.items() if value != getattr(base, name)}
     if not changes:
         return base
-    if "head_dim" not in changes and {"n_heads", "hidden_size"} & changes.keys():
-        changes["head_dim"] = derived_head_dim(
-            changes.get("hidden_size", base.hidden_size), changes.get("n_heads", base.n_heads)
-        )
-    return replace(base, name=f"{base.name} (edited)", **changes)
+    if base.n_sliding_layers and "n_layers" in changes:
+        changes["n_sliding_layers"] = -(-base.n_sliding_layers * changes["n_layers"] // base.n_layers)
+    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", **changes)
 
 
 def derived_head_dim(hidden_size: int, n_heads: int) -> int:
@@ -160,7 +161,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
     if args.format == "json":
         from calc.documents import memory_document
 
-        return emit(args, json.dumps(memory_document(report), indent=1, ensure_ascii=False))
+        return emit_json(args, memory_document(report))
     from calc import tables
     from calc.notes import memory_notes
 
@@ -171,7 +172,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         tables.derivation_table(report.steps),
     ]
     heading = f"{report.study.model.name} on {report.study.device.name}, {report.study.context:,} tokens"
-    return emit(args, _printed(args.format, heading, parts, memory_notes(report)))
+    return emit_tables(args, heading, parts, memory_notes(report))
 
 
 def intensity_parser(prog: str) -> Parser:
@@ -219,7 +220,7 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
     if args.format == "json":
         from calc.documents import intensity_document
 
-        return emit(args, json.dumps(intensity_document(report), indent=1, ensure_ascii=False))
+        return emit_json(args, intensity_document(report))
     from calc import tables
     from calc.observations import intensity_observations
 
@@ -231,7 +232,7 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
         tables.context_table(report),
         tables.batch_table(report),
     ]
-    return emit(args, _printed(args.format, "Arithmetic intensity", parts, intensity_observations(report)))
+    return emit_tables(args, "Arithmetic intensity", parts, intensity_observations(report))
 
 
 def _catalog_parser(prog: str, what: str) -> Parser:
@@ -262,37 +263,69 @@ def run_devices(argv: Sequence[str], prog: str) -> int:
 def _emit_catalog(args: argparse.Namespace, table: Table) -> int:
     if args.format == "json":
         records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        return emit(args, json.dumps({"command": table.title.lower(), "schema": 1, "rows": records}, indent=1))
-    return emit(args, _printed(args.format, "", [table], ()))
+        return emit_json(args, {"command": table.title.lower(), "schema": 1, "rows": records})
+    return emit_tables(args, "", [table], ())
 
 
-def _printed(form: str, heading: str, parts: list[Table], sentences: Sequence[str]) -> str:
-    """The whole answer as text, Markdown or CSV (tables one after another, an empty line between)."""
-    from calc.render import as_csv, as_markdown, as_text
+def emit_json(args: argparse.Namespace, document: Mapping[str, object]) -> int:
+    """Print or write one JSON document, in ASCII where the terminal or pipe knows no more."""
+    ascii_only = args.output is None and not _encoding().startswith("utf")
+    return emit(args, json.dumps(document, indent=1, ensure_ascii=ascii_only))
+
+
+def emit_tables(args: argparse.Namespace, heading: str, parts: list[Table], sentences: Sequence[str]) -> int:
+    """Print or write tables, then sentences, in --format; text is fitted to the terminal if it goes to one."""
+    on_screen = args.output is None and sys.stdout is not None and sys.stdout.isatty()
+    return emit(args, rendered(args.format, heading, parts, sentences, on_screen=on_screen))
+
+
+def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[str], *, on_screen: bool = False) -> str:
+    """The answer as text, Markdown or CSV (tables one after another, an empty line between)."""
+    from calc.render import as_csv, as_markdown, as_sentences, as_text
 
     if form == "csv":
         return "\n\n".join(as_csv(table) for table in parts)
-    markdown = form == "md"
-    blocks = [as_markdown(table) if markdown else as_text(table) for table in parts]
-    if heading:
-        blocks.insert(0, f"## {heading}" if markdown else heading)
-    if sentences:
-        blocks.append("\n".join(f"{'-' if markdown else '·'} {sentence}" for sentence in sentences))
-    return "\n\n".join(blocks)
+    if form == "md":
+        blocks = [f"## {heading}", *map(as_markdown, parts), "\n".join(f"- {sentence}" for sentence in sentences)]
+    else:
+        width, styled = _screen() if on_screen else (None, False)
+        texts = (as_text(table, width=width, styled=styled) for table in parts)
+        blocks = [heading, *texts, as_sentences(sentences, width=width)]
+    return "\n\n".join(blocks[not heading : None if sentences else -1])
+
+
+def _screen() -> tuple[int, bool]:
+    """Columns of the terminal, and whether it wants bold and dim (https://no-color.org)."""
+    import os
+    import shutil
+
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return shutil.get_terminal_size().columns, not plain
+
+
+def _encoding() -> str:
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
 
 
 def emit(args: argparse.Namespace, text: str) -> int:
     """Print `text`, or write it to --output whole. Raises SourceError where the file cannot be written."""
+    from calc.errors import SourceError
+
     if args.output is None:
+        if sys.stdout is None:
+            raise SourceError("standard output is closed: there is nowhere to print to")
+        if not _encoding().startswith("utf"):
+            from calc.render import in_encoding
+
+            text = in_encoding(text, _encoding())
         print(text)
         return 0
-    from calc.errors import SourceError
     from calc.render import write_whole
 
     try:
         write_whole(args.output, text + "\n")
-    except OSError as error:
-        raise SourceError(f"cannot write {args.output}: {error.strerror or error}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SourceError(f"cannot write {args.output}: {getattr(error, 'strerror', None) or error}") from None
     if not args.quiet:
         print(f"wrote {args.output}", file=sys.stderr)
     return 0
@@ -307,19 +340,35 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
 
 
 def guarded(run: Callable[[], int], prog: str) -> int:
-    """Run a command; turn what users cause into one sentence and an exit code."""
-    import os
-
+    """Run a command; turn what users cause into one sentence and an exit code. Also where argparse stops."""
     try:
-        code = run()
-        sys.stdout.flush()
+        code = _exit_code(run)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except CalcError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader has seen enough: nothing went wrong. Python would complain once more on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has seen enough: nothing went wrong
+        _leave_stdout()
         return 0
+    except OSError as error:
+        message = f"cannot write the answer: {error.strerror or error}"
+        _leave_stdout()
+    print(f"{prog}: {message}", file=sys.stderr)
+    return 2
+
+
+def _exit_code(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _leave_stdout() -> None:
+    """Python flushes stdout once more on exit, and would complain again."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Table:
     """Headings and rows of text. `numeric` columns (by index) are aligned to the right.
 
-    `struck` rows (by index) are shown struck through: they are there to be seen as impossible.
+    `struck` rows (by index) are shown struck through: they are there to be seen as impossible. In a `chain` the
+    cells after the first are equal to one another (formula, numbers put in, result).
     """
 
     title: str
@@ -28,6 +29,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = field(default_factory=frozenset)
     struck: frozenset[int] = field(default_factory=frozenset)
+    chain: bool = False
 
 
 def _columns(first: int, last: int) -> frozenset[int]:
@@ -77,7 +79,16 @@ def tp_table(report: MemoryReport) -> Table:
     rows = tuple(_tp_cells(a, b) for a, b in zip(equal, whole, strict=True))
     return Table(
         title="Tensor parallelism",
-        columns=("TP", "Weights/GPU", "KV/request/GPU", "Batch", "Whole heads: weights", "KV", "Batch", "Remark"),
+        columns=(
+            "TP",
+            "Weights per GPU",
+            "KV/request per GPU",
+            "Batch",
+            "Whole heads: weights",
+            "Whole heads: KV",
+            "Whole heads: batch",
+            "Remark",
+        ),
         rows=rows,
         numeric=_columns(0, 6),
         struck=frozenset(i for i, row in enumerate(equal) if row.problem),
@@ -104,7 +115,7 @@ def term_value(term: Term) -> str:
 def derivation_table(terms: tuple[Term, ...], title: str = "Calculation") -> Table:
     """One row a step: what, formula, numbers put in, result with unit."""
     rows = tuple((t.name, t.formula, t.substituted, term_value(t)) for t in terms)
-    return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows)
+    return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows, chain=True)
 
 
 def step_table(cost: PhaseCost, title: str) -> Table:
