@@ -1,0 +1,286 @@
+"""A chart as data, and its drawing in characters. The only place that knows plotext.
+
+plotext 5 keeps one global figure, takes the logarithm of data in place (a second build fails) and limits sizes
+to the terminal it finds. So every drawing here has a figure of its own, is given logarithms ready made with
+ticks of our own, and is told its size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, isfinite, log10
+from typing import Any, Literal, TypeAlias
+
+Marker: TypeAlias = Literal["braille", "hd", "dot"]
+MARKERS: tuple[Marker, ...] = ("braille", "hd", "dot")
+Rgb: TypeAlias = tuple[int, int, int]
+
+MIN_WIDTH, MIN_HEIGHT = 30, 8
+TICK_COLUMNS, TICK_ROWS = 8, 3
+"""Room a tick label needs, so that labels never touch."""
+PLAIN_SYMBOLS = {"●": "o", "○": "0", "×": "x", "+": "+", "◆": "*", "╌": "-", "┄": "."}
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Colours:
+    """Colours of a drawing, red green blue. `series` are taken in turn."""
+
+    axes: Rgb
+    text: Rgb
+    line: Rgb
+    series: tuple[Rgb, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A line through `points` (x, y). `symbol` marks each point, so that no series depends on its colour.
+
+    `colour` is an index into `Colours.series`; `joined` False draws the points alone.
+    """
+
+    label: str
+    symbol: str
+    points: tuple[tuple[float, float], ...]
+    colour: int = 0
+    joined: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A horizontal line at `value` with its meaning: a limit, a ridge, a median."""
+
+    label: str
+    value: float
+    symbol: str = "╌"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """An axis: its title with the unit, and whether it is logarithmic. `tick` writes a value of the axis."""
+
+    title: str
+    log: bool = False
+    tick: Callable[[float], str] = field(default=lambda value: f"{value:,.10g}")
+    doubling: bool = False
+    from_zero: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """What a plot shows, before it has a size. `notes` say what could not be drawn, such as a level off the scale."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    levels: tuple[Level, ...] = ()
+    notes: tuple[str, ...] = ()
+    empty: str = "nothing to plot yet"
+
+
+def draw(
+    chart: Chart, *, width: int, height: int, marker: Marker = "braille", colours: Colours | None = None
+) -> str:
+    """The chart in `width` x `height` characters with ANSI colours; without any when `colours` is None.
+
+    Below 30 x 8 characters, or without points, the answer is one short line of text.
+    """
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
+        return _clip(f"{chart.title}: a plot needs {MIN_WIDTH} x {MIN_HEIGHT} characters", width)
+    if not any(series.points for series in chart.series):
+        return f"{_clip(chart.title, width)}\n\n{_clip(chart.empty, width)}"
+    head = _head(chart, width=width, height=height, marker=marker, colours=colours)
+    body = _body(chart, width=width, height=height - len(head), marker=marker, colours=colours)
+    text = "\n".join([*head, *body])
+    return text if colours is not None else _ESCAPE.sub("", text)
+
+
+def plain(text: str) -> str:
+    """`text` without colours."""
+    return _ESCAPE.sub("", text)
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+# The lines above the axes: title, notes, legend
+
+
+def _head(
+    chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None
+) -> list[str]:
+    """Title, one note at most, the y title and the legend over as many lines as there is room for."""
+    title = chart.title
+    if chart.notes:
+        joined = f"{title} · {chart.notes[0]}"
+        title = joined if len(joined) <= width else title
+    lines = [f"\x1b[1m{_clip(title, width)}\x1b[0m"]
+    if chart.notes and title == chart.title and height >= MIN_HEIGHT + 3:
+        lines.append(_clip(chart.notes[0], width))
+    entries = [(f"{chart.y.title} ↑", None)]
+    entries += [(f"{_symbol(s.symbol, marker)} {s.label}", _series_colour(s, colours)) for s in chart.series]
+    entries += [(f"{_symbol(v.symbol, marker) * 2} {v.label}", colours.line if colours else None) for v in chart.levels]
+    room = max(1, min(4, (height - MIN_HEIGHT) // 3 + 1))
+    return lines + _flow(entries, width=width, room=room)
+
+
+def _flow(entries: Sequence[tuple[str, Rgb | None]], *, width: int, room: int) -> list[str]:
+    """Entries on lines of `width`, two spaces apart; what does not fit in `room` lines is left out."""
+    lines, used = [""], 0
+    for text, colour in entries:
+        shown = _clip(text, width)
+        gap = 2 if used else 0
+        if used + gap + len(shown) > width:
+            if len(lines) == room:
+                break
+            lines.append("")
+            used, gap = 0, 0
+        lines[-1] += " " * gap + _coloured(shown, colour)
+        used += gap + len(shown)
+    return lines
+
+
+def _coloured(text: str, colour: Rgb | None) -> str:
+    return text if colour is None else "\x1b[38;2;{};{};{}m".format(*colour) + text + "\x1b[0m"
+
+
+def _series_colour(series: Series, colours: Colours | None) -> Rgb | None:
+    return colours.series[series.colour % len(colours.series)] if colours else None
+
+
+def _symbol(symbol: str, marker: Marker) -> str:
+    return PLAIN_SYMBOLS.get(symbol, symbol) if marker == "dot" else symbol
+
+
+# The axes
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Where values go: `place` maps them to what plotext gets; `low` and `high` are places."""
+
+    low: float
+    high: float
+    log: bool
+
+    def place(self, value: float) -> float:
+        return log10(value) if self.log else value
+
+    def holds(self, value: float) -> bool:
+        return (not self.log or value > 0) and self.low - 1e-9 <= self.place(value) <= self.high + 1e-9
+
+
+def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
+    kept = [v for v in values if isfinite(v) and (not axis.log or v > 0)] or [1.0]
+    low, high = min(kept), max(kept)
+    if axis.log:
+        return _Scale(log10(low), max(log10(high), log10(low) + 0.01), True)
+    if axis.from_zero:
+        low, high = min(0.0, low), high + 0.05 * abs(high)
+    if high <= low:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    return _Scale(low, high, False)
+
+
+def ticks(scale: _Scale, *, count: int, doubling: bool = False) -> list[float]:
+    """At most `count` round values inside `scale`: decades or doublings on a logarithmic one, else 1, 2, 5 steps."""
+    count = max(2, count)
+    if scale.log and doubling:
+        return _powers(scale, base=2, count=count)
+    if scale.log:
+        return _decades(scale, count=count)
+    return _steps(scale.low, scale.high, count=count)
+
+
+def _powers(scale: _Scale, *, base: float, count: int) -> list[float]:
+    step = log10(base)
+    first, last = ceil(scale.low / step - 1e-9), floor(scale.high / step + 1e-9)
+    stride = max(1, ceil((last - first + 1) / count))
+    return [float(base) ** k for k in range(first, last + 1, stride)]
+
+
+def _decades(scale: _Scale, *, count: int) -> list[float]:
+    """1, 2, 5 of each decade where there is room; 1 and 3; 1 alone; fewer decades."""
+    first, last = floor(scale.low), ceil(scale.high)
+    for mantissas in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+        values = [m * 10.0**k for k in range(first, last + 1) for m in mantissas]
+        found = [v for v in values if scale.holds(v)]
+        if len(found) <= count:
+            return found if len(found) > 1 else _steps(10**scale.low, 10**scale.high, count=min(count, 4))
+    return _powers(scale, base=10, count=count)
+
+
+def _steps(low: float, high: float, *, count: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / max(1, count - 1)
+    unit = 10.0 ** floor(log10(rough))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * (1 - 1e-9))
+    first, last = ceil(low / step - 1e-9), floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+# The drawing
+
+
+def _body(
+    chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None
+) -> list[str]:
+    from plotext._figure import _figure_class
+
+    xs = [x for s in chart.series for x, _ in s.points]
+    ys = [y for s in chart.series for _, y in s.points] + [v.value for v in chart.levels]
+    x, y = _scale(chart.x, xs), _scale(chart.y, ys)
+    figure = _figure_class()
+    figure._limit_size(False, False)
+    figure.plot_size(width, height)
+    figure.theme("clear")
+    if colours is not None:
+        figure.ticks_color(colours.axes)
+    figure.xaxes(True, False)
+    figure.yaxes(True, False)
+    figure.xlim(x.low, x.high)
+    figure.ylim(y.low, y.high)
+    _set_ticks(chart, figure, x, y, size=(width, height))
+    figure.xlabel(_clip(chart.x.title + " →", width - 2))
+    _add_levels(chart, figure, x, y, marker=marker, colours=colours)
+    _add_series(chart, figure, x, y, marker=marker, colours=colours)
+    return str(figure.build()).rstrip("\n").split("\n")
+
+
+def _set_ticks(chart: Chart, figure: Any, x: _Scale, y: _Scale, *, size: tuple[int, int]) -> None:
+    width, height = size
+    rows = ticks(y, count=(height - 3) // TICK_ROWS + 1, doubling=chart.y.doubling)
+    columns = ticks(x, count=(width - 8) // TICK_COLUMNS, doubling=chart.x.doubling)
+    figure.yticks([y.place(v) for v in rows], [chart.y.tick(v) for v in rows])
+    figure.xticks([x.place(v) for v in columns], [chart.x.tick(v) for v in columns])
+
+
+def _add_levels(
+    chart: Chart, figure: Any, x: _Scale, y: _Scale, *, marker: Marker, colours: Colours | None
+) -> None:
+    for level in chart.levels:
+        at = y.place(level.value)
+        symbol = _symbol(level.symbol, marker)
+        figure.plot([x.low, x.high], [at, at], marker=symbol, color=colours.line if colours else None)
+
+
+def _add_series(
+    chart: Chart, figure: Any, x: _Scale, y: _Scale, *, marker: Marker, colours: Colours | None
+) -> None:
+    """Lines first, then the symbols over them, so that a line never hides a point."""
+    for joined in (True, False):
+        for series in chart.series:
+            points = [(x.place(a), y.place(b)) for a, b in series.points if x.holds(a) and y.holds(b)]
+            if not points or (joined and not series.joined):
+                continue
+            along, up = [p[0] for p in points], [p[1] for p in points]
+            colour = _series_colour(series, colours)
+            line = "·" if marker == "dot" else marker
+            if joined:
+                figure.plot(along, up, marker=line, color=colour)
+            elif series.symbol.strip():
+                figure.scatter(along, up, marker=_symbol(series.symbol, marker), color=colour)

@@ -1,0 +1,128 @@
+"""Evaluation and benchmark results as tables and as text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log10
+
+from calc.tables import Table
+from calc.units import format_bytes_exact, format_count, format_duration_s
+from engine.events import BenchmarkRow, CaseResult, Machine
+
+PASSED, FAILED = "✓", "✗"
+ERROR_FLOOR = 1e-16
+"""Where the logarithmic error bar begins: nothing computed in float64 agrees better."""
+
+
+def error_text(value: float | None) -> str:
+    """An error as it is written; a dash where the check was not run."""
+    return "–" if value is None else f"{value:.1e}"
+
+
+def worst_error(case: CaseResult) -> float | None:
+    """The largest error of a case over all checks that ran."""
+    errors = (case.max_abs_error, case.cache_max_abs_error, case.sequential_max_abs_error, case.chunked_max_abs_error)
+    return max((e for e in errors if e is not None), default=None)
+
+
+def error_bar(value: float | None, *, atol: float, width: int) -> str:
+    """How far an error reaches towards the tolerance, on a logarithmic scale: ``▐`` is the tolerance itself."""
+    limit = max(4, width - 1)
+    if value is None:
+        return " " * limit + "▐"
+    span = log10(atol / ERROR_FLOOR) if atol > ERROR_FLOOR else 1.0
+    share = log10(max(value, ERROR_FLOOR) / ERROR_FLOOR) / span
+    if value > atol:
+        return "━" * limit + "▐▶"
+    filled = min(limit, max(0, round(share * limit)))
+    return "━" * filled + "┄" * (limit - filled) + "▐"
+
+
+def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float | None = None, bar: int = 16) -> Table:
+    """A row a case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
+    checks: tuple[tuple[str, str], ...] = (("max error", "max_abs_error"),)
+    if cached:
+        checks += (
+            ("cached", "cache_max_abs_error"),
+            ("one by one", "sequential_max_abs_error"),
+            ("in chunks", "chunked_max_abs_error"),
+        )
+    columns = ("", "Case", "Tokens", *(name for name, _ in checks))
+    rows = []
+    for case in cases:
+        row = [
+            f"{PASSED} pass" if case.passed else f"{FAILED} FAIL",
+            format_count(case.case),
+            format_count(case.prompt_tokens),
+            *(error_text(getattr(case, key)) for _, key in checks),
+        ]
+        if atol is not None:
+            row.append(error_bar(worst_error(case), atol=atol, width=bar))
+        rows.append(tuple(row))
+    if atol is not None:
+        columns = (*columns, f"to {atol:g} (log)")
+    return Table(
+        title="kv-evaluate" if cached else "evaluate",
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(range(1, 3 + len(checks))),
+    )
+
+
+def verdict(cases: Sequence[CaseResult], *, atol: float | None, total: int | None = None) -> str:
+    """``✓ 5 of 5 cases pass; the worst error is 3.1e-12, 1/32,000 of the tolerance 1e-04``."""
+    passed = sum(case.passed for case in cases)
+    mark = PASSED if cases and passed == len(cases) else FAILED
+    worst = max((e for case in cases if (e := worst_error(case)) is not None), default=None)
+    text = f"{mark} {passed} of {total or len(cases)} cases pass"
+    if worst is None:
+        return text
+    text += f"; the worst error is {worst:.1e}"
+    return text if atol is None else f"{text}, the tolerance {atol:g}"
+
+
+def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Table:
+    """A row a prompt length: both arms with their spread, the speedup, prefill and time a token."""
+    return Table(
+        title="Latency sweep" + (f", {new_tokens} new tokens" if new_tokens else ""),
+        columns=("Prompt", "● With cache", "min–max", "● Without", "min–max", "Speedup", "Prefill", "TPOT", "KV cache"),
+        rows=tuple(_benchmark_cells(row) for row in rows),
+        numeric=frozenset(range(9)),
+    )
+
+
+def short_benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Table:
+    """The same without spread and bytes, for a narrow screen."""
+    full = benchmark_table(rows, new_tokens=new_tokens)
+    kept = (0, 1, 3, 5, 6, 7)
+    return Table(
+        title=full.title,
+        columns=tuple(full.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in full.rows),
+        numeric=frozenset(range(6)),
+    )
+
+
+def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:
+    def spread(low: float, high: float) -> str:
+        return f"{format_duration_s(low)}–{format_duration_s(high)}"
+
+    return (
+        format_count(row.prompt_tokens),
+        format_duration_s(row.with_cache_s),
+        spread(row.with_cache_min_s, row.with_cache_max_s),
+        format_duration_s(row.without_cache_s),
+        spread(row.without_cache_min_s, row.without_cache_max_s),
+        f"{row.speedup:.2f}x",
+        format_duration_s(row.prefill_s),
+        "–" if row.tpot_s is None else format_duration_s(row.tpot_s),
+        format_bytes_exact(row.kv_cache_bytes),
+    )
+
+
+def machine_text(machine: Machine) -> str:
+    """Where it was measured, in a line."""
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads · {machine.device} {machine.dtype} · "
+        f"torch {machine.torch}, Python {machine.python}, {machine.system}"
+    )

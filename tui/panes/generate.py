@@ -1,0 +1,379 @@
+"""The Generate tab: a prompt, its continuation as it is made, and what that costs, measured beside predicted."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message
+from textual.widgets import Button, Input, Label, Static, TextArea
+
+from calc.render import as_markdown
+from calc.tables import Table
+from engine.errors import EngineError
+from engine.events import Event, Generate
+from tui.cache_view import Pair, cache_text, comparison_table, meter_text, run_table
+from tui.chart import draw
+from tui.engine_link import EngineChanged, EngineStatus, Phase, engine_of
+from tui.pane import Pane
+from tui.plots import latency_chart
+from tui.run import Run
+from tui.sampling_form import (
+    read_ids,
+    read_new_tokens,
+    read_path,
+    read_seed,
+    read_temperature,
+    read_top_k,
+    read_top_p,
+)
+from tui.state import Analysis, AppState
+from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.option import Option
+from tui.widgets.plot import PlotView
+from tui.widgets.table_view import TableView
+from tui.widgets.token_stream import TokenStream
+
+DEFAULT_PROMPT = "Shall I compare thee"
+LEAST_REFRESH_S = 0.2
+COST_SHARE = 20
+"""Numbers and plot are drawn again after at least this many times what drawing them took."""
+ID_FILES = (".pt", ".pth")
+"""Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
+
+
+class Prompt(TextArea):
+    """The prompt: Enter sends it, Ctrl+J or Shift+Enter begins a new line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "send", "generate", priority=False),
+        Binding("ctrl+j,shift+enter", "newline", "new line", show=False),
+    ]
+
+    class Sent(Message):
+        """Enter was pressed."""
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Sent())
+        elif event.key in ("ctrl+j", "shift+enter"):
+            event.stop()
+            event.prevent_default()
+            self.insert("\n")
+        else:
+            await super()._on_key(event)
+
+
+class GeneratePane(Pane):
+    """Runs one generation at a time; a stopped run keeps its text and numbers."""
+
+    TITLE: ClassVar[str] = "Generate"
+    HELP: ClassVar[str] = (
+        "A real model continues your prompt in the engine process.\n\n"
+        "Enter sends · Ctrl+J a new line · Esc stops · c turns the cache on or off (outside a text field) · "
+        "p next page on a narrow screen.\n\n"
+        "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
+        "token after it. Token ids: write ids: 1, 2, 3 as the prompt (a model without a tokenizer takes only those).\n\n"
+        "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
+        "Model: a .pt or .safetensors file or a Hugging Face folder; blank is the bundled two-layer model."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "stop", tooltip="Stop the run; its text and numbers stay"),
+        Binding("c", "toggle_cache", "cache on/off", tooltip="Generate with or without the KV cache"),
+        Binding("p", "next_page", "next page", tooltip="Text or numbers, on a narrow screen"),
+    ]
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, classes=classes)
+        self.run: Run | None = None
+        self.pair = Pair()
+        self._request_id: int | None = None
+        self._seen = False
+        self._due_s = 0.0
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="generate-main"):
+            with Vertical(id="generate-left"):
+                yield TokenStream(id="stream")
+                yield Label("", id="generate-status", markup=False)
+                with Horizontal(id="generate-options"):
+                    yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
+                    yield Option("new tokens", read_new_tokens, text="64", width=8, id="option-new")
+                    yield Option("temperature", read_temperature, text="0", width=6, id="option-temperature")
+                    yield Option("top-k", read_top_k, placeholder="off", width=6, id="option-top-k")
+                    yield Option("top-p", read_top_p, placeholder="off", width=6, id="option-top-p")
+                    yield Option("seed", read_seed, placeholder="new", width=8, id="option-seed")
+                    yield ChoiceDial(
+                        "dtype", ["auto", "float32", "bfloat16", "float16", "float64"], "auto", id="dial-dtype"
+                    )
+                    yield Option("model", read_path, placeholder="bundled", width=24, id="option-model")
+                with Horizontal(id="generate-prompt"):
+                    yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
+                    yield Button("generate", id="send", compact=True)
+            with VerticalScroll(id="generate-right", can_focus=False):
+                yield Static(id="meter", markup=False)
+                yield PlotView(latency_chart(None, ()), id="plot-latency")
+                yield Static(id="cache", markup=False)
+                yield TableView(id="comparison")
+
+    def on_mount(self) -> None:
+        self._refresh_numbers()
+        self._say(self._idle_line())
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """Nothing here depends on the study; a new marker or theme redraws the plot."""
+        self.query_one(PlotView).refresh()
+
+    # --- sending ------------------------------------------------------------------------------------------
+
+    def on_prompt_sent(self, message: Prompt.Sent) -> None:
+        """Enter in the prompt."""
+        message.stop()
+        self.send()
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        """Enter in an option."""
+        message.stop()
+        self.send()
+
+    def on_button_pressed(self, message: Button.Pressed) -> None:
+        """The button generates, or stops what it started."""
+        message.stop()
+        if self.running:
+            self.action_stop()
+        else:
+            self.send()
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way."""
+        return self.run is not None and not self.run.over
+
+    def send(self) -> None:
+        """Generate with the prompt and options as they are."""
+        if self.running:
+            self._say("a run is under way: Esc stops it")
+            return
+        request = self._request()
+        if isinstance(request, str):
+            self._say(f"✗ {request}", problem=True)
+            return
+        self.run = Run(request, model=self._known_model(request))
+        stream = self.query_one(TokenStream)
+        stream.clear()
+        try:
+            self._request_id = engine_of(self.app).submit(request, self._on_events)
+        except EngineError as error:
+            self.run.problem = error.message
+        self._after_events()
+
+    def _request(self) -> Generate | str:
+        """The request the form stands for, or what is wrong with it."""
+        options = {option.id: option for option in self.query(Option)}
+        for option in options.values():
+            if option.problem:
+                return option.problem
+        values = {name: option.value for name, option in options.items()}
+        text = self.query_one(Prompt).text
+        if not text.strip():
+            return "the prompt is empty: write some text, or token ids as in ids: 1, 2, 3"
+        ids = read_ids(text) if self._takes_ids(text, values["option-model"]) else None
+        return Generate(
+            prompt=text if ids is None else None,
+            prompt_ids=ids,
+            max_new_tokens=values["option-new"],
+            temperature=values["option-temperature"],
+            top_k=values["option-top-k"],
+            top_p=values["option-top-p"],
+            seed=values["option-seed"],
+            use_cache=self.cache_on,
+            model=values["option-model"],
+            dtype=self.query_one("#dial-dtype", ChoiceDial).value,  # type: ignore[arg-type]
+        )
+
+    def _takes_ids(self, text: str, model: str | None) -> bool:
+        if text.lstrip().lower().startswith("ids"):
+            return True
+        known = engine_of(self.app).status.model
+        return model is not None and (
+            model.endswith(ID_FILES) or (known is not None and known.path == model and not known.has_tokenizer)
+        )
+
+    def _known_model(self, request: Generate) -> object:
+        """The engine sends `Loaded` only when it has to load, so the model it holds is ours until it says so."""
+        return engine_of(self.app).status.model
+
+    @property
+    def cache_on(self) -> bool:
+        """Whether the next run uses the cache."""
+        return self.query_one("#dial-cache", ChoiceDial).value == "on"
+
+    # --- a run's events -----------------------------------------------------------------------------------
+
+    def _on_events(self, batch: Sequence[Event]) -> None:
+        """A tick's events of our request: take them all, then draw once."""
+        if self.run is None:
+            return
+        started = self.run.start_ns
+        self.run.feed(batch)
+        if started is None and self.run.start_ns is not None:
+            self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
+        if self.run.over:
+            self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair
+        self._after_events()
+
+    def _after_events(self) -> None:
+        run = self.run
+        if run is None:
+            return
+        if self._seen:
+            self.query_one(TokenStream).write(run.take_text())
+        if run.over:
+            self.query_one(TokenStream).write(run.take_text())
+            self.query_one(TokenStream).write(f"\n\n— {run.outcome} —", "note")
+            self._request_id = None
+        if run.over or (self._seen and time.monotonic() >= self._due_s):
+            self._refresh_numbers()
+        button = self.query_one("#send", Button)
+        button.label = "stop" if self.running else "generate"
+        self._say(self._idle_line(), problem=run.problem is not None)
+
+    def _refresh_numbers(self) -> None:
+        """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
+        began = time.monotonic()
+        run = self.run
+        right = self.query_one("#generate-right")
+        self.query_one("#meter", Static).update(meter_text(run))
+        times = run.times_ns if run else []
+        self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
+        self.query_one("#cache", Static).update(cache_text(run, width=max(30, right.size.width - 4)))
+        table = self.query_one("#comparison", TableView)
+        table.display = self.pair != Pair()
+        table.show(comparison_table(self.pair))
+        spent = time.monotonic() - began
+        self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
+
+    def on_show(self) -> None:
+        """Back on screen: catch up with what came meanwhile."""
+        self._seen = True
+        if self.run is not None:
+            self.query_one(TokenStream).write(self.run.take_text())
+        self._refresh_numbers()
+
+    def on_hide(self) -> None:
+        """Off the screen: keep the data, paint nothing."""
+        self._seen = False
+
+    # --- state in words -----------------------------------------------------------------------------------
+
+    def engine_changed(self, status: EngineStatus) -> None:
+        """The engine has another status (see `EngineChanged`)."""
+        if not self.running or status.phase in (Phase.STARTING, Phase.LOADING):
+            self._say(self._idle_line())
+
+    def on_engine_changed(self, message: EngineChanged) -> None:
+        """For apps that pass the message on."""
+        self.engine_changed(message.status)
+
+    def _idle_line(self) -> str:
+        run = self.run
+        if run is None:
+            return "Enter generates" + (" with the cache" if self.cache_on else " without the cache")
+        if run.problem is not None:
+            return f"✗ {run.problem}"
+        if run.over:
+            return f"{len(run.ids):,} tokens · {run.outcome}"
+        if run.start_ns is None:
+            return f"waiting for the engine ({engine_of(self.app).status.line})"
+        return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · Esc stops"
+
+    def _say(self, text: str, *, problem: bool = False) -> None:
+        label = self.query_one("#generate-status", Label)
+        label.update(text)
+        label.set_class(problem or text.startswith("✗"), "-problem")
+
+    def on_option_edited(self, message: Option.Edited) -> None:
+        """Say at once what is wrong with an option."""
+        message.stop()
+        problem = next((option.problem for option in self.query(Option) if option.problem), "")
+        self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
+
+    def on_dial_changed(self, message: Dial.Changed) -> None:
+        """The cache or the dtype for the next run."""
+        message.stop()
+        if not self.running:
+            self._say(self._idle_line())
+
+    # --- actions ------------------------------------------------------------------------------------------
+
+    def action_stop(self) -> None:
+        """Stop the run; the engine answers with what it made so far."""
+        engine_of(self.app).cancel(self._request_id)
+
+    def action_toggle_cache(self) -> None:
+        """With or without the cache, from the next run on."""
+        self.query_one("#dial-cache", ChoiceDial).action_turn(1)
+
+    def action_next_page(self) -> None:
+        """On a narrow screen: the text, or the numbers."""
+        self.toggle_class("-numbers")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Stop only what runs; pages exist on narrow screens only."""
+        if action == "stop":
+            return self.running
+        if action == "next_page":
+            return not self.screen.has_class("-wide", "-ultra")
+        return True
+
+    # --- documents ----------------------------------------------------------------------------------------
+
+    def tables(self) -> tuple[Table, ...]:
+        """The run, and both ways compared."""
+        if self.run is None:
+            return ()
+        return (run_table(self.run), comparison_table(self.pair))
+
+    def export_markdown(self) -> str:
+        """The run: numbers, prompt and text, latency plot."""
+        if self.run is None:
+            return "# Generation\n\nNothing has been generated yet.\n"
+        run = self.run
+        plot = draw(latency_chart(run.start_ns, run.times_ns), width=96, height=20)
+        parts = [as_markdown(table) for table in self.tables()]
+        text = f"### Text\n\n```text\n{self.query_one(TokenStream).text}\n```"
+        return "\n\n".join(["# Generation", *parts, f"```text\n{plot}\n```", text]) + "\n"
+
+    def command_line(self) -> str:
+        """``kvscope generate …`` with the options of the form (or of the last run where the form is invalid)."""
+        request = self._request()
+        if isinstance(request, str):
+            request = self.run.request if self.run else Generate(prompt=self.query_one(Prompt).text)
+        return shlex.join(["kvscope", "generate", *generate_options(request)])
+
+
+def generate_options(request: Generate) -> list[str]:
+    """The command line's options for a request; defaults are left out."""
+    options = []
+    for flag, value, default in (
+        ("--model", request.model, None),
+        ("--prompt", request.prompt, None),
+        ("--prompt-ids", ",".join(map(str, request.prompt_ids)) if request.prompt_ids else None, None),
+        ("--max-new-tokens", request.max_new_tokens, None),
+        ("--temperature", request.temperature, 0.0),
+        ("--top-k", request.top_k, None),
+        ("--top-p", request.top_p, None),
+        ("--seed", request.seed, None),
+        ("--dtype", request.dtype, "auto"),
+    ):
+        if value != default:
+            options += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return options if request.use_cache else [*options, "--no-cache"]

@@ -1,0 +1,218 @@
+"""The Intensity tab: how many FLOPs a byte of attention, in prefill and in decode, and what follows from it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Label, Static
+
+from calc.attention import Attention
+from calc.intensity import IntensityReport
+from calc.observations import intensity_observations
+from calc.render import as_markdown
+from calc.tables import Table, batch_table, context_table, formula_table, step_table
+from tui.chart import draw
+from tui.pane import Pane, StateEdited
+from tui.plots import decode_chart, prefill_chart
+from tui.state import Analysis, AppState
+from tui.widgets.dial import ChoiceDial, Dial, NumberDial
+from tui.widgets.plot import PlotView
+from tui.widgets.table_view import TableView
+
+PAGES = ("prefill plot", "decode plot", "calculation", "sweeps", "observations")
+EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
+
+
+class IntensityPane(Pane):
+    """Two plots, the step tables whose sums are the totals, the formulas, and sentences about them."""
+
+    TITLE: ClassVar[str] = "Intensity"
+    HELP: ClassVar[str] = (
+        "Arithmetic intensity: FLOPs of attention over the bytes it moves through device memory, for one KV head.\n\n"
+        "↑ ↓ choose what to change · ← → halve or double it · type a number (1024, 8k, 8Ki) and Enter · "
+        "f standard or FlashAttention · x with or without the softmax's FLOPs · p next page on a narrow screen.\n\n"
+        "N is the context in tokens, d the head dimension. A dashed line is the limit as N grows; a dotted one the "
+        "device's ridge: below it, memory bandwidth is the limit."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f", "toggle_attention", "standard/flash", tooltip="Switch between Algorithm 0 and FlashAttention"),
+        Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count the softmax as 5 FLOPs an element, or not"),
+        Binding("p", "next_page", "next page", tooltip="Show the next plot or table"),
+        Binding("up", "previous_dial", "choose", show=False),
+        Binding("down", "next_dial", "choose", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, classes=classes)
+        self._state: AppState | None = None
+        self._report: IntensityReport | None = None
+        self._page = 0
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="intensity-dials"):
+            yield NumberDial("N", 1024, unit="tokens", help="Context length N, tokens attended to", id="dial-n")
+            yield NumberDial("d", 128, maximum=2**16, unit="", help="Head dimension d", id="dial-d")
+            yield ChoiceDial(
+                "attention",
+                [str(kind) for kind in Attention],
+                str(Attention.STANDARD),
+                help="standard writes S and P to device memory, flash keeps them on the chip",
+                id="dial-attention",
+            )
+            yield ChoiceDial("softmax", ["5", "0"], "5", unit="FLOP", help="FLOPs an element of S", id="dial-softmax")
+        yield Label("", id="intensity-problem")
+        with VerticalScroll(id="intensity-body", can_focus=False):
+            with Horizontal(id="intensity-plots"):
+                yield PlotView(id="plot-prefill", classes="page-0")
+                yield PlotView(id="plot-decode", classes="page-1")
+            with Horizontal(id="intensity-texts"):
+                with Vertical(id="intensity-tables", classes="page-2"):
+                    yield TableView(id="steps-prefill")
+                    yield TableView(id="steps-decode")
+                    yield TableView(id="formulas")
+                with Vertical(id="intensity-sweeps", classes="page-3"):
+                    yield TableView(id="by-context")
+                    yield TableView(id="by-batch")
+                yield Static(id="observations", classes="page-4", markup=False)
+
+    def on_mount(self) -> None:
+        self._show_page(0)
+
+    # --- what is shown ------------------------------------------------------------------------------------
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """Show the study of `state`."""
+        self._state, self._report = state, analysis.intensity
+        self.query_one("#dial-n", NumberDial).value = state.attention_context
+        self.query_one("#dial-d", NumberDial).value = state.attention_head_dim
+        self.query_one("#dial-attention", ChoiceDial).value = str(state.attention)
+        self.query_one("#dial-softmax", ChoiceDial).value = str(state.softmax_flops)
+        report = analysis.intensity
+        self.query_one("#plot-prefill", PlotView).show(prefill_chart(report))
+        self.query_one("#plot-decode", PlotView).show(decode_chart(report))
+        for name, table in zip(_TABLE_IDS, report_tables(report), strict=True):
+            self.query_one(f"#{name}", TableView).show(table)
+        self.query_one("#observations", Static).update("\n\n".join(intensity_observations(report)))
+
+    def tables(self) -> tuple[Table, ...]:
+        """The step tables, formulas and sweeps."""
+        return report_tables(self._report) if self._report else ()
+
+    # --- editing ------------------------------------------------------------------------------------------
+
+    def on_dial_changed(self, message: Dial.Changed) -> None:
+        """A dial was turned: propose the state it stands for."""
+        message.stop()
+        self._propose()
+
+    def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
+        """Say at once what is wrong with what is being typed."""
+        message.stop()
+        label = self.query_one("#intensity-problem", Label)
+        label.update(f"✗ {message.dial.problem}" if message.dial.problem else "")
+        label.display = bool(message.dial.problem)
+
+    def _propose(self) -> None:
+        if self._state is None:
+            return
+        state = replace(
+            self._state,
+            attention=Attention(self.query_one("#dial-attention", ChoiceDial).value),
+            attention_context=self.query_one("#dial-n", NumberDial).value,
+            attention_head_dim=self.query_one("#dial-d", NumberDial).value,
+            softmax_flops=int(self.query_one("#dial-softmax", ChoiceDial).value),
+        )
+        if state != self._state:
+            self.post_message(StateEdited(state))
+
+    def action_toggle_attention(self) -> None:
+        """Standard or FlashAttention."""
+        self.query_one("#dial-attention", ChoiceDial).action_turn(1)
+
+    def action_toggle_softmax(self) -> None:
+        """Count the softmax's FLOPs, or not."""
+        self.query_one("#dial-softmax", ChoiceDial).action_turn(1)
+
+    def action_previous_dial(self) -> None:
+        """Focus the dial before."""
+        self._focus_dial(-1)
+
+    def action_next_dial(self) -> None:
+        """Focus the dial after."""
+        self._focus_dial(1)
+
+    def _focus_dial(self, by: int) -> None:
+        dials = list(self.query(Dial))
+        focused = self.screen.focused
+        at = dials.index(focused) if isinstance(focused, Dial) and focused in dials else -1
+        dials[(at + by) % len(dials)].focus()
+
+    # --- pages of a narrow screen -------------------------------------------------------------------------
+
+    def action_next_page(self) -> None:
+        """Turn the page."""
+        self._show_page((self._page + 1) % len(PAGES))
+
+    def _show_page(self, page: int) -> None:
+        self.remove_class(f"-page-{self._page}").add_class(f"-page-{page}")
+        self._page = page
+        self.border_subtitle = f"page {page + 1} of {len(PAGES)}: {PAGES[page]}"
+        self.query_one("#intensity-body").scroll_home(animate=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Pages exist on narrow screens only."""
+        if action == "next_page":
+            return not self.screen.has_class("-wide", "-ultra")
+        return True
+
+    # --- documents ----------------------------------------------------------------------------------------
+
+    def export_markdown(self) -> str:
+        """The study: tables, plots as text, observations."""
+        if self._report is None:
+            return "# Arithmetic intensity\n"
+        report = self._report
+        plots = [
+            f"```text\n{draw(chart, width=EXPORT_WIDTH, height=EXPORT_HEIGHT)}\n```"
+            for chart in (prefill_chart(report), decode_chart(report))
+        ]
+        tables = [as_markdown(table) for table in report_tables(report)]
+        sentences = "\n".join(f"- {sentence}" for sentence in intensity_observations(report))
+        heading = f"# Arithmetic intensity of {report.query.attention} attention"
+        return "\n\n".join([heading, *plots, *tables, "### Observations", sentences]) + "\n"
+
+    def command_line(self) -> str:
+        """``kvscope intensity …`` with the options that are not the defaults."""
+        if self._state is None:
+            return "kvscope intensity"
+        return shlex.join(["kvscope", "intensity", *intensity_options(self._state)])
+
+
+_TABLE_IDS = ("steps-prefill", "steps-decode", "formulas", "by-context", "by-batch")
+
+
+def report_tables(report: IntensityReport) -> tuple[Table, ...]:
+    """The five tables of the pane, in its order."""
+    return (
+        step_table(report.prefill, "Prefill, step by step"),
+        step_table(report.decode, "Decode, step by step"),
+        formula_table(report),
+        context_table(report),
+        batch_table(report),
+    )
+
+
+def intensity_options(state: AppState) -> Sequence[str]:
+    """Options of ``kvscope intensity`` for `state`: of the model and device, and of the attention."""
+    options = ["--context", str(state.attention_context), "--head-dim", str(state.attention_head_dim)]
+    if state.attention is not Attention.STANDARD:
+        options += ["--attention", str(state.attention)]
+    if state.softmax_flops != 5:
+        options += ["--softmax-flops", str(state.softmax_flops)]
+    return options

@@ -1,0 +1,111 @@
+"""One generation as the app follows it: events in, text and numbers out. No widgets here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.events import (
+    EngineExited,
+    Event,
+    Failed,
+    Generate,
+    GenerationFinished,
+    GenerationStarted,
+    Loaded,
+    ModelInfo,
+    TokenGenerated,
+)
+from engine.timing import Timing, timing
+
+REASONS = {
+    "eos": "the model ended the text itself (end-of-text token)",
+    "length": "the limit of new tokens was reached",
+    "positions": "the model has no more positions",
+    "cache": "the cache is full",
+    "cancelled": "stopped by you",
+}
+"""Why a run ended, in words."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of a run so far. `feed` takes its events; the properties are for the eye."""
+
+    request: Generate
+    model: ModelInfo | None = None
+    prompt_text: str | None = None
+    prompt_ids: tuple[int, ...] = ()
+    start_ns: int | None = None
+    times_ns: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    cache_bytes: int = 0
+    cache_used_bytes: int = 0
+    cache_tokens: int = 0
+    reason: str | None = None
+    problem: str | None = None
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Take a batch of events, oldest first."""
+        for event in events:
+            if isinstance(event, TokenGenerated):
+                self._token(event)
+            elif isinstance(event, Loaded):
+                self.model = event.model
+            elif isinstance(event, GenerationStarted):
+                self.start_ns, self.prompt_ids = event.start_ns, event.prompt_ids
+                self.prompt_text, self.cache_bytes = event.prompt_text, event.kv_cache_bytes
+            elif isinstance(event, GenerationFinished):
+                self.reason = event.reason
+            elif isinstance(event, Failed | EngineExited):
+                self.problem = event.message
+
+    def _token(self, event: TokenGenerated) -> None:
+        self.times_ns.append(event.time_ns)
+        self.ids.append(event.token_id)
+        self.cache_tokens, self.cache_used_bytes = event.kv_tokens, event.kv_used_bytes
+        if self.model is not None and not self.model.has_tokenizer:
+            self.pieces.append(f" {event.token_id}")
+        elif event.text:
+            self.pieces.append(event.text)
+
+    def take_text(self) -> str:
+        """The text that has come since the last call."""
+        text, self.pieces = "".join(self.pieces), []
+        return text
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended, in whatever way."""
+        return self.reason is not None or self.problem is not None
+
+    @property
+    def timing(self) -> Timing | None:
+        """Rates so far; None before the clock started."""
+        return None if self.start_ns is None else timing(self.start_ns, self.times_ns)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens the cache was allocated for, from the model's bytes a token."""
+        if self.model is None or not self.cache_bytes:
+            return 0
+        return self.cache_bytes // self.model.kv_bytes_per_token
+
+    @property
+    def shown_prompt(self) -> str:
+        """The prompt as text, or as its ids where there is none."""
+        if self.prompt_text is not None:
+            return self.prompt_text
+        return " ".join(map(str, self.prompt_ids))
+
+    @property
+    def outcome(self) -> str:
+        """How it stands, in words."""
+        if self.problem is not None:
+            return self.problem
+        if self.reason == "length":
+            return f"the limit of {self.request.max_new_tokens:,} new tokens was reached"
+        if self.reason == "positions" and self.model is not None:
+            return f"the model has no more positions ({self.model.max_positions:,})"
+        return REASONS.get(self.reason or "", "")
