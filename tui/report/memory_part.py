@@ -1,0 +1,273 @@
+"""Problem 1 (a) and (b): the inputs, parameters and bytes step by step, and tensor parallelism."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from calc import tables
+from calc.explain import SYMBOLS, Expr, Term, evaluate, symbol, to_latex, to_text
+from calc.memory import MemoryReport, TpRow, max_batch, shortfall
+from calc.notes import memory_notes
+from calc.specs import ModelSpec, Policy
+from calc.units import format_bytes_exact, format_count, format_rate
+from tui.report.model import (
+    Block,
+    Derivation,
+    Grid,
+    Heading,
+    Inline,
+    Math,
+    Paragraph,
+    Step,
+    Text,
+    cells,
+    grid_of,
+    paragraph,
+    plain_items,
+    symbol_math,
+)
+from tui.state import Analysis
+
+DERIVED = (
+    ("Embedding", "embedding"),
+    ("Learned positions", "positions"),
+    ("Attention", "attention"),
+    ("Feed-forward", "feed_forward"),
+    ("Norms", "layer_norms"),
+    ("Final norm", "final_norm"),
+    ("Head", "head"),
+    ("Total parameters", "parameters"),
+    ("Parameter memory", "weight_bytes"),
+    ("KV cache per token", "kv_token_bytes"),
+    ("KV cache per request", "kv_request_bytes"),
+    ("Max batch size", "batch"),
+)
+"""Which symbol later steps use for what a step of this name found."""
+
+
+def derived_step(term: Term) -> Step:
+    """A step with the symbol that stands for its result."""
+    known = next((symbol_math(name) for start, name in DERIVED if term.name.startswith(start)), None)
+    return Step(name=term.name, symbol=known, term=term)
+
+
+# Inputs
+
+
+def inputs_part(analysis: Analysis) -> list[Block]:
+    """What was given, with the symbols the formulas use."""
+    study = analysis.memory.study
+    return [
+        Heading(1, "Inputs"),
+        Grid(
+            title="What was given",
+            columns=cells("Quantity", "Symbol", "Value"),
+            rows=(*_model_rows(study.model), *_device_rows(analysis), *_workload_rows(analysis)),
+        ),
+        paragraph(
+            "GB is 10⁹ bytes and GiB is 2³⁰ bytes throughout; the two are never mixed. "
+            f"Device memory: {study.device.reading}."
+        ),
+    ]
+
+
+def _given(quantity: str, name: str | None, value: str) -> tuple[Text, ...]:
+    mark: Inline = symbol_math(name) if name else ""
+    return cells(quantity, mark, value)
+
+
+def _model_rows(model: ModelSpec) -> list[tuple[Text, ...]]:
+    rows = [_given("Model", None, model.name), _given("Source of its sizes", None, model.source)]
+    labels = {
+        "n_layers": "Layers",
+        "n_heads": "Query heads",
+        "n_kv_heads": "Key/value heads",
+        "head_dim": "Head dimension",
+        "hidden_size": "Embedding dimension",
+        "intermediate_size": "Inner dimension",
+        "vocab_size": "Vocabulary",
+    }
+    rows += [_given(label, name, format_count(getattr(model, name))) for name, label in labels.items()]
+    rows.append(_given("Blocks", None, _block_kinds(model)))
+    if model.n_learned_positions:
+        rows.append(_given("Learned positions", "n_learned_positions", format_count(model.n_learned_positions)))
+    if model.n_sliding_layers:
+        rows.append(_given("Layers with a window", "n_sliding_layers", format_count(model.n_sliding_layers)))
+        rows.append(_given("Window, tokens", "window", format_count(model.window or 0)))
+    return rows
+
+
+def _block_kinds(model: ModelSpec) -> str:
+    """The switches of a model that change a count, in words."""
+    biases = {"QKV": model.qkv_bias, "output": model.o_bias, "MLP": model.mlp_bias, "head": model.head_bias}
+    words = [
+        f"{model.mlp} MLP",
+        "RMSNorm" if model.norm == "rms" else "LayerNorm",
+        "tied head" if model.tied else "separate head",
+        "biases: " + (", ".join(name for name, has in biases.items() if has) or "none"),
+    ]
+    return "; ".join([*words, "norms of Q and K"] if model.qk_norm else words)
+
+
+def _device_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
+    device = analysis.memory.study.device
+    peak, ridge = device.peak_flops_per_s.get("bf16"), device.ridge()
+    bandwidth = device.bandwidth_bytes_per_s
+    rows = [
+        _given("Device", None, device.name),
+        _given("Device memory", "memory_bytes", format_bytes_exact(device.memory_bytes)),
+        _given("Device bandwidth", None, format_rate(bandwidth) if bandwidth else "not known"),
+        _given("Device peak, bf16 dense", None, format_rate(peak, "FLOP/s") if peak else "not known"),
+    ]
+    if ridge is not None:
+        rows.append(_given("Ridge (peak / bandwidth)", None, f"{ridge:.1f} FLOP/B"))
+    return rows
+
+
+def _workload_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
+    study, query = analysis.memory.study, analysis.intensity.query
+    weight, kv = study.weight_format, study.kv_format
+    return [
+        _given("Context, tokens", "context", format_count(study.context)),
+        _given("Bytes a weight", "weight_element_bytes", f"{_bytes_each(weight.bytes_per_element)} ({weight.name})"),
+        _given("Bytes a cache element", "kv_element_bytes", f"{_bytes_each(kv.bytes_per_element)} ({kv.name})"),
+        _given("Tensor-parallel GPUs", "tp", ", ".join(map(format_count, study.tps))),
+        _given("Tokens attended to, in (c) and (d)", "n_keys", format_count(query.context)),
+        _given("Head dimension, in (c) and (d)", "head_dim", format_count(query.head_dim)),
+        _given("FLOP of the softmax, an element", None, format_count(query.softmax_flops)),
+    ]
+
+
+def _bytes_each(value: object) -> str:
+    from calc.explain import number_text
+
+    return number_text(value)  # type: ignore[arg-type]
+
+
+# (a)
+
+
+def part_a(report: MemoryReport) -> list[Block]:
+    """The assignment's table, the components, and the calculation."""
+    return [
+        Heading(1, "(a) Parameters, memory and the largest batch"),
+        grid_of(tables.answer_table(report), title="The answer for one device"),
+        grid_of(tables.component_table(report), title="Where the parameters are", summed=True),
+        Derivation(title="Calculation, step by step", steps=tuple(map(derived_step, report.steps))),
+        *_tied_note(report.study.model),
+    ]
+
+
+def _tied_note(model: ModelSpec) -> list[Block]:
+    if not model.tied:
+        return []
+    return [paragraph("The head shares the weights of the embedding, so they are counted and stored once.")]
+
+
+# (b)
+
+
+def part_b(report: MemoryReport) -> list[Block]:
+    """Tensor parallelism over X GPUs: formulas of both rules, the table, and what cannot be run."""
+    return [
+        Heading(1, "(b) Tensor parallelism over X GPUs"),
+        paragraph(
+            "Equal split, the rule of the assignment: weights and cache divide by ",
+            symbol_math("tp"),
+            ". Beside it the rule of a real server, which keeps whole KV heads: once ",
+            symbol_math("tp"),
+            " exceeds ",
+            symbol_math("n_kv_heads"),
+            " they repeat, and norms are on every GPU.",
+        ),
+        *_rule_derivations(report),
+        _split_symbols(report),
+        grid_of(tables.tp_table(report), title="Per GPU, by the number of GPUs (TP)"),
+        *_impossible(report),
+        Heading(2, "Remarks"),
+        plain_items(memory_notes(report)),
+    ]
+
+
+RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
+
+
+def _rule_derivations(report: MemoryReport) -> list[Block]:
+    """Both rules worked out for one X: the smallest above 1 that a server could run, if there is one."""
+    rows = report.tp_tables[Policy.EQUAL_SPLIT]
+    wanted = [i for i, row in enumerate(rows) if row.tp > 1 and not row.problem] or [len(rows) - 1]
+    index = wanted[0]
+    blocks: list[Block] = []
+    for policy, name in RULES.items():
+        row = report.tp_tables[policy][index]
+        title = f"{name}: the formulas, and the numbers for X = {row.tp:,}"
+        blocks.append(Derivation(title=title, steps=rule_steps(report, policy, row)))
+    return blocks
+
+
+def rule_steps(report: MemoryReport, policy: Policy, row: TpRow) -> tuple[Step, ...]:
+    """Weights, cache and batch of one GPU; the equal split has both shares put into the formula of its batch."""
+    weights, cache, batch = row.steps
+    share = Step(name=weights.name, symbol=SHARES["weight_bytes"], term=weights)
+    kept = Step(name=cache.name, symbol=SHARES["kv_request_bytes"], term=cache)
+    counted = Math("B_X", "B_X") if batch.unit == "requests" else None
+    if policy is Policy.EQUAL_SPLIT:
+        return share, kept, Step(name=batch.name, symbol=counted, term=_composed(report, row))
+    return share, kept, Step(name=batch.name, symbol=counted, term=batch, shown=_per_gpu(batch.expression))
+
+
+SHARES = {"weight_bytes": Math("W_X", "W_X"), "kv_request_bytes": Math("KV_X", r"\mathit{KV}_X")}
+"""What the bytes of the whole model are called when those of one GPU are meant."""
+
+
+def _per_gpu(expression: Expr) -> Math:
+    """A formula of weights and cache with the symbols of one GPU's shares."""
+
+    def leaf(node: Expr, *, latex: bool) -> str:
+        share = SHARES.get(node.args[0]) if node.op == "sym" else None
+        if share is not None:
+            return share.latex if latex else share.text
+        return to_latex(node) if latex else to_text(node)
+
+    return Math(to_text(expression, partial(leaf, latex=False)), to_latex(expression, partial(leaf, latex=True)))
+
+
+def _composed(report: MemoryReport, row: TpRow) -> Term:
+    """The batch (or what is missing) as one formula of the whole model's bytes."""
+    weights, cache, batch = row.steps
+    function = max_batch if batch.unit == "requests" else shortfall
+    expression = function(
+        memory_bytes=symbol("memory_bytes"), weight_bytes=weights.expression, kv_request_bytes=cache.expression
+    )
+    values = {**weights.values, **cache.values, "memory_bytes": report.study.device.memory_bytes}
+    return Term(
+        name=batch.name,
+        expression=expression,
+        values=values,
+        value=evaluate(expression, values),
+        unit=batch.unit,
+    )
+
+
+def _impossible(report: MemoryReport) -> list[Block]:
+    """A word on the rows that no server could run; the remarks below name each with its reason."""
+    bad = [f"{row.tp:,}" for row in report.tp if row.problem]
+    if not bad:
+        return []
+    return [
+        paragraph(
+            "No server could run ",
+            symbol_math("tp"),
+            f" = {', '.join(bad)}: the equal split exists on paper only (the row stands struck out or in italics).",
+        )
+    ]
+
+
+def _split_symbols(report: MemoryReport) -> Paragraph:
+    """What the symbols of the whole-head rule mean, with their values."""
+    term = report.tp_tables[Policy.REPLICATED][0].steps[0]
+    names = ("split_params", "kv_head_params", "whole_params")
+    pieces: list[Inline] = ["Where whole heads are kept, "]
+    for i, name in enumerate(names):
+        pieces += ["; " if i else "", symbol_math(name), f" = {format_count(term.values[name])}: {SYMBOLS[name].meaning}"]
+    return Paragraph((*pieces, "."))
