@@ -64,25 +64,6 @@ def parse_size(text: str, *, what: str = "size") -> int:
     return int(size)
 
 
-def size_reading(text: str, *, what: str = "size") -> str:
-    """How a size was read, in words, for whoever meant the other one.
-
-    >>> size_reading("80GB"), size_reading("80 gib")
-    ('80 GB read as 80 x 10^9 B = 74.51 GiB', '80 GiB read as 80 x 2^30 B = 85.90 GB')
-    """
-    n_bytes = parse_size(text, what=what)
-    _, unit = _split(text, what=what, example="80GB or 80GiB")
-    digits = text.strip()[: len(text.strip()) - len(unit)].strip()
-    scale = _SIZE_UNITS[unit]
-    if scale == 1:
-        return f"{n_bytes:,} B = {format_gb(n_bytes)} = {format_gib(n_bytes)}"
-    if "i" in unit:
-        name, power, other = f"{unit[0].upper()}iB", f"2^{scale.bit_length() - 1}", format_gb(n_bytes)
-    else:
-        name, power, other = f"{unit[0].upper()}B", f"10^{len(str(scale)) - 1}", format_gib(n_bytes)
-    return f"{digits} {name} read as {digits} x {power} B = {other}"
-
-
 def parse_count(text: str, *, what: str = "count", minimum: int = 1, maximum: int = MAX_COUNT) -> int:
     """A whole number such as ``8192``, ``8k`` (8000), ``8Ki`` (8192), ``1.5k``, ``1e3``, ``4_096``, ``4,096``.
 

@@ -172,6 +172,8 @@ class TestSearch:
         assert search_models("mistralai/Mistral-7B-v0.3")[0].id == "mistral-7b-v0.3"
         assert [entry.id for entry in search_devices("h100")] == ["h100-pcie", "h100-sxm", "h100-nvl"]
         assert search_models("phi-4")[0].id == "phi-4"
+        # The distilled Llamas come earlier in the catalog and only have aliases that start so.
+        assert search_models("deepseek")[0].id == "deepseek-llm-7b"
 
     @given(st.text(max_size=12))
     def test_any_text_gives_a_subset(self, text):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,17 @@ class TestFiles:
         with pytest.raises(SourceError, match="larger than 4 MiB"):
             read_hf_config(file)
 
+    def test_no_more_than_the_limit_is_ever_in_memory(self, tmp_path):
+        file = tmp_path / "config.json"
+        file.touch()
+        os.truncate(file, 2**26)
+        tracemalloc.start()
+        with pytest.raises(SourceError, match="larger than"):
+            read_hf_config(file)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 3 * MAX_CONFIG_BYTES
+
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
     def test_a_pipe_does_not_hang_the_reader(self, tmp_path):
         os.mkfifo(tmp_path / "config.json")
@@ -417,6 +429,7 @@ class TestSpecToml:
             (('norm = "layer"', "norm = [1]"), "norm must be rms or layer"),
             (("n_layers = 2", "n_layers = 2\nname = 3"), "name must be text"),
             (("n_layers = 2", "n_layers = 2\nmax_context = 2.5"), "max_context must be a whole number"),
+            (("n_layers = 2", "n_layers = 2\nmax_context = true"), "max_context must be a whole number"),
             (("n_layers = 2", "n_layers 2"), "not TOML"),
         ],
     )

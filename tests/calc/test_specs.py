@@ -29,11 +29,16 @@ DEVICE = DeviceSpec(
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
-@pytest.mark.parametrize("value", [0, -1, 1.0, "32", None, True, MAX_COUNT + 1])
+@pytest.mark.parametrize("value", [0, -1, 1.0, "32", None, True, MAX_COUNT + 1, 10**400])
 def test_dimension_must_be_a_positive_whole_number(name, value):
     with pytest.raises(SpecError, match=f"^{name} must be") as caught:
         replace(LLAMA, **{name: value})
     assert caught.value.field == name
+
+
+def test_a_number_too_long_to_print_is_refused_all_the_same():
+    with pytest.raises(SpecError, match="a negative number of more than 18 digits"):
+        replace(LLAMA, n_layers=-(10**5000))
 
 
 def test_kv_heads_divide_heads_and_near_divisors_are_offered():
@@ -71,7 +76,7 @@ def test_records_are_frozen():
         LLAMA.n_layers = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("memory", [0, -1, 80e9, True, "80GB"])
+@pytest.mark.parametrize("memory", [0, -1, 80e9, True, "80GB", 10**18 + 1])
 def test_device_memory_is_a_positive_whole_number_of_bytes(memory):
     with pytest.raises(SpecError) as caught:
         replace(DEVICE, memory_bytes=memory)

@@ -27,7 +27,6 @@ from calc.units import (
     parse_count,
     parse_counts,
     parse_size,
-    size_reading,
 )
 
 
@@ -282,20 +281,6 @@ def test_format_bytes(n_bytes, text):
 def test_units_are_never_mixed():
     assert (format_gb(GIB), format_gib(GIB)) == ("1.07 GB", "1.00 GiB")
     assert (format_gb(85_899_345_920), format_gib(80 * GB)) == ("85.90 GB", "74.51 GiB")
-
-
-@pytest.mark.parametrize(
-    ("text", "reading"),
-    [
-        ("80GB", "80 GB read as 80 x 10^9 B = 74.51 GiB"),
-        ("80 gib", "80 GiB read as 80 x 2^30 B = 85.90 GB"),
-        ("79.19Gi", "79.19 GiB read as 79.19 x 2^30 B = 85.03 GB"),
-        ("1.5TB", "1.5 TB read as 1.5 x 10^12 B = 1,396.98 GiB"),
-        ("8000000000B", "8,000,000,000 B = 8.00 GB = 7.45 GiB"),
-    ],
-)
-def test_size_reading(text, reading):
-    assert size_reading(text) == reading
 
 
 @pytest.mark.parametrize(
