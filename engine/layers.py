@@ -9,8 +9,8 @@ H query heads, K KV heads, h head_dim. Hidden states are kept as (N, D).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,9 +133,8 @@ def rope_frequencies(head_dim: int, theta: float, scaling: Llama3RopeScaling | N
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What all layers share in one forward pass over T new tokens after ``past`` cached ones."""
+class Step(NamedTuple):
+    """What all layers share in one forward pass over T new tokens after those cached."""
 
     batch_size: int
     n_new: int

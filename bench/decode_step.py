@@ -1,0 +1,182 @@
+"""One decode step of the assignment's model: ours against a plain nn.Module that concatenates its cache.
+
+    python bench/decode_step.py [--weights FILE.pt] [--tokens 100] [--rounds 40] [--json]
+
+Both run the same weights at batch 1 on one thread, greedy, from the same prompt; their logits are compared
+first. Rounds alternate between the two, so that a machine that slows down slows both; the figure of a round is
+its time divided by its tokens, and the medians and their ratio are printed. Without --weights the sizes are the
+assignment's defaults (vocabulary 1000, width 50, inner 100, 2 layers) with random weights.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import load_checkpoint
+from engine.config import ModelConfig, to_reference_name
+from engine.model import Decoder, random_weights
+
+PROMPT_TOKENS = 10
+
+
+class PlainAttention(nn.Module):
+    """Single-head attention as a first course writes it; the cache is two tensors, concatenated each step."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.W_q = nn.Linear(d_model, d_model, bias=False)
+        self.W_k = nn.Linear(d_model, d_model, bias=False)
+        self.W_v = nn.Linear(d_model, d_model, bias=False)
+        self.W_o = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        q, k, v = self.W_q(x), self.W_k(x), self.W_v(x)
+        if cache is not None:
+            k, v = torch.cat((cache[0], k), 1), torch.cat((cache[1], v), 1)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
+        if q.size(1) > 1:
+            hidden = torch.ones(q.size(1), k.size(1), dtype=torch.bool).triu(k.size(1) - q.size(1) + 1)
+            scores = scores.masked_fill(hidden, -math.inf)
+        return self.W_o(scores.softmax(-1) @ v), (k, v)
+
+
+class PlainFeedForward(nn.Module):
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(d_model, d_ff)
+        self.fc2 = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+class PlainLayer(nn.Module):
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.attention = PlainAttention(d_model)
+        self.feed_forward = PlainFeedForward(d_model, d_ff)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        mixed, cache = self.attention(self.norm1(x), cache)
+        x = x + mixed
+        return x + self.feed_forward(self.norm2(x)), cache
+
+
+class PlainModel(nn.Module):
+    """The reference model, with the assignment's names, so that its state dict loads strictly."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.pos_embedding = nn.Embedding(config.max_positions, width)
+        self.layers = nn.ModuleList(PlainLayer(width, config.intermediate_size) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(width)
+        self.output_projection = nn.Linear(width, config.vocab_size)
+
+    def forward(self, ids: Tensor, cache: list[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        past = cache[0][0].size(1) if cache else 0
+        x = self.token_embedding(ids) + self.pos_embedding(torch.arange(past, past + ids.size(1)))
+        new_cache = []
+        for i, layer in enumerate(self.layers):
+            x, layer_cache = layer(x, cache[i] if cache else None)
+            new_cache.append(layer_cache)
+        return self.output_projection(self.norm(x)), new_cache
+
+
+def plain_run(model: PlainModel, prompt: Tensor, n_tokens: int) -> tuple[float, Tensor]:
+    """(seconds a decode step, logits of the last one)."""
+    with torch.no_grad():
+        logits, cache = model(prompt, None)
+        token = logits[:, -1:].argmax(-1)
+        start_ns = time.perf_counter_ns()
+        for _ in range(n_tokens):
+            logits, cache = model(token, cache)
+            token = logits[:, -1:].argmax(-1)
+        return (time.perf_counter_ns() - start_ns) / 1e9 / n_tokens, logits[:, -1:]
+
+
+def our_run(decoder: Decoder, prompt: Tensor, n_tokens: int) -> tuple[float, Tensor]:
+    """The same with the engine's decoder and cache."""
+    cache = decoder.new_cache(prompt.size(1) + n_tokens)
+    token = decoder.forward(prompt, cache, last_only=True).argmax(-1)
+    start_ns = time.perf_counter_ns()
+    for _ in range(n_tokens):
+        logits = decoder.forward(token, cache, last_only=True)
+        token = logits.argmax(-1)
+    return (time.perf_counter_ns() - start_ns) / 1e9 / n_tokens, logits
+
+
+def build(weights: Path | None) -> tuple[Decoder, PlainModel]:
+    """Both models on the same float32 weights."""
+    if weights is not None:
+        decoder = load_checkpoint(weights, dtype="float32").decoder
+        state = torch.load(weights, weights_only=True)
+    else:
+        config = default_config()
+        tensors = random_weights(config)
+        decoder = Decoder(config, tensors)
+        state = {to_reference_name(name): tensor for name, tensor in tensors.items()}
+    plain = PlainModel(decoder.config)
+    plain.load_state_dict(state)
+    return decoder, plain.eval()
+
+
+def default_config() -> ModelConfig:
+    return ModelConfig(
+        n_layers=2, n_heads=1, n_kv_heads=1, head_dim=50, hidden_size=50, intermediate_size=100, vocab_size=1000,
+        max_positions=128, norm="layernorm", norm_eps=1e-5, positions="learned", activation="relu", gated_mlp=False,
+        qkv_bias=False, o_bias=False, mlp_bias=True, head_bias=True, qk_norm=False, tied=False,
+        attention_scale=1 / math.sqrt(50),
+    )  # fmt: skip
+
+
+def measure(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds a step of every round, arms taking turns; two rounds of warm-up are left out."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for round_number in range(rounds + 2):
+        for name, run in arms.items():
+            step_s = run()
+            if round_number >= 2:
+                times[name].append(step_s)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--tokens", type=int, default=100, help="decode steps a round")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    decoder, plain = build(options.weights)
+    prompt = torch.arange(PROMPT_TOKENS)[None]
+    error = (our_run(decoder, prompt, 5)[1] - plain_run(plain, prompt, 5)[1]).abs().max().item()
+    arms = {
+        "engine": lambda: our_run(decoder, prompt, options.tokens)[0],
+        "plain": lambda: plain_run(plain, prompt, options.tokens)[0],
+    }
+    times = measure(arms, options.rounds)
+    result = {f"{name}_step_us": statistics.median(step_s) * 1e6 for name, step_s in times.items()}
+    result |= {f"{name}_min_us": min(step_s) * 1e6 for name, step_s in times.items()}
+    result |= {"ratio": result["plain_step_us"] / result["engine_step_us"], "max_abs_logit_difference": error}
+    if options.json:
+        print(json.dumps(result | {"torch": torch.__version__, "tokens": options.tokens, "rounds": options.rounds}))
+        return
+    for name in arms:
+        print(f"{name:7} {result[f'{name}_step_us']:7.1f} us a decode step (least {result[f'{name}_min_us']:.1f})")
+    print(f"ratio   {result['ratio']:7.2f}   (logits differ by at most {error:.1e})")
+
+
+if __name__ == "__main__":
+    main()
