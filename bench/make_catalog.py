@@ -271,7 +271,7 @@ WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], .
         "01-ai/Yi-34B",
         ("01-ai/Yi-34B-Chat",),
         _config("llama", "60 56 8 7168 20480 64000 4096"),
-        "config in a public test file (index file 62468705986)",
+        "the config as copied into a public test file; its total is the published one, as recalled",
     ),
     (
         "deepseek-llm-7b",
@@ -279,7 +279,7 @@ WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], .
         "deepseek-ai/deepseek-llm-7b-base",
         ("deepseek-ai/deepseek-llm-7b-chat",),
         _config("llama", "30 32 32 4096 11008 102400 4096"),
-        "deepseek-llm-7b-base in a public training recipe (found by content; address not given by the index)",
+        "its sizes as written in a public training recipe; its total is the published one, as recalled",
     ),
     (
         "phi-4",
@@ -433,7 +433,8 @@ def model_records(data: Path) -> Iterator[dict[str, Any]]:
         if row["published_match"] == "exact: total_params":
             counted += "; equals the published file's total"
         commit = f" @{origin['commit'][:12]}" if origin["commit"] else ""
-        source = f"{origin['repo']} {origin['path']}{commit}"
+        repo = re.sub(r"^index file id \d+ \((.*)\)$", r"\1", origin["repo"])
+        source = f"{repo}, {origin['path']}{commit}"
         yield _record(key, name, hf_id, aliases, config, int(row["total_params"]), counted, source)
     for key, name, hf_id, aliases, config, source in WITH_CONFIG:
         total = count_with_transformers(config)
