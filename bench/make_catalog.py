@@ -432,7 +432,7 @@ def model_records(data: Path) -> Iterator[dict[str, Any]]:
         counted = f"{row['hf_class']} of transformers 5.23 on the meta device"
         if row["published_match"] == "exact: total_params":
             counted += "; equals the published file's total"
-        commit = f" @{origin['commit'][:12]}" if origin["commit"] else ""
+        commit = f" @{origin['commit'][:12]}" if re.fullmatch("[0-9a-f]{40}", origin["commit"]) else ""
         repo = re.sub(r"^index file id \d+ \((.*)\)$", r"\1", origin["repo"])
         source = f"{repo}, {origin['path']}{commit}"
         yield _record(key, name, hf_id, aliases, config, int(row["total_params"]), counted, source)
