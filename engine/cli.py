@@ -92,7 +92,7 @@ def _add_model_options(parser: Parser) -> None:
         help=".pt, .safetensors or a model folder (default: the bundled model)",
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
-    group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
     group = parser.add_argument_group("evaluate, kv_evaluate")
     group.add_argument(
         "--test_cases", "--test-cases", "--cases", dest="cases", metavar="FILE", help="JSON (default: the bundled)"

@@ -36,7 +36,10 @@ class Record(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Load(Record, frozen=True, kw_only=True):
-    """Load a model and answer `Loaded`. `model` is a path; None means the bundled model."""
+    """Load a model and answer `Loaded`. `model` is a path; None means the bundled model.
+
+    `threads` None: one for a small model (under 20 million parameters), torch's own choice for others.
+    """
 
     model: str | None = None
     dtype: DType = "auto"

@@ -45,6 +45,10 @@ from engine.generate import GenerationOptions, generate
 from engine.options import check_benchmark, check_threads
 from engine.timing import NS_PER_S
 
+# Below this size most operations are too small for torch to split, and threads that wait for the few others cost
+# more than they save: on two busy cores the assignment's model took 3 to 7 times as long with two threads.
+SMALL_MODEL_PARAMETERS = 20_000_000
+
 ShouldStop = Callable[[], bool]
 
 
@@ -109,7 +113,6 @@ class Service:
     def _hold(self, request: Load | Generate | Benchmark) -> Generator[Event, None, LoadedModel]:
         """The model that a request names: the one held if it is the same file and dtype, else loaded."""
         check_threads(request.threads)
-        torch.set_num_threads(request.threads or self._default_threads)
         key = _key(request.model, request.dtype)
         fresh = self._held is None or self._held.key != key
         if fresh:
@@ -118,17 +121,22 @@ class Service:
             self._held = _load(key, request.model, request.dtype)
         held = self._held
         assert held is not None
+        self._use_threads(request.threads, held.model)
         if fresh or isinstance(request, Load):
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns))
         return held.model
 
     def _model_for_evaluation(self, request: Evaluate) -> LoadedModel:
         """The model held, if it is the one; otherwise loaded for this once, so that the one held stays."""
-        torch.set_num_threads(self._default_threads)
         key = _key(request.weights, request.dtype)
         if self._held is not None and self._held.key == key:
             return self._held.model
         return _load(key, request.weights, request.dtype).model
+
+    def _use_threads(self, threads: int | None, model: LoadedModel) -> None:
+        """Give torch the threads asked for; else one for a small model, torch's own choice for others."""
+        small = model.decoder.n_parameters < SMALL_MODEL_PARAMETERS
+        torch.set_num_threads(threads or (1 if small else self._default_threads))
 
     # --- the three kinds of work --------------------------------------------------------------------------
 
@@ -154,6 +162,7 @@ class Service:
             check_atol(request.atol)
         path = cases_path(request.weights, request.cases)
         model = self._model_for_evaluation(request)
+        self._use_threads(None, model)
         cases = load_cases(path, model.config)
         atol = default_atol(model.decoder.dtype) if request.atol is None else request.atol
         start_ns = time.perf_counter_ns()
@@ -275,10 +284,11 @@ def _prompt_text(request: Generate, model: LoadedModel) -> str | None:
 
 
 def cases_path(weights: str | None, cases: str | None) -> Path:
-    """The file of cases: the one given, or the one shipped for the bundled weights."""
+    """The file of cases: the one given, or the one shipped for the bundled weights. Raises CasesError."""
     if cases is not None:
         return Path(cases)
-    if _path(weights) is not None:
+    path = _path(weights)
+    if path is not None and path.exists():  # weights that are not there are said to be so when they are loaded
         raise CasesError(f"there are no cases for {weights}; name a file of them (--cases)")
     return assets.path("cases.json")
 
