@@ -24,6 +24,7 @@ from engine.config import ModelConfig, to_reference_name
 from engine.model import Decoder, random_weights
 
 PROMPT_TOKENS = 10
+Cache = list[tuple[Tensor, Tensor]]
 
 
 class PlainAttention(nn.Module):
@@ -83,7 +84,7 @@ class PlainModel(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, config.vocab_size)
 
-    def forward(self, ids: Tensor, cache: list[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def forward(self, ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         past = cache[0][0].size(1) if cache else 0
         x = self.token_embedding(ids) + self.pos_embedding(torch.arange(past, past + ids.size(1)))
         new_cache = []

@@ -84,7 +84,9 @@ def load_checkpoint(
 def pick_dtype(name: str, *, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The arithmetic to use. Raises OptionError for a name that is none of DTYPES or "auto"."""
     if name == "auto":
-        # 16-bit products on a CPU are exact only in float32 and, without AMX, slower than float32 ones.
+        # Measured with AVX512-BF16, one row: 16-bit products take 1.5 times as long as float32 ones at 256 x 1024
+        # and 0.65 times at 2048 x 8192; without such instructions they are slower at any size. float32 is never
+        # wrong; for a large model, ask for bfloat16.
         half = stored.itemsize == 2
         return torch.float32 if half and device.type == "cpu" else stored
     if name not in DTYPES:

@@ -1,5 +1,6 @@
 """Loading weights: what loads is what was saved; every damaged or hostile file is one clear sentence."""
 
+import contextlib
 import io
 import json
 import os
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import assets
 from engine.checkpoint import load_checkpoint, pick_dtype
 from engine.config import ModelConfig, parameter_shapes
 from engine.errors import CheckpointError, ConfigError, InputError, OptionError
@@ -146,6 +150,19 @@ def test_unknown_choices_are_refused(tmp_path: Path, options: dict[str, str], fi
     assert caught.value.field == field
 
 
+@pytest.mark.skipif(
+    not assets.path("model", "config.json").exists(), reason="the bundled model is not there yet"
+)
+def test_the_bundled_model_needs_no_path() -> None:
+    loaded = load_checkpoint()
+    assert loaded.name == "bundled"
+    assert loaded.tokenizer is not None
+    assert loaded.config.n_layers == 2
+    assert loaded.tokenizer.vocab_size <= loaded.config.vocab_size
+    assert loaded.config.max_positions >= 1100
+    assert loaded.decoder.forward(torch.tensor([loaded.tokenizer.encode("To be, or not")])).isfinite().all()
+
+
 # --- hostile and damaged files ----------------------------------------------------------------------------
 
 
@@ -254,6 +271,25 @@ def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert "use .pt, .safetensors or a Hugging Face folder" in refusal(tmp_path / "m.gguf")
     assert "holds no weights" in refusal(tmp_path)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_flipped_bytes_load_or_are_refused(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+    """Nothing but a CheckpointError ever comes out of a damaged file."""
+    whole, path = tmp_path / f"whole{suffix}", tmp_path / f"damaged{suffix}"
+    if not whole.exists():
+        state = oracle.as_tensors(
+            oracle.random_state_dict(n_layers=1, d_model=4, d_ff=4, vocab=5, positions=4)
+        )
+        torch.save(state, whole) if suffix == ".pt" else save_file(state, whole)
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        assert load_checkpoint(path).decoder.n_parameters > 0
 
 
 # --- weights against config -------------------------------------------------------------------------------
