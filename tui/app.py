@@ -1,0 +1,399 @@
+"""The app: one state, analysed after every edit and shown by the strip and the visible pane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Footer, TabbedContent, TabPane
+
+from calc.errors import CalcError
+from calc.render import as_markdown
+from calc.specs import ModelSpec, Study
+from calc.tables import Table
+from calc.units import GB
+from tui.engine_link import EngineChanged, EngineLink
+from tui.pane import Pane, StateEdited
+from tui.panes.benchmark import BenchmarkPane
+from tui.panes.generate import GeneratePane
+from tui.panes.intensity import IntensityPane
+from tui.panes.memory import MemoryPane
+from tui.panes.spec import SpecPane
+from tui.settings import Marker, Settings, load_settings, save_settings, settings_path
+from tui.state import Analysis, AppState, analyse, with_study
+from tui.themes import THEMES
+from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
+from tui.widgets.picker import PickerField
+from tui.widgets.strip import StatusStrip
+
+PANES: tuple[type[Pane], ...] = (SpecPane, MemoryPane, IntensityPane, GeneratePane, BenchmarkPane)
+SAVE_AFTER_S = 0.5
+MAX_UNDO = 100
+PANE_KEYS = Binding.Group("panes", compact=True)
+
+
+def default_state() -> AppState:
+    """The assignment's case: Llama-3-8B, 80 GB, 8,192 tokens, 16 bits."""
+    from calc.sources.catalog import find_model, manual_device
+
+    return AppState(study=Study(model=find_model("llama-3-8b"), device=manual_device(80 * GB)))
+
+
+class KvscopeApp(App[None]):
+    """The workbench. Panes post `StateEdited`; the app analyses, shows and remembers."""
+
+    TITLE = "kvscope"
+    CSS_PATH: ClassVar[list[str | Path]] = [  # type: ignore[assignment]
+        "app.tcss",
+        *(Path("panes") / f"{name}.tcss" for name in ("spec", "memory", "intensity", "generate", "benchmark")),
+    ]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (32, "-tall"), (50, "-high")]
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
+        *(
+            Binding(f"f{i + 2}", f"go({i})", pane.TITLE, group=PANE_KEYS, priority=True, tooltip=f"{pane.TITLE} pane")
+            for i, pane in enumerate(PANES)
+        ),
+        *(Binding(str(i + 1), f"go({i})", pane.TITLE, show=False) for i, pane in enumerate(PANES)),
+        Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, a folder or a spec .toml"),
+        Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
+        Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
+        Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a file"),
+        Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Leave kvscope"),
+    ]
+
+    def __init__(
+        self,
+        state: AppState | None = None,
+        settings: Settings | None = None,
+        engine_command: Sequence[str] | None = None,
+        *,
+        start_engine: bool = True,
+    ) -> None:
+        """`state` goes before the remembered one. `settings` given (tests) are neither read nor written."""
+        super().__init__()
+        self._settings_file = settings_path() if settings is None else None
+        self._problem: str | None = None
+        if settings is None:
+            loaded = load_settings(settings_path())
+            settings, self._problem = loaded.settings, loaded.problem
+        self.settings = settings
+        self.state = state or settings.state or default_state()
+        self.analysis: Analysis = analyse(self.state)
+        self.engine = EngineLink(engine_command)
+        self._start_engine = start_engine
+        self._undo: list[AppState] = []
+        self._stale: set[str] = set()
+        self._dirty = False
+
+    # --- composition --------------------------------------------------------------------------------------
+
+    @property
+    def pane_titles(self) -> tuple[str, ...]:
+        """Names of the tabs, in order."""
+        return tuple(pane.TITLE for pane in PANES)
+
+    def compose(self) -> ComposeResult:
+        yield StatusStrip(id="strip")
+        with TabbedContent(id="tabs", initial="tab-spec"):
+            for pane in PANES:
+                name = pane.TITLE.lower()
+                with TabPane(pane.TITLE, id=f"tab-{name}"):
+                    if pane is SpecPane:
+                        yield pane(id=f"pane-{name}")
+        yield PathBar()
+        yield Footer(show_command_palette=True, compact=True)
+
+    def on_mount(self) -> None:
+        """Themes first, then the first paint's content."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        if self.settings.theme in self.available_themes:
+            self.theme = self.settings.theme
+        else:
+            self._problem = f"The theme {self.settings.theme!r} of the settings does not exist; the default is used."
+            self.theme = THEMES[0].name
+        self.theme_changed_signal.subscribe(self, lambda theme: self._remember(theme=theme.name))
+        self._show_everywhere()
+        self.query_one("#strip", StatusStrip).show_engine(self.engine.status.line)
+
+    def on_ready(self) -> None:
+        """After the first paint: the other panes, and the engine."""
+        self.call_later(self._mount_rest)
+        if self._problem:
+            self.notify(self._problem, title="Settings", severity="warning", timeout=12)
+
+    async def _mount_rest(self) -> None:
+        for pane in PANES[1:]:
+            name = pane.TITLE.lower()
+            await self.query_one(f"#tab-{name}", TabPane).mount(pane(id=f"pane-{name}"))
+            self._stale.add(name)
+        self._refresh_active()
+        self.engine.attach(self, start=self._start_engine)
+
+    def on_unmount(self) -> None:
+        """The engine ends with the app; what was not yet saved is."""
+        self.engine.close()
+        self._save()
+
+    # --- state --------------------------------------------------------------------------------------------
+
+    @on(StateEdited)
+    def _edited(self, event: StateEdited) -> None:
+        event.stop()
+        self.take_state(event.state)
+
+    def take_state(self, state: AppState, *, undoable: bool = True) -> None:
+        """Analyse `state` and show it; an impossible one is refused in a sentence."""
+        try:
+            analysis = analyse(state)
+        except CalcError as error:
+            self.notify(str(error), severity="error")
+            return
+        if undoable and state != self.state:
+            self._undo = [*self._undo[-MAX_UNDO:], self.state]
+        self.state, self.analysis = state, analysis
+        self._show_everywhere()
+        self._remember(state=state)
+
+    def _show_everywhere(self) -> None:
+        """The strip and the visible pane now; the others when they are looked at."""
+        self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory)
+        self._stale = {pane.TITLE.lower() for pane in PANES}
+        self._refresh_active()
+
+    def _refresh_active(self) -> None:
+        name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")
+        pane = self.pane(name)
+        if pane is not None and name in self._stale and pane.is_mounted:
+            self._stale.discard(name)
+            pane.show(self.state, self.analysis)
+
+    def pane(self, name: str) -> Pane | None:
+        """The pane called `name` ("spec"), once it is mounted."""
+        found = self.query(f"#pane-{name}")
+        return found.first(Pane) if found else None
+
+    @property
+    def active_pane(self) -> Pane | None:
+        """The visible pane."""
+        return self.pane(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
+
+    @on(TabbedContent.TabActivated, "#tabs")
+    def _activated(self) -> None:
+        self._refresh_active()
+        self.refresh_bindings()
+
+    @on(EngineChanged)
+    def _engine_changed(self, event: EngineChanged) -> None:
+        self.query_one("#strip", StatusStrip).show_engine(event.status.line)
+
+    # --- what is remembered -------------------------------------------------------------------------------
+
+    def _remember(self, **changes: object) -> None:
+        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        if not self._dirty:
+            self._dirty = True
+            self.set_timer(SAVE_AFTER_S, self._save)
+
+    def _save(self) -> None:
+        """Write what is to be remembered; failing to is said once and stops nothing."""
+        if not self._dirty:
+            return
+        self._dirty = False
+        if self._settings_file is None:
+            return
+        try:
+            save_settings(self._settings_file, self.settings)
+        except OSError as error:
+            reason, self._settings_file = error.strerror or error, None
+            if self.is_running:
+                self.notify(f"Settings cannot be saved: {reason}.", severity="warning")
+
+    # --- actions ------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the app work where no list or help lies over the panes."""
+        if len(self.screen_stack) > 1 and action in OVER_PANES:
+            return False
+        return super().check_action(action, parameters)
+
+    def get_system_commands(self, screen: Screen[object]) -> list[SystemCommand]:  # type: ignore[override]
+        """Our commands in the palette."""
+        from tui.commands import app_commands
+
+        return list(app_commands(self))
+
+    def action_go(self, index: int) -> None:
+        """Show a pane and put the focus into it."""
+        tabs = self.query_one("#tabs", TabbedContent)
+        name = PANES[index].TITLE.lower()
+        if tabs.active != f"tab-{name}":
+            self.screen.set_focus(None)
+            tabs.active = f"tab-{name}"
+        self.call_after_refresh(self._focus_first, name)
+
+    def _focus_first(self, name: str) -> None:
+        pane = self.pane(name)
+        if pane is None or (self.focused is not None and pane in self.focused.ancestors):
+            return
+        wanted = getattr(pane, "first_focus", None)
+        if wanted is not None:
+            wanted().focus()
+            return
+        self.screen.focus_next(f"#pane-{name} *")
+
+    def action_help(self) -> None:
+        """Explain the focused thing, the pane, and the keys."""
+        from tui.help import HelpScreen, focus_help, help_text, keys_of
+
+        title, rows = focus_help(self.focused)
+        keys = keys_of(dict(self.screen.active_bindings))
+        self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
+
+    def action_copy_command(self) -> None:
+        """The command line that prints what the pane shows, to the clipboard."""
+        pane = self.active_pane
+        if pane is not None and (command := pane.command_line()):
+            self._copy(command, command)
+
+    def action_copy_table(self, form: str = "md") -> None:
+        """The pane's table to the clipboard, as Markdown or tab-separated."""
+        pane = self.active_pane
+        tables = pane.tables() if pane is not None else ()
+        if not tables:
+            self.notify("There is no table here yet.", severity="warning")
+            return
+        text = as_markdown(tables[0]) if form == "md" else as_tsv(tables[0])
+        self._copy(text, f"{tables[0].title}: {len(tables[0].rows)} rows as {'Markdown' if form == 'md' else 'TSV'}")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.copy_to_clipboard(text)
+        self.notify(what, title="Copied to the terminal's clipboard", markup=False)
+
+    def action_export(self) -> None:
+        """Ask in place for a file and write the pane to it."""
+        pane = self.active_pane
+        if pane is None:
+            return
+        self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
+
+    def action_save_spec(self) -> None:
+        """Ask in place for a file and write the model to it, as TOML that opens again."""
+        import tomli_w
+
+        from tui.settings import model_document
+
+        model = self.state.study.model
+        name = model.name.removesuffix(" (edited)").replace("/", "-")
+        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(model_document(model)))
+
+    def _ask_to_write(self, label: str, value: str, text: str) -> None:
+        writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "Enter writes · Tab completes · Esc cancels"
+        self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
+
+    def action_open(self) -> None:
+        """Ask in place for a model file."""
+        hint = "a config.json, a folder with one, or a spec .toml · Enter opens · Tab completes · Esc cancels"
+        self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
+
+    def open_model(self, name_or_path: str) -> str | None:
+        """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""
+        from calc.sources import load_model
+
+        try:
+            model = load_model(name_or_path)
+        except CalcError as error:
+            return str(error)
+        self._take_model(model)
+        return None
+
+    def _take_model(self, model: ModelSpec) -> None:
+        spec = self.pane("spec")
+        if isinstance(spec, SpecPane):
+            spec.take_model(model)
+
+    @on(PickerField.Opened)
+    def _picker_wanted(self, event: PickerField.Opened) -> None:
+        event.stop()
+        if event.picker_field.field.name == "model":
+            self.action_pick_model(event.typed)
+        else:
+            self.action_pick_device(event.typed)
+
+    def action_pick_model(self, typed: str = "") -> None:
+        """Search the catalog of models."""
+        from tui.catalog_lists import model_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        current = study.model.name.removesuffix(" (edited)")
+        self.push_screen(Picker(model_list(study), typed=typed, current=current), self._model_picked)
+
+    def _model_picked(self, name: str | None) -> None:
+        if name and (refusal := self.open_model(name)):
+            self.notify(refusal, severity="error", markup=False)
+
+    def action_pick_device(self, typed: str = "") -> None:
+        """Search the catalog of devices."""
+        from tui.catalog_lists import current_device, device_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        picker = Picker(device_list(study), typed=typed, current=current_device(study.device))
+        self.push_screen(picker, self._device_picked)
+
+    def _device_picked(self, name: str | None) -> None:
+        from tui.catalog_lists import device_called
+
+        spec = self.pane("spec")
+        if name and isinstance(spec, SpecPane):
+            spec.take_device(device_called(name, self.state.study.device))
+
+    def action_undo(self) -> None:
+        """Back to the state before the last edit."""
+        if not self._undo:
+            self.notify("There is nothing to undo.")
+            return
+        *self._undo, state = self._undo
+        self.take_state(state, undoable=False)
+
+    def action_start_over(self) -> None:
+        """The assignment's case again; undo brings the present one back."""
+        self.take_state(default_state())
+
+    def action_marker(self, marker: Marker) -> None:
+        """Draw plots with `marker` from now on."""
+        self._remember(marker=marker)
+        self._show_everywhere()
+
+
+OVER_PANES = frozenset(
+    {"help", "go", "open", "copy_command", "copy_table", "export", "pick_model", "pick_device", "command_palette"}
+)
+"""Actions that make no sense while a list or the help lies over the panes."""
+
+
+def as_tsv(table: Table) -> str:
+    """A table for a spreadsheet: tabs between cells, headings first."""
+    return "\n".join("\t".join(cells) for cells in (table.columns, *table.rows))
+
+
+def run_app(study: Study | None = None) -> int:
+    """Open the app on `study`, or as it was left; returns the exit code."""
+    app = KvscopeApp(_state_on(study) if study is not None else None)
+    app.run()
+    return app.return_code or 0
+
+
+def _state_on(study: Study) -> AppState:
+    return with_study(default_state(), study)

@@ -1,0 +1,113 @@
+"""The command line that prints what the app shows: only options that differ from the defaults."""
+
+from __future__ import annotations
+
+import shlex
+
+from calc.errors import CalcError
+from calc.sources.catalog import devices, find_model
+from calc.specs import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names
+from calc.storage import FORMATS, StorageFormat
+from tui.draft import EDITED, memory_text
+
+DEFAULT_MODEL = "llama-3-8b"
+DEFAULT_MEMORY = 80 * 10**9
+PROVENANCE = ("name", "source", "notes")
+
+
+def memory_command(study: Study) -> str:
+    """``kvscope memory …`` for `study`.
+
+    The model is named by its catalog id or its path, edited fields follow as options.
+    """
+    return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
+
+
+def workload_options(study: Study) -> list[str]:
+    """Options of ``memory`` that are not about model, device and formats."""
+    words: list[str] = []
+    if study.context != 8192:
+        words += ["--context", str(study.context)]
+    if study.tps != (1, 2, 4, 8):
+        words += ["--tp", ",".join(map(str, study.tps))]
+    if study.policy is not Policy.EQUAL_SPLIT:
+        words += ["--policy", str(study.policy)]
+    return words
+
+
+def study_options(study: Study) -> list[str]:
+    """Options for model, device and storage formats, shared by ``memory`` and ``intensity``."""
+    return [
+        *model_options(study.model),
+        *device_options(study.device),
+        *_format_options("weight", study.weight_format),
+        *_format_options("kv", study.kv_format),
+    ]
+
+
+def model_options(model: ModelSpec) -> list[str]:
+    """``--model`` and what was edited after it. Llama-3-8B is the default."""
+    name, base = _base_of(model)
+    words = [] if name == DEFAULT_MODEL else ["--model", shlex.quote(name)]
+    changed = {n: getattr(model, n) for n in changed_fields(model, base) if n in DIMENSIONS}
+    if {"n_heads", "hidden_size"} & changed.keys():
+        # The command derives the head dimension from these two, unless it is given.
+        changed.pop("head_dim", None)
+        if model.head_dim * model.n_heads != model.hidden_size:
+            changed["head_dim"] = model.head_dim
+    for dimension in DIMENSIONS:
+        if dimension in changed:
+            words += [f"--{dimension.replace('_', '-')}", str(changed[dimension])]
+    if model.mlp != base.mlp:
+        words += ["--mlp", str(model.mlp)]
+    if model.tied != base.tied:
+        words.append("--tied" if model.tied else "--untied")
+    return words
+
+
+def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
+    """Fields in which `model` differs from `base`, names and sources apart."""
+    names = (name for name in field_names(ModelSpec) if name not in PROVENANCE)
+    return [name for name in names if getattr(model, name) != getattr(base, name)]
+
+
+def unsaid(study: Study) -> tuple[str, ...]:
+    """Model fields that were edited but have no option: the command cannot say them."""
+    _, base = _base_of(study.model)
+    said = {*DIMENSIONS, "mlp", "tied"}
+    return tuple(name for name in changed_fields(study.model, base) if name not in said)
+
+
+def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
+    """What --model should say, and the model that gives: the catalog's, a file's, else the default."""
+    from calc.sources import load_model
+
+    for name in (model.name.removesuffix(EDITED), model.source):
+        try:
+            base = load_model(name)
+        except CalcError:
+            continue
+        if base.source == model.source:
+            return name, base
+    return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
+
+
+def device_options(device: DeviceSpec) -> list[str]:
+    """``--device`` or ``--gpu-memory``; 80 GB is the default."""
+    name = device.name.removesuffix(EDITED)
+    entry = next((entry for entry in devices().values() if entry.name == name), None)
+    if entry is None:
+        memory = memory_text(device.memory_bytes).replace(" ", "")
+        return [] if device.memory_bytes == DEFAULT_MEMORY else ["--gpu-memory", memory]
+    words = ["--device", entry.id]
+    if device.memory_bytes != entry.memory_bytes:
+        words += ["--gpu-memory", memory_text(device.memory_bytes).replace(" ", "")]
+    return words
+
+
+def _format_options(kind: str, fmt: StorageFormat) -> list[str]:
+    if fmt.name == "bf16":
+        return []
+    if fmt.name in FORMATS:
+        return [f"--{kind}-format", fmt.name]
+    return [f"--{kind}-bytes", fmt.name.removesuffix(" B")]

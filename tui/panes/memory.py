@@ -1,0 +1,168 @@
+"""The Memory pane: the assignment's table, the components, tensor parallelism, and the calculation of a row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.containers import VerticalGroup, VerticalScroll
+from textual.widgets import DataTable, Static
+
+from calc.memory import MemoryReport
+from calc.notes import memory_notes
+from calc.tables import Table, answer_table, component_table, derivation_table, tp_table
+from tui.behind import Behind, behind_answer, behind_component, behind_tp
+from tui.command_line import memory_command
+from tui.pane import Pane
+from tui.state import Analysis, AppState
+from tui.summaries import memory_markdown, notes_text
+from tui.widgets.data_table import CalcTable
+from tui.widgets.derivation import Derivation
+
+HELP = """\
+Choose a row with ↑ ↓ (or the mouse) and the calculation behind it is shown: formula, numbers put in, result. Past the
+last row of a table ↓ goes on to the next.
+
+Tensor parallelism is shown under both rules. Equal split divides weights and cache by TP, as the assignment does.
+Whole heads is what servers do: a GPU holds whole KV heads, and beyond their number they are repeated. A row that no
+server could run is struck through, with the reason."""
+
+TP_HEADINGS = (
+    "\nTP",
+    "Equal split\nweights/GPU",
+    "\nKV/request",
+    "\nbatch",
+    "Whole heads\nweights/GPU",
+    "\nKV/request",
+    "\nbatch",
+    "\nremark",
+)
+REMARK = 7
+WIDE_ENOUGH = 160
+TABLES = ("table-answer", "table-components", "table-tp")
+
+
+class MemoryPane(Pane):
+    """Tables at the left, the selected row's calculation at the right."""
+
+    TITLE = "Memory"
+    HELP: ClassVar[str] = HELP
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._report: MemoryReport | None = None
+        self._current = TABLES[0]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="memory", can_focus=False):
+            with VerticalGroup(id="memory-tables"):
+                with VerticalGroup(classes="card", id="card-answer-table") as card:
+                    card.border_title = "Memory"
+                    yield CalcTable(id=TABLES[0])
+                with VerticalGroup(classes="card", id="card-components") as card:
+                    card.border_title = "Parameters"
+                    yield CalcTable(id=TABLES[1])
+            with VerticalGroup(id="memory-tp"):
+                with VerticalGroup(classes="card", id="card-tp-table") as card:
+                    card.border_title = "Tensor parallelism"
+                    yield CalcTable(id=TABLES[2], headings=TP_HEADINGS)
+                    yield Static(id="tp-remarks")
+                with VerticalGroup(classes="card", id="card-memory-notes") as card:
+                    card.border_title = "To know"
+                    yield Static(id="memory-notes")
+            with VerticalScroll(classes="card", id="card-derivation") as scroll:
+                scroll.border_title = "Calculation"
+                yield Derivation(id="derivation")
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """Fill the tables; the selected row stays selected."""
+        self._report = report = analysis.memory
+        answer, components, tp = answer_table(report), component_table(report), tp_table(report)
+        self._table(TABLES[0]).show(answer)
+        self._table(TABLES[1]).show(components)
+        self._show_tp(tp)
+        self.query_one("#memory-notes", Static).update(notes_text(memory_notes(report)))
+        self._show_behind()
+
+    def _show_tp(self, table: Table) -> None:
+        wide = self.size.width >= WIDE_ENOUGH
+        remarks = [f"TP {row[0]}: {row[REMARK]}" for row in table.rows if row[REMARK]]
+        skip = frozenset() if wide and remarks else frozenset({REMARK})
+        self._table(TABLES[2]).show(table, skip=skip)
+        lines = self.query_one("#tp-remarks", Static)
+        lines.update("" if wide else "\n".join(remarks))
+        lines.display = bool(remarks) and not wide
+
+    def on_resize(self) -> None:
+        """Remarks are a column where there is room, else lines under the table."""
+        if self._report is not None:
+            self._show_tp(tp_table(self._report))
+
+    # --- the row that is explained ------------------------------------------------------------------------
+
+    @on(DataTable.RowHighlighted)
+    def _moved(self, event: DataTable.RowHighlighted) -> None:
+        if event.data_table.has_focus:
+            self._current = event.data_table.id or TABLES[0]
+            self._show_behind()
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """The table that has the focus is the one that is explained and copied."""
+        if isinstance(event.widget, CalcTable):
+            self._current = event.widget.id or TABLES[0]
+            self._show_behind()
+
+    @on(CalcTable.Left)
+    def _next_table(self, event: CalcTable.Left) -> None:
+        at = TABLES.index(event.table.id or TABLES[0]) + event.step
+        if 0 <= at < len(TABLES):
+            table = self._table(TABLES[at])
+            table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
+            table.focus()
+
+    def behind(self) -> Behind | None:
+        """The calculation behind the selected row."""
+        if self._report is None:
+            return None
+        row = self._table(self._current).cursor_row
+        explain = {TABLES[0]: behind_answer, TABLES[1]: behind_component, TABLES[2]: behind_tp}[self._current]
+        return explain(self._report, row)
+
+    def _show_behind(self) -> None:
+        for name in TABLES:
+            self._table(name).show_cursor = name == self._current
+        shown = self.behind()
+        if shown is not None:
+            self.query_one(Derivation).show(shown.title, shown.terms, remark=shown.remark)
+
+    # --- what the app asks for ----------------------------------------------------------------------------
+
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, the one with the cursor first, then the calculation of its row."""
+        if self._report is None:
+            return ()
+        by_id = {
+            TABLES[0]: answer_table(self._report),
+            TABLES[1]: component_table(self._report),
+            TABLES[2]: tp_table(self._report),
+        }
+        first = by_id.pop(self._current)
+        return (first, *by_id.values(), derivation_table(self._report.steps))
+
+    def export_markdown(self) -> str:
+        """The whole memory answer as a document."""
+        return "" if self._report is None else memory_markdown(self._report)
+
+    def command_line(self) -> str:
+        """``kvscope memory …``"""
+        return "" if self._report is None else memory_command(self._report.study)
+
+    def first_focus(self) -> CalcTable:
+        """Where the keyboard starts."""
+        return self._table(self._current)
+
+    def _table(self, name: str) -> CalcTable:
+        return self.query_one(f"#{name}", CalcTable)
+
+

@@ -1,0 +1,268 @@
+"""The Spec pane: the form at the left, what follows from it at the right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections import deque
+from dataclasses import replace
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import VerticalGroup, VerticalScroll
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from calc.memory import MemoryReport
+from calc.notes import memory_notes
+from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.storage import FORMATS
+from calc.tables import Table, answer_table, tp_table
+from calc.units import format_rate
+from tui.command_line import memory_command
+from tui.draft import MODEL_COUNTS, MODEL_FLAGS, Draft, auto_head_dim, field_texts, origin_of_model, read_draft
+from tui.fields import FIELDS
+from tui.pane import Pane, StateEdited
+from tui.state import Analysis, AppState, with_study
+from tui.summaries import answer_grid, memory_markdown, notes_text, tp_grid
+from tui.widgets.bar import MemoryBar
+from tui.widgets.derivation import Derivation
+from tui.widgets.dial import Dial
+from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
+from tui.widgets.picker import PickerField
+
+HELP = """\
+The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
+that cannot be used is marked and says why, and the last good numbers stay on screen.
+
+Start from a catalog entry, a config.json (ctrl+o), or by typing. What follows is at the right, and in the two lines
+under the title on every pane."""
+
+
+def device_facts(device: DeviceSpec) -> str:
+    """Bandwidth, peak and ridge in a line; what is not known is said to be so."""
+    peak, bandwidth, ridge = device.peak_flops_per_s.get("bf16"), device.bandwidth_bytes_per_s, device.ridge()
+    facts = [
+        format_rate(bandwidth) if bandwidth else "",
+        f"{format_rate(peak, 'FLOP/s')} bf16" if peak else "",
+        f"ridge {ridge:.0f} FLOP/B" if ridge else "",
+    ]
+    return " · ".join(filter(None, facts)) or "bandwidth and peak unknown"
+
+
+def context_note(study: Study) -> str:
+    """A warning where the context exceeds what the model was made for."""
+    limit = study.model.max_context
+    return f"! this model was made for {limit:,}" if limit is not None and study.context > limit else ""
+
+
+WORKLOAD_FIELDS = ("context", "weight_format", "kv_format", "tp")
+
+
+def _card(title: str, *children: Widget) -> VerticalGroup:
+    card = VerticalGroup(*children, classes="card")
+    card.border_title = title
+    return card
+
+
+class SpecPane(Pane):
+    """All inputs, and their consequences at once."""
+
+    TITLE = "Spec"
+    HELP: ClassVar[str] = HELP
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._state: AppState | None = None
+        self._report: MemoryReport | None = None
+        self._model_origin: ModelSpec | None = None
+        self._device_origin: DeviceSpec | None = None
+        self._errors: dict[str, str] = {}
+        self._echoes: deque[AppState] = deque()
+        self._inputs: dict[str, FieldInput] = {}
+
+    # --- composition --------------------------------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="spec", can_focus=False):
+            with VerticalScroll(id="form", can_focus=False):
+                yield self._model_card()
+                yield self._device_card()
+                yield self._workload_card()
+            with VerticalScroll(id="follows", can_focus=False):
+                yield _card("What follows", Static(id="answer"), MemoryBar(id="bar"))
+                yield _card("To know", Static(id="notes"))
+            with VerticalScroll(id="more", can_focus=False):
+                yield _card("Tensor parallelism", Static(id="tp-summary"))
+                yield _card("Calculation", Derivation(id="steps"))
+
+    def _row(self, *names: str, single: bool = False, suggester: ListSuggester | None = None) -> FormRow:
+        row = FormRow(*names, single=single, suggester=suggester)
+        self._inputs.update(row.inputs)
+        return row
+
+    def _model_card(self) -> Widget:
+        return _card(
+            "Model",
+            SwitchRow("Catalog", (PickerField(FIELDS["model"]),)),
+            self._row("n_layers", "n_heads"),
+            self._row("n_kv_heads", "head_dim"),
+            self._row("hidden_size", "intermediate_size"),
+            self._row("vocab_size", "n_learned_positions"),
+            self._row("n_sliding_layers", "window"),
+            SwitchRow("MLP, head", (FieldDial(FIELDS["mlp"], Mlp), Toggle(FIELDS["tied"]))),
+            SwitchRow("Norm", (FieldDial(FIELDS["norm"], Norm), Toggle(FIELDS["qk_norm"]))),
+            SwitchRow("Biases", [Toggle(FIELDS[name]) for name in MODEL_FLAGS if name.endswith("bias")]),
+        )
+
+    def _device_card(self) -> Widget:
+        return _card(
+            "Device",
+            SwitchRow("Catalog", (PickerField(FIELDS["device"]),)),
+            self._row("memory_bytes", single=True),
+            Static(id="device-facts"),
+        )
+
+    def _workload_card(self) -> Widget:
+        formats = ListSuggester(FORMATS)
+        return _card(
+            "Workload",
+            self._row("context", single=True),
+            self._row("weight_format", single=True, suggester=formats),
+            self._row("kv_format", single=True, suggester=formats),
+            self._row("tp", single=True),
+            SwitchRow("Split rule", (FieldDial(FIELDS["policy"], Policy),)),
+        )
+
+    # --- showing ------------------------------------------------------------------------------------------
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """What follows is always shown; fields only follow a state that did not come from this form."""
+        if any(state is echo for echo in self._echoes):
+            while self._echoes.popleft() is not state:
+                pass
+        else:
+            self._echoes.clear()
+            self._follow(state)
+        self._report = analysis.memory
+        self._show_consequences(analysis.memory)
+
+    def _follow(self, state: AppState) -> None:
+        """Take `state` over into the fields; parts that it does not change keep what is typed there."""
+        before, self._state = self._state, state
+        study = state.study
+        if before is None or study.model != before.study.model:
+            self._model_origin = origin_of_model(study.model)
+            self._fill(study, MODEL_COUNTS)
+        if before is None or study.device != before.study.device:
+            self._device_origin = study.device
+            self._fill(study, ("memory_bytes",))
+        if before is None or replace(before.study, model=study.model, device=study.device) != study:
+            self._fill(study, WORKLOAD_FIELDS)
+        self._fill_switches(study)
+        self._reread(post=False)
+
+    def _fill(self, study: Study, names: Iterable[str]) -> None:
+        texts = field_texts(study)
+        with self.prevent(Input.Changed):
+            for name in names:
+                self._inputs[name].value = texts[name]
+
+    def _fill_switches(self, study: Study) -> None:
+        for name in MODEL_FLAGS:
+            self._toggle(name).value = getattr(study.model, name)
+        self._dial("mlp").value = str(study.model.mlp)
+        self._dial("norm").value = str(study.model.norm)
+        self._dial("policy").value = str(study.policy)
+
+    def _show_consequences(self, report: MemoryReport) -> None:
+        study = report.study
+        self.query_one("#field-model", PickerField).value = study.model.name
+        self.query_one("#field-device", PickerField).value = study.device.name
+        self.query_one("#device-facts", Static).update(device_facts(study.device))
+        self.query_one("#answer", Static).update(answer_grid(report))
+        self.query_one(MemoryBar).show(report)
+        self.query_one("#notes", Static).update(notes_text(memory_notes(report)))
+        self.query_one("#tp-summary", Static).update(tp_grid(report))
+        self.query_one("#steps", Derivation).show("", report.steps[-4:])
+
+    # --- editing ------------------------------------------------------------------------------------------
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        if isinstance(event.input, FieldInput):
+            event.stop()
+            self._reread()
+
+    @on(Toggle.Changed)
+    @on(Dial.Changed)
+    def _turned(self) -> None:
+        self._reread()
+
+    def _reread(self, *, post: bool = True) -> None:
+        """Read the form; show what is wrong in place; propose the new state where there is one."""
+        if self._state is None:
+            return
+        reading = read_draft(self._draft(), self._state.study)
+        self._errors = dict(reading.errors)
+        self._inputs["head_dim"].placeholder = auto_head_dim({n: w.value for n, w in self._inputs.items()})
+        for row in self.query(FormRow):
+            row.say(self._errors, note=context_note(reading.study) if "context" in row.inputs else "")
+        if post and reading.study != self._state.study:
+            self._state = with_study(self._state, reading.study)
+            self._echoes.append(self._state)
+            self.post_message(StateEdited(self._state))
+
+    def _draft(self) -> Draft:
+        assert self._model_origin is not None
+        assert self._device_origin is not None
+        return Draft(
+            texts={name: widget.value for name, widget in self._inputs.items()},
+            flags={name: self._toggle(name).value for name in MODEL_FLAGS},
+            mlp=Mlp(self._dial("mlp").value),
+            norm=Norm(self._dial("norm").value),
+            policy=Policy(self._dial("policy").value),
+            model_origin=self._model_origin,
+            device_origin=self._device_origin,
+        )
+
+    def take_model(self, model: ModelSpec) -> None:
+        """Start from `model`: every model field shows it, whatever was typed there."""
+        assert self._state is not None
+        study = replace(self._state.study, model=model)
+        self._model_origin = model
+        self._fill(study, MODEL_COUNTS)
+        self._fill_switches(study)
+        self._reread()
+
+    def take_device(self, device: DeviceSpec) -> None:
+        """Use `device`, whatever was typed as memory."""
+        assert self._state is not None
+        self._device_origin = device
+        self._fill(replace(self._state.study, device=device), ("memory_bytes",))
+        self._reread()
+
+    # --- what the app asks for ----------------------------------------------------------------------------
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """What is wrong with the form, by field name."""
+        return dict(self._errors)
+
+    def tables(self) -> tuple[Table, ...]:
+        """The answer, then tensor parallelism."""
+        return () if self._report is None else (answer_table(self._report), tp_table(self._report))
+
+    def export_markdown(self) -> str:
+        """The spec's answer as a document."""
+        return "" if self._report is None else memory_markdown(self._report)
+
+    def command_line(self) -> str:
+        """``kvscope memory …`` for the spec."""
+        return "" if self._state is None else memory_command(self._state.study)
+
+    def _toggle(self, name: str) -> Toggle:
+        return self.query_one(f"#field-{name}", Toggle)
+
+    def _dial(self, name: str) -> FieldDial:
+        return self.query_one(f"#field-{name}", FieldDial)

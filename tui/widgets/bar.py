@@ -1,0 +1,100 @@
+"""Weights, KV cache and what is free, as one bar of the device's memory."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widget import Widget
+
+from calc.memory import MemoryReport
+from calc.units import format_decimal
+from tui.widgets.styling import restyled
+
+WEIGHTS, CACHE, FREE, OVER = "█", "▒", "·", "▚"
+
+
+def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]:
+    """Cells of each part in a bar of `width`: they sum to the cells of their sum, and what is there is seen.
+
+    >>> bar_cells((16, 63, 1), 80, 40), bar_cells((1, 999, 0), 1000, 10)
+    ((8, 31, 1), (1, 9, 0))
+    """
+    edges, position = [0], 0
+    for part in parts:
+        position += part
+        edges.append(round(width * position / total))
+    cells = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    for i, part in enumerate(parts):
+        if part and not cells[i] and max(cells) > 1:
+            cells[cells.index(max(cells))] -= 1
+            cells[i] = 1
+    return tuple(cells)
+
+
+def memory_bar(report: MemoryReport, width: int) -> Text:
+    """The bar and its legend, two lines; a third where something does not fit."""
+    capacity, weights = report.study.device.memory_bytes, report.weight_bytes
+    if not report.fits:
+        return _overfull(report, width)
+    cache = report.max_batch * report.kv_bytes_per_request
+    free = capacity - weights - cache
+    a, b, c = bar_cells((weights, cache, free), capacity, width)
+    bar = Text.assemble((WEIGHTS * a, "weights"), (CACHE * b, "cache"), (FREE * c, "free"))
+    legend = [
+        (WEIGHTS, "weights", f"weights {format_decimal(weights)}"),
+        (CACHE, "cache", f"KV {format_decimal(cache)} = {report.max_batch:,} × {_request(report)}"),
+        (FREE, "free", f"free {format_decimal(free)}"),
+    ]
+    return _with_legend(bar, legend)
+
+
+def _request(report: MemoryReport) -> str:
+    return format_decimal(report.kv_bytes_per_request)
+
+
+def _overfull(report: MemoryReport, width: int) -> Text:
+    """Weights and one request against the device they exceed."""
+    capacity, weights, request = report.study.device.memory_bytes, report.weight_bytes, report.kv_bytes_per_request
+    needed = weights + request
+    inside, over = bar_cells((min(capacity, weights), needed - min(capacity, weights)), needed, width)
+    bar = Text.assemble((WEIGHTS * inside, "weights"), (OVER * over, "over"))
+    legend = [
+        (WEIGHTS, "weights", f"device {format_decimal(capacity)}"),
+        (OVER, "over", f"missing {format_decimal(needed - capacity)} for weights and one request"),
+    ]
+    return _with_legend(bar, legend)
+
+
+def _with_legend(bar: Text, legend: list[tuple[str, str, str]]) -> Text:
+    bar.append("\n")
+    for i, (mark, style, words) in enumerate(legend):
+        bar.append("   " if i else "").append(mark, style).append(f" {words}")
+    return bar
+
+
+class MemoryBar(Widget):
+    """The bar, as wide as there is room."""
+
+    DEFAULT_CSS = """
+    MemoryBar {
+        height: auto; min-height: 2;
+        & > .bar--weights { color: $primary; }
+        & > .bar--cache { color: $accent; }
+        & > .bar--free { color: $text-muted; }
+        & > .bar--over { color: $error; }
+    }
+    """
+    COMPONENT_CLASSES = {"bar--weights", "bar--cache", "bar--free", "bar--over"}
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._report: MemoryReport | None = None
+
+    def show(self, report: MemoryReport) -> None:
+        """Show `report`."""
+        self._report = report
+        self.refresh(layout=True)
+
+    def render(self) -> Text:
+        if self._report is None:
+            return Text("")
+        return restyled(memory_bar(self._report, max(10, self.content_size.width)), self, "bar")

@@ -1,0 +1,94 @@
+"""A calc `Table` to move through: rows by ↑ ↓ and the mouse, numbers to the right, impossible rows struck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import DataTable
+
+from calc.tables import Table
+
+
+class CalcTable(DataTable[Text]):
+    """Shows a `Table`. At its ends ↑ and ↓ ask for the table before or after (`Left`)."""
+
+    DEFAULT_CSS = """
+    CalcTable {
+        height: auto; max-height: 100%; background: transparent; overflow: hidden auto;
+        & > .datatable--header { background: transparent; color: $text-muted; text-style: none; }
+        & > .datatable--hover { background: $primary 10%; }
+        & > .datatable--cursor { background: $boost; color: $foreground; text-style: none; }
+        &:focus > .datatable--cursor { background: $primary 35%; color: $foreground; text-style: bold; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "cursor_up", "Row", show=False),
+        Binding("down", "cursor_down", "Row", show=False),
+        Binding("home", "scroll_top", "First row", show=False),
+        Binding("end", "scroll_bottom", "Last row", show=False),
+    ]
+
+    class Left(Message):
+        """The cursor wants to go past an end: `step` is -1 or 1."""
+
+        def __init__(self, table: CalcTable, step: int) -> None:
+            super().__init__()
+            self.table, self.step = table, step
+
+    def __init__(self, *, id: str | None = None, headings: Sequence[str] | None = None) -> None:  # noqa: A002
+        """`headings` replace those of the tables shown (two lines each where a group has a name)."""
+        super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
+        self._headings = headings
+        self._shown: Table | None = None
+        self._skipped: frozenset[int] = frozenset()
+
+    @property
+    def table(self) -> Table | None:
+        """What is shown, whole (also the columns that are left out)."""
+        return self._shown
+
+    def show(self, table: Table, *, skip: frozenset[int] = frozenset()) -> None:
+        """Show `table` without the columns in `skip`; the cursor stays on its row."""
+        if table == self._shown and skip == self._skipped:
+            return
+        row = self.cursor_row
+        kept = [i for i in range(len(table.columns)) if i not in skip]
+        same = self._shown is not None and self._shown.columns == table.columns and skip == self._skipped
+        self._shown, self._skipped = table, skip
+        with self.app.batch_update():
+            self.clear(columns=not same)
+            if not same:
+                self._add_headings(table, kept)
+            for i, cells in enumerate(table.rows):
+                self.add_row(*(self._cell(table, i, j, cells[j]) for j in kept))
+            self.move_cursor(row=min(row, len(table.rows) - 1))
+
+    def _add_headings(self, table: Table, kept: list[int]) -> None:
+        headings = self._headings or table.columns
+        self.header_height = 2 if any("\n" in heading for heading in headings) else 1
+        for j in kept:
+            self.add_column(Text(headings[j], justify="right" if j in table.numeric else "left"))
+
+    @staticmethod
+    def _cell(table: Table, row: int, column: int, cell: str) -> Text:
+        total = table.rows[row][0] == "total"
+        style = "strike dim" if row in table.struck and column in table.numeric else "bold" if total else ""
+        return Text(cell, style=style, justify="right" if column in table.numeric else "left", no_wrap=True)
+
+    def action_cursor_up(self) -> None:
+        """The row above, or the table before."""
+        if self.cursor_row <= 0:
+            self.post_message(self.Left(self, -1))
+        else:
+            super().action_cursor_up()
+
+    def action_cursor_down(self) -> None:
+        """The row below, or the table after."""
+        if self.cursor_row >= self.row_count - 1:
+            self.post_message(self.Left(self, 1))
+        else:
+            super().action_cursor_down()

@@ -1,0 +1,183 @@
+"""A path asked for in place, at the foot of the screen: open a file, export a pane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import HorizontalGroup, VerticalGroup
+from textual.suggester import Suggester
+from textual.widget import Widget
+from textual.widgets import Input, Static
+
+from calc.render import write_whole
+
+MAX_ENTRIES = 2000
+
+
+def complete_path(text: str) -> str | None:
+    """`text` completed to the first file or folder that starts with it (folders end in ``/``), or None."""
+    folder_text, slash, start = text.rpartition("/")
+    folder = Path(f"{folder_text}{slash}" or ".").expanduser()
+    try:
+        entries = sorted(p for p, _ in zip(folder.iterdir(), range(MAX_ENTRIES), strict=False))
+    except (OSError, RuntimeError, ValueError):
+        return None
+    for entry in entries:
+        hidden = entry.name.startswith(".") and not start.startswith(".")
+        if entry.name.startswith(start) and not hidden:
+            completed = f"{folder_text}{slash}{entry.name}" + ("/" if entry.is_dir() else "")
+            if completed != text:
+                return completed
+    return None
+
+
+class PathSuggester(Suggester):
+    """Shows how a path could go on; → or Tab takes it."""
+
+    def __init__(self) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The completion of `value`."""
+        return complete_path(value) if value else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathRequest:
+    """What a path is wanted for. `accept` uses it and returns a sentence of refusal, or None when done."""
+
+    label: str
+    value: str
+    accept: Callable[[str], str | None]
+    hint: str
+
+
+class PathInput(Input):
+    """The bar's input: Tab completes, Esc leaves."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "complete", "Complete"),
+        Binding("escape", "leave", "Cancel"),
+        Binding("enter", "submit", "Take"),
+    ]
+
+    async def action_complete(self) -> None:
+        """Take the completion, if there is one."""
+        completed = complete_path(self.value)
+        if completed is not None:
+            self.value = completed
+            self.cursor_position = len(completed)
+
+    def action_leave(self) -> None:
+        """Close the bar."""
+        bar = self.query_ancestor(PathBar)
+        bar.close()
+
+
+class PathBar(VerticalGroup):
+    """Hidden until `ask`. Stays open, with the reason, while the path is refused."""
+
+    DEFAULT_CSS = """
+    PathBar {
+        display: none; height: auto; background: $panel; padding: 0 1;
+        &.-open { display: block; }
+        .label { width: auto; padding: 0 1 0 0; text-style: bold; color: $text-primary; }
+        PathInput { width: 1fr; border: none; height: 1; padding: 0; background: $boost; }
+        #path-message { height: auto; color: $text-muted; }
+        #path-message.-error { color: $text-error; }
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(id="path-bar")
+        self._request: PathRequest | None = None
+        self._back: Widget | None = None
+
+    def compose(self) -> ComposeResult:
+        with HorizontalGroup():
+            yield Static(classes="label")
+            yield PathInput(id="path", suggester=PathSuggester(), select_on_focus=False)
+        yield Static(id="path-message")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a path is being asked for."""
+        return self._request is not None
+
+    def ask(self, request: PathRequest) -> None:
+        """Open with `request` and take the focus."""
+        if self._request is None:
+            self._back = self.screen.focused
+        self._request = request
+        self.query_one(".label", Static).update(request.label)
+        self.say(request.hint)
+        self.add_class("-open")
+        path = self.query_one(PathInput)
+        path.value = request.value
+        path.cursor_position = len(request.value)
+        path.focus()
+
+    def say(self, message: str, *, error: bool = False) -> None:
+        """A line under the path."""
+        line = self.query_one("#path-message", Static)
+        line.set_class(error, "-error")
+        line.update(Text(f"✗ {message}" if error else message))
+
+    def close(self) -> None:
+        """Hide; the focus goes back to where it was."""
+        self._request, back = None, self._back
+        self._back = None
+        if back is not None and back.is_attached:
+            back.focus()
+        else:
+            self.screen.set_focus(None)
+        self.remove_class("-open")
+
+    @on(Input.Changed, "#path")
+    def _edited(self) -> None:
+        if self._request is not None:
+            self.say(self._request.hint)
+
+    @on(Input.Submitted, "#path")
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        if self._request is None:
+            return
+        refusal = self._request.accept(event.value.strip())
+        if refusal is None:
+            self.close()
+        else:
+            self.say(refusal, error=True)
+
+
+class FileWriter:
+    """Writes a document where the bar says. An existing file needs a second Enter on the same path."""
+
+    def __init__(self, text: str, *, done: Callable[[Path], None]) -> None:
+        self._text, self._done = text, done
+        self._asked: Path | None = None
+
+    def __call__(self, typed: str) -> str | None:
+        """Write; a sentence where that cannot be, None when it is done."""
+        if not typed:
+            return "Type the name of a file."
+        try:
+            path = Path(typed).expanduser()
+            if path.is_dir():
+                return f"{typed} is a folder: type the name of a file in it."
+            if path.exists() and path != self._asked:
+                self._asked = path
+                return f"{typed} exists: Enter again to replace it, or type another name."
+            write_whole(path, self._text)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            return f"{typed} cannot be written: {reason}."
+        self._done(path)
+        return None

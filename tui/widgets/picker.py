@@ -1,0 +1,209 @@
+"""Choosing from a long list by typing: a one-line field that opens a list with search and a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalGroup
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widget import Widget
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui.fields import Field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One line of a picker: what is returned, its columns, and how a preview describes it."""
+
+    key: str
+    cells: tuple[str, ...]
+    preview: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickList:
+    """What a picker offers. `search` filters; `custom` reads text that no line matches (a path), or refuses it."""
+
+    title: str
+    prompt: str
+    search: Callable[[str], Sequence[Choice]]
+    columns: tuple[int, ...]
+    custom: Callable[[str], str | None] = lambda _: None
+
+
+class PickerField(Widget, can_focus=True):
+    """Shows the choice; Enter, ↓, a click or typing opens the list."""
+
+    DEFAULT_CSS = """
+    PickerField {
+        width: 1fr; height: 1; background: $boost; color: $foreground; text-wrap: nowrap; text-overflow: ellipsis;
+        &:hover { background: $primary 15%; }
+        &:focus { background: $primary 25%; text-style: bold; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,space", "open", "Choose"),
+        Binding("up", "screen.focus_previous", "Previous field", show=False),
+        Binding("down", "screen.focus_next", "Next field", show=False),
+    ]
+
+    class Opened(Message):
+        """The list is wanted; `typed` is what it starts with."""
+
+        def __init__(self, field: PickerField, typed: str) -> None:
+            super().__init__()
+            self.picker_field, self.typed = field, typed
+
+    def __init__(self, field: Field) -> None:
+        super().__init__(id=f"field-{field.name}")
+        self.field = field
+        self.tooltip = field.meaning
+        self._value = ""
+
+    @property
+    def help_field(self) -> Field:
+        """What F1 explains."""
+        return self.field
+
+    @property
+    def value(self) -> str:
+        """What is shown as chosen."""
+        return self._value
+
+    @value.setter
+    def value(self, value: str) -> None:
+        self._value = value
+        self.refresh()
+
+    def render(self) -> Text:
+        room = max(1, self.content_size.width - 2)
+        shown = self._value if len(self._value) <= room else f"{self._value[: room - 1]}…"
+        return Text(f"{shown.ljust(room)} ▾", no_wrap=True)
+
+    def action_open(self) -> None:
+        """Ask for the list."""
+        self.post_message(self.Opened(self, ""))
+
+    def on_click(self) -> None:
+        """A click opens the list."""
+        self.action_open()
+
+    def on_key(self, event: events.Key) -> None:
+        """A letter or digit starts the search with it."""
+        if event.is_printable and event.character and not event.character.isspace():
+            event.stop()
+            self.post_message(self.Opened(self, event.character))
+
+
+class Picker(ModalScreen[str | None]):
+    """The list over the pane. Typing filters, ↑ ↓ move, Enter takes, Esc leaves; returns the key or None."""
+
+    DEFAULT_CSS = """
+    Picker {
+        align: center top; background: $background 60%;
+        & > VerticalGroup {
+            width: 92; max-width: 100%; height: auto; max-height: 100%; margin: 2 1 1 1; padding: 0 1;
+            background: $surface; border: round $primary; border-title-color: $text-primary;
+            border-subtitle-color: $text-muted;
+        }
+        Input { border: none; height: 1; padding: 0; background: $boost; }
+        #headings { height: 1; color: $text-muted; padding: 0 1; }
+        OptionList { height: auto; max-height: 18; background: transparent; border: none; padding: 0; }
+        #preview { height: auto; min-height: 3; max-height: 6; padding: 1 1 0 1; color: $text-muted; }
+    }
+    Screen.-short Picker OptionList { max-height: 9; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Cancel", priority=True),
+        Binding("down", "move(1)", "Down", show=False, priority=True),
+        Binding("up", "move(-1)", "Up", show=False, priority=True),
+        Binding("pagedown", "move(8)", "Page down", show=False, priority=True),
+        Binding("pageup", "move(-8)", "Page up", show=False, priority=True),
+    ]
+
+    def __init__(self, pick: PickList, *, typed: str = "", current: str = "") -> None:
+        super().__init__()
+        self._pick, self._typed, self._current = pick, typed, current
+        self._choices: Sequence[Choice] = ()
+
+    def compose(self) -> ComposeResult:
+        with VerticalGroup() as box:
+            box.border_title = self._pick.title
+            box.border_subtitle = "type to search · ↑↓ · Enter takes · Esc leaves"
+            yield Input(self._typed, placeholder=self._pick.prompt, select_on_focus=False, id="search")
+            yield OptionList(id="choices")
+            yield Static(id="preview")
+
+    def on_mount(self) -> None:
+        """Show what matches from the start, the present choice highlighted."""
+        self.query_one("#choices", OptionList).can_focus = False
+        self._fill(self._typed)
+        keys = [choice.key for choice in self._choices]
+        if not self._typed and self._current in keys:
+            self.query_one("#choices", OptionList).highlighted = keys.index(self._current)
+
+    def _fill(self, text: str) -> None:
+        self._choices = self._pick.search(text.strip())
+        options = self.query_one("#choices", OptionList)
+        options.clear_options()
+        options.add_options([Option(self._line(choice), id=choice.key) for choice in self._choices])
+        if self._choices:
+            options.highlighted = 0
+        else:
+            self._preview(self._no_match(text.strip()))
+
+    def _no_match(self, text: str) -> str:
+        taken = self._pick.custom(text)
+        return f"Enter reads {taken}" if taken else f"Nothing in the catalog matches {text!r}."
+
+    def _line(self, choice: Choice) -> Text:
+        cells = []
+        for width, cell in zip(self._pick.columns, choice.cells, strict=True):
+            shown = cell if len(cell) <= abs(width) else f"{cell[: abs(width) - 1]}…"
+            cells.append(shown.rjust(-width) if width < 0 else shown.ljust(width))
+        return Text("  ".join(cells).rstrip(), no_wrap=True)
+
+    def _preview(self, text: str) -> None:
+        self.query_one("#preview", Static).update(Text(text))
+
+    @on(Input.Changed, "#search")
+    def _searched(self, event: Input.Changed) -> None:
+        self._fill(event.value)
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        if event.option_index < len(self._choices):
+            self._preview(self._choices[event.option_index].preview())
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option_id)
+
+    @on(Input.Submitted)
+    def _entered(self, event: Input.Submitted) -> None:
+        text = event.value.strip()
+        if custom := self._pick.custom(text):
+            self.dismiss(custom)
+            return
+        index = self.query_one("#choices", OptionList).highlighted
+        if self._choices and index is not None:
+            self.dismiss(self._choices[index].key)
+
+    def action_move(self, step: int) -> None:
+        """Move the highlight; stops at the ends."""
+        options = self.query_one("#choices", OptionList)
+        if self._choices:
+            options.highlighted = max(0, min(len(self._choices) - 1, (options.highlighted or 0) + step))
+
+    def action_leave(self) -> None:
+        """Close without a choice."""
+        self.dismiss(None)

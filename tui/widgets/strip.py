@@ -1,0 +1,132 @@
+"""The two lines under the title: the question in short, and its answer. Every pane shares them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.widget import Widget
+
+from calc.memory import MemoryReport
+from calc.units import format_binary, format_bytes_exact, format_decimal
+from tui.draft import device_short_name
+from tui.state import AppState
+from tui.widgets.styling import restyled
+
+Piece = tuple[str, str]
+"""Words and the name of their style."""
+
+
+def question(state: AppState) -> list[list[Piece]]:
+    """The first line in several lengths, the longest first: model · formats · context ▏ device ▏ rule."""
+    study = state.study
+    device = device_short_name(study.device)
+    name, weights, kv = study.model.name, study.weight_format.name, study.kv_format.name
+    tokens = f"{study.context:,} tokens"
+    rule = str(study.policy).replace("-", " ")
+    return [
+        [(name, "name"), (f" · {weights} weights · {kv} KV · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
+        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
+        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device}", "")],
+        [(name, "name"), (f" · {study.context:,}", ""), (f" ▏ {device}", "")],
+        [(name, "name")],
+    ]
+
+
+def _batch(report: MemoryReport) -> Piece:
+    return ("MAX BATCH " + (f"{report.max_batch:,}" if report.fits else "0: does not fit"), "good" if report.fits else "bad")
+
+
+def answer(report: MemoryReport) -> list[list[Piece]]:
+    """The second line in several lengths: weights, KV a token and a request, the largest batch, the ridge."""
+    weights, kv = report.weight_bytes, report.kv_bytes_per_request
+    token = format_bytes_exact(report.kv_bytes_per_token)
+    ridge = report.study.device.ridge()
+    ridge_long = f"ridge {ridge:,.0f} FLOP/B (bf16)" if ridge else "ridge: pick a device"
+    ridge_short = f"ridge {ridge:,.0f}" if ridge else "ridge ?"
+    batch = _batch(report)
+    long_weights = (f"weights {format_decimal(weights)} ({format_binary(weights)})", "")
+    long_kv = (f"KV {token}/token · {format_decimal(kv)}/request", "")
+    short = [(f"weights {format_decimal(weights)}", ""), (f"KV {token}/tok · {format_decimal(kv)}/req", ""), batch]
+    return [
+        [long_weights, long_kv, batch, (ridge_long, "")],
+        [long_weights, long_kv, batch, (ridge_short, "")],
+        [*short, (ridge_short, "")],
+        short,
+        [(f"W {format_decimal(weights)}", ""), (f"KV {format_decimal(kv)}", ""), batch],
+        [batch],
+    ]
+
+
+def fitting(choices: Sequence[list[Piece]], width: int, gap: str) -> list[Piece]:
+    """The first of `choices` that fits into `width` with `gap` between its pieces; else the last."""
+    for pieces in choices:
+        if sum(cell_len(words) for words, _ in pieces) + len(gap) * (len(pieces) - 1) <= width:
+            return list(pieces)
+    return list(choices[-1])
+
+
+class StatusStrip(Widget):
+    """Two lines: the question with the engine's state at the right, and the answer."""
+
+    DEFAULT_CSS = """
+    StatusStrip {
+        height: 2; padding: 0 1; background: $panel; color: $foreground;
+        & > .strip--title { text-style: bold; color: $text-primary; }
+        & > .strip--name { text-style: bold; }
+        & > .strip--good { text-style: bold; color: $text-success; }
+        & > .strip--bad { text-style: bold; color: $text-error; }
+        & > .strip--engine { color: $text-muted; }
+    }
+    """
+    COMPONENT_CLASSES = {"strip--title", "strip--name", "strip--good", "strip--bad", "strip--engine"}
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._state: AppState | None = None
+        self._report: MemoryReport | None = None
+        self._engine = ""
+
+    def show(self, state: AppState, report: MemoryReport) -> None:
+        """Show `state` and its answer."""
+        self._state, self._report = state, report
+        self.refresh()
+
+    def show_engine(self, line: str) -> None:
+        """Show what the engine is doing."""
+        if line != self._engine:
+            self._engine = line
+            self.refresh()
+
+    def plain(self, width: int) -> list[str]:
+        """Both lines as text for `width` cells."""
+        return self._text(width).plain.split("\n")
+
+    def render(self) -> Text:
+        return restyled(self._text(self.content_size.width), self, "strip")
+
+    def _text(self, width: int) -> Text:
+        if self._state is None or self._report is None:
+            return Text("\n")
+        engine = f"engine {self._engine}" if self._engine else ""
+        room = width // 3 if width < 100 else width // 4
+        if len(engine) > room:
+            engine = f"{self._engine[: room - 1]}…" if len(self._engine) > room else self._engine
+        title = "kvscope   " if width >= 100 else "kvscope "
+        first = _line(fitting(question(self._state), width - len(title) - len(engine) - 2, ""), "")
+        line = Text(no_wrap=True)
+        line.append(title, "title")
+        line.append_text(first)
+        if engine:
+            line.append(" " * max(2, width - line.cell_len - len(engine)))
+            line.append(engine, "engine")
+        second = _line(fitting(answer(self._report), width, "   "), "   ")
+        return line.append("\n").append_text(second)
+
+
+def _line(pieces: list[Piece], gap: str) -> Text:
+    text = Text(no_wrap=True)
+    for i, (words, style) in enumerate(pieces):
+        text.append(gap if i else "").append(words, style or None)
+    return text
