@@ -107,12 +107,16 @@ class MemoryReport:
 def tp_problem(model: ModelSpec, tp: int) -> str | None:
     """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
     if model.n_heads % tp:
-        return f"{model.n_heads} query heads do not divide by {tp}"
+        return f"{_heads(model.n_heads, 'query')} not divide by {tp:,}"
     if model.n_kv_heads % tp and tp % model.n_kv_heads:
-        return f"{model.n_kv_heads} KV heads neither divide by {tp} nor repeat evenly on {tp} GPUs"
+        return f"{model.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
     if model.intermediate_size % tp:
-        return f"the inner dimension {model.intermediate_size:,} does not divide by {tp}"
+        return f"the inner dimension {model.intermediate_size:,} does not divide by {tp:,}"
     return None
+
+
+def _heads(n: int, kind: str) -> str:
+    return f"{n:,} {kind} heads do" if n > 1 else f"1 {kind} head does"
 
 
 def _batch_term(study: Study, weights: Number, kv: Number) -> Term:

@@ -6,10 +6,15 @@ Apart from `calc.observations`, so that a cold ``memory`` imports nothing of the
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
+from calc.kv_cache import request_term
 from calc.memory import MemoryReport, memory_report
 from calc.specs import ModelSpec, Policy
 from calc.units import format_bytes, format_decimal
+
+SMALLEST_WEIGHT = 25
+"""Hundredths of a byte: no format stores a weight in less than 2 bits."""
 
 
 def memory_notes(report: MemoryReport) -> tuple[str, ...]:
@@ -33,6 +38,8 @@ def _bytes_each(report: MemoryReport) -> str:
 
 def _grouping_note(model: ModelSpec) -> str:
     if model.group_size == 1:
+        if model.n_heads == 1:
+            return "Single-head attention: one query head with its own K and V."
         return f"Multi-head attention: each of the {model.n_heads} query heads has its own K and V."
     kind = "Multi-query" if model.n_kv_heads == 1 else "Grouped-query"
     heads = "the one KV head" if model.n_kv_heads == 1 else "a KV head"
@@ -47,27 +54,41 @@ def _fit_note(report: MemoryReport) -> str:
         left = report.free_bytes - report.max_batch * report.kv_bytes_per_request
         requests = "request fits" if report.max_batch == 1 else "requests fit"
         return f"{report.max_batch:,} {requests} beside the weights, and {format_decimal(left)} stay free."
-    missing = report.kv_bytes_per_request - report.free_bytes
-    what = "The weights alone exceed the device" if report.free_bytes < 0 else "The weights fit, one request does not"
-    short = -report.free_bytes if report.free_bytes < 0 else missing
-    return f"{what}: {format_bytes(short)} are missing. {_remedy(report)}"
+    missing = format_bytes(report.kv_bytes_per_request - report.free_bytes)
+    if report.free_bytes < 0:
+        over = format_bytes(-report.free_bytes)
+        what = f"Does not fit: the weights alone exceed the device by {over}, with one request by {missing}."
+    else:
+        what = f"Does not fit: the weights do, but {missing} are missing for one request."
+    return f"{what} {_remedy(report)}"
 
 
 def _remedy(report: MemoryReport) -> str:
-    """The smallest changes that would make one request fit."""
+    """Changes each of which alone would make one request fit."""
     ways = []
-    per_token = report.kv_bytes_per_request / report.study.context
-    context = int(report.free_bytes // per_token) if report.free_bytes > 0 else 0
-    if context and not report.study.model.n_sliding_layers:
-        ways.append(f"a context of {context:,} tokens")
+    if (context := _fitting_context(report)) is not None:
+        ways.append(f"a context of {context:,} tokens" if context > 1 else "a context of 1 token")
     if (tp := smallest_fitting_tp(report)) is not None:
         ways.append(f"tensor parallelism over {tp} such devices")
-    allowed = report.study.device.memory_bytes - report.kv_bytes_per_request
-    if allowed > 0:
-        ways.append(f"weights of at most {allowed / report.parameters.total:.2f} bytes each")
-    return (
-        f"It would fit with {', or '.join(ways)}." if ways else "No tensor parallelism over whole heads makes it fit."
-    )
+    allowed = Fraction(report.study.device.memory_bytes - report.kv_bytes_per_request, report.parameters.total)
+    if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
+        ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
+    if not ways:
+        return "Neither a shorter context, nor smaller weights, nor tensor parallelism over whole heads alone makes it fit."
+    return f"It would fit with {', or '.join(ways)}."
+
+
+def _fitting_context(report: MemoryReport) -> int | None:
+    """The most tokens of a request that fit beside the weights; None where not one does.
+
+    Of windowed layers too: where one request does not fit, its cache grows with its context up to there.
+    """
+    study, low, high = report.study, 0, report.study.context
+    while high - low > 1:
+        middle = (low + high) // 2
+        kept = request_term(study.model, study.kv_format, middle).value
+        low, high = (middle, high) if kept <= report.free_bytes else (low, middle)
+    return low or None
 
 
 def smallest_fitting_tp(report: MemoryReport) -> int | None:
@@ -96,8 +117,8 @@ def _replication_notes(report: MemoryReport) -> list[str]:
     beyond = [row.tp for row in report.tp if row.tp > n_kv_heads and not row.problem]
     if not beyond:
         return []
-    degrees = ", ".join(map(str, beyond))
+    degrees, gpus = ", ".join(map(str, beyond)), "1 GPU" if n_kv_heads == 1 else f"{n_kv_heads} GPUs"
     return [
-        f"Beyond {n_kv_heads} GPUs (TP {degrees}) whole KV heads repeat: a server's cache a GPU shrinks no further, "
+        f"Beyond {gpus} (TP {degrees}) whole KV heads repeat: a server's cache a GPU shrinks no further, "
         "whatever the equal split says."
     ]
