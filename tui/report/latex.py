@@ -6,6 +6,7 @@ Everything a table or figure holds that is not a formula goes through `latex_tex
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from functools import singledispatch
 
@@ -32,7 +33,7 @@ PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \usepackage{amsmath,array,booktabs,longtable,adjustbox,caption,pgfplots}
 \pgfplotsset{compat=1.16}
 \captionsetup{font=small,labelfont=bf,justification=raggedright,singlelinecheck=false,skip=4pt}
-\newcolumntype{P}[1]{>{\raggedright\arraybackslash}p{#1}}
+\newcolumntype{P}[1]{>{\raggedright\arraybackslash\lineskiplimit3pt\lineskip5pt}p{#1}}
 \setlength{\parindent}{0pt}\setlength{\parskip}{5pt plus 2pt}\setlength{\emergencystretch}{4em}
 \renewcommand{\arraystretch}{1.12}"""
 
@@ -40,6 +41,12 @@ LINE_CHARACTERS = 90.0
 """Characters of a table line: the text width at \\small, in average characters."""
 GAP_CHARACTERS = 2.6
 """What the space between two columns takes."""
+WIDE_CHARACTERS = 20.0
+"""Text columns wider than this may be broken into lines."""
+HEADING_CHARACTERS = 9
+"""Headings up to this long stay on one line, however narrow the cells below are."""
+UNBROKEN_STEPS = 4
+"""Calculations with more steps may break over pages."""
 LONG_ROWS = 32
 """Tables with more rows may break over pages."""
 LONG_BRACKET = 70
@@ -66,7 +73,7 @@ def _maths(latex: str) -> str:
     r"""Inline maths. Long formulas lose \left and \right, which would forbid a line to end inside."""
     if len(latex) > LONG_BRACKET:
         latex = latex.replace(r"\left(", "(").replace(r"\right)", ")")
-    return f"${latex}$"
+    return rf"$\displaystyle {latex}$" if r"\frac" in latex else f"${latex}$"
 
 
 def _inline(inline: Inline) -> str:
@@ -100,7 +107,7 @@ def _paragraph(block: Paragraph) -> str:
 def _bullets(block: Bullets) -> str:
     name = "enumerate" if block.numbered else "itemize"
     items = "\n".join(rf"\item {_text(item)}" for item in block.items)
-    return rf"\begin{{{name}}}" + "\n" + items + "\n" + rf"\end{{{name}}}"
+    return rf"\begin{{{name}}}\setlength{{\itemsep}}{{0pt}}\setlength{{\parskip}}{{2pt}}" + f"\n{items}\n" + rf"\end{{{name}}}"
 
 
 @_block.register
@@ -114,17 +121,15 @@ def _verbatim(block: Verbatim) -> str:
 
 @_block.register
 def _grid(block: Grid) -> str:
-    widths = [_natural(block, i) for i in range(len(block.columns))]
-    spec = _column_spec(block, widths)
-    lines = [_row(block.columns) + r"\midrule", *_body(block)]
+    wrapped = sum(_widths(block, wrapped=False)) > _room(block.columns)
+    spec = _column_spec(block, _widths(block, wrapped=wrapped))
+    lines = [_header(block, wrapped=wrapped) + r"\midrule", *_body(block)]
     title = escape(block.title)
     if len(block.rows) > LONG_ROWS:
         return _long_table(spec, title, lines)
     table = "\n".join([rf"\begin{{tabular}}{{{spec}}}\toprule", *lines, r"\bottomrule\end{tabular}"])
-    return (
-        rf"\begin{{minipage}}{{\linewidth}}\small\captionof{{table}}{{{title}}}" + "\n"
-        r"\begin{adjustbox}{max width=\linewidth}" + f"\n{table}\n" + r"\end{adjustbox}\end{minipage}\par\bigskip"
-    )
+    fitted = r"\begin{adjustbox}{max width=\linewidth}" + f"\n{table}\n" + r"\end{adjustbox}"
+    return _boxed(rf"\small\captionof{{table}}{{{title}}}" + "\n" + fitted)
 
 
 def _long_table(spec: str, title: str, lines: Sequence[str]) -> str:
@@ -149,31 +154,78 @@ def _body(block: Grid) -> list[str]:
 
 
 def _row(row: tuple[Text, ...], *, italic: bool = False) -> str:
-    shown = [rf"\textit{{{_text(cell)}}}" if italic and cell else _text(cell) for cell in row]
+    shown = [rf"\textit{{{_cell(cell)}}}" if italic and cell else _cell(cell) for cell in row]
     return " & ".join(shown) + r" \\"
 
 
-def _length(text: Text) -> int:
-    return sum(len(inline.text if isinstance(inline, Math) else inline) for inline in text)
+def _cell(text: Text) -> str:
+    """A cell; one with a fraction keeps its distance from the rows above and below."""
+    shown = _text(text)
+    return r"\rule[-9pt]{0pt}{25pt}" + shown if r"\frac" in shown else shown
 
 
-def _natural(block: Grid, column: int) -> float:
-    """Characters the widest cell of a column takes."""
-    return float(max(_length(row[column]) for row in (block.columns, *block.rows)))
+def _header(block: Grid, *, wrapped: bool) -> str:
+    """The headings; `wrapped` breaks those that are wider than their columns' cells."""
+    return " & ".join(_column_heading(block, i, wrapped=wrapped) for i in range(len(block.columns))) + r" \\"
+
+
+def _column_heading(block: Grid, column: int, *, wrapped: bool) -> str:
+    lines = _heading_lines(block, column)
+    if not wrapped or len(lines) == 1:
+        return _text(block.columns[column])
+    side = "r" if column in block.numeric else "l"
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}" + r"\\".join(map(escape, lines)) + r"\end{tabular}"
+
+
+def _heading_lines(block: Grid, column: int) -> list[str]:
+    """A heading broken at spaces so that it is little wider than the cells below; formulas are not broken."""
+    heading = block.columns[column]
+    if any(isinstance(piece, Math) for piece in heading):
+        return ["x" * int(_length(heading))]
+    body = max((_length(row[column]) for row in block.rows), default=0)
+    words = "".join(piece for piece in heading if isinstance(piece, str))
+    return textwrap.wrap(words, int(max(body, HEADING_CHARACTERS)), break_long_words=False) or [""]
+
+
+def _length(text: Text) -> float:
+    """Characters a cell takes, about."""
+    return sum(_math_length(inline) if isinstance(inline, Math) else len(inline) for inline in text)
+
+
+def _math_length(math: Math) -> float:
+    """A fraction is as wide as its wider part; maths is set a little tighter than its text."""
+    parts = math.text.split(" / ") if r"\frac" in math.latex else [math.text]
+    return 0.9 * max(map(len, parts))
+
+
+def _widths(block: Grid, *, wrapped: bool) -> list[float]:
+    """Characters each column takes as it is, with its heading on one line or broken."""
+    widths = []
+    for i, heading in enumerate(block.columns):
+        lines = [float(len(line)) for line in _heading_lines(block, i)] if wrapped else [_length(heading)]
+        widths.append(max([*lines, *(_length(row[i]) for row in block.rows)]))
+    return widths
 
 
 def _column_spec(block: Grid, widths: Sequence[float]) -> str:
     """Columns as wide as they are; where a line is not enough, the wide text columns share what is left."""
-    room = LINE_CHARACTERS - GAP_CHARACTERS * len(widths)
-    wide = [i for i, width in enumerate(widths) if width > 20 and i not in block.numeric]
-    if sum(widths) <= room or not wide:
-        return "@{}" + "".join("r" if i in block.numeric else "l" for i in range(len(widths))) + "@{}"
-    left = max(room - sum(w for i, w in enumerate(widths) if i not in wide), 22.0 * len(wide))
-    shares = _shares([widths[i] for i in wide], left)
+    room = _room(widths)
     columns = ["r" if i in block.numeric else "l" for i in range(len(widths))]
-    for i, share in zip(wide, shares, strict=True):
-        columns[i] = rf"P{{{share / LINE_CHARACTERS:.3f}\linewidth}}"
+    wide = [i for i, width in enumerate(widths) if width > WIDE_CHARACTERS and i not in block.numeric]
+    wide = [i for i in wide if not _has_fraction(block, i)]
+    if sum(widths) > room and wide:
+        left = max(room - sum(w for i, w in enumerate(widths) if i not in wide), WIDE_CHARACTERS * len(wide))
+        for i, share in zip(wide, _shares([widths[i] for i in wide], left), strict=True):
+            columns[i] = rf"P{{{share / LINE_CHARACTERS:.3f}\linewidth}}"
     return "@{}" + "".join(columns) + "@{}"
+
+
+def _room(widths: Sequence[object]) -> float:
+    return LINE_CHARACTERS - GAP_CHARACTERS * len(widths)
+
+
+def _has_fraction(block: Grid, column: int) -> bool:
+    return any(isinstance(piece, Math) and r"\frac" in piece.latex for row in block.rows for piece in row[column])
 
 
 def _shares(widths: Sequence[float], room: float) -> list[float]:
@@ -198,27 +250,30 @@ def _shares(widths: Sequence[float], room: float) -> list[float]:
 @_block.register
 def _derivation(block: Derivation) -> str:
     steps = "\n".join(_step(step) for step in block.steps)
-    return (
-        r"{\small\begin{longtable}[l]{@{}P{0.24\linewidth}P{0.72\linewidth}@{}}"
-        + rf"\caption{{{escape(block.title)}}}\\\toprule\endfirsthead\endhead\bottomrule\endfoot"
-        + f"\n{steps}\n"
-        + r"\end{longtable}}"
-    )
+    title, spec = escape(block.title), r"@{}P{0.23\linewidth}P{0.74\linewidth}@{}"
+    if len(block.steps) > UNBROKEN_STEPS:
+        return (
+            rf"{{\small\begin{{longtable}}[l]{{{spec}}}\caption{{{title}}}\\\toprule\endfirsthead\endhead"
+            rf"\bottomrule\endfoot" + f"\n{steps}\n" + r"\end{longtable}}"
+        )
+    table = rf"\begin{{tabular}}{{{spec}}}\toprule" + f"\n{steps}\n" + r"\bottomrule\end{tabular}"
+    return _boxed(rf"\small\captionof{{table}}{{{title}}}" + "\n" + table)
+
+
+def _boxed(inside: str) -> str:
+    """Something that stays on one page."""
+    return rf"\smallskip\begin{{minipage}}{{\linewidth}}{inside}\end{{minipage}}\par\bigskip"
 
 
 def _step(step: Step) -> str:
     """Name; symbol = formula; = numbers put in = result."""
     term = step.term
     left = f"{step.symbol.latex} = " if step.symbol else ""
-    first = _display(left + step.formula.latex)
+    first = _maths(left + step.formula.latex)
     result = escape(term_value(term))
     same = term.latex_substituted in (term.latex, result.split(" ")[0].replace(",", "{,}"))
-    numbers = "" if same else _display("{} = " + term.latex_substituted) + " "
-    return rf"{escape(step.name)} & {first}\newline {numbers}${{}} = {{}}$ {result} \\[4pt]"
-
-
-def _display(latex: str) -> str:
-    return r"$\displaystyle " + _maths(latex)[1:]
+    numbers = "" if same else _maths("{} = " + term.latex_substituted) + " "
+    return rf"{escape(step.name)} & {first}\newline {numbers}${{}} = {{}}$ {result} \\\noalign{{\smallskip}}"
 
 
 # Plots
@@ -233,15 +288,15 @@ def _figure(block: Figure) -> str:
     span = [x for series in drawn for x, _ in _drawable(chart, series)]
     plots = [_series(chart, series) for series in drawn]
     plots += [_level(level, low=min(span), high=max(span)) for level in chart.levels]
-    return "\n".join(
+    picture = "\n".join(
         [
-            r"\begin{minipage}{\linewidth}\centering\begin{tikzpicture}",
+            r"\centering\begin{tikzpicture}",
             rf"\begin{{axis}}[{_options(chart, sorted(set(span)))}]",
             *plots,
             r"\end{axis}\end{tikzpicture}",
-            rf"\captionof{{figure}}{{{_text(block.caption)}}}\end{{minipage}}\par\bigskip",
         ]
     )
+    return _boxed(picture + "\n" + rf"\captionof{{figure}}{{{_text(block.caption)}}}")
 
 
 def _drawable(chart: Chart, series: Series) -> tuple[tuple[float, float], ...]:
@@ -251,10 +306,10 @@ def _drawable(chart: Chart, series: Series) -> tuple[tuple[float, float], ...]:
 
 def _options(chart: Chart, xs: Sequence[float]) -> str:
     options = [
-        r"width=0.94\linewidth,height=7.4cm,grid=both,major grid style={gray!35},minor grid style={gray!15}",
+        r"width=0.94\linewidth,height=6.4cm,grid=both,major grid style={gray!35},minor grid style={gray!15}",
         rf"xlabel={{{escape(chart.x.title)}}},ylabel={{{escape(chart.y.title)}}}",
         r"tick label style={font=\footnotesize},label style={font=\small}",
-        r"legend style={at={(0.5,-0.2)},anchor=north,font=\footnotesize,draw=none,legend columns=3}",
+        r"legend style={at={(0.5,-0.2)},anchor=north,font=\footnotesize,draw=none,legend columns=3,/tikz/column 2/.style={column sep=8pt},/tikz/column 4/.style={column sep=8pt}}",
         r"legend cell align=left,scaled ticks=false,enlarge x limits=0.03",
     ]
     for name, axis in (("x", chart.x), ("y", chart.y)):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_SPACES = " \t\r\n\f\v"
+_BEFORE_UNIT = r"(?<=[0-9]) (?=(?:[kMGTP]?i?B|[kMGTP]?FLOP|FLOP/B|[mµn]?s|%)(?![A-Za-z]))"
+"""The space between a number and its unit: no line ends there."""
 LONG_WORD = 22
 """Longer runs without a space get places to break, so that a path does not run over the margin."""
 
@@ -47,7 +50,8 @@ _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", s
 def escape(text: str) -> str:
     """`text` for running LaTeX text: one line of ASCII, whatever was in it."""
     raised = re.sub(r"(?<=[0-9])\^([0-9]+)", lambda power: power[1].translate(_RAISED), text)
-    return " ".join(_word(word) for word in raised.split())
+    tied = re.sub(_BEFORE_UNIT, "\u00a0", raised.strip(_SPACES))
+    return " ".join(_word(word) for word in re.split(f"[{_SPACES}]+", tied))
 
 
 def _word(word: str) -> str:

@@ -110,7 +110,14 @@ def _verdict(result: EvaluationResult) -> str:
     errors = [error for case in result.cases for error in case_errors(case) if error is not None]
     worst = f"; the largest error is {max(errors):.2e}" if errors else ""
     held = "every case passes" if result.passed else f"{passed} of {len(result.cases)} cases pass"
-    return f"Weights {result.weights}, arithmetic in {result.dtype}: {held} at a tolerance of {result.atol:g}{worst}."
+    return f"Weights: {_weights(result.weights)}; arithmetic in {result.dtype}: {held} at a tolerance of {result.atol:g}{worst}."
+
+
+def _weights(path: str) -> str:
+    """A weight file by its path; the one that kvscope ships by what it is, wherever it is installed."""
+    from assets import path as asset_path
+
+    return "the bundled model" if path in ("bundled", str(asset_path("model"))) else path
 
 
 # Sample
@@ -122,7 +129,7 @@ def _sample(sample: Sample | None) -> list[Block]:
     rates = timing(sample.start_ns, sample.token_times_ns)
     return [
         Heading(2, "A sample"),
-        paragraph(f"{sample.model}, prompt “{sample.prompt}”, greedy, with the cache, continues:"),
+        paragraph(f"{_named(sample.model)}, prompt “{sample.prompt}”, greedy, with the cache, continues:"),
         Verbatim(sample.text),
         Grid(
             title=f"{rates.n_tokens} tokens after a prompt of {sample.n_prompt_tokens}",
@@ -137,6 +144,10 @@ def _sample(sample: Sample | None) -> list[Block]:
             numeric=frozenset({1}),
         ),
     ]
+
+
+def _named(model: str) -> str:
+    return "The bundled model" if model == "bundled" else model
 
 
 def _duration(seconds: float | None) -> str:
@@ -160,7 +171,7 @@ def _benchmark(result: BenchmarkResult | None) -> list[Block]:
     return [
         Heading(2, "Latency with and without the cache"),
         paragraph(
-            f"{result.model}: {result.new_tokens} new tokens after prompts of different lengths, the same tokens in both "
+            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same tokens in both "
             f"arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache every token "
             "recomputes the whole sequence."
         ),

@@ -258,7 +258,7 @@ def _impossible(report: MemoryReport) -> list[Block]:
         paragraph(
             "No server could run ",
             symbol_math("tp"),
-            f" = {', '.join(bad)}: the equal split exists on paper only (the row stands struck out or in italics).",
+            f" = {', '.join(bad)}: the equal split exists on paper only, and its row is struck out or set in italics.",
         )
     ]
 

@@ -1,0 +1,141 @@
+"""What the report measures: both evaluations, a sample, the latency sweep, through the engine's process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import TypeVar
+
+from calc.explain import Number
+from calc.kv_cache import kv_bytes_per_token
+from calc.storage import FORMATS
+from engine.client import EngineClient
+from engine.errors import EngineError, EngineFailure, InputError
+from engine.events import (
+    Benchmark,
+    BenchmarkFinished,
+    Cancelled,
+    EngineExited,
+    Evaluate,
+    EvaluationFinished,
+    Event,
+    Failed,
+    Generate,
+    GenerationFinished,
+    GenerationStarted,
+    Loaded,
+    ModelInfo,
+    Request,
+)
+from tui.report.measured_part import Measurements, Sample
+
+Watcher = Callable[[str, Event], None]
+"""Told every event as it comes, with what is being measured in words."""
+
+Found = TypeVar("Found")
+
+SAMPLE = Generate(prompt="The king", max_new_tokens=48)
+SWEEP = Benchmark(new_tokens=20, repeats=3)
+"""Fewer tokens and repeats than the benchmark command's own five: a report is waited for."""
+
+
+def _ignore(stage: str, event: Event) -> None:
+    """Nobody watches."""
+
+
+def measure(
+    client: EngineClient, *, watch: Watcher = _ignore, benchmark: Benchmark = SWEEP, sample: Generate | None = SAMPLE
+) -> Measurements:
+    """Run everything the report shows of problem 2 with the bundled model.
+
+    Raises InputError, or EngineFailure where the engine failed, was stopped or died.
+    """
+    evaluations = [
+        _last(client, Evaluate(cached=cached), EvaluationFinished, watch=watch).result for cached in (False, True)
+    ]
+    return Measurements(
+        evaluate=evaluations[0],
+        kv_evaluate=evaluations[1],
+        sample=_run_sample(client, sample, watch=watch) if sample is not None else None,
+        benchmark=_last(client, benchmark, BenchmarkFinished, watch=watch).result,
+    )
+
+
+STAGES: dict[type, str] = {Evaluate: "evaluate", Generate: "sample", Benchmark: "benchmark"}
+
+
+def _stage(request: Request) -> str:
+    if isinstance(request, Evaluate) and request.cached:
+        return "kv-evaluate"
+    return STAGES[type(request)]
+
+
+def _events(client: EngineClient, request: Request, *, watch: Watcher) -> list[Event]:
+    """All events of a request. Raises EngineError for an end that is none of its own."""
+    events = []
+    for event in client.stream(request):
+        watch(_stage(request), event)
+        if (error := _error_of(event)) is not None:
+            raise error
+        events.append(event)
+    return events
+
+
+def _error_of(event: Event) -> EngineError | None:
+    if isinstance(event, Failed):
+        return InputError(event.message) if event.kind == "input" else EngineFailure(event.message)
+    if isinstance(event, EngineExited):
+        return EngineFailure(event.message)
+    if isinstance(event, Cancelled):
+        return EngineFailure("The measurement was stopped before its end.")
+    return None
+
+
+def _last(client: EngineClient, request: Request, kind: type[Found], *, watch: Watcher) -> Found:
+    return _only(_events(client, request, watch=watch), kind)
+
+
+def _only(events: list[Event], kind: type[Found]) -> Found:
+    found = [event for event in events if isinstance(event, kind)]
+    if not found:
+        raise EngineFailure(f"The engine ended a request without {kind.__name__}.")
+    return found[-1]
+
+
+def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> Sample:
+    events = _events(client, request, watch=watch)
+    model = _only(events, Loaded).model
+    started, finished = _only(events, GenerationStarted), _only(events, GenerationFinished)
+    return Sample(
+        model=model.name,
+        prompt=started.prompt_text or request.prompt or "",
+        text=finished.text if finished.text is not None else " ".join(map(str, finished.ids)),
+        n_prompt_tokens=len(finished.prompt_ids),
+        start_ns=finished.start_ns,
+        token_times_ns=finished.token_times_ns,
+        kv_cache_bytes=finished.kv_cache_bytes,
+        predicted_kv_cache_bytes=predicted_cache_bytes(
+            model, n_tokens=len(finished.prompt_ids) + request.max_new_tokens
+        ),
+    )
+
+
+def predicted_cache_bytes(model: ModelInfo, *, n_tokens: int) -> int:
+    """calc's figure for a cache of `n_tokens` tokens of the engine's model, in the engine's arithmetic."""
+    per_token = kv_bytes_per_token(
+        n_layers=model.n_layers,
+        n_kv_heads=model.n_kv_heads,
+        head_dim=model.head_dim,
+        kv_element_bytes=element_bytes(model.dtype),
+    )
+    return ceil(per_token * n_tokens)
+
+
+def element_bytes(dtype: str) -> Number:
+    """Bytes an element of a torch dtype's name.
+
+    >>> element_bytes("bfloat16"), element_bytes("float64")
+    (2, 8)
+    """
+    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return 8 if dtype == "float64" else FORMATS[stored[dtype]].bytes_per_element
