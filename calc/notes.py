@@ -74,7 +74,7 @@ def _remedy(report: MemoryReport) -> str:
     if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
         ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
     if not ways:
-        return "Neither a shorter context, nor smaller weights, nor tensor parallelism over whole heads alone makes it fit."
+        return "No shorter context, smaller weights or tensor parallelism over whole heads makes it fit alone."
     return f"It would fit with {', or '.join(ways)}."
 
 
