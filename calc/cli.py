@@ -20,7 +20,11 @@ from calc.storage import StorageFormat, parse_format
 from calc.units import parse_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
+    from calc.intensity import IntensityReport
+    from calc.memory import MemoryReport
     from calc.tables import Table
+
+    Answer = tuple[str, list[Table], Sequence[str]]
 
 T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
@@ -162,6 +166,11 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         from calc.documents import memory_document
 
         return emit_json(args, memory_document(report))
+    return emit_tables(args, *memory_answer(report))
+
+
+def memory_answer(report: MemoryReport) -> Answer:
+    """Heading, tables and sentences of ``memory``."""
     from calc import tables
     from calc.notes import memory_notes
 
@@ -172,7 +181,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         tables.derivation_table(report.steps),
     ]
     heading = f"{report.study.model.name} on {report.study.device.name}, {report.study.context:,} tokens"
-    return emit_tables(args, heading, parts, memory_notes(report))
+    return heading, parts, memory_notes(report)
 
 
 def intensity_parser(prog: str) -> Parser:
@@ -221,10 +230,16 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
         from calc.documents import intensity_document
 
         return emit_json(args, intensity_document(report))
+    return emit_tables(args, *intensity_answer(report))
+
+
+def intensity_answer(report: IntensityReport) -> Answer:
+    """Heading, tables and sentences of ``intensity``."""
     from calc import tables
     from calc.observations import intensity_observations
 
-    shown = f"{args.attention} attention, one KV head, N = {args.context:,}, d = {model.head_dim}"
+    query = report.query
+    shown = f"{query.attention} attention, one KV head, N = {query.context:,}, d = {query.head_dim}"
     parts = [
         tables.step_table(report.prefill, f"Prefill, {shown}"),
         tables.step_table(report.decode, f"Decode, {shown}"),
@@ -232,7 +247,7 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
         tables.context_table(report),
         tables.batch_table(report),
     ]
-    return emit_tables(args, "Arithmetic intensity", parts, intensity_observations(report))
+    return "Arithmetic intensity", parts, intensity_observations(report)
 
 
 def _catalog_parser(prog: str, what: str) -> Parser:

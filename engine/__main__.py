@@ -4,12 +4,13 @@ Stdout carries data only; progress and remarks go to stderr. Exit codes: 0 done,
 3 the engine failed, 130 interrupted. torch is imported only once the options are known to be good.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from engine.cli import PROG, parse
-from engine.errors import EngineError
+from engine.cli import PROG, parse, requests
+from engine.errors import EngineError, EngineFailure
 
 INTERRUPTED = 130
 
@@ -22,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from engine.worker import serve
 
             return serve()
-        from engine.commands import run
-
-        code = run(args)
+        code = _run(args)
         sys.stdout.flush()
         return code
     except EngineError as error:
@@ -37,6 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has seen enough: nothing went wrong. Python would complain once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """One mode, answered in this very process."""
+    from engine.commands import run
+
+    todo = requests(args)
+    try:
+        from engine.service import Service  # torch
+    except ImportError as error:
+        raise EngineFailure(f"the engine needs PyTorch: {error}") from None
+    return run(args, todo, Service().answer)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "run")
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """What the assignment's `run` stands for: everything that it asks to be shown."""
 
+UNUSED = {"plot": None, "ids": False, "stream": False}
+"""What the options of other modes stand at where a mode does not have them."""
+
 T = TypeVar("T")
 
 _EXAMPLES = """\
@@ -64,12 +67,27 @@ def make_parser() -> Parser:
     parser.add_argument("serve", nargs="?", choices=["serve"], help="answer JSON lines on stdin (the app's engine)")
     _add_modes(parser)
     _add_model_options(parser)
+    _add_evaluate_options(parser)
     _add_generate_options(parser)
     _add_benchmark_options(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
     out.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    return parser
+
+
+def mode_parser(mode: str, prog: str, description: str) -> Parser:
+    """The options of one mode alone, without those of output: for a front end with commands of its own."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.set_defaults(mode=mode, **UNUSED)
+    _add_model_options(parser)
+    if mode == "generate":
+        _add_generate_options(parser)
+    elif mode == "benchmark":
+        _add_benchmark_options(parser)
+    else:
+        _add_evaluate_options(parser)
     return parser
 
 
@@ -93,6 +111,9 @@ def _add_model_options(parser: Parser) -> None:
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
+
+
+def _add_evaluate_options(parser: Parser) -> None:
     group = parser.add_argument_group("evaluate, kv_evaluate")
     group.add_argument(
         "--test_cases", "--test-cases", "--cases", dest="cases", metavar="FILE", help="JSON (default: the bundled)"
@@ -166,9 +187,7 @@ def _evaluate_request(args: argparse.Namespace) -> Evaluate:
 
 
 def _kv_evaluate_request(args: argparse.Namespace) -> Evaluate:
-    return Evaluate(
-        weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64", cached=True
-    )
+    return Evaluate(weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64", cached=True)
 
 
 def _benchmark_request(args: argparse.Namespace) -> Benchmark:

@@ -3,10 +3,11 @@
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TextIO
 
-from engine.cli import RUN_MODES, requests
+from engine.cli import RUN_MODES
 from engine.documents import (
     Document,
     benchmark_document,
@@ -17,12 +18,14 @@ from engine.documents import (
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.events import (
     BenchmarkFinished,
+    EngineExited,
     EvaluationFinished,
     Event,
     Failed,
     Generate,
     GenerationFinished,
     Loaded,
+    ModelInfo,
     Progress,
     Request,
     TokenGenerated,
@@ -32,49 +35,78 @@ from engine.latency_plot import render
 from engine.summary import benchmark_text, duration, evaluation_text, generation_text
 
 DONE, CHECK_FAILED = 0, 1
+BUNDLED_NAME = "bundled"
 Result = EvaluationFinished | BenchmarkFinished | GenerationFinished
+Answer = Callable[[Request], Iterator[Event]]
+"""What answers a request: a service in this process, or the client of another."""
 
 _REDRAW_S = 0.1
 
 
-def run(args: argparse.Namespace) -> int:
-    """Answer the requests of the options one after the other; the exit code. Raises EngineError."""
-    todo = requests(args)
-    try:
-        from engine.service import Service  # torch
-    except ImportError as error:
-        raise EngineFailure(f"the engine needs PyTorch: {error}") from None
-    service = Service()
-    results = []
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The results of a command, one a request, and the model that gave the last of them."""
+
+    results: list[Result]
+    model: ModelInfo | None
+
+    @property
+    def model_name(self) -> str:
+        """The name for documents."""
+        return self.model.name if self.model else BUNDLED_NAME
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a check failed, else 0."""
+        failed = any(isinstance(r, EvaluationFinished) and not r.result.passed for r in self.results)
+        return CHECK_FAILED if failed else DONE
+
+
+def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
+    """Answer `todo` and print the results as the options want; the exit code. Raises EngineError."""
+    outcome = follow(args, todo, answer)
+    if args.json:
+        emit(args, to_json(_documents(args, outcome)))
+    else:
+        print_text(args, outcome)
+    return outcome.exit_code
+
+
+def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Outcome:
+    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError."""
+    results: list[Result] = []
+    model = None
     for request in todo:
         printer = _Printer(args, request)
-        results.append(printer.follow(service.answer(request)))
+        results.append(printer.follow(answer(request)))
+        model = printer.model or model
         if isinstance(results[-1], BenchmarkFinished) and args.plot is not None:
             write_whole(args.plot, render(args.plot, results[-1].result))
             printer.remark(f"wrote {args.plot}")
-    _write(args, results, model=printer.model)
-    failed = [r for r in results if isinstance(r, EvaluationFinished) and not r.result.passed]
-    return CHECK_FAILED if failed else DONE
+    return Outcome(results, model)
 
 
-def _write(args: argparse.Namespace, results: list[Result], *, model: str) -> None:
-    """The answer, to --output or stdout. A generation that was streamed is there already."""
-    if args.json:
-        documents = [document(result, model=model) for result in results]
-        if args.mode == "run":
-            text = to_json({"command": "run", **dict(zip(RUN_MODES, documents, strict=True))})
-        else:
-            text = to_json(documents[0])
-    elif _streams(args):
-        return
-    else:
-        text = "\n\n".join(_text(args, result) for result in results)
+def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
+    """The results for people, to --output or stdout. A generation that was streamed is there already."""
+    if not _streams(args):
+        emit(args, "\n\n".join(result_text(result, ids=args.ids) for result in outcome.results))
+
+
+def emit(args: argparse.Namespace, text: str) -> None:
+    """Print `text`, or write it to --output whole. Raises OptionError where that cannot be written."""
     if args.output is None:
         print(text)
-    else:
-        write_whole(args.output, f"{text}\n".encode())
-        if not args.quiet:
-            print(f"wrote {args.output}", file=sys.stderr)
+        return
+    write_whole(args.output, f"{text}\n".encode())
+    if not args.quiet:
+        print(f"wrote {args.output}", file=sys.stderr)
+
+
+def _documents(args: argparse.Namespace, outcome: Outcome) -> Document:
+    documents = [document(result, model=outcome.model_name) for result in outcome.results]
+    if args.mode == "run":
+        return {"command": "run", **dict(zip(RUN_MODES, documents, strict=True))}
+    return documents[0]
 
 
 def document(result: Result, *, model: str) -> Document:
@@ -88,15 +120,15 @@ def document(result: Result, *, model: str) -> Document:
             return generation_document(result, model=model)
 
 
-def _text(args: argparse.Namespace, result: Result) -> str:
+def result_text(result: Result, *, ids: bool = False) -> str:
+    """A result for people; a generation as its text, or as ids where those are asked for or all there is."""
     match result:
         case EvaluationFinished():
             return evaluation_text(result.result)
         case BenchmarkFinished():
             return benchmark_text(result.result)
         case GenerationFinished():
-            as_ids = args.ids or result.text is None
-            return ",".join(map(str, result.ids)) if as_ids else str(result.text)
+            return ",".join(map(str, result.ids)) if ids or result.text is None else str(result.text)
 
 
 def _streams(args: argparse.Namespace) -> bool:
@@ -111,8 +143,7 @@ class _Printer:
         self._ids = bool(args.ids)
         self._quiet = bool(args.quiet)
         self._progress = ProgressLine(sys.stderr, enabled=not args.quiet)
-        self.model = "bundled"
-        self._has_tokenizer = False
+        self.model: ModelInfo | None = None
 
     def follow(self, events: Iterator[Event]) -> Result:
         """Show everything; the result. Raises what a `Failed` says."""
@@ -136,8 +167,9 @@ class _Printer:
             case Failed():
                 raise error_of(event)
             case Loaded():
-                self.model = event.model.name
-                self._has_tokenizer = event.model.has_tokenizer
+                self.model = event.model
+            case EngineExited():
+                raise EngineFailure(event.message)
             case Progress():
                 self._progress.show(event)
             case TokenGenerated() if self._streams:
@@ -146,7 +178,7 @@ class _Printer:
                 pass
 
     def _print_token(self, event: TokenGenerated) -> None:
-        if self._ids or not self._has_tokenizer:
+        if self._ids or self.model is None or not self.model.has_tokenizer:
             sys.stdout.write(f"{',' if event.index else ''}{event.token_id}")
         else:
             sys.stdout.write(event.text)

@@ -29,6 +29,11 @@ class Analysis:
     intensity: IntensityReport
 
 
+def initial_state(study: Study) -> AppState:
+    """The state that shows `study`, with d of the intensity pane its model's."""
+    return AppState(study=study, attention_head_dim=study.model.head_dim)
+
+
 def with_study(state: AppState, study: Study) -> AppState:
     """`state` with another study; d of the intensity pane follows a changed head_dim."""
     head_dim = state.attention_head_dim
