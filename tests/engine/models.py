@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True, "tied": True},
     "qwen3": {"qk_norm": True, "n_kv_heads": 1},
     "sliding": {"sliding_window": 5},
-    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu"},
+    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu", "attention_scale": 0.3},
 }
 
 

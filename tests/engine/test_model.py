@@ -1,5 +1,7 @@
 """The decoder: against the numpy oracle, cached against uncached, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from engine.config import config_from_reference, from_reference_name, n_parameters, parameter_shapes
 from engine.errors import CacheError, PromptError
 from engine.layers import attention_mask, rope_frequencies, rotate_
-from engine.model import Decoder, check_ids, empty_weights
+from engine.model import Decoder, check_ids, empty_weights, random_weights
 from tests.engine import oracle
 from tests.engine.models import VARIANTS, decoder, llama_config
 
@@ -98,6 +100,23 @@ def test_last_only_is_the_last_of_all(variant: str) -> None:
     torch.testing.assert_close(
         model.forward(ids, last_only=True), model.forward(ids)[:, -1:], rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7])
+def test_the_attention_scale_multiplies_the_queries(n_tokens: int) -> None:
+    """Half the scale and twice the query weights are the same model, in one pass and in a decode step."""
+    config = llama_config()
+    weights = random_weights(config, dtype=torch.float64)
+    doubled = {name: 2 * t if "q_proj" in name else t for name, t in weights.items()}
+    model = Decoder(config, weights)
+    other = Decoder(replace(config, attention_scale=config.attention_scale / 2), doubled)
+    ids = random_ids(model, 1, 9 + n_tokens)
+    logits = []
+    for decoder_ in (model, other):
+        cache = decoder_.new_cache(ids.size(1))
+        decoder_.forward(ids[:, :9], cache)
+        logits.append(decoder_.forward(ids[:, 9:], cache))
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-12)
 
 
 def test_a_reset_cache_is_as_good_as_new() -> None:

@@ -49,6 +49,10 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: list[in
     assert got[kept].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_set_that_reaches_p_exactly_is_enough() -> None:
+    assert Sampler(temperature=1, top_p=0.5).probabilities(torch.zeros(1, 2))[0].tolist() == [1, 0]
+
+
 def test_top_k_comes_before_top_p() -> None:
     # Of the two kept by top_k the first has 0.731, so top_p 0.7 keeps it alone; over all five it has 0.644.
     got = Sampler(temperature=1, top_k=2, top_p=0.7).probabilities(LOGITS)[0]
