@@ -63,7 +63,8 @@ def _setting(report: IntensityReport) -> list[Block]:
     softmax = (
         "the softmax is left out"
         if query.softmax_flops == 0
-        else f"the softmax counts {query.softmax_flops} FLOP an element (maximum, subtraction, exponential, sum, division)"
+        else f"the softmax counts {query.softmax_flops} FLOP an element "
+        "(maximum, subtraction, exponential, sum, division)"
     )
     return [
         paragraph(
@@ -76,8 +77,8 @@ def _setting(report: IntensityReport) -> list[Block]:
             " bytes. A multiply and an add are two FLOP; ",
             f"{softmax}; there is no causal mask. Algorithm 0 (Dao et al. 2022, section 2.2) computes S, P and O one "
             "after the other, and S and P go to device memory and come back. With K and V of its own for every head, "
-            "heads and layers multiply FLOPs and bytes alike and the intensity of one head is that of the whole model's "
-            "attention; query heads that share K and V follow in (d).",
+            "heads and layers multiply FLOPs and bytes alike and the intensity of one head is that of the whole "
+            "model's attention; query heads that share K and V follow in (d).",
         )
     ]
 
@@ -264,22 +265,20 @@ def _flash_blocks(report: IntensityReport) -> list[Block]:
                 formula(saved),
                 format_count(standard.bytes),
                 format_count(flash.bytes),
-                f"{standard.intensity:.3f}",
-                f"{flash.intensity:.3f}",
+                f"{standard.intensity:,.3f}",
+                f"{flash.intensity:,.3f}",
             )
         )
     return [
         Heading(2, "FlashAttention beside it"),
         paragraph(
-            "FlashAttention (Algorithm 1 of the same paper) does the same FLOPs block by block and keeps S and P on the "
-            "chip: their writes and reads disappear from the bytes. Counted for it is the least traffic possible, Q, K, "
-            "V and O once each.",
+            "FlashAttention (Algorithm 1 of the same paper) does the same FLOPs block by block and keeps S and P on "
+            "the chip: their writes and reads disappear from the bytes. Counted for it is the least traffic possible, "
+            "Q, K, V and O once each.",
         ),
         Grid(
             title="Bytes of standard attention, of FlashAttention, and what is saved",
-            columns=cells(
-                "Phase", "Bytes", "Flash bytes", "Saved", "Bytes", "Flash bytes", "FLOP/B", "Flash FLOP/B"
-            ),
+            columns=cells("Phase", "Bytes", "Flash bytes", "Saved", "Bytes", "Flash bytes", "FLOP/B", "Flash FLOP/B"),
             rows=tuple(rows),
             numeric=frozenset({4, 5, 6, 7}),
         ),
@@ -333,7 +332,7 @@ def intensity_grid(report: IntensityReport) -> Grid:
                 formula(cost.intensity_formula),
                 format_count(cost.flops),
                 format_count(cost.bytes),
-                f"{cost.intensity:.3f}",
+                f"{cost.intensity:,.3f}",
                 "no limit" if cost.limit is None else f"→ {cost.limit:.4g}",
             )
             for kind, cost in labelled
@@ -409,4 +408,3 @@ def _ridge_words(report: IntensityReport) -> str:
     if ridge is None:
         return f"; {device.name} has no known bandwidth or peak, so no ridge is drawn"
     return f"; the ridge of {device.name} lies at {ridge:,.0f} FLOP/B"
-

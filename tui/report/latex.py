@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import singledispatch
 
+from calc.explain import Term
 from calc.tables import term_value
 from tui.chart import Axis, Chart, Level, Series
 from tui.report.latex_text import escape
@@ -35,7 +36,7 @@ PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \captionsetup{font=small,labelfont=bf,justification=raggedright,singlelinecheck=false,skip=4pt}
 \newcolumntype{P}[1]{>{\raggedright\arraybackslash\lineskiplimit3pt\lineskip5pt}p{#1}}
 \setlength{\parindent}{0pt}\setlength{\parskip}{5pt plus 2pt}\setlength{\emergencystretch}{4em}
-\renewcommand{\arraystretch}{1.12}"""
+\renewcommand{\arraystretch}{1.12}\clubpenalty=10000\widowpenalty=10000"""
 
 LINE_CHARACTERS = 90.0
 """Characters of a table line: the text width at \\small, in average characters."""
@@ -47,8 +48,8 @@ HEADING_CHARACTERS = 9
 """Headings up to this long stay on one line, however narrow the cells below are."""
 UNBROKEN_STEPS = 4
 """Calculations with more steps may break over pages."""
-LONG_ROWS = 32
-"""Tables with more rows may break over pages."""
+LONG_LINES = 34
+"""Tables with more lines may break over pages."""
 LONG_BRACKET = 70
 """Characters of maths from which brackets may be broken inside."""
 
@@ -107,7 +108,11 @@ def _paragraph(block: Paragraph) -> str:
 def _bullets(block: Bullets) -> str:
     name = "enumerate" if block.numbered else "itemize"
     items = "\n".join(rf"\item {_text(item)}" for item in block.items)
-    return rf"\begin{{{name}}}\setlength{{\itemsep}}{{0pt}}\setlength{{\parskip}}{{2pt}}" + f"\n{items}\n" + rf"\end{{{name}}}"
+    return (
+        rf"\begin{{{name}}}\setlength{{\itemsep}}{{0pt}}\setlength{{\parskip}}{{2pt}}"
+        + f"\n{items}\n"
+        + rf"\end{{{name}}}"
+    )
 
 
 @_block.register
@@ -125,7 +130,7 @@ def _grid(block: Grid) -> str:
     spec = _column_spec(block, _widths(block, wrapped=wrapped))
     lines = [_header(block, wrapped=wrapped) + r"\midrule", *_body(block)]
     title = escape(block.title)
-    if len(block.rows) > LONG_ROWS:
+    if _lines(block) > LONG_LINES:
         return _long_table(spec, title, lines)
     table = "\n".join([rf"\begin{{tabular}}{{{spec}}}\toprule", *lines, r"\bottomrule\end{tabular}"])
     fitted = r"\begin{adjustbox}{max width=\linewidth}" + f"\n{table}\n" + r"\end{adjustbox}"
@@ -212,7 +217,7 @@ def _column_spec(block: Grid, widths: Sequence[float]) -> str:
     room = _room(widths)
     columns = ["r" if i in block.numeric else "l" for i in range(len(widths))]
     wide = [i for i, width in enumerate(widths) if width > WIDE_CHARACTERS and i not in block.numeric]
-    wide = [i for i in wide if not _has_fraction(block, i)]
+    wide = [i for i in wide if not _has_maths(block, i)]
     if sum(widths) > room and wide:
         left = max(room - sum(w for i, w in enumerate(widths) if i not in wide), WIDE_CHARACTERS * len(wide))
         for i, share in zip(wide, _shares([widths[i] for i in wide], left), strict=True):
@@ -224,8 +229,13 @@ def _room(widths: Sequence[object]) -> float:
     return LINE_CHARACTERS - GAP_CHARACTERS * len(widths)
 
 
-def _has_fraction(block: Grid, column: int) -> bool:
-    return any(isinstance(piece, Math) and r"\frac" in piece.latex for row in block.rows for piece in row[column])
+def _has_maths(block: Grid, column: int) -> bool:
+    return any(isinstance(piece, Math) for row in block.rows for piece in row[column])
+
+
+def _lines(block: Grid) -> float:
+    """Lines the body takes, about: every cell wider than half a line is broken."""
+    return sum(max(1.0, *(_length(cell) / (LINE_CHARACTERS / 2) for cell in row)) for row in block.rows)
 
 
 def _shares(widths: Sequence[float], room: float) -> list[float]:
@@ -272,8 +282,16 @@ def _step(step: Step) -> str:
     first = _maths(left + step.formula.latex)
     result = escape(term_value(term))
     same = term.latex_substituted in (term.latex, result.split(" ")[0].replace(",", "{,}"))
-    numbers = "" if same else _maths("{} = " + term.latex_substituted) + " "
+    numbers = "" if same else _numbers(term) + " "
     return rf"{escape(step.name)} & {first}\newline {numbers}${{}} = {{}}$ {result} \\\noalign{{\smallskip}}"
+
+
+def _numbers(term: Term) -> str:
+    """The formula with its numbers; a fraction, which cannot be broken, is made smaller where it is too wide."""
+    shown = _maths("{} = " + term.latex_substituted)
+    if r"\frac" in shown and max(map(len, term.substituted.split(" / "))) > LONG_BRACKET:
+        return rf"\adjustbox{{max width=\linewidth}}{{{shown}}}"
+    return shown
 
 
 # Plots
@@ -309,7 +327,8 @@ def _options(chart: Chart, xs: Sequence[float]) -> str:
         r"width=0.94\linewidth,height=6.4cm,grid=both,major grid style={gray!35},minor grid style={gray!15}",
         rf"xlabel={{{escape(chart.x.title)}}},ylabel={{{escape(chart.y.title)}}}",
         r"tick label style={font=\footnotesize},label style={font=\small}",
-        r"legend style={at={(0.5,-0.2)},anchor=north,font=\footnotesize,draw=none,legend columns=3,/tikz/column 2/.style={column sep=8pt},/tikz/column 4/.style={column sep=8pt}}",
+        r"legend style={at={(0.5,-0.2)},anchor=north,font=\footnotesize,draw=none,legend columns=3,"
+        r"/tikz/column 2/.style={column sep=8pt},/tikz/column 4/.style={column sep=8pt}}",
         r"legend cell align=left,scaled ticks=false,enlarge x limits=0.03",
     ]
     for name, axis in (("x", chart.x), ("y", chart.y)):

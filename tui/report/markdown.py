@@ -84,10 +84,8 @@ def _derivation(block: Derivation) -> str:
     head = [f"**{_escape(block.title)}**", "", _row(["Step", "Formula", "Numbers put in", "Result"]), _row(["---"] * 4)]
     for step in block.steps:
         left = f"{step.symbol.text} = " if step.symbol else ""
-        term = step.term
-        head.append(
-            _row([_escape(step.name), f"`{left}{step.formula.text}`", f"`{term.substituted}`", _escape(term_value(term))])
-        )
+        formula, numbers = f"`{left}{step.formula.text}`", f"`{step.term.substituted}`"
+        head.append(_row([_escape(step.name), formula, numbers, _escape(term_value(step.term))]))
     return "\n".join(head)
 
 

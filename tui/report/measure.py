@@ -128,7 +128,7 @@ def predicted_cache_bytes(model: ModelInfo, *, n_tokens: int) -> int:
         head_dim=model.head_dim,
         kv_element_bytes=element_bytes(model.dtype),
     )
-    return ceil(per_token * n_tokens)
+    return int(ceil(per_token * n_tokens))
 
 
 def element_bytes(dtype: str) -> Number:

@@ -110,7 +110,8 @@ def _verdict(result: EvaluationResult) -> str:
     errors = [error for case in result.cases for error in case_errors(case) if error is not None]
     worst = f"; the largest error is {max(errors):.2e}" if errors else ""
     held = "every case passes" if result.passed else f"{passed} of {len(result.cases)} cases pass"
-    return f"Weights: {_weights(result.weights)}; arithmetic in {result.dtype}: {held} at a tolerance of {result.atol:g}{worst}."
+    setting = f"Weights: {_weights(result.weights)}; arithmetic in {result.dtype}"
+    return f"{setting}: {held} at a tolerance of {result.atol:g}{worst}."
 
 
 def _weights(path: str) -> str:
@@ -171,8 +172,8 @@ def _benchmark(result: BenchmarkResult | None) -> list[Block]:
     return [
         Heading(2, "Latency with and without the cache"),
         paragraph(
-            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same tokens in both "
-            f"arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache every token "
+            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same tokens "
+            f"in both arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache every token "
             "recomputes the whole sequence."
         ),
         sweep_grid(result.rows),
@@ -195,9 +196,7 @@ def sweep_grid(rows: Sequence[BenchmarkRow]) -> Grid:
     """One row a prompt length: medians with their ranges, what is prefill and what is per token."""
     return Grid(
         title="Latency by prompt length: median (least to most)",
-        columns=cells(
-            "Prompt", "With cache", "Without cache", "Speed-up", "Prefill", "Share", "Per token", "KV cache"
-        ),
+        columns=cells("Prompt", "With cache", "Without cache", "Speed-up", "Prefill", "Share", "Per token", "KV cache"),
         rows=tuple(
             cells(
                 format_count(row.prompt_tokens),
@@ -229,7 +228,8 @@ def sweep_sentences(result: BenchmarkResult) -> list[str]:
     if last is not first:
         share += f", {prefill_share(first):.0%} at {first.prompt_tokens:,}"
     if first.tpot_s and last.tpot_s and last is not first:
-        share += f"; a later token takes {format_duration_s(first.tpot_s)} there and {format_duration_s(last.tpot_s)} here"
+        early, late = format_duration_s(first.tpot_s), format_duration_s(last.tpot_s)
+        share += f"; a later token takes {early} there and {late} here"
     return [*sentences, share + "."]
 
 

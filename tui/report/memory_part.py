@@ -193,10 +193,13 @@ RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
 
 
 def _rule_derivations(report: MemoryReport) -> list[Block]:
-    """Both rules worked out for one X: the smallest above 1 that a server could run, if there is one."""
-    rows = report.tp_tables[Policy.EQUAL_SPLIT]
-    wanted = [i for i, row in enumerate(rows) if row.tp > 1 and not row.problem] or [len(rows) - 1]
-    index = wanted[0]
+    """Both rules worked out for one X: the first above 1 that a server could run and that holds a request.
+
+    Where no X does both: the first that could be run, else the last of the list.
+    """
+    rows = report.tp_tables[Policy.REPLICATED]
+    able = [i for i, row in enumerate(rows) if row.tp > 1 and not row.problem]
+    index = next((i for i in able if rows[i].fits), able[0] if able else len(rows) - 1)
     blocks: list[Block] = []
     for policy, name in RULES.items():
         row = report.tp_tables[policy][index]
@@ -269,5 +272,6 @@ def _split_symbols(report: MemoryReport) -> Paragraph:
     names = ("split_params", "kv_head_params", "whole_params")
     pieces: list[Inline] = ["Where whole heads are kept, "]
     for i, name in enumerate(names):
-        pieces += ["; " if i else "", symbol_math(name), f" = {format_count(term.values[name])}: {SYMBOLS[name].meaning}"]
+        value, meaning = format_count(term.values[name]), SYMBOLS[name].meaning
+        pieces += ["; " if i else "", symbol_math(name), f" = {value}: {meaning}"]
     return Paragraph((*pieces, "."))
