@@ -111,6 +111,8 @@ def _no_screen() -> str | None:
         return "standard input is not a terminal"
     if not sys.stdout.isatty():
         return "standard output is not a terminal"
+    if not sys.stderr.isatty():  # Textual draws there
+        return "standard error, to which the screen is drawn, is not a terminal"
     if os.environ.get("TERM", "") in ("", "dumb"):
         return "the terminal cannot move its cursor (TERM is dumb or unset)"
     return None
