@@ -122,13 +122,13 @@ def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> S
 
 def predicted_cache_bytes(model: ModelInfo, *, n_tokens: int) -> int:
     """calc's figure for a cache of `n_tokens` tokens of the engine's model, in the engine's arithmetic."""
-    per_token = kv_bytes_per_token(
+    per_token: Number = kv_bytes_per_token(
         n_layers=model.n_layers,
         n_kv_heads=model.n_kv_heads,
         head_dim=model.head_dim,
         kv_element_bytes=element_bytes(model.dtype),
     )
-    return int(ceil(per_token * n_tokens))
+    return ceil(per_token * n_tokens)
 
 
 def element_bytes(dtype: str) -> Number:

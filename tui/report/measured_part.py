@@ -172,9 +172,9 @@ def _benchmark(result: BenchmarkResult | None) -> list[Block]:
     return [
         Heading(2, "Latency with and without the cache"),
         paragraph(
-            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same tokens "
-            f"in both arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache every token "
-            "recomputes the whole sequence."
+            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same "
+            f"tokens in both arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache "
+            "every token recomputes the whole sequence."
         ),
         sweep_grid(result.rows),
         Figure(chart=benchmark_chart(result.rows, new_tokens=result.new_tokens), caption=(caption,)),
