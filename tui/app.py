@@ -11,7 +11,7 @@ from textual import on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, TabbedContent, TabPane
+from textual.widgets import TabbedContent, TabPane
 
 from calc.errors import CalcError
 from calc.render import as_markdown
@@ -28,6 +28,7 @@ from tui.panes.spec import SpecPane
 from tui.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.state import Analysis, AppState, analyse, with_study
 from tui.themes import THEMES
+from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
 from tui.widgets.picker import PickerField
 from tui.widgets.strip import StatusStrip
@@ -35,7 +36,6 @@ from tui.widgets.strip import StatusStrip
 PANES: tuple[type[Pane], ...] = (SpecPane, MemoryPane, IntensityPane, GeneratePane, BenchmarkPane)
 SAVE_AFTER_S = 0.5
 MAX_UNDO = 100
-PANE_KEYS = Binding.Group("panes", compact=True)
 
 
 def default_state() -> AppState:
@@ -53,13 +53,14 @@ class KvscopeApp(App[None]):
         "app.tcss",
         *(Path("panes") / f"{name}.tcss" for name in ("spec", "memory", "intensity", "generate", "benchmark")),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (32, "-tall"), (50, "-high")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
+    AUTO_FOCUS = "#field-model"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
         *(
-            Binding(f"f{i + 2}", f"go({i})", pane.TITLE, group=PANE_KEYS, priority=True, tooltip=f"{pane.TITLE} pane")
+            Binding(f"f{i + 2}", f"go({i})", pane.TITLE, priority=True, tooltip=f"{pane.TITLE} pane")
             for i, pane in enumerate(PANES)
         ),
         *(Binding(str(i + 1), f"go({i})", pane.TITLE, show=False) for i, pane in enumerate(PANES)),
@@ -110,7 +111,7 @@ class KvscopeApp(App[None]):
                     if pane is SpecPane:
                         yield pane(id=f"pane-{name}")
         yield PathBar()
-        yield Footer(show_command_palette=True, compact=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Themes first, then the first paint's content."""
@@ -199,7 +200,7 @@ class KvscopeApp(App[None]):
     # --- what is remembered -------------------------------------------------------------------------------
 
     def _remember(self, **changes: object) -> None:
-        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        self.settings = replace(self.settings, **changes)
         if not self._dirty:
             self._dirty = True
             self.set_timer(SAVE_AFTER_S, self._save)

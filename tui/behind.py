@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calc.explain import Term
 from calc.memory import MemoryReport
@@ -11,7 +11,7 @@ from calc.specs import Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind:
-    """A row's calculation: title, steps, and what is to be said about the row."""
+    """A row's calculation: title, the step that gives its number first, then those it rests on, and a remark."""
 
     title: str
     terms: tuple[Term, ...]
@@ -27,14 +27,19 @@ def behind_answer(report: MemoryReport, row: int) -> Behind:
     weights, token, request, batch = _after_parameters(report)
     counts = report.parameters.steps
     if row <= 0:
-        return Behind(title="Total parameters", terms=counts)
+        return Behind(title="Total parameters", terms=_last_first(counts))
     if row == 1:
-        return Behind(title="Parameter memory", terms=(counts[-1], weights))
+        return Behind(title="Parameter memory", terms=(weights, counts[-1]))
     if row == 2:
         return Behind(title="KV cache per token", terms=(token,))
     if row == 3:
-        return Behind(title="KV cache per request", terms=(token, request))
-    return Behind(title="Max batch size possible", terms=(weights, token, request, batch), remark=_memory_remark(report))
+        return Behind(title="KV cache per request", terms=(request, token))
+    terms = (batch, weights, request, token)
+    return Behind(title="Max batch size possible", terms=terms, remark=_memory_remark(report))
+
+
+def _last_first(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    return (terms[-1], *terms[:-1])
 
 
 def _memory_remark(report: MemoryReport) -> str:
@@ -56,7 +61,7 @@ def behind_component(report: MemoryReport, row: int) -> Behind:
     names = [name for name, count in report.parameters.components.items() if count]
     steps = report.parameters.steps
     if row >= len(names):
-        return Behind(title="Total parameters", terms=steps)
+        return Behind(title="Total parameters", terms=_last_first(steps))
     name = names[max(0, row)]
     wanted = _STEPS_OF.get(name, ())
     terms = tuple(term for term in steps if term.name.startswith(wanted))
@@ -70,5 +75,9 @@ def behind_tp(report: MemoryReport, row: int) -> Behind:
     row = max(0, row)
     equal, whole = report.tp_tables[Policy.EQUAL_SPLIT][row], report.tp_tables[Policy.REPLICATED][row]
     title = f"TP {equal.tp}: equal split, then whole heads"
+    named = [
+        *(replace(term, name=f"{term.name}, equal split") for term in _last_first(equal.steps)),
+        *(replace(term, name=f"{term.name}, whole heads") for term in _last_first(whole.steps)),
+    ]
     remark = f"No server could run this: {equal.problem}." if equal.problem else ""
-    return Behind(title=title, terms=(*equal.steps, *whole.steps), remark=remark)
+    return Behind(title=title, terms=tuple(named), remark=remark)

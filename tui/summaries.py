@@ -10,14 +10,14 @@ from rich.text import Text
 from calc.memory import MemoryReport
 from calc.notes import memory_notes
 from calc.render import as_markdown
-from calc.specs import Policy
-from calc.tables import answer_table, component_table, derivation_table, tp_table
+from calc.specs import Policy, Study
+from calc.tables import Table, answer_table, component_table, derivation_table, term_value, tp_table
 from calc.units import format_count, format_decimal
 
 
 def answer_grid(report: MemoryReport) -> Grid:
     """The assignment's table: quantity, value, the same in binary units."""
-    grid = Grid.grid(padding=(0, 2, 0, 0), expand=True)
+    grid = Grid.grid(padding=(0, 1, 0, 0), expand=True)
     grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(justify="right", no_wrap=True, style="dim")
@@ -46,6 +46,48 @@ def tp_grid(report: MemoryReport) -> Grid:
         )
         grid.add_row(*cells, style="strike dim" if equal.problem else "")
     return grid
+
+
+def steps_grid(report: MemoryReport) -> Grid:
+    """Every step of the report in a line: what, formula, result."""
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for look in ("dim", "", "bold"):
+        grid.add_column(style=look)
+    for term in report.steps:
+        grid.add_row(Text(term.name), Text(term.formula), Text(term_value(term)))
+    return grid
+
+
+def plain_grid(table: Table) -> Grid:
+    """A small table without lines: headings dim, the row marked ◂ bold."""
+    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for i, name in enumerate(table.columns):
+        grid.add_column(name, justify="right" if i in table.numeric else "left", no_wrap=True)
+    for row in table.rows:
+        grid.add_row(*map(Text, row), style="bold" if row[0].endswith("◂") else "")
+    return grid
+
+
+BAR_CELLS = 24
+
+
+def component_bars(report: MemoryReport) -> Grid:
+    """Parameters by component, with their share as a bar."""
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for i, justify in enumerate(("left", "right", "right", "left")):
+        grid.add_column(justify="right" if justify == "right" else "left", no_wrap=True, style="dim" if i == 3 else "")
+    total = report.parameters.total
+    for name, count in report.parameters.components.items():
+        if count:
+            share = count / total
+            grid.add_row(name, format_count(count), f"{share:.1%}", "█" * max(1, round(BAR_CELLS * share)))
+    return grid
+
+
+def sources_text(study: Study) -> str:
+    """Where model and device come from."""
+    lines = [f"{study.model.name}: {study.model.source}", f"{study.device.name}: {study.device.source}"]
+    return "\n".join(lines)
 
 
 def notes_text(notes: Iterable[str]) -> Grid:

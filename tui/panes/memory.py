@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.containers import VerticalGroup, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.widgets import DataTable, Static
 
 from calc.memory import MemoryReport
@@ -16,31 +17,54 @@ from tui.behind import Behind, behind_answer, behind_component, behind_tp
 from tui.command_line import memory_command
 from tui.pane import Pane
 from tui.state import Analysis, AppState
-from tui.summaries import memory_markdown, notes_text
+from tui.summaries import memory_markdown, notes_text, steps_grid
+from tui.what_if import batch_by_context, batch_by_format, behind_context, behind_format
+from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 
 HELP = """\
 Choose a row with ↑ ↓ (or the mouse) and the calculation behind it is shown: formula, numbers put in, result. Past the
-last row of a table ↓ goes on to the next.
+last row of a table ↓ goes on to the next; Tab reaches the calculation, which scrolls with ↑ ↓.
 
 Tensor parallelism is shown under both rules. Equal split divides weights and cache by TP, as the assignment does.
 Whole heads is what servers do: a GPU holds whole KV heads, and beyond their number they are repeated. A row that no
-server could run is struck through, with the reason."""
+server could run is struck through, with the reason. The two tables below ask what else would fit: ◂ marks the present
+case."""
 
 TP_HEADINGS = (
     "\nTP",
     "Equal split\nweights/GPU",
-    "\nKV/request",
+    "\nKV/req",
     "\nbatch",
     "Whole heads\nweights/GPU",
-    "\nKV/request",
+    "\nKV/req",
     "\nbatch",
     "\nremark",
 )
 REMARK = 7
-WIDE_ENOUGH = 160
-TABLES = ("table-answer", "table-components", "table-tp")
+WIDE_ENOUGH = 180
+ANSWER, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
+    "table-answer",
+    "table-tp",
+    "table-components",
+    "table-contexts",
+    "table-formats",
+)
+EXPLAIN: Mapping[str, Callable[[MemoryReport, int], Behind]] = {
+    ANSWER: behind_answer,
+    TP: behind_tp,
+    COMPONENTS: behind_component,
+    CONTEXTS: behind_context,
+    FORMATS: behind_format,
+}
+BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
+    ANSWER: answer_table,
+    TP: tp_table,
+    COMPONENTS: component_table,
+    CONTEXTS: batch_by_context,
+    FORMATS: batch_by_format,
+}
 
 
 class MemoryPane(Pane):
@@ -52,44 +76,36 @@ class MemoryPane(Pane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._report: MemoryReport | None = None
-        self._current = TABLES[0]
+        self._current = ANSWER
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="memory", can_focus=False):
-            with VerticalGroup(id="memory-tables"):
-                with VerticalGroup(classes="card", id="card-answer-table") as card:
-                    card.border_title = "Memory"
-                    yield CalcTable(id=TABLES[0])
-                with VerticalGroup(classes="card", id="card-components") as card:
-                    card.border_title = "Parameters"
-                    yield CalcTable(id=TABLES[1])
-            with VerticalGroup(id="memory-tp"):
-                with VerticalGroup(classes="card", id="card-tp-table") as card:
-                    card.border_title = "Tensor parallelism"
-                    yield CalcTable(id=TABLES[2], headings=TP_HEADINGS)
-                    yield Static(id="tp-remarks")
-                with VerticalGroup(classes="card", id="card-memory-notes") as card:
-                    card.border_title = "To know"
-                    yield Static(id="memory-notes")
-            with VerticalScroll(classes="card", id="card-derivation") as scroll:
-                scroll.border_title = "Calculation"
-                yield Derivation(id="derivation")
+        with VerticalScroll(id="memory-tables", can_focus=False):
+            yield card("Memory", CalcTable(id=ANSWER))
+            yield card("Tensor parallelism", CalcTable(id=TP, headings=TP_HEADINGS), Static(id="tp-remarks"))
+            yield card("Parameters", CalcTable(id=COMPONENTS))
+            yield card("Largest batch by context", CalcTable(id=CONTEXTS))
+            yield card("Largest batch by storage format", CalcTable(id=FORMATS))
+        with VerticalScroll(id="memory-behind"):
+            yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
+            yield card("To know", Static(id="memory-notes"), id="card-memory-notes")
+            yield card("Every step", Static(id="memory-steps"), id="card-steps")
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Fill the tables; the selected row stays selected."""
         self._report = report = analysis.memory
-        answer, components, tp = answer_table(report), component_table(report), tp_table(report)
-        self._table(TABLES[0]).show(answer)
-        self._table(TABLES[1]).show(components)
-        self._show_tp(tp)
+        for name, build in BUILD.items():
+            if name != TP:
+                self._table(name).show(build(report))
+        self._show_tp(tp_table(report))
         self.query_one("#memory-notes", Static).update(notes_text(memory_notes(report)))
+        self.query_one("#memory-steps", Static).update(steps_grid(report))
         self._show_behind()
 
     def _show_tp(self, table: Table) -> None:
         wide = self.size.width >= WIDE_ENOUGH
         remarks = [f"TP {row[0]}: {row[REMARK]}" for row in table.rows if row[REMARK]]
         skip = frozenset() if wide and remarks else frozenset({REMARK})
-        self._table(TABLES[2]).show(table, skip=skip)
+        self._table(TP).show(table, skip=skip)
         lines = self.query_one("#tp-remarks", Static)
         lines.update("" if wide else "\n".join(remarks))
         lines.display = bool(remarks) and not wide
@@ -104,18 +120,18 @@ class MemoryPane(Pane):
     @on(DataTable.RowHighlighted)
     def _moved(self, event: DataTable.RowHighlighted) -> None:
         if event.data_table.has_focus:
-            self._current = event.data_table.id or TABLES[0]
+            self._current = event.data_table.id or ANSWER
             self._show_behind()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """The table that has the focus is the one that is explained and copied."""
         if isinstance(event.widget, CalcTable):
-            self._current = event.widget.id or TABLES[0]
+            self._current = event.widget.id or ANSWER
             self._show_behind()
 
     @on(CalcTable.Left)
     def _next_table(self, event: CalcTable.Left) -> None:
-        at = TABLES.index(event.table.id or TABLES[0]) + event.step
+        at = TABLES.index(event.table.id or ANSWER) + event.step
         if 0 <= at < len(TABLES):
             table = self._table(TABLES[at])
             table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
@@ -125,9 +141,7 @@ class MemoryPane(Pane):
         """The calculation behind the selected row."""
         if self._report is None:
             return None
-        row = self._table(self._current).cursor_row
-        explain = {TABLES[0]: behind_answer, TABLES[1]: behind_component, TABLES[2]: behind_tp}[self._current]
-        return explain(self._report, row)
+        return EXPLAIN[self._current](self._report, self._table(self._current).cursor_row)
 
     def _show_behind(self) -> None:
         for name in TABLES:
@@ -142,13 +156,8 @@ class MemoryPane(Pane):
         """All tables, the one with the cursor first, then the calculation of its row."""
         if self._report is None:
             return ()
-        by_id = {
-            TABLES[0]: answer_table(self._report),
-            TABLES[1]: component_table(self._report),
-            TABLES[2]: tp_table(self._report),
-        }
-        first = by_id.pop(self._current)
-        return (first, *by_id.values(), derivation_table(self._report.steps))
+        others = (build(self._report) for name, build in BUILD.items() if name != self._current)
+        return (BUILD[self._current](self._report), *others, derivation_table(self._report.steps))
 
     def export_markdown(self) -> str:
         """The whole memory answer as a document."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import VerticalGroup, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
@@ -24,12 +24,15 @@ from tui.draft import MODEL_COUNTS, MODEL_FLAGS, Draft, auto_head_dim, field_tex
 from tui.fields import FIELDS
 from tui.pane import Pane, StateEdited
 from tui.state import Analysis, AppState, with_study
-from tui.summaries import answer_grid, memory_markdown, notes_text, tp_grid
+from tui.summaries import answer_grid, component_bars, memory_markdown, notes_text, plain_grid, sources_text, tp_grid
+from tui.what_if import batch_by_context, batch_by_format, batch_chart
 from tui.widgets.bar import MemoryBar
+from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
 from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
 from tui.widgets.picker import PickerField
+from tui.widgets.plot import PlotView
 
 HELP = """\
 The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
@@ -59,12 +62,6 @@ def context_note(study: Study) -> str:
 WORKLOAD_FIELDS = ("context", "weight_format", "kv_format", "tp")
 
 
-def _card(title: str, *children: Widget) -> VerticalGroup:
-    card = VerticalGroup(*children, classes="card")
-    card.border_title = title
-    return card
-
-
 class SpecPane(Pane):
     """All inputs, and their consequences at once."""
 
@@ -85,16 +82,22 @@ class SpecPane(Pane):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="spec", can_focus=False):
-            with VerticalScroll(id="form", can_focus=False):
+            with VerticalScroll(id="spec-form", can_focus=False):
                 yield self._model_card()
                 yield self._device_card()
                 yield self._workload_card()
-            with VerticalScroll(id="follows", can_focus=False):
-                yield _card("What follows", Static(id="answer"), MemoryBar(id="bar"))
-                yield _card("To know", Static(id="notes"))
-            with VerticalScroll(id="more", can_focus=False):
-                yield _card("Tensor parallelism", Static(id="tp-summary"))
-                yield _card("Calculation", Derivation(id="steps"))
+                yield card("The same as a command", Static(id="spec-command", markup=False))
+                yield card("Where the numbers come from", Static(id="spec-sources", markup=False), id="card-sources")
+            with VerticalScroll(id="spec-follows", can_focus=False):
+                yield card("What follows", Static(id="spec-answer"), MemoryBar(id="spec-bar"))
+                yield card("To know", Static(id="spec-notes"))
+                yield card("Largest batch by context", Static(id="spec-contexts"))
+                yield card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
+            with VerticalScroll(id="spec-more", can_focus=False):
+                yield card("Tensor parallelism", Static(id="spec-tp"))
+                yield card("Calculation", Derivation(id="spec-steps"))
+                yield card("Largest batch by storage format", Static(id="spec-formats"), id="card-spec-formats")
+                yield card("Where the parameters are", Static(id="spec-components"), id="card-spec-components")
 
     def _row(self, *names: str, single: bool = False, suggester: ListSuggester | None = None) -> FormRow:
         row = FormRow(*names, single=single, suggester=suggester)
@@ -102,7 +105,7 @@ class SpecPane(Pane):
         return row
 
     def _model_card(self) -> Widget:
-        return _card(
+        return card(
             "Model",
             SwitchRow("Catalog", (PickerField(FIELDS["model"]),)),
             self._row("n_layers", "n_heads"),
@@ -116,7 +119,7 @@ class SpecPane(Pane):
         )
 
     def _device_card(self) -> Widget:
-        return _card(
+        return card(
             "Device",
             SwitchRow("Catalog", (PickerField(FIELDS["device"]),)),
             self._row("memory_bytes", single=True),
@@ -125,7 +128,7 @@ class SpecPane(Pane):
 
     def _workload_card(self) -> Widget:
         formats = ListSuggester(FORMATS)
-        return _card(
+        return card(
             "Workload",
             self._row("context", single=True),
             self._row("weight_format", single=True, suggester=formats),
@@ -180,11 +183,17 @@ class SpecPane(Pane):
         self.query_one("#field-model", PickerField).value = study.model.name
         self.query_one("#field-device", PickerField).value = study.device.name
         self.query_one("#device-facts", Static).update(device_facts(study.device))
-        self.query_one("#answer", Static).update(answer_grid(report))
+        self.query_one("#spec-answer", Static).update(answer_grid(report))
         self.query_one(MemoryBar).show(report)
-        self.query_one("#notes", Static).update(notes_text(memory_notes(report)))
-        self.query_one("#tp-summary", Static).update(tp_grid(report))
-        self.query_one("#steps", Derivation).show("", report.steps[-4:])
+        self.query_one("#spec-notes", Static).update(notes_text(memory_notes(report)))
+        self.query_one("#spec-tp", Static).update(tp_grid(report))
+        self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
+        self.query_one("#spec-contexts", Static).update(plain_grid(batch_by_context(report)))
+        self.query_one("#spec-formats", Static).update(plain_grid(batch_by_format(report)))
+        self.query_one("#spec-components", Static).update(component_bars(report))
+        self.query_one("#spec-sources", Static).update(sources_text(study))
+        self.query_one(PlotView).show(batch_chart(report))
+        self.query_one("#spec-command", Static).update(memory_command(study))
 
     # --- editing ------------------------------------------------------------------------------------------
 
@@ -248,6 +257,10 @@ class SpecPane(Pane):
     def errors(self) -> dict[str, str]:
         """What is wrong with the form, by field name."""
         return dict(self._errors)
+
+    def first_focus(self) -> Widget:
+        """Where the keyboard starts."""
+        return self.query_one("#field-model")
 
     def tables(self) -> tuple[Table, ...]:
         """The answer, then tensor parallelism."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import ClassVar
+
 from rich.text import Text
 from textual.widget import Widget
 
@@ -22,7 +25,7 @@ def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]
     for part in parts:
         position += part
         edges.append(round(width * position / total))
-    cells = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    cells = [b - a for a, b in pairwise(edges)]
     for i, part in enumerate(parts):
         if part and not cells[i] and max(cells) > 1:
             cells[cells.index(max(cells))] -= 1
@@ -39,16 +42,15 @@ def memory_bar(report: MemoryReport, width: int) -> Text:
     free = capacity - weights - cache
     a, b, c = bar_cells((weights, cache, free), capacity, width)
     bar = Text.assemble((WEIGHTS * a, "weights"), (CACHE * b, "cache"), (FREE * c, "free"))
+    requests = f" = {report.max_batch:,} × {format_decimal(report.kv_bytes_per_request)}"
     legend = [
         (WEIGHTS, "weights", f"weights {format_decimal(weights)}"),
-        (CACHE, "cache", f"KV {format_decimal(cache)} = {report.max_batch:,} × {_request(report)}"),
+        (CACHE, "cache", f"KV {format_decimal(cache)}{requests}"),
         (FREE, "free", f"free {format_decimal(free)}"),
     ]
+    if sum(len(words) + 5 for _, _, words in legend) - 3 > width:
+        legend[1] = (CACHE, "cache", f"KV {format_decimal(cache)}")
     return _with_legend(bar, legend)
-
-
-def _request(report: MemoryReport) -> str:
-    return format_decimal(report.kv_bytes_per_request)
 
 
 def _overfull(report: MemoryReport, width: int) -> Text:
@@ -79,11 +81,11 @@ class MemoryBar(Widget):
         height: auto; min-height: 2;
         & > .bar--weights { color: $primary; }
         & > .bar--cache { color: $accent; }
-        & > .bar--free { color: $text-muted; }
+        & > .bar--free { color: $foreground 50%; }
         & > .bar--over { color: $error; }
     }
     """
-    COMPONENT_CLASSES = {"bar--weights", "bar--cache", "bar--free", "bar--over"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"bar--weights", "bar--cache", "bar--free", "bar--over"}
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

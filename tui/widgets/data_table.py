@@ -21,7 +21,7 @@ class CalcTable(DataTable[Text]):
         height: auto; max-height: 100%; background: transparent; overflow: hidden auto;
         & > .datatable--header { background: transparent; color: $text-muted; text-style: none; }
         & > .datatable--hover { background: $primary 10%; }
-        & > .datatable--cursor { background: $boost; color: $foreground; text-style: none; }
+        & > .datatable--cursor { background: $foreground 8%; color: $foreground; text-style: none; }
         &:focus > .datatable--cursor { background: $primary 35%; color: $foreground; text-style: bold; }
     }
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from rich.text import Text
 from textual.geometry import Size
@@ -75,7 +76,7 @@ def derivation_text(title: str, terms: Sequence[Term], width: int, *, remark: st
     """All steps under a title, then what the symbols mean."""
     text = Text()
     if title:
-        text.append(title, "title").append("\n\n")
+        text.append(title, "title").append("\n")
     if remark:
         for line in wrap(remark, width):
             text.append(line, "remark").append("\n")
@@ -95,14 +96,14 @@ class Derivation(Widget):
     Derivation {
         height: auto;
         & > .d--title { text-style: bold; color: $text-primary; }
-        & > .d--name { color: $text-muted; }
+        & > .d--name { color: $foreground 65%; }
         & > .d--formula { color: $text-accent; }
         & > .d--value { text-style: bold; }
-        & > .d--legend { color: $text-muted; }
+        & > .d--legend { color: $foreground 55%; }
         & > .d--remark { color: $text-warning; }
     }
     """
-    COMPONENT_CLASSES = {"d--title", "d--name", "d--formula", "d--value", "d--legend", "d--remark"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"d--title", "d--name", "d--formula", "d--value", "d--legend", "d--remark"}
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

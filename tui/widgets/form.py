@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
@@ -52,7 +53,7 @@ class FormRow(VerticalGroup):
         .message { display: none; height: auto; padding: 0 0 0 1; }
         .message.-error { display: block; color: $text-error; }
         .message.-reading { display: block; color: $text-muted; }
-        FieldInput { width: 11; background: $boost; margin: 0 1 0 0; }
+        FieldInput { width: 11; background: $foreground 8%; margin: 0 1 0 0; }
         FieldInput:focus { background: $primary 25%; }
         FieldInput.-bad { background: $error 30%; color: $text-error; }
         &.-single FieldInput { width: 16; }
@@ -116,7 +117,7 @@ class Toggle(Widget, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space,enter", "toggle", "Switch", show=False),
+        Binding("space,enter", "turn", "Switch", show=False),
         Binding("up", "screen.focus_previous", "Previous field", show=False),
         Binding("down", "screen.focus_next", "Next field", show=False),
     ]
@@ -156,19 +157,20 @@ class Toggle(Widget, can_focus=True):
     def get_content_width(self, *_: object) -> int:
         return len(self.field.label) + 4
 
-    def action_toggle(self) -> None:
+    def action_turn(self) -> None:
         """Turn it and tell."""
         self.value = not self.value
         self.post_message(self.Changed(self))
 
     def on_click(self) -> None:
         """A click turns it."""
-        self.action_toggle()
+        self.action_turn()
 
 
 class FieldDial(ChoiceDial):
     """One of a few words for a field: ← → or Space turn it."""
 
+    DEFAULT_CSS = "FieldDial { padding: 0; margin: 0 2 0 0; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,enter", "turn(1)", "Next choice", show=False),
         Binding("up", "screen.focus_previous", "Previous field", show=False),
@@ -177,8 +179,14 @@ class FieldDial(ChoiceDial):
 
     def __init__(self, field: Field, choices: Iterable[str]) -> None:
         words = [str(word) for word in choices]
-        super().__init__("", words, words[0], help=field.meaning, id=f"field-{field.name}")
+        super().__init__(field.label, words, words[0], help=field.meaning, id=f"field-{field.name}")
         self.field = field
+
+    def render(self) -> Text:
+        """Without the label: that stands before it, as with all fields."""
+        text = Text(no_wrap=True)
+        text.append("◀ ", Style(meta={"turn": -1})).append(self.shown()).append(" ▶", Style(meta={"turn": 1}))
+        return text
 
     @property
     def help_field(self) -> Field:

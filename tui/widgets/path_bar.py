@@ -89,7 +89,7 @@ class PathBar(VerticalGroup):
         display: none; height: auto; background: $panel; padding: 0 1;
         &.-open { display: block; }
         .label { width: auto; padding: 0 1 0 0; text-style: bold; color: $text-primary; }
-        PathInput { width: 1fr; border: none; height: 1; padding: 0; background: $boost; }
+        PathInput { width: 1fr; border: none; height: 1; padding: 0; background: $foreground 8%; }
         #path-message { height: auto; color: $text-muted; }
         #path-message.-error { color: $text-error; }
     }

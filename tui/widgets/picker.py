@@ -45,13 +45,14 @@ class PickerField(Widget, can_focus=True):
 
     DEFAULT_CSS = """
     PickerField {
-        width: 1fr; height: 1; background: $boost; color: $foreground; text-wrap: nowrap; text-overflow: ellipsis;
+        width: 1fr; height: 1; background: $foreground 8%; color: $foreground;
+        text-wrap: nowrap; text-overflow: ellipsis;
         &:hover { background: $primary 15%; }
         &:focus { background: $primary 25%; text-style: bold; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,space", "open", "Choose"),
+        Binding("enter,space", "open", "choose"),
         Binding("up", "screen.focus_previous", "Previous field", show=False),
         Binding("down", "screen.focus_next", "Next field", show=False),
     ]
@@ -98,8 +99,8 @@ class PickerField(Widget, can_focus=True):
         self.action_open()
 
     def on_key(self, event: events.Key) -> None:
-        """A letter or digit starts the search with it."""
-        if event.is_printable and event.character and not event.character.isspace():
+        """A letter starts the search with it (digits go to the panes)."""
+        if event.is_printable and event.character and event.character.isalpha():
             event.stop()
             self.post_message(self.Opened(self, event.character))
 
@@ -115,7 +116,7 @@ class Picker(ModalScreen[str | None]):
             background: $surface; border: round $primary; border-title-color: $text-primary;
             border-subtitle-color: $text-muted;
         }
-        Input { border: none; height: 1; padding: 0; background: $boost; }
+        Input { border: none; height: 1; padding: 0; background: $foreground 8%; }
         #headings { height: 1; color: $text-muted; padding: 0 1; }
         OptionList { height: auto; max-height: 18; background: transparent; border: none; padding: 0; }
         #preview { height: auto; min-height: 3; max-height: 6; padding: 1 1 0 1; color: $text-muted; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -25,8 +26,9 @@ def question(state: AppState) -> list[list[Piece]]:
     name, weights, kv = study.model.name, study.weight_format.name, study.kv_format.name
     tokens = f"{study.context:,} tokens"
     rule = str(study.policy).replace("-", " ")
+    formats = f"{weights} weights · {kv} KV"
     return [
-        [(name, "name"), (f" · {weights} weights · {kv} KV · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
+        [(name, "name"), (f" · {formats} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
         [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
         [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device}", "")],
         [(name, "name"), (f" · {study.context:,}", ""), (f" ▏ {device}", "")],
@@ -35,7 +37,7 @@ def question(state: AppState) -> list[list[Piece]]:
 
 
 def _batch(report: MemoryReport) -> Piece:
-    return ("MAX BATCH " + (f"{report.max_batch:,}" if report.fits else "0: does not fit"), "good" if report.fits else "bad")
+    return (f"MAX BATCH {report.max_batch:,}", "good") if report.fits else ("MAX BATCH 0: does not fit", "bad")
 
 
 def answer(report: MemoryReport) -> list[list[Piece]]:
@@ -77,10 +79,10 @@ class StatusStrip(Widget):
         & > .strip--name { text-style: bold; }
         & > .strip--good { text-style: bold; color: $text-success; }
         & > .strip--bad { text-style: bold; color: $text-error; }
-        & > .strip--engine { color: $text-muted; }
+        & > .strip--engine { color: $foreground 65%; }
     }
     """
-    COMPONENT_CLASSES = {"strip--title", "strip--name", "strip--good", "strip--bad", "strip--engine"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"strip--{name}" for name in ("title", "name", "good", "bad", "engine")}
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)

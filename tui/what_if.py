@@ -1,0 +1,159 @@
+"""The largest batch if one thing were otherwise: context and TP, or the storage formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+
+from calc.explain import Term, derive
+from calc.kv_cache import request_term
+from calc.memory import MemoryReport, max_batch, shortfall, weight_bytes
+from calc.specs import Study
+from calc.storage import FORMATS, StorageFormat
+from calc.tables import Table
+from calc.units import format_count
+from tui.behind import Behind
+from tui.chart import Axis, Chart, Series
+
+CONTEXTS = tuple(2**i for i in range(10, 18))
+WEIGHT_FORMATS = ("bf16", "fp8", "q4_k")
+KV_FORMATS = ("bf16", "fp8", "q4_0")
+NONE_FITS = "–"
+
+
+def batch_of(study: Study, weights: int | Fraction, request: int | Fraction) -> int:
+    """Requests of `request` bytes beside `weights` on the device; 0 where not even one fits."""
+    memory = study.device.memory_bytes
+    if memory < weights + request:
+        return 0
+    return int(max_batch(memory_bytes=memory, weight_bytes=weights, kv_request_bytes=request))
+
+
+def contexts_around(context: int) -> tuple[int, ...]:
+    """Powers of two from 1,024 to 131,072, and `context` itself."""
+    return tuple(sorted({*CONTEXTS, context}))
+
+
+def batch_by_context(report: MemoryReport) -> Table:
+    """The largest batch by context and TP, each device holding an equal share; the study's own context is marked."""
+    study, held = report.study, report.weight_bytes
+    rows = []
+    for context in contexts_around(study.context):
+        request = ceil(request_term(study.model, study.kv_format, context).value)
+        mark = " ◂" if context == study.context else ""
+        batches = [batch_of(study, Fraction(held, tp), Fraction(request, tp)) for tp in study.tps]
+        rows.append((f"{context:,}{mark}", *map(_shown, batches)))
+    return Table(
+        title="Largest batch by context",
+        columns=("Context", *(f"TP {tp}" for tp in study.tps)),
+        rows=tuple(rows),
+        numeric=frozenset(range(1, len(study.tps) + 1)),
+    )
+
+
+def batch_by_format(report: MemoryReport) -> Table:
+    """The largest batch on one device by storage format of weights (rows) and KV cache (columns)."""
+    study = report.study
+    weights, caches = formats_beside(study)
+    rows = []
+    for stored in weights:
+        held = ceil(
+            weight_bytes(parameters=report.parameters.total, weight_element_bytes=stored.bytes_per_element)
+        )
+        requests = [ceil(request_term(study.model, cache, study.context).value) for cache in caches]
+        batches = [batch_of(study, held, request) for request in requests]
+        mark = " ◂" if stored == study.weight_format else ""
+        rows.append((f"weights {stored.name}{mark}", *map(_shown, batches)))
+    return Table(
+        title="Largest batch by storage format",
+        columns=("One device", *(f"KV {cache.name}{' ◂' * (cache == study.kv_format)}" for cache in caches)),
+        rows=tuple(rows),
+        numeric=frozenset(range(1, len(caches) + 1)),
+    )
+
+
+def formats_beside(study: Study) -> tuple[tuple[StorageFormat, ...], tuple[StorageFormat, ...]]:
+    """Formats of weights and of the cache that the table compares: the study's own among them."""
+    return _with(WEIGHT_FORMATS, study.weight_format), _with(KV_FORMATS, study.kv_format)
+
+
+def _with(names: Sequence[str], own: StorageFormat) -> tuple[StorageFormat, ...]:
+    formats = [FORMATS[name] for name in names]
+    if all(fmt.bytes_per_element != own.bytes_per_element for fmt in formats):
+        formats.insert(0, own)
+    return tuple(own if fmt.bytes_per_element == own.bytes_per_element else fmt for fmt in formats)
+
+
+def _shown(batch: int) -> str:
+    return format_count(batch) if batch else NONE_FITS
+
+
+# --- the calculation behind a row -------------------------------------------------------------------------
+
+
+def _batch_step(name: str, study: Study, weights: int | Fraction, request: int | Fraction) -> Term:
+    fits = study.device.memory_bytes >= weights + request
+    return derive(
+        name if fits else f"{name}: missing for one request",
+        max_batch if fits else shortfall,
+        unit="requests" if fits else "B",
+        memory_bytes=study.device.memory_bytes,
+        weight_bytes=weights,
+        kv_request_bytes=request,
+    )
+
+
+def behind_context(report: MemoryReport, row: int) -> Behind:
+    """The steps of a row of `batch_by_context`."""
+    study = report.study
+    context = contexts_around(study.context)[max(0, row)]
+    request = request_term(study.model, study.kv_format, context)
+    held, needed = report.weight_bytes, ceil(request.value)
+    batches = (
+        _batch_step(f"Largest batch, TP {tp}", study, Fraction(held, tp), Fraction(needed, tp)) for tp in study.tps
+    )
+    return Behind(title=f"Largest batch at {context:,} tokens", terms=(request, *batches))
+
+
+def behind_format(report: MemoryReport, row: int) -> Behind:
+    """The steps of a row of `batch_by_format`."""
+    study = report.study
+    weights, caches = formats_beside(study)
+    stored = weights[max(0, row)]
+    held = derive(
+        f"Weights as {stored.name}",
+        weight_bytes,
+        unit="B",
+        parameters=report.parameters.total,
+        weight_element_bytes=stored.bytes_per_element,
+    )
+    requests = [ceil(request_term(study.model, cache, study.context).value) for cache in caches]
+    batches = (
+        _batch_step(f"Largest batch, KV {cache.name}", study, ceil(held.value), request)
+        for cache, request in zip(caches, requests, strict=True)
+    )
+    return Behind(title=f"Largest batch with {stored.name} weights", terms=(held, *batches))
+
+
+# --- as a plot --------------------------------------------------------------------------------------------
+
+SYMBOLS = "●×◆○+"
+
+
+def batch_chart(report: MemoryReport) -> Chart:
+    """The largest batch against context, a line for each TP; contexts at which nothing fits have no point."""
+    study, held = report.study, report.weight_bytes
+    requests = {c: ceil(request_term(study.model, study.kv_format, c).value) for c in contexts_around(study.context)}
+    series = []
+    for i, tp in enumerate(study.tps[: len(SYMBOLS)]):
+        batches = {c: batch_of(study, Fraction(held, tp), Fraction(r, tp)) for c, r in requests.items()}
+        points = tuple((float(c), float(b)) for c, b in batches.items() if b)
+        series.append(Series(label=f"TP {tp}", symbol=SYMBOLS[i], points=points, colour=i))
+    return Chart(
+        title="Largest batch against context (equal split)",
+        x=Axis(title="tokens of context", log=True, doubling=True),
+        y=Axis(title="requests", log=True),
+        series=tuple(one for one in series if one.points),
+        empty="not even one request fits",
+    )

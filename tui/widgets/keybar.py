@@ -1,0 +1,118 @@
+"""The foot of the screen: the keys that work now, as many as there is room for. Each can be clicked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.binding import ActiveBinding
+from textual.widget import Widget
+
+from tui.help import key_name
+
+if TYPE_CHECKING:
+    from textual.screen import Screen
+
+PANES = "F2–F6"
+RANK = ("help", "go", "command_palette", "quit", "export", "copy_command", "open", "copy_table")
+"""The app's keys, the most needed first: the last are left out where there is no room."""
+ORDER = ("help", "go", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyHint:
+    """A key in the bar. `rank` says how soon it is left out (0 never)."""
+
+    key: str
+    shown: str
+    words: str
+    rank: int
+
+    @property
+    def width(self) -> int:
+        """Cells it takes, the gap after it included."""
+        return len(self.shown) + 1 + len(self.words) + 2
+
+
+def hints(active: Sequence[ActiveBinding]) -> list[KeyHint]:
+    """The bar's content: F1 and the panes, the keys of what has the focus, then the app's."""
+    ours: dict[str, KeyHint] = {}
+    others: list[KeyHint] = []
+    for entry in active:
+        binding = entry.binding
+        action = binding.action.partition("(")[0].removeprefix("app.")
+        if not entry.enabled or not (binding.show or action == "command_palette") or action in ours:
+            continue
+        if action in RANK:
+            shown = PANES if action == "go" else _shown(binding.key)
+            words = {"go": "panes", "command_palette": "commands"}.get(action, binding.description)
+            ours[action] = KeyHint(key=binding.key, shown=shown, words=words, rank=RANK.index(action))
+        else:
+            others.append(KeyHint(key=binding.key, shown=_shown(binding.key), words=binding.description, rank=2))
+    first = [ours[name] for name in ORDER[:2] if name in ours]
+    return [*first, *others, *(ours[name] for name in ORDER[2:] if name in ours)]
+
+
+def _shown(key: str) -> str:
+    return key_name(key).replace("ctrl+", "^")
+
+
+def fitting_hints(all_hints: Sequence[KeyHint], width: int) -> list[KeyHint]:
+    """`all_hints` without the least needed ones, so that the rest fits into `width`."""
+    kept = list(all_hints)
+    while sum(hint.width for hint in kept) > width + 2 and len(kept) > 1:
+        worst = max(range(len(kept)), key=lambda i: (kept[i].rank, i))
+        del kept[worst]
+    return kept
+
+
+class KeyBar(Widget):
+    """One line of keys, redrawn when they change."""
+
+    ALLOW_SELECT = False
+    DEFAULT_CSS = """
+    KeyBar {
+        dock: bottom; height: 1; padding: 0 1; background: $panel; color: $text-muted;
+        & > .keybar--key { color: $text-accent; text-style: bold; }
+        & > .keybar--hover { background: $primary 20%; }
+    }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"keybar--key", "keybar--hover"}
+
+    def __init__(self) -> None:
+        super().__init__(id="keybar")
+        self._hints: list[KeyHint] = []
+
+    def on_mount(self) -> None:
+        """Follow the screen's bindings."""
+        self.screen.bindings_updated_signal.subscribe(self, self._changed)
+
+    def _changed(self, screen: Screen[object]) -> None:
+        if screen is self.screen and self.is_attached:
+            found = hints(list(screen.active_bindings.values()))
+            if found != self._hints:
+                self._hints = found
+                self.refresh()
+
+    @property
+    def shown(self) -> list[KeyHint]:
+        """What fits now."""
+        return fitting_hints(self._hints, self.content_size.width)
+
+    def render(self) -> Text:
+        look = self.get_component_rich_style("keybar--key", partial=True)
+        text = Text(no_wrap=True)
+        for hint in self.shown:
+            click = Style(meta={"press": hint.key})
+            text.append(hint.shown, look + click).append(f" {hint.words}", click).append("  ")
+        return text
+
+    def on_click(self, event: events.Click) -> None:
+        """A click presses the key."""
+        key = event.style.meta.get("press")
+        if key is not None:
+            self.app.simulate_key(key)
