@@ -36,7 +36,8 @@ PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \captionsetup{font=small,labelfont=bf,justification=raggedright,singlelinecheck=false,skip=4pt}
 \newcolumntype{P}[1]{>{\raggedright\arraybackslash\lineskiplimit3pt\lineskip5pt}p{#1}}
 \setlength{\parindent}{0pt}\setlength{\parskip}{5pt plus 2pt}\setlength{\emergencystretch}{4em}
-\renewcommand{\arraystretch}{1.12}\clubpenalty=10000\widowpenalty=10000"""
+\renewcommand{\arraystretch}{1.12}\clubpenalty=10000\widowpenalty=10000
+\renewcommand{\labelitemi}{$\bullet$}"""
 
 LINE_CHARACTERS = 90.0
 """Characters of a table line: the text width at \\small, in average characters."""

@@ -10,13 +10,16 @@ import re
 import unicodedata
 
 _SPACES = " \t\r\n\f\v"
-_BEFORE_UNIT = r"(?<=[0-9]) (?=(?:[kMGTP]?i?B|[kMGTP]?FLOP|FLOP/B|[mµn]?s|%)(?![A-Za-z]))"
+_BEFORE_UNIT = r"(?<=[0-9⁰¹²³⁴⁵⁶⁷⁸⁹]) (?=(?:[kMGTP]?i?B|[kMGTP]?FLOP|FLOP/B|[mµn]?s|%)(?![A-Za-z]))"
 """The space between a number and its unit: no line ends there."""
 LONG_WORD = 22
 """Longer runs without a space get places to break, so that a path does not run over the margin."""
+CHUNK = 8
+"""Such a word may be broken after so many characters without punctuation, at the latest."""
 
+# Signs that LaTeX would take from TS1, a font set that is not in the outlines of a small installation, are maths.
 _SPECIAL = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\mathdollar$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "\u00a0": "~",
 }  # fmt: skip
@@ -35,8 +38,8 @@ _MATHS = {
 _WORDS = {
     "–": "--", "—": "---", "‐": "-", "‑": "-", "‘": "`", "’": "'", "“": "``", "”": "''", "„": "``", "…": r"\dots{}",
     "ß": r"\ss{}", "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ø": r"\o{}", "Ø": r"\O{}",
-    "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}", "§": r"\S{}", "¶": r"\P{}", "©": r"\copyright{}", "€": "EUR",
-    "£": r"\pounds{}",
+    "ł": r"\l{}", "Ł": r"\L{}", "ı": r"\i{}", "§": r"$\mathsection$", "¶": r"$\mathparagraph$",
+    "©": "(c)", "€": "EUR", "£": r"$\mathsterling$",
 }  # fmt: skip
 _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v",
@@ -62,11 +65,11 @@ def _word(word: str) -> str:
 
 
 def _breakable(word: str, pieces: list[str]) -> list[list[str]]:
-    """`pieces` in parts between which a line may end: after punctuation, and every LONG_WORD characters."""
+    """`pieces` in parts between which a line may end: after punctuation, and every CHUNK characters."""
     parts: list[list[str]] = [[]]
     for character, piece in zip(word, pieces, strict=True):
         parts[-1].append(piece)
-        if (len(parts[-1]) > 3 and not character.isalnum()) or len(parts[-1]) == LONG_WORD:
+        if (len(parts[-1]) > 3 and not character.isalnum()) or len(parts[-1]) == CHUNK:
             parts.append([])
     return [part for part in parts if part]
 
