@@ -55,7 +55,6 @@ class KvscopeApp(App[None]):
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
-    AUTO_FOCUS = "#field-model"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
@@ -125,6 +124,7 @@ class KvscopeApp(App[None]):
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember(theme=theme.name))
         self._show_everywhere()
         self.query_one("#strip", StatusStrip).show_engine(self.engine.status.line)
+        self._focus_first("spec")
 
     def on_ready(self) -> None:
         """After the first paint: the other panes, and the engine."""
@@ -200,7 +200,7 @@ class KvscopeApp(App[None]):
     # --- what is remembered -------------------------------------------------------------------------------
 
     def _remember(self, **changes: object) -> None:
-        self.settings = replace(self.settings, **changes)
+        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
         if not self._dirty:
             self._dirty = True
             self.set_timer(SAVE_AFTER_S, self._save)
@@ -227,7 +227,7 @@ class KvscopeApp(App[None]):
             return False
         return super().check_action(action, parameters)
 
-    def get_system_commands(self, screen: Screen[object]) -> list[SystemCommand]:  # type: ignore[override]
+    def get_system_commands(self, screen: Screen[object]) -> list[SystemCommand]:
         """Our commands in the palette."""
         from tui.commands import app_commands
 
@@ -257,7 +257,7 @@ class KvscopeApp(App[None]):
         from tui.help import HelpScreen, focus_help, help_text, keys_of
 
         title, rows = focus_help(self.focused)
-        keys = keys_of(dict(self.screen.active_bindings))
+        keys = keys_of(self.screen.active_bindings.values())
         self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
 
     def action_copy_command(self) -> None:

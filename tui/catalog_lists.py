@@ -26,7 +26,7 @@ def model_list(study: Study) -> PickList:
         title="Model",
         prompt="name to search, or the path of a config.json, folder or spec .toml",
         search=search,
-        columns=(20, -9, 36, 18),
+        columns=(19, -9, 21, 36),
         custom=_path,
     )
 
@@ -34,7 +34,7 @@ def model_list(study: Study) -> PickList:
 def _model_choice(entry: ModelEntry, study: Study) -> Choice:
     m = entry.spec
     shape = f"{m.n_layers}L {m.n_heads}q {m.n_kv_heads}kv d{m.head_dim}"
-    cells = (entry.id, f"{entry.parameters / 1e9:,.2f} B", entry.hf_id, shape)
+    cells = (entry.id, f"{entry.parameters / 1e9:,.2f} B", shape, entry.hf_id)
     return Choice(key=entry.id, cells=cells, preview=lambda: model_preview(entry.spec, study))
 
 
@@ -71,7 +71,7 @@ def device_list(study: Study) -> PickList:
         title="Device",
         prompt="name or vendor to search",
         search=search,
-        columns=(28, -11, -11, -16, -10),
+        columns=(22, -10, -9, -13, -9),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from rich.table import Table as Grid
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.dom import DOMNode
 from textual.screen import ModalScreen
@@ -56,21 +57,47 @@ def _title(field: Field) -> str:
     return {"model": "Model", "device": "Device"}.get(field.name, field.label)
 
 
-def keys_of(widgets: dict[str, object]) -> Rows:
-    """Keys that work now with what they do, each action once."""
+def keys_of(active: Iterable[ActiveBinding]) -> Rows:
+    """Keys that work now with what they do, each action once; those of any text field are left out."""
     found: dict[str, list[str]] = {}
-    for active in widgets.values():
-        binding, enabled = active.binding, active.enabled  # type: ignore[attr-defined]
-        if enabled and binding.description and not binding.system:
-            what = active.tooltip or binding.tooltip or binding.description  # type: ignore[attr-defined]
-            found.setdefault(what, []).append(key_name(binding.key))
+    for entry in active:
+        binding = entry.binding
+        if entry.enabled and binding.description and (_is_ours(entry) or binding.action == "command_palette"):
+            what = entry.tooltip or binding.tooltip or binding.description
+            found.setdefault(what[:1].upper() + what[1:], []).append(key_name(binding.key))
     return [(", ".join(dict.fromkeys(keys)), what) for what, keys in found.items()]
+
+
+def _is_ours(entry: ActiveBinding) -> bool:
+    """Whether the binding is declared by this app's own classes, not by the widgets they build on."""
+    for kind in type(entry.node).__mro__:
+        declared = vars(kind).get("BINDINGS", ())
+        if any(isinstance(b, Binding) and entry.binding.key in b.key.split(",") for b in declared):
+            return kind.__module__.startswith("tui.")
+    return False
 
 
 def key_name(key: str) -> str:
     """A key as it is written on keyboards: ``ctrl+p``, ``F1``, ``↑``."""
-    names = {"up": "↑", "down": "↓", "left": "←", "right": "→", "escape": "Esc", "enter": "Enter", "space": "Space"}
-    return names.get(key, key.upper() if len(key) < 4 and key[0] == "f" and key[1:].isdigit() else key)
+    if key[:1] == "f" and key[1:].isdigit():
+        return key.upper()
+    return _KEY_NAMES.get(key, key)
+
+
+_KEY_NAMES = {
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "escape": "Esc",
+    "enter": "Enter",
+    "space": "Space",
+    "tab": "Tab",
+    "home": "Home",
+    "end": "End",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+}
 
 
 def help_text(title: str, rows: Rows, pane: Pane | None, keys: Rows) -> list[Text | Grid]:

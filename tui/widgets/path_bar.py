@@ -63,9 +63,9 @@ class PathInput(Input):
     """The bar's input: Tab completes, Esc leaves."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("tab", "complete", "Complete"),
-        Binding("escape", "leave", "Cancel"),
-        Binding("enter", "submit", "Take"),
+        Binding("tab", "complete", "complete"),
+        Binding("escape", "leave", "cancel"),
+        Binding("enter", "submit", "take"),
     ]
 
     async def action_complete(self) -> None:
@@ -89,7 +89,7 @@ class PathBar(VerticalGroup):
         display: none; height: auto; background: $panel; padding: 0 1;
         &.-open { display: block; }
         .label { width: auto; padding: 0 1 0 0; text-style: bold; color: $text-primary; }
-        PathInput { width: 1fr; border: none; height: 1; padding: 0; background: $foreground 8%; }
+        PathInput { width: 1fr; background: $foreground 8%; }
         #path-message { height: auto; color: $text-muted; }
         #path-message.-error { color: $text-error; }
     }
@@ -103,7 +103,7 @@ class PathBar(VerticalGroup):
     def compose(self) -> ComposeResult:
         with HorizontalGroup():
             yield Static(classes="label")
-            yield PathInput(id="path", suggester=PathSuggester(), select_on_focus=False)
+            yield PathInput(id="path", compact=True, suggester=PathSuggester(), select_on_focus=False)
         yield Static(id="path-message")
 
     @property

@@ -112,19 +112,22 @@ class Picker(ModalScreen[str | None]):
     Picker {
         align: center top; background: $background 60%;
         & > VerticalGroup {
-            width: 92; max-width: 100%; height: auto; max-height: 100%; margin: 2 1 1 1; padding: 0 1;
+            width: 94; max-width: 100%; height: auto; max-height: 100%; margin: 2 1 1 1; padding: 0 1;
             background: $surface; border: round $primary; border-title-color: $text-primary;
             border-subtitle-color: $text-muted;
         }
-        Input { border: none; height: 1; padding: 0; background: $foreground 8%; }
-        #headings { height: 1; color: $text-muted; padding: 0 1; }
-        OptionList { height: auto; max-height: 18; background: transparent; border: none; padding: 0; }
+        Input { background: $foreground 8%; }
+        OptionList {
+            height: auto; max-height: 18; background: transparent; border: none; padding: 0;
+            text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1;
+            & > .option-list--option { padding: 0; }
+        }
         #preview { height: auto; min-height: 3; max-height: 6; padding: 1 1 0 1; color: $text-muted; }
     }
     Screen.-short Picker OptionList { max-height: 9; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Cancel", priority=True),
+        Binding("escape", "leave", "cancel", priority=True),
         Binding("down", "move(1)", "Down", show=False, priority=True),
         Binding("up", "move(-1)", "Up", show=False, priority=True),
         Binding("pagedown", "move(8)", "Page down", show=False, priority=True),
@@ -140,7 +143,7 @@ class Picker(ModalScreen[str | None]):
         with VerticalGroup() as box:
             box.border_title = self._pick.title
             box.border_subtitle = "type to search · ↑↓ · Enter takes · Esc leaves"
-            yield Input(self._typed, placeholder=self._pick.prompt, select_on_focus=False, id="search")
+            yield Input(self._typed, placeholder=self._pick.prompt, compact=True, select_on_focus=False, id="search")
             yield OptionList(id="choices")
             yield Static(id="preview")
 
