@@ -538,6 +538,8 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
     latex, markdown = document_latex(report), to_markdown(report)
     assert "3.0 times faster with the cache at 10 tokens, 20.0 times faster with the cache at 1,000 tokens" in markdown
     assert "grows 8.0 times with the cache and 53.3 times without" in markdown
+    assert "With the cache 25% of the time is prefill at 10 tokens and 25% at 1,000." in markdown
+    assert "takes 395 µs at 10 tokens and 3.16 ms at 1,000" in markdown
     assert r"Test \& Co 100\%" in latex
     assert ("with cache", [(10, 0.01), (1000, 0.08)]) in plotted(latex)
     assert ("without", [(10, 0.03), (1000, 1.6)]) in plotted(latex)

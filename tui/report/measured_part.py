@@ -224,13 +224,19 @@ def sweep_sentences(result: BenchmarkResult) -> list[str]:
             f"{last.with_cache_s / first.with_cache_s:.1f} times with the cache and "
             f"{last.without_cache_s / first.without_cache_s:.1f} times without."
         )
-    share = f"{prefill_share(last):.0%} of the time with the cache is prefill at {last.prompt_tokens:,} tokens"
-    if last is not first:
-        share += f", {prefill_share(first):.0%} at {first.prompt_tokens:,}"
-    if first.tpot_s and last.tpot_s and last is not first:
-        early, late = format_duration_s(first.tpot_s), format_duration_s(last.tpot_s)
-        share += f"; a later token takes {early} there and {late} here"
-    return [*sentences, share + "."]
+    if last is first:
+        return [*sentences, f"{prefill_share(last):.0%} of the time with the cache is prefill."]
+    sentences.append(
+        f"With the cache {prefill_share(first):.0%} of the time is prefill at {first.prompt_tokens:,} tokens and "
+        f"{prefill_share(last):.0%} at {last.prompt_tokens:,}."
+    )
+    if first.tpot_s and last.tpot_s:
+        longer = ", since every token reads the whole cache" if last.tpot_s > 1.05 * first.tpot_s else ""
+        sentences.append(
+            f"A token after the first takes {format_duration_s(first.tpot_s)} at {first.prompt_tokens:,} tokens and "
+            f"{format_duration_s(last.tpot_s)} at {last.prompt_tokens:,}{longer}."
+        )
+    return sentences
 
 
 def _gain(first: BenchmarkRow, last: BenchmarkRow) -> str:
