@@ -19,9 +19,11 @@ from typing import Self
 import msgspec
 
 from engine.errors import EngineFailure
-from engine.events import Cancel, Event, Request, ends
+from engine.events import Cancel, Event, Request, encode, ends
 from engine.session import Session
 
+# Ctrl-C wakes a waiting main thread only if the system hands the signal to that thread; so never wait for long.
+_INTERRUPTIBLE_S = 0.25
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -70,7 +72,7 @@ class EngineClient:
     def submit(self, request: Request) -> int:
         """Send a request, starting the process if none is alive; returns the number its events will carry.
 
-        Raises `EngineFailure` after `close`.
+        Raises `ProtocolError` for text that is no Unicode, `EngineFailure` after `close`.
         """
         with self._lock:
             return self._submit(request)
@@ -90,7 +92,8 @@ class EngineClient:
         """Ask the engine to stop a request; its terminal event still comes. Unknown ids are ignored."""
         with self._lock:
             if self._session is not None:
-                self._session.send(Cancel(target_id=request_id))
+                request = Cancel(target_id=request_id)
+                self._session.send(request, encode(request))
 
     def close(self) -> None:
         """End the process and wait until it is gone. Open streams end in `EngineExited`."""
@@ -111,11 +114,12 @@ class EngineClient:
     def _submit(self, request: Request) -> int:
         if self._closed:
             raise EngineFailure("the engine client is closed; make a new one")
+        numbered = msgspec.structs.replace(request, request_id=self._last_id + 1)
+        line = encode(numbered)  # before anything is started: it may refuse
         self._last_id += 1
-        numbered = msgspec.structs.replace(request, request_id=self._last_id)
-        if self._session is None or not self._session.send(numbered):
+        if self._session is None or not self._session.send(numbered, line):
             self._session = self._new_session()
-            self._session.send(numbered)
+            self._session.send(numbered, line)
             self._session.start()
         return self._last_id
 
@@ -168,7 +172,7 @@ class _Mailbox:
                     if event.request_id == request_id:
                         self._events.remove(event)
                         return event
-                self._arrival.wait()
+                self._arrival.wait(_INTERRUPTIBLE_S)
 
     def abandon(self, request_id: int) -> None:
         """Forget a request's events, those here and those to come."""

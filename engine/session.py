@@ -23,7 +23,6 @@ from engine.events import (
     Request,
     Shutdown,
     decode_event,
-    encode,
     ends,
 )
 
@@ -72,14 +71,14 @@ class Session:
         """The process id, None until it is started."""
         return None if self._process is None else self._process.pid
 
-    def send(self, request: Request) -> bool:
-        """Queue a request for the process. False when it is gone: then nothing was queued."""
+    def send(self, request: Request, line: bytes) -> bool:
+        """Queue a request, encoded as `line`. False when the process is gone: then nothing was queued."""
         with self._lock:
             if not self.alive:
                 return False
             if not isinstance(request, Cancel | Shutdown):
                 self._unanswered[request.request_id] = request
-            self._outbox.put(encode(request))
+            self._outbox.put(line)
             return True
 
     def close(self) -> None:
