@@ -28,18 +28,16 @@ def rate(value: float | None) -> str:
     return "–" if value is None else format_rate(value, "tokens/s")
 
 
-def meter_text(run: Run | None, *, narrow: bool = False) -> Text:
-    """Rates of a run: three lines, two where the screen is narrow."""
-    rates = run.timing if run is not None else None
+def meter_text(run: Run | None, rates: Timing | None) -> Text:
+    """The rates of a run, three lines."""
     if run is None or rates is None:
         return Text("tokens/s, TTFT and TPOT appear here, measured", style="dim")
     text = Text(no_wrap=True)
     text.append(f"{MEASURED} {rate(rates.tokens_per_s)}", "bold").append(f"   TTFT {seconds(rates.ttft_s)}\n")
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
-    if not narrow:
-        text.append(f"{rates.n_tokens:,} of {run.request.max_new_tokens:,} tokens after {len(run.prompt_ids):,}", "dim")
-    return text
+    of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
+    return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}", "dim")
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
@@ -111,14 +109,14 @@ def comparison_table(pair: Pair) -> Table:
         for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("total", "total_s"))
     ]
     tokens = [_count(run) for run in (pair.cached, pair.uncached)]
-    rows.append((f"{MEASURED} new tokens", *tokens, "" if pair.comparable else "not alike"))
+    rows.append((f"{MEASURED} tokens", *tokens, "" if pair.comparable else "not alike"))
     if (run := pair.cached or pair.uncached) is not None and run.model is not None and run.ids:
         work = generation_work(spec_of(run.model), prompt_tokens=len(run.prompt_ids), new_tokens=len(run.ids))
         flops = format_flops(work.with_cache_flops), format_flops(work.without_cache_flops)
-        rows.append(("  predicted work", *flops, f"{work.ratio:,.1f}x"))
+        rows.append(("  work (calc)", *flops, f"{work.ratio:,.1f}x"))
     return Table(
         title="With and without the cache",
-        columns=("", "with", "without", "without/with"),
+        columns=("", "with", "without", "ratio"),
         rows=tuple(rows),
         numeric=frozenset({1, 2, 3}),
     )

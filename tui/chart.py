@@ -18,7 +18,7 @@ MARKERS: tuple[Marker, ...] = ("braille", "hd", "dot")
 Rgb: TypeAlias = tuple[int, int, int]
 
 MIN_WIDTH, MIN_HEIGHT = 30, 8
-TICK_COLUMNS, TICK_ROWS = 8, 3
+TICK_COLUMNS, TICK_ROWS = 8, 2
 """Room a tick label needs, so that labels never touch."""
 PLAIN_SYMBOLS = {"●": "o", "○": "0", "×": "x", "+": "+", "◆": "*", "╌": "-", "┄": "."}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -180,7 +180,7 @@ def _scale(axis: Axis, values: Sequence[float]) -> _Scale:
     if axis.log:
         return _Scale(log10(low), max(log10(high), log10(low) + 0.01), True)
     if axis.from_zero:
-        low, high = min(0.0, low), high + 0.05 * abs(high)
+        low, high = min(0.0, low), high + 0.08 * abs(high)
     if high <= low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     return _Scale(low, high, False)
@@ -226,14 +226,44 @@ def _steps(low: float, high: float, *, count: int) -> list[float]:
 # The drawing
 
 
-def _body(
-    chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None
-) -> list[str]:
+FINE: dict[Marker, tuple[int, int]] = {"braille": (2, 4), "hd": (2, 2), "dot": (1, 1)}
+"""Points a character cell holds, across and up, by marker."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """The cells of the canvas, and the finer points that lines are drawn with.
+
+    plotext rounds single characters and fine points differently, up to a cell apart. `snap` moves a value into the
+    cell that a line through it is drawn in, so that symbols, ticks and levels sit on the lines.
+    """
+
+    x: _Scale
+    y: _Scale
+    cells: tuple[int, int]
+    fine: tuple[int, int]
+
+    def snap(self, x: float, y: float) -> tuple[float, float]:
+        """Places for a single character at (x, y)."""
+        return self._snap(self.x, x, 0), self._snap(self.y, y, 1)
+
+    def _snap(self, scale: _Scale, value: float, axis: int) -> float:
+        cells, fine = self.cells[axis], self.fine[axis]
+        share = (scale.place(value) - scale.low) / (scale.high - scale.low)
+        cell = floor(round(0.5 + (cells * fine - 1) * share, 8)) // fine
+        return scale.low + (scale.high - scale.low) * cell / max(1, cells - 1)
+
+
+def _body(chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None) -> list[str]:
     from plotext._figure import _figure_class
 
     xs = [x for s in chart.series for x, _ in s.points]
     ys = [y for s in chart.series for _, y in s.points] + [v.value for v in chart.levels]
     x, y = _scale(chart.x, xs), _scale(chart.y, ys)
+    rows = ticks(y, count=(height - 3) // TICK_ROWS, doubling=chart.y.doubling)
+    columns = ticks(x, count=(width - 8) // TICK_COLUMNS, doubling=chart.x.doubling)
+    label_width = max((len(chart.y.tick(v)) for v in rows), default=0)
+    grid = _Grid(x, y, (width - label_width - 1, height - 3), FINE[marker])
     figure = _figure_class()
     figure._limit_size(False, False)
     figure.plot_size(width, height)
@@ -244,43 +274,43 @@ def _body(
     figure.yaxes(True, False)
     figure.xlim(x.low, x.high)
     figure.ylim(y.low, y.high)
-    _set_ticks(chart, figure, x, y, size=(width, height))
+    figure.yticks([grid.snap(_any(x), v)[1] for v in rows], [chart.y.tick(v) for v in rows])
+    figure.xticks([grid.snap(v, _any(y))[0] for v in columns], [chart.x.tick(v) for v in columns])
     figure.xlabel(_clip(chart.x.title + " →", width - 2))
-    _add_levels(chart, figure, x, y, marker=marker, colours=colours)
-    _add_series(chart, figure, x, y, marker=marker, colours=colours)
+    _add_levels(chart, figure, grid, marker=marker, colours=colours)
+    _add_series(chart, figure, grid, marker=marker, colours=colours)
     return str(figure.build()).rstrip("\n").split("\n")
 
 
-def _set_ticks(chart: Chart, figure: Any, x: _Scale, y: _Scale, *, size: tuple[int, int]) -> None:
-    width, height = size
-    rows = ticks(y, count=(height - 3) // TICK_ROWS + 1, doubling=chart.y.doubling)
-    columns = ticks(x, count=(width - 8) // TICK_COLUMNS, doubling=chart.x.doubling)
-    figure.yticks([y.place(v) for v in rows], [chart.y.tick(v) for v in rows])
-    figure.xticks([x.place(v) for v in columns], [chart.x.tick(v) for v in columns])
+def _any(scale: _Scale) -> float:
+    """Some value of a scale."""
+    return 10**scale.low if scale.log else scale.low
 
 
-def _add_levels(
-    chart: Chart, figure: Any, x: _Scale, y: _Scale, *, marker: Marker, colours: Colours | None
-) -> None:
+def _add_levels(chart: Chart, figure: Any, grid: _Grid, *, marker: Marker, colours: Colours | None) -> None:
     for level in chart.levels:
-        at = y.place(level.value)
+        _, at = grid.snap(_any(grid.x), level.value)
         symbol = _symbol(level.symbol, marker)
-        figure.plot([x.low, x.high], [at, at], marker=symbol, color=colours.line if colours else None)
+        figure.plot([grid.x.low, grid.x.high], [at, at], marker=symbol, color=colours.line if colours else None)
 
 
-def _add_series(
-    chart: Chart, figure: Any, x: _Scale, y: _Scale, *, marker: Marker, colours: Colours | None
-) -> None:
+def _add_series(chart: Chart, figure: Any, grid: _Grid, *, marker: Marker, colours: Colours | None) -> None:
     """Lines first, then the symbols over them, so that a line never hides a point."""
-    for joined in (True, False):
-        for series in chart.series:
-            points = [(x.place(a), y.place(b)) for a, b in series.points if x.holds(a) and y.holds(b)]
-            if not points or (joined and not series.joined):
-                continue
-            along, up = [p[0] for p in points], [p[1] for p in points]
-            colour = _series_colour(series, colours)
+    for series in chart.series:
+        points = [(grid.x.place(a), grid.y.place(b)) for a, b in _drawable(series, grid)]
+        if points and series.joined:
             line = "·" if marker == "dot" else marker
-            if joined:
-                figure.plot(along, up, marker=line, color=colour)
-            elif series.symbol.strip():
-                figure.scatter(along, up, marker=_symbol(series.symbol, marker), color=colour)
+            figure.plot(*_coordinates(points), marker=line, color=_series_colour(series, colours))
+    for series in chart.series:
+        points = [grid.snap(a, b) for a, b in _drawable(series, grid)]
+        if points and series.symbol.strip():
+            symbol = _symbol(series.symbol, marker)
+            figure.scatter(*_coordinates(points), marker=symbol, color=_series_colour(series, colours))
+
+
+def _drawable(series: Series, grid: _Grid) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in series.points if grid.x.holds(a) and grid.y.holds(b)]
+
+
+def _coordinates(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [p[0] for p in points], [p[1] for p in points]

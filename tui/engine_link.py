@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
@@ -91,11 +91,16 @@ class EngineLink:
         """`command` replaces the one that starts the engine (tests use a fake)."""
         self._client = EngineClient(command)
         self._pending: dict[int, _Pending] = {}
-        self._app: App[object] | None = None
+        self._app: App[Any] | None = None
         self._started = False
+        self._watchers: list[Callable[[EngineStatus], None]] = []
         self.status = EngineStatus()
 
-    def attach(self, app: App[object], *, start: bool = True) -> None:
+    def watch(self, watcher: Callable[[EngineStatus], None]) -> None:
+        """Call `watcher` with every new status."""
+        self._watchers.append(watcher)
+
+    def attach(self, app: App[Any], *, start: bool = True) -> None:
         """Tick with `app` from now on, and start the process with the bundled model. For the app's `on_ready`."""
         self._app = app
         app.set_interval(TICK_S, self.tick)
@@ -146,6 +151,7 @@ class EngineLink:
     def close(self) -> None:
         """End the process; returns when it is gone."""
         self._app = None
+        self._watchers.clear()
         self._pending.clear()
         self._client.close()
 
@@ -188,6 +194,8 @@ class EngineLink:
             self.status = status
             if self._app is not None:
                 self._app.post_message(EngineChanged(status))
+            for watcher in self._watchers:
+                watcher(status)
 
 
 def _forget(starting: bool) -> dict[str, object]:

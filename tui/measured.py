@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log10
 
 from calc.tables import Table
@@ -38,15 +39,18 @@ def error_bar(value: float | None, *, atol: float, width: int) -> str:
     return "━" * filled + "┄" * (limit - filled) + "▐"
 
 
+CHECKS = (
+    ("error", "max_abs_error"),
+    ("cached", "cache_max_abs_error"),
+    ("stepwise", "sequential_max_abs_error"),
+    ("chunks", "chunked_max_abs_error"),
+)
+"""Headings and fields of the errors; evaluate has the first alone."""
+
+
 def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float | None = None, bar: int = 16) -> Table:
     """A row a case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
-    checks: tuple[tuple[str, str], ...] = (("max error", "max_abs_error"),)
-    if cached:
-        checks += (
-            ("cached", "cache_max_abs_error"),
-            ("one by one", "sequential_max_abs_error"),
-            ("in chunks", "chunked_max_abs_error"),
-        )
+    checks = CHECKS if cached else CHECKS[:1]
     columns = ("", "Case", "Tokens", *(name for name, _ in checks))
     rows = []
     for case in cases:
@@ -91,28 +95,67 @@ def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
     )
 
 
-def short_benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Table:
-    """The same without spread and bytes, for a narrow screen."""
+def benchmark_variants(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> tuple[Table, ...]:
+    """The whole table; without bytes; without the spread as well."""
     full = benchmark_table(rows, new_tokens=new_tokens)
-    kept = (0, 1, 3, 5, 6, 7)
+    return full, _kept(full, range(8)), _kept(full, (0, 1, 3, 5, 6, 7))
+
+
+def evaluation_variants(cases: Sequence[CaseResult], *, cached: bool, atol: float | None) -> tuple[Table, ...]:
+    """All checks with a long bar, with a short one, with less about the case; the worst error alone."""
+    whole = evaluation_table(cases, cached=cached)
+    if atol is None:
+        return whole, _worst(cases, whole.title)
+    bars = [evaluation_table(cases, cached=cached, atol=atol, bar=width) for width in (32, 12, 10)]
+    return *bars[:2], _lean(bars[2]), _worst(cases, whole.title, atol=atol), _worst(cases, whole.title)
+
+
+def _lean(table: Table) -> Table:
+    """Without the word beside the mark, and without the tokens."""
+    kept = _kept(table, [i for i in range(len(table.columns)) if i != 2])
+    return replace(kept, rows=tuple((row[0][:1], *row[1:]) for row in kept.rows))
+
+
+def _worst(cases: Sequence[CaseResult], title: str, *, atol: float | None = None) -> Table:
+    rows = [
+        (
+            PASSED if case.passed else FAILED,
+            format_count(case.case),
+            format_count(case.prompt_tokens),
+            error_text(worst_error(case)),
+            *((error_bar(worst_error(case), atol=atol, width=14),) if atol is not None else ()),
+        )
+        for case in cases
+    ]
+    scale = () if atol is None else (f"to {atol:g} (log)",)
+    columns = ("", "Case", "Tokens", "worst error", *scale)
+    return Table(title=title, columns=columns, rows=tuple(rows), numeric=frozenset({1, 2, 3}))
+
+
+def _kept(table: Table, columns: Sequence[int]) -> Table:
+    """`table` with some of its columns."""
     return Table(
-        title=full.title,
-        columns=tuple(full.columns[i] for i in kept),
-        rows=tuple(tuple(row[i] for i in kept) for row in full.rows),
-        numeric=frozenset(range(6)),
+        title=table.title,
+        columns=tuple(table.columns[i] for i in columns),
+        rows=tuple(tuple(row[i] for i in columns) for row in table.rows),
+        numeric=frozenset(k for k, i in enumerate(columns) if i in table.numeric),
     )
 
 
-def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:
-    def spread(low: float, high: float) -> str:
-        return f"{format_duration_s(low)}–{format_duration_s(high)}"
+def spread_text(low: float, high: float) -> str:
+    """``20.1–20.3 ms``; both units where they differ."""
+    first, last = format_duration_s(low), format_duration_s(high)
+    number, _, unit = first.rpartition(" ")
+    return f"{number}–{last}" if number and last.endswith(f" {unit}") and " " not in number else f"{first}–{last}"
 
+
+def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:
     return (
         format_count(row.prompt_tokens),
         format_duration_s(row.with_cache_s),
-        spread(row.with_cache_min_s, row.with_cache_max_s),
+        spread_text(row.with_cache_min_s, row.with_cache_max_s),
         format_duration_s(row.without_cache_s),
-        spread(row.without_cache_min_s, row.without_cache_max_s),
+        spread_text(row.without_cache_min_s, row.without_cache_max_s),
         f"{row.speedup:.2f}x",
         format_duration_s(row.prefill_s),
         "–" if row.tpot_s is None else format_duration_s(row.tpot_s),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from calc.attention import Attention
 from calc.intensity import IntensityReport
 from calc.units import format_count, format_duration_s
 from engine.events import BenchmarkRow
@@ -109,12 +108,7 @@ def decode_chart(report: IntensityReport) -> Chart:
 
 
 def _points(rows: Sequence[object], name: str) -> tuple[tuple[float, float], ...]:
-    return tuple((float(getattr(row, "batch")), float(getattr(row, name))) for row in rows)
-
-
-def algorithm_word(kind: Attention) -> str:
-    """"standard attention" or "FlashAttention"."""
-    return "FlashAttention" if kind is Attention.FLASH else "standard attention"
+    return tuple((float(row.batch), float(getattr(row, name))) for row in rows)
 
 
 # Measurements
@@ -125,7 +119,11 @@ def _time_axis(title: str, highest_s: float, *, log: bool = False) -> tuple[Axis
     unit, scale = next(
         ((u, k) for u, k, least in (("s", 1.0, 1.0), ("ms", 1e3, 1e-3)) if highest_s >= least), ("µs", 1e6)
     )
-    return Axis(title=f"{title}, {unit}", log=log, tick=lambda v: f"{v:,.4g}", from_zero=not log), scale
+    return Axis(title=f"{title}, {unit}", log=log, tick=_measure, from_zero=not log), scale
+
+
+def _measure(value: float) -> str:
+    return f"{value:,.4g}"
 
 
 def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window: int = LATENCY_WINDOW) -> Chart:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widget import Widget
 from textual.widgets import Button, Input, Label, ProgressBar, Static
 
 from calc.render import as_markdown
@@ -35,7 +36,14 @@ from engine.events import (
 )
 from tui.chart import draw
 from tui.engine_link import engine_of
-from tui.measured import benchmark_table, evaluation_table, machine_text, short_benchmark_table, verdict
+from tui.measured import (
+    benchmark_table,
+    benchmark_variants,
+    evaluation_table,
+    evaluation_variants,
+    machine_text,
+    verdict,
+)
 from tui.pane import Pane
 from tui.plots import benchmark_chart
 from tui.sampling_form import read_atol, read_lengths, read_new_tokens, read_path, read_repeats
@@ -78,7 +86,7 @@ class Job:
                 self.failed = not event.result.passed
             elif isinstance(event, BenchmarkFinished):
                 self.benchmark = event.result
-                self.state = f"✓ {len(self.rows)} lengths measured, medians of {event.result.repeats} repeats"
+                self.state = f"✓ {len(self.rows)} lengths measured, {_medians(event.result.repeats)}"
             elif isinstance(event, Cancelled):
                 self.state = "stopped by you; what was measured stays"
             elif isinstance(event, Failed | EngineExited):
@@ -102,12 +110,12 @@ class BenchmarkPane(Pane):
 
     TITLE: ClassVar[str] = "Benchmark"
     HELP: ClassVar[str] = (
-        "e evaluate: the engine's logits against expected ones, case by case.\n"
+        "e evaluate: the engine's logits against expected ones, case by case.\n\n"
         "k kv-evaluate: the same with the KV cache, and cached against uncached: the whole prompt at once, token by "
-        "token, in chunks.\n"
+        "token, in chunks.\n\n"
         "s latency sweep: prompts of growing length with (●) and without (×) the cache; medians of the repeats, the "
         "same tokens in both ways.\n\n"
-        "Esc stops. p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the worst "
+        "Esc stops. F8 or p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the worst "
         "error on a logarithmic scale up to the tolerance."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -115,7 +123,10 @@ class BenchmarkPane(Pane):
         Binding("k", "kv_evaluate", "kv-evaluate", tooltip="The same with the KV cache"),
         Binding("s", "sweep", "sweep", tooltip="Latency against prompt length, with and without the cache"),
         Binding("escape", "stop", "stop", tooltip="Stop; what was measured stays"),
-        Binding("p", "next_page", "next page", tooltip="Evaluation or sweep, on a narrow screen"),
+        Binding("f8", "next_page", "page", tooltip="Evaluation or sweep, on a narrow screen"),
+        Binding("p", "next_page", "page", show=False),
+        Binding("pageup", "scroll_page(-1)", "scroll", show=False),
+        Binding("pagedown", "scroll_page(1)", "scroll", show=False),
     ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
@@ -132,6 +143,7 @@ class BenchmarkPane(Pane):
             yield Button("kv-evaluate  k", id="kv-evaluate", compact=True)
             yield Button("latency sweep  s", id="sweep", compact=True)
             yield Button("stop  esc", id="stop", compact=True, disabled=True)
+        with Horizontal(id="benchmark-line"):
             yield ProgressBar(id="benchmark-progress", show_eta=False, show_percentage=False)
             yield Label("", id="benchmark-status", markup=False)
         with Horizontal(id="benchmark-main"):
@@ -165,6 +177,10 @@ class BenchmarkPane(Pane):
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Nothing here depends on the study; a new marker or theme redraws the plot."""
         self.query_one(PlotView).refresh()
+
+    def first_focus(self) -> Widget:
+        """The first button, so that the letters work."""
+        return self.query_one("#evaluate")
 
     # --- starting -----------------------------------------------------------------------------------------
 
@@ -268,18 +284,28 @@ class BenchmarkPane(Pane):
         self._seen = False
 
     def _refresh(self) -> None:
-        running = self.running
-        for button in self.query(Button):
-            button.disabled = running != (button.id == "stop")
+        self._show_running()
         self._show_progress()
         self._show_evaluation()
         self._show_sweep()
+
+    def _show_running(self) -> None:
+        """Buttons and keys follow the state. The focus stays on a button that can be pressed."""
+        stop = self.query_one("#stop", Button)
+        if stop.disabled != self.running:
+            return
+        focused = self.screen.focused
+        for button in self.query(Button):
+            button.disabled = self.running != (button is stop)
+        if isinstance(focused, Button) and focused in self.query(Button):
+            (stop if self.running else self.query_one("#evaluate", Button)).focus()
+        self.app.refresh_bindings()
 
     def _show_progress(self) -> None:
         bar, job = self.query_one(ProgressBar), self.job
         bar.display = self.running
         if job is None:
-            self._say("")
+            self._say("e, k and s start; blank paths mean the bundled files")
         elif job.over:
             self._say(f"{job.kind}: {job.state}", problem=job.failed)
         elif job.progress is None:
@@ -296,19 +322,17 @@ class BenchmarkPane(Pane):
         if job is None:
             verdict_view.update("Press e or k: the bundled model is checked against its expected logits.")
             return
-        cached = job.kind == "kv-evaluate"
         verdict_view.update(job.state or f"▶ {len(job.cases)} cases so far")
         verdict_view.set_class(job.failed, "-problem")
         verdict_view.set_class(job.over and not job.failed, "-good")
-        table.show(evaluation_table(job.cases, cached=cached, atol=job.atol))
+        table.show(*evaluation_variants(job.cases, cached=job.kind == "kv-evaluate", atol=job.atol))
 
     def _show_sweep(self) -> None:
         job, table = self.sweep, self.query_one("#rows", TableView)
         rows = job.rows if job else []
         new_tokens = job.request.new_tokens if job and isinstance(job.request, Benchmark) else None
         table.display = bool(rows)
-        wide = self.screen.has_class("-ultra")
-        table.show((benchmark_table if wide else short_benchmark_table)(rows, new_tokens=new_tokens))
+        table.show(*benchmark_variants(rows, new_tokens=new_tokens))
         self.query_one(PlotView).show(benchmark_chart(rows, new_tokens=new_tokens))
         notes = self.query_one("#notes", Static)
         if job is not None and job.benchmark is not None:
@@ -338,6 +362,11 @@ class BenchmarkPane(Pane):
         """On a narrow screen: the evaluation, or the sweep."""
         self.toggle_class("-sweep")
 
+    def action_scroll_page(self, by: int) -> None:
+        """What does not fit, a screen up or down."""
+        for body in self.query(VerticalScroll):
+            body.scroll_relative(y=by * max(1, body.size.height - 2), animate=False)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Start only when nothing runs, stop only what runs; pages exist on narrow screens only."""
         if action == "stop":
@@ -345,7 +374,7 @@ class BenchmarkPane(Pane):
         if action in ("evaluate", "kv_evaluate", "sweep"):
             return not self.running
         if action == "next_page":
-            return not self.screen.has_class("-wide", "-ultra")
+            return self.screen.has_class("-narrow")
         return True
 
     # --- documents ----------------------------------------------------------------------------------------
@@ -380,6 +409,10 @@ class BenchmarkPane(Pane):
         if isinstance(request, str):
             request = self.job.request if self.job else Benchmark()
         return shlex.join(["kvscope", kind, *job_options(request)])
+
+
+def _medians(repeats: int) -> str:
+    return f"medians of {repeats} repeats" if repeats > 1 else "one run each"
 
 
 def _progress_text(progress: Progress) -> str:

@@ -12,15 +12,16 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import Button, Input, Label, Static, TextArea
 
 from calc.render import as_markdown
 from calc.tables import Table
 from engine.errors import EngineError
 from engine.events import Event, Generate
-from tui.cache_view import Pair, cache_text, comparison_table, meter_text, run_table
+from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate, run_table
 from tui.chart import draw
-from tui.engine_link import EngineChanged, EngineStatus, Phase, engine_of
+from tui.engine_link import EngineStatus, Phase, engine_of
 from tui.pane import Pane
 from tui.plots import latency_chart
 from tui.run import Run
@@ -44,6 +45,7 @@ DEFAULT_PROMPT = "Shall I compare thee"
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
+DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64")
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
 
@@ -79,7 +81,7 @@ class GeneratePane(Pane):
     HELP: ClassVar[str] = (
         "A real model continues your prompt in the engine process.\n\n"
         "Enter sends · Ctrl+J a new line · Esc stops · c turns the cache on or off (outside a text field) · "
-        "p next page on a narrow screen.\n\n"
+        "F8 or p the next page on a narrow screen.\n\n"
         "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
         "token after it. Token ids: write ids: 1, 2, 3 as the prompt (a model without a tokenizer takes only those).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
@@ -88,7 +90,8 @@ class GeneratePane(Pane):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "stop", tooltip="Stop the run; its text and numbers stay"),
         Binding("c", "toggle_cache", "cache on/off", tooltip="Generate with or without the KV cache"),
-        Binding("p", "next_page", "next page", tooltip="Text or numbers, on a narrow screen"),
+        Binding("f8", "next_page", "page", tooltip="Text or numbers, on a narrow screen"),
+        Binding("p", "next_page", "page", show=False),
     ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
@@ -98,39 +101,44 @@ class GeneratePane(Pane):
         self._request_id: int | None = None
         self._seen = False
         self._due_s = 0.0
+        self._rate = "–"
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="generate-main"):
             with Vertical(id="generate-left"):
                 yield TokenStream(id="stream")
                 yield Label("", id="generate-status", markup=False)
-                with Horizontal(id="generate-options"):
+                with Horizontal(classes="line"):
                     yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
-                    yield Option("new tokens", read_new_tokens, text="64", width=8, id="option-new")
-                    yield Option("temperature", read_temperature, text="0", width=6, id="option-temperature")
-                    yield Option("top-k", read_top_k, placeholder="off", width=6, id="option-top-k")
-                    yield Option("top-p", read_top_p, placeholder="off", width=6, id="option-top-p")
-                    yield Option("seed", read_seed, placeholder="new", width=8, id="option-seed")
-                    yield ChoiceDial(
-                        "dtype", ["auto", "float32", "bfloat16", "float16", "float64"], "auto", id="dial-dtype"
-                    )
-                    yield Option("model", read_path, placeholder="bundled", width=24, id="option-model")
+                    yield Option("new tokens", read_new_tokens, text="64", width=6, id="option-new")
+                    yield Option("temperature", read_temperature, text="0", width=5, id="option-temperature")
+                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help="Weights and cache", id="dial-dtype")
+                with Horizontal(classes="line"):
+                    yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
+                    yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
+                    yield Option("seed", read_seed, placeholder="new", width=7, id="option-seed")
+                    yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
                     yield Button("generate", id="send", compact=True)
-            with VerticalScroll(id="generate-right", can_focus=False):
+            with VerticalScroll(id="generate-right"):
                 yield Static(id="meter", markup=False)
                 yield PlotView(latency_chart(None, ()), id="plot-latency")
                 yield Static(id="cache", markup=False)
                 yield TableView(id="comparison")
 
     def on_mount(self) -> None:
+        engine_of(self.app).watch(self._engine_changed)
         self._refresh_numbers()
         self._say(self._idle_line())
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Nothing here depends on the study; a new marker or theme redraws the plot."""
         self.query_one(PlotView).refresh()
+
+    def first_focus(self) -> Widget:
+        """The prompt."""
+        return self.query_one("#prompt")
 
     # --- sending ------------------------------------------------------------------------------------------
 
@@ -166,7 +174,7 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.run = Run(request, model=self._known_model(request))
+        self.run, self._due_s = Run(request), 0.0
         stream = self.query_one(TokenStream)
         stream.clear()
         try:
@@ -207,10 +215,6 @@ class GeneratePane(Pane):
             model.endswith(ID_FILES) or (known is not None and known.path == model and not known.has_tokenizer)
         )
 
-    def _known_model(self, request: Generate) -> object:
-        """The engine sends `Loaded` only when it has to load, so the model it holds is ours until it says so."""
-        return engine_of(self.app).status.model
-
     @property
     def cache_on(self) -> bool:
         """Whether the next run uses the cache."""
@@ -225,6 +229,8 @@ class GeneratePane(Pane):
         started = self.run.start_ns
         self.run.feed(batch)
         if started is None and self.run.start_ns is not None:
+            # The engine says what it loads; a model it already holds is the one in its status.
+            self.run.model = self.run.model or engine_of(self.app).status.model
             self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
         if self.run.over:
             self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair
@@ -242,16 +248,25 @@ class GeneratePane(Pane):
             self._request_id = None
         if run.over or (self._seen and time.monotonic() >= self._due_s):
             self._refresh_numbers()
-        button = self.query_one("#send", Button)
-        button.label = "stop" if self.running else "generate"
+        self._show_running()
         self._say(self._idle_line(), problem=run.problem is not None)
+
+    def _show_running(self) -> None:
+        """The button and the keys follow the state; only when it changes."""
+        button = self.query_one("#send", Button)
+        label = "stop" if self.running else "generate"
+        if str(button.label) != label:
+            button.label = label
+            self.app.refresh_bindings()
 
     def _refresh_numbers(self) -> None:
         """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
         began = time.monotonic()
         run = self.run
         right = self.query_one("#generate-right")
-        self.query_one("#meter", Static).update(meter_text(run))
+        rates = run.timing if run else None
+        self._rate = rate(rates.tokens_per_s if rates else None)
+        self.query_one("#meter", Static).update(meter_text(run, rates))
         times = run.times_ns if run else []
         self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
         self.query_one("#cache", Static).update(cache_text(run, width=max(30, right.size.width - 4)))
@@ -274,26 +289,25 @@ class GeneratePane(Pane):
 
     # --- state in words -----------------------------------------------------------------------------------
 
-    def engine_changed(self, status: EngineStatus) -> None:
-        """The engine has another status (see `EngineChanged`)."""
-        if not self.running or status.phase in (Phase.STARTING, Phase.LOADING):
+    def _engine_changed(self, status: EngineStatus) -> None:
+        """Say what the engine does while a run waits for it, and why it stopped when nothing runs."""
+        if self.is_mounted and not (self.run is not None and self.run.start_ns is not None):
             self._say(self._idle_line())
-
-    def on_engine_changed(self, message: EngineChanged) -> None:
-        """For apps that pass the message on."""
-        self.engine_changed(message.status)
 
     def _idle_line(self) -> str:
         run = self.run
+        status = engine_of(self.app).status
         if run is None:
+            if status.phase is Phase.STOPPED:
+                return f"✗ the engine stopped: {status.detail}"
             return "Enter generates" + (" with the cache" if self.cache_on else " without the cache")
         if run.problem is not None:
             return f"✗ {run.problem}"
         if run.over:
-            return f"{len(run.ids):,} tokens · {run.outcome}"
+            return f"{len(run.ids):,} tokens · {self._rate} · {run.outcome}"
         if run.start_ns is None:
-            return f"waiting for the engine ({engine_of(self.app).status.line})"
-        return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · Esc stops"
+            return f"waiting for the engine ({status.line})"
+        return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self._rate} · Esc stops"
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
@@ -325,13 +339,15 @@ class GeneratePane(Pane):
     def action_next_page(self) -> None:
         """On a narrow screen: the text, or the numbers."""
         self.toggle_class("-numbers")
+        numbers = self.has_class("-numbers")
+        self.query_one("#generate-right" if numbers else "#prompt").focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Stop only what runs; pages exist on narrow screens only."""
         if action == "stop":
             return self.running
         if action == "next_page":
-            return not self.screen.has_class("-wide", "-ultra")
+            return self.screen.has_class("-narrow")
         return True
 
     # --- documents ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -10,14 +9,18 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widget import Widget
 from textual.widgets import Label, Static
 
-from calc.attention import Attention
+from calc.attention import Attention, PhaseCost
+from calc.explain import to_text
 from calc.intensity import IntensityReport
 from calc.observations import intensity_observations
 from calc.render import as_markdown
 from calc.tables import Table, batch_table, context_table, formula_table, step_table
+from calc.units import format_count
 from tui.chart import draw
+from tui.command_line import study_options
 from tui.pane import Pane, StateEdited
 from tui.plots import decode_chart, prefill_chart
 from tui.state import Analysis, AppState
@@ -36,16 +39,19 @@ class IntensityPane(Pane):
     HELP: ClassVar[str] = (
         "Arithmetic intensity: FLOPs of attention over the bytes it moves through device memory, for one KV head.\n\n"
         "↑ ↓ choose what to change · ← → halve or double it · type a number (1024, 8k, 8Ki) and Enter · "
-        "f standard or FlashAttention · x with or without the softmax's FLOPs · p next page on a narrow screen.\n\n"
+        "f standard or FlashAttention · x with or without the softmax's FLOPs · F8 or p the next page on a narrow screen.\n\n"
         "N is the context in tokens, d the head dimension. A dashed line is the limit as N grows; a dotted one the "
         "device's ridge: below it, memory bandwidth is the limit."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "toggle_attention", "standard/flash", tooltip="Switch between Algorithm 0 and FlashAttention"),
         Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count the softmax as 5 FLOPs an element, or not"),
-        Binding("p", "next_page", "next page", tooltip="Show the next plot or table"),
+        Binding("f8", "next_page", "page", tooltip="Show the next plot or table"),
+        Binding("p", "next_page", "page", show=False),
         Binding("up", "previous_dial", "choose", show=False),
         Binding("down", "next_dial", "choose", show=False),
+        Binding("pageup", "scroll_page(-1)", "scroll", show=False),
+        Binding("pagedown", "scroll_page(1)", "scroll", show=False),
     ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
@@ -66,23 +72,30 @@ class IntensityPane(Pane):
                 id="dial-attention",
             )
             yield ChoiceDial("softmax", ["5", "0"], "5", unit="FLOP", help="FLOPs an element of S", id="dial-softmax")
-        yield Label("", id="intensity-problem")
+        yield Label("", id="intensity-problem", markup=False)
+        yield Label("", id="intensity-page")
         with VerticalScroll(id="intensity-body", can_focus=False):
             with Horizontal(id="intensity-plots"):
                 yield PlotView(id="plot-prefill", classes="page-0")
                 yield PlotView(id="plot-decode", classes="page-1")
             with Horizontal(id="intensity-texts"):
-                with Vertical(id="intensity-tables", classes="page-2"):
-                    yield TableView(id="steps-prefill")
-                    yield TableView(id="steps-decode")
-                    yield TableView(id="formulas")
-                with Vertical(id="intensity-sweeps", classes="page-3"):
-                    yield TableView(id="by-context")
-                    yield TableView(id="by-batch")
+                with Vertical(id="intensity-tables"):
+                    with Vertical(classes="page-2 tables"):
+                        yield TableView(id="steps-prefill")
+                        yield TableView(id="steps-decode")
+                        yield TableView(id="formulas")
+                    with Horizontal(id="intensity-sweeps", classes="page-3 tables"):
+                        yield TableView(id="by-context")
+                        yield TableView(id="by-batch")
                 yield Static(id="observations", classes="page-4", markup=False)
 
     def on_mount(self) -> None:
+        self.query_one("#observations").border_title = "Observations"
         self._show_page(0)
+
+    def first_focus(self) -> Widget:
+        """The dial of N: ← and → turn it at once."""
+        return self.query_one("#dial-n")
 
     # --- what is shown ------------------------------------------------------------------------------------
 
@@ -96,8 +109,13 @@ class IntensityPane(Pane):
         report = analysis.intensity
         self.query_one("#plot-prefill", PlotView).show(prefill_chart(report))
         self.query_one("#plot-decode", PlotView).show(decode_chart(report))
-        for name, table in zip(_TABLE_IDS, report_tables(report), strict=True):
-            self.query_one(f"#{name}", TableView).show(table)
+        prefill, decode, *others = report_tables(report)
+        self.query_one("#steps-prefill", TableView).show(prefill, short_step_tables(report.prefill, prefill))
+        self.query_one("#steps-decode", TableView).show(decode, short_step_tables(report.decode, decode))
+        formulas, by_context, by_batch = others
+        self.query_one("#formulas", TableView).show(formulas)
+        self.query_one("#by-context", TableView).show(by_context)
+        self.query_one("#by-batch", TableView).show(by_batch, short_batch_table(by_batch))
         self.query_one("#observations", Static).update("\n\n".join(intensity_observations(report)))
 
     def tables(self) -> tuple[Table, ...]:
@@ -153,6 +171,11 @@ class IntensityPane(Pane):
         at = dials.index(focused) if isinstance(focused, Dial) and focused in dials else -1
         dials[(at + by) % len(dials)].focus()
 
+    def action_scroll_page(self, by: int) -> None:
+        """What is under the plots, a screen up or down."""
+        body = self.query_one("#intensity-body", VerticalScroll)
+        body.scroll_relative(y=by * max(1, body.size.height - 2), animate=False)
+
     # --- pages of a narrow screen -------------------------------------------------------------------------
 
     def action_next_page(self) -> None:
@@ -162,13 +185,13 @@ class IntensityPane(Pane):
     def _show_page(self, page: int) -> None:
         self.remove_class(f"-page-{self._page}").add_class(f"-page-{page}")
         self._page = page
-        self.border_subtitle = f"page {page + 1} of {len(PAGES)}: {PAGES[page]}"
+        self.query_one("#intensity-page", Label).update(f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · F8 turns")
         self.query_one("#intensity-body").scroll_home(animate=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Pages exist on narrow screens only."""
         if action == "next_page":
-            return not self.screen.has_class("-wide", "-ultra")
+            return self.screen.has_class("-narrow")
         return True
 
     # --- documents ----------------------------------------------------------------------------------------
@@ -191,10 +214,7 @@ class IntensityPane(Pane):
         """``kvscope intensity …`` with the options that are not the defaults."""
         if self._state is None:
             return "kvscope intensity"
-        return shlex.join(["kvscope", "intensity", *intensity_options(self._state)])
-
-
-_TABLE_IDS = ("steps-prefill", "steps-decode", "formulas", "by-context", "by-batch")
+        return " ".join(["kvscope", "intensity", *intensity_options(self._state)])
 
 
 def report_tables(report: IntensityReport) -> tuple[Table, ...]:
@@ -208,9 +228,39 @@ def report_tables(report: IntensityReport) -> tuple[Table, ...]:
     )
 
 
+def short_step_tables(cost: PhaseCost, whole: Table) -> tuple[Table, Table]:
+    """The step table for a narrow screen: its numbers, and under them its formulas."""
+    numbers = [
+        (s.name, format_count(s.flops), format_count(s.read_bytes), format_count(s.write_bytes)) for s in cost.steps
+    ]
+    *_, total = whole.rows
+    formulas = [
+        (s.name, to_text(s.flops_formula), to_text(s.reads_formula), to_text(s.writes_formula)) for s in cost.steps
+    ]
+    return (
+        Table(
+            title=whole.title,
+            columns=("Step", "FLOPs", "Bytes read", "Bytes written"),
+            rows=(*numbers, (total[0], total[1], total[3], total[5])),
+            numeric=frozenset({1, 2, 3}),
+        ),
+        Table(title="As formulas, in elements", columns=("Step", "FLOPs", "read", "written"), rows=tuple(formulas)),
+    )
+
+
+def short_batch_table(table: Table) -> Table:
+    """The same with shorter headings."""
+    columns = tuple(c.replace("Batch", "B").replace("Attention", "Attn") for c in table.columns)
+    return replace(table, columns=columns)
+
+
 def intensity_options(state: AppState) -> Sequence[str]:
     """Options of ``kvscope intensity`` for `state`: of the model and device, and of the attention."""
-    options = ["--context", str(state.attention_context), "--head-dim", str(state.attention_head_dim)]
+    options = study_options(state.study)
+    if state.attention_context != 1024:
+        options += ["--context", str(state.attention_context)]
+    if state.attention_head_dim != state.study.model.head_dim:
+        options += ["--head-dim", str(state.attention_head_dim)]
     if state.attention is not Attention.STANDARD:
         options += ["--attention", str(state.attention)]
     if state.softmax_flops != 5:

@@ -15,7 +15,7 @@ class Option(Horizontal):
     """``label [text] unit``. `read` turns the text into a value or raises ValueError with one sentence."""
 
     DEFAULT_CSS = """
-    Option { width: auto; height: 1; padding: 0 2 0 0; }
+    Option { width: auto; height: 1; padding: 0 1; }
     Option Label { width: auto; color: $text-muted; }
     Option Input { width: 10; margin: 0 0 0 1; }
     Option:focus-within Label { color: $foreground; text-style: bold; }

@@ -13,25 +13,34 @@ from tui.chart import Chart, Colours, Marker, Rgb, draw
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SERIES_VARIABLES = ("success", "warning", "accent", "secondary", "error")
-_FALLBACK: Rgb = (160, 160, 160)
+# Okabe and Ito's palette, which colour-blind readers can tell apart; darker where the background is light.
+ON_DARK: tuple[Rgb, ...] = ((0, 200, 145), (240, 170, 20), (96, 190, 240), (225, 120, 175), (240, 228, 66))
+ON_LIGHT: tuple[Rgb, ...] = ((0, 120, 85), (190, 95, 0), (0, 95, 160), (165, 60, 115), (110, 100, 0))
+_GREY: Rgb = (140, 140, 140)
 
 
-def theme_colours(variables: Mapping[str, str]) -> Colours:
-    """Colours of a plot from the variables of a theme."""
-
-    def rgb(name: str) -> Rgb:
-        try:
-            return Color.parse(variables[name]).rgb
-        except (KeyError, ColorParseError):
-            return _FALLBACK
-
+def theme_colours(variables: Mapping[str, str], *, dark: bool) -> Colours:
+    """Colours of a plot: axes and lines from the theme, series from a palette that suits its background."""
+    text = _rgb(variables.get("foreground"))
+    background = _rgb(variables.get("background"))
     return Colours(
-        axes=rgb("foreground-muted"),
-        text=rgb("foreground"),
-        line=rgb("primary"),
-        series=tuple(rgb(name) for name in SERIES_VARIABLES),
+        axes=_between(background, text, 0.55),
+        text=text,
+        line=_between(background, text, 0.75),
+        series=ON_DARK if dark else ON_LIGHT,
     )
+
+
+def _rgb(value: str | None) -> Rgb:
+    try:
+        return Color.parse(value or "").rgb
+    except ColorParseError:  # "ansi_default": the terminal's own colour, unknown here
+        return _GREY
+
+
+def _between(low: Rgb, high: Rgb, share: float) -> Rgb:
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+    return red, green, blue
 
 
 class PlotView(Widget):
@@ -50,10 +59,9 @@ class PlotView(Widget):
         return self._chart
 
     def show(self, chart: Chart) -> None:
-        """Show `chart`; draws only when it differs."""
-        if chart != self._chart:
-            self._chart = chart
-            self.refresh()
+        """Show `chart`; it is drawn again only when it, the size, the marker or the theme differs."""
+        self._chart = chart
+        self.refresh()
 
     @property
     def marker(self) -> Marker:
@@ -73,7 +81,7 @@ class PlotView(Widget):
                 width=self.size.width,
                 height=self.size.height,
                 marker=self.marker,
-                colours=theme_colours(self.app.theme_variables),
+                colours=theme_colours(self.app.theme_variables, dark=self.app.current_theme.dark),
             )
             self._drawn = key, Text.from_ansi(text, no_wrap=True)
         return self._drawn[1]

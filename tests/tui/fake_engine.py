@@ -1,0 +1,277 @@
+"""An engine without torch: speaks the protocol with made-up, repeatable results. Run as a script by the tests.
+
+``python fake_engine.py [--rate TOKENS_PER_S] [--no-tokenizer] [--evaluate-fails] [--crash-after N] [--slow-start S]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import msgspec
+
+from engine.events import (
+    Benchmark,
+    BenchmarkFinished,
+    BenchmarkResult,
+    BenchmarkRow,
+    BenchmarkRowMeasured,
+    Cancel,
+    Cancelled,
+    CaseEvaluated,
+    CaseResult,
+    Evaluate,
+    EvaluationFinished,
+    EvaluationResult,
+    Event,
+    Failed,
+    Generate,
+    GenerationFinished,
+    GenerationStarted,
+    Load,
+    Loaded,
+    Machine,
+    ModelInfo,
+    Progress,
+    Ready,
+    Request,
+    Shutdown,
+    TokenGenerated,
+    decode_request,
+    encode,
+)
+
+WORDS = ("the ", "cache ", "keeps ", "what ", "was ", "read ", "before, ", "so ", "nothing ", "is ", "twice.\n")
+TOKEN_BYTES = 2 * 2 * 2 * 64 * 4
+STEP_NS = 1_000_000
+
+
+def model(path: str | None, *, tokenizer: bool) -> ModelInfo:
+    """A two-layer model; its numbers agree with calc's formulas."""
+    return ModelInfo(
+        name="fake" if path is None else Path(path).name,
+        path=path or "bundled",
+        n_layers=2,
+        n_heads=6,
+        n_kv_heads=2,
+        head_dim=64,
+        hidden_size=384,
+        intermediate_size=896,
+        vocab_size=2048,
+        max_positions=4_000_000,
+        n_parameters=3_638_400,
+        weight_bytes=14_553_600,
+        dtype="float32",
+        kv_bytes_per_token=TOKEN_BYTES,
+        has_tokenizer=tokenizer,
+        gated_mlp=True,
+        tied=True,
+        norm="rmsnorm",
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        head_bias=False,
+        qk_norm=False,
+        learned_positions=False,
+    )
+
+
+class FakeEngine:
+    """Answers one request at a time; `stop` is asked between its pieces."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.held: str | None = "nothing"
+
+    def answer(self, request: Request, stop: Callable[[], bool]) -> Iterator[Event]:
+        if isinstance(request, Load | Generate) and request.model != self.held:
+            if request.model == "missing.pt":
+                yield Failed(kind="input", message="missing.pt: no such file")
+                return
+            self.held = request.model
+            yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or "bundled")
+            yield Loaded(model=model(request.model, tokenizer=self.options.tokenizer))
+        elif isinstance(request, Load):
+            yield Loaded(model=model(request.model, tokenizer=self.options.tokenizer))
+        if isinstance(request, Generate):
+            yield from self.generate(request, stop)
+        elif isinstance(request, Evaluate):
+            yield from self.evaluate(request, stop)
+        elif isinstance(request, Benchmark):
+            yield from self.benchmark(request, stop)
+
+    def generate(self, request: Generate, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Tokens at the asked rate; their timestamps are exactly STEP_NS apart, so rates can be checked."""
+        prompt_ids = request.prompt_ids or tuple(range(len((request.prompt or "").split())))
+        capacity = (len(prompt_ids) + request.max_new_tokens) * TOKEN_BYTES if request.use_cache else 0
+        step = STEP_NS if request.use_cache else 3 * STEP_NS
+        yield GenerationStarted(
+            prompt_ids=prompt_ids,
+            start_ns=0,
+            kv_cache_bytes=capacity,
+            kv_bytes_per_token=TOKEN_BYTES,
+            prompt_text=request.prompt,
+        )
+        times: list[int] = []
+        words: list[str] = []
+        began = time.perf_counter()
+        while len(times) < request.max_new_tokens and not stop():
+            if len(times) == self.options.crash_after:
+                sys.stderr.write("the fake was told to crash\n")
+                sys.stderr.flush()
+                raise SystemExit(7)
+            index = len(times)
+            times.append(10 * STEP_NS + index * step)
+            words.append(WORDS[index % len(WORDS)] if self.options.tokenizer else "")
+            kept = len(prompt_ids) + index if request.use_cache else 0
+            yield TokenGenerated(
+                index=index,
+                token_id=index % 2048,
+                text=words[-1],
+                time_ns=times[-1],
+                kv_tokens=kept,
+                kv_used_bytes=kept * TOKEN_BYTES,
+            )
+            ahead = (index + 1) / self.options.rate - (time.perf_counter() - began)
+            if ahead > 0.002:
+                time.sleep(ahead)
+        yield GenerationFinished(
+            reason="length" if len(times) == request.max_new_tokens else "cancelled",
+            prompt_ids=prompt_ids,
+            ids=tuple(i % 2048 for i in range(len(times))),
+            text="".join(words) if self.options.tokenizer else None,
+            start_ns=0,
+            token_times_ns=tuple(times),
+            kv_cache_bytes=capacity,
+        )
+
+    def evaluate(self, request: Evaluate, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Four cases; the third is over the tolerance when told to fail."""
+        atol = request.atol or 1e-4
+        cases = []
+        for number in range(4):
+            if stop():
+                yield Cancelled()
+                return
+            error = 2 * atol if self.options.evaluate_fails and number == 2 else 1e-12 * 10**number
+            others = (error, error, error) if request.cached else (None, None, None)
+            cases.append(
+                CaseResult(
+                    case=number,
+                    prompt_tokens=8 * (number + 1),
+                    passed=error <= atol,
+                    max_abs_error=error,
+                    cache_max_abs_error=others[0],
+                    sequential_max_abs_error=others[1],
+                    chunked_max_abs_error=others[2],
+                )
+            )
+            yield CaseEvaluated(case=cases[-1])
+            yield Progress(stage="evaluate", done=number + 1, total=4, elapsed_ns=number, remaining_s=0.5)
+        yield EvaluationFinished(
+            result=EvaluationResult(
+                command="kv-evaluate" if request.cached else "evaluate",
+                weights=request.weights or "bundled",
+                dtype=request.dtype,
+                atol=atol,
+                passed=all(c.passed for c in cases),
+                cases=tuple(cases),
+            )
+        )
+
+    def benchmark(self, request: Benchmark, stop: Callable[[], bool]) -> Iterator[Event]:
+        """A row every tenth of a second: n milliseconds with the cache, n times 1 + n / 100 without."""
+        rows = []
+        for done, n in enumerate(request.lengths):
+            yield Progress(
+                stage="benchmark",
+                done=done,
+                total=len(request.lengths),
+                elapsed_ns=done * 10**8,
+                remaining_s=0.1 * (len(request.lengths) - done),
+                detail=f"{n} prompt tokens",
+            )
+            for _ in range(10):
+                if stop():
+                    yield Cancelled()
+                    return
+                time.sleep(0.01)
+            fast, slow = n / 1000, n / 1000 * (1 + n / 100)
+            rows.append(
+                BenchmarkRow(
+                    prompt_tokens=n,
+                    with_cache_s=fast,
+                    without_cache_s=slow,
+                    with_cache_min_s=fast,
+                    with_cache_max_s=fast,
+                    without_cache_min_s=slow,
+                    without_cache_max_s=slow,
+                    speedup=slow / fast,
+                    prefill_s=fast / 2,
+                    tpot_s=fast / 2 / request.new_tokens,
+                    kv_cache_bytes=(n + request.new_tokens) * TOKEN_BYTES,
+                )
+            )
+            yield BenchmarkRowMeasured(row=rows[-1])
+        machine = Machine(
+            cpu="fake cpu", cores=2, threads=1, device="cpu", dtype="float32", torch="0", python="3", system="test"
+        )
+        yield BenchmarkFinished(
+            result=BenchmarkResult(
+                model="fake",
+                new_tokens=request.new_tokens,
+                repeats=request.repeats,
+                warmup=request.warmup,
+                rows=tuple(rows),
+                machine=machine,
+                notes=("The fake engine made these numbers up.",),
+            )
+        )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rate", type=float, default=500.0)
+    parser.add_argument("--no-tokenizer", action="store_false", dest="tokenizer")
+    parser.add_argument("--evaluate-fails", action="store_true")
+    parser.add_argument("--crash-after", type=int, default=-1)
+    parser.add_argument("--slow-start", type=float, default=0.0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    time.sleep(options.slow_start)
+    out = sys.stdout.buffer
+    todo: queue.Queue[Request | None] = queue.Queue()
+    cancelled: set[int] = set()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            request = decode_request(line)
+            if isinstance(request, Cancel):
+                cancelled.add(request.target_id)
+            else:
+                todo.put(None if isinstance(request, Shutdown) else request)
+        todo.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    out.write(encode(Ready(pid=os.getpid(), torch_version="0", device="cpu", threads=1)))
+    out.flush()
+    engine = FakeEngine(options)
+    while (request := todo.get()) is not None:
+        for event in engine.answer(request, lambda r=request: r.request_id in cancelled):
+            out.write(encode(msgspec.structs.replace(event, request_id=request.request_id)))
+            out.flush()
+
+
+if __name__ == "__main__":
+    main()
