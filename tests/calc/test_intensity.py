@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_every_point_is_the_formulas(query):
 def test_prefill_rises_towards_its_limit(query):
     report = intensity_report(query)
     points = sorted(report.prefill_by_context, key=lambda p: p.context)
-    assert all(a.intensity <= b.intensity for a, b in zip(points, points[1:], strict=False))
+    assert all(a.intensity <= b.intensity for a, b in pairwise(points))
     limit = report.prefill.limit
     assert (limit is None) == (query.attention is Attention.FLASH)
     assert limit is None or all(p.intensity < limit for p in points)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from calc.explain import evaluate
 from calc.memory import max_batch, memory_report, tp_problem
-from calc.params import parameters
 from calc.specs import Policy, Study
 from calc.storage import FORMATS
 from tests.calc.strategies import LLAMA, QUICK, device, formats, read_text, studies
