@@ -174,21 +174,21 @@ def context_table(report: IntensityReport) -> Table:
 
 
 def batch_table(report: IntensityReport) -> Table:
-    """Decode against batch: attention alone, linear layers, whole step; as queried and with the model's groups."""
+    """Decode against batch: attention alone, linear layers, whole step; as queried and with the model's own groups."""
+    asked, own = report.query.group_size, report.query.model.group_size
+    series = {asked: report.decode_by_batch, own: report.decode_by_batch_grouped}
     rows = tuple(
         (
-            format_count(a.batch),
-            f"{a.attention_intensity:.3f}",
-            f"{b.attention_intensity:.3f}",
-            f"{a.linear_intensity:.2f}",
-            f"{a.step_intensity:.2f}",
-            f"{b.step_intensity:.2f}",
+            format_count(points[0].batch),
+            *(f"{p.attention_intensity:.3f}" for p in points),
+            f"{points[0].linear_intensity:.2f}",
+            *(f"{p.step_intensity:.2f}" for p in points),
         )
-        for a, b in zip(report.decode_by_batch, report.decode_by_batch_grouped, strict=True)
+        for points in zip(*series.values(), strict=True)
     )
-    asked, own = report.query.group_size, report.query.model.group_size
-    columns = ("Batch", f"Attention g={asked}", f"Attention g={own}", "Linear", f"Step g={asked}", f"Step g={own}")
-    return Table(title="Decode by batch, FLOP/B", columns=columns, rows=rows, numeric=_columns(0, 5))
+    columns = ("Batch", *(f"Attention g={g}" for g in series), "Linear", *(f"Step g={g}" for g in series))
+    numeric = _columns(0, len(columns) - 1)
+    return Table(title="Decode by batch, FLOP/B", columns=columns, rows=rows, numeric=numeric)
 
 
 def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
