@@ -108,8 +108,8 @@ def comparison_table(pair: Pair) -> Table:
         (f"{MEASURED} {name}", seconds(_get(a, key)), seconds(_get(b, key)), _ratio(_get(b, key), _get(a, key)))
         for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("total", "total_s"))
     ]
-    tokens = [_count(run) for run in (pair.cached, pair.uncached)]
-    rows.append((f"{MEASURED} tokens", *tokens, "" if pair.comparable else "not alike"))
+    alike = "" if pair.comparable else "not alike"
+    rows.append((f"{MEASURED} tokens", _count(pair.cached), _count(pair.uncached), alike))
     if (run := pair.cached or pair.uncached) is not None and run.model is not None and run.ids:
         work = generation_work(spec_of(run.model), prompt_tokens=len(run.prompt_ids), new_tokens=len(run.ids))
         flops = format_flops(work.with_cache_flops), format_flops(work.without_cache_flops)

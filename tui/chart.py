@@ -81,9 +81,7 @@ class Chart:
     empty: str = "nothing to plot yet"
 
 
-def draw(
-    chart: Chart, *, width: int, height: int, marker: Marker = "braille", colours: Colours | None = None
-) -> str:
+def draw(chart: Chart, *, width: int, height: int, marker: Marker = "braille", colours: Colours | None = None) -> str:
     """The chart in `width` x `height` characters with ANSI colours; without any when `colours` is None.
 
     Below 30 x 8 characters, or without points, the answer is one short line of text.
@@ -110,9 +108,7 @@ def _clip(text: str, width: int) -> str:
 # The lines above the axes: title, notes, legend
 
 
-def _head(
-    chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None
-) -> list[str]:
+def _head(chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None) -> list[str]:
     """Title, one note at most, the y title and the legend over as many lines as there is room for."""
     title = chart.title
     if chart.notes:
@@ -121,7 +117,7 @@ def _head(
     lines = [f"\x1b[1m{_clip(title, width)}\x1b[0m"]
     if chart.notes and title == chart.title and height >= MIN_HEIGHT + 3:
         lines.append(_clip(chart.notes[0], width))
-    entries = [(f"{chart.y.title} ↑", None)]
+    entries: list[tuple[str, Rgb | None]] = [(f"{chart.y.title} ↑", None)]
     entries += [(f"{_symbol(s.symbol, marker)} {s.label}", _series_colour(s, colours)) for s in chart.series]
     entries += [(f"{_symbol(v.symbol, marker) * 2} {v.label}", colours.line if colours else None) for v in chart.levels]
     room = max(1, min(4, (height - MIN_HEIGHT) // 3 + 1))
@@ -210,8 +206,17 @@ def _decades(scale: _Scale, *, count: int) -> list[float]:
         values = [m * 10.0**k for k in range(first, last + 1) for m in mantissas]
         found = [v for v in values if scale.holds(v)]
         if len(found) <= count:
-            return found if len(found) > 1 else _steps(10**scale.low, 10**scale.high, count=min(count, 4))
+            return found if len(found) > 1 else _at_least_two(10**scale.low, 10**scale.high)
     return _powers(scale, base=10, count=count)
+
+
+def _at_least_two(low: float, high: float) -> list[float]:
+    """Round values where a logarithmic scale spans less than a decade and no round mantissa falls into it."""
+    for count in range(2, 8):
+        found = _steps(low, high, count=count)
+        if len(found) > 1:
+            break
+    return found
 
 
 def _steps(low: float, high: float, *, count: int) -> list[float]:

@@ -119,13 +119,14 @@ class EngineLink:
         starting = not self._client.alive
         request_id = self._client.submit(request)
         self._pending[request_id] = _Pending(request, handler)
-        self._show(phase=Phase.STARTING if starting else self._phase(), detail="", **_forget(starting))
+        awaited = starting or self.status.phase is Phase.STARTING
+        self._show(phase=Phase.STARTING if awaited else self._phase(), detail="", **_forget(starting))
         return request_id
 
     def cancel(self, request_id: int | None) -> None:
         """Ask for the end of a request; its terminal event still comes. None and ended ones are ignored."""
-        if request_id in self._pending:
-            self._client.cancel(cast(int, request_id))
+        if request_id is not None and request_id in self._pending:
+            self._client.cancel(request_id)
 
     @property
     def busy(self) -> bool:
@@ -212,4 +213,3 @@ class HasEngine(Protocol):
 def engine_of(app: object) -> EngineLink:
     """The app's engine link."""
     return cast(HasEngine, app).engine
-

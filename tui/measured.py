@@ -145,8 +145,8 @@ def _kept(table: Table, columns: Sequence[int]) -> Table:
 def spread_text(low: float, high: float) -> str:
     """``20.1–20.3 ms``; both units where they differ."""
     first, last = format_duration_s(low), format_duration_s(high)
-    number, _, unit = first.rpartition(" ")
-    return f"{number}–{last}" if number and last.endswith(f" {unit}") and " " not in number else f"{first}–{last}"
+    number, *unit = first.split(" ")
+    return f"{number}–{last}" if len(unit) == 1 and unit == last.split(" ")[1:] else f"{first}–{last}"
 
 
 def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:

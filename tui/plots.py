@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from calc.intensity import IntensityReport
+from calc.traffic import DecodePoint
 from calc.units import format_count, format_duration_s
 from engine.events import BenchmarkRow
 from engine.timing import latencies_s, percentile
@@ -70,9 +71,7 @@ def prefill_chart(report: IntensityReport) -> Chart:
         title=f"Prefill · {query.attention} · d = {query.head_dim}",
         x=Axis(title="context N, tokens", log=True, doubling=True, tick=format_count),
         y=Axis(title="FLOP/B", log=log, tick=_number, from_zero=not log),
-        series=(
-            Series(label="attention", symbol="●", points=points, colour=0),
-        ),
+        series=(Series(label="attention", symbol="●", points=points, colour=0),),
         levels=(*levels, *ridge),
         notes=notes,
     )
@@ -107,7 +106,7 @@ def decode_chart(report: IntensityReport) -> Chart:
     )
 
 
-def _points(rows: Sequence[object], name: str) -> tuple[tuple[float, float], ...]:
+def _points(rows: Sequence[DecodePoint], name: str) -> tuple[tuple[float, float], ...]:
     return tuple((float(row.batch), float(getattr(row, name))) for row in rows)
 
 

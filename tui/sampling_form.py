@@ -7,6 +7,8 @@ import re
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
 
+DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64")
+DTYPE_HELP = "Type of the weights and of the cache; auto is the file's own. Half the bytes, half the cache."
 MAX_NEW_TOKENS = 1_000_000
 MAX_SEED = 2**63 - 1
 _IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s*", re.IGNORECASE)

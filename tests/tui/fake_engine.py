@@ -1,6 +1,7 @@
 """An engine without torch: speaks the protocol with made-up, repeatable results. Run as a script by the tests.
 
-``python fake_engine.py [--rate TOKENS_PER_S] [--no-tokenizer] [--evaluate-fails] [--crash-after N] [--slow-start S]``
+``python fake_engine.py [--rate TOKENS_PER_S] [--no-tokenizer] [--evaluate-fails] [--crash-after N]
+[--slow-start S] [--row-s S]``
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class FakeEngine:
             if len(times) == self.options.crash_after:
                 sys.stderr.write("the fake was told to crash\n")
                 sys.stderr.flush()
-                raise SystemExit(7)
+                os._exit(7)
             index = len(times)
             times.append(10 * STEP_NS + index * step)
             words.append(WORDS[index % len(WORDS)] if self.options.tokenizer else "")
@@ -188,7 +189,7 @@ class FakeEngine:
         )
 
     def benchmark(self, request: Benchmark, stop: Callable[[], bool]) -> Iterator[Event]:
-        """A row every tenth of a second: n milliseconds with the cache, n times 1 + n / 100 without."""
+        """A row every `row_s` seconds: n milliseconds with the cache, n times 1 + n / 100 without."""
         rows = []
         for done, n in enumerate(request.lengths):
             yield Progress(
@@ -199,7 +200,8 @@ class FakeEngine:
                 remaining_s=0.1 * (len(request.lengths) - done),
                 detail=f"{n} prompt tokens",
             )
-            for _ in range(10):
+            until = time.perf_counter() + self.options.row_s
+            while time.perf_counter() < until:
                 if stop():
                     yield Cancelled()
                     return
@@ -243,6 +245,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-tokenizer", action="store_false", dest="tokenizer")
     parser.add_argument("--evaluate-fails", action="store_true")
     parser.add_argument("--crash-after", type=int, default=-1)
+    parser.add_argument("--row-s", type=float, default=0.02)
     parser.add_argument("--slow-start", type=float, default=0.0)
     return parser.parse_args()
 

@@ -46,7 +46,15 @@ from tui.measured import (
 )
 from tui.pane import Pane
 from tui.plots import benchmark_chart
-from tui.sampling_form import read_atol, read_lengths, read_new_tokens, read_path, read_repeats
+from tui.sampling_form import (
+    DTYPE_CHOICES,
+    DTYPE_HELP,
+    read_atol,
+    read_lengths,
+    read_new_tokens,
+    read_path,
+    read_repeats,
+)
 from tui.state import Analysis, AppState
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
@@ -115,8 +123,8 @@ class BenchmarkPane(Pane):
         "token, in chunks.\n\n"
         "s latency sweep: prompts of growing length with (●) and without (×) the cache; medians of the repeats, the "
         "same tokens in both ways.\n\n"
-        "Esc stops. F8 or p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the worst "
-        "error on a logarithmic scale up to the tolerance."
+        "Esc stops. F8 or p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the "
+        "worst error on a logarithmic scale up to the tolerance."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "evaluate", "evaluate", tooltip="Compare logits with expected ones"),
@@ -153,7 +161,9 @@ class BenchmarkPane(Pane):
                     yield Option("cases  ", read_path, placeholder="bundled cases", width=30, id="option-cases")
                     with Horizontal(classes="line"):
                         yield Option("tolerance", read_atol, placeholder="for dtype", width=12, id="option-atol")
-                        yield ChoiceDial("dtype", ["float64", "float32"], "float64", id="dial-evaluate-dtype")
+                        yield ChoiceDial(
+                            "dtype", ["float64", "float32"], "float64", help=DTYPE_HELP, id="dial-evaluate-dtype"
+                        )
                 yield Static("", id="verdict", markup=False)
                 yield TableView(id="cases")
             with VerticalScroll(id="benchmark-sweep", can_focus=False):
@@ -163,9 +173,7 @@ class BenchmarkPane(Pane):
                     with Horizontal(classes="line"):
                         yield Option("new tokens", read_new_tokens, text="40", width=6, id="option-bench-new")
                         yield Option("repeats", read_repeats, text="5", width=5, id="option-repeats")
-                        yield ChoiceDial(
-                            "dtype", ["auto", "float32", "bfloat16", "float16", "float64"], "auto", id="dial-bench-dtype"
-                        )
+                        yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-bench-dtype")
                 yield TableView(id="rows")
                 yield PlotView(benchmark_chart(()), id="plot-benchmark")
                 yield Static("", id="notes", markup=False)

@@ -26,6 +26,8 @@ from tui.pane import Pane
 from tui.plots import latency_chart
 from tui.run import Run
 from tui.sampling_form import (
+    DTYPE_CHOICES,
+    DTYPE_HELP,
     read_ids,
     read_new_tokens,
     read_path,
@@ -45,7 +47,6 @@ DEFAULT_PROMPT = "Shall I compare thee"
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
-DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64")
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
 
@@ -83,7 +84,7 @@ class GeneratePane(Pane):
         "Enter sends · Ctrl+J a new line · Esc stops · c turns the cache on or off (outside a text field) · "
         "F8 or p the next page on a narrow screen.\n\n"
         "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
-        "token after it. Token ids: write ids: 1, 2, 3 as the prompt (a model without a tokenizer takes only those).\n\n"
+        "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
         "Model: a .pt or .safetensors file or a Hugging Face folder; blank is the bundled two-layer model."
     )
@@ -112,7 +113,7 @@ class GeneratePane(Pane):
                     yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
                     yield Option("new tokens", read_new_tokens, text="64", width=6, id="option-new")
                     yield Option("temperature", read_temperature, text="0", width=5, id="option-temperature")
-                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help="Weights and cache", id="dial-dtype")
+                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
                 with Horizontal(classes="line"):
                     yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
@@ -227,10 +228,10 @@ class GeneratePane(Pane):
         if self.run is None:
             return
         started = self.run.start_ns
+        # The engine says what it loads; a model it already holds is the one in its status.
+        self.run.model = self.run.model or engine_of(self.app).status.model
         self.run.feed(batch)
         if started is None and self.run.start_ns is not None:
-            # The engine says what it loads; a model it already holds is the one in its status.
-            self.run.model = self.run.model or engine_of(self.app).status.model
             self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
         if self.run.over:
             self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair

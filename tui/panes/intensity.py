@@ -39,7 +39,8 @@ class IntensityPane(Pane):
     HELP: ClassVar[str] = (
         "Arithmetic intensity: FLOPs of attention over the bytes it moves through device memory, for one KV head.\n\n"
         "↑ ↓ choose what to change · ← → halve or double it · type a number (1024, 8k, 8Ki) and Enter · "
-        "f standard or FlashAttention · x with or without the softmax's FLOPs · F8 or p the next page on a narrow screen.\n\n"
+        "f standard or FlashAttention · x with or without the softmax's FLOPs · F8 or p the next page "
+        "on a narrow screen.\n\n"
         "N is the context in tokens, d the head dimension. A dashed line is the limit as N grows; a dotted one the "
         "device's ridge: below it, memory bandwidth is the limit."
     )

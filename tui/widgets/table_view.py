@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group
@@ -35,10 +37,9 @@ def rich_table(table: Table, *, heading: bool = False) -> RichTable:
         title_justify="left",
     )
     for i, column in enumerate(table.columns):
-        justify = "right" if i in table.numeric else "left"
-        drawn.add_column(
-            column, justify=justify, no_wrap=i in table.numeric, overflow="fold", header_style="bold"  # type: ignore[arg-type]
-        )
+        numeric = i in table.numeric
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        drawn.add_column(column, justify=justify, no_wrap=numeric, overflow="fold", header_style="bold")
     for i, row in enumerate(table.rows):
         total = bool(row) and row[0].strip().lower() in ("sum", "total")
         style = "strike dim" if i in table.struck else "bold" if total else ""

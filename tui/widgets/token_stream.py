@@ -29,7 +29,8 @@ class TokenStream(ScrollView, can_focus=True):
     COMPONENT_CLASSES = {f"token-stream--{kind}" for kind in KINDS}  # noqa: RUF012
     DEFAULT_CSS = """
     TokenStream {
-        background: $surface; color: $foreground; overflow-x: hidden; overflow-y: auto; padding: 0 1;
+        background: $surface; color: $foreground; overflow-x: hidden; overflow-y: auto;
+        scrollbar-gutter: stable; padding: 0 1;
         & .token-stream--prompt { color: $text-muted; }
         & .token-stream--text { color: $foreground; }
         & .token-stream--note { color: $text-muted; text-style: italic; }
@@ -112,7 +113,7 @@ class TokenStream(ScrollView, can_focus=True):
         self.virtual_size = Size(self._wrap_width, len(self._lines))
         self.refresh_lines(first, len(self._lines) - first)
         if following:
-            self.scroll_end(animate=False, immediate=True, x_axis=False)
+            self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
 
     def on_resize(self, event: events.Resize) -> None:
         """Wrap everything again when the width is another one."""

@@ -1,0 +1,189 @@
+"""The Benchmark pane with a fake engine: cases, rows as they come, stopping, refusals."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Button, Label, ProgressBar, Static
+
+from calc.tables import Table
+from engine.events import Benchmark, Evaluate
+from tests.tui.live import live_app, open_pane, until
+from tui.panes.benchmark import BenchmarkPane, job_options
+from tui.widgets.option import Option
+from tui.widgets.plot import PlotView
+from tui.widgets.table_view import TableView
+
+
+async def opened(pilot: Pilot[None]) -> BenchmarkPane:
+    return await open_pane(pilot, "f6", BenchmarkPane)
+
+
+async def run_to_end(pilot: Pilot[None], pane: BenchmarkPane, key: str) -> None:
+    await pilot.press(key)
+    await until(pilot, lambda: pane.job is not None and pane.job.over)
+
+
+def status(pane: BenchmarkPane) -> str:
+    return str(pane.query_one("#benchmark-status", Label).content)
+
+
+def shown(pane: BenchmarkPane, name: str) -> Table:
+    table = pane.query_one(f"#{name}", TableView).shown
+    assert isinstance(table, Table)
+    return table
+
+
+async def test_e_shows_a_row_a_case_with_mark_error_and_bar() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        table = shown(pane, "cases")
+        assert [row[0] for row in table.rows] == ["✓ pass"] * 4
+        assert [row[3] for row in table.rows] == ["1.0e-12", "1.0e-11", "1.0e-10", "1.0e-09"]
+        lengths = [row[4].count("━") for row in table.rows]
+        assert lengths == sorted(lengths)
+        assert "✓ 4 of 4 cases pass; the worst error is 1.0e-09" in str(pane.query_one("#verdict", Static).content)
+        assert pane.command_line() == "kvscope evaluate"
+
+
+async def test_k_shows_the_checks_with_the_cache() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "k")
+        table = shown(pane, "cases")
+        assert table.columns[3:7] == ("error", "cached", "stepwise", "chunks")
+        assert table.rows[0][3:7] == ("1.0e-12",) * 4
+        assert pane.command_line() == "kvscope kv-evaluate"
+
+
+async def test_a_failed_case_fails_the_whole() -> None:
+    async with live_app("--evaluate-fails").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        verdict = pane.query_one("#verdict", Static)
+        assert str(verdict.content).startswith("✗ 3 of 4 cases pass")
+        assert verdict.has_class("-problem")
+        assert "✗ FAIL" in pane.export_markdown()
+
+
+async def test_s_fills_rows_and_plot_as_they_come() -> None:
+    async with live_app("--row-s", "0.6").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 2)
+        assert pane.running
+        assert len(shown(pane, "rows").rows) >= 2
+        assert "left" in status(pane)
+        assert pane.query_one(ProgressBar).display
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert not pane.query_one(ProgressBar).display
+        rows = shown(pane, "rows").rows
+        assert [row[0] for row in rows] == ["10", "50", "100", "500", "1,000"]
+        assert rows[2][1:4] == ("100 ms", "200 ms", "2.00x")
+        chart = pane.query_one(PlotView).chart
+        assert chart is not None
+        assert [len(series.points) for series in chart.series] == [5, 5]
+        assert "made these numbers up" in str(pane.query_one("#notes", Static).content)
+
+
+async def test_escape_stops_the_sweep_and_keeps_its_rows() -> None:
+    async with live_app("--row-s", "0.6").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 1)
+        assert pane.query_one("#sweep", Button).disabled
+        assert not pane.query_one("#stop", Button).disabled
+        await pilot.press("escape")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert "stopped by you" in status(pane)
+        assert 1 <= len(shown(pane, "rows").rows) < 5
+        assert not pane.query_one("#sweep", Button).disabled
+        assert pane.check_action("sweep", ())
+        assert not pane.check_action("stop", ())
+
+
+async def test_the_buttons_do_what_the_keys_do() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.click("#kv-evaluate")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert pane.job is not None
+        assert isinstance(pane.job.request, Evaluate)
+        assert pane.job.request.cached
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "key", "message"),
+    [
+        ("lengths", "10,,20", "s", "prompt lengths is empty"),
+        ("repeats", "0", "s", "repeats must be at least 1"),
+        ("bench-new", "many", "s", "new tokens must be a number"),
+        ("atol", "0", "e", "tolerance must be above 0"),
+    ],
+)
+async def test_an_impossible_option_is_named_and_nothing_is_sent(
+    option: str, text: str, key: str, message: str
+) -> None:
+    async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one(f"#option-{option}", Option).text = text
+        await pilot.pause()
+        assert message in status(pane)
+        await pilot.press(key)
+        assert pane.job is None
+
+
+async def test_an_option_of_the_sweep_does_not_stop_an_evaluation() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-lengths", Option).text = "no"
+        await run_to_end(pilot, pane, "e")
+        assert "4 of 4" in status(pane)
+
+
+async def test_letters_typed_into_a_field_start_nothing() -> None:
+    async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-weights Input").focus()
+        await pilot.press("s", "e", "k")
+        assert pane.query_one("#option-weights", Option).text == "sek"
+        assert pane.job is None
+
+
+async def test_a_narrow_screen_shows_what_was_started() -> None:
+    async with live_app().run_test(size=(80, 24)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        assert pane.query_one("#cases").is_on_screen
+        await run_to_end(pilot, pane, "s")
+        assert pane.query_one("#rows").is_on_screen
+        assert not pane.query_one("#cases").is_on_screen
+        await pilot.press("f8")
+        await pilot.pause()
+        assert pane.query_one("#cases").is_on_screen
+
+
+def test_the_command_line_says_what_differs_from_the_defaults() -> None:
+    assert job_options(Benchmark()) == []
+    assert job_options(Benchmark(lengths=(5, 6), new_tokens=3, model="a b")) == [
+        *("--model", "a b", "--lengths", "5,6", "--new-tokens", "3"),
+    ]
+    assert job_options(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")) == [
+        *("--weights", "w.pt", "--cases", "c.json", "--atol", "0.001", "--dtype", "float32"),
+    ]
+
+
+async def test_export_has_tables_plot_and_machine() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        await run_to_end(pilot, pane, "s")
+        text = pane.export_markdown()
+        assert text.index("Latency sweep, 40 new tokens") < text.index("evaluate")
+        assert "prompt, tokens" in text
+        assert "Measured on fake cpu, 2 cores" in text
+        assert [table.title for table in pane.tables()] == ["Latency sweep, 40 new tokens", "evaluate"]
+        assert shlex.split(pane.command_line()) == ["kvscope", "benchmark"]

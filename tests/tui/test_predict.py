@@ -1,0 +1,102 @@
+"""The prediction beside the measurement: calc's spec of a loaded model, cache bytes, and the work of both ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calc.attention import Attention, Phase, attention_work
+from calc.params import parameters
+from calc.specs import Mlp, ModelSpec, Norm
+from calc.traffic import linear_flops, linear_params
+from engine.events import ModelInfo
+from tests.tui.fake_engine import TOKEN_BYTES, model
+from tui.predict import Work, cache_token_term, generation_work, predicted_cache_bytes, spec_of
+
+INFO: ModelInfo = model(None, tokenizer=True)
+
+
+def reference() -> ModelInfo:
+    """The assignment's model as the engine describes it (FACTS: 1000 words, 50 wide, 128 learned positions)."""
+    return msgspec.structs.replace(
+        INFO,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=50,
+        hidden_size=50,
+        intermediate_size=100,
+        vocab_size=1000,
+        max_positions=128,
+        dtype="float64",
+        gated_mlp=False,
+        tied=False,
+        norm="layernorm",
+        mlp_bias=True,
+        head_bias=True,
+        learned_positions=True,
+        kv_bytes_per_token=2 * 2 * 50 * 8,
+    )
+
+
+def test_the_spec_has_the_switches_of_the_loaded_model() -> None:
+    spec = spec_of(reference())
+    assert (spec.mlp, spec.norm, spec.n_learned_positions) == (Mlp.PLAIN, Norm.LAYER, 128)
+    # Embeddings 50,000 + 6,400; a layer 4 x 2,500 + 10,000 + 150 + 200; final norm 100; head 50,000 + 1,000.
+    assert parameters(spec).total == 50_000 + 6_400 + 2 * (10_000 + 10_150 + 200) + 100 + 51_000
+    assert spec_of(INFO).mlp is Mlp.GATED
+    assert spec_of(INFO).n_learned_positions == 0
+
+
+def test_predicted_bytes_are_those_the_engine_reports() -> None:
+    assert cache_token_term(INFO).value == INFO.kv_bytes_per_token == TOKEN_BYTES
+    assert cache_token_term(reference()).value == reference().kv_bytes_per_token
+    assert predicted_cache_bytes(INFO, 205) == 205 * TOKEN_BYTES
+    assert predicted_cache_bytes(INFO, 0) == 0
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_every_dtype_has_its_bytes(dtype: str, size: int) -> None:
+    info = msgspec.structs.replace(INFO, dtype=dtype)
+    assert cache_token_term(info).value == 2 * 2 * 2 * 64 * size
+
+
+def work_step_by_step(spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> Work:
+    """The same sums, a step at a time, each from calc's own formulas."""
+
+    def attention(phase: Phase, n: int) -> int:
+        flops, _ = attention_work(
+            Attention.STANDARD,
+            phase,
+            n_keys=n,
+            head_dim=spec.head_dim,
+            group_size=spec.group_size,
+            softmax_flops=5,
+            element_bytes=1,
+        )
+        return int(flops) * spec.n_layers * spec.n_kv_heads
+
+    def linear(n: int) -> int:
+        return int(linear_flops(batch=n, parameters=linear_params(spec)))
+
+    cached = linear(prompt_tokens) + attention(Phase.PREFILL, prompt_tokens)
+    recomputed = cached
+    for n in range(prompt_tokens + 1, prompt_tokens + new_tokens):
+        cached += linear(1) + attention(Phase.DECODE, n)
+        recomputed += linear(n) + attention(Phase.PREFILL, n)
+    return Work(cached, recomputed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompt=st.integers(1, 60), new=st.integers(1, 60), kv=st.sampled_from([1, 2, 3, 6]))
+def test_work_in_closed_form_is_the_sum_of_the_steps(prompt: int, new: int, kv: int) -> None:
+    spec = replace(spec_of(INFO), n_kv_heads=kv)
+    assert generation_work(spec, prompt_tokens=prompt, new_tokens=new) == work_step_by_step(spec, prompt, new)
+
+
+def test_one_token_is_the_same_work_either_way() -> None:
+    work = generation_work(spec_of(INFO), prompt_tokens=17, new_tokens=1)
+    assert work.ratio == 1

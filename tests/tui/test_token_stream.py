@@ -1,0 +1,108 @@
+"""Text that streams in: wrapping in pieces equals wrapping at once, nothing is lost, kinds keep their text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from textual.app import App, ComposeResult
+
+from tui.widgets.token_stream import TokenStream, _break
+
+
+class StreamApp(App[None]):
+    def compose(self) -> ComposeResult:
+        yield TokenStream()
+
+
+def wrapped(pieces: list[str], width: int) -> list[str]:
+    """The lines of a stream of `width` after the pieces, without an app."""
+    stream = TokenStream()
+    stream._wrap_width = width
+    for piece in pieces:
+        stream._add(piece, "text")
+    return list(stream.lines)
+
+
+TEXT = st.text(st.sampled_from("ab  \n日é—"), max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXT, width=st.integers(2, 20), cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_pieces_wrap_like_the_whole(text: str, width: int, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
+    assert wrapped(pieces, width) == wrapped([text], width)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=TEXT, width=st.integers(2, 20))
+def test_every_character_is_kept_and_lines_fit(text: str, width: int) -> None:
+    lines = wrapped([text], width)
+    assert "".join(lines) == text.replace("\n", "")
+    for line in lines:
+        assert cell_len(line.rstrip(" ")) <= width
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "at"),
+    [("hello world", 11, None), ("hello world", 10, 6), ("hello world", 5, 6), ("helloworld", 5, 5), ("日本語", 4, 2)],
+)
+def test_where_a_line_breaks(text: str, width: int, at: int | None) -> None:
+    assert _break(text, width) == at
+
+
+async def test_prompt_and_text_keep_their_looks_across_lines() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(22, 10)) as pilot:
+        stream = app.query_one(TokenStream)
+        stream.write("to be or not to be ", "prompt")
+        stream.write("that is the question", "text")
+        await pilot.pause()
+        joined = dict.fromkeys(("prompt", "text"), "")
+        for line in range(len(stream.lines)):
+            for text, kind in stream._runs(line):
+                joined[kind] += text
+        assert joined == {"prompt": "to be or not to be ", "text": "that is the question"}
+        assert stream.text == "to be or not to be that is the question"
+
+
+async def test_it_follows_the_end_unless_scrolled_up() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(40, 6)) as pilot:
+        stream = app.query_one(TokenStream)
+        stream.write("line\n" * 50)
+        await pilot.pause()
+        assert stream.scroll_offset.y == stream.max_scroll_y > 0
+        stream.scroll_home(animate=False)
+        await pilot.pause()
+        stream.write("more\n" * 10)
+        await pilot.pause()
+        assert stream.scroll_offset.y == 0
+
+
+async def test_a_narrower_screen_wraps_again_and_loses_nothing() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(80, 10)) as pilot:
+        stream = app.query_one(TokenStream)
+        stream.write("the cache keeps what was read before " * 6)
+        await pilot.pause()
+        wide = len(stream.lines)
+        await pilot.resize_terminal(30, 10)
+        await pilot.pause()
+        assert len(stream.lines) > wide
+        assert "".join(stream.lines) == "the cache keeps what was read before " * 6
+
+
+async def test_control_characters_cannot_reach_the_terminal() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(40, 6)) as pilot:
+        stream = app.query_one(TokenStream)
+        stream.write("a\x1b[31mb\x07\tc\r\nd")
+        await pilot.pause()
+        assert "\x1b" not in "".join(stream.lines)
+        assert "\x07" not in "".join(stream.lines)
+        assert stream.lines[1] == "d"
