@@ -48,7 +48,7 @@ def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
     return filled * cells + end
 
 
-def cache_text(run: Run | None, *, width: int) -> Text:
+def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
     """Allocated and used bytes, measured, over calc's figures, with their ratio and the formula."""
     if run is None or run.model is None:
         return Text("the cache appears here, measured beside the predicted figure", style="dim")
@@ -66,7 +66,8 @@ def cache_text(run: Run | None, *, width: int) -> Text:
         (" ", "predicted", predicted, EMPTY),
     ):
         text.append(f"{mark} {name:<9} {format_decimal(value):>10} ", "bold" if mark == MEASURED else "")
-        text.append(bar(float(value), whole=whole, width=room, filled=filled) + "\n")
+        drawn = bar(float(value), whole=whole, width=room, filled=filled)
+        text.append(drawn + "\n", colour if mark == MEASURED else "")
     tokens = f"{run.cache_tokens:,} of {run.capacity:,} tokens"
     text.append(f"  {tokens} · measured/predicted {ratio}\n")
     text.append(f"  {term.formula} = {format_bytes_exact(term.value)} a token", "dim")
@@ -90,14 +91,18 @@ class Pair:
     uncached: Run | None = None
 
     def with_run(self, run: Run) -> Pair:
-        """The pair with `run` in its place."""
-        return Pair(run, self.uncached) if run.request.use_cache else Pair(self.cached, run)
+        """The pair with `run` in its place; the other way stays if it was the same prompt on the same model."""
+        cached, uncached = (run, self.uncached) if run.request.use_cache else (self.cached, run)
+        other = uncached if cached is run else cached
+        if other is None or (other.prompt_ids == run.prompt_ids and other.model == run.model):
+            return Pair(cached, uncached)
+        return Pair(run, None) if cached is run else Pair(None, run)
 
     @property
     def comparable(self) -> bool:
-        """Whether both ran the same prompt and length on the same model."""
+        """Whether both are there and made as many tokens."""
         a, b = self.cached, self.uncached
-        return a is not None and b is not None and a.prompt_ids == b.prompt_ids and len(a.ids) == len(b.ids) > 0
+        return a is not None and b is not None and len(a.ids) == len(b.ids) > 0
 
 
 def comparison_table(pair: Pair) -> Table:
@@ -108,7 +113,7 @@ def comparison_table(pair: Pair) -> Table:
         (f"{MEASURED} {name}", seconds(_get(a, key)), seconds(_get(b, key)), _ratio(_get(b, key), _get(a, key)))
         for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("total", "total_s"))
     ]
-    alike = "" if pair.comparable else "not alike"
+    alike = "" if pair.comparable or None in (pair.cached, pair.uncached) else "not alike"
     rows.append((f"{MEASURED} tokens", _count(pair.cached), _count(pair.uncached), alike))
     if (run := pair.cached or pair.uncached) is not None and run.model is not None and run.ids:
         work = generation_work(spec_of(run.model), prompt_tokens=len(run.prompt_ids), new_tokens=len(run.ids))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.events import (
+    Cancelled,
     EngineExited,
     Event,
     Failed,
@@ -19,8 +20,8 @@ from engine.events import (
 from engine.timing import Timing, timing
 
 REASONS = {
-    "eos": "the model ended the text itself (end-of-text token)",
-    "length": "the limit of new tokens was reached",
+    "eos": "the model ended the text",
+    "length": "limit of new tokens reached",
     "positions": "the model has no more positions",
     "cache": "the cache is full",
     "cancelled": "stopped by you",
@@ -58,6 +59,8 @@ class Run:
                 self.prompt_text, self.cache_bytes = event.prompt_text, event.kv_cache_bytes
             elif isinstance(event, GenerationFinished):
                 self.reason = event.reason
+            elif isinstance(event, Cancelled):  # stopped before its turn came
+                self.reason = "cancelled"
             elif isinstance(event, Failed | EngineExited):
                 self.problem = event.message
 
@@ -105,7 +108,7 @@ class Run:
         if self.problem is not None:
             return self.problem
         if self.reason == "length":
-            return f"the limit of {self.request.max_new_tokens:,} new tokens was reached"
+            return f"limit of {self.request.max_new_tokens:,} new tokens reached"
         if self.reason == "positions" and self.model is not None:
             return f"the model has no more positions ({self.model.max_positions:,})"
         return REASONS.get(self.reason or "", "")

@@ -45,9 +45,9 @@ async def test_enter_streams_the_text_and_shows_measured_beside_predicted() -> N
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
         await run_to_end(pilot, pane)
-        expected = "".join(WORDS[i % len(WORDS)] for i in range(64))
-        assert pane.query_one(TokenStream).text.startswith("Shall I compare thee" + expected)
-        assert "the limit of 64 new tokens was reached" in status(pane)
+        expected = "".join(WORDS[i % len(WORDS)] for i in range(128))
+        assert pane.query_one(TokenStream).text.startswith("To be, or not to be" + expected)
+        assert "limit of 128 new tokens reached" in status(pane)
         # Tokens are 1 ms apart after 10 ms: the fake's timestamps, not the time this test took.
         meter = text_of(pane, "#meter")
         assert "1,000 tokens/s" in meter
@@ -55,10 +55,10 @@ async def test_enter_streams_the_text_and_shows_measured_beside_predicted() -> N
         assert "TPOT 1.00 ms  p50 1.00 ms  p95 1.00 ms" in meter
         cache = text_of(pane, "#cache")
         assert f"2 · L · n_kv · d · b = {TOKEN_BYTES:,} B a token" in cache
-        assert "67 of 68 tokens · measured/predicted 1.000" in cache
+        assert "133 of 134 tokens · measured/predicted 1.000" in cache
         chart = pane.query_one(PlotView).chart
         assert chart is not None
-        assert len(chart.series[0].points) == 63
+        assert len(chart.series[0].points) == 127
 
 
 async def test_escape_stops_and_the_run_keeps_its_text_and_numbers() -> None:
@@ -91,7 +91,7 @@ async def test_both_ways_are_compared_once_both_have_run() -> None:
         await run_to_end(pilot, pane)
         rows = {row[0]: row[1:] for row in pane.tables()[1].rows}
         assert rows["● TPOT"] == ("1.00 ms", "3.00 ms", "3.0x")
-        assert rows["● tokens"] == ("64", "64", "")
+        assert rows["● tokens"] == ("128", "128", "")
         work = rows["  work (calc)"]
         assert float(work[2].removesuffix("x").replace(",", "")) > 10
         assert "no cache: 0 B" in text_of(pane, "#cache")
@@ -176,7 +176,7 @@ async def test_a_refusal_of_the_engine_is_shown_and_the_next_run_works() -> None
         assert pane.query_one("#generate-status").has_class("-problem")
         await set_option(pilot, pane, "model", "")
         await run_to_end(pilot, pane)
-        assert "64 tokens" in status(pane)
+        assert "128 tokens" in status(pane)
 
 
 async def test_a_killed_engine_is_said_and_the_next_run_starts_another() -> None:
@@ -194,7 +194,7 @@ async def test_a_killed_engine_is_said_and_the_next_run_starts_another() -> None
         assert len(pane.run.ids) > 3, "what was made stays"
         await set_option(pilot, pane, "new", "5")
         await run_to_end(pilot, pane)
-        assert "the limit of 5 new tokens" in status(pane)
+        assert "limit of 5 new tokens" in status(pane)
 
 
 async def test_a_crash_tells_the_engines_last_words() -> None:
@@ -213,7 +213,7 @@ async def test_a_run_waits_visibly_for_an_engine_that_is_still_starting() -> Non
         assert "waiting for the engine" in status(pane)
         assert "starting" in status(pane)
         await until(pilot, lambda: pane.run is not None and pane.run.over)
-        assert "64 tokens" in status(pane)
+        assert "128 tokens" in status(pane)
 
 
 async def test_a_hidden_pane_keeps_the_data_and_shows_it_when_it_is_back() -> None:
@@ -270,6 +270,21 @@ async def test_export_and_copied_command() -> None:
         await run_to_end(pilot, pane)
         text = pane.export_markdown()
         assert "the cache keeps what was read before" in text
-        assert f"| KV cache allocated | {68 * TOKEN_BYTES:,} B | measured |" in text
-        assert f"| KV cache predicted | {68 * TOKEN_BYTES:,} B | for 68 tokens |" in text
-        assert shlex.split(pane.command_line())[:4] == ["kvscope", "generate", "--prompt", "Shall I compare thee"]
+        assert f"| KV cache allocated | {134 * TOKEN_BYTES:,} B | measured |" in text
+        assert f"| KV cache predicted | {134 * TOKEN_BYTES:,} B | for 134 tokens |" in text
+        assert shlex.split(pane.command_line())[:4] == ["kvscope", "generate", "--prompt", "To be, or not to be"]
+
+
+async def test_runs_of_other_prompts_or_models_are_never_compared() -> None:
+    async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane)
+        await set_option(pilot, pane, "model", "other.safetensors")
+        pane.query_one("#dial-cache").focus()
+        await pilot.press("c")
+        pane.query_one(Prompt).focus()
+        await run_to_end(pilot, pane)
+        assert pane.pair.cached is None
+        assert pane.pair.uncached is pane.run
+        rows = {row[0]: row[1:] for row in pane.tables()[1].rows}
+        assert rows["● TPOT"] == ("–", "3.00 ms", "–")

@@ -39,11 +39,12 @@ from tui.sampling_form import (
 from tui.state import Analysis, AppState
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
-from tui.widgets.plot import PlotView
+from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 from tui.widgets.token_stream import TokenStream
 
-DEFAULT_PROMPT = "Shall I compare thee"
+DEFAULT_PROMPT = "To be, or not to be"
+DEFAULT_NEW_TOKENS = 128
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
@@ -111,13 +112,13 @@ class GeneratePane(Pane):
                 yield Label("", id="generate-status", markup=False)
                 with Horizontal(classes="line"):
                     yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
-                    yield Option("new tokens", read_new_tokens, text="64", width=6, id="option-new")
-                    yield Option("temperature", read_temperature, text="0", width=5, id="option-temperature")
+                    yield Option("new tokens", read_new_tokens, text=str(DEFAULT_NEW_TOKENS), width=6, id="option-new")
+                    yield Option("temperature", read_temperature, text="0.5", width=5, id="option-temperature")
                     yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
                 with Horizontal(classes="line"):
                     yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
-                    yield Option("seed", read_seed, placeholder="new", width=7, id="option-seed")
+                    yield Option("seed", read_seed, text="1", placeholder="new", width=7, id="option-seed")
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
@@ -245,7 +246,8 @@ class GeneratePane(Pane):
             self.query_one(TokenStream).write(run.take_text())
         if run.over:
             self.query_one(TokenStream).write(run.take_text())
-            self.query_one(TokenStream).write(f"\n\n— {run.outcome} —", "note")
+            note = f"— {run.outcome} —"
+            self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
         if run.over or (self._seen and time.monotonic() >= self._due_s):
             self._refresh_numbers()
@@ -270,12 +272,20 @@ class GeneratePane(Pane):
         self.query_one("#meter", Static).update(meter_text(run, rates))
         times = run.times_ns if run else []
         self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
-        self.query_one("#cache", Static).update(cache_text(run, width=max(30, right.size.width - 4)))
+        self.query_one("#cache", Static).update(
+            cache_text(run, width=max(30, right.size.width - 4), colour=self._bar_colour)
+        )
         table = self.query_one("#comparison", TableView)
         table.display = self.pair != Pair()
         table.show(comparison_table(self.pair))
         spent = time.monotonic() - began
         self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
+
+    @property
+    def _bar_colour(self) -> str:
+        """The colour of the plot's line, for the bars of the same run."""
+        red, green, blue = theme_colours(self.app.theme_variables, dark=self.app.current_theme.dark).series[0]
+        return f"rgb({red},{green},{blue})"
 
     def on_show(self) -> None:
         """Back on screen: catch up with what came meanwhile."""

@@ -33,9 +33,10 @@ def theme_colours(variables: Mapping[str, str], *, dark: bool) -> Colours:
 
 def _rgb(value: str | None) -> Rgb:
     try:
-        return Color.parse(value or "").rgb
-    except ColorParseError:  # "ansi_default": the terminal's own colour, unknown here
+        colour = Color.parse(value or "")
+    except ColorParseError:
         return _GREY
+    return colour.rgb if colour.ansi is None else _GREY  # the terminal's own colours are unknown here
 
 
 def _between(low: Rgb, high: Rgb, share: float) -> Rgb:

@@ -1,0 +1,106 @@
+"""A run as the app follows it: every way it can end, and what it knows meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.events import (
+    Cancelled,
+    EngineExited,
+    Event,
+    Failed,
+    Generate,
+    GenerationFinished,
+    GenerationStarted,
+    Loaded,
+    StopReason,
+    TokenGenerated,
+)
+from tests.tui.fake_engine import TOKEN_BYTES, model
+from tui.cache_view import Pair, cache_text, meter_text
+from tui.run import Run
+
+
+def token(index: int, time_ns: int, text: str = "a") -> TokenGenerated:
+    return TokenGenerated(
+        index=index, token_id=40 + index, text=text, time_ns=time_ns, kv_tokens=3 + index, kv_used_bytes=10
+    )
+
+
+def started() -> GenerationStarted:
+    return GenerationStarted(
+        prompt_ids=(1, 2, 3), start_ns=1000, kv_cache_bytes=20 * TOKEN_BYTES, kv_bytes_per_token=TOKEN_BYTES
+    )
+
+
+def finished(reason: StopReason) -> GenerationFinished:
+    return GenerationFinished(
+        reason=reason, prompt_ids=(1,), ids=(2,), text=None, start_ns=0, token_times_ns=(1,), kv_cache_bytes=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "outcome"),
+    [
+        (finished("eos"), "the model ended the text"),
+        (finished("length"), "limit of 64 new tokens reached"),
+        (finished("positions"), "the model has no more positions (4,000,000)"),
+        (finished("cache"), "the cache is full"),
+        (finished("cancelled"), "stopped by you"),
+        (Cancelled(), "stopped by you"),
+        (Failed(kind="input", message="no such file"), "no such file"),
+        (EngineExited(returncode=-9, message="The engine was killed."), "The engine was killed."),
+    ],
+)
+def test_every_end_is_said_in_words(event: Event, outcome: str) -> None:
+    run = Run(Generate(prompt="x"), model=model(None, tokenizer=True))
+    assert not run.over
+    run.feed([event])
+    assert run.over
+    assert run.outcome == outcome
+
+
+def test_text_is_handed_out_once_and_numbers_are_kept() -> None:
+    run = Run(Generate(prompt="x"))
+    run.feed([Loaded(model=model(None, tokenizer=True)), started(), token(0, 3_001_000, "be")])
+    assert run.take_text() == "be"
+    run.feed([token(1, 4_001_000, ""), token(2, 6_001_000, "é")])
+    assert run.take_text() == "é"
+    assert run.take_text() == ""
+    rates = run.timing
+    assert rates is not None
+    assert (rates.ttft_s, rates.tpot_s) == (0.003, 0.0015)
+    assert (run.cache_tokens, run.capacity, run.ids) == (5, 20, [40, 41, 42])
+    assert run.shown_prompt == "1 2 3"
+
+
+def test_a_model_without_a_tokenizer_shows_ids() -> None:
+    run = Run(Generate(prompt_ids=(1,)), model=model("w.pt", tokenizer=False))
+    run.feed([started(), token(0, 2000, ""), token(1, 3000, "")])
+    assert run.take_text() == " 40 41"
+
+
+def test_before_a_run_nothing_is_claimed() -> None:
+    assert "appear here" in meter_text(None, None).plain
+    assert "appears here" in cache_text(None, width=60).plain
+
+
+def test_a_prediction_that_fails_would_show() -> None:
+    """The ratio is computed, not assumed: half the predicted bytes reads 0.5 of them."""
+    info = model(None, tokenizer=True)
+    run = Run(Generate(prompt="x"), model=info)
+    run.feed([started(), token(0, 2000)])
+    assert "measured/predicted 1.000" in cache_text(run, width=60).plain
+    run.cache_bytes += TOKEN_BYTES // 2
+    assert "measured/predicted 1.025" in cache_text(run, width=60).plain
+
+
+def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:
+    info = model(None, tokenizer=True)
+    first = Run(Generate(prompt="x"), model=info, prompt_ids=(1, 2))
+    same = Run(Generate(prompt="x", use_cache=False), model=info, prompt_ids=(1, 2))
+    other = Run(Generate(prompt="y", use_cache=False), model=info, prompt_ids=(3,))
+    pair = Pair().with_run(first).with_run(same)
+    assert (pair.cached, pair.uncached) == (first, same)
+    pair = pair.with_run(other)
+    assert (pair.cached, pair.uncached) == (None, other)
