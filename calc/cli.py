@@ -65,9 +65,9 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     tie = model.add_mutually_exclusive_group()
     tie.add_argument("--tied", action="store_true", default=None, help="the head shares the embedding's weights")
     tie.add_argument("--untied", action="store_false", dest="tied", default=None)
-    device = parser.add_argument_group("device").add_mutually_exclusive_group()
+    device = parser.add_argument_group("device")
     device.add_argument("--device", metavar="NAME", help="catalog name (kvscope devices)")
-    device.add_argument("--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default 80GB)")
+    device.add_argument("--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default: the device's, or 80GB)")
     stored = parser.add_argument_group("storage")
     weights = stored.add_mutually_exclusive_group()
     weights.add_argument("--weight-bytes", dest="weight_format", type=storage, metavar="X", help="default 2")
@@ -119,12 +119,16 @@ def derived_head_dim(hidden_size: int, n_heads: int) -> int:
 
 
 def device_from(args: argparse.Namespace) -> DeviceSpec:
-    """The device of --device or --gpu-memory; 80 GB without either. Raises CalcError."""
-    from calc.sources.catalog import find_device, manual_device
+    """The device of --device or --gpu-memory, or the first with the memory of the second. Raises CalcError."""
+    from calc.sources.catalog import find_device, manual_device, memory_reading
 
-    if args.device is not None:
-        return find_device(args.device)
-    return manual_device(args.gpu_memory if args.gpu_memory is not None else 80 * 10**9)
+    memory = args.gpu_memory
+    if args.device is None:
+        return manual_device(memory if memory is not None else 80 * 10**9)
+    device = find_device(args.device)
+    if memory is None or memory == device.memory_bytes:
+        return device
+    return replace(device, name=f"{device.name} (edited)", memory_bytes=memory, reading=memory_reading(memory))
 
 
 def formats_from(args: argparse.Namespace) -> dict[str, StorageFormat]:

@@ -11,6 +11,7 @@ from textual import on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
+from textual.theme import Theme
 from textual.widgets import TabbedContent, TabPane
 
 from calc.errors import CalcError
@@ -121,7 +122,7 @@ class KvscopeApp(App[None]):
         else:
             self._problem = f"The theme {self.settings.theme!r} of the settings does not exist; the default is used."
             self.theme = THEMES[0].name
-        self.theme_changed_signal.subscribe(self, lambda theme: self._remember(theme=theme.name))
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._show_everywhere()
         self.query_one("#strip", StatusStrip).show_engine(self.engine.status.line)
         self._focus_first("spec")
@@ -205,6 +206,11 @@ class KvscopeApp(App[None]):
             self._dirty = True
             self.set_timer(SAVE_AFTER_S, self._save)
 
+    def _theme_changed(self, theme: Theme) -> None:
+        if theme.name != self.settings.theme:
+            self._remember(theme=theme.name)
+            self._show_everywhere()
+
     def _save(self) -> None:
         """Write what is to be remembered; failing to is said once and stops nothing."""
         if not self._dirty:
@@ -265,6 +271,17 @@ class KvscopeApp(App[None]):
         pane = self.active_pane
         if pane is not None and (command := pane.command_line()):
             self._copy(command, command)
+            if pane.TITLE in ("Spec", "Memory"):
+                self._say_what_is_unsaid()
+
+    def _say_what_is_unsaid(self) -> None:
+        from tui.command_line import unsaid
+
+        if missing := unsaid(self.state.study):
+            self.notify(
+                f"No option says {', '.join(missing)}: save the spec as TOML and give that to --model.",
+                severity="warning",
+            )
 
     def action_copy_table(self, form: str = "md") -> None:
         """The pane's table to the clipboard, as Markdown or tab-separated."""

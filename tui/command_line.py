@@ -8,7 +8,7 @@ from calc.errors import CalcError
 from calc.sources.catalog import devices, find_model
 from calc.specs import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names
 from calc.storage import FORMATS, StorageFormat
-from tui.draft import EDITED, memory_text
+from tui.draft import EDITED, EDITED_SOURCE, follows_hidden_size, memory_text
 
 DEFAULT_MODEL = "llama-3-8b"
 DEFAULT_MEMORY = 80 * 10**9
@@ -50,10 +50,10 @@ def model_options(model: ModelSpec) -> list[str]:
     name, base = _base_of(model)
     words = [] if name == DEFAULT_MODEL else ["--model", shlex.quote(name)]
     changed = {n: getattr(model, n) for n in changed_fields(model, base) if n in DIMENSIONS}
-    if {"n_heads", "hidden_size"} & changed.keys():
-        # The command derives the head dimension from these two, unless it is given.
+    if follows_hidden_size(base):
+        # The command lets the head dimension follow embedding and heads, unless it is given.
         changed.pop("head_dim", None)
-        if model.head_dim * model.n_heads != model.hidden_size:
+        if not follows_hidden_size(model):
             changed["head_dim"] = model.head_dim
     for dimension in DIMENSIONS:
         if dimension in changed:
@@ -72,22 +72,25 @@ def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
 
 
 def unsaid(study: Study) -> tuple[str, ...]:
-    """Model fields that were edited but have no option: the command cannot say them."""
-    _, base = _base_of(study.model)
-    said = {*DIMENSIONS, "mlp", "tied"}
-    return tuple(name for name in changed_fields(study.model, base) if name not in said)
+    """Fields that the command gives another value, because no option says them (biases, windows, positions)."""
+    from calc.cli import memory_parser, study_from
+
+    words = [*study_options(study), *workload_options(study)]
+    said = study_from(memory_parser("kvscope").parse_args(shlex.split(" ".join(words))))
+    return (*changed_fields(study.model, said.model), *(() if said.device == study.device else ("device",)))
 
 
 def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
     """What --model should say, and the model that gives: the catalog's, a file's, else the default."""
     from calc.sources import load_model
 
-    for name in (model.name.removesuffix(EDITED), model.source):
+    source = model.source.removesuffix(EDITED_SOURCE)
+    for name in (model.name.removesuffix(EDITED), source):
         try:
             base = load_model(name)
         except CalcError:
             continue
-        if base.source == model.source:
+        if base.source == source:
             return name, base
     return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
 

@@ -33,7 +33,8 @@ MODEL_COUNTS = (
 )
 MODEL_FLAGS = ("tied", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
 MODEL_CHOICES: Mapping[str, type[Mlp] | type[Norm]] = {"mlp": Mlp, "norm": Norm}
-EDITED = " (edited)"
+EDITED, EDITED_SOURCE = " (edited)", ", edited"
+"""How a changed model is called, as on the command line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +99,11 @@ def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
     if len(errors) > before:
         return None
     if "head_dim" not in values:
-        values["head_dim"] = head_dim_of(values["hidden_size"], values["n_heads"])
+        # Where it cannot follow, the other fields are still checked, with any head dimension.
+        values["head_dim"] = _guard(lambda: head_dim_of(values["hidden_size"], values["n_heads"]), errors) or 1
     values.update(draft.flags, mlp=draft.mlp, norm=draft.norm)
-    return edited_model(draft.model_origin, values)
+    model = edited_model(draft.model_origin, values)
+    return None if len(errors) > before else model
 
 
 def head_dim_of(hidden_size: int, n_heads: int) -> int:
@@ -124,7 +127,8 @@ def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError."""
     if all(getattr(origin, name) == value for name, value in values.items()):
         return origin
-    return replace(origin, name=origin.name.removesuffix(EDITED) + EDITED, **values)
+    name, source = origin.name.removesuffix(EDITED), origin.source.removesuffix(EDITED_SOURCE)
+    return replace(origin, name=name + EDITED, source=source + EDITED_SOURCE, **values)
 
 
 def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
@@ -183,7 +187,7 @@ def memory_text(memory_bytes: int) -> str:
             return f"{memory_bytes // scale} {unit}"
     for scale, unit in ((GIB, "GiB"), (GB, "GB")):
         text = f"{memory_bytes / scale:.2f} {unit}"
-        if parse_memory(text) == memory_bytes:
+        if memory_bytes >= scale and parse_memory(text) == memory_bytes:
             return text
     return f"{memory_bytes} B"
 

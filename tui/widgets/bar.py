@@ -61,7 +61,7 @@ def _overfull(report: MemoryReport, width: int) -> Text:
     bar = Text.assemble((WEIGHTS * inside, "weights"), (OVER * over, "over"))
     legend = [
         (WEIGHTS, "weights", f"device {format_decimal(capacity)}"),
-        (OVER, "over", f"missing {format_decimal(needed - capacity)} for weights and one request"),
+        (OVER, "over", f"missing {format_decimal(needed - capacity)} with one request"),
     ]
     return _with_legend(bar, legend)
 

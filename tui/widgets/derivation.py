@@ -53,7 +53,7 @@ def wrap(text: str, width: int, *, hang: int = 0) -> list[str]:
 def step_lines(term: Term, width: int) -> Text:
     """One step: its name, then formula = numbers = result, in one line where it fits."""
     text = Text()
-    text.append(term.name, "name").append("\n")
+    text.append("\n".join(wrap(term.name, width)), "name").append("\n")
     parts = [(term.formula, "formula"), (term.substituted, ""), (term_value(term), "value")]
     if term.formula == term.substituted:
         del parts[1]
@@ -76,7 +76,7 @@ def derivation_text(title: str, terms: Sequence[Term], width: int, *, remark: st
     """All steps under a title, then what the symbols mean."""
     text = Text()
     if title:
-        text.append(title, "title").append("\n")
+        text.append("\n".join(wrap(title, width)), "title").append("\n")
     if remark:
         for line in wrap(remark, width):
             text.append(line, "remark").append("\n")

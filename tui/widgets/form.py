@@ -25,8 +25,8 @@ class FieldInput(Input):
     """The input of one field. ↑ and ↓ go to the field before and after."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "screen.focus_previous", "Previous field", show=False),
-        Binding("down,enter", "screen.focus_next", "Next field", show=False),
+        Binding("up", "app.focus_previous", "Previous field", show=False),
+        Binding("down,enter", "app.focus_next", "Next field", show=False),
     ]
 
     def __init__(self, field: Field, *, suggester: Suggester | None = None) -> None:
@@ -97,8 +97,9 @@ class FormRow(VerticalGroup):
             widget.set_class(name in errors, "-bad")
         readings = [text for name, w in self._inputs.items() if name not in errors and (text := hint(name, w.value))]
         if self._single:
-            self._hint.update("  ".join([*readings, *filter(None, [note])]))
+            self._hint.update("  ".join(readings))
             readings = []
+        readings += filter(None, [note])
         message = "\n".join(f"✗ {text}" for text in own) or "  ".join(readings)
         self._message.update(Text(message))
         self._message.set_class(bool(own), "-error")
@@ -118,8 +119,8 @@ class Toggle(Widget, can_focus=True):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,enter", "turn", "Switch", show=False),
-        Binding("up", "screen.focus_previous", "Previous field", show=False),
-        Binding("down", "screen.focus_next", "Next field", show=False),
+        Binding("up", "app.focus_previous", "Previous field", show=False),
+        Binding("down", "app.focus_next", "Next field", show=False),
     ]
 
     class Changed(Message):
@@ -173,8 +174,8 @@ class FieldDial(ChoiceDial):
     DEFAULT_CSS = "FieldDial { padding: 0; margin: 0 2 0 0; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,enter", "turn(1)", "Next choice", show=False),
-        Binding("up", "screen.focus_previous", "Previous field", show=False),
-        Binding("down", "screen.focus_next", "Next field", show=False),
+        Binding("up", "app.focus_previous", "Previous field", show=False),
+        Binding("down", "app.focus_next", "Next field", show=False),
     ]
 
     def __init__(self, field: Field, choices: Iterable[str]) -> None:

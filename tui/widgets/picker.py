@@ -53,8 +53,8 @@ class PickerField(Widget, can_focus=True):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,space", "open", "choose"),
-        Binding("up", "screen.focus_previous", "Previous field", show=False),
-        Binding("down", "screen.focus_next", "Next field", show=False),
+        Binding("up", "app.focus_previous", "Previous field", show=False),
+        Binding("down", "app.focus_next", "Next field", show=False),
     ]
 
     class Opened(Message):
