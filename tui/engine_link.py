@@ -6,6 +6,7 @@ request gives a handler; the handler gets every event of that request, the termi
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -103,6 +104,9 @@ class EngineLink:
     def attach(self, app: App[Any], *, start: bool = True) -> None:
         """Tick with `app` from now on, and start the process with the bundled model. For the app's `on_ready`."""
         self._app = app
+        # What is alive now (modules, widgets, styles) stays so: left to itself, the collector walks all of it once or
+        # twice a second while tokens stream, and each walk holds a key up by 80 to 110 ms.
+        gc.freeze()
         app.set_interval(TICK_S, self.tick)
         if start:
             self.start()
@@ -151,6 +155,8 @@ class EngineLink:
 
     def close(self) -> None:
         """End the process; returns when it is gone."""
+        if self._app is not None:
+            gc.unfreeze()
         self._app = None
         self._watchers.clear()
         self._pending.clear()

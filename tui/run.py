@@ -17,7 +17,7 @@ from engine.events import (
     ModelInfo,
     TokenGenerated,
 )
-from engine.timing import Timing, timing
+from engine.timing import NS_PER_S, Timing, latencies_s, percentile, tokens_per_s, tpot_s, ttft_s
 
 REASONS = {
     "eos": "the model ended the text",
@@ -46,6 +46,8 @@ class Run:
     cache_tokens: int = 0
     reason: str | None = None
     problem: str | None = None
+    _sorted_s: list[float] = field(default_factory=list)
+    _counted: int = 0
 
     def feed(self, events: Sequence[Event]) -> None:
         """Take a batch of events, oldest first."""
@@ -85,8 +87,25 @@ class Run:
 
     @property
     def timing(self) -> Timing | None:
-        """Rates so far; None before the clock started."""
-        return None if self.start_ns is None else timing(self.start_ns, self.times_ns)
+        """Rates so far, `engine.timing.timing` of all tokens; None before the clock started.
+
+        Only what has come since the last call is worked on: the sorted latencies of a long run are kept, and merging
+        a few new ones into them is linear, where sorting all of them again would hold up the screen.
+        """
+        if self.start_ns is None:
+            return None
+        self._sorted_s += latencies_s(self.times_ns[max(0, self._counted - 1) :])
+        self._sorted_s.sort()
+        self._counted = len(self.times_ns)
+        return Timing(
+            n_tokens=self._counted,
+            ttft_s=ttft_s(self.start_ns, self.times_ns),
+            tpot_s=tpot_s(self.times_ns),
+            tpot_p50_s=percentile(self._sorted_s, 50),
+            tpot_p95_s=percentile(self._sorted_s, 95),
+            tokens_per_s=tokens_per_s(self.times_ns),
+            total_s=(self.times_ns[-1] - self.start_ns) / NS_PER_S if self.times_ns else None,
+        )
 
     @property
     def capacity(self) -> int:

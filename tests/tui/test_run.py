@@ -16,6 +16,7 @@ from engine.events import (
     StopReason,
     TokenGenerated,
 )
+from engine.timing import timing
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.cache_view import Pair, cache_text, meter_text
 from tui.run import Run
@@ -104,3 +105,16 @@ def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:
     assert (pair.cached, pair.uncached) == (first, same)
     pair = pair.with_run(other)
     assert (pair.cached, pair.uncached) == (None, other)
+
+
+def test_rates_taken_in_pieces_are_those_of_the_whole() -> None:
+    times = [3_000_000 + (i * i * 7919) % 1_000_003 + i * 2_000_000 for i in range(200)]
+    run = Run(Generate(prompt="x"), model=model(None, tokenizer=True))
+    run.feed([started()])
+    assert run.timing == timing(1000, [])
+    for i, at in enumerate(times):
+        run.feed([token(i, at)])
+        if i % 7 == 0 or i < 4:
+            assert run.timing == timing(1000, times[: i + 1])
+    assert run.timing == timing(1000, times)
+    assert run.timing == timing(1000, times), "asking again changes nothing"

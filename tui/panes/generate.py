@@ -294,6 +294,10 @@ class GeneratePane(Pane):
             self.query_one(TokenStream).write(self.run.take_text())
         self._refresh_numbers()
 
+    def on_resize(self) -> None:
+        """The bars are as wide as there is room."""
+        self.call_after_refresh(self._refresh_numbers)
+
     def on_hide(self) -> None:
         """Off the screen: keep the data, paint nothing."""
         self._seen = False
@@ -322,8 +326,10 @@ class GeneratePane(Pane):
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
-        label.update(text)
-        label.set_class(problem or text.startswith("✗"), "-problem")
+        refused = problem or text.startswith("✗")
+        # A line that stays one line moves nothing: no layout for it thirty times a second.
+        label.update(text, layout=refused or label.has_class("-problem"))
+        label.set_class(refused, "-problem")
 
     def on_option_edited(self, message: Option.Edited) -> None:
         """Say at once what is wrong with an option."""
@@ -350,6 +356,7 @@ class GeneratePane(Pane):
     def action_next_page(self) -> None:
         """On a narrow screen: the text, or the numbers."""
         self.toggle_class("-numbers")
+        self.call_after_refresh(self._refresh_numbers)
         numbers = self.has_class("-numbers")
         self.query_one("#generate-right" if numbers else "#prompt").focus()
 
