@@ -67,7 +67,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     tie.add_argument("--untied", action="store_false", dest="tied", default=None)
     device = parser.add_argument_group("device")
     device.add_argument("--device", metavar="NAME", help="catalog name (kvscope devices)")
-    device.add_argument("--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default: the device's, or 80GB)")
+    device.add_argument("--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default 80GB or the device's)")
     stored = parser.add_argument_group("storage")
     weights = stored.add_mutually_exclusive_group()
     weights.add_argument("--weight-bytes", dest="weight_format", type=storage, metavar="X", help="default 2")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.widget import MountError
 from textual.widgets import TabbedContent, TabPane
 
 from calc.errors import CalcError
@@ -19,24 +21,34 @@ from calc.render import as_markdown
 from calc.specs import ModelSpec, Study
 from calc.tables import Table
 from calc.units import GB
-from tui.engine_link import EngineChanged, EngineLink
 from tui.pane import Pane, StateEdited
-from tui.panes.benchmark import BenchmarkPane
-from tui.panes.generate import GeneratePane
-from tui.panes.intensity import IntensityPane
-from tui.panes.memory import MemoryPane
 from tui.panes.spec import SpecPane
 from tui.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.state import Analysis, AppState, analyse, with_study
 from tui.themes import THEMES
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
-from tui.widgets.picker import PickerField
+from tui.widgets.picker_field import PickerField
 from tui.widgets.strip import StatusStrip
 
-PANES: tuple[type[Pane], ...] = (SpecPane, MemoryPane, IntensityPane, GeneratePane, BenchmarkPane)
+if TYPE_CHECKING:
+    from tui.engine_link import EngineChanged, EngineLink
+
+PANES = ("Spec", "Memory", "Intensity", "Generate", "Benchmark")
+"""Titles of the tabs; all but the first are imported after the first paint."""
+FOLDER = Path(__file__).parent
 SAVE_AFTER_S = 0.5
 MAX_UNDO = 100
+
+
+def later_panes() -> tuple[type[Pane], ...]:
+    """The panes that are not on the first screen, in the order of their tabs."""
+    from tui.panes.benchmark import BenchmarkPane
+    from tui.panes.generate import GeneratePane
+    from tui.panes.intensity import IntensityPane
+    from tui.panes.memory import MemoryPane
+
+    return MemoryPane, IntensityPane, GeneratePane, BenchmarkPane
 
 
 def default_state() -> AppState:
@@ -50,20 +62,21 @@ class KvscopeApp(App[None]):
     """The workbench. Panes post `StateEdited`; the app analyses, shows and remembers."""
 
     TITLE = "kvscope"
-    CSS_PATH: ClassVar[list[str | Path]] = [  # type: ignore[assignment]
-        "app.tcss",
-        *(Path("panes") / f"{name}.tcss" for name in ("spec", "memory", "intensity", "generate", "benchmark")),
+    CSS_PATH: ClassVar[list[Path]] = [  # type: ignore[assignment]
+        FOLDER / "app.tcss",
+        FOLDER / "panes" / "spec.tcss",
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
+    AUTO_FOCUS = ""
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
         *(
-            Binding(f"f{i + 2}", f"go({i})", pane.TITLE, priority=True, tooltip=f"{pane.TITLE} pane")
-            for i, pane in enumerate(PANES)
+            Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"{title} pane")
+            for i, title in enumerate(PANES)
         ),
-        *(Binding(str(i + 1), f"go({i})", pane.TITLE, show=False) for i, pane in enumerate(PANES)),
+        *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
         Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, a folder or a spec .toml"),
         Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
         Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
@@ -89,42 +102,51 @@ class KvscopeApp(App[None]):
         self.settings = settings
         self.state = state or settings.state or default_state()
         self.analysis: Analysis = analyse(self.state)
-        self.engine = EngineLink(engine_command)
-        self._start_engine = start_engine
+        self.engine: EngineLink | None = None
+        self._engine_command, self._start_engine = engine_command, start_engine
+        self._take_theme()
         self._undo: list[AppState] = []
         self._stale: set[str] = set()
         self._dirty = False
 
+    def _take_theme(self) -> None:
+        """Before anything is styled: a theme set later would style all of it again."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        name = self.settings.theme
+        if name not in self.available_themes:
+            self._problem = f"The theme {name!r} of the settings does not exist; the default is used."
+            name = THEMES[0].name
+        self.theme = name
+
     # --- composition --------------------------------------------------------------------------------------
 
-    @property
-    def pane_titles(self) -> tuple[str, ...]:
-        """Names of the tabs, in order."""
-        return tuple(pane.TITLE for pane in PANES)
+    def get_default_screen(self) -> Screen[object]:
+        """The screen, with the classes of its size from the start: Textual would style and lay it out twice."""
+        size = self.size
+        classes = (
+            next(name for least, name in reversed(breakpoints) if length >= least)
+            for length, breakpoints in (
+                (size.width, self.HORIZONTAL_BREAKPOINTS),
+                (size.height, self.VERTICAL_BREAKPOINTS),
+            )
+        )
+        return Screen(id="_default", classes=" ".join(classes))
 
     def compose(self) -> ComposeResult:
         yield StatusStrip(id="strip")
         with TabbedContent(id="tabs", initial="tab-spec"):
-            for pane in PANES:
-                name = pane.TITLE.lower()
-                with TabPane(pane.TITLE, id=f"tab-{name}"):
-                    if pane is SpecPane:
-                        yield pane(id=f"pane-{name}")
+            for title in PANES:
+                with TabPane(title, id=f"tab-{title.lower()}"):
+                    if title == SpecPane.TITLE:
+                        yield SpecPane(id="pane-spec")
         yield PathBar()
         yield KeyBar()
 
     def on_mount(self) -> None:
-        """Themes first, then the first paint's content."""
-        for theme in THEMES:
-            self.register_theme(theme)
-        if self.settings.theme in self.available_themes:
-            self.theme = self.settings.theme
-        else:
-            self._problem = f"The theme {self.settings.theme!r} of the settings does not exist; the default is used."
-            self.theme = THEMES[0].name
+        """The first paint's content."""
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._show_everywhere()
-        self.query_one("#strip", StatusStrip).show_engine(self.engine.status.line)
         self._focus_first("spec")
 
     def on_ready(self) -> None:
@@ -134,16 +156,26 @@ class KvscopeApp(App[None]):
             self.notify(self._problem, title="Settings", severity="warning", timeout=12)
 
     async def _mount_rest(self) -> None:
-        for pane in PANES[1:]:
-            name = pane.TITLE.lower()
-            await self.query_one(f"#tab-{name}", TabPane).mount(pane(id=f"pane-{name}"))
-            self._stale.add(name)
+        from tui.engine_link import EngineLink
+
+        self.engine = EngineLink(self._engine_command)
+        self.stylesheet.read_all([FOLDER / "panes" / f"{title.lower()}.tcss" for title in PANES[1:]])
+        self.stylesheet.parse()
+        try:
+            for pane in later_panes():
+                name = pane.TITLE.lower()
+                await self.query_one(f"#tab-{name}", TabPane).mount(pane(id=f"pane-{name}"))
+                self._stale.add(name)
+            await self.query_one(SpecPane).mount_more()
+        except (NoMatches, MountError):  # the user has already left
+            return
         self._refresh_active()
         self.engine.attach(self, start=self._start_engine)
 
     def on_unmount(self) -> None:
         """The engine ends with the app; what was not yet saved is."""
-        self.engine.close()
+        if self.engine is not None:
+            self.engine.close()
         self._save()
 
     # --- state --------------------------------------------------------------------------------------------
@@ -169,7 +201,7 @@ class KvscopeApp(App[None]):
     def _show_everywhere(self) -> None:
         """The strip and the visible pane now; the others when they are looked at."""
         self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory)
-        self._stale = {pane.TITLE.lower() for pane in PANES}
+        self._stale = {title.lower() for title in PANES}
         self._refresh_active()
 
     def _refresh_active(self) -> None:
@@ -194,8 +226,8 @@ class KvscopeApp(App[None]):
         self._refresh_active()
         self.refresh_bindings()
 
-    @on(EngineChanged)
-    def _engine_changed(self, event: EngineChanged) -> None:
+    def on_engine_changed(self, event: EngineChanged) -> None:
+        """The engine's state is in the strip, on every pane."""
         self.query_one("#strip", StatusStrip).show_engine(event.status.line)
 
     # --- what is remembered -------------------------------------------------------------------------------
@@ -242,7 +274,7 @@ class KvscopeApp(App[None]):
     def action_go(self, index: int) -> None:
         """Show a pane and put the focus into it."""
         tabs = self.query_one("#tabs", TabbedContent)
-        name = PANES[index].TITLE.lower()
+        name = PANES[index].lower()
         if tabs.active != f"tab-{name}":
             self.screen.set_focus(None)
             tabs.active = f"tab-{name}"

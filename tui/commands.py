@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     """All commands, in the order of use."""
-    for index, title in enumerate(app.pane_titles):
+    from tui.app import PANES
+
+    for index, title in enumerate(PANES):
         yield SystemCommand(f"Go to {title}", f"Show the {title} pane (F{index + 2})", partial(app.action_go, index))
     yield SystemCommand("Choose a model", "Search the catalog of models", app.action_pick_model)
     yield SystemCommand("Choose a device", "Search the catalog of devices", app.action_pick_device)

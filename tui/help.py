@@ -145,6 +145,8 @@ class HelpScreen(ModalScreen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "leave", "Close", priority=True)]
 
+    AUTO_FOCUS = "VerticalScroll"
+
     def __init__(self, parts: list[Text | Grid]) -> None:
         super().__init__()
         self._parts = parts

@@ -14,7 +14,6 @@ from calc.storage import FORMATS, StorageFormat
 from calc.tables import Table
 from calc.units import format_count
 from tui.behind import Behind
-from tui.chart import Axis, Chart, Series
 
 CONTEXTS = tuple(2**i for i in range(10, 18))
 WEIGHT_FORMATS = ("bf16", "fp8", "q4_k")
@@ -58,9 +57,7 @@ def batch_by_format(report: MemoryReport) -> Table:
     weights, caches = formats_beside(study)
     rows = []
     for stored in weights:
-        held = ceil(
-            weight_bytes(parameters=report.parameters.total, weight_element_bytes=stored.bytes_per_element)
-        )
+        held = ceil(weight_bytes(parameters=report.parameters.total, weight_element_bytes=stored.bytes_per_element))
         requests = [ceil(request_term(study.model, cache, study.context).value) for cache in caches]
         batches = [batch_of(study, held, request) for request in requests]
         mark = " ◂" if stored == study.weight_format else ""
@@ -134,26 +131,3 @@ def behind_format(report: MemoryReport, row: int) -> Behind:
         for cache, request in zip(caches, requests, strict=True)
     )
     return Behind(title=f"Largest batch with {stored.name} weights", terms=(held, *batches))
-
-
-# --- as a plot --------------------------------------------------------------------------------------------
-
-SYMBOLS = "●×◆○+"
-
-
-def batch_chart(report: MemoryReport) -> Chart:
-    """The largest batch against context, a line for each TP; contexts at which nothing fits have no point."""
-    study, held = report.study, report.weight_bytes
-    requests = {c: ceil(request_term(study.model, study.kv_format, c).value) for c in contexts_around(study.context)}
-    series = []
-    for i, tp in enumerate(study.tps[: len(SYMBOLS)]):
-        batches = {c: batch_of(study, Fraction(held, tp), Fraction(r, tp)) for c, r in requests.items()}
-        points = tuple((float(c), float(b)) for c, b in batches.items() if b)
-        series.append(Series(label=f"TP {tp}", symbol=SYMBOLS[i], points=points, colour=i))
-    return Chart(
-        title="Largest batch against context (equal split)",
-        x=Axis(title="tokens of context", log=True, doubling=True),
-        y=Axis(title="requests", log=True),
-        series=tuple(one for one in series if one.points),
-        empty="not even one request fits",
-    )

@@ -153,7 +153,8 @@ def test_switches_are_taken() -> None:
 
 def test_bytes_an_element_can_be_typed() -> None:
     study = read_draft(draft(weight_format="0.5", kv_format="9/16"), STUDY).study
-    assert (study.weight_format.bytes_per_element, study.kv_format.bytes_per_element) == (Fraction(1, 2), Fraction(9, 16))
+    assert study.weight_format.bytes_per_element == Fraction(1, 2)
+    assert study.kv_format.bytes_per_element == Fraction(9, 16)
     assert read_draft(draft(study), study).study == study
 
 

@@ -173,5 +173,3 @@ class MemoryPane(Pane):
 
     def _table(self, name: str) -> CalcTable:
         return self.query_one(f"#{name}", CalcTable)
-
-

@@ -25,14 +25,13 @@ from tui.fields import FIELDS
 from tui.pane import Pane, StateEdited
 from tui.state import Analysis, AppState, with_study
 from tui.summaries import answer_grid, component_bars, memory_markdown, notes_text, plain_grid, sources_text, tp_grid
-from tui.what_if import batch_by_context, batch_by_format, batch_chart
+from tui.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
 from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
 from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
-from tui.widgets.picker import PickerField
-from tui.widgets.plot import PlotView
+from tui.widgets.picker_field import PickerField
 
 HELP = """\
 The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
@@ -92,12 +91,24 @@ class SpecPane(Pane):
                 yield card("What follows", Static(id="spec-answer"), MemoryBar(id="spec-bar"))
                 yield card("To know", Static(id="spec-notes"))
                 yield card("Largest batch by context", Static(id="spec-contexts"))
-                yield card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
-            with VerticalScroll(id="spec-more", can_focus=False):
-                yield card("Tensor parallelism", Static(id="spec-tp"))
-                yield card("Calculation", Derivation(id="spec-steps"))
-                yield card("Largest batch by storage format", Static(id="spec-formats"), id="card-spec-formats")
-                yield card("Where the parameters are", Static(id="spec-components"), id="card-spec-components")
+
+    async def mount_more(self) -> None:
+        """What only large screens have room for; the app calls this after the first paint."""
+        from tui.widgets.plot import PlotView
+
+        plot = card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
+        more = VerticalScroll(
+            card("Tensor parallelism", Static(id="spec-tp")),
+            card("Calculation", Derivation(id="spec-steps")),
+            card("Largest batch by storage format", Static(id="spec-formats")),
+            card("Where the parameters are", Static(id="spec-components")),
+            id="spec-more",
+            can_focus=False,
+        )
+        await self.query_one("#spec-follows").mount(plot)
+        await self.query_one("#spec").mount(more)
+        if self._report is not None:
+            self._show_more(self._report)
 
     def _row(self, *names: str, single: bool = False, suggester: ListSuggester | None = None) -> FormRow:
         row = FormRow(*names, single=single, suggester=suggester)
@@ -186,14 +197,21 @@ class SpecPane(Pane):
         self.query_one("#spec-answer", Static).update(answer_grid(report))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Static).update(notes_text(memory_notes(report)))
+        self.query_one("#spec-contexts", Static).update(plain_grid(batch_by_context(report)))
+        self.query_one("#spec-command", Static).update(memory_command(study))
+        self.query_one("#spec-sources", Static).update(sources_text(study))
+        if self.query("#spec-more"):
+            self._show_more(report)
+
+    def _show_more(self, report: MemoryReport) -> None:
+        from tui.batch_chart import batch_chart
+        from tui.widgets.plot import PlotView
+
         self.query_one("#spec-tp", Static).update(tp_grid(report))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
-        self.query_one("#spec-contexts", Static).update(plain_grid(batch_by_context(report)))
         self.query_one("#spec-formats", Static).update(plain_grid(batch_by_format(report)))
         self.query_one("#spec-components", Static).update(component_bars(report))
-        self.query_one("#spec-sources", Static).update(sources_text(study))
-        self.query_one(PlotView).show(batch_chart(report))
-        self.query_one("#spec-command", Static).update(memory_command(study))
+        self.query_one("#spec-plot", PlotView).show(batch_chart(report))
 
     # --- editing ------------------------------------------------------------------------------------------
 

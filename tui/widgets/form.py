@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from rich.style import Style
@@ -10,15 +10,17 @@ from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import HorizontalGroup, VerticalGroup
+from textual.geometry import Size
 from textual.message import Message
 from textual.suggester import Suggester
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from tui.draft import hint
 from tui.fields import FIELDS, Field
+from tui.widgets.derivation import wrap
 from tui.widgets.dial import ChoiceDial
+from tui.widgets.styling import restyled
 
 
 class FieldInput(Input):
@@ -31,9 +33,16 @@ class FieldInput(Input):
 
     def __init__(self, field: Field, *, suggester: Suggester | None = None) -> None:
         # A whole-field selection on focus would turn a swallowed key into a lost number; see Textual #6605.
-        super().__init__(id=f"field-{field.name}", compact=True, select_on_focus=False, suggester=suggester)
+        super().__init__(
+            id=f"field-{field.name}", classes="-valid", compact=True, select_on_focus=False, suggester=suggester
+        )
         self.field = field
         self.tooltip = f"{field.meaning}\nAccepts {field.forms}"
+
+    def update_node_styles(self, animate: bool = True) -> None:
+        """Not before it is mounted, which styles it anyway: a form of fifteen would appear later."""
+        if self.is_attached:
+            super().update_node_styles(animate)
 
     @property
     def help_field(self) -> Field:
@@ -41,69 +50,89 @@ class FieldInput(Input):
         return self.field
 
 
-class FormRow(VerticalGroup):
-    """Labels with widgets side by side; below them, when there is one, the error or the reading of what was typed."""
+LABEL_CELLS, GAP = 14, 1
+WIDTHS = {False: 11, True: 16}
+"""Cells of an input in a row of two and alone."""
+
+
+class FormRow(Widget):
+    """Labels with inputs side by side; below them, when there is one, the error or the reading of what was typed.
+
+    Labels and messages are drawn by the row itself: a form of a hundred small widgets would be slow to appear.
+    """
 
     DEFAULT_CSS = """
     FormRow {
-        height: auto;
-        & > HorizontalGroup { height: 1; }
-        .label { width: 14; height: 1; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
-        .hint { width: 1fr; height: 1; color: $text-muted; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
-        .message { display: none; height: auto; padding: 0 0 0 1; }
-        .message.-error { display: block; color: $text-error; }
-        .message.-reading { display: block; color: $text-muted; }
-        FieldInput { width: 11; background: $foreground 8%; margin: 0 1 0 0; }
+        layout: horizontal; height: auto; color: $text-muted;
+        FieldInput { height: 1; background: $foreground 8%; }
         FieldInput:focus { background: $primary 25%; }
         FieldInput.-bad { background: $error 30%; color: $text-error; }
-        &.-single FieldInput { width: 16; }
+        & > .row--label { color: $foreground 60%; }
+        & > .row--error { color: $text-error; }
     }
     """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"row--label", "row--error"}
 
     def __init__(self, *names: str, single: bool = False, suggester: Suggester | None = None) -> None:
-        super().__init__(classes="-single" if single else None)
+        super().__init__()
         self._inputs = {name: FieldInput(FIELDS[name], suggester=suggester) for name in names}
-        self._single = single
-        self._hint = Static(classes="hint")
-        self._message = Static(classes="message")
+        self._single, self._suffix = single, ""
+        self._messages: tuple[str, ...] = ()
+        self._wrong = False
+        for widget in self._inputs.values():
+            widget.styles.width = WIDTHS[single]
+            widget.styles.margin = (0, GAP, 0, LABEL_CELLS)
 
     @property
     def inputs(self) -> dict[str, FieldInput]:
         """The row's inputs by field name."""
         return self._inputs
 
+    @property
+    def message(self) -> str:
+        """What is said below the inputs."""
+        return "\n".join(self._messages)
+
     def compose(self) -> ComposeResult:
-        with HorizontalGroup():
-            for name, widget in self._inputs.items():
-                label = Static(FIELDS[name].label, classes="label")
-                label.tooltip = widget.tooltip
-                yield label
-                yield widget
-            if self._single:
-                yield self._hint
-        yield self._message
+        yield from self._inputs.values()
+
+    def render(self) -> Text:
+        labels = "".join(FIELDS[name].label.ljust(LABEL_CELLS + WIDTHS[self._single] + GAP) for name in self._inputs)
+        text = Text(no_wrap=True)
+        text.append(labels, "label")
+        if self._single:
+            text.append(f" {self._suffix}", "label")
+        for line in self._lines(self.content_size.width):
+            text.append("\n").append(line, "error" if self._wrong else "label")
+        return restyled(text, self, "row")
+
+    def _lines(self, width: int) -> list[str]:
+        return [line for text in self._messages for line in wrap(f" {text}", max(20, width), hang=3)]
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """One line, and those of the message."""
+        return 1 + len(self._lines(width))
 
     def on_click(self, event: events.Click) -> None:
         """A click on a label goes to its field."""
-        labels = [child for child in self.query(".label") if child is event.widget]
-        if labels:
-            index = list(self.query(".label")).index(labels[0])
-            list(self._inputs.values())[index].focus()
+        if event.widget is self and event.y == 0:
+            index = event.x // (LABEL_CELLS + WIDTHS[self._single] + GAP)
+            names = list(self._inputs)
+            self._inputs[names[min(index, len(names) - 1)]].focus()
 
-    def say(self, errors: dict[str, str], *, note: str = "") -> None:
+    def say(self, errors: Mapping[str, str], *, note: str = "") -> None:
         """Show what is wrong with the row's fields, else how they were read (and `note`)."""
-        own = [errors[name] for name in self._inputs if name in errors]
         for name, widget in self._inputs.items():
             widget.set_class(name in errors, "-bad")
+        own = [f"✗ {errors[name]}" for name in self._inputs if name in errors]
         readings = [text for name, w in self._inputs.items() if name not in errors and (text := hint(name, w.value))]
-        if self._single:
-            self._hint.update("  ".join(readings))
-            readings = []
-        readings += filter(None, [note])
-        message = "\n".join(f"✗ {text}" for text in own) or "  ".join(readings)
-        self._message.update(Text(message))
-        self._message.set_class(bool(own), "-error")
-        self._message.set_class(bool(readings) and not own, "-reading")
+        remarks = [*([] if self._single else ["  ".join(readings)]), note]
+        messages = tuple(own or filter(None, remarks))
+        said = (messages, "  ".join(readings), bool(own))
+        if said != (self._messages, self._suffix, self._wrong):
+            taller = messages != self._messages
+            self._messages, self._suffix, self._wrong = said
+            self.refresh(layout=taller)
 
 
 class Toggle(Widget, can_focus=True):
@@ -171,7 +200,7 @@ class Toggle(Widget, can_focus=True):
 class FieldDial(ChoiceDial):
     """One of a few words for a field: ← → or Space turn it."""
 
-    DEFAULT_CSS = "FieldDial { padding: 0; margin: 0 2 0 0; }"
+    DEFAULT_CSS = "FieldDial { padding: 0; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,enter", "turn(1)", "Next choice", show=False),
         Binding("up", "app.focus_previous", "Previous field", show=False),
@@ -195,23 +224,30 @@ class FieldDial(ChoiceDial):
         return self.field
 
 
-class SwitchRow(HorizontalGroup):
-    """A label and switches or dials in one line."""
+class SwitchRow(Widget):
+    """A label and switches, dials or a picker in one line."""
 
     DEFAULT_CSS = """
     SwitchRow {
-        height: 1;
-        .label { width: 14; height: 1; color: $text-muted; }
+        layout: horizontal; height: 1;
+        & > .row--label { color: $foreground 60%; }
     }
     """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"row--label"}
 
     def __init__(self, label: str, widgets: Iterable[Widget]) -> None:
         super().__init__()
         self._label, self._widgets = label, tuple(widgets)
+        first = self._widgets[0]
+        first.styles.margin = (0, 2 if isinstance(first, FieldDial) else 0, 0, LABEL_CELLS)
 
     def compose(self) -> ComposeResult:
-        yield Static(self._label, classes="label")
         yield from self._widgets
+
+    def render(self) -> Text:
+        text = Text(no_wrap=True)
+        text.append(self._label, "label")
+        return restyled(text, self, "row")
 
 
 class ListSuggester(Suggester):

@@ -13,6 +13,7 @@ from textual.binding import ActiveBinding
 from textual.widget import Widget
 
 from tui.help import key_name
+from tui.widgets.styling import component_style
 
 if TYPE_CHECKING:
     from textual.screen import Screen
@@ -104,7 +105,7 @@ class KeyBar(Widget):
         return fitting_hints(self._hints, self.content_size.width)
 
     def render(self) -> Text:
-        look = self.get_component_rich_style("keybar--key", partial=True)
+        look = component_style(self, "keybar--key")
         text = Text(no_wrap=True)
         for hint in self.shown:
             click = Style(meta={"press": hint.key})

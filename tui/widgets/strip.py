@@ -88,7 +88,7 @@ class StatusStrip(Widget):
         super().__init__(id=id)
         self._state: AppState | None = None
         self._report: MemoryReport | None = None
-        self._engine = ""
+        self._engine = "○ off"
 
     def show(self, state: AppState, report: MemoryReport) -> None:
         """Show `state` and its answer."""
