@@ -266,6 +266,9 @@ def prepare(work: Path, folder: Path) -> tuple[Tokenizer, dict[str, list[Tensor]
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_tokenizer(training).save(str(path))
+        names = {"bos_token": EOS, "eos_token": EOS, "model_max_length": MAX_POSITIONS}
+        facts_of_it = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "clean_up_tokenization_spaces": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(facts_of_it, indent=2) + "\n")
     tokenizer = Tokenizer.from_file(str(path))
     data = {"train": encode(tokenizer, training), "held out": encode(tokenizer, held_out)}
     facts: dict[str, object] = {"documents": len(docs), "sha256 of the text": default_corpus.fingerprint(docs)}

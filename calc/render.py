@@ -112,7 +112,7 @@ def _stacked(table: Table, width: int) -> list[str]:
     margin = max(len(heading) for heading in table.columns[1:]) + 6
     lines = []
     for row in table.rows:
-        lines.append(f"  {row[0]}")
+        lines.append(f"  {row[0]}".rstrip())
         for heading, cell in zip(table.columns[1:], row[1:], strict=True):
             if cell:
                 lines += _wrap(cell, width, f"    {heading}".ljust(margin), " " * margin)

@@ -26,9 +26,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         if capacity < 1 or batch_size < 1:
-            raise CacheError(
-                f"a cache of {capacity} tokens for {batch_size} rows holds nothing; use at least 1"
-            )
+            raise CacheError(f"a cache of {capacity} tokens for {batch_size} rows holds nothing; use at least 1")
         shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
         try:
             self.storage = torch.empty(shape, dtype=dtype, device=device)
@@ -57,9 +55,7 @@ class KVCache:
         if n_rows != self.batch_size:
             raise CacheError(f"the cache was made for {self.batch_size} rows, not {n_rows}")
         if self.length + n_new > self.capacity:
-            raise CacheError(
-                f"the cache holds {self.length:,} of {self.capacity:,} tokens; {n_new:,} more do not fit"
-            )
+            raise CacheError(f"the cache holds {self.length:,} of {self.capacity:,} tokens; {n_new:,} more do not fit")
 
     def advance(self, n_new: int) -> None:
         """Count ``n_new`` tokens that every layer has appended."""

@@ -56,9 +56,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
 
 
-def load_checkpoint(
-    path: Path | str | None = None, *, dtype: str = "auto", device: str = "cpu"
-) -> LoadedModel:
+def load_checkpoint(path: Path | str | None = None, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
     """Load a .pt, .safetensors or model folder; None or "bundled": the model shipped with the engine.
 
     dtype: one of DTYPES, or "auto": as stored, but float32 for 16-bit weights on a CPU (see `pick_dtype`).
@@ -134,9 +132,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         return tensors
     if (folder / "pytorch_model.bin").exists():
         return _read_pt(folder / "pytorch_model.bin")
-    raise CheckpointError(
-        f"{folder} holds no weights: no model.safetensors, its index.json or pytorch_model.bin"
-    )
+    raise CheckpointError(f"{folder} holds no weights: no model.safetensors, its index.json or pytorch_model.bin")
 
 
 def _shards(index: Path) -> Sequence[str]:
@@ -200,9 +196,7 @@ def _check_zip(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(
-                    f"{path} holds compressed entries, which torch.save never makes; refused"
-                )
+                raise CheckpointError(f"{path} holds compressed entries, which torch.save never makes; refused")
             if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE_BYTES:
                 raise CheckpointError(f"{path} holds a pickle of {entry.file_size:,} bytes; refused")
     return True
@@ -277,9 +271,7 @@ def _canonical(tensors: Mapping[str, Tensor], config: ModelConfig, path: Path) -
     for name, shape in expected.items():
         if tuple(ours[name].shape) != shape:
             source = "the other weights imply" if reference else "config.json implies"
-            raise CheckpointError(
-                f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {source} {list(shape)}"
-            )
+            raise CheckpointError(f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {source} {list(shape)}")
     return ours
 
 

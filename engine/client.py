@@ -1,10 +1,10 @@
 """How the app and the headless commands use the engine: a client of its process. No torch here.
 
-    with EngineClient() as client:
-        for event in client.stream(Generate(prompt="Once", max_new_tokens=8)):   # headless: blocks
-            ...
-        number = client.submit(Benchmark())                                      # app: returns at once
-        events = client.poll()                                                   # app: every tick
+with EngineClient() as client:
+    for event in client.stream(Generate(prompt="Once", max_new_tokens=8)):   # headless: blocks
+        ...
+    number = client.submit(Benchmark())                                      # app: returns at once
+    events = client.poll()                                                   # app: every tick
 """
 
 import os

@@ -249,8 +249,7 @@ def config_from_hf(document: object) -> ModelConfig:
     model_type = raw.text("model_type")
     if model_type not in MODEL_TYPES:
         raise UnsupportedArchitecture(
-            f'config.json has model_type "{model_type}", which the engine cannot run; '
-            f"it runs {', '.join(MODEL_TYPES)}"
+            f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(MODEL_TYPES)}'
         )
     _refuse_unsupported(raw)
     hidden_size, n_heads = raw.count("hidden_size"), raw.count("num_attention_heads")
@@ -350,9 +349,7 @@ def _refuse_unsupported(raw: _Keys) -> None:
         )
     partial = raw.get("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedArchitecture(
-            f"config.json: partial_rotary_factor is {partial!r}; only 1 is supported"
-        )
+        raise UnsupportedArchitecture(f"config.json: partial_rotary_factor is {partial!r}; only 1 is supported")
 
 
 def _head_dim(raw: _Keys, model_type: str, hidden_size: int, n_heads: int) -> int:
@@ -389,9 +386,7 @@ def _rope(raw: _Keys) -> tuple[float, Llama3RopeScaling | None]:
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UnsupportedArchitecture(
-            f"{scaling.where}: type {kind!r} is not supported; use default or llama3"
-        )
+        raise UnsupportedArchitecture(f"{scaling.where}: type {kind!r} is not supported; use default or llama3")
     low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
     if high <= low:
         raise ConfigError(f"{scaling.where}: high_freq_factor {high:g} must exceed low_freq_factor {low:g}")

@@ -79,9 +79,7 @@ def _parse_case(item: object, index: int, config: ModelConfig, where: str) -> Ca
     expected = [_parse_logits(item.get(key), ids, config, f"{where}: {key}") for key in EXPECTATIONS]
     if all(logits is None for logits in expected):
         raise CasesError(f"{where} has none of {', '.join(EXPECTATIONS)}")
-    return Case(
-        index=index, input_ids=ids, no_cache=expected[0], with_cache=expected[1], sequential=expected[2]
-    )
+    return Case(index=index, input_ids=ids, no_cache=expected[0], with_cache=expected[1], sequential=expected[2])
 
 
 def _parse_ids(value: object, config: ModelConfig, where: str) -> Tensor:
@@ -91,17 +89,13 @@ def _parse_ids(value: object, config: ModelConfig, where: str) -> Tensor:
     if ids.dim() == 1:
         ids = ids[None]
     if ids.dim() != 2:
-        raise CasesError(
-            f"{where}: input_ids has shape {list(ids.shape)}; [tokens] or [rows, tokens] is right"
-        )
+        raise CasesError(f"{where}: input_ids has shape {list(ids.shape)}; [tokens] or [rows, tokens] is right")
     try:
         check_ids(ids, config)
     except PromptError as error:
         raise CasesError(f"{where}: {error.message}") from None
     if ids.size(1) > config.max_positions:
-        raise CasesError(
-            f"{where} is {ids.size(1):,} tokens long; the model has {config.max_positions:,} positions"
-        )
+        raise CasesError(f"{where} is {ids.size(1):,} tokens long; the model has {config.max_positions:,} positions")
     return ids
 
 

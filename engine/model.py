@@ -31,9 +31,7 @@ class Decoder:
         self.n_parameters = n_parameters(config)
         self.embedding = embedding
         self.position_embedding = weights.get("model.embed_positions.weight")
-        self.rotary = (
-            Rotary(config, dtype=self.dtype, device=self.device) if config.positions == "rope" else None
-        )
+        self.rotary = Rotary(config, dtype=self.dtype, device=self.device) if config.positions == "rope" else None
         self.blocks = [Block(config, weights, layer) for layer in range(config.n_layers)]
         self.norm = Norm.of(weights, "model.norm", config.norm_eps)
         head = embedding if config.tied else weights["lm_head.weight"]
@@ -90,9 +88,7 @@ class Decoder:
 
     def _check_positions(self, n_tokens: int) -> None:
         if n_tokens > self.config.max_positions:
-            raise PromptError(
-                f"{n_tokens:,} tokens do not fit the model's {self.config.max_positions:,} positions"
-            )
+            raise PromptError(f"{n_tokens:,} tokens do not fit the model's {self.config.max_positions:,} positions")
 
     def with_positions(self, max_positions: int, *, seed: int = 0) -> "Decoder":
         """The same weights with room for ``max_positions`` (self when there is room already).
@@ -125,24 +121,17 @@ def check_ids(ids: Tensor, config: ModelConfig) -> None:
     low, high = ids.aminmax()
     for value in (int(low), int(high)):
         if not 0 <= value < config.vocab_size:
-            raise PromptError(
-                f"token id {value} is outside the vocabulary; ids run from 0 to {config.vocab_size - 1}"
-            )
+            raise PromptError(f"token id {value} is outside the vocabulary; ids run from 0 to {config.vocab_size - 1}")
 
 
 def empty_weights(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "meta"
 ) -> dict[str, Tensor]:
     """Weights without values; on the meta device (the default) they take no memory at all."""
-    return {
-        name: torch.empty(shape, dtype=dtype, device=device)
-        for name, shape in parameter_shapes(config).items()
-    }
+    return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()}
 
 
-def random_weights(
-    config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> dict[str, Tensor]:
+def random_weights(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
     """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1), for tests."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}

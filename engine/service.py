@@ -59,9 +59,7 @@ def never() -> bool:
 
 def ready() -> Ready:
     """The event that says the engine can work."""
-    return Ready(
-        pid=os.getpid(), torch_version=str(torch.__version__), device="cpu", threads=torch.get_num_threads()
-    )
+    return Ready(pid=os.getpid(), torch_version=str(torch.__version__), device="cpu", threads=torch.get_num_threads())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

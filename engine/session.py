@@ -154,11 +154,7 @@ class Session:
         tail = self._take_tail()
         quiet = returncode == 0 or self._closing
         for request_id in unanswered or ([] if quiet else [0]):
-            self._deliver(
-                EngineExited(
-                    request_id=request_id, returncode=returncode, message=message, stderr_tail=tail
-                )
-            )
+            self._deliver(EngineExited(request_id=request_id, returncode=returncode, message=message, stderr_tail=tail))
 
     # --- what is said about the end -----------------------------------------------------------------------
 

@@ -86,16 +86,12 @@ def test_a_pt_file_of_the_assignment(tmp_path: Path) -> None:
 def test_the_same_from_safetensors_a_wrapper_and_the_old_format(tmp_path: Path) -> None:
     expected = load_checkpoint(save_reference(tmp_path / "plain.pt")).decoder.forward(IDS)
     save_file(oracle.as_tensors(oracle.random_state_dict()), tmp_path / "w.safetensors")
-    wrapped = save_reference(
-        tmp_path / "wrapped.pt", change=lambda state: {"model_state_dict": state, "epoch": 3}
-    )
+    wrapped = save_reference(tmp_path / "wrapped.pt", change=lambda state: {"model_state_dict": state, "epoch": 3})
     old = tmp_path / "old.pth"
     torch.save(oracle.as_tensors(oracle.random_state_dict()), old, _use_new_zipfile_serialization=False)
     for path in (tmp_path / "w.safetensors", wrapped, old):
         got = load_checkpoint(path).decoder.forward(IDS)
-        assert torch.allclose(got, expected, rtol=0, atol=1e-13), (
-            path
-        )  # mapped memory may be aligned otherwise
+        assert torch.allclose(got, expected, rtol=0, atol=1e-13), path  # mapped memory may be aligned otherwise
 
 
 def test_a_folder_and_its_config_json(tmp_path: Path) -> None:
@@ -150,9 +146,7 @@ def test_unknown_choices_are_refused(tmp_path: Path, options: dict[str, str], fi
     assert caught.value.field == field
 
 
-@pytest.mark.skipif(
-    not assets.path("model", "config.json").exists(), reason="the bundled model is not there yet"
-)
+@pytest.mark.skipif(not assets.path("model", "config.json").exists(), reason="the bundled model is not there yet")
 def test_the_bundled_model_needs_no_path() -> None:
     loaded = load_checkpoint()
     assert loaded.name == "bundled"
@@ -209,9 +203,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -
     assert "is damaged or not a" in refusal(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"hello", b"\x80\x04.", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64], ids="abcd"
-)
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x04.", b"PK\x03\x04" + b"\0" * 40, b"\xff" * 64], ids="abcd")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_garbage_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     (tmp_path / f"m{suffix}").write_bytes(content)
@@ -224,9 +216,7 @@ def test_a_huge_safetensors_header_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_tensors_that_overlap_the_end_of_a_safetensors_file_are_refused(tmp_path: Path) -> None:
-    header = json.dumps(
-        {"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4_000_000]}}
-    ).encode()
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4_000_000]}}).encode()
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
     assert "damaged" in refusal(tmp_path / "m.safetensors")
 
@@ -280,9 +270,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path: Path, suffix: str, data: st
     """Nothing but a CheckpointError ever comes out of a damaged file."""
     whole, path = tmp_path / f"whole{suffix}", tmp_path / f"damaged{suffix}"
     if not whole.exists():
-        state = oracle.as_tensors(
-            oracle.random_state_dict(n_layers=1, d_model=4, d_ff=4, vocab=5, positions=4)
-        )
+        state = oracle.as_tensors(oracle.random_state_dict(n_layers=1, d_model=4, d_ff=4, vocab=5, positions=4))
         torch.save(state, whole) if suffix == ".pt" else save_file(state, whole)
     content = bytearray(whole.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -312,9 +300,7 @@ def test_many_missing_keys_are_counted(tmp_path: Path) -> None:
 
 
 def test_extra_keys_are_named(tmp_path: Path) -> None:
-    message = refusal(
-        save_reference(tmp_path / "m.pt", change=lambda s: s | {"extra.weight": torch.zeros(2)})
-    )
+    message = refusal(save_reference(tmp_path / "m.pt", change=lambda s: s | {"extra.weight": torch.zeros(2)}))
     assert "extra.weight" in message
 
 
@@ -340,9 +326,7 @@ def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
         ({"hidden_size": 10**40}, "config.json implies [29, 1" + "0" * 40 + "]"),
     ],
 )
-def test_a_config_that_contradicts_the_weights_is_named(
-    tmp_path: Path, keys: dict[str, Any], words: str
-) -> None:
+def test_a_config_that_contradicts_the_weights_is_named(tmp_path: Path, keys: dict[str, Any], words: str) -> None:
     assert words in refusal(save_folder(tmp_path / "m", **keys))
 
 

@@ -44,10 +44,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def poll_until(client: EngineClient, wanted: Callable[[Event], bool]) -> list[Event]:
-    """All events up to one that is wanted."""
+def poll_until(client: EngineClient, wanted: Callable[[Event], bool], count: int = 1) -> list[Event]:
+    """All events up to `count` that are wanted."""
     events: list[Event] = []
-    wait_until(lambda: any(map(wanted, events)) or bool(events.extend(client.poll())))
+
+    def arrived() -> bool:
+        events.extend(client.poll())
+        return sum(map(wanted, events)) >= count
+
+    wait_until(arrived)
     return events
 
 
@@ -220,10 +225,7 @@ def test_every_unanswered_request_hears_of_the_end(client: EngineClient) -> None
     hanging = client.submit(Generate(prompt="hang"))
     dying = client.submit(Generate(prompt="signal:15"))
     never_read = client.submit(Generate(prompt="tokens:1"))
-    events: list[Event] = []
-    wait_until(
-        lambda: sum(map(exited, events)) == 3 or bool(events.extend(client.poll())),
-    )
+    events = poll_until(client, exited, count=3)
     ends = [event for event in events if isinstance(event, EngineExited)]
     assert [event.request_id for event in ends] == [hanging, dying, never_read]
     assert {event.returncode for event in ends} == {-15}
@@ -348,9 +350,7 @@ print(client.pid, flush=True)
 time.sleep(600)
 """
     root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root
-    ) as parent:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert exists(pid)

@@ -117,9 +117,7 @@ def test_other_families(model_type: str, changes: dict[str, Any], expected: dict
 
 
 def test_a_null_window_switches_mistrals_off() -> None:
-    assert (
-        config_from_hf(LLAMA_3_8B | {"model_type": "mistral", "sliding_window": None}).sliding_window is None
-    )
+    assert config_from_hf(LLAMA_3_8B | {"model_type": "mistral", "sliding_window": None}).sliding_window is None
 
 
 @pytest.mark.parametrize(
@@ -214,9 +212,7 @@ def test_the_config_asks_for_exactly_the_weights_of_the_file() -> None:
     assert {from_reference_name(name) for name in shapes} == set(asked)
 
 
-@pytest.mark.parametrize(
-    "name", ["token_embedding.weight", "pos_embedding.weight", "layers.0.feed_forward.fc1.weight"]
-)
+@pytest.mark.parametrize("name", ["token_embedding.weight", "pos_embedding.weight", "layers.0.feed_forward.fc1.weight"])
 def test_a_file_without_sizes_is_refused(name: str) -> None:
     shapes = {n: v.shape for n, v in oracle.random_state_dict().items() if n != name}
     with pytest.raises(ConfigError, match=f"no {name}"):

@@ -24,9 +24,7 @@ from engine.model import Decoder
 from tests.engine import oracle
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="the assignment's files are not beside the project"
-)
+needs_reference = pytest.mark.skipif(not SHARED.is_dir(), reason="the assignment's files are not beside the project")
 
 STATE = oracle.random_state_dict()
 CONFIG = config_from_reference({name: values.shape for name, values in STATE.items()})
@@ -89,9 +87,7 @@ def test_the_oracles_logits_pass_at_rounding_error(tmp_path: Path) -> None:
     (plain,) = evaluate_cases(MODEL, cases, atol=1e-12)
     assert plain.passed
     assert plain.prompt_tokens == 7
-    assert (plain.cache_max_abs_error, plain.sequential_max_abs_error, plain.chunked_max_abs_error) == (
-        None,
-    ) * 3
+    assert (plain.cache_max_abs_error, plain.sequential_max_abs_error, plain.chunked_max_abs_error) == (None,) * 3
     (cached,) = evaluate_cases(MODEL, cases, atol=1e-12, cached=True)
     assert cached.passed
     for error in (cached.cache_max_abs_error, cached.sequential_max_abs_error, cached.chunked_max_abs_error):
@@ -179,9 +175,7 @@ def test_nan_is_a_failure_without_a_number() -> None:
     assert max_abs_error(torch.tensor([[[math.nan, 1.0]]]), torch.zeros(1, 1, 2)) == math.inf
 
 
-@pytest.mark.parametrize(
-    ("n", "sizes"), [(1, [1]), (2, [1, 1]), (6, [1, 2, 3]), (7, [1, 2, 4]), (10, [1, 2, 4, 3])]
-)
+@pytest.mark.parametrize(("n", "sizes"), [(1, [1]), (2, [1, 1]), (6, [1, 2, 3]), (7, [1, 2, 4]), (10, [1, 2, 4, 3])])
 def test_chunks_double(n: int, sizes: list[int]) -> None:
     assert doubling_chunks(n) == sizes
 

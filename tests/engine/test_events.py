@@ -155,10 +155,13 @@ def test_an_event_comes_back_equal_from_one_line(event: Event) -> None:
 
 
 def test_the_wire_form_is_pinned() -> None:
-    assert encode(EVENTS[4]) == (
-        '{"type":"TokenGenerated","request_id":2,"index":0,"token_id":3,"text":"é","time_ns":9,'
-        '"kv_tokens":1,"kv_used_bytes":4}\n'
-    ).encode()
+    assert (
+        encode(EVENTS[4])
+        == (
+            '{"type":"TokenGenerated","request_id":2,"index":0,"token_id":3,"text":"é","time_ns":9,'
+            '"kv_tokens":1,"kv_used_bytes":4}\n'
+        ).encode()
+    )
     assert decode_request('{"type":"Generate","prompt":"x"}') == Generate(prompt="x", max_new_tokens=64)
     assert decode_request(b'{"type":"Benchmark"}') == Benchmark(
         lengths=(10, 50, 100, 500, 1000), new_tokens=40, repeats=5, warmup=1

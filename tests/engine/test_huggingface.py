@@ -153,7 +153,5 @@ def test_a_sharded_folder_and_a_bin_file_load_the_same(tmp_path: Path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     ids = torch.arange(12)[None]
-    whole, *others = (
-        load_checkpoint(tmp_path / kind).decoder.forward(ids) for kind in ("whole", "shards", "bin")
-    )
+    whole, *others = (load_checkpoint(tmp_path / kind).decoder.forward(ids) for kind in ("whole", "shards", "bin"))
     assert all(torch.equal(other, whole) for other in others)

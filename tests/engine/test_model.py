@@ -97,9 +97,7 @@ def test_a_sliding_window_hides_exactly_what_is_farther_back() -> None:
 def test_last_only_is_the_last_of_all(variant: str) -> None:
     model = MODELS[variant]
     ids = random_ids(model, 2, 7)
-    torch.testing.assert_close(
-        model.forward(ids, last_only=True), model.forward(ids)[:, -1:], rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(model.forward(ids, last_only=True), model.forward(ids)[:, -1:], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 7])
@@ -204,9 +202,7 @@ def test_a_full_cache_is_refused_and_left_as_it_was() -> None:
     assert torch.equal(cache.storage[..., :4, :], held)
 
 
-@pytest.mark.parametrize(
-    ("ids", "words"), [([[0, 29]], "29 is outside.*0 to 28"), ([[-1, 3]], "-1"), ([[]], "empty")]
-)
+@pytest.mark.parametrize(("ids", "words"), [([[0, 29]], "29 is outside.*0 to 28"), ([[-1, 3]], "-1"), ([[]], "empty")])
 def test_ids_are_checked(ids: list[list[int]], words: str) -> None:
     with pytest.raises(PromptError, match=words):
         check_ids(torch.tensor(ids, dtype=torch.int64), llama_config())
@@ -264,9 +260,7 @@ def test_more_rotary_positions_need_no_parameters() -> None:
     assert longer.forward(random_ids(model, 1, 64)).shape == (1, 64, 29)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 0.04), (torch.float16, 0.005)]
-)
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 0.04), (torch.float16, 0.005)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_narrower_dtypes_stay_near_float64(variant: str, dtype: torch.dtype, share: float) -> None:
     """Within a few roundings (2^-24, 2^-9, 2^-12) of the largest logit."""

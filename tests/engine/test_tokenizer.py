@@ -20,9 +20,7 @@ def byte_level() -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(["to be, or not to be: that is the question"] * 3, trainer)
     return Tokenizer(backend)
 
@@ -78,9 +76,7 @@ def test_broken_bytes_do_not_hold_a_stream_up(ids: list[int]) -> None:
     """Any ids at all: the stream ends with the text that decoding them at once gives, up to replacements."""
     pieces = streamed(BYTES, ids)
     plain = BYTES.decode(ids)
-    assert "".join(pieces).replace("\N{REPLACEMENT CHARACTER}", "") == plain.replace(
-        "\N{REPLACEMENT CHARACTER}", ""
-    )
+    assert "".join(pieces).replace("\N{REPLACEMENT CHARACTER}", "") == plain.replace("\N{REPLACEMENT CHARACTER}", "")
 
 
 @given(st.lists(st.integers(0, 4), max_size=12))

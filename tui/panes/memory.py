@@ -22,6 +22,7 @@ from tui.what_if import batch_by_context, batch_by_format, behind_context, behin
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
+from tui.widgets.shown import Shown
 
 HELP = """\
 Choose a row with ↑ ↓ (or the mouse) and the calculation behind it is shown: formula, numbers put in, result. Past the
@@ -87,8 +88,8 @@ class MemoryPane(Pane):
             yield card("Largest batch by storage format", CalcTable(id=FORMATS))
         with VerticalScroll(id="memory-behind"):
             yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
-            yield card("To know", Static(id="memory-notes"), id="card-memory-notes")
-            yield card("Every step", Static(id="memory-steps"), id="card-steps")
+            yield card("To know", Shown(id="memory-notes"), id="card-memory-notes")
+            yield card("Every step", Shown(id="memory-steps"), id="card-steps")
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Fill the tables; the selected row stays selected."""
@@ -97,8 +98,9 @@ class MemoryPane(Pane):
             if name != TP:
                 self._table(name).show(build(report))
         self._show_tp(tp_table(report))
-        self.query_one("#memory-notes", Static).update(notes_text(memory_notes(report)))
-        self.query_one("#memory-steps", Static).update(steps_grid(report))
+        notes = memory_notes(report)
+        self.query_one("#memory-notes", Shown).show(notes, lambda: notes_text(notes))
+        self.query_one("#memory-steps", Shown).show(report.steps, lambda: steps_grid(report))
         self._show_behind()
 
     def _show_tp(self, table: Table) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.visual import VisualType
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from calc.memory import MemoryReport
 from calc.notes import memory_notes
@@ -32,6 +33,7 @@ from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
 from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
 from tui.widgets.picker_field import PickerField
+from tui.widgets.shown import Shown
 
 HELP = """\
 The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
@@ -85,12 +87,12 @@ class SpecPane(Pane):
                 yield self._model_card()
                 yield self._device_card()
                 yield self._workload_card()
-                yield card("The same as a command", Static(id="spec-command", markup=False))
-                yield card("Where the numbers come from", Static(id="spec-sources", markup=False), id="card-sources")
+                yield card("The same as a command", Shown(id="spec-command"))
+                yield card("Where the numbers come from", Shown(id="spec-sources"), id="card-sources")
             with VerticalScroll(id="spec-follows", can_focus=False):
-                yield card("What follows", Static(id="spec-answer"), MemoryBar(id="spec-bar"))
-                yield card("To know", Static(id="spec-notes"))
-                yield card("Largest batch by context", Static(id="spec-contexts"))
+                yield card("What follows", Shown(id="spec-answer"), MemoryBar(id="spec-bar"))
+                yield card("To know", Shown(id="spec-notes"))
+                yield card("Largest batch by context", Shown(id="spec-contexts"))
 
     async def mount_more(self) -> None:
         """What only large screens have room for; the app calls this after the first paint."""
@@ -98,10 +100,10 @@ class SpecPane(Pane):
 
         plot = card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
         more = VerticalScroll(
-            card("Tensor parallelism", Static(id="spec-tp")),
+            card("Tensor parallelism", Shown(id="spec-tp")),
             card("Calculation", Derivation(id="spec-steps")),
-            card("Largest batch by storage format", Static(id="spec-formats")),
-            card("Where the parameters are", Static(id="spec-components")),
+            card("Largest batch by storage format", Shown(id="spec-formats")),
+            card("Where the parameters are", Shown(id="spec-components")),
             id="spec-more",
             can_focus=False,
         )
@@ -134,7 +136,7 @@ class SpecPane(Pane):
             "Device",
             SwitchRow("Catalog", (PickerField(FIELDS["device"]),)),
             self._row("memory_bytes", single=True),
-            Static(id="device-facts"),
+            Shown(id="device-facts"),
         )
 
     def _workload_card(self) -> Widget:
@@ -193,25 +195,38 @@ class SpecPane(Pane):
         study = report.study
         self.query_one("#field-model", PickerField).value = study.model.name
         self.query_one("#field-device", PickerField).value = study.device.name
-        self.query_one("#device-facts", Static).update(device_facts(study.device))
-        self.query_one("#spec-answer", Static).update(answer_grid(report))
+        tables = answer_table(report), batch_by_context(report)
+        notes, command, sources = memory_notes(report), memory_command(study), sources_text(study)
+        self._shown("device-facts", study.device, lambda: device_facts(study.device))
+        self._shown("spec-answer", tables[0], lambda: answer_grid(report))
         self.query_one(MemoryBar).show(report)
-        self.query_one("#spec-notes", Static).update(notes_text(memory_notes(report)))
-        self.query_one("#spec-contexts", Static).update(plain_grid(batch_by_context(report)))
-        self.query_one("#spec-command", Static).update(memory_command(study))
-        self.query_one("#spec-sources", Static).update(sources_text(study))
-        if self.query("#spec-more"):
-            self._show_more(report)
+        self._shown("spec-notes", notes, lambda: notes_text(notes))
+        self._shown("spec-contexts", tables[1], lambda: plain_grid(tables[1]))
+        self._shown("spec-command", command, lambda: command)
+        self._shown("spec-sources", sources, lambda: sources)
+        self._show_more(report)
 
     def _show_more(self, report: MemoryReport) -> None:
+        """The third column, where the screen has one."""
+        if not self.screen.has_class("-ultra") or not self.query("#spec-more"):
+            return
         from tui.batch_chart import batch_chart
         from tui.widgets.plot import PlotView
 
-        self.query_one("#spec-tp", Static).update(tp_grid(report))
+        formats = batch_by_format(report)
+        self._shown("spec-tp", tp_table(report), lambda: tp_grid(report))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
-        self.query_one("#spec-formats", Static).update(plain_grid(batch_by_format(report)))
-        self.query_one("#spec-components", Static).update(component_bars(report))
+        self._shown("spec-formats", formats, lambda: plain_grid(formats))
+        self._shown("spec-components", report.parameters, lambda: component_bars(report))
         self.query_one("#spec-plot", PlotView).show(batch_chart(report))
+
+    def _shown(self, name: str, key: object, build: Callable[[], VisualType]) -> None:
+        self.query_one(f"#{name}", Shown).show(key, build)
+
+    def on_resize(self) -> None:
+        """A third column that was not there has to be filled."""
+        if self._report is not None:
+            self._show_more(self._report)
 
     # --- editing ------------------------------------------------------------------------------------------
 

@@ -92,9 +92,15 @@ class MemoryBar(Widget):
         self._report: MemoryReport | None = None
 
     def show(self, report: MemoryReport) -> None:
-        """Show `report`."""
-        self._report = report
-        self.refresh(layout=True)
+        """Show `report`; laid out again only where that takes another number of lines."""
+        lines, self._report = self._lines(), report
+        self.refresh(layout=lines != self._lines())
+
+    def _lines(self) -> int:
+        if self._report is None:
+            return 0
+        width = max(10, self.content_size.width)
+        return sum(-(-len(line) // width) for line in memory_bar(self._report, width).plain.split("\n"))
 
     def render(self) -> Text:
         if self._report is None:
