@@ -30,8 +30,8 @@ def batch_of(study: Study, weights: int | Fraction, request: int | Fraction) -> 
 
 
 def contexts_around(context: int) -> tuple[int, ...]:
-    """Powers of two from 1,024 to 131,072, and `context` itself."""
-    return tuple(sorted({*CONTEXTS, context}))
+    """Powers of two from 1,024 to 131,072, and `context` itself; 262,144 where it is one of them: always nine."""
+    return tuple(sorted({*CONTEXTS, context if context not in CONTEXTS else 2 * CONTEXTS[-1]}))
 
 
 def batch_by_context(report: MemoryReport) -> Table:

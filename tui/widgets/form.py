@@ -12,6 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.message import Message
+from textual.reactive import reactive
 from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
@@ -30,6 +31,9 @@ class FieldInput(Input):
         Binding("up", "app.focus_previous", "Previous field", show=False),
         Binding("down,enter", "app.focus_next", "Next field", show=False),
     ]
+
+    value = reactive("", init=False)
+    """As in Input, but a keystroke does not lay out the whole screen: the width is fixed."""
 
     def __init__(self, field: Field, *, suggester: Suggester | None = None) -> None:
         # A whole-field selection on focus would turn a swallowed key into a lost number; see Textual #6605.
