@@ -62,7 +62,7 @@ def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
         return [first + text]
     import textwrap  # only where a line is too long
 
-    width = max(width, len(rest) + 8)
+    width = max(width, len(rest) + 8 if rest else 1)  # behind an indent some room is always left
     lines = textwrap.wrap(_glued(text), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
@@ -132,7 +132,7 @@ def _chained(table: Table, width: int) -> list[str]:
         indent = " " * (margin if beside else 6)
         first = [lead + cells[0]] if beside else [f"  {name}", *_wrap(cells[0], width, indent, indent)]
         lines += [*first, *(x for cell in cells[1:] for x in _wrap(cell, width, f"{indent}= ", f"{indent}  "))]
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 _PLAIN: dict[str, str | int | None] = {
