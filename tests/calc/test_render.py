@@ -76,8 +76,10 @@ def test_headings_are_wrapped_before_words():
 def test_words_are_wrapped():
     assert as_text(TABLE, width=32).splitlines() == [
         "Things",
-        "        How many",
-        "Name    of them  Remark",
+        "           How",
+        "          many",
+        "            of",
+        "Name      them  Remark",
         "──────  ──────  ────────────────",
         "one          1",
         "twenty  20,000  a rather long",
