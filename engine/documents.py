@@ -66,5 +66,5 @@ def to_json(document: Mapping[str, Any]) -> str:
 
 
 def _plain(record: msgspec.Struct) -> Document:
-    document: Document = msgspec.to_builtins(record)
+    document: Document = msgspec.json.decode(msgspec.json.encode(record))  # lists, not tuples: as a reader gets it
     return document

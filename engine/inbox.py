@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import IO
@@ -11,6 +12,7 @@ import msgspec
 from engine.events import Cancel, Cancelled, Event, Failed, ProtocolError, Request, Shutdown, decode_request
 
 _EXIT_GRACE_S = 0.5
+_PARENT_CHECK_S = 0.1
 
 
 class Inbox:
@@ -24,6 +26,8 @@ class Inbox:
         self._current = 0
         self._stop = threading.Event()
         self._over = False
+        self._ended = False
+        self._parent = os.getppid()
 
     def start(self) -> None:
         """Begin to read, in a daemon thread."""
@@ -34,11 +38,11 @@ class Inbox:
         return self._stop.is_set()
 
     def next(self) -> Request | None:
-        """The next request, waiting for one; None when the worker is to leave."""
+        """The next request, waiting for one; None when the worker is to leave or there can be no more."""
         with self._changed:
             self._current = 0
-            self._changed.wait_for(lambda: self._over or self._waiting)
-            if self._over:
+            self._changed.wait_for(lambda: self._over or self._ended or self._waiting)
+            if self._over or not self._waiting:
                 return None
             request = self._waiting.popleft()
             self._current = request.request_id
@@ -84,9 +88,14 @@ class Inbox:
         for line in self._stream:
             if line.strip():
                 self.receive(line)
-        # The app is gone. What runs may be deep inside torch: give it a moment, then leave all the same.
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        # Whoever piped requests in still gets the answers. But when the parent is gone too, the app has died.
+        while os.getppid() == self._parent:
+            time.sleep(_PARENT_CHECK_S)
         self.end()
-        threading.Event().wait(_EXIT_GRACE_S)
+        time.sleep(_EXIT_GRACE_S)  # what runs may be deep inside torch: a moment, then leave all the same
         os._exit(0)
 
 

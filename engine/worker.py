@@ -1,7 +1,8 @@
 """The engine process: requests as JSON lines on stdin, events as JSON lines on stdout.
 
 Stdout carries the protocol only: its descriptor is taken over at the start, and whatever anything prints goes
-to stderr. The process ends when it is told to, when its stdin ends (the app is gone), or when nobody reads.
+to stderr. The process ends when it is told to, when its stdin has ended and all is answered (at once if its
+parent is gone), or when nobody reads.
 """
 
 import os

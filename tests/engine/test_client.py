@@ -26,6 +26,7 @@ from engine.events import (
     TokenGenerated,
 )
 from engine.session import describe_returncode
+from tests.engine.processes import exists
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_engine.py")))
 TIMEOUT_S = 20.0
@@ -54,16 +55,6 @@ def poll_until(client: EngineClient, wanted: Callable[[Event], bool], count: int
 
     wait_until(arrived)
     return events
-
-
-def exists(pid: int) -> bool:
-    """Whether a process is there and is no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def exited(event: Event) -> bool:
