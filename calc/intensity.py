@@ -86,9 +86,11 @@ def _cost(query: IntensityQuery, kind: Attention, phase: Phase) -> PhaseCost:
 
 
 def _by_batch(query: IntensityQuery, group_size: int) -> tuple[DecodePoint, ...]:
+    model = query.model if query.model.layers else replace(query.model, head_dim=query.head_dim)
     return decode_series(
-        replace(query.model, head_dim=query.head_dim),
+        model,
         query.batches,
+        head_dim=query.head_dim,
         context=query.context,
         group_size=group_size,
         kind=query.attention,

@@ -53,6 +53,10 @@ def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
 
 def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
     """Cache bytes a token, windows included, with the derivation."""
+    if model.layers:
+        from calc.layered import layered_token_term
+
+        return layered_token_term(model, kv_format)
     return derive(
         "KV cache per token",
         kv_bytes_per_token,
@@ -66,6 +70,10 @@ def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
 
 def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Term:
     """Cache bytes of a request of `context` tokens, windows capped, with the derivation."""
+    if model.layers:
+        from calc.layered import layered_request_term
+
+        return layered_request_term(model, kv_format, context)
     name = f"KV cache per request, {context:,} tokens"
     if not model.n_sliding_layers:
         per_token = token_term(model, kv_format).value

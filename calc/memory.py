@@ -6,7 +6,7 @@ particular server reserves for them is a question of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -35,9 +35,14 @@ def max_batch(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) ->
     return (memory_bytes - weight_bytes) // kv_request_bytes
 
 
-def shortfall(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) -> Any:
+def max_batch_with_state(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any, state_bytes: Any) -> Any:
+    """Requests whose caches and recurrent states fit beside the weights."""
+    return (memory_bytes - weight_bytes) // (kv_request_bytes + state_bytes)
+
+
+def shortfall(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any, state_bytes: Any = 0) -> Any:
     """Bytes missing for the weights and one request."""
-    return weight_bytes + kv_request_bytes - memory_bytes
+    return weight_bytes + kv_request_bytes + state_bytes - memory_bytes
 
 
 def equal_share(*, weight_bytes: Any, tp: Any) -> Any:
@@ -81,6 +86,7 @@ class TpRow:
     fits: bool
     problem: str | None
     steps: tuple[Term, ...]
+    state_bytes_per_sequence_per_gpu: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +103,12 @@ class MemoryReport:
     fits: bool
     tp_tables: Mapping[Policy, tuple[TpRow, ...]]
     steps: tuple[Term, ...]
+    state_bytes_per_sequence: int = 0
+
+    @property
+    def request_bytes(self) -> int:
+        """What a request takes: its cache, and the state of the recurrent layers where there are any."""
+        return self.kv_bytes_per_request + self.state_bytes_per_sequence
 
     @property
     def tp(self) -> tuple[TpRow, ...]:
@@ -106,6 +118,10 @@ class MemoryReport:
 
 def tp_problem(model: ModelSpec, tp: int) -> str | None:
     """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
+    if model.layers:
+        from calc.layered import layered_tp_problem
+
+        return layered_tp_problem(model, tp)
     if model.n_heads % tp:
         return f"{_heads(model.n_heads, 'query')} not divide by {tp:,}"
     if model.n_kv_heads % tp and tp % model.n_kv_heads:
@@ -119,10 +135,12 @@ def _heads(n: int, kind: str) -> str:
     return f"{n:,} {kind} heads do" if n > 1 else f"1 {kind} head does"
 
 
-def _batch_term(study: Study, weights: Number, kv: Number) -> Term:
-    formula, name, unit = max_batch, "Max batch size", "requests"
-    if study.device.memory_bytes < weights + kv:
+def _batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
+    formula: Callable[..., Any] = max_batch_with_state if state else max_batch
+    name, unit = "Max batch size", "requests"
+    if study.device.memory_bytes < weights + kv + state or not kv + state:
         formula, name, unit = shortfall, "Missing for one request", "B"
+    more: dict[str, Any] = {"state_bytes": state} if state else {}
     return derive(
         name,
         formula,
@@ -130,11 +148,12 @@ def _batch_term(study: Study, weights: Number, kv: Number) -> Term:
         memory_bytes=study.device.memory_bytes,
         weight_bytes=weights,
         kv_request_bytes=kv,
+        **more,
     )
 
 
-def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, runnable: bool = True) -> TpRow:
-    batch = _batch_term(study, weights.value, kv.value)
+def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, state: int = 0, runnable: bool = True) -> TpRow:
+    batch = _batch_term(study, weights.value, kv.value, state)
     fits = batch.unit == "requests" and runnable
     return TpRow(
         tp=tp,
@@ -144,15 +163,17 @@ def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, runnable: bool = 
         fits=fits,
         problem=tp_problem(study.model, tp),
         steps=(weights, kv, batch),
+        state_bytes_per_sequence_per_gpu=state,
     )
 
 
-def _equal_row(study: Study, weights: int, kv: int, tp: int) -> TpRow:
+def _equal_row(study: Study, weights: int, kv: int, tp: int, *, state: int = 0) -> TpRow:
     return _tp_row(
         study,
         tp,
         weights=derive("Weights per GPU", equal_share, unit="B", weight_bytes=weights, tp=tp),
         kv=derive("KV cache per request and GPU", equal_kv_share, unit="B", kv_request_bytes=kv, tp=tp),
+        state=-(-state // tp),
     )
 
 
@@ -167,6 +188,8 @@ def _split_of(model: ModelSpec, counts: Parameters) -> dict[str, Any]:
 
 
 def _whole_head_row(study: Study, counts: Parameters, kv: int, tp: int) -> TpRow:
+    if study.model.layers:
+        return _layered_row(study, counts, tp)
     n_kv_heads = study.model.n_kv_heads
     return _tp_row(
         study,
@@ -187,6 +210,29 @@ def _whole_head_row(study: Study, counts: Parameters, kv: int, tp: int) -> TpRow
     )
 
 
+def _layered_row(study: Study, counts: Parameters, tp: int) -> TpRow:
+    from calc.layered import rank_request_term, rank_state_bytes, rank_weights_term
+
+    return _tp_row(
+        study,
+        tp,
+        weights=rank_weights_term(study.model, counts.total, study.weight_format, tp),
+        kv=rank_request_term(study.model, study.kv_format, study.context, tp),
+        state=rank_state_bytes(study.model, study.kv_format, tp),
+        runnable=tp_problem(study.model, tp) is None,
+    )
+
+
+def _state_terms(study: Study) -> tuple[Term, ...]:
+    """The state of recurrent layers, where the model has any."""
+    if not study.model.layers:
+        return ()
+    from calc.layered import state_term
+
+    term = state_term(study.model, study.kv_format)
+    return () if term is None else (term,)
+
+
 def memory_report(study: Study) -> MemoryReport:
     """Parameters, bytes, largest batch and both tensor-parallel tables of `study`. Never raises for a bad fit."""
     counts = parameters(study.model)
@@ -200,7 +246,9 @@ def memory_report(study: Study) -> MemoryReport:
     per_token = token_term(study.model, study.kv_format)
     per_request = request_term(study.model, study.kv_format, study.context)
     held, request = ceil(weights.value), ceil(per_request.value)
-    batch = _batch_term(study, held, request)
+    states = _state_terms(study)
+    state = sum(ceil(term.value) for term in states)
+    batch = _batch_term(study, held, request, state)
     fits = batch.unit == "requests"
     return MemoryReport(
         study=study,
@@ -212,8 +260,9 @@ def memory_report(study: Study) -> MemoryReport:
         max_batch=int(batch.value) if fits else 0,
         fits=fits,
         tp_tables={
-            Policy.EQUAL_SPLIT: tuple(_equal_row(study, held, request, tp) for tp in study.tps),
+            Policy.EQUAL_SPLIT: tuple(_equal_row(study, held, request, tp, state=state) for tp in study.tps),
             Policy.REPLICATED: tuple(_whole_head_row(study, counts, request, tp) for tp in study.tps),
         },
-        steps=(*counts.steps, weights, per_token, per_request, batch),
+        steps=(*counts.steps, weights, per_token, per_request, *states, batch),
+        state_bytes_per_sequence=state,
     )

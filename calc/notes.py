@@ -19,16 +19,22 @@ SMALLEST_WEIGHT = 25
 
 def memory_notes(report: MemoryReport) -> tuple[str, ...]:
     """What a reader of the memory table should know: readings, assumptions, and what would fit."""
-    notes = [f"Device memory: {report.study.device.reading}.", _grouping_note(report.study.model)]
-    notes.append(_fit_note(report))
-    if report.study.model.n_sliding_layers:
+    model = report.study.model
+    notes = [f"Device memory: {report.study.device.reading}."]
+    if model.layers:
+        from calc.layered_notes import layered_notes
+
+        notes += [*layered_notes(report), _fit_note(report)]
+    else:
+        notes += [_grouping_note(model), _fit_note(report)]
+    if model.n_sliding_layers and not model.layers:
         notes.append(_window_note(report))
     notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
-    notes.extend(_replication_notes(report))
+    notes.extend([] if model.layers else _replication_notes(report))
     notes.append(
         f"Every parameter is counted at {_bytes_each(report)}; activations, runtime and graphs are not counted."
     )
-    return (*notes, *report.study.model.notes)
+    return (*notes, *model.notes)
 
 
 def _bytes_each(report: MemoryReport) -> str:
@@ -51,10 +57,10 @@ def _grouping_note(model: ModelSpec) -> str:
 
 def _fit_note(report: MemoryReport) -> str:
     if report.fits:
-        left = report.free_bytes - report.max_batch * report.kv_bytes_per_request
+        left = report.free_bytes - report.max_batch * report.request_bytes
         requests = "request fits" if report.max_batch == 1 else "requests fit"
         return f"{report.max_batch:,} {requests} beside the weights, and {format_decimal(left)} stay free."
-    missing = format_bytes(report.kv_bytes_per_request - report.free_bytes)
+    missing = format_bytes(report.request_bytes - report.free_bytes)
     if report.free_bytes < 0:
         over = format_bytes(-report.free_bytes)
         what = f"Does not fit: the weights alone exceed the device by {over}, with one request by {missing}."
@@ -70,7 +76,7 @@ def _remedy(report: MemoryReport) -> str:
         ways.append(f"a context of {context:,} tokens" if context > 1 else "a context of 1 token")
     if (tp := smallest_fitting_tp(report)) is not None:
         ways.append(f"tensor parallelism over {tp} such devices")
-    allowed = Fraction(report.study.device.memory_bytes - report.kv_bytes_per_request, report.parameters.total)
+    allowed = Fraction(report.study.device.memory_bytes - report.request_bytes, report.parameters.total)
     if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
         ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
     if not ways:
@@ -87,6 +93,7 @@ def _fitting_context(report: MemoryReport) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         kept = request_term(study.model, study.kv_format, middle).value
+        kept += report.state_bytes_per_sequence
         low, high = (middle, high) if kept <= report.free_bytes else (low, middle)
     return low or None
 

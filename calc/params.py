@@ -97,6 +97,14 @@ class Parameters:
     head: int
     total: int
     steps: tuple[Term, ...]
+    experts: int = 0
+    other: int = 0
+    idle: int = 0
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token goes through, the embedding among them: all but the experts it is not routed to."""
+        return self.total - self.idle
 
     @property
     def components(self) -> dict[str, int]:
@@ -105,10 +113,10 @@ class Parameters:
             "embedding": self.embedding,
             "attention": self.attention,
             "mlp": self.mlp,
-            "experts": 0,
+            "experts": self.experts,
             "norms": self.norms,
             "head": self.head,
-            "other": self.positions,
+            "other": self.positions + self.other,
         }
 
 
@@ -165,6 +173,10 @@ def _component_terms(model: ModelSpec) -> dict[str, Term]:
 
 def parameters(model: ModelSpec) -> Parameters:
     """Parameter counts of `model`, exact, with each step's derivation."""
+    if model.layers:
+        from calc.layered import layered_parameters
+
+        return layered_parameters(model)
     terms = _component_terms(model)
     values = {name: int(term.value) for name, term in terms.items()}
     if not model.n_learned_positions:

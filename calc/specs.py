@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
 from calc.storage import FORMATS, StorageFormat
+
+if TYPE_CHECKING:
+    from calc.layers import LayerSpec
 
 MAX_COUNT = 10**12
 """No model has a dimension near this: a larger number is a slip of the hand, not a plan."""
@@ -62,6 +66,10 @@ class ModelSpec:
     """A decoder-only transformer, as far as its sizes go.
 
     `window` caps what the sliding layers keep; `n_sliding_layers` says how many of them there are.
+    Where layers are not all alike (experts, latent or recurrent layers, several widths), `layers` gives them one by
+    one and everything is counted from it; the flat fields then sum it up (`calc.layers.summary`: the commonest
+    kind), and editing one of them is refused. With `layers` go `other_params` (outside layers, embedding and head),
+    `embedding_size` (where it is not hidden_size) and `final_norm_params`.
     Raises SpecError (with the field's name) when a field is impossible.
     """
 
@@ -87,6 +95,10 @@ class ModelSpec:
     max_context: int | None = None
     source: str = "typed in"
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
+    other_params: int = 0
+    embedding_size: int | None = None
+    final_norm_params: int | None = None
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -107,6 +119,20 @@ class ModelSpec:
             )
         if self.n_sliding_layers and self.window is None:
             raise SpecError("window", "window must be given when there are sliding layers")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        """That `layers` and the flat fields agree, and that what only goes with layers is alone nowhere."""
+        check_count("other_params", self.other_params, minimum=0)
+        for name in ("embedding_size", "final_norm_params"):
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value, minimum=0)
+        if self.layers:
+            from calc.layers import check_summary
+
+            check_summary(self)
+        elif self.other_params or self.embedding_size is not None or self.final_norm_params is not None:
+            raise SpecError("layers", "other_params, embedding_size and final_norm_params go with layers alone")
 
     @property
     def group_size(self) -> int:

@@ -19,7 +19,14 @@ from calc.specs import Mlp, ModelSpec
 
 
 def linear_params(model: ModelSpec) -> int:
-    """Weights that a token is multiplied with: every projection and the head (tied or not), no look-up."""
+    """Weights that a token is multiplied with: every projection and the head (tied or not), no look-up.
+
+    Of routed experts those that the token goes through: a batch that hits more of them reads more weights.
+    """
+    if model.layers:
+        from calc.layered import layered_linear_params
+
+        return layered_linear_params(model)
     m = model
     attention = attention_params(
         hidden_size=m.hidden_size, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, head_dim=m.head_dim
@@ -64,6 +71,7 @@ def decode_point(
     *,
     context: int,
     group_size: int,
+    head_dim: int | None = None,
     kind: Attention = Attention.STANDARD,
     weight_element_bytes: Number = 2,
     element_bytes: Number = 2,
@@ -71,18 +79,20 @@ def decode_point(
 ) -> DecodePoint:
     """Intensity of attention alone, of the linear layers, and of the whole step at `batch`.
 
-    `group_size` query heads share a KV head: 1 for multi-head attention, whatever the model has.
+    `group_size` query heads share a KV head: 1 for multi-head attention, whatever the model has; `head_dim` may
+    likewise differ from the model's. Of a model with layers of several kinds, all that attend are taken as standard
+    attention over the whole context.
     """
     per_kv_head = attention_work(
         kind,
         Phase.DECODE,
         n_keys=context,
-        head_dim=model.head_dim,
+        head_dim=head_dim or model.head_dim,
         group_size=group_size,
         softmax_flops=softmax_flops,
         element_bytes=element_bytes,
     )
-    heads = Fraction(model.n_layers * model.n_heads, group_size)
+    heads = Fraction(_attending_heads(model), group_size)
     attention_flops, attention_bytes = (batch * heads * work for work in per_kv_head)
     flops = linear_flops(batch=batch, parameters=linear_params(model))
     moved = linear_bytes(
@@ -94,10 +104,18 @@ def decode_point(
     )
     return DecodePoint(
         batch=batch,
-        attention_intensity=float(attention_flops / attention_bytes),
+        attention_intensity=float(attention_flops / attention_bytes) if heads else 0.0,
         linear_intensity=float(Fraction(flops) / Fraction(moved)),
         step_intensity=float((flops + attention_flops) / (moved + attention_bytes)),
     )
+
+
+def _attending_heads(model: ModelSpec) -> int:
+    if not model.layers:
+        return model.n_layers * model.n_heads
+    from calc.layered import attention_heads
+
+    return attention_heads(model)
 
 
 def decode_series(model: ModelSpec, batches: Iterable[int], **options: Any) -> tuple[DecodePoint, ...]:

@@ -136,7 +136,7 @@ def state_document(state: AppState) -> dict[str, Any]:
         "kv_format": _format_document(study.kv_format),
         "tps": list(study.tps),
         "policy": str(study.policy),
-        "model": _record_document(study.model),
+        "model": _model_document(study.model),
         "device": _record_document(study.device),
     }
 
@@ -188,8 +188,18 @@ def _record_document(record: ModelSpec | DeviceSpec) -> dict[str, Any]:
 
 def model_document(model: ModelSpec) -> dict[str, Any]:
     """A model as the TOML that ``--model spec.toml`` reads (notes are not kept)."""
-    document = _record_document(model)
+    document = _model_document(model)
     document.pop("notes", None)
+    return document
+
+
+def _model_document(model: ModelSpec) -> dict[str, Any]:
+    document = _record_document(model)
+    document.pop("layers")
+    if model.layers:
+        from calc.layers import layers_document
+
+        document["layers"] = layers_document(model.layers)
     return document
 
 
@@ -203,6 +213,10 @@ def _plain(value: Any) -> Any:
 
 def _model_from(table: Mapping[str, Any]) -> ModelSpec:
     values = {**table, "mlp": Mlp(table["mlp"]), "norm": Norm(table["norm"]), "notes": tuple(table.get("notes", ()))}
+    if "layers" in table:
+        from calc.layers import layers_from_document
+
+        values["layers"] = layers_from_document(_table(table["layers"], "the layers"))
     return ModelSpec(**values)
 
 

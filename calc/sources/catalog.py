@@ -41,6 +41,10 @@ class ModelEntry:
         """The sizes as a ModelSpec, named by the id."""
         fields = dict(self.fields)
         fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
+        if "layers" in fields:
+            from calc.layers import layers_from_document
+
+            fields["layers"] = layers_from_document(fields["layers"])
         return ModelSpec(name=self.id, source=self.source, notes=self.notes, **fields)
 
     @property

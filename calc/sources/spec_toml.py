@@ -59,10 +59,18 @@ def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
         if not isinstance(fields.get(name, wanted()), wanted):
             raise SourceError(f"{file}: {name} must be {'text' if wanted is str else 'true or false'}")
     for name in known:
-        if name not in (*TEXTS, *FLAGS, "mlp", "norm"):
+        if name not in (*TEXTS, *FLAGS, "mlp", "norm", "layers"):
             _check_number(fields.get(name, 1), name, file)
     choices = {"mlp": _choice(fields, "mlp", Mlp, file), "norm": _choice(fields, "norm", Norm, file)}
-    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices})
+    layers = {"layers": _layers(fields["layers"])} if "layers" in fields else {}
+    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices, **layers})
+
+
+def _layers(document: Any) -> tuple[Any, ...]:
+    """Layers given one by one, as kvscope itself writes them."""
+    from calc.layers import layers_from_document
+
+    return layers_from_document(document)
 
 
 def _check_number(value: object, name: str, file: Path) -> None:

@@ -17,11 +17,12 @@ from tui.behind import Behind, behind_answer, behind_component, behind_tp
 from tui.command_line import memory_command
 from tui.pane import Pane
 from tui.state import Analysis, AppState
-from tui.summaries import memory_markdown, notes_text, steps_grid
+from tui.summaries import memory_markdown, steps_grid
 from tui.what_if import batch_by_context, batch_by_format, behind_context, behind_format
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
+from tui.widgets.notes import Notes
 from tui.widgets.shown import Shown
 
 HELP = """\
@@ -88,7 +89,7 @@ class MemoryPane(Pane):
             yield card("Largest batch by storage format", CalcTable(id=FORMATS))
         with VerticalScroll(id="memory-behind"):
             yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
-            yield card("To know", Shown(id="memory-notes"), id="card-memory-notes")
+            yield card("To know", Notes(id="memory-notes"), id="card-memory-notes")
             yield card("Every step", Shown(id="memory-steps"), id="card-steps")
 
     def show(self, state: AppState, analysis: Analysis) -> None:
@@ -98,8 +99,7 @@ class MemoryPane(Pane):
             if name != TP:
                 self._table(name).show(build(report))
         self._show_tp(tp_table(report))
-        notes = memory_notes(report)
-        self.query_one("#memory-notes", Shown).show(notes, lambda: notes_text(notes))
+        self.query_one("#memory-notes", Notes).show(memory_notes(report))
         self.query_one("#memory-steps", Shown).show(report.steps, lambda: steps_grid(report))
         self._show_behind()
 

@@ -25,13 +25,14 @@ from tui.draft import MODEL_COUNTS, MODEL_FLAGS, Draft, auto_head_dim, field_tex
 from tui.fields import FIELDS
 from tui.pane import Pane, StateEdited
 from tui.state import Analysis, AppState, with_study
-from tui.summaries import answer_grid, component_bars, memory_markdown, notes_text, plain_grid, sources_text, tp_grid
+from tui.summaries import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
 from tui.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
 from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
 from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
+from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
 from tui.widgets.shown import Shown
 
@@ -91,7 +92,7 @@ class SpecPane(Pane):
                 yield card("Where the numbers come from", Shown(id="spec-sources"), id="card-sources")
             with VerticalScroll(id="spec-follows", can_focus=False):
                 yield card("What follows", Shown(id="spec-answer"), MemoryBar(id="spec-bar"))
-                yield card("To know", Shown(id="spec-notes"))
+                yield card("To know", Notes(id="spec-notes"))
                 yield card("Largest batch by context", Shown(id="spec-contexts"))
 
     async def mount_more(self) -> None:
@@ -195,16 +196,20 @@ class SpecPane(Pane):
         study = report.study
         self.query_one("#field-model", PickerField).value = study.model.name
         self.query_one("#field-device", PickerField).value = study.device.name
-        tables = answer_table(report), batch_by_context(report)
-        notes, command, sources = memory_notes(report), memory_command(study), sources_text(study)
+        contexts = batch_by_context(report)
+        command, sources = memory_command(study), sources_text(study)
         self._shown("device-facts", study.device, lambda: device_facts(study.device))
-        self._shown("spec-answer", tables[0], lambda: answer_grid(report))
+        self._show_answer(report)
         self.query_one(MemoryBar).show(report)
-        self._shown("spec-notes", notes, lambda: notes_text(notes))
-        self._shown("spec-contexts", tables[1], lambda: plain_grid(tables[1]))
+        self.query_one("#spec-notes", Notes).show(memory_notes(report))
+        self._shown("spec-contexts", contexts, lambda: plain_grid(contexts))
         self._shown("spec-command", command, lambda: command)
         self._shown("spec-sources", sources, lambda: sources)
         self._show_more(report)
+
+    def _show_answer(self, report: MemoryReport) -> None:
+        width = self.query_one("#spec-answer").content_size.width or self.app.size.width // 2
+        self._shown("spec-answer", (answer_table(report), width), lambda: answer_grid(report, width))
 
     def _show_more(self, report: MemoryReport) -> None:
         """The third column, where the screen has one."""
@@ -224,8 +229,9 @@ class SpecPane(Pane):
         self.query_one(f"#{name}", Shown).show(key, build)
 
     def on_resize(self) -> None:
-        """A third column that was not there has to be filled."""
+        """The answer takes the width there is; a third column that was not there has to be filled."""
         if self._report is not None:
+            self.call_after_refresh(self._show_answer, self._report)
             self._show_more(self._report)
 
     # --- editing ------------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ class FieldInput(Input):
         self.field = field
         self.tooltip = f"{field.meaning}\nAccepts {field.forms}"
 
+    @property
+    def content_width(self) -> int:
+        """At least the field's own width: only text that is longer changes what there is to scroll."""
+        return max(super().content_width, self.content_size.width)
+
     def update_node_styles(self, animate: bool = True) -> None:
         """Not before it is mounted, which styles it anyway: a form of fifteen would appear later."""
         if self.is_attached:

@@ -1,0 +1,109 @@
+"""The layers of a model as a server's cache sees them: what each keeps a token, or a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from calc.errors import SpecError
+from calc.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from calc.layers import Mixer
+
+FULL, SLIDING, CHUNKED, LATENT, RECURRENT = "full", "sliding", "chunked", "latent", "recurrent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayers:
+    """`layers` layers that keep the same.
+
+    A token keeps n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and
+    `index_elements` of an indexer. A sequence keeps `state_elements` and the last inputs of a convolution over
+    `conv_channels`; `mixer` names the recurrence, whose state types differ.
+    """
+
+    kind: str
+    layers: int
+    n_kv_heads: int = 1
+    key_dim: int = 0
+    value_dim: int = 0
+    window: int | None = None
+    index_elements: int = 0
+    state_elements: int = 0
+    conv_channels: int = 0
+    conv_kernel: int = 1
+    mixer: str = "attention"
+
+
+def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> tuple[CacheLayers, ...]:
+    """Layers `first` to `last` (excluded) by what they keep, in order of first appearance.
+
+    A flat ModelSpec says how many layers slide, not which: the full ones are taken as spread evenly.
+    """
+    layers: Sequence[Any] = getattr(model, "layers", ())
+    if layers:
+        return _counted([_of_mixer(mixer) for layer in layers[first:last] for mixer in layer.mixers])
+    end = model.n_layers if last is None else last
+    n_sliding = _sliding_before(model, end) - _sliding_before(model, first)
+    plain = CacheLayers(
+        kind=FULL, layers=1, n_kv_heads=model.n_kv_heads, key_dim=model.head_dim, value_dim=model.head_dim
+    )
+    full = [plain] * (end - first - n_sliding)
+    return _counted([*full, *[replace(plain, kind=SLIDING, window=model.window)] * n_sliding])
+
+
+def _sliding_before(model: ModelSpec, layer: int) -> int:
+    return -(-model.n_sliding_layers * layer // model.n_layers)
+
+
+def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
+    counts: dict[CacheLayers, int] = {}
+    for layer in layers:
+        if layer is not None:
+            counts[layer] = counts.get(layer, 0) + 1
+    return tuple(replace(layer, layers=n) for layer, n in counts.items())
+
+
+def _of_mixer(mixer: Mixer) -> CacheLayers | None:
+    """What one mixer keeps; None where it reads another layer's cache."""
+    from calc.layers import Attention, Latent, Stated
+
+    if isinstance(mixer, Attention):
+        if not mixer.keys:
+            return None
+        kind = FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING
+        return CacheLayers(
+            kind=kind,
+            layers=1,
+            n_kv_heads=mixer.n_kv_heads,
+            key_dim=mixer.head_dim,
+            value_dim=mixer.value_dim,
+            window=mixer.window,
+        )
+    if isinstance(mixer, Latent):
+        index = mixer.index_elements
+        return CacheLayers(kind=LATENT, layers=1, key_dim=mixer.cache_elements, index_elements=index, mixer="latent")
+    if isinstance(mixer, Stated):
+        raise SpecError("layers", f"how a server keeps the state of a {mixer.label} layer is not known")
+    return _recurrent(mixer)
+
+
+def _recurrent(mixer: Any) -> CacheLayers:
+    """Mamba, Mamba-2 and gated delta: heads x head dimension x state, and a convolution."""
+    if mixer.kind == "mamba1":
+        state, channels = mixer.inner * mixer.state, mixer.inner
+    elif mixer.kind == "mamba2":
+        state, channels = mixer.inner * mixer.state, mixer.inner + 2 * mixer.groups * mixer.state
+    else:
+        state = mixer.value_heads * mixer.key_dim * mixer.value_dim
+        channels = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
+    return CacheLayers(
+        kind=RECURRENT,
+        layers=1,
+        state_elements=state,
+        conv_channels=channels,
+        conv_kernel=mixer.kernel,
+        mixer=mixer.kind,
+    )

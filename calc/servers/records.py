@@ -1,0 +1,132 @@
+"""What is asked of a server's policy and what it answers. Frozen records; every size in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import MappingProxyType
+
+from calc.errors import SpecError
+from calc.explain import Term
+from calc.specs import Study, check_count
+
+ENGINES = ("vllm", "sglang", "transformers", "llamacpp")
+
+Band = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a server loads beside the text model and a ModelSpec does not say.
+
+    `rope_elements`: elements of the precomputed cos/sin tables (None: one table of the model's context).
+    `vision_params`: parameters of encoders and projectors, which every rank's share counts.
+    """
+
+    rope_elements: int | None = None
+    vision_params: int = 0
+    multimodal: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How the server is started. None: the engine's own default for its version and the device.
+
+    `kv_pool_bytes` replaces the derived pool, per GPU. `dp_attention` is SGLang's ``--dp-size`` with attention
+    data-parallel inside the TP group. `state_element_bytes` is of the recurrent state (None: as the version does).
+    Raises SpecError.
+    """
+
+    engine: str = "vllm"
+    version: str | None = None
+    gpu_memory_utilization: Fraction | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    block_size: int | None = None
+    kv_pool_bytes: int | None = None
+    enforce_eager: bool = False
+    speculative_layers: int = 0
+    speculative_tokens: int | None = None
+    prefix_caching_of_states: bool = False
+    disable_hybrid: bool = False
+    tp: int = 1
+    pp: int = 1
+    dcp: int = 1
+    dp_attention: int = 1
+    max_model_len: int | None = None
+    activation_element_bytes: int = 2
+    state_element_bytes: int | None = None
+    facts: ModelFacts = field(default_factory=ModelFacts)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise SpecError("engine", f"unknown engine {self.engine!r}: {', '.join(ENGINES)}")
+        for name in ("tp", "pp", "dcp", "dp_attention", "activation_element_bytes"):
+            check_count(name, getattr(self, name))
+        check_count("speculative_layers", self.speculative_layers, minimum=0)
+        for name in _OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise SpecError(
+                "gpu_memory_utilization",
+                f"gpu_memory_utilization is a share of the device such as 0.9, not "
+                f"{float(self.gpu_memory_utilization):g}",
+            )
+        if self.tp % self.dp_attention or self.tp % self.dcp:
+            what = "dp_attention" if self.tp % self.dp_attention else "dcp"
+            raise SpecError(what, f"{what} {getattr(self, what)} does not divide tp {self.tp}")
+
+
+_OPTIONAL_COUNTS = (
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "block_size",
+    "speculative_tokens",
+    "max_model_len",
+    "state_element_bytes",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGroup:
+    """Layers that share a block table. `block_tokens` tokens a block; `blocks_per_request` at full length."""
+
+    kind: str
+    layers: int
+    block_tokens: int
+    blocks_per_request: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerReport:
+    """What the server reserves and what its start-up log says, of the GPU that binds.
+
+    `bands` gives (low, high) of every estimated size; a value that is exact has none. `kv_pool_bytes` below zero
+    means that the server does not start: then blocks, tokens and concurrency are 0.
+    """
+
+    study: Study
+    options: ServerOptions
+    name: str
+    version: str
+    block_size: int
+    weight_bytes_per_gpu: int
+    activation_bytes: int
+    non_torch_bytes: int
+    cuda_graph_bytes: int
+    kv_pool_bytes: int
+    kv_blocks: int
+    kv_tokens: int
+    max_concurrency: float
+    groups: tuple[CacheGroup, ...]
+    assumptions: tuple[str, ...]
+    bands: Mapping[str, Band] = field(default_factory=lambda: MappingProxyType({}))
+    steps: tuple[Term, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether one request of full length has its blocks."""
+        return self.max_concurrency >= 1

@@ -1,0 +1,272 @@
+"""vLLM's paged cache as formulas: page sizes, groups of layers, blocks, what the log prints.
+
+Source: vllm/v1/kv_cache_interface.py and vllm/v1/core/kv_cache_utils.py; held against start-up logs in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+from calc.errors import SpecError
+from calc.explain import maximum
+from calc.servers.cache_layers import CHUNKED, FULL, LATENT, RECURRENT, SLIDING, CacheLayers
+from calc.servers.records import CacheGroup
+
+GROUP_SLACK = Fraction(3, 2)
+"""Layer kinds whose numbers differ by less than this form groups of the larger number, padded."""
+INDEX_ROW_BYTES = 132
+"""An indexer's row in vLLM: 128 fp8 elements and a scale of 4 bytes."""
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
+    """Whole KV heads a rank; a head is repeated where there are more ranks than heads."""
+    return maximum(n_kv_heads // tp, 1)
+
+
+def attention_token_bytes(*, heads_per_rank: Any, key_dim: Any, value_dim: Any, kv_element_bytes: Any) -> Any:
+    """Bytes a token and layer on a rank.
+
+    >>> attention_token_bytes(heads_per_rank=8, key_dim=128, value_dim=128, kv_element_bytes=2)
+    4096
+    """
+    return heads_per_rank * (key_dim + value_dim) * kv_element_bytes
+
+
+def recurrent_page_bytes(
+    *,
+    state_elements: Any,
+    conv_channels: Any,
+    conv_rows: Any,
+    state_element_bytes: Any,
+    conv_element_bytes: Any,
+    tp: Any,
+) -> Any:
+    """Bytes of a sequence's state in one layer on a rank; `conv_rows` is kernel - 1 + speculative tokens.
+
+    >>> recurrent_page_bytes(state_elements=48 * 128 * 128, conv_channels=10240, conv_rows=3, state_element_bytes=4,
+    ...                      conv_element_bytes=2, tp=4)
+    801792
+    """
+    return (state_elements * state_element_bytes + conv_channels * conv_rows * conv_element_bytes) // tp
+
+
+def aligned_block_size(*, page_bytes: int, token_bytes: int, multiple: int = 16) -> int:
+    """Tokens of an attention block whose page is not smaller than a state's ("Setting attention block size to …").
+
+    >>> aligned_block_size(page_bytes=801_792, token_bytes=1024)
+    784
+    """
+    return multiple * cdiv(page_bytes, multiple * token_bytes)
+
+
+def request_tokens(kind: str, window: int | None, *, max_model_len: int, max_num_batched_tokens: int) -> int:
+    """Tokens of a request that a layer of this kind may hold at once."""
+    if window is None or kind in (FULL, LATENT):
+        return max_model_len
+    kept = window + max_num_batched_tokens - (1 if kind == SLIDING else 0)
+    return min(kept, max_model_len)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvSpec:
+    """Layers of one kind on a rank: `page_bytes` a block and layer; `dcp` ranks share a context where it splits."""
+
+    kind: str
+    layers: int
+    page_bytes: int
+    block_tokens: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """How a rank cuts its pool: `block_bytes` of the pool a block, and the groups that draw on them."""
+
+    block_size: int
+    block_bytes: int
+    group_layers: int
+    groups: tuple[CacheGroup, ...]
+    padding_layers: int
+
+    @property
+    def blocks_per_request(self) -> int:
+        """Blocks of a request at full length, all groups together."""
+        return sum(group.blocks_per_request for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSetting:
+    """What the layout depends on beside the layers."""
+
+    tp: int
+    dcp: int
+    block_size: int
+    kv_element_bytes: int | Fraction
+    max_model_len: int
+    max_num_batched_tokens: int
+    state_element_bytes: int
+    speculative_tokens: int
+    states_cached: bool
+    hybrid: bool
+
+
+def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
+    """Bytes a token and layer on a rank. Raises SpecError where KV heads cannot be shared so."""
+    if layer.kind == LATENT:
+        index = INDEX_ROW_BYTES * layer.index_elements // 128
+        return ceil(layer.key_dim * setting.kv_element_bytes) + index
+    if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
+        raise SpecError("tp", f"{layer.n_kv_heads} KV heads neither divide by {setting.tp} nor repeat evenly")
+    heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)
+    each: int | Fraction = attention_token_bytes(
+        heads_per_rank=heads,
+        key_dim=layer.key_dim,
+        value_dim=layer.value_dim,
+        kv_element_bytes=setting.kv_element_bytes,
+    )
+    return ceil(each)
+
+
+def state_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
+    """Bytes of a sequence's state in one layer on a rank."""
+    return int(
+        recurrent_page_bytes(
+            state_elements=layer.state_elements,
+            conv_channels=layer.conv_channels,
+            conv_rows=layer.conv_kernel - 1 + setting.speculative_tokens,
+            state_element_bytes=setting.state_element_bytes,
+            conv_element_bytes=2,
+            tp=setting.tp,
+        )
+    )
+
+
+def kv_specs(layers: Sequence[CacheLayers], setting: CacheSetting) -> tuple[KvSpec, ...]:
+    """Page and block of every kind, with pages made equal (states padded, blocks of smaller rows lengthened)."""
+    caching = [layer for layer in layers if layer.kind != RECURRENT]
+    states = [layer for layer in layers if layer.kind == RECURRENT]
+    if states and not caching:
+        raise SpecError("layers", "a model without attention layers has no block pool: its state is per sequence")
+    block = setting.block_size
+    if states:
+        smallest = min(token_bytes(layer, setting) for layer in caching)
+        page = max(state_bytes(layer, setting) for layer in states)
+        block = max(block, aligned_block_size(page_bytes=page, token_bytes=smallest))
+    pages = {layer: token_bytes(layer, setting) * block for layer in caching}
+    largest = max(pages.values())
+    return tuple(_kv_spec(layer, pages=pages, largest=largest, block=block, hybrid=setting.hybrid) for layer in layers)
+
+
+def _kv_spec(layer: CacheLayers, *, pages: dict[CacheLayers, int], largest: int, block: int, hybrid: bool) -> KvSpec:
+    if layer.kind == RECURRENT:
+        return KvSpec(kind=RECURRENT, layers=layer.layers, page_bytes=largest, block_tokens=block)
+    ratio = largest // pages[layer] if largest % pages[layer] == 0 and _unified(pages) else 1
+    windowed = hybrid and layer.window is not None
+    return KvSpec(
+        kind=layer.kind if windowed or layer.kind == LATENT else FULL,
+        layers=layer.layers,
+        page_bytes=pages[layer] * ratio,
+        block_tokens=block * ratio,
+        window=layer.window if windowed else None,
+    )
+
+
+def _unified(pages: dict[CacheLayers, int]) -> bool:
+    """Kinds that keep alike (all full, all latent) sit in one group whatever their pages are."""
+    return len({(layer.kind == LATENT, layer.window) for layer in pages}) > 1
+
+
+def group_size(counts: Sequence[int]) -> int:
+    """Layers of a group, from the number of layers of every kind.
+
+    >>> group_size([5, 29]), group_size([12, 36]), group_size([10, 12])
+    (5, 12, 12)
+    """
+    return max(counts) if max(counts) < GROUP_SLACK * min(counts) else min(counts)
+
+
+def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheShape:
+    """Groups and the bytes of a block. Layers of one kind form one group; else groups are of equal size."""
+    specs = _merged(kv_specs(layers, setting))
+    if len({(spec.kind, spec.window) for spec in specs}) == 1:
+        first = specs[0]
+        layers_all = sum(spec.layers for spec in specs)
+        block_bytes = sum(spec.layers * spec.page_bytes for spec in specs)
+        group = _group(first, layers_all, setting)
+        return CacheShape(
+            block_size=first.block_tokens,
+            block_bytes=block_bytes,
+            group_layers=layers_all,
+            groups=(group,),
+            padding_layers=0,
+        )
+    if len({spec.page_bytes for spec in specs}) > 1:
+        raise SpecError("layers", "pages of this model's layers cannot be made equal: vLLM refuses it as well")
+    size = group_size([spec.layers for spec in specs])
+    groups = [_group(spec, size, setting) for spec in specs for _ in range(cdiv(spec.layers, size))]
+    return CacheShape(
+        block_size=min(spec.block_tokens for spec in specs),
+        block_bytes=size * specs[0].page_bytes,
+        group_layers=size,
+        groups=tuple(groups),
+        padding_layers=size * len(groups) - sum(spec.layers for spec in specs),
+    )
+
+
+def _merged(specs: Sequence[KvSpec]) -> list[KvSpec]:
+    """Specs that are the same but for their number of layers, as one."""
+    counts: dict[tuple[str, int, int, int | None], int] = {}
+    for spec in specs:
+        key = (spec.kind, spec.page_bytes, spec.block_tokens, spec.window)
+        counts[key] = counts.get(key, 0) + spec.layers
+    return [
+        KvSpec(kind=kind, layers=n, page_bytes=page, block_tokens=block, window=window)
+        for (kind, page, block, window), n in counts.items()
+    ]
+
+
+def _group(spec: KvSpec, layers: int, setting: CacheSetting) -> CacheGroup:
+    return CacheGroup(
+        kind=spec.kind, layers=layers, block_tokens=spec.block_tokens, blocks_per_request=request_blocks(spec, setting)
+    )
+
+
+def request_blocks(spec: KvSpec, setting: CacheSetting) -> int:
+    """Blocks that a request of full length takes in one group.
+
+    A window starts anywhere in a block, hence one more; a state is one block, and one more for each token guessed.
+    """
+    if spec.kind == RECURRENT:
+        return 1 + setting.speculative_tokens + (1 if setting.states_cached else 0)
+    tokens = request_tokens(
+        spec.kind,
+        spec.window,
+        max_model_len=setting.max_model_len,
+        max_num_batched_tokens=setting.max_num_batched_tokens,
+    )
+    if spec.kind == SLIDING:
+        return cdiv(tokens, spec.block_tokens) + 1
+    if spec.kind == CHUNKED:
+        return cdiv(tokens, spec.block_tokens)
+    return cdiv(cdiv(tokens, setting.dcp), spec.block_tokens)
+
+
+def pool_blocks(*, pool_bytes: Any, block_bytes: Any) -> Any:
+    """Blocks of a pool."""
+    return pool_bytes // block_bytes
+
+
+def printed_tokens(shape: CacheShape, blocks: int, *, dcp: int, max_model_len: int, from_concurrency: bool) -> int:
+    """``GPU KV cache size: … tokens`` as the version prints it."""
+    if from_concurrency:
+        return blocks * max_model_len // shape.blocks_per_request
+    return blocks // len(shape.groups) * shape.block_size * dcp
