@@ -239,7 +239,7 @@ def layered_token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
     return derive("KV cache per token", token_bytes, unit="B", kv_element_bytes=each, **kinds)
 
 
-def _kept_formula(windowed: Mapping[int, int]) -> Callable[..., Any]:
+def kept_formula(windowed: Mapping[int, int]) -> Callable[..., Any]:
     """Bytes of a request: what is kept whole times the context, each window up to its length.
 
     The first window has a symbol; where there are several, the others stand in the formula as numbers.
@@ -276,7 +276,7 @@ def _request_term(name: str, elements: CacheElements, kv_format: StorageFormat, 
     if elements.windowed:
         kinds["window"], kinds["window_elements"] = next(iter(elements.windowed.items()))
     each = kv_format.bytes_per_element
-    return derive(name, _kept_formula(elements.windowed), unit="B", context=context, kv_element_bytes=each, **kinds)
+    return derive(name, kept_formula(elements.windowed), unit="B", context=context, kv_element_bytes=each, **kinds)
 
 
 def state_bytes(*, state_elements: Any, state_element_bytes: Any) -> Any:
@@ -382,16 +382,22 @@ def rank_weights_term(model: ModelSpec, total: int, weight_format: StorageFormat
     return derive("Weights per GPU", layered_rank_weights, unit="B", tp=tp, **numbers)
 
 
+def rank_mixer_elements(mixer: Mixer, tp: int) -> int:
+    """Cache elements a token that a rank keeps of `mixer`: its own KV heads, and the whole of a latent."""
+    if not isinstance(mixer, Attention):
+        return mixer.cache_elements
+    heads: int = kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
+    return mixer.cache_elements // mixer.n_kv_heads * heads
+
+
+def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
+    """What one token holds on a rank of `tp`."""
+    return cache_elements(model, lambda mixer: rank_mixer_elements(mixer, tp))
+
+
 def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
     """Cache bytes a request on a rank: its KV heads, and the whole of a latent. The state is not in it."""
-
-    def own(mixer: Mixer) -> int:
-        if not isinstance(mixer, Attention):
-            return mixer.cache_elements
-        heads: int = kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
-        return mixer.cache_elements // mixer.n_kv_heads * heads
-
-    return _request_term("KV cache per request and GPU", cache_elements(model, own), kv_format, context)
+    return _request_term("KV cache per request and GPU", rank_cache_elements(model, tp), kv_format, context)
 
 
 def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
