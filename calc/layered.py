@@ -193,9 +193,14 @@ class CacheElements:
 
 def cache_elements(model: ModelSpec, elements: Callable[[Mixer], int] | None = None) -> CacheElements:
     """What one token holds. `elements` says how many of a mixer's count (default: all of them)."""
+    return held_elements(mixers_of(model.layers), elements)
+
+
+def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] | None = None) -> CacheElements:
+    """`cache_elements` of any mixers, how many there are of each."""
     full = latent = 0
     windowed: dict[int, int] = {}
-    for mixer, n in mixers_of(model.layers).items():
+    for mixer, n in mixers.items():
         each = n * (mixer.cache_elements if elements is None else elements(mixer))
         if isinstance(mixer, Latent):
             latent += each
@@ -268,10 +273,11 @@ def kept_formula(windowed: Mapping[int, int]) -> Callable[..., Any]:
 def layered_request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Term:
     """`calc.kv_cache.request_term` for layers given one by one. The state is not in it."""
     name = f"KV cache per request, {context:,} tokens"
-    return _request_term(name, cache_elements(model), kv_format, context)
+    return held_request_term(name, cache_elements(model), kv_format, context)
 
 
-def _request_term(name: str, elements: CacheElements, kv_format: StorageFormat, context: int) -> Term:
+def held_request_term(name: str, elements: CacheElements, kv_format: StorageFormat, context: int) -> Term:
+    """Cache bytes of a request whose tokens hold `elements`, windows capped, with the derivation."""
     kinds = _present(full_elements=elements.full, latent_elements=elements.latent)
     if elements.windowed:
         kinds["window"], kinds["window_elements"] = next(iter(elements.windowed.items()))
@@ -305,7 +311,7 @@ def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
 def layered_tp_problem(model: ModelSpec, tp: int) -> str | None:
     """Why `tp` GPUs cannot share the layers in whole heads, or None if they can."""
     for mixer in mixers_of(model.layers):
-        if (problem := _mixer_problem(mixer, tp)) is not None:
+        if (problem := mixer_problem(mixer, tp)) is not None:
             return problem
     for layer in grouped(model.layers):
         for part in layer.feed_forwards:
@@ -316,7 +322,8 @@ def layered_tp_problem(model: ModelSpec, tp: int) -> str | None:
     return None
 
 
-def _mixer_problem(mixer: Mixer, tp: int) -> str | None:
+def mixer_problem(mixer: Mixer, tp: int) -> str | None:
+    """Why `tp` GPUs cannot share `mixer` in whole heads, or None if they can."""
     if isinstance(mixer, Attention | Latent) and mixer.n_heads % tp:
         return f"{mixer.n_heads:,} query heads do not divide by {tp:,}"
     if isinstance(mixer, Attention) and mixer.n_kv_heads % tp and tp % mixer.n_kv_heads:
@@ -327,28 +334,32 @@ def _mixer_problem(mixer: Mixer, tp: int) -> str | None:
     return None
 
 
-def _kv_projections(layer: LayerSpec, mixer: Attention) -> int:
+def kv_projections(layer: LayerSpec, mixer: Attention) -> int:
     """K and V projection parameters of one KV head."""
     width = (mixer.head_dim if mixer.keys else 0) + (mixer.value_dim if mixer.values else 0)
     return width * (layer.hidden_size + int(mixer.qkv_bias))
 
 
+def mixer_whole(layer: LayerSpec, mixer: Mixer) -> int:
+    """Parameters of `mixer` that every rank holds: its output bias, what goes into a latent."""
+    if isinstance(mixer, Latent):
+        down = mixer.kv_lora_rank + mixer.rope_dim + mixer.q_lora_rank
+        whole = layer.hidden_size * down + mixer.kv_lora_rank + mixer.q_lora_rank + mixer.extra_params
+        return whole + mixer.bias * (down + layer.hidden_size)
+    return layer.hidden_size if isinstance(mixer, Attention) and mixer.o_bias else 0
+
+
+def feed_forward_whole(layer: LayerSpec, part: FeedForward) -> int:
+    """Parameters of a feed-forward that every rank holds: the router, the output bias."""
+    if isinstance(part, Experts):
+        return part.router_params
+    return layer.hidden_size if part.bias else 0
+
+
 def _whole_of(layer: LayerSpec) -> int:
-    """Parameters of a layer that every rank holds: norms, routers, output biases, what goes into a latent."""
-    total = layer.norm_params
-    for mixer in layer.mixers:
-        if isinstance(mixer, Latent):
-            down = mixer.kv_lora_rank + mixer.rope_dim + mixer.q_lora_rank
-            total += layer.hidden_size * down + mixer.kv_lora_rank + mixer.q_lora_rank + mixer.extra_params
-            total += mixer.bias * (down + layer.hidden_size)
-        elif isinstance(mixer, Attention) and mixer.o_bias:
-            total += layer.hidden_size
-    for part in layer.feed_forwards:
-        if isinstance(part, Experts):
-            total += part.router_params
-        elif part.bias:
-            total += layer.hidden_size
-    return total
+    """Parameters of a layer that every rank holds."""
+    mixers = sum(mixer_whole(layer, mixer) for mixer in layer.mixers)
+    return layer.norm_params + mixers + sum(feed_forward_whole(layer, part) for part in layer.feed_forwards)
 
 
 def layered_split(model: ModelSpec, total: int, tp: int) -> dict[str, int]:
@@ -358,7 +369,7 @@ def layered_split(model: ModelSpec, total: int, tp: int) -> dict[str, int]:
         whole += n * _whole_of(layer)
         for mixer in layer.mixers:
             if isinstance(mixer, Attention):
-                head = n * _kv_projections(layer, mixer)
+                head = n * kv_projections(layer, mixer)
                 all_kv += head * mixer.n_kv_heads
                 own += head * kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
     outer = layered_parameters(model)
@@ -397,7 +408,7 @@ def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
 
 def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
     """Cache bytes a request on a rank: its KV heads, and the whole of a latent. The state is not in it."""
-    return _request_term("KV cache per request and GPU", rank_cache_elements(model, tp), kv_format, context)
+    return held_request_term("KV cache per request and GPU", rank_cache_elements(model, tp), kv_format, context)
 
 
 def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
