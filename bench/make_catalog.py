@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from calc.params import parameters  # noqa: E402
-from calc.sources.hf_config import FAMILIES, spec_from_config  # noqa: E402
+from calc.sources.hf import spec_from_config  # noqa: E402
+from calc.sources.hf.families import FAMILIES  # noqa: E402
 from calc.specs import Mlp, ModelSpec, Norm, field_names  # noqa: E402
 from calc.units import format_gib  # noqa: E402
 

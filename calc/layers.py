@@ -89,20 +89,41 @@ def indexer_params(*, hidden_size: Any, query_dim: Any, index_heads: Any, index_
     return query_dim * index_heads * index_dim + hidden_size * (index_dim + index_heads) + 2 * index_dim
 
 
-def mamba1_params(*, hidden_size: Any, inner: Any, state: Any, kernel: Any, dt_rank: Any, extra_params: Any = 0) -> Any:
+def mamba1_params(
+    *,
+    hidden_size: Any,
+    inner: Any,
+    state: Any,
+    kernel: Any,
+    dt_rank: Any,
+    extra_params: Any = 0,
+    conv_bias: bool = True,
+) -> Any:
     """A Mamba layer: in and out projections, convolution with bias, selective parameters, A and D."""
     projections = 3 * hidden_size * inner
     selective = inner * (dt_rank + 2 * state) + dt_rank * inner + inner
-    return projections + inner * (kernel + 1) + selective + inner * state + inner + extra_params
+    convolution = inner * (kernel + 1) if conv_bias else inner * kernel
+    return projections + convolution + selective + inner * state + inner + extra_params
 
 
 def mamba2_params(
-    *, hidden_size: Any, inner: Any, n_heads: Any, groups: Any, state: Any, kernel: Any, extra_params: Any = 0
+    *,
+    hidden_size: Any,
+    inner: Any,
+    n_heads: Any,
+    groups: Any,
+    state: Any,
+    kernel: Any,
+    extra_params: Any = 0,
+    conv_bias: bool = True,
+    norm: bool = True,
 ) -> Any:
     """A Mamba-2 layer: in projection of z, x, B, C and dt; convolution with bias; dt, A and D of a head; norm; out."""
     convolved = inner + 2 * groups * state
     into = hidden_size * (inner + convolved + n_heads)
-    return into + convolved * (kernel + 1) + 3 * n_heads + inner + inner * hidden_size + extra_params
+    convolution = convolved * (kernel + 1) if conv_bias else convolved * kernel
+    total = into + convolution + 3 * n_heads + inner * hidden_size + extra_params
+    return total + inner if norm else total
 
 
 def gated_delta_params(
@@ -120,6 +141,12 @@ def gated_delta_params(
     into = hidden_size * (convolved + value_heads * value_dim + 2 * value_heads)
     rest = convolved * kernel + 2 * value_heads + value_dim
     return into + rest + value_heads * value_dim * hidden_size + extra_params
+
+
+def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> Any:
+    """A gated short convolution (LFM2): into B, C and x, a convolution of each channel, out."""
+    total = 4 * hidden_size * hidden_size + hidden_size * kernel
+    return total + 5 * hidden_size if bias else total
 
 
 def expert_params(*, hidden_size: Any, expert_size: Any, mlp: Mlp = Mlp.GATED, bias: bool = False) -> Any:
@@ -266,6 +293,7 @@ class Mamba1:
     kernel: int
     dt_rank: int
     extra_params: int = 0
+    conv_bias: bool = True
 
     @property
     def state_elements(self) -> int:
@@ -291,6 +319,8 @@ class Mamba2:
     state: int
     kernel: int
     extra_params: int = 0
+    conv_bias: bool = True
+    norm: bool = True
 
     @property
     def state_elements(self) -> int:
@@ -329,6 +359,29 @@ class GatedDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConv:
+    """A gated short convolution over `width` channels: the last `kernel` inputs are kept."""
+
+    kind: ClassVar[str] = "conv"
+    label: ClassVar[str] = "short convolution"
+    window: ClassVar[None] = None
+    cache_elements: ClassVar[int] = 0
+    kernel: int
+    width: int
+    bias: bool = False
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.width * self.kernel
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        sizes: dict[str, Any] = {"hidden_size": hidden_size, "kernel": self.kernel}
+        return derive("Short convolution, a layer", short_conv_params, unit=PARAMS, bias=self.bias, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stated:
     """A rarer recurrence, given by its counts: parameters and state, worked out where its config is read."""
 
@@ -344,7 +397,7 @@ class Stated:
         return derive(f"{self.label.capitalize()}, a layer", stated_params, unit=PARAMS, params=self.params)
 
 
-Mixer = Attention | Latent | Mamba1 | Mamba2 | GatedDelta | Stated
+Mixer = Attention | Latent | Mamba1 | Mamba2 | GatedDelta | ShortConv | Stated
 
 
 def _derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
@@ -454,7 +507,7 @@ def _check_part(part: Mixer | FeedForward) -> None:
 
 
 KINDS: Mapping[str, type] = {
-    part.kind: part for part in (Attention, Latent, Mamba1, Mamba2, GatedDelta, Stated, Dense, Experts)
+    part.kind: part for part in (Attention, Latent, Mamba1, Mamba2, GatedDelta, ShortConv, Stated, Dense, Experts)
 }
 
 

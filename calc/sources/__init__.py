@@ -83,7 +83,7 @@ def _from_folder(folder: Path) -> ModelSpec:
 def _from_file(path: Path) -> ModelSpec:
     suffix = path.suffix.lower()
     if suffix == ".json":
-        from calc.sources.hf_config import read_hf_config
+        from calc.sources.hf import read_hf_config
 
         return read_hf_config(path)
     if suffix == ".toml":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import CalcError, SourceError
-from calc.sources.hf_config import read_bounded
+from calc.sources.hf import read_bounded
 from calc.specs import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names
 
 MAX_SPEC_BYTES = 2**20

@@ -244,7 +244,7 @@ def test_a_name_that_is_found_loads_neither_devices_nor_the_other_readers():
     code = (
         "import sys; from calc.sources import load_model; load_model('llama-3-8b');"
         "from calc.sources import catalog; assert catalog.devices.cache_info().currsize == 0;"
-        "print([m for m in ('difflib', 'csv', 'tomllib', 'importlib.metadata', 'calc.sources.hf_config',"
+        "print([m for m in ('difflib', 'csv', 'tomllib', 'importlib.metadata', 'calc.sources.hf',"
         " 'numpy', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from calc.errors import CalcError
 from calc.explain import evaluate
 from calc.params import parameters
-from calc.sources.hf_config import read_hf_config
+from calc.sources.hf import read_hf_config
 from calc.specs import Mlp, Norm
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models, read_text
 

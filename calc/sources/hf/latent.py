@@ -1,0 +1,30 @@
+"""Latent attention (MLA), from the fields of a config: kv_lora_rank says that a model has it."""
+
+from __future__ import annotations
+
+from calc.layers import Latent
+from calc.sources.hf.families import Family
+from calc.sources.hf.reader import N_HEADS, Reader
+
+
+def is_latent(reader: Reader) -> bool:
+    """Whether K and V come from a latent."""
+    return reader.has("kv_lora_rank", "qk_rope_head_dim")
+
+
+def latent_mixer(reader: Reader, family: Family) -> Latent:
+    """The mixer of a latent layer; a null q_lora_rank means that queries are projected directly."""
+    if "q_lora_rank" not in reader.config:
+        raise reader.fail("q_lora_rank missing: write null where queries have no latent")
+    bias = family.qkv_bias is not False and reader.flag("attention_bias")
+    return Latent(
+        n_heads=reader.count(*N_HEADS),
+        kv_lora_rank=reader.count("kv_lora_rank"),
+        nope_dim=reader.count("qk_nope_head_dim"),
+        rope_dim=reader.count("qk_rope_head_dim"),
+        value_dim=reader.count("v_head_dim"),
+        q_lora_rank=reader.maybe("q_lora_rank", minimum=0) or 0,
+        index_heads=reader.maybe("index_n_heads", minimum=0) or 0,
+        index_dim=reader.maybe("index_head_dim", minimum=0) or 0,
+        bias=bias,
+    )
