@@ -39,16 +39,22 @@ def _columns(first: int, last: int) -> frozenset[int]:
 def answer_table(report: MemoryReport) -> Table:
     """The assignment's table: parameters, parameter memory, KV cache per request, largest batch."""
     weights, kv = report.weight_bytes, report.kv_bytes_per_request
+    state, active = report.state_bytes_per_sequence, report.parameters.active
+    rows = [
+        ("Total parameters", format_count(report.parameters.total), ""),
+        ("Active parameters a token", format_count(active), f"{active / report.parameters.total:.1%}"),
+        ("Parameter memory", format_decimal(weights), format_binary(weights)),
+        ("KV cache per token", format_bytes_exact(report.kv_bytes_per_token), ""),
+        (f"KV cache per request ({report.study.context:,} tokens)", format_decimal(kv), format_binary(kv)),
+        ("State per sequence", format_decimal(state), format_binary(state)),
+        ("Max batch size possible", format_count(report.max_batch), "" if report.fits else "does not fit"),
+    ]
+    absent = {"State per sequence"} if not state else set()
+    absent |= {"Active parameters a token"} if not report.parameters.idle else set()
     return Table(
         title="Memory",
         columns=("Quantity", "Value", "Also"),
-        rows=(
-            ("Total parameters", format_count(report.parameters.total), ""),
-            ("Parameter memory", format_decimal(weights), format_binary(weights)),
-            ("KV cache per token", format_bytes_exact(report.kv_bytes_per_token), ""),
-            (f"KV cache per request ({report.study.context:,} tokens)", format_decimal(kv), format_binary(kv)),
-            ("Max batch size possible", format_count(report.max_batch), "" if report.fits else "does not fit"),
-        ),
+        rows=tuple(row for row in rows if row[0] not in absent),
         numeric=_columns(1, 2),
     )
 

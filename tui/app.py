@@ -108,6 +108,8 @@ class KvscopeApp(App[None]):
         self._undo: list[AppState] = []
         self._stale: set[str] = set()
         self._dirty = False
+        self._settled = False
+        self._wanted: int | None = None
 
     def _take_theme(self) -> None:
         """Before anything is styled: a theme set later would style all of it again."""
@@ -170,6 +172,9 @@ class KvscopeApp(App[None]):
         except (NoMatches, MountError):  # the user has already left
             return
         self._refresh_active()
+        self._settled = True
+        if self._wanted is not None:
+            self.action_go(self._wanted)
         self.engine.attach(self, start=self._start_engine)
 
     def on_unmount(self) -> None:
@@ -272,7 +277,10 @@ class KvscopeApp(App[None]):
         return list(app_commands(self))
 
     def action_go(self, index: int) -> None:
-        """Show a pane and put the focus into it."""
+        """Show a pane and put the focus into it; a key pressed while the panes are being made counts when they are."""
+        if not self._settled:  # the tabs would still activate their first one over it
+            self._wanted = index
+            return
         tabs = self.query_one("#tabs", TabbedContent)
         name = PANES[index].lower()
         if tabs.active != f"tab-{name}":

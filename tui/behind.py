@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from calc.explain import Term
 from calc.memory import MemoryReport
 from calc.specs import Policy
+from calc.tables import answer_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,24 +19,26 @@ class Behind:
     remark: str = ""
 
 
-def _after_parameters(report: MemoryReport) -> tuple[Term, ...]:
-    return report.steps[len(report.parameters.steps) :]
-
-
 def behind_answer(report: MemoryReport, row: int) -> Behind:
-    """Rows of the answer table: total, weights, KV a token, KV a request, largest batch."""
-    weights, token, request, batch = _after_parameters(report)
+    """Rows of the answer table, by their names: totals, weights, cache, state, largest batch."""
+    rows = answer_table(report).rows
+    name = rows[max(0, min(row, len(rows) - 1))][0]
     counts = report.parameters.steps
-    if row <= 0:
-        return Behind(title="Total parameters", terms=_last_first(counts))
-    if row == 1:
-        return Behind(title="Parameter memory", terms=(weights, counts[-1]))
-    if row == 2:
-        return Behind(title="KV cache per token", terms=(token,))
-    if row == 3:
+    total = next(term for term in counts if term.name == "Total parameters")
+    weights, token, request, *states, batch = report.steps[len(counts) :]
+    if name == "Total parameters":
+        return Behind(title=name, terms=(total, *(term for term in counts if term is not total)))
+    if name.startswith("Active"):
+        return Behind(title=name, terms=_last_first(counts))
+    if name == "Parameter memory":
+        return Behind(title=name, terms=(weights, total))
+    if name == "KV cache per token":
+        return Behind(title=name, terms=(token,))
+    if name.startswith("KV cache per request"):
         return Behind(title="KV cache per request", terms=(request, token))
-    terms = (batch, weights, request, token)
-    return Behind(title="Max batch size possible", terms=terms, remark=_memory_remark(report))
+    if name.startswith("State"):
+        return Behind(title=name, terms=tuple(states), remark="The same for every length, beside the cache.")
+    return Behind(title=name, terms=(batch, weights, request, *states, token), remark=_memory_remark(report))
 
 
 def _last_first(terms: tuple[Term, ...]) -> tuple[Term, ...]:
@@ -61,13 +64,33 @@ def behind_component(report: MemoryReport, row: int) -> Behind:
     names = [name for name, count in report.parameters.components.items() if count]
     steps = report.parameters.steps
     if row >= len(names):
-        return Behind(title="Total parameters", terms=_last_first(steps))
+        return behind_answer(report, 0)
     name = names[max(0, row)]
+    if report.study.model.layers and name in ("attention", "mlp", "experts", "norms", "other"):
+        return _behind_layered(report, name)
     wanted = _STEPS_OF.get(name, ())
     terms = tuple(term for term in steps if term.name.startswith(wanted))
     layers = report.study.model.n_layers
     remark = f"Once a layer, {layers:,} layers." if any(term.name.endswith("a layer") for term in terms) else ""
     return Behind(title=name.capitalize() if name != "mlp" else "Feed-forward (MLP)", terms=terms, remark=remark)
+
+
+def _behind_layered(report: MemoryReport, name: str) -> Behind:
+    """A component of a model whose layers are given one by one: its parts, then the kinds of layers they are in."""
+    from calc.layers import Dense, Experts, grouped, mixers_of
+
+    layers = report.study.model.layers
+    hidden = layers[0].hidden_size
+    if name == "attention":
+        own = [mixer.term(hidden) for mixer in mixers_of(layers)]
+    else:
+        wanted = Dense if name == "mlp" else Experts
+        parts = {part: None for layer in grouped(layers) for part in layer.feed_forwards if isinstance(part, wanted)}
+        own = [part.term(hidden) for part in parts] if name in ("mlp", "experts") else []
+    kinds = [term for term in report.parameters.steps if term.name.split(" ")[0].replace(",", "").isdigit()]
+    kinds = [term for term in kinds if "layer" in term.name.partition(":")[0]]
+    title = {"mlp": "Feed-forward (MLP)", "attention": "Attention and recurrence"}.get(name, name.capitalize())
+    return Behind(title=title, terms=(*own, *kinds))
 
 
 def behind_tp(report: MemoryReport, row: int) -> Behind:

@@ -52,6 +52,8 @@ class Draft:
     policy: Policy
     model_origin: ModelSpec
     device_origin: DeviceSpec
+    windows_follow: bool = False
+    """Whether the number of window layers follows the number of layers (nobody typed it)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +103,27 @@ def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
     if "head_dim" not in values:
         # Where it cannot follow, the other fields are still checked, with any head dimension.
         values["head_dim"] = _guard(lambda: head_dim_of(values["hidden_size"], values["n_heads"]), errors) or 1
+    if draft.windows_follow:
+        values["n_sliding_layers"] = scaled_windows(draft.model_origin, values["n_layers"])
     values.update(draft.flags, mlp=draft.mlp, norm=draft.norm)
     model = edited_model(draft.model_origin, values)
     return None if len(errors) > before else model
+
+
+def scaled_windows(origin: ModelSpec, n_layers: int) -> int:
+    """Window layers of `origin` with another number of layers: the same share, as the command line does."""
+    return -(-origin.n_sliding_layers * n_layers // origin.n_layers)
+
+
+def windows_follow(model: ModelSpec, origin: ModelSpec) -> bool:
+    """Whether `model` has the share of window layers that `origin` has."""
+    return model.n_sliding_layers == scaled_windows(origin, model.n_layers)
+
+
+LAYERED_FIELDS = frozenset(
+    {*MODEL_COUNTS, *MODEL_CHOICES, *MODEL_FLAGS} - {"vocab_size", "n_learned_positions", "tied", "head_bias"}
+)
+"""What no single number says of a model whose layers are given one by one: read-only in the form."""
 
 
 def head_dim_of(hidden_size: int, n_heads: int) -> int:

@@ -29,6 +29,17 @@ def batch_of(study: Study, weights: int | Fraction, request: int | Fraction) -> 
     return int(max_batch(memory_bytes=memory, weight_bytes=weights, kv_request_bytes=request))
 
 
+def request_bytes(study: Study, stored: StorageFormat) -> int:
+    """What a request takes with its cache stored so: the cache, and the state where the model has one."""
+    cache = ceil(request_term(study.model, stored, study.context).value)
+    if not study.model.layers:
+        return cache
+    from calc.layered import state_term
+
+    state = state_term(study.model, stored)
+    return cache + (ceil(state.value) if state is not None else 0)
+
+
 def contexts_around(context: int) -> tuple[int, ...]:
     """Powers of two from 1,024 to 131,072, and `context` itself; 262,144 where it is one of them: always nine."""
     return tuple(sorted({*CONTEXTS, context if context not in CONTEXTS else 2 * CONTEXTS[-1]}))
@@ -39,7 +50,7 @@ def batch_by_context(report: MemoryReport) -> Table:
     study, held = report.study, report.weight_bytes
     rows = []
     for context in contexts_around(study.context):
-        request = ceil(request_term(study.model, study.kv_format, context).value)
+        request = ceil(request_term(study.model, study.kv_format, context).value) + report.state_bytes_per_sequence
         mark = " ◂" if context == study.context else ""
         batches = [batch_of(study, Fraction(held, tp), Fraction(request, tp)) for tp in study.tps]
         rows.append((f"{context:,}{mark}", *map(_shown, batches)))
@@ -58,7 +69,7 @@ def batch_by_format(report: MemoryReport) -> Table:
     rows = []
     for stored in weights:
         held = ceil(weight_bytes(parameters=report.parameters.total, weight_element_bytes=stored.bytes_per_element))
-        requests = [ceil(request_term(study.model, cache, study.context).value) for cache in caches]
+        requests = [request_bytes(study, cache) for cache in caches]
         batches = [batch_of(study, held, request) for request in requests]
         mark = " ◂" if stored == study.weight_format else ""
         rows.append((f"weights {stored.name}{mark}", *map(_shown, batches)))
@@ -106,7 +117,7 @@ def behind_context(report: MemoryReport, row: int) -> Behind:
     study = report.study
     context = contexts_around(study.context)[max(0, row)]
     request = request_term(study.model, study.kv_format, context)
-    held, needed = report.weight_bytes, ceil(request.value)
+    held, needed = report.weight_bytes, ceil(request.value) + report.state_bytes_per_sequence
     batches = (
         _batch_step(f"Largest batch, TP {tp}", study, Fraction(held, tp), Fraction(needed, tp)) for tp in study.tps
     )
@@ -125,7 +136,7 @@ def behind_format(report: MemoryReport, row: int) -> Behind:
         parameters=report.parameters.total,
         weight_element_bytes=stored.bytes_per_element,
     )
-    requests = [ceil(request_term(study.model, cache, study.context).value) for cache in caches]
+    requests = [request_bytes(study, cache) for cache in caches]
     batches = (
         _batch_step(f"Largest batch, KV {cache.name}", study, ceil(held.value), request)
         for cache, request in zip(caches, requests, strict=True)

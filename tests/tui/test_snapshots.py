@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tui.app import KvscopeApp
+from calc.sources.catalog import find_device
+from tests.tui.hybrid import hybrid
+from tests.tui.live import until
+from tui.app import KvscopeApp, default_state
 from tui.settings import Settings
+from tui.state import with_study
 
 SIZES = [(80, 24), (120, 40), (200, 60)]
 PANES = {"spec": "f2", "memory": "f3", "intensity": "f4"}
+
+
+def shown_pane(key: str, kind: str) -> Any:
+    """What to do before the picture: open the pane, wait until it stands there, and still its cursor."""
+
+    async def go(pilot: Any) -> None:
+        app = pilot.app
+        app.animation_level = "none"
+        await pilot.press(key)
+        pane = f"#pane-{kind}"
+        await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
+        await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
+        for _ in range(5):  # layouts that ask for another
+            await pilot.pause(0.02)
+        for field in app.query("Input"):
+            field.cursor_blink = False
+        await pilot.pause()
+
+    return go
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 @pytest.mark.parametrize("pane", PANES)
 def test_pane(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-
-    async def go(pilot: Any) -> None:
-        await pilot.press(PANES[pane])
-        await pilot.pause(0.5)
-        for field in pilot.app.query("Input"):
-            field.cursor_blink = False
-
     app = KvscopeApp(settings=Settings(), start_engine=False)
-    assert snap_compare(app, terminal_size=size, run_before=go)
+    assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("pane", ["spec", "memory"])
+def test_hybrid(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    state = default_state()
+    study = replace(state.study, model=hybrid(), device=find_device("h100-sxm"))
+    app = KvscopeApp(with_study(state, study), settings=Settings(), start_engine=False)
+    assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane))

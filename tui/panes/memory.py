@@ -15,6 +15,7 @@ from calc.notes import memory_notes
 from calc.tables import Table, answer_table, component_table, derivation_table, tp_table
 from tui.behind import Behind, behind_answer, behind_component, behind_tp
 from tui.command_line import memory_command
+from tui.layer_map import behind_kind, kinds_table, layer_map
 from tui.pane import Pane
 from tui.state import Analysis, AppState
 from tui.summaries import memory_markdown, steps_grid
@@ -22,6 +23,7 @@ from tui.what_if import batch_by_context, batch_by_format, behind_context, behin
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
+from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.shown import Shown
 
@@ -46,15 +48,32 @@ TP_HEADINGS = (
 )
 REMARK = 7
 WIDE_ENOUGH = 180
-ANSWER, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
+ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-answer",
+    "table-layers",
     "table-tp",
     "table-components",
     "table-contexts",
     "table-formats",
 )
+NO_LAYERS = Table(title="Layers", columns=("Kind",), rows=())
+
+
+def layers_table(report: MemoryReport) -> Table:
+    """The legend of the layer map; empty where all layers are alike."""
+    found = layer_map(report.study)
+    return NO_LAYERS if found is None else kinds_table(found)
+
+
+def behind_layers(report: MemoryReport, row: int) -> Behind:
+    """The steps of a row of `layers_table`."""
+    found = layer_map(report.study)
+    return Behind(title="Layers", terms=()) if found is None else behind_kind(found, row)
+
+
 EXPLAIN: Mapping[str, Callable[[MemoryReport, int], Behind]] = {
     ANSWER: behind_answer,
+    LAYERS: behind_layers,
     TP: behind_tp,
     COMPONENTS: behind_component,
     CONTEXTS: behind_context,
@@ -62,6 +81,7 @@ EXPLAIN: Mapping[str, Callable[[MemoryReport, int], Behind]] = {
 }
 BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
     ANSWER: answer_table,
+    LAYERS: layers_table,
     TP: tp_table,
     COMPONENTS: component_table,
     CONTEXTS: batch_by_context,
@@ -83,6 +103,7 @@ class MemoryPane(Pane):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="memory-tables", can_focus=False):
             yield card("Memory", CalcTable(id=ANSWER))
+            yield card("Layers", LayerStrip(id="memory-layers"), CalcTable(id=LAYERS), id="card-layers")
             yield card("Tensor parallelism", CalcTable(id=TP, headings=TP_HEADINGS), Static(id="tp-remarks"))
             yield card("Parameters", CalcTable(id=COMPONENTS))
             yield card("Largest batch by context", CalcTable(id=CONTEXTS))
@@ -98,6 +119,13 @@ class MemoryPane(Pane):
         for name, build in BUILD.items():
             if name != TP:
                 self._table(name).show(build(report))
+        found = layer_map(report.study)
+        self.query_one("#memory-layers", LayerStrip).show(found)
+        self.query_one("#card-layers").display = found is not None
+        if found is None and self._current == LAYERS:
+            self._current = ANSWER
+            if self._table(LAYERS).has_focus:
+                self._table(ANSWER).focus()
         self._show_tp(tp_table(report))
         self.query_one("#memory-notes", Notes).show(memory_notes(report))
         self.query_one("#memory-steps", Shown).show(report.steps, lambda: steps_grid(report))
@@ -133,9 +161,12 @@ class MemoryPane(Pane):
 
     @on(CalcTable.Left)
     def _next_table(self, event: CalcTable.Left) -> None:
-        at = TABLES.index(event.table.id or ANSWER) + event.step
-        if 0 <= at < len(TABLES):
-            table = self._table(TABLES[at])
+        shown = [name for name in TABLES if self._table(name).row_count]
+        if event.table.id not in shown:  # it emptied while the key was on its way
+            return
+        at = shown.index(event.table.id) + event.step
+        if 0 <= at < len(shown):
+            table = self._table(shown[at])
             table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
             table.focus()
 
@@ -158,8 +189,12 @@ class MemoryPane(Pane):
         """All tables, the one with the cursor first, then the calculation of its row."""
         if self._report is None:
             return ()
-        others = (build(self._report) for name, build in BUILD.items() if name != self._current)
-        return (BUILD[self._current](self._report), *others, derivation_table(self._report.steps))
+        others = [build(self._report) for name, build in BUILD.items() if name != self._current]
+        return (
+            BUILD[self._current](self._report),
+            *(table for table in others if table.rows),
+            derivation_table(self._report.steps),
+        )
 
     def export_markdown(self) -> str:
         """The whole memory answer as a document."""

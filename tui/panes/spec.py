@@ -21,8 +21,20 @@ from calc.storage import FORMATS
 from calc.tables import Table, answer_table, tp_table
 from calc.units import format_rate
 from tui.command_line import memory_command
-from tui.draft import MODEL_COUNTS, MODEL_FLAGS, Draft, auto_head_dim, field_texts, origin_of_model, read_draft
+from tui.draft import (
+    LAYERED_FIELDS,
+    MODEL_CHOICES,
+    MODEL_COUNTS,
+    MODEL_FLAGS,
+    Draft,
+    auto_head_dim,
+    field_texts,
+    origin_of_model,
+    read_draft,
+    windows_follow,
+)
 from tui.fields import FIELDS
+from tui.layer_map import kinds_sentence, layer_map
 from tui.pane import Pane, StateEdited
 from tui.state import Analysis, AppState, with_study
 from tui.summaries import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
@@ -32,6 +44,7 @@ from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
 from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
+from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
 from tui.widgets.shown import Shown
@@ -79,6 +92,7 @@ class SpecPane(Pane):
         self._errors: dict[str, str] = {}
         self._echoes: deque[AppState] = deque()
         self._inputs: dict[str, FieldInput] = {}
+        self._windows_follow = False
 
     # --- composition --------------------------------------------------------------------------------------
 
@@ -130,6 +144,8 @@ class SpecPane(Pane):
             SwitchRow("MLP, head", (FieldDial(FIELDS["mlp"], Mlp), Toggle(FIELDS["tied"]))),
             SwitchRow("Norm", (FieldDial(FIELDS["norm"], Norm), Toggle(FIELDS["qk_norm"]))),
             SwitchRow("Biases", [Toggle(FIELDS[name]) for name in MODEL_FLAGS if name.endswith("bias")]),
+            LayerStrip(legend=True, id="spec-layers"),
+            Shown(id="spec-read-only"),
         )
 
     def _device_card(self) -> Widget:
@@ -169,7 +185,7 @@ class SpecPane(Pane):
         before, self._state = self._state, state
         study = state.study
         if before is None or study.model != before.study.model:
-            self._model_origin = origin_of_model(study.model)
+            self._start_from(study.model, origin_of_model(study.model))
             self._fill(study, MODEL_COUNTS)
         if before is None or study.device != before.study.device:
             self._device_origin = study.device
@@ -178,6 +194,16 @@ class SpecPane(Pane):
             self._fill(study, WORKLOAD_FIELDS)
         self._fill_switches(study)
         self._reread(post=False)
+
+    def _start_from(self, model: ModelSpec, origin: ModelSpec) -> None:
+        """Edits are of `origin` from now on; what only goes layer by layer cannot be edited."""
+        self._model_origin = origin
+        self._windows_follow = bool(model.n_sliding_layers) and windows_follow(model, origin)
+        fixed = LAYERED_FIELDS if origin.layers else frozenset()
+        for name in (*MODEL_COUNTS, *MODEL_FLAGS, *MODEL_CHOICES):
+            self.query_one(f"#field-{name}").disabled = name in fixed
+        self._shown("spec-read-only", origin.layers, lambda: kinds_sentence(origin) if origin.layers else "")
+        self.query_one("#spec-read-only").display = bool(origin.layers)
 
     def _fill(self, study: Study, names: Iterable[str]) -> None:
         texts = field_texts(study)
@@ -198,6 +224,7 @@ class SpecPane(Pane):
         self.query_one("#field-device", PickerField).value = study.device.name
         contexts = batch_by_context(report)
         command, sources = memory_command(study), sources_text(study)
+        self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda: device_facts(study.device))
         self._show_answer(report)
         self.query_one(MemoryBar).show(report)
@@ -240,6 +267,8 @@ class SpecPane(Pane):
     def _typed(self, event: Input.Changed) -> None:
         if isinstance(event.input, FieldInput):
             event.stop()
+            if event.input.field.name == "n_sliding_layers":
+                self._windows_follow = False
             self._reread()
 
     @on(Toggle.Changed)
@@ -253,6 +282,8 @@ class SpecPane(Pane):
             return
         reading = read_draft(self._draft(), self._state.study)
         self._errors = dict(reading.errors)
+        if self._windows_follow and reading.study.model.n_sliding_layers:
+            self._fill(reading.study, ("n_sliding_layers",))
         self._inputs["head_dim"].placeholder = auto_head_dim({n: w.value for n, w in self._inputs.items()})
         for row in self.query(FormRow):
             row.say(self._errors, note=context_note(reading.study) if "context" in row.inputs else "")
@@ -272,13 +303,14 @@ class SpecPane(Pane):
             policy=Policy(self._dial("policy").value),
             model_origin=self._model_origin,
             device_origin=self._device_origin,
+            windows_follow=self._windows_follow,
         )
 
     def take_model(self, model: ModelSpec) -> None:
         """Start from `model`: every model field shows it, whatever was typed there."""
         assert self._state is not None
         study = replace(self._state.study, model=model)
-        self._model_origin = model
+        self._start_from(model, model)
         self._fill(study, MODEL_COUNTS)
         self._fill_switches(study)
         self._reread()

@@ -38,24 +38,25 @@ def memory_bar(report: MemoryReport, width: int) -> Text:
     capacity, weights = report.study.device.memory_bytes, report.weight_bytes
     if not report.fits:
         return _overfull(report, width)
-    cache = report.max_batch * report.kv_bytes_per_request
+    cache = report.max_batch * report.request_bytes
+    word = "KV and state" if report.state_bytes_per_sequence else "KV"
     free = capacity - weights - cache
     a, b, c = bar_cells((weights, cache, free), capacity, width)
     bar = Text.assemble((WEIGHTS * a, "weights"), (CACHE * b, "cache"), (FREE * c, "free"))
-    requests = f" = {report.max_batch:,} × {format_decimal(report.kv_bytes_per_request)}"
+    requests = f" = {report.max_batch:,} × {format_decimal(report.request_bytes)}"
     legend = [
         (WEIGHTS, "weights", f"weights {format_decimal(weights)}"),
-        (CACHE, "cache", f"KV {format_decimal(cache)}{requests}"),
+        (CACHE, "cache", f"{word} {format_decimal(cache)}{requests}"),
         (FREE, "free", f"free {format_decimal(free)}"),
     ]
     if sum(len(words) + 5 for _, _, words in legend) - 3 > width:
-        legend[1] = (CACHE, "cache", f"KV {format_decimal(cache)}")
+        legend[1] = (CACHE, "cache", f"{word} {format_decimal(cache)}")
     return _with_legend(bar, legend)
 
 
 def _overfull(report: MemoryReport, width: int) -> Text:
     """Weights and one request against the device they exceed."""
-    capacity, weights, request = report.study.device.memory_bytes, report.weight_bytes, report.kv_bytes_per_request
+    capacity, weights, request = report.study.device.memory_bytes, report.weight_bytes, report.request_bytes
     needed = weights + request
     inside, over = bar_cells((min(capacity, weights), needed - min(capacity, weights)), needed, width)
     bar = Text.assemble((WEIGHTS * inside, "weights"), (OVER * over, "over"))

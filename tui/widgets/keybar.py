@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.style import Style
@@ -22,6 +22,9 @@ PANES = "F2–F6"
 RANK = ("help", "go", "command_palette", "quit", "export", "copy_command", "open", "copy_table")
 """The app's keys, the most needed first: the last are left out where there is no room."""
 ORDER = ("help", "go", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
+
+SHORTER = {"copy command": "command", "copy table": "table"}
+"""Words where not all keys fit in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,11 @@ class KeyBar(Widget):
     @property
     def shown(self) -> list[KeyHint]:
         """What fits now."""
-        return fitting_hints(self._hints, self.content_size.width)
+        width = self.content_size.width
+        if sum(hint.width for hint in self._hints) <= width + 2:
+            return self._hints
+        short = [replace(hint, words=SHORTER.get(hint.words, hint.words)) for hint in self._hints]
+        return fitting_hints(short, width)
 
     def render(self) -> Text:
         look = component_style(self, "keybar--key")

@@ -48,9 +48,15 @@ def answer(report: MemoryReport) -> list[list[Piece]]:
     ridge_long = f"ridge {ridge:,.0f} FLOP/B (bf16)" if ridge else "ridge: pick a device"
     ridge_short = f"ridge {ridge:,.0f}" if ridge else "ridge ?"
     batch = _batch(report)
+    state = report.state_bytes_per_sequence
+    held = f" + {format_decimal(state)} state" if state else ""
     long_weights = (f"weights {format_decimal(weights)} ({format_binary(weights)})", "")
-    long_kv = (f"KV {token}/token · {format_decimal(kv)}/request", "")
-    short = [(f"weights {format_decimal(weights)}", ""), (f"KV {token}/tok · {format_decimal(kv)}/req", ""), batch]
+    long_kv = (f"KV {token}/token · {format_decimal(kv)}{held}/request", "")
+    short = [
+        (f"weights {format_decimal(weights)}", ""),
+        (f"KV {token}/tok · {format_decimal(kv)}{held}/req", ""),
+        batch,
+    ]
     return [
         [long_weights, long_kv, batch, (ridge_long, "")],
         [long_weights, long_kv, batch, (ridge_short, "")],
