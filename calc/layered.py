@@ -325,7 +325,8 @@ def layered_tp_problem(model: ModelSpec, tp: int) -> str | None:
 def mixer_problem(mixer: Mixer, tp: int) -> str | None:
     """Why `tp` GPUs cannot share `mixer` in whole heads, or None if they can."""
     if isinstance(mixer, Attention | Latent) and mixer.n_heads % tp:
-        return f"{mixer.n_heads:,} query heads do not divide by {tp:,}"
+        heads = f"{mixer.n_heads:,} query heads do" if mixer.n_heads > 1 else "1 query head does"
+        return f"{heads} not divide by {tp:,}"
     if isinstance(mixer, Attention) and mixer.n_kv_heads % tp and tp % mixer.n_kv_heads:
         return f"{mixer.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
     for name in ("inner", "value_heads"):
