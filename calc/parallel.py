@@ -164,7 +164,8 @@ def layers_of(model: ModelSpec) -> tuple[LayerSpec, ...]:
     """The layers one by one, of a plain model too; its sliding layers are taken as evenly spread."""
     if model.layers:
         return model.layers
-    return tuple(_plain_layer(model, sliding) for sliding in _spread(model.n_sliding_layers, model.n_layers))
+    kinds = {sliding: _plain_layer(model, sliding) for sliding in (False, True)}
+    return tuple(kinds[sliding] for sliding in _spread(model.n_sliding_layers, model.n_layers))
 
 
 def _spread(some: int, of: int) -> list[bool]:
