@@ -19,7 +19,6 @@ from torch import Tensor
 import assets
 from engine.config import (
     ModelConfig,
-    config_from_hf,
     config_from_reference,
     from_reference_name,
     is_reference,
@@ -27,6 +26,8 @@ from engine.config import (
     to_reference_name,
 )
 from engine.errors import CheckpointError, ConfigError, OptionError
+from engine.families.configs import config_from_hf
+from engine.families.names import canonical_names
 from engine.jsonfile import read_json
 from engine.model import Decoder
 from engine.tokenizer import Tokenizer
@@ -66,8 +67,8 @@ def load_checkpoint(path: Path | str | None = None, *, dtype: str = "auto", devi
     location = assets.path("model") if bundled else Path(str(path))
     target = pick_device(device)
     folder, tensors = _read(location)
-    config = _read_config(folder, tensors)
-    weights = _canonical(tensors, config, location)
+    config, model_type = _read_config(folder, tensors)
+    weights = _canonical(tensors, config, model_type, location)
     wanted = pick_dtype(dtype, stored=weights["model.embed_tokens.weight"].dtype, device=target)
     decoder = Decoder(config, _Converted(weights, wanted, target))
     return LoadedModel(
@@ -226,17 +227,20 @@ def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
 # --- config and weights against each other ----------------------------------------------------------------
 
 
-def _read_config(folder: Path, tensors: Mapping[str, Tensor]) -> ModelConfig:
+def _read_config(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, str | None]:
+    """The config, and the model_type whose weight names are to be translated (None: the assignment's model)."""
     if is_reference(tensors):
-        return config_from_reference({name: tuple(t.shape) for name, t in tensors.items()})
+        return config_from_reference({name: tuple(t.shape) for name, t in tensors.items()}), None
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(
             f"there is no config.json in {folder}, and the names of the weights are not the assignment's "
             "(token_embedding.weight, ...), from which sizes could be read"
         )
-    config = config_from_hf(read_json(path, ConfigError, max_bytes=_MAX_CONFIG_BYTES))
-    return replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + _generation_eos(folder))))
+    document = read_json(path, ConfigError, max_bytes=_MAX_CONFIG_BYTES)
+    config = config_from_hf(document)
+    config = replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + _generation_eos(folder))))
+    return config, str(document["model_type"]) if isinstance(document, dict) else None
 
 
 def _generation_eos(folder: Path) -> tuple[int, ...]:
@@ -255,13 +259,17 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_file(path) if path.exists() else None
 
 
-def _canonical(tensors: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
+def _canonical(
+    tensors: Mapping[str, Tensor], config: ModelConfig, model_type: str | None, path: Path
+) -> dict[str, Tensor]:
     """Tensors by our names, checked to be exactly those the config asks for. Raises CheckpointError."""
-    reference = is_reference(tensors)
-    ours = {from_reference_name(name): t for name, t in tensors.items()} if reference else dict(tensors)
+    reference = model_type is None
+    if model_type is None:
+        ours = {from_reference_name(name): t for name, t in tensors.items()}
+    else:
+        ours = canonical_names(tensors, model_type=model_type, config=config)
     expected = parameter_shapes(config)
     shown = to_reference_name if reference else str
-    ours = {name: t for name, t in ours.items() if name in expected or not _is_redundant(name, config)}
     missing = [shown(name) for name in expected if name not in ours]
     if missing:
         raise CheckpointError(f"{path} lacks {_some(missing)}")
@@ -273,11 +281,6 @@ def _canonical(tensors: Mapping[str, Tensor], config: ModelConfig, path: Path) -
             source = "the other weights imply" if reference else "config.json implies"
             raise CheckpointError(f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {source} {list(shape)}")
     return ours
-
-
-def _is_redundant(name: str, config: ModelConfig) -> bool:
-    """Stored by some writers, but no weight: rotary tables, and the copy of a tied head."""
-    return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -317,4 +320,4 @@ def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
     if max(-low.item(), high.item()) > limit:
         raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
     # Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
-    return tensor.detach().to(device, dtype, copy=True)
+    return tensor.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)

@@ -1,26 +1,26 @@
-"""What a decoder looks like: one frozen record, made from a config.json or from the shapes of a weight file.
+"""What a decoder looks like: one frozen record, whatever file it came from.
 
 Also here, because both follow from the config alone: the names and shapes every weight must have
 (`parameter_shapes`) and the table between those names and the assignment's. No torch in this module.
+Families differ in switches of this record; `engine.families` makes it from a config.json.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from engine.errors import ConfigError, UnsupportedArchitecture
+from engine.errors import ConfigError
 
 NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope"]
-Activation = Literal["relu", "silu", "gelu"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
 Shape = tuple[int, ...]
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-ACTIVATIONS: tuple[Activation, ...] = ("relu", "silu", "gelu")
 REFERENCE_NORM_EPS = 1e-5  # torch's LayerNorm default, which the assignment's model keeps
 MAX_LAYERS = 10_000  # far above any model; keeps a hostile config from exhausting memory by names alone
+MAX_EXPERTS = 10_000
 
 _SIZE_FIELDS = (
     "n_layers",
@@ -32,6 +32,7 @@ _SIZE_FIELDS = (
     "vocab_size",
     "max_positions",
 )
+_PER_LAYER_FIELDS = ("sliding_layers", "rope_layers", "expert_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,129 @@ class Llama3RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinearRopeScaling:
+    """Every position divided by ``factor`` (``rope_type: "linear"``)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YarnRopeScaling:
+    """YaRN (arXiv 2309.00071): fast pairs kept, slow ones stretched, a ramp between; cos and sin scaled.
+
+    ``beta_fast``, ``beta_slow``: turns in the original context that bound the ramp. ``magnitude`` multiplies
+    cos and sin. ``truncate``: the ramp's ends are rounded outwards to whole pairs.
+    """
+
+    factor: float
+    original_max_positions: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE: one stretch per pair, another set of them once the text is longer than the original context.
+
+    As in transformers, the longer set applies to the tokens of a forward pass that ends beyond the original
+    context; keys cached before keep the rotation they got.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    magnitude: float = 1.0
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """The rotary positions of a layer: ``rotary_dim`` leading dimensions of each head turn."""
+
+    theta: float
+    rotary_dim: int
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """Routed experts in place of the MLP: ``n_active`` of ``n_experts`` per token, chosen by softmax.
+
+    ``normalize``: the chosen weights are divided by their sum. ``scale`` multiplies them. With ``n_groups``
+    above 1 only the experts of the best ``n_active_groups`` groups can be chosen (DeepSeek-V2).
+    ``shared_size``: inner size of the expert that every token passes through, 0: none.
+    """
+
+    n_experts: int
+    n_active: int
+    intermediate_size: int
+    normalize: bool
+    scale: float = 1.0
+    shared_size: int = 0
+    n_groups: int = 1
+    n_active_groups: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
+            raise ConfigError(
+                f"{self.n_active} of {self.n_experts} experts cannot be chosen; "
+                f"at least 1, at most all, and no more than {MAX_EXPERTS} in all, is right"
+            )
+        if self.intermediate_size < 1 or self.shared_size < 0:
+            raise ConfigError(f"experts of inner size {self.intermediate_size} and {self.shared_size}; 1 is the least")
+        if self.n_experts % self.n_groups or not 1 <= self.n_active_groups <= self.n_groups:
+            raise ConfigError(f"{self.n_experts} experts do not form {self.n_groups} equal groups")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's K and V are one small vector.
+
+    The cache holds ``rank`` compressed values and ``rope_dim`` rotated ones a token, shared by all heads.
+    ``query_rank`` None: queries are not compressed.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    query_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.rank, self.nope_dim, self.value_dim, self.query_rank or 1) < 1:
+            raise ConfigError(f"latent attention with a size below 1: {self}")
+        if self.rope_dim < 2 or self.rope_dim % 2:
+            raise ConfigError(f"qk_rope_head_dim is {self.rope_dim}; rotary positions need an even one")
+
+    @property
+    def width(self) -> int:
+        """Values a token takes in the cache of one layer."""
+        return self.rank + self.rope_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """What sets one layer apart: the window it sees (None: everything), its positions, whether it has experts."""
+
+    window: int | None
+    rope: Rope | None
+    experts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Sizes and structural switches of one decoder.
 
-    ``sliding_window`` W: a token attends to itself and the W - 1 before it. ``max_positions`` is the
-    learned table's rows, or the longest context a rotary model declares. Raises ConfigError.
+    ``sliding_window`` W: a token attends to itself and the W - 1 before it, in the layers that
+    ``sliding_layers`` marks. Per-layer tuples hold a flag a layer; an empty one means every layer (no layer
+    has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
+    where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
+    declares. ``norm_offset`` is added to every stored RMSNorm weight. ``post_norms``: attention and MLP
+    results are normalised before they are added, too. Raises ConfigError.
     """
 
     n_layers: int
@@ -62,9 +181,14 @@ class ModelConfig:
     max_positions: int
     norm: NormKind
     norm_eps: float
+    norm_offset: float = 0.0
+    post_norms: bool = False
     positions: PositionKind
     rope_theta: float = 10_000.0
-    rope_scaling: Llama3RopeScaling | None = None
+    rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None
+    local_rope_theta: float | None = None
+    rope_layers: tuple[bool, ...] = ()
     activation: Activation
     gated_mlp: bool
     qkv_bias: bool
@@ -74,44 +198,83 @@ class ModelConfig:
     qk_norm: bool
     tied: bool
     attention_scale: float
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embed_scale: float = 1.0
     sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    experts: ExpertsConfig | None = None
+    expert_layers: tuple[bool, ...] = ()
+    latent: LatentConfig | None = None
     eos_ids: tuple[int, ...] = ()
     bos_id: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_sizes()
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads ({self.n_heads}) is not a multiple of n_kv_heads ({self.n_kv_heads}), "
+                "so query heads cannot share KV heads evenly"
+            )
+        if self.positions == "rope" and self.head_dim % 2 and self.rotary_dim is None:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even one")
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim):
+            raise ConfigError(f"rotary_dim is {self.rotary_dim}; an even one up to head_dim {self.head_dim} is right")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(f"sliding_window is {self.sliding_window}; it must be at least 1 or null")
+        for name in _PER_LAYER_FIELDS:
+            given = len(getattr(self, name))
+            if given not in (0, self.n_layers):
+                raise ConfigError(f"{name} describes {given} layers; the model has {self.n_layers}")
+
+    def _check_sizes(self) -> None:
         for name in _SIZE_FIELDS:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if self.n_layers > MAX_LAYERS:
             raise ConfigError(f"n_layers is {self.n_layers}; at most {MAX_LAYERS} are supported")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(
-                f"n_heads ({self.n_heads}) is not a multiple of n_kv_heads ({self.n_kv_heads}), "
-                "so query heads cannot share KV heads evenly"
-            )
-        if self.positions == "rope" and self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even one")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ConfigError(f"sliding_window is {self.sliding_window}; it must be at least 1 or null")
 
     @property
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.n_heads // self.n_kv_heads
 
+    def layer(self, index: int) -> LayerKind:
+        """What sets layer ``index`` apart."""
+        slides = self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[index])
+        has_experts = self.experts is not None and (not self.expert_layers or self.expert_layers[index])
+        turns = self.positions == "rope" and (not self.rope_layers or self.rope_layers[index])
+        return LayerKind(
+            window=self.sliding_window if slides else None,
+            rope=self._rope(local=slides) if turns else None,
+            experts=has_experts,
+        )
+
+    def layers(self) -> tuple[LayerKind, ...]:
+        """All layers, first to last."""
+        return tuple(self.layer(i) for i in range(self.n_layers))
+
+    def _rope(self, *, local: bool) -> Rope:
+        dim = self.rotary_dim or (self.latent.rope_dim if self.latent else self.head_dim)
+        if local and self.local_rope_theta is not None:
+            return Rope(theta=self.local_rope_theta, rotary_dim=dim)
+        return Rope(theta=self.rope_theta, rotary_dim=dim, scaling=self.rope_scaling)
+
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every weight a checkpoint must hold, by its Hugging Face name, in the order of the data's way.
 
-    A linear layer's weight is (outputs, inputs). Tied models have no ``lm_head.weight``.
+    The names are Llama's for every family (those of Gemma, Qwen-MoE and DeepSeek for what Llama lacks);
+    `engine.families.names` translates. A linear layer's weight is (outputs, inputs). Tied models have no
+    ``lm_head.weight``.
     """
     c = config
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
     if c.positions == "learned":
         shapes["model.embed_positions.weight"] = (c.max_positions, c.hidden_size)
     for i in range(c.n_layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer_shapes(c).items()}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer_shapes(c, i).items()}
     shapes |= _norm_shapes(c, "model.norm")
     if not c.tied:
         shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
@@ -125,19 +288,59 @@ def n_parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
-def _layer_shapes(c: ModelConfig) -> dict[str, Shape]:
-    q_size, kv_size = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+def _layer_shapes(c: ModelConfig, layer: int) -> dict[str, Shape]:
     shapes = _norm_shapes(c, "input_layernorm")
-    shapes |= _linear_shapes("self_attn.q_proj", c.hidden_size, q_size, c.qkv_bias)
+    shapes |= _attention_shapes(c) if c.latent is None else _latent_shapes(c, c.latent)
+    shapes |= _norm_shapes(c, "post_attention_layernorm")
+    if c.post_norms:
+        shapes |= _norm_shapes(c, "pre_feedforward_layernorm")
+    if c.experts is not None and c.layer(layer).experts:
+        shapes |= _expert_shapes(c, c.experts)
+    else:
+        shapes |= _mlp_shapes(c, "mlp", c.intermediate_size)
+    return shapes | _norm_shapes(c, "post_feedforward_layernorm") if c.post_norms else shapes
+
+
+def _attention_shapes(c: ModelConfig) -> dict[str, Shape]:
+    q_size, kv_size = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    shapes = _linear_shapes("self_attn.q_proj", c.hidden_size, q_size, c.qkv_bias)
     shapes |= _linear_shapes("self_attn.k_proj", c.hidden_size, kv_size, c.qkv_bias)
     shapes |= _linear_shapes("self_attn.v_proj", c.hidden_size, kv_size, c.qkv_bias)
     shapes |= _linear_shapes("self_attn.o_proj", q_size, c.hidden_size, c.o_bias)
     if c.qk_norm:
         shapes |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}
-    shapes |= _norm_shapes(c, "post_attention_layernorm")
-    for name in ("gate_proj", "up_proj") if c.gated_mlp else ("up_proj",):
-        shapes |= _linear_shapes(f"mlp.{name}", c.hidden_size, c.intermediate_size, c.mlp_bias)
-    return shapes | _linear_shapes("mlp.down_proj", c.intermediate_size, c.hidden_size, c.mlp_bias)
+    return shapes
+
+
+def _latent_shapes(c: ModelConfig, latent: LatentConfig) -> dict[str, Shape]:
+    query_size = c.n_heads * (latent.nope_dim + latent.rope_dim)
+    if latent.query_rank is None:
+        shapes = _linear_shapes("self_attn.q_proj", c.hidden_size, query_size, False)
+    else:
+        shapes = _linear_shapes("self_attn.q_a_proj", c.hidden_size, latent.query_rank, c.qkv_bias)
+        shapes |= {"self_attn.q_a_layernorm.weight": (latent.query_rank,)}
+        shapes |= _linear_shapes("self_attn.q_b_proj", latent.query_rank, query_size, False)
+    shapes |= _linear_shapes("self_attn.kv_a_proj_with_mqa", c.hidden_size, latent.width, c.qkv_bias)
+    shapes |= {"self_attn.kv_a_layernorm.weight": (latent.rank,)}
+    kv_size = c.n_heads * (latent.nope_dim + latent.value_dim)
+    shapes |= _linear_shapes("self_attn.kv_b_proj", latent.rank, kv_size, False)
+    return shapes | _linear_shapes("self_attn.o_proj", c.n_heads * latent.value_dim, c.hidden_size, c.o_bias)
+
+
+def _mlp_shapes(c: ModelConfig, name: str, inner: int) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for part in ("gate_proj", "up_proj") if c.gated_mlp else ("up_proj",):
+        shapes |= _linear_shapes(f"{name}.{part}", c.hidden_size, inner, c.mlp_bias)
+    return shapes | _linear_shapes(f"{name}.down_proj", inner, c.hidden_size, c.mlp_bias)
+
+
+def _expert_shapes(c: ModelConfig, experts: ExpertsConfig) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {"mlp.gate.weight": (experts.n_experts, c.hidden_size)}
+    for i in range(experts.n_experts):
+        shapes |= _mlp_shapes(c, f"mlp.experts.{i}", experts.intermediate_size)
+    if experts.shared_size:
+        shapes |= _mlp_shapes(c, "mlp.shared_experts", experts.shared_size)
+    return shapes
 
 
 def _linear_shapes(name: str, inputs: int, outputs: int, bias: bool) -> dict[str, Shape]:
@@ -233,194 +436,3 @@ def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
     if len(shape) != 2:
         raise ConfigError(f"{name} has shape {list(shape)}; a matrix was expected")
     return shape[0], shape[1]
-
-
-# --- Hugging Face config.json -----------------------------------------------------------------------
-
-
-def config_from_hf(document: object) -> ModelConfig:
-    """The config a parsed config.json describes. Raises ConfigError, UnsupportedArchitecture.
-
-    Keys that may be absent take the default of the Hugging Face class of that model_type.
-    """
-    if not isinstance(document, dict):
-        raise ConfigError("config.json must hold one JSON object")
-    raw = _Keys(document)
-    model_type = raw.text("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UnsupportedArchitecture(
-            f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(MODEL_TYPES)}'
-        )
-    _refuse_unsupported(raw)
-    hidden_size, n_heads = raw.count("hidden_size"), raw.count("num_attention_heads")
-    head_dim = _head_dim(raw, model_type, hidden_size, n_heads)
-    attention_bias = raw.flag("attention_bias", False)
-    rope_theta, rope_scaling = _rope(raw)
-    return ModelConfig(
-        n_layers=raw.count("num_hidden_layers"),
-        n_heads=n_heads,
-        n_kv_heads=raw.count("num_key_value_heads", n_heads if model_type == "llama" else None),
-        head_dim=head_dim,
-        hidden_size=hidden_size,
-        intermediate_size=raw.count("intermediate_size"),
-        vocab_size=raw.count("vocab_size"),
-        max_positions=raw.count("max_position_embeddings"),
-        norm="rmsnorm",
-        norm_eps=raw.positive("rms_norm_eps", 1e-6),
-        positions="rope",
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        activation=_activation(raw),
-        gated_mlp=True,
-        qkv_bias=model_type == "qwen2" or (attention_bias and model_type != "mistral"),
-        o_bias=attention_bias and model_type in ("llama", "qwen3"),
-        mlp_bias=model_type == "llama" and raw.flag("mlp_bias", False),
-        head_bias=False,
-        qk_norm=model_type == "qwen3",
-        tied=raw.flag("tie_word_embeddings", False),
-        attention_scale=1 / math.sqrt(head_dim),
-        sliding_window=_sliding_window(raw, model_type),
-        eos_ids=raw.token_ids("eos_token_id"),
-        bos_id=next(iter(raw.token_ids("bos_token_id")), None),
-    )
-
-
-class _Keys:
-    """Typed access to a JSON object; every refusal names the key."""
-
-    def __init__(self, document: dict[str, Any], *, where: str = "config.json") -> None:
-        self.document = document
-        self.where = where
-
-    def get(self, key: str) -> Any:
-        """The value, or None when it is absent or null (the two mean the same in these files)."""
-        return self.document.get(key)
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self._or_default(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number of at least 1 was expected")
-        return value
-
-    def positive(self, key: str, default: float | None = None) -> float:
-        value = self._or_default(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a number above 0 was expected")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._or_default(key, default)
-        if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; true or false was expected")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._or_default(key, default)
-        if not isinstance(value, str):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a text was expected")
-        return value
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        value = self.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a token id or a list of them was expected")
-        return tuple(ids)
-
-    def section(self, key: str) -> "_Keys | None":
-        value = self.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; an object was expected")
-        return _Keys(value, where=f"{self.where}: {key}")
-
-    def _or_default(self, key: str, default: Any) -> Any:
-        value = self.get(key)
-        if value is None and default is None:
-            raise ConfigError(f"{self.where}: {key} is missing")
-        return default if value is None else value
-
-
-def _refuse_unsupported(raw: _Keys) -> None:
-    if raw.get("quantization_config") is not None:
-        raise UnsupportedArchitecture(
-            "config.json has a quantization_config; the engine loads unquantised weights only"
-        )
-    partial = raw.get("partial_rotary_factor")
-    if partial not in (None, 1, 1.0):
-        raise UnsupportedArchitecture(f"config.json: partial_rotary_factor is {partial!r}; only 1 is supported")
-
-
-def _head_dim(raw: _Keys, model_type: str, hidden_size: int, n_heads: int) -> int:
-    if raw.get("head_dim") is not None:
-        return raw.count("head_dim")
-    if model_type == "qwen3":
-        return 128  # the class default; Qwen3's heads are not hidden_size / n_heads wide
-    if hidden_size % n_heads:
-        raise ConfigError(
-            f"config.json: hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({n_heads}) "
-            "and head_dim is not given"
-        )
-    return hidden_size // n_heads
-
-
-def _activation(raw: _Keys) -> Activation:
-    name = raw.text("hidden_act", "silu")
-    for known in ACTIVATIONS:
-        if name == known:
-            return known
-    raise UnsupportedArchitecture(
-        f'config.json: hidden_act "{name}" is not supported; supported: {", ".join(ACTIVATIONS)}'
-    )
-
-
-def _rope(raw: _Keys) -> tuple[float, Llama3RopeScaling | None]:
-    """(theta, scaling), from the flat keys or from the ``rope_parameters`` object of transformers 5."""
-    parameters = raw.section("rope_parameters")
-    scaling = parameters or raw.section("rope_scaling")
-    theta = (parameters if parameters and parameters.get("rope_theta") else raw).positive("rope_theta", 1e4)
-    if scaling is None:
-        return theta, None
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise UnsupportedArchitecture(f"{scaling.where}: type {kind!r} is not supported; use default or llama3")
-    low, high = scaling.positive("low_freq_factor"), scaling.positive("high_freq_factor")
-    if high <= low:
-        raise ConfigError(f"{scaling.where}: high_freq_factor {high:g} must exceed low_freq_factor {low:g}")
-    return theta, Llama3RopeScaling(
-        factor=scaling.positive("factor"),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_positions=scaling.count("original_max_position_embeddings"),
-    )
-
-
-def _sliding_window(raw: _Keys, model_type: str) -> int | None:
-    """The window every layer uses, or None. Qwen's window counts only when it is switched on."""
-    if model_type == "llama":
-        return None
-    if model_type == "mistral":
-        # The class default is 4096, and later Mistrals write null to switch the window off.
-        declared = raw.document.get("sliding_window", 4096)
-    else:
-        declared = raw.get("sliding_window") if raw.flag("use_sliding_window", False) else None
-    if declared is None:
-        return None
-    if _layers_mix(raw, model_type):
-        raise UnsupportedArchitecture("config.json mixes sliding and full attention layers; not supported")
-    kinds = raw.get("layer_types")
-    if isinstance(kinds, list) and set(kinds) == {"full_attention"}:
-        return None
-    return _Keys({"sliding_window": declared}).count("sliding_window")
-
-
-def _layers_mix(raw: _Keys, model_type: str) -> bool:
-    kinds = raw.get("layer_types")
-    if isinstance(kinds, list):
-        return len(set(map(str, kinds))) > 1
-    if model_type == "mistral":
-        return False
-    return raw.get("max_window_layers") not in (None, 0)  # Qwen: layers from this one on slide

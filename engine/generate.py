@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.cache import KVCache, cache_bytes
+from engine.cache import Cache, cache_bytes
 from engine.errors import OptionError, PromptError
 from engine.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.model import Decoder, check_ids
@@ -122,7 +122,7 @@ class _Run:
         self.times_ns: list[int] = []
         self.start_ns = 0
 
-    def _make_cache(self) -> KVCache:
+    def _make_cache(self) -> Cache:
         capacity = self.options.cache_capacity
         if capacity is None:
             capacity = min(self.n_prompt + self.options.max_new_tokens, self.decoder.config.max_positions)

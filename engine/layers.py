@@ -10,14 +10,15 @@ H query heads, K KV heads, h head_dim. Hidden states are kept as (N, D).
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cache import KVCache
-from engine.config import Activation, Llama3RopeScaling, ModelConfig
+from engine.cache import Cache
+from engine.config import Activation, ModelConfig
+from engine.rotary import rotate_
 
 Weights = Mapping[str, Tensor]
 
@@ -31,6 +32,26 @@ def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
             return partial(F.silu, inplace=True)
         case "gelu":
             return F.gelu
+        case "gelu_tanh":
+            return partial(F.gelu, approximate="tanh")
+
+
+class LinearLike(Protocol):
+    """A linear layer in whatever format its weight is kept."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (N, inputs) -> (N, outputs)."""
+        ...
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + what `__call__` gives; may not change the residual."""
+        ...
+
+
+class LinearMaker(Protocol):
+    """Makes one layer from the weights of one or several names that read the same input."""
+
+    def __call__(self, weights: Weights, *names: str) -> LinearLike: ...
 
 
 class Linear:
@@ -79,58 +100,19 @@ class Norm:
         return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
     @classmethod
-    def of(cls, weights: Weights, name: str, eps: float) -> "Norm":
-        return cls(weights[f"{name}.weight"], weights.get(f"{name}.bias"), eps)
+    def of(cls, weights: Weights, name: str, eps: float, *, offset: float = 0.0) -> "Norm":
+        """The norm by name; ``offset`` is added to its stored weight (Gemma keeps w - 1)."""
+        weight = weights[f"{name}.weight"]
+        return cls(weight + offset if offset else weight, weights.get(f"{name}.bias"), eps)
 
 
-class Rotary:
-    """Rotary position tables, computed in float64 and grown when a longer context is first seen.
+class Sight(NamedTuple):
+    """What layers of one kind (window, positions) share in a forward pass."""
 
-    Halves convention of Hugging Face: element i turns with element i + h/2, by angle p / theta^(2i/h).
-    """
-
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype = dtype
-        self.device = device
-        self.inverse_frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        self._grow(64)
-
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """cos and signed sin of positions start..stop-1, each (stop - start, 1, h)."""
-        if stop > self._cos.size(0):
-            self._grow(1 << (stop - 1).bit_length())
-        return self._cos[start:stop], self._sin[start:stop]
-
-    def _grow(self, n_rows: int) -> None:
-        positions = torch.arange(n_rows, dtype=torch.float64)
-        angles = torch.outer(positions, self.inverse_frequencies)[:, None]  # (rows, 1, h/2)
-        cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
-        # The first half is turned by -sin: with the sign in the table a rotation is two products and a sum.
-        self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
-
-
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn x (B, T, heads, h) by its positions, in place: x cos + (x with its halves swapped) sin."""
-    swapped = x.roll(x.size(-1) // 2, -1)
-    x.mul_(cos).addcmul_(swapped, sin)
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: Llama3RopeScaling | None) -> Tensor:
-    """Turns per token of each pair, float64 (h/2,): theta^(-2i/h), stretched for Llama 3.1.
-
-    Scaling (Llama 3.1 report and transformers' modeling_rope_utils): wavelengths longer than
-    original/low_freq_factor are slowed by ``factor``, those shorter than original/high_freq_factor are
-    kept, and those between are blended linearly in original/wavelength.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    frequencies = theta**-exponents
-    if scaling is None:
-        return frequencies
-    periods_in_context = scaling.original_max_positions * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((periods_in_context - low) / (high - low)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+    mask: Tensor | None  # (T, S) or (B, 1, T, S), True where a query may look; None: nothing hidden, or `causal`
+    causal: bool  # plain triangle, which the attention kernel knows without a mask
+    cos: Tensor | None
+    sin: Tensor | None
 
 
 class Step(NamedTuple):
@@ -138,49 +120,53 @@ class Step(NamedTuple):
 
     batch_size: int
     n_new: int
-    mask: Tensor | None  # (T, S), True where a query may look; None: nothing is hidden, or `causal`
-    causal: bool  # plain triangle, which the attention kernel knows without a mask
-    cos: Tensor | None
-    sin: Tensor | None
-
-
-def attention_mask(n_new: int, past: int, window: int | None, device: torch.device) -> Tensor:
-    """(T, past + T), True where query past + t may look: at itself and before, at most window - 1 back."""
-    n_all = past + n_new
-    mask = torch.ones(n_new, n_all, dtype=torch.bool, device=device).tril_(past)
-    return mask if window is None else mask.triu_(past - window + 1)
+    sights: tuple[Sight, ...]
 
 
 class Attention:
     """Self-attention with grouped heads: query heads h, h+1, ... of a group share one KV head."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
+    ) -> None:
         name = f"model.layers.{layer}.self_attn"
         self.layer = layer
+        self.kind = kind
         self.n_heads = config.n_heads
         self.n_kv_heads = config.n_kv_heads
         self.head_dim = config.head_dim
         self.scale = config.attention_scale
-        self.window = config.sliding_window
+        self.softcap = config.attention_softcap
+        self.window = config.layer(layer).window
         self.norm_eps = config.norm_eps
-        self.qkv = Linear.of(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
-        self.output = Linear.of(weights, f"{name}.o_proj")
+        self.rotary_dim = config.rotary_dim if config.rotary_dim != config.head_dim else None
+        self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+        self.output = linear(weights, f"{name}.o_proj")
         self.qk_norm = _qk_norm(config, weights, name) if config.qk_norm else None
 
-    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: KVCache | None) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
         """residual + attention(x); both (N, D)."""
+        return self.output.add_to(residual, self.mix(x, step, cache))
+
+    def __call__(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """attention(x), (N, D)."""
+        return self.output(self.mix(x, step, cache))
+
+    def mix(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """The heads' results side by side, (N, H x h)."""
         n_turned = self.n_heads + self.n_kv_heads  # q and k heads lie side by side, then v
+        sight = step.sights[self.kind]
         heads = self.qkv(x).view(step.batch_size, step.n_new, n_turned + self.n_kv_heads, self.head_dim)
         if self.qk_norm is not None:
             qk = heads[:, :, :n_turned]
             qk.copy_(torch.rms_norm(qk, (self.head_dim,), None, self.norm_eps)).mul_(self.qk_norm)
-        if step.cos is not None and step.sin is not None:
-            rotate_(heads[:, :, :n_turned], step.cos, step.sin)
+        if sight.cos is not None and sight.sin is not None:
+            turned = heads[:, :, :n_turned]
+            rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], sight.cos, sight.sin)
         keys, values = self._keys_values(heads, step, cache)
-        mixed = self._attend(heads[:, :, : self.n_heads], keys, values, step)
-        return self.output.add_to(residual, mixed)
+        return self._attend(heads[:, :, : self.n_heads], keys, values, step)
 
-    def _keys_values(self, heads: Tensor, step: Step, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, heads: Tensor, step: Step, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """All keys and values in sight, each (B, K, S, h)."""
         kv = heads[:, :, self.n_heads :].view(step.batch_size, step.n_new, 2, self.n_kv_heads, self.head_dim)
         kv = kv.permute(2, 0, 3, 1, 4)  # (2, B, K, T, h)
@@ -191,66 +177,77 @@ class Attention:
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
         """softmax(scale q k^T) v: q (B, T, H, h) -> (N, H x h)."""
+        mask = step.sights[self.kind].mask
         if step.n_new == 1:
             # One query sees all that is kept, so the queries of a group can stand as rows of one matrix:
-            # no mask, and no copy of K and V for the heads that share them.
-            if self.window is not None and keys.size(2) > self.window:
+            # no copy of K and V for the heads that share them, and no mask unless rows are padded.
+            if self.window is not None and mask is None and keys.size(2) > self.window:
                 keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
             rows = q.view(step.batch_size, self.n_kv_heads, -1, self.head_dim)
-            mixed = F.scaled_dot_product_attention(rows, keys, values, scale=self.scale)
+            if self.softcap is not None:
+                return capped_attention(rows, keys, values, mask, self.scale, self.softcap).reshape(step.batch_size, -1)
+            mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scale)
             return mixed.reshape(step.batch_size, -1)
+        if self.softcap is not None:
+            return self._attend_capped(q, keys, values, mask, self.softcap)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             keys,
             values,
-            attn_mask=step.mask,
-            is_causal=step.causal,
+            attn_mask=mask,
+            is_causal=step.sights[self.kind].causal,
             scale=self.scale,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
         return mixed.transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
 
+    def _attend_capped(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cap: float) -> Tensor:
+        """Capped scores of several queries: groups side by side, so that K and V are not copied for them."""
+        n_rows, n_new = q.shape[:2]
+        grouped = q.view(n_rows, n_new, self.n_kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4)  # (B, K, g, T, h)
+        if mask is not None and mask.dim() == 4:
+            mask = mask[:, None]
+        mixed = capped_attention(grouped, keys[:, :, None], values[:, :, None], mask, self.scale, cap)
+        return mixed.permute(0, 3, 1, 2, 4).reshape(n_rows * n_new, -1)
+
+
+def capped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
+    """softmax(cap tanh(scale q k^T / cap)) v, Gemma 2's; no kernel of torch does the tanh. Any leading shape."""
+    scores = (q @ keys.transpose(-1, -2)).mul_(scale / cap).tanh_().mul_(cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return scores.softmax(-1) @ values
+
 
 def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
-    """Qwen3's two norm weights (h,), one row a head (H + K, h), so that one product scales q and k."""
+    """The two norm weights (h,) of Qwen3 and Gemma 3, one row a head (H + K, h): one product scales q and k."""
     q = weights[f"{name}.q_norm.weight"].expand(config.n_heads, -1)
     k = weights[f"{name}.k_norm.weight"].expand(config.n_kv_heads, -1)
-    return torch.cat((q, k))
+    both = torch.cat((q, k))
+    return both + config.norm_offset if config.norm_offset else both
 
 
 class MLP:
     """down(act(up x)), or down(act(gate x) * up x) when gated."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        name = f"model.layers.{layer}.mlp"
+    def __init__(self, config: ModelConfig, weights: Weights, name: str, *, linear: LinearMaker = Linear.of) -> None:
         self.gated = config.gated_mlp
         self.activate = activation(config.activation)
         inputs = (f"{name}.gate_proj", f"{name}.up_proj") if self.gated else (f"{name}.up_proj",)
-        self.up = Linear.of(weights, *inputs)
-        self.down = Linear.of(weights, f"{name}.down_proj")
+        self.up = linear(weights, *inputs)
+        self.down = linear(weights, f"{name}.down_proj")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """mlp(x), (N, D)."""
+        return self.down(self._inner(x))
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + mlp(x); both (N, D)."""
+        return self.down.add_to(residual, self._inner(x))
+
+    def _inner(self, x: Tensor) -> Tensor:
         inner = self.up(x)
-        if self.gated:
-            gate, inner = inner.chunk(2, -1)
-            inner = self.activate(gate).mul_(inner)
-        else:
-            inner = self.activate(inner)
-        return self.down.add_to(residual, inner)
-
-
-class Block:
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
-        name = f"model.layers.{layer}"
-        self.attention_norm = Norm.of(weights, f"{name}.input_layernorm", config.norm_eps)
-        self.attention = Attention(config, weights, layer)
-        self.mlp_norm = Norm.of(weights, f"{name}.post_attention_layernorm", config.norm_eps)
-        self.mlp = MLP(config, weights, layer)
-
-    def forward(self, x: Tensor, step: Step, cache: KVCache | None) -> Tensor:
-        """x (N, D) -> (N, D)."""
-        x = self.attention.add_to(x, self.attention_norm(x), step, cache)
-        return self.mlp.add_to(x, self.mlp_norm(x))
+        if not self.gated:
+            return self.activate(inner)
+        gate, inner = inner.chunk(2, -1)
+        return self.activate(gate).mul_(inner)

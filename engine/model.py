@@ -4,87 +4,158 @@ B rows, T new tokens, N = B x T, D hidden size, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from engine.cache import KVCache
-from engine.config import ModelConfig, n_parameters, parameter_shapes
+from engine.block import make_block
+from engine.cache import Cache, CacheKind, KVCache, make_cache
+from engine.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
 from engine.errors import PromptError
-from engine.layers import Block, Linear, Norm, Rotary, Step, attention_mask
+from engine.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
+from engine.rotary import Rotary
+
+DecodeStep = Callable[[Tensor, KVCache], Tensor]
 
 
 class Decoder:
-    """A decoder-only transformer; its config says whether it is the assignment's model or a Llama.
+    """A decoder-only transformer; its config says whether it is the assignment's model, a Llama or another.
 
     ``weights``: every name of `parameter_shapes`, in one dtype on one device. Projections that read the
     same input (q, k, v; gate, up) are laid side by side, so that each pair or triple is one product.
+    ``linear`` makes the linear layers, in whatever format (`engine.layers.LinearMaker`).
+    ``decode_step``, when set, runs the steps of one new token on a plain cache instead of the layers here.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], *, linear: LinearMaker = Linear.of) -> None:
         embedding = weights["model.embed_tokens.weight"]
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
         self.n_parameters = n_parameters(config)
         self.embedding = embedding
+        # Scaled as the family does it: by the factor as this dtype has it.
+        self.embed_scale = torch.tensor(config.embed_scale, dtype=self.dtype).item()
         self.position_embedding = weights.get("model.embed_positions.weight")
-        self.rotary = Rotary(config, dtype=self.dtype, device=self.device) if config.positions == "rope" else None
-        self.blocks = [Block(config, weights, layer) for layer in range(config.n_layers)]
-        self.norm = Norm.of(weights, "model.norm", config.norm_eps)
-        head = embedding if config.tied else weights["lm_head.weight"]
-        self.head = Linear(head, weights.get("lm_head.bias"))
+        kinds = [_seeing(config.layer(layer)) for layer in range(config.n_layers)]
+        self.kinds = tuple(dict.fromkeys(kinds))  # the distinct pairs of window and positions
+        self.rotaries = self._make_rotaries()
+        self.blocks = [
+            make_block(config, weights, layer, kind=self.kinds.index(kind), linear=linear)
+            for layer, kind in enumerate(kinds)
+        ]
+        self.norm = Norm.of(weights, "model.norm", config.norm_eps, offset=config.norm_offset)
+        self.head = self._make_head(weights, linear)
+        self.decode_step: DecodeStep | None = None
+
+    def _make_head(self, weights: Mapping[str, Tensor], linear: LinearMaker) -> LinearLike:
+        if self.config.tied and self.config.head_bias:
+            return Linear(self.embedding, weights["lm_head.bias"])
+        return linear(weights, "model.embed_tokens" if self.config.tied else "lm_head")
+
+    def _make_rotaries(self) -> tuple[Rotary | None, ...]:
+        """One table a kind; kinds with equal positions share it."""
+        ropes = {kind.rope: None for kind in self.kinds}
+        made = {rope: Rotary(rope, dtype=self.dtype, device=self.device) for rope in ropes if rope is not None}
+        return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all parameters in this dtype."""
         return self.n_parameters * self.dtype.itemsize
 
-    def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache:
-        """An empty cache for ``capacity`` tokens a row, in the model's dtype, on its device."""
-        return KVCache(self.config, capacity, batch_size=batch_size, dtype=self.dtype, device=self.device)
+    def new_cache(
+        self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
+    ) -> Cache:
+        """An empty cache for ``capacity`` tokens a row, in the model's dtype, on its device.
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, *, last_only: bool = False) -> Tensor:
+        ``padding``: tokens at the left of each row that only fill it up; they are counted in the capacity.
+        """
+        return make_cache(
+            self.config,
+            capacity,
+            kind=kind,
+            batch_size=batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            padding=padding,
+        )
+
+    def forward(self, ids: Tensor, cache: Cache | None = None, *, last_only: bool = False) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V), or (B, 1, V) of the last position with ``last_only``.
 
-        With a cache the T tokens follow those it holds, and it then holds them too. Raises PromptError
-        past the last position, CacheError when the cache is full. Ids are checked by `check_ids`, not here.
+        With a cache the T tokens follow those it holds, and it then holds them too. Rows of different lengths
+        are filled up at the left (the cache knows by how much): what stands there is not seen, and its own
+        logits mean nothing. Raises PromptError past the last position, CacheError when the cache is full.
+        Ids are checked by `check_ids`, not here.
         """
         with torch.inference_mode():
             batch_size, n_new = ids.shape
             past = 0 if cache is None else cache.length
             if cache is not None:
                 cache.require(batch_size, n_new)
-            step = self._step(batch_size, n_new, past)
-            x = self._embed(ids, past)
+            self._check_positions(past + n_new)
+            if self.decode_step is not None and n_new == 1 and isinstance(cache, KVCache) and cache.padding is None:
+                logits = self.decode_step(ids, cache)
+                cache.advance(1)
+                return logits
+            step = self._step(batch_size, n_new, cache)
+            x = self._embed(ids, past, cache)
             for block in self.blocks:
                 x = block.forward(x, step, cache)
             if cache is not None:
                 cache.advance(n_new)
             if last_only and n_new > 1:
                 x = x.view(batch_size, n_new, -1)[:, -1]
-            return self.head(self.norm(x)).view(batch_size, -1, self.config.vocab_size)
+            return self._logits(x).view(batch_size, -1, self.config.vocab_size)
 
-    def _embed(self, ids: Tensor, past: int) -> Tensor:
+    def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
         """Token embeddings, plus learned positions where the model has them: (N, D), a fresh tensor."""
         x = torch.embedding(self.embedding, ids)
+        if self.embed_scale != 1.0:
+            x.mul_(self.embed_scale)
         if self.position_embedding is not None:
-            x.add_(self.position_embedding[past : past + ids.size(1)])
+            if cache is None or cache.padding is None:
+                x.add_(self.position_embedding[past : past + ids.size(1)])
+            else:
+                x.add_(self.position_embedding[_row_positions(past, ids.size(1), cache.padding)])
         return x.view(-1, self.config.hidden_size)
 
-    def _step(self, batch_size: int, n_new: int, past: int) -> Step:
-        self._check_positions(past + n_new)
-        cos, sin = self.rotary.rows(past, past + n_new) if self.rotary is not None else (None, None)
-        if n_new == 1:
-            return Step(batch_size, n_new, None, False, cos, sin)
-        window = self.config.sliding_window
-        slides = window is not None and past + n_new > window
-        if past == 0 and not slides:
-            return Step(batch_size, n_new, None, True, cos, sin)
-        mask = attention_mask(n_new, past, window, self.device)
-        return Step(batch_size, n_new, mask, False, cos, sin)
+    def _logits(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, V)."""
+        logits = self.head(self.norm(x))
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _step(self, batch_size: int, n_new: int, cache: Cache | None) -> Step:
+        past, padding = (0, None) if cache is None else (cache.length, cache.padding)
+        sights = []
+        for kind, rotary in zip(self.kinds, self.rotaries, strict=True):
+            cos = sin = None
+            if rotary is not None:
+                if padding is None:
+                    cos, sin = rotary.rows(past, past + n_new)
+                else:
+                    cos, sin = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new)
+            if n_new == 1 and padding is None:
+                sights.append(Sight(None, False, cos, sin))
+            elif past == 0 and padding is None and self._is_triangle(n_new, kind.window):
+                sights.append(Sight(None, True, cos, sin))
+            else:
+                sights.append(Sight(self._mask(n_new, cache, kind.window), False, cos, sin))
+        return Step(batch_size, n_new, tuple(sights))
+
+    def _is_triangle(self, n_new: int, window: int | None) -> bool:
+        """Whether the kernel's own causal mask will do for the first tokens."""
+        return (window is None or n_new <= window) and self.config.attention_softcap is None
+
+    def _mask(self, n_new: int, cache: Cache | None, window: int | None) -> Tensor:
+        past = 0 if cache is None else cache.length
+        queries = torch.arange(past, past + n_new, device=self.device)
+        keys = queries if cache is None else cache.key_positions(n_new, window)
+        return attention_mask(queries, keys, window=window, padding=None if cache is None else cache.padding)
 
     def _check_positions(self, n_tokens: int) -> None:
         if n_tokens > self.config.max_positions:
@@ -105,6 +176,32 @@ class Decoder:
             other.position_embedding = table
         other.n_parameters = n_parameters(other.config)
         return other
+
+
+def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding: Tensor | None = None) -> Tensor:
+    """True where a query at position (T,) may look at a key at position (S,): (T, S), padded (B, 1, T, S).
+
+    It sees itself and those before, at most window - 1 back, and nothing before its row's ``padding`` (B,);
+    in the padding every token sees itself, because a softmax over nothing is not a number.
+    """
+    at = queries[:, None]
+    mask = keys <= at
+    if window is not None:
+        mask &= keys > at - window
+    if padding is None:
+        return mask
+    mask = mask & (keys >= padding[:, None, None]) | (keys == at)
+    return mask[:, None]
+
+
+def _row_positions(past: int, n_new: int, padding: Tensor) -> Tensor:
+    """Positions (B, T) counted from each row's first real token; 0 in the padding."""
+    return (torch.arange(past, past + n_new, device=padding.device) - padding[:, None]).clamp_min_(0)
+
+
+def _seeing(kind: LayerKind) -> LayerKind:
+    """What of a layer's kind its attention depends on."""
+    return replace(kind, experts=False)
 
 
 def _extend(table: Tensor, n_rows: int, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.config import ModelConfig
+from engine.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling
 from engine.model import Decoder, random_weights
 
 
@@ -53,6 +53,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True, "tied": True},
     "qwen3": {"qk_norm": True, "n_kv_heads": 1},
     "sliding": {"sliding_window": 5},
+    "mixed": {  # Gemma's: windows in two of three layers, caps, norms on both sides, two rotary bases
+        "n_layers": 3,
+        "sliding_window": 5,
+        "sliding_layers": (True, False, True),
+        "local_rope_theta": 100.0,
+        "qk_norm": True,
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "embed_scale": 4.0,
+        "attention_softcap": 5.0,
+        "logit_softcap": 30.0,
+        "activation": "gelu_tanh",
+        "tied": True,
+    },
+    "partial": {"rotary_dim": 4, "rope_layers": (True, False)},
+    "yarn": {"rope_scaling": YarnRopeScaling(factor=4.0, original_max_positions=8, magnitude=1.2)},
+    "experts": {
+        "experts": ExpertsConfig(n_experts=5, n_active=2, intermediate_size=8, normalize=True),
+        "expert_layers": (False, True),
+    },
+    "latent": {
+        "latent": LatentConfig(rank=8, rope_dim=4, nope_dim=6, value_dim=5),
+        "n_kv_heads": 4,
+        "head_dim": 10,
+        "experts": ExpertsConfig(
+            n_experts=6,
+            n_active=2,
+            intermediate_size=8,
+            normalize=False,
+            scale=1.5,
+            shared_size=8,
+            n_groups=3,
+            n_active_groups=2,
+        ),
+    },
     "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu", "attention_scale": 0.3},
 }
 

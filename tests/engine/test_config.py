@@ -7,13 +7,13 @@ import pytest
 
 from engine.config import (
     Llama3RopeScaling,
-    config_from_hf,
     config_from_reference,
     from_reference_name,
     parameter_shapes,
     to_reference_name,
 )
 from engine.errors import ConfigError, UnsupportedArchitecture
+from engine.families.configs import config_from_hf
 from tests.engine import oracle
 from tests.engine.models import llama_config
 
@@ -123,14 +123,13 @@ def test_a_null_window_switches_mistrals_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, '"gpt2".*it runs llama, mistral, qwen2, qwen3'),
-        ({"hidden_act": "swiglu_oai"}, '"swiglu_oai".*relu, silu, gelu'),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn' is not supported; use default or llama3"),
+        ({"model_type": "bloom"}, '"bloom".*it runs llama, mistral, qwen2, qwen3'),
+        ({"hidden_act": "swiglu_oai"}, '"swiglu_oai".*relu, silu, swish, gelu'),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic' is not supported; use default, llama3, linear, yarn"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3}, "mixes"),
         ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 9,
-          "layer_types": ["full_attention", "sliding_attention"]}, "mixes"),
+          "layer_types": ["linear_attention"] * 32}, "layer_types has 'linear_attention'"),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_named(changes: dict[str, Any], words: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint
-from engine.layers import rope_frequencies
+from engine.rotary import rope_frequencies
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from engine.config import config_from_reference, from_reference_name, n_parameters, parameter_shapes
 from engine.errors import CacheError, PromptError
-from engine.layers import attention_mask, rope_frequencies, rotate_
-from engine.model import Decoder, check_ids, empty_weights, random_weights
+from engine.model import Decoder, attention_mask, check_ids, empty_weights, random_weights
+from engine.rotary import rope_frequencies, rotate_
 from tests.engine import oracle
 from tests.engine.models import VARIANTS, decoder, llama_config
 
@@ -58,10 +58,27 @@ def test_every_split_of_a_prompt_gives_the_same_logits(variant: str, rows: int, 
     model = MODELS[variant]
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
     ids = random_ids(model, rows, sum(sizes), seed=len(sizes))
-    cache = model.new_cache(sum(sizes) + data.draw(st.integers(0, 3)), rows)
+    kind = data.draw(st.sampled_from(("full", "window")))
+    cache = model.new_cache(sum(sizes) + data.draw(st.integers(0, 3)), rows, kind=kind)
     pieces = [model.forward(piece, cache) for piece in torch.split(ids, sizes, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), model.forward(ids), rtol=0, atol=1e-12)
     assert cache.length == sum(sizes)
+
+
+@given(variant=st.sampled_from(sorted(VARIANTS)), kind=st.sampled_from(("full", "window")), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_ragged_rows_give_the_logits_of_each_alone(variant: str, kind: str, data: st.DataObject) -> None:
+    """Rows of different lengths, filled up at the left: prefill in chunks, then steps."""
+    model = MODELS[variant]
+    sizes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+    padding = data.draw(st.lists(st.integers(0, sizes[0] + 1), min_size=2, max_size=3))
+    total = sum(sizes) + 2
+    ids = random_ids(model, len(padding), total, seed=total)
+    cache = model.new_cache(total, len(padding), kind=kind, padding=padding)
+    together = torch.cat([model.forward(piece, cache) for piece in torch.split(ids, [*sizes, 1, 1], dim=1)], 1)
+    for row, n in enumerate(padding):
+        alone = model.forward(ids[row : row + 1, n:])
+        torch.testing.assert_close(together[row : row + 1, n:], alone, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -131,8 +148,8 @@ def test_a_reset_cache_is_as_good_as_new() -> None:
 
 def test_rotation_turns_each_pair_by_its_own_angle() -> None:
     model = decoder()
-    assert model.rotary is not None
-    cos, sin = model.rotary.rows(3, 5)
+    assert model.rotaries[0] is not None
+    cos, sin = model.rotaries[0].rows(3, 5)
     x = torch.randn(1, 2, 1, 6, dtype=torch.float64)
     turned = x.clone()
     rotate_(turned, cos, sin)
@@ -147,20 +164,21 @@ def test_only_distances_count_for_rotary_attention() -> None:
     """The same tokens later in the context give the same logits: rotary attention is relative."""
     model = decoder(n_layers=1)
     ids = random_ids(model, 1, 4)
-    assert model.rotary is not None
+    assert model.rotaries[0] is not None
     shifted = decoder(n_layers=1)
-    assert shifted.rotary is not None
-    rows = shifted.rotary.rows
-    shifted.rotary.rows = lambda start, stop: rows(start + 30, stop + 30)  # type: ignore[method-assign]
+    assert shifted.rotaries[0] is not None
+    rows = shifted.rotaries[0].rows
+    shifted.rotaries[0].rows = lambda start, stop: rows(start + 30, stop + 30)  # type: ignore[method-assign]
     torch.testing.assert_close(model.forward(ids), shifted.forward(ids), rtol=0, atol=1e-12)
 
 
 def test_rotary_tables_grow_without_changing() -> None:
     model = decoder(max_positions=4096)
-    assert model.rotary is not None
-    early = model.rotary.rows(60, 64)[0].clone()
-    late = model.rotary.rows(3000, 3001)[0]
-    assert torch.equal(model.rotary.rows(60, 64)[0], early)
+    (rotary,) = model.rotaries
+    assert rotary is not None
+    early = rotary.rows(60, 64)[0].clone()
+    late = rotary.rows(3000, 3001)[0]
+    assert torch.equal(rotary.rows(60, 64)[0], early)
     expected = np.cos(3000 * 10_000 ** (-np.arange(0, 6, 2) / 6))
     np.testing.assert_allclose(late[0, 0, :3], expected, atol=1e-12)
 
@@ -174,7 +192,8 @@ def test_plain_rope_frequencies() -> None:
 
 @given(n_new=st.integers(1, 8), past=st.integers(0, 8), window=st.one_of(st.none(), st.integers(1, 9)))
 def test_mask_says_who_sees_whom(n_new: int, past: int, window: int | None) -> None:
-    mask = attention_mask(n_new, past, window, torch.device("cpu")).tolist()
+    queries, keys = torch.arange(past, past + n_new), torch.arange(past + n_new)
+    mask = attention_mask(queries, keys, window=window).tolist()
     for query in range(n_new):
         for key in range(past + n_new):
             back = past + query - key
@@ -260,7 +279,7 @@ def test_more_rotary_positions_need_no_parameters() -> None:
     assert longer.forward(random_ids(model, 1, 64)).shape == (1, 64, 29)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 0.04), (torch.float16, 0.005)])
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 2e-6), (torch.bfloat16, 0.05), (torch.float16, 0.005)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_narrower_dtypes_stay_near_float64(variant: str, dtype: torch.dtype, share: float) -> None:
     """Within a few roundings (2^-24, 2^-9, 2^-12) of the largest logit."""

@@ -1,0 +1,106 @@
+"""Typed access to the JSON object of a config file; every refusal names the file and the key."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import ConfigError
+
+
+class Keys:
+    """One JSON object. A key that is absent and one that is null mean the same, except to `with_defaults`."""
+
+    def __init__(self, document: Mapping[str, Any], *, where: str = "config.json") -> None:
+        self.document = document
+        self.where = where
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Keys":
+        """The same with values for the keys that are absent (a null stays: it switches things off)."""
+        return Keys({**defaults, **self.document}, where=self.where)
+
+    def get(self, key: str) -> Any:
+        """The value, or None when it is absent or null."""
+        return self.document.get(key)
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self._or_default(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number of at least 1 was expected")
+        return value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 0."""
+        value = self._or_default(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number was expected")
+        return value
+
+    def optional_count(self, key: str) -> int | None:
+        """`count`, or None when absent or null."""
+        return None if self.get(key) is None else self.count(key)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self._or_default(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a number above 0 was expected")
+        return float(value)
+
+    def optional_positive(self, key: str) -> float | None:
+        """`positive`, or None when absent or null."""
+        return None if self.get(key) is None else self.positive(key)
+
+    def positives(self, key: str, *, n: int) -> tuple[float, ...]:
+        """A list of ``n`` numbers above 0."""
+        value = self.get(key)
+        if not isinstance(value, list) or len(value) != n:
+            shown = f"{len(value)} values" if isinstance(value, list) else repr(value)
+            raise ConfigError(f"{self.where}: {key} is {shown}; a list of {n} numbers was expected")
+        return tuple(Keys({key: item}, where=self.where).positive(key) for item in value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._or_default(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; true or false was expected")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text."""
+        value = self._or_default(key, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a text was expected")
+        return value
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """A token id or a list of them; none when absent."""
+        value = self.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; a token id or a list of them was expected")
+        return tuple(ids)
+
+    def items(self, key: str, *, n: int) -> list[Any] | None:
+        """A list with an item a layer, cut to ``n`` layers; None when absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) < n:
+            raise ConfigError(f"{self.where}: {key} must be a list with an item for each of the {n} layers")
+        return value[:n]
+
+    def section(self, key: str) -> "Keys | None":
+        """The object under a key, or None."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self.where}: {key} is {value!r}; an object was expected")
+        return Keys(value, where=f"{self.where}: {key}")
+
+    def _or_default(self, key: str, default: Any) -> Any:
+        value = self.get(key)
+        if value is None and default is None:
+            raise ConfigError(f"{self.where}: {key} is missing")
+        return default if value is None else value
