@@ -40,7 +40,7 @@ def study_options(study: Study) -> list[str]:
     return [
         *model_options(study.model),
         *device_options(study.device),
-        *_format_options("weight", study.weight_format),
+        *_weight_options(study),
         *_format_options("kv", study.kv_format),
     ]
 
@@ -106,6 +106,16 @@ def device_options(device: DeviceSpec) -> list[str]:
     if device.memory_bytes != entry.memory_bytes:
         words += ["--gpu-memory", memory_text(device.memory_bytes).replace(" ", "")]
     return words
+
+
+def _weight_options(study: Study) -> list[str]:
+    """How weights are stored, where that is not what the command takes by itself: as the checkpoint holds them."""
+    stored = study.model.stored
+    if stored is None:
+        return _format_options("weight", study.weight_format)
+    if study.weight_format.name == stored.name:
+        return []
+    return _format_options("weight", study.weight_format) or ["--weight-format", study.weight_format.name]
 
 
 def _format_options(kind: str, fmt: StorageFormat) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from calc.errors import CalcError, SpecError
 from calc.sources.catalog import manual_device, memory_reading
 from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
-from calc.storage import StorageFormat
+from calc.storage import FORMATS, StorageFormat
+from calc.stored import stored_format
 from calc.units import GB, GIB, format_decimal
 from tui.fields import count_parser, parse_memory, parse_storage, parse_tps
 
@@ -34,6 +35,7 @@ MODEL_COUNTS = (
 MODEL_FLAGS = ("tied", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
 MODEL_CHOICES: Mapping[str, type[Mlp] | type[Norm]] = {"mlp": Mlp, "norm": Norm}
 EDITED, EDITED_SOURCE = " (edited)", ", edited"
+STORED = "stored"
 """How a changed model is called, as on the command line."""
 
 
@@ -69,7 +71,7 @@ def read_draft(draft: Draft, last_good: Study) -> Reading:
     errors: dict[str, str] = {}
     model = _guard(lambda: _read_model(draft, errors), errors) or last_good.model
     device = _guard(lambda: _read_device(draft, last_good.device, errors), errors) or last_good.device
-    workload = _read_workload(draft, errors)
+    workload = _read_workload(draft, model, errors)
     study = replace(last_good, model=model, device=device, policy=draft.policy, **workload)
     return Reading(study=study, errors=errors)
 
@@ -148,7 +150,7 @@ def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     if all(getattr(origin, name) == value for name, value in values.items()):
         return origin
     name, source = origin.name.removesuffix(EDITED), origin.source.removesuffix(EDITED_SOURCE)
-    return replace(origin, name=name + EDITED, source=source + EDITED_SOURCE, **values)
+    return replace(origin, name=name + EDITED, source=source + EDITED_SOURCE, stored=None, **values)
 
 
 def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
@@ -168,10 +170,28 @@ def device_with_memory(origin: DeviceSpec, memory_bytes: int) -> DeviceSpec:
     return replace(origin, name=name, memory_bytes=memory_bytes, reading=memory_reading(memory_bytes))
 
 
-def _read_workload(draft: Draft, errors: dict[str, str]) -> dict[str, Any]:
+def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
+    """The weight format for another model: as its checkpoint stores it, else the one chosen by hand, else bf16."""
+    found = stored_format(model)
+    if found is not None:
+        return found
+    return FORMATS["bf16"] if _is_stored(study) else study.weight_format
+
+
+def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
+    """A storage format, or ``stored``: as the model's checkpoint holds its weights. Raises CalcError."""
+    if text.strip().lower() != STORED:
+        return parse_storage(text)
+    found = stored_format(model)
+    if found is None:
+        raise SpecError("weight_format", "no stored weights are known of this model: a format such as bf16 or fp8")
+    return found
+
+
+def _read_workload(draft: Draft, model: ModelSpec, errors: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "context": _parsed("context", count_parser("context"), draft, errors),
-        "weight_format": _parsed("weight_format", parse_storage, draft, errors),
+        "weight_format": _parsed("weight_format", lambda text: parse_weights(text, model), draft, errors),
         "kv_format": _parsed("kv_format", parse_storage, draft, errors),
         "tps": _parsed("tp", parse_tps, draft, errors),
     }
@@ -190,10 +210,14 @@ def field_texts(study: Study) -> dict[str, str]:
         **texts,
         "memory_bytes": memory_text(study.device.memory_bytes),
         "context": str(study.context),
-        "weight_format": study.weight_format.name,
+        "weight_format": STORED if _is_stored(study) else study.weight_format.name,
         "kv_format": study.kv_format.name,
         "tp": ",".join(map(str, study.tps)),
     }
+
+
+def _is_stored(study: Study) -> bool:
+    return study.model.stored is not None and study.weight_format.name == study.model.stored.name
 
 
 def _count_text(value: int | None) -> str:
@@ -230,6 +254,8 @@ def _hint(name: str, text: str) -> str:
         n_bytes = parse_memory(text)
         other = f"{n_bytes / GB:,.2f} GB" if "i" in text.lower() else f"{n_bytes / GIB:,.2f} GiB"
         return f"= {other}"
+    if text.lower() == STORED:
+        return "as the checkpoint holds them"
     if name in ("weight_format", "kv_format"):
         return _format_hint(parse_storage(text))
     if name == "tp":

@@ -196,6 +196,10 @@ def model_document(model: ModelSpec) -> dict[str, Any]:
 def _model_document(model: ModelSpec) -> dict[str, Any]:
     document = _record_document(model)
     document.pop("layers")
+    if model.stored is not None:
+        from calc.stored import stored_document
+
+        document["stored"] = stored_document(model.stored)
     if model.layers:
         from calc.layers import layers_document
 
@@ -217,6 +221,10 @@ def _model_from(table: Mapping[str, Any]) -> ModelSpec:
         from calc.layers import layers_from_document
 
         values["layers"] = layers_from_document(_table(table["layers"], "the layers"))
+    if "stored" in table:
+        from calc.stored import stored_from_document
+
+        values["stored"] = stored_from_document(table["stored"])
     return ModelSpec(**values)
 
 

@@ -29,6 +29,7 @@ from tui.draft import (
     Draft,
     auto_head_dim,
     field_texts,
+    format_beside,
     origin_of_model,
     read_draft,
     windows_follow,
@@ -309,9 +310,9 @@ class SpecPane(Pane):
     def take_model(self, model: ModelSpec) -> None:
         """Start from `model`: every model field shows it, whatever was typed there."""
         assert self._state is not None
-        study = replace(self._state.study, model=model)
+        study = replace(self._state.study, model=model, weight_format=format_beside(self._state.study, model))
         self._start_from(model, model)
-        self._fill(study, MODEL_COUNTS)
+        self._fill(study, (*MODEL_COUNTS, "weight_format"))
         self._fill_switches(study)
         self._reread()
 

@@ -124,7 +124,7 @@ def state_from(args: argparse.Namespace) -> AppState:
         context=args.context,
         tps=args.tp,
         policy=Policy(args.policy),
-        **formats_from(args),
+        **formats_from(args, model),
     )
     return AppState(
         study=study,

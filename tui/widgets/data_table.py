@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual.binding import Binding, BindingType
+from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import DataTable
 
@@ -18,7 +19,7 @@ class CalcTable(DataTable[Text]):
 
     DEFAULT_CSS = """
     CalcTable {
-        height: auto; max-height: 100%; background: transparent; overflow: hidden auto;
+        height: auto; background: transparent; overflow: hidden auto;
         & > .datatable--header { background: transparent; color: $text-muted; text-style: none; }
         & > .datatable--hover { background: $primary 10%; }
         & > .datatable--cursor { background: $foreground 8%; color: $foreground; text-style: none; }
@@ -55,7 +56,7 @@ class CalcTable(DataTable[Text]):
         """Show `table` without the columns in `skip`; the cursor stays on its row."""
         if table == self._shown and skip == self._skipped:
             return
-        row = self.cursor_row
+        row, lines = self.cursor_row, (self.header_height, self.row_count)
         kept = [i for i in range(len(table.columns)) if i not in skip]
         same = self._shown is not None and self._shown.columns == table.columns and skip == self._skipped
         self._shown, self._skipped = table, skip
@@ -66,6 +67,12 @@ class CalcTable(DataTable[Text]):
             for i, cells in enumerate(table.rows):
                 self.add_row(*(self._cell(table, i, j, cells[j]) for j in kept))
             self.move_cursor(row=min(row, len(table.rows) - 1))
+        if lines != (self.header_height, self.row_count):
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Headings and rows as they are now: the table's own size is only worked out when it is idle."""
+        return self.header_height + self.row_count
 
     def _add_headings(self, table: Table, kept: list[int]) -> None:
         headings = self._headings or table.columns
