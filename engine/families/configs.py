@@ -277,7 +277,7 @@ def _gpt2(raw: Keys) -> ModelConfig:
     }
     changes: dict[str, Any] = {} if raw.flag("scale_attn_weights", True) else {"attention_scale": 1.0}
     return _common(
-        raw.with_defaults(names | {"tie_word_embeddings": True}),
+        Keys({"tie_word_embeddings": True, **raw.document, **names}),
         rope_theta=1e4,
         norm="layernorm",
         norm_eps=raw.positive("layer_norm_epsilon", 1e-5),

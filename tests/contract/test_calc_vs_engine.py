@@ -28,7 +28,8 @@ from engine.checkpoint import config_from_hf  # wherever it lives, this is the o
 from engine.config import ModelConfig, n_parameters
 from engine.errors import EngineError
 from engine.model import empty_weights
-from tests.engine.models import VARIANTS, llama_config
+from tests.engine.models import PLAIN_VARIANTS as VARIANTS
+from tests.engine.models import llama_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT.parent / "shared" / "data" / "configs"

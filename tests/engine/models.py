@@ -37,7 +37,7 @@ def llama_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(fields | changes))
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
+PLAIN_VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "one-head-learned": {
         "n_heads": 1,
@@ -53,6 +53,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True, "tied": True},
     "qwen3": {"qk_norm": True, "n_kv_heads": 1},
     "sliding": {"sliding_window": 5},
+    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu", "attention_scale": 0.3},
+}
+# What sets other families apart; calc counts these layer by layer.
+VARIANTS: dict[str, dict[str, Any]] = PLAIN_VARIANTS | {
     "mixed": {  # Gemma's: windows in two of three layers, caps, norms on both sides, two rotary bases
         "n_layers": 3,
         "sliding_window": 5,
@@ -88,7 +92,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
             n_active_groups=2,
         ),
     },
-    "biases": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "activation": "gelu", "attention_scale": 0.3},
 }
 
 

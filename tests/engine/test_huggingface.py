@@ -1,23 +1,27 @@
-"""The engine against transformers: tiny random models, saved by it and loaded by us, logits compared.
+"""The engine against transformers: tiny random models of every family, saved by it and loaded by us.
 
-In float64 transformers still computes RMSNorm and the rotary angles in float32 (and softmax, in its "eager"
-attention, hence "sdpa"); there those two are replaced
-by float64 versions, written here, so that everything else can be compared to 1e-9.
+transformers computes norms, rotary angles, softmax and routers in float32 whatever the model's dtype. For the
+comparison in float64 its modules are shown a torch whose float32 is float64, so that its own code, unchanged,
+runs in double precision and everything can be compared to 1e-9.
 """
 
+import importlib
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint
-from engine.rotary import rope_frequencies
+from engine.model import Decoder
+from engine.rotary import rope_frequencies, rope_magnitude
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
+N_TOKENS = 40
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -38,112 +42,197 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 24,
+}
+DEEPSEEK_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.5, "beta_fast": 8, "beta_slow": 2, "factor": 40.0}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 1.1],
+    "long_factor": [1.5, 4.0],
+    "original_max_position_embeddings": 24,
+    "partial_rotary_factor": 0.5,
+}
+GEMMA = {"head_dim": 10, "num_hidden_layers": 4, "sliding_window": 7, "query_pre_attn_scalar": 20}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+LATENT = {
+    "kv_lora_rank": 12,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 10,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-3.1": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "llama-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
+    "llama-yarn": ("Llama", {"rope_parameters": YARN, "head_dim": 16}),
     "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
     "smollm2": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "mistral": ("Mistral", {"sliding_window": 7, "head_dim": 6}),
     "mistral-full": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "num_key_value_heads": 1}),
     "qwen3-bias": ("Qwen3", {"head_dim": 6, "attention_bias": True, "tie_word_embeddings": True}),
+    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2-uncapped": ("Gemma2", GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": ("Gemma3", GEMMA | {"rope_parameters": GEMMA3_ROPE, "sliding_window_pattern": 3}),
+    "gpt2": ("GPT2", {}),
+    "phi3": ("Phi3", {"sliding_window": 7}),
+    "phi3-partial": ("Phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen3-moe": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3-moe-mixed": ("Qwen3Moe", EXPERTS | {"head_dim": 6, "mlp_only_layers": [0], "attention_bias": True}),
+    "deepseek-v2-lite": ("DeepseekV2", LATENT | {"rope_parameters": DEEPSEEK_YARN}),
+    "deepseek-v2": (
+        "DeepseekV2",
+        LATENT
+        | {"q_lora_rank": 14, "topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}
+        | {"routed_scaling_factor": 16.0, "attention_bias": True},
+    ),
 }
+ROPES = ["llama", "llama-3.1", "llama-linear", "llama-yarn"]
 
 
-def save_random(kind: str, changes: dict[str, Any], folder: Path) -> Any:
-    """A model of transformers with random weights (norms and biases too), and its files in ``folder``."""
-    config = getattr(transformers, f"{kind}Config")(**(SIZES | changes), attn_implementation="sdpa")
+class Torch64(ModuleType):
+    """torch, but for its float32."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def lift_to_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Let transformers' code for one family compute in float64 where it says float32."""
+    folder = {"Qwen3Moe": "qwen3_moe", "DeepseekV2": "deepseek_v2"}.get(kind, kind.lower())
+    names = [f"transformers.models.{folder}.modeling_{folder}", "transformers.modeling_rope_utils"]
+    for name in names:
+        monkeypatch.setattr(importlib.import_module(name), "torch", Torch64("torch"))
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def make_random(kind: str, changes: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    """A model of transformers with random weights, norms and biases too."""
+    class_name = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{class_name}Config")(
+        **(SIZES | changes), attn_implementation="eager" if kind == "Gemma2" else "sdpa", experts_implementation="eager"
+    )
+    torch.set_default_dtype(dtype)
+    try:
+        model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
     torch.manual_seed(5)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     for name, parameter in model.named_parameters():
         spread = 0.3 if parameter.dim() == 1 else 1.5 / math.sqrt(parameter.shape[-1])
-        torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, spread)
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name or ".ln_" in name else 0.0, spread)
+    return model
+
+
+def save_random(kind: str, changes: dict[str, Any], folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """`make_random`, and its files in ``folder``."""
+    model = make_random(kind, changes, dtype)
     model.save_pretrained(folder)
     return model
 
 
-class Rotary64(torch.nn.Module):
-    """cos and sin of transformers' rotary module, in float64 from its own formula."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        parameters = config.rope_parameters
-        turns = parameters["rope_theta"] ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        if parameters["rope_type"] == "llama3":
-            turns = self.stretched(turns, parameters)
-        self.turns = turns
-
-    @staticmethod
-    def stretched(turns: torch.Tensor, p: dict[str, float]) -> torch.Tensor:
-        """Llama 3.1's rule by wavelength, one pair at a time."""
-        out = []
-        for turn in turns.tolist():
-            wavelength, original = 2 * math.pi / turn, p["original_max_position_embeddings"]
-            if wavelength < original / p["high_freq_factor"]:
-                out.append(turn)
-            elif wavelength > original / p["low_freq_factor"]:
-                out.append(turn / p["factor"])
-            else:
-                width = p["high_freq_factor"] - p["low_freq_factor"]
-                smooth = (original / wavelength - p["low_freq_factor"]) / width
-                out.append((1 - smooth) * turn / p["factor"] + smooth * turn)
-        return torch.tensor(out, dtype=torch.float64)
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].double() * self.turns
-        angles = torch.cat((angles, angles), -1)
-        return angles.cos(), angles.sin()
-
-
-class RMSNorm64(torch.nn.Module):
-    """RMSNorm without the detour through float32."""
-
-    def __init__(self, other: Any) -> None:
-        super().__init__()
-        self.weight, self.eps = other.weight, other.variance_epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * (x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps))
-
-
-def lift_to_float64(model: Any) -> Any:
-    model.double()
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, name, RMSNorm64(child))
-            elif type(child).__name__.endswith("RotaryEmbedding"):
-                setattr(module, name, Rotary64(model.config))
-    return model
+def stepwise(decoder: Decoder, ids: torch.Tensor, *, window: bool = False) -> torch.Tensor:
+    """Logits of a prefill, a chunk, and single steps."""
+    cache = decoder.new_cache(ids.size(1), ids.size(0), kind="window" if window else "full")
+    pieces = torch.split(ids, [17, 9, *[1] * (ids.size(1) - 26)], dim=1)
+    return torch.cat([decoder.forward(piece, cache) for piece in pieces], 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-9), ("float32", 1e-4)])
-def test_logits_equal_those_of_transformers(name: str, dtype: str, atol: float, tmp_path: Path) -> None:
-    theirs = save_random(*MODELS[name], tmp_path)
+def test_logits_equal_those_of_transformers(
+    name: str, dtype: str, atol: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, changes = MODELS[name]
     if dtype == "float64":
-        theirs = lift_to_float64(theirs)
+        lift_to_float64(monkeypatch, kind)
+    theirs = save_random(kind, changes, tmp_path, getattr(torch, dtype))
     ours = load_checkpoint(tmp_path, dtype=dtype).decoder
-    ids = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(61, (2, N_TOKENS), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        expected = theirs(ids, use_cache=False).logits.double()
-    cache = ours.new_cache(40, 2)
-    pieces = torch.split(ids, [17, 9, *[1] * 14], dim=1)  # prefill, a chunk, decode
-    stepwise = torch.cat([ours.forward(piece, cache) for piece in pieces], 1)
+        expected = theirs(ids, use_cache=False).logits
+        short = theirs(ids[1:, 11:], use_cache=False).logits
+    assert expected.dtype == getattr(torch, dtype)
     assert expected.std() > 0.5
-    torch.testing.assert_close(ours.forward(ids).double(), expected, rtol=0, atol=atol)
-    torch.testing.assert_close(stepwise.double(), expected, rtol=0, atol=atol)
+    close = {"rtol": 0, "atol": atol}
+    torch.testing.assert_close(ours.forward(ids), expected, **close)
+    torch.testing.assert_close(stepwise(ours, ids), expected, **close)
+    if ours.config.latent is None:
+        torch.testing.assert_close(stepwise(ours, ids, window=True), expected, **close)
+    ragged = ours.new_cache(N_TOKENS, 2, padding=[0, 11])
+    pieces = [ours.forward(piece, ragged) for piece in torch.split(ids, [20, *[1] * 20], dim=1)]
+    together = torch.cat(pieces, 1)
+    torch.testing.assert_close(together[:1], expected[:1], **close)
+    torch.testing.assert_close(together[1:, 11:], short, **close)
     assert ours.n_parameters == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-3.1"])
+@pytest.mark.parametrize("n_tokens", [20, 40])
+def test_longrope_turns_by_the_length_of_the_text(
+    n_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the original context and beyond it; and what was cached before keeps its rotation, as theirs does."""
+    lift_to_float64(monkeypatch, "Phi3")
+    theirs = save_random(
+        "Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 24}, tmp_path, torch.float64
+    )
+    ours = load_checkpoint(tmp_path, dtype="float64").decoder
+    assert rope_magnitude(ours.config.rope_scaling) > 1.1
+    ids = torch.randint(61, (2, n_tokens), generator=torch.Generator().manual_seed(3))
+    cache, past = ours.new_cache(n_tokens, 2), transformers.DynamicCache()
+    with torch.inference_mode():
+        expected = theirs(ids, use_cache=False).logits
+        for piece in torch.split(ids, 10, dim=1):
+            chunk = theirs(piece, past_key_values=past, use_cache=True).logits
+            torch.testing.assert_close(ours.forward(piece, cache), chunk, rtol=0, atol=1e-9)
+    torch.testing.assert_close(ours.forward(ids), expected, rtol=0, atol=1e-9)
+
+
+def test_the_decoder_of_a_gemma_that_sees(tmp_path: Path) -> None:
+    """Gemma 3's image models: the config's section and the decoder's weights are used, the rest is left out."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    text = transformers.Gemma3TextConfig(**(SIZES | GEMMA | {"rope_parameters": GEMMA3_ROPE}))
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(1)
+    theirs = transformers.Gemma3ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(load_checkpoint(tmp_path).decoder.forward(ids), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ROPES)
 def test_rope_frequencies_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     theirs = save_random(*MODELS[name], tmp_path)
     config = load_checkpoint(tmp_path).config
     ours = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     torch.testing.assert_close(ours.float(), theirs.model.rotary_emb.inv_freq, rtol=1e-6, atol=0)
+    assert rope_magnitude(config.rope_scaling) == pytest.approx(theirs.model.rotary_emb.attention_scaling)
 
 
 def test_a_sharded_folder_and_a_bin_file_load_the_same(tmp_path: Path) -> None:
