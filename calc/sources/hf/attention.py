@@ -18,10 +18,9 @@ def attention_mixer(reader: Reader, family: Family, kind: Kind) -> Attention:
     n_heads = reader.count(*N_HEADS)
     n_kv_heads, head_dim = kv_heads(reader, family, n_heads), head_size(reader, family, n_heads)
     keys_are_values = False
-    if reader.has("global_head_dim", "num_global_key_value_heads") and kind.window is None:
+    if kind.window is None:
         head_dim = reader.maybe("global_head_dim") or head_dim
-        if reader.flag("attention_k_eq_v"):
-            keys_are_values = True
+        if keys_are_values := reader.flag("attention_k_eq_v"):
             n_kv_heads = reader.maybe("num_global_key_value_heads") or n_kv_heads
     if n_heads % n_kv_heads:
         raise reader.fail(f"num_key_value_heads {n_kv_heads} does not divide num_attention_heads {n_heads}")
@@ -29,7 +28,7 @@ def attention_mixer(reader: Reader, family: Family, kind: Kind) -> Attention:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        value_dim=reader.maybe("v_head_dim") or head_dim,
+        value_dim=reader.maybe("v_head_dim", minimum=0) or head_dim,
         window=kind.window,
         chunked=kind.name == CHUNKED,
         qkv_bias=has_bias(reader, family.qkv_bias),
@@ -85,4 +84,5 @@ def qk_norm_params(reader: Reader, family: Family, mixer: Attention) -> int:
         "full": (mixer.n_heads + mixer.n_kv_heads) * mixer.head_dim,
         "each": (mixer.n_heads + mixer.n_kv_heads) * mixer.head_dim,
     }
-    return widths[family.qk_norm] * (2 if family.norm == "layer" else 1)
+    biased = family.norm == "layer" and family.qk_norm != "each"
+    return widths[family.qk_norm] * (2 if biased else 1)

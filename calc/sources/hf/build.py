@@ -12,6 +12,7 @@ from calc.layers import Attention, Dense, Experts, LayerSpec, Mixer, summary
 from calc.params import final_norm_params, layer_norm_params
 from calc.sources.hf import irregular, kinds, unknown
 from calc.sources.hf.attention import attention_mixer, has_bias, qk_norm_params
+from calc.sources.hf.defaults import class_defaults
 from calc.sources.hf.experts import feed_forwards
 from calc.sources.hf.families import Family, family_of
 from calc.sources.hf.kinds import Kind
@@ -56,7 +57,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     Raises UnsupportedArchitecture for a model that its fields do not determine, SourceError for what is wrong.
     """
     fields, part = text_part(config)
-    reader = Reader(fields, source)
+    reader = Reader(fields, source, class_defaults(fields, inner=part is not None))
     family = _family(reader)
     if part is not None:
         reader.notes.append(f"the text model alone ({part}): encoders of images or sound are not counted")

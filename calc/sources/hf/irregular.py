@@ -143,6 +143,10 @@ def _lfm2_inner(reader: Reader) -> int:
 
 
 def _gemma4(reader: Reader) -> More:
+    """The embeddings of each layer's input; heads of full layers are wider even where the config does not say so."""
+    if not reader.has("global_head_dim", "per_layer_config"):
+        reader.config = {**reader.config, "global_head_dim": 512}
+        reader.assume("global_head_dim", 512)
     if reader.maybe("hidden_size_per_layer_input", minimum=0):
         n_layers, per_layer = reader.count(*N_LAYERS), reader.count("hidden_size_per_layer_input")
         hidden_size = reader.count(*HIDDEN_SIZE)
@@ -238,7 +242,7 @@ def _letters(reader: Reader, family: Family, n_layers: int) -> str:
 def _nemotron_experts(reader: Reader, hidden_size: int) -> tuple[FeedForward, ...]:
     n_experts = reader.count(*N_EXPERTS)
     latent = reader.maybe("moe_latent_size")
-    shared = reader.count("moe_shared_expert_intermediate_size") * (reader.maybe("n_shared_experts", minimum=0) or 0)
+    shared = reader.count("moe_shared_expert_intermediate_size") if reader.maybe("n_shared_experts", minimum=0) else 0
     experts = Experts(
         n_experts=n_experts,
         top_k=reader.count(*TOP_K),
@@ -256,6 +260,7 @@ def _gemma4_layers(reader: Reader, family: Family, n_layers: int, hidden_size: i
     """Gemma 4: full layers have wider heads and V from K; upper layers may read a lower layer's cache; experts stand
     beside the dense MLP; an input a layer is projected and normed."""
     found = kinds.layer_kinds(reader, family, n_layers)
+    found[-1] = Kind(kinds.FULL)  # the class makes it so, whatever layer_types says
     first_shared = n_layers - (reader.maybe("num_kv_shared_layers", minimum=0) or 0)
     inner = reader.count("intermediate_size")
     own = reader.section("per_layer_config")

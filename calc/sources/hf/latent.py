@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from calc.layers import Latent
 from calc.sources.hf.families import Family
-from calc.sources.hf.reader import N_HEADS, Reader
+from calc.sources.hf.reader import HIDDEN_SIZE, N_HEADS, Reader
 
 
 def is_latent(reader: Reader) -> bool:
     """Whether K and V come from a latent."""
-    return reader.has("kv_lora_rank", "qk_rope_head_dim")
+    return reader.has("kv_lora_rank")
 
 
 def latent_mixer(reader: Reader, family: Family) -> Latent:
@@ -22,9 +22,18 @@ def latent_mixer(reader: Reader, family: Family) -> Latent:
         kv_lora_rank=reader.count("kv_lora_rank"),
         nope_dim=reader.count("qk_nope_head_dim"),
         rope_dim=reader.count("qk_rope_head_dim"),
-        value_dim=reader.count("v_head_dim"),
+        value_dim=_value_dim(reader),
         q_lora_rank=reader.maybe("q_lora_rank", minimum=0) or 0,
         index_heads=reader.maybe("index_n_heads", minimum=0) or 0,
         index_dim=reader.maybe("index_head_dim", minimum=0) or 0,
         bias=bias,
     )
+
+
+def _value_dim(reader: Reader) -> int:
+    """v_head_dim; MiniCPM3's configs leave it out, and its class divides hidden_size."""
+    if reader.has("v_head_dim") or reader.model_type != "minicpm3":
+        return reader.count("v_head_dim")
+    each = reader.count(*HIDDEN_SIZE) // reader.count(*N_HEADS)
+    reader.assume("v_head_dim", f"{each}, hidden_size divided by the heads")
+    return each

@@ -26,10 +26,14 @@ MAX_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len
 
 
 class Reader:
-    """Keys of one config (its text part). `notes` collects what was assumed."""
+    """Keys of one config (its text part). `notes` collects what was assumed.
 
-    def __init__(self, config: Mapping[str, Any], source: str) -> None:
-        self.config = config
+    `defaults` has keys that the config lacks with what its class takes for them: one that is read becomes a note.
+    """
+
+    def __init__(self, config: Mapping[str, Any], source: str, defaults: Mapping[str, Any] | None = None) -> None:
+        self.config = {**config, **(defaults or {})}
+        self.unsaid = set(defaults or ())
         self.source = source
         self.model_type = str(config.get("model_type", ""))
         self.notes: list[str] = []
@@ -40,7 +44,16 @@ class Reader:
 
     def get(self, key: str) -> Any:
         """The value as it stands; None where it is absent or null."""
-        return self.config.get(key)
+        return self._value(key)
+
+    def _value(self, key: str, default: Any = None) -> Any:
+        """The value, noted where it is the class's and not the config's. What is off or none goes without saying."""
+        value = self.config.get(key, default)
+        if key in self.unsaid:
+            self.unsaid.discard(key)
+            if value is not False:
+                self.assume(key, json.dumps(value))
+        return value
 
     def has(self, *keys: str) -> bool:
         """Whether any of the keys has a value that is not null."""
@@ -65,7 +78,7 @@ class Reader:
     def maybe(self, *keys: str, minimum: int = 1) -> int | None:
         """As `count`, but None where all are absent or null."""
         for key in keys:
-            value = self.config.get(key)
+            value = self._value(key)
             if value is not None:
                 return self.checked(key, value, minimum=minimum)
         return None
@@ -80,7 +93,7 @@ class Reader:
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false; null is false, `default` holds where the key is absent."""
-        value = self.config.get(key, default)
+        value = self._value(key, default)
         if value is None:
             return False
         if not isinstance(value, bool):
@@ -89,14 +102,14 @@ class Reader:
 
     def text(self, key: str) -> str | None:
         """A text, or None where it is absent."""
-        value = self.config.get(key)
+        value = self._value(key)
         if value is None or isinstance(value, str):
             return value
         raise self.fail(f"{key} must be a name, not {shown(value)}")
 
     def per_layer(self, key: str, n_layers: int) -> list[Any] | None:
         """A list of one value a layer, or None where the key is absent."""
-        value = self.config.get(key)
+        value = self._value(key)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) < n_layers:
@@ -105,7 +118,7 @@ class Reader:
 
     def indices(self, key: str) -> frozenset[int]:
         """A list of layer numbers; empty where the key is absent."""
-        value = self.config.get(key)
+        value = self._value(key)
         if value is None:
             return frozenset()
         if isinstance(value, int) and not isinstance(value, bool):
@@ -116,7 +129,7 @@ class Reader:
 
     def section(self, key: str) -> Reader | None:
         """A nested object as a reader that shares these notes."""
-        value = self.config.get(key)
+        value = self._value(key)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -159,9 +172,9 @@ def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]
     return config, None
 
 
-def read_object(file: Path) -> Mapping[str, Any]:
-    """The JSON object in `file`, read whole but never more than MAX_CONFIG_BYTES. Raises SourceError."""
-    data = read_bounded(file, limit=MAX_CONFIG_BYTES)
+def read_object(file: Path, *, limit: int = MAX_CONFIG_BYTES) -> Mapping[str, Any]:
+    """The JSON object in `file`, read whole but never more than `limit` bytes. Raises SourceError."""
+    data = read_bounded(file, limit=limit)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
