@@ -350,9 +350,23 @@ def emit(args: argparse.Namespace, text: str) -> int:
     return 0
 
 
+def _solve(argv: Sequence[str], prog: str) -> int:
+    from calc.cli_solve import run_solve
+
+    return run_solve(argv, prog)
+
+
+def _sweep(argv: Sequence[str], prog: str) -> int:
+    from calc.cli_sweep import run_sweep
+
+    return run_sweep(argv, prog)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "memory": run_memory,
     "intensity": run_intensity,
+    "solve": _solve,
+    "sweep": _sweep,
     "models": run_models,
     "devices": run_devices,
 }

@@ -390,47 +390,61 @@ class Advice:
     options: tuple[str, ...]
 
 
-def missing_bytes(report: MemoryReport, *, batch: int = 1) -> int:
-    """Bytes that one device lacks for the weights and `batch` requests; 0 where they fit."""
-    study = report.study
-    return _one(replace(study, policy=Policy.EQUAL_SPLIT), 1).missing_bytes(
-        study.device.memory_bytes, study.context, batch
-    )
+def _asked(study: Study, tp: int) -> Study:
+    """`study` itself; on one device the policies agree, and the equal split is the one that rounds as reports do."""
+    return replace(study, policy=Policy.EQUAL_SPLIT) if tp == 1 else study
 
 
-def shortage(report: MemoryReport, *, batch: int = 1) -> str:
-    """What is missing for `batch` requests on one device and what takes the most, in a sentence; "" if they fit."""
-    lacking = missing_bytes(report, batch=batch)
+def missing_bytes(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> int:
+    """Bytes that a device lacks for its part of the weights and of `batch` requests; 0 where they fit."""
+    study = _asked(report.study, tp)
+    return _one(study, tp).missing_bytes(study.device.memory_bytes, study.context, batch)
+
+
+def shortage(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> str:
+    """What a device lacks for `batch` requests and what takes the most of it, in a sentence; "" if they fit."""
+    study = _asked(report.study, tp)
+    costs = _one(study, tp)
+    lacking = costs.missing_bytes(study.device.memory_bytes, study.context, batch)
     if not lacking:
         return ""
     parts = {
-        "the weights": report.weight_bytes,
-        "the cache": batch * report.kv_bytes_per_request,
-        "the recurrent state": batch * report.state_bytes_per_sequence,
+        "the weights": costs.weight_bytes,
+        "the cache": _up(batch * costs.kv_bytes(study.context)),
+        "the recurrent state": batch * costs.state_bytes,
     }
     largest = max(parts, key=lambda name: parts[name])
-    share = f"{largest} take{'s' if largest != 'the weights' else ''} {format_decimal(parts[largest])}"
-    return f"{format_bytes(lacking)} are missing for {_requests(batch)}; most of the memory goes to {largest}: {share}."
+    return (
+        f"{format_bytes(lacking)} are missing for {_requests(batch)}; most of the memory goes to {largest}, "
+        f"{format_decimal(parts[largest])}."
+    )
 
 
-def advice(report: MemoryReport, *, batch: int = 1) -> tuple[Advice, ...]:
-    """What to change so that `batch` requests fit on one device: the part that weighs most first. () if they fit."""
-    if not missing_bytes(report, batch=batch):
+def advice(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> tuple[Advice, ...]:
+    """What to change so that `batch` requests fit on `tp` devices, each by itself; () if they fit.
+
+    The part that weighs most comes first: smaller weights before a smaller cache, or the other way about.
+    """
+    if not missing_bytes(report, batch=batch, tp=tp):
         return ()
-    study = report.study
-    one = replace(study, policy=Policy.EQUAL_SPLIT)
-    cache = [*_format_advice(one, batch, "kv"), *_context_advice(one, batch), *_batch_advice(report, batch)]
-    weights = _format_advice(one, batch, "weight")
-    more = [*_devices_advice(one, batch), *_device_advice(one, batch)]
-    heavy = report.weight_bytes >= batch * report.request_bytes
+    study = _asked(report.study, tp)
+    most = largest_batch(study, tp=tp)
+    cache = [
+        *_format_advice(study, batch, tp, "kv"),
+        *_context_advice(study, batch, tp),
+        *_batch_advice(most.batch, batch),
+    ]
+    weights = _format_advice(study, batch, tp, "weight")
+    more = [*_devices_advice(study, batch), *_device_advice(study, batch, tp)]
+    heavy = most.weight_bytes >= batch * (most.kv_bytes_per_request + most.state_bytes)
     return tuple([*weights, *cache, *more] if heavy else [*cache, *weights, *more])
 
 
-def _format_advice(study: Study, batch: int, kind: str) -> list[Advice]:
+def _format_advice(study: Study, batch: int, tp: int, kind: str) -> list[Advice]:
     """The storage with the most bytes that makes it fit by itself."""
     other, name = ("weight_format", "kv_format") if kind == "kv" else ("kv_format", "weight_format")
     what = "cache" if kind == "kv" else "weights"
-    for answer in formats_that_fit(study, batch=batch):
+    for answer in formats_that_fit(study, batch=batch, tp=tp):
         if answer.fits and getattr(answer, other) == getattr(study, other).name:
             chosen = getattr(answer, name)
             text = f"Store the {what} as {chosen}: {_fitting(answer.max_batch)}."
@@ -442,8 +456,8 @@ def _fitting(n: int) -> str:
     return "one request fits" if n == 1 else f"{n:,} requests fit"
 
 
-def _context_advice(study: Study, batch: int) -> list[Advice]:
-    answer = largest_context(study, batch=batch)
+def _context_advice(study: Study, batch: int, tp: int) -> list[Advice]:
+    answer = largest_context(study, batch=batch, tp=tp)
     if answer.context is None:
         return []
     tokens = "1 token" if answer.context == 1 else f"{answer.context:,} tokens"
@@ -451,11 +465,11 @@ def _context_advice(study: Study, batch: int) -> list[Advice]:
     return [Advice(change="context", text=text, options=("--context", str(answer.context)))]
 
 
-def _batch_advice(report: MemoryReport, batch: int) -> list[Advice]:
-    if batch == 1 or not report.fits:
+def _batch_advice(most: int, batch: int) -> list[Advice]:
+    if not 0 < most < batch:
         return []
-    text = f"Serve {format_count(report.max_batch)} at a time: {_fitting(report.max_batch)}."
-    return [Advice(change="batch", text=text, options=("--batch", str(report.max_batch)))]
+    text = f"Serve {format_count(most)} at a time: {_fitting(most)}."
+    return [Advice(change="batch", text=text, options=("--batch", str(most)))]
 
 
 def _devices_advice(study: Study, batch: int) -> list[Advice]:
@@ -469,8 +483,8 @@ def _devices_advice(study: Study, batch: int) -> list[Advice]:
     return [Advice(change="tp", text=text, options=options)]
 
 
-def _device_advice(study: Study, batch: int) -> list[Advice]:
-    best = devices_that_fit(study, batch=batch)[0]
+def _device_advice(study: Study, batch: int, tp: int) -> list[Advice]:
+    best = devices_that_fit(study, batch=batch, tp=tp)[0]
     if not best.fits:
         return []
     text = f"Use {best.name} ({format_decimal(best.memory_bytes)}): {_fitting(best.max_batch)}."

@@ -19,6 +19,8 @@ usage: kvscope [OPTIONS]                 the full-screen app, opened on a model 
 commands (each has --help):
   memory        parameters, weights, KV cache, largest batch, tensor parallelism
   intensity     FLOPs, bytes and arithmetic intensity of attention and of a decode step
+  solve         turned round: largest context or batch, fewest devices, which device, which formats
+  sweep         memory over lists of contexts, batches, TP, formats, devices and models, as CSV or JSON
   generate      run a real transformer with its KV cache, token by token
   evaluate      its logits against expected ones
   kv-evaluate   the same with the cache, and cached against uncached
