@@ -105,7 +105,8 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
         return base
     if base.n_sliding_layers and "n_layers" in changes:
         changes["n_sliding_layers"] = -(-base.n_sliding_layers * changes["n_layers"] // base.n_layers)
-    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", **changes)
+    # What a checkpoint holds says nothing of an edited model.
+    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", stored=None, **changes)
 
 
 def derived_head_dim(hidden_size: int, n_heads: int) -> int:
@@ -131,10 +132,18 @@ def device_from(args: argparse.Namespace) -> DeviceSpec:
     return replace(device, name=f"{device.name} (edited)", memory_bytes=memory, reading=memory_reading(memory))
 
 
-def formats_from(args: argparse.Namespace) -> dict[str, StorageFormat]:
-    """Storage formats that were given."""
-    given = {"weight_format": args.weight_format, "kv_format": args.kv_format}
+def formats_from(args: argparse.Namespace, model: ModelSpec) -> dict[str, StorageFormat]:
+    """Storage formats that were given; weights as the model's checkpoint stores them where none was."""
+    given = {"weight_format": args.weight_format or _as_stored(model), "kv_format": args.kv_format}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _as_stored(model: ModelSpec) -> StorageFormat | None:
+    if model.stored is None:
+        return None
+    from calc.stored import stored_format
+
+    return stored_format(model)
 
 
 def memory_parser(prog: str) -> Parser:
@@ -150,13 +159,14 @@ def memory_parser(prog: str) -> Parser:
 
 def study_from(args: argparse.Namespace) -> Study:
     """The study that the options describe. Raises CalcError."""
+    model = model_from(args)
     return Study(
-        model=model_from(args),
+        model=model,
         device=device_from(args),
         context=args.context,
         tps=args.tp,
         policy=Policy(args.policy),
-        **formats_from(args),
+        **formats_from(args, model),
     )
 
 
@@ -212,7 +222,8 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
     from calc.intensity import IntensityQuery, intensity_report
 
     args = intensity_parser(prog).parse_args(argv)
-    model, formats = model_from(args), formats_from(args)
+    model = model_from(args)
+    formats = formats_from(args, model)
     element = args.element_bytes or formats.get("kv_format")
     weight = formats.get("weight_format")
     report = intensity_report(

@@ -17,6 +17,7 @@ from calc.storage import FORMATS, StorageFormat
 
 if TYPE_CHECKING:
     from calc.layers import LayerSpec
+    from calc.stored import StoredWeights
 
 MAX_COUNT = 10**12
 """No model has a dimension near this: a larger number is a slip of the hand, not a plan."""
@@ -69,7 +70,8 @@ class ModelSpec:
     Where layers are not all alike (experts, latent or recurrent layers, several widths), `layers` gives them one by
     one and everything is counted from it; the flat fields then sum it up (`calc.layers.summary`: the commonest
     kind), and editing one of them is refused. With `layers` go `other_params` (outside layers, embedding and head),
-    `embedding_size` (where it is not hidden_size) and `final_norm_params`.
+    `embedding_size` (where it is not hidden_size) and `final_norm_params`. `stored` are the weights as a checkpoint
+    holds them, where they are quantized or a file was read.
     Raises SpecError (with the field's name) when a field is impossible.
     """
 
@@ -99,6 +101,7 @@ class ModelSpec:
     other_params: int = 0
     embedding_size: int | None = None
     final_norm_params: int | None = None
+    stored: StoredWeights | None = None
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from calc.errors import CalcError
 from calc.sources.catalog import devices, find_model
@@ -10,17 +12,26 @@ from calc.specs import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_n
 from calc.storage import FORMATS, StorageFormat
 from tui.draft import EDITED, EDITED_SOURCE, follows_hidden_size, memory_text
 
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+
 DEFAULT_MODEL = "llama-3-8b"
 DEFAULT_MEMORY = 80 * 10**9
 PROVENANCE = ("name", "source", "notes")
 
 
-def memory_command(study: Study) -> str:
-    """``kvscope memory …`` for `study`.
+def memory_command(study: Study, server: ServerOptions | None = None) -> str:
+    """``kvscope memory …`` for `study`, under the policy of `server` where there is one.
 
-    The model is named by its catalog id or its path, edited fields follow as options.
+    The model is named by its catalog id or its path, edited fields follow as options. A server has one degree of
+    tensor parallelism: its own.
     """
-    return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
+    if server is None:
+        return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
+    from tui.server import option_words
+
+    own = workload_options(replace(study, tps=(server.tp,), policy=Policy.EQUAL_SPLIT))
+    return " ".join(["kvscope", "memory", *study_options(study), *own, *option_words(server)])
 
 
 def workload_options(study: Study) -> list[str]:

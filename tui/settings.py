@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from calc.attention import Attention
 from calc.errors import CalcError
@@ -20,6 +20,9 @@ from calc.render import write_whole
 from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
 from calc.storage import StorageFormat
 from tui.state import AppState
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
 
 Marker = Literal["braille", "hd", "dot"]
 MARKERS: tuple[Marker, ...] = get_args(Marker)
@@ -126,7 +129,7 @@ def settings_from(document: Mapping[str, Any]) -> Settings:
 def state_document(state: AppState) -> dict[str, Any]:
     """An app state as TOML tables."""
     study = state.study
-    return {
+    document = {
         "attention": str(state.attention),
         "attention_context": state.attention_context,
         "attention_head_dim": state.attention_head_dim,
@@ -139,6 +142,28 @@ def state_document(state: AppState) -> dict[str, Any]:
         "model": _model_document(study.model),
         "device": _record_document(study.device),
     }
+    if state.server is not None:
+        document["server"] = _server_document(state.server)
+    return document
+
+
+def _server_document(options: ServerOptions) -> dict[str, Any]:
+    """The options that are not the default; facts of the model are read again with it."""
+    default = type(options)()
+    names = (f.name for f in fields(options) if f.name != "facts")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
+    return {"engine": options.engine, **{n: str(v) if isinstance(v, Fraction) else v for n, v in values.items()}}
+
+
+def _server_from(table: Mapping[str, Any]) -> ServerOptions:
+    from calc.servers.records import ServerOptions
+
+    values = {f.name: table[f.name] for f in fields(ServerOptions) if f.name in table and f.name != "facts"}
+    if "gpu_memory_utilization" in values:
+        values["gpu_memory_utilization"] = Fraction(values["gpu_memory_utilization"])
+    if not isinstance(values.get("version", ""), str):
+        raise SettingsError("the server's version must be text")
+    return ServerOptions(**values)
 
 
 def state_from(document: Mapping[str, Any]) -> AppState:
@@ -159,6 +184,7 @@ def state_from(document: Mapping[str, Any]) -> AppState:
             attention_context=_positive(document, "attention_context"),
             attention_head_dim=_positive(document, "attention_head_dim"),
             softmax_flops=5 if document.get("softmax_flops", 5) else 0,
+            server=_server_from(_table(document["server"], "state.server")) if "server" in document else None,
         )
     except KeyError as error:
         raise SettingsError(f"the saved state lacks {error.args[0]}") from None

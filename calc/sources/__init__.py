@@ -6,6 +6,7 @@ Each reader is imported when a name asks for it, so that the usual start reads o
 from __future__ import annotations
 
 import os.path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError, SourceError, UnknownName
@@ -20,7 +21,7 @@ READ = (".json", ".toml")
 
 
 def load_model(name_or_path: str) -> ModelSpec:
-    """A catalog name, a config.json, a folder that holds one, or a spec ``.toml`` as a ModelSpec.
+    """A catalog name, a config.json, a folder that holds one, a ``.gguf`` or a spec ``.toml`` as a ModelSpec.
 
     A catalog name wins over a file of the same name: write ``./llama-3-8b`` for the folder.
     Raises SourceError (UnknownName where it is neither a name nor an existing path), one sentence.
@@ -75,9 +76,27 @@ def _from_path(text: str) -> ModelSpec:
 
 def _from_folder(folder: Path) -> ModelSpec:
     config = folder / "config.json"
-    if not config.exists():
-        raise SourceError(f"{folder}: no config.json in this folder")
-    return _from_file(config)
+    if config.exists():
+        return _with_weights(_from_file(config), folder)
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) == 1:
+        return _from_file(found[0])
+    if found:
+        raise SourceError(f"{folder}: {len(found)} GGUF files in this folder: name one, such as {found[0].name}")
+    raise SourceError(f"{folder}: no config.json in this folder")
+
+
+def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:
+    """The model with its weights as the safetensors files beside its config hold them, where all are there."""
+    from calc.sources.safetensors import stored_in, weight_files
+
+    files = weight_files(folder)
+    if not files or not all(file.is_file() for file in files):
+        return model
+    stored, _ = stored_in(files)
+    note = f"weights as the {len(files)} safetensors files hold them: {stored.total_bytes:,} B"
+    kept = [each for each in model.notes if not each.startswith("weights as")]
+    return replace(model, stored=stored, notes=(note, *kept))
 
 
 def _from_file(path: Path) -> ModelSpec:
@@ -91,7 +110,11 @@ def _from_file(path: Path) -> ModelSpec:
 
         return read_spec_toml(path)
     if suffix == ".gguf":
-        raise SourceError(f"{path}: kvscope does not read GGUF headers yet: give the model's config.json instead")
+        from calc.sources.gguf import read_gguf
+
+        return read_gguf(path)
+    if suffix == ".safetensors" and (path.parent / "config.json").is_file():
+        return _from_folder(path.parent)
     if suffix in WEIGHTS:
         raise SourceError(f"{path}: a weight file does not state the model's heads: give the config.json beside it")
-    raise SourceError(f"{path}: not a config.json, a folder with one, or a spec .toml")
+    raise SourceError(f"{path}: not a config.json, a folder with one, a .gguf or a spec .toml")

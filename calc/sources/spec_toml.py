@@ -59,11 +59,15 @@ def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
         if not isinstance(fields.get(name, wanted()), wanted):
             raise SourceError(f"{file}: {name} must be {'text' if wanted is str else 'true or false'}")
     for name in known:
-        if name not in (*TEXTS, *FLAGS, "mlp", "norm", "layers"):
+        if name not in (*TEXTS, *FLAGS, "mlp", "norm", "layers", "stored"):
             _check_number(fields.get(name, 1), name, file)
     choices = {"mlp": _choice(fields, "mlp", Mlp, file), "norm": _choice(fields, "norm", Norm, file)}
-    layers = {"layers": _layers(fields["layers"])} if "layers" in fields else {}
-    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices, **layers})
+    parts: dict[str, Any] = {"layers": _layers(fields["layers"])} if "layers" in fields else {}
+    if "stored" in fields:
+        from calc.stored import stored_from_document
+
+        parts["stored"] = stored_from_document(fields["stored"])
+    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices, **parts})
 
 
 def _layers(document: Any) -> tuple[Any, ...]:

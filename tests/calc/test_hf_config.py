@@ -159,9 +159,9 @@ class TestAssumptions:
     def test_unknown_context_stays_unknown(self):
         assert spec(without(LLAMA, "max_position_embeddings")).max_context is None
 
-    def test_quantization_is_noted_not_read(self):
+    def test_quantization_is_noted(self):
         m = spec(LLAMA, quantization_config={"quant_method": "fp8"})
-        assert m.notes == ("quantization_config (fp8) is not read: choose the weight format that matches it",)
+        assert m.notes == (f"weights as the config says: fp8, {m.stored.total_bytes:,} B",)
         assert parameters(m).total == 8_030_261_248
 
 
@@ -378,7 +378,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "says"),
         [
-            ("m.gguf", "does not read GGUF headers yet"),
+            ("m.gguf", "not a GGUF file|GGUF header is damaged"),
             ("m.safetensors", "give the config.json beside it"),
             ("m.pt", "give the config.json beside it"),
             ("m.txt", "not a config.json"),

@@ -16,7 +16,7 @@ from textual.widgets import Input
 
 from calc.memory import MemoryReport
 from calc.notes import memory_notes
-from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Study
 from calc.storage import FORMATS
 from calc.tables import Table, answer_table, tp_table
 from calc.units import format_rate
@@ -37,7 +37,8 @@ from tui.draft import (
 from tui.fields import FIELDS
 from tui.layer_map import kinds_sentence, layer_map
 from tui.pane import Pane, StateEdited
-from tui.state import Analysis, AppState, with_study
+from tui.server import POLICIES
+from tui.state import Analysis, AppState, with_policy, with_study
 from tui.summaries import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
 from tui.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
@@ -165,7 +166,7 @@ class SpecPane(Pane):
             self._row("weight_format", single=True, suggester=formats),
             self._row("kv_format", single=True, suggester=formats),
             self._row("tp", single=True),
-            SwitchRow("Split rule", (FieldDial(FIELDS["policy"], Policy),)),
+            SwitchRow("Split rule", (FieldDial(FIELDS["policy"], POLICIES),)),
         )
 
     # --- showing ------------------------------------------------------------------------------------------
@@ -194,6 +195,7 @@ class SpecPane(Pane):
         if before is None or replace(before.study, model=study.model, device=study.device) != study:
             self._fill(study, WORKLOAD_FIELDS)
         self._fill_switches(study)
+        self._dial("policy").value = state.policy
         self._reread(post=False)
 
     def _start_from(self, model: ModelSpec, origin: ModelSpec) -> None:
@@ -217,14 +219,13 @@ class SpecPane(Pane):
             self._toggle(name).value = getattr(study.model, name)
         self._dial("mlp").value = str(study.model.mlp)
         self._dial("norm").value = str(study.model.norm)
-        self._dial("policy").value = str(study.policy)
 
     def _show_consequences(self, report: MemoryReport) -> None:
         study = report.study
         self.query_one("#field-model", PickerField).value = study.model.name
         self.query_one("#field-device", PickerField).value = study.device.name
         contexts = batch_by_context(report)
-        command, sources = memory_command(study), sources_text(study)
+        command, sources = self.command_line(), sources_text(study)
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda: device_facts(study.device))
         self._show_answer(report)
@@ -288,20 +289,22 @@ class SpecPane(Pane):
         self._inputs["head_dim"].placeholder = auto_head_dim({n: w.value for n, w in self._inputs.items()})
         for row in self.query(FormRow):
             row.say(self._errors, note=context_note(reading.study) if "context" in row.inputs else "")
-        if post and reading.study != self._state.study:
-            self._state = with_study(self._state, reading.study)
+        state = with_policy(with_study(self._state, reading.study), self._dial("policy").value)
+        if post and state != self._state:
+            self._state = state
             self._echoes.append(self._state)
             self.post_message(StateEdited(self._state))
 
     def _draft(self) -> Draft:
         assert self._model_origin is not None
         assert self._device_origin is not None
+        assert self._state is not None
         return Draft(
             texts={name: widget.value for name, widget in self._inputs.items()},
             flags={name: self._toggle(name).value for name in MODEL_FLAGS},
             mlp=Mlp(self._dial("mlp").value),
             norm=Norm(self._dial("norm").value),
-            policy=Policy(self._dial("policy").value),
+            policy=self._state.study.policy,
             model_origin=self._model_origin,
             device_origin=self._device_origin,
             windows_follow=self._windows_follow,
@@ -344,7 +347,7 @@ class SpecPane(Pane):
 
     def command_line(self) -> str:
         """``kvscope memory …`` for the spec."""
-        return "" if self._state is None else memory_command(self._state.study)
+        return "" if self._state is None else memory_command(self._state.study, self._state.server)
 
     def _toggle(self, name: str) -> Toggle:
         return self.query_one(f"#field-{name}", Toggle)

@@ -10,6 +10,7 @@ from typing import Any
 from calc.errors import CalcError, SourceError, UnsupportedArchitecture
 from calc.layers import Attention, Dense, Experts, LayerSpec, Mixer, summary
 from calc.params import final_norm_params, layer_norm_params
+from calc.quantization import stored_weights
 from calc.sources.hf import irregular, kinds, unknown
 from calc.sources.hf.attention import attention_mixer, has_bias, qk_norm_params
 from calc.sources.hf.defaults import class_defaults
@@ -119,7 +120,11 @@ def _spec(reader: Reader, family: Family, name: str) -> ModelSpec:
     _note_unread(reader)
     layered: dict[str, Any] = {"other_params": other, "embedding_size": more.embedding_size, "final_norm_params": final}
     spec = ModelSpec(name=name, layers=tuple(layers), **summary(tuple(layers)), **outer, **layered)
-    return replace(_plain(spec, layers) or spec, notes=tuple(reader.notes))
+    spec = _plain(spec, layers) or spec
+    stored = stored_weights(reader.config, spec, reader.source)
+    if stored is not None:
+        reader.notes.append(f"weights as the config says: {stored.name}, {stored.total_bytes:,} B")
+    return replace(spec, stored=stored, notes=tuple(reader.notes))
 
 
 def _layers(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> list[LayerSpec]:
@@ -194,11 +199,6 @@ def _note_unread(reader: Reader) -> None:
     for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"):
         if extra := reader.maybe(key, minimum=0):
             reader.notes.append(f"{key} {extra}: layers that predict further tokens are not counted")
-    quantization = reader.get("quantization_config")
-    if isinstance(quantization, dict):
-        method = quantization.get("quant_method")
-        named = f" ({method})" if isinstance(method, str) else ""
-        reader.notes.append(f"quantization_config{named} is not read: choose the weight format that matches it")
 
 
 def _plain(spec: ModelSpec, layers: list[LayerSpec]) -> ModelSpec | None:

@@ -1,0 +1,124 @@
+"""Headers of safetensors files: what weights a folder holds, without reading a weight. Untrusted input, bounded.
+
+Format: 8 bytes of header length (little-endian), then a JSON object of name -> dtype, shape, data_offsets
+(huggingface/safetensors, README).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calc.errors import SourceError
+from calc.matrices import KV, SPLIT, WHOLE
+from calc.sources.hf.reader import read_object
+from calc.stored import StoredWeights
+
+MAX_HEADER_BYTES = 100 * 2**20
+"""The format's own limit."""
+MAX_SHARDS = 2_000
+INDEX = "model.safetensors.index.json"
+WHOLE_NAMES = ("norm", "router", "mlp.gate.", "q_a_proj", "kv_a_proj", "embed_positions", "wpe", "rotary", "sinks")
+KV_NAMES = (".k_proj.", ".v_proj.", ".attn_k.", ".attn_v.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's name, dtype as the file spells it, elements and bytes."""
+
+    name: str
+    dtype: str
+    elements: int
+    n_bytes: int
+
+
+def tensors_of(path: Path) -> Iterator[StoredTensor]:
+    """The tensors that a file's header lists. Raises SourceError that starts with the path."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise SourceError(f"{path}: not a safetensors file: a header of {length:,} B in {size:,} B")
+            header = json.loads(stream.read(length))
+    except SourceError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise SourceError(f"{path}: not a safetensors file: its header is no JSON") from None
+    if not isinstance(header, dict):
+        raise SourceError(f"{path}: not a safetensors file: its header is no JSON object")
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield _tensor(path, name, entry, size - 8 - length)
+
+
+def _tensor(path: Path, name: str, entry: Any, room: int) -> StoredTensor:
+    try:
+        begin, end = entry["data_offsets"]
+        elements = 1
+        for n in entry["shape"]:
+            if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < 2**48:
+                raise ValueError
+            elements *= n
+        if not 0 <= begin <= end <= room or not isinstance(begin, int) or elements > 2**60:
+            raise ValueError
+        return StoredTensor(name, str(entry["dtype"]), elements, end - begin)
+    except (KeyError, TypeError, ValueError):
+        raise SourceError(f"{path}: the header's entry of {name[:60]!r} is damaged") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's model; empty where there are none. Raises SourceError."""
+    index = folder / INDEX
+    if index.is_file():
+        return [folder / name for name in _shards(index)]
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else []
+
+
+def _shards(index: Path) -> list[str]:
+    """Files named in an index: plain names, so that it cannot point outside its folder."""
+    files = read_object(index, limit=64 * 2**20).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise SourceError(f"{index}: weight_map missing")
+    names = sorted({str(name) for name in files.values()})
+    if len(names) > MAX_SHARDS or any("/" in name or "\\" in name or name.startswith(".") for name in names):
+        raise SourceError(f"{index}: weight_map must name files beside it")
+    return names
+
+
+def stored_in(files: Iterable[Path], *, skip: tuple[str, ...] = ()) -> tuple[StoredWeights, int]:
+    """(bytes of all tensors in `files`, their elements). Tensors whose name starts with one of `skip` are left out."""
+    sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    formats: dict[str, int] = {}
+    elements = 0
+    for path in files:
+        for tensor in tensors_of(path):
+            if tensor.name.startswith(skip):
+                continue
+            sizes[share_of(tensor.name)] += tensor.n_bytes
+            formats[tensor.dtype] = formats.get(tensor.dtype, 0) + tensor.n_bytes
+            elements += tensor.elements
+    return stored_from(sizes, formats), elements
+
+
+def stored_from(sizes: Mapping[str, int], formats: Mapping[str, int]) -> StoredWeights:
+    """The record of measured bytes, named by the formats that take most of them."""
+    order = sorted(formats, key=lambda name: -formats[name])
+    named = ", ".join(order[:3]) + (" …" if len(order) > 3 else "")
+    return StoredWeights(name=f"file ({named})", split_bytes=sizes[SPLIT], kv_bytes=sizes[KV], whole_bytes=sizes[WHOLE])
+
+
+def share_of(name: str) -> str:
+    """How tensor parallelism divides the tensor of that name."""
+    padded = f".{name}."
+    if any(part in padded for part in KV_NAMES):
+        return KV
+    return WHOLE if any(part in padded for part in WHOLE_NAMES) else SPLIT
