@@ -4,8 +4,9 @@ B rows, T new tokens, N = B x T, D hidden size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,16 @@ from engine.errors import PromptError
 from engine.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
 from engine.rotary import Rotary
 
-DecodeStep = Callable[[Tensor, KVCache], Tensor]
+
+class DecodeStep(Protocol):
+    """One decode step in one call: ids (B, 1) -> logits (B, 1, V), for B up to ``max_rows``.
+
+    It adds the new token to the cache's memory, not to its count.
+    """
+
+    max_rows: int
+
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: ...
 
 
 class Decoder:
@@ -97,7 +107,8 @@ class Decoder:
             if cache is not None:
                 cache.require(batch_size, n_new)
             self._check_positions(past + n_new)
-            if self.decode_step is not None and n_new == 1 and isinstance(cache, KVCache) and cache.padding is None:
+            if n_new == 1 and isinstance(cache, KVCache) and self._steps_at_once(cache):
+                assert self.decode_step is not None
                 logits = self.decode_step(ids, cache)
                 cache.advance(1)
                 return logits
@@ -110,6 +121,10 @@ class Decoder:
             if last_only and n_new > 1:
                 x = x.view(batch_size, n_new, -1)[:, -1]
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
+
+    def _steps_at_once(self, cache: KVCache) -> bool:
+        step = self.decode_step
+        return step is not None and cache.padding is None and cache.batch_size <= step.max_rows
 
     def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
         """Token embeddings, plus learned positions where the model has them: (N, D), a fresh tensor."""
@@ -174,6 +189,7 @@ class Decoder:
         if self.position_embedding is not None:
             table = _extend(self.position_embedding, max_positions, seed)
             other.position_embedding = table
+            other.decode_step = None  # it reads the table it was made with
         other.n_parameters = n_parameters(other.config)
         return other
 

@@ -1,0 +1,140 @@
+"""Builds step.cpp with the machine's own C++ compiler and keeps the result. No torch here.
+
+The library is cached in the user's cache folder under a name made of the source, the compiler and the CPU, so
+that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+SOURCE = Path(__file__).with_name("step.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# No -ffast-math: linking with it makes the whole process flush small numbers to zero. The source spells out what
+# may be reordered by using vectors.
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w")
+TUNINGS = ("-march=native", "-mcpu=native", "")
+TIMEOUT_S = 120
+_ERROR_CHARS = 400
+
+
+class BuildError(Exception):
+    """There is no compiler, or it failed; ``message`` is one sentence or two."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept; KVSCOPE_CACHE overrides the user's cache folder."""
+    return Path(os.environ.get("KVSCOPE_CACHE") or platformdirs.user_cache_dir("kvscope")) / "compiled"
+
+
+def cached_library(source: Path = SOURCE) -> ctypes.CDLL | None:
+    """The library, if it has been built for this machine before."""
+    try:
+        path = _library_path(source, find_compiler())
+        return _open(path) if path.exists() else None
+    except (BuildError, OSError):
+        return None
+
+
+def build_library(source: Path = SOURCE) -> ctypes.CDLL:
+    """The library, built if need be. Raises BuildError."""
+    compiler = find_compiler()
+    path = _library_path(source, compiler)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes, however that comes about
+            if not path.exists():
+                _build(source, compiler, path)
+        return _open(path)
+    except OSError as error:
+        raise BuildError(f"the compiled step could not be stored or loaded: {error}") from None
+
+
+def find_compiler() -> list[str]:
+    """The command of the C++ compiler: $CXX, else the first of COMPILERS on the path. Raises BuildError."""
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    names = [chosen] if chosen else [[name] for name in COMPILERS]
+    for command in names:
+        found = shutil.which(command[0])
+        if found is not None:
+            return [found, *command[1:]]
+    raise BuildError(f"there is no C++ compiler ({', '.join(command[0] for command in names)})")
+
+
+def _library_path(source: Path, compiler: list[str]) -> Path:
+    parts = (source.read_text(encoding="utf-8"), *FLAGS, *compiler, _version(compiler), _cpu())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return cache_folder() / f"step-{key}.so"
+
+
+def _version(compiler: list[str]) -> str:
+    """What identifies the compiler without starting it (which would take longer than loading the library)."""
+    real = Path(compiler[0]).resolve()
+    status = real.stat()
+    return f"{real} {status.st_size} {status.st_mtime_ns}"
+
+
+def _cpu() -> str:
+    """The machine's kind and the instructions its processor has."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.system()} {platform.machine()} {flags}"
+
+
+def _build(source: Path, compiler: list[str], path: Path) -> None:
+    """Compile and move into place; the file is there whole or not at all."""
+    error = BuildError("the compiler was not started")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for tuning in TUNINGS:
+            try:
+                unit, library = Path(folder) / "step.o", Path(folder) / "step.so"
+                _run([*compiler, *FLAGS, *tuning.split(), "-c", str(source), "-o", str(unit)])
+                _link(compiler, unit, library)
+                library.replace(path)
+            except BuildError as failure:
+                error = failure
+            else:
+                return
+    raise error
+
+
+def _link(compiler: list[str], unit: Path, library: Path) -> None:
+    """Without a threading library of its own it uses torch's, whose threads then do not compete with ours."""
+    _run([*compiler, "-shared", str(unit), "-o", str(library)])
+    try:
+        _open(library)
+    except OSError:  # torch was built with another one
+        _run([*compiler, "-shared", "-fopenmp", str(unit), "-o", str(library)])
+        _open(library)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the C++ compiler did not finish: {error}") from None
+    if done.returncode:
+        raise BuildError(f"the C++ compiler failed ({done.returncode}): {done.stderr.strip()[:_ERROR_CHARS]}")

@@ -1,0 +1,152 @@
+"""Weight formats: how a linear layer's matrix is kept, and what a format costs in accuracy.
+
+float32, bfloat16 and float16 are plain tensors (`engine.layers.Linear`). int8 and int4 keep the weights of 32
+neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4_1, which they hold without loss:
+
+    int8: w = q d          q in -127..127, 34 bytes a group
+    int4: w = q d + m      q in 0..15, 20 bytes a group    (d, m: float16)
+
+Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in
+int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.layers import Linear, LinearLike, Weights
+
+WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+QuantizedFormat = Literal["int8", "int4"]
+QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
+CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of step.cpp
+GROUP = 32
+SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
+_FLOATING: dict[torch.dtype, WeightFormat] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+_HEADS = ("lm_head", "model.embed_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A linear layer as step.cpp reads it; see its `Linear`."""
+
+    format: WeightFormat
+    rows: int
+    cols: int
+    values: Tensor
+    scales: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class GroupedLinear:
+    """y = x W^T + b with W in int8 or int4, widened to the dtype of x for each product.
+
+    That is right for prefill, where one widening serves many rows; decode steps read the packed form itself
+    (`engine.compiled`).
+    """
+
+    def __init__(self, packed: Packed) -> None:
+        self.packed = packed
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The matrix (outputs, inputs) that the packed numbers stand for."""
+        return unpack(self.packed, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight(x.dtype), self.packed.bias)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + x W^T + b."""
+        y = torch.addmm(residual, x, self.weight(x.dtype).t())
+        return y if self.packed.bias is None else y.add_(self.packed.bias)
+
+
+class FormatMaker:
+    """A `LinearMaker` that packs; ``source`` gives the weights as stored, before any rounding to 16 bits."""
+
+    def __init__(self, kind: QuantizedFormat, source: Weights) -> None:
+        self.kind = kind
+        self.source = source
+
+    def __call__(self, weights: Weights, *names: str) -> LinearLike:
+        plain = Linear.of(weights, *names) if not self._packs(names) else None
+        if plain is not None:
+            return plain
+        joined = Linear.of(self.source, *names)
+        kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
+        bias = joined.bias.to(weights[f"{names[0]}.weight"].dtype) if joined.bias is not None else None
+        return GroupedLinear(pack(joined.weight, kind, bias))
+
+    def _packs(self, names: Sequence[str]) -> bool:
+        shape = self.source[f"{names[0]}.weight"].shape if f"{names[0]}.weight" in self.source else (0, 1)
+        return len(shape) == 2 and shape[1] % GROUP == 0
+
+
+def packed(layer: object) -> Packed:
+    """Any linear layer as step.cpp reads it, without copying."""
+    if isinstance(layer, GroupedLinear):
+        return layer.packed
+    if not isinstance(layer, Linear) or layer.weight.dtype not in _FLOATING:
+        raise TypeError(f"a {type(layer).__name__} has no packed form")
+    rows, cols = layer.weight.shape
+    return Packed(
+        format=_FLOATING[layer.weight.dtype], rows=rows, cols=cols, values=layer.weight.contiguous(), bias=layer.bias
+    )
+
+
+def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
+    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32."""
+    rows, cols = weight.shape
+    groups = weight.float().view(rows, cols // GROUP, GROUP)
+    values, scales = _pack_int8(groups) if kind == "int8" else _pack_int4(groups)
+    flat = torch.cat((scales.flatten(), scales.new_zeros(SCALE_SLACK)))
+    return Packed(format=kind, rows=rows, cols=cols, values=values, scales=flat, bias=bias)
+
+
+def unpack(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix (rows, cols) that packed numbers stand for."""
+    assert packed.scales is not None
+    n_groups = packed.cols // GROUP
+    if packed.format == "int8":
+        scales = packed.scales[: packed.rows * n_groups].view(packed.rows, n_groups, 1).to(dtype)
+        return (packed.values.view(packed.rows, n_groups, GROUP).to(dtype) * scales).view(packed.rows, packed.cols)
+    scales = packed.scales[: packed.rows * 2 * n_groups].view(packed.rows, 2, n_groups, 1).to(dtype)
+    pairs = packed.values.view(packed.rows, n_groups, GROUP // 2)
+    whole = torch.cat((pairs & 15, pairs >> 4), -1).to(dtype)
+    return torch.addcmul(scales[:, 1], whole, scales[:, 0]).view(packed.rows, packed.cols)
+
+
+def _pack_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(values (rows, cols) int8, scales (rows, groups))."""
+    scales = (groups.abs().amax(-1) / 127).half()
+    whole = (groups / _divisor(scales)[..., None]).round_().clamp_(-127, 127)
+    return whole.to(torch.int8).flatten(1), scales
+
+
+def _pack_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(values (rows, cols / 2) uint8, scales and minima (rows, 2, groups))."""
+    low, high = groups.aminmax(dim=-1)
+    minima, scales = low.half(), ((high - low) / 15).half()
+    whole = ((groups - minima.float()[..., None]) / _divisor(scales)[..., None]).round_().clamp_(0, 15).to(torch.uint8)
+    first, second = whole.chunk(2, -1)  # columns 0..15 in the low halves of the bytes, 16..31 in the high ones
+    return (first | second << 4).flatten(1), torch.stack((scales, minima), 1)
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    """Scales as numbers to divide by: a group of equal weights has scale 0, and any whole number will do."""
+    wide = scales.float()
+    return wide.where(wide != 0, 1.0)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What activations and cache of a quantized model are kept in: bfloat16 where the device multiplies it fast."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

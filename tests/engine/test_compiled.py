@@ -1,0 +1,206 @@
+"""The compiled decode step against the layers run one by one, for every kind of model both can run."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.compiled import build
+from engine.compiled.step import MAX_ROWS, attach, unsupported
+from engine.config import ModelConfig
+from engine.errors import EngineError
+from engine.formats import FormatMaker, QuantizedFormat
+from engine.generate import GenerationOptions, generate
+from engine.model import Decoder, random_weights
+from tests.engine.models import VARIANTS, llama_config
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in build.COMPILERS), reason="there is no C++ compiler"
+)
+COMPILED = [name for name in VARIANTS if name not in ("experts", "latent")]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _pair(config: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Decoder]:
+    """The same weights twice: layer by layer, and compiled."""
+    eager, compiled = (Decoder(config, random_weights(config, dtype=dtype, seed=3)) for _ in range(2))
+    attach(compiled, "on")
+    return eager, compiled
+
+
+def _steps(decoder: Decoder, ids: Tensor, n_prompt: int) -> Tensor:
+    """Logits of a prefill of n_prompt tokens and of one step for each that follows, (B, T - n_prompt + 1, V)."""
+    cache = decoder.new_cache(ids.size(1), ids.size(0))
+    logits = [decoder.forward(ids[:, :n_prompt], cache, last_only=True)]
+    logits += [decoder.forward(ids[:, i : i + 1], cache) for i in range(n_prompt, ids.size(1))]
+    return torch.cat(logits, 1).float()
+
+
+def _ids(config: ModelConfig, n_rows: int, n_tokens: int) -> Tensor:
+    return torch.randint(config.vocab_size, (n_rows, n_tokens), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_logits_are_those_of_the_layers(name: str, n_rows: int) -> None:
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, n_rows, 20)
+    expected, got = _steps(eager, ids, 3), _steps(compiled, ids, 3)
+    assert compiled.decode_step is not None
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])  # it was not the layers that ran both times
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 64, 64, 160), (3, 1, 80, 96, 200), (6, 3, 32, 50, 33), (2, 2, 7, 17, 31)])
+def test_sizes_that_are_no_multiple_of_a_vector(sizes: tuple[int, int, int, int, int]) -> None:
+    n_heads, n_kv_heads, head_dim, hidden, inner = sizes
+    config = llama_config(
+        n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden_size=hidden, intermediate_size=inner,
+        positions="learned" if head_dim % 2 else "rope", max_positions=300, attention_scale=head_dim**-0.5,
+    )  # fmt: skip
+    eager, compiled = _pair(config)
+    ids = _ids(config, 2, 270)  # past two chunks of the running softmax
+    torch.testing.assert_close(_steps(compiled, ids, 255), _steps(eager, ids, 255), atol=1e-4, rtol=0)
+
+
+def test_cache_is_written_as_the_layers_write_it() -> None:
+    config = llama_config()
+    caches = []
+    for decoder in _pair(config):
+        cache = decoder.new_cache(9, 2)
+        for i in range(9):
+            decoder.forward(_ids(config, 2, 9)[:, i : i + 1], cache)
+        assert cache.length == 9
+        caches.append(cache.storage)  # type: ignore[attr-defined]
+    torch.testing.assert_close(caches[0], caches[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_lose_less_than_the_layers(dtype: torch.dtype) -> None:
+    """Sums are kept in float32, so the result lies nearer to float64's than eager 16-bit arithmetic."""
+    config = llama_config(hidden_size=64, intermediate_size=96)
+    eager, compiled = _pair(config, dtype)
+    ids = _ids(config, 2, 16)
+    exact = Decoder(config, {n: w.double() for n, w in random_weights(config, dtype=dtype, seed=3).items()})
+    truth = _steps(exact, ids, 1)[:, 1:]
+    errors = [(_steps(decoder, ids, 1)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
+    assert errors[0] < errors[1]
+    assert errors[0] < 0.02
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_packed_weights_are_read_exactly(kind: QuantizedFormat) -> None:
+    """The compiled step on packed numbers against layers that widen the same numbers to float32."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45, qkv_bias=True)
+    weights = random_weights(config, seed=3)
+    eager, compiled = (Decoder(config, weights, linear=FormatMaker(kind, weights)) for _ in range(2))
+    attach(compiled, "on")
+    ids = _ids(config, 2, 12)
+    torch.testing.assert_close(_steps(compiled, ids, 4), _steps(eager, ids, 4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "one-head-learned", "qwen3", "mixed"])
+def test_greedy_tokens_are_the_same(name: str) -> None:
+    config = llama_config(**VARIANTS[name])
+    options = GenerationOptions(max_new_tokens=40, stop_at_eos=False)
+    made = [list(generate(decoder, [1, 2, 3], options))[-1].ids for decoder in _pair(config)]  # type: ignore[union-attr]
+    assert made[0] == made[1]
+
+
+def test_threads_give_the_same_logits() -> None:
+    """A model above the threshold, so that rows and heads are shared out; 3 threads divide nothing evenly."""
+    config = llama_config(hidden_size=160, intermediate_size=640, head_dim=32, vocab_size=1501, n_layers=3)
+    ids = _ids(config, 2, 8)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(_steps(_pair(config)[1], ids, 2)[:, 1:])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=0)
+
+
+def test_large_batches_and_padded_rows_run_layer_by_layer() -> None:
+    eager, compiled = _pair(llama_config())
+    ids = _ids(eager.config, MAX_ROWS + 1, 6)
+    assert torch.equal(_steps(compiled, ids, 2), _steps(eager, ids, 2))
+    for decoder in (eager, compiled):
+        cache = decoder.new_cache(8, 2, padding=[0, 2])
+        decoder.forward(ids[:2, :3], cache)
+        decoder.forward(ids[:2, 3:4], cache)
+
+
+def test_what_it_does_not_run_is_said() -> None:
+    config = llama_config(**VARIANTS["experts"])
+    decoder = Decoder(config, random_weights(config))
+    assert attach(decoder).note == "no compiled step: experts and latent attention run layer by layer"
+    assert decoder.decode_step is None
+    double = Decoder(llama_config(), random_weights(llama_config(), dtype=torch.float64))
+    assert "float64" in (unsupported(double) or "")
+    with pytest.raises(EngineError, match="float64"):
+        attach(double, "on")
+
+
+def test_switched_off() -> None:
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    assert attach(decoder, "off").note == "no compiled step: it is switched off"
+    assert decoder.decode_step is None
+
+
+def test_failed_build_is_said_and_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    compilation = attach(decoder)
+    assert "being compiled" in compilation.note or "compiler failed" in compilation.note
+    decoder.forward(torch.tensor([[1]]), decoder.new_cache(1))
+    compilation.wait()
+    assert compilation.note.startswith("no compiled step: the C++ compiler failed (1)")
+    assert decoder.decode_step is None
+    assert list((tmp_path / "compiled").glob("*.so")) == []
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    compilation = attach(decoder)
+    compilation.wait()
+    assert compilation.note == "no compiled step: there is no C++ compiler (c++, g++, clang++)"
+
+
+@pytest.mark.slow
+def test_two_builders_make_one_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    assert build.cached_library() is None
+    builders = [threading.Thread(target=build.build_library) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert len(list((tmp_path / "compiled").glob("step-*.so"))) == 1
+    assert build.cached_library() is not None
+
+
+def test_name_of_the_library_follows_source_and_compiler(tmp_path: Path) -> None:
+    other = tmp_path / "step.cpp"
+    other.write_text(build.SOURCE.read_text() + "\n// changed\n")
+    compiler = build.find_compiler()
+    names = {build._library_path(build.SOURCE, compiler), build._library_path(other, compiler),
+             build._library_path(build.SOURCE, [*compiler, "-O1"])}  # fmt: skip
+    assert len(names) == 3
