@@ -143,7 +143,7 @@ class TestGguf:
         assert str(caught.value).startswith(str(path))
 
     @given(at=st.integers(0, 900), change=st.binary(min_size=1, max_size=8), cut=st.integers(0, 4000))
-    @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_mutated_files_are_read_or_refused_in_one_sentence(self, tmp_path, at, change, cut):
         whole = tmp_path / "tiny.gguf"
         if not whole.exists():
@@ -238,7 +238,7 @@ class TestSafetensors:
             list(tensors_of(path))
 
     @given(at=st.integers(0, 1500), change=st.binary(min_size=1, max_size=8), cut=st.integers(0, 200))
-    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_mutated_files(self, tmp_path, at, change, cut):
         whole = tmp_path / "m" / "model.safetensors"
         if not whole.exists():
