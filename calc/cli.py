@@ -174,13 +174,39 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
     """``memory``: exit code 0, also where nothing fits (that is an answer)."""
     from calc.memory import memory_report
 
-    args = memory_parser(prog).parse_args(argv)
+    parser = memory_parser(prog)
+    add_parallel_options(parser)
+    args = parser.parse_args(argv)
     report = memory_report(study_from(args))
+    if any((args.pp, args.ep, args.dp_attention, args.dcp)):
+        return _emit_with_plans(args, report)
     if args.format == "json":
         from calc.documents import memory_document
 
         return emit_json(args, memory_document(report))
     return emit_tables(args, *memory_answer(report))
+
+
+def add_parallel_options(parser: argparse.ArgumentParser) -> None:
+    """Ways to share a model beside tensor parallelism; any of them adds a table of stages."""
+    shared = parser.add_argument_group("parallelism, beside --tp")
+    shared.add_argument("--pp", type=count, metavar="N", help="pipeline stages")
+    shared.add_argument("--ep", type=count, metavar="N", help="of the TP devices, those that share whole experts")
+    shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with requests of their own")
+    shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")
+
+
+def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
+    from calc import cli_parallel
+
+    plans = cli_parallel.plans_from(args, report.study)
+    if args.format == "json":
+        from calc.documents import memory_document
+
+        return emit_json(args, {**memory_document(report), "parallel": cli_parallel.parallel_document(plans)})
+    heading, tables, notes = memory_answer(report)
+    tables = [*tables[:-1], *cli_parallel.parallel_tables(plans), tables[-1]]
+    return emit_tables(args, heading, tables, [*notes, *cli_parallel.parallel_notes(plans)])
 
 
 def memory_answer(report: MemoryReport) -> Answer:
