@@ -14,15 +14,16 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from calc.layers import layers_document, layers_from_document  # noqa: E402
 from calc.params import parameters  # noqa: E402
 from calc.sources.hf import spec_from_config  # noqa: E402
-from calc.sources.hf.families import FAMILIES  # noqa: E402
 from calc.specs import Mlp, ModelSpec, Norm, field_names  # noqa: E402
 from calc.units import format_gib  # noqa: E402
 
@@ -84,6 +85,49 @@ FROM_FILES: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
     ("pythia-6.9b", "Pythia 6.9B", "EleutherAI/pythia-6.9b", (), ""),
     ("starcoder2-3b", "StarCoder2 3B", "bigcode/starcoder2-3b", (), ""),
     ("stablelm-2-1.6b", "StableLM 2 1.6B", "stabilityai/stablelm-2-1_6b", (), "stabilityai__stablelm-2-zephyr-1_6b"),
+    ("command-r", "Command R 35B", "CohereForAI/c4ai-command-r-v01", ("c4ai-command-r-v01",), ""),
+    ("pythia-410m", "Pythia 410M", "EleutherAI/pythia-410m", (), ""),
+    ("exaone-4-32b", "EXAONE 4.0 32B", "LGAI-EXAONE/EXAONE-4.0-32B", (), ""),
+    ("qwen3-30b-a3b", "Qwen3 30B A3B", "Qwen/Qwen3-30B-A3B", (), ""),
+    ("qwen3-235b-a22b", "Qwen3 235B A22B", "Qwen/Qwen3-235B-A22B", (), ""),
+    ("qwen3.5-35b-a3b", "Qwen3.5 35B A3B", "Qwen/Qwen3.5-35B-A3B", (), ""),
+    ("qwen3.5-122b-a10b", "Qwen3.5 122B A10B", "Qwen/Qwen3.5-122B-A10B", (), ""),
+    ("jamba-v0.1", "Jamba v0.1", "ai21labs/Jamba-v0.1", (), ""),
+    ("olmo-2-7b", "OLMo 2 7B", "allenai/OLMo-2-1124-7B", ("allenai/OLMo-2-1124-7B-Instruct",), ""),
+    ("olmo-2-32b", "OLMo 2 32B", "allenai/OLMo-2-0325-32B", ("allenai/OLMo-2-0325-32B-Instruct",), ""),
+    ("santacoder", "SantaCoder 1.1B", "bigcode/gpt_bigcode-santacoder", (), ""),
+    ("bloom-7b1", "BLOOM 7B1", "bigscience/bloom-7b1", (), ""),
+    ("bloom", "BLOOM 176B", "bigscience/bloom", ("bloom-176b",), ""),
+    ("deepseek-v2", "DeepSeek-V2 236B", "deepseek-ai/DeepSeek-V2-Chat", ("deepseek-ai/DeepSeek-V2",), ""),
+    ("deepseek-v3", "DeepSeek-V3 671B", "deepseek-ai/DeepSeek-V3", ("deepseek-ai/DeepSeek-V3-0324",), ""),
+    ("deepseek-v3.2", "DeepSeek-V3.2 671B", "deepseek-ai/DeepSeek-V3.2", ("deepseek-ai/DeepSeek-V3.2-Exp",), ""),
+    ("deepseek-r1", "DeepSeek-R1 671B", "deepseek-ai/DeepSeek-R1", ("deepseek-ai/DeepSeek-R1-0528",), ""),
+    ("opt-350m", "OPT 350M", "facebook/opt-350m", (), ""),
+    ("gemma-2-2b", "Gemma 2 2B", "google/gemma-2-2b", ("google/gemma-2-2b-it",), ""),
+    ("gemma-2-9b", "Gemma 2 9B", "google/gemma-2-9b", ("google/gemma-2-9b-it",), ""),
+    ("gemma-3-1b", "Gemma 3 1B", "google/gemma-3-1b", ("google/gemma-3-1b-it", "google/gemma-3-1b-pt"), ""),
+    ("gemma-3-4b", "Gemma 3 4B", "google/gemma-3-4b-it", ("google/gemma-3-4b-pt",), ""),
+    ("gemma-3-12b", "Gemma 3 12B", "google/gemma-3-12b-it", ("google/gemma-3-12b-pt",), ""),
+    ("gemma-4-26b-a4b", "Gemma 4 26B A4B", "google/gemma-4-26B-A4B", ("google/gemma-4-26B-A4B-it",), ""),
+    (
+        "llama-4-scout",
+        "Llama 4 Scout 17B 16E",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        ("meta-llama/Llama-4-Scout-17B-16E",),
+        "",
+    ),
+    ("phi-1", "Phi-1 1.3B", "microsoft/phi-1", (), ""),
+    ("phi-3.5-moe", "Phi-3.5 MoE 42B", "microsoft/Phi-3.5-MoE-instruct", (), ""),
+    ("devstral-small-2-24b", "Devstral Small 2 24B", "mistralai/Devstral-Small-2-24B-Instruct-2512", (), ""),
+    ("mixtral-8x22b", "Mixtral 8x22B", "mistralai/Mixtral-8x22B-v0.1", ("mistralai/Mixtral-8x22B-Instruct-v0.1",), ""),
+    ("kimi-k2", "Kimi K2 1T", "moonshotai/Kimi-K2-Instruct", ("moonshotai/Kimi-K2-Instruct-0905",), ""),
+    ("mpt-7b", "MPT 7B", "mosaicml/mpt-7b", (), ""),
+    ("nemotron-3-nano-30b-a3b", "Nemotron 3 Nano 30B A3B", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", (), ""),
+    ("gpt-oss-120b", "gpt-oss 120B", "openai/gpt-oss-120b", (), ""),
+    ("falcon-40b", "Falcon 40B", "tiiuae/falcon-40b", ("tiiuae/falcon-40b-instruct",), ""),
+    ("redpajama-3b", "RedPajama INCITE 3B", "togethercomputer/RedPajama-INCITE-Base-3B-v1", (), ""),
+    ("glm-4-9b", "GLM-4 9B 0414", "zai-org/GLM-4-9B-0414", (), ""),
+    ("glm-4.5", "GLM-4.5 355B", "zai-org/GLM-4.5", (), ""),
 )
 
 
@@ -306,84 +350,139 @@ WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], .
         {"model_type": "gpt2", "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257},
         "transformers 5.23 GPT2Config() defaults",
     ),
+    (
+        "mixtral-8x7b",
+        "Mixtral 8x7B",
+        "mistralai/Mixtral-8x7B-v0.1",
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1",),
+        _config("mixtral", "32 32 8 4096 14336 32000 32768", num_local_experts=8, num_experts_per_tok=2),
+        LITGPT,
+    ),
+    (
+        "gpt-oss-20b",
+        "gpt-oss 20B",
+        "openai/gpt-oss-20b",
+        (),
+        _config(
+            "gpt_oss",
+            "24 64 8 2880 2880 201088 131072",
+            head_dim=64,
+            sliding_window=128,
+            num_local_experts=32,
+            num_experts_per_tok=4,
+        ),
+        f"{OME}/gpt_oss_20b.json @c25c92110a7d",
+    ),
+    (
+        "gemma-2-27b",
+        "Gemma 2 27B",
+        "google/gemma-2-27b",
+        ("google/gemma-2-27b-it",),
+        _config("gemma2", "46 32 16 4608 36864 256000 8192", tied=True, head_dim=128, sliding_window=4096),
+        LITGPT,
+    ),
+    (
+        "gemma-3-27b",
+        "Gemma 3 27B",
+        "google/gemma-3-27b-it",
+        ("google/gemma-3-27b-pt",),
+        _config("gemma3_text", "62 32 16 5376 21504 262208 131072", tied=True, head_dim=128, sliding_window=1024),
+        f"{OME}/gemma3.json @32073ff4dbd2 (the text model)",
+    ),
+    (
+        "llama-4-maverick",
+        "Llama 4 Maverick 17B 128E",
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct",
+        ("meta-llama/Llama-4-Maverick-17B-128E",),
+        _config(
+            "llama4_text",
+            "48 40 8 5120 8192 202048 1048576",
+            head_dim=128,
+            intermediate_size_mlp=16384,
+            interleave_moe_layer_step=2,
+            num_local_experts=128,
+            num_experts_per_tok=1,
+            attention_chunk_size=8192,
+            use_qk_norm=False,
+        ),
+        f"{OME}/llama4.json @2f5da6dd1c71 (the text model)",
+    ),
+    (
+        "deepseek-v2-lite",
+        "DeepSeek-V2 Lite 16B",
+        "deepseek-ai/DeepSeek-V2-Lite",
+        ("deepseek-ai/DeepSeek-V2-Lite-Chat",),
+        _config(
+            "deepseek_v2",
+            "27 16 16 2048 10944 102400 163840",
+            kv_lora_rank=512,
+            q_lora_rank=None,
+            qk_nope_head_dim=128,
+            qk_rope_head_dim=64,
+            v_head_dim=128,
+            first_k_dense_replace=1,
+            moe_intermediate_size=1408,
+            n_routed_experts=64,
+            n_shared_experts=2,
+            num_experts_per_tok=6,
+        ),
+        "AI-Hypercomputer/maxtext src/maxtext/checkpoint_conversion/utils/hf_model_configs.py @e591f30cbbf2",
+    ),
+    (
+        "qwen3-next-80b-a3b",
+        "Qwen3 Next 80B A3B",
+        "Qwen/Qwen3-Next-80B-A3B-Instruct",
+        ("Qwen/Qwen3-Next-80B-A3B-Thinking",),
+        _config(
+            "qwen3_next",
+            "48 16 2 2048 5120 151936 262144",
+            head_dim=256,
+            full_attention_interval=4,
+            linear_num_key_heads=16,
+            linear_key_head_dim=128,
+            linear_num_value_heads=32,
+            linear_value_head_dim=128,
+            linear_conv_kernel_dim=4,
+            decoder_sparse_step=1,
+            moe_intermediate_size=512,
+            shared_expert_intermediate_size=512,
+            num_experts=512,
+            num_experts_per_tok=10,
+        ),
+        "ai-dynamo/aiconfigurator src/aiconfigurator/model_configs/Qwen--Qwen3-Next-80B-A3B-Thinking_config.json "
+        "@1b7cfb10a6fa",
+    ),
+    (
+        "glm-5",
+        "GLM-5 744B",
+        "zai-org/GLM-5",
+        ("zai-org/GLM-5-FP8",),
+        _config(
+            "glm_moe_dsa",
+            "78 64 64 6144 12288 154880 202752",
+            head_dim=64,
+            kv_lora_rank=512,
+            q_lora_rank=2048,
+            qk_nope_head_dim=192,
+            qk_rope_head_dim=64,
+            v_head_dim=256,
+            first_k_dense_replace=3,
+            moe_intermediate_size=2048,
+            n_routed_experts=256,
+            n_shared_experts=1,
+            num_experts_per_tok=8,
+        ),
+        "ai-dynamo/aiconfigurator src/aiconfigurator/model_configs/zai-org--GLM-5-FP8_config.json @691ec908814b",
+    ),
 )
 
 
 # Families that only the catalog knows: their fields, written out here once.
 
 
-def _llama_like(c: dict[str, Any], **more: Any) -> dict[str, Any]:
-    heads = c["num_attention_heads"]
-    return {
-        "n_layers": c.get("num_hidden_layers", c.get("num_layers")),
-        "n_heads": heads,
-        "n_kv_heads": c.get("num_key_value_heads") or heads,
-        "head_dim": c.get("head_dim") or c["hidden_size"] // heads,
-        "hidden_size": c["hidden_size"],
-        "intermediate_size": c["intermediate_size"],
-        "vocab_size": c["vocab_size"],
-        "tied": c.get("tie_word_embeddings", False),
-        "max_context": c.get("max_position_embeddings"),
-        **more,
-    }
-
-
-def _gpt2(c: dict[str, Any]) -> dict[str, Any]:
-    positions, width = c.get("n_positions", 1024), c["n_embd"]
-    sizes = {
-        "num_hidden_layers": c["n_layer"],
-        "num_attention_heads": c["n_head"],
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "vocab_size": c["vocab_size"],
-        "max_position_embeddings": positions,
-    }
-    return _llama_like(sizes, tied=True, n_learned_positions=positions, **PLAIN)
-
-
-BIASES = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
-PLAIN = {"mlp": "plain", "norm": "layer", **BIASES}
-
-
-def _opt(c: dict[str, Any]) -> dict[str, Any]:
-    sizes = {**c, "intermediate_size": c["ffn_dim"]}
-    # OPT keeps two more rows in its position table than it has positions.
-    return _llama_like(sizes, tied=True, n_learned_positions=c["max_position_embeddings"] + 2, **PLAIN)
-
-
-def _phi3(c: dict[str, Any]) -> dict[str, Any]:
-    window = c.get("sliding_window")
-    assert window is None or window >= c["max_position_embeddings"], "a window that bites: not written out here"
-    return _llama_like(c)
-
-
-def _gpt_neox(c: dict[str, Any]) -> dict[str, Any]:
-    return _llama_like({"max_position_embeddings": 2048, **c}, **PLAIN)
-
-
-def _starcoder2(c: dict[str, Any]) -> dict[str, Any]:
-    return _llama_like(
-        {**c, "max_position_embeddings": 16384}, n_sliding_layers=c["num_hidden_layers"], window=4096, **PLAIN
-    )
-
-
-OTHER_FAMILIES = {
-    "ministral3": _llama_like,
-    "internlm2": _llama_like,
-    "exaone": _llama_like,
-    "gemma": lambda c: _llama_like({**c, "tie_word_embeddings": True}),
-    "mimo": lambda c: _llama_like(c, qkv_bias=True),
-    "phi3": _phi3,
-    "stablelm": lambda c: _llama_like(c, norm="layer", qkv_bias=True),
-    "gpt2": _gpt2,
-    "opt": _opt,
-    "gpt_neox": _gpt_neox,
-    "starcoder2": _starcoder2,
-}
 NOTES = {
     "phi-3.5-mini": "sliding_window 262,144 is longer than the context: no layer slides",
     "phi-4-mini": "sliding_window 262,144 is longer than the context: no layer slides",
-    "mimo-7b": "without the multi-token-prediction layer that the files also hold",
     "starcoder2-3b": "window and context as published (the class default has neither)",
     "gpt2-medium": "the published files also hold 24 mask buffers",
     "gpt2-xl": "the published files also hold 48 mask buffers",
@@ -391,15 +490,26 @@ NOTES = {
 }
 
 
-def fields_of(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """ModelSpec fields that differ from its defaults (sizes always), and the reader's notes."""
-    model_type = config["model_type"]
-    if model_type in FAMILIES:
-        spec = spec_from_config(config, name="x", source="x")
-    else:
-        spec = _spec(OTHER_FAMILIES[model_type](config))
-    values = {name: getattr(spec, name) for name in field_names(ModelSpec) if name not in ("name", "source", "notes")}
-    return {k: v for k, v in values.items() if k in SIZES or v != _default(k)}, list(spec.notes)
+CHANGES: dict[str, dict[str, Any]] = {
+    "starcoder2-3b": {"sliding_window": 4096, "max_position_embeddings": 16384},
+    "pythia-410m": {"max_position_embeddings": 2048},
+    "pythia-1.4b": {"max_position_embeddings": 2048},
+    "pythia-6.9b": {"max_position_embeddings": 2048},
+}
+"""Keys that the file leaves out, as published."""
+NOT_FIELDS = ("name", "source", "notes", "layers", "stored")
+
+
+def fields_of(config: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
+    """ModelSpec fields that differ from its defaults (sizes always), the reader's notes, and the layers' document."""
+    spec = spec_from_config(config, name="x", source="x")
+    if not spec.layers and spec.window is not None and spec.window >= (spec.max_context or spec.window + 1):
+        spec = replace(spec, window=None, n_sliding_layers=0)  # NOTES says that no layer slides
+    values = {name: getattr(spec, name) for name in field_names(ModelSpec) if name not in NOT_FIELDS}
+    fields = {k: v for k, v in values.items() if k in SIZES or v != _default(k)}
+    if not spec.layers:
+        return fields, list(spec.notes), None
+    return {**fields, "layers": True}, list(spec.notes), layers_document(spec.layers)
 
 
 SIZES = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
@@ -435,6 +545,7 @@ def model_records(data: Path) -> Iterator[dict[str, Any]]:
             counted += "; equals the published file's total"
         commit = f" @{origin['commit'][:12]}" if re.fullmatch("[0-9a-f]{40}", origin["commit"]) else ""
         repo = re.sub(r"^index file id \d+ \((.*)\)$", r"\1", origin["repo"])
+        repo = re.sub(r"^.* \(index file id .*\)$", "a copy in public code", repo)
         source = f"{repo}, {origin['path']}{commit}"
         yield _record(key, name, hf_id, aliases, config, int(row["total_params"]), counted, source)
     for key, name, hf_id, aliases, config, source in WITH_CONFIG:
@@ -453,7 +564,7 @@ def _record(
     counted: str,
     source: str,
 ) -> dict[str, Any]:
-    fields, notes = fields_of(config)
+    fields, notes, layers = fields_of({**config, **CHANGES.get(key, {})})
     return {
         "id": key,
         "name": name,
@@ -464,8 +575,15 @@ def _record(
         "fields": fields,
         "source": source,
         "date": DATE,
-        "notes": [*(n for n in notes if "use_sliding_window" not in n), *filter(None, [NOTES.get(key)])],
+        "notes": [*(n for n in notes if _worth_noting(n)), *filter(None, [NOTES.get(key)])],
+        "layers": layers,
     }
+
+
+def _worth_noting(note: str) -> bool:
+    """Not what the file's own form asked the reader to assume, nor the weights' storage, which is a choice here."""
+    left_out = ("use_sliding_window", "is not in the config", "weights as", "quantization")
+    return not any(text in note for text in left_out)
 
 
 # Devices
@@ -590,30 +708,44 @@ def write(name: str, about: str, records: list[dict[str, Any]]) -> None:
     print(f"assets/{name}: {len(records)} records, {len(text):,} characters")
 
 
+def write_layers(layers: dict[str, dict[str, Any]]) -> None:
+    """The layers of models whose layers are not all alike: a file of its own, read when one of them is asked for."""
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(document)}" for key, document in layers.items())
+    about = "Layers of the models in models.json that are not all alike; made by bench/make_catalog.py"
+    text = f'{{"about": {json.dumps(about)},\n "layers": {{\n{lines}\n}}}}\n'
+    json.loads(text)
+    (ROOT / "assets" / "model_layers.json").write_text(text, encoding="utf-8")
+    print(f"assets/model_layers.json: {len(layers)} models, {len(text):,} characters")
+
+
 def main(data: Path) -> int:
     """Write both files; 1 if calc's count differs from the independent one anywhere."""
     order = {key: i for i, key in enumerate(FAMILY_ORDER)}
     records = sorted(model_records(data), key=lambda r: (order[re.split(r"[-\d]", r["id"])[0]], _natural(r["id"])))
     wrong = 0
+    layers = {r["id"]: document for r in records if (document := r.pop("layers")) is not None}
     for record in records:
-        ours = parameters(_spec(record["fields"])).total
+        ours = parameters(_spec(record["fields"], layers.get(record["id"]))).total
         if ours != record["parameters"]:
             wrong += 1
             print(f"{record['id']}: calc {ours:,}, counted {record['parameters']:,}, {ours - record['parameters']:+,}")
-    write("models.json", "Sizes of well-known dense models; made by bench/make_catalog.py", records)
+    write("models.json", "Sizes of well-known models; made by bench/make_catalog.py", records)
+    write_layers(layers)
     about = "Devices: memory, bandwidth, dense peaks; made by bench/make_catalog.py"
     write("devices.json", about, list(device_records(data)))
     return 1 if wrong else 0
 
 
-def _spec(fields: dict[str, Any]) -> ModelSpec:
+def _spec(fields: dict[str, Any], layers: dict[str, Any] | None) -> ModelSpec:
     kinds = {"mlp": Mlp(fields.get("mlp", "gated")), "norm": Norm(fields.get("norm", "rms"))}
-    return ModelSpec(name="x", source="x", **{**fields, **kinds})
+    parts = {} if layers is None else {"layers": layers_from_document(layers)}
+    return ModelSpec(name="x", source="x", **{**fields, **kinds, **parts})
 
 
 FAMILY_ORDER = (
-    "llama", "codellama", "tinyllama", "mistral", "devstral", "qwen", "smollm", "phi", "gemma", "yi", "deepseek",
-    "internlm", "exaone", "mimo", "stablelm", "starcoder", "gpt", "opt", "pythia",
+    "llama", "codellama", "tinyllama", "mistral", "mixtral", "devstral", "qwen", "smollm", "phi", "gemma", "yi",
+    "deepseek", "kimi", "glm", "internlm", "exaone", "mimo", "nemotron", "jamba", "olmo", "command", "stablelm",
+    "starcoder", "santacoder", "falcon", "mpt", "bloom", "gpt", "opt", "pythia", "redpajama",
 )  # fmt: skip
 
 

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from assets import path as asset_path
 from calc.errors import UnknownName
 from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm
 from calc.units import GB, GIB, format_decimal, format_gb, format_gib
+
+if TYPE_CHECKING:
+    from calc.layers import LayerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +41,11 @@ class ModelEntry:
 
     @property
     def spec(self) -> ModelSpec:
-        """The sizes as a ModelSpec, named by the id."""
+        """The sizes as a ModelSpec, named by the id; the layers of a model that has its own are read only here."""
         fields = dict(self.fields)
         fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
-        if "layers" in fields:
-            from calc.layers import layers_from_document
-
-            fields["layers"] = layers_from_document(fields["layers"])
+        if fields.pop("layers", False):
+            fields["layers"] = _layers(self.id)
         return ModelSpec(name=self.id, source=self.source, notes=self.notes, **fields)
 
     @property
@@ -175,6 +176,19 @@ def _records(name: str) -> list[dict[str, Any]]:
     with asset_path(name).open("rb") as stream:
         records: list[dict[str, Any]] = json.load(stream)["records"]
     return records
+
+
+@cache
+def _layer_documents() -> Mapping[str, Any]:
+    with asset_path("model_layers.json").open("rb") as stream:
+        documents: dict[str, Any] = json.load(stream)["layers"]
+    return documents
+
+
+def _layers(key: str) -> tuple[LayerSpec, ...]:
+    from calc.layers import layers_from_document
+
+    return layers_from_document(_layer_documents()[key])
 
 
 def _model_entry(record: dict[str, Any]) -> ModelEntry:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError, UnknownName
+from calc.layered import cache_elements
 from calc.params import parameters
 from calc.sources import load_model
 from calc.sources.catalog import (
@@ -54,6 +55,13 @@ PUBLISHED = {
     "deepseek-llm-7b": 6_910_365_696,
     "gpt2": 124_439_808,
     "starcoder2-3b": 3_030_371_328,
+    "mixtral-8x7b": 46_702_792_704,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
+    "gemma-2-27b": 27_227_128_320,
+    "gpt-oss-20b": 20_914_757_184,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-next-80b-a3b": 79_674_391_296,
 }
 
 
@@ -99,10 +107,10 @@ def test_records_agree_with_the_oracle():
         compared += 1
         spec = entry.spec
         assert entry.parameters == int(row["total_params"]), entry.id
-        assert 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim == int(row["kv_formula_elements_per_token"]), (
-            entry.id
-        )
-    assert compared >= 20
+        token = cache_elements(spec).per_token if spec.layers else 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim
+        kinds = [int(row[f"kv_elements_per_token_{kind}"]) for kind in ("full_attention_layers", "sliding_layers")]
+        assert token == int(row["kv_formula_elements_per_token"] or sum(kinds)), entry.id
+    assert compared >= 65
 
 
 class TestNames:
