@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import lcm
 from typing import Any
 
 from calc.kv_cache import kv_bytes_per_request, kv_bytes_per_token, kv_bytes_per_windowed_request, kv_heads_per_rank
@@ -64,24 +63,32 @@ class RankCosts:
         """Cache bytes of a request on the device, exact."""
         return Fraction(self.kv_scaled(context), self.kv_scale)
 
-    def load(self, context: Any) -> tuple[Any, int, int]:
-        """What a request takes and what the weights take, both times the third number."""
-        scale = lcm(self.kv_scale, self.weight_den)
-        request = self.kv_scaled(context) * (scale // self.kv_scale) + self.state_bytes * scale
-        return request, self.weight_num * (scale // self.weight_den), scale
+    def request(self, context: Any) -> Any:
+        """Bytes that a request takes on the device, cache and state, times `kv_scale`."""
+        return self.kv_scaled(context) + self.state_bytes * self.kv_scale
+
+    def room(self, memory_bytes: int) -> int:
+        """Bytes beside the weights, times `kv_scale`, rounded down; negative where the weights exceed the device.
+
+        What requests take is whole at that scale, so that rounding here changes no quotient.
+        """
+        free = memory_bytes * self.weight_den - self.weight_num
+        return free * self.kv_scale // self.weight_den
 
     def max_batch(self, memory_bytes: int, context: int) -> int:
         """Requests whose caches and states fit beside the weights; 0 where not one does or no server could."""
-        request, weights, scale = self.load(context)
-        free = memory_bytes * scale - weights
-        batch: int = free // request if self.runnable and 0 < request <= free else 0
+        request, room = self.request(context), self.room(memory_bytes)
+        batch: int = room // request if self.runnable and 0 < request <= room else 0
         return batch
+
+    def free_bytes(self, memory_bytes: int, context: int, batch: int) -> int:
+        """Whole bytes that stay free beside the weights and `batch` requests; negative where they do not fit."""
+        free: int = (self.room(memory_bytes) - batch * self.request(context)) // self.kv_scale
+        return free
 
     def missing_bytes(self, memory_bytes: int, context: int, batch: int = 1) -> int:
         """Bytes by which the weights and `batch` requests exceed the device; 0 where they fit."""
-        request, weights, scale = self.load(context)
-        missing: int = -(-(weights + batch * request - memory_bytes * scale) // scale)
-        return max(0, missing)
+        return max(0, -self.free_bytes(memory_bytes, context, batch))
 
     def largest_context(self, memory_bytes: int, batch: int, most: int) -> int:
         """The longest context, up to `most`, at which `batch` requests fit; 0 where a single token does not."""

@@ -131,9 +131,7 @@ def _free(costs: RankCosts, memory: int, context: int, batch: int) -> int:
     """Bytes that stay free beside the weights and `batch` requests; negative where even the weights do not fit."""
     if not context or not batch:
         return memory - costs.weight_bytes
-    request, weights, scale = costs.load(context)
-    free: int = (memory * scale - weights - batch * request) // scale
-    return free
+    return costs.free_bytes(memory, context, batch)
 
 
 def batch_grid(study: Study, tps: Sequence[int], contexts: Sequence[int]) -> tuple[GridRow, ...]:
@@ -262,8 +260,9 @@ def _shown(found: ParallelPlan, tp: int, pp: int) -> Plan:
 def _equal_split_devices(study: Study, batch: int, most: int) -> int | None:
     """The fewest devices where weights, caches and states divide evenly."""
     equal, memory = replace(study, policy=Policy.EQUAL_SPLIT), study.device.memory_bytes
-    request, weights, scale = _one(equal, 1).load(study.context)
-    start = max(1, -(-(weights + batch * request) // (memory * scale)))
+    one = _one(equal, 1)
+    whole = one.weight_bytes + batch * (_up(one.kv_bytes(study.context)) + one.state_bytes)
+    start = max(1, -(-whole // memory))
     for tp in range(start, min(start + 64, most) + 1):  # a state's part of a byte may take a device more
         if _one(equal, tp).missing_bytes(memory, study.context, batch) == 0:
             return tp

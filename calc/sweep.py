@@ -129,7 +129,11 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
 
 
 def _stored(study: Study, weight_format: StorageFormat | None) -> Study:
-    """`study` with that weight format; None: its own."""
+    """`study` with that weight format; None: as the model's checkpoint stores them, or the usual one."""
+    if weight_format is None and study.model.stored is not None:
+        from calc.stored import stored_format
+
+        weight_format = stored_format(study.model)
     return study if weight_format is None else replace(study, weight_format=weight_format)
 
 
@@ -146,15 +150,14 @@ def _blocks(axes: Axes, device: DeviceSpec, costs: RankCosts, names: tuple[str, 
 
 def exact_type(costs: RankCosts, memory_bytes: int, context: int, batch: int) -> type:
     """int64 where no value on the way to these can leave 64 bits, else Python's integers (``object``)."""
-    request, weights, scale = costs.load(context)
-    stored = costs.elements(context) * costs.kv_num * costs.share_num * (scale // costs.kv_scale)
-    largest = max(stored, batch * request, memory_bytes * scale, weights, costs.state_bytes * scale, context, batch)
+    stored = costs.elements(context) * costs.kv_num * costs.share_num
+    room = abs(costs.room(memory_bytes))
+    largest = max(stored, (batch + 1) * costs.request(context), room, context, batch)
     return np.int64 if largest < SAFE else object
 
 
 def _block(device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str], contexts: Array, batches: Array) -> Block:
-    request, weights, scale = costs.load(contexts)
-    room = device.memory_bytes * scale - weights
+    request, room, scale = costs.request(contexts), costs.room(device.memory_bytes), costs.kv_scale
     most = np.where((request > 0) & (request <= room), room // np.maximum(request, 1), 0)
     if not costs.runnable:
         most = most * 0

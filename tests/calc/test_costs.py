@@ -51,7 +51,7 @@ def test_missing_bytes_are_what_is_missing(study, batch, context):
         assert costs.missing_bytes(memory + missing, context, batch) == 0
         if missing:
             assert costs.missing_bytes(memory + missing - 1, context, batch) == 1
-        if costs.runnable and costs.load(context)[0]:
+        if costs.runnable and costs.request(context):
             assert (costs.max_batch(memory, context) >= batch) is (missing == 0)
 
 

@@ -17,6 +17,7 @@ from calc.errors import SpecError
 from calc.memory import memory_report
 from calc.specs import Policy, Study
 from calc.storage import FORMATS
+from calc.stored import StoredWeights, stored_format
 from calc.sweep import BLOCK_POINTS, COLUMNS, Axes, csv_rows, exact_type, json_rows, sweep, table_rows
 from tests.calc.layered_models import layered_models
 from tests.calc.strategies import LLAMA, QUICK, device, formats, models
@@ -116,8 +117,8 @@ def test_large_numbers_leave_64_bits_and_stay_exact():
     (costs,) = rank_costs(Study(model=LLAMA, device=device(), tps=(1,)))
     assert exact_type(costs, 80 * GB, 10**6, 10**4) is np.int64
     assert exact_type(costs, 80 * GB, 10**12, 10**12) is object
-    assert exact_type(costs, 80 * GB, 2**40, 2**5) is object  # 2^17 x 2^40 x 2^5 = 2^62
-    assert exact_type(costs, 80 * GB, 2**40 - 1, 2**5) is np.int64
+    assert exact_type(costs, 80 * GB, 2**40, 2**5 - 1) is object  # 2^17 bytes a token x 2^40 tokens x 2^5 = 2^62
+    assert exact_type(costs, 80 * GB, 2**40 - 1, 2**5 - 1) is np.int64
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12), st.sampled_from(sorted(FORMATS)), st.sampled_from([1, 3, 8]))
@@ -171,6 +172,18 @@ def test_what_no_server_could_run_fits_nowhere_in_whole_heads():
     assert (row["fits"], row["max_batch"]) == (False, 0)
     (row,) = rows(llama_axes(tps=(3,), batches=(1,)))
     assert row["max_batch"] == (240 * GB - 16_060_522_496) // 2**30
+
+
+def test_weights_as_a_checkpoint_stores_them():
+    stored = StoredWeights(name="int4 in a file", split_bytes=5 * GB, kv_bytes=GB, whole_bytes=GB + 7)
+    axes = llama_axes(models=(replace(LLAMA, stored=stored),), tps=(1, 8), policy=Policy.REPLICATED)
+    as_stored = replace(axes, weight_formats=(stored_format(axes.models[0]),))
+    assert rows(replace(axes, weight_formats=(None,))) == rows(as_stored) == list(expected(as_stored))
+    (study_format,) = as_stored.weight_formats
+    study = Study(model=axes.models[0], device=device(), weight_format=study_format, policy=Policy.REPLICATED)
+    (costs,) = rank_costs(study, (8,))
+    assert costs.weight_den > 10**6
+    assert exact_type(costs, 80 * GB, 10**6, 10**4) is np.int64  # an odd size of the weights costs no speed
 
 
 @pytest.mark.parametrize("name", ["contexts", "batches", "tps"])
