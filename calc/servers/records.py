@@ -21,12 +21,20 @@ class ModelFacts:
     """What a server loads beside the text model and a ModelSpec does not say.
 
     `rope_elements`: elements of the precomputed cos/sin tables (None: one table of the model's context).
-    `vision_params`: parameters of encoders and projectors, which every rank's share counts.
+    `vision_params`: parameters of encoders and projectors, which every rank's share counts. An image of
+    `image_elements` pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video),
+    below which vLLM does not set its tokens a step. `state_element_bytes`: the config's own type of recurrent state.
+    `repeated_kv`: transformers caches K and V once a query head (falcon).
     """
 
     rope_elements: int | None = None
     vision_params: int = 0
     multimodal: bool = False
+    image_elements: int = 0
+    image_tokens: int = 0
+    item_tokens: int = 0
+    state_element_bytes: int | None = None
+    repeated_kv: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -121,10 +129,14 @@ class ServerReport:
     kv_blocks: int
     kv_tokens: int
     max_concurrency: float
+    kv_request_bytes: int
     groups: tuple[CacheGroup, ...]
     assumptions: tuple[str, ...]
     bands: Mapping[str, Band] = field(default_factory=lambda: MappingProxyType({}))
     steps: tuple[Term, ...] = ()
+    utilization: Fraction | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
 
     @property
     def fits(self) -> bool:

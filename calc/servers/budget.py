@@ -1,0 +1,93 @@
+"""What all servers' reports share: the memory they see, the split of a device, one term for every line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calc.explain import Term, derive
+from calc.servers.records import Band, ServerOptions
+from calc.specs import DeviceSpec, Study
+from calc.units import GIB
+
+CUDA_GIB = {
+    "NVIDIA T4": 14.56,
+    "NVIDIA L4": 22.03,
+    "NVIDIA A10G": 21.98,
+    "NVIDIA L40S": 44.53,
+    "NVIDIA RTX 3090": 23.69,
+    "NVIDIA RTX 4090": 23.65,
+    "NVIDIA RTX 5090": 31.36,
+    "NVIDIA A100 SXM 80GB": 79.25,
+    "NVIDIA A100 PCIe 80GB": 79.25,
+    "NVIDIA H100 PCIe": 79.19,
+    "NVIDIA H200 SXM": 139.81,
+    "NVIDIA B200 SXM": 178.36,
+}
+"""Total memory as torch.cuda reports it, from start-up logs; where the catalog has the driver's figure or the label."""
+
+
+def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
+    """Bytes that a server sees, and what was assumed where that is not what the device record says.
+
+    CUDA keeps about 1 % of what the driver shows; a label says less still.
+    """
+    own = device.memory_bytes
+    if device.source == "typed in" or "CUDA reports" in device.reading or "(edited)" in device.name:
+        return own, None
+    if device.name in CUDA_GIB:
+        seen = int(CUDA_GIB[device.name] * GIB)
+        return seen, f"{device.name}: {CUDA_GIB[device.name]} GiB of memory as CUDA reports it in start-up logs"
+    if not device.name.startswith("NVIDIA"):
+        return own, None
+    share = 0.99 if "driver" in device.reading else 0.985
+    return int(own * share), f"{device.name}: CUDA is taken to report {share:.1%} of {own / GIB:.2f} GiB"
+
+
+def plain_bytes(study: Study, options: ServerOptions) -> int:
+    """Bytes of activations and of what is not quantized: 4 where the weights are float32."""
+    return 4 if study.weight_format.bytes_per_element >= 4 else options.activation_element_bytes
+
+
+def pool_from_total(
+    *,
+    memory_bytes: Any,
+    utilization: Any,
+    weight_bytes: Any,
+    activation_bytes: Any,
+    non_torch_bytes: Any,
+    cuda_graph_bytes: Any = 0,
+) -> Any:
+    """vLLM's budget: a share of the whole device, less what is not cache."""
+    return memory_bytes * utilization - weight_bytes - activation_bytes - non_torch_bytes - cuda_graph_bytes
+
+
+def pool_from_free(*, free_bytes: Any, utilization: Any, weight_bytes: Any) -> Any:
+    """SGLang's budget: a share of what was free before the weights, less the weights."""
+    return free_bytes * utilization - weight_bytes
+
+
+def blocks_of(*, pool_bytes: Any, block_bytes: Any) -> Any:
+    """Blocks of a pool."""
+    return pool_bytes // block_bytes
+
+
+def concurrency_of(*, blocks: Any, request_blocks: Any) -> Any:
+    """Requests of full length that the pool holds."""
+    return blocks / request_blocks
+
+
+def block_terms(pool: int, block_bytes: int, blocks: int, request_blocks: int) -> tuple[Term, ...]:
+    """The last two steps of every report."""
+    return (
+        derive("Blocks of the pool", blocks_of, unit="blocks", pool_bytes=pool, block_bytes=block_bytes),
+        derive(
+            "Requests of full length", concurrency_of, unit="requests", blocks=blocks, request_blocks=request_blocks
+        ),
+    )
+
+
+def summed_band(pool: int, parts: dict[str, tuple[int, Band]]) -> Band:
+    """Low and high of a pool from those of its parts: deviations add in squares, as they are independent."""
+    down = sum((high - value) ** 2 for value, (_, high) in parts.values()) ** 0.5
+    up = sum((value - low) ** 2 for value, (low, _) in parts.values()) ** 0.5
+    return int(pool - down), int(pool + up)

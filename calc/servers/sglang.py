@@ -1,0 +1,188 @@
+"""SGLang: a share of the memory that was free before the weights, cut into single tokens.
+
+Sources: model_runner.py (profile_max_num_token), server_args.py (mem_fraction_static), memory_pool.py; start-up logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+
+from calc.errors import SpecError
+from calc.explain import Term, derive
+from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
+from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.records import CacheGroup, ServerOptions, ServerReport
+from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
+from calc.servers.vllm_cache import attention_token_bytes, kv_heads_per_rank, recurrent_page_bytes
+from calc.servers.weights import stage_weight_bytes, widest_dense
+from calc.specs import Study
+from calc.units import GIB
+
+MIB = 2**20
+SWA_RATIO = Fraction(4, 5)
+"""--swa-full-tokens-ratio: window tokens kept for each full one."""
+STATE_RATIO = Fraction(9, 10)
+"""--mamba-full-memory-ratio: pool of states to pool of tokens."""
+INDEX_ELEMENT_BYTES = 2
+CONTEXT_BYTES = int(0.61 * GIB)
+"""Gone before the weights: the CUDA context (139.20 of 139.81 GiB in a log)."""
+
+
+def default_fraction(total_bytes: int, *, tp: int, chunk: int, graph_batch: int) -> Fraction:
+    """--mem-fraction-static: what activations of a chunk and CUDA graphs leave (server_args.py, 0.4.9 and later).
+
+    >>> float(default_fraction(46_068 * MIB, tp=1, chunk=4096, graph_batch=64))
+    0.851
+    """
+    total = total_bytes // MIB
+    reserved = 512 + max(chunk, 2048) * 3 // 2 + graph_batch * 2 + tp * 1024 // 8
+    if total > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    return max(Fraction(1, 10), Fraction(round(1000 * (total - reserved) / total), 1000))
+
+
+def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction) -> int:
+    """Bytes a token and layer on a rank. Raises SpecError where KV heads cannot be shared so."""
+    if layer.kind == LATENT:
+        return ceil(layer.key_dim * kv_element_bytes) + layer.index_elements * INDEX_ELEMENT_BYTES
+    if layer.n_kv_heads % attention_tp and attention_tp % layer.n_kv_heads:
+        raise SpecError("tp", f"{layer.n_kv_heads} KV heads neither divide by {attention_tp} nor repeat evenly")
+    heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=attention_tp)
+    each: int | Fraction = attention_token_bytes(
+        heads_per_rank=heads, key_dim=layer.key_dim, value_dim=layer.value_dim, kv_element_bytes=kv_element_bytes
+    )
+    return ceil(each)
+
+
+def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int) -> int:
+    """Bytes of a sequence's recurrent states on a rank."""
+    each = options.state_element_bytes or options.facts.state_element_bytes or plain
+    return sum(
+        layer.layers
+        * int(
+            recurrent_page_bytes(
+                state_elements=layer.state_elements,
+                conv_channels=layer.conv_channels,
+                conv_rows=layer.conv_kernel - 1,
+                state_element_bytes=each,
+                conv_element_bytes=2,
+                tp=options.tp // options.dp_attention,
+            )
+        )
+        for layer in layers
+        if layer.kind == RECURRENT
+    )
+
+
+def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
+    """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
+    if options.pp > 1 or options.dcp > 1:
+        raise SpecError("pp", "SGLang is answered for tensor parallelism and data-parallel attention, not pp or dcp")
+    total, visible = visible_bytes(study.device)
+    plain, length = plain_bytes(study, options), options.max_model_len or study.context
+    chunk = options.max_num_batched_tokens or (8192 if total > 60 * GIB else 4096 if total > 35 * GIB else 2048)
+    batch = 256 if total > 60 * GIB else 64 if total > 35 * GIB else 16
+    fraction = options.gpu_memory_utilization or default_fraction(total, tp=options.tp, chunk=chunk, graph_batch=batch)
+    weights = stage_weight_bytes(
+        study.model,
+        study.weight_format,
+        tp=options.tp,
+        stage=(0, study.model.n_layers),
+        plain=plain,
+        facts=options.facts,
+    )
+    free = total - CONTEXT_BYTES - (int(0.9 * GIB) if options.tp > 1 else 0)
+    kept = cache_layers(study.model)
+    if options.speculative_layers:
+        kept = (replace(kept[-1], layers=kept[-1].layers + options.speculative_layers), *kept[:-1])
+    layers, states = _spread(kept, options, study), _states(kept, options, plain)
+    derived = int(free * fraction) - weights
+    pool = derived if options.kv_pool_bytes is None else options.kv_pool_bytes
+    for_tokens = int(pool / (1 + STATE_RATIO)) if states and options.kv_pool_bytes is None else pool
+    full = sum(each for each, window in layers if not window)
+    sliding = sum(each for each, window in layers if window)
+    block_bytes = ceil(full + SWA_RATIO * sliding) if full else sliding
+    page = options.block_size or 1
+    blocks = max(0, for_tokens) // (block_bytes * page) if block_bytes else 0
+    need = -(-length // page)
+    most = (pool - for_tokens) / states if states and pool > for_tokens else None
+    concurrency = min(blocks / need, most) if most is not None else blocks / need
+    said = [visible] if visible else []
+    if options.gpu_memory_utilization is None:
+        said.append(f"--mem-fraction-static {float(fraction):g}, the rule of 0.4.9 and later for this device")
+    said.append(f"{'page of ' + str(page) + ' tokens' if page > 1 else 'no pages: single tokens are handed out'}")
+    if sliding and full:
+        said.append("window layers have a pool of their own, 0.8 tokens for each token of the full layers")
+    if any(layer.index_elements for layer in kept):
+        said.append("indexer keys in 16 bits, as in the Ascend log; CUDA builds keep them in fp8 with scales (132 B)")
+    if states and options.kv_pool_bytes is None:
+        said.append("states have 0.9 of the bytes that tokens have (--mamba-full-memory-ratio)")
+    if options.dp_attention > 1:
+        said.append(f"attention over {options.tp // options.dp_attention} GPUs; tokens are those of one of "
+                    f"{options.dp_attention} data-parallel ranks")  # fmt: skip
+    graphs = cuda_graph_bytes(n_layers=study.model.n_layers, sizes=capture_sizes(batch), eager=options.enforce_eager)
+    activation = int(forward_peak(batched_tokens=chunk, intermediate_size=widest_dense(study.model), tp=options.tp,
+                                  hidden_size=study.model.hidden_size, element_bytes=plain))  # fmt: skip
+    return ServerReport(
+        study=study,
+        options=options,
+        name="sglang",
+        version=options.version or "0.5",
+        block_size=page,
+        weight_bytes_per_gpu=weights,
+        activation_bytes=activation,
+        non_torch_bytes=total - free,
+        cuda_graph_bytes=graphs,
+        kv_pool_bytes=pool,
+        kv_blocks=blocks,
+        kv_tokens=blocks * page,
+        max_concurrency=float(concurrency),
+        kv_request_bytes=need * page * block_bytes + states,
+        groups=tuple(
+            CacheGroup(kind=layer.kind, layers=layer.layers, block_tokens=page,
+                       blocks_per_request=1 if layer.kind == RECURRENT else need)
+            for layer in kept
+        ),
+        assumptions=tuple(said),
+        bands={} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (int(pool * 0.95), int(pool * 1.05))},
+        steps=_terms(options, free, fraction, weights, pool, block_bytes * page, blocks, need),
+        utilization=fraction,
+        max_num_batched_tokens=chunk,
+        max_num_seqs=options.max_num_seqs,
+    )  # fmt: skip
+
+
+def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
+    """Bytes a token of all layers of a kind, and whether they keep a window."""
+    attention_tp = options.tp // options.dp_attention
+    each = study.kv_format.bytes_per_element
+    return [
+        (
+            k.layers * token_bytes(k, attention_tp=attention_tp, kv_element_bytes=each),
+            k.window is not None and not options.disable_hybrid,
+        )
+        for k in kept
+        if k.kind != RECURRENT
+    ]
+
+
+def _terms(
+    options: ServerOptions,
+    free: int,
+    fraction: Fraction,
+    weights: int,
+    pool: int,
+    block_bytes: int,
+    blocks: int,
+    need: int,
+) -> tuple[Term, ...]:
+    terms: tuple[Term, ...] = ()
+    if options.kv_pool_bytes is None:
+        terms = (
+            derive(
+                "KV pool per GPU", pool_from_free, unit="B", free_bytes=free, utilization=fraction, weight_bytes=weights
+            ),
+        )
+    return terms if pool < 0 or not block_bytes else (*terms, *block_terms(pool, block_bytes, blocks, need))

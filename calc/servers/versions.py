@@ -1,0 +1,62 @@
+"""What changed from version to version of a server, and what it chooses by itself.
+
+vLLM: engine/arg_utils.py (defaults by device and use) and the start-up logs of 0.6 to 0.31 that the tests hold
+this against.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from calc.errors import SpecError
+from calc.units import GIB
+
+Version = tuple[int, ...]
+
+MEASURED_VLLM = "0.19.0"
+"""The version whose memory was measured part by part; taken where none is given."""
+VLLM_V1: Version = (0, 8)
+VLLM_HYBRID: Version = (0, 9, 1)
+VLLM_WHOLE_BLOCKS: Version = (0, 9, 1)
+"""Before, concurrency was tokens / length; since, whole blocks of whole groups."""
+VLLM_LEAN_SAMPLER: Version = (0, 17)
+VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
+VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
+VLLM_UTILIZATION_92: Version = (0, 22)
+LARGE_DEVICE_BYTES = 70 * GIB
+"""vLLM: from here on, but not on an A100, more tokens and sequences a step."""
+
+
+def parse_version(text: str) -> Version:
+    """The numbers a version begins with: "0.8.5.post1", "v0.11.0rc2.dev98+g39". Raises SpecError.
+
+    >>> parse_version("v0.11.0rc2.dev98+g39"), parse_version("0.19")
+    ((0, 11, 0), (0, 19))
+    """
+    match = re.match(r"v?(\d{1,6}(?:\.\d{1,6})*)", text.strip())
+    if match is None:
+        raise SpecError("engine_version", f"an engine version is like 0.19.0, not {text[:40]!r}")
+    return tuple(int(part) for part in match[1].split("."))
+
+
+def default_utilization(version: Version) -> Fraction:
+    """vLLM's --gpu-memory-utilization."""
+    return Fraction(92, 100) if version >= VLLM_UTILIZATION_92 else Fraction(9, 10)
+
+
+def is_large(device: str, memory_bytes: int) -> bool:
+    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100)."""
+    return memory_bytes >= LARGE_DEVICE_BYTES and "a100" not in device.lower()
+
+
+def default_batched_tokens(version: Version, *, large: bool, max_model_len: int) -> int:
+    """vLLM's --max-num-batched-tokens of a server; before V1 a prompt was not cut into chunks up to 32k."""
+    if version < VLLM_V1:
+        return max(max_model_len, 2048) if max_model_len <= 32_768 else 2048
+    return 8192 if large else 2048
+
+
+def default_max_seqs(version: Version, *, large: bool) -> int:
+    """vLLM's --max-num-seqs."""
+    return 1024 if large and version >= VLLM_V1 else 256

@@ -1,0 +1,308 @@
+"""vLLM: what it reserves on the GPU that binds, and what its start-up log says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from types import MappingProxyType
+from typing import Any
+
+from calc.explain import Term, derive
+from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
+from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.records import Band, ServerOptions, ServerReport
+from calc.servers.versions import (
+    MEASURED_VLLM,
+    VLLM_GRAPHS_IN_BUDGET,
+    VLLM_HYBRID,
+    VLLM_TOKENS_FROM_CONCURRENCY,
+    VLLM_V1,
+    VLLM_WHOLE_BLOCKS,
+    Version,
+    default_batched_tokens,
+    default_max_seqs,
+    default_utilization,
+    is_large,
+    parse_version,
+)
+from calc.servers.vllm_budget import (
+    StepSetting,
+    activation_band,
+    activation_bytes,
+    capture_sizes,
+    cuda_graph_band,
+    cuda_graph_bytes,
+    non_torch_band,
+    non_torch_bytes,
+)
+from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
+from calc.servers.weights import stage_layers, stage_weight_bytes
+from calc.specs import Study
+
+SPECULATIVE_TOKENS = 3
+"""Tokens guessed a step in all logs of recurrent models that guess; asked for by its own option."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The options with every default put in, and a sentence for each."""
+
+    version: Version
+    version_text: str
+    utilization: Fraction
+    batched_tokens: int
+    max_num_seqs: int
+    total_bytes: int
+    large: bool
+    max_model_len: int
+    plain: int
+    speculative_tokens: int
+    assumptions: tuple[str, ...]
+
+
+def resolve(study: Study, options: ServerOptions) -> Resolved:
+    """Defaults by version and device."""
+    text = options.version or MEASURED_VLLM
+    version, said = parse_version(text), []
+    if options.version is None:
+        said.append(f"vLLM {text}, the version whose memory was measured part by part, since none was given")
+    total, visible = visible_bytes(study.device)
+    said += [visible] if visible else []
+    large = is_large(study.device.name, total)
+    length = options.max_model_len or study.context
+    utilization = options.gpu_memory_utilization or default_utilization(version)
+    if options.gpu_memory_utilization is None:
+        said.append(f"--gpu-memory-utilization {float(utilization):g}, the default of this version")
+    tokens = options.max_num_batched_tokens or default_batched_tokens(version, large=large, max_model_len=length)
+    if options.max_num_batched_tokens is None:
+        tokens = max(tokens, options.facts.item_tokens)
+        why = "the longest image or video" if tokens == options.facts.item_tokens else "this version and device size"
+        said.append(f"--max-num-batched-tokens {tokens:,}, the server's default for {why}")
+    seqs = options.max_num_seqs or default_max_seqs(version, large=large)
+    if options.max_num_seqs is None:
+        said.append(f"--max-num-seqs {seqs:,}, the default for this version and device size")
+    guessed = options.speculative_tokens or (SPECULATIVE_TOKENS if options.speculative_layers else 0)
+    return Resolved(
+        version=version,
+        version_text=text,
+        utilization=utilization,
+        batched_tokens=tokens,
+        max_num_seqs=seqs,
+        total_bytes=total,
+        large=large,
+        max_model_len=length,
+        plain=plain_bytes(study, options),
+        speculative_tokens=guessed,
+        assumptions=tuple(said),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One pipeline stage's rank. Pool and blocks are below zero where it does not start."""
+
+    number: int
+    weights: int
+    activation: int
+    non_torch: int
+    graphs: int
+    pool: int
+    shape: CacheShape
+
+    @property
+    def blocks(self) -> int:
+        """Whole blocks of its pool."""
+        return self.pool // self.shape.block_bytes
+
+
+def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers: int) -> tuple[CacheLayers, ...]:
+    """What the layers of a stage keep; the last one's guessing layers keep what its attention layers keep."""
+    kept = cache_layers(study.model, *stage)
+    if not speculative_layers or stage[1] != study.model.n_layers:
+        return kept
+    from dataclasses import replace
+
+    target = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), None) or next(
+        k for k in reversed(kept) if k.kind != RECURRENT
+    )
+    return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in kept)
+
+
+def _block_size(study: Study, options: ServerOptions) -> tuple[int, str]:
+    if options.block_size is not None:
+        return options.block_size, ""
+    if any(kept.kind == LATENT for kept in cache_layers(study.model)):
+        return 64, "blocks of 64 tokens, as FlashMLA asks for latent attention"
+    return 16, ""
+
+
+def _state_element_bytes(options: ServerOptions, plain: int) -> int:
+    return options.state_element_bytes or options.facts.state_element_bytes or plain
+
+
+def _cache_setting(study: Study, options: ServerOptions, known: Resolved) -> CacheSetting:
+    hybrid = known.version >= VLLM_HYBRID and not options.disable_hybrid
+    return CacheSetting(
+        tp=options.tp,
+        dcp=options.dcp,
+        block_size=_block_size(study, options)[0],
+        kv_element_bytes=study.kv_format.bytes_per_element,
+        max_model_len=known.max_model_len,
+        max_num_batched_tokens=known.batched_tokens,
+        state_element_bytes=_state_element_bytes(options, known.plain),
+        speculative_tokens=known.speculative_tokens,
+        states_cached=options.prefix_caching_of_states,
+        hybrid=hybrid,
+    )
+
+
+def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, stage: tuple[int, int]) -> Stage:
+    model, tp, last = study.model, options.tp, stage[1] == study.model.n_layers
+    weights = stage_weight_bytes(
+        model,
+        study.weight_format,
+        tp=tp,
+        stage=stage,
+        plain=known.plain,
+        facts=options.facts,
+        speculative_layers=options.speculative_layers,
+    )
+    activation = activation_bytes(
+        model,
+        StepSetting(
+            version=known.version,
+            tp=tp,
+            batched_tokens=known.batched_tokens,
+            max_num_seqs=known.max_num_seqs,
+            element_bytes=known.plain,
+            last=last,
+            split=options.pp > 1,
+            facts=options.facts,
+        ),
+    )
+    non_torch = non_torch_bytes(known.version, tp=tp, pp=options.pp, hidden_size=model.hidden_size)
+    graphs = cuda_graph_bytes(
+        n_layers=stage[1] - stage[0], sizes=capture_sizes(known.max_num_seqs), eager=options.enforce_eager
+    )
+    inside = graphs if known.version >= VLLM_GRAPHS_IN_BUDGET else 0
+    requested = ceil(known.total_bytes * known.utilization)
+    derived = requested - weights - activation - non_torch - inside
+    kept = stage_cache_layers(study, stage, options.speculative_layers)
+    return Stage(
+        number=number,
+        weights=weights,
+        activation=activation,
+        non_torch=non_torch,
+        graphs=graphs,
+        pool=derived if options.kv_pool_bytes is None else options.kv_pool_bytes,
+        shape=cache_shape(kept, _cache_setting(study, options, known)),
+    )
+
+
+def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
+    """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for what it would refuse."""
+    known = resolve(study, options)
+    ranges = stage_layers(study.model.n_layers, options.pp)
+    stages = [_stage(study, options, known, i, stage) for i, stage in enumerate(ranges)]
+    bound = min(stages, key=lambda stage: (stage.blocks, stage.pool))
+    blocks, shape = max(0, bound.blocks), bound.shape
+    concurrency = _concurrency(shape, blocks, known, options)
+    tokens = printed_tokens(
+        shape,
+        blocks,
+        dcp=options.dcp,
+        max_model_len=known.max_model_len,
+        from_concurrency=known.version >= VLLM_TOKENS_FROM_CONCURRENCY,
+    )
+    return ServerReport(
+        study=study,
+        options=options,
+        name="vllm",
+        version=known.version_text,
+        block_size=shape.block_size,
+        weight_bytes_per_gpu=bound.weights,
+        activation_bytes=bound.activation,
+        non_torch_bytes=bound.non_torch,
+        cuda_graph_bytes=bound.graphs,
+        kv_pool_bytes=bound.pool,
+        kv_blocks=blocks,
+        kv_tokens=tokens,
+        max_concurrency=float(concurrency),
+        kv_request_bytes=shape.blocks_per_request * shape.block_bytes,
+        groups=shape.groups,
+        assumptions=(*known.assumptions, *_remarks(study, options, known, bound, len(stages))),
+        bands=MappingProxyType(_bands(options, known, bound)),
+        steps=_terms(options, known, bound, blocks),
+        utilization=known.utilization,
+        max_num_batched_tokens=known.batched_tokens,
+        max_num_seqs=known.max_num_seqs,
+    )
+
+
+def _concurrency(shape: CacheShape, blocks: int, known: Resolved, options: ServerOptions) -> Fraction:
+    if known.version < VLLM_WHOLE_BLOCKS and len(shape.groups) == 1:
+        return Fraction(blocks * shape.block_size * options.dcp, known.max_model_len)
+    return Fraction(blocks, shape.blocks_per_request)
+
+
+def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage, n_stages: int) -> list[str]:
+    said = []
+    if block := _block_size(study, options)[1]:
+        said.append(block)
+    if any(group.kind == RECURRENT for group in bound.shape.groups):
+        each = _state_element_bytes(options, known.plain)
+        said.append(f"recurrent states in {each} bytes an element; a state's page is padded to an attention block's")
+    if known.speculative_tokens and options.speculative_tokens is None:
+        said.append(f"{known.speculative_tokens} tokens guessed a step, since their number was not given")
+    if bound.shape.padding_layers:
+        said.append(f"{bound.shape.padding_layers} padding layers make the groups equal")
+    if n_stages > 1:
+        said.append(f"stage {bound.number + 1} of {n_stages} binds: its GPU is the one reported")
+    if options.kv_pool_bytes is not None:
+        said.append("the pool is as given; the other parts are estimates beside it")
+    elif known.version < VLLM_GRAPHS_IN_BUDGET and not options.enforce_eager:
+        said.append("CUDA graphs are captured after the pool, outside the utilization, in this version")
+    if known.version < VLLM_V1:
+        said.append("the V0 engine's profile run was measured on few logs only")
+    return said
+
+
+def _bands(options: ServerOptions, known: Resolved, bound: Stage) -> dict[str, Band]:
+    small = bound.weights // 200
+    parts = {
+        "weight_bytes_per_gpu": (bound.weights, (bound.weights - small, bound.weights + small)),
+        "activation_bytes": (bound.activation, activation_band(known.version, bound.activation, large=known.large)),
+        "non_torch_bytes": (bound.non_torch, non_torch_band(bound.non_torch, tp=options.tp)),
+        "cuda_graph_bytes": (bound.graphs, cuda_graph_band(bound.graphs)),
+    }
+    bands = {name: band for name, (_, band) in parts.items()}
+    if options.kv_pool_bytes is None:
+        if known.version < VLLM_GRAPHS_IN_BUDGET:
+            del parts["cuda_graph_bytes"]
+        bands["kv_pool_bytes"] = summed_band(bound.pool, parts)
+    return bands
+
+
+def _terms(options: ServerOptions, known: Resolved, bound: Stage, blocks: int) -> tuple[Term, ...]:
+    terms: tuple[Term, ...] = ()
+    if options.kv_pool_bytes is None:
+        inside: dict[str, Any] = {}
+        if known.version >= VLLM_GRAPHS_IN_BUDGET and bound.graphs:
+            inside["cuda_graph_bytes"] = bound.graphs
+        terms = (
+            derive(
+                "KV pool per GPU",
+                pool_from_total,
+                unit="B",
+                memory_bytes=known.total_bytes,
+                utilization=known.utilization,
+                weight_bytes=bound.weights,
+                activation_bytes=bound.activation,
+                non_torch_bytes=bound.non_torch,
+                **inside,
+            ),
+        )
+    if bound.pool < 0:
+        return terms
+    return (*terms, *block_terms(bound.pool, bound.shape.block_bytes, blocks, bound.shape.blocks_per_request))

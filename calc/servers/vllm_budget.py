@@ -1,0 +1,163 @@
+"""What vLLM reserves beside weights and cache: activations, what is outside PyTorch, CUDA graphs.
+
+The profile run that sizes the pool has two peaks. The sampler's dummy run holds float32 copies of the logits of all
+sequences, whole on every rank; the forward pass holds the inner activations of all tokens of a step. The larger one
+counts. The workspaces of experts stay allocated under both since 0.17 (modular_kernel.py, TritonExperts).
+Constants: fitted on every second distinct run of vLLM 0.19 on H100 and checked on the others (docs/accuracy.md);
+those of older versions on single start-up logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from calc.layers import Experts
+from calc.servers.records import Band, ModelFacts
+from calc.servers.versions import VLLM_LEAN_SAMPLER, VLLM_V1, Version
+from calc.servers.weights import layers_of, widest_dense
+from calc.specs import ModelSpec
+from calc.units import GIB
+
+SAMPLER_WORDS = 3.16
+"""float32 copies of the logits that the sampler holds at once, since 0.17; before, it sorted them."""
+SAMPLER_WORDS_SORTED = 9.0
+BASE_BYTES = int(0.035 * GIB)
+GRAPH_SIZES = 51
+"""Batch sizes captured up to 512: 1, 2, 4, every 8th to 256, every 16th above."""
+
+
+def sampler_peak(
+    *, max_num_seqs: Any, vocab_size: Any, sampler_words: Any, element_bytes: Any, batched_tokens: Any, hidden_size: Any
+) -> Any:
+    """Bytes while the first tokens of all sequences are sampled: logits, their float32 copies, hidden states."""
+    return (
+        max_num_seqs * vocab_size * (4 * sampler_words + element_bytes) + batched_tokens * hidden_size * element_bytes
+    )
+
+
+def forward_peak(*, batched_tokens: Any, intermediate_size: Any, tp: Any, hidden_size: Any, element_bytes: Any) -> Any:
+    """Bytes inside a layer: gate, up and their product, and four states of the hidden size."""
+    return batched_tokens * (3 * intermediate_size / tp + 4 * hidden_size) * element_bytes
+
+
+def expert_workspace(*, batched_tokens: Any, top_k: Any, rows_in: int, hidden_size: int, element_bytes: Any) -> Any:
+    """Bytes of the two workspaces of fused experts; `rows_in` is gate and up of a rank."""
+    widths = max(rows_in, hidden_size) + max(rows_in // 2, hidden_size)
+    return batched_tokens * top_k * widths * element_bytes
+
+
+def encoder_bytes(*, batched_tokens: int, hidden_size: int, element_bytes: int, facts: ModelFacts) -> int:
+    """Outputs of the encoder for a whole step and the pixels they come from."""
+    if not facts.multimodal:
+        return 0
+    images = max(1, batched_tokens // facts.image_tokens) if facts.image_tokens else 0
+    return batched_tokens * hidden_size * element_bytes + images * facts.image_elements * element_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSetting:
+    """What the activations depend on."""
+
+    version: Version
+    tp: int
+    batched_tokens: int
+    max_num_seqs: int
+    element_bytes: int
+    last: bool
+    split: bool
+    facts: ModelFacts
+
+
+def _workspace(model: ModelSpec, setting: StepSetting) -> int:
+    experts = [part for layer in layers_of(model) for part in layer.feed_forwards if isinstance(part, Experts)]
+    return max(
+        (
+            int(
+                expert_workspace(
+                    batched_tokens=setting.batched_tokens,
+                    top_k=part.top_k,
+                    rows_in=2 * part.expert_size // setting.tp,
+                    hidden_size=part.input_size or model.hidden_size,
+                    element_bytes=setting.element_bytes,
+                )
+            )
+            for part in set(experts)
+        ),
+        default=0,
+    )
+
+
+def activation_bytes(model: ModelSpec, setting: StepSetting) -> int:
+    """Peak activation memory of a rank, as the start-up log prints it."""
+    workspace = _workspace(model, setting)
+    each, tokens = setting.element_bytes, setting.batched_tokens
+    forward = forward_peak(
+        batched_tokens=tokens,
+        intermediate_size=widest_dense(model),
+        tp=setting.tp,
+        hidden_size=model.hidden_size,
+        element_bytes=each,
+    )
+    lean = setting.version >= VLLM_LEAN_SAMPLER
+    sampler = sampler_peak(
+        max_num_seqs=min(setting.max_num_seqs, tokens),
+        vocab_size=model.vocab_size,
+        sampler_words=SAMPLER_WORDS if lean else SAMPLER_WORDS_SORTED,
+        element_bytes=each,
+        batched_tokens=tokens,
+        hidden_size=model.hidden_size,
+    )
+    if not setting.last:
+        sampler = 0
+    passed = 2 * tokens * model.hidden_size * each if setting.split else 0
+    outside = encoder_bytes(
+        batched_tokens=tokens, hidden_size=model.hidden_size, element_bytes=each, facts=setting.facts
+    )
+    if lean:
+        return int(max(sampler + BASE_BYTES, forward + passed) + workspace + outside)
+    return int(max(sampler, forward + passed + workspace) + BASE_BYTES // 2 + outside)
+
+
+def non_torch_bytes(version: Version, *, tp: int, pp: int, hidden_size: int) -> int:
+    """Bytes outside PyTorch's allocator: NCCL and all-reduce buffers, the context's growth."""
+    if version < VLLM_V1:
+        return int((0.2 if tp * pp == 1 else 0.75) * GIB)
+    if version < VLLM_LEAN_SAMPLER:
+        return int((0.07 if tp == 1 else 1.38) * GIB)
+    if tp == 1:
+        return int((0.25 if pp == 1 else 0.2) * GIB)
+    if version >= (0, 25):
+        return int(0.95 * GIB)
+    return int(2.045 * GIB) + 7200 * (tp - 1) * hidden_size
+
+
+def capture_sizes(max_num_seqs: int) -> int:
+    """How many batch sizes CUDA graphs are captured for.
+
+    >>> capture_sizes(256), capture_sizes(1024), capture_sizes(64)
+    (51, 51, 19)
+    """
+    largest = min(2 * max_num_seqs, 512)
+    return len([1, 2, 4, *range(8, min(largest, 256) + 1, 8), *range(272, largest + 1, 16)])
+
+
+def cuda_graph_bytes(*, n_layers: int, sizes: int, eager: bool) -> int:
+    """Bytes of the captured graphs: a share a layer and size; about 0.01 GiB a size altogether."""
+    return 0 if eager else int((0.2 + 0.019 * n_layers) * GIB * sizes / GRAPH_SIZES)
+
+
+def activation_band(version: Version, value: int, *, large: bool) -> Band:
+    """Low and high: 5 % where it was measured (0.17 to 0.20 on a large device), else a third."""
+    share = 0.05 if VLLM_LEAN_SAMPLER <= version < (0, 21) and large else 0.33
+    return int(value * (1 - share)), int(value * (1 + share))
+
+
+def non_torch_band(value: int, *, tp: int) -> Band:
+    """Low and high over versions and machines seen."""
+    return (int(0.05 * GIB), value + int(0.25 * GIB)) if tp == 1 else (int(0.7 * GIB), value + int(0.2 * GIB))
+
+
+def cuda_graph_band(value: int) -> Band:
+    """Low and high: captures vary by half either way."""
+    return value // 3, value * 3 // 2
