@@ -1,4 +1,4 @@
-"""Weight files to a decoder: .pt (no pickle is ever executed), safetensors, Hugging Face folders.
+"""Weight files to a decoder: .pt (no pickle is ever executed), safetensors, Hugging Face folders, GGUF.
 
 Every fault of a file becomes a CheckpointError that names the file, what is wrong and what was expected.
 """
@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import assets
+from engine.chat import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 from engine.config import (
     ModelConfig,
     config_from_reference,
@@ -25,12 +26,17 @@ from engine.config import (
     parameter_shapes,
     to_reference_name,
 )
-from engine.errors import CheckpointError, ConfigError, OptionError
+from engine.errors import CheckpointError, ConfigError, OptionError, TokenizerError
 from engine.families.configs import config_from_hf
+from engine.families.gguf_models import config_from_gguf, weights_from_gguf
+from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.names import canonical_names
+from engine.gguf import StoredTensor, read_gguf
 from engine.jsonfile import read_json
 from engine.model import Decoder
 from engine.tokenizer import Tokenizer
+
+Stored = Tensor | StoredTensor
 
 BUNDLED = "bundled"
 DTYPES = {
@@ -48,36 +54,77 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run. ``name``: "bundled", or the folder's or file's name; no tokenizer: None."""
+    """A model ready to run. ``name``: "bundled", or the folder's or file's name; no tokenizer, no chat: None."""
 
     name: str
     path: Path
     config: ModelConfig
     decoder: Decoder
     tokenizer: Tokenizer | None
+    chat: ChatTemplate | None = None
 
 
-def load_checkpoint(path: Path | str | None = None, *, dtype: str = "auto", device: str = "cpu") -> LoadedModel:
-    """Load a .pt, .safetensors or model folder; None or "bundled": the model shipped with the engine.
+MakeDecoder = Callable[[ModelConfig, Mapping[str, Tensor]], Decoder]
+Select = Callable[[str, Tensor, ModelConfig], Tensor]
+
+
+def load_checkpoint(
+    path: Path | str | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    make: MakeDecoder = Decoder,
+    select: Select | None = None,
+) -> LoadedModel:
+    """Load a .pt, .safetensors, .gguf or model folder; None or "bundled": the model shipped with the engine.
 
     dtype: one of DTYPES, or "auto": as stored, but float32 for 16-bit weights on a CPU (see `pick_dtype`).
-    device: "cpu", or "cuda" when torch sees one. Raises CheckpointError, OptionError.
+    device: "cpu", or "cuda" when torch sees one. ``make`` builds the decoder; ``select`` picks the part of each
+    weight that is wanted, before anything is converted. Raises CheckpointError, OptionError.
     """
     bundled = path is None or str(path) == BUNDLED
     location = assets.path("model") if bundled else Path(str(path))
     target = pick_device(device)
-    folder, tensors = _read(location)
-    config, model_type = _read_config(folder, tensors)
-    weights = _canonical(tensors, config, model_type, location)
-    wanted = pick_dtype(dtype, stored=weights["model.embed_tokens.weight"].dtype, device=target)
-    decoder = Decoder(config, _Converted(weights, wanted, target))
+    source = _read_gguf(location) if location.suffix == ".gguf" else _read_source(location)
+    wanted = pick_dtype(dtype, stored=source.weights["model.embed_tokens.weight"].dtype, device=target)
+    decoder = make(source.config, _Converted(source.weights, wanted, target, select=_bound(select, source.config)))
     return LoadedModel(
         name=BUNDLED if bundled else location.resolve().name,
         path=location,
-        config=config,
+        config=source.config,
         decoder=decoder,
-        tokenizer=_read_tokenizer(folder),
+        tokenizer=source.tokenizer,
+        chat=source.chat,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a file or folder holds; weights by our names, checked against the config."""
+
+    config: ModelConfig
+    weights: Mapping[str, Stored]
+    tokenizer: Tokenizer | None
+    chat: ChatTemplate | None
+
+
+def _read_source(location: Path) -> _Source:
+    folder, tensors = _read(location)
+    config, model_type = _read_config(folder, tensors)
+    return _Source(
+        config=config,
+        weights=_canonical(tensors, config, model_type, location),
+        tokenizer=_read_tokenizer(folder),
+        chat=read_chat_template(folder),
+    )
+
+
+def _read_gguf(location: Path) -> _Source:
+    file = read_gguf(location)
+    config = config_from_gguf(file)
+    weights = weights_from_gguf(file, config)
+    _check_shapes(weights, config, location, implied="its metadata implies")
+    return _Source(config=config, weights=weights, tokenizer=tokenizer_from_gguf(file), chat=chat_from_gguf(file))
 
 
 def pick_dtype(name: str, *, stored: torch.dtype, device: torch.device) -> torch.dtype:
@@ -118,7 +165,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
     if path.suffix in _PT_SUFFIXES:
         return path.parent, _read_pt(path)
     raise CheckpointError(
-        f"{path} is not a weight file this engine reads; use .pt, .safetensors or a Hugging Face folder"
+        f"{path} is not a weight file this engine reads; use .pt, .safetensors, .gguf or a Hugging Face folder"
     )
 
 
@@ -259,6 +306,41 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_file(path) if path.exists() else None
 
 
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a Hugging Face folder: chat_template.jinja, else tokenizer_config.json's."""
+    path = folder / "tokenizer_config.json"
+    document = read_json(path, TokenizerError, max_bytes=_MAX_CONFIG_BYTES) if path.exists() else {}
+    values = document if isinstance(document, dict) else {}
+    source, file = values.get("chat_template"), folder / "chat_template.jinja"
+    if file.exists():
+        source = _read_text(file, max_bytes=4 * MAX_TEMPLATE_CHARACTERS)
+    if isinstance(source, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    return ChatTemplate(source=source, bos=_special(values.get("bos_token")), eos=_special(values.get("eos_token")))
+
+
+def _special(value: object) -> str:
+    """A special token's text, stored plainly or with its settings."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _read_text(path: Path, *, max_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise TokenizerError(f"{path} has more than {max_bytes:,} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{path} is not UTF-8 text") from None
+
+
 def _canonical(
     tensors: Mapping[str, Tensor], config: ModelConfig, model_type: str | None, path: Path
 ) -> dict[str, Tensor]:
@@ -268,8 +350,20 @@ def _canonical(
         ours = {from_reference_name(name): t for name, t in tensors.items()}
     else:
         ours = canonical_names(tensors, model_type=model_type, config=config)
+    implied = "the other weights imply" if reference else "config.json implies"
+    _check_shapes(ours, config, path, implied=implied, shown=to_reference_name if reference else str)
+    return ours
+
+
+def _check_shapes(
+    ours: Mapping[str, Stored],
+    config: ModelConfig,
+    path: Path,
+    *,
+    implied: str,
+    shown: Callable[[str], str] = str,
+) -> None:
     expected = parameter_shapes(config)
-    shown = to_reference_name if reference else str
     missing = [shown(name) for name in expected if name not in ours]
     if missing:
         raise CheckpointError(f"{path} lacks {_some(missing)}")
@@ -278,9 +372,7 @@ def _canonical(
         raise CheckpointError(f"{path} holds weights that this model does not have: {_some(extra)}")
     for name, shape in expected.items():
         if tuple(ours[name].shape) != shape:
-            source = "the other weights imply" if reference else "config.json implies"
-            raise CheckpointError(f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {source} {list(shape)}")
-    return ours
+            raise CheckpointError(f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {implied} {list(shape)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -291,13 +383,28 @@ def _some(names: Sequence[str]) -> str:
 class _Converted(Mapping[str, Tensor]):
     """Weights in the wanted dtype, made as the decoder takes them: never two copies of a model in memory."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Stored],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        select: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
         self._tensors = tensors
+        self._select = select
         self._dtype = dtype
         self._device = device
 
     def __getitem__(self, name: str) -> Tensor:
-        return _convert(name, self._tensors[name], self._dtype, self._device)
+        stored = self._tensors[name]
+        tensor = stored if isinstance(stored, Tensor) else stored.load()
+        if tensor.shape != stored.shape:
+            raise CheckpointError(f"{name} has shape {list(tensor.shape)}; {list(stored.shape)} was expected")
+        if self._select is not None:
+            tensor = self._select(name, tensor)
+        fresh = not isinstance(stored, Tensor) and self._select is None  # a part keeps the whole alive
+        return _convert(name, tensor, self._dtype, self._device, fresh=fresh)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -309,7 +416,14 @@ class _Converted(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _bound(select: Select | None, config: ModelConfig) -> Callable[[str, Tensor], Tensor] | None:
+    if select is None:
+        return None
+    return lambda name, tensor: select(name, tensor, config)
+
+
+def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device, *, fresh: bool) -> Tensor:
+    """The tensor checked, in the wanted dtype; ``fresh``: it is nobody else's memory, so it need not be copied."""
     if tensor.dtype not in DTYPES.values():
         stored = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(f"{name} is stored as {stored}; {', '.join(DTYPES)} can be loaded")
@@ -320,4 +434,5 @@ def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device
     if max(-low.item(), high.item()) > limit:
         raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
     # Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
-    return tensor.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+    copied = tensor.detach().to(device, dtype, copy=not fresh, memory_format=torch.contiguous_format)
+    return copied.contiguous()

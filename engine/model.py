@@ -61,9 +61,11 @@ class Decoder:
         self.decode_step: DecodeStep | None = None
 
     def _make_head(self, weights: Mapping[str, Tensor], linear: LinearMaker) -> LinearLike:
-        if self.config.tied and self.config.head_bias:
-            return Linear(self.embedding, weights["lm_head.bias"])
-        return linear(weights, "model.embed_tokens" if self.config.tied else "lm_head")
+        if self.config.tied and (self.config.head_bias or linear == Linear.of):  # one matrix, held once
+            return Linear(self.embedding, weights.get("lm_head.bias"))
+        if self.config.tied:  # the embedding itself, not a second copy that the loader would make
+            return linear({"model.embed_tokens.weight": self.embedding}, "model.embed_tokens")
+        return linear(weights, "lm_head")
 
     def _make_rotaries(self) -> tuple[Rotary | None, ...]:
         """One table a kind; kinds with equal positions share it."""
@@ -128,7 +130,7 @@ class Decoder:
 
     def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
         """Token embeddings, plus learned positions where the model has them: (N, D), a fresh tensor."""
-        x = torch.embedding(self.embedding, ids)
+        x = self._lookup(ids)
         if self.embed_scale != 1.0:
             x.mul_(self.embed_scale)
         if self.position_embedding is not None:
@@ -137,6 +139,10 @@ class Decoder:
             else:
                 x.add_(self.position_embedding[_row_positions(past, ids.size(1), cache.padding)])
         return x.view(-1, self.config.hidden_size)
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D), a fresh tensor."""
+        return torch.embedding(self.embedding, ids)
 
     def _logits(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
@@ -183,7 +189,7 @@ class Decoder:
         """
         if max_positions <= self.config.max_positions:
             return self
-        other = object.__new__(Decoder)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.config = replace(self.config, max_positions=max_positions)
         if self.position_embedding is not None:

@@ -12,7 +12,7 @@ _MAX_CHARACTER_BYTES = 4  # of UTF-8; a token that so many later ones did not co
 
 
 class Tokenizer:
-    """Text to ids and back, from one tokenizer.json."""
+    """Text to ids and back."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -33,9 +33,12 @@ class Tokenizer:
         """Tokens known, the added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, with the special tokens the tokenizer itself adds (such as a first BOS)."""
-        return self._backend.encode(text).ids
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Ids of a text, with the special tokens the tokenizer itself adds (such as a first BOS).
+
+        Without ``add_special`` only those in the text: for a chat template, which writes them itself.
+        """
+        return self._backend.encode(text, add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""

@@ -258,8 +258,8 @@ def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, document: object, w
 
 def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "absent.pt")
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "use .pt, .safetensors or a Hugging Face folder" in refusal(tmp_path / "m.gguf")
+    (tmp_path / "m.onnx").write_bytes(b"GGUF")
+    assert "use .pt, .safetensors, .gguf or a Hugging Face folder" in refusal(tmp_path / "m.onnx")
     assert "holds no weights" in refusal(tmp_path)
 
 

@@ -1,0 +1,130 @@
+"""Chat templates: turns of a conversation to the text a model was trained on.
+
+A template comes with the model, from anyone: it runs in jinja2's immutable sandbox (no attributes of Python's own,
+nothing can be changed), with bounds on its size, on products of texts, on what it writes and on its time.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from engine.errors import PromptError, TokenizerError
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
+
+MAX_TEMPLATE_CHARACTERS = 1 << 20
+MAX_PROMPT_CHARACTERS = 16 << 20
+_MAX_PRODUCT = 1 << 20
+_MAX_EXPONENT = 64
+_MAX_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate:
+    """A model's template and the texts of its first and last token."""
+
+    source: str
+    bos: str = ""
+    eos: str = ""
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """`render_chat` with this template."""
+        return render_chat(
+            messages, template=self.source, bos=self.bos, eos=self.eos, add_generation_prompt=add_generation_prompt
+        )
+
+
+def render_chat(
+    messages: Sequence[Message], *, template: str, bos: str = "", eos: str = "", add_generation_prompt: bool = True
+) -> str:
+    """The prompt for a conversation; with ``add_generation_prompt`` it ends where the model's answer begins.
+
+    ``messages``: {"role", "content"} in order. The text holds the special tokens by name, the first one included:
+    encode it without adding any. Raises TokenizerError for a broken template, PromptError for what it refuses.
+    """
+    from jinja2 import TemplateError
+    from jinja2.exceptions import TemplateRuntimeError
+
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise TokenizerError(f"the chat template has {len(template):,} characters; at most a million are read")
+    try:
+        compiled = _environment().from_string(template)
+    except (TemplateError, RecursionError) as error:
+        raise TokenizerError(f"the chat template is broken: {_first_line(error)}") from None
+    values = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": add_generation_prompt}
+    try:
+        return _written(compiled.generate(messages=[dict(message) for message in messages], **values))
+    except _Refusal as error:
+        raise PromptError(f"the chat template refuses these messages: {_first_line(error)}") from None
+    except (TemplateRuntimeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError) as error:
+        raise TokenizerError(f"the chat template fails: {_first_line(error)}") from None
+    except (AttributeError, ValueError) as error:
+        raise TokenizerError(f"the chat template fails: {_first_line(error)}") from None
+
+
+class _Refusal(Exception):
+    """What a template says with raise_exception."""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise _Refusal(message)
+
+
+def _written(pieces: Any) -> str:
+    text: list[str] = []
+    size, deadline = 0, time.monotonic() + _MAX_S
+    for piece in pieces:
+        text.append(piece)
+        size += len(piece)
+        if size > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"it writes more than {MAX_PROMPT_CHARACTERS:,} characters")
+        if time.monotonic() > deadline:
+            raise ValueError(f"it takes more than {_MAX_S:g} s")
+    return "".join(text)
+
+
+def _environment() -> Any:
+    """The sandbox. The names templates expect beyond jinja2's own are those of transformers' apply_chat_template."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """Refuses products and powers that could fill the memory; padding and formatting likewise."""
+
+        intercepted_binops = frozenset(("*", "**", "%"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_operation(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    for name in ("center", "format", "indent", "wordwrap", "pprint"):
+        environment.filters.pop(name, None)
+    environment.globals.pop("lipsum", None)
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = time.strftime
+    return environment
+
+
+def _check_operation(operator: str, left: Any, right: Any) -> None:
+    texts = (str, bytes, list, tuple)
+    if operator == "**" and (abs(right) > _MAX_EXPONENT or abs(left) > _MAX_PRODUCT):
+        raise ValueError("a power too large")
+    if operator == "%" and isinstance(left, str):
+        raise ValueError("texts are not formatted in a template")
+    if operator != "*":
+        return
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, texts) and isinstance(other, int) and len(one) * other > _MAX_PRODUCT:
+            raise ValueError("a text repeated too often")
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """As transformers writes it: characters as they are, no HTML escapes."""
+    return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 16))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,187 @@
+"""A tokenizer from the metadata of a GGUF file: byte-level BPE (GPT-2's kind) and SentencePiece's BPE.
+
+What decides whether text is split as the model was trained is the regular expression before BPE. A GGUF file only
+names it (tokenizer.ggml.pre); names that are not known here give no tokenizer, never a wrong one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from engine.chat import ChatTemplate
+from engine.errors import TokenizerError
+from engine.gguf import GGUFFile
+from engine.tokenizer import Tokenizer
+
+_NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens, tokenizer.ggml.token_type
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
+
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LLAMA3 = f"{_ENDINGS}|{_WORDS}|\\p{{N}}{{1,3}}{_MARKS}{_TAIL}"
+_QWEN2 = f"{_ENDINGS}|{_WORDS}|\\p{{N}}{_MARKS}{_TAIL}"
+_CASED = f"[^\\r\\n\\p{{L}}\\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\\r\\n\\p{{L}}\\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_CASED_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_TEKKEN = _CASED % ("", "") + f"|\\p{{N}}{_CASED_MARKS}{_TAIL}"
+_GPT4O = _CASED % (f"{_ENDINGS}?", f"{_ENDINGS}?") + f"|\\p{{N}}{{1,3}}{_CASED_MARKS}{_TAIL}"
+
+_SPLITS = {
+    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe"), _LLAMA3),
+    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan"), _QWEN2),
+    **dict.fromkeys(("tekken",), _TEKKEN),
+    **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
+}
+_GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe")
+_GPT2_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken", "gpt-4o", "llama4")
+
+
+def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer | None:
+    """The tokenizer a file describes, None when it cannot be rebuilt exactly. Raises TokenizerError."""
+    kind, tokens = file.metadata.get("tokenizer.ggml.model"), _texts(file, "tokens")
+    if not tokens:
+        return None
+    try:
+        if kind == "gpt2":
+            backend = _byte_level(file, tokens)
+        elif kind == "llama":
+            backend = _sentencepiece(file, tokens)
+        else:
+            return None
+        if backend is None:
+            return None
+        _add_special(backend, file, tokens)
+    except Exception as error:  # the library raises bare Exception for what does not fit together
+        raise TokenizerError(f"{file.path}: its tokenizer cannot be built: {error}") from None
+    return Tokenizer(backend)
+
+
+def chat_from_gguf(file: GGUFFile) -> ChatTemplate | None:
+    """The chat template a file holds, if any."""
+    source, tokens = file.metadata.get("tokenizer.chat_template"), _texts(file, "tokens")
+    if not isinstance(source, str):
+        return None
+
+    def text(name: str) -> str:
+        index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else ""
+
+    return ChatTemplate(source=source, bos=text("bos"), eos=text("eos"))
+
+
+def _texts(file: GGUFFile, name: str) -> list[str]:
+    values = file.metadata.get(f"tokenizer.ggml.{name}")
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
+def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer | None:
+    """GPT-2's kind: bytes spelled as letters, merged by rank."""
+    name = str(file.metadata.get("tokenizer.ggml.pre", "gpt-2"))
+    before = _pre_tokenizer(name)
+    if before is None:
+        return None
+    pairs = _stated_merges(file)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    # Some vocabularies hold words that no merge makes; their models take a whole word when they know it.
+    model = models.BPE(vocabulary, pairs, fuse_unk=False, ignore_merges=name in _WHOLE_WORDS)
+    backend = tokenizers.Tokenizer(model)
+    if name == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = before
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _pre_tokenizer(name: str) -> Any:
+    """How text is cut before merging, by llama.cpp's name for it; None when unknown."""
+    if name in _SPLITS:
+        split = pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if name in _GPT2:
+        return byte_level
+    if name in _GPT2_DIGITS:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    return None
+
+
+def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE: spaces as a letter, unknown characters as bytes, merges recovered from the scores."""
+    gemma = file.architecture.startswith("gemma")
+    if gemma:  # runs of spaces are stored as they are
+        tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    pairs = _stated_merges(file)
+    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    model = models.BPE(
+        vocabulary,
+        pairs or _merges(file, tokens, vocabulary, by_place=gemma),
+        unk_token=tokens[unknown] if isinstance(unknown, int) and 0 <= unknown < len(tokens) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    backend = tokenizers.Tokenizer(model)
+    prefixed = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", not gemma))
+    spaces = normalizers.Replace(" ", _SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefixed else spaces
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
+    return backend
+
+
+def _stated_merges(file: GGUFFile) -> list[tuple[str, str]]:
+    halves = (merge.partition(" ") for merge in _texts(file, "merges"))
+    return [(left, right) for left, _, right in halves]
+
+
+def _merges(
+    file: GGUFFile, tokens: Sequence[str], vocabulary: dict[str, int], *, by_place: bool
+) -> list[tuple[str, str]]:
+    """Every way to put a token together from two, best first: by the tokens' scores, or by their places (Gemma)."""
+    scores, kinds = file.metadata.get("tokenizer.ggml.scores"), _kinds(file, len(tokens))
+    if by_place or not isinstance(scores, list) or len(scores) != len(tokens):
+        scores = [-index for index in range(len(tokens))]
+    found: list[tuple[float, str, str]] = []
+    for index, token in enumerate(tokens):
+        if kinds[index] not in (_NORMAL, _USER):
+            continue
+        parts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        known = [(left, right) for left, right in parts if left in vocabulary and right in vocabulary]
+        known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        found.extend((scores[index], left, right) for left, right in known)
+    found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])), reverse=True)
+    return [(left, right) for _, left, right in found]
+
+
+def _kinds(file: GGUFFile, n: int) -> list[int]:
+    kinds = file.metadata.get("tokenizer.ggml.token_type")
+    return list(kinds) if isinstance(kinds, list) and len(kinds) == n else [_NORMAL] * n
+
+
+def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence[str]) -> None:
+    """Tokens that are matched whole; and the first and last one where the file says they are added."""
+    kinds = _kinds(file, len(tokens))
+    special = [
+        AddedToken(t, normalized=False, special=True) for t, k in zip(tokens, kinds, strict=True) if k == _CONTROL
+    ]
+    whole = [AddedToken(t, normalized=False, special=False) for t, k in zip(tokens, kinds, strict=True) if k == _USER]
+    backend.add_special_tokens(special)
+    backend.add_tokens(whole)
+    sentencepiece = file.metadata.get("tokenizer.ggml.model") == "llama"
+    first = _added(file, tokens, "bos", default=sentencepiece)
+    last = _added(file, tokens, "eos", default=False)
+    if first or last:
+        named = [(tokens[i], i) for i in (*first, *last)]
+        template = [*(tokens[i] for i in first), "$A", *(tokens[i] for i in last)]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+
+
+def _added(file: GGUFFile, tokens: Sequence[str], name: str, *, default: bool) -> list[int]:
+    index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    wanted = file.metadata.get(f"tokenizer.ggml.add_{name}_token", default)
+    return [index] if wanted and isinstance(index, int) and 0 <= index < len(tokens) else []
