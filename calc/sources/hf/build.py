@@ -11,7 +11,7 @@ from calc.errors import CalcError, SourceError, UnsupportedArchitecture
 from calc.layers import Attention, Dense, Experts, LayerSpec, Mixer, summary
 from calc.params import final_norm_params, layer_norm_params
 from calc.quantization import stored_weights
-from calc.sources.hf import irregular, kinds, unknown
+from calc.sources.hf import irregular, kinds, unknown, unlike
 from calc.sources.hf.attention import attention_mixer, has_bias, qk_norm_params
 from calc.sources.hf.defaults import class_defaults
 from calc.sources.hf.experts import feed_forwards
@@ -23,7 +23,6 @@ from calc.sources.hf.reader import (
     INTERMEDIATE_SIZE,
     MAX_CONTEXT,
     MAX_LAYERS,
-    N_HEADS,
     N_LAYERS,
     VOCAB_SIZE,
     Reader,
@@ -58,6 +57,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     Raises UnsupportedArchitecture for a model that its fields do not determine, SourceError for what is wrong.
     """
     fields, part = text_part(config)
+    fields = unlike.usual_names(fields)
     reader = Reader(fields, source, class_defaults(fields, inner=part is not None))
     family = _family(reader)
     if part is not None:
@@ -92,7 +92,7 @@ def _family(reader: Reader) -> Family:
 def _spec(reader: Reader, family: Family, name: str) -> ModelSpec:
     listed = () if reader.has("layers_block_type", "block_configs") else (N_LAYERS,)
     inner = (INTERMEDIATE_SIZE,) if irregular.states_inner_size(reader, family) else ()
-    reader.require(*listed, N_HEADS, HIDDEN_SIZE, *inner, VOCAB_SIZE)
+    reader.require(*listed, *irregular.heads_key(reader), HIDDEN_SIZE, *inner, VOCAB_SIZE)
     family, more = irregular.adapt(reader, family)
     n_layers = irregular.n_layers(reader)
     if n_layers > MAX_LAYERS:

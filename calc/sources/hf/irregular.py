@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from calc.layers import Attention, Dense, Experts, FeedForward, LayerSpec, Mixer
-from calc.sources.hf import kinds
+from calc.sources.hf import kinds, unlike
 from calc.sources.hf.attention import attention_mixer
 from calc.sources.hf.experts import EXPERT_SIZE, N_EXPERTS, TOP_K
 from calc.sources.hf.families import Family
 from calc.sources.hf.kinds import Kind
-from calc.sources.hf.reader import HIDDEN_SIZE, N_LAYERS, Reader, shown
+from calc.sources.hf.reader import HIDDEN_SIZE, INTERMEDIATE_SIZE, N_HEADS, N_LAYERS, Reader, shown
 from calc.sources.hf.recurrent import recurrent_mixer
 from calc.specs import Mlp
 
@@ -23,12 +24,10 @@ class More:
     embedding_size: int | None = None
 
 
-REFUSED = frozenset(
-    "jetmoe gemma3n gemma3n_text blt doge minimax longcat_flash rwkv rwkv6 xlstm kimi_linear zamba zamba2 "
-    "recurrent_gemma openelm mamba mamba2 falcon_mamba bitnet hyperclovax mimo_v2_flash bailing_hybrid olmo_hybrid "
-    "deepseek_v4 phi3small lfm3 plamo2 arctic".split()
-)
+REFUSED = frozenset("jetmoe blt doge rwkv rwkv6 xlstm openelm deepseek_v4 phi3small plamo2 arctic".split())
 """Model types that are known to hold more than their fields say, or other things."""
+BUILDERS: Mapping[str, state_space.Builder] = {**state_space.BUILDERS, **linear.BUILDERS, **rarer.BUILDERS}
+"""What makes the layers of model types whose layers follow rules of their own."""
 
 
 def adapt(reader: Reader, family: Family) -> tuple[Family, More]:
@@ -42,6 +41,14 @@ def adapt(reader: Reader, family: Family) -> tuple[Family, More]:
             return _mpt(reader, family), More()
         case model_type if model_type.startswith("gemma4"):
             return family, _gemma4(reader)
+        case "gemma3n" | "gemma3n_text":
+            return family, More(rarer.gemma3n_other(reader))
+        case "hy_v4":
+            return family, More(rarer.hunyuan4_other(reader))
+        case "bitnet":
+            return replace(family, extra_params=reader.count(*HIDDEN_SIZE) + reader.count(*INTERMEDIATE_SIZE)), More()
+        case "hyperclovax":
+            return replace(family, norms=4 if reader.flag("use_post_norm", True) else 2), More()
         case "dbrx":
             return family, _dbrx(reader)
         case "chatglm":
@@ -49,7 +56,8 @@ def adapt(reader: Reader, family: Family) -> tuple[Family, More]:
         case "stablelm":
             return _stablelm(reader, family), More()
         case _:
-            return family, More()
+            family, other_params = unlike.adapt(reader, family)
+            return family, More(other_params)
 
 
 def _opt(reader: Reader, family: Family) -> tuple[Family, More]:
@@ -108,14 +116,29 @@ def n_layers(reader: Reader) -> int:
     for key in ("layers_block_type", "block_configs"):
         if not reader.has(*N_LAYERS) and isinstance(listed := reader.get(key), list) and listed:
             return len(listed)
+    if reader.model_type == "longcat_flash":
+        return _longcat_layers(reader)
     return reader.count(*N_LAYERS)
+
+
+def _longcat_layers(reader: Reader) -> int:
+    """num_hidden_layers, where a config has it, counts attentions: two a layer."""
+    if (found := reader.maybe("num_layers")) is not None:
+        return found
+    return reader.count("num_hidden_layers", minimum=2) // 2
+
+
+def heads_key(reader: Reader) -> tuple[tuple[str, ...], ...]:
+    """The key of query heads, where a model has attention."""
+    return () if reader.model_type in state_space.NO_ATTENTION else (N_HEADS,)
 
 
 def states_inner_size(reader: Reader, family: Family) -> bool:
     """Whether the config must say intermediate_size."""
     if family.wide_inner or reader.has("block_configs", "expansion_ratio", "block_ff_dim", "ffn_config"):
         return False
-    return reader.model_type not in ("mpt", "nemotron_h", "dbrx") and not reader.has(*EXPERT_SIZE)
+    own = ("mpt", "nemotron_h", "dbrx", "zamba2", *state_space.NO_ATTENTION)
+    return reader.model_type not in own and not reader.has(*EXPERT_SIZE)
 
 
 def inner_size(reader: Reader, hidden_size: int) -> int | None:
@@ -125,6 +148,8 @@ def inner_size(reader: Reader, hidden_size: int) -> int | None:
             return reader.count("expansion_ratio", default=4) * hidden_size
         case "qwen":
             return reader.count("intermediate_size") // 2
+        case "gpt_neox_japanese":
+            return reader.count("intermediate_multiple_size", default=4) * hidden_size
         case "lfm2" | "lfm2_moe":
             return _lfm2_inner(reader)
     return None
@@ -159,11 +184,15 @@ def layers(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> l
     """All layers of a model whose layers follow rules of their own; None for all others."""
     if reader.get("block_configs") is not None:
         return _block_configs(reader, family, n_layers, hidden_size)
+    if (builder := BUILDERS.get(reader.model_type)) is not None:
+        return builder(reader, family, n_layers, hidden_size)
+    if reader.has("indexer_types"):
+        return rarer.indexed_layers(reader, family, n_layers, hidden_size)
     if reader.model_type == "nemotron_h":
         return _single_blocks(reader, family, n_layers, hidden_size)
     if reader.model_type.startswith("gemma4"):
         return _gemma4_layers(reader, family, n_layers, hidden_size)
-    return None
+    return unlike.layers(reader, family, n_layers, hidden_size)
 
 
 def _block_configs(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> list[LayerSpec]:
