@@ -75,6 +75,7 @@ SYMBOLS: dict[str, Symbol] = {
     "inner": Symbol("D", "D", "inner width of the recurrence"),
     "state": Symbol("s", "s", "state dimension"),
     "kernel": Symbol("c", "c", "convolution length"),
+    "gate_rank": Symbol("r_g", r"r_\mathrm{g}", "rank of the gates"),
     "dt_rank": Symbol("r_t", r"r_\mathrm{t}", "rank of the time step"),
     "groups": Symbol("n_g", r"n_\mathrm{g}", "groups of the recurrence"),
     "key_heads": Symbol("n_kl", r"n_\mathrm{kl}", "key heads of the recurrence"),

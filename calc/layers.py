@@ -7,8 +7,8 @@ sequence.
 
 Sources: Vaswani et al. 2017 and Ainslie et al. 2023 (attention), DeepSeek-V2 2024, section 2.1 (latent attention),
 DeepSeek-V3.2 2025 (indexer), Gu and Dao 2023 (mamba1), Dao and Gu 2024 (mamba2), Yang et al. 2024 (gated delta),
-Shazeer et al. 2017 (experts). Which projections a published model has: transformers 5.23, ``modeling_*.py``.
-Imported only for a model that has layers of its own: the usual start pays nothing for it.
+Kimi Team 2025 (Kimi delta), Shazeer et al. 2017 (experts). Which projections a published model has: transformers
+5.23, ``modeling_*.py``. Imported only for a model that has layers of its own: the usual start pays nothing for it.
 """
 
 from __future__ import annotations
@@ -143,6 +143,14 @@ def gated_delta_params(
     return into + rest + value_heads * value_dim * hidden_size + extra_params
 
 
+def kimi_delta_params(*, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0) -> Any:
+    """A Kimi delta layer: q, k and v with convolutions, decay and output gate (of a rank, or whole), b, norm, out."""
+    inner = n_heads * head_dim
+    gate = hidden_size * inner if _zero(gate_rank) else gate_rank * (hidden_size + inner)
+    into = 3 * hidden_size * inner + 2 * gate + hidden_size * n_heads
+    return into + 3 * inner * kernel + inner + n_heads + head_dim + inner * hidden_size
+
+
 def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> Any:
     """A gated short convolution (LFM2): into B, C and x, a convolution of each channel, out."""
     total = 4 * hidden_size * hidden_size + hidden_size * kernel
@@ -176,7 +184,7 @@ class Attention:
     """Attention with a cache of K and V. No `window`: every token is kept. `chunked`: the window restarts.
 
     `keys` and `values` false: not projected here (V is K, or both come from another layer: then nothing is kept).
-    `extra_params`: sinks, gates, norms inside.
+    `shared`: its matrices are an earlier layer's and are counted there. `extra_params`: sinks, gates, norms inside.
     """
 
     kind: ClassVar[str] = "attention"
@@ -191,6 +199,7 @@ class Attention:
     gated: bool = False
     keys: bool = True
     values: bool = True
+    shared: bool = False
     extra_params: int = 0
 
     @property
@@ -219,6 +228,8 @@ class Attention:
         sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "n_kv_heads", "head_dim", "value_dim")}
         extra: dict[str, Any] = {"extra_params": self.extra_params} if self.extra_params else {}
         name = f"{self.label[0].upper()}{self.label[1:]}, a layer"
+        if self.shared:
+            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=self.extra_params)
         return derive(name, mixed_attention_params, unit=PARAMS, hidden_size=hidden_size, **sizes, **extra, **shape)
 
 
@@ -359,6 +370,35 @@ class GatedDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KimiDelta:
+    """Kimi delta attention: a state of head dimension x head dimension a head, and the last convolution inputs.
+
+    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0.
+    """
+
+    kind: ClassVar[str] = "kimi_delta"
+    label: ClassVar[str] = "kimi delta"
+    window: ClassVar[None] = None
+    cache_elements: ClassVar[int] = 0
+    n_heads: int
+    head_dim: int
+    kernel: int
+    gate_rank: int = 0
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.n_heads * self.head_dim * (self.head_dim + 3 * self.kernel)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "head_dim", "kernel")}
+        if self.gate_rank:
+            sizes["gate_rank"] = self.gate_rank
+        return derive("Kimi delta, a layer", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortConv:
     """A gated short convolution over `width` channels: the last `kernel` inputs are kept."""
 
@@ -397,7 +437,7 @@ class Stated:
         return derive(f"{self.label.capitalize()}, a layer", stated_params, unit=PARAMS, params=self.params)
 
 
-Mixer = Attention | Latent | Mamba1 | Mamba2 | GatedDelta | ShortConv | Stated
+Mixer = Attention | Latent | Mamba1 | Mamba2 | GatedDelta | KimiDelta | ShortConv | Stated
 
 
 def _derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
@@ -409,12 +449,16 @@ def _derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A feed-forward that every token goes through. `extra_params`: what it has beside its matrices."""
+    """A feed-forward that every token goes through. `extra_params`: what it has beside its matrices.
+
+    `shared`: its matrices are an earlier layer's and are counted there.
+    """
 
     kind: ClassVar[str] = "dense"
     intermediate_size: int
     mlp: Mlp = Mlp.GATED
     bias: bool = False
+    shared: bool = False
     extra_params: int = 0
 
     @property
@@ -431,6 +475,8 @@ class Dense:
         """Its parameters."""
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": self.intermediate_size}
         name = f"Feed-forward of {self.intermediate_size:,}, a layer"
+        if self.shared:
+            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=0)
         return derive(name, feed_forward_params, unit=PARAMS, mlp=self.mlp, bias=self.bias, **sizes)
 
 
@@ -490,7 +536,7 @@ class LayerSpec:
         return "; ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "nothing but a norm"
 
 
-MAY_BE_ZERO = frozenset(("extra_params", "router_params", "q_lora_rank", "index_heads", "index_dim"))
+MAY_BE_ZERO = frozenset(("extra_params", "router_params", "q_lora_rank", "index_heads", "index_dim", "gate_rank"))
 
 
 def _check_part(part: Mixer | FeedForward) -> None:
@@ -507,16 +553,26 @@ def _check_part(part: Mixer | FeedForward) -> None:
 
 
 KINDS: Mapping[str, type] = {
-    part.kind: part for part in (Attention, Latent, Mamba1, Mamba2, GatedDelta, ShortConv, Stated, Dense, Experts)
+    part.kind: part
+    for part in (Attention, Latent, Mamba1, Mamba2, GatedDelta, KimiDelta, ShortConv, Stated, Dense, Experts)
 }
 
 
 def grouped(layers: tuple[LayerSpec, ...]) -> dict[LayerSpec, int]:
     """The different layers, in order of first appearance, and how many there are of each."""
-    counts: dict[LayerSpec, int] = {}
+    by_identity: dict[int, tuple[LayerSpec, int]] = {}  # a layer's hash is a walk through it: once an object is enough
     for layer in layers:
-        counts[layer] = counts.get(layer, 0) + 1
+        by_identity[id(layer)] = (layer, by_identity.get(id(layer), (layer, 0))[1] + 1)
+    counts: dict[LayerSpec, int] = {}
+    for layer, n in by_identity.values():
+        counts[layer] = counts.get(layer, 0) + n
     return counts
+
+
+def shared_objects(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """`layers` with equal ones as one object."""
+    known: dict[LayerSpec, LayerSpec] = {}
+    return tuple(known.setdefault(layer, layer) for layer in layers)
 
 
 def mixers_of(layers: tuple[LayerSpec, ...]) -> dict[Mixer, int]:
@@ -543,6 +599,8 @@ def _summary_heads(mixers: Mapping[Mixer, int], hidden_size: int) -> tuple[int, 
     other = _commonest(mixers)
     if isinstance(other, Mamba2):
         return other.n_heads, other.n_heads, max(1, other.inner // other.n_heads)
+    if isinstance(other, KimiDelta):
+        return other.n_heads, other.n_heads, other.head_dim
     if isinstance(other, GatedDelta):
         return other.value_heads, other.value_heads, other.value_dim
     return 1, 1, other.inner if isinstance(other, Mamba1) else hidden_size

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from calc.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba1, Mamba2, Mixer, ShortConv
+from calc.layers import (
+    Attention,
+    Dense,
+    Experts,
+    GatedDelta,
+    KimiDelta,
+    Latent,
+    LayerSpec,
+    Mamba1,
+    Mamba2,
+    Mixer,
+    ShortConv,
+)
 from calc.specs import Mlp, ModelSpec
 
 SPLIT, KV, WHOLE = "split", "kv", "whole"
@@ -45,7 +57,7 @@ def matrices(model: ModelSpec) -> Iterator[Matrix]:
                 size = part.input_size or layer.hidden_size
                 name = f"layers.{i}.mlp.experts.0"
                 yield from _mlp(name, size, part.expert_size, part.mlp, part.n_experts, expert=True)
-            else:
+            elif not part.shared:
                 name = f"layers.{i}.mlp.shared_experts" if shared else f"layers.{i}.mlp"
                 yield from _mlp(name, layer.hidden_size, part.intermediate_size, part.mlp, 1)
 
@@ -71,6 +83,8 @@ def _mlp(name: str, size: int, inner: int, mlp: Mlp, count: int, *, expert: bool
 def _mixer(layer: str, mixer: Mixer, size: int) -> Iterator[Matrix]:
     name = f"{layer}.self_attn"
     match mixer:
+        case Attention(shared=True):
+            return
         case Attention():
             queries = mixer.n_heads * mixer.head_dim * (2 if mixer.gated else 1)
             yield Matrix(f"{name}.q_proj", queries, size, 1, SPLIT)
@@ -119,6 +133,11 @@ def _recurrent(name: str, mixer: Mixer, size: int) -> Iterator[Matrix]:
             yield Matrix(f"{name}.in_proj_qkvz", 2 * keys + 2 * inner, size, 1, SPLIT)
             yield Matrix(f"{name}.in_proj_ba", 2 * mixer.value_heads, size, 1, SPLIT)
             yield Matrix(f"{name}.out_proj", size, inner, 1, SPLIT)
+        case KimiDelta():
+            inner = mixer.n_heads * mixer.head_dim
+            for part in ("q_proj", "k_proj", "v_proj"):
+                yield Matrix(f"{name}.{part}", inner, size, 1, SPLIT)
+            yield Matrix(f"{name}.o_proj", size, inner, 1, SPLIT)
         case ShortConv():
             yield Matrix(f"{name}.in_proj", 3 * size, size, 1, SPLIT)
             yield Matrix(f"{name}.out_proj", size, size, 1, SPLIT)

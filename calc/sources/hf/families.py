@@ -333,14 +333,11 @@ FAMILIES: Mapping[str, Family] = {
     "minimax": Family(),
     "minimax_text_01": Family(),
     "minimax_m1": Family(),
-    "gemma3n_text": replace(GEMMA, qk_norm="head", window="every:5", default_window=512),
-    "gemma3n": replace(GEMMA, qk_norm="head", window="every:5", default_window=512),
     "longcat_flash": DEEPSEEK,
     "laguna": replace(BIASED_ATTENTION, qk_norm="head", router_bias=True),
     "lfm3": replace(BIASED_ATTENTION, qk_norm="head", tied=True),
     "hy_v4": DEEPSEEK,
     "axk2": DEEPSEEK,
-    "bitnet": BIASED_ATTENTION,
     "kolibri1": replace(BIASED_ATTENTION, norms=4, qk_norm="head"),
 }
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from calc.layers import Attention, Dense, Experts, FeedForward, LayerSpec, Mixer
-from calc.sources.hf import kinds, unlike
+from calc.sources.hf import kinds, linear, rarer, state_space, unlike
 from calc.sources.hf.attention import attention_mixer
 from calc.sources.hf.experts import EXPERT_SIZE, N_EXPERTS, TOP_K
 from calc.sources.hf.families import Family
 from calc.sources.hf.kinds import Kind
-from calc.sources.hf.reader import HIDDEN_SIZE, INTERMEDIATE_SIZE, N_HEADS, N_LAYERS, Reader, shown
+from calc.sources.hf.reader import HIDDEN_SIZE, N_HEADS, N_LAYERS, Reader, shown
 from calc.sources.hf.recurrent import recurrent_mixer
 from calc.specs import Mlp
 
@@ -41,14 +41,8 @@ def adapt(reader: Reader, family: Family) -> tuple[Family, More]:
             return _mpt(reader, family), More()
         case model_type if model_type.startswith("gemma4"):
             return family, _gemma4(reader)
-        case "gemma3n" | "gemma3n_text":
-            return family, More(rarer.gemma3n_other(reader))
         case "hy_v4":
             return family, More(rarer.hunyuan4_other(reader))
-        case "bitnet":
-            return replace(family, extra_params=reader.count(*HIDDEN_SIZE) + reader.count(*INTERMEDIATE_SIZE)), More()
-        case "hyperclovax":
-            return replace(family, norms=4 if reader.flag("use_post_norm", True) else 2), More()
         case "dbrx":
             return family, _dbrx(reader)
         case "chatglm":
