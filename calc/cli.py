@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
+SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
+"""Policies that count what a server reserves (calc.servers, imported only for them)."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,7 +154,7 @@ def memory_parser(prog: str) -> Parser:
     add_study_options(parser)
     parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens (default 8192)")
     parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8")
-    parser.add_argument("--policy", choices=[str(p) for p in Policy], default=str(Policy.EQUAL_SPLIT))
+    parser.add_argument("--policy", choices=[*(str(p) for p in Policy), *SERVERS], default=str(Policy.EQUAL_SPLIT))
     add_output_options(parser)
     return parser
 
@@ -165,7 +167,7 @@ def study_from(args: argparse.Namespace) -> Study:
         device=device_from(args),
         context=args.context,
         tps=args.tp,
-        policy=Policy(args.policy),
+        policy=Policy.REPLICATED if args.policy in SERVERS else Policy(args.policy),
         **formats_from(args, model),
     )
 
@@ -176,8 +178,12 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
 
     parser = memory_parser(prog)
     add_parallel_options(parser)
+    add_server_options(parser)
     args = parser.parse_args(argv)
+    _check_server_options(args)
     report = memory_report(study_from(args))
+    if args.policy in SERVERS:
+        return _emit_server(args, report)
     if any((args.pp, args.ep, args.dp_attention, args.dcp)):
         return _emit_with_plans(args, report)
     if args.format == "json":
@@ -194,6 +200,50 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--ep", type=count, metavar="N", help="of the TP devices, those that share whole experts")
     shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with requests of their own")
     shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")
+
+
+SERVER_OPTIONS = (
+    "engine_version", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs", "block_size", "kv_pool",
+    "enforce_eager", "speculative_layers", "speculative_tokens", "prefix_caching", "disable_hybrid",
+)  # fmt: skip
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """How the server of --policy is started."""
+
+    def utilization(text: str) -> object:
+        from calc.servers.command import read_utilization
+
+        return read_utilization(text)
+
+    server = parser.add_argument_group("server, with --policy vllm, sglang, transformers or llamacpp")
+    server.add_argument("--engine-version", metavar="V", help="such as 0.19.0: accounting and defaults change")
+    server.add_argument("--gpu-memory-utilization", type=_reader(utilization), metavar="0.9")
+    server.add_argument("--max-num-batched-tokens", type=count, metavar="N", help="most tokens of a step")
+    server.add_argument("--max-num-seqs", type=count, metavar="N", help="most sequences of a step; llama.cpp's slots")
+    server.add_argument("--block-size", type=count, metavar="N", help="tokens of a cache block")
+    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="the pool a GPU, instead of the derived one")
+    server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    server.add_argument("--speculative-layers", type=count, metavar="N", help="layers of the guessing model (MTP)")
+    server.add_argument("--speculative-tokens", type=count, metavar="N", help="tokens guessed a step")
+    server.add_argument("--prefix-caching", action="store_true", help="recurrent states are cached too")
+    server.add_argument("--disable-hybrid", action="store_true", help="window layers keep the whole context")
+
+
+def _check_server_options(args: argparse.Namespace) -> None:
+    given = [name for name in SERVER_OPTIONS if getattr(args, name)]
+    if given and args.policy not in SERVERS:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SpecError(given[0], f"{words} is a server's: add --policy {', '.join(SERVERS[:-1])} or {SERVERS[-1]}")
+    if args.policy in SERVERS and args.ep:
+        raise SpecError("ep", "--ep is not counted with a server's policy: leave one of them out")
+
+
+def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:
+    from calc.servers.command import run
+
+    document, answer = run(args, report, kv_given=args.kv_format is not None)
+    return emit_tables(args, *answer) if document is None else emit_json(args, document)
 
 
 def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:

@@ -1,0 +1,182 @@
+"""What a config says beyond the text model's sizes: rotary tables, encoders, types of state. Never refuses.
+
+Table lengths: vLLM's rotary_embedding.py (linear and dynamic: context x factor; YaRN: original context x factor;
+longrope: both contexts; else the context). Encoders are counted by their dimensions: 4 h^2 + 2 h I a layer
+(3 h I where gated), patches, positions and the projector; biases with them where the type has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calc.servers.records import ModelFacts
+
+MAX_BYTES = 4 * 2**20
+GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
+GEMMA4_VIDEO_TOKENS = 2496
+"""vLLM raises its tokens a step to this for Gemma 4 (concurrencies in logs of 0.25.1)."""
+Config = Mapping[str, Any]
+
+
+def facts_of(model: str | None, name: str = "") -> ModelFacts:
+    """Facts of --model: of the config where it is a path, else of the catalog name as far as they are known."""
+    if model is not None:
+        path = Path(model).expanduser()
+        try:
+            path = path / "config.json" if path.is_dir() else path
+            if path.suffix == ".json" and path.is_file() and path.stat().st_size <= MAX_BYTES:
+                config = json.loads(path.read_bytes())
+                if isinstance(config, dict):
+                    return facts_from_config(config)
+        except (OSError, ValueError, RecursionError):
+            return ModelFacts()
+    return named_facts(name)
+
+
+def named_facts(name: str) -> ModelFacts:
+    """Facts of well-known catalog models, by the start of their name."""
+    key = name.lower()
+    for start, facts in _KNOWN.items():
+        if key.startswith(start):
+            return facts
+    return ModelFacts()
+
+
+def facts_from_config(config: Config) -> ModelFacts:
+    """Facts of a parsed config.json; what it does not say stays at the default."""
+    text = config.get("text_config") or config.get("language_config") or config
+    text = text if isinstance(text, dict) else config
+    vision = config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    kind = str(config.get("model_type", ""))
+    state = text.get("mamba_ssm_dtype") or text.get("mamba_ssm_cache_dtype")
+    elements, tokens = image(vision, config)
+    return ModelFacts(
+        rope_elements=rope_elements(text),
+        vision_params=encoder_params(vision, text, config),
+        multimodal=bool(vision),
+        image_elements=elements,
+        image_tokens=tokens,
+        item_tokens=GEMMA4_VIDEO_TOKENS if kind.startswith("gemma4") and vision else 0,
+        state_element_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(str(state)),
+        repeated_kv=kind == "falcon" and bool(config.get("new_decoder_architecture")),
+    )
+
+
+def _number(config: Config, *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 10**12:
+            return int(value)
+    return 0
+
+
+def rope_elements(text: Config) -> int | None:
+    """Elements of the precomputed tables; None where the config leaves it to the model's context."""
+    context = _number(text, "max_position_embeddings", "n_positions", "max_seq_len")
+    if not context or text.get("alibi") is True or text.get("position_embedding_type") == "alibi":
+        return None
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        return None
+    nested = [part for part in scaling.values() if isinstance(part, dict)]
+    width = _rotary_width(text, scaling)
+    if not width:
+        return None
+    total = (
+        sum(_table_length(part, context, text) for part in nested) if nested else _table_length(scaling, context, text)
+    )
+    if not nested and _number(text, "rope_local_base_freq") and str(text.get("model_type", "")).startswith("gemma3"):
+        total += context
+    return total * width
+
+
+def _rotary_width(text: Config, scaling: Config) -> int:
+    if latent := _number(text, "qk_rope_head_dim"):
+        return latent
+    heads, hidden = _number(text, "num_attention_heads", "n_head"), _number(text, "hidden_size", "n_embd")
+    width = _number(text, "head_dim") or (hidden // heads if heads else 0)
+    share = text.get("partial_rotary_factor") or scaling.get("partial_rotary_factor") or text.get("rotary_pct") or 1
+    return int(width * share) if isinstance(share, int | float) and 0 < share <= 1 else width
+
+
+def _table_length(scaling: Config, context: int, text: Config) -> int:
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    factor = scaling.get("factor")
+    factor = factor if isinstance(factor, int | float) and 0 < factor < 10**6 else 1
+    original = _number(scaling, "original_max_position_embeddings") or _number(text, "original_max_position_embeddings")
+    if kind in ("linear", "dynamic"):
+        return int(context * factor)
+    if kind == "yarn":
+        return int((original or context) * factor)
+    if kind in ("longrope", "su"):
+        return context + original
+    return context
+
+
+def image(vision: Config, config: Config) -> tuple[int, int]:
+    """Elements of the largest image and its tokens; zeros where the config does not say."""
+    side, patch = _number(vision, "image_size"), _number(vision, "patch_size")
+    if not side or not patch:
+        return 0, 0
+    merge = _number(vision, "spatial_merge_size") or _number(config, "spatial_merge_size") or 1
+    tokens = _number(config, "mm_tokens_per_image") or (side // patch // merge) ** 2
+    return 3 * side * side, max(1, tokens)
+
+
+def encoder_params(vision: Config, text: Config, config: Config) -> int:
+    """Parameters of the image encoder and its projector; 0 where there is none."""
+    h = _number(vision, "hidden_size", "embed_dim")
+    n = _number(vision, "num_hidden_layers", "depth", "num_layers")
+    ratio = vision.get("mlp_ratio")
+    inner = _number(vision, "intermediate_size") or int(h * ratio if isinstance(ratio, int | float) else 4 * h)
+    if not h or not n:
+        return 0
+    kind = str(vision.get("model_type", ""))
+    gated = kind.startswith(GATED_ENCODERS)
+    if kind.startswith("qwen2_vl"):
+        h, inner = _number(vision, "embed_dim") or h, int(4 * (_number(vision, "embed_dim") or h))
+    biases = 0 if kind in ("pixtral",) else 9 * h + inner
+    layers = n * (4 * h * h + (3 if gated else 2) * h * inner + 2 * h + biases)
+    patch, side = _number(vision, "patch_size"), _number(vision, "image_size")
+    patches = 3 * patch * patch * h * (_number(vision, "temporal_patch_size") or 1)
+    positions = (side // patch) ** 2 * h if kind.startswith(("siglip", "clip", "llama4")) and patch else 0
+    return layers + patches + positions + _projector(vision, text, config, h)
+
+
+def _projector(vision: Config, text: Config, config: Config, h: int) -> int:
+    out = _number(text, "hidden_size") or _number(vision, "out_hidden_size")
+    if "projector_output_dim" in vision:  # llama 4: a shuffled MLP, then a linear layer
+        a, b = _number(vision, "projector_input_dim"), _number(vision, "projector_output_dim")
+        return _number(vision, "intermediate_size") * a + a * b + b * out
+    merge = _number(vision, "spatial_merge_size") or _number(config, "spatial_merge_size")
+    if str(config.get("model_type", "")).startswith("mistral3"):
+        return merge * merge * h * h + h * out + out * out
+    if merge > 1:
+        return (merge * merge * h) ** 2 + merge * merge * h * out
+    return h * out
+
+
+_GEMMA3_POSITIONS = 131_072 * (8 + 1)
+_KNOWN: Mapping[str, ModelFacts] = {
+    "gemma-3-4b": ModelFacts(
+        vision_params=419_820_000, multimodal=True, rope_elements=_GEMMA3_POSITIONS * 256,
+        image_elements=3 * 896 * 896, image_tokens=256,
+    ),
+    "gemma-3-12b": ModelFacts(
+        vision_params=421_290_000, multimodal=True, rope_elements=_GEMMA3_POSITIONS * 256,
+        image_elements=3 * 896 * 896, image_tokens=256,
+    ),
+    "gemma-3-27b": ModelFacts(
+        vision_params=423_000_000, multimodal=True, rope_elements=_GEMMA3_POSITIONS * 128,
+        image_elements=3 * 896 * 896, image_tokens=256,
+    ),
+    "gemma-4": ModelFacts(multimodal=True, item_tokens=GEMMA4_VIDEO_TOKENS),
+    "llama-4-scout": ModelFacts(vision_params=869_000_000, multimodal=True),
+    "qwen3.5": ModelFacts(state_element_bytes=4),
+    "qwen3.6": ModelFacts(state_element_bytes=4),
+    "falcon-40b": ModelFacts(repeated_kv=True),
+}  # fmt: skip

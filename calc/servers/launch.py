@@ -1,0 +1,143 @@
+"""The command that starts the server which a report means, ready to copy."""
+
+from __future__ import annotations
+
+import shlex
+from fractions import Fraction
+
+from calc.errors import CalcError
+from calc.servers.records import ServerReport
+from calc.specs import ModelSpec
+
+VLLM_CACHE = {"fp8": "fp8"}
+SGLANG_CACHE = {"fp8": "fp8_e4m3"}
+LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
+ONLINE = {"fp8": "fp8"}
+
+
+def launch_command(report: ServerReport) -> str:
+    """A shell line; for transformers the Python that loads the model with this cache."""
+    engine = report.options.engine
+    if engine == "transformers":
+        return _transformers(report)
+    makers = {"vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}
+    return shlex.join(makers[engine](report))
+
+
+def served_name(model: ModelSpec) -> str:
+    """What the server is to load: the Hugging Face id of a catalog model, else the folder or file it was read from."""
+    from calc.sources.catalog import models
+
+    name = model.name.removesuffix(" (edited)")
+    try:
+        entry = models().get(name)
+    except CalcError:
+        entry = None
+    if entry is not None:
+        return entry.hf_id
+    source = model.source.partition(",")[0]
+    return source.removesuffix("/config.json") if source.endswith(("/config.json", ".gguf")) else name
+
+
+def _words(pairs: list[tuple[str, int | str | Fraction | None]]) -> list[str]:
+    return [word for flag, value in pairs if value is not None for word in (flag, _text(value))]
+
+
+def _text(value: int | str | Fraction) -> str:
+    return f"{float(value):g}" if isinstance(value, Fraction) else str(value)
+
+
+def _above_one(value: int) -> int | None:
+    return value if value > 1 else None
+
+
+def _dtype(report: ServerReport) -> str | None:
+    return {"fp32": "float32", "fp16": "float16"}.get(report.study.weight_format.name)
+
+
+def _online(report: ServerReport) -> str | None:
+    """Quantization while loading, where the checkpoint itself is not quantized."""
+    return None if report.study.model.stored is not None else ONLINE.get(report.study.weight_format.name)
+
+
+def _vllm(report: ServerReport) -> list[str]:
+    study, options = report.study, report.options
+    guessed = f'{{"num_speculative_tokens": {options.speculative_tokens or 3}, "method": "mtp"}}'
+    words = _words(
+        [
+            ("--max-model-len", options.max_model_len or study.context),
+            ("--tensor-parallel-size", _above_one(options.tp)),
+            ("--pipeline-parallel-size", _above_one(options.pp)),
+            ("--decode-context-parallel-size", _above_one(options.dcp)),
+            ("--gpu-memory-utilization", report.utilization),
+            ("--max-num-batched-tokens", report.max_num_batched_tokens),
+            ("--max-num-seqs", report.max_num_seqs),
+            ("--block-size", options.block_size),
+            ("--kv-cache-memory-bytes", options.kv_pool_bytes),
+            ("--kv-cache-dtype", VLLM_CACHE.get(study.kv_format.name)),
+            ("--quantization", _online(report)),
+            ("--dtype", _dtype(report)),
+            ("--speculative-config", guessed if options.speculative_layers else None),
+        ]
+    )
+    eager = ["--enforce-eager"] if options.enforce_eager else []
+    return ["vllm", "serve", served_name(study.model), *words, *eager]
+
+
+def _sglang(report: ServerReport) -> list[str]:
+    study, options = report.study, report.options
+    words = _words(
+        [
+            ("--model-path", served_name(study.model)),
+            ("--context-length", options.max_model_len or study.context),
+            ("--tp-size", _above_one(options.tp)),
+            ("--dp-size", _above_one(options.dp_attention)),
+            ("--mem-fraction-static", report.utilization),
+            ("--chunked-prefill-size", report.max_num_batched_tokens),
+            ("--max-running-requests", options.max_num_seqs),
+            ("--page-size", options.block_size),
+            ("--kv-cache-dtype", SGLANG_CACHE.get(study.kv_format.name)),
+            ("--quantization", _online(report)),
+            ("--dtype", _dtype(report)),
+        ]
+    )
+    flags = ["--enable-dp-attention"] if options.dp_attention > 1 else []
+    flags += ["--disable-cuda-graph"] if options.enforce_eager else []
+    return ["python", "-m", "sglang.launch_server", *words, *flags]
+
+
+def _llamacpp(report: ServerReport) -> list[str]:
+    study, options = report.study, report.options
+    name = served_name(study.model)
+    file = name if name.endswith(".gguf") else f"{name.rpartition('/')[2]}.gguf"
+    stored = LLAMACPP_CACHE.get(study.kv_format.name, study.kv_format.name)
+    slots = report.max_num_seqs or 1
+    words = _words(
+        [
+            ("--model", file),
+            ("--ctx-size", (options.max_model_len or study.context) * slots),
+            ("--parallel", slots),
+            ("--ubatch-size", report.max_num_batched_tokens),
+            ("--n-gpu-layers", 999),
+            ("--cache-type-k", stored),
+            ("--cache-type-v", stored),
+            ("--flash-attn", "on"),
+        ]
+    )
+    return ["llama-server", *words]
+
+
+def _transformers(report: ServerReport) -> str:
+    study, options = report.study, report.options
+    kind = _dtype(report) or "bfloat16"
+    placed = 'tp_plan="auto"' if options.tp > 1 else 'device_map="cuda"'
+    name = served_name(study.model)
+    return "\n".join(
+        [
+            "import torch",
+            "from transformers import AutoModelForCausalLM, DynamicCache",
+            f"model = AutoModelForCausalLM.from_pretrained({name!r}, dtype=torch.{kind}, {placed})",
+            "cache = DynamicCache(config=model.config)",
+            f"# model.generate(**inputs, past_key_values=cache, max_length={options.max_model_len or study.context})",
+        ]
+    )
