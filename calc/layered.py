@@ -373,8 +373,9 @@ def layered_split(model: ModelSpec, total: int, tp: int) -> dict[str, int]:
                 head = n * kv_projections(layer, mixer)
                 all_kv += head * mixer.n_kv_heads
                 own += head * kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
-    outer = layered_parameters(model)
-    whole += outer.norms - sum(layer.norm_params for layer in model.layers) + outer.positions
+    outer = {name: int(term.value) for name, term in _outer_terms(model).items()}
+    whole += outer.get("positions", 0)
+    whole += outer["final_norm"] if model.final_norm_params is None else model.final_norm_params
     return {"split_params": total - whole - all_kv, "rank_kv_params": own, "whole_params": whole}
 
 

@@ -29,7 +29,7 @@ from calc.layered import (
     rank_mixer_elements,
     state_format,
 )
-from calc.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer
+from calc.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.memory import max_batch, max_batch_with_state, shortfall
 from calc.params import embedding_params, final_norm_params, head_params, layer_norm_params, position_params
 from calc.specs import ModelSpec, Study, check_count
@@ -203,7 +203,7 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
     layers = layers_of(model)
     if spec.pp > len(layers):
         return f"{spec.pp:,} stages for {len(layers):,} layers: each stage needs one"
-    different = dict.fromkeys(layers)
+    different = grouped(layers)
     for mixer in dict.fromkeys(m for layer in different for m in layer.mixers):
         if problem := mixer_problem(mixer, spec.attention_tp) or _shared_tokens_problem(mixer, spec):
             return problem
@@ -319,7 +319,7 @@ def _add_ends(held: _Held, model: ModelSpec, spec: ParallelSpec, *, first: bool,
 
 def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Part) -> Term:
     held = _Held()
-    for layer, n in part.counts().items():
+    for layer, n in grouped(part.layers).items():
         _add_layer(held, layer, n, spec)
     _add_ends(held, model, spec, first=part.first, last=part.last)
     if spec.dp_attention == 1:  # one division says it all
@@ -362,18 +362,8 @@ class _Part:
     def label(self) -> str:
         return f"Stage {self.index + 1}"
 
-    def counts(self) -> dict[LayerSpec, int]:
-        counts: dict[LayerSpec, int] = {}
-        for layer in self.layers:
-            counts[layer] = counts.get(layer, 0) + 1
-        return counts
-
     def mixers(self) -> dict[Mixer, int]:
-        counts: dict[Mixer, int] = {}
-        for layer, n in self.counts().items():
-            for mixer in layer.mixers:
-                counts[mixer] = counts.get(mixer, 0) + n
-        return counts
+        return mixers_of(self.layers)
 
 
 def _parts(model: ModelSpec, pp: int) -> list[_Part]:
@@ -496,7 +486,7 @@ def _notes(model: ModelSpec, spec: ParallelSpec, stages: tuple[Stage, ...], bind
 
 
 def _attention_notes(model: ModelSpec, spec: ParallelSpec) -> list[str]:
-    notes, mixers = [], dict.fromkeys(mixer for layer in dict.fromkeys(layers_of(model)) for mixer in layer.mixers)
+    notes, mixers = [], mixers_of(layers_of(model))
     heads = [m.n_kv_heads for m in mixers if isinstance(m, Attention) and m.cache_elements]
     if heads and spec.attention_tp > min(heads):
         notes.append(

@@ -217,13 +217,14 @@ def _fitting_plan(study: Study, tp: int, batch: int, most: int, missing: list[in
     Stages hold the whole model together, so that the mean load says where to begin. Where all layers are alike more
     stages never load a device more, so that what the most of them cannot hold no fewer can.
     """
+    from calc.layers import grouped
     from calc.parallel import layers_of
 
     memory, last = study.device.memory_bytes, min(study.model.n_layers, most)
     least = max(_loads(study, tp, last, batch)[0])
     if least > memory:
         missing.append(_up(least - memory))
-        if len(dict.fromkeys(layers_of(study.model))) == 1:
+        if len(grouped(layers_of(study.model))) == 1:
             return None
     mean = sum(_loads(study, tp, 1, batch)[0], Fraction(0)) / memory
     for pp in range(max(1, _up(mean)), last + 1):
@@ -428,22 +429,23 @@ def advice(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> tuple[Advice
         return ()
     study = _asked(report.study, tp)
     most = largest_batch(study, tp=tp)
+    formats = formats_that_fit(study, batch=batch, tp=tp)
     cache = [
-        *_format_advice(study, batch, tp, "kv"),
+        *_format_advice(study, formats, "kv"),
         *_context_advice(study, batch, tp),
         *_batch_advice(most.batch, batch),
     ]
-    weights = _format_advice(study, batch, tp, "weight")
+    weights = _format_advice(study, formats, "weight")
     more = [*_devices_advice(study, batch), *_device_advice(study, batch, tp)]
     heavy = most.weight_bytes >= batch * (most.kv_bytes_per_request + most.state_bytes)
     return tuple([*weights, *cache, *more] if heavy else [*cache, *weights, *more])
 
 
-def _format_advice(study: Study, batch: int, tp: int, kind: str) -> list[Advice]:
+def _format_advice(study: Study, formats: Sequence[FormatAnswer], kind: str) -> list[Advice]:
     """The storage with the most bytes that makes it fit by itself."""
     other, name = ("weight_format", "kv_format") if kind == "kv" else ("kv_format", "weight_format")
     what = "cache" if kind == "kv" else "weights"
-    for answer in formats_that_fit(study, batch=batch, tp=tp):
+    for answer in formats:
         if answer.fits and getattr(answer, other) == getattr(study, other).name:
             chosen = getattr(answer, name)
             text = f"Store the {what} as {chosen}: {_fitting(answer.max_batch)}."

@@ -131,9 +131,10 @@ class ModelSpec:
             if (value := getattr(self, name)) is not None:
                 check_count(name, value, minimum=0)
         if self.layers:
-            from calc.layers import check_summary
+            from calc.layers import check_summary, shared_objects
 
             check_summary(self)
+            object.__setattr__(self, "layers", shared_objects(self.layers))
         elif self.other_params or self.embedding_size is not None or self.final_norm_params is not None:
             raise SpecError("layers", "other_params, embedding_size and final_norm_params go with layers alone")
 
