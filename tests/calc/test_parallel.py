@@ -3,6 +3,7 @@
 from dataclasses import replace
 from fractions import Fraction
 from math import lcm
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -13,7 +14,9 @@ from calc.layers import Attention, Dense, Experts, Latent, LayerSpec, summary
 from calc.memory import memory_report
 from calc.parallel import ParallelSpec, layers_of, legal_tps, parallel_problem, plan, stage_layers
 from calc.params import parameters
+from calc.sources import load_model
 from calc.specs import ModelSpec, Policy, Study
+from calc.storage import FORMATS
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, read_text, studies
 
@@ -295,3 +298,23 @@ def test_an_attention_without_a_cache_of_its_own_adds_none():
     assert [stage.kv_bytes_per_request for stage in found.stages] == [2 * 2 * 2 * 16 * 8192, 0]
     assert found.binding == 0
     assert found.fits
+
+
+CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="the published configs are not here")
+def test_published_models_are_shared_without_loss():
+    """One device holds all parameters and the padding of the vocabulary; stages hold the caches of all layers."""
+    for file in sorted(CONFIGS.glob("*.json")):
+        model = load_model(str(file))
+        study = Study(model=model, device=device(80 * GB), weight_format=FORMATS["bf16"])
+        whole, parts = (
+            plan(study, ParallelSpec()).stages[0],
+            plan(study, ParallelSpec(pp=min(4, model.n_layers))).stages,
+        )
+        rows = (1 if model.tied else 2) * (model.embedding_size or model.hidden_size) + int(model.head_bias)
+        padding = -model.vocab_size % 64 * rows
+        assert whole.weight_bytes == 2 * (parameters(model).total + padding), file.stem
+        kv = memory_report(study).kv_bytes_per_request
+        assert whole.kv_bytes_per_request == sum(s.kv_bytes_per_request for s in parts) == kv, file.stem
