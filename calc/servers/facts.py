@@ -17,7 +17,7 @@ from calc.servers.records import ModelFacts
 MAX_BYTES = 4 * 2**20
 GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
 GEMMA4_VIDEO_TOKENS = 2496
-"""vLLM raises its tokens a step to this for Gemma 4 (concurrencies in logs of 0.25.1)."""
+"""vLLM raises its tokens a step to this for Gemma 4, a video of 32 frames (vLLM pull request 43051; logs of 0.25.1)."""
 Config = Mapping[str, Any]
 
 

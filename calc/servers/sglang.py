@@ -106,6 +106,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     block_bytes = ceil(full + SWA_RATIO * sliding) if full else sliding
     page = options.block_size or 1
     blocks = max(0, for_tokens) // (block_bytes * page) if block_bytes else 0
+    blocks = max(0, blocks - 1) if page > 1 else blocks  # the first page is a dummy
     need = -(-length // page)
     most = (pool - for_tokens) / states if states and pool > for_tokens else None
     concurrency = min(blocks / need, most) if most is not None else blocks / need

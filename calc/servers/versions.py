@@ -46,8 +46,9 @@ def default_utilization(version: Version) -> Fraction:
 
 
 def is_large(device: str, memory_bytes: int) -> bool:
-    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100)."""
-    return memory_bytes >= LARGE_DEVICE_BYTES and "a100" not in device.lower()
+    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100, nor a GB10 in its logs)."""
+    small = any(name in device.lower() for name in ("a100", "gb10", "spark"))
+    return memory_bytes >= LARGE_DEVICE_BYTES and not small
 
 
 def default_batched_tokens(version: Version, *, large: bool, max_model_len: int) -> int:
