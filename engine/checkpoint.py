@@ -32,6 +32,7 @@ from engine.families.gguf_models import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.names import canonical_names
 from engine.gguf import StoredTensor, read_gguf
+from engine.hub import locate
 from engine.jsonfile import read_json
 from engine.model import Decoder
 from engine.tokenizer import Tokenizer
@@ -78,12 +79,13 @@ def load_checkpoint(
 ) -> LoadedModel:
     """Load a .pt, .safetensors, .gguf or model folder; None or "bundled": the model shipped with the engine.
 
+    ``path`` may be org/name of a model in the local Hugging Face cache (see `engine.hub`).
     dtype: one of DTYPES, or "auto": as stored, but float32 for 16-bit weights on a CPU (see `pick_dtype`).
     device: "cpu", or "cuda" when torch sees one. ``make`` builds the decoder; ``select`` picks the part of each
     weight that is wanted, before anything is converted. Raises CheckpointError, OptionError.
     """
     bundled = path is None or str(path) == BUNDLED
-    location = assets.path("model") if bundled else Path(str(path))
+    location = assets.path("model") if bundled else locate(str(path))
     target = pick_device(device)
     source = _read_gguf(location) if location.suffix == ".gguf" else _read_source(location)
     wanted = pick_dtype(dtype, stored=source.weights["model.embed_tokens.weight"].dtype, device=target)

@@ -100,15 +100,11 @@ def test_experts_lie_in_one_tensor(tmp_path: Path) -> None:
     stacked = {name: tensor for name, tensor in weights.items() if ".experts." not in name}
     renames = {}
     for layer in range(2):
-        for part, theirs in (
-            ("gate_proj", "ffn_gate_exps"),
-            ("up_proj", "ffn_up_exps"),
-            ("down_proj", "ffn_down_exps"),
-        ):
+        for part in ("gate_proj", "up_proj", "down_proj"):
             name = f"model.layers.{layer}.mlp.experts.{part}.weight"
             each = [weights[f"model.layers.{layer}.mlp.experts.{i}.{part}.weight"] for i in range(3)]
             stacked[name] = torch.stack(each)
-            renames[name] = f"blk.{layer}.{theirs}.weight"
+            renames[name] = f"blk.{layer}.ffn_{part.removesuffix('_proj')}_exps.weight"
     metadata = {"llama.expert_count": 3, "llama.expert_used_count": 2}
     path = write_gguf(tmp_path / "m.gguf", config, stacked, metadata=metadata, renames=renames)
     loaded = load_checkpoint(path)
@@ -258,7 +254,7 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     config = small()
     weights = random_weights(config)
     path = write_gguf(tmp_path / "m.gguf", config, weights, architecture="bloom")
-    with pytest.raises(UnsupportedArchitecture, match='architecture "bloom".*it runs llama, qwen2'):
+    with pytest.raises(UnsupportedArchitecture, match=r'architecture "bloom".*it runs llama, qwen2'):
         load_checkpoint(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
     lacking = write_gguf(tmp_path / "lacking.gguf", config, weights)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,9 @@ def ours(file: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def theirs(file: Path) -> Iterator[Any]:
+def theirs(file: Path) -> Any:
     transformers = pytest.importorskip("transformers")
-    yield transformers.AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
     ).eval()
 
