@@ -34,7 +34,7 @@ def default_fraction(total_bytes: int, *, tp: int, chunk: int, graph_batch: int)
     """--mem-fraction-static: what activations of a chunk and CUDA graphs leave (server_args.py, 0.4.9 and later).
 
     >>> float(default_fraction(46_068 * MIB, tp=1, chunk=4096, graph_batch=64))
-    0.851
+    0.85
     """
     total = total_bytes // MIB
     reserved = 512 + max(chunk, 2048) * 3 // 2 + graph_batch * 2 + tp * 1024 // 8
@@ -147,7 +147,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
             for layer in kept
         ),
         assumptions=tuple(said),
-        bands={} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (int(pool * 0.95), int(pool * 1.05))},
+        bands=_bands(options, pool),
         steps=_terms(options, free, fraction, weights, pool, block_bytes * page, blocks, need),
         utilization=fraction,
         max_num_batched_tokens=chunk,
@@ -187,3 +187,9 @@ def _terms(
             ),
         )
     return terms if pool < 0 or not block_bytes else (*terms, *block_terms(pool, block_bytes, blocks, need))
+
+
+def _bands(options: ServerOptions, pool: int) -> dict[str, tuple[int, int]]:
+    """A twentieth either way, where the pool is derived."""
+    margin = abs(pool) // 20
+    return {} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (pool - margin, pool + margin)}

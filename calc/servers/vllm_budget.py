@@ -139,7 +139,8 @@ def capture_sizes(max_num_seqs: int) -> int:
     (51, 51, 19)
     """
     largest = min(2 * max_num_seqs, 512)
-    return len([1, 2, 4, *range(8, min(largest, 256) + 1, 8), *range(272, largest + 1, 16)])
+    sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
+    return sum(size <= largest for size in sizes)
 
 
 def cuda_graph_bytes(*, n_layers: int, sizes: int, eager: bool) -> int:

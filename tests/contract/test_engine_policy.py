@@ -1,0 +1,128 @@
+"""``memory --policy vllm|sglang|transformers|llamacpp``: the engine block of the JSON, refusals, what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calc.cli import COMMANDS, SERVERS, guarded
+from calc.servers.records import ENGINES
+
+ENGINE_KEYS = {
+    "name", "version", "block_size", "weight_bytes_per_gpu", "activation_bytes", "non_torch_bytes",
+    "cuda_graph_bytes", "kv_pool_bytes", "kv_blocks", "kv_tokens", "max_concurrency", "groups", "assumptions",
+}  # fmt: skip
+SIZES = ("weight_bytes_per_gpu", "activation_bytes", "non_torch_bytes", "cuda_graph_bytes", "kv_pool_bytes",
+         "kv_blocks", "kv_tokens", "block_size")  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = guarded(lambda: COMMANDS["memory"](words, "kvscope memory"), "kvscope memory")
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    code, out, err = run(capsys, *words, "--json")
+    assert (code, err) == (0, "")
+    document: dict[str, object] = json.loads(out)
+    return document
+
+
+def test_the_names_on_the_command_line_are_the_servers() -> None:
+    assert SERVERS == ENGINES
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+def test_engine_block(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    document = answer(capsys, "--policy", engine, "--device", "h100-sxm", "--tp", "1")
+    block = document["engine"]
+    assert isinstance(block, dict)
+    assert set(block) >= ENGINE_KEYS
+    assert block["name"] == document["policy"] == engine
+    assert all(isinstance(block[name], int) for name in SIZES)
+    assert isinstance(block["max_concurrency"], float)
+    assert set(block["groups"][0]) == {"kind", "layers", "blocks_per_request"}
+    assert all(isinstance(sentence, str) for sentence in block["assumptions"])
+    assert document["max_batch"] == int(block["max_concurrency"])
+    assert isinstance(document["launch"], str)
+    assert document["tp"][0]["weight_bytes_per_gpu"] == block["weight_bytes_per_gpu"]  # type: ignore[index]
+
+
+def test_log_of_a_server_from_its_pool(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM 0.19, Llama-3.1-8B, TP 2: 63.76 GiB are 1,044,688 tokens, 127.53 requests of 8192."""
+    words = ("--policy", "vllm", "--model", "llama-3.1-8b", "--tp", "2", "--kv-pool", "63.76GiB")
+    block = answer(capsys, *words, "--engine-version", "0.19.0")["engine"]
+    assert isinstance(block, dict)
+    assert block["kv_tokens"] == pytest.approx(1_044_688, rel=0.001)
+    assert block["max_concurrency"] == pytest.approx(127.53, rel=0.001)
+    assert block["groups"] == [{"kind": "full", "layers": 32, "blocks_per_request": 512}]
+
+
+def test_several_tp_choose_the_smallest_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    document = answer(capsys, "--policy", "vllm", "--model", "llama-3.1-70b", "--device", "h100-sxm")
+    block = document["engine"]
+    assert isinstance(block, dict)
+    fits = [row["tp"] for row in document["tp"] if row["fits"]]  # type: ignore[attr-defined, index]
+    assert block["tp"] == fits[0] == 2
+    assert "TP 2: the smallest of --tp that fits" in block["assumptions"]
+
+
+def test_float32_weights_take_a_float32_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy", "vllm", "--model", "llama-3.1-8b", "--device", "h100-sxm", "--tp", "1")
+    plain = answer(capsys, *words, "--weight-format", "fp32", "--gpu-memory-utilization", "0.95")["engine"]
+    assert isinstance(plain, dict)
+    assert plain["kv_tokens"] == pytest.approx(175_296, rel=0.002)
+
+
+def test_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    document = answer(capsys, "--policy", "vllm", "--model", "llama-3.1-70b", "--tp", "1")
+    assert document["fits"] is False
+    assert document["max_batch"] == 0
+    code, out, _ = run(capsys, "--policy", "vllm", "--model", "llama-3.1-70b", "--tp", "1")
+    assert code == 0
+    assert "does not start" in out
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "md"])
+@pytest.mark.parametrize("engine", SERVERS)
+def test_readable_answers(capsys: pytest.CaptureFixture[str], engine: str, form: str) -> None:
+    code, out, _ = run(capsys, "--policy", engine, "--device", "h100-sxm", "--format", form)
+    assert code == 0
+    assert "KV pool" in out
+    assert form == "csv" or "Start it with: " in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--kv-pool", "10GiB"),
+        ("--block-size", "32", "--policy", "replicated"),
+        ("--enforce-eager",),
+        ("--policy", "vllm", "--gpu-memory-utilization", "1.5"),
+        ("--policy", "vllm", "--engine-version", "newest"),
+        ("--policy", "vllm", "--kv-pool", "10"),
+        ("--policy", "llamacpp", "--block-size", "16"),
+        ("--policy", "vllm", "--model", "phi-4", "--tp", "4"),
+        ("--policy", "vllm", "--tp", "2", "--dcp", "3"),
+    ],
+)
+def test_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_plain_memory_imports_no_server() -> None:
+    code = (
+        "import sys; from calc.cli import run_memory; run_memory(['--json'], 'x');"
+        "sys.exit(any(name.startswith('calc.servers') for name in sys.modules))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
