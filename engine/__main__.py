@@ -47,7 +47,16 @@ def _run(args: argparse.Namespace) -> int:
         from engine.service import Service  # torch
     except ImportError as error:
         raise EngineFailure(f"the engine needs PyTorch: {error}") from None
-    return run(args, todo, Service().answer)
+    if args.tp > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+        from engine.parallel.launch import follow_torchrun, follower_of_torchrun
+
+        if follower_of_torchrun():
+            return follow_torchrun(args.weights, args.dtype or "auto")
+    service = Service()
+    try:
+        return run(args, todo, service.answer)
+    finally:
+        service.close()
 
 
 if __name__ == "__main__":

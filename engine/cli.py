@@ -9,7 +9,7 @@ from engine.errors import EngineError, OptionError
 from engine.events import Benchmark, DType, Evaluate, Generate, Request
 from engine.files import check_writable
 from engine.latency_plot import check_plot_path
-from engine.options import check_benchmark, check_threads, parse_counts
+from engine.options import check_benchmark, check_ranks, check_threads, parse_counts
 
 PROG = "python -m engine"
 MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "run")
@@ -110,6 +110,7 @@ def _add_model_options(parser: Parser) -> None:
         help=".pt, .safetensors or a model folder (default: the bundled model)",
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
+    group.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks, as processes (default 1)")
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
 
 
@@ -154,6 +155,9 @@ def _add_benchmark_options(parser: Parser) -> None:
 def requests(args: argparse.Namespace) -> list[Request]:
     """The checked requests that the options stand for, in their order. Raises EngineError."""
     check_threads(args.threads)
+    check_ranks(args.tp)
+    if args.tp > 1 and args.mode not in ("generate", "benchmark"):
+        raise OptionError("tp", f"--tp belongs to generate and benchmark, not to {args.mode}")
     if args.output is not None:
         check_writable(args.output)
     if args.plot is not None:
@@ -179,6 +183,7 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         model=args.weights,
         dtype=args.dtype or "auto",
         threads=args.threads,
+        tp=args.tp,
     )
 
 
@@ -199,6 +204,7 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
         warmup=args.warmup,
         dtype=args.dtype or "auto",
         threads=args.threads,
+        tp=args.tp,
     )
     check_benchmark(request)
     return request

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.events import BenchmarkResult, EvaluationResult, GenerationFinished
-from engine.timing import timing
+from engine.timing import NS_PER_S, timing
 
 Document = dict[str, Any]
 
@@ -41,9 +41,11 @@ def generation_document(
     """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
 
     `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. The predicted cache bytes are
-    the calculator's, which the engine does not know: null where nobody gave them.
+    the calculator's, which the engine does not know: null where nobody gave them. `communication_s` is there for
+    tensor-parallel runs: the part of the time that went into collectives.
     """
     rates = timing(finished.start_ns, finished.token_times_ns)
+    waited_ns = finished.communication_ns
     return {
         "command": "generate",
         "model": model,
@@ -57,6 +59,7 @@ def generation_document(
         "token_times_ns": [time_ns - finished.start_ns for time_ns in finished.token_times_ns],
         "kv_cache_bytes": finished.kv_cache_bytes,
         "kv_cache_bytes_predicted": kv_cache_bytes_predicted,
+        **({} if waited_ns is None else {"communication_s": waited_ns / NS_PER_S}),
     }
 
 

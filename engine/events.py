@@ -44,6 +44,8 @@ class Load(Record, frozen=True, kw_only=True):
     model: str | None = None
     dtype: DType = "auto"
     threads: int | None = None
+    tp: int = 1
+    """Tensor-parallel ranks, processes of their own."""
 
 
 class Generate(Record, frozen=True, kw_only=True):
@@ -65,6 +67,7 @@ class Generate(Record, frozen=True, kw_only=True):
     model: str | None = None
     dtype: DType = "auto"
     threads: int | None = None
+    tp: int = 1
 
 
 class Evaluate(Record, frozen=True, kw_only=True):
@@ -90,6 +93,7 @@ class Benchmark(Record, frozen=True, kw_only=True):
     warmup: int = 1
     dtype: DType = "auto"
     threads: int | None = None
+    tp: int = 1
 
 
 class Cancel(Record, frozen=True, kw_only=True):
@@ -135,6 +139,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     sliding_window: int | None = None
     load_ns: int | None = None
     """Time the load took; None where it was not measured."""
+    tp: int = 1
+    rank_weight_bytes: int | None = None
+    """Bytes of one tensor-parallel rank's weights; None on a single rank."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +266,8 @@ class GenerationFinished(Record, frozen=True, kw_only=True):
     """The whole run. `ids` and `text` hold the new tokens only; `text` is None without a tokenizer.
 
     A cancelled run ends like this too, with the tokens made so far and the reason "cancelled".
-    `kv_cache_bytes` is the cache allocated for the run, 0 without one.
+    `kv_cache_bytes` is the cache allocated for the run, 0 without one; with tensor parallelism it is one rank's.
+    `communication_ns` is what rank 0 spent waiting for and adding up with the others, None on a single rank.
     """
 
     reason: StopReason
@@ -269,6 +277,7 @@ class GenerationFinished(Record, frozen=True, kw_only=True):
     start_ns: int
     token_times_ns: tuple[int, ...]
     kv_cache_bytes: int
+    communication_ns: int | None = None
 
 
 class CaseEvaluated(Record, frozen=True, kw_only=True):

@@ -121,6 +121,7 @@ class _Run:
         self.ids: list[int] = []
         self.times_ns: list[int] = []
         self.start_ns = 0
+        self.communicated_ns = decoder.communication_ns
 
     def _make_cache(self) -> Cache:
         capacity = self.options.cache_capacity
@@ -220,4 +221,9 @@ class _Run:
             start_ns=self.start_ns,
             token_times_ns=tuple(self.times_ns),
             kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
+            communication_ns=self._communication_ns(),
         )
+
+    def _communication_ns(self) -> int | None:
+        now = self.decoder.communication_ns
+        return None if now is None or self.communicated_ns is None else now - self.communicated_ns

@@ -74,6 +74,11 @@ class Decoder:
         return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
 
     @property
+    def communication_ns(self) -> int | None:
+        """Time spent on talking to other ranks so far; None where there are none."""
+        return None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all parameters in this dtype."""
         return self.n_parameters * self.dtype.itemsize

@@ -5,6 +5,7 @@ from engine.events import Benchmark
 
 MAX_THREADS = 1024
 MAX_TOKENS = 1_000_000
+MAX_RANKS = 64
 
 
 def check_benchmark(options: Benchmark) -> None:
@@ -20,12 +21,18 @@ def check_benchmark(options: Benchmark) -> None:
     check_count("repeats", options.repeats, low=1, high=1000)
     check_count("warmup", options.warmup, low=0, high=1000)
     check_threads(options.threads)
+    check_ranks(options.tp)
 
 
 def check_threads(threads: int | None) -> None:
     """Raise `OptionError` unless torch could be given this many threads (None: its own choice)."""
     if threads is not None:
         check_count("threads", threads, low=1, high=MAX_THREADS)
+
+
+def check_ranks(tp: int) -> None:
+    """Raise `OptionError` unless that many tensor-parallel ranks could be started."""
+    check_count("tp", tp, low=1, high=MAX_RANKS)
 
 
 def check_count(field: str, value: int, *, low: int, high: int) -> None:

@@ -42,7 +42,7 @@ from engine.events import (
     Request,
 )
 from engine.generate import GenerationOptions, generate
-from engine.options import check_benchmark, check_threads
+from engine.options import check_benchmark, check_ranks, check_threads
 from engine.timing import NS_PER_S
 
 # Below this size most operations are too small for torch to split, and threads that wait for the few others cost
@@ -91,6 +91,7 @@ class Service:
                 else:
                     yield msgspec.structs.replace(event, request_id=request.request_id)
         except Exception as error:
+            self._release_if_lost()
             yield failure(error, request.request_id)
 
     def _answer(self, request: Request, should_stop: ShouldStop) -> Iterator[Event]:
@@ -111,12 +112,13 @@ class Service:
     def _hold(self, request: Load | Generate | Benchmark) -> Generator[Event, None, LoadedModel]:
         """The model that a request names: the one held if it is the same file and dtype, else loaded."""
         check_threads(request.threads)
-        key = _key(request.model, request.dtype)
+        check_ranks(request.tp)
+        key = (*_key(request.model, request.dtype), request.tp)
         fresh = self._held is None or self._held.key != key
         if fresh:
             yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or BUNDLED)
-            self._held = None  # frees its memory before the next one is loaded
-            self._held = _load(key, request.model, request.dtype)
+            self._release()  # frees its memory before the next one is loaded
+            self._held = _load(key, request)
         held = self._held
         assert held is not None
         self._use_threads(request.threads, held.model)
@@ -124,12 +126,28 @@ class Service:
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns))
         return held.model
 
+    def close(self) -> None:
+        """End what the model runs on: other ranks, where it has any."""
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of the model; its other ranks end."""
+        held, self._held = self._held, None
+        close = getattr(held.model.decoder, "close", None) if held is not None else None
+        if close is not None:
+            close()
+
+    def _release_if_lost(self) -> None:
+        """A model of which a rank has ended is of no use: the next request loads it anew."""
+        if self._held is not None and getattr(self._held.model.decoder, "lost", False):
+            self._release()
+
     def _model_for_evaluation(self, request: Evaluate) -> LoadedModel:
         """The model held, if it is the one; otherwise loaded for this once, so that the one held stays."""
-        key = _key(request.weights, request.dtype)
+        key = (*_key(request.weights, request.dtype), 1)
         if self._held is not None and self._held.key == key:
             return self._held.model
-        return _load(key, request.weights, request.dtype).model
+        return _load(key, Load(model=request.weights, dtype=request.dtype)).model
 
     def _use_threads(self, threads: int | None, model: LoadedModel) -> None:
         """Give torch the threads asked for; else one for a small model, torch's own choice for others."""
@@ -216,12 +234,19 @@ def model_info(model: LoadedModel, *, load_ns: int | None = None) -> ModelInfo:
         learned_positions=config.positions == "learned",
         sliding_window=config.sliding_window,
         load_ns=load_ns,
+        tp=getattr(getattr(decoder, "group", None), "size", 1),
+        rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
     )
 
 
-def _load(key: tuple[object, ...], model: str | None, dtype: DType) -> _Held:
+def _load(key: tuple[object, ...], request: Load | Generate | Benchmark) -> _Held:
     start_ns = time.perf_counter_ns()
-    loaded = load_checkpoint(_path(model), dtype=dtype)
+    if request.tp > 1:
+        from engine.parallel.launch import load_parallel  # torch.distributed
+
+        loaded = load_parallel(_path(request.model), dtype=request.dtype, tp=request.tp, threads=request.threads)
+    else:
+        loaded = load_checkpoint(_path(request.model), dtype=request.dtype)
     return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns)
 
 

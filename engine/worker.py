@@ -47,7 +47,11 @@ def serve() -> int:
     from engine.service import Service, ready  # torch: seconds; requests are read meanwhile
 
     emit(ready())
-    run(Service(), inbox, emit)
+    service = Service()
+    try:
+        run(service, inbox, emit)
+    finally:
+        service.close()
     return 0
 
 

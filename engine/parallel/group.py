@@ -1,0 +1,79 @@
+"""The ranks of one model as a group: four collectives, timed, whose failure says which rank is gone."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from engine.errors import EngineFailure
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank may take for what all others have done: loading a large model from a slow disk, say."""
+
+
+class RankLost(EngineFailure):
+    """Another rank ended or cannot be reached."""
+
+
+class Group:
+    """Ranks 0 to size - 1. `communication_ns` is the time this rank has spent in collectives."""
+
+    def __init__(self, rank: int, size: int, device: torch.device, *, lost: Callable[[], str] | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device
+        self.communication_ns = 0
+        self._lost = lost
+
+    @classmethod
+    def join(
+        cls, rank: int, size: int, device: torch.device, store: Store, *, lost: Callable[[], str] | None = None
+    ) -> "Group":
+        """Meet the other ranks at `store`. Raises RankLost where one does not come."""
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        except RuntimeError as error:
+            raise RankLost(f"the {size} tensor-parallel ranks did not meet: {_first_line(error)}") from None
+        return cls(rank, size, device, lost=lost)
+
+    def leave(self) -> None:
+        """Part from the group; the others see it."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        self._timed(lambda: dist.all_reduce(tensor))
+        return tensor
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values on every rank, in place."""
+        self._timed(lambda: dist.broadcast(tensor, 0))
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Sequence[Tensor] | None:
+        """Every rank's tensor on rank 0; None on the others."""
+        parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
+        self._timed(lambda: dist.gather(tensor.contiguous(), parts, 0))
+        return parts
+
+    def _timed(self, call: Callable[[], T]) -> T:
+        start = time.perf_counter_ns()
+        try:
+            return call()
+        except RuntimeError as error:
+            said = self._lost() if self._lost is not None else ""
+            raise RankLost(said or f"a tensor-parallel rank cannot be reached: {_first_line(error)}") from None
+        finally:
+            self.communication_ns += time.perf_counter_ns() - start
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

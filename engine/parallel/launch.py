@@ -1,0 +1,229 @@
+"""Starting and ending the ranks of one model: processes of this machine, or those that torchrun has started."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
+
+from engine.checkpoint import LoadedModel, load_checkpoint, pick_device
+from engine.config import ModelConfig
+from engine.errors import EngineError, EngineFailure
+from engine.model import Decoder
+from engine.parallel.decoder import LeaderDecoder, RankDecoder, follow, shard_of
+from engine.parallel.group import TIMEOUT, Group, RankLost
+from engine.parallel.shard import Shard, check_tp, cut
+
+_PATIENCE_S = 10.0
+_GRACE_S = 1.0
+"""A rank whose connection broke is given this long to end, so that its last words can be told."""
+
+
+class Ranks:
+    """The processes of ranks 1 to tp - 1."""
+
+    def __init__(self) -> None:
+        self._processes: list[tuple[int, subprocess.Popen[bytes], IO[bytes]]] = []
+
+    def start(self, rank: int, arguments: list[str], environment: Mapping[str, str]) -> None:
+        """Start one; its stdin stays open as long as this process lives, which is how it knows."""
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "engine.parallel", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **environment, "RANK": str(rank)},
+            start_new_session=True,
+        )
+        self._processes.append((rank, process, errors))
+
+    def lost(self) -> str:
+        """A sentence about a rank that has ended; empty while all run."""
+        for rank, process, errors in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            if process.returncode is not None:
+                reason = _last_line(errors)
+                how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
+                n = len(self._processes) + 1
+                return f"rank {rank} of {n} ended ({how}){': ' + reason if reason else ''}; the run is over"
+        return ""
+
+    def end(self) -> None:
+        """End them all; nothing is left running."""
+        for _, process, _ in self._processes:
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+        for _, process, errors in self._processes:
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            errors.close()
+        self._processes.clear()
+
+
+def _last_line(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    lines = errors.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:300] if lines else ""
+
+
+def load_parallel(
+    path: Path | str | None, *, dtype: str = "auto", device: str = "cpu", tp: int, threads: int | None = None
+) -> LoadedModel:
+    """The model on `tp` ranks; its decoder is rank 0, a `LeaderDecoder` (close it when done).
+
+    Under torchrun the other ranks are there already and come through `follow_torchrun`. Raises OptionError for a
+    degree that does not fit the model, RankLost when a rank ends, and what `load_checkpoint` raises.
+    """
+    if under_torchrun():
+        group = _join_torchrun(pick_device(device))
+        return _load(path, dtype=dtype, device=device, group=group, ranks=Ranks())
+    config = load_config(path, dtype=dtype)
+    check_tp(config, tp)
+    return _start(path, dtype=dtype, device=device, tp=tp, threads=threads)
+
+
+def load_config(path: Path | str | None, *, dtype: str) -> ModelConfig:
+    """The config alone: weights are mapped, none is converted."""
+    return load_checkpoint(path, dtype=dtype, make=_no_decoder).config
+
+
+def _no_decoder(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
+    return object.__new__(Decoder)
+
+
+def _start(path: Path | str | None, *, dtype: str, device: str, tp: int, threads: int | None) -> LoadedModel:
+    ranks = Ranks()
+    store = TCPStore("127.0.0.1", 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    _use_loopback()
+    environment = {"WORLD_SIZE": str(tp), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    words = [str(path) if path is not None else "bundled", dtype, device, str(threads or 0)]
+    try:
+        for rank in range(1, tp):
+            ranks.start(rank, words, environment)
+        group = Group.join(0, tp, pick_device(device), store, lost=ranks.lost)
+        return _load(path, dtype=dtype, device=device, group=group, ranks=ranks)
+    except BaseException:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        ranks.end()
+        raise
+
+
+def _use_loopback() -> None:
+    """gloo asks the name server for this machine's address unless it is told an interface."""
+    names = [name for _, name in socket.if_nameindex()]
+    for name in ("lo", "lo0"):
+        if name in names:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _load(path: Path | str | None, *, dtype: str, device: str, group: Group, ranks: Ranks) -> LoadedModel:
+    def end() -> None:
+        group.leave()
+        ranks.end()
+
+    def make(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
+        return LeaderDecoder(config, weights, group, end=end)
+
+    model = load_checkpoint(path, dtype=dtype, device=device, make=make, select=partial(_own, shard_of(group)))
+    n_ready = int(group.all_reduce(torch.ones(1, dtype=torch.int64, device=group.device)))
+    if n_ready < group.size:
+        end()
+        raise EngineFailure(f"{group.size - n_ready} of {group.size} ranks could not load the model")
+    return replace(model, name=model.name)
+
+
+def _own(shard: Shard, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    return cut(name, tensor, config, shard)
+
+
+def run_rank(path: str, dtype: str, device: str, threads: int) -> int:
+    """A rank that `load_parallel` has started: load its share, follow until the end. The exit code."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() // size))
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=False, timeout=TIMEOUT)
+    _use_loopback()
+    try:
+        group = Group.join(rank, size, pick_device(device), store)
+        _follow(None if path == "bundled" else path, dtype, device, group)
+    except EngineError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _follow(path: str | None, dtype: str, device: str, group: Group) -> None:
+    def make(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
+        return RankDecoder(config, weights, group)
+
+    ready = torch.ones(1, dtype=torch.int64, device=group.device)
+    try:
+        model = load_checkpoint(path, dtype=dtype, device=device, make=make, select=partial(_own, shard_of(group)))
+    except EngineError:
+        group.all_reduce(ready.zero_())
+        raise
+    group.all_reduce(ready)
+    assert isinstance(model.decoder, RankDecoder)
+    try:
+        follow(model.decoder)
+    finally:
+        group.leave()
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin: its end means that the parent is gone or wants this one gone."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os._exit(0)
+
+
+# --- torchrun ---------------------------------------------------------------------------------------------
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun has started this process as one rank of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def follower_of_torchrun() -> bool:
+    """Whether this is a rank that only follows."""
+    return under_torchrun() and int(os.environ["RANK"]) > 0
+
+
+def follow_torchrun(path: str | None, dtype: str, device: str = "cpu") -> int:
+    """A rank above 0 under torchrun. The exit code."""
+    group = _join_torchrun(pick_device(device))
+    try:
+        _follow(path, dtype, device, group)
+    except RankLost:
+        return 0  # rank 0 says what happened
+    return 0
+
+
+def _join_torchrun(device: torch.device) -> Group:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise RankLost(f"the ranks of torchrun did not meet: {str(error).splitlines()[0][:200]}") from None
+    return Group(dist.get_rank(), dist.get_world_size(), device)
