@@ -229,7 +229,7 @@ def _fitting_plan(study: Study, tp: int, batch: int, most: int, missing: list[in
     mean = sum(_loads(study, tp, 1, batch)[0], Fraction(0)) / memory
     for pp in range(max(1, _up(mean)), last + 1):
         loads, plan = _loads(study, tp, pp, batch)
-        if max(loads) <= memory and plan.max_batch >= batch:
+        if max(loads) <= memory:
             return _shown(plan, tp, pp)
     return None
 

@@ -209,6 +209,15 @@ def test_data_parallel_attention_by_hand():
     assert plan(study, ParallelSpec(tp=8, dp_attention=8)).stages[0].weight_bytes == 2 * (divided // 8 + whole)
 
 
+def test_attention_groups_share_the_kv_heads_among_fewer_devices():
+    """Eight devices in two groups: a group of four has 8 KV heads, two a device; the MLP is over all eight."""
+    found = plan(llama(), ParallelSpec(tp=8, dp_attention=2)).stages[0]
+    attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 8 * 128) + 525_336_576
+    divided = 32 * 176_160_768 + 525_336_576
+    assert found.weight_bytes == 2 * (attention // 4 + divided // 8 + 65 * 4096)
+    assert found.kv_bytes_per_request == 2**30 // 4
+
+
 def test_whole_experts_and_split_ones_weigh_the_same_where_they_divide():
     study = deepseek_like()
     weights = {ep: plan(study, ParallelSpec(tp=8, ep=ep)).stages[0].weight_bytes for ep in (1, 2, 8)}

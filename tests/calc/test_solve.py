@@ -53,6 +53,13 @@ def test_context_and_batch_by_hand():
     assert largest_batch(llama(), tp=2).batch == 134
 
 
+def test_a_device_that_is_just_large_enough():
+    exactly = 16_060_522_496 + GIB
+    assert (largest_batch(llama(exactly)).batch, largest_batch(llama(exactly - 1)).batch) == (1, 0)
+    assert largest_context(llama(exactly)).context == 8192
+    assert largest_batch(llama(exactly)).free_bytes == 0
+
+
 def test_longer_than_the_model_was_made_for_is_said():
     made_for = replace(llama(), model=find_model("llama-3-8b"))
     assert largest_context(made_for).beyond_model
@@ -226,6 +233,9 @@ def test_the_options_of_an_advice_are_options():
 
 
 def test_what_weighs_most_is_said_first():
+    light = advice(memory_report(llama(17 * GB)))
+    assert [step.change for step in light[:3]] == ["weight-format", "kv-format", "context"]
+    assert light[2].options == ("--context", "7167")
     heavy = advice(memory_report(llama(20 * GB)), batch=16)
     assert heavy[0].change == "context"
     assert "the cache" in shortage(memory_report(llama(20 * GB)), batch=16)
