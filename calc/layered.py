@@ -7,7 +7,8 @@ callers need not know which kind they have.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -18,9 +19,14 @@ from calc.layers import (
     Dense,
     Experts,
     FeedForward,
+    GatedDelta,
+    KimiDelta,
     Latent,
     LayerSpec,
+    Mamba1,
+    Mamba2,
     Mixer,
+    ShortConv,
     grouped,
     mixers_of,
     routed_params,
@@ -329,14 +335,35 @@ def mixer_problem(mixer: Mixer, tp: int) -> str | None:
         return f"{heads} not divide by {tp:,}"
     if isinstance(mixer, Attention) and mixer.n_kv_heads % tp and tp % mixer.n_kv_heads:
         return f"{mixer.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
-    for name in ("inner", "value_heads"):
-        if (width := getattr(mixer, name, tp)) % tp:
-            return f"the {width:,} channels of a recurrent layer do not divide by {tp:,}"
+    return _recurrent_problem(mixer, tp)
+
+
+def _recurrent_problem(mixer: Mixer, tp: int) -> str | None:
+    """Why `tp` GPUs cannot share a recurrence: its heads (or channels, where it has none) do not divide."""
+    parts: tuple[tuple[str, int], ...]
+    match mixer:
+        case Mamba2() | KimiDelta():
+            parts = (("heads", mixer.n_heads),)
+        case GatedDelta():
+            parts = (("key heads", mixer.key_heads), ("value heads", mixer.value_heads))
+        case Mamba1():
+            parts = (("channels", mixer.inner),)
+        case ShortConv():
+            parts = (("channels", mixer.width),)
+        case _:
+            return None
+    for what, n in parts:
+        if n % tp:
+            return f"the {n:,} {what} of a {mixer.label} layer do not divide by {tp:,}"
+    if isinstance(mixer, Mamba2) and mixer.groups % tp and tp % mixer.groups:
+        return f"the {mixer.groups:,} groups of a mamba-2 layer neither divide by {tp:,} nor repeat evenly"
     return None
 
 
 def kv_projections(layer: LayerSpec, mixer: Attention) -> int:
-    """K and V projection parameters of one KV head."""
+    """K and V projection parameters of one KV head; none where an earlier layer's serve."""
+    if mixer.shared:
+        return 0
     width = (mixer.head_dim if mixer.keys else 0) + (mixer.value_dim if mixer.values else 0)
     return width * (layer.hidden_size + int(mixer.qkv_bias))
 
@@ -346,15 +373,15 @@ def mixer_whole(layer: LayerSpec, mixer: Mixer) -> int:
     if isinstance(mixer, Latent):
         down = mixer.kv_lora_rank + mixer.rope_dim + mixer.q_lora_rank
         whole = layer.hidden_size * down + mixer.kv_lora_rank + mixer.q_lora_rank + mixer.extra_params
-        return whole + mixer.bias * (down + layer.hidden_size)
-    return layer.hidden_size if isinstance(mixer, Attention) and mixer.o_bias else 0
+        return whole + mixer.bias * (down + layer.hidden_size) + mixer.own_indexer_params(layer.hidden_size)
+    return layer.hidden_size if isinstance(mixer, Attention) and mixer.o_bias and not mixer.shared else 0
 
 
 def feed_forward_whole(layer: LayerSpec, part: FeedForward) -> int:
-    """Parameters of a feed-forward that every rank holds: the router, the output bias."""
+    """Parameters of a feed-forward that every rank holds: the router, a dense one's output bias, its gate."""
     if isinstance(part, Experts):
         return part.router_params
-    return layer.hidden_size if part.bias else 0
+    return part.extra_params + (layer.hidden_size if part.bias and not part.shared else 0)
 
 
 def _whole_of(layer: LayerSpec) -> int:
@@ -413,10 +440,18 @@ def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, 
     return held_request_term("KV cache per request and GPU", rank_cache_elements(model, tp), kv_format, context)
 
 
+def rank_state_elements(mixer: Mixer, tp: int) -> Fraction:
+    """State elements of `mixer` a sequence on a rank: heads are divided, groups of Mamba-2 at least one a rank."""
+    if isinstance(mixer, Mamba2) and mixer.groups % tp:
+        channels = Fraction(mixer.inner, tp)
+        return channels * mixer.state + (channels + 2 * mixer.state) * mixer.kernel
+    return Fraction(mixer.state_elements, tp)
+
+
 def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
-    """State bytes a sequence on a rank: recurrent heads are divided."""
-    term = state_term(model, kv_format)
-    return 0 if term is None else ceil(term.value / tp)
+    """State bytes a sequence on a rank, as `rank_state_elements` counts."""
+    elements = sum(n * rank_state_elements(mixer, tp) for mixer, n in mixers_of(model.layers).items())
+    return ceil(elements * state_format(kv_format).bytes_per_element)
 
 
 # Work of a token
@@ -427,9 +462,18 @@ def layered_linear_params(model: ModelSpec) -> int:
     inside = sum(
         n * (c.mixer + c.feed_forward + c.routed + c.router - c.idle)
         for layer, n in grouped(model.layers).items()
-        for c in [layer_counts(layer)]
+        for c in [layer_counts(_unshared(layer))]
     )
     return inside + model.vocab_size * (model.embedding_size or model.hidden_size)
+
+
+def _unshared(layer: LayerSpec) -> LayerSpec:
+    """`layer` with matrices of its own in place of an earlier layer's: what a token is multiplied with."""
+    if not any(getattr(part, "shared", False) for part in (*layer.mixers, *layer.feed_forwards)):
+        return layer
+    mixers = tuple(replace(m, shared=False) if isinstance(m, Attention) else m for m in layer.mixers)
+    parts = tuple(replace(p, shared=False) if isinstance(p, Dense) else p for p in layer.feed_forwards)
+    return replace(layer, mixers=mixers, feed_forwards=parts)
 
 
 def attention_heads(model: ModelSpec) -> int:

@@ -274,17 +274,17 @@ class Latent:
         """None: its memory is the cache."""
         return 0
 
+    def own_indexer_params(self, hidden_size: int) -> int:
+        """Parameters of the indexer; none where there is none."""
+        if not self.index_heads:
+            return 0
+        sizes = {"query_dim": self.q_lora_rank or hidden_size, "index_dim": self.index_dim}
+        return int(indexer_params(hidden_size=hidden_size, index_heads=self.index_heads, **sizes))
+
     def term(self, hidden_size: int) -> Term:
         """Its parameters, the indexer's among them."""
         sizes = {n: getattr(self, n) for n in ("n_heads", "kv_lora_rank", "nope_dim", "rope_dim", "value_dim")}
-        extra = self.extra_params
-        if self.index_heads:
-            extra += indexer_params(
-                hidden_size=hidden_size,
-                query_dim=self.q_lora_rank or hidden_size,
-                index_heads=self.index_heads,
-                index_dim=self.index_dim,
-            )
+        extra = self.extra_params + self.own_indexer_params(hidden_size)
         optional = {n: v for n, v in (("q_lora_rank", self.q_lora_rank), ("extra_params", extra)) if v}
         name = f"{self.label.capitalize()}, a layer"
         sizes = {"hidden_size": hidden_size, **sizes, **optional}

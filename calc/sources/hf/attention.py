@@ -35,7 +35,9 @@ def attention_mixer(reader: Reader, family: Family, kind: Kind) -> Attention:
         o_bias=has_bias(reader, family.o_bias),
         gated=family.gated_attention and reader.flag("attn_output_gate", True),
         values=not keys_are_values,
-        extra_params=(n_heads if family.sinks else 0) + family.extra_head_dims * head_dim,
+        extra_params=(n_heads if family.sinks else 0)
+        + family.extra_head_dims * head_dim
+        + (reader.count(*HIDDEN_SIZE) * n_heads * head_dim if family.separate_gate else 0),
     )
 
 

@@ -26,7 +26,7 @@ class Family:
     max_window_layers), "every:N" (each Nth layer is full). `positions`: rows of the learned table beyond the context,
     None for no table; `default_positions` is the context that the class assumes. `extra_params` and
     `extra_head_dims` (times head_dim) are small parameters of every layer, `sparse_norms` further norms of a
-    layer with experts.
+    layer with experts. `gated_attention`: the query projection is twice as wide; `separate_gate`: a matrix of its own.
     """
 
     norm: str = "rms"
@@ -50,6 +50,7 @@ class Family:
     embedding_norm: bool = False
     sinks: bool = False
     gated_attention: bool = False
+    separate_gate: bool = False
     shared_gate: bool = False
     router_bias: bool = False
     final_norm: bool = True
@@ -199,7 +200,7 @@ FAMILIES: Mapping[str, Family] = {
     "youtu": DEEPSEEK,
     "dots1": Family(qkv_bias=ATTENTION_BIAS, o_bias=ATTENTION_BIAS, qk_norm="head"),
     "jamba": Family(n_kv_heads=8),
-    "nemotron_h": Family(gated=False, qkv_bias=ATTENTION_BIAS, o_bias=ATTENTION_BIAS, mlp_bias=("mlp_bias", False)),
+    "nemotron_h": Family(gated=False, mlp_bias=("mlp_bias", False)),
     "nemotron": Family(
         norm="layer", gated=False, qkv_bias=ATTENTION_BIAS, o_bias=ATTENTION_BIAS, mlp_bias=("mlp_bias", False)
     ),
@@ -300,9 +301,7 @@ FAMILIES: Mapping[str, Family] = {
         head_dim=128,
         default_window=4096,
     ),
-    "afmoe": replace(
-        BIASED_ATTENTION, norms=4, qk_norm="head", gated_attention=True, router_bias=True, window="every:4"
-    ),
+    "afmoe": replace(BIASED_ATTENTION, norms=4, qk_norm="head", separate_gate=True, router_bias=True, window="every:4"),
     "aria_text": replace(BIASED_ATTENTION, mlp_bias=("mlp_bias", False)),
     "dbrx": Family(norm="layer_weight"),
     "nemotron-nas": replace(BIASED_ATTENTION, mlp_bias=("mlp_bias", False)),

@@ -24,7 +24,7 @@ class More:
     embedding_size: int | None = None
 
 
-REFUSED = frozenset("jetmoe blt doge rwkv rwkv6 xlstm openelm deepseek_v4 phi3small plamo2 arctic".split())
+REFUSED = frozenset("jetmoe blt rwkv rwkv6 xlstm deepseek_v4 plamo2 arctic".split())
 """Model types that are known to hold more than their fields say, or other things."""
 BUILDERS: Mapping[str, state_space.Builder] = {**state_space.BUILDERS, **linear.BUILDERS, **rarer.BUILDERS}
 """What makes the layers of model types whose layers follow rules of their own."""
@@ -192,6 +192,7 @@ def layers(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> l
 def _block_configs(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     """Nemotron NAS: each block has its own heads and inner size, or neither attention nor feed-forward."""
     blocks = reader.per_layer("block_configs", n_layers) or []
+    reader.config = {**reader.config, "num_key_value_heads": reader.count(*N_HEADS)}  # each block says its own
     return [_block(reader, family, block, hidden_size) for block in blocks]
 
 
@@ -266,13 +267,14 @@ def _nemotron_experts(reader: Reader, hidden_size: int) -> tuple[FeedForward, ..
     n_experts = reader.count(*N_EXPERTS)
     latent = reader.maybe("moe_latent_size")
     shared = reader.count("moe_shared_expert_intermediate_size") if reader.maybe("n_shared_experts", minimum=0) else 0
+    bias = latent + hidden_size if latent and reader.flag("mlp_bias") else 0
+    into_latent = 2 * hidden_size * latent + bias if latent else 0
     experts = Experts(
         n_experts=n_experts,
         top_k=reader.count(*TOP_K),
         expert_size=reader.count(*EXPERT_SIZE),
-        router_params=n_experts * hidden_size + (2 * hidden_size * latent if latent else 0),
+        router_params=n_experts * hidden_size + into_latent,
         mlp=Mlp.PLAIN,
-        bias=reader.flag("mlp_bias"),
         input_size=latent,
     )
     dense = Dense(intermediate_size=shared, mlp=Mlp.PLAIN, bias=reader.flag("mlp_bias")) if shared else None

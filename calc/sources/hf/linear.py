@@ -83,7 +83,7 @@ def bailing_layers(reader: Reader, family: Family, n_layers: int, hidden_size: i
     """Bailing hybrid: Kimi delta attention with gates that are not of low rank, each group's last layer latent."""
     n_heads = reader.count(*N_HEADS)
     head_dim = reader.maybe("linear_head_dim") or reader.count("head_dim")
-    kernel = reader.count("short_conv_kernel_size", "linear_conv_kernel_dim")
+    kernel = reader.count("linear_conv_kernel_dim", "short_conv_kernel_size")
     delta = KimiDelta(n_heads=reader.maybe("linear_num_heads") or n_heads, head_dim=head_dim, kernel=kernel)
     types = _types(reader, n_layers)
     if types is None:

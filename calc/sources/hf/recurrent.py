@@ -54,17 +54,28 @@ def _mamba2(reader: Reader, hidden_size: int) -> Mamba2:
     state = reader.count("ssm_state_size", "mamba_d_state")
     kernel = reader.count("conv_kernel", "mamba_d_conv")
     convolved = inner + 2 * groups * state
-    bias = reader.flag("mamba_proj_bias") or reader.flag("use_bias")
+    into, out = _projection_biases(reader)
     return Mamba2(
         inner=inner,
         n_heads=n_heads,
         groups=groups,
         state=state,
         kernel=kernel,
-        extra_params=inner + convolved + n_heads + hidden_size if bias else 0,
+        extra_params=(inner + convolved + n_heads if into else 0) + (hidden_size if out else 0),
         conv_bias=reader.flag("use_conv_bias", True) and reader.flag("mamba_conv_bias", True),
         norm=reader.model_type != "falcon_h1" or reader.flag("mamba_rms_norm"),
     )
+
+
+def _projection_biases(reader: Reader) -> tuple[bool, bool]:
+    """Whether the projections into and out of a Mamba-2 layer have biases: each class has a key of its own."""
+    match reader.model_type:
+        case "falcon_h1":
+            return reader.flag("mamba_proj_bias"), reader.flag("projectors_bias")
+        case "nemotron_h":
+            return reader.flag("use_bias"), reader.flag("use_bias")
+    both = reader.flag("mamba_proj_bias") or reader.flag("use_bias")
+    return both, both
 
 
 def _head_dim(reader: Reader, n_heads: int, hidden_size: int) -> int:

@@ -96,8 +96,8 @@ def zamba2_layers(reader: Reader, family: Family, n_layers: int, hidden_size: in
         kernel=reader.count("mamba_d_conv"),
         extra_params=projected + hidden_size if bias else 0,
     )
-    width, blocks = 2 * hidden_size, reader.count("num_mem_blocks")
-    head_dim = width // reader.count(*N_HEADS)
+    width, blocks = reader.maybe("attention_hidden_size") or 2 * hidden_size, reader.count("num_mem_blocks")
+    head_dim = reader.maybe("attention_head_dim") or 2 * hidden_size // reader.count(*N_HEADS)
     inner, rank = reader.maybe(*INTERMEDIATE_SIZE) or 4 * hidden_size, reader.count("adapter_rank")
     on_attention = 6 * width * rank if reader.flag("use_shared_attention_adapter") else 0
     on_dense = rank * (hidden_size + 2 * inner)
@@ -185,7 +185,7 @@ def recurrent_gemma_layers(reader: Reader, family: Family, n_layers: int, hidden
 
 def _local_attention(reader: Reader, hidden_size: int) -> Attention:
     n_heads = reader.count(*N_HEADS)
-    head_dim = hidden_size // n_heads
+    head_dim = reader.maybe("head_dim") or hidden_size // n_heads
     return Attention(
         n_heads=n_heads,
         n_kv_heads=reader.maybe(*N_KV_HEADS) or n_heads,
