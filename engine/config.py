@@ -21,6 +21,7 @@ Shape = tuple[int, ...]
 REFERENCE_NORM_EPS = 1e-5  # torch's LayerNorm default, which the assignment's model keeps
 MAX_LAYERS = 10_000  # far above any model; keeps a hostile config from exhausting memory by names alone
 MAX_EXPERTS = 10_000
+MAX_ALL_EXPERTS = 200_000  # of all layers: each has weights with names of their own
 
 _SIZE_FIELDS = (
     "n_layers",
@@ -234,6 +235,10 @@ class ModelConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if self.n_layers > MAX_LAYERS:
             raise ConfigError(f"n_layers is {self.n_layers}; at most {MAX_LAYERS} are supported")
+        if self.experts is not None and self.n_layers * self.experts.n_experts > MAX_ALL_EXPERTS:
+            raise ConfigError(
+                f"{self.n_layers} layers of {self.experts.n_experts} experts; at most {MAX_ALL_EXPERTS:,} in all are supported"
+            )
 
     @property
     def group_size(self) -> int:

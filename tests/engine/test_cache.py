@@ -5,9 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.cache import KVCache, cache_bytes
-from engine.errors import CacheError, OutOfMemory
-from tests.engine.models import llama_config
+from engine.cache import (
+    Int8Cache,
+    KVCache,
+    LatentCache,
+    WindowCache,
+    cache_bytes,
+    common_prefix,
+    make_cache,
+    quantize_int8,
+    reuse_prefix,
+)
+from engine.errors import CacheError, OptionError, OutOfMemory
+from tests.engine.models import VARIANTS, decoder, llama_config
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,3 +92,139 @@ def test_a_cache_beyond_memory_is_an_answer_not_a_crash() -> None:
     with pytest.raises(OutOfMemory, match=r"a KV cache of .* bytes .* does not fit") as caught:
         KVCache(llama_config(), 2**50)
     assert caught.value.kind == "memory"
+
+
+# --- other caches -----------------------------------------------------------------------------------------
+
+
+def test_a_window_cache_allocates_the_window_only() -> None:
+    config = llama_config(n_layers=3, sliding_window=5, sliding_layers=(True, False, True))
+    cache = WindowCache(config, 40, batch_size=2, dtype=torch.float64)
+    token_bytes = 2 * 2 * 2 * 6 * 8
+    assert (
+        cache.nbytes
+        == (5 + 40 + 5) * token_bytes
+        == cache_bytes(config, 40, batch_size=2, dtype=torch.float64, kind="window")
+    )
+    cache.advance(3)
+    assert cache.used_bytes == 3 * 3 * token_bytes
+    cache.advance(20)
+    assert cache.used_bytes == (5 + 23 + 5) * token_bytes
+    assert WindowCache(config, 4, dtype=torch.float64).nbytes == 3 * 4 * token_bytes // 2
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), window=st.integers(1, 6))
+def test_a_ring_returns_the_window_of_every_query(sizes: list[int], window: int) -> None:
+    """Whatever the chunks: each key with its position, all that any new query may see, newest included."""
+    total = sum(sizes)
+    cache = WindowCache(llama_config(n_layers=1, sliding_window=window), total)
+    values = torch.arange(total).float().view(1, 1, 1, total, 1).expand(2, 1, 2, total, 6)
+    for piece in torch.split(values, sizes, dim=3):
+        n_new, past = piece.size(3), cache.length
+        positions = cache.key_positions(n_new, window)
+        keys, held = cache.append(0, piece)
+        assert torch.equal(keys[0, 0, :, 0], positions.float())
+        assert torch.equal(keys, held)
+        assert set(range(max(0, past - window + 1), past + n_new)) <= set(positions.tolist()) or n_new == 1
+        if n_new == 1:
+            assert set(positions.tolist()) == set(range(max(0, past + 1 - window), past + 1))
+        cache.advance(n_new)
+
+
+def test_a_turned_ring_forgets_all_or_nothing() -> None:
+    cache = WindowCache(llama_config(sliding_window=5), 20)
+    cache.advance(5)
+    assert cache.truncate(3) == cache.length == 3
+    cache.advance(9)
+    assert cache.truncate(12) == 12
+    assert cache.truncate(11) == cache.length == 0
+
+
+def test_a_latent_cache_keeps_one_vector_a_token() -> None:
+    config = llama_config(**VARIANTS["latent"])
+    cache = make_cache(config, 7, batch_size=3, dtype=torch.bfloat16)
+    assert isinstance(cache, LatentCache)
+    assert cache.nbytes == 2 * 3 * 7 * (8 + 4) * 2 == cache_bytes(config, 7, batch_size=3, dtype=torch.bfloat16)
+    new = torch.randn(3, 2, 12).bfloat16()
+    keys, values = cache.append(1, new)
+    cache.advance(2)
+    assert torch.equal(keys, new[:, None])
+    assert torch.equal(values, new[:, None, :, :8])
+    assert cache.used_bytes == cache.nbytes // 7 * 2
+    with pytest.raises(CacheError, match="keeps keys and values"):
+        LatentCache(llama_config(), 7)
+
+
+def test_kinds_are_checked() -> None:
+    with pytest.raises(OptionError, match='cache "fp4" is not known; use full, window, int8'):
+        make_cache(llama_config(), 3, kind="fp4")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="int8 is not offered for latent"):
+        make_cache(llama_config(**VARIANTS["latent"]), 3, kind="int8")
+
+
+@given(seed=st.integers(0, 99), spread=st.sampled_from([1e-30, 1e-3, 1.0, 1e4]))
+def test_int8_is_within_half_a_step(seed: int, spread: float) -> None:
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(seed)) * spread
+    values, scales = quantize_int8(x)
+    largest = x.abs().amax(-1, keepdim=True)
+    assert values.abs().max() == 127
+    assert ((values * scales - x).abs() <= largest / 254 * (1 + 1e-5)).all()
+
+
+def test_int8_of_nothing_is_nothing() -> None:
+    values, scales = quantize_int8(torch.zeros(2, 4))
+    assert not values.any()
+    assert scales.isfinite().all()
+
+
+def test_an_int8_cache_gives_nearly_the_same_logits() -> None:
+    """Near those of the full cache; the loss is there, and small."""
+    model = decoder("llama", dtype=torch.float32)
+    ids = torch.randint(29, (2, 30), generator=torch.Generator().manual_seed(0))
+    full, small = model.new_cache(30, 2), model.new_cache(30, 2, kind="int8")
+    assert isinstance(small, Int8Cache)
+    pieces = torch.split(ids, [20, *[1] * 10], dim=1)
+    exact = torch.cat([model.forward(piece, full) for piece in pieces], 1)
+    rounded = torch.cat([model.forward(piece, small) for piece in pieces], 1)
+    error = (rounded - exact).abs().max() / exact.abs().max()
+    assert 1e-5 < error < 2e-2
+    assert small.nbytes == 2 * 2 * 2 * 2 * 30 * (6 + 4)
+
+
+# --- prefixes ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
+def test_the_common_prefix(one: list[int], other: list[int]) -> None:
+    n = common_prefix(one, other)
+    assert one[:n] == other[:n]
+    assert n == min(len(one), len(other)) or one[n] != other[n]
+
+
+@pytest.mark.parametrize("variant", ["llama", "latent", "mixed"])
+@pytest.mark.parametrize("kind", ["full", "window"])
+def test_a_second_turn_runs_only_its_new_tokens(variant: str, kind: str) -> None:
+    model = decoder(variant)
+    first = [3, 1, 4, 1, 5, 9, 2, 6]
+    second = [*first[:6], 7, 7, 8]
+    cache = model.new_cache(20, kind=kind)  # type: ignore[arg-type]
+    model.forward(torch.tensor([first]), cache)
+    kept = reuse_prefix(cache, first, second)
+    ring = kind == "window" and model.config.sliding_window is not None
+    assert kept == cache.length == (0 if ring else 6)  # 8 tokens have turned a ring of 5: all is run again
+    logits = model.forward(torch.tensor([second[kept:]]), cache, last_only=True)
+    torch.testing.assert_close(logits, model.forward(torch.tensor([second]), last_only=True), rtol=0, atol=1e-12)
+
+
+def test_the_last_token_of_a_known_prompt_is_run_again() -> None:
+    model = decoder()
+    cache = model.new_cache(9)
+    model.forward(torch.tensor([[1, 2, 3]]), cache)
+    assert reuse_prefix(cache, [1, 2, 3], [1, 2, 3]) == 2
+    assert reuse_prefix(cache, [1, 2, 3], [9]) == 0
+
+
+@pytest.mark.parametrize("padding", [[1], [0, -1]])
+def test_padding_must_fit_the_rows(padding: list[int]) -> None:
+    with pytest.raises(CacheError, match="does not fit 2 rows"):
+        KVCache(llama_config(), 4, batch_size=2, padding=padding)

@@ -19,7 +19,7 @@ CHATML = (
     "{%- endfor %}\n"
     "{% if add_generation_prompt %}\n"
     "{{ '<|im_start|>assistant\\n' }}\n"
-    "{% endif %}"
+    "{%- endif %}"
 )
 LLAMA2 = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
