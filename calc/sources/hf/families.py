@@ -189,7 +189,7 @@ FAMILIES: Mapping[str, Family] = {
         n_kv_heads=8,
     ),
     "llama4": replace(BIASED_ATTENTION, head_dim=128),
-    "deepseek_v2": DEEPSEEK,
+    "deepseek_v2": replace(DEEPSEEK, mlp_bias=("mlp_bias", False)),
     "deepseek_v3": DEEPSEEK,
     "deepseek_v32": DEEPSEEK,
     "glm_moe_dsa": DEEPSEEK,
