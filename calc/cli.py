@@ -180,7 +180,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
     add_parallel_options(parser)
     add_server_options(parser)
     args = parser.parse_args(argv)
-    _check_server_options(args)
+    check_server_options(args)
     report = memory_report(study_from(args))
     if args.policy in SERVERS:
         return _emit_server(args, report)
@@ -230,7 +230,8 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--disable-hybrid", action="store_true", help="window layers keep the whole context")
 
 
-def _check_server_options(args: argparse.Namespace) -> None:
+def check_server_options(args: argparse.Namespace) -> None:
+    """Raise SpecError for options of a server without its policy, and for what no server counts."""
     given = [name for name in SERVER_OPTIONS if getattr(args, name)]
     if given and args.policy not in SERVERS:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -242,7 +243,7 @@ def _check_server_options(args: argparse.Namespace) -> None:
 def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:
     from calc.servers.command import run
 
-    document, answer = run(args, report, kv_given=args.kv_format is not None)
+    document, answer = run(args, report)
     return emit_tables(args, *answer) if document is None else emit_json(args, document)
 
 

@@ -60,6 +60,17 @@ def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:
     )
 
 
+def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
+    """The study with the formats that a server chooses by itself where none is given.
+
+    vLLM, SGLang and llama.cpp's converter load float32 checkpoints in 16 bits (``--dtype auto``).
+    """
+    if study.weight_format.bytes_per_element >= 4 and not weights_given and options.engine != "transformers":
+        model = replace(study.model, stored=None) if study.model.stored is not None else study.model
+        study = replace(study, model=model, weight_format=FORMATS["bf16"])
+    return cache_as_weights(study, given=cache_given)
+
+
 def cache_as_weights(study: Study, *, given: bool) -> Study:
     """A server's cache takes the activations' type where none is given: 4 bytes beside float32 weights."""
     if given or study.weight_format.bytes_per_element < 4:
@@ -241,15 +252,21 @@ def _tp_table(reports: tuple[Tried, ...]) -> Table:
     return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
 
 
-def run(args: argparse.Namespace, base: MemoryReport, *, kv_given: bool) -> tuple[Document | None, Any]:
+def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, Any]:
     """The answer of the server named by --policy: (document, None) for JSON, else (None, (heading, tables, notes))."""
-    study = cache_as_weights(base.study, given=kv_given)
+    options, asked_bytes = options_from(args, base.study), base.study.weight_format.bytes_per_element
+    study = as_served(
+        base.study, options, weights_given=args.weight_format is not None, cache_given=args.kv_format is not None
+    )
     if study is not base.study:
         from calc.memory import memory_report
 
         base = memory_report(study)
-    reports = tried(study, options_from(args, study))
+    reports = tried(study, options)
     report = chosen(reports, study)
+    if asked_bytes > study.weight_format.bytes_per_element:
+        said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
+        report = replace(report, assumptions=(*report.assumptions, said))
     if args.format == "json":
         return server_document(base, reports, report), None
     from calc import tables

@@ -5,9 +5,10 @@ Sources: model_runner.py (profile_max_num_token), server_args.py (mem_fraction_s
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 from calc.errors import SpecError
 from calc.explain import Term, derive
@@ -76,83 +77,144 @@ def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int)
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """The options with every default put in."""
+
+    total: int
+    visible: str | None
+    free: int
+    plain: int
+    length: int
+    chunk: int
+    graph_batch: int
+    fraction: Fraction
+    page: int
+
+
+def resolve(study: Study, options: ServerOptions) -> Known:
+    """Defaults by device (server_args.py)."""
+    total, visible = visible_bytes(study.device)
+    large, middle = total > 60 * GIB, total > 35 * GIB
+    chunk = options.max_num_batched_tokens or (8192 if large else 4096 if middle else 2048)
+    batch = 256 if large else 64 if middle else 16
+    return Known(
+        total=total,
+        visible=visible,
+        free=total - CONTEXT_BYTES - (int(0.9 * GIB) if options.tp > 1 else 0),
+        plain=plain_bytes(study, options),
+        length=options.max_model_len or study.context,
+        chunk=chunk,
+        graph_batch=batch,
+        fraction=options.gpu_memory_utilization
+        or default_fraction(total, tp=options.tp, chunk=chunk, graph_batch=batch),
+        page=options.block_size or 1,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The pool and what it holds. `request_pages` is of a request of full length."""
+
+    size: int
+    page_bytes: int
+    pages: int
+    request_pages: int
+    state_bytes: int
+    concurrency: float
+
+
+def _pool(study: Study, options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], derived: int) -> Pool:
+    layers, states = _spread(kept, options, study), _states(kept, options, known.plain)
+    given = options.kv_pool_bytes is not None
+    size = derived if options.kv_pool_bytes is None else options.kv_pool_bytes
+    for_tokens = int(size / (1 + STATE_RATIO)) if states and not given else size
+    full = sum(each for each, window in layers if not window)
+    sliding = sum(each for each, window in layers if window)
+    page_bytes = (ceil(full + SWA_RATIO * sliding) if full else sliding) * known.page
+    pages = max(0, for_tokens) // page_bytes if page_bytes else 0
+    pages = max(0, pages - 1) if known.page > 1 else pages  # the first page is a dummy
+    need = -(-known.length // known.page)
+    concurrency = pages / need
+    if states and not given and size > 0:
+        concurrency = min(concurrency, (size - for_tokens) / states) if page_bytes else size / states
+    return Pool(
+        size=size,
+        page_bytes=page_bytes,
+        pages=pages,
+        request_pages=need,
+        state_bytes=states,
+        concurrency=float(concurrency),
+    )
+
+
 def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
     if options.pp > 1 or options.dcp > 1:
         raise SpecError("pp", "SGLang is answered for tensor parallelism and data-parallel attention, not pp or dcp")
-    total, visible = visible_bytes(study.device)
-    plain, length = plain_bytes(study, options), options.max_model_len or study.context
-    chunk = options.max_num_batched_tokens or (8192 if total > 60 * GIB else 4096 if total > 35 * GIB else 2048)
-    batch = 256 if total > 60 * GIB else 64 if total > 35 * GIB else 16
-    fraction = options.gpu_memory_utilization or default_fraction(total, tp=options.tp, chunk=chunk, graph_batch=batch)
+    model, known = study.model, resolve(study, options)
     weights = stage_weight_bytes(
-        study.model,
-        study.weight_format,
-        tp=options.tp,
-        stage=(0, study.model.n_layers),
-        plain=plain,
-        facts=options.facts,
+        model, study.weight_format, tp=options.tp, stage=(0, model.n_layers), plain=known.plain, facts=options.facts
     )
-    free = total - CONTEXT_BYTES - (int(0.9 * GIB) if options.tp > 1 else 0)
-    kept = cache_layers(study.model)
+    kept = cache_layers(model)
     if options.speculative_layers:
-        kept = (replace(kept[-1], layers=kept[-1].layers + options.speculative_layers), *kept[:-1])
-    layers, states = _spread(kept, options, study), _states(kept, options, plain)
-    derived = int(free * fraction) - weights
-    pool = derived if options.kv_pool_bytes is None else options.kv_pool_bytes
-    for_tokens = int(pool / (1 + STATE_RATIO)) if states and options.kv_pool_bytes is None else pool
-    full = sum(each for each, window in layers if not window)
-    sliding = sum(each for each, window in layers if window)
-    block_bytes = ceil(full + SWA_RATIO * sliding) if full else sliding
-    page = options.block_size or 1
-    blocks = max(0, for_tokens) // (block_bytes * page) if block_bytes else 0
-    blocks = max(0, blocks - 1) if page > 1 else blocks  # the first page is a dummy
-    need = -(-length // page)
-    most = (pool - for_tokens) / states if states and pool > for_tokens else None
-    concurrency = min(blocks / need, most) if most is not None else blocks / need
-    said = [visible] if visible else []
-    if options.gpu_memory_utilization is None:
-        said.append(f"--mem-fraction-static {float(fraction):g}, the rule of 0.4.9 and later for this device")
-    said.append(f"{'page of ' + str(page) + ' tokens' if page > 1 else 'no pages: single tokens are handed out'}")
-    if sliding and full:
-        said.append("window layers have a pool of their own, 0.8 tokens for each token of the full layers")
-    if any(layer.index_elements for layer in kept):
-        said.append("indexer keys in 16 bits, as in the Ascend log; CUDA builds keep them in fp8 with scales (132 B)")
-    if states and options.kv_pool_bytes is None:
-        said.append("states have 0.9 of the bytes that tokens have (--mamba-full-memory-ratio)")
-    if options.dp_attention > 1:
-        said.append(f"attention over {options.tp // options.dp_attention} GPUs; tokens are those of one of "
-                    f"{options.dp_attention} data-parallel ranks")  # fmt: skip
-    graphs = cuda_graph_bytes(n_layers=study.model.n_layers, sizes=capture_sizes(batch), eager=options.enforce_eager)
-    activation = int(forward_peak(batched_tokens=chunk, intermediate_size=widest_dense(study.model), tp=options.tp,
-                                  hidden_size=study.model.hidden_size, element_bytes=plain))  # fmt: skip
+        kept = (*kept[:-1], replace(kept[-1], layers=kept[-1].layers + options.speculative_layers))
+    pool = _pool(study, options, known, kept, int(known.free * known.fraction) - weights)
+    activation = forward_peak(
+        batched_tokens=known.chunk,
+        intermediate_size=widest_dense(model),
+        tp=options.tp,
+        hidden_size=model.hidden_size,
+        element_bytes=known.plain,
+    )
     return ServerReport(
         study=study,
         options=options,
         name="sglang",
         version=options.version or "0.5",
-        block_size=page,
+        block_size=known.page,
         weight_bytes_per_gpu=weights,
-        activation_bytes=activation,
-        non_torch_bytes=total - free,
-        cuda_graph_bytes=graphs,
-        kv_pool_bytes=pool,
-        kv_blocks=blocks,
-        kv_tokens=blocks * page,
-        max_concurrency=float(concurrency),
-        kv_request_bytes=need * page * block_bytes + states,
-        groups=tuple(
-            CacheGroup(kind=layer.kind, layers=layer.layers, block_tokens=page,
-                       blocks_per_request=1 if layer.kind == RECURRENT else need)
-            for layer in kept
+        activation_bytes=int(activation),
+        non_torch_bytes=known.total - known.free,
+        cuda_graph_bytes=cuda_graph_bytes(
+            n_layers=model.n_layers, sizes=capture_sizes(known.graph_batch), eager=options.enforce_eager
         ),
-        assumptions=tuple(said),
-        bands=_bands(options, pool),
-        steps=_terms(options, free, fraction, weights, pool, block_bytes * page, blocks, need),
-        utilization=fraction,
-        max_num_batched_tokens=chunk,
+        kv_pool_bytes=pool.size,
+        kv_blocks=pool.pages,
+        kv_tokens=pool.pages * known.page,
+        max_concurrency=pool.concurrency,
+        kv_request_bytes=pool.request_pages * pool.page_bytes + pool.state_bytes,
+        groups=tuple(_group(layer, known, pool) for layer in kept),
+        assumptions=tuple(_remarks(options, known, kept, pool)),
+        bands=_bands(options, pool.size),
+        steps=_terms(options, known, weights, pool),
+        utilization=known.fraction,
+        max_num_batched_tokens=known.chunk,
         max_num_seqs=options.max_num_seqs,
-    )  # fmt: skip
+    )
+
+
+def _group(layer: CacheLayers, known: Known, pool: Pool) -> CacheGroup:
+    need = 1 if layer.kind == RECURRENT else pool.request_pages
+    return CacheGroup(kind=layer.kind, layers=layer.layers, block_tokens=known.page, blocks_per_request=need)
+
+
+def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], pool: Pool) -> list[str]:
+    said = [known.visible] if known.visible else []
+    if options.gpu_memory_utilization is None:
+        said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of 0.4.9 and later for this device")
+    said.append(f"pages of {known.page} tokens" if known.page > 1 else "no pages: single tokens are handed out")
+    windows = {layer.window is not None for layer in kept if layer.kind != RECURRENT}
+    if len(windows) > 1 and not options.disable_hybrid:
+        said.append("window layers have a pool of their own, 0.8 tokens for each token of the full layers")
+    if any(layer.index_elements for layer in kept):
+        said.append("indexer keys in 16 bits, as in the Ascend log; CUDA builds keep them in fp8 with scales (132 B)")
+    if pool.state_bytes and options.kv_pool_bytes is None:
+        said.append("states have 0.9 of the bytes that tokens have (--mamba-full-memory-ratio)")
+    if options.dp_attention > 1:
+        each = options.tp // options.dp_attention
+        said.append(f"attention over {each} GPUs; tokens of one of {options.dp_attention} data-parallel ranks")
+    return said
 
 
 def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
@@ -169,24 +231,14 @@ def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study)
     ]
 
 
-def _terms(
-    options: ServerOptions,
-    free: int,
-    fraction: Fraction,
-    weights: int,
-    pool: int,
-    block_bytes: int,
-    blocks: int,
-    need: int,
-) -> tuple[Term, ...]:
+def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tuple[Term, ...]:
     terms: tuple[Term, ...] = ()
     if options.kv_pool_bytes is None:
-        terms = (
-            derive(
-                "KV pool per GPU", pool_from_free, unit="B", free_bytes=free, utilization=fraction, weight_bytes=weights
-            ),
-        )
-    return terms if pool < 0 or not block_bytes else (*terms, *block_terms(pool, block_bytes, blocks, need))
+        share: dict[str, Any] = {"free_bytes": known.free, "utilization": known.fraction, "weight_bytes": weights}
+        terms = (derive("KV pool per GPU", pool_from_free, unit="B", **share),)
+    if pool.size < 0 or not pool.page_bytes:
+        return terms
+    return (*terms, *block_terms(pool.size, pool.page_bytes, pool.pages, pool.request_pages))
 
 
 def _bands(options: ServerOptions, pool: int) -> dict[str, tuple[int, int]]:

@@ -126,3 +126,21 @@ def test_a_plain_memory_imports_no_server() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_float32_checkpoints_are_loaded_in_16_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Gemma 2's configs say float32; vLLM's runs hold them in bfloat16."""
+    config = tmp_path / "config.json"
+    shape = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+             "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256_000, "sliding_window": 4096,
+             "max_position_embeddings": 8192}  # fmt: skip
+    config.write_text(json.dumps({"model_type": "gemma2", "torch_dtype": "float32", **shape}))
+    words = ("--model", str(config), "--device", "h100-sxm", "--gpu-memory-utilization", "0.95", "--tp", "1")
+    block = answer(capsys, "--policy", "vllm", *words)["engine"]
+    assert isinstance(block, dict)
+    assert block["weight_bytes_per_gpu"] / 2**30 == pytest.approx(4.9, abs=0.005)
+    assert block["kv_tokens"] == pytest.approx(670_160, rel=0.002)
+    assert any("float32" in sentence for sentence in block["assumptions"])
+    given = answer(capsys, "--policy", "vllm", *words, "--weight-format", "fp32")["engine"]
+    assert isinstance(given, dict)
+    assert given["weight_bytes_per_gpu"] / 2**30 == pytest.approx(9.8, abs=0.05)
