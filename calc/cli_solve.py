@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from calc.cli import Parser, add_output_options, add_study_options, count, emit_json, emit_tables, study_from
+from calc.cli import (
+    SERVERS,
+    Parser,
+    add_output_options,
+    add_server_options,
+    add_study_options,
+    check_server_options,
+    count,
+    emit_json,
+    emit_tables,
+    study_from,
+)
+from calc.errors import SpecError
 from calc.specs import Policy, Study
 from calc.tables import Table
 from calc.units import format_binary, format_bytes, format_decimal
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
 
 Document = dict[str, Any]
 
@@ -21,7 +37,8 @@ def solve_parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         description="Questions turned round: the largest context or batch, the fewest devices, which device of the "
-        "catalog, which formats. That nothing fits is an answer, with what is missing and what to change.",
+        "catalog, which formats. That nothing fits is an answer, with what is missing and what to change. With a "
+        "server's --policy, what that server would admit.",
     )
     add_study_options(parser)
     parser.add_argument("--find", choices=(*FINDS, "all"), default="all", help="what is asked for (default all)")
@@ -29,23 +46,53 @@ def solve_parser(prog: str) -> Parser:
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that are to fit (default 1)")
     parser.add_argument("--tp", type=count, default=1, metavar="N", help="devices that share the model (default 1)")
     parser.add_argument("--most", type=count, default=1024, metavar="N", help="devices at most (default 1024)")
-    parser.add_argument("--policy", choices=[str(p) for p in Policy], default=str(Policy.EQUAL_SPLIT))
+    policies = [*(str(p) for p in Policy), *SERVERS]
+    parser.add_argument("--policy", choices=policies, default=str(Policy.EQUAL_SPLIT))
+    add_server_options(parser)
+    parser.set_defaults(pp=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser)
     return parser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of which study; `server` where a server is to answer."""
+
+    study: Study
+    policy: str
+    batch: int
+    tp: int
+    most: int
+    server: ServerOptions | None
+
+
+def question_from(args: argparse.Namespace) -> Question:
+    """The question that the options ask. Raises CalcError."""
+    check_server_options(args)
+    tp, args.tp = args.tp, (args.tp,)
+    study, server = study_from(args), None
+    if args.policy in SERVERS:
+        from calc.servers.command import as_served, options_from
+
+        server = options_from(args, study)
+        given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
+        study = as_served(study, server, **given)
+    return Question(study=study, policy=args.policy, batch=args.batch, tp=tp, most=args.most, server=server)
 
 
 def run_solve(argv: Sequence[str], prog: str) -> int:
     """``solve``: exit code 0, also where nothing fits (that is an answer)."""
     args = solve_parser(prog).parse_args(argv)
-    tp, args.tp = args.tp, (args.tp,)
-    study = study_from(args)
+    asked = question_from(args)
     finds = FINDS if args.find == "all" else (args.find,)
-    document = solve_document(study, finds, batch=args.batch, tp=tp, most=args.most)
+    document = solve_document(asked, finds)
     if args.format == "json":
         return emit_json(args, document)
-    heading = f"{study.model.name} on {study.device.name}, {_requests(args.batch)}, {study.context:,} tokens, TP {tp}"
+    study = asked.study
+    heading = f"{study.model.name} on {study.device.name}, {_requests(asked.batch)}, {study.context:,} tokens"
+    heading += f", TP {asked.tp}" + (f", as {asked.policy} counts" if asked.server else "")
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
-    return emit_tables(args, heading, [t for t in tables if t.rows], [*_advice_sentences(document), *document["notes"]])
+    return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
 
 
 def _requests(n: int) -> str:
@@ -57,14 +104,9 @@ def _advice_sentences(document: Document) -> list[str]:
     return [*head, *(f"{step['text']} ({' '.join(step['options'])})" for step in document["advice"])]
 
 
-def solve_document(study: Study, finds: Sequence[str], *, batch: int, tp: int, most: int) -> Document:
+def solve_document(asked: Question, finds: Sequence[str]) -> Document:
     """What ``solve --json`` prints: the question, an answer to each of `finds`, what is missing, what to change."""
-    from calc.memory import memory_report
-    from calc.solve import advice, missing_bytes, shortage
-
-    report = memory_report(replace(study, tps=(tp,)))
-    missing = missing_bytes(report, batch=batch, tp=tp)
-    (row,) = report.tp
+    study = asked.study
     return {
         "command": "solve",
         "schema": 1,
@@ -72,26 +114,53 @@ def solve_document(study: Study, finds: Sequence[str], *, batch: int, tp: int, m
         "device": study.device.name,
         "device_memory_bytes": study.device.memory_bytes,
         "context": study.context,
-        "batch": batch,
-        "tp": tp,
-        "policy": str(study.policy),
+        "batch": asked.batch,
+        "tp": asked.tp,
+        "policy": asked.policy,
         "weight_format": study.weight_format.name,
         "kv_format": study.kv_format.name,
-        "fits": row.max_batch >= batch,
-        "missing_bytes": missing,
-        "shortage": shortage(report, batch=batch, tp=tp),
-        "answers": {find: ANSWERS[find](study, batch, tp, most) for find in finds},
-        "advice": [_record(step) for step in advice(report, batch=batch, tp=tp)],
-        "notes": _solve_notes(study, tp, row.problem),
+        **_verdict(asked),
+        "answers": {find: ANSWERS[find](asked) for find in finds},
+        "notes": _solve_notes(asked),
     }
 
 
-def _solve_notes(study: Study, tp: int, problem: str | None) -> list[str]:
-    notes = [f"Device memory: {study.device.reading}."]
-    if problem:
-        notes.append(f"TP {tp} cannot be served: {problem}.")
-    notes.append("Weights and cache are counted; activations, runtime and graphs are not.")
-    return notes
+def _verdict(asked: Question) -> Document:
+    """Whether it fits, what is missing and what to change."""
+    batch = asked.batch
+    if asked.server is not None:
+        from calc import solve_server
+
+        at = solve_server.admission(asked.study, asked.server, batch=batch)
+        said = solve_server.shortage(asked.study, asked.server, batch=batch)
+        steps = solve_server.advice(asked.study, asked.server, batch=batch)
+        fits, missing = at.batch >= batch, at.missing_bytes
+    else:
+        from calc import solve
+        from calc.memory import memory_report
+
+        report = memory_report(replace(asked.study, tps=(asked.tp,)))
+        fits, missing = report.tp[0].max_batch >= batch, solve.missing_bytes(report, batch=batch, tp=asked.tp)
+        said = solve.shortage(report, batch=batch, tp=asked.tp)
+        steps = solve.advice(report, batch=batch, tp=asked.tp)
+    return {"fits": fits, "missing_bytes": missing, "shortage": said, "advice": [_record(step) for step in steps]}
+
+
+def _solve_notes(asked: Question) -> list[str]:
+    from calc.memory import tp_problem
+
+    notes = [f"Device memory: {asked.study.device.reading}."]
+    if problem := tp_problem(asked.study.model, asked.tp):
+        notes.append(f"TP {asked.tp} cannot be served: {problem}.")
+    if asked.server is None:
+        return [*notes, "Weights and cache are counted; activations, runtime and graphs are not."]
+    from calc.servers.report import server_report
+
+    try:
+        assumed = server_report(asked.study, asked.server).assumptions
+    except SpecError:
+        assumed = ()
+    return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
 
 
 def _record(answer: Any) -> Document:
@@ -100,38 +169,49 @@ def _record(answer: Any) -> Document:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _find_context(study: Study, batch: int, tp: int, most: int) -> Document:
-    from calc.solve import largest_context
+def _find_context(q: Question) -> Document:
+    from calc import solve, solve_server
 
-    return _record(largest_context(study, batch=batch, tp=tp))
-
-
-def _find_batch(study: Study, batch: int, tp: int, most: int) -> Document:
-    from calc.solve import largest_batch
-
-    return _record(largest_batch(study, tp=tp))
+    if q.server is not None:
+        return _record(solve_server.largest_context(q.study, q.server, batch=q.batch))
+    return _record(solve.largest_context(q.study, batch=q.batch, tp=q.tp))
 
 
-def _find_devices(study: Study, batch: int, tp: int, most: int) -> Document:
-    from calc.solve import fewest_devices
+def _find_batch(q: Question) -> Document:
+    from calc import solve, solve_server
 
-    answer = fewest_devices(study, batch=batch, most=most)
+    if q.server is not None:
+        return _record(solve_server.largest_batch(q.study, q.server))
+    return _record(solve.largest_batch(q.study, tp=q.tp))
+
+
+def _find_devices(q: Question) -> Document:
+    from calc import solve, solve_server
+
+    if q.server is not None:
+        answer = solve_server.fewest_devices(q.study, q.server, batch=q.batch, most=q.most)
+    else:
+        answer = solve.fewest_devices(q.study, batch=q.batch, most=q.most)
     return {**_record(answer), "plans": [_record(plan) for plan in answer.plans]}
 
 
-def _find_device(study: Study, batch: int, tp: int, most: int) -> list[Document]:
-    from calc.solve import devices_that_fit
+def _find_device(q: Question) -> list[Document]:
+    from calc import solve, solve_server
 
-    return [_record(answer) for answer in devices_that_fit(study, batch=batch, tp=tp)]
-
-
-def _find_format(study: Study, batch: int, tp: int, most: int) -> list[Document]:
-    from calc.solve import formats_that_fit
-
-    return [_record(answer) for answer in formats_that_fit(study, batch=batch, tp=tp)]
+    if q.server is not None:
+        return [_record(a) for a in solve_server.devices_that_fit(q.study, q.server, batch=q.batch)]
+    return [_record(a) for a in solve.devices_that_fit(q.study, batch=q.batch, tp=q.tp)]
 
 
-ANSWERS: dict[str, Callable[[Study, int, int, int], Any]] = {
+def _find_format(q: Question) -> list[Document]:
+    from calc import solve, solve_server
+
+    if q.server is not None:
+        return [_record(a) for a in solve_server.formats_that_fit(q.study, q.server, batch=q.batch)]
+    return [_record(a) for a in solve.formats_that_fit(q.study, batch=q.batch, tp=q.tp)]
+
+
+ANSWERS: dict[str, Callable[[Question], Any]] = {
     "context": _find_context,
     "batch": _find_batch,
     "devices": _find_devices,
@@ -176,7 +256,7 @@ def _devices_table(answer: Document, document: Document) -> Table:
             f"{plan['pp']:,}",
             f"{plan['max_batch']:,}",
             format_decimal(plan["weight_bytes"]),
-            f"stage {plan['binding_stage']} decides" if plan["pp"] > 1 else "",
+            f"stage {plan['binding_stage']} decides" if plan["pp"] > 1 and plan["binding_stage"] else "",
         )
         for plan in answer["plans"]
     ]

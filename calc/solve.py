@@ -429,15 +429,33 @@ def advice(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> tuple[Advice
         return ()
     study = _asked(report.study, tp)
     most = largest_batch(study, tp=tp)
-    formats = formats_that_fit(study, batch=batch, tp=tp)
-    cache = [
-        *_format_advice(study, formats, "kv"),
-        *_context_advice(study, batch, tp),
-        *_batch_advice(most.batch, batch),
-    ]
+    return advised(
+        study,
+        batch,
+        formats=formats_that_fit(study, batch=batch, tp=tp),
+        context=largest_context(study, batch=batch, tp=tp),
+        most=most.batch,
+        devices=fewest_devices(study, batch=batch, most=64),
+        device=devices_that_fit(study, batch=batch, tp=tp),
+        heavy=most.weight_bytes >= batch * (most.kv_bytes_per_request + most.state_bytes),
+    )
+
+
+def advised(
+    study: Study,
+    batch: int,
+    *,
+    formats: Sequence[FormatAnswer],
+    context: ContextAnswer,
+    most: int,
+    devices: DevicesAnswer,
+    device: Sequence[DeviceAnswer],
+    heavy: bool,
+) -> tuple[Advice, ...]:
+    """The changes that these answers offer; those of the weights first where they are what is `heavy`."""
+    cache = [*_format_advice(study, formats, "kv"), *_context_advice(context), *_batch_advice(most, batch)]
     weights = _format_advice(study, formats, "weight")
-    more = [*_devices_advice(study, batch), *_device_advice(study, batch, tp)]
-    heavy = most.weight_bytes >= batch * (most.kv_bytes_per_request + most.state_bytes)
+    more = [*_devices_advice(devices), *_device_advice(device)]
     return tuple([*weights, *cache, *more] if heavy else [*cache, *weights, *more])
 
 
@@ -457,8 +475,7 @@ def _fitting(n: int) -> str:
     return "one request fits" if n == 1 else f"{n:,} requests fit"
 
 
-def _context_advice(study: Study, batch: int, tp: int) -> list[Advice]:
-    answer = largest_context(study, batch=batch, tp=tp)
+def _context_advice(answer: ContextAnswer) -> list[Advice]:
     if answer.context is None:
         return []
     tokens = "1 token" if answer.context == 1 else f"{answer.context:,} tokens"
@@ -473,8 +490,7 @@ def _batch_advice(most: int, batch: int) -> list[Advice]:
     return [Advice(change="batch", text=text, options=("--batch", str(most)))]
 
 
-def _devices_advice(study: Study, batch: int) -> list[Advice]:
-    answer = fewest_devices(study, batch=batch, most=64)
+def _devices_advice(answer: DevicesAnswer) -> list[Advice]:
     if not answer.plans:
         return []
     best = answer.plans[0]
@@ -484,8 +500,8 @@ def _devices_advice(study: Study, batch: int) -> list[Advice]:
     return [Advice(change="tp", text=text, options=options)]
 
 
-def _device_advice(study: Study, batch: int, tp: int) -> list[Advice]:
-    best = devices_that_fit(study, batch=batch, tp=tp)[0]
+def _device_advice(answers: Sequence[DeviceAnswer]) -> list[Advice]:
+    best = answers[0]
     if not best.fits:
         return []
     text = f"Use {best.name} ({format_decimal(best.memory_bytes)}): {_fitting(best.max_batch)}."
