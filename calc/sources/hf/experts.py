@@ -32,7 +32,7 @@ def feed_forwards(
 ) -> list[tuple[FeedForward, ...]]:
     """One tuple a layer. `dense_of` makes a dense one of a size, `dense_size` reads a dense layer's size."""
     n_experts = _n_experts(reader)
-    if n_experts <= 1:
+    if n_experts <= 1 and reader.model_type != "hunyuan_v1_moe":
         dense = (dense_of(dense_size()),) if n_layers else ()
         return [dense] * n_layers
     sparse = sparse_layers(reader, n_layers)
@@ -124,7 +124,7 @@ def _shared(
     if size is None:
         n_shared = reader.maybe(*N_SHARED, minimum=0) or 0
         size = n_shared * _expert_size(reader) if n_shared else 0
-        if reader.model_type.startswith("llama4"):
+        if reader.model_type.startswith("llama4") or reader.model_type == "hunyuan_v1_moe":
             size = reader.count(*INTERMEDIATE_SIZE)
     if not size:
         return ()

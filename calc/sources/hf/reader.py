@@ -52,7 +52,7 @@ class Reader:
         if key in self.unsaid:
             self.unsaid.discard(key)
             if value is not False:
-                self.assume(key, json.dumps(value))
+                self.assume(key, _assumed(value))
         return value
 
     def has(self, *keys: str) -> bool:
@@ -84,7 +84,9 @@ class Reader:
         return None
 
     def checked(self, key: str, value: object, *, minimum: int = 1) -> int:
-        """`value` of `key` as a count."""
+        """`value` of `key` as a count; a list of one value a layer, all of them the same, counts as that value."""
+        if isinstance(value, list) and len(value) > 1 and all(type(v) is int and v == value[0] for v in value):
+            value = value[0]
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.fail(f"{key} must be a whole number, not {shown(value)}")
         if not minimum <= value <= MAX_COUNT:
@@ -141,6 +143,13 @@ class Reader:
     def assume(self, key: str, value: object) -> None:
         """Note that the config does not say `key`."""
         self.notes.append(f"{key} is not in the config: {value}, as the {self.model_type} class assumes")
+
+
+def _assumed(value: object) -> str:
+    """A class's value in a note; of a list its start, which is what is repeated."""
+    if isinstance(value, list):
+        return f"{', '.join(map(str, value[:6]))}{', and so on' if len(value) > 6 else ''}"
+    return json.dumps(value)
 
 
 def _length(value: object) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from calc.errors import UnsupportedArchitecture
 from calc.sources.hf.families import ATTENTION_BIAS, Family
 from calc.sources.hf.latent import is_latent
-from calc.sources.hf.reader import HIDDEN_SIZE, INTERMEDIATE_SIZE, N_HEADS, N_LAYERS, VOCAB_SIZE, Reader, shown
+from calc.sources.hf.reader import (
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    N_HEADS,
+    N_KV_HEADS,
+    N_LAYERS,
+    VOCAB_SIZE,
+    Reader,
+    shown,
+)
 
 UNDERSTOOD = frozenset(
     """
@@ -40,6 +49,7 @@ def assumed_family(reader: Reader, by_hand: str) -> Family:
     missing = [
         names[0] for names in (N_LAYERS, HIDDEN_SIZE, N_HEADS, INTERMEDIATE_SIZE, VOCAB_SIZE) if not reader.has(*names)
     ]
+    missing += [] if is_latent(reader) or any(k in reader.config for k in N_KV_HEADS) else [N_KV_HEADS[0]]
     if "rms_norm_eps" not in reader.config:
         missing.append("rms_norm_eps")
     if missing:
