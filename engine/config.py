@@ -237,7 +237,8 @@ class ModelConfig:
             raise ConfigError(f"n_layers is {self.n_layers}; at most {MAX_LAYERS} are supported")
         if self.experts is not None and self.n_layers * self.experts.n_experts > MAX_ALL_EXPERTS:
             raise ConfigError(
-                f"{self.n_layers} layers of {self.experts.n_experts} experts; at most {MAX_ALL_EXPERTS:,} in all are supported"
+                f"{self.n_layers} layers of {self.experts.n_experts} experts; "
+                f"at most {MAX_ALL_EXPERTS:,} in all are supported"
             )
 
     @property
