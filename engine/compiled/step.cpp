@@ -29,12 +29,10 @@ using std::int32_t;
 using std::int64_t;
 
 constexpr int LANES = 16, TILE = 4, GROUP = 32, CHUNK = 128;
+constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahead: rows are too short for the hardware to see
 
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IVec __attribute__((vector_size(64)));
-typedef uint16_t HalfVec __attribute__((vector_size(32)));
-typedef uint8_t ByteVec __attribute__((vector_size(16)));
-typedef int8_t SignedByteVec __attribute__((vector_size(16)));
 
 // ---- what Python hands over -------------------------------------------------------------------------------------
 
@@ -89,8 +87,21 @@ inline float widen(float x) { return x; }
 inline float widen(BFloat x) { uint32_t bits = uint32_t(x.bits) << 16; return read<float>(&bits); }
 inline float widen(Half x) { return float(read<_Float16>(&x.bits)); }
 
+// Whole numbers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.
+#if defined(__AVX512F__)
+inline IVec whole(const uint16_t *p) { return (IVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+inline IVec whole(const uint8_t *p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+inline IVec whole(const int8_t *p) { return (IVec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+#else
+template <class T> inline IVec whole(const T *p) {
+    IVec v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return v;
+}
+#endif
+
 inline Vec load(const float *p) { return read<Vec>(p); }
-inline Vec load(const BFloat *p) { return (Vec)(__builtin_convertvector(read<HalfVec>(p), IVec) << 16); }
+inline Vec load(const BFloat *p) { return (Vec)(whole(&p->bits) << 16); }
 inline Vec load(const Half *p) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
@@ -146,8 +157,11 @@ template <class T> void dot_tile(const T *const *w, int64_t cols, const float *x
     Vec total[TILE] = {};
     int64_t c = 0;
     for (; c + LANES <= cols; c += LANES) {
-        Vec v = load(x + c);
-        for (int r = 0; r < TILE; r++) total[r] += load(w[r] + c) * v;
+        const Vec v = load(x + c);
+        for (int r = 0; r < TILE; r++) {
+            __builtin_prefetch(w[r] + c + AHEAD / sizeof(T));
+            total[r] += load(w[r] + c) * v;
+        }
     }
     for (int r = 0; r < TILE; r++) {
         y[r] = sum(total[r]);
@@ -156,12 +170,10 @@ template <class T> void dot_tile(const T *const *w, int64_t cols, const float *x
 }
 
 inline Vec group_dot(const int8_t *w, Vec low, Vec high) {
-    IVec a = __builtin_convertvector(read<SignedByteVec>(w), IVec);
-    IVec b = __builtin_convertvector(read<SignedByteVec>(w + 16), IVec);
-    return __builtin_convertvector(a, Vec) * low + __builtin_convertvector(b, Vec) * high;
+    return __builtin_convertvector(whole(w), Vec) * low + __builtin_convertvector(whole(w + LANES), Vec) * high;
 }
 inline Vec group_dot(const uint8_t *w, Vec low, Vec high) {
-    IVec pairs = __builtin_convertvector(read<ByteVec>(w), IVec);
+    const IVec pairs = whole(w);
     return __builtin_convertvector(pairs & 15, Vec) * low + __builtin_convertvector(pairs >> 4, Vec) * high;
 }
 
@@ -177,8 +189,11 @@ template <class T> void grouped_tile(const T *const *w, const Half *const *scale
         const int64_t count = groups - first < LANES ? groups - first : LANES;
         for (int64_t g = 0; g < count; g++) {
             Vec low = load(x + (first + g) * GROUP), high = load(x + (first + g) * GROUP + LANES);
-            for (int r = 0; r < TILE; r++)
-                total[r] += group_dot(w[r] + (first + g) * GROUP_BYTES, low, high) * scale[r][g];
+            for (int r = 0; r < TILE; r++) {
+                const T *group = w[r] + (first + g) * GROUP_BYTES;
+                __builtin_prefetch(group + AHEAD);
+                total[r] += group_dot(group, low, high) * scale[r][g];
+            }
         }
     }
     for (int r = 0; r < TILE; r++) y[r] = sum(total[r]);
