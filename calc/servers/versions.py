@@ -20,6 +20,8 @@ VLLM_V1: Version = (0, 8)
 VLLM_HYBRID: Version = (0, 9, 1)
 VLLM_WHOLE_BLOCKS: Version = (0, 9, 1)
 """Before, concurrency was tokens / length; since, whole blocks of whole groups."""
+VLLM_MLA_SMALL_BLOCKS: Version = (0, 12)
+"""Before, FlashMLA and its blocks of 64 were taken for latent attention; since, FlashAttention on Hopper."""
 VLLM_LEAN_SAMPLER: Version = (0, 17)
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)

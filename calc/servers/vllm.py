@@ -16,6 +16,7 @@ from calc.servers.versions import (
     MEASURED_VLLM,
     VLLM_GRAPHS_IN_BUDGET,
     VLLM_HYBRID,
+    VLLM_MLA_SMALL_BLOCKS,
     VLLM_TOKENS_FROM_CONCURRENCY,
     VLLM_V1,
     VLLM_WHOLE_BLOCKS,
@@ -129,10 +130,13 @@ def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers:
     return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in kept)
 
 
-def _block_size(study: Study, options: ServerOptions) -> tuple[int, str]:
+def _block_size(study: Study, options: ServerOptions, version: Version) -> tuple[int, str]:
     if options.block_size is not None:
         return options.block_size, ""
-    if any(kept.kind == LATENT for kept in cache_layers(study.model)):
+    latent = [kept for kept in cache_layers(study.model) if kept.kind == LATENT]
+    if any(kept.index_elements for kept in latent):
+        return 64, "blocks of 64 tokens, as sparse latent attention asks for"
+    if latent and version < VLLM_MLA_SMALL_BLOCKS:
         return 64, "blocks of 64 tokens, as FlashMLA asks for latent attention"
     return 16, ""
 
@@ -146,7 +150,7 @@ def _cache_setting(study: Study, options: ServerOptions, known: Resolved) -> Cac
     return CacheSetting(
         tp=options.tp,
         dcp=options.dcp,
-        block_size=_block_size(study, options)[0],
+        block_size=_block_size(study, options, known.version)[0],
         kv_element_bytes=study.kv_format.bytes_per_element,
         max_model_len=known.max_model_len,
         max_num_batched_tokens=known.batched_tokens,
@@ -248,7 +252,7 @@ def _concurrency(shape: CacheShape, blocks: int, known: Resolved, options: Serve
 
 def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage, n_stages: int) -> list[str]:
     said = []
-    if block := _block_size(study, options)[1]:
+    if block := _block_size(study, options, known.version)[1]:
         said.append(block)
     if any(group.kind == RECURRENT for group in bound.shape.groups):
         each = _state_element_bytes(options, known.plain)

@@ -150,9 +150,17 @@ def test_latent_cache_is_on_every_rank_and_dcp_shares_it() -> None:
     model, pool = models()["deepseek-ai/DeepSeek-R1"], gib(10)
     alone = server_report(study(model), ServerOptions(tp=8, kv_pool_bytes=pool))
     shared = server_report(study(model), ServerOptions(tp=8, dcp=8, kv_pool_bytes=pool))
-    assert alone.kv_blocks == pool // (61 * 576 * 2 * 64)
+    assert alone.kv_blocks == pool // (61 * 576 * 2 * 16)
     assert shared.kv_tokens == 8 * alone.kv_tokens
     assert shared.max_concurrency == pytest.approx(8 * alone.max_concurrency)
+
+
+def test_blocks_of_latent_attention() -> None:
+    """335,168 tokens of DeepSeek-R1 on 0.8.4 are blocks of 64; 1,890,896 of Kimi-VL on 0.19 are only of 16."""
+    plain, sparse = models()["deepseek-ai/DeepSeek-R1"], models()["deepseek-ai/DeepSeek-V3.2"]
+    assert server_report(study(plain), ServerOptions(tp=16, version="0.8.4")).block_size == 64
+    assert server_report(study(plain), ServerOptions(tp=16, version="0.19.0")).block_size == 16
+    assert server_report(study(sparse), ServerOptions(tp=16, version="0.19.0")).block_size == 64
 
 
 def test_what_vllm_refuses_is_refused() -> None:
