@@ -15,6 +15,10 @@ MAX_CONFIG_BYTES = 4 * 2**20
 MAX_LAYERS = 10_000
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
 """Where multimodal configs keep the text model's fields."""
+MAX_NESTED = 4
+"""A text model stands at most two keys deep in a published config."""
+OF_ALL_PARTS = ("tie_word_embeddings", "quantization_config", "dtype", "torch_dtype", "model_type")
+"""What a multimodal config says of all its parts."""
 
 N_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "n_embed", "model_dim")
@@ -168,17 +172,15 @@ def shown(value: object) -> str:
 
 def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
     """The fields of the text model and, in a multimodal config, the key they stand under."""
-    for key in TEXT_PARTS:
-        part = config.get(key)
-        if isinstance(part, dict) and part:
-            inner, deeper = text_part(part)
-            outer = {
-                name: config[name]
-                for name in ("tie_word_embeddings", "quantization_config", "dtype", "torch_dtype", "model_type")
-                if name in config and name not in inner
-            }
-            return {**outer, **inner}, deeper or key
-    return config, None
+    found, at = config, None
+    for _ in range(MAX_NESTED):
+        key = next((key for key in TEXT_PARTS if isinstance(found.get(key), dict) and found[key]), None)
+        if key is None:
+            break
+        inner = found[key]
+        outer = {name: found[name] for name in OF_ALL_PARTS if name in found and name not in inner}
+        found, at = {**outer, **inner}, key
+    return found, at
 
 
 def read_object(file: Path, *, limit: int = MAX_CONFIG_BYTES) -> Mapping[str, Any]:
