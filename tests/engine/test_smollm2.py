@@ -37,6 +37,7 @@ def ours(file: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def theirs(file: Path) -> Any:
+    pytest.importorskip("accelerate")  # transformers loads GGUF files with it
     transformers = pytest.importorskip("transformers")
     return transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
