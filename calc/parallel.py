@@ -11,8 +11,9 @@ is tp = t x d, dp_attention = d, ep = t x d here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, lcm
 from typing import Any
@@ -27,6 +28,7 @@ from calc.layered import (
     mixer_problem,
     mixer_whole,
     rank_mixer_elements,
+    rank_state_elements,
     state_format,
 )
 from calc.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
@@ -368,10 +370,39 @@ class _Part:
 
 def _parts(model: ModelSpec, pp: int) -> list[_Part]:
     layers, start, parts = layers_of(model), 0, []
+    owned = _shared_owners(layers)
     for index, n in enumerate(stage_layers(len(layers), pp)):
-        parts.append(_Part(index, start, layers[start : start + n], index == pp - 1))
+        held = layers[start : start + n]
+        parts.append(_Part(index, start, _with_copies(held, owned) if owned and index else held, index == pp - 1))
         start += n
     return parts
+
+
+def _shared_owners(layers: tuple[LayerSpec, ...]) -> Counter[Attention | Dense]:
+    """Attentions and feed-forwards whose matrices later layers use too, and how many there are of each."""
+    every = (part for layer in layers for part in (*layer.mixers, *layer.feed_forwards))
+    able = [part for part in every if isinstance(part, Attention | Dense)]
+    users = {replace(part, shared=False) for part in able if part.shared}
+    return Counter(part for part in able if part in users)
+
+
+def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense]) -> tuple[LayerSpec, ...]:
+    """`layers` of a later stage with matrices of their own in place of an earlier stage's, each as often as it is."""
+    seen: Counter[Attention | Dense] = Counter()
+
+    def copy(part: Any) -> Any:
+        if not isinstance(part, Attention | Dense):
+            return part
+        own = replace(part, shared=False)
+        if part.shared and seen[own] >= owned[own]:
+            return part
+        seen[own] += 1
+        return own
+
+    return tuple(
+        replace(layer, mixers=tuple(map(copy, layer.mixers)), feed_forwards=tuple(map(copy, layer.feed_forwards)))
+        for layer in layers
+    )
 
 
 def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
@@ -387,8 +418,8 @@ def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
 
 
 def _state_bytes(study: Study, spec: ParallelSpec, part: _Part) -> int:
-    elements = sum(n * mixer.state_elements for mixer, n in part.mixers().items())
-    return ceil(Fraction(elements * state_format(study.kv_format).bytes_per_element) / spec.attention_tp)
+    elements = sum(n * rank_state_elements(mixer, spec.attention_tp) for mixer, n in part.mixers().items())
+    return ceil(elements * state_format(study.kv_format).bytes_per_element)
 
 
 def _batch_term(study: Study, part: _Part, weights: Number, kv: Number, state: int) -> Term:

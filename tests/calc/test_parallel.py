@@ -297,6 +297,22 @@ def test_legal_degrees():
     assert 7 not in legal  # 4 KV heads neither divide by 7 nor repeat evenly
 
 
+def test_blocks_that_layers_share_are_copied_to_each_stage_that_uses_them():
+    """Two shared blocks over six layers: the second stage needs both, once each; the first has them already."""
+    own, dense = Attention(n_heads=4, n_kv_heads=2, head_dim=16, value_dim=16), Dense(intermediate_size=64)
+    shared = replace(own, shared=True)
+    sizes = {"hidden_size": 64, "norm_params": 128, "feed_forwards": (dense,)}
+    layers = tuple(LayerSpec(mixers=(m,), **sizes) for m in (own, own, shared, shared, shared, shared))
+    study = Study(model=ModelSpec(name="shared", vocab_size=64, layers=layers, **summary(layers)), device=device(GB))
+    attention, layer = 64 * 16 * (4 + 2 + 2 + 4), 3 * 64 * 64 + 128
+    first, second = plan(study, ParallelSpec(pp=2)).stages
+    assert first.weight_bytes == 2 * (3 * layer + 2 * attention + 64 * 64)
+    assert second.weight_bytes == 2 * (3 * layer + 2 * attention + 64 * 64 + 64)
+    assert first.kv_bytes_per_request == second.kv_bytes_per_request
+    third = plan(study, ParallelSpec(pp=6)).stages[3]
+    assert third.weight_bytes == 2 * (layer + attention)
+
+
 def test_an_attention_without_a_cache_of_its_own_adds_none():
     own = Attention(n_heads=4, n_kv_heads=2, head_dim=16, value_dim=16)
     other = replace(own, keys=False, values=False)
