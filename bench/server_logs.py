@@ -44,13 +44,13 @@ PATTERNS = (
     ("gemma-3-1b", "google/gemma-3-1b-it"),
     ("gemma-4-26b", "google/gemma-4-26B-A4B-it"),
     ("glm-5.2", "zai-org/GLM-5.2"),
+    ("nemotron-3-nano-4b", "nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8"),
     ("phi-4", "microsoft/phi-4"),
 )
 NOT_ONE_RANK = {
     "L051": "no pool in GiB; the concurrency is another rank's",
     "L055": "the pool in GiB is one rank's, the tokens another's",
     "L056": "the pool in GiB is one rank's, the tokens another's",
-    "L088": "the layers of this model are not known here",
 }
 VERSIONS = {"L090": "0.6.6", "L091": "0.6.6", "L087": "0.25.1", "L054": "0.6.6"}
 """Where the log states no version, the one its form tells."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from calc.layers import Attention, Dense, Experts, FeedForward, GatedDelta, Latent, LayerSpec, Mixer, summary
+from calc.layers import Attention, Dense, Experts, FeedForward, GatedDelta, Latent, LayerSpec, Mamba2, Mixer, summary
 from calc.servers.records import ModelFacts
 from calc.specs import Mlp, ModelSpec, Norm
 
@@ -72,6 +72,14 @@ def _scout() -> ModelSpec:
     chunked, full = _gqa(40, 8, 128, window=8192, chunked=True), _gqa(40, 8, 128)
     layers = [_layer(5120, full if i % 4 == 3 else chunked, *parts) for i in range(48)]
     return layered("llama-4-scout", layers, vocab=202_048, context=10_485_760)
+
+
+def _nemotron() -> ModelSpec:
+    """Its state and 4 attention layers follow from one log (3 padding layers, 98.20 requests, 208,320 tokens)."""
+    state = Mamba2(inner=7680, n_heads=96, groups=8, state=128, kernel=4)
+    inner = LayerSpec(hidden_size=3136, mixers=(), feed_forwards=(Dense(intermediate_size=12544),), norm_params=3136)
+    layers = [*[_layer(3136, state, norms=1)] * 21, *[_layer(3136, _gqa(40, 8, 128), norms=1)] * 4, *[inner] * 17]
+    return layered("nemotron-3-nano-4b", layers, vocab=131_072, context=262_144)
 
 
 def _deepseek(name: str, *, n: int, hidden: int, heads: int, experts: int, index_layers: int = 0) -> ModelSpec:
@@ -166,6 +174,7 @@ def models() -> dict[str, ModelSpec]:
         "google/gemma-3-27b-it": dense(
             "gemma-3-27b", (62, 32, 16, 128, 5376, 21504, 262_208), context=131_072, sliding=(52, 1024), tied=True
         ),
+        "nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8": _nemotron(),
         "google/gemma-4-26B-A4B-it": _gemma4(),
         "ibm-granite/granite-3.1-2b-instruct": dense(
             "granite-3.1-2b", (40, 32, 8, 64, 2048, 8192, 49_155), context=131_072, tied=True
