@@ -32,6 +32,7 @@ from engine.families.configs import config_from_hf
 from engine.families.gguf_models import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.names import canonical_names
+from engine.formats import QUANTIZED, FormatMaker, QuantizedFormat, compute_dtype, held_bytes
 from engine.gguf import StoredTensor, read_gguf
 from engine.hub import locate
 from engine.jsonfile import read_json
@@ -64,6 +65,13 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None = None
+    weight_format: str | None = None
+    """int8 or int4 where linear layers are kept so; None: in the decoder's dtype."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take in memory."""
+        return self.decoder.weight_bytes if self.weight_format is None else held_bytes(self.decoder)
 
 
 MakeDecoder = Callable[[ModelConfig, Mapping[str, Tensor]], Decoder]
@@ -81,18 +89,17 @@ def load_checkpoint(
     """Load a .pt, .safetensors, .gguf or model folder; None or "bundled": the model shipped with the engine.
 
     ``path`` may be org/name of a model in the local Hugging Face cache (see `engine.hub`).
-    dtype: one of DTYPES, or "auto": as stored, but float32 for 16-bit weights on a CPU (see `pick_dtype`).
-    device: "cpu", or "cuda" when torch sees one. ``make`` builds the decoder; ``select`` picks the part of each
-    weight that is wanted, before anything is converted. Raises CheckpointError, OptionError.
+    dtype: one of DTYPES; "int8" or "int4" (linear layers in groups of 32, `engine.formats`); or "auto": as stored,
+    but float32 for 16-bit weights on a CPU (see `pick_dtype`). device: "cpu", or "cuda" when torch sees one.
+    ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
+    converted. Raises CheckpointError, OptionError.
     """
     bundled = path is None or str(path) == BUNDLED
     location = assets.path("model") if bundled else locate(str(path))
     target = pick_device(device)
     source = _read_gguf(location) if location.suffix == ".gguf" else _read_source(location)
-    wanted = pick_dtype(dtype, stored=source.weights["model.embed_tokens.weight"].dtype, device=target)
-    weights = _Converted(source.weights, wanted, target, select=_bound(select, source.config))
     with _one_thread():
-        decoder = make(source.config, weights)
+        decoder = _decoder(source, dtype, target, make, select)
     return LoadedModel(
         name=BUNDLED if bundled else location.resolve().name,
         path=location,
@@ -100,7 +107,21 @@ def load_checkpoint(
         decoder=decoder,
         tokenizer=source.tokenizer,
         chat=source.chat,
+        weight_format=dtype if dtype in QUANTIZED else None,
     )
+
+
+def _decoder(source: "_Source", dtype: str, device: torch.device, make: MakeDecoder, select: Select | None) -> Decoder:
+    chosen = _bound(select, source.config)
+    if dtype not in QUANTIZED:
+        wanted = pick_dtype(dtype, stored=source.weights["model.embed_tokens.weight"].dtype, device=device)
+        return make(source.config, _Converted(source.weights, wanted, device, select=chosen))
+    if select is not None:
+        raise OptionError("dtype", f"{dtype} weights run on one rank; use tp 1, or a floating dtype")
+    kind: QuantizedFormat = "int8" if dtype == "int8" else "int4"
+    exact = _Converted(source.weights, torch.float32, device)
+    weights = _Converted(source.weights, compute_dtype(device), device)
+    return Decoder(source.config, weights, linear=FormatMaker(kind, exact))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +162,7 @@ def pick_dtype(name: str, *, stored: torch.dtype, device: torch.device) -> torch
         half = stored.itemsize == 2
         return torch.float32 if half and device.type == "cpu" else stored
     if name not in DTYPES:
-        raise OptionError("dtype", f'dtype "{name}" is not known; use auto, {", ".join(DTYPES)}')
+        raise OptionError("dtype", f'dtype "{name}" is not known; use auto, {", ".join((*DTYPES, *QUANTIZED))}')
     return DTYPES[name]
 
 

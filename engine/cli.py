@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
-from engine.events import Benchmark, DType, Evaluate, Generate, Request
+from engine.events import Benchmark, CacheKind, CompileMode, DType, Evaluate, Generate, Request, Turn
 from engine.files import check_writable
 from engine.latency_plot import check_plot_path
 from engine.options import check_benchmark, check_ranks, check_threads, parse_counts
@@ -110,6 +110,7 @@ def _add_model_options(parser: Parser) -> None:
         help=".pt, .safetensors or a model folder (default: the bundled model)",
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
+    group.add_argument("--compile", choices=get_args(CompileMode), help="the decode step in one piece (default auto)")
     group.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks, as processes (default 1)")
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
 
@@ -133,6 +134,11 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument("--top-k", type=int, metavar="N")
     group.add_argument("--top-p", type=float, metavar="X")
     group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--chat", action="store_true", help="the prompt is a chat's turn, in the model's own template")
+    group.add_argument("--system", metavar="TEXT", help="the chat's system prompt (with --chat)")
+    group.add_argument(
+        "--cache", choices=get_args(CacheKind), default="full", help="how K and V are kept (default full)"
+    )
     group.add_argument("--no-cache", action="store_true", help="recompute everything for every token")
     group.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="print tokens as they are made"
@@ -171,8 +177,12 @@ def _generate_request(args: argparse.Namespace) -> Generate:
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     if prompt is None and args.prompt_ids is None:
         raise OptionError("prompt", "there is no prompt: give --prompt, --prompt-file or --prompt-ids")
+    turns = _turns(args, prompt)
     return Generate(
-        prompt=prompt,
+        prompt=prompt if turns is None else None,
+        turns=turns,
+        cache=args.cache,
+        compile=args.compile or "auto",
         prompt_ids=args.prompt_ids,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -185,6 +195,18 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         threads=args.threads,
         tp=args.tp,
     )
+
+
+def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | None:
+    """The turns of a chat, with --chat. Raises OptionError."""
+    if not args.chat:
+        if args.system is not None:
+            raise OptionError("system", "--system is a chat's: give --chat with it")
+        return None
+    if prompt is None:
+        raise OptionError("chat", "a chat's turn is text: give --prompt or --prompt-file, not ids")
+    system = () if args.system is None else (Turn(role="system", content=args.system),)
+    return (*system, Turn(role="user", content=prompt))
 
 
 def _evaluate_request(args: argparse.Namespace) -> Evaluate:
@@ -202,6 +224,7 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
         new_tokens=args.new_tokens,
         repeats=args.repeats,
         warmup=args.warmup,
+        compile=args.compile or "off",
         dtype=args.dtype or "auto",
         threads=args.threads,
         tp=args.tp,

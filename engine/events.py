@@ -21,7 +21,10 @@ class ProtocolError(EngineFailure):
     """A line that is no record of this protocol. `message` says what is wrong with it."""
 
 
-DType = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+DType = Literal["auto", "float64", "float32", "bfloat16", "float16", "int8", "int4"]
+CompileMode = Literal["auto", "off", "on"]
+CacheKind = Literal["full", "window", "int8"]
+Role = Literal["system", "user", "assistant"]
 FailureKind = Literal["input", "engine", "memory"]
 StopReason = Literal["eos", "length", "positions", "cache", "cancelled"]
 
@@ -30,6 +33,13 @@ class Record(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Base of every request and event. `EngineClient.submit` numbers requests; events repeat the number."""
 
     request_id: int = 0
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a chat."""
+
+    role: Role
+    content: str
 
 
 # --- requests: app -> engine ------------------------------------------------------------------------------
@@ -46,10 +56,15 @@ class Load(Record, frozen=True, kw_only=True):
     threads: int | None = None
     tp: int = 1
     """Tensor-parallel ranks, processes of their own."""
+    compile: CompileMode = "auto"
+    """The decode step in one piece: built in the background and used when ready, never, or waited for."""
 
 
 class Generate(Record, frozen=True, kw_only=True):
-    """Continue a prompt (text or ids, exactly one of the two).
+    """Continue a prompt: text, ids, or the turns of a chat (exactly one of the three).
+
+    Turns are put into the model's own template. `reuse`: what the cache still holds of the last run is not run again,
+    as far as the new prompt begins with it (a chat's earlier turns).
 
     `model`, `dtype` and `threads` mean what they mean in `Load`: the request says everything, so None is the
     bundled model even after another one was loaded. The model is loaded (and `Loaded` sent) only if it is not
@@ -58,16 +73,20 @@ class Generate(Record, frozen=True, kw_only=True):
 
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
+    turns: tuple[Turn, ...] | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
     use_cache: bool = True
+    cache: CacheKind = "full"
+    reuse: bool = False
     model: str | None = None
     dtype: DType = "auto"
     threads: int | None = None
     tp: int = 1
+    compile: CompileMode = "auto"
 
 
 class Evaluate(Record, frozen=True, kw_only=True):
@@ -94,6 +113,8 @@ class Benchmark(Record, frozen=True, kw_only=True):
     dtype: DType = "auto"
     threads: int | None = None
     tp: int = 1
+    compile: CompileMode = "off"
+    """Off, so that both arms run the same code."""
 
 
 class Cancel(Record, frozen=True, kw_only=True):
@@ -142,6 +163,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     tp: int = 1
     rank_weight_bytes: int | None = None
     """Bytes of one tensor-parallel rank's weights; None on a single rank."""
+    has_chat: bool = False
+    step_note: str = ""
+    """One sentence on the compiled decode step; empty where none was asked for."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +273,10 @@ class GenerationStarted(Record, frozen=True, kw_only=True):
     kv_cache_bytes: int
     kv_bytes_per_token: int
     prompt_text: str | None = None
+    reused_tokens: int = 0
+    """Tokens of the prompt whose keys and values the cache had already."""
+    kv_capacity: int = 0
+    """Tokens the cache has room for."""
 
 
 class TokenGenerated(Record, frozen=True, kw_only=True):

@@ -12,13 +12,16 @@ int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.layers import Linear, LinearLike, Weights
+
+if TYPE_CHECKING:
+    from engine.model import Decoder
 
 WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 QuantizedFormat = Literal["int8", "int4"]
@@ -88,6 +91,24 @@ class FormatMaker:
     def _packs(self, names: Sequence[str]) -> bool:
         shape = self.source[f"{names[0]}.weight"].shape if f"{names[0]}.weight" in self.source else (0, 1)
         return len(shape) == 2 and shape[1] % GROUP == 0
+
+
+def held_bytes(decoder: "Decoder") -> int:
+    """Bytes of all weights in memory, packed ones as they are packed."""
+    total, seen = decoder.weight_bytes, set()
+    todo: list[object] = [decoder.head, *decoder.blocks]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, GroupedLinear):
+            kept = part.packed
+            assert kept.scales is not None
+            plain = kept.rows * kept.cols * decoder.dtype.itemsize
+            tied = part is decoder.head and decoder.config.tied  # the table of embeddings stays beside it
+            total += kept.values.nbytes + kept.scales.nbytes - (0 if tied else plain)
+        elif type(part).__module__.startswith("engine.") and hasattr(part, "__dict__") and id(part) not in seen:
+            seen.add(id(part))
+            todo += [each for value in vars(part).values() for each in (value if isinstance(value, list) else [value])]
+    return total
 
 
 def packed(layer: object) -> Packed:

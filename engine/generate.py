@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.cache import Cache, cache_bytes
+from engine.cache import Cache, CacheKind, cache_bytes, reuse_prefix
 from engine.errors import OptionError, PromptError
 from engine.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.model import Decoder, check_ids
@@ -27,6 +27,7 @@ class GenerationOptions:
 
     ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
     ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
+    ``cache``: how keys and values are kept (`engine.cache.CacheKind`).
     ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
     """
 
@@ -39,6 +40,7 @@ class GenerationOptions:
     stop_at_eos: bool = True
     prefill_chunk: int | None = None
     cache_capacity: int | None = None
+    cache: CacheKind = "full"
     forced_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +56,15 @@ class GenerationOptions:
             )
 
 
+@dataclass(slots=True)
+class Kept:
+    """A cache that outlives a run, and the ids whose keys and values it holds (its first `cache.length`)."""
+
+    cache: Cache | None = None
+    kind: CacheKind = "full"
+    ids: tuple[int, ...] = ()
+
+
 def generate(
     decoder: Decoder,
     prompt_ids: Sequence[int],
@@ -62,13 +73,15 @@ def generate(
     tokenizer: Tokenizer | None = None,
     should_stop: Callable[[], bool] | None = None,
     request_id: int = 0,
+    kept: Kept | None = None,
 ) -> Iterator[GenerationEvent]:
     """Started, then one event a token, then Finished; the end-of-text token counts as one.
 
     Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
     ``should_stop`` is asked before every forward pass; the run then ends with the reason "cancelled".
+    ``kept``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
     """
-    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id)
+    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, kept)
     return run.events(should_stop or _never)
 
 
@@ -99,6 +112,7 @@ class _Run:
         options: GenerationOptions,
         tokenizer: Tokenizer | None,
         request_id: int,
+        kept: Kept | None,
     ) -> None:
         self.decoder = decoder
         self.options = options
@@ -116,6 +130,8 @@ class _Run:
             seed=options.seed,
             device=decoder.device,
         )
+        self.kept = kept
+        self.n_reused = 0
         self.cache = self._make_cache() if options.use_cache else None
         self.context = self.prompt  # all tokens so far; only read without the cache
         self.ids: list[int] = []
@@ -132,11 +148,30 @@ class _Run:
                 "cache_capacity",
                 f"cache_capacity is {capacity:,} tokens; the prompt alone has {self.n_prompt:,}",
             )
-        return self.decoder.new_cache(capacity)
+        return self.decoder.new_cache(capacity, kind=self.options.cache) if self.kept is None else self._keep(capacity)
+
+    def _keep(self, capacity: int) -> Cache:
+        """The cache of earlier runs, cut back to what the prompt shares; a new, roomier one where it is too small."""
+        kept = self.kept
+        assert kept is not None
+        if kept.cache is not None and kept.kind == self.options.cache and kept.cache.capacity >= capacity:
+            self.n_reused = reuse_prefix(kept.cache, kept.ids, self.prompt[0].tolist())
+            return kept.cache
+        kept.cache, kept.ids = None, ()  # its memory is free before the next one is made
+        room = min(4 * capacity, self.decoder.config.max_positions)
+        kept.cache, kept.kind = self.decoder.new_cache(max(capacity, room), kind=self.options.cache), self.options.cache
+        return kept.cache
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         """Forward pass, choice, event; until there is a reason to stop."""
         self.start_ns = time.perf_counter_ns()
+        try:
+            yield from self._work(should_stop)
+        finally:
+            if self.kept is not None:
+                self.kept.ids = (*self.prompt[0].tolist(), *self.ids)
+
+    def _work(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         yield self._started()
         logits = self._prefill(should_stop)
         reason: StopReason = "cancelled"
@@ -154,7 +189,7 @@ class _Run:
         """Logits (1, 1, V) after the prompt; None when told to stop."""
         chunk = self.options.prefill_chunk if self.cache is not None else None
         logits = None
-        for ids in torch.split(self.prompt, chunk or self.n_prompt, dim=1):
+        for ids in torch.split(self.prompt[:, self.n_reused :], chunk or self.n_prompt, dim=1):
             if should_stop():
                 return None
             logits = self.decoder.forward(ids, self.cache, last_only=True)
@@ -188,13 +223,15 @@ class _Run:
         return None
 
     def _started(self) -> GenerationStarted:
-        per_token = cache_bytes(self.decoder.config, 1, dtype=self.decoder.dtype)
+        per_token = cache_bytes(self.decoder.config, 1, dtype=self.decoder.dtype, kind=self.options.cache)
         return GenerationStarted(
             request_id=self.request_id,
             prompt_ids=tuple(self.prompt[0].tolist()),
             start_ns=self.start_ns,
             kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
             kv_bytes_per_token=per_token,
+            reused_tokens=self.n_reused,
+            kv_capacity=self.cache.capacity if self.cache is not None else 0,
         )
 
     def _token_event(self, *, last: bool) -> TokenGenerated:

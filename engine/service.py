@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from engine.events import (
     Cancelled,
     CaseEvaluated,
     CaseResult,
+    CompileMode,
     DType,
     Evaluate,
     EvaluationFinished,
@@ -40,8 +41,9 @@ from engine.events import (
     Progress,
     Ready,
     Request,
+    Turn,
 )
-from engine.generate import GenerationOptions, generate
+from engine.generate import GenerationOptions, Kept, generate
 from engine.options import check_benchmark, check_ranks, check_threads
 from engine.timing import NS_PER_S
 
@@ -69,6 +71,8 @@ class _Held:
     key: tuple[object, ...]
     model: LoadedModel
     load_ns: int
+    kept: Kept
+    """The cache of the last run that asked for it to be kept."""
 
 
 class Service:
@@ -122,9 +126,21 @@ class Service:
         held = self._held
         assert held is not None
         self._use_threads(request.threads, held.model)
+        note = self._compile(held.model, request.compile)
         if fresh or isinstance(request, Load):
-            yield Loaded(model=model_info(held.model, load_ns=held.load_ns))
+            yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note))
         return held.model
+
+    def _compile(self, model: LoadedModel, mode: CompileMode) -> str:
+        """Give the decoder its compiled step, or take it away; a sentence on it. Raises EngineError where it must."""
+        if mode == "off" or model.decoder.communication_ns is not None:
+            model.decoder.decode_step = None
+            return ""
+        if model.decoder.decode_step is not None:
+            return "compiled decode step"
+        from engine.compiled.step import attach
+
+        return attach(model.decoder, mode).note
 
     def close(self) -> None:
         """End what the model runs on: other ranks, where it has any."""
@@ -166,6 +182,7 @@ class Service:
             tokenizer=model.tokenizer,
             should_stop=should_stop,
             request_id=request.request_id,
+            kept=self._held.kept if request.reuse and self._held is not None else None,
         )
         for event in events:
             if isinstance(event, GenerationStarted):
@@ -204,7 +221,7 @@ class Service:
 # --- models -----------------------------------------------------------------------------------------------
 
 
-def model_info(model: LoadedModel, *, load_ns: int | None = None) -> ModelInfo:
+def model_info(model: LoadedModel, *, load_ns: int | None = None, step_note: str = "") -> ModelInfo:
     """The record of a loaded model that the app gets."""
     config, decoder = model.config, model.decoder
     return ModelInfo(
@@ -219,7 +236,7 @@ def model_info(model: LoadedModel, *, load_ns: int | None = None) -> ModelInfo:
         vocab_size=config.vocab_size,
         max_positions=config.max_positions,
         n_parameters=decoder.n_parameters,
-        weight_bytes=decoder.weight_bytes,
+        weight_bytes=model.weight_bytes,
         dtype=_dtype_name(model),
         kv_bytes_per_token=cache_bytes(config, 1, dtype=decoder.dtype),
         has_tokenizer=model.tokenizer is not None,
@@ -236,6 +253,8 @@ def model_info(model: LoadedModel, *, load_ns: int | None = None) -> ModelInfo:
         load_ns=load_ns,
         tp=getattr(getattr(decoder, "group", None), "size", 1),
         rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
+        has_chat=model.chat is not None and model.tokenizer is not None,
+        step_note=step_note,
     )
 
 
@@ -247,7 +266,7 @@ def _load(key: tuple[object, ...], request: Load | Generate | Benchmark) -> _Hel
         loaded = load_parallel(_path(request.model), dtype=request.dtype, tp=request.tp, threads=request.threads)
     else:
         loaded = load_checkpoint(_path(request.model), dtype=request.dtype)
-    return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns)
+    return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns, kept=Kept())
 
 
 def _path(model: str | None) -> Path | None:
@@ -268,7 +287,7 @@ def _key(model: str | None, dtype: DType) -> tuple[object, ...]:
 
 
 def _dtype_name(model: LoadedModel) -> str:
-    return str(model.decoder.dtype).removeprefix("torch.")
+    return model.weight_format or str(model.decoder.dtype).removeprefix("torch.")
 
 
 # --- generate ---------------------------------------------------------------------------------------------
@@ -276,8 +295,8 @@ def _dtype_name(model: LoadedModel) -> str:
 
 def generation_options(request: Generate) -> GenerationOptions:
     """The checked options of a request. Raises `OptionError`."""
-    if (request.prompt is None) == (request.prompt_ids is None):
-        raise OptionError("prompt", "give the prompt either as text or as token ids, one of the two")
+    if sum(given is not None for given in (request.prompt, request.prompt_ids, request.turns)) != 1:
+        raise OptionError("prompt", "give the prompt as text, as token ids or as turns of a chat, one of the three")
     return GenerationOptions(
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,
@@ -285,16 +304,26 @@ def generation_options(request: Generate) -> GenerationOptions:
         top_p=request.top_p,
         seed=request.seed,
         use_cache=request.use_cache,
+        cache=request.cache,
     )
 
 
 def _prompt_ids(request: Generate, model: LoadedModel) -> tuple[int, ...]:
     if request.prompt_ids is not None:
         return request.prompt_ids
-    assert request.prompt is not None
     if model.tokenizer is None:
         raise TokenizerError(f"the model {model.name} has no tokenizer; give the prompt as token ids")
+    if request.turns is not None:
+        return tuple(model.tokenizer.encode(_chat_text(request.turns, model), add_special=False))
+    assert request.prompt is not None
     return tuple(model.tokenizer.encode(request.prompt))
+
+
+def _chat_text(turns: Sequence[Turn], model: LoadedModel) -> str:
+    """The turns in the model's template, up to where its answer begins. Raises TokenizerError, PromptError."""
+    if model.chat is None:
+        raise TokenizerError(f"the model {model.name} has no chat template; give a plain prompt")
+    return model.chat.render([{"role": turn.role, "content": turn.content} for turn in turns])
 
 
 def _prompt_text(request: Generate, model: LoadedModel) -> str | None:
