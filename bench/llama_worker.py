@@ -1,0 +1,85 @@
+"""llama.cpp as one side of bench/engine.py: requests as JSON lines on stdin, times as JSON lines on stdout.
+
+Runs in an environment of its own, with llama-cpp-python and nothing of this project.
+"""
+
+import ctypes
+import itertools
+import json
+import sys
+import time
+from typing import Any
+
+import llama_cpp as llama
+
+
+def silence(level: int, text: bytes, data: object) -> None:
+    """llama.cpp talks on stderr while it loads."""
+
+
+class Model:
+    """One GGUF file with a context for ``room`` tokens."""
+
+    def __init__(self, path: str, room: int, threads: int) -> None:
+        self.model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = room, room, room
+        params.n_threads = params.n_threads_batch = threads
+        self.context = llama.llama_init_from_model(self.model, params)
+        self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+
+    def decode(self, ids: list[int]) -> int:
+        """Append ids; the likeliest next token."""
+        array = (llama.llama_token * len(ids))(*ids)
+        if llama.llama_decode(self.context, llama.llama_batch_get_one(array, len(ids))):
+            raise RuntimeError("llama_decode failed")
+        import numpy as np
+
+        return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, -1), (self.n_vocab,)).argmax())
+
+    def run(self, prompt: list[int], n_new: int) -> dict[str, Any]:
+        """Greedy; the first token comes from prefill, n_new - 1 from decode steps."""
+        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        start = time.perf_counter()
+        ids = [self.decode(prompt)]
+        first = time.perf_counter()
+        while len(ids) < n_new:
+            ids.append(self.decode(ids[-1:]))
+        return {"prefill_s": first - start, "decode_s": time.perf_counter() - first, "ids": ids}
+
+    def losses(self, ids: list[int]) -> list[float]:
+        """-log p of each id after the first, one step a token."""
+        import numpy as np
+
+        llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+        result = []
+        for here, following in itertools.pairwise(ids):
+            self.decode([here])
+            logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, -1), (self.n_vocab,)).astype(float)
+            result.append(float(np.logaddexp.reduce(logits) - logits[following]))
+        return result
+
+
+def main() -> None:
+    callback = llama.llama_log_callback(silence)
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    llama.llama_backend_init()
+    models: dict[str, Model] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        match request.pop("do"):
+            case "about":
+                info = llama.llama_print_system_info().decode().strip()
+                answer: dict[str, Any] = {"version": llama.__version__, "system": info}
+            case "load":
+                models[request["name"]] = Model(request["path"], request["room"], request["threads"])
+                answer = {}
+            case "losses":
+                answer = {"losses": models[request["name"]].losses(request["ids"])}
+            case _:
+                answer = models[request["name"]].run(request["prompt"], request["n_new"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
