@@ -224,9 +224,9 @@ def _quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
     return Table(title=title, columns=("Quantity", "Value", "Also"), rows=tuple(rows), numeric=frozenset({1, 2}))
 
 
-def _sizes(answer: Document) -> list[tuple[str, str, str]]:
+def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
     """Weights and what stays free; or what is missing."""
-    named = [("Weights per GPU", "weight_bytes"), ("Free per GPU", "free_bytes"), ("Missing", "missing_bytes")]
+    named = [("Weights per GPU", "weight_bytes"), ("Free per GPU", "free_bytes"), (missing, "missing_bytes")]
     kept = [(name, answer[key]) for name, key in named if answer[key] > 0]
     return [(name, format_decimal(value), format_binary(value)) for name, value in kept]
 
@@ -235,7 +235,7 @@ def _context_table(answer: Document, document: Document) -> Table:
     shown = "none" if answer["context"] is None else f"{answer['context']:,}"
     also = "every layer keeps a window or a state" if answer["unbounded"] else ""
     also = "longer than the model was made for" if answer["beyond_model"] else also
-    rows = [(f"Tokens for {_requests(document['batch'])}", shown, also), *_sizes(answer)]
+    rows = [(f"Tokens for {_requests(document['batch'])}", shown, also), *_sizes(answer, "Missing for one token each")]
     return _quantities("Largest context", rows)
 
 
@@ -245,7 +245,7 @@ def _batch_table(answer: Document, document: Document) -> Table:
         f"{answer['batch']:,}",
         "" if answer["fits"] else "none fits",
     )
-    return _quantities("Largest batch", [first, *_sizes(answer)])
+    return _quantities("Largest batch", [first, *_sizes(answer, "Missing for one request")])
 
 
 def _devices_table(answer: Document, document: Document) -> Table:

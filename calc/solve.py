@@ -494,9 +494,12 @@ def _devices_advice(answer: DevicesAnswer) -> list[Advice]:
     if not answer.plans:
         return []
     best = answer.plans[0]
-    stages = f" and pipeline parallelism {best.pp}" if best.pp > 1 else ""
-    text = f"Use {best.devices} such devices (tensor parallelism {best.tp}{stages}): {_fitting(best.max_batch)}."
-    options = ("--tp", str(best.tp), *(("--pp", str(best.pp)) if best.pp > 1 else ()))
+    ways = [("tensor parallelism", "--tp", best.tp), ("pipeline parallelism", "--pp", best.pp)]
+    used = [way for way in ways if way[2] > 1] or ways[:1]
+    shared = " and ".join(f"{name} {n}" for name, _, n in used)
+    such = "one such device" if best.devices == 1 else f"{best.devices} such devices"
+    text = f"Use {such} ({shared}): {_fitting(best.max_batch)}."
+    options = tuple(word for _, option, n in used for word in (option, str(n)))
     return [Advice(change="tp", text=text, options=options)]
 
 

@@ -232,6 +232,15 @@ def test_the_options_of_an_advice_are_options():
     assert shortage(report).startswith("7.13 GB (6.64 GiB) are missing for one request")
 
 
+def test_advice_of_stages_is_said_in_words():
+    study = replace(llama(), model=find_model("llama-3.1-405b"))
+    (devices_step,) = [s for s in advice(memory_report(study)) if s.change == "tp"]
+    assert devices_step.text.startswith("Use 11 such devices (pipeline parallelism 11): ")
+    assert devices_step.options == ("--pp", "11")
+    both = advice(memory_report(replace(study, device=device(24 * GB))))
+    assert ("--tp", "4", "--pp", "9") in [s.options for s in both]
+
+
 def test_what_weighs_most_is_said_first():
     light = advice(memory_report(llama(17 * GB)))
     assert [step.change for step in light[:3]] == ["weight-format", "kv-format", "context"]

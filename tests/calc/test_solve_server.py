@@ -29,7 +29,7 @@ from tests.calc.strategies import device
 
 GB, GIB = 10**9, 2**30
 ON_H100 = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"), policy=Policy.REPLICATED, tps=(1,))
-FEW = settings(max_examples=20, deadline=None)
+FEW = settings(max_examples=12, deadline=None)
 engines = st.sampled_from(ENGINES)
 studies = st.builds(
     lambda name, gb, context: replace(
@@ -128,6 +128,8 @@ def test_what_the_server_refuses_is_an_answer():
     assert at.problem
     assert largest_context(ON_H100, options).problem == at.problem
     assert shortage(ON_H100, options).endswith(".")
+    (step,) = [step for step in advice(ON_H100, options) if step.change == "tp"]
+    assert step.text.startswith("Use one such device (tensor parallelism 1): ")
 
 
 # Command line
