@@ -307,9 +307,14 @@ class Mamba1:
     conv_bias: bool = True
 
     @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.inner
+
+    @property
     def state_elements(self) -> int:
         """Elements a sequence."""
-        return self.inner * (self.state + self.kernel)
+        return self.inner * self.state + self.conv_channels * self.kernel
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -334,9 +339,14 @@ class Mamba2:
     norm: bool = True
 
     @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
     def state_elements(self) -> int:
         """Elements a sequence."""
-        return self.inner * self.state + (self.inner + 2 * self.groups * self.state) * self.kernel
+        return self.inner * self.state + self.conv_channels * self.kernel
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -359,10 +369,14 @@ class GatedDelta:
     extra_params: int = 0
 
     @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
     def state_elements(self) -> int:
         """Elements a sequence."""
-        convolved = 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-        return self.value_heads * self.key_dim * self.value_dim + convolved * self.kernel
+        return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -386,9 +400,14 @@ class KimiDelta:
     gate_rank: int = 0
 
     @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return 3 * self.n_heads * self.head_dim
+
+    @property
     def state_elements(self) -> int:
         """Elements a sequence."""
-        return self.n_heads * self.head_dim * (self.head_dim + 3 * self.kernel)
+        return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -409,6 +428,11 @@ class ShortConv:
     kernel: int
     width: int
     bias: bool = False
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.width
 
     @property
     def state_elements(self) -> int:

@@ -91,14 +91,9 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
 
 
 def _recurrent(mixer: Any) -> CacheLayers:
-    """Mamba, Mamba-2 and gated delta: heads x head dimension x state, and a convolution."""
-    if mixer.kind == "mamba1":
-        state, channels = mixer.inner * mixer.state, mixer.inner
-    elif mixer.kind == "mamba2":
-        state, channels = mixer.inner * mixer.state, mixer.inner + 2 * mixer.groups * mixer.state
-    else:
-        state = mixer.value_heads * mixer.key_dim * mixer.value_dim
-        channels = 2 * mixer.key_heads * mixer.key_dim + mixer.value_heads * mixer.value_dim
+    """A state of heads x head dimension x state (none of a short convolution), and the inputs of a convolution."""
+    channels = mixer.conv_channels
+    state = mixer.state_elements - channels * mixer.kernel
     return CacheLayers(
         kind=RECURRENT,
         layers=1,
