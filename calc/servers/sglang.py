@@ -15,6 +15,7 @@ from calc.explain import Term, derive
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
+from calc.servers.vllm import check_heads
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
 from calc.servers.vllm_cache import attention_token_bytes, kv_heads_per_rank, recurrent_page_bytes
 from calc.servers.weights import stage_weight_bytes, widest_dense
@@ -152,6 +153,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
     if options.pp > 1 or options.dcp > 1:
         raise SpecError("pp", "SGLang is answered for tensor parallelism and data-parallel attention, not pp or dcp")
+    check_heads(study, options.tp // options.dp_attention)
     model, known = study.model, resolve(study, options)
     weights = stage_weight_bytes(
         model, study.weight_format, tp=options.tp, stage=(0, model.n_layers), plain=known.plain, facts=options.facts

@@ -8,6 +8,7 @@ from math import ceil
 from types import MappingProxyType
 from typing import Any
 
+from calc.errors import SpecError
 from calc.explain import Term, derive
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
 from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
@@ -38,7 +39,7 @@ from calc.servers.vllm_budget import (
     non_torch_bytes,
 )
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
-from calc.servers.weights import stage_layers, stage_weight_bytes
+from calc.servers.weights import layers_of, stage_layers, stage_weight_bytes
 from calc.specs import Study
 
 SPECULATIVE_TOKENS = 3
@@ -124,9 +125,7 @@ def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers:
         return kept
     from dataclasses import replace
 
-    target = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), None) or next(
-        k for k in reversed(kept) if k.kind != RECURRENT
-    )
+    target = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), kept[-1])
     return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in kept)
 
 
@@ -204,8 +203,28 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
     )
 
 
+def check_heads(study: Study, tp: int) -> None:
+    """Raise SpecError where the query heads of a layer do not divide by `tp`."""
+    for layer in dict.fromkeys(layers_of(study.model)):
+        for mixer in layer.mixers:
+            heads = getattr(mixer, "n_heads", tp)
+            if heads % tp:
+                raise SpecError("tp", f"{heads:,} query heads do not divide by {tp:,}")
+
+
+def check_stages(study: Study, pp: int) -> None:
+    """Raise SpecError where a stage would have no layer, or nothing to cache."""
+    if pp > study.model.n_layers:
+        raise SpecError("pp", f"{study.model.n_layers:,} layers are fewer than {pp:,} pipeline stages")
+    for number, stage in enumerate(stage_layers(study.model.n_layers, pp)):
+        if not cache_layers(study.model, *stage):
+            raise SpecError("pp", f"stage {number + 1} of {pp:,} has no layer that keeps anything: no pool, no blocks")
+
+
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
     """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for what it would refuse."""
+    check_heads(study, options.tp)
+    check_stages(study, options.pp)
     known = resolve(study, options)
     ranges = stage_layers(study.model.n_layers, options.pp)
     stages = [_stage(study, options, known, i, stage) for i, stage in enumerate(ranges)]

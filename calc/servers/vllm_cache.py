@@ -154,8 +154,12 @@ def kv_specs(layers: Sequence[CacheLayers], setting: CacheSetting) -> tuple[KvSp
     """Page and block of every kind, with pages made equal (states padded, blocks of smaller rows lengthened)."""
     caching = [layer for layer in layers if layer.kind != RECURRENT]
     states = [layer for layer in layers if layer.kind == RECURRENT]
-    if states and not caching:
-        raise SpecError("layers", "a model without attention layers has no block pool: its state is per sequence")
+    if states and not caching:  # a block is a sequence's state
+        page = max(state_bytes(layer, setting) for layer in states)
+        return tuple(
+            KvSpec(kind=RECURRENT, layers=layer.layers, page_bytes=page, block_tokens=setting.max_model_len)
+            for layer in states
+        )
     block = setting.block_size
     if states:
         smallest = min(token_bytes(layer, setting) for layer in caching)

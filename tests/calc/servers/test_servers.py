@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.server_models import facts, models
 from calc.errors import SpecError
-from calc.layers import Attention, Dense, LayerSpec, Stated, summary
+from calc.layers import Attention, Dense, LayerSpec, Mamba2, Stated, summary
 from calc.params import parameters
 from calc.servers.facts import facts_from_config
 from calc.servers.launch import launch_command
@@ -166,6 +166,12 @@ def test_blocks_of_latent_attention() -> None:
 def test_what_vllm_refuses_is_refused() -> None:
     with pytest.raises(SpecError, match="10 KV heads neither divide by 4"):
         server_report(study(models()["microsoft/phi-4"]), ServerOptions(tp=4))
+    with pytest.raises(SpecError, match="32 query heads do not divide by 5"):
+        server_report(study(find_model("llama-3-8b")), ServerOptions(tp=5))
+    with pytest.raises(SpecError, match="32 layers are fewer than 40"):
+        server_report(study(find_model("llama-3-8b")), ServerOptions(pp=40))
+    with pytest.raises(SpecError, match="stage 11 of 16 has no layer that keeps anything"):
+        server_report(study(models()["nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8"]), ServerOptions(pp=16))
     stated = LayerSpec(
         hidden_size=64,
         mixers=(Stated(label="rare", params=10, state_elements=5),),
@@ -392,6 +398,16 @@ def test_launch_commands() -> None:
     llamacpp = launch_command(_report("llamacpp", max_num_seqs=3))
     assert "--ctx-size 24576 --parallel 3" in llamacpp
     assert "DynamicCache" in launch_command(_report("transformers"))
+
+
+def test_a_model_without_attention_has_a_block_a_sequence() -> None:
+    state = Mamba2(inner=1024, n_heads=16, groups=1, state=64, kernel=4)
+    layer = LayerSpec(hidden_size=512, mixers=(state,), feed_forwards=(), norm_params=512)
+    model = ModelSpec(name="mamba", vocab_size=1000, layers=(layer,) * 4, **summary((layer,) * 4))
+    report = server_report(study(model), ServerOptions(kv_pool_bytes=GIB))
+    page = (1024 * 64 + (1024 + 2 * 64) * 3) * 2
+    assert report.kv_blocks == GIB // (4 * page)
+    assert report.max_concurrency == report.kv_blocks
 
 
 def test_attention_layers_of_another_width_share_one_pool() -> None:
