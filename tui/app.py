@@ -80,6 +80,9 @@ class KvscopeApp(App[None]):
         Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, a folder or a spec .toml"),
         Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
         Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
+        Binding(
+            "ctrl+l", "copy_launch", "launch command", show=False, tooltip="Copy the command that starts the server"
+        ),
         Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a file"),
         Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Leave kvscope"),
     ]
@@ -205,7 +208,7 @@ class KvscopeApp(App[None]):
 
     def _show_everywhere(self) -> None:
         """The strip and the visible pane now; the others when they are looked at."""
-        self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory)
+        self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory, self.analysis.server)
         self._stale = {title.lower() for title in PANES}
         self._refresh_active()
 
@@ -313,6 +316,17 @@ class KvscopeApp(App[None]):
             self._copy(command, command)
             if pane.TITLE in ("Spec", "Memory"):
                 self._say_what_is_unsaid()
+
+    def action_copy_launch(self) -> None:
+        """The command that starts the server which the numbers are of, to the clipboard."""
+        from calc.servers.launch import launch_command
+
+        answer = self.analysis.server
+        command = launch_command(answer.report) if answer is not None and answer.report is not None else ""
+        if command:
+            self._copy(command, command)
+        else:
+            self.notify("Choose a server as policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning")
 
     def _say_what_is_unsaid(self) -> None:
         from tui.command_line import unsaid

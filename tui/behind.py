@@ -12,11 +12,15 @@ from calc.tables import answer_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind:
-    """A row's calculation: title, the step that gives its number first, then those it rests on, and a remark."""
+    """A row's calculation: title, the step that gives its number first, then those it rests on.
+
+    `remark` warns of something; `note` says where a number comes from that has no formula.
+    """
 
     title: str
     terms: tuple[Term, ...]
     remark: str = ""
+    note: str = ""
 
 
 def behind_answer(report: MemoryReport, row: int) -> Behind:

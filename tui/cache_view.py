@@ -37,7 +37,8 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
-    return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}", "dim")
+    reused = f", {run.reused_tokens:,} of them reused" if run.reused_tokens else ""
+    return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}{reused}", "dim")
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
@@ -54,8 +55,8 @@ def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
         return Text("the cache appears here, measured beside the predicted figure", style="dim")
     if not run.request.use_cache:
         return _no_cache_text(run)
-    term = cache_token_term(run.model)
-    predicted = predicted_cache_bytes(run.model, run.capacity)
+    term = cache_token_term(run.model, run.request.cache)
+    predicted = predicted_cache_bytes(run.model, run.capacity, run.request.cache)
     ratio = f"{run.cache_bytes / predicted:.3f}" if predicted else "–"
     whole = max(float(predicted), run.cache_bytes, 1)
     room = max(6, width - 24)
@@ -142,7 +143,7 @@ def _count(run: Run | None) -> str:
 def run_table(run: Run) -> Table:
     """A finished or stopped run as a table, for copying and export."""
     rates = run.timing
-    predicted = predicted_cache_bytes(run.model, run.capacity) if run.model else 0
+    predicted = predicted_cache_bytes(run.model, run.capacity, run.request.cache) if run.model else 0
     rows = [
         ("Model", run.model.name if run.model else "–", ""),
         ("Cache", "on" if run.request.use_cache else "off", ""),

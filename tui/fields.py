@@ -204,9 +204,17 @@ OTHERS = _by_name(
         unit="",
         meaning=(
             "equal-split: weights and cache divide by TP (the assignment's rule); replicated: whole KV heads a GPU, "
-            "repeated beyond the number of KV heads, as servers do. The Memory pane shows both."
+            "repeated beyond the number of KV heads, as servers do; vllm, sglang, transformers, llamacpp: whole heads, "
+            "and what that server reserves beside the cache. The Memory pane shows all of it."
         ),
         forms="← → or Space",
+    ),
+    Field(
+        name="enforce_eager",
+        label="eager",
+        unit="",
+        meaning="No CUDA graphs: their memory is free, every step is launched operator by operator.",
+        forms="Space or Enter",
     ),
     Field(
         name="tied",

@@ -89,8 +89,7 @@ def _document(outcome: commands.Outcome) -> Document:
     model = outcome.model
     if not isinstance(result, GenerationFinished) or model is None:
         return commands.document(result, model=outcome.model_name)
-    capacity = result.kv_cache_bytes // model.kv_bytes_per_token
-    predicted = int(predicted_cache_bytes(model, capacity))
+    predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
     return generation_document(result, model=model.name, kv_cache_bytes_predicted=predicted)
 
 

@@ -27,6 +27,8 @@ STYLES = {
     EXPERTS: "experts",
 }
 """Marks of the map with the names of their colours; the others are plain."""
+MARKS = {FULL: "primary", WINDOW: "accent", LATENT: "success", STATE: "warning", BOTH: "secondary"}
+"""The same as colours of the theme."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from calc.attention import Attention, Phase, attention_work
+from calc.errors import CalcError
 from calc.explain import Number, Term
 from calc.kv_cache import request_term, token_term
-from calc.specs import Mlp, ModelSpec, Norm
+from calc.memory import memory_report
+from calc.sources.catalog import manual_device
+from calc.specs import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.storage import FORMATS, StorageFormat
 from calc.traffic import linear_flops, linear_params
-from engine.events import ModelInfo
+from engine.events import CacheKind, ModelInfo
 
 DTYPES = {
     "float64": StorageFormat("float64", 1, 8),
@@ -22,7 +27,42 @@ DTYPES = {
 
 
 def spec_of(info: ModelInfo) -> ModelSpec:
-    """The calculator's spec of a loaded model. No window: the engine's cache keeps every token."""
+    """The calculator's spec of a loaded model: read from its own file where there is one, else from its sizes.
+
+    No window: the engine's full cache keeps every token.
+    """
+    return _without_windows(read_spec(info.path)) or _spec_of_sizes(info)
+
+
+@lru_cache(maxsize=8)
+def read_spec(path: str) -> ModelSpec | None:
+    """calc's own reading of a model file or folder; None where it has none (the bundled model, a .pt file)."""
+    from calc.sources import load_model
+
+    if not os.path.exists(path):
+        return None
+    try:
+        return load_model(path)
+    except CalcError:
+        return None
+
+
+def _without_windows(spec: ModelSpec | None) -> ModelSpec | None:
+    """`spec` with layers that keep every token, as the engine's full cache does."""
+    if spec is None or not spec.n_sliding_layers:
+        return spec
+    if not spec.layers:
+        return replace(spec, n_sliding_layers=0, window=None)
+    from calc.layers import Attention, summary
+
+    layers = tuple(
+        replace(layer, mixers=tuple(replace(m, window=None) if isinstance(m, Attention) else m for m in layer.mixers))
+        for layer in spec.layers
+    )
+    return replace(spec, layers=layers, **summary(layers))
+
+
+def _spec_of_sizes(info: ModelInfo) -> ModelSpec:
     return ModelSpec(
         name=info.name,
         n_layers=info.n_layers,
@@ -46,14 +86,34 @@ def spec_of(info: ModelInfo) -> ModelSpec:
     )
 
 
-def cache_token_term(info: ModelInfo) -> Term:
-    """Cache bytes a token of the loaded model at its dtype, with the derivation."""
-    return token_term(spec_of(info), DTYPES[info.dtype])
+def cache_format(info: ModelInfo, kind: CacheKind = "full") -> StorageFormat:
+    """How the engine keeps keys and values; int8 has a 4-byte scale for each head of each token."""
+    if kind == "int8":
+        return StorageFormat("int8 with scales", info.head_dim, info.head_dim + 4)
+    return DTYPES[info.cache_dtype or info.dtype]
 
 
-def predicted_cache_bytes(info: ModelInfo, tokens: int) -> Number:
-    """calc's figure for a cache that holds `tokens` tokens."""
-    return request_term(spec_of(info), DTYPES[info.dtype], tokens).value if tokens else 0
+def cache_token_term(info: ModelInfo, kind: CacheKind = "full") -> Term:
+    """Cache bytes a token of the loaded model as it is kept, with the derivation."""
+    return token_term(spec_of(info), cache_format(info, kind))
+
+
+def predicted_cache_bytes(info: ModelInfo, tokens: int, kind: CacheKind = "full") -> Number:
+    """calc's figure for a cache of `tokens` tokens (a rank's share of it where there are several)."""
+    if not tokens:
+        return 0
+    spec = (read_spec(info.path) if kind == "window" else None) or spec_of(info)
+    if info.tp == 1:
+        return request_term(spec, cache_format(info, kind), tokens).value
+    study = Study(
+        model=spec,
+        device=manual_device(MAX_BYTES),
+        context=tokens,
+        kv_format=cache_format(info, kind),
+        tps=(info.tp,),
+        policy=Policy.REPLICATED,
+    )
+    return memory_report(study).tp[0].kv_bytes_per_request_per_gpu
 
 
 @dataclass(frozen=True, slots=True)

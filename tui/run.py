@@ -41,9 +41,12 @@ class Run:
     times_ns: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     cache_bytes: int = 0
     cache_used_bytes: int = 0
     cache_tokens: int = 0
+    cache_capacity: int = 0
+    reused_tokens: int = 0
     reason: str | None = None
     problem: str | None = None
     _sorted_s: list[float] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Run:
             elif isinstance(event, GenerationStarted):
                 self.start_ns, self.prompt_ids = event.start_ns, event.prompt_ids
                 self.prompt_text, self.cache_bytes = event.prompt_text, event.kv_cache_bytes
+                self.cache_capacity, self.reused_tokens = event.kv_capacity, event.reused_tokens
             elif isinstance(event, GenerationFinished):
                 self.reason = event.reason
             elif isinstance(event, Cancelled):  # stopped before its turn came
@@ -71,9 +75,18 @@ class Run:
         self.ids.append(event.token_id)
         self.cache_tokens, self.cache_used_bytes = event.kv_tokens, event.kv_used_bytes
         if self.model is not None and not self.model.has_tokenizer:
-            self.pieces.append(f" {event.token_id}")
+            self._say(f" {event.token_id}")
         elif event.text:
-            self.pieces.append(event.text)
+            self._say(event.text)
+
+    def _say(self, piece: str) -> None:
+        self.pieces.append(piece)
+        self.said.append(piece)
+
+    @property
+    def text(self) -> str:
+        """The whole answer so far."""
+        return "".join(self.said)
 
     def take_text(self) -> str:
         """The text that has come since the last call."""
@@ -109,9 +122,11 @@ class Run:
 
     @property
     def capacity(self) -> int:
-        """Tokens the cache was allocated for, from the model's bytes a token."""
+        """Tokens the cache was allocated for, as the engine says; else from the model's bytes a token."""
         if self.model is None or not self.cache_bytes:
             return 0
+        if self.cache_capacity:
+            return self.cache_capacity
         return self.cache_bytes // self.model.kv_bytes_per_token
 
     @property

@@ -7,8 +7,15 @@ import re
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
 
-DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64")
-DTYPE_HELP = "Type of the weights and of the cache; auto is the file's own. Half the bytes, half the cache."
+DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
+DTYPE_HELP = (
+    "Type of the weights and of the cache; auto is the file's own. int8 and int4 keep weights alone, 32 to a scale, "
+    "with some loss."
+)
+CACHE_CHOICES = ("full", "window", "int8")
+CACHE_HELP = "How keys and values are kept: all, the window of sliding layers alone, or 8 bits with a scale a head."
+TP_CHOICES = ("1", "2", "3", "4", "6", "8")
+TP_HELP = "Tensor-parallel ranks: processes that share heads, weights and cache."
 MAX_NEW_TOKENS = 1_000_000
 MAX_SEED = 2**63 - 1
 _IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s*", re.IGNORECASE)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from calc.attention import Attention
 from calc.intensity import IntensityQuery, IntensityReport, intensity_report
 from calc.memory import MemoryReport, memory_report
-from calc.specs import Study
+from calc.specs import Policy, Study
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+    from tui.server import ServerAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,14 +24,21 @@ class AppState:
     attention_context: int = 1024
     attention_head_dim: int = 128
     softmax_flops: int = 5
+    server: ServerOptions | None = None
+
+    @property
+    def policy(self) -> str:
+        """The server's name where there is one, else the rule of the study."""
+        return str(self.study.policy) if self.server is None else self.server.engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """Everything computed from a state, once an edit."""
+    """Everything computed from a state, once an edit. `server` is None under the rules of the assignment."""
 
     memory: MemoryReport
     intensity: IntensityReport
+    server: ServerAnswer | None = None
 
 
 def initial_state(study: Study) -> AppState:
@@ -58,4 +70,21 @@ def intensity_query(state: AppState) -> IntensityQuery:
 
 def analyse(state: AppState) -> Analysis:
     """All reports of `state`; a few milliseconds."""
-    return Analysis(memory=memory_report(state.study), intensity=intensity_report(intensity_query(state)))
+    memory, intensity = memory_report(state.study), intensity_report(intensity_query(state))
+    if state.server is None:
+        return Analysis(memory=memory, intensity=intensity)
+    from tui.server import server_answer
+
+    return Analysis(memory=memory, intensity=intensity, server=server_answer(state.study, state.server))
+
+
+def with_policy(state: AppState, name: str) -> AppState:
+    """`state` under another rule or server; a server keeps whole heads."""
+    if name == state.policy:
+        return state
+    if name in {str(policy) for policy in (Policy.EQUAL_SPLIT, Policy.REPLICATED)}:
+        return replace(state, study=replace(state.study, policy=Policy(name)), server=None)
+    from tui.server import with_engine
+
+    study = replace(state.study, policy=Policy.REPLICATED)
+    return replace(state, study=study, server=with_engine(state.server, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from textual import events
 from textual.app import ComposeResult
@@ -18,16 +18,21 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 from calc.render import as_markdown
 from calc.tables import Table
 from engine.errors import EngineError
-from engine.events import Event, Generate
+from engine.events import CacheKind, DType, Event, Generate, Turn
 from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate, run_table
 from tui.chart import draw
 from tui.engine_link import EngineStatus, Phase, engine_of
+from tui.forecast import forecast
 from tui.pane import Pane
 from tui.plots import latency_chart
 from tui.run import Run
 from tui.sampling_form import (
+    CACHE_CHOICES,
+    CACHE_HELP,
     DTYPE_CHOICES,
     DTYPE_HELP,
+    TP_CHOICES,
+    TP_HELP,
     read_ids,
     read_new_tokens,
     read_path,
@@ -39,12 +44,14 @@ from tui.sampling_form import (
 from tui.state import Analysis, AppState
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
+from tui.widgets.path_bar import PathBar, PathRequest
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 from tui.widgets.token_stream import TokenStream
 
 DEFAULT_PROMPT = "To be, or not to be"
 DEFAULT_NEW_TOKENS = 128
+CHAT_HELP = "text is continued as it is; a chat's turns go into the model's own template, and its cache is kept."
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
@@ -87,13 +94,19 @@ class GeneratePane(Pane):
         "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
         "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
-        "Model: a .pt or .safetensors file or a Hugging Face folder; blank is the bundled two-layer model."
+        "Model: a Hugging Face folder, a .gguf, .safetensors or .pt file, or the name of one in the local cache "
+        "(org/name); m asks for it with completion; blank is the bundled two-layer model.\n\n"
+        "As chat, the prompt is a turn in the model's own template: the turns stay, what the cache holds of them is "
+        "reused (the numbers say how much), n begins a new chat. Kept: the whole cache, the windows alone, or 8 bits. "
+        "tp: ranks that share the model, as processes."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "stop", tooltip="Stop the run; its text and numbers stay"),
         Binding("c", "toggle_cache", "cache on/off", tooltip="Generate with or without the KV cache"),
         Binding("f8", "next_page", "page", tooltip="Text or numbers, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
+        Binding("n", "new_chat", "new chat", tooltip="Forget the turns of the chat"),
+        Binding("m", "pick_model", "model", tooltip="Name a model file or folder, with completion"),
     ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
@@ -104,6 +117,8 @@ class GeneratePane(Pane):
         self._seen = False
         self._due_s = 0.0
         self._rate = "–"
+        self.turns: tuple[Turn, ...] = ()
+        """The chat so far: what was asked and answered."""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="generate-main"):
@@ -120,6 +135,11 @@ class GeneratePane(Pane):
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
                     yield Option("seed", read_seed, text="1", placeholder="new", width=7, id="option-seed")
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
+                with Horizontal(classes="line"):
+                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
+                    yield ChoiceDial("kept", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
+                    yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
+                    yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
                     yield Button("generate", id="send", compact=True)
@@ -177,8 +197,12 @@ class GeneratePane(Pane):
             self._say(f"✗ {request}", problem=True)
             return
         self.run, self._due_s = Run(request), 0.0
-        stream = self.query_one(TokenStream)
-        stream.clear()
+        if request.turns is None:
+            self.query_one(TokenStream).clear()
+        else:
+            self._show_turn(request.turns)
+        if line := forecast(request, engine_of(self.app).status.model):
+            self.query_one(TokenStream).write(f"{line}\n", "note")
         try:
             self._request_id = engine_of(self.app).submit(request, self._on_events)
         except EngineError as error:
@@ -195,10 +219,16 @@ class GeneratePane(Pane):
         text = self.query_one(Prompt).text
         if not text.strip():
             return "the prompt is empty: write some text, or token ids as in ids: 1, 2, 3"
-        ids = read_ids(text) if self._takes_ids(text, values["option-model"]) else None
+        turns = self._turns(text, values["option-system"]) if self.chats else None
+        takes_ids = turns is None and self._takes_ids(text, values["option-model"])
+        ids = read_ids(text) if takes_ids else None
         return Generate(
-            prompt=text if ids is None else None,
+            prompt=text if ids is None and turns is None else None,
             prompt_ids=ids,
+            turns=turns,
+            reuse=turns is not None,
+            cache=cast(CacheKind, self._choice("kept")),
+            tp=int(self._choice("tp")),
             max_new_tokens=values["option-new"],
             temperature=values["option-temperature"],
             top_k=values["option-top-k"],
@@ -206,8 +236,30 @@ class GeneratePane(Pane):
             seed=values["option-seed"],
             use_cache=self.cache_on,
             model=values["option-model"],
-            dtype=self.query_one("#dial-dtype", ChoiceDial).value,  # type: ignore[arg-type]
+            dtype=cast(DType, self._choice("dtype")),
         )
+
+    def _choice(self, name: str) -> str:
+        return self.query_one(f"#dial-{name}", ChoiceDial).value
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts are turns of a chat."""
+        return self._choice("chat") == "chat"
+
+    def _turns(self, text: str, system: str) -> tuple[Turn, ...]:
+        """The chat so far with a new question; the system prompt stands first, as it is now."""
+        said = tuple(turn for turn in self.turns if turn.role != "system")
+        first = (Turn(role="system", content=system),) if system else ()
+        return (*first, *said, Turn(role="user", content=text))
+
+    def _show_turn(self, turns: tuple[Turn, ...]) -> None:
+        """The new question after what is there; a chat's first one on a clean page."""
+        stream = self.query_one(TokenStream)
+        first = not any(turn.role == "assistant" for turn in turns)
+        if first:
+            stream.clear()
+        stream.write(f"{'' if first else chr(10) * 2}{turns[-1].content}\n", "prompt")
 
     def _takes_ids(self, text: str, model: str | None) -> bool:
         if text.lstrip().lower().startswith("ids"):
@@ -232,7 +284,7 @@ class GeneratePane(Pane):
         # The engine says what it loads; a model it already holds is the one in its status.
         self.run.model = self.run.model or engine_of(self.app).status.model
         self.run.feed(batch)
-        if started is None and self.run.start_ns is not None:
+        if started is None and self.run.start_ns is not None and self.run.request.turns is None:
             self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
         if self.run.over:
             self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair
@@ -246,6 +298,7 @@ class GeneratePane(Pane):
             self.query_one(TokenStream).write(run.take_text())
         if run.over:
             self.query_one(TokenStream).write(run.take_text())
+            self._keep_turn(run)
             note = f"— {run.outcome} —"
             self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
@@ -253,6 +306,13 @@ class GeneratePane(Pane):
             self._refresh_numbers()
         self._show_running()
         self._say(self._idle_line(), problem=run.problem is not None)
+
+    def _keep_turn(self, run: Run) -> None:
+        """What was asked and answered becomes part of the chat; the prompt is ready for the next question."""
+        if run.request.turns is None or not run.ids:
+            return
+        self.turns = (*run.request.turns, Turn(role="assistant", content=run.text.strip()))
+        self.query_one(Prompt).text = ""
 
     def _show_running(self) -> None:
         """The button and the keys follow the state; only when it changes."""
@@ -353,6 +413,24 @@ class GeneratePane(Pane):
         """With or without the cache, from the next run on."""
         self.query_one("#dial-cache", ChoiceDial).action_turn(1)
 
+    def action_new_chat(self) -> None:
+        """Forget the turns; the next question begins a chat."""
+        self.turns = ()
+        self.query_one(TokenStream).clear()
+        self._say("a new chat: the next question is its first")
+
+    def action_pick_model(self) -> None:
+        """Ask in place for a model file or folder."""
+        option = self.query_one("#option-model", Option)
+        hint = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab completes · blank: the bundled model"
+        request = PathRequest(label="Model", value=option.text, accept=self._take_model, hint=hint)
+        self.screen.query_one(PathBar).ask(request)
+
+    def _take_model(self, path: str) -> str | None:
+        option = self.query_one("#option-model", Option)
+        option.text = path.strip()
+        return None
+
     def action_next_page(self) -> None:
         """On a narrow screen: the text, or the numbers."""
         self.toggle_class("-numbers")
@@ -407,7 +485,19 @@ def generate_options(request: Generate) -> list[str]:
         ("--top-p", request.top_p, None),
         ("--seed", request.seed, None),
         ("--dtype", request.dtype, "auto"),
+        ("--cache", request.cache, "full"),
+        ("--tp", request.tp, 1),
+        *_chat_options(request),
     ):
         if value != default:
             options += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    if request.turns is not None:
+        options.append("--chat")
     return options if request.use_cache else [*options, "--no-cache"]
+
+
+def _chat_options(request: Generate) -> list[tuple[str, str | None, None]]:
+    """The system prompt and the last question: the command line asks one, without what was said before."""
+    turns = request.turns or ()
+    system = next((turn.content for turn in turns if turn.role == "system"), None)
+    return [("--system", system, None), ("--prompt", turns[-1].content if turns else None, None)]

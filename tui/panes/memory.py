@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Static
 
 from calc.memory import MemoryReport
 from calc.notes import memory_notes
+from calc.servers.records import ServerReport
 from calc.tables import Table, answer_table, component_table, derivation_table, tp_table
 from tui.behind import Behind, behind_answer, behind_component, behind_tp
 from tui.command_line import memory_command
+from tui.layer_map import MARKS as LAYER_MARKS
 from tui.layer_map import behind_kind, kinds_table, layer_map
-from tui.pane import Pane
-from tui.state import Analysis, AppState
+from tui.pane import Pane, StateEdited
+from tui.server import MARKS, behind_part, defaults, parts_table
+from tui.state import Analysis, AppState, with_policy
 from tui.summaries import memory_markdown, steps_grid
 from tui.what_if import batch_by_context, batch_by_format, behind_context, behind_format
 from tui.widgets.card import card
@@ -25,6 +29,8 @@ from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
+from tui.widgets.parts_bar import PartsBar
+from tui.widgets.server_form import ServerForm
 from tui.widgets.shown import Shown
 
 HELP = """\
@@ -48,7 +54,8 @@ TP_HEADINGS = (
 )
 REMARK = 7
 WIDE_ENOUGH = 180
-ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
+PARTS, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
+    "table-parts",
     "table-answer",
     "table-layers",
     "table-tp",
@@ -56,6 +63,7 @@ ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-contexts",
     "table-formats",
 )
+NO_PARTS = Table(title="Parts", columns=("Part",), rows=())
 NO_LAYERS = Table(title="Layers", columns=("Kind",), rows=())
 
 
@@ -89,6 +97,12 @@ BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
 }
 
 
+def _launch(server: ServerReport) -> str:
+    from calc.servers.launch import launch_command
+
+    return launch_command(server)
+
+
 class MemoryPane(Pane):
     """Tables at the left, the selected row's calculation at the right."""
 
@@ -98,24 +112,37 @@ class MemoryPane(Pane):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._report: MemoryReport | None = None
+        self._state: AppState | None = None
+        self._server: ServerReport | None = None
         self._current = ANSWER
 
     def compose(self) -> ComposeResult:
+        yield ServerForm()
+        with Horizontal(id="memory-main"):
+            yield from self._columns()
+
+    def _columns(self) -> ComposeResult:
         with VerticalScroll(id="memory-tables", can_focus=False):
+            yield card("", PartsBar(id="memory-parts"), CalcTable(id=PARTS, marks=MARKS), id="card-parts")
             yield card("Memory", CalcTable(id=ANSWER))
-            yield card("Layers", LayerStrip(id="memory-layers"), CalcTable(id=LAYERS), id="card-layers")
+            yield card(
+                "Layers", LayerStrip(id="memory-layers"), CalcTable(id=LAYERS, marks=LAYER_MARKS), id="card-layers"
+            )
             yield card("Tensor parallelism", CalcTable(id=TP, headings=TP_HEADINGS), Static(id="tp-remarks"))
             yield card("Parameters", CalcTable(id=COMPONENTS))
             yield card("Largest batch by context", CalcTable(id=CONTEXTS))
             yield card("Largest batch by storage format", CalcTable(id=FORMATS))
         with VerticalScroll(id="memory-behind"):
             yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
+            yield card("To start it · ^l copies", Shown(id="memory-launch"), id="card-launch")
             yield card("To know", Notes(id="memory-notes"), id="card-memory-notes")
             yield card("Every step", Shown(id="memory-steps"), id="card-steps")
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Fill the tables; the selected row stays selected."""
-        self._report = report = analysis.memory
+        self._report, self._state = analysis.memory, state
+        report = analysis.memory
+        self._show_server(state, analysis)
         for name, build in BUILD.items():
             if name != TP:
                 self._table(name).show(build(report))
@@ -123,13 +150,55 @@ class MemoryPane(Pane):
         self.query_one("#memory-layers", LayerStrip).show(found)
         self.query_one("#card-layers").display = found is not None
         if found is None and self._current == LAYERS:
-            self._current = ANSWER
-            if self._table(LAYERS).has_focus:
-                self._table(ANSWER).focus()
+            self._leave(LAYERS)
         self._show_tp(tp_table(report))
-        self.query_one("#memory-notes", Notes).show(memory_notes(report))
+        own = memory_notes(report)
+        self.query_one("#memory-notes", Notes).show((*self._server_notes(), *own))
         self.query_one("#memory-steps", Shown).show(report.steps, lambda: steps_grid(report))
         self._show_behind()
+
+    def _show_server(self, state: AppState, analysis: Analysis) -> None:
+        """The parts of a device under a server, and the command that starts it; nothing under a plain rule."""
+        found = analysis.server
+        self._server = server = None if found is None else found.report
+        form = self.query_one(ServerForm)
+        form.show(state.policy, state.server, problem=found.problem if found else "")
+        form.show_defaults({} if server is None else defaults(server))
+        self.query_one("#card-parts").display = server is not None
+        self.query_one("#memory-parts", PartsBar).show(server)
+        self._table(PARTS).show(NO_PARTS if server is None else parts_table(server))
+        if server is not None:
+            self.query_one("#card-parts").border_title = parts_table(server).title
+        elif self._current == PARTS:
+            self._leave(PARTS)
+        command = "" if server is None else _launch(server)
+        self.query_one("#card-launch").display = bool(command)
+        self.query_one("#memory-launch", Shown).show(command, lambda: command)
+
+    def _leave(self, name: str) -> None:
+        """The table `name` is gone: its cursor goes to the answer."""
+        self._current = ANSWER
+        if self._table(name).has_focus:
+            self._table(ANSWER).focus()
+
+    def _server_notes(self) -> tuple[str, ...]:
+        if self._server is None:
+            return ()
+        from tui.server import server_notes
+
+        return server_notes(self._server)
+
+    @on(ServerForm.Edited)
+    def _policy_edited(self, event: ServerForm.Edited) -> None:
+        """Another policy, or other options of the server."""
+        event.stop()
+        if self._state is None:
+            return
+        state = with_policy(self._state, event.policy)
+        if event.options is not None:
+            state = replace(state, server=event.options)
+        self._state = state
+        self.post_message(StateEdited(state))
 
     def _show_tp(self, table: Table) -> None:
         wide = self.size.width >= WIDE_ENOUGH
@@ -174,14 +243,17 @@ class MemoryPane(Pane):
         """The calculation behind the selected row."""
         if self._report is None:
             return None
-        return EXPLAIN[self._current](self._report, self._table(self._current).cursor_row)
+        row = self._table(self._current).cursor_row
+        if self._current == PARTS:
+            return None if self._server is None else behind_part(self._server, row)
+        return EXPLAIN[self._current](self._report, row)
 
     def _show_behind(self) -> None:
         for name in TABLES:
             self._table(name).show_cursor = name == self._current
         shown = self.behind()
         if shown is not None:
-            self.query_one(Derivation).show(shown.title, shown.terms, remark=shown.remark)
+            self.query_one(Derivation).show(shown.title, shown.terms, remark=shown.remark, note=shown.note)
 
     # --- what the app asks for ----------------------------------------------------------------------------
 
@@ -189,12 +261,12 @@ class MemoryPane(Pane):
         """All tables, the one with the cursor first, then the calculation of its row."""
         if self._report is None:
             return ()
-        others = [build(self._report) for name, build in BUILD.items() if name != self._current]
-        return (
-            BUILD[self._current](self._report),
-            *(table for table in others if table.rows),
-            derivation_table(self._report.steps),
-        )
+        built = {name: build(self._report) for name, build in BUILD.items()}
+        if self._server is not None:
+            built = {PARTS: parts_table(self._server), **built}
+        others = [table for name, table in built.items() if name != self._current and table.rows]
+        first = built.get(self._current, built[ANSWER])
+        return (first, *others, derivation_table(self._report.steps))
 
     def export_markdown(self) -> str:
         """The whole memory answer as a document."""
@@ -202,7 +274,11 @@ class MemoryPane(Pane):
 
     def command_line(self) -> str:
         """``kvscope memory …``"""
-        return "" if self._report is None else memory_command(self._report.study)
+        return (
+            ""
+            if self._report is None
+            else memory_command(self._report.study, None if self._state is None else self._state.server)
+        )
 
     def first_focus(self) -> CalcTable:
         """Where the keyboard starts."""

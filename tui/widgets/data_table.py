@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -40,10 +40,20 @@ class CalcTable(DataTable[Text]):
             super().__init__()
             self.table, self.step = table, step
 
-    def __init__(self, *, id: str | None = None, headings: Sequence[str] | None = None) -> None:  # noqa: A002
-        """`headings` replace those of the tables shown (two lines each where a group has a name)."""
+    def __init__(
+        self,
+        *,
+        id: str | None = None,  # noqa: A002
+        headings: Sequence[str] | None = None,
+        marks: Mapping[str, str] | None = None,
+    ) -> None:
+        """`headings` replace those of the tables shown (two lines each where a group has a name).
+
+        `marks` gives the theme's colour for the sign that a row begins with.
+        """
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
-        self._headings = headings
+        self._headings, self._marks = headings, marks or {}
+        self._theme = ""
         self._shown: Table | None = None
         self._skipped: frozenset[int] = frozenset()
 
@@ -54,8 +64,9 @@ class CalcTable(DataTable[Text]):
 
     def show(self, table: Table, *, skip: frozenset[int] = frozenset()) -> None:
         """Show `table` without the columns in `skip`; the cursor stays on its row."""
-        if table == self._shown and skip == self._skipped:
+        if table == self._shown and skip == self._skipped and (not self._marks or self._theme == self.app.theme):
             return
+        self._theme = self.app.theme
         row, lines = self.cursor_row, (self.header_height, self.row_count)
         kept = [i for i in range(len(table.columns)) if i not in skip]
         same = self._shown is not None and self._shown.columns == table.columns and skip == self._skipped
@@ -80,11 +91,13 @@ class CalcTable(DataTable[Text]):
         for j in kept:
             self.add_column(Text(headings[j], justify="right" if j in table.numeric else "left"))
 
-    @staticmethod
-    def _cell(table: Table, row: int, column: int, cell: str) -> Text:
+    def _cell(self, table: Table, row: int, column: int, cell: str) -> Text:
         total = table.rows[row][0] == "total"
         style = "strike dim" if row in table.struck and column in table.numeric else "bold" if total else ""
-        return Text(cell, style=style, justify="right" if column in table.numeric else "left", no_wrap=True)
+        text = Text(cell, style=style, justify="right" if column in table.numeric else "left", no_wrap=True)
+        if column == 0 and cell[:1] in self._marks:
+            text.stylize(self.app.theme_variables.get(self._marks[cell[0]], ""), 0, 1)
+        return text
 
     def action_cursor_up(self) -> None:
         """The row above, or the table before."""

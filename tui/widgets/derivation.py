@@ -72,15 +72,14 @@ def step_lines(term: Term, width: int) -> Text:
     return text
 
 
-def derivation_text(title: str, terms: Sequence[Term], width: int, *, remark: str = "") -> Text:
+def derivation_text(title: str, terms: Sequence[Term], width: int, *, remark: str = "", note: str = "") -> Text:
     """All steps under a title, then what the symbols mean."""
     text = Text()
     if title:
         text.append("\n".join(wrap(title, width)), "title").append("\n")
-    if remark:
-        for line in wrap(remark, width):
-            text.append(line, "remark").append("\n")
-        text.append("\n")
+    for words, style in ((remark, "remark"), (note, "")):
+        if words:
+            text.append("\n".join(wrap(words, width)), style).append("\n\n")
     for term in terms:
         text.append_text(step_lines(term, width)).append("\n\n")
     meanings = legend(terms)
@@ -109,23 +108,26 @@ class Derivation(Widget):
         super().__init__(id=id)
         self.title = ""
         self.terms: tuple[Term, ...] = ()
-        self.remark = ""
+        self.remark = self.note = ""
 
-    def show(self, title: str, terms: Sequence[Term], *, remark: str = "") -> None:
-        """Show `terms` under `title`, with a remark where something is impossible."""
-        shown = (title, tuple(terms), remark)
-        if shown != (self.title, self.terms, self.remark):
-            self.title, self.terms, self.remark = shown
+    def show(self, title: str, terms: Sequence[Term], *, remark: str = "", note: str = "") -> None:
+        """Show `terms` under `title`, with a remark where something is impossible, or a note on the source."""
+        shown = (title, tuple(terms), remark, note)
+        if shown != (self.title, self.terms, self.remark, self.note):
+            self.title, self.terms, self.remark, self.note = shown
             self.refresh(layout=True)
+
+    def _text(self, width: int) -> Text:
+        return derivation_text(self.title, self.terms, width, remark=self.remark, note=self.note)
 
     def plain(self) -> str:
         """The text as it stands on the screen."""
-        return derivation_text(self.title, self.terms, self.content_size.width or 80, remark=self.remark).plain
+        return self._text(self.content_size.width or 80).plain
 
     def render(self) -> Text:
-        text = derivation_text(self.title, self.terms, max(24, self.content_size.width), remark=self.remark)
+        text = self._text(max(24, self.content_size.width))
         return restyled(text, self, "d")
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        text = derivation_text(self.title, self.terms, max(24, width), remark=self.remark)
+        text = self._text(max(24, width))
         return text.plain.rstrip("\n").count("\n") + 1

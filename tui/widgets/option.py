@@ -62,6 +62,20 @@ class Option(Horizontal):
     def text(self, text: str) -> None:
         self._input.value = text
 
+    @property
+    def placeholder(self) -> str:
+        """What a blank text stands for."""
+        return self._input.placeholder
+
+    @placeholder.setter
+    def placeholder(self, words: str) -> None:
+        self._input.placeholder = words
+
+    def accept(self) -> None:
+        """Read what was put in from outside, without telling."""
+        self.value, self.problem = self._read(self.text), ""
+        self.remove_class("-invalid")
+
     def on_input_changed(self, event: Input.Changed) -> None:
         """Read the text; keep the last good value when it cannot be."""
         event.stop()

@@ -12,6 +12,7 @@ from textual.widget import Widget
 from calc.memory import MemoryReport
 from calc.units import format_binary, format_bytes_exact, format_decimal
 from tui.draft import device_short_name
+from tui.server import ServerAnswer
 from tui.state import AppState
 from tui.widgets.styling import restyled
 
@@ -25,7 +26,7 @@ def question(state: AppState) -> list[list[Piece]]:
     device = device_short_name(study.device)
     name, weights, kv = study.model.name, study.weight_format.name, study.kv_format.name
     tokens = f"{study.context:,} tokens"
-    rule = str(study.policy).replace("-", " ")
+    rule = state.policy.replace("-", " ")
     formats = f"{weights} weights · {kv} KV"
     return [
         [(name, "name"), (f" · {formats} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
@@ -40,14 +41,22 @@ def _batch(report: MemoryReport) -> Piece:
     return (f"MAX BATCH {report.max_batch:,}", "good") if report.fits else ("MAX BATCH 0: does not fit", "bad")
 
 
-def answer(report: MemoryReport) -> list[list[Piece]]:
+def _served(server: ServerAnswer) -> Piece:
+    """Requests of full length that the server holds."""
+    if server.report is None:
+        return ("server: no answer", "bad")
+    name, held = server.report.options.engine, server.report.max_concurrency
+    return (f"{name} HOLDS {held:,.1f}", "good") if server.report.fits else (f"{name}: does not fit", "bad")
+
+
+def answer(report: MemoryReport, server: ServerAnswer | None = None) -> list[list[Piece]]:
     """The second line in several lengths: weights, KV a token and a request, the largest batch, the ridge."""
     weights, kv = report.weight_bytes, report.kv_bytes_per_request
     token = format_bytes_exact(report.kv_bytes_per_token)
     ridge = report.study.device.ridge()
     ridge_long = f"ridge {ridge:,.0f} FLOP/B (bf16)" if ridge else "ridge: pick a device"
     ridge_short = f"ridge {ridge:,.0f}" if ridge else "ridge ?"
-    batch = _batch(report)
+    batch = _batch(report) if server is None else _served(server)
     state = report.state_bytes_per_sequence
     held = f" + {format_decimal(state)} state" if state else ""
     long_weights = (f"weights {format_decimal(weights)} ({format_binary(weights)})", "")
@@ -94,11 +103,12 @@ class StatusStrip(Widget):
         super().__init__(id=id)
         self._state: AppState | None = None
         self._report: MemoryReport | None = None
+        self._server: ServerAnswer | None = None
         self._engine = "○ off"
 
-    def show(self, state: AppState, report: MemoryReport) -> None:
-        """Show `state` and its answer."""
-        self._state, self._report = state, report
+    def show(self, state: AppState, report: MemoryReport, server: ServerAnswer | None = None) -> None:
+        """Show `state` and its answer, a server's where there is one."""
+        self._state, self._report, self._server = state, report, server
         self.refresh()
 
     def show_engine(self, line: str) -> None:
@@ -129,7 +139,7 @@ class StatusStrip(Widget):
         if engine:
             line.append(" " * max(2, width - line.cell_len - len(engine)))
             line.append(engine, "engine")
-        second = _line(fitting(answer(self._report), width, "   "), "   ")
+        second = _line(fitting(answer(self._report, self._server), width, "   "), "   ")
         return line.append("\n").append_text(second)
 
 

@@ -1,0 +1,130 @@
+"""The policy and, under a server, its options: two lines over the Memory pane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import HorizontalGroup, VerticalGroup
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from calc.errors import CalcError
+from calc.servers.records import ServerOptions
+from tui.fields import FIELDS
+from tui.server import OPTION_FIELDS, POLICIES, option_text
+from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.form import Toggle
+from tui.widgets.option import Option
+
+FIRST_LINE = 2
+"""Options that stand beside the policy: version and TP."""
+
+
+class PolicyDial(ChoiceDial):
+    """← → turn the policy."""
+
+    def __init__(self) -> None:
+        super().__init__("policy", POLICIES, POLICIES[0], help=FIELDS["policy"].meaning, id="dial-policy")
+
+
+class ServerForm(VerticalGroup):
+    """Posts `Edited` with the policy and options that the user has set; `show` is silent."""
+
+    DEFAULT_CSS = """
+    ServerForm {
+        height: auto;
+        .line { height: 1; }
+        .server { display: none; }
+        #server-problem { display: none; color: $text-error; height: auto; padding: 0 1; }
+        &.-server .server { display: block; }
+        &.-problem #server-problem { display: block; }
+        Option Input { background: $foreground 8%; }
+    }
+    """
+
+    class Edited(Message):
+        """The policy, and the options where it is a server."""
+
+        def __init__(self, policy: str, options: ServerOptions | None) -> None:
+            super().__init__()
+            self.policy, self.options = policy, options
+
+    def __init__(self) -> None:
+        super().__init__(id="server-form")
+        self._options: ServerOptions | None = None
+        self._refused = ""
+        self._answer_problem = ""
+
+    def compose(self) -> ComposeResult:
+        options = [
+            Option(f.label, f.read, width=f.width, placeholder="auto", help=f.meaning, id=f"server-{f.name}")
+            for f in OPTION_FIELDS
+        ]
+        for option in options:
+            option.add_class("server")
+        eager = Toggle(FIELDS["enforce_eager"])
+        eager.add_class("server")
+        with HorizontalGroup(classes="line"):
+            yield PolicyDial()
+            yield from options[:FIRST_LINE]
+            yield eager
+        with HorizontalGroup(classes="line server"):
+            yield from options[FIRST_LINE:]
+        yield Static(id="server-problem", markup=False)
+
+    def show(self, policy: str, options: ServerOptions | None, *, problem: str = "") -> None:
+        """Show what is set; a field that holds the same value keeps its text."""
+        self.query_one(PolicyDial).value = policy
+        self.set_class(options is not None, "-server")
+        if options is not None and options != self._options:
+            self.query_one("#field-enforce_eager", Toggle).value = options.enforce_eager
+            with self.prevent(Input.Changed):
+                for field in OPTION_FIELDS:
+                    option = self.query_one(f"#server-{field.name}", Option)
+                    if option.problem or option.value != getattr(options, field.name):
+                        option.text = option_text(options, field.name)
+                        option.accept()
+        self._options = options
+        self._answer_problem = problem if options is not None else ""
+        if options is None:
+            self._refused = ""
+        self._say()
+
+    def show_defaults(self, known: Mapping[str, str]) -> None:
+        """What a blank field stands for, as far as the server's report says."""
+        for field in OPTION_FIELDS:
+            self.query_one(f"#server-{field.name}", Option).placeholder = known.get(field.name, "auto")
+
+    def _say(self) -> None:
+        words = self._refused or self._answer_problem
+        self.query_one("#server-problem", Static).update(f"✗ {words}" if words else "")
+        self.set_class(bool(words), "-problem")
+
+    @on(Dial.Changed)
+    def _turned(self, event: Dial.Changed) -> None:
+        event.stop()
+        self.post_message(self.Edited(self.query_one(PolicyDial).value, None))
+
+    @on(Toggle.Changed)
+    @on(Option.Edited)
+    def _edited(self, event: Message) -> None:
+        event.stop()
+        if self._options is None:
+            return
+        options = {field.name: self.query_one(f"#server-{field.name}", Option) for field in OPTION_FIELDS}
+        self._refused = next((option.problem for option in options.values() if option.problem), "")
+        values = {name: option.value for name, option in options.items()}
+        eager = self.query_one("#field-enforce_eager", Toggle).value
+        try:
+            edited = replace(self._options, **values, enforce_eager=eager)
+        except CalcError as error:
+            self._refused = str(error)
+            self._say()
+            return
+        self._say()
+        if edited != self._options:
+            self._options = edited
+            self.post_message(self.Edited(edited.engine, edited))
