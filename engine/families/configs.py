@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.config import Activation, ExpertsConfig, LatentConfig, ModelConfig
+from engine.config import MAX_LAYERS, Activation, ExpertsConfig, LatentConfig, ModelConfig
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.keys import Keys
 from engine.families.rope import RopeKeys, read_rope, read_scaling
@@ -56,7 +56,7 @@ def _common(raw: Keys, *, head_dim: int | None = None, theta: float = 1e4, **cha
     if partial not in (None, 1, 1.0) and "rotary_dim" not in changes:
         raise UnsupportedArchitecture(f"config.json: partial_rotary_factor is {partial!r}; only 1 is supported")
     fields: dict[str, Any] = {
-        "n_layers": raw.count("num_hidden_layers"),
+        "n_layers": _n_layers(raw),
         "n_heads": n_heads,
         "n_kv_heads": raw.count("num_key_value_heads"),
         "head_dim": head_dim,
@@ -80,6 +80,14 @@ def _common(raw: Keys, *, head_dim: int | None = None, theta: float = 1e4, **cha
         "bos_id": next(iter(raw.token_ids("bos_token_id")), None),
     }
     return ModelConfig(**(fields | changes))
+
+
+def _n_layers(raw: Keys) -> int:
+    """Checked before anything is made for each layer."""
+    n = raw.count("num_hidden_layers")
+    if n > MAX_LAYERS:
+        raise ConfigError(f"{raw.where}: num_hidden_layers is {n}; at most {MAX_LAYERS} are supported")
+    return n
 
 
 def rope_fields(rope: RopeKeys) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def _windows(raw: Keys, kinds: Sequence[object] | None) -> dict[str, Any]:
 
 
 def _layer_types(raw: Keys) -> list[Any] | None:
-    return raw.items("layer_types", n=raw.count("num_hidden_layers"))
+    return raw.items("layer_types", n=_n_layers(raw))
 
 
 # --- Llama, Mistral, Qwen, SmolLM -------------------------------------------------------------------------
@@ -150,7 +158,7 @@ def _qwen_windows(raw: Keys) -> dict[str, Any]:
     kinds = _layer_types(raw)
     if kinds is None:
         first = raw.whole("max_window_layers", 28)
-        kinds = [SLIDING if i >= first else FULL for i in range(raw.count("num_hidden_layers"))]
+        kinds = [SLIDING if i >= first else FULL for i in range(_n_layers(raw))]
     return _windows(raw, kinds)
 
 
@@ -166,7 +174,7 @@ def _qwen3(raw: Keys) -> ModelConfig:
 
 def _smollm3(raw: Keys) -> ModelConfig:
     raw = raw.with_defaults({"tie_word_embeddings": True})
-    n_layers, interval = raw.count("num_hidden_layers"), raw.count("no_rope_layer_interval", 4)
+    n_layers, interval = _n_layers(raw), raw.count("no_rope_layer_interval", 4)
     turning = raw.items("no_rope_layers", n=n_layers)  # in spite of its name, 1 means that a layer turns
     turns = (
         tuple(bool(turn) for turn in turning) if turning else tuple((i + 1) % interval != 0 for i in range(n_layers))
@@ -242,7 +250,7 @@ def _gemma_fields(raw: Keys, *, pattern: int) -> dict[str, Any]:
     bias = raw.flag("attention_bias", False)
     kinds = _layer_types(raw)
     if kinds is None:
-        kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(raw.count("num_hidden_layers"))]
+        kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(_n_layers(raw))]
     return {
         "norm_offset": 1.0,
         "post_norms": True,
@@ -319,7 +327,7 @@ def _mixtral(raw: Keys) -> ModelConfig:
 
 
 def _qwen3_moe(raw: Keys) -> ModelConfig:
-    n_layers, step = raw.count("num_hidden_layers"), raw.count("decoder_sparse_step", 1)
+    n_layers, step = _n_layers(raw), raw.count("decoder_sparse_step", 1)
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; a list of layers was expected")
@@ -387,7 +395,7 @@ def _deepseek_experts(raw: Keys) -> dict[str, Any]:
             n_groups=raw.count("n_group") if grouped else 1,
             n_active_groups=raw.count("topk_group") if grouped else 1,
         ),
-        "expert_layers": tuple(i >= n_dense for i in range(raw.count("num_hidden_layers"))),
+        "expert_layers": tuple(i >= n_dense for i in range(_n_layers(raw))),
     }
 
 

@@ -1,10 +1,20 @@
 """Typed access to the JSON object of a config file; every refusal names the file and the key."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ConfigError
+
+_LIMIT = 1 << 62  # far above any size; keeps hostile numbers out of the arithmetic
+_SHOWN = 80
+
+
+def _shown(value: object) -> str:
+    """A value for a message; a number of thousands of digits is no help there."""
+    if isinstance(value, int) and abs(value) >= _LIMIT:
+        return "beyond all sizes"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class Keys:
@@ -25,15 +35,15 @@ class Keys:
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
         value = self._or_default(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number of at least 1 was expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a whole number of at least 1 was expected")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 0."""
         value = self._or_default(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a whole number was expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a whole number was expected")
         return value
 
     def optional_count(self, key: str) -> int | None:
@@ -43,8 +53,8 @@ class Keys:
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._or_default(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a number above 0 was expected")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LIMIT:
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a number above 0 was expected")
         return float(value)
 
     def optional_positive(self, key: str) -> float | None:
@@ -55,7 +65,7 @@ class Keys:
         """A list of ``n`` numbers above 0."""
         value = self.get(key)
         if not isinstance(value, list) or len(value) != n:
-            shown = f"{len(value)} values" if isinstance(value, list) else repr(value)
+            shown = f"{len(value)} values" if isinstance(value, list) else _shown(value)
             raise ConfigError(f"{self.where}: {key} is {shown}; a list of {n} numbers was expected")
         return tuple(Keys({key: item}, where=self.where).positive(key) for item in value)
 
@@ -63,14 +73,14 @@ class Keys:
         """True or false."""
         value = self._or_default(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; true or false was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; true or false was expected")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text."""
         value = self._or_default(key, default)
         if not isinstance(value, str):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a text was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a text was expected")
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
@@ -78,7 +88,7 @@ class Keys:
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; a token id or a list of them was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a token id or a list of them was expected")
         return tuple(ids)
 
     def items(self, key: str, *, n: int) -> list[Any] | None:
@@ -96,7 +106,7 @@ class Keys:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise ConfigError(f"{self.where}: {key} is {value!r}; an object was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; an object was expected")
         return Keys(value, where=f"{self.where}: {key}")
 
     def _or_default(self, key: str, default: Any) -> Any:

@@ -36,8 +36,8 @@ def read_rope(raw: Keys, *, theta: float = 1e4, rotary_dim: int, aliases: dict[s
 
 def read_scaling(raw: Keys, scaling: Keys, theta: float, *, rotary_dim: int, aliases: dict[str, str]) -> RopeKeys:
     """The scaling that one object of parameters describes."""
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    kind = aliases.get(str(kind), kind)
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    kind = aliases.get(kind, kind)
     if kind == "default":
         return RopeKeys(theta=theta)
     reader = _READERS.get(kind)
@@ -75,6 +75,9 @@ def _llama3(raw: Keys, scaling: Keys, rotary_dim: int) -> Llama3RopeScaling:
 
 def _yarn(raw: Keys, scaling: Keys, rotary_dim: int) -> YarnRopeScaling:
     factor = _factor(raw, scaling)
+    theta = (scaling if scaling.get("rope_theta") is not None else raw).positive("rope_theta", 1e4)
+    if theta <= 1:
+        raise ConfigError(f"{scaling.where}: rope_theta is {theta:g}; YaRN needs more than 1")
     fast, slow = scaling.positive("beta_fast", 32), scaling.positive("beta_slow", 1)
     if slow >= fast:
         raise ConfigError(f"{scaling.where}: beta_fast {fast:g} must exceed beta_slow {slow:g}")
@@ -113,7 +116,10 @@ def _factor(raw: Keys, scaling: Keys) -> float:
 def _original(raw: Keys, scaling: Keys) -> int:
     """The context before stretching; Phi-3 states it beside the scaling, not in it."""
     where = scaling if scaling.get("original_max_position_embeddings") is not None else raw
-    return where.count("original_max_position_embeddings", raw.count("max_position_embeddings"))
+    original = where.count("original_max_position_embeddings", raw.count("max_position_embeddings"))
+    if original < 2:
+        raise ConfigError(f"{where.where}: original_max_position_embeddings is {original}; it must be at least 2")
+    return original
 
 
 _READERS: dict[str, Callable[[Keys, Keys, int], RopeScaling]] = {

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.config import (
     Llama3RopeScaling,
@@ -14,7 +16,9 @@ from engine.config import (
 )
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.configs import config_from_hf
+from engine.model import Decoder, empty_weights
 from tests.engine import oracle
+from tests.engine.hf_configs import FAMILIES, document
 from tests.engine.models import llama_config
 
 LLAMA_3_8B: dict[str, Any] = {
@@ -135,6 +139,36 @@ def test_a_null_window_switches_mistrals_off() -> None:
 def test_what_is_not_supported_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedArchitecture, match=words):
         config_from_hf(hf(**changes))
+
+
+ROPES: list[Any] = [
+    {"rope_type": kind, "factor": 4.0, "original_max_position_embeddings": 64, "low_freq_factor": 1.0,
+     "high_freq_factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    for kind in ("linear", "yarn", "longrope", "llama3", ["x"], 3)
+]  # fmt: skip
+ODD: list[Any] = [None, 0, 1, -1, 7, 2**70, 10**400, 1.5, float("inf"), float("nan"), True, "x", [], [1], [None] * 7,
+                  {}, {"factor": 1}, ["full_attention"] * 7, *ROPES]  # fmt: skip
+
+
+@given(family=st.sampled_from(sorted(FAMILIES)), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_odd_values_are_refused_in_a_sentence(family: str, data: st.DataObject) -> None:
+    """Whatever stands in a config.json, it is refused by name or makes a model that can be set up."""
+    raw = document(family)
+    names = [*sorted(raw), "rope_scaling", "rope_parameters", "rope_theta", "layer_types", "hidden_act", "head_dim",
+             "norm_topk_prob", "partial_rotary_factor", "original_max_position_embeddings", "no_rope_layers",
+             "query_pre_attn_scalar", "final_logit_softcapping", "topk_method", "n_group", "n_inner", "text_config",
+             "mlp_only_layers", "eos_token_id", "rms_norm_eps", "sliding_window"]  # fmt: skip
+    raw = raw | data.draw(st.dictionaries(st.sampled_from(names), st.sampled_from(ODD), min_size=1, max_size=2))
+    try:
+        config = config_from_hf(raw)
+    except ConfigError as refusal:
+        said = refusal.message
+    else:
+        said = ""
+        if math.prod((config.n_layers, config.vocab_size, config.hidden_size, config.head_dim)) < 10**9:
+            Decoder(config, empty_weights(config))
+    assert said.isprintable()
 
 
 @pytest.mark.parametrize("key", [k for k in LLAMA_3_8B if k.endswith(("_size", "_layers", "_embeddings", "model_type"))
