@@ -161,6 +161,8 @@ def memory_parser(prog: str) -> Parser:
 
 def study_from(args: argparse.Namespace) -> Study:
     """The study that the options describe. Raises CalcError."""
+    if args.policy in SERVERS and not hasattr(args, "engine_version"):
+        raise SpecError("policy", f"--policy {args.policy} goes with the commands memory and solve alone")
     model = model_from(args)
     return Study(
         model=model,

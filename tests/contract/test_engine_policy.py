@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calc.cli import COMMANDS, SERVERS, guarded
+from calc.cli import COMMANDS, SERVERS, guarded, memory_parser, study_from
+from calc.errors import SpecError
 from calc.servers.records import ENGINES
 
 ENGINE_KEYS = {
@@ -116,6 +117,13 @@ def test_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> 
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_the_whole_study_is_not_a_servers() -> None:
+    """Rather than counting it as something else: there the server's options would not be taken either."""
+    args = memory_parser("kvscope").parse_args(["--policy", "vllm"])
+    with pytest.raises(SpecError, match="--policy vllm goes with the commands memory and solve"):
+        study_from(args)
 
 
 def test_a_plain_memory_imports_no_server() -> None:
