@@ -164,6 +164,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     rank_weight_bytes: int | None = None
     """Bytes of one tensor-parallel rank's weights; None on a single rank."""
     has_chat: bool = False
+    cache_dtype: str = ""
+    """Dtype of the cache and of arithmetic, where it is not `dtype` (int8 and int4 weights)."""
     step_note: str = ""
     """One sentence on the compiled decode step; empty where none was asked for."""
 
@@ -306,6 +308,8 @@ class GenerationFinished(Record, frozen=True, kw_only=True):
     token_times_ns: tuple[int, ...]
     kv_cache_bytes: int
     communication_ns: int | None = None
+    kv_capacity: int = 0
+    cache: CacheKind = "full"
 
 
 class CaseEvaluated(Record, frozen=True, kw_only=True):

@@ -223,7 +223,7 @@ class _Run:
         return None
 
     def _started(self) -> GenerationStarted:
-        per_token = cache_bytes(self.decoder.config, 1, dtype=self.decoder.dtype, kind=self.options.cache)
+        per_token = cache_bytes(self.decoder.cache_config, 1, dtype=self.decoder.dtype, kind=self.options.cache)
         return GenerationStarted(
             request_id=self.request_id,
             prompt_ids=tuple(self.prompt[0].tolist()),
@@ -259,6 +259,8 @@ class _Run:
             token_times_ns=tuple(self.times_ns),
             kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
             communication_ns=self._communication_ns(),
+            kv_capacity=self.cache.capacity if self.cache is not None else 0,
+            cache=self.options.cache,
         )
 
     def _communication_ns(self) -> int | None:

@@ -74,6 +74,11 @@ class Decoder:
         return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
 
     @property
+    def cache_config(self) -> ModelConfig:
+        """The config that caches are made for: a rank's own where there are several."""
+        return self.config
+
+    @property
     def communication_ns(self) -> int | None:
         """Time spent on talking to other ranks so far; None where there are none."""
         return None

@@ -255,6 +255,7 @@ def model_info(model: LoadedModel, *, load_ns: int | None = None, step_note: str
         rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
         has_chat=model.chat is not None and model.tokenizer is not None,
         step_note=step_note,
+        cache_dtype=str(decoder.dtype).removeprefix("torch."),
     )
 
 

@@ -81,6 +81,11 @@ class RankDecoder(Decoder):
         self.rank_weight_bytes = shard.n_bytes
         """Bytes of this rank's weights."""
 
+    @property
+    def cache_config(self) -> ModelConfig:
+        """This rank's share of the heads."""
+        return self.local
+
     def _linear(self, weights: Weights, *names: str) -> LinearLike:
         if names == ("model.embed_tokens",):
             return Linear(self.embedding)

@@ -1,0 +1,49 @@
+"""What a model will take of this machine's memory, said before it is loaded."""
+
+from __future__ import annotations
+
+from calc.params import parameters
+from calc.specs import ModelSpec
+from calc.units import format_decimal
+from engine.events import Generate, ModelInfo
+from tui.predict import read_spec
+
+ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
+"""Bytes a weight in the engine; int8 and int4 have scales for 32."""
+AUTO = 4.0
+"""On a CPU, 16-bit weights are run as float32 unless asked otherwise."""
+
+
+def forecast(request: Generate, loaded: ModelInfo | None) -> str:
+    """A sentence on weights and cache against the memory that is free; empty where nothing is to be loaded."""
+    if request.model is None or (loaded is not None and loaded.path == request.model):
+        return ""
+    spec = read_spec(request.model)
+    if spec is None:
+        return ""
+    weights = weight_bytes(spec, request.dtype)
+    free = available_bytes()
+    text = f"loading {spec.name}: about {format_decimal(weights)} of weights"
+    if request.tp > 1:
+        text += f" on {request.tp} ranks"
+    if free is None:
+        return text
+    text += f", {format_decimal(free)} of memory free"
+    return f"{text}: it will not fit" if weights > free else text
+
+
+def weight_bytes(spec: ModelSpec, dtype: str) -> float:
+    """Bytes of the weights as the engine would hold them."""
+    return parameters(spec).total * ELEMENT_BYTES.get(dtype, AUTO)
+
+
+def available_bytes() -> int | None:
+    """Memory that a new process can have without swapping; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
