@@ -44,7 +44,9 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
             f'{file.path} has architecture "{architecture}", which the engine cannot run from GGUF; '
             f"it runs {', '.join(MODEL_TYPES)}"
         )
-    document = {key: value for key, value in _document(file, architecture).items() if value is not None}
+    said = _document(file, architecture)
+    # What a file does not state takes its default; only queries that are not compressed are told by saying nothing.
+    document = {key: value for key, value in said.items() if value is not None or key == "q_lora_rank"}
     config = config_from_hf(document)
     if architecture in _GEMMA:
         config = replace(config, norm_offset=0.0)
@@ -254,7 +256,30 @@ def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTe
     for name, tensor in file.tensors.items():
         if name not in _NO_WEIGHTS:
             weights.update(_named(name, tensor, file.architecture, config))
+    if config.latent is not None:
+        _join_latent(weights, config)
     return weights
+
+
+def _join_latent(weights: dict[str, StoredTensor], config: ModelConfig) -> None:
+    """Newer conversions store the two halves of kv_b_proj apart: (H, rank, nope_dim) and (H, value_dim, rank)."""
+    for layer in range(config.n_layers):
+        prefix = f"model.layers.{layer}"
+        keys, values = (weights.pop(f"{prefix}.attn_{part}_b.weight", None) for part in ("k", "v"))
+        if keys is not None and values is not None:
+            weights[f"{prefix}.self_attn.kv_b_proj.weight"] = _joined(keys, values)
+
+
+def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
+    if len(keys.shape) != 3 or len(values.shape) != 3 or keys.shape[:2] != (values.shape[0], values.shape[2]):
+        raise CheckpointError(f"attn_k_b {list(keys.shape)} and attn_v_b {list(values.shape)} do not fit together")
+    n_heads, rank, nope_dim = keys.shape
+    rows = n_heads * (nope_dim + values.shape[1])
+
+    def load() -> Tensor:
+        return torch.cat((keys.load().transpose(1, 2), values.load()), 1).reshape(rows, rank)
+
+    return StoredTensor(shape=(rows, rank), dtype=keys.dtype, load=load)
 
 
 def _named(name: str, tensor: GGUFTensor, architecture: str, config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:

@@ -15,7 +15,7 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 
 from engine.checkpoint import load_checkpoint
-from engine.config import ExpertsConfig, ModelConfig, n_parameters
+from engine.config import ExpertsConfig, LatentConfig, ModelConfig, n_parameters
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.gguf import read_gguf
 from engine.model import Decoder, random_weights
@@ -140,6 +140,46 @@ def test_gemmas_norms_have_their_one_already(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     assert n_parameters(loaded.config) == n_parameters(config)
     torch.testing.assert_close(logits(loaded.decoder), logits(Decoder(config, weights)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_latent_attention_of_older_and_newer_conversions(apart: bool, tmp_path: Path) -> None:
+    """DeepSeek-V2: rotated rows are stored in pairs; kv_b whole, or as two tensors."""
+    latent = LatentConfig(rank=32, rope_dim=4, nope_dim=6, value_dim=5)
+    config = small(latent=latent, n_kv_heads=4, head_dim=10, attention_scale=10**-0.5, experts=ExpertsConfig(
+        n_experts=3, n_active=2, intermediate_size=32, normalize=False), expert_layers=(False, False))  # fmt: skip
+    weights = random_weights(config)
+    stored = {name: _in_pairs(name, tensor, config) for name, tensor in weights.items()}
+    renames = {}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}.self_attn"
+        parts = {"kv_a_proj_with_mqa": "attn_kv_a_mqa", "kv_a_layernorm": "attn_kv_a_norm", "kv_b_proj": "attn_kv_b"}
+        renames |= {f"{prefix}.{ours}.weight": f"blk.{layer}.{part}.weight" for ours, part in parts.items()}
+        if apart:
+            both = stored.pop(f"{prefix}.kv_b_proj.weight").view(4, 11, 32)
+            stored[f"k{layer}"], stored[f"v{layer}"] = (
+                both[:, :6].transpose(1, 2).contiguous(),
+                both[:, 6:].contiguous(),
+            )
+            renames |= {f"{part}{layer}": f"blk.{layer}.attn_{part}_b.weight" for part in "kv"}
+    facts = {"attention.kv_lora_rank": 32, "rope.dimension_count": 4, "attention.value_length": 5, "expert_count": 3,
+             "expert_used_count": 2, "expert_shared_count": 0, "expert_feed_forward_length": 32,
+             "leading_dense_block_count": 2}  # fmt: skip
+    metadata = {f"deepseek2.{key}": value for key, value in facts.items()}
+    path = write_gguf(tmp_path / "m.gguf", config, stored, architecture="deepseek2", metadata=metadata, renames=renames)
+    loaded = load_checkpoint(path)
+    assert loaded.config.latent == latent
+    torch.testing.assert_close(logits(loaded.decoder), logits(Decoder(config, weights)), rtol=0, atol=1e-5)
+
+
+def _in_pairs(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """The rotated rows of queries and of the shared key, from halves to neighbouring pairs."""
+    if not name.endswith(("q_proj.weight", "kv_a_proj_with_mqa.weight")):
+        return tensor
+    heads = tensor.view(config.n_heads if "q_proj" in name else 1, -1, tensor.size(1)).clone()
+    turned = heads[:, -4:]
+    heads[:, -4:] = turned.view(-1, 2, 2, tensor.size(1)).transpose(1, 2).reshape(turned.shape).clone()
+    return heads.view(tensor.shape)
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------
