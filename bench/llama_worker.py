@@ -1,4 +1,4 @@
-"""llama.cpp as one side of bench/engine.py: requests as JSON lines on stdin, times as JSON lines on stdout.
+"""llama.cpp as one side of bench/engine_speed.py: requests as JSON lines on stdin, times as JSON lines on stdout.
 
 Runs in an environment of its own, with llama-cpp-python and nothing of this project.
 """
@@ -60,6 +60,14 @@ class Model:
         return result
 
 
+def convert(source: str, target: str, name: str) -> int:
+    """Write the same weights in another format; 0 when it worked."""
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = getattr(llama, f"LLAMA_FTYPE_{'ALL' if name == 'F32' else 'MOSTLY'}_{name}")
+    params.allow_requantize = True
+    return int(llama.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)))
+
+
 def main() -> None:
     callback = llama.llama_log_callback(silence)
     llama.llama_log_set(callback, ctypes.c_void_p(0))
@@ -74,6 +82,8 @@ def main() -> None:
             case "load":
                 models[request["name"]] = Model(request["path"], request["room"], request["threads"])
                 answer = {}
+            case "convert":
+                answer = {"failed": convert(request["source"], request["target"], request["format"])}
             case "losses":
                 answer = {"losses": models[request["name"]].losses(request["ids"])}
             case _:

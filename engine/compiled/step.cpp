@@ -173,8 +173,8 @@ inline Vec group_dot(const int8_t *w, Vec low, Vec high) {
     return __builtin_convertvector(whole(w), Vec) * low + __builtin_convertvector(whole(w + LANES), Vec) * high;
 }
 inline Vec group_dot(const uint8_t *w, Vec low, Vec high) {
-    const IVec pairs = whole(w);
-    return __builtin_convertvector(pairs & 15, Vec) * low + __builtin_convertvector(pairs >> 4, Vec) * high;
+    const IVec pairs = whole(w);  // low + 16 high: taken times x_low, 16 high x_low is too much
+    return __builtin_convertvector(pairs, Vec) * low + __builtin_convertvector(pairs >> 4, Vec) * (high - 16 * low);
 }
 
 // Groups of 32 columns of one scale each. Scales are widened 16 groups at a time; reading up to 15 too many is why
@@ -191,7 +191,7 @@ template <class T> void grouped_tile(const T *const *w, const Half *const *scale
             Vec low = load(x + (first + g) * GROUP), high = load(x + (first + g) * GROUP + LANES);
             for (int r = 0; r < TILE; r++) {
                 const T *group = w[r] + (first + g) * GROUP_BYTES;
-                __builtin_prefetch(group + AHEAD);
+                if (g % (64 / GROUP_BYTES) == 0) __builtin_prefetch(group + AHEAD);
                 total[r] += group_dot(group, low, high) * scale[r][g];
             }
         }

@@ -1,0 +1,275 @@
+"""The engine against transformers and llama.cpp on one GGUF file: decode and prefill, interleaved.
+
+    python bench/engine_speed.py MODEL.gguf [--llama-python PYTHON] [--rounds 5] [--out results.jsonl]
+
+Every round runs each arm once and reads the machine's memory bandwidth beside it; what is printed are medians,
+and medians of the ratios within a round, because a machine that is shared or throttled differs more between two
+minutes than the programs do. llama.cpp (llama-cpp-python) runs in an interpreter of its own, --llama-python;
+without it its arms are left out. The other formats it reads are made from the same file. `--out` gets one JSON
+line for the machine and one for each run. The text is a fixed draw of token ids, the tokens are greedy.
+"""
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import load_checkpoint
+from engine.compiled.step import attach
+from engine.format_loss import format_loss, loss_ids
+from engine.model import Decoder
+
+WORKER = Path(__file__).with_name("llama_worker.py")
+LLAMA_FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "int8", "Q4_0": "int4"}
+PROBE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One generation: tokens a second while the prompt was read, and while tokens were made."""
+
+    prefill: float
+    decode: float
+
+
+Arm = Callable[[], Times]
+
+
+class Bench:
+    """The prompt and the numbers that all arms share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.n_new: int = options.new_tokens
+        self.threads: int = options.threads
+        self.file: Path = options.model
+        draw = random.Random(7)
+        self.prompt = [draw.randrange(1000, 20_000) for _ in range(options.prompt_tokens)]
+
+    def times(self, start: float, first: float, end: float) -> Times:
+        return Times(len(self.prompt) / (first - start), (self.n_new - 1) / (end - first))
+
+    def engine(self, dtype: str, *, compiled: bool) -> tuple[Arm, Decoder]:
+        """An arm of our own; its model stays loaded."""
+        decoder = load_checkpoint(self.file, dtype=dtype).decoder
+        attach(decoder, "on" if compiled else "off")
+        prompt = torch.tensor([self.prompt])
+
+        def run() -> Times:
+            cache = decoder.new_cache(len(self.prompt) + self.n_new)
+            start = time.perf_counter()
+            token = decoder.forward(prompt, cache, last_only=True).argmax(-1)
+            first = time.perf_counter()
+            for _ in range(self.n_new - 1):
+                token = decoder.forward(token, cache, last_only=True).argmax(-1)
+            return self.times(start, first, time.perf_counter())
+
+        return run, decoder
+
+    def transformers(self, dtype: torch.dtype) -> Arm:
+        """Hugging Face's own class with its own cache, the loop a user would write."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.file.parent, gguf_file=self.file.name, dtype=dtype).eval()
+        prompt = torch.tensor([self.prompt])
+
+        @torch.inference_mode()
+        def run() -> Times:
+            start = time.perf_counter()
+            out = model(prompt, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(-1)
+            first = time.perf_counter()
+            for _ in range(self.n_new - 1):
+                out = model(token, past_key_values=out.past_key_values, use_cache=True)
+                token = out.logits[:, -1:].argmax(-1)
+            return self.times(start, first, time.perf_counter())
+
+        return run
+
+
+class LlamaCpp:
+    """The worker process that runs llama.cpp."""
+
+    def __init__(self, python: Path, bench: Bench) -> None:
+        self._process = subprocess.Popen(
+            [python, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._bench = bench
+        self.about = self.ask(do="about")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def arm(self, name: str) -> Arm:
+        """One format, made from the benchmark's file if it is not there yet."""
+        bench = self._bench
+        source, target = bench.file, bench.file.with_name(f"{bench.file.stem}.{name}.gguf")
+        if name not in ("F32",) and not target.exists():
+            source = bench.file.with_name(f"{bench.file.stem}.F32.gguf")
+        if (
+            not target.exists()
+            and self.ask(do="convert", source=str(source), target=str(target), format=name)["failed"]
+        ):
+            raise SystemExit(f"llama.cpp could not convert {source} to {name}")
+        room = len(bench.prompt) + bench.n_new + 256
+        self.ask(do="load", name=name, path=str(target), room=room, threads=bench.threads)
+
+        def run() -> Times:
+            done = self.ask(do="run", name=name, prompt=bench.prompt, n_new=bench.n_new)
+            return Times(len(bench.prompt) / done["prefill_s"], (bench.n_new - 1) / done["decode_s"])
+
+        return run
+
+    def perplexity(self, name: str, ids: tuple[int, ...]) -> float:
+        """Of a text, in a format already loaded."""
+        losses = self.ask(do="losses", name=name, ids=list(ids))["losses"]
+        return float(torch.tensor(losses).mean().exp())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def bandwidth_gb_s(probe: torch.Tensor) -> float:
+    """GB/s of reading a block larger than the caches, with torch's threads."""
+    start = time.perf_counter()
+    probe.sum()
+    return probe.nbytes / (time.perf_counter() - start) / 1e9
+
+
+def measure(arms: dict[str, Arm], rounds: int) -> list[dict[str, Any]]:
+    """One record a run; a first round to warm up is left out."""
+    probe = torch.ones(PROBE_BYTES // 4)
+    records = []
+    for number in range(rounds + 1):
+        for name, run in arms.items():
+            bandwidth, times = bandwidth_gb_s(probe), run()
+            if number:
+                records.append(
+                    {
+                        "round": number,
+                        "arm": name,
+                        "decode_tok_s": times.decode,
+                        "prefill_tok_s": times.prefill,
+                        "bandwidth_gb_s": bandwidth,
+                    }
+                )
+        print(f"round {number} of {rounds}" if number else "warm-up done", flush=True)
+    return records
+
+
+def ratio(records: list[dict[str, Any]], field: str, one: str, other: str) -> float | None:
+    """Median over rounds of one arm's rate by the other's in the same round."""
+    by_arm = {arm: {r["round"]: r[field] for r in records if r["arm"] == arm} for arm in (one, other)}
+    pairs = [by_arm[one][n] / by_arm[other][n] for n in by_arm[one] if n in by_arm[other]]
+    return statistics.median(pairs) if pairs else None
+
+
+def print_table(records: list[dict[str, Any]], arms: dict[str, Arm]) -> None:
+    """Medians of every arm, then the ratios that are goals."""
+    print(f"\n{'arm':32} {'decode':>9} {'prefill':>9}   tokens/s, medians")
+    for name in arms:
+        mine = [r for r in records if r["arm"] == name]
+        decode, prefill = (statistics.median(r[f] for r in mine) for f in ("decode_tok_s", "prefill_tok_s"))
+        print(f"{name:32} {decode:9.1f} {prefill:9.0f}")
+    print(f"\n{'medians of ratios in a round':62} {'decode':>7} {'prefill':>8}")
+    pairs = [(f"compiled {dtype}", f"llama.cpp {name}") for name, dtype in LLAMA_FORMATS.items()]
+    pairs += [("layers bfloat16", "transformers bfloat16"), ("layers bfloat16", "llama.cpp BF16")]
+    for one, other in pairs:
+        decode, prefill = (ratio(records, field, one, other) for field in ("decode_tok_s", "prefill_tok_s"))
+        if decode is not None and prefill is not None:
+            print(f"{one + ' / ' + other:62} {decode:7.2f} {prefill:8.2f}")
+
+
+def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Path) -> dict[str, float]:
+    """What each format loses on the bundled text; perplexities by format."""
+    tokenizer = load_checkpoint(file, dtype="bfloat16").tokenizer
+    if tokenizer is None:
+        return {}
+    ids, result = loss_ids(tokenizer), {}
+    for dtype in ("bfloat16", "int8", "int4"):
+        loss = format_loss(decoders["float32"], decoders[dtype], ids)
+        assert loss is not None
+        print(f"{dtype:10} {loss.sentence()}")
+        result[dtype], result["float32"] = loss.perplexity, loss.reference_perplexity
+    for name in LLAMA_FORMATS if llama is not None else ():
+        assert llama is not None
+        result[name] = llama.perplexity(name, ids)
+        print(f"llama.cpp {name:5} perplexity {result[name]:.2f}")
+    return result
+
+
+def facts(bench: Bench, llama: LlamaCpp | None) -> dict[str, Any]:
+    """Machine and versions."""
+    cpu = "unknown"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "file": bench.file.name,
+        "prompt_tokens": len(bench.prompt),
+        "new_tokens": bench.n_new,
+        "threads": bench.threads,
+        "cpu": cpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "llama_cpp_python": llama.about["version"] if llama is not None else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a GGUF file; the other formats are written beside it")
+    parser.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--without", default="", help="arms to leave out: those whose name holds one of these words")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="results as JSON lines")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    arms: dict[str, Arm] = {}
+    decoders: dict[str, Decoder] = {}
+    for dtype in LLAMA_FORMATS.values():
+        arms[f"compiled {dtype}"], decoders[dtype] = bench.engine(dtype, compiled=True)
+    arms["layers bfloat16"] = bench.engine("bfloat16", compiled=False)[0]
+    llama = LlamaCpp(options.llama_python, bench) if options.llama_python else None
+    for name in LLAMA_FORMATS if llama is not None else ():
+        assert llama is not None
+        arms[f"llama.cpp {name}"] = llama.arm(name)
+    unwanted = options.without.split()
+    if "transformers" not in unwanted:
+        arms["transformers float32"] = bench.transformers(torch.float32)
+        arms["transformers bfloat16"] = bench.transformers(torch.bfloat16)
+    arms = {name: arm for name, arm in arms.items() if not any(word in name for word in unwanted)}
+    about = facts(bench, llama)
+    print(json.dumps(about))
+    records = measure(arms, options.rounds)
+    print_table(records, arms)
+    perplexities = print_losses(decoders, llama, bench.file)
+    if options.out is not None:
+        lines = [about, *records, {"perplexity": perplexities}]
+        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    if llama is not None:
+        llama.close()
+
+
+if __name__ == "__main__":
+    main()
