@@ -37,7 +37,7 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
-    reused = f", {run.reused_tokens:,} of them reused" if run.reused_tokens else ""
+    reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}{reused}", "dim")
 
 
