@@ -241,6 +241,16 @@ def log_tallies(cases: list[LogCase]) -> dict[str, Tally]:
     return tallies
 
 
+def given_pool(cases: list[RunCase]) -> Tally:
+    """Tokens of runs with their pool; a pipeline's is the first stage's, the tokens are the last's."""
+    tally = Tally()
+    for case in cases:
+        if case.options.pp == 1:
+            report = server_report(case.study, case.with_pool())
+            tally.add(report.kv_tokens, case.measured("kv_cache_tokens"), exact=0.001)
+    return tally
+
+
 PARTS = {
     "weights": ("weight_bytes_per_gpu", "weight_memory_gib", GIB),
     "activation": ("activation_bytes", "activation_memory_gib", GIB),
@@ -380,12 +390,7 @@ def document(data: Path, python: Path | None) -> str:
     )
     totals, caches = config_rows(found, python)
     log_rows = [[name, *tally.cells()] for name, tally in log_tallies(logs).items()]
-    given = Tally()
-    for case in runs:
-        if case.options.pp == 1:
-            report = server_report(case.study, case.with_pool())
-            given.add(report.kv_tokens, case.measured("kv_cache_tokens"), exact=0.001)
-    log_rows.append(["tokens of vLLM 0.19 runs", *given.cells()])
+    log_rows.append(["tokens of vLLM 0.19 runs", *given_pool(runs).cells()])
     alone = run_errors(runs, lambda case: server_report(case.study, case.options))
     one_each = distinct(runs)
     held_out = run_errors(one_each[1::2], lambda case: server_report(case.study, case.options))

@@ -101,22 +101,14 @@ def _qwen2(name: str, shape: Sequence[int], *, tied: bool = False, context: int 
 
 def models() -> dict[str, ModelSpec]:
     """All shapes by the model name of the logs."""
+    return {**_llama_and_qwen(), **_other_dense(), **_mixed()}
+
+
+def _llama_and_qwen() -> dict[str, ModelSpec]:
     llama3 = dense("llama-3-8b", (32, 32, 8, 128, 4096, 14336, 128_256), context=8192)
     llama31 = dense("llama-3.1-8b", (32, 32, 8, 128, 4096, 14336, 128_256), context=131_072)
     llama70 = dense("llama-3.3-70b", (80, 64, 8, 128, 8192, 28672, 128_256), context=131_072)
     qwen7 = _qwen2("qwen2.5-7b", (28, 28, 4, 128, 3584, 18944, 152_064))
-    q30 = moe("qwen3-30b-a3b", 48, 2048, _gqa(32, 4, 128), (128, 8, 768), vocab=151_936, context=40_960)
-    q235 = moe("qwen3-235b-a22b", 94, 4096, _gqa(64, 4, 128), (128, 8, 1536), vocab=151_936, context=40_960)
-    phi4 = dense("phi-4", (40, 40, 10, 128, 5120, 17920, 100_352), context=16_384)
-    next80 = _qwen35(
-        "qwen3-next-80b", 48, 2048, _delta(32), _gqa(16, 2, 256, gated=True), Dense(intermediate_size=512),
-        _experts(2048, 512, 10, 512),
-    )  # fmt: skip
-    q27 = _qwen35("qwen3.5-27b", 64, 5120, _delta(48), _gqa(24, 4, 256, gated=True), Dense(intermediate_size=17408))
-    q36 = _qwen35(
-        "qwen3.6-35b-a3b", 40, 2048, _delta(32), _gqa(16, 2, 256, gated=True), Dense(intermediate_size=512),
-        _experts(2048, 256, 8, 512),
-    )  # fmt: skip
     return {
         "RedHatAI/Llama-3.3-70B-Instruct-fp8-dynamic": llama70,
         "redhatai/Llama-3.3-70B-Instruct-quantized.w8a8": llama70,
@@ -143,18 +135,12 @@ def models() -> dict[str, ModelSpec]:
         "Qwen/Qwen3-VL-Embedding-2B": dense(
             "qwen3-vl-2b", (28, 16, 8, 128, 2048, 6144, 151_936), context=262_144, tied=True
         ),
-        "Qwen/Qwen3-30B-A3B": q30,
-        "Qwen/Qwen3-235B-A22B": q235,
-        "Qwen/Qwen3-Coder-480B-A35B": moe(
-            "qwen3-coder-480b", 62, 6144, _gqa(96, 8, 128), (160, 8, 2560), vocab=151_936, context=262_144
-        ),
-        "Qwen/Qwen3-Next-80B-A3B-Instruct": next80,
-        "Qwen/Qwen3.5-27B": q27,
-        "Qwen/Qwen3.8-27B": q27,
-        "Qwen/Qwen3.6-35B-A3B": q36,
-        "mistralai/Mixtral-8x7B-Instruct-v0.1": moe(
-            "mixtral-8x7b", 32, 4096, _gqa(32, 8, 128), (8, 2, 14336), vocab=32_000, context=32_768
-        ),
+    }
+
+
+def _other_dense() -> dict[str, ModelSpec]:
+    phi4 = dense("phi-4", (40, 40, 10, 128, 5120, 17920, 100_352), context=16_384)
+    return {
         "google/gemma-2-2b-it": dense(
             "gemma-2-2b", (26, 8, 4, 256, 2304, 9216, 256_000), context=8192, sliding=(13, 4096), tied=True
         ),
@@ -174,12 +160,9 @@ def models() -> dict[str, ModelSpec]:
         "google/gemma-3-27b-it": dense(
             "gemma-3-27b", (62, 32, 16, 128, 5376, 21504, 262_208), context=131_072, sliding=(52, 1024), tied=True
         ),
-        "nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8": _nemotron(),
-        "google/gemma-4-26B-A4B-it": _gemma4(),
         "ibm-granite/granite-3.1-2b-instruct": dense(
             "granite-3.1-2b", (40, 32, 8, 64, 2048, 8192, 49_155), context=131_072, tied=True
         ),
-        "meta-llama/Llama-4-Scout-17B-16E-Instruct": _scout(),
         "microsoft/phi-2": dense(
             "phi-2",
             (32, 32, 32, 80, 2560, 10240, 51_200),
@@ -195,6 +178,38 @@ def models() -> dict[str, ModelSpec]:
         "mistralai/Mistral-Small-3.1-24B-Instruct-2503": dense(
             "mistral-small-24b", (40, 32, 8, 128, 5120, 32768, 131_072), context=131_072
         ),
+    }
+
+
+def _mixed() -> dict[str, ModelSpec]:
+    """Models whose layers are given one by one."""
+    q30 = moe("qwen3-30b-a3b", 48, 2048, _gqa(32, 4, 128), (128, 8, 768), vocab=151_936, context=40_960)
+    q235 = moe("qwen3-235b-a22b", 94, 4096, _gqa(64, 4, 128), (128, 8, 1536), vocab=151_936, context=40_960)
+    next80 = _qwen35(
+        "qwen3-next-80b", 48, 2048, _delta(32), _gqa(16, 2, 256, gated=True), Dense(intermediate_size=512),
+        _experts(2048, 512, 10, 512),
+    )  # fmt: skip
+    q27 = _qwen35("qwen3.5-27b", 64, 5120, _delta(48), _gqa(24, 4, 256, gated=True), Dense(intermediate_size=17408))
+    q36 = _qwen35(
+        "qwen3.6-35b-a3b", 40, 2048, _delta(32), _gqa(16, 2, 256, gated=True), Dense(intermediate_size=512),
+        _experts(2048, 256, 8, 512),
+    )  # fmt: skip
+    return {
+        "Qwen/Qwen3-30B-A3B": q30,
+        "Qwen/Qwen3-235B-A22B": q235,
+        "Qwen/Qwen3-Coder-480B-A35B": moe(
+            "qwen3-coder-480b", 62, 6144, _gqa(96, 8, 128), (160, 8, 2560), vocab=151_936, context=262_144
+        ),
+        "Qwen/Qwen3-Next-80B-A3B-Instruct": next80,
+        "Qwen/Qwen3.5-27B": q27,
+        "Qwen/Qwen3.8-27B": q27,
+        "Qwen/Qwen3.6-35B-A3B": q36,
+        "mistralai/Mixtral-8x7B-Instruct-v0.1": moe(
+            "mixtral-8x7b", 32, 4096, _gqa(32, 8, 128), (8, 2, 14336), vocab=32_000, context=32_768
+        ),
+        "nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8": _nemotron(),
+        "google/gemma-4-26B-A4B-it": _gemma4(),
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct": _scout(),
         "deepseek-ai/DeepSeek-R1": _deepseek("deepseek-r1", n=61, hidden=7168, heads=128, experts=256),
         "deepseek-ai/DeepSeek-V3.2": _deepseek(
             "deepseek-v3.2", n=61, hidden=7168, heads=128, experts=256, index_layers=61
