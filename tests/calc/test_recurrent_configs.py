@@ -66,6 +66,26 @@ MIMO = {
     "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "moe_layer_freq": [0] + [1] * 47,
     "n_shared_experts": None, "tie_word_embeddings": False,
 }  # fmt: skip
+LING_MINI = {
+    "model_type": "bailing_moe", "vocab_size": 157184, "hidden_size": 2048, "intermediate_size": 5120,
+    "num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128,
+    "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1, "moe_intermediate_size": 512,
+    "moe_shared_expert_intermediate_size": 512, "first_k_dense_replace": 1, "use_qk_norm": True, "use_bias": False,
+    "use_qkv_bias": False, "moe_router_enable_expert_bias": True, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_ling_mini_by_hand():
+    """Its code is published with the weights: no class of transformers counts it."""
+    model = spec_from_config(LING_MINI, name="ling", source="m")
+    attention = 2048 * (16 + 4 + 4) * 128 + 16 * 128 * 2048 + 2 * 128
+    expert = 3 * 2048 * 512
+    sparse = 257 * expert + 256 * 2048
+    layers = 20 * (attention + 2 * 2048) + 19 * sparse + 3 * 2048 * 5120
+    assert parameters(model).total == layers + 2 * 157184 * 2048 + 2048 == 16_255_638_528
+    assert parameters(model).active == 16_255_638_528 - 19 * 248 * expert
+    assert cache_elements(model).full == 20 * 2 * 4 * 128
+
 
 PUBLISHED = {
     # name: config, parameters, elements a token, state elements a sequence

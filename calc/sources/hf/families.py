@@ -328,6 +328,9 @@ FAMILIES: Mapping[str, Family] = {
     "recurrent_gemma": Family(tied=True),
     "kimi_linear": DEEPSEEK,
     "bailing_hybrid": DEEPSEEK,
+    "bailing_moe": Family(
+        qkv_bias=("use_qkv_bias", False), o_bias=("use_bias", False), qk_norm="head", qk_key=("use_qk_norm", False)
+    ),
     "olmo_hybrid": replace(BIASED_ATTENTION, qk_norm="full"),
     "minimax": Family(),
     "minimax_text_01": Family(),
@@ -404,6 +407,7 @@ SAME_AS: Mapping[str, str] = {
     "glm4v_text": "glm4",
     "glm4v_moe_text": "glm4_moe",
     "deepseek_r1": "deepseek_v3",
+    "bailing_moe_v2": "bailing_moe",
     "deci": "nemotron-nas",
     "stablelm_epoch": "stablelm",
     "RefinedWeb": "falcon",
