@@ -161,6 +161,15 @@ class TestKeysLeftOut:
         assert any(note.startswith("layer_types is not in the config: linear_attention") for note in model.notes)
 
 
+def test_the_first_llavas_name_their_language_model_by_the_architecture():
+    sizes = config("llava", "28 28 4 3584 18944 152064", mm_vision_tower="clip", tie_word_embeddings=False)
+    plain = spec_from_config(sizes | {"architectures": ["LlavaLlamaForCausalLM"]}, name="m", source="m")
+    qwen = spec_from_config(sizes | {"architectures": ["LlavaQwenForCausalLM"]}, name="m", source="m")
+    assert (plain.qkv_bias, qwen.qkv_bias) == (False, True)
+    assert parameters(qwen).total == 7_615_616_512
+    assert "the text model alone: encoders of images or sound are not counted" in qwen.notes
+
+
 class TestUnknownTypes:
     """A model_type that no table has is read by its fields only where they leave nothing open."""
 

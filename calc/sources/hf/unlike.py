@@ -37,8 +37,20 @@ LANGUAGE_MODELS = frozenset(("mm_vision_tower", "vision_config", "audio_config",
 def usual_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """`config` with the usual keys beside those that only its model_type has."""
     model_type = config.get("model_type")
-    names = OTHER_NAMES.get(model_type, {}) if isinstance(model_type, str) else {}
+    if not isinstance(model_type, str):
+        return config
+    if model_type == "llava":
+        config = {**config, "model_type": _llava(config.get("architectures"))}
+    names = OTHER_NAMES.get(model_type, {})
     return {**config, **{usual: config[own] for own, usual in names.items() if own in config}}
+
+
+def _llava(architectures: object) -> str:
+    """The first LLaVAs' configs name their language model by the architecture only."""
+    for base in ("Mistral", "Qwen"):
+        if base in str(architectures)[:200]:
+            return f"llava_{base.lower()}"
+    return "llava"
 
 
 def adapt(reader: Reader, family: Family) -> tuple[Family, int]:
