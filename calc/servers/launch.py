@@ -124,7 +124,8 @@ def _llamacpp(report: ServerReport) -> list[str]:
             ("--flash-attn", "on"),
         ]
     )
-    return ["llama-server", *words]
+    shared = ["--kv-unified"] if slots > 1 else []  # one cache for all slots, as the windows are counted
+    return ["llama-server", *words, *shared]
 
 
 def _transformers(report: ServerReport) -> str:

@@ -297,6 +297,17 @@ def _llamacpp(model: ModelSpec) -> int:
     return server_report(study(model), ServerOptions(engine="llamacpp", max_num_seqs=1)).weight_bytes_per_gpu
 
 
+@pytest.mark.parametrize(
+    ("context", "slots", "mib"), [(2048, 1, 45.0), (5000, 1, 112.5), (8192, 1, 180.0), (5000, 4, 444.38)]
+)
+def test_llama_cpp_buffers_as_measured(context: int, slots: int, mib: float) -> None:
+    """SmolLM2-135M, f16 cache, unified: "KV buffer size" of llama.cpp itself."""
+    model = find_model("smollm2-135m")
+    options = ServerOptions(engine="llamacpp", max_num_seqs=slots)
+    report = server_report(study(model, context=context), options)
+    assert report.kv_pool_bytes / MIB == pytest.approx(mib, abs=0.005)
+
+
 def test_llama_cpp_cache_of_windows() -> None:
     from calc.servers.cache_layers import cache_layers
 
@@ -397,6 +408,7 @@ def test_launch_commands() -> None:
     assert "--mem-fraction-static 0.8" in sglang
     llamacpp = launch_command(_report("llamacpp", max_num_seqs=3))
     assert "--ctx-size 24576 --parallel 3" in llamacpp
+    assert llamacpp.endswith("--kv-unified")
     assert "DynamicCache" in launch_command(_report("transformers"))
 
 
