@@ -31,8 +31,10 @@ _TEKKEN = _CASED % ("", "") + f"|\\p{{N}}{_CASED_MARKS}{_TAIL}"
 _GPT4O = _CASED % (f"{_ENDINGS}?", f"{_ENDINGS}?") + f"|\\p{{N}}{{1,3}}{_CASED_MARKS}{_TAIL}"
 
 _SPLITS = {
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan"), _QWEN2),
+    **dict.fromkeys(
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "lfm2", "falcon-h1"), _LLAMA3
+    ),
+    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), _QWEN2),
     **dict.fromkeys(("tekken",), _TEKKEN),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
 }

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from engine.checkpoint import load_checkpoint
 from engine.config import ExpertsConfig, LatentConfig, ModelConfig, n_parameters
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
+from engine.families.gguf_tokenizer import _SPLITS
 from engine.gguf import read_gguf
 from engine.model import Decoder, random_weights
 from tests.engine.gguf_files import write_gguf
@@ -339,3 +340,18 @@ def test_any_damage_is_an_answer_not_a_crash(tmp_path: Path) -> None:
         except (EngineError, ConfigError):
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.slow
+def test_text_is_cut_as_transformers_cuts_it() -> None:
+    """The regular expressions by llama.cpp's names, on texts with everything they tell apart."""
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    theirs, rng = mapping.GGUF_PRE_TOKENIZER_SPLITS, random.Random(2)
+    shared = sorted(set(_SPLITS) & set(theirs))
+    assert {"llama-bpe", "tekken", "gpt-4o"} <= set(shared)
+    alphabet = "aZé日ǅ\u0301  \n\r\t0123.,!'/sStTdD\U0001f600_-"
+    texts = ["".join(rng.choices(alphabet, k=25)) for _ in range(400)]
+    for name in shared:
+        ours = pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated")
+        other = pre_tokenizers.Split(Regex(theirs[name]), "isolated")
+        assert [ours.pre_tokenize_str(text) for text in texts] == [other.pre_tokenize_str(text) for text in texts], name
