@@ -26,6 +26,7 @@ import torch
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.format_loss import format_loss, loss_ids
+from engine.formats import prepack
 from engine.model import Decoder
 
 WORKER = Path(__file__).with_name("llama_worker.py")
@@ -60,7 +61,10 @@ class Bench:
     def engine(self, dtype: str, *, compiled: bool) -> tuple[Arm, Decoder]:
         """An arm of our own; its model stays loaded."""
         decoder = load_checkpoint(self.file, dtype=dtype).decoder
-        attach(decoder, "on" if compiled else "off")
+        if compiled:
+            attach(decoder, "on")
+        else:
+            prepack(decoder)  # what the engine does where there is no compiler
         prompt = torch.tensor([self.prompt])
 
         def run() -> Times:
@@ -78,7 +82,9 @@ class Bench:
         """Hugging Face's own class with its own cache, the loop a user would write."""
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.file.parent, gguf_file=self.file.name, dtype=dtype).eval()
+        plain = self.file.with_name(f"{self.file.stem}.F32.gguf")  # it would keep a quantized file packed, and slow
+        file = plain if plain.exists() else self.file
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype).eval()
         prompt = torch.tensor([self.prompt])
 
         @torch.inference_mode()

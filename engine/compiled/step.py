@@ -16,7 +16,7 @@ from engine.cache import KVCache
 from engine.compiled.build import BuildError, build_library, cached_library
 from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import EngineError
-from engine.formats import CODES, packed
+from engine.formats import CODES, packed, prepack
 from engine.layers import MLP, Attention, Linear, Norm
 from engine.model import Decoder
 from engine.rotary import rope_magnitude
@@ -245,6 +245,7 @@ class Compilation:
             self._install(decoder, build_library())
         except BuildError as error:
             self.note = f"no compiled step: {error.message}"
+            prepack(decoder)
 
     def _install(self, decoder: Decoder, library: ctypes.CDLL) -> None:
         decoder.decode_step = CompiledStep(decoder, library)

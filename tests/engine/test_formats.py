@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.errors import PromptError
 from engine.format_loss import format_loss
-from engine.formats import GROUP, FormatMaker, GroupedLinear, QuantizedFormat, pack, packed, unpack
+from engine.formats import GROUP, FormatMaker, GroupedLinear, QuantizedFormat, pack, packed, prepack, unpack
 from engine.layers import Linear
 from engine.model import Decoder, random_weights
 from tests.engine.models import llama_config
@@ -128,3 +128,23 @@ def test_loss_needs_two_tokens_and_can_be_stopped() -> None:
     with pytest.raises(PromptError, match="at least two"):
         format_loss(decoder, decoder, [1])
     assert format_loss(decoder, decoder, [1, 2, 3], should_stop=lambda: True) is None
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the processor multiplies no bfloat16")
+@pytest.mark.parametrize("tied", [True, False])
+def test_prepacked_layers_lose_no_more_than_plain_ones(tied: bool) -> None:
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, qkv_bias=True, tied=tied)
+    plain, reordered = (Decoder(config, random_weights(config, dtype=torch.bfloat16)) for _ in range(2))
+    assert prepack(reordered) == 4 * config.n_layers + (not tied)
+    ids = torch.arange(8)[None]
+    truth = Decoder(config, {n: w.double() for n, w in random_weights(config, dtype=torch.bfloat16).items()})
+    for some in (ids, ids[:, :1]):
+        exact = truth.forward(some)
+        errors = [(decoder.forward(some) - exact).abs().mean().item() for decoder in (plain, reordered)]
+        assert 0 < errors[1] < 1.5 * errors[0]
+    assert prepack(reordered) == 0
+
+
+def test_other_dtypes_are_not_prepacked() -> None:
+    config = llama_config()
+    assert prepack(Decoder(config, random_weights(config))) == 0
