@@ -219,7 +219,8 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
 
 def index_elements(model: ModelSpec) -> int:
     """Elements a token that indexers of sparse attention keep, apart from the cache."""
-    return sum(n * m.index_elements for m, n in mixers_of(model.layers).items() if isinstance(m, Latent))
+    mixers = mixers_of(model.layers).items()
+    return sum(n * m.index_elements for m, n in mixers if isinstance(m, Attention | Latent))
 
 
 def state_elements(model: ModelSpec) -> int:

@@ -185,6 +185,7 @@ class Attention:
 
     `keys` and `values` false: not projected here (V is K, or both come from another layer: then nothing is kept).
     `shared`: its matrices are an earlier layer's and are counted there. `extra_params`: sinks, gates, norms inside.
+    `index_dim`: the key of an indexer that picks blocks of tokens, kept beside the cache.
     """
 
     kind: ClassVar[str] = "attention"
@@ -201,6 +202,7 @@ class Attention:
     values: bool = True
     shared: bool = False
     extra_params: int = 0
+    index_dim: int = 0
 
     @property
     def label(self) -> str:
@@ -216,6 +218,11 @@ class Attention:
     def cache_elements(self) -> int:
         """Elements a cached token."""
         return self.n_kv_heads * (self.head_dim + self.value_dim) if self.keys else 0
+
+    @property
+    def index_elements(self) -> int:
+        """Elements a token that an indexer keeps."""
+        return self.index_dim
 
     @property
     def state_elements(self) -> int:

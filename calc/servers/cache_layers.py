@@ -73,6 +73,8 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     if isinstance(mixer, Attention):
         if not mixer.keys:
             return None
+        if mixer.index_dim:
+            raise SpecError("layers", "how a server keeps the keys of a block indexer is not known")
         kind = FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING
         return CacheLayers(
             kind=kind,

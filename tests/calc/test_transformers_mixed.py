@@ -81,6 +81,11 @@ MODELS = {
     "hy_v4": {**SMALL, **DEEPSEEK, **LATENT, **INDEXER, "indexer_types": ["full", "full", "shared", "full"]},
     "glm_moe_dsa": {**SMALL, **DEEPSEEK, **LATENT, **INDEXER, "indexer_types": ["full", "full", "shared", "full"]},
     "deepseek_v32": {**SMALL, **DEEPSEEK, **LATENT, **INDEXER},
+    "minimax_m3_vl_text": {**SMALL, **HEADS, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2,
+                           "dense_intermediate_size": 40, "shared_intermediate_size": 24, "index_n_heads": 2,
+                           "index_head_dim": 12, "index_block_size": 4, "index_topk_blocks": 2, "rotary_dim": 8,
+                           "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+                           "layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
     "kolibri1": {**SMALL, **HEADS, **EXPERTS, "num_local_experts": 8, "head_dim": 16, "sliding_window": 500,
                  "shared_expert_intermediate_size": 24},
 }  # fmt: skip
@@ -117,7 +122,7 @@ def held(cache):
             n = sum(t.numel() for t in tensors if hasattr(t, "numel"))
             if "state" in name:
                 states += n
-            elif "index" in name:
+            elif "index" in name or name == "idx_keys":
                 index += n
             elif name in ("keys", "values"):
                 tokens += n

@@ -196,6 +196,39 @@ def axk2_layers(reader: Reader, family: Family, n_layers: int, hidden_size: int)
     return layers
 
 
+def minimax_m3_layers(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> list[LayerSpec]:
+    """MiniMax M3: full attention, in sparse layers with an indexer that picks blocks of tokens."""
+    full = attention_mixer(reader, family, Kind(kinds.FULL))
+    norms = 2 * hidden_size + qk_norm_params(reader, family, full)
+    layers = []
+    for sparse, block in zip(_m3_sparse(reader, n_layers), blocks_of(reader, family, n_layers), strict=True):
+        mixer = _m3_indexed(reader, full, hidden_size) if sparse else full
+        layers.append(LayerSpec(hidden_size=hidden_size, mixers=(mixer,), feed_forwards=block, norm_params=norms))
+    return layers
+
+
+def _m3_sparse(reader: Reader, n_layers: int) -> list[bool]:
+    own = reader.section("sparse_attention_config")
+    if (listed := reader.per_layer("layer_types", n_layers)) is not None:
+        if unknown := [kind for kind in listed if kind not in ("full_attention", "minimax_m3_sparse")]:
+            raise reader.fail(f"layer_types has {shown(unknown[0])}: kvscope knows full_attention, minimax_m3_sparse")
+        return [kind == "minimax_m3_sparse" for kind in listed]
+    listed = own.per_layer("sparse_attention_freq", n_layers) if own is not None else None
+    if listed is None:
+        reader.assume("layer_types", "all full_attention")
+    return [bool(value) for value in listed or [0] * n_layers]
+
+
+def _m3_indexed(reader: Reader, full: Attention, hidden_size: int) -> Attention:
+    own = reader.section("sparse_attention_config")
+    legacy = own is not None and own.has("sparse_num_index_heads", "sparse_index_dim")
+    source = own if own is not None and legacy else reader
+    heads = source.count("sparse_num_index_heads" if legacy else "index_n_heads")
+    head_dim = source.count("sparse_index_dim" if legacy else "index_head_dim")
+    indexer = hidden_size * (heads + 1) * head_dim + 2 * head_dim
+    return replace(full, index_dim=head_dim, extra_params=full.extra_params + indexer)
+
+
 BUILDERS: Mapping[str, Builder] = {
     "longcat_flash": longcat_layers,
     "mimo_v2_flash": mimo_layers,
@@ -203,4 +236,5 @@ BUILDERS: Mapping[str, Builder] = {
     "lfm3": gated_heads_layers,
     "hy_v4": hunyuan4_layers,
     "axk2": axk2_layers,
+    "minimax_m3_vl_text": minimax_m3_layers,
 }
