@@ -76,6 +76,7 @@ class KvscopeApp(App[None]):
             Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"{title} pane")
             for i, title in enumerate(PANES)
         ),
+        Binding("f7", "questions", "questions", priority=True, tooltip="Largest context, fewest devices, which device"),
         *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
         Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, a folder or a spec .toml"),
         Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
@@ -317,6 +318,12 @@ class KvscopeApp(App[None]):
             if pane.TITLE in ("Spec", "Memory"):
                 self._say_what_is_unsaid()
 
+    def action_questions(self) -> None:
+        """The questions turned round, over the pane."""
+        from tui.widgets.questions import Questions
+
+        self.push_screen(Questions(self.analysis.memory))
+
     def action_copy_launch(self) -> None:
         """The command that starts the server which the numbers are of, to the clipboard."""
         from calc.servers.launch import launch_command
@@ -450,7 +457,18 @@ class KvscopeApp(App[None]):
 
 
 OVER_PANES = frozenset(
-    {"help", "go", "open", "copy_command", "copy_table", "export", "pick_model", "pick_device", "command_palette"}
+    {
+        "questions",
+        "help",
+        "go",
+        "open",
+        "copy_command",
+        "copy_table",
+        "export",
+        "pick_model",
+        "pick_device",
+        "command_palette",
+    }
 )
 """Actions that make no sense while a list or the help lies over the panes."""
 

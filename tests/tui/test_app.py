@@ -17,6 +17,7 @@ from textual.widgets import TabbedContent
 from calc.render import as_markdown
 from calc.sources import load_model
 from calc.tables import answer_table, tp_table
+from tests.tui.live import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app import KvscopeApp, as_tsv, default_state
 from tui.help import HelpScreen, key_name
@@ -54,19 +55,16 @@ async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
         names = {"f3": "memory", "f4": "intensity", "f5": "generate", "f6": "benchmark", "f2": "spec"}
         for key, name in names.items():
             await pilot.press(key)
-            await pilot.pause()
+            await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors_with_self)
             assert app.query_one(TabbedContent).active == f"tab-{name}"
-            assert app.focused is not None
-            assert app.active_pane in app.focused.ancestors_with_self
 
 
 async def test_digits_go_to_the_panes_unless_they_are_typed() -> None:
     async with running() as (app, pilot):
         await pilot.press("2")
-        await pilot.pause()
-        assert app.query_one(TabbedContent).active == "tab-memory"
+        await until(pilot, lambda: app.query_one(TabbedContent).active == "tab-memory")
         await pilot.press("1")
-        await pilot.pause()
+        await until(pilot, lambda: app.query_one(TabbedContent).active == "tab-spec")
         await type_into(pilot, "#field-context", "2")
         assert app.query_one(TabbedContent).active == "tab-spec"
         assert app.state.study.context == 2

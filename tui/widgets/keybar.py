@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 PANES = "F2–F6"
-RANK = ("help", "go", "command_palette", "quit", "export", "copy_command", "open", "copy_table")
+RANK = ("help", "go", "command_palette", "quit", "questions", "export", "copy_command", "open", "copy_table")
 """The app's keys, the most needed first: the last are left out where there is no room."""
-ORDER = ("help", "go", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
+ORDER = ("help", "go", "questions", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
 
 SHORTER = {"copy command": "command", "copy table": "table"}
 """Words where not all keys fit in full."""
