@@ -78,7 +78,7 @@ class KvscopeApp(App[None]):
         ),
         Binding("f7", "questions", "questions", priority=True, tooltip="Largest context, fewest devices, which device"),
         *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
-        Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, a folder or a spec .toml"),
+        Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, .gguf, folder or spec .toml"),
         Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
         Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
         Binding(
@@ -382,7 +382,7 @@ class KvscopeApp(App[None]):
 
     def action_open(self) -> None:
         """Ask in place for a model file."""
-        hint = "a config.json, a folder with one, or a spec .toml · Enter opens · Tab completes · Esc cancels"
+        hint = "a config.json, .gguf, folder or spec .toml · Enter opens · Tab completes · Esc cancels"
         self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
 
     def open_model(self, name_or_path: str) -> str | None:

@@ -24,7 +24,7 @@ def model_list(study: Study) -> PickList:
 
     return PickList(
         title="Model",
-        prompt="name to search, or the path of a config.json, folder or spec .toml",
+        prompt="name to search, or the path of a config.json, .gguf or folder",
         search=search,
         columns=(19, -9, 21, 36),
         custom=_path,
@@ -53,7 +53,7 @@ def model_preview(model: ModelSpec, study: Study) -> str:
 
 def _path(text: str) -> str | None:
     """`text` itself where it is meant as a path (a Hugging Face id is not)."""
-    looks = text.startswith(("/", "./", "../", "~")) or text.endswith(("/", ".json", ".toml"))
+    looks = text.startswith(("/", "./", "../", "~")) or text.endswith(("/", ".json", ".toml", ".gguf", ".safetensors"))
     return text if looks else None
 
 

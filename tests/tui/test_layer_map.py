@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from textual.widgets import Input
@@ -14,6 +15,7 @@ from calc.sources.catalog import find_device, find_model
 from calc.specs import ModelSpec, Study
 from calc.storage import FORMATS
 from tests.tui.hybrid import hybrid, latent, windowed
+from tests.tui.live import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app import KvscopeApp, default_state
 from tui.behind import behind_answer, behind_component, behind_tp
@@ -25,6 +27,7 @@ from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 
 DEVICE = find_device("h100-sxm")
+CONFIGS = Path(__file__).parents[3] / "shared" / "data" / "configs"
 MODELS = [hybrid, windowed, latent]
 
 
@@ -211,3 +214,25 @@ async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
         await pilot.pause(0.5)
         assert app.active_pane is not None
         assert app.active_pane.TITLE == "Intensity"
+
+
+@pytest.mark.skipif(not CONFIGS.is_dir(), reason="no published configs beside the project")
+@pytest.mark.parametrize(
+    "start", ["Qwen__Qwen3.5-35B", "ai21labs", "openai__gpt-oss", "deepseek-ai__DeepSeek-V3.2", "google__gemma-3-4b"]
+)
+async def test_a_published_config_is_opened_by_a_completed_path(start: str) -> None:
+    app = KvscopeApp(settings=Settings(), start_engine=False)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: app.pane("memory") is not None)
+        await pilot.press("ctrl+o")
+        bar = app.query_one("#path", Input)
+        bar.value = f"{CONFIGS}/{start}"
+        bar.cursor_position = len(bar.value)
+        await pilot.press("tab", "enter")
+        await until(pilot, lambda: app.state.study.model.name != "llama-3-8b")
+        found = layer_map(app.state.study)
+        assert found is not None
+        assert len(found.keeps) == app.state.study.model.n_layers
+        await pilot.press("f3")
+        await until(pilot, lambda: app.query_one("#card-layers").display)
+        assert found.kinds[0].label[:20] in text(app)
