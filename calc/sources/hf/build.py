@@ -13,7 +13,7 @@ from calc.params import final_norm_params, layer_norm_params
 from calc.quantization import stored_weights
 from calc.sources.hf import irregular, kinds, unknown, unlike
 from calc.sources.hf.attention import attention_mixer, has_bias, qk_norm_params
-from calc.sources.hf.defaults import class_defaults
+from calc.sources.hf.defaults import ASKED_FOR, class_defaults
 from calc.sources.hf.experts import feed_forwards
 from calc.sources.hf.families import Family, family_of
 from calc.sources.hf.kinds import Kind
@@ -93,6 +93,9 @@ def _spec(reader: Reader, family: Family, name: str) -> ModelSpec:
     listed = () if reader.has("layers_block_type", "block_configs") else (N_LAYERS,)
     inner = (INTERMEDIATE_SIZE,) if irregular.states_inner_size(reader, family) else ()
     reader.require(*listed, *irregular.heads_key(reader), HIDDEN_SIZE, *inner, VOCAB_SIZE)
+    for key in ASKED_FOR.get(reader.model_type, ()):
+        if key not in reader.config:
+            raise reader.fail(f"{key} missing: a {reader.model_type} config states it")
     family, more = irregular.adapt(reader, family)
     n_layers = irregular.n_layers(reader)
     if n_layers > MAX_LAYERS:

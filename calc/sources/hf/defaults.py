@@ -48,6 +48,14 @@ REPEATED: Mapping[str, tuple[str, ...]] = {
 """Kinds of layers that a class repeats where nothing in the config says them."""
 FIRST_DENSE = frozenset("axk1 axk2 glm4_moe_lite hy_v3 hy_v4 kimi_linear laguna mimo_v2_flash".split())
 """Classes whose first layer is dense and whose others have experts, where the config does not say it."""
+ASKED_FOR: Mapping[str, tuple[str, ...]] = {
+    "bailing_hybrid": ("linear_head_dim",),
+    "bamba": ("attn_layer_indices",),
+    "flint": ("layer_types", "mlp_only_layers"),
+    "hy_v4": ("indexer_types",),
+    "lfm3": ("layer_types",),
+}
+"""Keys whose default a class works out in a way of its own: they must be there, if only as null."""
 SAY_KINDS = frozenset("layer_types layers_block_type full_attention_interval attn_type_list linear_attn_config".split())
 SAY_EXPERTS = frozenset("mlp_layer_types first_k_dense_replace moe_layer_freq mlp_only_layers".split())
 
