@@ -365,6 +365,25 @@ class KvscopeApp(App[None]):
             return
         self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
 
+    def action_report(self) -> None:
+        """Ask in place for a file and write the whole report to it, as LaTeX or Markdown by its ending."""
+
+        def accept(typed: str) -> str | None:
+            from tui.report.command import renderer_for
+            from tui.report.content import build_report
+
+            try:
+                render = renderer_for(Path(typed))
+            except CalcError:
+                return "Type a name that ends in .md (Markdown) or .tex (LaTeX)."
+            writer.text = render(build_report(self.state, None))
+            return writer(typed)
+
+        writer = FileWriter("", done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "calculated numbers; kvscope report measures as well · Enter writes · Esc cancels"
+        request = PathRequest(label="Report to", value="report.md", accept=accept, hint=hint)
+        self.query_one(PathBar).ask(request)
+
     def action_save_spec(self) -> None:
         """Ask in place for a file and write the model to it, as TOML that opens again."""
         import tomli_w

@@ -30,6 +30,7 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     yield SystemCommand("Copy table as Markdown", "The table with the cursor", partial(app.action_copy_table, "md"))
     yield SystemCommand("Copy table as TSV", "For a spreadsheet", partial(app.action_copy_table, "tsv"))
     yield SystemCommand("Export this pane", "Write it as Markdown to a file", app.action_export)
+    yield SystemCommand("Write the report", "The whole answer as LaTeX or Markdown", app.action_report)
     yield SystemCommand("Undo the last edit", "Back to the state before it", app.action_undo)
     yield SystemCommand("Start over", "Llama-3-8B on 80 GB, the assignment's case", app.action_start_over)
     for marker in MARKERS:

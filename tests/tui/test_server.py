@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from calc.errors import QuantityError
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
@@ -16,6 +19,7 @@ from calc.units import GB
 from tests.tui.hybrid import hybrid
 from tests.tui.screen_text import lines, text, type_into
 from tui.app import KvscopeApp, default_state
+from tui.cli import main
 from tui.command_line import memory_command
 from tui.server import (
     OPTION_FIELDS,
@@ -271,3 +275,32 @@ async def test_placeholders_say_what_a_blank_stands_for() -> None:
         assert answer.report is not None
         assert app.query_one("#server-version", Option).placeholder == answer.report.version
         assert app.query_one("#server-block_size", Option).placeholder == str(answer.report.block_size)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers", "llamacpp"])
+def test_the_copied_command_gives_the_same_numbers(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = state(engine)
+    assert shown.server is not None
+    shown = replace(shown, server=replace(shown.server, tp=2))
+    assert main([*shlex.split(memory_command(shown.study, shown.server))[1:], "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["engine"]
+    answer = analyse(shown).server
+    assert answer is not None
+    assert answer.report is not None
+    assert (printed["kv_pool_bytes"], printed["kv_tokens"]) == (answer.report.kv_pool_bytes, answer.report.kv_tokens)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.tex"])
+async def test_the_report_is_written_from_the_app(name: str, tmp_path: Path) -> None:
+    app = app_on(with_study(default_state(), replace(STUDY, model=hybrid())))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause(0.2)
+        app.action_report()
+        await type_into(pilot, "#path", "report.pdf")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "ends in .md (Markdown) or .tex (LaTeX)" in text(app)
+        app.query_one("#path", Input).value = str(tmp_path / name)
+        await pilot.press("enter")
+        await pilot.pause()
+    assert "hybrid-40" in (tmp_path / name).read_text()

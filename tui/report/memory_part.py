@@ -269,7 +269,8 @@ def _impossible(report: MemoryReport) -> list[Block]:
 def _split_symbols(report: MemoryReport) -> Paragraph:
     """What the symbols of the whole-head rule mean, with their values."""
     term = report.tp_tables[Policy.REPLICATED][0].steps[0]
-    names = ("split_params", "kv_head_params", "whole_params")
+    wanted = ("split_params", "kv_head_params", "rank_kv_params", "whole_params")
+    names = [name for name in wanted if name in term.values]
     pieces: list[Inline] = ["Where whole heads are kept, "]
     for i, name in enumerate(names):
         value, meaning = format_count(term.values[name]), SYMBOLS[name].meaning

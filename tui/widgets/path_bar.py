@@ -161,7 +161,7 @@ class FileWriter:
     """Writes a document where the bar says. An existing file needs a second Enter on the same path."""
 
     def __init__(self, text: str, *, done: Callable[[Path], None]) -> None:
-        self._text, self._done = text, done
+        self.text, self._done = text, done
         self._asked: Path | None = None
 
     def __call__(self, typed: str) -> str | None:
@@ -175,7 +175,7 @@ class FileWriter:
             if path.exists() and path != self._asked:
                 self._asked = path
                 return f"{typed} exists: Enter again to replace it, or type another name."
-            write_whole(path, self._text)
+            write_whole(path, self.text)
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             return f"{typed} cannot be written: {reason}."
