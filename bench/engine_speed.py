@@ -16,7 +16,7 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
+from engine.config import ModelConfig
 from engine.format_loss import format_loss, loss_ids
 from engine.formats import prepack
 from engine.model import Decoder
@@ -80,11 +81,15 @@ class Bench:
 
     def transformers(self, dtype: torch.dtype) -> Arm:
         """Hugging Face's own class with its own cache, the loop a user would write."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        plain = self.file.with_name(f"{self.file.stem}.F32.gguf")  # it would keep a quantized file packed, and slow
-        file = plain if plain.exists() else self.file
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype).eval()
+        # Not through its own GGUF loader, which keeps a quantized file packed and multiplies slowly.
+        config = AutoConfig.from_pretrained(self.file.parent, gguf_file=self.file.name)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        weights = {name: tensor.to(dtype) for name, tensor in read_weights(self.file).items()}
+        if model.load_state_dict(weights, strict=False).unexpected_keys:
+            raise SystemExit("transformers knows these weights by other names")
+        model.tie_weights()
         prompt = torch.tensor([self.prompt])
 
         @torch.inference_mode()
@@ -99,6 +104,18 @@ class Bench:
             return self.times(start, first, time.perf_counter())
 
         return run
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The file's weights by their Hugging Face names, in float32."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Decoder:
+        kept.update({name: weights[name] for name in weights})
+        return Decoder(config, kept)
+
+    load_checkpoint(file, dtype="float32", make=keep)
+    return kept
 
 
 class LlamaCpp:
