@@ -77,7 +77,7 @@ def _breakable(word: str, pieces: list[str]) -> list[list[str]]:
 def _character(character: str, before: str) -> str:
     if character in _SPECIAL:
         return _SPECIAL[character]
-    if character in _LIGATURES and character == before:
+    if character in _LIGATURES and character == before and character != "`":
         return "{}" + character
     if " " < character <= "~":
         # A bracket at the start of a row or list item would be read as its optional argument.
