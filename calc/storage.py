@@ -40,10 +40,12 @@ FORMATS: dict[str, StorageFormat] = {
         StorageFormat("q8_0", 32, 34),
         StorageFormat("q6_k", 256, 210),
         StorageFormat("q5_k", 256, 176),
+        StorageFormat("q5_1", 32, 24),
         StorageFormat("q5_0", 32, 22),
         StorageFormat("q4_k", 256, 144),
         StorageFormat("q4_1", 32, 20),
         StorageFormat("q4_0", 32, 18),
+        StorageFormat("iq4_nl", 32, 18),
         StorageFormat("mxfp4", 32, 17),
         StorageFormat("nvfp4", 16, 9),
     )

@@ -12,7 +12,8 @@ from calc.storage import FORMATS, StorageFormat, bytes_format, parse_format, sto
 # Bits an element: FACTS G14 and ggml-common.h. Written out, not computed.
 BITS = {
     "fp32": "32", "bf16": "16", "fp16": "16", "fp8": "8", "int8": "8", "int4": "4",
-    "q8_0": "8.5", "q6_k": "6.5625", "q5_k": "5.5", "q5_0": "5.5", "q4_k": "4.5", "q4_1": "5", "q4_0": "4.5",
+    "q8_0": "8.5", "q6_k": "6.5625", "q5_k": "5.5", "q5_1": "6", "q5_0": "5.5",
+    "q4_k": "4.5", "q4_1": "5", "q4_0": "4.5", "iq4_nl": "4.5",
     "mxfp4": "4.25", "nvfp4": "4.5",
 }  # fmt: skip
 
