@@ -151,10 +151,19 @@ class _Source:
     def widened(self, offset: int, size: int, shape: tuple[int, ...], kind: int) -> Tensor:
         if offset + size > len(self.data):
             raise self.fail(f"a tensor ends at byte {offset + size:,} of {len(self.data):,}")
-        if kind in _PLAIN:
-            # A copy: the mapping is read-only, and its alignment is only the file's.
-            return torch.frombuffer(bytearray(self.data[offset : offset + size]), dtype=_PLAIN[kind]).view(shape)
-        return _dequantized(memoryview(self.data)[offset : offset + size], shape, kind)
+        data = memoryview(self.data)[offset : offset + size]
+        if kind in _PLAIN:  # a copy: the mapping is read-only, and its alignment is only the file's
+            tensor = torch.frombuffer(bytearray(data), dtype=_PLAIN[kind]).view(shape)
+        else:
+            tensor = _dequantized(data, shape, kind)
+        self._give_back(offset, size)
+        return tensor
+
+    def _give_back(self, offset: int, size: int) -> None:
+        """Unmap pages that have been read, or the whole file would count as our memory beside the weights."""
+        start = offset - offset % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
 
 def _dequantized(data: memoryview, shape: tuple[int, ...], kind: int) -> Tensor:
