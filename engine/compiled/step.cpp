@@ -28,7 +28,7 @@ namespace {
 using std::int32_t;
 using std::int64_t;
 
-constexpr int LANES = 16, TILE = 4, GROUP = 32, CHUNK = 128;
+constexpr int LANES = 16, TILE = 4, GROUP = 32, CHUNK = 128, TOGETHER = 8;
 constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahead: rows are too short for the hardware to see
 
 typedef float Vec __attribute__((vector_size(64)));
@@ -172,8 +172,35 @@ template <class T> float dot(const T *w, int64_t cols, const float *x) {
     return y;
 }
 
-template <class T> void dot_tile(const T *const *w, int64_t cols, const float *x, float *y) {
-    for (int r = 0; r < TILE; r++) y[r] = dot(w[r], cols, x);
+// R rows times N vectors, which lie `cols` apart: weights are read and widened once for all of them. y: TILE apart.
+template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x, float *y) {
+    Vec total[R][N] = {};
+    int64_t c = 0;
+    for (; c + LANES <= cols; c += LANES) {
+        Vec v[R];
+        for (int r = 0; r < R; r++) {
+            __builtin_prefetch(w[r] + c + AHEAD / sizeof(T));
+            v[r] = load(w[r] + c);
+        }
+        for (int b = 0; b < N; b++) {
+            const Vec xb = load(x + b * cols + c);
+            for (int r = 0; r < R; r++) total[r][b] += v[r] * xb;
+        }
+    }
+    for (int b = 0; b < N; b++)
+        for (int r = 0; r < R; r++) {
+            y[b * TILE + r] = sum(total[r][b]);
+            for (int64_t i = c; i < cols; i++) y[b * TILE + r] += widen(w[r][i]) * x[b * cols + i];
+        }
+}
+
+// TILE rows times N vectors. A vector alone is memory's matter, eight are the multipliers': two rows share each load.
+template <int N, class T> void dot_tile(const T *const *w, int64_t cols, const float *x, float *y) {
+    constexpr int R = N == TOGETHER ? 2 : 1;
+    for (int r = 0; r < TILE; r += R) {
+        if constexpr (N == 1) y[r] = dot(w[r], cols, x);
+        else dot_together<R, N>(w + r, cols, x, y + r);
+    }
 }
 
 inline Vec group_dot(const int8_t *w, Vec low, Vec high) {
@@ -208,40 +235,86 @@ template <class T> float grouped_dot(const T *w, const Half *scales, int64_t gro
     return sum(even + odd);
 }
 
-// y[r] = W[row + r] . x for r < TILE. Rows past `end` repeat the last one; the caller ignores them.
-// sums: the sum of each group of x, needed by INT4 only.
-void tile(const Linear &m, int64_t row, int64_t end, const float *x, const float *sums, float *y) {
-    int64_t rows[TILE];
-    for (int r = 0; r < TILE; r++) rows[r] = row + r < end ? row + r : end - 1;
-    const int64_t groups = m.cols / GROUP;
-    const auto plain = [&](auto *weight) {
-        decltype(weight) w[TILE];
-        for (int r = 0; r < TILE; r++) w[r] = weight + rows[r] * m.cols;
-        dot_tile(w, m.cols, x, y);
-    };
-    const auto grouped = [&](auto *weight, int64_t row_bytes, int64_t row_scales) {
-        decltype(weight) w[TILE];
-        const Half *scales[TILE], *minima[TILE];
-        for (int r = 0; r < TILE; r++) {
-            w[r] = weight + rows[r] * row_bytes;
-            scales[r] = (const Half *)m.scales + rows[r] * row_scales;
-            minima[r] = scales[r] + groups;
+inline void unpack(const int8_t *w, Vec &low, Vec &high) {
+    low = __builtin_convertvector(whole(w), Vec);
+    high = __builtin_convertvector(whole(w + LANES), Vec);
+}
+inline void unpack(const uint8_t *w, Vec &low, Vec &high) {
+    const IVec pairs = whole(w);
+    low = __builtin_convertvector(pairs & 15, Vec);
+    high = __builtin_convertvector(pairs >> 4, Vec);
+}
+
+// One row times N vectors.
+template <int N, class T> void grouped_together(const T *w, const Half *scales, int64_t groups, const float *x, float *y) {
+    constexpr int GROUP_BYTES = std::is_signed<T>::value ? GROUP : GROUP / 2;
+    Vec total[N] = {};
+    for (int64_t g = 0; g < groups; g++) {
+        Vec low, high;
+        __builtin_prefetch(w + g * GROUP_BYTES + AHEAD);
+        unpack(w + g * GROUP_BYTES, low, high);
+        const float scale = widen(scales[g]);
+        low *= scale;
+        high *= scale;
+        for (int b = 0; b < N; b++) {
+            const float *xb = x + (b * groups + g) * GROUP;
+            total[b] += low * load(xb);
+            total[b] += high * load(xb + LANES);
         }
-        for (int r = 0; r < TILE; r++) y[r] = grouped_dot(w[r], scales[r], groups, x);
-        if (row_scales == groups) return;
-        float offsets[TILE];
-        dot_tile(minima, groups, sums, offsets);
-        for (int r = 0; r < TILE; r++) y[r] += offsets[r];
-    };
+    }
+    for (int b = 0; b < N; b++) y[b * TILE] = sum(total[b]);
+}
+
+template <int N, class T> void plain_tile(const Linear &m, const int64_t *rows, const float *x, float *y) {
+    const T *w[TILE];
+    for (int r = 0; r < TILE; r++) w[r] = (const T *)m.weight + rows[r] * m.cols;
+    dot_tile<N>(w, m.cols, x, y);
+}
+
+// T int8_t: INT8. T uint8_t: INT4, whose rows have minima too; `sums`: the sum of each group of every x.
+template <int N, class T> void grouped_tile(const Linear &m, const int64_t *rows, const float *x, const float *sums, float *y) {
+    constexpr bool minima = std::is_unsigned<T>::value;
+    const int64_t groups = m.cols / GROUP;
+    const Half *scales[TILE], *lowest[TILE];
+    for (int r = 0; r < TILE; r++) {
+        const T *w = (const T *)m.weight + rows[r] * (minima ? m.cols / 2 : m.cols);
+        scales[r] = (const Half *)m.scales + rows[r] * (minima ? 2 * groups : groups);
+        lowest[r] = scales[r] + groups;
+        if constexpr (N == 1) y[r] = grouped_dot(w, scales[r], groups, x);
+        else grouped_together<N>(w, scales[r], groups, x, y + r);
+    }
+    if (!minima) return;
+    float offsets[N * TILE];
+    dot_tile<N>(lowest, groups, sums, offsets);
+    for (int i = 0; i < N * TILE; i++) y[i] += offsets[i];
+}
+
+template <int N> void tile_of(const Linear &m, const int64_t *rows, const float *x, const float *sums, float *y) {
     switch (m.format) {
-        case F32: plain((const float *)m.weight); break;
-        case BF16: plain((const BFloat *)m.weight); break;
-        case F16: plain((const Half *)m.weight); break;
-        case INT8: grouped((const int8_t *)m.weight, m.cols, groups); break;
-        case INT4: grouped((const uint8_t *)m.weight, m.cols / 2, 2 * groups); break;
+        case F32: plain_tile<N, float>(m, rows, x, y); break;
+        case BF16: plain_tile<N, BFloat>(m, rows, x, y); break;
+        case F16: plain_tile<N, Half>(m, rows, x, y); break;
+        case INT8: grouped_tile<N, int8_t>(m, rows, x, sums, y); break;
+        case INT4: grouped_tile<N, uint8_t>(m, rows, x, sums, y); break;
     }
     if (m.bias)
-        for (int r = 0; r < TILE; r++) y[r] += m.bias[rows[r]];
+        for (int i = 0; i < N * TILE; i++) y[i] += m.bias[rows[i % TILE]];
+}
+
+// y[b TILE + r] = W[row + r] . x[b] for r < TILE and b < n, as many vectors at once as there are: 8, 4, 2 or 1.
+// Rows past `end` repeat the last one; the caller ignores them. n is at most TOGETHER.
+void tile(const Linear &m, int64_t row, int64_t end, const float *x, const float *sums, int64_t n, float *y) {
+    int64_t rows[TILE];
+    for (int r = 0; r < TILE; r++) rows[r] = row + r < end ? row + r : end - 1;
+    const auto some = [&](auto count) {
+        constexpr int N = decltype(count)::value;
+        tile_of<N>(m, rows, x, sums, y);
+        n -= N, x += N * m.cols, sums += N * m.cols / GROUP, y += N * TILE;
+    };
+    if (n == TOGETHER) some(std::integral_constant<int, TOGETHER>());
+    if (n >= 4) some(std::integral_constant<int, 4>());
+    if (n >= 2) some(std::integral_constant<int, 2>());
+    if (n == 1) some(std::integral_constant<int, 1>());
 }
 
 // Row `index` of a table as floats.
@@ -430,10 +503,12 @@ class Worker {
         sum_groups(linear, in);
         const auto [first, last] = share((linear.rows + TILE - 1) / TILE);
         for (int64_t row = first * TILE; row < last * TILE; row += TILE)
-            for (int64_t b = 0; b < s.batch; b++) {
-                float y[TILE];
-                tile(linear, row, linear.rows, in + b * linear.cols, sums + b * linear.cols / GROUP, y);
-                for (int r = 0; r < TILE && row + r < linear.rows; r++) put(b, row + r, y[r]);
+            for (int64_t b = 0; b < s.batch; b += TOGETHER) {
+                const int64_t n = std::min<int64_t>(s.batch - b, TOGETHER);
+                float y[TOGETHER * TILE];
+                tile(linear, row, linear.rows, in + b * linear.cols, sums + b * linear.cols / GROUP, n, y);
+                for (int64_t i = 0; i < n * TILE; i++)
+                    if (row + i % TILE < linear.rows) put(b + i / TILE, row + i % TILE, y[i]);
             }
     }
 
@@ -443,15 +518,20 @@ class Worker {
         const int64_t wide = m.intermediate_size;
         const auto [first, last] = share((wide + LANES - 1) / LANES);
         for (int64_t row = first * LANES; row < last * LANES; row += LANES)
-            for (int64_t b = 0; b < s.batch; b++) {
+            for (int64_t b = 0; b < s.batch; b += TOGETHER) {
+                const int64_t n = std::min<int64_t>(s.batch - b, TOGETHER);
                 const float *xb = in + b * up.cols, *sb = sums + b * up.cols / GROUP;
-                float gates[LANES] = {}, ups[LANES] = {};
+                float gates[TOGETHER][LANES] = {}, ups[TOGETHER][LANES] = {}, y[TOGETHER * TILE];
                 for (int r = 0; r < LANES && row + r < wide; r += TILE) {
-                    tile(up, row + r, wide, xb, sb, gates + r);
-                    tile(up, wide + row + r, 2 * wide, xb, sb, ups + r);
+                    tile(up, row + r, wide, xb, sb, n, y);
+                    for (int64_t i = 0; i < n * TILE; i++) gates[i / TILE][r + i % TILE] = y[i];
+                    tile(up, wide + row + r, 2 * wide, xb, sb, n, y);
+                    for (int64_t i = 0; i < n * TILE; i++) ups[i / TILE][r + i % TILE] = y[i];
                 }
-                const Vec result = activate(load(gates), m.activation) * load(ups);
-                for (int r = 0; r < LANES && row + r < wide; r++) inner[b * wide + row + r] = result[r];
+                for (int64_t j = 0; j < n; j++) {
+                    const Vec result = activate(load(gates[j]), m.activation) * load(ups[j]);
+                    for (int r = 0; r < LANES && row + r < wide; r++) inner[(b + j) * wide + row + r] = result[r];
+                }
             }
     }
 
@@ -549,7 +629,7 @@ class Worker {
             const T *rows[TILE];
             float y[TILE];
             for (int r = 0; r < TILE; r++) rows[r] = k + (i + r < n ? i + r : n - 1) * h;
-            dot_tile(rows, h, q, y);
+            dot_tile<1>(rows, h, q, y);
             for (int r = 0; r < TILE; r++) p[i + r] = capped(y[r] * m.attention_scale, m.attention_cap);
         }
         for (int64_t i = 0; i < n; i++) highest = p[i] > highest ? p[i] : highest;

@@ -23,7 +23,7 @@ from engine.rotary import rope_magnitude
 
 CompileMode = Literal["auto", "off", "on"]
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
-MAX_ROWS = 8  # beyond, one large matrix product is faster than rows one by one
+MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
