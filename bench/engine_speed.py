@@ -29,6 +29,7 @@ from engine.config import ModelConfig
 from engine.format_loss import format_loss, loss_ids
 from engine.formats import prepack
 from engine.model import Decoder
+from engine.sampling import Sampler
 
 WORKER = Path(__file__).with_name("llama_worker.py")
 LLAMA_FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "int8", "Q4_0": "int4"}
@@ -66,15 +67,15 @@ class Bench:
             attach(decoder, "on")
         else:
             prepack(decoder)  # what the engine does where there is no compiler
-        prompt = torch.tensor([self.prompt])
+        prompt, greedy = torch.tensor([self.prompt]), Sampler()
 
         def run() -> Times:
             cache = decoder.new_cache(len(self.prompt) + self.n_new)
             start = time.perf_counter()
-            token = decoder.forward(prompt, cache, last_only=True).argmax(-1)
+            token = greedy(decoder.forward(prompt, cache, last_only=True)[:, 0])
             first = time.perf_counter()
             for _ in range(self.n_new - 1):
-                token = decoder.forward(token, cache, last_only=True).argmax(-1)
+                token = greedy(decoder.forward(token, cache, last_only=True)[:, 0])
             return self.times(start, first, time.perf_counter())
 
         return run, decoder

@@ -24,6 +24,7 @@ from engine.config import (
     config_from_reference,
     from_reference_name,
     is_reference,
+    n_parameters,
     parameter_shapes,
     to_reference_name,
 )
@@ -48,6 +49,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+SMALL_MODEL_PARAMETERS = 20_000_000
+"""Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes a tensor
@@ -90,7 +93,7 @@ def load_checkpoint(
 
     ``path`` may be org/name of a model in the local Hugging Face cache (see `engine.hub`).
     dtype: one of DTYPES; "int8" or "int4" (linear layers in groups of 32, `engine.formats`); or "auto": as stored,
-    but float32 for 16-bit weights on a CPU (see `pick_dtype`). device: "cpu", or "cuda" when torch sees one.
+    but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: "cpu", or "cuda" when torch sees one.
     ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
     converted. Raises CheckpointError, OptionError.
     """
@@ -114,7 +117,8 @@ def load_checkpoint(
 def _decoder(source: "_Source", dtype: str, device: torch.device, make: MakeDecoder, select: Select | None) -> Decoder:
     chosen = _bound(select, source.config)
     if dtype not in QUANTIZED:
-        wanted = pick_dtype(dtype, stored=source.weights["model.embed_tokens.weight"].dtype, device=device)
+        stored = source.weights["model.embed_tokens.weight"].dtype
+        wanted = pick_dtype(dtype, stored=stored, device=device, n_parameters=n_parameters(source.config))
         return make(source.config, _Converted(source.weights, wanted, device, select=chosen))
     if select is not None:
         raise OptionError("dtype", f"{dtype} weights run on one rank; use tp 1, or a floating dtype")
@@ -153,14 +157,19 @@ def _read_gguf(location: Path) -> _Source:
     return _Source(config=config, weights=weights, tokenizer=tokenizer_from_gguf(file), chat=chat_from_gguf(file))
 
 
-def pick_dtype(name: str, *, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The arithmetic to use. Raises OptionError for a name that is none of DTYPES or "auto"."""
+def pick_dtype(
+    name: str, *, stored: torch.dtype, device: torch.device, n_parameters: int = SMALL_MODEL_PARAMETERS
+) -> torch.dtype:
+    """The arithmetic to use: what is asked for; for "auto" as stored, except for some 16-bit weights on a CPU.
+
+    There float16 always, and bfloat16 where the CPU has no products of it or the model is small, are widened to
+    float32: slower never, wrong never. Raises OptionError for a name that is none of DTYPES or "auto".
+    """
     if name == "auto":
-        # Measured with AVX512-BF16, one row: 16-bit products take 1.5 times as long as float32 ones at 256 x 1024
-        # and 0.65 times at 2048 x 8192; without such instructions they are slower at any size. float32 is never
-        # wrong; for a large model, ask for bfloat16.
-        half = stored.itemsize == 2
-        return torch.float32 if half and device.type == "cpu" else stored
+        # Measured with AVX512-BF16, one row: bfloat16 products take 1.5 times as long as float32 ones at 256 x 1024
+        # and 0.65 times at 2048 x 8192.
+        fast = stored == compute_dtype(device) and n_parameters >= SMALL_MODEL_PARAMETERS
+        return torch.float32 if device.type == "cpu" and stored.itemsize == 2 and not fast else stored
     if name not in DTYPES:
         raise OptionError("dtype", f'dtype "{name}" is not known; use auto, {", ".join((*DTYPES, *QUANTIZED))}')
     return DTYPES[name]

@@ -18,7 +18,7 @@ import torch
 import assets
 from engine.benchmark import run_benchmark
 from engine.cache import cache_bytes
-from engine.checkpoint import BUNDLED, LoadedModel, load_checkpoint
+from engine.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
 from engine.errors import CasesError, EngineError, OptionError, TokenizerError
 from engine.evaluate import check_atol, default_atol, evaluate_cases, load_cases
 from engine.events import (
@@ -46,10 +46,6 @@ from engine.events import (
 from engine.generate import GenerationOptions, Kept, generate
 from engine.options import check_benchmark, check_ranks, check_threads
 from engine.timing import NS_PER_S
-
-# Below this size most operations are too small for torch to split, and threads that wait for the few others cost
-# more than they save: on two busy cores the assignment's model took 3 to 7 times as long with two threads.
-SMALL_MODEL_PARAMETERS = 20_000_000
 
 ShouldStop = Callable[[], bool]
 
@@ -166,7 +162,11 @@ class Service:
         return _load(key, Load(model=request.weights, dtype=request.dtype)).model
 
     def _use_threads(self, threads: int | None, model: LoadedModel) -> None:
-        """Give torch the threads asked for; else one for a small model, torch's own choice for others."""
+        """Give torch the threads asked for; else one for a small model, torch's own choice for others.
+
+        Threads that wait for the few operations worth splitting cost more than they save: on two busy cores the
+        assignment's model took 3 to 7 times as long with two threads.
+        """
         small = model.decoder.n_parameters < SMALL_MODEL_PARAMETERS
         torch.set_num_threads(threads or (1 if small else self._default_threads))
 

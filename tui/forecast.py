@@ -11,7 +11,7 @@ from tui.predict import read_spec
 ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
 """Bytes a weight in the engine; int8 and int4 have scales for 32."""
 AUTO = 4.0
-"""On a CPU, 16-bit weights are run as float32 unless asked otherwise."""
+"""The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
 
 
 def forecast(request: Generate, loaded: ModelInfo | None) -> str:
@@ -23,13 +23,16 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
         return ""
     weights = weight_bytes(spec, request.dtype)
     free = available_bytes()
-    text = f"loading {spec.name}: about {format_decimal(weights)} of weights"
+    sure = request.dtype != "auto"
+    text = f"loading {spec.name}: {'about' if sure else 'at most'} {format_decimal(weights)} of weights"
     if request.tp > 1:
         text += f" on {request.tp} ranks"
     if free is None:
         return text
     text += f", {format_decimal(free)} of memory free"
-    return f"{text}: it will not fit" if weights > free else text
+    if weights <= free:
+        return text
+    return f"{text}: it {'will' if sure else 'may'} not fit"
 
 
 def weight_bytes(spec: ModelSpec, dtype: str) -> float:

@@ -114,20 +114,31 @@ def test_a_tied_model_may_store_its_head_twice(tmp_path: Path) -> None:
     assert one.decoder.n_parameters == two.decoder.n_parameters == sum(t.numel() for t in weights.values())
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(
-    ("asked", "stored", "device", "used"),
+    ("asked", "stored", "device", "used", "slow_cpu"),
     [
-        ("auto", torch.bfloat16, "cpu", torch.float32),
-        ("auto", torch.float16, "cpu", torch.float32),
-        ("auto", torch.bfloat16, "cuda", torch.bfloat16),
-        ("auto", torch.float32, "cpu", torch.float32),
-        ("auto", torch.float64, "cpu", torch.float64),
-        ("bfloat16", torch.float32, "cpu", torch.bfloat16),
-        ("float64", torch.bfloat16, "cpu", torch.float64),
+        ("auto", torch.bfloat16, "cpu", torch.bfloat16, torch.float32),
+        ("auto", torch.float16, "cpu", torch.float32, torch.float32),
+        ("auto", torch.bfloat16, "cuda", torch.bfloat16, torch.bfloat16),
+        ("auto", torch.float32, "cpu", torch.float32, torch.float32),
+        ("auto", torch.float64, "cpu", torch.float64, torch.float64),
+        ("bfloat16", torch.float32, "cpu", torch.bfloat16, torch.bfloat16),
+        ("float64", torch.bfloat16, "cpu", torch.float64, torch.float64),
     ],
 )
-def test_the_dtype_that_runs(asked: str, stored: torch.dtype, device: str, used: torch.dtype) -> None:
-    assert pick_dtype(asked, stored=stored, device=torch.device(device)) == used
+def test_the_dtype_that_runs(
+    asked: str, stored: torch.dtype, device: str, used: torch.dtype, slow_cpu: torch.dtype, fast: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    chosen = pick_dtype(asked, stored=stored, device=torch.device(device))
+    assert chosen == (used if fast else slow_cpu)
+
+
+def test_a_small_model_stored_in_16_bits_runs_in_32() -> None:
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", stored=torch.bfloat16, device=cpu, n_parameters=3_000_000) == torch.float32
 
 
 def test_weights_are_converted_to_the_dtype_asked_for(tmp_path: Path) -> None:
