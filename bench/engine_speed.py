@@ -26,7 +26,7 @@ import torch
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.config import ModelConfig
-from engine.format_loss import format_loss, loss_ids
+from engine.format_loss import format_loss, loss_ids, read_along
 from engine.formats import prepack
 from engine.model import Decoder
 from engine.sampling import Sampler
@@ -225,9 +225,10 @@ def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Pat
     if tokenizer is None:
         return {}
     ids, result = loss_ids(tokenizer), {}
+    readings = {dtype: read_along(decoders[dtype], ids) for dtype in ("float32", "bfloat16", "int8", "int4")}
+    logits = {dtype: reading.logits for dtype, reading in readings.items() if reading is not None}
     for dtype in ("bfloat16", "int8", "int4"):
-        loss = format_loss(decoders["float32"], decoders[dtype], ids)
-        assert loss is not None
+        loss = format_loss(logits["float32"], logits[dtype], ids)
         print(f"{dtype:10} {loss.sentence()}")
         result[dtype], result["float32"] = loss.perplexity, loss.reference_perplexity
     for name in LLAMA_FORMATS if llama is not None else ():

@@ -28,7 +28,7 @@ from engine.machine import machine_facts
 from engine.model import Decoder
 from engine.options import check_benchmark
 from engine.summary import plural
-from engine.timing import NS_PER_S, median, timing
+from engine.timing import NS_PER_S, latencies_s, median, percentile, timing
 
 BenchmarkEvent = Progress | BenchmarkRowMeasured | BenchmarkFinished | Cancelled
 
@@ -45,6 +45,7 @@ class Run:
     ttft_s: float
     tpot_s: float | None
     kv_cache_bytes: int
+    latencies_s: tuple[float, ...] = ()
 
 
 def run_benchmark(
@@ -107,6 +108,7 @@ def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> Benchma
     with_s = [run.total_s for run in cached]
     without_s = [run.total_s for run in runs["without_cache"][warmup:]]
     tpots_s = [run.tpot_s for run in cached if run.tpot_s is not None]
+    later_s = [value for run in cached for value in run.latencies_s]
     return BenchmarkRow(
         prompt_tokens=length,
         with_cache_s=median(with_s),
@@ -119,6 +121,8 @@ def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> Benchma
         prefill_s=median([run.ttft_s for run in cached]),
         tpot_s=median(tpots_s) if tpots_s else None,
         kv_cache_bytes=cached[0].kv_cache_bytes,
+        tpot_p50_s=percentile(later_s, 50),
+        tpot_p95_s=percentile(later_s, 95),
     )
 
 
@@ -217,6 +221,7 @@ def _to_run(finished: GenerationFinished) -> Run:
         ttft_s=rates.ttft_s,
         tpot_s=rates.tpot_s,
         kv_cache_bytes=finished.kv_cache_bytes,
+        latencies_s=tuple(latencies_s(finished.token_times_ns)),
     )
 
 

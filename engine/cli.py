@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
-from engine.events import Benchmark, CacheKind, CompileMode, DType, Evaluate, Generate, Request, Turn
+from engine.events import Benchmark, CacheKind, CompileMode, DType, Evaluate, Formats, Generate, Request, Turn
 from engine.files import check_writable
 from engine.latency_plot import check_plot_path
-from engine.options import check_benchmark, check_ranks, check_threads, parse_counts
+from engine.options import check_benchmark, check_formats, check_ranks, check_threads, parse_counts, parse_formats
 
 PROG = "python -m engine"
-MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "run")
+MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "formats", "run")
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """What the assignment's `run` stands for: everything that it asks to be shown."""
 
@@ -27,6 +27,7 @@ modes
   evaluate      logits against the expected ones
   kv_evaluate   the same with the cache, and cached against uncached
   benchmark     latency with and without the cache, by prompt length
+  formats       memory, speed and error of each weight and cache format
   run           evaluate, kv_evaluate and benchmark
 
 exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted
@@ -70,6 +71,7 @@ def make_parser() -> Parser:
     _add_evaluate_options(parser)
     _add_generate_options(parser)
     _add_benchmark_options(parser)
+    _add_formats_options(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
@@ -86,6 +88,8 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
         _add_generate_options(parser)
     elif mode == "benchmark":
         _add_benchmark_options(parser)
+    elif mode == "formats":
+        _add_formats_options(parser)
     else:
         _add_evaluate_options(parser)
     return parser
@@ -156,6 +160,17 @@ def _add_benchmark_options(parser: Parser) -> None:
     group.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
     group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs not counted (default 1)")
     group.add_argument("--plot", type=Path, metavar="FILE", help="latency against prompt length: .svg, .png, .txt")
+
+
+def _add_formats_options(parser: Parser) -> None:
+    group = parser.add_argument_group("formats")
+    group.add_argument(
+        "--formats", type=_reader(parse_formats), default=Formats().choices, metavar="LIST",
+        help="dtypes, each with /CACHE for another cache (default bfloat16,float16,int8,int4,float32/int8)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tokens", type=int, default=128, metavar="N", help="tokens of text to measure on (default 128)"
+    )
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
@@ -233,11 +248,26 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
     return request
 
 
+def _formats_request(args: argparse.Namespace) -> Formats:
+    if args.dtype is not None:
+        raise OptionError("dtype", "formats are compared with float32; name those to measure with --formats")
+    request = Formats(
+        model=args.weights,
+        choices=args.formats,
+        n_tokens=args.tokens,
+        threads=args.threads,
+        compile=args.compile or "auto",
+    )
+    check_formats(request)
+    return request
+
+
 _MAKERS: dict[str, Callable[[argparse.Namespace], Request]] = {
     "generate": _generate_request,
     "evaluate": _evaluate_request,
     "kv_evaluate": _kv_evaluate_request,
     "benchmark": _benchmark_request,
+    "formats": _formats_request,
 }
 
 

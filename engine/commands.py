@@ -12,6 +12,7 @@ from engine.documents import (
     Document,
     benchmark_document,
     evaluation_document,
+    formats_document,
     generation_document,
     to_json,
 )
@@ -22,6 +23,7 @@ from engine.events import (
     EvaluationFinished,
     Event,
     Failed,
+    FormatsFinished,
     Generate,
     GenerationFinished,
     Loaded,
@@ -32,11 +34,11 @@ from engine.events import (
 )
 from engine.files import write_whole
 from engine.latency_plot import render
-from engine.summary import benchmark_text, duration, evaluation_text, generation_text
+from engine.summary import benchmark_text, duration, evaluation_text, formats_text, generation_text
 
 DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
-Result = EvaluationFinished | BenchmarkFinished | GenerationFinished
+Result = EvaluationFinished | BenchmarkFinished | FormatsFinished | GenerationFinished
 Answer = Callable[[Request], Iterator[Event]]
 """What answers a request: a service in this process, or the client of another."""
 
@@ -116,6 +118,8 @@ def document(result: Result, *, model: str) -> Document:
             return evaluation_document(result.result)
         case BenchmarkFinished():
             return benchmark_document(result.result)
+        case FormatsFinished():
+            return formats_document(result.result)
         case GenerationFinished():
             return generation_document(result, model=model)
 
@@ -127,6 +131,8 @@ def result_text(result: Result, *, ids: bool = False) -> str:
             return evaluation_text(result.result)
         case BenchmarkFinished():
             return benchmark_text(result.result)
+        case FormatsFinished():
+            return formats_text(result.result)
         case GenerationFinished():
             return ",".join(map(str, result.ids)) if ids or result.text is None else str(result.text)
 

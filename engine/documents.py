@@ -1,4 +1,4 @@
-"""The JSON documents of `generate`, `evaluate`, `kv-evaluate` and `benchmark`, made from the engine's events.
+"""The JSON documents of `generate`, `evaluate`, `kv-evaluate`, `benchmark` and `formats`, made from events.
 
 One place, pure and without torch, so that `python -m engine` and `kvscope --no-tui` print the same. The keys
 are a contract with scripts; keys may be added at the end, never renamed.
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from engine.events import BenchmarkResult, EvaluationResult, GenerationFinished
+from engine.events import BenchmarkResult, EvaluationResult, FormatsResult, GenerationFinished
 from engine.timing import NS_PER_S, timing
 
 Document = dict[str, Any]
@@ -33,6 +33,11 @@ def benchmark_document(result: BenchmarkResult) -> Document:
     first = ("model", "new_tokens", "rows", "machine")
     rest = [name for name in fields if name not in first]
     return {"command": "benchmark", **{name: fields[name] for name in (*first, *rest)}}
+
+
+def formats_document(result: FormatsResult) -> Document:
+    """{"command": "formats", "model", "rows", "machine", "notes"}; the first row is the reference, float32."""
+    return {"command": "formats", **_plain(result)}
 
 
 def generation_document(

@@ -117,6 +117,32 @@ class Benchmark(Record, frozen=True, kw_only=True):
     """Off, so that both arms run the same code."""
 
 
+class FormatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A dtype of the weights and a way to keep the cache."""
+
+    dtype: DType
+    cache: CacheKind = "full"
+
+
+class Formats(Record, frozen=True, kw_only=True):
+    """What each of `choices` costs and gains against float32 with a full cache: memory, speed, error of the logits.
+
+    Measured on the first `n_tokens` tokens of a text that the engine brings along, one decode step a token.
+    """
+
+    model: str | None = None
+    choices: tuple[FormatChoice, ...] = (
+        FormatChoice(dtype="bfloat16"),
+        FormatChoice(dtype="float16"),
+        FormatChoice(dtype="int8"),
+        FormatChoice(dtype="int4"),
+        FormatChoice(dtype="float32", cache="int8"),
+    )
+    n_tokens: int = 128
+    threads: int | None = None
+    compile: CompileMode = "auto"
+
+
 class Cancel(Record, frozen=True, kw_only=True):
     """Stop the request `target_id`, running or queued; it then ends early. Has no answer of its own."""
 
@@ -211,6 +237,9 @@ class BenchmarkRow(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
     tpot_s: float | None
     kv_cache_bytes: int
+    tpot_p50_s: float | None = None
+    tpot_p95_s: float | None = None
+    """Percentiles over every later token of every repeat, with the cache."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,6 +267,38 @@ class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class FormatRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One choice of formats. Errors: |logit - float32's| over all tokens and the whole vocabulary.
+
+    `n_same`: of `n_tokens` predictions those with the same likeliest token. `perplexity`: e to the mean of -log p of
+    the token that follows. Times are those of decode steps.
+    """
+
+    dtype: str
+    cache: CacheKind
+    weight_bytes: int
+    kv_bytes_per_token: int
+    load_s: float
+    tpot_p50_s: float
+    tpot_p95_s: float
+    tokens_per_s: float
+    n_tokens: int
+    n_same: int
+    mean_error: float
+    max_error: float
+    perplexity: float
+    compiled: bool
+
+
+class FormatsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The reference (float32, full cache) first, then what was asked for. `notes` are whole sentences."""
+
+    model: str
+    rows: tuple[FormatRow, ...]
+    machine: Machine
+    notes: tuple[str, ...] = ()
+
+
 # --- events: engine -> app --------------------------------------------------------------------------------
 
 
@@ -253,7 +314,7 @@ class Ready(Record, frozen=True, kw_only=True):
 class Progress(Record, frozen=True, kw_only=True):
     """How far a long request is. `remaining_s` is an estimate, None while there is nothing to base it on."""
 
-    stage: Literal["load", "evaluate", "benchmark"]
+    stage: Literal["load", "evaluate", "benchmark", "formats"]
     done: int
     total: int
     elapsed_ns: int
@@ -336,6 +397,18 @@ class BenchmarkFinished(Record, frozen=True, kw_only=True):
     result: BenchmarkResult
 
 
+class FormatMeasured(Record, frozen=True, kw_only=True):
+    """One choice of a `Formats` is done; the reference comes first."""
+
+    row: FormatRow
+
+
+class FormatsFinished(Record, frozen=True, kw_only=True):
+    """Ends a `Formats`."""
+
+    result: FormatsResult
+
+
 class Failed(Record, frozen=True, kw_only=True):
     """The request ended in an error, said in one sentence. The engine lives on.
 
@@ -362,7 +435,7 @@ class EngineExited(Record, frozen=True, kw_only=True):
     stderr_tail: str = ""
 
 
-Request = Load | Generate | Evaluate | Benchmark | Cancel | Shutdown
+Request = Load | Generate | Evaluate | Benchmark | Formats | Cancel | Shutdown
 Event = (
     Ready
     | Progress
@@ -374,6 +447,8 @@ Event = (
     | EvaluationFinished
     | BenchmarkRowMeasured
     | BenchmarkFinished
+    | FormatMeasured
+    | FormatsFinished
     | Failed
     | Cancelled
     | EngineExited
@@ -383,6 +458,7 @@ TERMINAL_EVENTS = (
     GenerationFinished,
     EvaluationFinished,
     BenchmarkFinished,
+    FormatsFinished,
     Failed,
     Cancelled,
     EngineExited,

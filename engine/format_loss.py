@@ -5,6 +5,7 @@ that follows incomparable.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import PromptError
+from engine.events import CacheKind
 from engine.generate import prompt_tensor
 from engine.model import Decoder
 from engine.tokenizer import Tokenizer
@@ -50,48 +52,52 @@ def loss_ids(tokenizer: Tokenizer, *, limit: int = 128) -> tuple[int, ...]:
     return tuple(tokenizer.encode(TEXT)[:limit])
 
 
-def format_loss(
-    reference: Decoder,
-    other: Decoder,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A text read token by token: ``logits`` (n - 1, V) in float32 after each token but the last, and its times."""
+
+    logits: Tensor
+    times_s: tuple[float, ...]
+
+
+def read_along(
+    decoder: Decoder,
     ids: Sequence[int],
     *,
+    cache: CacheKind = "full",
     should_stop: Callable[[], bool] = lambda: False,
-) -> FormatLoss | None:
-    """Run both over ``ids`` (at least two), one decode step a token; None when told to stop.
-
-    Both must share a vocabulary. Raises PromptError.
-    """
-    tokens = prompt_tensor(reference, ids)
+) -> Reading | None:
+    """One decode step for each of ``ids`` (at least two) but the last; None when told to stop. Raises PromptError."""
+    tokens = prompt_tensor(decoder, ids)
     if tokens.size(1) < 2:
         raise PromptError("a format is measured on at least two tokens")
-    caches = [decoder.new_cache(tokens.size(1)) for decoder in (reference, other)]
-    sums, highest = torch.zeros(4, dtype=torch.float64), 0.0
+    kept = decoder.new_cache(tokens.size(1), kind=cache)
+    logits, times_s = [], []
     for i in range(tokens.size(1) - 1):
         if should_stop():
             return None
-        expected, got = (
-            decoder.forward(tokens[:, i : i + 1], cache)[0, 0].float()
-            for decoder, cache in zip((reference, other), caches, strict=True)
-        )
-        error = (got - expected).abs()
-        highest = max(highest, error.max().item())
-        same = float(got.argmax() == expected.argmax())
-        following = int(tokens[0, i + 1])
-        sums += torch.tensor(
-            [error.mean().item(), same, _surprise(got, following), _surprise(expected, following)], dtype=torch.float64
-        )
-    n = tokens.size(1) - 1
-    mean, agreement, own, theirs = (sums / n).tolist()
+        start = time.perf_counter()
+        row = decoder.forward(tokens[:, i : i + 1], kept)[0, 0]
+        times_s.append(time.perf_counter() - start)
+        logits.append(row.float())
+    return Reading(logits=torch.stack(logits), times_s=tuple(times_s))
+
+
+def format_loss(expected: Tensor, got: Tensor, ids: Sequence[int]) -> FormatLoss:
+    """Logits (n - 1, V) of two models that read the same ``ids`` (n)."""
+    error = (got - expected).abs()
+    following = torch.tensor(ids[1:], device=got.device)[:, None]
     return FormatLoss(
-        n_tokens=n,
-        max_error=highest,
-        mean_error=mean,
-        agreement=agreement,
-        perplexity=math.exp(own),
-        reference_perplexity=math.exp(theirs),
+        n_tokens=len(got),
+        max_error=error.max().item(),
+        mean_error=error.mean(dtype=torch.float64).item(),
+        agreement=(got.argmax(-1) == expected.argmax(-1)).double().mean().item(),
+        perplexity=math.exp(_surprise(got, following)),
+        reference_perplexity=math.exp(_surprise(expected, following)),
     )
 
 
-def _surprise(logits: Tensor, token: int) -> float:
-    """-log p(token)."""
-    return float(logits.logsumexp(-1) - logits[token])
+def _surprise(logits: Tensor, following: Tensor) -> float:
+    """The mean of -log p of the tokens that follow."""
+    wide = logits.double()
+    return (wide.logsumexp(-1) - wide.gather(-1, following)[:, 0]).mean().item()

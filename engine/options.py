@@ -1,7 +1,9 @@
-"""What a benchmark or a thread count may be, checked before anything heavy is imported. No torch here."""
+"""What a benchmark, a list of formats or a thread count may be, checked before anything heavy is imported."""
+
+from typing import cast, get_args
 
 from engine.errors import OptionError
-from engine.events import Benchmark
+from engine.events import Benchmark, CacheKind, DType, FormatChoice, Formats
 
 MAX_THREADS = 1024
 MAX_TOKENS = 1_000_000
@@ -22,6 +24,32 @@ def check_benchmark(options: Benchmark) -> None:
     check_count("warmup", options.warmup, low=0, high=1000)
     check_threads(options.threads)
     check_ranks(options.tp)
+
+
+def check_formats(options: Formats) -> None:
+    """Raise `OptionError` unless the comparison can be run."""
+    if not options.choices:
+        raise OptionError("formats", "name at least one format, such as bfloat16,int8")
+    for choice in options.choices:
+        if choice.dtype == "auto":
+            raise OptionError("formats", "auto is no format of its own; name one, such as bfloat16")
+    check_count("tokens", options.n_tokens, low=2, high=4096)
+    check_threads(options.threads)
+
+
+def parse_formats(text: str) -> tuple[FormatChoice, ...]:
+    """Comma-separated formats, each a dtype or dtype/cache: "bfloat16,int4,float32/int8". Raises OptionError."""
+    return tuple(dict.fromkeys(_parse_format(part.strip()) for part in text.split(",")))
+
+
+def _parse_format(text: str) -> FormatChoice:
+    dtype, slash, cache = text.partition("/")
+    dtypes = [name for name in get_args(DType) if name != "auto"]
+    if dtype not in dtypes:
+        raise OptionError("formats", f"{dtype!r} is no format; use {', '.join(dtypes)}, or one with a cache: int8/int8")
+    if slash and cache not in get_args(CacheKind):
+        raise OptionError("formats", f"{cache!r} is no way to keep the cache; use {', '.join(get_args(CacheKind))}")
+    return FormatChoice(dtype=cast(DType, dtype), cache=cast(CacheKind, cache or "full"))
 
 
 def check_threads(threads: int | None) -> None:

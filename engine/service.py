@@ -33,6 +33,7 @@ from engine.events import (
     EvaluationResult,
     Event,
     Failed,
+    Formats,
     Generate,
     GenerationStarted,
     Load,
@@ -104,6 +105,8 @@ class Service:
                 yield from self._evaluate(request, should_stop)
             case Benchmark():
                 yield from self._benchmark(request, should_stop)
+            case Formats():
+                yield from self._formats(request, should_stop)
             case _:
                 raise OptionError("type", f"{type(request).__name__} is not a request for an answer")
 
@@ -216,6 +219,18 @@ class Service:
         check_benchmark(request)
         model = yield from self._hold(request)
         yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name)
+
+    def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
+        from engine.compare import run_formats
+
+        self._release()  # one model at a time; the next prompt loads its own again
+
+        def load(dtype: str) -> LoadedModel:
+            model = load_checkpoint(_path(request.model), dtype=dtype)
+            self._use_threads(request.threads, model)
+            return model
+
+        yield from run_formats(request, load, should_stop)
 
 
 # --- models -----------------------------------------------------------------------------------------------

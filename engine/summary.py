@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
-from engine.events import BenchmarkResult, BenchmarkRow, CaseResult, EvaluationResult, GenerationFinished
+from engine.events import (
+    BenchmarkResult,
+    BenchmarkRow,
+    CaseResult,
+    EvaluationResult,
+    FormatRow,
+    FormatsResult,
+    GenerationFinished,
+    Machine,
+)
 from engine.timing import timing
 
 
@@ -26,15 +35,48 @@ def evaluation_text(result: EvaluationResult) -> str:
 
 def benchmark_text(result: BenchmarkResult) -> str:
     """One line a prompt length, then the machine and the notes."""
-    header = ["prompt", "with cache", "min..max", "without", "min..max", "speedup", "prefill", "per token", "KV cache"]
-    machine = result.machine
+    header = [
+        "prompt",
+        "with cache",
+        "min..max",
+        "without",
+        "min..max",
+        "speedup",
+        "prefill",
+        "per token",
+        "p95",
+        "KV cache",
+    ]
     repeats = f"median of {plural(result.repeats, 'repeat')} after {result.warmup} to warm up"
     return "\n".join(
         [
             f"benchmark {result.model}: the prompt and {plural(result.new_tokens, 'new token')}, {repeats}",
             *table(header, [_row_cells(row) for row in result.rows]),
-            f"{machine.cpu}, {plural(machine.cores, 'core')}, {plural(machine.threads, 'thread')}, {machine.dtype}, "
-            f"torch {machine.torch}, Python {machine.python}, {machine.system}",
+            _machine_line(result.machine),
+            *result.notes,
+        ]
+    )
+
+
+def formats_text(result: FormatsResult) -> str:
+    """One line a format, the reference first, then the machine and the notes."""
+    header = [
+        "weights",
+        "cache",
+        "bytes",
+        "per token",
+        "p95",
+        "tokens/s",
+        "same token",
+        "mean error",
+        "max",
+        "perplexity",
+    ]
+    return "\n".join(
+        [
+            f"formats of {result.model} against float32, on {plural(result.rows[0].n_tokens, 'token')} of text",
+            *table(header, [_format_cells(row) for row in result.rows]),
+            _machine_line(result.machine),
             *result.notes,
         ]
     )
@@ -107,8 +149,31 @@ def _row_cells(row: BenchmarkRow) -> list[str]:
         f"{row.speedup:.2f}x",
         duration(row.prefill_s),
         "-" if row.tpot_s is None else duration(row.tpot_s),
+        "-" if row.tpot_p95_s is None else duration(row.tpot_p95_s),
         f"{row.kv_cache_bytes:,} B",
     ]
+
+
+def _format_cells(row: FormatRow) -> list[str]:
+    return [
+        row.dtype,
+        row.cache,
+        f"{row.weight_bytes:,} B",
+        duration(row.tpot_p50_s),
+        duration(row.tpot_p95_s),
+        f"{row.tokens_per_s:,.1f}",
+        f"{row.n_same} of {row.n_tokens}",
+        f"{row.mean_error:.4f}",
+        f"{row.max_error:.3f}",
+        f"{row.perplexity:,.2f}",
+    ]
+
+
+def _machine_line(machine: Machine) -> str:
+    return (
+        f"{machine.cpu}, {plural(machine.cores, 'core')}, {plural(machine.threads, 'thread')}, {machine.dtype}, "
+        f"torch {machine.torch}, Python {machine.python}, {machine.system}"
+    )
 
 
 def _three_digits(value: float) -> str:

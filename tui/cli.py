@@ -25,6 +25,7 @@ commands (each has --help):
   evaluate      its logits against expected ones
   kv-evaluate   the same with the cache, and cached against uncached
   benchmark     latency with and without the cache, by prompt length
+  formats       what each weight and cache format costs: memory, speed, error of the logits
   report        the complete write-up, as LaTeX or Markdown
   models        the catalog of models
   devices       the catalog of devices
@@ -54,7 +55,7 @@ def _report(argv: Sequence[str], prog: str) -> int:
 
 COMMANDS: dict[str, Command] = {
     **calc_cli.COMMANDS,
-    **{name: _engine_command(name) for name in ("generate", "evaluate", "kv-evaluate", "benchmark")},
+    **{name: _engine_command(name) for name in ("generate", "evaluate", "kv-evaluate", "benchmark", "formats")},
     "report": _report,
 }
 

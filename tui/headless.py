@@ -21,6 +21,7 @@ from engine.events import (
     BenchmarkFinished,
     Evaluate,
     EvaluationFinished,
+    FormatsFinished,
     GenerationFinished,
     Request,
 )
@@ -33,6 +34,7 @@ MODES = {
     "evaluate": ("evaluate", "Logits after each prompt against the expected ones."),
     "kv-evaluate": ("kv_evaluate", "The same with the KV cache, and cached against uncached."),
     "benchmark": ("benchmark", "Latency with and without the KV cache, by prompt length."),
+    "formats": ("formats", "Memory, speed and error of the logits of each weight and cache format, against float32."),
 }
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
@@ -107,6 +109,8 @@ def _result_table(result: commands.Result) -> Table:
             return measured.evaluation_table(evaluation.cases, cached=evaluation.command == "kv-evaluate")
         case BenchmarkFinished(result=benchmark):
             return measured.benchmark_table(benchmark.rows, new_tokens=benchmark.new_tokens)
+        case FormatsFinished(result=formats):
+            return measured.formats_table(formats.rows)
         case GenerationFinished():
             raise TypeError("a generation has no table of its own")
 

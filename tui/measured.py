@@ -7,8 +7,8 @@ from dataclasses import replace
 from math import log10
 
 from calc.tables import Table
-from calc.units import format_bytes_exact, format_count, format_duration_s
-from engine.events import BenchmarkRow, CaseResult, Machine
+from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
+from engine.events import BenchmarkRow, CaseResult, FormatRow, Machine
 
 PASSED, FAILED = "✓", "✗"
 ERROR_FLOOR = 1e-16
@@ -89,18 +89,31 @@ def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
     """A row a prompt length: both arms with their spread, the speedup, prefill and time a token."""
     return Table(
         title="Latency sweep" + (f", {new_tokens} new tokens" if new_tokens else ""),
-        columns=("Prompt", "● With cache", "min–max", "● Without", "min–max", "Speedup", "Prefill", "TPOT", "KV cache"),
+        columns=(
+            "Prompt",
+            "● With cache",
+            "min–max",
+            "● Without",
+            "min–max",
+            "Speedup",
+            "TTFT",
+            "TPOT",
+            "p50",
+            "p95",
+            "KV cache",
+        ),
         rows=tuple(_benchmark_cells(row) for row in rows),
-        numeric=frozenset(range(9)),
+        numeric=frozenset(range(11)),
     )
 
 
 def benchmark_variants(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> tuple[Table, ...]:
-    """The whole table; without bytes; without the spread as well; with shorter headings."""
+    """The whole table; without bytes; without the spread as well; without percentiles; with shorter headings."""
     full = benchmark_table(rows, new_tokens=new_tokens)
     short = _kept(full, (0, 1, 3, 5, 6, 7))
-    headings = ("Prompt", "● With", "● Without", "Speedup", "Prefill", "TPOT")
-    return full, _kept(full, range(8)), short, replace(short, columns=headings)
+    headings = ("Prompt", "● With", "● Without", "Speedup", "TTFT", "TPOT")
+    middle = _kept(full, (0, 1, 3, 5, 6, 7, 8, 9))
+    return full, _kept(full, range(10)), middle, short, replace(short, columns=headings)
 
 
 def evaluation_variants(cases: Sequence[CaseResult], *, cached: bool, atol: float | None) -> tuple[Table, ...]:
@@ -160,8 +173,43 @@ def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:
         spread_text(row.without_cache_min_s, row.without_cache_max_s),
         f"{row.speedup:.2f}x",
         format_duration_s(row.prefill_s),
-        "–" if row.tpot_s is None else format_duration_s(row.tpot_s),
+        *("–" if s is None else format_duration_s(s) for s in (row.tpot_s, row.tpot_p50_s, row.tpot_p95_s)),
         format_bytes_exact(row.kv_cache_bytes),
+    )
+
+
+def formats_table(rows: Sequence[FormatRow]) -> Table:
+    """A row a format, the reference first: memory, speed with its ratio to float32, error of the logits."""
+    columns = (
+        "Weights", "Cache", "● Bytes", "● TPOT p50", "p95", "● Rate", "Speedup", "Same token", "Mean error", "Max",
+        "Perplexity",
+    )  # fmt: skip
+    first = rows[0] if rows else None
+    cells = tuple(_format_cells(row, first) for row in rows if first is not None)
+    return Table(title="Formats against float32", columns=columns, rows=cells, numeric=frozenset(range(2, 11)))
+
+
+def formats_variants(rows: Sequence[FormatRow]) -> tuple[Table, ...]:
+    """The whole table; without tails and perplexity; the essentials; with shorter headings."""
+    full = formats_table(rows)
+    lean = _kept(full, (0, 1, 2, 5, 6, 7, 8))
+    headings = ("Weights", "KV", "Bytes", "Rate", "", "Same", "Error")
+    return full, _kept(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, replace(lean, columns=headings)
+
+
+def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
+    return (
+        row.dtype,
+        row.cache,
+        format_decimal(row.weight_bytes),
+        format_duration_s(row.tpot_p50_s),
+        format_duration_s(row.tpot_p95_s),
+        format_rate(row.tokens_per_s, "tok/s"),
+        f"{row.tokens_per_s / first.tokens_per_s:.2f}x",
+        f"{row.n_same}/{row.n_tokens}",
+        f"{row.mean_error:.4f}",
+        f"{row.max_error:.3f}",
+        f"{row.perplexity:,.2f}",
     )
 
 

@@ -94,6 +94,8 @@ def test_a_row_holds_medians_of_the_runs_after_the_warmup(
     assert row.prefill_s == pytest.approx(0.010)
     assert row.tpot_s == (None if tpot_s is None else pytest.approx(tpot_s))
     assert row.kv_cache_bytes == 77
+    later_ms = [] if new_tokens == 1 else [10 / (new_tokens - 1), 5 / (new_tokens - 1), 20 / (new_tokens - 1)]
+    assert row.tpot_p50_s == (pytest.approx(sorted(later_ms)[1] / 1000) if later_ms else None)
 
 
 def test_the_arms_take_turns_and_make_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,6 +251,8 @@ ROW_KEYS = [
     "prefill_s",
     "tpot_s",
     "kv_cache_bytes",
+    "tpot_p50_s",
+    "tpot_p95_s",
 ]
 
 
@@ -391,7 +393,7 @@ def test_json_is_standard() -> None:
 def test_texts_for_people() -> None:
     text = benchmark_text(RESULT).splitlines()
     assert text[0].startswith("benchmark two & layers: the prompt and 40 new tokens, median of 5 repeats")
-    assert re.search(r"^ +10 +3\.25 ms +2\.92 ms\.\.3\.90 ms +5\.40 ms .* 1\.66x .* 78\.0 us +40,000 B$", text[2])
+    assert re.search(r"^ +10 +3\.25 ms +2\.92 ms\.\.3\.90 ms +5\.40 ms .* 1\.66x .* 78\.0 us +- +40,000 B$", text[2])
     assert text[-1] == "A note."
     case = CaseResult(case=0, prompt_tokens=2, passed=False, max_abs_error=0.5, cache_max_abs_error=0.25)
     result = EvaluationResult(

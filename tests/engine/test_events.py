@@ -28,6 +28,12 @@ from engine.events import (
     EvaluationResult,
     Event,
     Failed,
+    FormatChoice,
+    FormatMeasured,
+    FormatRow,
+    Formats,
+    FormatsFinished,
+    FormatsResult,
     Generate,
     GenerationFinished,
     GenerationStarted,
@@ -87,6 +93,22 @@ ROW = BenchmarkRow(
     tpot_s=None,
     kv_cache_bytes=40_000,
 )
+FORMAT_ROW = FormatRow(
+    dtype="int8",
+    cache="full",
+    weight_bytes=10,
+    kv_bytes_per_token=4,
+    load_s=0.5,
+    tpot_p50_s=0.1,
+    tpot_p95_s=0.2,
+    tokens_per_s=10.0,
+    n_tokens=8,
+    n_same=7,
+    mean_error=0.01,
+    max_error=0.5,
+    perplexity=12.5,
+    compiled=False,
+)
 MACHINE = Machine(
     cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
 )
@@ -95,6 +117,7 @@ REQUESTS: list[Request] = [
     Generate(request_id=2, prompt_ids=(1, 2), temperature=0.5, top_k=3, top_p=0.9, seed=7),
     Evaluate(request_id=3, weights="w.pt", cases="c.json", atol=1e-4, cached=True),
     Benchmark(request_id=4, lengths=(10, 50)),
+    Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
     Cancel(target_id=4),
     Shutdown(),
 ]
@@ -128,6 +151,8 @@ EVENTS: list[Event] = [
             model="m", new_tokens=1, repeats=5, warmup=1, rows=(ROW,), machine=MACHINE, notes=("n",)
         ),
     ),
+    FormatMeasured(request_id=5, row=FORMAT_ROW),
+    FormatsFinished(request_id=5, result=FormatsResult(model="m", rows=(FORMAT_ROW,), machine=MACHINE, notes=("n",))),
     Failed(request_id=4, kind="memory", message="no room"),
     Cancelled(request_id=4),
     EngineExited(request_id=4, returncode=-9, message="killed", stderr_tail="bye"),
@@ -214,7 +239,8 @@ def test_records_are_frozen() -> None:
 
 
 def test_which_events_end_which_requests() -> None:
-    final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "Failed", "Cancelled", "EngineExited"}
+    final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished"}
+    final |= {"Failed", "Cancelled", "EngineExited"}
     for request in REQUESTS:
         ending = {type(event).__name__ for event in EVENTS if ends(request, event)}
         assert ending == (final | {"Loaded"} if isinstance(request, Load) else final)

@@ -1,6 +1,7 @@
 """Packed weights: what the numbers stand for, against the formats' definitions; and the measured loss."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.errors import PromptError
-from engine.format_loss import format_loss
-from engine.formats import GROUP, FormatMaker, GroupedLinear, QuantizedFormat, pack, packed, prepack, unpack
+from engine.format_loss import format_loss, read_along
+from engine.formats import GROUP, QUANTIZED, FormatMaker, GroupedLinear, QuantizedFormat, pack, packed, unpack
 from engine.layers import Linear
 from engine.model import Decoder, random_weights
 from tests.engine.models import llama_config
@@ -97,9 +98,8 @@ def test_maker_packs_what_divides_and_keeps_the_rest() -> None:
 
 def test_loss_of_a_model_against_itself_is_nothing() -> None:
     config = llama_config()
-    decoder = Decoder(config, random_weights(config))
-    loss = format_loss(decoder, decoder, range(10))
-    assert loss is not None
+    logits = logits_of(Decoder(config, random_weights(config)), range(10))
+    loss = format_loss(logits, logits, range(10))
     assert (loss.n_tokens, loss.max_error, loss.mean_error, loss.agreement) == (9, 0.0, 0.0, 1.0)
     assert loss.perplexity == loss.reference_perplexity
 
@@ -111,10 +111,9 @@ def test_loss_is_counted_as_defined() -> None:
     exact = Decoder(config, weights)
     ids = [3, 14, 15, 9, 2, 6, 5, 3, 5]
     losses = {}
-    for kind in ("int8", "int4"):
-        loss = format_loss(exact, Decoder(config, weights, linear=FormatMaker(kind, weights)), ids)  # type: ignore[arg-type]
-        assert loss is not None
-        losses[kind] = loss
+    for kind in QUANTIZED:
+        rounded = Decoder(config, weights, linear=FormatMaker(kind, weights))
+        losses[kind] = format_loss(logits_of(exact, ids), logits_of(rounded, ids), ids)
     logits = exact.forward(torch.tensor([ids]))[0, :-1].double()
     expected = math.exp(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item())
     assert losses["int8"].reference_perplexity == pytest.approx(expected, rel=1e-5)
@@ -122,29 +121,16 @@ def test_loss_is_counted_as_defined() -> None:
     assert "of 8 likeliest tokens the same" in losses["int8"].sentence()
 
 
-def test_loss_needs_two_tokens_and_can_be_stopped() -> None:
+def test_reading_needs_two_tokens_and_can_be_stopped() -> None:
     config = llama_config()
     decoder = Decoder(config, random_weights(config))
     with pytest.raises(PromptError, match="at least two"):
-        format_loss(decoder, decoder, [1])
-    assert format_loss(decoder, decoder, [1, 2, 3], should_stop=lambda: True) is None
+        read_along(decoder, [1])
+    assert read_along(decoder, [1, 2, 3], should_stop=lambda: True) is None
 
 
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="the processor multiplies no bfloat16")
-@pytest.mark.parametrize("tied", [True, False])
-def test_prepacked_layers_lose_no_more_than_plain_ones(tied: bool) -> None:
-    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, qkv_bias=True, tied=tied)
-    plain, reordered = (Decoder(config, random_weights(config, dtype=torch.bfloat16)) for _ in range(2))
-    assert prepack(reordered) == 4 * config.n_layers + (not tied)
-    ids = torch.arange(8)[None]
-    truth = Decoder(config, {n: w.double() for n, w in random_weights(config, dtype=torch.bfloat16).items()})
-    for some in (ids, ids[:, :1]):
-        exact = truth.forward(some)
-        errors = [(decoder.forward(some) - exact).abs().mean().item() for decoder in (plain, reordered)]
-        assert 0 < errors[1] < 1.5 * errors[0]
-    assert prepack(reordered) == 0
-
-
-def test_other_dtypes_are_not_prepacked() -> None:
-    config = llama_config()
-    assert prepack(Decoder(config, random_weights(config))) == 0
+def logits_of(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    reading = read_along(decoder, ids)
+    assert reading is not None
+    assert len(reading.times_s) == len(ids) - 1
+    return reading.logits

@@ -34,6 +34,11 @@ from engine.events import (
     EvaluationResult,
     Event,
     Failed,
+    FormatMeasured,
+    FormatRow,
+    Formats,
+    FormatsFinished,
+    FormatsResult,
     Generate,
     GenerationFinished,
     GenerationStarted,
@@ -53,6 +58,9 @@ from engine.events import (
 WORDS = ("the ", "cache ", "keeps ", "what ", "was ", "read ", "before, ", "so ", "nothing ", "is ", "twice.\n")
 TOKEN_BYTES = 2 * 2 * 2 * 64 * 4
 STEP_NS = 1_000_000
+MACHINE = Machine(
+    cpu="fake cpu", cores=2, threads=1, device="cpu", dtype="float32", torch="0", python="3", system="test"
+)
 
 
 def model(path: str | None, *, tokenizer: bool) -> ModelInfo:
@@ -108,6 +116,8 @@ class FakeEngine:
             yield from self.evaluate(request, stop)
         elif isinstance(request, Benchmark):
             yield from self.benchmark(request, stop)
+        elif isinstance(request, Formats):
+            yield from self.formats(request)
 
     def generate(self, request: Generate, stop: Callable[[], bool]) -> Iterator[Event]:
         """Tokens at the asked rate; their timestamps are exactly STEP_NS apart, so rates can be checked."""
@@ -223,9 +233,6 @@ class FakeEngine:
                 )
             )
             yield BenchmarkRowMeasured(row=rows[-1])
-        machine = Machine(
-            cpu="fake cpu", cores=2, threads=1, device="cpu", dtype="float32", torch="0", python="3", system="test"
-        )
         yield BenchmarkFinished(
             result=BenchmarkResult(
                 model="fake",
@@ -233,10 +240,38 @@ class FakeEngine:
                 repeats=request.repeats,
                 warmup=request.warmup,
                 rows=tuple(rows),
-                machine=machine,
+                machine=MACHINE,
                 notes=("The fake engine made these numbers up.",),
             )
         )
+
+    def formats(self, request: Formats) -> Iterator[Event]:
+        """Row n (from 0): (n + 1) times the speed for n of three, n hundredths of error, n tokens that differ."""
+        choices = [("float32", "full"), *((choice.dtype, choice.cache) for choice in request.choices)]
+        rows = []
+        for n, (dtype, cache) in enumerate(choices):
+            yield Progress(stage="formats", done=n, total=len(choices), elapsed_ns=n * 10**8, detail=dtype)
+            rows.append(
+                FormatRow(
+                    dtype=dtype,
+                    cache=cache,
+                    weight_bytes=(60 - 10 * n) * 10**6,
+                    kv_bytes_per_token=TOKEN_BYTES,
+                    load_s=0.1,
+                    tpot_p50_s=0.010 if n == 0 else 0.005,
+                    tpot_p95_s=0.006,
+                    tokens_per_s=100.0 if n == 0 else 200.0,
+                    n_tokens=99,
+                    n_same=99 - n,
+                    mean_error=n / 100,
+                    max_error=n / 10,
+                    perplexity=10.0 + n,
+                    compiled=True,
+                )
+            )
+            yield FormatMeasured(row=rows[-1])
+        notes = ("The fake engine made these formats up.",)
+        yield FormatsFinished(result=FormatsResult(model="fake", rows=tuple(rows), machine=MACHINE, notes=notes))
 
 
 def arguments() -> argparse.Namespace:

@@ -9,9 +9,10 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
 from calc.tables import Table
-from engine.events import Benchmark, Evaluate
+from engine.events import Benchmark, Evaluate, Formats
 from tests.tui.live import live_app, open_pane, until
-from tui.panes.benchmark import BenchmarkPane, job_options
+from tui.job import job_options
+from tui.panes.benchmark import BenchmarkPane
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
@@ -171,6 +172,8 @@ def test_the_command_line_says_what_differs_from_the_defaults() -> None:
     assert job_options(Benchmark(lengths=(5, 6), new_tokens=3, model="a b")) == [
         *("--model", "a b", "--lengths", "5,6", "--new-tokens", "3"),
     ]
+    assert job_options(Benchmark(tp=2, compile="auto")) == ["--tp", "2", "--compile", "auto"]
+    assert job_options(Formats(model="m.gguf")) == ["--model", "m.gguf"]
     assert job_options(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")) == [
         *("--weights", "w.pt", "--cases", "c.json", "--atol", "0.001", "--dtype", "float32"),
     ]
@@ -187,3 +190,43 @@ async def test_export_has_tables_plot_and_machine() -> None:
         assert "Measured on fake cpu, 2 cores" in text
         assert [table.title for table in pane.tables()] == ["Latency sweep, 40 new tokens", "evaluate"]
         assert shlex.split(pane.command_line()) == ["kvscope", "benchmark"]
+
+
+async def test_f_fills_the_table_of_formats() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-bench-model", Option).text = "some.gguf"
+        await run_to_end(pilot, pane, "f")
+        table = shown(pane, "formats")
+        assert [row[:2] for row in table.rows] == [
+            ("float32", "full"), ("bfloat16", "full"), ("float16", "full"), ("int8", "full"), ("int4", "full"),
+            ("float32", "int8"),
+        ]  # fmt: skip
+        assert table.rows[3][2:] == (
+            "30.00 MB", "5.00 ms", "200 tok/s", "2.00x", "96/99", "0.0300", "13.00",
+        )  # fmt: skip
+        assert "✓ 6 formats measured on 99 tokens of text" in status(pane)
+        assert not pane.query_one(PlotView).display  # an empty plot says nothing
+        assert "made these formats up" in str(pane.query_one("#notes", Static).content)
+        assert pane.command_line() == "kvscope formats --model some.gguf"
+        assert "| int4 | full |" in pane.export_markdown()
+        await run_to_end(pilot, pane, "s")
+        assert pane.query_one(PlotView).display
+        assert [table.title for table in pane.tables()][1] == "Formats against float32"
+
+
+async def test_formats_fit_a_narrow_screen() -> None:
+    async with live_app().run_test(size=(80, 24)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "f")
+        view = pane.query_one("#formats", TableView)
+        assert view.is_on_screen
+        assert shown(pane, "formats").columns == (
+            "Weights",
+            "Cache",
+            "● Bytes",
+            "● Rate",
+            "Speedup",
+            "Same token",
+            "Mean error",
+        )

@@ -75,5 +75,5 @@ def test_a_benchmark_row_reads_its_own_fields() -> None:
     table = benchmark_table([row(100, 0.010, 0.050)], new_tokens=40)
     assert table.title == "Latency sweep, 40 new tokens"
     assert table.rows == (
-        ("100", "10.0 ms", "10.0–10.0 ms", "50.0 ms", "50.0–50.0 ms", "5.00x", "10.0 ms", "–", "0 B"),
+        ("100", "10.0 ms", "10.0–10.0 ms", "50.0 ms", "50.0–50.0 ms", "5.00x", "10.0 ms", "–", "–", "–", "0 B"),
     )

@@ -1,11 +1,10 @@
-"""The Benchmark tab: is the engine right (evaluate, kv-evaluate), and what does the cache buy (latency sweep)."""
+"""The Benchmark tab: is the engine right (evaluate, kv-evaluate), what does the cache buy, what does a format cost."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,38 +16,28 @@ from calc.render import as_markdown
 from calc.tables import Table
 from calc.units import format_duration_s
 from engine.errors import EngineError
-from engine.events import (
-    Benchmark,
-    BenchmarkFinished,
-    BenchmarkResult,
-    BenchmarkRow,
-    BenchmarkRowMeasured,
-    Cancelled,
-    CaseEvaluated,
-    CaseResult,
-    EngineExited,
-    Evaluate,
-    EvaluationFinished,
-    EvaluationResult,
-    Event,
-    Failed,
-    Progress,
-)
+from engine.events import Benchmark, Evaluate, Event, Formats, Progress
 from tui.chart import draw
 from tui.engine_link import engine_of
+from tui.job import DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
 from tui.measured import (
     benchmark_table,
     benchmark_variants,
     evaluation_table,
     evaluation_variants,
+    formats_table,
+    formats_variants,
     machine_text,
-    verdict,
 )
 from tui.pane import Pane
 from tui.plots import benchmark_chart
 from tui.sampling_form import (
+    COMPILED_CHOICES,
+    COMPILED_HELP,
     DTYPE_CHOICES,
     DTYPE_HELP,
+    TP_CHOICES,
+    TP_HELP,
     read_atol,
     read_lengths,
     read_new_tokens,
@@ -61,60 +50,12 @@ from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
 
-Kind = Literal["evaluate", "kv-evaluate", "benchmark"]
-DEFAULT_LENGTHS = "10,50,100,500,1000"
-
-
-@dataclass(slots=True)
-class Job:
-    """A piece of work and what has come of it. `state` is how it ended, in words; "" while it runs."""
-
-    kind: Kind
-    request: Evaluate | Benchmark
-    cases: list[CaseResult] = field(default_factory=list)
-    rows: list[BenchmarkRow] = field(default_factory=list)
-    evaluation: EvaluationResult | None = None
-    benchmark: BenchmarkResult | None = None
-    progress: Progress | None = None
-    state: str = ""
-    failed: bool = False
-
-    def feed(self, events: Sequence[Event]) -> None:
-        """Take a batch of events."""
-        for event in events:
-            if isinstance(event, Progress):
-                self.progress = event
-            elif isinstance(event, CaseEvaluated):
-                self.cases.append(event.case)
-            elif isinstance(event, BenchmarkRowMeasured):
-                self.rows.append(event.row)
-            elif isinstance(event, EvaluationFinished):
-                self.evaluation = event.result
-                self.state = verdict(event.result.cases, atol=event.result.atol)
-                self.failed = not event.result.passed
-            elif isinstance(event, BenchmarkFinished):
-                self.benchmark = event.result
-                self.state = f"✓ {len(self.rows)} lengths measured, {_medians(event.result.repeats)}"
-            elif isinstance(event, Cancelled):
-                self.state = "stopped by you; what was measured stays"
-            elif isinstance(event, Failed | EngineExited):
-                self.state, self.failed = f"✗ {event.message}", True
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return bool(self.state)
-
-    @property
-    def atol(self) -> float | None:
-        """The tolerance: the engine's word once it has come."""
-        if self.evaluation is not None:
-            return self.evaluation.atol
-        return self.request.atol if isinstance(self.request, Evaluate) else None
+RIGHT = ("benchmark", "formats")
+"""What is shown on the right: measurements of one model."""
 
 
 class BenchmarkPane(Pane):
-    """One job at a time; the last evaluation and the last sweep stay on screen."""
+    """One job at a time; the last of each kind stays on screen."""
 
     TITLE: ClassVar[str] = "Benchmark"
     HELP: ClassVar[str] = (
@@ -123,6 +64,9 @@ class BenchmarkPane(Pane):
         "token, in chunks.\n\n"
         "s latency sweep: prompts of growing length with (●) and without (×) the cache; medians of the repeats, the "
         "same tokens in both ways.\n\n"
+        "f formats: the model of the right side in float32, bfloat16, float16, int8, int4 and with an 8-bit cache, one "
+        "after the other: memory, time a token, and how far its logits are from float32's on a text: likeliest tokens "
+        "that are the same, mean and largest error, perplexity.\n\n"
         "Esc stops. F8 or p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the "
         "worst error on a logarithmic scale up to the tolerance."
     )
@@ -130,8 +74,9 @@ class BenchmarkPane(Pane):
         Binding("e", "evaluate", "evaluate", tooltip="Compare logits with expected ones"),
         Binding("k", "kv_evaluate", "kv-evaluate", tooltip="The same with the KV cache"),
         Binding("s", "sweep", "sweep", tooltip="Latency against prompt length, with and without the cache"),
+        Binding("f", "formats", "formats", tooltip="What each weight and cache format costs and gains"),
         Binding("escape", "stop", "stop", tooltip="Stop; what was measured stays"),
-        Binding("f8", "next_page", "page", tooltip="Evaluation or sweep, on a narrow screen"),
+        Binding("f8", "next_page", "page", tooltip="Evaluation or measurements, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
         Binding("pageup", "scroll_page(-1)", "scroll", show=False),
         Binding("pagedown", "scroll_page(1)", "scroll", show=False),
@@ -142,6 +87,7 @@ class BenchmarkPane(Pane):
         self.job: Job | None = None
         self.evaluation: Job | None = None
         self.sweep: Job | None = None
+        self.formats: Job | None = None
         self._request_id: int | None = None
         self._seen = False
 
@@ -150,6 +96,7 @@ class BenchmarkPane(Pane):
             yield Button("evaluate  e", id="evaluate", compact=True)
             yield Button("kv-evaluate  k", id="kv-evaluate", compact=True)
             yield Button("latency sweep  s", id="sweep", compact=True)
+            yield Button("formats  f", id="formats-start", compact=True)
             yield Button("stop  esc", id="stop", compact=True, disabled=True)
         with Horizontal(id="benchmark-line"):
             yield ProgressBar(id="benchmark-progress", show_eta=False, show_percentage=False)
@@ -174,6 +121,12 @@ class BenchmarkPane(Pane):
                         yield Option("new tokens", read_new_tokens, text="40", width=6, id="option-bench-new")
                         yield Option("repeats", read_repeats, text="5", width=5, id="option-repeats")
                         yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-bench-dtype")
+                    with Horizontal(classes="line"):
+                        yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-bench-tp")
+                        yield ChoiceDial(
+                            "compiled", COMPILED_CHOICES, "off", help=COMPILED_HELP, id="dial-bench-compile"
+                        )
+                yield TableView(id="formats")
                 yield TableView(id="rows")
                 yield PlotView(benchmark_chart(()), id="plot-benchmark")
                 yield Static("", id="notes", markup=False)
@@ -204,6 +157,10 @@ class BenchmarkPane(Pane):
         """Measure the latency sweep."""
         self._start("benchmark")
 
+    def action_formats(self) -> None:
+        """Measure what formats cost."""
+        self._start("formats")
+
     def action_stop(self) -> None:
         """Stop the job."""
         engine_of(self.app).cancel(self._request_id)
@@ -211,7 +168,12 @@ class BenchmarkPane(Pane):
     def on_button_pressed(self, message: Button.Pressed) -> None:
         """The buttons do what their keys do."""
         message.stop()
-        kinds: dict[str | None, Kind] = {"evaluate": "evaluate", "kv-evaluate": "kv-evaluate", "sweep": "benchmark"}
+        kinds: dict[str | None, Kind] = {
+            "evaluate": "evaluate",
+            "kv-evaluate": "kv-evaluate",
+            "sweep": "benchmark",
+            "formats-start": "formats",
+        }
         if message.button.id == "stop":
             self.action_stop()
         else:
@@ -239,23 +201,27 @@ class BenchmarkPane(Pane):
         self.job = Job(kind, request)
         if kind == "benchmark":
             self.sweep = self.job
+        elif kind == "formats":
+            self.formats = self.job
         else:
             self.evaluation = self.job
-        self.set_class(kind == "benchmark", "-sweep")
+        self.set_class(kind in RIGHT, "-sweep")
         try:
             self._request_id = engine_of(self.app).submit(request, self._on_events)
         except EngineError as error:
             self.job.state, self.job.failed = f"✗ {error.message}", True
         self._refresh()
 
-    def _request(self, kind: Kind) -> Evaluate | Benchmark | str:
+    def _request(self, kind: Kind) -> JobRequest | str:
         """The request the form stands for, or what is wrong with it."""
-        side = "#benchmark-sweep" if kind == "benchmark" else "#benchmark-evaluation"
+        side = "#benchmark-sweep" if kind in RIGHT else "#benchmark-evaluation"
         options = {option.id: option for option in self.query_one(side).query(Option)}
         for option in options.values():
             if option.problem:
                 return option.problem
         values = {name: option.value for name, option in options.items()}
+        if kind == "formats":
+            return Formats(model=values["option-bench-model"])
         if kind == "benchmark":
             return Benchmark(
                 model=values["option-bench-model"],
@@ -263,6 +229,8 @@ class BenchmarkPane(Pane):
                 new_tokens=values["option-bench-new"],
                 repeats=values["option-repeats"],
                 dtype=self.query_one("#dial-bench-dtype", ChoiceDial).value,  # type: ignore[arg-type]
+                tp=int(self.query_one("#dial-bench-tp", ChoiceDial).value),
+                compile=self.query_one("#dial-bench-compile", ChoiceDial).value,  # type: ignore[arg-type]
             )
         return Evaluate(
             weights=values["option-weights"],
@@ -296,6 +264,7 @@ class BenchmarkPane(Pane):
         self._show_progress()
         self._show_evaluation()
         self._show_sweep()
+        self._show_formats()
 
     def _show_running(self) -> None:
         """Buttons and keys follow the state. The focus stays on a button that can be pressed."""
@@ -313,7 +282,7 @@ class BenchmarkPane(Pane):
         bar, job = self.query_one(ProgressBar), self.job
         bar.display = self.running
         if job is None:
-            self._say("e, k and s start; blank paths mean the bundled files")
+            self._say("e, k, s and f start; blank paths mean the bundled files")
         elif job.over:
             self._say(f"{job.kind}: {job.state}", problem=job.failed)
         elif job.progress is None:
@@ -341,12 +310,18 @@ class BenchmarkPane(Pane):
         new_tokens = job.request.new_tokens if job and isinstance(job.request, Benchmark) else None
         table.display = bool(rows)
         table.show(*benchmark_variants(rows, new_tokens=new_tokens))
-        self.query_one(PlotView).show(benchmark_chart(rows, new_tokens=new_tokens))
-        notes = self.query_one("#notes", Static)
-        if job is not None and job.benchmark is not None:
-            notes.update("\n".join([*job.benchmark.notes, machine_text(job.benchmark.machine)]))
-        else:
-            notes.update("")
+        plot = self.query_one(PlotView)
+        plot.display = bool(rows) or self.formats is None
+        plot.show(benchmark_chart(rows, new_tokens=new_tokens))
+
+    def _show_formats(self) -> None:
+        rows, table = self.formats.formats if self.formats else [], self.query_one("#formats", TableView)
+        table.display = bool(rows)
+        table.show(*formats_variants(rows))
+        latest = self.job if self.job in (self.sweep, self.formats) else self.sweep or self.formats
+        result = latest.result if latest is not None else None
+        lines = [*result.notes, machine_text(result.machine)] if result is not None else []
+        self.query_one("#notes", Static).update("\n".join(lines))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#benchmark-status", Label)
@@ -379,7 +354,7 @@ class BenchmarkPane(Pane):
         """Start only when nothing runs, stop only what runs; pages exist on narrow screens only."""
         if action == "stop":
             return self.running
-        if action in ("evaluate", "kv_evaluate", "sweep"):
+        if action in ("evaluate", "kv_evaluate", "sweep", "formats"):
             return not self.running
         if action == "next_page":
             return self.screen.has_class("-narrow")
@@ -388,14 +363,18 @@ class BenchmarkPane(Pane):
     # --- documents ----------------------------------------------------------------------------------------
 
     def tables(self) -> tuple[Table, ...]:
-        """The last sweep and the last evaluation, the latest job first."""
+        """The last of each kind, the latest job first."""
         found = []
         if self.sweep is not None and isinstance(self.sweep.request, Benchmark) and self.sweep.rows:
-            found.append(benchmark_table(self.sweep.rows, new_tokens=self.sweep.request.new_tokens))
+            table = benchmark_table(self.sweep.rows, new_tokens=self.sweep.request.new_tokens)
+            found.append((self.sweep, table))
+        if self.formats is not None and self.formats.formats:
+            found.append((self.formats, formats_table(self.formats.formats)))
         if self.evaluation is not None and self.evaluation.cases:
             cached = self.evaluation.kind == "kv-evaluate"
-            found.append(evaluation_table(self.evaluation.cases, cached=cached))
-        return tuple(found if self.job is self.sweep else reversed(found))
+            found.append((self.evaluation, evaluation_table(self.evaluation.cases, cached=cached)))
+        found.sort(key=lambda pair: pair[0] is not self.job)
+        return tuple(table for _, table in found)
 
     def export_markdown(self) -> str:
         """What was measured: tables, verdict, plot, notes and the machine."""
@@ -405,9 +384,10 @@ class BenchmarkPane(Pane):
         if self.sweep is not None and self.sweep.rows:
             plot = draw(benchmark_chart(self.sweep.rows), width=96, height=24)
             parts.append(f"```text\n{plot}\n```")
-        if self.sweep is not None and self.sweep.benchmark is not None:
-            parts += [f"- {note}" for note in self.sweep.benchmark.notes]
-            parts.append(f"Measured on {machine_text(self.sweep.benchmark.machine)}.")
+        results = [job.result for job in (self.sweep, self.formats) if job is not None and job.result is not None]
+        parts += [f"- {note}" for result in results for note in result.notes]
+        if results:
+            parts.append(f"Measured on {machine_text(results[-1].machine)}.")
         return "\n\n".join(parts) + "\n"
 
     def command_line(self) -> str:
@@ -419,10 +399,6 @@ class BenchmarkPane(Pane):
         return shlex.join(["kvscope", kind, *job_options(request)])
 
 
-def _medians(repeats: int) -> str:
-    return f"medians of {repeats} repeats" if repeats > 1 else "one run each"
-
-
 def _progress_text(progress: Progress) -> str:
     parts = [f"{progress.done} of {progress.total}"]
     if progress.detail:
@@ -430,23 +406,3 @@ def _progress_text(progress: Progress) -> str:
     if progress.remaining_s is not None:
         parts.append(f"{format_duration_s(progress.remaining_s)} left")
     return " · ".join(parts)
-
-
-def job_options(request: Evaluate | Benchmark) -> list[str]:
-    """The command line's options for a request; defaults are left out."""
-    if isinstance(request, Evaluate):
-        given: tuple[tuple[str, object, object], ...] = (
-            ("--weights", request.weights, None),
-            ("--cases", request.cases, None),
-            ("--atol", request.atol, None),
-            ("--dtype", request.dtype, "float64"),
-        )
-    else:
-        given = (
-            ("--model", request.model, None),
-            ("--lengths", ",".join(map(str, request.lengths)), DEFAULT_LENGTHS),
-            ("--new-tokens", request.new_tokens, 40),
-            ("--repeats", request.repeats, 5),
-            ("--dtype", request.dtype, "auto"),
-        )
-    return [part for flag, value, default in given if value != default for part in (flag, f"{value}")]

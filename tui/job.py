@@ -1,0 +1,125 @@
+"""One piece of the Benchmark tab's work as the app follows it: events in, rows and words out. No widgets here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.events import (
+    Benchmark,
+    BenchmarkFinished,
+    BenchmarkResult,
+    BenchmarkRow,
+    BenchmarkRowMeasured,
+    Cancelled,
+    CaseEvaluated,
+    CaseResult,
+    EngineExited,
+    Evaluate,
+    EvaluationFinished,
+    EvaluationResult,
+    Event,
+    Failed,
+    FormatMeasured,
+    FormatRow,
+    Formats,
+    FormatsFinished,
+    FormatsResult,
+    Progress,
+)
+from tui.measured import verdict
+
+Kind = Literal["evaluate", "kv-evaluate", "benchmark", "formats"]
+JobRequest = Evaluate | Benchmark | Formats
+DEFAULT_LENGTHS = "10,50,100,500,1000"
+
+
+@dataclass(slots=True)
+class Job:
+    """A piece of work and what has come of it. `state` is how it ended, in words; "" while it runs."""
+
+    kind: Kind
+    request: JobRequest
+    cases: list[CaseResult] = field(default_factory=list)
+    rows: list[BenchmarkRow] = field(default_factory=list)
+    formats: list[FormatRow] = field(default_factory=list)
+    evaluation: EvaluationResult | None = None
+    result: BenchmarkResult | FormatsResult | None = None
+    progress: Progress | None = None
+    state: str = ""
+    failed: bool = False
+
+    def feed(self, events: Sequence[Event]) -> None:
+        """Take a batch of events."""
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self.progress = event
+            case CaseEvaluated():
+                self.cases.append(event.case)
+            case BenchmarkRowMeasured():
+                self.rows.append(event.row)
+            case FormatMeasured():
+                self.formats.append(event.row)
+            case EvaluationFinished():
+                self.evaluation = event.result
+                self.state = verdict(event.result.cases, atol=event.result.atol)
+                self.failed = not event.result.passed
+            case BenchmarkFinished():
+                self.result = event.result
+                self.state = f"✓ {len(self.rows)} lengths measured, {_medians(event.result.repeats)}"
+            case FormatsFinished():
+                self.result = event.result
+                self.state = f"✓ {len(self.formats)} formats measured on {self.formats[0].n_tokens} tokens of text"
+            case Cancelled():
+                self.state = "stopped by you; what was measured stays"
+            case Failed() | EngineExited():
+                self.state, self.failed = f"✗ {event.message}", True
+            case _:
+                pass
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return bool(self.state)
+
+    @property
+    def atol(self) -> float | None:
+        """The tolerance: the engine's word once it has come."""
+        if self.evaluation is not None:
+            return self.evaluation.atol
+        return self.request.atol if isinstance(self.request, Evaluate) else None
+
+
+def _medians(repeats: int) -> str:
+    return f"medians of {repeats} repeats" if repeats > 1 else "one run each"
+
+
+def job_options(request: JobRequest) -> list[str]:
+    """The command line's options for a request; defaults are left out."""
+    given: tuple[tuple[str, object, object], ...]
+    match request:
+        case Evaluate():
+            given = (
+                ("--weights", request.weights, None),
+                ("--cases", request.cases, None),
+                ("--atol", request.atol, None),
+                ("--dtype", request.dtype, "float64"),
+            )
+        case Benchmark():
+            given = (
+                ("--model", request.model, None),
+                ("--lengths", ",".join(map(str, request.lengths)), DEFAULT_LENGTHS),
+                ("--new-tokens", request.new_tokens, 40),
+                ("--repeats", request.repeats, 5),
+                ("--dtype", request.dtype, "auto"),
+                ("--tp", request.tp, 1),
+                ("--compile", request.compile, "off"),
+            )
+        case Formats():
+            given = (("--model", request.model, None),)
+    return [part for flag, value, default in given if value != default for part in (flag, f"{value}")]
