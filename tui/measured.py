@@ -9,6 +9,7 @@ from math import log10
 from calc.tables import Table
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
 from engine.events import BenchmarkRow, CaseResult, FormatRow, Machine
+from engine.summary import plural
 
 PASSED, FAILED = "✓", "✗"
 ERROR_FLOOR = 1e-16
@@ -190,11 +191,24 @@ def formats_table(rows: Sequence[FormatRow]) -> Table:
 
 
 def formats_variants(rows: Sequence[FormatRow]) -> tuple[Table, ...]:
-    """The whole table; without tails and perplexity; the essentials; with shorter headings."""
+    """The whole table; without tails and perplexity; the essentials; the same with short names."""
     full = formats_table(rows)
     lean = _kept(full, (0, 1, 2, 5, 6, 7, 8))
-    headings = ("Weights", "KV", "Bytes", "Rate", "", "Same", "Error")
-    return full, _kept(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, replace(lean, columns=headings)
+    least = replace(
+        _kept(full, (0, 2, 5, 6, 7, 8)),
+        columns=("Weights", "Bytes", "Rate", "", "Same", "Error"),
+        rows=tuple((_short_name(row), *cells[2:]) for row, cells in zip(rows, lean.rows, strict=True)),
+    )
+    return full, _kept(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, least
+
+
+SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def _short_name(row: FormatRow) -> str:
+    """``bf16``, or ``fp32/int8`` with another cache, as the command line's --formats writes it."""
+    name = SHORT_NAMES.get(row.dtype, row.dtype)
+    return name if row.cache == "full" else f"{name}/{row.cache}"
 
 
 def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
@@ -215,7 +229,8 @@ def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
 
 def machine_text(machine: Machine) -> str:
     """Where it was measured, in a line."""
+    shared = f"{plural(machine.cores, 'core')}, {plural(machine.threads, 'thread')}"
     return (
-        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads · {machine.device} {machine.dtype} · "
+        f"{machine.cpu}, {shared} · {machine.device} {machine.dtype} · "
         f"torch {machine.torch}, Python {machine.python}, {machine.system}"
     )

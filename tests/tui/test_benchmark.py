@@ -9,13 +9,14 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
 from calc.tables import Table
-from engine.events import Benchmark, Evaluate, Formats
+from engine.events import Benchmark, CacheKind, Evaluate, FormatRow, Formats
 from tests.tui.live import live_app, open_pane, until
 from tui.job import job_options
+from tui.measured import formats_variants
 from tui.panes.benchmark import BenchmarkPane
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
-from tui.widgets.table_view import TableView
+from tui.widgets.table_view import TableView, natural_width
 
 
 async def opened(pilot: Pilot[None]) -> BenchmarkPane:
@@ -213,6 +214,8 @@ async def test_f_fills_the_table_of_formats() -> None:
         await run_to_end(pilot, pane, "s")
         assert pane.query_one(PlotView).display
         assert [table.title for table in pane.tables()][1] == "Formats against float32"
+        views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
+        assert views == ["rows", "plot-benchmark", "formats"]  # what was started last stands first
 
 
 async def test_formats_fit_a_narrow_screen() -> None:
@@ -221,12 +224,34 @@ async def test_formats_fit_a_narrow_screen() -> None:
         await run_to_end(pilot, pane, "f")
         view = pane.query_one("#formats", TableView)
         assert view.is_on_screen
-        assert shown(pane, "formats").columns == (
-            "Weights",
-            "Cache",
-            "● Bytes",
-            "● Rate",
-            "Speedup",
-            "Same token",
-            "Mean error",
-        )
+        table = shown(pane, "formats")
+        assert table.columns[:3] == ("Weights", "Cache", "● Bytes")
+        assert natural_width(table) <= 78
+
+
+def test_the_narrowest_table_of_formats_has_short_names() -> None:
+    rows = [format_row("float32"), format_row("bfloat16"), format_row("float32", cache="int8")]
+    variants = formats_variants(rows)
+    widths = [natural_width(table) for table in variants]
+    assert widths == sorted(widths, reverse=True)
+    assert [row[0] for row in variants[-1].rows] == ["fp32", "bf16", "fp32/int8"]
+    assert widths[-1] <= 56  # half of 120 columns
+
+
+def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
+    return FormatRow(
+        dtype=dtype,
+        cache=cache,
+        weight_bytes=538_060_032,
+        kv_bytes_per_token=23_040,
+        load_s=0.9,
+        tpot_p50_s=0.0115,
+        tpot_p95_s=0.0119,
+        tokens_per_s=87.04,
+        n_tokens=127,
+        n_same=125,
+        mean_error=0.0165,
+        max_error=0.119,
+        perplexity=40.93,
+        compiled=True,
+    )

@@ -95,7 +95,7 @@ class BenchmarkPane(Pane):
         with Horizontal(id="benchmark-buttons"):
             yield Button("evaluate  e", id="evaluate", compact=True)
             yield Button("kv-evaluate  k", id="kv-evaluate", compact=True)
-            yield Button("latency sweep  s", id="sweep", compact=True)
+            yield Button("sweep  s", id="sweep", compact=True)
             yield Button("formats  f", id="formats-start", compact=True)
             yield Button("stop  esc", id="stop", compact=True, disabled=True)
         with Horizontal(id="benchmark-line"):
@@ -206,11 +206,20 @@ class BenchmarkPane(Pane):
         else:
             self.evaluation = self.job
         self.set_class(kind in RIGHT, "-sweep")
+        self._put_first(kind)
         try:
             self._request_id = engine_of(self.app).submit(request, self._on_events)
         except EngineError as error:
             self.job.state, self.job.failed = f"✗ {error.message}", True
         self._refresh()
+
+    def _put_first(self, kind: Kind) -> None:
+        """On the right, what was started last stands first."""
+        side, formats = self.query_one("#benchmark-sweep"), self.query_one("#formats")
+        if kind == "formats":
+            side.move_child(formats, before=self.query_one("#rows"))
+        elif kind == "benchmark":
+            side.move_child(formats, after=self.query_one(PlotView))
 
     def _request(self, kind: Kind) -> JobRequest | str:
         """The request the form stands for, or what is wrong with it."""
