@@ -34,6 +34,7 @@ from engine.families.gguf_models import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.names import canonical_names
 from engine.formats import QUANTIZED, FormatMaker, QuantizedFormat, compute_dtype, held_bytes
+from engine.found import is_gguf
 from engine.gguf import StoredTensor, read_gguf
 from engine.hub import locate
 from engine.jsonfile import read_json
@@ -100,7 +101,7 @@ def load_checkpoint(
     bundled = path is None or str(path) == BUNDLED
     location = assets.path("model") if bundled else locate(str(path))
     target = pick_device(device)
-    source = _read_gguf(location) if location.suffix == ".gguf" else _read_source(location)
+    source = _read_gguf(location) if is_gguf(location) else _read_source(location)
     with _one_thread():
         decoder = _decoder(source, dtype, target, make, select)
     return LoadedModel(

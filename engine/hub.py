@@ -38,9 +38,9 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def cached_model(name: str) -> Path | None:
+def cached_model(name: str, environment: Mapping[str, str] | None = None) -> Path | None:
     """The newest complete snapshot of org/name in the local cache, the one ``main`` points to first."""
-    folder = cache_folder() / f"models--{name.replace('/', '--')}"
+    folder = cache_folder(environment) / f"models--{name.replace('/', '--')}"
     snapshots = folder / "snapshots"
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()

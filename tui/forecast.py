@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from calc.params import parameters
 from calc.specs import ModelSpec
 from calc.units import format_decimal
 from engine.events import Generate, ModelInfo
+from engine.hub import cached_model
 from tui.predict import read_spec
 
 ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
@@ -18,7 +21,8 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     """A sentence on weights and cache against the memory that is free; empty where nothing is to be loaded."""
     if request.model is None or (loaded is not None and loaded.path == request.model):
         return ""
-    spec = read_spec(request.model)
+    cached = None if os.path.exists(request.model) else cached_model(request.model)
+    spec = read_spec(request.model if cached is None else str(cached))
     if spec is None:
         return ""
     weights = weight_bytes(spec, request.dtype)

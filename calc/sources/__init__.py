@@ -99,6 +99,12 @@ def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:
     return replace(model, stored=stored, notes=(note, *kept))
 
 
+def _starts_as_gguf(path: Path) -> bool:
+    """Whether a file without a suffix (Ollama's blobs) begins as GGUF files do."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def _from_file(path: Path) -> ModelSpec:
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -109,7 +115,7 @@ def _from_file(path: Path) -> ModelSpec:
         from calc.sources.spec_toml import read_spec_toml
 
         return read_spec_toml(path)
-    if suffix == ".gguf":
+    if suffix == ".gguf" or (not suffix and _starts_as_gguf(path)):
         from calc.sources.gguf import read_gguf
 
         return read_gguf(path)

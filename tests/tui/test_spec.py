@@ -156,7 +156,7 @@ async def test_the_picker_can_be_left_and_says_when_nothing_matches() -> None:
     async with running() as (app, pilot):
         await pilot.press("enter", *"zzz")
         await pilot.pause()
-        assert "Nothing in the catalog matches 'zzz'." in text(app)
+        assert "Nothing here matches 'zzz'." in text(app)
         await pilot.press("enter")
         await pilot.pause()
         assert isinstance(app.screen, Picker)

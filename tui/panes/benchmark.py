@@ -67,14 +67,16 @@ class BenchmarkPane(Pane):
         "f formats: the model of the right side in float32, bfloat16, float16, int8, int4 and with an 8-bit cache, one "
         "after the other: memory, time a token, and how far its logits are from float32's on a text: likeliest tokens "
         "that are the same, mean and largest error, perplexity.\n\n"
-        "Esc stops. F8 or p turns the page on a narrow screen. Blank paths mean the bundled files. The bar shows the "
-        "worst error on a logarithmic scale up to the tolerance."
+        "F9 or m lists the models on this machine. Esc stops. F8 or p turns the page on a narrow screen. Blank paths "
+        "mean the bundled files. The bar shows the worst error on a logarithmic scale up to the tolerance."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "evaluate", "evaluate", tooltip="Compare logits with expected ones"),
         Binding("k", "kv_evaluate", "kv-evaluate", tooltip="The same with the KV cache"),
         Binding("s", "sweep", "sweep", tooltip="Latency against prompt length, with and without the cache"),
         Binding("f", "formats", "formats", tooltip="What each weight and cache format costs and gains"),
+        Binding("f9", "pick_model", "model", tooltip="Choose the model to measure from those on this machine"),
+        Binding("m", "pick_model", "model", show=False),
         Binding("escape", "stop", "stop", tooltip="Stop; what was measured stays"),
         Binding("f8", "next_page", "page", tooltip="Evaluation or measurements, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
@@ -160,6 +162,17 @@ class BenchmarkPane(Pane):
     def action_formats(self) -> None:
         """Measure what formats cost."""
         self._start("formats")
+
+    def action_pick_model(self) -> None:
+        """Choose the model of the right side."""
+        from tui.model_files import pick_model_file
+
+        option = self.query_one("#option-bench-model", Option)
+        self.add_class("-sweep")
+        pick_model_file(self.app, option.text, self._take_model)
+
+    def _take_model(self, model: str) -> None:
+        self.query_one("#option-bench-model", Option).text = model
 
     def action_stop(self) -> None:
         """Stop the job."""

@@ -44,7 +44,6 @@ from tui.sampling_form import (
 from tui.state import Analysis, AppState
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
-from tui.widgets.path_bar import PathBar, PathRequest
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 from tui.widgets.token_stream import TokenStream
@@ -95,7 +94,8 @@ class GeneratePane(Pane):
         "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
         "Model: a Hugging Face folder, a .gguf, .safetensors or .pt file, or the name of one in the local cache "
-        "(org/name); m asks for it with completion; blank is the bundled two-layer model.\n\n"
+        "(org/name); F9 or m lists what is on this machine (Hugging Face, Ollama, LM Studio, llama.cpp, this folder, "
+        "those of KVSCOPE_MODELS); blank is the bundled two-layer model.\n\n"
         "As chat, the prompt is a turn in the model's own template: the turns stay, what the cache holds of them is "
         "reused (the numbers say how much), n begins a new chat. Kept: the whole cache, the windows alone, or 8 bits. "
         "tp: ranks that share the model, as processes."
@@ -106,7 +106,8 @@ class GeneratePane(Pane):
         Binding("f8", "next_page", "page", tooltip="Text or numbers, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
         Binding("n", "new_chat", "new chat", tooltip="Forget the turns of the chat"),
-        Binding("m", "pick_model", "model", tooltip="Name a model file or folder, with completion"),
+        Binding("f9", "pick_model", "model", tooltip="Choose from the models on this machine, or name one"),
+        Binding("m", "pick_model", "model", show=False),
     ]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
@@ -420,16 +421,15 @@ class GeneratePane(Pane):
         self._say("a new chat: the next question is its first")
 
     def action_pick_model(self) -> None:
-        """Ask in place for a model file or folder."""
-        option = self.query_one("#option-model", Option)
-        hint = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab completes · blank: the bundled model"
-        request = PathRequest(label="Model", value=option.text, accept=self._take_model, hint=hint)
-        self.screen.query_one(PathBar).ask(request)
+        """Choose from the models on this machine, or name a file or folder."""
+        from tui.model_files import pick_model_file
 
-    def _take_model(self, path: str) -> str | None:
         option = self.query_one("#option-model", Option)
-        option.text = path.strip()
-        return None
+        pick_model_file(self.app, option.text, self._take_model)
+
+    def _take_model(self, model: str) -> None:
+        self.query_one("#option-model", Option).text = model
+        self._say(self._idle_line())
 
     def action_next_page(self) -> None:
         """On a narrow screen: the text, or the numbers."""

@@ -100,7 +100,7 @@ class Picker(ModalScreen[str | None]):
 
     def _no_match(self, text: str) -> str:
         taken = self._pick.custom(text)
-        return f"Enter reads {taken}" if taken else f"Nothing in the catalog matches {text!r}."
+        return f"Enter reads {taken}" if taken else f"Nothing here matches {text!r}."
 
     def _line(self, choice: Choice) -> Text:
         cells = []
