@@ -55,7 +55,7 @@ def model_files(found: Sequence[FoundModel]) -> PickList:
         title="Model to run",
         prompt="name to search, org/name, or the path of a .gguf or folder",
         search=search,
-        columns=(52, -10, 14),
+        columns=(44, -10, 14),
         custom=lambda text: text if text.startswith(("/", "./", "../", "~")) else None,
     )
 
