@@ -5,7 +5,6 @@ Every fault of a file becomes a CheckpointError that names the file, what is wro
 
 import contextlib
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import assets
@@ -35,13 +33,12 @@ from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.names import canonical_names
 from engine.formats import QUANTIZED, FormatMaker, QuantizedFormat, compute_dtype, held_bytes
 from engine.found import is_gguf
-from engine.gguf import StoredTensor, read_gguf
+from engine.gguf import read_gguf
 from engine.hub import locate
 from engine.jsonfile import read_json
 from engine.model import Decoder
+from engine.stored import Stored, StoredTensor, loaded, read_safetensors
 from engine.tokenizer import Tokenizer
-
-Stored = Tensor | StoredTensor
 
 BUNDLED = "bundled"
 DTYPES = {
@@ -55,7 +52,6 @@ SMALL_MODEL_PARAMETERS = 20_000_000
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes a tensor
-_MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; the format's own limit
 _NAMES_SHOWN = 3
 
 
@@ -188,7 +184,7 @@ def pick_device(name: str) -> torch.device:
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Path, Mapping[str, Stored]]:
     """(folder whose config.json and tokenizer.json belong to it, tensors by the file's names)."""
     if path.name == "config.json":
         path = path.parent
@@ -197,7 +193,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if path.suffix == ".safetensors":
-        return path.parent, _read_safetensors(path)
+        return path.parent, read_safetensors(path)
     if path.suffix in _PT_SUFFIXES:
         return path.parent, _read_pt(path)
     raise CheckpointError(
@@ -205,14 +201,14 @@ def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
     )
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _read_folder(folder: Path) -> Mapping[str, Stored]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
-        return _read_safetensors(whole)
+        return read_safetensors(whole)
     if index.exists():
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, StoredTensor] = {}
         for shard in _shards(index):
-            tensors |= _read_safetensors(folder / shard)
+            tensors |= read_safetensors(folder / shard)
         return tensors
     if (folder / "pytorch_model.bin").exists():
         return _read_pt(folder / "pytorch_model.bin")
@@ -230,27 +226,6 @@ def _shards(index: Path) -> Sequence[str]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f'{index} names "{name}"; a .safetensors file beside it was expected')
     return names
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, mapped from disk rather than copied."""
-    try:
-        _check_header(path)
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
-
-
-def _check_header(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
-        raise ValueError(f"its header would be {header_bytes:,} bytes in a file of {size:,}")
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:
@@ -310,7 +285,7 @@ def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
 # --- config and weights against each other ----------------------------------------------------------------
 
 
-def _read_config(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, str | None]:
+def _read_config(folder: Path, tensors: Mapping[str, Stored]) -> tuple[ModelConfig, str | None]:
     """The config, and the model_type whose weight names are to be translated (None: the assignment's model)."""
     if is_reference(tensors):
         return config_from_reference({name: tuple(t.shape) for name, t in tensors.items()}), None
@@ -378,8 +353,8 @@ def _read_text(path: Path, *, max_bytes: int) -> str:
 
 
 def _canonical(
-    tensors: Mapping[str, Tensor], config: ModelConfig, model_type: str | None, path: Path
-) -> dict[str, Tensor]:
+    tensors: Mapping[str, Stored], config: ModelConfig, model_type: str | None, path: Path
+) -> dict[str, Stored]:
     """Tensors by our names, checked to be exactly those the config asks for. Raises CheckpointError."""
     reference = model_type is None
     if model_type is None:
@@ -434,12 +409,12 @@ class _Converted(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._tensors[name]
-        tensor = stored if isinstance(stored, Tensor) else stored.load()
+        tensor = loaded(stored)
         if tensor.shape != stored.shape:
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}; {list(stored.shape)} was expected")
         if self._select is not None:
             tensor = self._select(name, tensor)
-        fresh = not isinstance(stored, Tensor) and self._select is None  # a part keeps the whole alive
+        fresh = isinstance(stored, StoredTensor) and stored.copied and self._select is None  # a part keeps the whole
         return _convert(name, tensor, self._dtype, self._device, fresh=fresh)
 
     def __contains__(self, name: object) -> bool:

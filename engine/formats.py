@@ -28,6 +28,7 @@ QuantizedFormat = Literal["int8", "int4"]
 QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
 CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of step.cpp
 GROUP = 32
+_PACKED_AT_ONCE = 1 << 20  # weights
 SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
 _FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",
@@ -162,12 +163,17 @@ def packed(layer: object) -> Packed:
 
 
 def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
-    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32."""
+    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32.
+
+    Some rows at a time: a table of embeddings in float32 is large enough without its copies.
+    """
     rows, cols = weight.shape
-    groups = weight.float().view(rows, cols // GROUP, GROUP)
-    values, scales = _pack_int8(groups) if kind == "int8" else _pack_int4(groups)
-    flat = torch.cat((scales.flatten(), scales.new_zeros(SCALE_SLACK)))
-    return Packed(format=kind, rows=rows, cols=cols, values=values, scales=flat, bias=bias)
+    at_once = max(1, _PACKED_AT_ONCE // cols)
+    make = _pack_int8 if kind == "int8" else _pack_int4
+    parts = [make(some.float().view(len(some), cols // GROUP, GROUP)) for some in torch.split(weight, at_once)]
+    values = torch.cat([values for values, _ in parts])
+    scales = torch.cat([*(scales.flatten() for _, scales in parts), parts[0][1].new_zeros(SCALE_SLACK)])
+    return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:

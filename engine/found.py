@@ -36,9 +36,9 @@ class FoundModel:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is GGUF, by its name or (Ollama's blobs have none) its first four bytes."""
-    if path.suffix == ".gguf":
-        return True
+    """Whether a file is GGUF, by its suffix or, where it has none (Ollama's blobs), its first four bytes."""
+    if path.suffix:
+        return path.suffix == ".gguf"
     try:
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"

@@ -7,7 +7,7 @@ blocks are widened by the `gguf` package's own routines. Format: github.com/ggml
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.stored import StoredTensor
 
 _MAGIC = b"GGUF"
 _MAX_ENTRIES = 1 << 20  # of metadata, and of tensors: the largest models have some thousands
@@ -24,23 +25,6 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """A tensor still in its file: ``load()`` widens it. ``dtype``: as stored, float32 for blocks of few bits."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    load: Callable[[], Tensor]
-
-    def rows(self, start: int, stop: int) -> "StoredTensor":
-        """Some of the first dimension."""
-        return self.then(lambda t: t[start:stop], (stop - start, *self.shape[1:]))
-
-    def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> "StoredTensor":
-        """The same with something done to it after loading."""
-        return StoredTensor(shape=shape or self.shape, dtype=self.dtype, load=lambda: change(self.load()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

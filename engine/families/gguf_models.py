@@ -16,8 +16,9 @@ from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.configs import config_from_hf
 from engine.families.keys import Keys
-from engine.families.names import canonical_names, half_split
-from engine.gguf import GGUFFile, GGUFTensor, StoredTensor
+from engine.families.names import deepseek_order, half_split
+from engine.gguf import GGUFFile, GGUFTensor
+from engine.stored import StoredTensor
 
 MODEL_TYPES = {
     "llama": "llama",
@@ -321,7 +322,7 @@ def _split(stored: StoredTensor, prefix: str, kind: str, sizes: dict[str, int]) 
 def _undone(name: str, stored: StoredTensor, architecture: str, config: ModelConfig) -> StoredTensor:
     """A tensor with the conversion's reordering undone."""
     if architecture == "deepseek2":
-        return stored.then(lambda t: canonical_names({name: t}, model_type="deepseek_v2", config=config)[name])
+        return stored.then(lambda t: deepseek_order(name, t, config))
     if architecture in _PERMUTED and (".q_proj." in name or ".k_proj." in name):
         n_heads = config.n_heads if ".q_proj." in name else config.n_kv_heads
         return stored.then(lambda t: _halves(t, n_heads))

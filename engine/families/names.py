@@ -13,19 +13,23 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
+from engine.stored import Stored, loaded
 
 Tensors = Mapping[str, Tensor]
 
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables that old writers stored
 
 
-def canonical_names(tensors: Tensors, *, model_type: str, config: ModelConfig) -> dict[str, Tensor]:
+def canonical_names(tensors: Mapping[str, Stored], *, model_type: str, config: ModelConfig) -> dict[str, Stored]:
     """Tensors of a Hugging Face checkpoint by our names; views where possible. Unknown names are kept."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
     if config.tied:
         kept.pop("lm_head.weight", None)
-    translate = _TRANSLATORS.get(model_type)
-    return translate(kept, config) if translate is not None else kept
+    if model_type in _RENAMED:
+        return _RENAMED[model_type](kept, config)
+    if model_type in _CHANGED:
+        return dict(_CHANGED[model_type]({name: loaded(tensor) for name, tensor in kept.items()}, config))
+    return kept
 
 
 def half_split(weight: Tensor, *, rotary_dim: int) -> Tensor:
@@ -104,7 +108,7 @@ _MIXTRAL_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _MIXTRAL_EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(w[123])\.weight")
 
 
-def _mixtral(tensors: Tensors, config: ModelConfig) -> dict[str, Tensor]:
+def _mixtral(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
     return {_mixtral_name(name): tensor for name, tensor in tensors.items()}
 
 
@@ -118,9 +122,9 @@ _IMAGE_PARTS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 _TEXT_PART = re.compile(r"(model\.language_model\.(?:model\.)?|language_model\.model\.)")
 
 
-def _gemma3(tensors: Tensors, config: ModelConfig) -> dict[str, Tensor]:
+def _gemma3(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
     """The decoder of an image model: the part that sees is left out."""
-    out: dict[str, Tensor] = {}
+    out: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         if _IMAGE_PARTS.match(name):
             continue
@@ -131,10 +135,10 @@ def _gemma3(tensors: Tensors, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _deepseek(tensors: Tensors, config: ModelConfig) -> dict[str, Tensor]:
-    return {name: _deepseek_order(name, tensor, config) for name, tensor in tensors.items()}
+    return {name: deepseek_order(name, tensor, config) for name, tensor in tensors.items()}
 
 
-def _deepseek_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+def deepseek_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     """Queries: the rotated rows at the end of every head; keys: the rotated rows after the compressed ones."""
     latent = config.latent
     assert latent is not None
@@ -154,10 +158,12 @@ def _deepseek_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     return ordered[:, 0] if bias else ordered
 
 
-_TRANSLATORS: dict[str, Callable[[Tensors, ModelConfig], dict[str, Tensor]]] = {
-    "gpt2": _gpt2,
-    "phi3": _phi3,
+_RENAMED: dict[str, Callable[[Mapping[str, Stored], ModelConfig], dict[str, Stored]]] = {
     "mixtral": _mixtral,
     "gemma3": _gemma3,
+}
+_CHANGED: dict[str, Callable[[Tensors, ModelConfig], dict[str, Tensor]]] = {
+    "gpt2": _gpt2,
+    "phi3": _phi3,
     "deepseek_v2": _deepseek,
 }

@@ -128,6 +128,7 @@ def test_gguf_by_name_or_by_its_first_bytes(tmp_path: Path) -> None:
     assert is_gguf(put(tmp_path / "a.gguf", b"")) is True
     assert is_gguf(put(tmp_path / "blob")) is True
     assert is_gguf(put(tmp_path / "text", b"hello")) is False
+    assert is_gguf(put(tmp_path / "m.onnx")) is False
     assert is_gguf(tmp_path / "none") is False
     assert is_gguf(tmp_path) is False
 

@@ -1,0 +1,94 @@
+"""Tensors still in their file, and the safetensors files they come from."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from engine.errors import CheckpointError
+
+_MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; the format's own limit
+_SAFETENSORS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for blocks of few bits.
+
+    ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+    copied: bool = True
+
+    def rows(self, start: int, stop: int) -> "StoredTensor":
+        """Some of the first dimension."""
+        return self.then(lambda t: t[start:stop], (stop - start, *self.shape[1:]))
+
+    def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> "StoredTensor":
+        """The same with something done to it after loading."""
+        return StoredTensor(
+            shape=shape or self.shape, dtype=self.dtype, load=lambda: change(self.load()), copied=self.copied
+        )
+
+
+Stored = Tensor | StoredTensor
+
+
+def loaded(stored: Stored) -> Tensor:
+    """The tensor itself."""
+    return stored if isinstance(stored, Tensor) else stored.load()
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Tensors of a .safetensors file. Raises CheckpointError.
+
+    Each is mapped when it is loaded, and its pages are given back with it: a file that stays mapped counts as our
+    memory beside the weights made from it.
+    """
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: _stored(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
+
+
+def _stored(path: Path, name: str, view: Any) -> StoredTensor:
+    kind = view.get_dtype()
+    if kind not in _SAFETENSORS:
+        raise CheckpointError(f"{path}: {name} is stored as {kind}, which cannot be loaded")
+    load = partial(_load, path, name)
+    return StoredTensor(shape=tuple(view.get_shape()), dtype=_SAFETENSORS[kind], load=load, copied=False)
+
+
+def _load(path: Path, name: str) -> Tensor:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensor: Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} changed while it was being read: {error}") from None
+    return tensor
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
+        raise ValueError(f"its header would be {header_bytes:,} bytes in a file of {size:,}")
