@@ -4,6 +4,7 @@ Every fault of a file becomes a CheckpointError that names the file, what is wro
 """
 
 import contextlib
+import ctypes
 import re
 import warnings
 import zipfile
@@ -100,6 +101,7 @@ def load_checkpoint(
     source = _read_gguf(location) if is_gguf(location) else _read_source(location)
     with _one_thread():
         decoder = _decoder(source, dtype, target, make, select)
+    _return_freed_memory()
     return LoadedModel(
         name=BUNDLED if bundled else location.resolve().name,
         path=location,
@@ -439,6 +441,12 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _return_freed_memory() -> None:
+    """What loading took and freed goes back to the system; glibc would keep it (int4: 449 MB for 159 in use)."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _bound(select: Select | None, config: ModelConfig) -> Callable[[str, Tensor], Tensor] | None:

@@ -10,7 +10,6 @@ Activations, norms, biases and the table of embeddings stay floating. An int4 mo
 int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -29,6 +28,7 @@ QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
 CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of step.cpp
 GROUP = 32
 _PACKED_AT_ONCE = 1 << 20  # weights
+_WIDENED_AT_ONCE = 1 << 21
 SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
 _FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",
@@ -65,12 +65,18 @@ class GroupedLinear:
         return unpack(self.packed, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight(x.dtype), self.packed.bias)
+        kept = self.packed
+        if kept.rows * kept.cols <= _WIDENED_AT_ONCE:
+            return F.linear(x, self.weight(x.dtype), kept.bias)
+        # A head of 50,000 rows, widened whole, would take as much memory as all layers as they are kept.
+        at_once = max(1, _WIDENED_AT_ONCE // kept.cols)
+        starts = range(0, kept.rows, at_once)
+        y = torch.cat([F.linear(x, unpack(kept, x.dtype, start, start + at_once)) for start in starts], -1)
+        return y if kept.bias is None else y.add_(kept.bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + x W^T + b."""
-        y = torch.addmm(residual, x, self.weight(x.dtype).t())
-        return y if self.packed.bias is None else y.add_(self.packed.bias)
+        return self(x).add_(residual)
 
 
 class PrepackedLinear:
@@ -119,17 +125,12 @@ class FormatMaker:
         self.source = source
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
-        plain = Linear.of(weights, *names) if not self._packs(names) else None
-        if plain is not None:
-            return plain
         joined = Linear.of(self.source, *names)
+        if joined.weight.size(1) % GROUP:
+            return Linear.of(weights, *names)
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
         bias = joined.bias.to(weights[f"{names[0]}.weight"].dtype) if joined.bias is not None else None
         return GroupedLinear(pack(joined.weight, kind, bias))
-
-    def _packs(self, names: Sequence[str]) -> bool:
-        shape = self.source[f"{names[0]}.weight"].shape if f"{names[0]}.weight" in self.source else (0, 1)
-        return len(shape) == 2 and shape[1] % GROUP == 0
 
 
 def held_bytes(decoder: "Decoder") -> int:
@@ -170,23 +171,32 @@ def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> P
     rows, cols = weight.shape
     at_once = max(1, _PACKED_AT_ONCE // cols)
     make = _pack_int8 if kind == "int8" else _pack_int4
-    parts = [make(some.float().view(len(some), cols // GROUP, GROUP)) for some in torch.split(weight, at_once)]
-    values = torch.cat([values for values, _ in parts])
-    scales = torch.cat([*(scales.flatten() for _, scales in parts), parts[0][1].new_zeros(SCALE_SLACK)])
+    values = torch.empty(
+        rows, cols if kind == "int8" else cols // 2, dtype=torch.int8 if kind == "int8" else torch.uint8
+    )
+    per_row = cols // GROUP * (1 if kind == "int8" else 2)
+    scales = torch.zeros(rows * per_row + SCALE_SLACK, dtype=torch.float16)
+    for start in range(0, rows, at_once):
+        some = weight[start : start + at_once]
+        stop = start + len(some)
+        values[start:stop], fresh = make(some.float().view(len(some), cols // GROUP, GROUP))
+        scales[start * per_row : stop * per_row] = fresh.flatten()
     return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 
 
-def unpack(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix (rows, cols) that packed numbers stand for."""
+def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:
+    """The matrix (rows, cols) that packed numbers stand for; of rows ``start`` to ``stop`` where these are given."""
     assert packed.scales is not None
-    n_groups = packed.cols // GROUP
+    last = packed.rows if stop is None else min(stop, packed.rows)
+    n_rows, n_groups = last - start, packed.cols // GROUP
     if packed.format == "int8":
-        scales = packed.scales[: packed.rows * n_groups].view(packed.rows, n_groups, 1).to(dtype)
-        return (packed.values.view(packed.rows, n_groups, GROUP).to(dtype) * scales).view(packed.rows, packed.cols)
-    scales = packed.scales[: packed.rows * 2 * n_groups].view(packed.rows, 2, n_groups, 1).to(dtype)
-    pairs = packed.values.view(packed.rows, n_groups, GROUP // 2)
+        scales = packed.scales[start * n_groups : last * n_groups].view(n_rows, n_groups, 1).to(dtype)
+        values = packed.values[start:last].view(n_rows, n_groups, GROUP).to(dtype)
+        return (values * scales).view(n_rows, packed.cols)
+    scales = packed.scales[start * 2 * n_groups : last * 2 * n_groups].view(n_rows, 2, n_groups, 1).to(dtype)
+    pairs = packed.values[start:last].view(n_rows, n_groups, GROUP // 2)
     whole = torch.cat((pairs & 15, pairs >> 4), -1).to(dtype)
-    return torch.addcmul(scales[:, 1], whole, scales[:, 0]).view(packed.rows, packed.cols)
+    return torch.addcmul(scales[:, 1], whole, scales[:, 0]).view(n_rows, packed.cols)
 
 
 def _pack_int8(groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ _MAX_DIMS = 4
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_WIDENED_AT_ONCE = 1 << 15  # blocks
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 
 
@@ -151,18 +152,22 @@ class _Source:
 
 
 def _dequantized(data: memoryview, shape: tuple[int, ...], kind: int) -> Tensor:
+    """Blocks as float32, some at a time: numpy's temporaries are several times as large as the result."""
     import numpy as np
     from gguf import quants
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     wanted = GGMLQuantizationType(kind)
-    values = np.frombuffer(data, dtype=np.uint8)
-    if wanted.name.startswith("Q"):  # all blocks in one go: `dequantize` takes sixteen rows at a time
-        blocks = values.reshape(-1, GGML_QUANT_SIZES[wanted][1])
-        wide = getattr(quants, wanted.name).dequantize_blocks(blocks)
-    else:
-        wide = quants.dequantize(values.reshape(math.prod(shape[:-1]), -1), wanted)
-    return torch.from_numpy(np.ascontiguousarray(wide, dtype=np.float32)).view(shape)
+    block, size = GGML_QUANT_SIZES[wanted]
+    blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+    # All blocks of a part in one go: `dequantize` takes sixteen rows at a time.
+    by_block = getattr(quants, wanted.name).dequantize_blocks if wanted.name.startswith("Q") else None
+    wide = np.empty((len(blocks), block), dtype=np.float32)
+    for start in range(0, len(blocks), _WIDENED_AT_ONCE):
+        part = blocks[start : start + _WIDENED_AT_ONCE]
+        result = by_block(part) if by_block is not None else quants.dequantize(part, wanted)
+        wide[start : start + len(part)] = result.reshape(len(part), block)
+    return torch.from_numpy(wide).view(shape)
 
 
 def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
