@@ -41,13 +41,18 @@ def formats_document(result: FormatsResult) -> Document:
 
 
 def generation_document(
-    finished: GenerationFinished, *, model: str, kv_cache_bytes_predicted: int | None = None
+    finished: GenerationFinished,
+    *,
+    model: str,
+    kv_cache_bytes_predicted: int | None = None,
+    ttft_predicted_s: float | None = None,
+    tpot_predicted_s: float | None = None,
 ) -> Document:
     """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
 
-    `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. The predicted cache bytes are
-    the calculator's, which the engine does not know: null where nobody gave them. `communication_s` is there for
-    tensor-parallel runs: the part of the time that went into collectives.
+    `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. What is predicted (cache bytes,
+    least times) is the calculator's, which the engine does not know: null where nobody gave it.
+    `communication_s` is there for tensor-parallel runs: the part of the time that went into collectives.
     """
     rates = timing(finished.start_ns, finished.token_times_ns)
     waited_ns = finished.communication_ns
@@ -64,6 +69,8 @@ def generation_document(
         "token_times_ns": [time_ns - finished.start_ns for time_ns in finished.token_times_ns],
         "kv_cache_bytes": finished.kv_cache_bytes,
         "kv_cache_bytes_predicted": kv_cache_bytes_predicted,
+        "ttft_predicted_s": ttft_predicted_s,
+        "tpot_predicted_s": tpot_predicted_s,
         **({} if waited_ns is None else {"communication_s": waited_ns / NS_PER_S}),
     }
 

@@ -192,6 +192,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     has_chat: bool = False
     cache_dtype: str = ""
     """Dtype of the cache and of arithmetic, where it is not `dtype` (int8 and int4 weights)."""
+    read_bytes_per_s: float | None = None
+    """How fast this machine reads the model's weights; None where it was not measured (see `engine.probe`)."""
+    matmul_flops_per_s: float | None = None
+    """How fast it multiplies a prefill's tokens with one of its matrices."""
     step_note: str = ""
     """One sentence on the compiled decode step; empty where none was asked for."""
 

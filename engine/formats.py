@@ -10,6 +10,7 @@ Activations, norms, biases and the table of embeddings stay floating. An int4 mo
 int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -135,20 +136,28 @@ class FormatMaker:
 
 def held_bytes(decoder: "Decoder") -> int:
     """Bytes of all weights in memory, packed ones as they are packed."""
-    total, seen = decoder.weight_bytes, set()
-    todo: list[object] = [decoder.head, *decoder.blocks]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, GroupedLinear):
-            kept = part.packed
+    total = decoder.weight_bytes
+    for layer in linear_layers(decoder):
+        if isinstance(layer, GroupedLinear):
+            kept = layer.packed
             assert kept.scales is not None
             plain = kept.rows * kept.cols * decoder.dtype.itemsize
-            tied = part is decoder.head and decoder.config.tied  # the table of embeddings stays beside it
+            tied = layer is decoder.head and decoder.config.tied  # the table of embeddings stays beside it
             total += kept.values.nbytes + kept.scales.nbytes - (0 if tied else plain)
+    return total
+
+
+def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
+    """Every linear layer of a decoder, the head first, in whatever format it is kept."""
+    seen: set[int] = set()
+    todo: list[object] = [decoder.head, *decoder.blocks]
+    while todo:
+        part = todo.pop(0)
+        if isinstance(part, Linear | GroupedLinear | PrepackedLinear):
+            yield part
         elif type(part).__module__.startswith("engine.") and hasattr(part, "__dict__") and id(part) not in seen:
             seen.add(id(part))
             todo += [each for value in vars(part).values() for each in (value if isinstance(value, list) else [value])]
-    return total
 
 
 def packed(layer: object) -> Packed:

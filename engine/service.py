@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -46,6 +46,7 @@ from engine.events import (
 )
 from engine.generate import GenerationOptions, Kept, generate
 from engine.options import check_benchmark, check_ranks, check_threads
+from engine.probe import Rates, probe
 from engine.timing import NS_PER_S
 
 ShouldStop = Callable[[], bool]
@@ -70,6 +71,7 @@ class _Held:
     load_ns: int
     kept: Kept
     """The cache of the last run that asked for it to be kept."""
+    rates: Rates | None = None
 
 
 class Service:
@@ -121,14 +123,20 @@ class Service:
         if fresh:
             yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or BUNDLED)
             self._release()  # frees its memory before the next one is loaded
-            self._held = _load(key, request)
+            self._held = self._loaded(key, request)
         held = self._held
         assert held is not None
         self._use_threads(request.threads, held.model)
         note = self._compile(held.model, request.compile)
         if fresh or isinstance(request, Load):
-            yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note))
+            yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note, rates=held.rates))
         return held.model
+
+    def _loaded(self, key: tuple[object, ...], request: Load | Generate | Benchmark) -> _Held:
+        """The model, and how fast this machine is with it."""
+        held = _load(key, request)
+        self._use_threads(request.threads, held.model)
+        return replace(held, rates=probe(held.model.decoder))
 
     def _compile(self, model: LoadedModel, mode: CompileMode) -> str:
         """Give the decoder its compiled step, or take it away; a sentence on it. Raises EngineError where it must."""
@@ -236,7 +244,9 @@ class Service:
 # --- models -----------------------------------------------------------------------------------------------
 
 
-def model_info(model: LoadedModel, *, load_ns: int | None = None, step_note: str = "") -> ModelInfo:
+def model_info(
+    model: LoadedModel, *, load_ns: int | None = None, step_note: str = "", rates: Rates | None = None
+) -> ModelInfo:
     """The record of a loaded model that the app gets."""
     config, decoder = model.config, model.decoder
     return ModelInfo(
@@ -270,6 +280,8 @@ def model_info(model: LoadedModel, *, load_ns: int | None = None, step_note: str
         rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
         has_chat=model.chat is not None and model.tokenizer is not None,
         step_note=step_note,
+        read_bytes_per_s=rates.read_bytes_per_s if rates is not None else None,
+        matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
         cache_dtype=str(decoder.dtype).removeprefix("torch."),
     )
 

@@ -10,7 +10,14 @@ from calc.kv_cache import kv_bytes_per_request
 from calc.tables import Table
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_flops, format_rate
 from engine.timing import Timing
-from tui.predict import cache_token_term, generation_work, predicted_cache_bytes, spec_of
+from tui.predict import (
+    Bounds,
+    cache_token_term,
+    generation_work,
+    predicted_cache_bytes,
+    predicted_times,
+    spec_of,
+)
 from tui.run import Run
 
 MEASURED = "●"
@@ -36,9 +43,31 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
     text.append(f"{MEASURED} {rate(rates.tokens_per_s)}", "bold").append(f"   TTFT {seconds(rates.ttft_s)}\n")
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
+    if (bounds := bounds_of(run)) is not None:
+        text.append(_bounds_text(bounds, rates))
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}{reused}", "dim")
+
+
+def bounds_of(run: Run) -> Bounds | None:
+    """The least times of a run, as calc has them with this machine's rates; None without a cache."""
+    if run.model is None or not run.request.use_cache:
+        return None
+    fresh = len(run.prompt_ids) - run.reused_tokens
+    return predicted_times(run.model, run.request.cache, prompt_tokens=fresh, new_tokens=len(run.ids))
+
+
+def _bounds_text(bounds: Bounds, rates: Timing) -> str:
+    """Two lines: predicted times with the measured ones as multiples of them, and what a token reads."""
+    first = f"  predicted TTFT {seconds(bounds.ttft_s)}{_times(rates.ttft_s, bounds.ttft_s)}"
+    later = f" · TPOT {seconds(bounds.tpot_s)}{_times(rates.tpot_p50_s, bounds.tpot_s)}\n"
+    read = f"  {format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}, read here\n"
+    return first + later + read
+
+
+def _times(measured: float | None, predicted: float) -> str:
+    return "" if measured is None else f" ({measured / predicted:.2f}x)"
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
@@ -153,6 +182,7 @@ def run_table(run: Run) -> Table:
         ("TPOT, mean", seconds(_get(rates, "tpot_s")), "measured"),
         ("TPOT, p50", seconds(_get(rates, "tpot_p50_s")), "measured"),
         ("TPOT, p95", seconds(_get(rates, "tpot_p95_s")), "measured"),
+        *_bounds_rows(run),
         ("Rate", rate(_get(rates, "tokens_per_s")), "measured"),
         ("KV cache allocated", format_bytes_exact(run.cache_bytes), "measured"),
         ("KV cache used", format_bytes_exact(run.cache_used_bytes), "measured"),
@@ -160,3 +190,14 @@ def run_table(run: Run) -> Table:
         ("Ended", run.outcome, ""),
     ]
     return Table(title="Generation", columns=("Quantity", "Value", "Kind"), rows=tuple(rows), numeric=frozenset({1}))
+
+
+def _bounds_rows(run: Run) -> list[tuple[str, str, str]]:
+    bounds = bounds_of(run)
+    if bounds is None:
+        return []
+    read = f"{format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}"
+    return [
+        ("TTFT, predicted", seconds(bounds.ttft_s), "roofline"),
+        ("TPOT, predicted", seconds(bounds.tpot_s), read),
+    ]

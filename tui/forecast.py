@@ -9,10 +9,8 @@ from calc.specs import ModelSpec
 from calc.units import format_decimal
 from engine.events import Generate, ModelInfo
 from engine.hub import cached_model
-from tui.predict import read_spec
+from tui.predict import ELEMENT_BYTES, read_spec
 
-ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
-"""Bytes a weight in the engine; int8 and int4 have scales for 32."""
 AUTO = 4.0
 """The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
 

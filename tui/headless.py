@@ -26,7 +26,7 @@ from engine.events import (
     Request,
 )
 from tui import measured
-from tui.predict import predicted_cache_bytes
+from tui.predict import predicted_cache_bytes, predicted_times
 from tui.state import Analysis, AppState, analyse, initial_state
 
 MODES = {
@@ -92,7 +92,17 @@ def _document(outcome: commands.Outcome) -> Document:
     if not isinstance(result, GenerationFinished) or model is None:
         return commands.document(result, model=outcome.model_name)
     predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
-    return generation_document(result, model=model.name, kv_cache_bytes_predicted=predicted)
+    times = None
+    if result.kv_cache_bytes:
+        n_prompt, n_new = len(result.prompt_ids), len(result.ids)
+        times = predicted_times(model, result.cache, prompt_tokens=n_prompt, new_tokens=n_new)
+    return generation_document(
+        result,
+        model=model.name,
+        kv_cache_bytes_predicted=predicted,
+        ttft_predicted_s=times.ttft_s if times is not None else None,
+        tpot_predicted_s=times.tpot_s if times is not None else None,
+    )
 
 
 def _table(outcome: commands.Outcome) -> Table:

@@ -11,6 +11,7 @@ from calc.errors import CalcError
 from calc.explain import Number, Term
 from calc.kv_cache import request_term, token_term
 from calc.memory import memory_report
+from calc.roofline import bound_s, decode_bytes, prefill_flops
 from calc.sources.catalog import manual_device
 from calc.specs import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.storage import FORMATS, StorageFormat
@@ -143,6 +144,48 @@ def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> 
     cached = per_token * (first + new_tokens - 1) + prefill * first**2 + decode * later
     recomputed = per_token * (_sum(last) - _sum(first - 1)) + prefill * (_squares(last) - _squares(first - 1))
     return Work(cached, recomputed)
+
+
+ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
+"""Bytes a weight in the engine; int8 and int4 have scales for 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The least times of a run with the cache on the machine it runs on, and what they come from."""
+
+    ttft_s: float
+    tpot_s: float
+    step_bytes: float
+    """Bytes a token reads: weights, and the cache at the middle of the run."""
+    read_bytes_per_s: float
+
+
+def predicted_times(info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new_tokens: int) -> Bounds | None:
+    """calc's roofline with the rates that the engine measured of this machine; None where it measured none."""
+    if not info.read_bytes_per_s or not info.matmul_flops_per_s or not prompt_tokens:
+        return None
+    spec = spec_of(info)
+    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info, kind).value)
+    rates = {"bytes_per_s": info.read_bytes_per_s, "flops_per_s": info.matmul_flops_per_s}
+    middle = prompt_tokens + new_tokens / 2
+    step_bytes = decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=middle)
+    attention = _attention_unit(spec, Phase.PREFILL) * prompt_tokens**2
+    flops = prefill_flops(spec, prompt_tokens, attention_flops=attention)
+    return Bounds(
+        ttft_s=bound_s(moved_bytes=weights, flops=flops, **rates),
+        tpot_s=step_bytes / info.read_bytes_per_s,
+        step_bytes=step_bytes,
+        read_bytes_per_s=info.read_bytes_per_s,
+    )
+
+
+def read_weight_bytes(spec: ModelSpec, dtype: str) -> float:
+    """Bytes of the matrices that a token is multiplied with, as the engine keeps them: an int4 model's head is int8."""
+    n_weights, head = linear_params(spec), spec.vocab_size * spec.hidden_size
+    if dtype != "int4":
+        return n_weights * ELEMENT_BYTES[dtype]
+    return (n_weights - head) * ELEMENT_BYTES["int4"] + head * ELEMENT_BYTES["int8"]
 
 
 def _attention_unit(spec: ModelSpec, phase: Phase) -> int:

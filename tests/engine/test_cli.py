@@ -307,6 +307,8 @@ def test_generate_prints_the_contracts_document(model: str, capsys: pytest.Captu
         "token_times_ns",
         "kv_cache_bytes",
         "kv_cache_bytes_predicted",
+        "ttft_predicted_s",
+        "tpot_predicted_s",
     ]
     ids = [3, 1, 4]
     for _ in range(3):

@@ -15,7 +15,15 @@ from calc.specs import Mlp, ModelSpec, Norm
 from calc.traffic import linear_flops, linear_params
 from engine.events import ModelInfo
 from tests.tui.fake_engine import TOKEN_BYTES, model
-from tui.predict import Work, cache_token_term, generation_work, predicted_cache_bytes, spec_of
+from tui.predict import (
+    Work,
+    cache_token_term,
+    generation_work,
+    predicted_cache_bytes,
+    predicted_times,
+    read_weight_bytes,
+    spec_of,
+)
 
 INFO: ModelInfo = model(None, tokenizer=True)
 
@@ -100,3 +108,41 @@ def test_work_in_closed_form_is_the_sum_of_the_steps(prompt: int, new: int, kv: 
 def test_one_token_is_the_same_work_either_way() -> None:
     work = generation_work(spec_of(INFO), prompt_tokens=17, new_tokens=1)
     assert work.ratio == 1
+
+
+def test_least_times_by_hand() -> None:
+    """A two-layer model at 1 GB/s and 1 TFLOP/s: a token reads all weights and 60 tokens of cache."""
+    info = msgspec.structs.replace(INFO, read_bytes_per_s=1e9, matmul_flops_per_s=1e12)
+    layer = 2 * 384 * 6 * 64 + 2 * 384 * 2 * 64 + 3 * 384 * 896
+    weights = 4 * (2 * layer + 2048 * 384)
+    bounds = predicted_times(info, "full", prompt_tokens=50, new_tokens=20)
+    assert bounds is not None
+    assert bounds.step_bytes == weights + 60 * TOKEN_BYTES
+    assert bounds.tpot_s == pytest.approx((weights + 60 * TOKEN_BYTES) / 1e9)
+    assert bounds.ttft_s == pytest.approx(weights / 1e9)  # reading the weights takes longer than 50 tokens' FLOPs
+    slow = msgspec.structs.replace(info, matmul_flops_per_s=1e9)
+    computed = predicted_times(slow, "full", prompt_tokens=50, new_tokens=20)
+    assert computed is not None
+    attention = attention_flops(spec_of(INFO), 50)
+    assert computed.ttft_s == pytest.approx((2 * 50 * 2 * layer + 2 * 2048 * 384 + attention) / 1e9)
+    assert computed.tpot_s == bounds.tpot_s
+
+
+def attention_flops(spec: ModelSpec, n_tokens: int) -> int:
+    flops, _ = attention_work(
+        Attention.STANDARD, Phase.PREFILL, n_keys=n_tokens, head_dim=spec.head_dim, group_size=spec.group_size,
+        softmax_flops=5, element_bytes=4,
+    )  # fmt: skip
+    return int(flops) * spec.n_layers * spec.n_kv_heads
+
+
+def test_without_the_machines_rates_there_are_no_times() -> None:
+    assert predicted_times(INFO, "full", prompt_tokens=50, new_tokens=20) is None
+
+
+def test_an_int4_model_reads_its_head_in_8_bits() -> None:
+    spec = spec_of(INFO)
+    head = 2048 * 384
+    layers = linear_params(spec) - head
+    assert read_weight_bytes(spec, "int4") == layers * 20 / 32 + head * 34 / 32
+    assert read_weight_bytes(spec, "bfloat16") == 2 * (layers + head)
