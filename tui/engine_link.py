@@ -1,4 +1,4 @@
-"""The app's line to the engine process: started after the first paint, polled 30 times a second, never waited for.
+"""The app's line to the engine process: started after the first paint, polled 20 times a second, never waited for.
 
 Events are handed out in batches: a tick that finds two hundred new tokens calls its owner once. Whoever submits a
 request gives a handler; the handler gets every event of that request, the terminal one last.
@@ -34,7 +34,7 @@ from engine.events import (
 if TYPE_CHECKING:
     from textual.app import App
 
-TICK_S = 1 / 30
+TICK_S = 1 / 20
 Handler = Callable[[Sequence[Event]], None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from engine.events import (
@@ -18,7 +19,8 @@ from engine.events import (
 )
 from engine.timing import timing
 from tests.tui.fake_engine import TOKEN_BYTES, model
-from tui.cache_view import Pair, cache_text, meter_text
+from tui.cache_view import Pair, cache_text, meter_text, run_table
+from tui.predict import predicted_times
 from tui.run import Run
 
 
@@ -94,6 +96,26 @@ def test_a_prediction_that_fails_would_show() -> None:
     assert "measured/predicted 1.000" in cache_text(run, width=60).plain
     run.cache_bytes += TOKEN_BYTES // 2
     assert "measured/predicted 1.025" in cache_text(run, width=60).plain
+
+
+def test_predicted_times_stand_under_the_measured_ones() -> None:
+    """1 GB/s reads the weights and the cache at the middle of the run in some 14.6 ms."""
+    info = msgspec.structs.replace(model(None, tokenizer=True), read_bytes_per_s=1e9, matmul_flops_per_s=1e12)
+    run = Run(Generate(prompt="x"), model=info)
+    bounds = predicted_times(info, "full", prompt_tokens=3, new_tokens=3)
+    assert bounds is not None
+    step_ns = round(bounds.tpot_s * 1e9)
+    first = 1000 + 2 * round(bounds.ttft_s * 1e9)
+    run.feed([started(), token(0, first), token(1, first + 3 * step_ns), token(2, first + 6 * step_ns)])
+    lines = meter_text(run, run.timing).plain.splitlines()
+    assert lines[2].endswith("ms, measured 2.00 times it")
+    assert lines[3].endswith("ms, p50 3.00 times it")
+    assert lines[4] == "  14.56 MB a token at 1.00 GB/s, read here"
+    assert all(len(line) <= 50 for line in lines)
+    rows = {row[0]: row[1] for row in run_table(run).rows}
+    assert rows["TPOT, predicted"] == "14.6 ms"
+    run.request = Generate(prompt="x", use_cache=False)
+    assert "predicted" not in meter_text(run, run.timing).plain
 
 
 def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:

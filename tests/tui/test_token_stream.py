@@ -82,6 +82,21 @@ async def test_it_follows_the_end_unless_scrolled_up() -> None:
         stream.write("more\n" * 10)
         await pilot.pause()
         assert stream.scroll_offset.y == 0
+        assert stream.virtual_size.height == 61  # known though nothing was laid out anew
+        assert stream.vertical_scrollbar.window_virtual_size == 61
+        stream.scroll_end(animate=False)
+        await pilot.pause()
+        assert stream.scroll_offset.y == 61 - 6
+
+
+async def test_a_scrollbar_comes_with_the_first_line_that_does_not_fit() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(40, 6)) as pilot:
+        stream = app.query_one(TokenStream)
+        for n in range(1, 9):
+            stream.write("line\n")
+            await pilot.pause()
+            assert stream.show_vertical_scrollbar == (n + 1 > 6)
 
 
 async def test_a_narrower_screen_wraps_again_and_loses_nothing() -> None:

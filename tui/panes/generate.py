@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
+from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -330,17 +331,22 @@ class GeneratePane(Pane):
         right = self.query_one("#generate-right")
         rates = run.timing if run else None
         self._rate = rate(rates.tokens_per_s if rates else None)
-        self.query_one("#meter", Static).update(meter_text(run, rates))
+        self._put("#meter", meter_text(run, rates))
         times = run.times_ns if run else []
         self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
-        self.query_one("#cache", Static).update(
-            cache_text(run, width=max(30, right.size.width - 4), colour=self._bar_colour)
-        )
+        self._put("#cache", cache_text(run, width=max(30, right.size.width - 4), colour=self._bar_colour))
         table = self.query_one("#comparison", TableView)
         table.display = self.pair != Pair()
         table.show(comparison_table(self.pair))
-        spent = time.monotonic() - began
+        spent = time.monotonic() - began + self.query_one(PlotView).drawing_s
         self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
+
+    def _put(self, name: str, text: Text) -> None:
+        """Show a text; while it has as many lines as before nothing moves, and nothing is laid out anew."""
+        view = self.query_one(name, Static)
+        before = view.content
+        same = isinstance(before, Text) and before.plain.count("\n") == text.plain.count("\n")
+        view.update(text, layout=not same)
 
     @property
     def _bar_colour(self) -> str:
@@ -388,7 +394,7 @@ class GeneratePane(Pane):
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
         refused = problem or text.startswith("✗")
-        # A line that stays one line moves nothing: no layout for it thirty times a second.
+        # A line that stays one line moves nothing: no layout for it at every tick.
         label.update(text, layout=refused or label.has_class("-problem"))
         label.set_class(refused, "-problem")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -53,6 +54,8 @@ class PlotView(Widget):
         super().__init__(id=id, classes=classes)
         self._chart = chart
         self._drawn: tuple[object, Text] | None = None
+        self.drawing_s = 0.0
+        """What the last drawing took: it happens when the screen is painted, not in `show`."""
 
     @property
     def chart(self) -> Chart | None:
@@ -77,6 +80,7 @@ class PlotView(Widget):
             return Text("")
         key = (self._chart, self.size, self.marker, self.app.theme)
         if self._drawn is None or self._drawn[0] != key:
+            began = time.monotonic()
             text = draw(
                 self._chart,
                 width=self.size.width,
@@ -85,4 +89,5 @@ class PlotView(Widget):
                 colours=theme_colours(self.app.theme_variables, dark=self.app.current_theme.dark),
             )
             self._drawn = key, Text.from_ansi(text, no_wrap=True)
+            self.drawing_s = time.monotonic() - began
         return self._drawn[1]

@@ -17,6 +17,7 @@ from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
+from textual.widget import Widget
 
 KINDS = ("prompt", "text", "note")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -110,10 +111,19 @@ class TokenStream(ScrollView, can_focus=True):
     def _show_from(self, first: int, *, following: bool) -> None:
         if self._wrap_width < 1:
             return
-        self.virtual_size = Size(self._wrap_width, len(self._lines))
+        self._grow(Size(self._wrap_width, len(self._lines)))
         self.refresh_lines(first, len(self._lines) - first)
         if following:
             self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
+
+    def _grow(self, size: Size) -> None:
+        """Take a new size. Setting `virtual_size` lays out the whole screen: only where a scrollbar comes or goes."""
+        height = self.scrollable_content_region.height
+        if (self.virtual_size.height > height) != (size.height > height) or size.width != self.virtual_size.width:
+            self.virtual_size = size
+        elif size != self.virtual_size:
+            self.set_reactive(Widget.virtual_size, size)
+            self.vertical_scrollbar.window_virtual_size = size.height
 
     def on_resize(self, event: events.Resize) -> None:
         """Wrap everything again when the width is another one."""
