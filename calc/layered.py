@@ -379,10 +379,15 @@ def mixer_whole(layer: LayerSpec, mixer: Mixer) -> int:
 
 
 def feed_forward_whole(layer: LayerSpec, part: FeedForward) -> int:
-    """Parameters of a feed-forward that every rank holds: the router, a dense one's output bias, its gate."""
+    """Parameters of a feed-forward that every rank holds: the router, output biases, a dense one's gate."""
     if isinstance(part, Experts):
-        return part.router_params
+        return part.router_params + part.n_experts * expert_whole(layer, part)
     return part.extra_params + (layer.hidden_size if part.bias and not part.shared else 0)
+
+
+def expert_whole(layer: LayerSpec, part: Experts) -> int:
+    """Parameters of one expert that every rank with a part of it holds: its output bias."""
+    return (part.input_size or layer.hidden_size) if part.bias else 0
 
 
 def _whole_of(layer: LayerSpec) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 from calc.explain import Number, Term, derive
 from calc.layered import (
     CacheElements,
+    expert_whole,
     feed_forward_whole,
     held_elements,
     held_request_term,
@@ -288,12 +289,15 @@ def _add_layer(held: _Held, layer: LayerSpec, n: int, spec: ParallelSpec) -> Non
     for mixer in layer.mixers:
         _add_mixer(held, layer, mixer, n, spec)
     for part in layer.feed_forwards:
-        one, whole = int(part.term(layer.hidden_size).value), feed_forward_whole(layer, part)
-        held.whole += n * whole
+        one = int(part.term(layer.hidden_size).value)
         if isinstance(part, Experts):
-            sizes: dict[str, Any] = {"n_experts": part.n_experts, "expert": one}
+            bias = expert_whole(layer, part)
+            held.whole += n * (part.router_params + -(-part.n_experts // spec.ep) * bias)
+            sizes: dict[str, Any] = {"n_experts": part.n_experts, "expert": one - bias}
             held.experts += n * rank_expert_params(ep=spec.ep, tp=Fraction(spec.tp), **sizes)
         else:
+            whole = feed_forward_whole(layer, part)
+            held.whole += n * whole
             held.split += n * (one + part.extra_params - whole)
 
 

@@ -101,6 +101,7 @@ class ExpertsConfig:
 
     ``normalize``: the chosen weights are divided by their sum. ``scale`` multiplies them. With ``n_groups``
     above 1 only the experts of the best ``n_active_groups`` groups can be chosen (DeepSeek-V2).
+    ``router_bias``: the router's scores have a bias (gpt-oss).
     ``shared_size``: inner size of the expert that every token passes through, 0: none.
     """
 
@@ -112,6 +113,7 @@ class ExpertsConfig:
     shared_size: int = 0
     n_groups: int = 1
     n_active_groups: int = 1
+    router_bias: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
@@ -169,7 +171,9 @@ class ModelConfig:
     has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
     where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
     declares. ``norm_offset`` is added to every stored RMSNorm weight. ``post_norms``: attention and MLP
-    results are normalised before they are added, too. Raises ConfigError.
+    results are normalised before they are added, too. ``sinks``: a learned score a head joins each softmax
+    and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
+    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). Raises ConfigError.
     """
 
     n_layers: int
@@ -202,6 +206,8 @@ class ModelConfig:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embed_scale: float = 1.0
+    sinks: bool = False
+    swiglu_limit: float | None = None
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     experts: ExpertsConfig | None = None
@@ -315,7 +321,7 @@ def _attention_shapes(c: ModelConfig) -> dict[str, Shape]:
     shapes |= _linear_shapes("self_attn.o_proj", q_size, c.hidden_size, c.o_bias)
     if c.qk_norm:
         shapes |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}
-    return shapes
+    return shapes | {"self_attn.sinks.weight": (c.n_heads,)} if c.sinks else shapes
 
 
 def _latent_shapes(c: ModelConfig, latent: LatentConfig) -> dict[str, Shape]:
@@ -341,7 +347,7 @@ def _mlp_shapes(c: ModelConfig, name: str, inner: int) -> dict[str, Shape]:
 
 
 def _expert_shapes(c: ModelConfig, experts: ExpertsConfig) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {"mlp.gate.weight": (experts.n_experts, c.hidden_size)}
+    shapes = _linear_shapes("mlp.gate", c.hidden_size, experts.n_experts, experts.router_bias)
     for i in range(experts.n_experts):
         shapes |= _mlp_shapes(c, f"mlp.experts.{i}", experts.intermediate_size)
     if experts.shared_size:

@@ -143,6 +143,10 @@ class Attention:
         self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
         self.output = linear(weights, f"{name}.o_proj")
         self.qk_norm = _qk_norm(config, weights, name) if config.qk_norm else None
+        # (K, g, 1): a score of each query head that attends to nothing
+        sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
+        self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
+        self.by_hand = self.softcap is not None or self.sinks is not None  # what no kernel of torch does
 
     def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
         """residual + attention(x); both (N, D)."""
@@ -184,12 +188,13 @@ class Attention:
             if self.window is not None and mask is None and keys.size(2) > self.window:
                 keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
             rows = q.view(step.batch_size, self.n_kv_heads, -1, self.head_dim)
-            if self.softcap is not None:
-                return capped_attention(rows, keys, values, mask, self.scale, self.softcap).reshape(step.batch_size, -1)
+            if self.by_hand:
+                mixed = attention_by_hand(rows, keys, values, mask, self.scale, cap=self.softcap, sinks=self.sinks)
+                return mixed.reshape(step.batch_size, -1)
             mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scale)
             return mixed.reshape(step.batch_size, -1)
-        if self.softcap is not None:
-            return self._attend_capped(q, keys, values, mask, self.softcap)
+        if self.by_hand:
+            return self._attend_by_hand(q, keys, values, mask)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             keys,
@@ -201,22 +206,41 @@ class Attention:
         )
         return mixed.transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
 
-    def _attend_capped(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, cap: float) -> Tensor:
-        """Capped scores of several queries: groups side by side, so that K and V are not copied for them."""
+    def _attend_by_hand(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores of several queries: groups side by side, so that K and V are not copied for them."""
         n_rows, n_new = q.shape[:2]
         grouped = q.view(n_rows, n_new, self.n_kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4)  # (B, K, g, T, h)
         if mask is not None and mask.dim() == 4:
             mask = mask[:, None]
-        mixed = capped_attention(grouped, keys[:, :, None], values[:, :, None], mask, self.scale, cap)
+        sinks = self.sinks[..., None] if self.sinks is not None else None
+        keys, values = keys[:, :, None], values[:, :, None]
+        mixed = attention_by_hand(grouped, keys, values, mask, self.scale, cap=self.softcap, sinks=sinks)
         return mixed.permute(0, 3, 1, 2, 4).reshape(n_rows * n_new, -1)
 
 
-def capped_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float) -> Tensor:
-    """softmax(cap tanh(scale q k^T / cap)) v, Gemma 2's; no kernel of torch does the tanh. Any leading shape."""
-    scores = (q @ keys.transpose(-1, -2)).mul_(scale / cap).tanh_().mul_(cap)
+def attention_by_hand(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v for any leading shape, with what no kernel of torch does.
+
+    ``cap``: scores become cap tanh(score / cap) (Gemma 2). ``sinks``: one more score for each head, which takes its
+    share of the softmax and brings nothing (gpt-oss).
+    """
+    scores = q @ keys.transpose(-1, -2)
+    scores = scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_().mul_(cap)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
-    return scores.softmax(-1) @ values
+    if sinks is None:
+        return scores.softmax(-1) @ values
+    joined = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1)
+    return joined.softmax(-1)[..., :-1] @ values
 
 
 def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
@@ -232,6 +256,7 @@ class MLP:
 
     def __init__(self, config: ModelConfig, weights: Weights, name: str, *, linear: LinearMaker = Linear.of) -> None:
         self.gated = config.gated_mlp
+        self.limit = config.swiglu_limit
         self.activate = activation(config.activation)
         inputs = (f"{name}.gate_proj", f"{name}.up_proj") if self.gated else (f"{name}.up_proj",)
         self.up = linear(weights, *inputs)
@@ -250,4 +275,12 @@ class MLP:
         if not self.gated:
             return self.activate(inner)
         gate, inner = inner.chunk(2, -1)
+        if self.limit is not None:
+            return clamped_swiglu(gate, inner, self.limit)
         return self.activate(gate).mul_(inner)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """gpt-oss: (up + 1) gate sigmoid(1.702 gate), the gate clamped above, up on both sides."""
+    gate = gate.clamp(max=limit)
+    return gate.mul((gate * 1.702).sigmoid_()).mul_(up.clamp(-limit, limit).add_(1))

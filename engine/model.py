@@ -180,7 +180,8 @@ class Decoder:
 
     def _is_triangle(self, n_new: int, window: int | None) -> bool:
         """Whether the kernel's own causal mask will do for the first tokens."""
-        return (window is None or n_new <= window) and self.config.attention_softcap is None
+        by_hand = self.config.attention_softcap is not None or self.config.sinks
+        return (window is None or n_new <= window) and not by_hand
 
     def _mask(self, n_new: int, cache: Cache | None, window: int | None) -> Tensor:
         past = 0 if cache is None else cache.length

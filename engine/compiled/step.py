@@ -75,6 +75,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return "it computes in float32; float64 was asked for"
     if config.experts is not None or config.latent is not None:
         return "experts and latent attention run layer by layer"
+    if config.sinks or config.swiglu_limit is not None:
+        return "attention sinks and clamped activations run layer by layer"
     ropes = [kind.rope for kind in decoder.kinds if kind.rope is not None]
     if any(isinstance(rope.scaling, LongRopeScaling) for rope in ropes):
         return "positions that change with the context's length run layer by layer"

@@ -35,11 +35,17 @@ def config_from_hf(document: object) -> ModelConfig:
         raise UnsupportedArchitecture(
             f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(_FAMILIES)}'
         )
-    if raw.get("quantization_config") is not None:
+    if raw.get("quantization_config") is not None and not _is_mxfp4(raw):
         raise UnsupportedArchitecture(
             "config.json has a quantization_config; the engine loads unquantised weights only"
         )
     return family(raw)
+
+
+def _is_mxfp4(raw: Keys) -> bool:
+    """gpt-oss's own files: experts in MXFP4, which `engine.families.names` widens."""
+    section = raw.section("quantization_config")
+    return raw.text("model_type") == "gpt_oss" and section is not None and section.get("quant_method") == "mxfp4"
 
 
 # --- what families share ----------------------------------------------------------------------------------
@@ -399,6 +405,50 @@ def _deepseek_experts(raw: Keys) -> dict[str, Any]:
     }
 
 
+_GPT_OSS = {
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "sliding_window": 128,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
+
+def _gpt_oss(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults(_GPT_OSS)
+    if raw.get("rope_parameters") is None and raw.get("rope_scaling") is None:
+        raw = raw.with_defaults({"rope_parameters": _GPT_OSS_ROPE})
+    if raw.positive("swiglu_alpha", 1.702) != 1.702:
+        raise UnsupportedArchitecture(f"config.json: swiglu_alpha is {raw.get('swiglu_alpha')!r}; 1.702 is supported")
+    bias = raw.flag("attention_bias", True)
+    kinds = _layer_types(raw)
+    return _common(
+        raw,
+        theta=150_000.0,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=True,
+        sinks=True,
+        swiglu_limit=raw.positive("swiglu_limit", 7.0),
+        experts=ExpertsConfig(
+            n_experts=raw.count("num_local_experts", raw.get("num_experts") or 128),
+            n_active=raw.count("num_experts_per_tok", 4),
+            intermediate_size=raw.count("intermediate_size"),
+            normalize=True,
+            router_bias=True,
+        ),
+        **_windows(raw, kinds or [FULL if i % 2 else SLIDING for i in range(_n_layers(raw))]),
+    )
+
+
 _FAMILIES: dict[str, Callable[[Keys], ModelConfig]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -413,5 +463,6 @@ _FAMILIES: dict[str, Callable[[Keys], ModelConfig]] = {
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
     "deepseek_v2": _deepseek_v2,
+    "gpt_oss": _gpt_oss,
 }
 MODEL_TYPES = tuple(_FAMILIES)

@@ -31,6 +31,7 @@ MODEL_TYPES = {
     "gpt2": "gpt2",
     "phi3": "phi3",
     "deepseek2": "deepseek_v2",
+    "gpt-oss": "gpt_oss",
 }
 _PERMUTED = ("llama", "smollm3")  # architectures whose q and k rows the conversion reorders
 _GEMMA = ("gemma2", "gemma3")
@@ -204,6 +205,17 @@ def _deepseek2(file: GGUFFile) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(file: GGUFFile) -> dict[str, Any]:
+    scaling = _scaling(file)
+    return {
+        "num_local_experts": file.get("expert_count"),
+        "num_experts_per_tok": file.get("expert_used_count"),
+        "intermediate_size": file.get("expert_feed_forward_length") or file.get("feed_forward_length"),
+        "sliding_window": file.get("attention.sliding_window"),
+        "rope_scaling": {**scaling, "truncate": False} if scaling is not None else {"rope_type": "default"},
+    }
+
+
 _OWN: dict[str, Callable[[GGUFFile], dict[str, Any]]] = {
     "llama": _llama,
     "gemma2": _gemma,
@@ -212,6 +224,7 @@ _OWN: dict[str, Callable[[GGUFFile], dict[str, Any]]] = {
     "phi3": _phi3,
     "qwen3moe": _qwen3_moe,
     "deepseek2": _deepseek2,
+    "gpt-oss": _gpt_oss,
 }
 
 # --- tensors ----------------------------------------------------------------------------------------------
@@ -228,6 +241,7 @@ _PARTS = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_sinks": "self_attn.sinks",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "attn_q_a": "self_attn.q_a_proj",

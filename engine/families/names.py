@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
-from engine.stored import Stored, loaded
+from engine.stored import Stored, StoredTensor, loaded
 
 Tensors = Mapping[str, Tensor]
 
@@ -158,9 +158,72 @@ def deepseek_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     return ordered[:, 0] if bias else ordered
 
 
+# --- gpt-oss ----------------------------------------------------------------------------------------------
+
+_OSS_EXPERTS = re.compile(r"(model\.layers\.\d{1,5}\.mlp)\.experts\.(gate_up|down)_proj(_bias|_blocks|_scales)?")
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""E2M1: two bits of exponent, one of mantissa (OCP Microscaling Formats 1.0, section 5.3.3)."""
+
+
+def _gpt_oss(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    """Experts one by one (theirs lie in one tensor, inputs first, gate and up taking turns); MXFP4 is widened."""
+    out: dict[str, Stored] = {}
+    for name, stored in tensors.items():
+        match = _OSS_EXPERTS.fullmatch(name)
+        if match is None:
+            name = name.replace(".mlp.router.", ".mlp.gate.")
+            out[f"{name}.weight" if name.endswith(".sinks") else name] = stored
+            continue
+        prefix, part, kind = match.groups()
+        if kind == "_scales":
+            continue  # taken with their blocks
+        scales = tensors.get(f"{prefix}.experts.{part}_proj_scales")
+        for i in range(stored.shape[0]):
+            one = _oss_expert(stored, i, scales, kind)
+            out |= _oss_parts(one, f"{prefix}.experts.{i}", part, "bias" if kind == "_bias" else "weight")
+    return out
+
+
+def _oss_expert(stored: Stored, i: int, scales: Stored | None, kind: str | None) -> Stored:
+    """One expert's matrix, outputs first, or its biases."""
+    if kind == "_blocks" and scales is not None:
+        rows, groups = stored.shape[1:3]
+        return StoredTensor(
+            shape=(rows, groups * 32),
+            dtype=torch.float32,
+            load=lambda: widen_mxfp4(loaded(stored)[i], loaded(scales)[i]),
+        )
+    if kind == "_bias":
+        return _then(stored, lambda t: t[i], tuple(stored.shape[1:]))
+    return _then(stored, lambda t: t[i].t(), tuple(reversed(stored.shape[1:])))
+
+
+def _oss_parts(one: Stored, prefix: str, part: str, kind: str) -> dict[str, Stored]:
+    if part == "down":
+        return {f"{prefix}.down_proj.{kind}": one}
+    half = (one.shape[0] // 2, *one.shape[1:])
+    return {
+        f"{prefix}.gate_proj.{kind}": _then(one, lambda t: t[::2], half),
+        f"{prefix}.up_proj.{kind}": _then(one, lambda t: t[1::2], half),
+    }
+
+
+def _then(stored: Stored, change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Stored:
+    return change(stored) if isinstance(stored, Tensor) else stored.then(change, shape)
+
+
+def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
+    """blocks (rows, groups, 16) uint8, two numbers a byte, the low half first; scales (rows, groups): 2^(s - 127)."""
+    values = torch.tensor(FP4)
+    pairs = torch.stack((values[(blocks & 15).long()], values[(blocks >> 4).long()]), -1)
+    wide = torch.ldexp(pairs.flatten(-2), scales[..., None].int() - 127)
+    return wide.flatten(-2)
+
+
 _RENAMED: dict[str, Callable[[Mapping[str, Stored], ModelConfig], dict[str, Stored]]] = {
     "mixtral": _mixtral,
     "gemma3": _gemma3,
+    "gpt_oss": _gpt_oss,
 }
 _CHANGED: dict[str, Callable[[Tensors, ModelConfig], dict[str, Tensor]]] = {
     "gpt2": _gpt2,

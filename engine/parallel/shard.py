@@ -121,10 +121,11 @@ _CUTS: Mapping[str, Cut] = {
     "v_proj": _kv_rows,
     "gate_proj": _rows,
     "up_proj": _rows,
+    "sinks": _rows,
     "o_proj": _columns,
     "down_proj": _columns,
 }
-_WHOLE = ("norm", "layernorm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "embed_positions", "sinks")
+_WHOLE = ("norm", "layernorm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "embed_positions")
 
 
 def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:

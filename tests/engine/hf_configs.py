@@ -25,6 +25,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3", "sliding_window": 16, "rope_scaling": None},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3-moe": {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": 5, "mlp_only_layers": [1]} | EXPERTS,
+    "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
     "deepseek-v2-lite": {
         "model_type": "deepseek_v2",
         "q_lora_rank": None,

@@ -149,6 +149,8 @@ def test_what_it_does_not_run_is_said() -> None:
     decoder = Decoder(config, random_weights(config))
     assert attach(decoder).note == "no compiled step: experts and latent attention run layer by layer"
     assert decoder.decode_step is None
+    sinks = llama_config(sinks=True, swiglu_limit=7.0)
+    assert "attention sinks" in (unsupported(Decoder(sinks, random_weights(sinks))) or "")
     double = Decoder(llama_config(), random_weights(llama_config(), dtype=torch.float64))
     assert "float64" in (unsupported(double) or "")
     with pytest.raises(EngineError, match="float64"):

@@ -1,5 +1,6 @@
 """GGUF files: every format widened right, conversions undone, tokenizers rebuilt; damage refused by name."""
 
+import itertools
 import json
 import math
 import random
@@ -15,7 +16,7 @@ import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from engine.checkpoint import load_checkpoint
-from engine.config import ExpertsConfig, LatentConfig, ModelConfig, n_parameters
+from engine.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling, n_parameters
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.families.gguf_tokenizer import _SPLITS
 from engine.gguf import read_gguf
@@ -111,6 +112,33 @@ def test_experts_lie_in_one_tensor(tmp_path: Path) -> None:
     loaded = load_checkpoint(path)
     assert loaded.config.experts == experts
     torch.testing.assert_close(logits(loaded.decoder), logits(Decoder(config, weights)), rtol=0, atol=1e-6)
+
+
+def test_gpt_oss_has_sinks_and_biases_of_experts(tmp_path: Path) -> None:
+    config = small(
+        experts=ExpertsConfig(n_experts=3, n_active=2, intermediate_size=64, normalize=True, router_bias=True),
+        qkv_bias=True, o_bias=True, mlp_bias=True, sinks=True, swiglu_limit=7.0, sliding_window=4,
+        sliding_layers=(True, False), rope_theta=150_000.0, rope_scaling=YarnRopeScaling(
+            factor=4.0, original_max_positions=8, magnitude=0.1 * math.log(4) + 1, truncate=False),
+    )  # fmt: skip
+    weights = random_weights(config)
+    stacked = {name: tensor for name, tensor in weights.items() if ".experts." not in name}
+    renames = {}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}"
+        renames[f"{prefix}.post_attention_layernorm.weight"] = f"blk.{layer}.post_attention_norm.weight"
+        for part, kind in itertools.product(("gate_proj", "up_proj", "down_proj"), ("weight", "bias")):
+            name = f"{prefix}.mlp.experts.{part}.{kind}"
+            stacked[name] = torch.stack([weights[f"{prefix}.mlp.experts.{i}.{part}.{kind}"] for i in range(3)])
+            renames[name] = f"blk.{layer}.ffn_{part.removesuffix('_proj')}_exps.{kind}"
+    facts = {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 64,
+             "attention.sliding_window": 4, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+             "rope.scaling.original_context_length": 8}  # fmt: skip
+    metadata = {f"gpt-oss.{key}": value for key, value in facts.items()}
+    path = write_gguf(tmp_path / "m.gguf", config, stacked, architecture="gpt-oss", metadata=metadata, renames=renames)
+    loaded = load_checkpoint(path)
+    assert (loaded.config.experts, loaded.config.rope_scaling) == (config.experts, config.rope_scaling)
+    torch.testing.assert_close(logits(loaded.decoder), logits(Decoder(config, weights)), rtol=0, atol=1e-5)
 
 
 def test_qwen3_is_not_reordered_and_keeps_its_norms(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ runs in double precision and everything can be compared to 1e-9.
 """
 
 import importlib
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.checkpoint import load_checkpoint
 from engine.model import Decoder
@@ -77,6 +79,8 @@ LATENT = {
     "num_hidden_layers": 3,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+OSS = {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 10, "sliding_window": 7, "num_hidden_layers": 3}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-3.1": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
@@ -100,6 +104,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "qwen3-moe": ("Qwen3Moe", EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
     "qwen3-moe-mixed": ("Qwen3Moe", EXPERTS | {"head_dim": 6, "mlp_only_layers": [0], "attention_bias": True}),
+    "gpt-oss": ("GptOss", OSS),
+    "gpt-oss-plain": ("GptOss", OSS | {"attention_bias": False, "rope_parameters": PLAIN_ROPE, "swiglu_limit": 0.5}),
     "deepseek-v2-lite": ("DeepseekV2", LATENT | {"rope_parameters": DEEPSEEK_YARN}),
     "deepseek-v2": (
         "DeepseekV2",
@@ -122,7 +128,7 @@ class Torch64(ModuleType):
 
 def lift_to_float64(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Let transformers' code for one family compute in float64 where it says float32."""
-    folder = {"Qwen3Moe": "qwen3_moe", "DeepseekV2": "deepseek_v2"}.get(kind, kind.lower())
+    folder = {"Qwen3Moe": "qwen3_moe", "DeepseekV2": "deepseek_v2", "GptOss": "gpt_oss"}.get(kind, kind.lower())
     names = [f"transformers.models.{folder}.modeling_{folder}", "transformers.modeling_rope_utils"]
     for name in names:
         monkeypatch.setattr(importlib.import_module(name), "torch", Torch64("torch"))
@@ -133,7 +139,9 @@ def make_random(kind: str, changes: dict[str, Any], dtype: torch.dtype = torch.f
     """A model of transformers with random weights, norms and biases too."""
     class_name = "Gemma3Text" if kind == "Gemma3" else kind
     config = getattr(transformers, f"{class_name}Config")(
-        **(SIZES | changes), attn_implementation="eager" if kind == "Gemma2" else "sdpa", experts_implementation="eager"
+        **(SIZES | changes),
+        attn_implementation="eager" if kind in ("Gemma2", "GptOss") else "sdpa",
+        experts_implementation="eager",
     )
     torch.set_default_dtype(dtype)
     try:
@@ -209,6 +217,32 @@ def test_longrope_turns_by_the_length_of_the_text(
             chunk = theirs(piece, past_key_values=past, use_cache=True).logits
             torch.testing.assert_close(ours.forward(piece, cache), chunk, rtol=0, atol=1e-9)
     torch.testing.assert_close(ours.forward(ids), expected, rtol=0, atol=1e-9)
+
+
+def test_gpt_oss_as_it_is_published_with_experts_in_mxfp4(tmp_path: Path) -> None:
+    """Blocks and scales as the release stores them, against transformers' own widening of the same bytes."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    theirs = make_random("GptOss", OSS | {"intermediate_size": 32})
+    generator = torch.Generator().manual_seed(4)
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in theirs.state_dict().items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            packed[name] = tensor.contiguous()
+            continue
+        n_experts, inputs, outputs = tensor.shape
+        shape = (n_experts, outputs, inputs // 32)
+        packed[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        packed[f"{name}_scales"] = torch.randint(122, 126, shape, dtype=torch.uint8, generator=generator)
+        wide = convert_moe_packed_tensors(packed[f"{name}_blocks"], packed[f"{name}_scales"], dtype=torch.float32)
+        tensor.copy_(wide)
+    save_file(packed, tmp_path / "model.safetensors")
+    document = theirs.config.to_dict() | {"quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    ids = torch.arange(3, 30)[None]
+    with torch.inference_mode():
+        expected = theirs(ids, use_cache=False).logits
+    torch.testing.assert_close(load_checkpoint(tmp_path).decoder.forward(ids), expected, rtol=0, atol=1e-4)
 
 
 def test_the_decoder_of_a_gemma_that_sees(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ FAMILIES = {
     "mixtral": {
         "model_type": "mixtral", **SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None,
     },
+    "gpt-oss": {
+        "model_type": "gpt_oss", **SIZES, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "sliding_window": 16,
+    },
     "deepseek-v2": {
         "model_type": "deepseek_v2", **SIZES, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 24,
         "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12, "n_routed_experts": 4, "n_shared_experts": 1,
@@ -91,7 +95,7 @@ def test_ranks_together_are_the_model(family, tp, tmp_path):
         assert leader.communication_ns > 0
         predicted = row_of(folder, tp)
         assert leader.rank_weight_bytes == predicted.weight_bytes_per_gpu
-        window = leader.new_cache(40, 1, kind="window" if family == "gemma2" else "full")
+        window = leader.new_cache(40, 1, kind="window" if family in ("gemma2", "gpt-oss") else "full")
         assert window.nbytes == predicted.kv_bytes_per_request_per_gpu
         options = GenerationOptions(max_new_tokens=8)
         one, many = (list(generate(d, [5, 6, 7], options))[-1].ids for d in (whole.decoder, leader))
