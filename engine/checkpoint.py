@@ -50,6 +50,10 @@ DTYPES = {
 }
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
+_PIECE = 1 << 20
+"""Elements of a weight that are converted at once."""
+_RETURN_AFTER = 1 << 22
+"""Elements after whose conversion freed memory goes back to the system."""
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes a tensor
@@ -408,9 +412,12 @@ class _Converted(Mapping[str, Tensor]):
         self._select = select
         self._dtype = dtype
         self._device = device
+        self._since_returned = 0
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._tensors[name]
+        if isinstance(stored, StoredTensor) and self._select is None and stored.part is not None:
+            return self._by_pieces(name, stored)
         tensor = loaded(stored)
         if tensor.shape != stored.shape:
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}; {list(stored.shape)} was expected")
@@ -418,6 +425,32 @@ class _Converted(Mapping[str, Tensor]):
             tensor = self._select(name, tensor)
         fresh = isinstance(stored, StoredTensor) and stored.copied and self._select is None  # a part keeps the whole
         return _convert(name, tensor, self._dtype, self._device, fresh=fresh)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of a weight in order, each as `__getitem__` would give it, a large one in several."""
+        stored = self._tensors[name]
+        if not isinstance(stored, StoredTensor) or self._select is not None:
+            yield 0, self[name]
+            return
+        for start, piece in stored.pieces(_PIECE):
+            if piece.shape[1:] != stored.shape[1:]:
+                raise CheckpointError(
+                    f"{name} has rows of shape {list(piece.shape[1:])}; {list(stored.shape[1:])} was expected"
+                )
+            yield start, _convert(name, piece, self._dtype, self._device, fresh=stored.copied)
+            self._since_returned += piece.numel()
+            if self._since_returned > _RETURN_AFTER:
+                _return_freed_memory()
+                self._since_returned = 0
+
+    def _by_pieces(self, name: str, stored: StoredTensor) -> Tensor:
+        """A weight converted some rows at a time: a large table is never there in two dtypes."""
+        whole = torch.empty(stored.shape, dtype=self._dtype, device=self._device)
+        for start, piece in self.pieces(name):
+            if piece.shape == stored.shape:
+                return piece
+            whole[start : start + len(piece)] = piece
+        return whole
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

@@ -10,9 +10,10 @@ Activations, norms, biases and the table of embeddings stay floating. An int4 mo
 int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,13 @@ def _prepack_in(owner: object) -> int:
     return len(layers)
 
 
+@runtime_checkable
+class InPieces(Protocol):
+    """Weights that can be had some rows at a time: (first row, rows) in order."""
+
+    def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]: ...
+
+
 class FormatMaker:
     """A `LinearMaker` that packs; ``source`` gives the weights as stored, before any rounding to 16 bits."""
 
@@ -126,12 +134,23 @@ class FormatMaker:
         self.source = source
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
-        joined = Linear.of(self.source, *names)
-        if joined.weight.size(1) % GROUP:
-            return Linear.of(weights, *names)
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
-        bias = joined.bias.to(weights[f"{names[0]}.weight"].dtype) if joined.bias is not None else None
-        return GroupedLinear(pack(joined.weight, kind, bias))
+        biases = [weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights]
+        bias = torch.cat(biases) if biases else None
+        pieces = self._pieces(*names)
+        first = next(pieces)
+        if first.size(1) % GROUP:
+            return Linear.of(weights, *names)
+        return GroupedLinear(pack_pieces(chain([first], pieces), kind, bias))
+
+    def _pieces(self, *names: str) -> Iterator[Tensor]:
+        """Rows of the matrices in order; of a large one some at a time, where the source can do that."""
+        for name in names:
+            source = self.source
+            if isinstance(source, InPieces):
+                yield from (piece for _, piece in source.pieces(f"{name}.weight"))
+            else:
+                yield source[f"{name}.weight"]
 
 
 def held_bytes(decoder: "Decoder") -> int:
@@ -173,24 +192,20 @@ def packed(layer: object) -> Packed:
 
 
 def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
-    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32.
+    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32."""
+    return pack_pieces(torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1))), kind, bias)
 
-    Some rows at a time: a table of embeddings in float32 is large enough without its copies.
-    """
-    rows, cols = weight.shape
-    at_once = max(1, _PACKED_AT_ONCE // cols)
+
+def pack_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
+    """The same of a matrix that comes some rows at a time: a table of embeddings in float32 is large by itself."""
     make = _pack_int8 if kind == "int8" else _pack_int4
-    values = torch.empty(
-        rows, cols if kind == "int8" else cols // 2, dtype=torch.int8 if kind == "int8" else torch.uint8
-    )
-    per_row = cols // GROUP * (1 if kind == "int8" else 2)
-    scales = torch.zeros(rows * per_row + SCALE_SLACK, dtype=torch.float16)
-    for start in range(0, rows, at_once):
-        some = weight[start : start + at_once]
-        stop = start + len(some)
-        values[start:stop], fresh = make(some.float().view(len(some), cols // GROUP, GROUP))
-        scales[start * per_row : stop * per_row] = fresh.flatten()
-    return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
+    parts = []
+    for piece in pieces:
+        rows, cols = piece.shape
+        parts.append(make(piece.float().view(rows, cols // GROUP, GROUP)))
+    values = torch.cat([values for values, _ in parts])
+    scales = torch.cat([*(scales.flatten() for _, scales in parts), parts[0][1].new_zeros(SCALE_SLACK)])
+    return Packed(format=kind, rows=len(values), cols=cols, values=values, scales=scales, bias=bias)
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:

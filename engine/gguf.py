@@ -61,12 +61,22 @@ class GGUFTensor:
 
     def stored(self) -> StoredTensor:
         """The whole tensor."""
-        return StoredTensor(shape=self.shape, dtype=_PLAIN.get(self.kind, torch.float32), load=lambda: self._read(None))
+        return StoredTensor(
+            shape=self.shape,
+            dtype=_PLAIN.get(self.kind, torch.float32),
+            load=lambda: self._read(None),
+            part=self._rows if len(self.shape) > 1 else None,
+        )
 
     def part(self, index: int) -> StoredTensor:
         """One entry of the first dimension (an expert), read alone."""
         dtype = _PLAIN.get(self.kind, torch.float32)
         return StoredTensor(shape=self.shape[1:], dtype=dtype, load=lambda: self._read(index))
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        size = _n_bytes(self.kind, self.shape[1:], self.name)
+        shape = (stop - start, *self.shape[1:])
+        return self.file.widened(self.offset + start * size, (stop - start) * size, shape, self.kind)
 
     def _read(self, index: int | None) -> Tensor:
         shape = self.shape if index is None else self.shape[1:]

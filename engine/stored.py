@@ -1,7 +1,8 @@
 """Tensors still in their file, and the safetensors files they come from."""
 
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +26,24 @@ _SAFETENSORS = {
 class StoredTensor:
     """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for blocks of few bits.
 
-    ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself.
+    ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself. ``part`` reads
+    some of the first dimension alone, where that can be done.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
     copied: bool = True
+    part: Callable[[int, int], Tensor] | None = None
+
+    def pieces(self, n_elements: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) in order, of about ``n_elements`` each; all at once where no part can be read alone."""
+        if self.part is None or math.prod(self.shape) <= n_elements:
+            yield 0, self.load()
+            return
+        at_once = max(1, n_elements * self.shape[0] // math.prod(self.shape))
+        for start in range(0, self.shape[0], at_once):
+            yield start, self.part(start, min(start + at_once, self.shape[0]))
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Some of the first dimension."""
@@ -72,14 +84,20 @@ def _stored(path: Path, name: str, view: Any) -> StoredTensor:
     kind = view.get_dtype()
     if kind not in _SAFETENSORS:
         raise CheckpointError(f"{path}: {name} is stored as {kind}, which cannot be loaded")
-    load = partial(_load, path, name)
-    return StoredTensor(shape=tuple(view.get_shape()), dtype=_SAFETENSORS[kind], load=load, copied=False)
+    return StoredTensor(
+        shape=tuple(view.get_shape()),
+        dtype=_SAFETENSORS[kind],
+        load=partial(_load, path, name),
+        copied=False,
+        part=partial(_load, path, name),
+    )
 
 
-def _load(path: Path, name: str) -> Tensor:
+def _load(path: Path, name: str, *rows: int) -> Tensor:
+    """The tensor, or rows from the first to before the second of ``rows``."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_slice(name)[rows[0] : rows[1]] if rows else file.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} changed while it was being read: {error}") from None
     return tensor

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -18,11 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import assets
+from engine import checkpoint
 from engine.checkpoint import load_checkpoint, pick_dtype
 from engine.config import ModelConfig, parameter_shapes
 from engine.errors import CheckpointError, ConfigError, InputError, OptionError
 from engine.model import random_weights
 from tests.engine import oracle
+from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -402,4 +405,34 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "m")
     (folder / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["folder", "F32", "Q4_0"])
+def test_weights_taken_some_rows_at_a_time_are_the_same(
+    kind: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of three rows or so, which divide nothing evenly, against everything in one piece."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16)
+    weights = random_weights(config, seed=1)
+    if kind == "folder":
+        hidden = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+        path = save_folder(tmp_path / "m", weights=weights, **hidden)
+    else:
+        path = write_gguf(tmp_path / "m.gguf", config, weights, kind=kind)
+    whole = load_checkpoint(path, dtype=dtype)
+    monkeypatch.setattr(checkpoint, "_PIECE", 200)
+    monkeypatch.setattr(checkpoint, "_RETURN_AFTER", 1000)
+    parts = load_checkpoint(path, dtype=dtype)
+    assert parts.weight_bytes == whole.weight_bytes
+    assert torch.equal(parts.decoder.forward(IDS), whole.decoder.forward(IDS))
+
+
+def test_a_value_that_is_no_number_is_found_in_any_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random_weights(llama_config(), seed=1)
+    weights["model.embed_tokens.weight"][-1, -1] = math.nan
+    folder = save_folder(tmp_path / "m", weights=weights)
+    monkeypatch.setattr(checkpoint, "_PIECE", 200)
+    with pytest.raises(CheckpointError, match="holds values that are not finite"):
         load_checkpoint(folder)
