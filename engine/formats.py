@@ -100,15 +100,14 @@ class PrepackedLinear:
 def prepack(decoder: "Decoder") -> int:
     """Reorder the bfloat16 layers of a decoder on the CPU in place; how many. For where nothing is compiled.
 
-    Matrices of attention and plain MLPs only. A tied head stays, or the table of embeddings would be there twice.
+    Matrices of attention, plain MLPs and the head. Of a tied model the table of embeddings then lies beside the
+    head: a fifth more memory for SmolLM2-135M, and 1.2 times its tokens a second.
     """
     fast = decoder.device.type == "cpu" and torch._C._has_mkldnn
     if not fast or decoder.dtype != torch.bfloat16 or not torch.cpu._is_avx512_bf16_supported():
         return 0
     parts = [part for block in decoder.blocks for part in (block.attention, block.mlp)]
-    owners: list[object] = [part for part in parts if isinstance(part, Attention | MLP)]
-    if not decoder.config.tied:
-        owners.append(decoder)
+    owners: list[object] = [*(part for part in parts if isinstance(part, Attention | MLP)), decoder]
     return sum(_prepack_in(owner) for owner in owners)
 
 
