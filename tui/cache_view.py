@@ -47,7 +47,7 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
         text.append(_bounds_text(bounds, rates))
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
-    return text.append(f"  {of} tokens after a prompt of {len(run.prompt_ids):,}{reused}", "dim")
+    return text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
 
 
 def bounds_of(run: Run) -> Bounds | None:
