@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 
 from calc.params import parameters
 from calc.specs import ModelSpec
 from calc.units import format_decimal
 from engine.events import Generate, ModelInfo
 from engine.hub import cached_model
-from tui.predict import ELEMENT_BYTES, read_spec
+from tui.predict import ELEMENT_BYTES, read_spec, read_weight_bytes
 
 AUTO = 4.0
 """The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
@@ -27,8 +28,7 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     free = available_bytes()
     sure = request.dtype != "auto"
     text = f"loading {spec.name}: {'about' if sure else 'at most'} {format_decimal(weights)} of weights"
-    if request.tp > 1:
-        text += f" on {request.tp} ranks"
+    text += f" on {request.tp} ranks" if request.tp > 1 else packed_hint(spec) if not sure else ""
     if free is None:
         return text
     text += f", {format_decimal(free)} of memory free"
@@ -37,8 +37,24 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     return f"{text}: it {'will' if sure else 'may'} not fit"
 
 
+PACKED = (("int4", {"Q4_0", "Q4_1"}), ("int8", {"Q8_0"}))
+"""The engine's formats, and the GGUF blocks that fit them exactly."""
+
+
+def packed_hint(spec: ModelSpec) -> str:
+    """Which dtype keeps a GGUF file's blocks packed; empty where none does."""
+    name = spec.stored.name if spec.stored is not None else ""
+    kinds = set(re.findall(r"[A-Z]+\d+(?:_\w+)?", name))
+    for dtype, blocks in PACKED:
+        if kinds & blocks and kinds <= blocks | {"Q8_0", "F32", "F16", "BF16"}:
+            return f" (dtype {dtype} keeps it packed: about {format_decimal(weight_bytes(spec, dtype))})"
+    return ""
+
+
 def weight_bytes(spec: ModelSpec, dtype: str) -> float:
-    """Bytes of the weights as the engine would hold them."""
+    """Bytes of the weights as the engine would hold them: of int8 and int4 the table of embeddings stays bfloat16."""
+    if dtype in ("int8", "int4"):
+        return read_weight_bytes(spec, dtype) + spec.vocab_size * spec.hidden_size * ELEMENT_BYTES["bfloat16"]
     return parameters(spec).total * ELEMENT_BYTES.get(dtype, AUTO)
 
 

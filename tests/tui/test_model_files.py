@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 
+from calc.stored import StoredWeights
 from engine.events import Generate
 from engine.found import FoundModel
 from tests.tui.live import live_app, open_pane, until
-from tui.forecast import forecast, weight_bytes
+from tui.forecast import forecast, packed_hint, weight_bytes
 from tui.model_files import BUNDLED, BY_PATH, model_files
 from tui.panes.benchmark import BenchmarkPane
 from tui.panes.generate import GeneratePane
@@ -116,3 +118,21 @@ def test_what_a_model_will_take_is_said_before_it_is_loaded(tmp_path: Path, monk
     (snapshot / "pytorch_model.bin").write_bytes(b"")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert "at most 292.61 kB" in forecast(Generate(prompt="x", model="org/tiny"), None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "hint"),
+    [
+        ("file (Q8_0, F32)", " (dtype int8 keeps it packed: about 83.78 kB)"),
+        ("file (Q4_1, Q8_0, F32)", " (dtype int4 keeps it packed: about 53.32 kB)"),
+        ("file (Q4_K, Q6_K, F32)", ""),
+        ("file (BF16, F32)", ""),
+    ],
+)
+def test_a_packed_file_names_the_dtype_that_keeps_it_so(stored: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    spec = read_spec(str(tmp_path))
+    assert spec is not None
+    assert packed_hint(spec) == ""
+    facts = StoredWeights(name=stored, split_bytes=1, kv_bytes=1, whole_bytes=1)
+    assert packed_hint(replace(spec, stored=facts)) == hint
