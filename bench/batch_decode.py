@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from calc.roofline import bound_s
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.formats import held_bytes
@@ -79,7 +80,9 @@ def report(decoder: Decoder, seconds: dict[int, float], rate: float, options: ar
     print(f"bandwidth of the step {bandwidth / 1e9:.1f} GB/s; arithmetic binds at {rate:.0f} tokens/s")
     print(f"{'batch':>5} {'tok/s':>8} {'rise':>6} {'predicted':>10}")
     for batch, each in seconds.items():
-        predicted = max((weights + batch * row_bytes) / bandwidth, batch / rate)
+        # Arithmetic in units of a token's: `rate` is how many of them the machine does in a second.
+        moved = weights + batch * row_bytes
+        predicted = bound_s(moved_bytes=moved, flops=batch, bytes_per_s=bandwidth, flops_per_s=rate)
         rise, expected = (batch / t / (first / seconds[first]) for t in (each, predicted))
         print(f"{batch:5} {batch / each:8.0f} {rise:6.1f} {expected:10.1f}")
 

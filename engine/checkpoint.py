@@ -416,7 +416,7 @@ class _Converted(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._tensors[name]
-        if isinstance(stored, StoredTensor) and self._select is None and stored.part is not None:
+        if isinstance(stored, StoredTensor) and self._select is None and stored.dtype != self._dtype:
             return self._by_pieces(name, stored)
         tensor = loaded(stored)
         if tensor.shape != stored.shape:
@@ -433,10 +433,6 @@ class _Converted(Mapping[str, Tensor]):
             yield 0, self[name]
             return
         for start, piece in stored.pieces(_PIECE):
-            if piece.shape[1:] != stored.shape[1:]:
-                raise CheckpointError(
-                    f"{name} has rows of shape {list(piece.shape[1:])}; {list(stored.shape[1:])} was expected"
-                )
             yield start, _convert(name, piece, self._dtype, self._device, fresh=stored.copied)
             self._since_returned += piece.numel()
             if self._since_returned > _RETURN_AFTER:
@@ -445,11 +441,16 @@ class _Converted(Mapping[str, Tensor]):
 
     def _by_pieces(self, name: str, stored: StoredTensor) -> Tensor:
         """A weight converted some rows at a time: a large table is never there in two dtypes."""
-        whole = torch.empty(stored.shape, dtype=self._dtype, device=self._device)
+        whole, n_rows = torch.empty(stored.shape, dtype=self._dtype, device=self._device), 0
         for start, piece in self.pieces(name):
             if piece.shape == stored.shape:
                 return piece
-            whole[start : start + len(piece)] = piece
+            n_rows = start + len(piece)
+            if piece.shape[1:] != stored.shape[1:] or n_rows > len(whole):
+                break
+            whole[start:n_rows] = piece
+        if n_rows != len(whole):
+            raise CheckpointError(f"{name} does not have the shape {list(stored.shape)} that its file declares")
         return whole
 
     def __contains__(self, name: object) -> bool:
@@ -477,7 +478,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _return_freed_memory() -> None:
-    """What loading took and freed goes back to the system; glibc would keep it (int4: 449 MB for 159 in use)."""
+    """What loading took and freed goes back to the system; glibc would keep it (bench/load_memory.py)."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -111,7 +111,7 @@ def _add_model_options(parser: Parser) -> None:
         "--model-state-dict",
         "--model",
         metavar="FILE",
-        help=".pt, .safetensors or a model folder (default: the bundled model)",
+        help=".gguf, .safetensors, .pt, a model folder or org/name (default: the bundled model)",
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
     group.add_argument("--compile", choices=get_args(CompileMode), help="the decode step in one piece (default auto)")

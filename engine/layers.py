@@ -105,7 +105,7 @@ class Norm:
     def _one_row(self, x: Tensor, twice: Tensor) -> Tensor:
         """RMSNorm as the first half of a LayerNorm of (x, -x), whose mean is 0 and whose variance is x's mean square.
 
-        One kernel where torch has six small ones for RMSNorm on the CPU: 4.9 against 9.6 us a row of 576.
+        One kernel where torch has six small ones for RMSNorm on the CPU.
         """
         mirrored = torch.layer_norm(torch.cat((x, -x), -1), twice.shape, twice, None, self.eps)
         return mirrored[:, : self.shape[0]]

@@ -62,7 +62,7 @@ class Sampler:
 def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
     """(the largest of logits (1, V), not a number where one of them is none; its token (1, 1)).
 
-    On the CPU by numpy: 50,000 logits take it 3 us, and torch's max 70 us or, in bfloat16, 150.
+    On the CPU by numpy, which finds it in a tenth of the time that torch's max takes, or less.
     """
     if logits.device.type != "cpu":
         best, token = logits.max(-1, keepdim=True)

@@ -54,8 +54,13 @@ def bounds_of(run: Run) -> Bounds | None:
     """The least times of a run, as calc has them with this machine's rates; None without a cache."""
     if run.model is None or not run.request.use_cache:
         return None
-    fresh = len(run.prompt_ids) - run.reused_tokens
-    return predicted_times(run.model, run.request.cache, prompt_tokens=fresh, new_tokens=len(run.ids))
+    return predicted_times(
+        run.model,
+        run.request.cache,
+        prompt_tokens=len(run.prompt_ids),
+        new_tokens=len(run.ids),
+        reused_tokens=run.reused_tokens,
+    )
 
 
 def _bounds_text(bounds: Bounds, rates: Timing) -> str:

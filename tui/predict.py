@@ -161,8 +161,13 @@ class Bounds:
     read_bytes_per_s: float
 
 
-def predicted_times(info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new_tokens: int) -> Bounds | None:
-    """calc's roofline with the rates that the engine measured of this machine; None where it measured none."""
+def predicted_times(
+    info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new_tokens: int, reused_tokens: int = 0
+) -> Bounds | None:
+    """calc's roofline with the rates that the engine measured of this machine; None where it measured none.
+
+    `reused_tokens` of the prompt were in the cache: the first pass attends to them, and runs the others.
+    """
     if not info.read_bytes_per_s or not info.matmul_flops_per_s or not prompt_tokens:
         return None
     spec = spec_of(info)
@@ -170,8 +175,8 @@ def predicted_times(info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new
     rates = {"bytes_per_s": info.read_bytes_per_s, "flops_per_s": info.matmul_flops_per_s}
     middle = prompt_tokens + new_tokens / 2
     step_bytes = decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=middle)
-    attention = _attention_unit(spec, Phase.PREFILL) * prompt_tokens**2
-    flops = prefill_flops(spec, prompt_tokens, attention_flops=attention)
+    attention = _attention_unit(spec, Phase.PREFILL) * (prompt_tokens**2 - reused_tokens**2)
+    flops = prefill_flops(spec, prompt_tokens - reused_tokens, attention_flops=attention)
     return Bounds(
         ttft_s=bound_s(moved_bytes=weights, flops=flops, **rates),
         tpot_s=step_bytes / info.read_bytes_per_s,

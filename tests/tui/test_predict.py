@@ -127,6 +127,13 @@ def test_least_times_by_hand() -> None:
     assert computed.ttft_s == pytest.approx((2 * 50 * 2 * layer + 2 * 2048 * 384 + attention) / 1e9)
     assert computed.tpot_s == bounds.tpot_s
 
+    # 40 of the 50 were in the cache: ten run through the layers, and attend to all before them; a step reads the same.
+    again = predicted_times(slow, "full", prompt_tokens=50, new_tokens=20, reused_tokens=40)
+    assert again is not None
+    attention -= attention_flops(spec_of(INFO), 40)
+    assert again.ttft_s == pytest.approx((2 * 10 * 2 * layer + 2 * 2048 * 384 + attention) / 1e9)
+    assert again.tpot_s == bounds.tpot_s
+
 
 def attention_flops(spec: ModelSpec, n_tokens: int) -> int:
     flops, _ = attention_work(

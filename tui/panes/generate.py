@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
@@ -342,10 +343,10 @@ class GeneratePane(Pane):
         self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
 
     def _put(self, name: str, text: Text) -> None:
-        """Show a text; while it has as many lines as before nothing moves, and nothing is laid out anew."""
+        """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""
         view = self.query_one(name, Static)
-        before = view.content
-        same = isinstance(before, Text) and before.plain.count("\n") == text.plain.count("\n")
+        before, width = view.content, view.size.width
+        same = isinstance(before, Text) and width > 0 and height_of(before, width) == height_of(text, width)
         view.update(text, layout=not same)
 
     @property
@@ -476,6 +477,11 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             request = self.run.request if self.run else Generate(prompt=self.query_one(Prompt).text)
         return shlex.join(["kvscope", "generate", *generate_options(request)])
+
+
+def height_of(text: Text, width: int) -> int:
+    """At least the lines a text takes: longer ones are wrapped."""
+    return sum(max(1, -(-cell_len(line) // width)) for line in text.plain.split("\n"))
 
 
 def generate_options(request: Generate) -> list[str]:
