@@ -10,6 +10,7 @@ line for the machine and one for each run. The text is a fixed draw of token ids
 """
 
 import argparse
+import gc
 import json
 import platform
 import random
@@ -175,13 +176,22 @@ def bandwidth_gb_s(probe: torch.Tensor) -> float:
     return probe.nbytes / (time.perf_counter() - start) / 1e9
 
 
+def without_collections(run: Arm) -> Times:
+    """One run as `timeit` does it: Python would otherwise walk the objects of every arm's library in each of them."""
+    gc.disable()
+    try:
+        return run()
+    finally:
+        gc.enable()
+
+
 def measure(arms: dict[str, Arm], rounds: int) -> list[dict[str, Any]]:
     """One record a run; a first round to warm up is left out."""
     probe = torch.ones(PROBE_BYTES // 4)
     records = []
     for number in range(rounds + 1):
         for name, run in arms.items():
-            bandwidth, times = bandwidth_gb_s(probe), run()
+            bandwidth, times = bandwidth_gb_s(probe), without_collections(run)
             if number:
                 records.append(
                     {
