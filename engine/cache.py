@@ -8,7 +8,7 @@ Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_di
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -112,7 +112,23 @@ class _Counted:
         return torch.arange(self.length + n_new, device=self._device)
 
 
-class KVCache(_Counted):
+class Store(NamedTuple):
+    """The memory of one layer: keys, then values (2, B, K, slots, h), and a scale for each vector of 8-bit ones.
+
+    Token t of a row lies in slot t, or t modulo the slots where these are fewer.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+
+
+class KeysValues(_Counted):
+    """The caches of keys and values, as opposed to latent ones: memory that a compiled step can be shown."""
+
+    stores: Sequence[Store]
+
+
+class KVCache(KeysValues):
     """Keys and values of all layers in one tensor (L, 2, B, K, capacity, h)."""
 
     def __init__(
@@ -129,6 +145,7 @@ class KVCache(_Counted):
         shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
         self.storage = _allocate(shape, dtype, device, n_tokens=capacity)
         self._layers = self.storage.unbind(0)
+        self.stores = [Store(layer) for layer in self._layers]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (2, B, K, T, h) goes after the tokens held. Both results are views: nothing held is copied.
@@ -157,7 +174,7 @@ class KVCache(_Counted):
         return self.bytes_per_token * self.length
 
 
-class WindowCache(_Counted):
+class WindowCache(KeysValues):
     """As `KVCache`, but a sliding layer keeps only its window: a ring of min(capacity, window) tokens."""
 
     def __init__(
@@ -177,6 +194,7 @@ class WindowCache(_Counted):
             _allocate((2, batch_size, config.n_kv_heads, n, config.head_dim), dtype, device, n_tokens=n)
             for n in self._slots
         ]
+        self.stores = [Store(layer) for layer in self._layers]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (2, B, K, T, h). One new token: views, in the ring's order, which attention does not see."""
@@ -268,7 +286,7 @@ class LatentCache(_Counted):
         return self.nbytes // self.capacity * self.length
 
 
-class Int8Cache(_Counted):
+class Int8Cache(KeysValues):
     """Keys and values in 8 bits with a float32 scale for each head of each token: max |x| is 127 steps.
 
     Attention gets them widened to ``dtype``, so it saves memory, not time.
@@ -289,6 +307,7 @@ class Int8Cache(_Counted):
         self._dtype = dtype
         self.storage = _allocate(shape, torch.int8, device, n_tokens=capacity)
         self.scales = _allocate((*shape[:-1], 1), torch.float32, device, n_tokens=capacity)
+        self.stores = [Store(*layer) for layer in zip(self.storage, self.scales, strict=True)]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (2, B, K, T, h) is rounded; the results are what was kept, widened."""

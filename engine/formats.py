@@ -32,7 +32,7 @@ GROUP = 32
 _PACKED_AT_ONCE = 1 << 20  # weights
 _WIDENED_AT_ONCE = 1 << 21
 SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
-_FLOATING: dict[torch.dtype, WeightFormat] = {
+FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -182,11 +182,11 @@ def packed(layer: object) -> Packed:
     """Any linear layer as step.cpp reads it, without copying."""
     if isinstance(layer, GroupedLinear):
         return layer.packed
-    if not isinstance(layer, Linear) or layer.weight.dtype not in _FLOATING:
+    if not isinstance(layer, Linear) or layer.weight.dtype not in FLOATING:
         raise TypeError(f"a {type(layer).__name__} has no packed form")
     rows, cols = layer.weight.shape
     return Packed(
-        format=_FLOATING[layer.weight.dtype], rows=rows, cols=cols, values=layer.weight.contiguous(), bias=layer.bias
+        format=FLOATING[layer.weight.dtype], rows=rows, cols=cols, values=layer.weight.contiguous(), bias=layer.bias
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.block import make_block
-from engine.cache import Cache, CacheKind, KVCache, make_cache
+from engine.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
 from engine.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
 from engine.errors import PromptError
 from engine.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
@@ -27,7 +27,7 @@ class DecodeStep(Protocol):
 
     max_rows: int
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: ...
+    def __call__(self, ids: Tensor, cache: KeysValues) -> Tensor: ...
 
 
 class Decoder:
@@ -36,7 +36,7 @@ class Decoder:
     ``weights``: every name of `parameter_shapes`, in one dtype on one device. Projections that read the
     same input (q, k, v; gate, up) are laid side by side, so that each pair or triple is one product.
     ``linear`` makes the linear layers, in whatever format (`engine.layers.LinearMaker`).
-    ``decode_step``, when set, runs the steps of one new token on a plain cache instead of the layers here.
+    ``decode_step``, when set, runs the steps of one new token instead of the layers here.
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], *, linear: LinearMaker = Linear.of) -> None:
@@ -119,9 +119,8 @@ class Decoder:
             if cache is not None:
                 cache.require(batch_size, n_new)
             self._check_positions(past + n_new)
-            if n_new == 1 and isinstance(cache, KVCache) and self._steps_at_once(cache):
-                assert self.decode_step is not None
-                logits = self.decode_step(ids, cache)
+            if n_new == 1 and isinstance(cache, KeysValues) and (at_once := self._step_for(cache)) is not None:
+                logits = at_once(ids, cache)
                 cache.advance(1)
                 return logits
             step = self._step(batch_size, n_new, cache)
@@ -134,9 +133,11 @@ class Decoder:
                 x = x.view(batch_size, n_new, -1)[:, -1]
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
 
-    def _steps_at_once(self, cache: KVCache) -> bool:
+    def _step_for(self, cache: KeysValues) -> DecodeStep | None:
+        """What runs a whole step on this cache, if anything does."""
         step = self.decode_step
-        return step is not None and cache.padding is None and cache.batch_size <= step.max_rows
+        in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
+        return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
 
     def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
         """Token embeddings, plus learned positions where the model has them: (N, D), a fresh tensor."""

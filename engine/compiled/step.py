@@ -5,6 +5,7 @@
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.block import SandwichBlock
-from engine.cache import KVCache
+from engine.cache import KeysValues, Store
 from engine.compiled.build import BuildError, build_library, cached_library
 from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import EngineError
-from engine.formats import CODES, packed, prepack
+from engine.experts import Experts
+from engine.formats import CODES, FLOATING, packed, prepack
 from engine.layers import MLP, Attention, Linear, Norm
 from engine.model import Decoder
 from engine.rotary import rope_magnitude
@@ -24,7 +26,7 @@ from engine.rotary import rope_magnitude
 CompileMode = Literal["auto", "off", "on"]
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
 MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
-_FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CACHE_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 _ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
@@ -40,11 +42,15 @@ class _Norm(ctypes.Structure):
     _fields_ = [("weight", _Pointer), ("bias", _Pointer)]
 
 
+class _Expert(ctypes.Structure):
+    _fields_ = [("up", _Linear), ("down", _Linear)]
+
+
 class _Layer(ctypes.Structure):
     _fields_ = [
-        ("qkv", _Linear), ("output", _Linear), ("up", _Linear), ("down", _Linear),
+        ("qkv", _Linear), ("output", _Linear), ("mlp", _Expert), ("router", _Linear), ("experts", _Pointer),
         ("attention_norm", _Norm), ("mlp_norm", _Norm), ("post_attention_norm", _Norm), ("post_mlp_norm", _Norm),
-        ("q_norm", _Pointer), ("k_norm", _Pointer), ("frequencies", _Pointer), ("window", _Int),
+        ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer), ("frequencies", _Pointer), ("window", _Int),
     ]  # fmt: skip
 
 
@@ -52,17 +58,21 @@ class _Model(ctypes.Structure):
     _fields_ = [
         ("layers", _Pointer), ("embedding", _Linear), ("positions", _Linear), ("head", _Linear), ("norm", _Norm),
         ("n_layers", _Int), ("hidden_size", _Int), ("n_heads", _Int), ("n_kv_heads", _Int), ("head_dim", _Int),
-        ("rotary_dim", _Int), ("intermediate_size", _Int), ("vocab_size", _Int),
+        ("rotary_dim", _Int), ("vocab_size", _Int), ("inner_size", _Int), ("n_experts", _Int), ("n_active", _Int),
         ("norm_eps", _Float), ("attention_scale", _Float), ("embedding_scale", _Float), ("rotary_scale", _Float),
-        ("attention_cap", _Float), ("logit_cap", _Float),
-        ("activation", _Code), ("gated", _Code), ("cache_format", _Code),
+        ("attention_cap", _Float), ("logit_cap", _Float), ("swiglu_limit", _Float), ("expert_scale", _Float),
+        ("activation", _Code), ("gated", _Code), ("normalized", _Code), ("halves", _Code),
     ]  # fmt: skip
+
+
+class _Store(ctypes.Structure):
+    _fields_ = [("values", _Pointer), ("scales", _Pointer), ("slots", _Int)]
 
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        ("ids", _Pointer), ("past", _Pointer), ("cache", _Pointer), ("logits", _Pointer), ("scratch", _Pointer),
-        ("batch", _Int), ("capacity", _Int), ("threads", _Code),
+        ("ids", _Pointer), ("past", _Pointer), ("padding", _Pointer), ("stores", _Pointer), ("logits", _Pointer),
+        ("scratch", _Pointer), ("batch", _Int), ("threads", _Code), ("cache_format", _Code),
     ]  # fmt: skip
 
 
@@ -71,12 +81,12 @@ def unsupported(decoder: Decoder) -> str | None:
     config = decoder.config
     if decoder.device.type != "cpu":
         return "it runs on the CPU only"
-    if decoder.dtype not in _FLOATS:
+    if decoder.dtype not in FLOATING:
         return "it computes in float32; float64 was asked for"
-    if config.experts is not None or config.latent is not None:
-        return "experts and latent attention run layer by layer"
-    if config.sinks or config.swiglu_limit is not None:
-        return "attention sinks and clamped activations run layer by layer"
+    if config.latent is not None:
+        return "latent attention runs layer by layer"
+    if config.experts is not None and (config.experts.n_groups > 1 or config.post_norms):
+        return "experts in groups, or with norms after them, run layer by layer"
     ropes = [kind.rope for kind in decoder.kinds if kind.rope is not None]
     if any(isinstance(rope.scaling, LongRopeScaling) for rope in ropes):
         return "positions that change with the context's length run layer by layer"
@@ -99,47 +109,38 @@ class CompiledStep:
         self.config = decoder.config
         self._library = library
         self._kept: list[Tensor] = []
+        self._experts: list[ctypes.Array[_Expert]] = []
         self._layers = (_Layer * decoder.config.n_layers)(
             *[self._layer(decoder, i) for i in range(len(decoder.blocks))]
         )
         self._model = self._make_model(decoder)
-        self._scratch: tuple[int, int, Tensor, ctypes.Array[ctypes.c_int64]] | None = None
         self._small = sum(t.nbytes for t in self._kept) < _MIN_BYTES_FOR_THREADS
         self._call = library.decode_step
         self._call.restype, self._call.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p]
         self._model_address = ctypes.addressof(self._model)
-        self._step = _Step()
-        self._step_address = ctypes.addressof(self._step)
+        self._step: _BoundStep | None = None
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
-        batch = ids.size(0)
+    def __call__(self, ids: Tensor, cache: KeysValues) -> Tensor:
         threads = 1 if self._small else torch.get_num_threads()
-        scratch, past = self._buffers(batch, threads)
-        past[:] = [cache.length] * batch
-        ids = ids.contiguous()
-        logits = torch.empty(batch, 1, self.config.vocab_size)
         step = self._step
-        step.ids, step.cache = ids.data_ptr(), cache.storage.data_ptr()
-        step.logits, step.scratch = logits.data_ptr(), scratch.data_ptr()
-        step.batch, step.capacity, step.threads = batch, cache.capacity, threads
-        self._call(self._model_address, self._step_address)
+        if step is None or step.cache() is not cache or step.threads != threads:
+            step = self._step = _BoundStep(cache, threads, self._scratch(cache.batch_size, threads))
+        ids = ids.contiguous()
+        logits = torch.empty(cache.batch_size, 1, self.config.vocab_size)
+        step.past[:] = [cache.length] * cache.batch_size
+        step.record.ids, step.record.logits = ids.data_ptr(), logits.data_ptr()
+        self._call(self._model_address, step.address)
         return logits
 
-    def _buffers(self, batch: int, threads: int) -> tuple[Tensor, "ctypes.Array[ctypes.c_int64]"]:
-        """Scratch memory and the counts of cached tokens, kept from step to step."""
-        if self._scratch is None or self._scratch[:2] != (batch, threads):
-            count = self._library.scratch_floats
-            count.restype, count.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
-            floats = torch.zeros(count(self._model_address, batch, threads))
-            past = (ctypes.c_int64 * batch)()
-            self._step.past = ctypes.addressof(past)
-            self._scratch = (batch, threads, floats, past)
-        return self._scratch[2], self._scratch[3]
+    def _scratch(self, batch: int, threads: int) -> Tensor:
+        count = self._library.scratch_floats
+        count.restype, count.argtypes = ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32]
+        return torch.zeros(count(self._model_address, batch, threads))
 
     def _make_model(self, decoder: Decoder) -> _Model:
         c = decoder.config
         rope = next((kind.rope for kind in decoder.kinds if kind.rope is not None), None)
-        table = decoder.position_embedding
+        table, experts = decoder.position_embedding, c.experts
         return _Model(
             layers=ctypes.addressof(self._layers),
             embedding=self._linear(Linear(decoder.embedding)),
@@ -148,35 +149,50 @@ class CompiledStep:
             norm=self._norm(decoder.norm),
             n_layers=c.n_layers, hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
             head_dim=c.head_dim, rotary_dim=rope.rotary_dim if rope is not None else 0,
-            intermediate_size=c.intermediate_size, vocab_size=c.vocab_size,
+            vocab_size=c.vocab_size, inner_size=_inner_size(c),
+            n_experts=experts.n_experts if experts is not None else 0,
+            n_active=experts.n_active if experts is not None else 0,
             norm_eps=c.norm_eps, attention_scale=c.attention_scale, embedding_scale=decoder.embed_scale,
             rotary_scale=rope_magnitude(rope.scaling) if rope is not None else 1.0,
             attention_cap=c.attention_softcap or 0.0, logit_cap=c.logit_softcap or 0.0,
-            activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp, cache_format=_FLOATS[decoder.dtype],
+            swiglu_limit=c.swiglu_limit or 0.0, expert_scale=experts.scale if experts is not None else 1.0,
+            activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
+            normalized=experts is not None and experts.normalize, halves=decoder.dtype == torch.bfloat16,
         )  # fmt: skip
 
     def _layer(self, decoder: Decoder, index: int) -> _Layer:
         block, kind = decoder.blocks[index], decoder.config.layer(index)
         attention, mlp = block.attention, block.mlp
         assert isinstance(attention, Attention)  # `unsupported` has seen to it
-        assert isinstance(mlp, MLP)
+        routed = mlp if isinstance(mlp, Experts) else None
+        plain = mlp.shared if isinstance(mlp, Experts) else mlp
         rotary = decoder.rotaries[attention.kind]
         sandwich = block if isinstance(block, SandwichBlock) else None
         q_norm, k_norm = self._qk_norms(attention, decoder.config)
         return _Layer(
             qkv=self._linear(attention.qkv),
             output=self._linear(attention.output),
-            up=self._linear(mlp.up),
-            down=self._linear(mlp.down),
+            mlp=self._expert(plain) if plain is not None else _Expert(),
+            router=self._linear(routed.router) if routed is not None else _Linear(),
+            experts=self._all_experts(routed) if routed is not None else None,
             attention_norm=self._norm(block.attention_norm),
             mlp_norm=self._norm(block.mlp_norm),
             post_attention_norm=self._norm(sandwich.post_attention_norm) if sandwich else _Norm(),
             post_mlp_norm=self._norm(sandwich.post_mlp_norm) if sandwich else _Norm(),
             q_norm=q_norm,
             k_norm=k_norm,
+            sinks=self._keep(attention.sinks.float()) if attention.sinks is not None else None,
             frequencies=self._keep(rotary.inverse_frequencies) if rotary is not None else None,
             window=kind.window or 0,
         )
+
+    def _expert(self, mlp: MLP) -> _Expert:
+        return _Expert(up=self._linear(mlp.up), down=self._linear(mlp.down))
+
+    def _all_experts(self, routed: Experts) -> int:
+        records = (_Expert * len(routed.experts))(*map(self._expert, routed.experts))
+        self._experts.append(records)
+        return ctypes.addressof(records)
 
     def _qk_norms(self, attention: Attention, config: ModelConfig) -> tuple[int | None, int | None]:
         rows = attention.qk_norm
@@ -204,11 +220,46 @@ class CompiledStep:
         return self._kept[-1].data_ptr()
 
 
+class _BoundStep:
+    """The record of a step on one cache, filled once; a step then changes three pointers' worth of it."""
+
+    def __init__(self, cache: KeysValues, threads: int, scratch: Tensor) -> None:
+        self.cache = weakref.ref(cache)
+        self.threads = threads
+        self._scratch = scratch
+        self._stores = (_Store * len(cache.stores))(*map(_store, cache.stores))
+        self.past = (ctypes.c_int64 * cache.batch_size)()
+        self._padding = cache.padding.contiguous() if cache.padding is not None else None
+        self.record = _Step(
+            past=ctypes.addressof(self.past),
+            padding=self._padding.data_ptr() if self._padding is not None else None,
+            stores=ctypes.addressof(self._stores),
+            scratch=scratch.data_ptr(),
+            batch=cache.batch_size,
+            threads=threads,
+            cache_format=_CACHE_FORMATS[cache.stores[0].values.dtype],
+        )
+        self.address = ctypes.addressof(self.record)
+
+
+def _store(store: Store) -> _Store:
+    scales = store.scales.data_ptr() if store.scales is not None else None
+    return _Store(values=store.values.data_ptr(), scales=scales, slots=store.values.size(3))
+
+
+def _inner_size(config: ModelConfig) -> int:
+    """The largest inner width of a row: of its MLP, or of all experts it goes through."""
+    experts = config.experts
+    if experts is None:
+        return config.intermediate_size
+    return max(config.intermediate_size, experts.shared_size, experts.n_active * experts.intermediate_size)
+
+
 def _check_records(library: ctypes.CDLL) -> None:
     """Refuse a library whose structs are not those above (a compiler with other rules of layout)."""
     sizes = library.record_bytes
     sizes.restype, sizes.argtypes = ctypes.c_int64, [ctypes.c_int32]
-    records: Sequence[Any] = (_Linear, _Layer, _Model, _Step)
+    records: Sequence[Any] = (_Linear, _Expert, _Layer, _Model, _Store, _Step)
     if [sizes(i) for i in range(len(records))] != [ctypes.sizeof(record) for record in records]:
         raise BuildError("the compiled step's records do not match")
 

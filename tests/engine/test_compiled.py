@@ -2,26 +2,28 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from engine.cache import CacheKind
 from engine.compiled import build
 from engine.compiled.step import MAX_ROWS, attach, unsupported
-from engine.config import ModelConfig
+from engine.config import ExpertsConfig, ModelConfig
 from engine.errors import EngineError
-from engine.formats import FormatMaker, QuantizedFormat
+from engine.formats import FormatMaker, GroupedLinear, QuantizedFormat
 from engine.generate import GenerationOptions, generate
+from engine.layers import Linear, LinearMaker, Weights
 from engine.model import Decoder, random_weights
 from tests.engine.models import VARIANTS, llama_config
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in build.COMPILERS), reason="there is no C++ compiler"
 )
-COMPILED = [name for name in VARIANTS if name not in ("experts", "latent")]
+COMPILED = [name for name in VARIANTS if name != "latent"]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,9 +40,11 @@ def _pair(config: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Deco
     return eager, compiled
 
 
-def _steps(decoder: Decoder, ids: Tensor, n_prompt: int) -> Tensor:
+def _steps(
+    decoder: Decoder, ids: Tensor, n_prompt: int, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
+) -> Tensor:
     """Logits of a prefill of n_prompt tokens and of one step for each that follows, (B, T - n_prompt + 1, V)."""
-    cache = decoder.new_cache(ids.size(1), ids.size(0))
+    cache = decoder.new_cache(ids.size(1), ids.size(0), kind=kind, padding=padding)
     logits = [decoder.forward(ids[:, :n_prompt], cache, last_only=True)]
     logits += [decoder.forward(ids[:, i : i + 1], cache) for i in range(n_prompt, ids.size(1))]
     return torch.cat(logits, 1).float()
@@ -72,6 +76,106 @@ def test_sizes_that_are_no_multiple_of_a_vector(sizes: tuple[int, int, int, int,
     eager, compiled = _pair(config)
     ids = _ids(config, 2, 270)  # past two chunks of the running softmax
     torch.testing.assert_close(_steps(compiled, ids, 255), _steps(eager, ids, 255), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["experts", "sinks", "shared"])
+@pytest.mark.parametrize("n_rows", [1, 9])
+def test_experts_and_sinks(name: str, n_rows: int) -> None:
+    """Rows choose different experts; shared ones, biases, clamped activations and sinks are gpt-oss's and others'."""
+    experts = {
+        "experts": ExpertsConfig(n_experts=7, n_active=3, intermediate_size=40, normalize=True, scale=1.7),
+        "sinks": ExpertsConfig(n_experts=4, n_active=2, intermediate_size=24, normalize=True, router_bias=True),
+        "shared": ExpertsConfig(n_experts=5, n_active=2, intermediate_size=8, normalize=False, shared_size=50),
+    }[name]
+    config = llama_config(
+        n_layers=3, experts=experts, expert_layers=(True, False, True), mlp_bias=name == "sinks",
+        sinks=name == "sinks", swiglu_limit=0.5 if name == "sinks" else None,
+    )  # fmt: skip
+    eager, compiled = _pair(config)
+    ids = _ids(config, n_rows, 20)
+    torch.testing.assert_close(_steps(compiled, ids, 3), _steps(eager, ids, 3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "one-head-learned", "sliding", "mixed", "experts"])
+@pytest.mark.parametrize("kind", ["full", "int8"])
+def test_ragged_rows(name: str, kind: CacheKind) -> None:
+    """Rows that begin later than others: their positions count from there, and nothing before is seen."""
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids, padding = _ids(config, 5, 30), [0, 3, 1, 4, 2]
+    expected, got = (_steps(decoder, ids, 5, kind=kind, padding=padding) for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+    if kind == "full":
+        alone = _steps(compiled, ids[1:2, 3:], 2)
+        torch.testing.assert_close(got[1:2], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sliding", "mixed", "llama"])
+@pytest.mark.parametrize("n_prompt", [1, 4, 5, 9])
+def test_window_cache_is_a_ring(name: str, n_prompt: int) -> None:
+    """Windows of 5 tokens, filled up to, at and past their end by the prompt, then turned several times."""
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, 3, 33)
+    expected, got = (_steps(decoder, ids, n_prompt, kind="window") for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "partial"])
+def test_8_bit_cache(name: str) -> None:
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, 2, 40)
+    expected, got = (_steps(decoder, ids, 3, kind="int8") for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)  # a value between two steps may fall to either
+    assert (got - expected).abs().mean() < 1e-4
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
+def test_many_rows_in_bfloat16(form: str) -> None:
+    """Eight rows at a time may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
+    weights = random_weights(config, dtype=torch.bfloat16, seed=3)
+    linear: LinearMaker = Linear.of
+    if form in ("int8", "int4"):
+        linear = FormatMaker("int8" if form == "int8" else "int4", weights)
+    eager, compiled = (Decoder(config, weights, linear=linear) for _ in range(2))
+    attach(compiled, "on")
+    exact = Decoder(config, {name: w.double() for name, w in weights.items()}, linear=_widened(linear))
+    ids = _ids(config, 19, 12)
+    truth = _steps(exact, ids, 4)[:, 1:]
+    errors = [(_steps(decoder, ids, 4)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
+    assert errors[0] <= errors[1]
+    assert errors[0] < 0.03
+
+
+def _widened(linear: LinearMaker) -> LinearMaker:
+    """The numbers that a packed layer stands for, as a plain layer in float64."""
+
+    def make(weights: Weights, *names: str) -> Linear:
+        layer = linear(weights, *names)
+        return Linear(
+            layer.weight(torch.float64) if isinstance(layer, GroupedLinear) else Linear.of(weights, *names).weight
+        )
+
+    return make
+
+
+def test_one_decoder_and_several_caches() -> None:
+    """A step is bound to the cache it ran on last; another one of the same size must not be mistaken for it."""
+    eager, compiled = _pair(llama_config())
+    ids = _ids(eager.config, 2, 8)
+    caches = [[decoder.new_cache(8) for _ in range(2)] for decoder in (eager, compiled)]
+    for i in range(8):
+        for row in range(2):
+            expected, got = (
+                decoder.forward(ids[row : row + 1, i : i + 1], caches[n][row])
+                for n, decoder in enumerate((eager, compiled))
+            )
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 
 def test_cache_is_written_as_the_layers_write_it() -> None:
@@ -134,23 +238,19 @@ def test_threads_give_the_same_logits() -> None:
     torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=0)
 
 
-def test_large_batches_and_padded_rows_run_layer_by_layer() -> None:
-    eager, compiled = _pair(llama_config())
-    ids = _ids(eager.config, MAX_ROWS + 1, 6)
+def test_large_batches_and_padded_rings_run_layer_by_layer() -> None:
+    eager, compiled = _pair(llama_config(sliding_window=5))
+    ids = _ids(eager.config, MAX_ROWS + 1, 12)
     assert torch.equal(_steps(compiled, ids, 2), _steps(eager, ids, 2))
-    for decoder in (eager, compiled):
-        cache = decoder.new_cache(8, 2, padding=[0, 2])
-        decoder.forward(ids[:2, :3], cache)
-        decoder.forward(ids[:2, 3:4], cache)
+    ragged = [_steps(decoder, ids[:2], 3, kind="window", padding=[0, 2]) for decoder in (compiled, eager)]
+    assert torch.equal(*ragged)
 
 
 def test_what_it_does_not_run_is_said() -> None:
-    config = llama_config(**VARIANTS["experts"])
+    config = llama_config(**VARIANTS["latent"])
     decoder = Decoder(config, random_weights(config))
-    assert attach(decoder).note == "no compiled step: experts and latent attention run layer by layer"
+    assert attach(decoder).note == "no compiled step: latent attention runs layer by layer"
     assert decoder.decode_step is None
-    sinks = llama_config(sinks=True, swiglu_limit=7.0)
-    assert "attention sinks" in (unsupported(Decoder(sinks, random_weights(sinks))) or "")
     double = Decoder(llama_config(), random_weights(llama_config(), dtype=torch.float64))
     assert "float64" in (unsupported(double) or "")
     with pytest.raises(EngineError, match="float64"):
