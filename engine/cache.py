@@ -122,13 +122,7 @@ class Store(NamedTuple):
     scales: Tensor | None = None
 
 
-class KeysValues(_Counted):
-    """The caches of keys and values, as opposed to latent ones: memory that a compiled step can be shown."""
-
-    stores: Sequence[Store]
-
-
-class KVCache(KeysValues):
+class KVCache(_Counted):
     """Keys and values of all layers in one tensor (L, 2, B, K, capacity, h)."""
 
     def __init__(
@@ -174,7 +168,7 @@ class KVCache(KeysValues):
         return self.bytes_per_token * self.length
 
 
-class WindowCache(KeysValues):
+class WindowCache(_Counted):
     """As `KVCache`, but a sliding layer keeps only its window: a ring of min(capacity, window) tokens."""
 
     def __init__(
@@ -286,7 +280,7 @@ class LatentCache(_Counted):
         return self.nbytes // self.capacity * self.length
 
 
-class Int8Cache(KeysValues):
+class Int8Cache(_Counted):
     """Keys and values in 8 bits with a float32 scale for each head of each token: max |x| is 127 steps.
 
     Attention gets them widened to ``dtype``, so it saves memory, not time.
@@ -329,6 +323,10 @@ class Int8Cache(KeysValues):
     def used_bytes(self) -> int:
         """Bytes of the tokens held."""
         return self.nbytes // self.capacity * self.length
+
+
+KeysValues = KVCache | WindowCache | Int8Cache
+"""Caches whose layers are a `Store` each, which a compiled step can read and write."""
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahea
 
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IVec __attribute__((vector_size(64)));
+typedef uint32_t UVec __attribute__((vector_size(64)));
 
 // ---- what Python hands over -------------------------------------------------------------------------------------
 
@@ -146,6 +147,12 @@ inline void narrow(float x, BFloat &out) {  // to nearest, ties to even
 }
 
 inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat *p, Vec v) {
+    const IVec bits = (IVec)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    const Halves high = __builtin_convertvector((IVec)((UVec)rounded >> 16), Halves);
+    std::memcpy(p, &high, sizeof high);
+}
 inline Vec all(float x) { return Vec{} + x; }
 
 inline float sum(Vec v) {
@@ -232,12 +239,14 @@ template <class T> Vec dot(const T *w, int64_t cols, const float *x) {
     for (; c + LANES <= cols; c += LANES) total[0] += load(w + c) * load(x + c);
     float rest = 0;
     for (; c < cols; c++) rest += widen(w[c]) * x[c];
-    total[0][0] += rest;
+    total[0] += Vec{rest};
     return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
-// R rows times N vectors: weights are read and widened once for all of them.
-template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x, Vec (*total)[N]) {
+// R rows times N vectors: weights are read and widened once for all of them. Sums are added to `out` at the end alone,
+// so that they stay in registers.
+template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x, Vec (*out)[N]) {
+    Vec total[R][N] = {};
     int64_t c = 0;
     for (; c + LANES <= cols; c += LANES) {
         Vec v[R];
@@ -250,19 +259,19 @@ template <int R, int N, class T> void dot_together(const T *const *w, int64_t co
             for (int r = 0; r < R; r++) total[r][b] += v[r] * xb;
         }
     }
-    if (c == cols) return;
     for (int b = 0; b < N; b++)
         for (int r = 0; r < R; r++) {
             float rest = 0;
             for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * x[b * cols + i];
-            total[r][b][0] += rest;
+            total[r][b] += Vec{rest};  // made in a register
+            out[r][b] += total[r][b];
         }
 }
 
 // One or two rows of a matrix of plain numbers.
-template <int R, int N, class T> void product(const T *const *w, int64_t cols, const float *x, Vec (*total)[N]) {
-    if constexpr (N == 1) total[0][0] = dot(w[0], cols, x);
-    else dot_together<R, N>(w, cols, x, total);
+template <int R, int N, class T> void product(const T *const *w, int64_t cols, const float *x, Vec (*out)[N]) {
+    if constexpr (N == 1) out[0][0] = dot(w[0], cols, x);
+    else dot_together<R, N>(w, cols, x, out);
 }
 
 inline Vec group_dot(const int8_t *w, Vec low, Vec high) {
@@ -307,7 +316,8 @@ inline void unpack(const uint8_t *w, Vec &low, Vec &high) {
 }
 
 // One row times N vectors.
-template <int N, class T> void grouped_together(const T *w, const Half *scales, int64_t groups, const float *x, Vec *total) {
+template <int N, class T> void grouped_together(const T *w, const Half *scales, int64_t groups, const float *x, Vec *out) {
+    Vec total[N] = {};
     for (int64_t g = 0; g < groups; g++) {
         Vec low, high;
         __builtin_prefetch(w + g * group_bytes<T> + AHEAD);
@@ -321,6 +331,7 @@ template <int N, class T> void grouped_together(const T *w, const Half *scales, 
             total[b] += high * load(xb + LANES);
         }
     }
+    for (int b = 0; b < N; b++) out[b] = total[b];
 }
 
 // Where the processor multiplies pairs of bfloat16 and adds them up in float32, eight vectors are rounded for it, as
@@ -335,7 +346,8 @@ inline void round_halves(const float *x, int64_t n, BFloat *out) {
     }
 }
 
-template <int R, int N> void pairs_together(const BFloat *const *w, int64_t cols, const BFloat *x, Vec (*total)[N]) {
+template <int R, int N> void pairs_together(const BFloat *const *w, int64_t cols, const BFloat *x, Vec (*out)[N]) {
+    Vec total[R][N] = {};
     int64_t c = 0;
     for (; c + 2 * LANES <= cols; c += 2 * LANES) {
         __m512bh v[R];
@@ -348,12 +360,17 @@ template <int R, int N> void pairs_together(const BFloat *const *w, int64_t cols
             for (int r = 0; r < R; r++) total[r][b] = (Vec)_mm512_dpbf16_ps((__m512)total[r][b], v[r], xb);
         }
     }
-    for (; c < cols; c++)
-        for (int b = 0; b < N; b++)
-            for (int r = 0; r < R; r++) total[r][b][0] += widen(w[r][c]) * widen(x[b * cols + c]);
+    for (int b = 0; b < N; b++)
+        for (int r = 0; r < R; r++) {
+            float rest = 0;
+            for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * widen(x[b * cols + i]);
+            total[r][b] += Vec{rest};  // made in a register
+            out[r][b] = total[r][b];
+        }
 }
 
-template <int N, class T> void grouped_pairs(const T *w, const Half *scales, int64_t groups, const BFloat *x, Vec *total) {
+template <int N, class T> void grouped_pairs(const T *w, const Half *scales, int64_t groups, const BFloat *x, Vec *out) {
+    Vec total[N] = {};
     for (int64_t g = 0; g < groups; g++) {
         Vec low, high;
         __builtin_prefetch(w + g * group_bytes<T> + AHEAD);
@@ -363,6 +380,7 @@ template <int N, class T> void grouped_pairs(const T *w, const Half *scales, int
         for (int b = 0; b < N; b++)
             total[b] = (Vec)_mm512_dpbf16_ps((__m512)total[b], v, read<__m512bh>(x + (b * groups + g) * GROUP));
     }
+    for (int b = 0; b < N; b++) out[b] = total[b];
 }
 #else
 constexpr bool PAIRS = false;
@@ -438,22 +456,38 @@ void tile(const Linear &m, int64_t row, int64_t end, Vectors in, int64_t n, floa
     if (n == 1) some(std::integral_constant<int, 1>());
 }
 
+// Row `index` of a packed matrix as `out` (cols).
+template <class T, class Out> void unpack_row(const Linear &m, int64_t index, Out *out) {
+    constexpr bool minima = std::is_unsigned<T>::value;
+    const int64_t groups = m.cols / GROUP;
+    const T *w = (const T *)m.weight + index * groups * group_bytes<T>;
+    const Half *scales = (const Half *)m.scales + index * groups * (minima ? 2 : 1);
+    for (int64_t g = 0; g < groups; g++) {
+        Vec low, high;
+        unpack(w + g * group_bytes<T>, low, high);
+        const float scale = widen(scales[g]), lowest = minima ? widen(scales[groups + g]) : 0;
+        store(out + g * GROUP, low * scale + lowest);
+        store(out + g * GROUP + LANES, high * scale + lowest);
+    }
+}
+
 // Row `index` of a table as floats.
 void copy_row(const Linear &m, int64_t index, float *out) {
-    const int64_t groups = m.cols / GROUP;
-    for (int64_t c = 0; c < m.cols; c++) {
-        const int64_t at = index * m.cols + c, g = c / GROUP, i = c % GROUP;
-        const Half *scales = (const Half *)m.scales + index * groups * (m.format == INT4 ? 2 : 1);
-        switch (m.format) {
-            case F32: out[c] = ((const float *)m.weight)[at]; break;
-            case BF16: out[c] = widen(((const BFloat *)m.weight)[at]); break;
-            case F16: out[c] = widen(((const Half *)m.weight)[at]); break;
-            case INT8: out[c] = ((const int8_t *)m.weight)[at] * widen(scales[g]); break;
-            case INT4: {
-                const uint8_t pair = ((const uint8_t *)m.weight)[(index * groups + g) * 16 + i % 16];
-                out[c] = (i < 16 ? pair & 15 : pair >> 4) * widen(scales[g]) + widen(scales[groups + g]);
-            }
-        }
+    const int64_t at = index * m.cols;
+    switch (m.format) {
+        case F32: std::memcpy(out, (const float *)m.weight + at, m.cols * sizeof(float)); break;
+        case BF16: for (int64_t c = 0; c < m.cols; c++) out[c] = widen(((const BFloat *)m.weight)[at + c]); break;
+        case F16: for (int64_t c = 0; c < m.cols; c++) out[c] = widen(((const Half *)m.weight)[at + c]); break;
+        case INT8: unpack_row<int8_t>(m, index, out); break;
+        case INT4: unpack_row<uint8_t>(m, index, out); break;
+    }
+}
+
+template <class Out> void unpack_rows(const Linear &m, int64_t first, int64_t last, Out *out, int32_t threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = first; i < last; i++) {
+        if (m.format == INT8) unpack_row<int8_t>(m, i, out + (i - first) * m.cols);
+        else unpack_row<uint8_t>(m, i, out + (i - first) * m.cols);
     }
 }
 
@@ -921,6 +955,12 @@ extern "C" {
 int64_t scratch_floats(const Model *m, int64_t batch, int32_t threads) {
     const Sizes sizes(*m, batch);
     return sizes.shared() + threads * sizes.own;
+}
+
+// Rows `first` to before `last` of an INT8 or INT4 matrix as BF16 or F32, for products with many vectors.
+void unpack_matrix(const Linear *m, int64_t first, int64_t last, void *out, int32_t format, int32_t threads) {
+    if (format == BF16) unpack_rows(*m, first, last, (BFloat *)out, threads);
+    else unpack_rows(*m, first, last, (float *)out, threads);
 }
 
 // Sizes of the records, which Python compares with its own before the first call.

@@ -18,7 +18,7 @@ from engine.compiled.build import BuildError, build_library, cached_library
 from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import EngineError
 from engine.experts import Experts
-from engine.formats import CODES, FLOATING, packed, prepack
+from engine.formats import CODES, FLOATING, GroupedLinear, Packed, linear_layers, packed, prepack
 from engine.layers import MLP, Attention, Linear, Norm
 from engine.model import Decoder
 from engine.rotary import rope_magnitude
@@ -26,7 +26,7 @@ from engine.rotary import rope_magnitude
 CompileMode = Literal["auto", "off", "on"]
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
 MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
-_CACHE_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_CODES_OF_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 _ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
@@ -202,14 +202,9 @@ class CompiledStep:
 
     def _linear(self, layer: object) -> _Linear:
         weight = packed(layer)
-        return _Linear(
-            weight=self._keep(weight.values),
-            scales=self._keep(weight.scales) if weight.scales is not None else None,
-            bias=self._keep(weight.bias.float()) if weight.bias is not None else None,
-            rows=weight.rows,
-            cols=weight.cols,
-            format=CODES[weight.format],
-        )
+        bias = self._keep(weight.bias.float()) if weight.bias is not None else None
+        self._kept += [weight.values] if weight.scales is None else [weight.values, weight.scales]
+        return _record(weight, bias)
 
     def _norm(self, norm: Norm) -> _Norm:
         bias = self._keep(norm.bias.float()) if norm.bias is not None else None
@@ -218,6 +213,39 @@ class CompiledStep:
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
         return self._kept[-1].data_ptr()
+
+
+class CompiledUnpack:
+    """`engine.formats.unpack` of one matrix in one pass over it, by all threads, rounded once."""
+
+    def __init__(self, packed: Packed, library: ctypes.CDLL) -> None:
+        self._packed = packed
+        self._record = _record(packed, None)
+        self._address = ctypes.addressof(self._record)
+        self._call = library.unpack_matrix
+        self._call.restype = None
+        self._call.argtypes = [ctypes.c_void_p, _Int, _Int, ctypes.c_void_p, _Code, _Code]
+
+    def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        last = self._packed.rows if stop is None else min(stop, self._packed.rows)
+        out = torch.empty(
+            last - start, self._packed.cols, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        )
+        code = _CODES_OF_DTYPES[out.dtype]
+        self._call(self._address, start, last, out.data_ptr(), code, torch.get_num_threads())
+        return out.to(dtype)
+
+
+def _record(weight: Packed, bias: int | None) -> _Linear:
+    """Pointers into a matrix that somebody else keeps."""
+    return _Linear(
+        weight=weight.values.data_ptr(),
+        scales=weight.scales.data_ptr() if weight.scales is not None else None,
+        bias=bias,
+        rows=weight.rows,
+        cols=weight.cols,
+        format=CODES[weight.format],
+    )
 
 
 class _BoundStep:
@@ -237,7 +265,7 @@ class _BoundStep:
             scratch=scratch.data_ptr(),
             batch=cache.batch_size,
             threads=threads,
-            cache_format=_CACHE_FORMATS[cache.stores[0].values.dtype],
+            cache_format=_CODES_OF_DTYPES[cache.stores[0].values.dtype],
         )
         self.address = ctypes.addressof(self.record)
 
@@ -302,6 +330,9 @@ class Compilation:
 
     def _install(self, decoder: Decoder, library: ctypes.CDLL) -> None:
         decoder.decode_step = CompiledStep(decoder, library)
+        for layer in linear_layers(decoder):
+            if isinstance(layer, GroupedLinear):
+                layer.unpack = CompiledUnpack(layer.packed, library)
         self.note = "compiled decode step"
 
 

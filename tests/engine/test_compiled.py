@@ -14,7 +14,7 @@ from engine.compiled import build
 from engine.compiled.step import MAX_ROWS, attach, unsupported
 from engine.config import ExpertsConfig, ModelConfig
 from engine.errors import EngineError
-from engine.formats import FormatMaker, GroupedLinear, QuantizedFormat
+from engine.formats import FormatMaker, GroupedLinear, QuantizedFormat, linear_layers, unpack
 from engine.generate import GenerationOptions, generate
 from engine.layers import Linear, LinearMaker, Weights
 from engine.model import Decoder, random_weights
@@ -132,6 +132,23 @@ def test_8_bit_cache(name: str) -> None:
     torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)  # a value between two steps may fall to either
     assert (got - expected).abs().mean() < 1e-4
     assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packed_weights_are_widened_alike(kind: QuantizedFormat, dtype: torch.dtype) -> None:
+    """For prefills: all rows, or some, as torch's own operators widen them in float32, rounded once."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
+    weights = random_weights(config, seed=3)
+    decoder = Decoder(config, weights, linear=FormatMaker(kind, weights))
+    layers = [layer for layer in linear_layers(decoder) if isinstance(layer, GroupedLinear)]
+    expected = [unpack(layer.packed) for layer in layers]
+    attach(decoder, "on")
+    for layer, wide in zip(layers, expected, strict=True):
+        tolerance = 2e-7 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(layer.weight(dtype).float(), wide, rtol=tolerance, atol=1e-6)
+        assert torch.equal(layer.unpack(dtype, 3, 999), layer.weight(dtype)[3:])
+        assert torch.equal(layer.unpack(dtype, 1, 2), layer.weight(dtype)[1:2])
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
