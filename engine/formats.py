@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 QuantizedFormat = Literal["int8", "int4"]
 QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
-CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of step.cpp
+CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of records.h
 GROUP = 32
 _PACKED_AT_ONCE = 1 << 20  # weights
 _WIDENED_AT_ONCE = 1 << 21
-SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
+SCALE_SLACK = 16  # float16 numbers after the last scale that products.h may read and ignores
 FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
@@ -43,7 +43,7 @@ _HEADS = ("lm_head", "model.embed_tokens")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """A linear layer as step.cpp reads it; see its `Linear`."""
+    """A linear layer as the compiled step reads it; see `Linear` in records.h."""
 
     format: WeightFormat
     rows: int
@@ -187,7 +187,7 @@ def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
 
 
 def packed(layer: object) -> Packed:
-    """Any linear layer as step.cpp reads it, without copying."""
+    """Any linear layer as the compiled step reads it, without copying."""
     if isinstance(layer, GroupedLinear):
         return layer.packed
     if not isinstance(layer, Linear) or layer.weight.dtype not in FLOATING:

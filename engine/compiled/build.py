@@ -1,4 +1,4 @@
-"""Builds step.cpp with the machine's own C++ compiler and keeps the result. No torch here.
+"""Builds step.cpp (and its headers) with the machine's own C++ compiler and keeps the result. No torch here.
 
 The library is cached in the user's cache folder under a name made of the source, the compiler and the CPU, so
 that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
@@ -76,7 +76,8 @@ def find_compiler() -> list[str]:
 
 
 def _library_path(source: Path, compiler: list[str]) -> Path:
-    parts = (source.read_text(encoding="utf-8"), *FLAGS, *compiler, _version(compiler), _cpu())
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, *FLAGS, *compiler, _version(compiler), _cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return cache_folder() / f"step-{key}.so"
 

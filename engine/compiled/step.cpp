@@ -4,492 +4,23 @@
 // the time goes into starting them. Here the whole step is one parallel region: every thread walks all layers, takes
 // its share of the rows of each matrix (or of the heads), and meets the others at a barrier that spins.
 //
-// Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py,
-// whose ctypes records must match the structs below field by field. Activations are float32; weights are read as
-// stored (float32, bfloat16, float16, or groups of 32 columns in 8 or 4 bits) and widened in registers.
-// Vectors are the compiler's own (16 floats; split or joined as the machine needs), so no instruction set is named.
-//
-// Letters: B rows of the batch, D hidden size, H query heads, K key/value heads, h head size, S tokens in sight.
+// Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py.
+// Activations are float32; weights are read as stored (float32, bfloat16, float16, or groups of 32 columns in 8 or 4
+// bits) and widened in registers. To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many
+// rows), then this file.
 
-#include <algorithm>
+#include "products.h"
+
 #include <atomic>
 #include <cfloat>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <omp.h>
 #include <sched.h>
-#include <type_traits>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
-using std::int32_t;
-using std::int64_t;
-
-constexpr int LANES = 16, TILE = 16, GROUP = 32, CHUNK = 128, TOGETHER = 8;
-constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahead: rows are too short for the hardware to see
-
-typedef float Vec __attribute__((vector_size(64)));
-typedef int32_t IVec __attribute__((vector_size(64)));
-typedef uint32_t UVec __attribute__((vector_size(64)));
-
-// ---- what Python hands over -------------------------------------------------------------------------------------
-
-enum Format : int32_t { F32, BF16, F16, INT8, INT4 };
-enum Activation : int32_t { RELU, SILU, GELU, GELU_TANH };
-
-struct Linear {           // y = W x + b, W (rows, cols) row by row; a table of embeddings is one too
-    const void *weight;   // INT8: one signed byte a weight. INT4: 16 bytes a group, low nibbles the first 16 columns
-    const uint16_t *scales;  // float16. INT8: (rows, groups). INT4: (rows, 2, groups), scales then minima
-    const float *bias;       // (rows), or null
-    int64_t rows, cols;
-    int32_t format;
-};
-
-struct Norm {
-    const float *weight, *bias;  // weight null: no such norm; bias null: RMSNorm, else LayerNorm
-};
-
-struct Expert {
-    Linear up, down;  // up: gate rows, then up rows, when gated
-};
-
-struct Layer {
-    Linear qkv, output;
-    Expert mlp;             // weight null: there are only routed experts
-    Linear router;          // weight null: there are none
-    const Expert *experts;  // as many as the router has rows
-    Norm attention_norm, mlp_norm, post_attention_norm, post_mlp_norm;
-    const float *q_norm, *k_norm;   // (h), or null
-    const float *sinks;             // (H): a score of each head that leads to no token, or null
-    const double *frequencies;      // rotation per token of each pair of dimensions (rotary_dim / 2), or null
-    int64_t window;                 // tokens in sight, counting the new one; 0: all
-};
-
-struct Model {
-    const Layer *layers;
-    Linear embedding, positions, head;  // positions.weight null: none are learned
-    Norm norm;
-    int64_t n_layers, hidden_size, n_heads, n_kv_heads, head_dim, rotary_dim, vocab_size;
-    int64_t inner_size;  // of a row's MLP, or of all its experts together: the largest of the layers
-    int64_t n_experts, n_active;  // of a layer; of a row
-    float norm_eps, attention_scale, embedding_scale, rotary_scale, attention_cap, logit_cap;  // caps: 0 is none
-    float swiglu_limit, expert_scale;  // 0: an ordinary activation
-    int32_t activation, gated, normalized;  // normalized: the weights of a row's experts add up to expert_scale
-    int32_t halves;  // arithmetic is bfloat16's: vectors may be rounded to it
-};
-
-struct Store {      // what one layer keeps of all tokens
-    void *values;   // (2, B, K, slots, h): keys, then values
-    float *scales;  // (2, B, K, slots) where they are INT8, else null
-    int64_t slots;  // where there are more tokens than slots, they are a ring of the newest
-};
-
-struct Step {
-    const int64_t *ids, *past;  // (B): the new token of each row, and how many tokens its cache holds
-    const int64_t *padding;     // (B): how many of those only fill the row up at its beginning, or null
-    const Store *stores;        // (n_layers)
-    float *logits, *scratch;    // (B, vocab_size); `scratch_floats` floats
-    int64_t batch;
-    int32_t threads, cache_format;
-};
-
-// ---- loads: 16 numbers of any format as floats ------------------------------------------------------------------
-
-struct BFloat { uint16_t bits; };
-struct Half { uint16_t bits; };
-
-template <class T> constexpr int64_t group_bytes = std::is_signed<T>::value ? GROUP : GROUP / 2;  // INT8, INT4
-
-template <class V, class T> inline V read(const T *p) { V v; std::memcpy(&v, p, sizeof v); return v; }
-
-inline float widen(float x) { return x; }
-inline float widen(BFloat x) { uint32_t bits = uint32_t(x.bits) << 16; return read<float>(&bits); }
-inline float widen(Half x) { return float(read<_Float16>(&x.bits)); }
-inline float widen(int8_t x) { return x; }
-
-// Whole numbers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.
-#if defined(__AVX512F__)
-inline IVec whole(const uint16_t *p) { return (IVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
-inline IVec whole(const uint8_t *p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
-inline IVec whole(const int8_t *p) { return (IVec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
-#else
-template <class T> inline IVec whole(const T *p) {
-    IVec v;
-    for (int i = 0; i < LANES; i++) v[i] = p[i];
-    return v;
-}
-#endif
-
-inline Vec load(const float *p) { return read<Vec>(p); }
-inline Vec load(const BFloat *p) { return (Vec)(whole(&p->bits) << 16); }
-inline Vec load(const Half *p) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#else
-    Vec v;
-    for (int i = 0; i < LANES; i++) v[i] = widen(p[i]);
-    return v;
-#endif
-}
-
-inline Vec load(const int8_t *p) { return __builtin_convertvector(whole(p), Vec); }
-
-inline void narrow(float x, float &out) { out = x; }
-inline void narrow(float x, Half &out) { _Float16 y = (_Float16)x; std::memcpy(&out, &y, 2); }
-inline void narrow(float x, BFloat &out) {  // to nearest, ties to even
-    uint32_t bits = read<uint32_t>(&x);
-    out.bits = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
-inline void store(BFloat *p, Vec v) {
-    const IVec bits = (IVec)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
-    typedef uint16_t Halves __attribute__((vector_size(32)));
-    const Halves high = __builtin_convertvector((IVec)((UVec)rounded >> 16), Halves);
-    std::memcpy(p, &high, sizeof high);
-}
-inline Vec all(float x) { return Vec{} + x; }
-
-inline float sum(Vec v) {
-    typedef float Eight __attribute__((vector_size(32)));
-    typedef float Four __attribute__((vector_size(16)));
-    Eight eights[2];
-    std::memcpy(eights, &v, sizeof v);
-    const Eight a = eights[0] + eights[1];
-    Four fours[2];
-    std::memcpy(fours, &a, sizeof a);
-    const Four b = fours[0] + fours[1];
-    return (b[0] + b[2]) + (b[1] + b[3]);
-}
-
-// Lane i: the sum of all lanes of v[i]. Halving by halving: a third of the instructions of sixteen sums.
-inline Vec sums(const Vec *v) {
-#if __has_builtin(__builtin_shufflevector)
-    Vec a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++)
-        a[i] = __builtin_shufflevector(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-#else
-    Vec y;
-    for (int i = 0; i < LANES; i++) y[i] = sum(v[i]);
-    return y;
-#endif
-}
-
-// y[b TILE + r] = the sum of total[r][b], for as many rows and vectors as there are lanes.
-template <int N, int R> void put_sums(const Vec (*total)[N], float *y) {
-    static_assert(N * R == LANES);
-    const Vec all = sums(total[0]);
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < N; b++) y[b * TILE + r] = all[r * N + b];
-}
-
-// e^x to 1 unit in the seventh digit: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes expf).
-inline Vec exp16(Vec x) {
-    x = x < all(-87.3f) ? all(-87.3f) : x;
-    x = x > all(88.3f) ? all(88.3f) : x;
-    const Vec shift = all(12582912.0f);  // 1.5 x 2^23: adding it rounds to a whole number
-    Vec n = (x * 1.44269504f + shift) - shift;
-    Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (Vec)((IVec)p + (__builtin_convertvector(n, IVec) << 23));
-}
-
-// ---- some rows of a matrix times some vectors --------------------------------------------------------------------
-
-// What a matrix is multiplied with: n vectors, `cols` apart.
-struct Vectors {
-    const float *x;
-    const float *sums;    // INT4: of each group of 32
-    const BFloat *halves;  // x rounded, where eight at a time are multiplied so; else null
-};
-
-// Row after row: one stream of addresses a thread, which the hardware follows. All rows of a tile at once, which loads
-// the vector less often, was a quarter slower. Sums are kept apart so that additions need not wait for each other.
-
-template <class T> Vec dot(const T *w, int64_t cols, const float *x) {
-    constexpr int SUMS = 4;
-    Vec total[SUMS] = {};
-    int64_t c = 0;
-    for (; c + SUMS * LANES <= cols; c += SUMS * LANES)
-        for (int j = 0; j < SUMS; j++) {
-            const T *at = w + c + j * LANES;
-            __builtin_prefetch(at + AHEAD / sizeof(T));
-            total[j] += load(at) * load(x + c + j * LANES);
-        }
-    for (; c + LANES <= cols; c += LANES) total[0] += load(w + c) * load(x + c);
-    float rest = 0;
-    for (; c < cols; c++) rest += widen(w[c]) * x[c];
-    total[0] += Vec{rest};
-    return (total[0] + total[1]) + (total[2] + total[3]);
-}
-
-// R rows times N vectors: weights are read and widened once for all of them. Sums are added to `out` at the end alone,
-// so that they stay in registers.
-template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x, Vec (*out)[N]) {
-    Vec total[R][N] = {};
-    int64_t c = 0;
-    for (; c + LANES <= cols; c += LANES) {
-        Vec v[R];
-        for (int r = 0; r < R; r++) {
-            __builtin_prefetch(w[r] + c + AHEAD / sizeof(T));
-            v[r] = load(w[r] + c);
-        }
-        for (int b = 0; b < N; b++) {
-            const Vec xb = load(x + b * cols + c);
-            for (int r = 0; r < R; r++) total[r][b] += v[r] * xb;
-        }
-    }
-    for (int b = 0; b < N; b++)
-        for (int r = 0; r < R; r++) {
-            float rest = 0;
-            for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * x[b * cols + i];
-            total[r][b] += Vec{rest};  // made in a register
-            out[r][b] += total[r][b];
-        }
-}
-
-// One or two rows of a matrix of plain numbers.
-template <int R, int N, class T> void product(const T *const *w, int64_t cols, const float *x, Vec (*out)[N]) {
-    if constexpr (N == 1) out[0][0] = dot(w[0], cols, x);
-    else dot_together<R, N>(w, cols, x, out);
-}
-
-inline Vec group_dot(const int8_t *w, Vec low, Vec high) {
-    return __builtin_convertvector(whole(w), Vec) * low + __builtin_convertvector(whole(w + LANES), Vec) * high;
-}
-inline Vec group_dot(const uint8_t *w, Vec low, Vec high) {
-    const IVec pairs = whole(w);  // low + 16 high: taken times x_low, 16 high x_low is too much
-    return __builtin_convertvector(pairs, Vec) * low + __builtin_convertvector(pairs >> 4, Vec) * (high - 16 * low);
-}
-
-// Groups of 32 columns of one scale each. Scales are widened 16 groups at a time; reading up to 15 too many is why
-// Python allocates a little more than it uses.
-template <class T> Vec grouped_dot(const T *w, const Half *scales, int64_t groups, const float *x) {
-    Vec even = {}, odd = {};
-    float scale[LANES];
-    for (int64_t first = 0; first < groups; first += LANES, w += LANES * group_bytes<T>, x += LANES * GROUP) {
-        store(scale, load(scales + first));
-        const int64_t count = groups - first < LANES ? groups - first : LANES;
-        const auto product = [&](int64_t g) {
-            const T *group = w + g * group_bytes<T>;
-            __builtin_prefetch(group + AHEAD);
-            return group_dot(group, load(x + g * GROUP), load(x + g * GROUP + LANES)) * scale[g];
-        };
-        int64_t g = 0;
-        for (; g + 2 <= count; g += 2) {
-            even += product(g);
-            odd += product(g + 1);
-        }
-        if (g < count) even += product(g);
-    }
-    return even + odd;
-}
-
-inline void unpack(const int8_t *w, Vec &low, Vec &high) {
-    low = __builtin_convertvector(whole(w), Vec);
-    high = __builtin_convertvector(whole(w + LANES), Vec);
-}
-inline void unpack(const uint8_t *w, Vec &low, Vec &high) {
-    const IVec pairs = whole(w);
-    low = __builtin_convertvector(pairs & 15, Vec);
-    high = __builtin_convertvector(pairs >> 4, Vec);
-}
-
-// One row times N vectors.
-template <int N, class T> void grouped_together(const T *w, const Half *scales, int64_t groups, const float *x, Vec *out) {
-    Vec total[N] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        Vec low, high;
-        __builtin_prefetch(w + g * group_bytes<T> + AHEAD);
-        unpack(w + g * group_bytes<T>, low, high);
-        const float scale = widen(scales[g]);
-        low *= scale;
-        high *= scale;
-        for (int b = 0; b < N; b++) {
-            const float *xb = x + (b * groups + g) * GROUP;
-            total[b] += low * load(xb);
-            total[b] += high * load(xb + LANES);
-        }
-    }
-    for (int b = 0; b < N; b++) out[b] = total[b];
-}
-
-// Where the processor multiplies pairs of bfloat16 and adds them up in float32, eight vectors are rounded for it, as
-// the layers round them: half the loads, and no weight is widened.
-#if defined(__AVX512BF16__)
-constexpr bool PAIRS = true;
-
-inline void round_halves(const float *x, int64_t n, BFloat *out) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        const __m256bh halves = _mm512_cvtneps_pbh((__m512)load(x + i));
-        std::memcpy(out + i, &halves, sizeof halves);
-    }
-}
-
-template <int R, int N> void pairs_together(const BFloat *const *w, int64_t cols, const BFloat *x, Vec (*out)[N]) {
-    Vec total[R][N] = {};
-    int64_t c = 0;
-    for (; c + 2 * LANES <= cols; c += 2 * LANES) {
-        __m512bh v[R];
-        for (int r = 0; r < R; r++) {
-            __builtin_prefetch(w[r] + c + AHEAD / 2);
-            v[r] = read<__m512bh>(w[r] + c);
-        }
-        for (int b = 0; b < N; b++) {
-            const __m512bh xb = read<__m512bh>(x + b * cols + c);
-            for (int r = 0; r < R; r++) total[r][b] = (Vec)_mm512_dpbf16_ps((__m512)total[r][b], v[r], xb);
-        }
-    }
-    for (int b = 0; b < N; b++)
-        for (int r = 0; r < R; r++) {
-            float rest = 0;
-            for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * widen(x[b * cols + i]);
-            total[r][b] += Vec{rest};  // made in a register
-            out[r][b] = total[r][b];
-        }
-}
-
-template <int N, class T> void grouped_pairs(const T *w, const Half *scales, int64_t groups, const BFloat *x, Vec *out) {
-    Vec total[N] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        Vec low, high;
-        __builtin_prefetch(w + g * group_bytes<T> + AHEAD);
-        unpack(w + g * group_bytes<T>, low, high);
-        const float scale = widen(scales[g]);
-        const __m512bh v = _mm512_cvtne2ps_pbh((__m512)(high * scale), (__m512)(low * scale));
-        for (int b = 0; b < N; b++)
-            total[b] = (Vec)_mm512_dpbf16_ps((__m512)total[b], v, read<__m512bh>(x + (b * groups + g) * GROUP));
-    }
-    for (int b = 0; b < N; b++) out[b] = total[b];
-}
-#else
-constexpr bool PAIRS = false;
-inline void round_halves(const float *, int64_t, BFloat *) {}
-template <int R, int N> void pairs_together(const BFloat *const *, int64_t, const BFloat *, Vec (*)[N]) {}
-template <int N, class T> void grouped_pairs(const T *, const Half *, int64_t, const BFloat *, Vec *) {}
-#endif
-
-// y[b TILE + r] = W[row + r] . x[b] for r < rows and b < N.
-template <int N, class T> void plain_tile(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    // A vector alone is memory's matter, eight are the multipliers': two rows share each load.
-    constexpr int R = N == TOGETHER ? 2 : 1, AT_ONCE = LANES / N;
-    for (int r = 0; r < rows; r += AT_ONCE) {
-        Vec total[AT_ONCE][N] = {};
-        for (int i = 0; i < AT_ONCE && r + i < rows; i += R) {
-            const T *w[R];  // a row past the last one is the last one again
-            for (int j = 0; j < R; j++) w[j] = (const T *)m.weight + (row + std::min(r + i + j, rows - 1)) * m.cols;
-            if constexpr (PAIRS && N == TOGETHER && std::is_same<T, BFloat>::value) {
-                if (in.halves) {
-                    pairs_together<R, N>(w, m.cols, in.halves, total + i);
-                    continue;
-                }
-            }
-            product<R, N>(w, m.cols, in.x, total + i);
-        }
-        put_sums<N, AT_ONCE>(total, y + r);
-    }
-}
-
-// T int8_t: INT8. T uint8_t: INT4, whose rows have minima too, taken times the sums of groups.
-template <int N, class T> void grouped_tile(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    constexpr bool minima = std::is_unsigned<T>::value;
-    constexpr int AT_ONCE = LANES / N;
-    const int64_t groups = m.cols / GROUP;
-    for (int r = 0; r < rows; r += AT_ONCE) {
-        Vec total[AT_ONCE][N] = {};
-        for (int i = 0; i < AT_ONCE && r + i < rows; i++) {
-            const T *w = (const T *)m.weight + (row + r + i) * groups * group_bytes<T>;
-            const Half *scales = (const Half *)m.scales + (row + r + i) * groups * (minima ? 2 : 1), *lowest = scales + groups;
-            if constexpr (N == 1) total[i][0] = grouped_dot(w, scales, groups, in.x);
-            else if (PAIRS && N == TOGETHER && in.halves) grouped_pairs<N>(w, scales, groups, in.halves, total[i]);
-            else grouped_together<N>(w, scales, groups, in.x, total[i]);
-            if constexpr (minima) dot_together<1, N>(&lowest, groups, in.sums, total + i);
-        }
-        put_sums<N, AT_ONCE>(total, y + r);
-    }
-}
-
-template <int N> void tile_of(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    switch (m.format) {
-        case F32: plain_tile<N, float>(m, row, rows, in, y); break;
-        case BF16: plain_tile<N, BFloat>(m, row, rows, in, y); break;
-        case F16: plain_tile<N, Half>(m, row, rows, in, y); break;
-        case INT8: grouped_tile<N, int8_t>(m, row, rows, in, y); break;
-        case INT4: grouped_tile<N, uint8_t>(m, row, rows, in, y); break;
-    }
-    if (m.bias)
-        for (int b = 0; b < N; b++)
-            for (int r = 0; r < rows; r++) y[b * TILE + r] += m.bias[row + r];
-}
-
-// The same for any n up to TOGETHER, as many vectors at once as there are: 8, 4, 2 or 1. At most TILE rows, to `end`.
-void tile(const Linear &m, int64_t row, int64_t end, Vectors in, int64_t n, float *y) {
-    const int rows = int(std::min<int64_t>(end - row, TILE));
-    const auto some = [&](auto count) {
-        constexpr int N = decltype(count)::value;
-        tile_of<N>(m, row, rows, in, y);
-        n -= N, in.x += N * m.cols, in.sums += N * m.cols / GROUP, y += N * TILE;
-    };
-    if (n == TOGETHER) some(std::integral_constant<int, TOGETHER>());
-    if (n >= 4) some(std::integral_constant<int, 4>());
-    if (n >= 2) some(std::integral_constant<int, 2>());
-    if (n == 1) some(std::integral_constant<int, 1>());
-}
-
-// Row `index` of a packed matrix as `out` (cols).
-template <class T, class Out> void unpack_row(const Linear &m, int64_t index, Out *out) {
-    constexpr bool minima = std::is_unsigned<T>::value;
-    const int64_t groups = m.cols / GROUP;
-    const T *w = (const T *)m.weight + index * groups * group_bytes<T>;
-    const Half *scales = (const Half *)m.scales + index * groups * (minima ? 2 : 1);
-    for (int64_t g = 0; g < groups; g++) {
-        Vec low, high;
-        unpack(w + g * group_bytes<T>, low, high);
-        const float scale = widen(scales[g]), lowest = minima ? widen(scales[groups + g]) : 0;
-        store(out + g * GROUP, low * scale + lowest);
-        store(out + g * GROUP + LANES, high * scale + lowest);
-    }
-}
-
-// Row `index` of a table as floats.
-void copy_row(const Linear &m, int64_t index, float *out) {
-    const int64_t at = index * m.cols;
-    switch (m.format) {
-        case F32: std::memcpy(out, (const float *)m.weight + at, m.cols * sizeof(float)); break;
-        case BF16: for (int64_t c = 0; c < m.cols; c++) out[c] = widen(((const BFloat *)m.weight)[at + c]); break;
-        case F16: for (int64_t c = 0; c < m.cols; c++) out[c] = widen(((const Half *)m.weight)[at + c]); break;
-        case INT8: unpack_row<int8_t>(m, index, out); break;
-        case INT4: unpack_row<uint8_t>(m, index, out); break;
-    }
-}
-
-template <class Out> void unpack_rows(const Linear &m, int64_t first, int64_t last, Out *out, int32_t threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = first; i < last; i++) {
-        if (m.format == INT8) unpack_row<int8_t>(m, i, out + (i - first) * m.cols);
-        else unpack_row<uint8_t>(m, i, out + (i - first) * m.cols);
-    }
-}
+constexpr int CHUNK = 128;  // tokens that attention looks at together
 
 // ---- small pieces -----------------------------------------------------------------------------------------------
 
@@ -594,7 +125,7 @@ struct Sizes {  // floats of each part of the scratch memory
         routes = padded(batch * m.n_experts);
         rotary = padded(m.rotary_dim);
         sums = padded(std::max({width, inner, heads}) / GROUP);
-        halves = padded(std::max({width, inner, heads}) / 2 + LANES);
+        halves = padded(std::max({width, inner, heads}) + BLOCK);  // eight vectors may be laid out as sixteen
         own = 2 * width + sums + halves + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
     int64_t shared() const { return width + inner + qkv + heads + routes; }
@@ -618,11 +149,13 @@ class Worker {
 
     void run() {
         if (thread == 0) embed();
+        if (m.tiles) begin_tiles();
         barrier.wait(threads);
         for (int64_t i = 0; i < m.n_layers; i++) layer(m.layers[i], s.stores[i]);
         matmul(m.head, normed(m.norm), s.batch, [&](int64_t b, int64_t r, float y) {
             s.logits[b * m.vocab_size + r] = capped(y, m.logit_cap);
         });
+        if (m.tiles) end_tiles();
     }
 
   private:
@@ -749,9 +282,9 @@ class Worker {
         const Vectors all = vectors(linear, in, n);
         const auto [first, last] = share((linear.rows + TILE - 1) / TILE);
         for (int64_t row = first * TILE; row < last * TILE; row += TILE)
-            for (int64_t b = 0; b < n; b += TOGETHER) {
-                const int64_t count = std::min<int64_t>(n - b, TOGETHER), rows = std::min<int64_t>(linear.rows - row, TILE);
-                float y[TOGETHER * TILE];
+            for (int64_t b = 0; b < n; b += AT_MOST) {
+                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(linear.rows - row, TILE);
+                float y[AT_MOST * TILE];
                 tile(linear, row, linear.rows, from(all, b, linear.cols), count, y);
                 for (int64_t j = 0; j < count; j++)
                     for (int64_t r = 0; r < rows; r++) put(b + j, row + r, y[j * TILE + r]);
@@ -764,9 +297,9 @@ class Worker {
         const int64_t wide = m.gated ? up.rows / 2 : up.rows;
         const auto [first, last] = share((wide + TILE - 1) / TILE);
         for (int64_t row = first * TILE; row < last * TILE; row += TILE)
-            for (int64_t b = 0; b < n; b += TOGETHER) {
-                const int64_t count = std::min<int64_t>(n - b, TOGETHER), rows = std::min<int64_t>(wide - row, TILE);
-                float gates[TOGETHER * TILE] = {}, ups[TOGETHER * TILE] = {};
+            for (int64_t b = 0; b < n; b += AT_MOST) {
+                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(wide - row, TILE);
+                float gates[AT_MOST * TILE] = {}, ups[AT_MOST * TILE] = {};
                 tile(up, row, wide, from(all, b, up.cols), count, gates);
                 if (m.gated) tile(up, wide + row, 2 * wide, from(all, b, up.cols), count, ups);
                 for (int64_t j = 0; j < count; j++) {
@@ -789,14 +322,16 @@ class Worker {
         if (linear.format == INT4)
             for (int64_t g = 0; g < n * linear.cols / GROUP; g++)
                 sums[g] = sum(load(in + g * GROUP) + load(in + g * GROUP + LANES));
-        const bool paired = PAIRS && m.halves && n >= TOGETHER && (linear.format == BF16 || linear.format >= INT8);
+        const bool rounded = m.halves && n >= TOGETHER && (linear.format == BF16 || linear.format >= INT8);
+        const bool tiled = TILES && rounded && m.tiles && n > TOGETHER && linear.cols % GROUP == 0, paired = PAIRS && rounded && !tiled;
+        if (tiled) lay_in_blocks(in, linear.cols, n, halves);
         if (paired) round_halves(in, n * linear.cols, halves);
-        return {in, sums, paired ? halves : nullptr};
+        return {in, sums, paired ? halves : nullptr, tiled ? halves : nullptr};
     }
 
     static Vectors from(const Vectors &all, int64_t first, int64_t cols) {
         const int64_t at = first * cols;
-        return {all.x + at, all.sums + at / GROUP, all.halves ? all.halves + at : nullptr};
+        return {all.x + at, all.sums + at / GROUP, all.halves ? all.halves + at : nullptr, all.blocks ? all.blocks + at : nullptr};
     }
 
     struct Range { int64_t first, last; };
@@ -956,6 +491,9 @@ int64_t scratch_floats(const Model *m, int64_t batch, int32_t threads) {
     const Sizes sizes(*m, batch);
     return sizes.shared() + threads * sizes.own;
 }
+
+// Whether `Model.tiles` may be set: the processor has them, and the system lets this process use them.
+int32_t tiles_allowed() { return tiles_granted(); }
 
 // Rows `first` to before `last` of an INT8 or INT4 matrix as BF16 or F32, for products with many vectors.
 void unpack_matrix(const Linear *m, int64_t first, int64_t last, void *out, int32_t format, int32_t threads) {

@@ -152,8 +152,9 @@ def test_packed_weights_are_widened_alike(kind: QuantizedFormat, dtype: torch.dt
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
-def test_many_rows_in_bfloat16(form: str) -> None:
-    """Eight rows at a time may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
+@pytest.mark.parametrize("n_rows", [8, 19, 32])  # in pairs, and in one and two blocks of tiles, where there are such
+def test_many_rows_in_bfloat16(form: str, n_rows: int) -> None:
+    """Eight rows and more may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
     config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
     weights = random_weights(config, dtype=torch.bfloat16, seed=3)
     linear: LinearMaker = Linear.of
@@ -162,7 +163,7 @@ def test_many_rows_in_bfloat16(form: str) -> None:
     eager, compiled = (Decoder(config, weights, linear=linear) for _ in range(2))
     attach(compiled, "on")
     exact = Decoder(config, {name: w.double() for name, w in weights.items()}, linear=_widened(linear))
-    ids = _ids(config, 19, 12)
+    ids = _ids(config, n_rows, 12)
     truth = _steps(exact, ids, 4)[:, 1:]
     errors = [(_steps(decoder, ids, 4)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
     assert errors[0] <= errors[1]
@@ -317,9 +318,10 @@ def test_two_builders_make_one_library(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_name_of_the_library_follows_source_and_compiler(tmp_path: Path) -> None:
-    other = tmp_path / "step.cpp"
-    other.write_text(build.SOURCE.read_text() + "\n// changed\n")
     compiler = build.find_compiler()
-    names = {build._library_path(build.SOURCE, compiler), build._library_path(other, compiler),
-             build._library_path(build.SOURCE, [*compiler, "-O1"])}  # fmt: skip
-    assert len(names) == 3
+    names = {build._library_path(build.SOURCE, compiler), build._library_path(build.SOURCE, [*compiler, "-O1"])}
+    for changed in ("step.cpp", "numbers.h"):
+        copy = Path(shutil.copytree(build.SOURCE.parent, tmp_path / changed))
+        (copy / changed).write_text((copy / changed).read_text() + "\n// changed\n")
+        names.add(build._library_path(copy / "step.cpp", compiler))
+    assert len(names) == 4

@@ -1,0 +1,162 @@
+// Numbers of any format, sixteen at a time, as floats and back.
+//
+// Vectors are the compiler's own (16 floats; split or joined as the machine needs), so no instruction set is needed;
+// AVX-512 is named where gcc turns the generic form into many instructions.
+#pragma once
+
+#include "records.h"
+
+#include <cstring>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16, TILE = 16, GROUP = 32, TOGETHER = 8;
+constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahead: rows are too short for the hardware to see
+
+typedef float Vec __attribute__((vector_size(64)));
+typedef int32_t IVec __attribute__((vector_size(64)));
+typedef uint32_t UVec __attribute__((vector_size(64)));
+
+struct BFloat { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+template <class T> constexpr int64_t group_bytes = std::is_signed<T>::value ? GROUP : GROUP / 2;  // INT8, INT4
+
+template <class V, class T> inline V read(const T *p) { V v; std::memcpy(&v, p, sizeof v); return v; }
+
+inline float widen(float x) { return x; }
+inline float widen(BFloat x) { uint32_t bits = uint32_t(x.bits) << 16; return read<float>(&bits); }
+inline float widen(Half x) { return float(read<_Float16>(&x.bits)); }
+inline float widen(int8_t x) { return x; }
+
+// Whole numbers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.
+#if defined(__AVX512F__)
+inline IVec whole(const uint16_t *p) { return (IVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+inline IVec whole(const uint8_t *p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+inline IVec whole(const int8_t *p) { return (IVec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+#else
+template <class T> inline IVec whole(const T *p) {
+    IVec v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return v;
+}
+#endif
+
+inline Vec load(const float *p) { return read<Vec>(p); }
+inline Vec load(const BFloat *p) { return (Vec)(whole(&p->bits) << 16); }
+inline Vec load(const Half *p) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    Vec v;
+    for (int i = 0; i < LANES; i++) v[i] = widen(p[i]);
+    return v;
+#endif
+}
+
+inline Vec load(const int8_t *p) { return __builtin_convertvector(whole(p), Vec); }
+
+inline void narrow(float x, float &out) { out = x; }
+inline void narrow(float x, Half &out) { _Float16 y = (_Float16)x; std::memcpy(&out, &y, 2); }
+inline void narrow(float x, BFloat &out) {  // to nearest, ties to even
+    uint32_t bits = read<uint32_t>(&x);
+    out.bits = uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store(BFloat *p, Vec v) {
+    const IVec bits = (IVec)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    const Halves high = __builtin_convertvector((IVec)((UVec)rounded >> 16), Halves);
+    std::memcpy(p, &high, sizeof high);
+}
+inline Vec all(float x) { return Vec{} + x; }
+
+inline float sum(Vec v) {
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eights[2];
+    std::memcpy(eights, &v, sizeof v);
+    const Eight a = eights[0] + eights[1];
+    Four fours[2];
+    std::memcpy(fours, &a, sizeof a);
+    const Four b = fours[0] + fours[1];
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+
+// Lane i: the sum of all lanes of v[i]. Halving by halving: a third of the instructions of sixteen sums.
+inline Vec sums(const Vec *v) {
+#if __has_builtin(__builtin_shufflevector)
+    Vec a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++)
+        a[i] = __builtin_shufflevector(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        c[i] = __builtin_shufflevector(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#else
+    Vec y;
+    for (int i = 0; i < LANES; i++) y[i] = sum(v[i]);
+    return y;
+#endif
+}
+
+// y[b TILE + r] = the sum of total[r][b], for as many rows and vectors as there are lanes.
+template <int N, int R> void put_sums(const Vec (*total)[N], float *y) {
+    static_assert(N * R == LANES);
+    const Vec all = sums(total[0]);
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < N; b++) y[b * TILE + r] = all[r * N + b];
+}
+
+// e^x to 1 unit in the seventh digit: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes expf).
+inline Vec exp16(Vec x) {
+    x = x < all(-87.3f) ? all(-87.3f) : x;
+    x = x > all(88.3f) ? all(88.3f) : x;
+    const Vec shift = all(12582912.0f);  // 1.5 x 2^23: adding it rounds to a whole number
+    Vec n = (x * 1.44269504f + shift) - shift;
+    Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (Vec)((IVec)p + (__builtin_convertvector(n, IVec) << 23));
+}
+
+// ---- packed weights -----------------------------------------------------------------------------------------------
+
+inline void unpack(const int8_t *w, Vec &low, Vec &high) {
+    low = __builtin_convertvector(whole(w), Vec);
+    high = __builtin_convertvector(whole(w + LANES), Vec);
+}
+inline void unpack(const uint8_t *w, Vec &low, Vec &high) {
+    const IVec pairs = whole(w);
+    low = __builtin_convertvector(pairs & 15, Vec);
+    high = __builtin_convertvector(pairs >> 4, Vec);
+}
+
+// One group of a packed row as 32 numbers.
+template <class T, class Out> void unpack_group(const Linear &m, int64_t row, int64_t g, Out *out) {
+    constexpr bool minima = std::is_unsigned<T>::value;
+    const int64_t groups = m.cols / GROUP;
+    const Half *scales = (const Half *)m.scales + row * groups * (minima ? 2 : 1);
+    const float scale = widen(scales[g]), lowest = minima ? widen(scales[groups + g]) : 0;
+    Vec low, high;
+    unpack((const T *)m.weight + (row * groups + g) * group_bytes<T>, low, high);
+    store(out, low * scale + lowest);
+    store(out + LANES, high * scale + lowest);
+}
+
+}  // namespace
