@@ -173,7 +173,7 @@ def stop_after(calls: int) -> Callable[[], bool]:
     return lambda: next(asked, None) is None
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 8, 11])
+@pytest.mark.parametrize("calls", [0, 1, 2, 8, 12, 13])
 def test_it_can_be_stopped_before_every_pass(calls: int) -> None:
     """Asked before the long prompt, the prompts of a batch and every step: 9 times in the warm-up."""
     request = Batch(batches=(1, 2), context=4, new_tokens=3, repeats=1)
