@@ -18,7 +18,10 @@ CACHE_HELP = "How keys and values are kept: all, the window of sliding layers al
 TP_CHOICES = ("1", "2", "3", "4", "6", "8")
 TP_HELP = "Tensor-parallel ranks: processes that share heads, weights and cache."
 COMPILED_CHOICES = ("off", "auto")
-COMPILED_HELP = "off: both ways run the same layers. auto: with the cache the compiled step runs, where there is one."
+COMPILED_HELP = (
+    "Of the sweep. off: both ways run the same layers. auto: with the cache the compiled step runs where there is one, "
+    "as it does for batches."
+)
 ROWS_CHOICES = ("ragged", "equal")
 ROWS_HELP = "Of batches: rows from half the context to all of it, or all of one length."
 MAX_NEW_TOKENS = 1_000_000

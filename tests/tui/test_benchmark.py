@@ -341,3 +341,14 @@ async def test_what_was_started_last_stands_first() -> None:
         assert views == ["rows", "plot-benchmark", "batches", "plot-batch", "formats"]
         titles = [table.title for table in pane.tables()]
         assert titles == ["Latency sweep, 40 new tokens", "Batch decode", "Formats against float32"]
+
+
+async def test_the_palette_starts_a_measurement() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        app = pilot.app
+        await until(pilot, lambda: bool(app.query(BenchmarkPane)))
+        commands = {command.title: command.callback for command in app.get_system_commands(app.screen)}
+        commands["Measure batch decode"]()
+        pane = app.query_one(BenchmarkPane)
+        await until(pilot, lambda: pane.is_on_screen and pane.job is not None and pane.job.over)
+        assert pane.command_line() == "kvscope batch"

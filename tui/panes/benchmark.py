@@ -181,23 +181,23 @@ class BenchmarkPane(Pane):
 
     def action_evaluate(self) -> None:
         """Evaluate without the cache."""
-        self._start("evaluate")
+        self.start("evaluate")
 
     def action_kv_evaluate(self) -> None:
         """Evaluate with the cache as well."""
-        self._start("kv-evaluate")
+        self.start("kv-evaluate")
 
     def action_sweep(self) -> None:
         """Measure the latency sweep."""
-        self._start("benchmark")
+        self.start("benchmark")
 
     def action_batch(self) -> None:
         """Measure tokens a second against batch."""
-        self._start("batch")
+        self.start("batch")
 
     def action_formats(self) -> None:
         """Measure what formats cost."""
-        self._start("formats")
+        self.start("formats")
 
     def action_pick_model(self) -> None:
         """Choose the model of the right side."""
@@ -221,23 +221,24 @@ class BenchmarkPane(Pane):
         if kind is None:
             self.action_stop()
         else:
-            self._start(kind)
+            self.start(kind)
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         """Enter in a field starts the job it belongs to."""
         message.stop()
         if message.input in self.query("#line-batch Input"):
-            self._start("batch")
+            self.start("batch")
         else:
             in_sweep = message.input in self.query("#benchmark-sweep Input")
-            self._start("benchmark" if in_sweep else "evaluate")
+            self.start("benchmark" if in_sweep else "evaluate")
 
     @property
     def running(self) -> bool:
         """Whether a job is under way."""
         return self.job is not None and not self.job.over
 
-    def _start(self, kind: Kind) -> None:
+    def start(self, kind: Kind) -> None:
+        """Start a job, unless one is under way or the form cannot be read."""
         if self.running:
             self._say(f"{self.job.kind if self.job else ''} is under way: Esc stops it")
             return
