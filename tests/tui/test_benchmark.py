@@ -9,9 +9,10 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
 from calc.tables import Table
-from engine.events import Batch, Benchmark, CacheKind, Evaluate, FormatRow, Formats
+from engine.events import Batch, BatchRowMeasured, Benchmark, CacheKind, Evaluate, FormatRow, Formats
 from tests.tui.live import live_app, open_pane, until
-from tui.job import job_options
+from tests.tui.test_predict import INFO, batch_row
+from tui.job import Job, job_options
 from tui.measured import formats_variants
 from tui.panes.benchmark import BenchmarkPane
 from tui.widgets.dial import ChoiceDial
@@ -266,14 +267,10 @@ def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
 
 
 async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
-    async with live_app("--row-s", "0.2").run_test(size=(200, 60)) as pilot:
+    async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
         pane.query_one("#option-batches", Option).text = "1,2,32"
-        await pilot.press("b")
-        await until(pilot, lambda: pane.job is not None and len(pane.job.batches) >= 2)
-        assert pane.running
-        assert shown(pane, "batches").rows[0][1] == "45.5"  # twice 11 ms in the first round
-        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        await run_to_end(pilot, pane, "b")
         table = shown(pane, "batches")
         assert [row[:2] for row in table.rows] == [("1", "90.9"), ("2", "166.7"), ("32", "761.9")]
         assert table.rows[0][2:6] == ("90.9", "1.00", "1.00x", "1.00x")
@@ -294,6 +291,19 @@ async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
         assert "- Predicted: the slower of" in text
 
 
+def test_a_later_round_takes_the_place_of_the_one_before() -> None:
+    job = Job("batch", Batch(), model=INFO)
+    for step_s, batch in ((0.022, 1), (0.024, 2), (0.011, 1)):
+        job.feed([BatchRowMeasured(row=batch_row(batch, step_s), prefill_tokens=256, prefill_s=0.256)])
+    assert [(row.batch, row.step_p50_s) for row in job.batch_rows] == [(1, 0.011), (2, 0.024)]
+    assert job.predicted is not None
+    assert job.predicted.tokens_per_s[0] == pytest.approx(1 / 0.011)
+    assert not job.over
+    stranger = Job("batch", Batch())
+    stranger.feed([BatchRowMeasured(row=batch_row(1, 0.011), prefill_tokens=256, prefill_s=0.256)])
+    assert stranger.predicted is None  # of a model that nobody has described
+
+
 async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
     for width, height, first in ((80, 24, "● Tokens/s"), (120, 40, "● Tok/s")):
         async with live_app().run_test(size=(width, height)) as pilot:
@@ -308,7 +318,7 @@ async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
 
 
 async def test_batches_can_be_stopped_and_keep_their_rows() -> None:
-    async with live_app("--row-s", "0.4").run_test(size=(120, 40)) as pilot:
+    async with live_app("--row-s", "1.5").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
         await pilot.click("#batch-start")
         await until(pilot, lambda: pane.job is not None and len(pane.job.batches) >= 1)
