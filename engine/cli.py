@@ -6,13 +6,23 @@ from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
-from engine.events import Benchmark, CacheKind, CompileMode, DType, Evaluate, Formats, Generate, Request, Turn
+from engine.events import Batch, Benchmark, CacheKind, CompileMode, DType, Evaluate, Formats, Generate, Request, Turn
 from engine.files import check_writable
-from engine.latency_plot import check_plot_path
-from engine.options import check_benchmark, check_formats, check_ranks, check_threads, parse_counts, parse_formats
+from engine.line_plot import check_plot_path
+from engine.options import (
+    check_batch,
+    check_benchmark,
+    check_formats,
+    check_ranks,
+    check_threads,
+    parse_counts,
+    parse_formats,
+    parse_ids,
+)
 
 PROG = "python -m engine"
-MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "formats", "run")
+MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "batch", "formats", "run")
+PLOT_MODES = ("benchmark", "batch", "run")
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """What the assignment's `run` stands for: everything that it asks to be shown."""
 
@@ -27,6 +37,7 @@ modes
   evaluate      logits against the expected ones
   kv_evaluate   the same with the cache, and cached against uncached
   benchmark     latency with and without the cache, by prompt length
+  batch         decode steps of several prompts at once: tokens a second against batch
   formats       memory, speed and error of each weight and cache format
   run           evaluate, kv_evaluate and benchmark
 
@@ -50,8 +61,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("serve takes no options: it reads requests from standard input")
     if args.serve is None and args.mode is None:
         parser.error("say what to do: serve, or --mode " + ", ".join(MODES))
-    if args.plot is not None and args.mode not in ("benchmark", "run"):
-        parser.error(f"--plot belongs to --mode benchmark, not {args.mode}")
+    if args.plot is not None and args.mode not in PLOT_MODES:
+        parser.error(f"--plot belongs to --mode benchmark or batch, not {args.mode}")
     return args
 
 
@@ -68,10 +79,8 @@ def make_parser() -> Parser:
     parser.add_argument("serve", nargs="?", choices=["serve"], help="answer JSON lines on stdin (the app's engine)")
     _add_modes(parser)
     _add_model_options(parser)
-    _add_evaluate_options(parser)
-    _add_generate_options(parser)
-    _add_benchmark_options(parser)
-    _add_formats_options(parser)
+    for add in dict.fromkeys(add for adders in _OPTIONS.values() for add in adders):
+        add(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
@@ -84,14 +93,8 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.set_defaults(mode=mode, **UNUSED)
     _add_model_options(parser)
-    if mode == "generate":
-        _add_generate_options(parser)
-    elif mode == "benchmark":
-        _add_benchmark_options(parser)
-    elif mode == "formats":
-        _add_formats_options(parser)
-    else:
-        _add_evaluate_options(parser)
+    for add in _OPTIONS[mode]:
+        add(parser)
     return parser
 
 
@@ -132,7 +135,7 @@ def _add_generate_options(parser: Parser) -> None:
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 text")
-    prompt.add_argument("--prompt-ids", type=_reader(parse_counts), metavar="1,2,3")
+    prompt.add_argument("--prompt-ids", type=_reader(parse_ids), metavar="1,2,3")
     group.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
     group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default 0: greedy")
     group.add_argument("--top-k", type=int, metavar="N")
@@ -150,16 +153,30 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument("--ids", action="store_true", help="print token ids instead of text")
 
 
+def _add_measuring_options(parser: Parser) -> None:
+    group = parser.add_argument_group("benchmark, batch")
+    group.add_argument("--new-tokens", type=int, metavar="N", help="default 40; for batch 16 steps")
+    group.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="what was measured as a plot: .svg, .png, .txt")
+
+
 def _add_benchmark_options(parser: Parser) -> None:
     group = parser.add_argument_group("benchmark")
     group.add_argument(
-        "--lengths", type=_reader(parse_counts), default=(10, 50, 100, 500, 1000), metavar="10,50,100",
+        "--lengths", type=_reader(parse_counts), default=Benchmark().lengths, metavar="10,50,100",
         help="prompt lengths (default 10,50,100,500,1000)",
     )  # fmt: skip
-    group.add_argument("--new-tokens", type=int, default=40, metavar="N", help="default 40")
-    group.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
     group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs not counted (default 1)")
-    group.add_argument("--plot", type=Path, metavar="FILE", help="latency against prompt length: .svg, .png, .txt")
+
+
+def _add_batch_options(parser: Parser) -> None:
+    group = parser.add_argument_group("batch")
+    group.add_argument(
+        "--batches", type=_reader(parse_counts), default=Batch().batches, metavar="1..32",
+        help="rows at once: a list, or a range that doubles (default 1..32)",
+    )  # fmt: skip
+    group.add_argument("--context", type=int, default=64, metavar="N", help="tokens of the longest row (default 64)")
+    group.add_argument("--equal", action="store_true", help="rows of one length (default: from half of that upwards)")
 
 
 def _add_formats_options(parser: Parser) -> None:
@@ -173,12 +190,22 @@ def _add_formats_options(parser: Parser) -> None:
     )
 
 
+_OPTIONS: dict[str, tuple[Callable[[Parser], None], ...]] = {
+    "evaluate": (_add_evaluate_options,),
+    "kv_evaluate": (_add_evaluate_options,),
+    "generate": (_add_generate_options,),
+    "benchmark": (_add_measuring_options, _add_benchmark_options),
+    "batch": (_add_measuring_options, _add_batch_options),
+    "formats": (_add_formats_options,),
+}
+
+
 def requests(args: argparse.Namespace) -> list[Request]:
     """The checked requests that the options stand for, in their order. Raises EngineError."""
     check_threads(args.threads)
     check_ranks(args.tp)
-    if args.tp > 1 and args.mode not in ("generate", "benchmark"):
-        raise OptionError("tp", f"--tp belongs to generate and benchmark, not to {args.mode}")
+    if args.tp > 1 and args.mode not in ("generate", "benchmark", "batch"):
+        raise OptionError("tp", f"--tp belongs to generate, benchmark and batch, not to {args.mode}")
     if args.output is not None:
         check_writable(args.output)
     if args.plot is not None:
@@ -236,7 +263,7 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
     request = Benchmark(
         model=args.weights,
         lengths=args.lengths,
-        new_tokens=args.new_tokens,
+        new_tokens=Benchmark().new_tokens if args.new_tokens is None else args.new_tokens,
         repeats=args.repeats,
         warmup=args.warmup,
         compile=args.compile or "off",
@@ -245,6 +272,23 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
         tp=args.tp,
     )
     check_benchmark(request)
+    return request
+
+
+def _batch_request(args: argparse.Namespace) -> Batch:
+    request = Batch(
+        model=args.weights,
+        batches=args.batches,
+        context=args.context,
+        new_tokens=Batch().new_tokens if args.new_tokens is None else args.new_tokens,
+        repeats=args.repeats,
+        ragged=not args.equal,
+        compile=args.compile or "auto",
+        dtype=args.dtype or "auto",
+        threads=args.threads,
+        tp=args.tp,
+    )
+    check_batch(request)
     return request
 
 
@@ -267,6 +311,7 @@ _MAKERS: dict[str, Callable[[argparse.Namespace], Request]] = {
     "evaluate": _evaluate_request,
     "kv_evaluate": _kv_evaluate_request,
     "benchmark": _benchmark_request,
+    "batch": _batch_request,
     "formats": _formats_request,
 }
 

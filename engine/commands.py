@@ -10,6 +10,7 @@ from typing import TextIO
 from engine.cli import RUN_MODES
 from engine.documents import (
     Document,
+    batch_document,
     benchmark_document,
     evaluation_document,
     formats_document,
@@ -18,6 +19,7 @@ from engine.documents import (
 )
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.events import (
+    BatchFinished,
     BenchmarkFinished,
     EngineExited,
     EvaluationFinished,
@@ -33,14 +35,17 @@ from engine.events import (
     TokenGenerated,
 )
 from engine.files import write_whole
-from engine.latency_plot import render
-from engine.summary import benchmark_text, duration, evaluation_text, formats_text, generation_text
+from engine.line_plot import Drawing, render
+from engine.measured_plots import batch_drawing, latency_drawing
+from engine.summary import batch_text, benchmark_text, duration, evaluation_text, formats_text, generation_text
 
 DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
-Result = EvaluationFinished | BenchmarkFinished | FormatsFinished | GenerationFinished
+Result = EvaluationFinished | BenchmarkFinished | BatchFinished | FormatsFinished | GenerationFinished
 Answer = Callable[[Request], Iterator[Event]]
 """What answers a request: a service in this process, or the client of another."""
+
+Draw = Callable[[Result, ModelInfo | None], Drawing | None]
 
 _REDRAW_S = 0.1
 
@@ -64,6 +69,17 @@ class Outcome:
         return CHECK_FAILED if failed else DONE
 
 
+def drawing_of(result: Result, model: ModelInfo | None) -> Drawing | None:
+    """What --plot draws of a result; None of one that has no plot. The model is for front ends that know more."""
+    match result:
+        case BenchmarkFinished():
+            return latency_drawing(result.result)
+        case BatchFinished():
+            return batch_drawing(result.result)
+        case _:
+            return None
+
+
 def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
     """Answer `todo` and print the results as the options want; the exit code. Raises EngineError."""
     outcome = follow(args, todo, answer)
@@ -74,16 +90,19 @@ def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
     return outcome.exit_code
 
 
-def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Outcome:
-    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError."""
+def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: Draw = drawing_of) -> Outcome:
+    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError.
+
+    `draw` says what --plot shows of a result.
+    """
     results: list[Result] = []
     model = None
     for request in todo:
         printer = _Printer(args, request)
         results.append(printer.follow(answer(request)))
         model = printer.model or model
-        if isinstance(results[-1], BenchmarkFinished) and args.plot is not None:
-            write_whole(args.plot, render(args.plot, results[-1].result))
+        if args.plot is not None and (drawing := draw(results[-1], model)) is not None:
+            write_whole(args.plot, render(args.plot, drawing))
             printer.remark(f"wrote {args.plot}")
     return Outcome(results, model)
 
@@ -118,6 +137,8 @@ def document(result: Result, *, model: str) -> Document:
             return evaluation_document(result.result)
         case BenchmarkFinished():
             return benchmark_document(result.result)
+        case BatchFinished():
+            return batch_document(result.result)
         case FormatsFinished():
             return formats_document(result.result)
         case GenerationFinished():
@@ -131,6 +152,8 @@ def result_text(result: Result, *, ids: bool = False) -> str:
             return evaluation_text(result.result)
         case BenchmarkFinished():
             return benchmark_text(result.result)
+        case BatchFinished():
+            return batch_text(result.result)
         case FormatsFinished():
             return formats_text(result.result)
         case GenerationFinished():

@@ -143,6 +143,26 @@ class Formats(Record, frozen=True, kw_only=True):
     compile: CompileMode = "auto"
 
 
+class Batch(Record, frozen=True, kw_only=True):
+    """Time decode steps of several rows at once, for each of `batches` counts of rows.
+
+    The longest row has `context` tokens before the first of `new_tokens` steps; `ragged` rows are from half of that
+    upwards, evenly spread, else all have as many. Batches take turns in each of `repeats` rounds, after one to warm up.
+    """
+
+    model: str | None = None
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    context: int = 64
+    new_tokens: int = 16
+    repeats: int = 5
+    ragged: bool = True
+    dtype: DType = "auto"
+    threads: int | None = None
+    tp: int = 1
+    compile: CompileMode = "auto"
+    """As in `Load`, but a build is waited for, so that all steps are of one kind."""
+
+
 class Cancel(Record, frozen=True, kw_only=True):
     """Stop the request `target_id`, running or queued; it then ends early. Has no answer of its own."""
 
@@ -303,6 +323,39 @@ class FormatsResult(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Decode steps of one batch: the median, least and greatest time of all steps of all rounds so far.
+
+    `tokens_per_s` is that of all rows together: the batch over the median step.
+    """
+
+    batch: int
+    context_tokens: float
+    """Tokens a row has in the middle of the run, the mean over rows; what fills rows up is not counted."""
+    step_p50_s: float
+    step_min_s: float
+    step_max_s: float
+    tokens_per_s: float
+    kv_cache_bytes: int
+    weight_bytes: int
+    """Bytes of the matrices that a step multiplies with (of routed experts all)."""
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """All rows, and the median time of a prompt of `prefill_tokens`, where arithmetic binds. `notes`: sentences."""
+
+    model: str
+    context: int
+    new_tokens: int
+    repeats: int
+    ragged: bool
+    rows: tuple[BatchRow, ...]
+    prefill_tokens: int
+    prefill_s: float
+    machine: Machine
+    notes: tuple[str, ...] = ()
+
+
 # --- events: engine -> app --------------------------------------------------------------------------------
 
 
@@ -318,7 +371,7 @@ class Ready(Record, frozen=True, kw_only=True):
 class Progress(Record, frozen=True, kw_only=True):
     """How far a long request is. `remaining_s` is an estimate, None while there is nothing to base it on."""
 
-    stage: Literal["load", "evaluate", "benchmark", "formats"]
+    stage: Literal["load", "evaluate", "benchmark", "formats", "batch"]
     done: int
     total: int
     elapsed_ns: int
@@ -413,6 +466,20 @@ class FormatsFinished(Record, frozen=True, kw_only=True):
     result: FormatsResult
 
 
+class BatchRowMeasured(Record, frozen=True, kw_only=True):
+    """A `Batch` has timed one of its batches in one round more; the row stands for all rounds so far."""
+
+    row: BatchRow
+    prefill_tokens: int
+    prefill_s: float
+
+
+class BatchFinished(Record, frozen=True, kw_only=True):
+    """Ends a `Batch`."""
+
+    result: BatchResult
+
+
 class Failed(Record, frozen=True, kw_only=True):
     """The request ended in an error, said in one sentence. The engine lives on.
 
@@ -439,7 +506,7 @@ class EngineExited(Record, frozen=True, kw_only=True):
     stderr_tail: str = ""
 
 
-Request = Load | Generate | Evaluate | Benchmark | Formats | Cancel | Shutdown
+Request = Load | Generate | Evaluate | Benchmark | Formats | Batch | Cancel | Shutdown
 Event = (
     Ready
     | Progress
@@ -453,6 +520,8 @@ Event = (
     | BenchmarkFinished
     | FormatMeasured
     | FormatsFinished
+    | BatchRowMeasured
+    | BatchFinished
     | Failed
     | Cancelled
     | EngineExited
@@ -463,6 +532,7 @@ TERMINAL_EVENTS = (
     EvaluationFinished,
     BenchmarkFinished,
     FormatsFinished,
+    BatchFinished,
     Failed,
     Cancelled,
     EngineExited,

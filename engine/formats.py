@@ -173,6 +173,14 @@ def held_bytes(decoder: "Decoder") -> int:
     return total
 
 
+def read_bytes(decoder: "Decoder") -> int:
+    """Bytes of the weights that a decode step reads: all but tables of embeddings that serve for look-ups alone."""
+    config = decoder.config
+    is_head = config.tied and not isinstance(decoder.head, GroupedLinear)
+    n_rows = (0 if is_head else config.vocab_size) + (config.max_positions if config.positions == "learned" else 0)
+    return held_bytes(decoder) - n_rows * config.hidden_size * decoder.dtype.itemsize
+
+
 def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
     """Every linear layer of a decoder, the head first, in whatever format it is kept."""
     seen: set[int] = set()

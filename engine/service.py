@@ -22,6 +22,7 @@ from engine.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load
 from engine.errors import CasesError, EngineError, OptionError, TokenizerError
 from engine.evaluate import check_atol, default_atol, evaluate_cases, load_cases
 from engine.events import (
+    Batch,
     Benchmark,
     Cancelled,
     CaseEvaluated,
@@ -45,7 +46,7 @@ from engine.events import (
     Turn,
 )
 from engine.generate import GenerationOptions, Kept, generate
-from engine.options import check_benchmark, check_ranks, check_threads
+from engine.options import check_batch, check_benchmark, check_ranks, check_threads
 from engine.probe import Rates, probe
 from engine.timing import NS_PER_S
 
@@ -107,6 +108,8 @@ class Service:
                 yield from self._evaluate(request, should_stop)
             case Benchmark():
                 yield from self._benchmark(request, should_stop)
+            case Batch():
+                yield from self._batch(request, should_stop)
             case Formats():
                 yield from self._formats(request, should_stop)
             case _:
@@ -114,7 +117,7 @@ class Service:
 
     # --- models -------------------------------------------------------------------------------------------
 
-    def _hold(self, request: Load | Generate | Benchmark) -> Generator[Event, None, LoadedModel]:
+    def _hold(self, request: Load | Generate | Benchmark | Batch) -> Generator[Event, None, LoadedModel]:
         """The model that a request names: the one held if it is the same file and dtype, else loaded."""
         check_threads(request.threads)
         check_ranks(request.tp)
@@ -132,7 +135,7 @@ class Service:
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note, rates=held.rates))
         return held.model
 
-    def _loaded(self, key: tuple[object, ...], request: Load | Generate | Benchmark) -> _Held:
+    def _loaded(self, key: tuple[object, ...], request: Load | Generate | Benchmark | Batch) -> _Held:
         """The model, and how fast this machine is with it."""
         held = _load(key, request)
         self._use_threads(request.threads, held.model)
@@ -228,6 +231,17 @@ class Service:
         model = yield from self._hold(request)
         yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name)
 
+    def _batch(self, request: Batch, should_stop: ShouldStop) -> Iterator[Event]:
+        from engine.batch import run_batch
+
+        check_batch(request)
+        model = yield from self._hold(request)
+        if request.compile != "off" and model.decoder.decode_step is None and model.decoder.communication_ns is None:
+            from engine.compiled.step import attach
+
+            attach(model.decoder, request.compile).wait()
+        yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
+
     def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
         from engine.compare import run_formats
 
@@ -286,7 +300,7 @@ def model_info(
     )
 
 
-def _load(key: tuple[object, ...], request: Load | Generate | Benchmark) -> _Held:
+def _load(key: tuple[object, ...], request: Load | Generate | Benchmark | Batch) -> _Held:
     start_ns = time.perf_counter_ns()
     if request.tp > 1:
         from engine.parallel.launch import load_parallel  # torch.distributed

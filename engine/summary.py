@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from engine.events import (
+    BatchResult,
+    BatchRow,
     BenchmarkResult,
     BenchmarkRow,
     CaseResult,
@@ -56,6 +58,37 @@ def benchmark_text(result: BenchmarkResult) -> str:
             *result.notes,
         ]
     )
+
+
+def batch_text(result: BatchResult) -> str:
+    """One line a batch, then the prompt that arithmetic binds, the machine and the notes."""
+    header = ["batch", "tokens/s", "rise", "step", "min..max", "KV cache"]
+    gains = rises(result.rows, [row.tokens_per_s for row in result.rows])
+    rows = [_batch_cells(row, rise) for row, rise in zip(result.rows, gains, strict=True)]
+    return "\n".join(
+        [
+            batch_title(result),
+            *table(header, rows),
+            f"a prompt of {plural(result.prefill_tokens, 'token')} takes {duration(result.prefill_s)}",
+            _machine_line(result.machine),
+            *result.notes,
+        ]
+    )
+
+
+def batch_title(result: BatchResult) -> str:
+    """What was measured, in a line."""
+    rows = "rows of up to" if result.ragged else "rows of"
+    repeats = f"medians of {plural(result.repeats, 'round')} after 1 to warm up"
+    return (
+        f"batch {result.model}: {plural(result.new_tokens, 'step')} after {rows} {result.context:,} tokens, {repeats}"
+    )
+
+
+def rises(rows: Sequence[BatchRow], tokens_per_s: Sequence[float]) -> list[float]:
+    """Each of `tokens_per_s`, one a row, over that of the smallest batch."""
+    first = min(range(len(rows)), key=lambda index: rows[index].batch)
+    return [rate / tokens_per_s[first] for rate in tokens_per_s]
 
 
 def formats_text(result: FormatsResult) -> str:
@@ -150,6 +183,17 @@ def _row_cells(row: BenchmarkRow) -> list[str]:
         duration(row.prefill_s),
         "-" if row.tpot_s is None else duration(row.tpot_s),
         "-" if row.tpot_p95_s is None else duration(row.tpot_p95_s),
+        f"{row.kv_cache_bytes:,} B",
+    ]
+
+
+def _batch_cells(row: BatchRow, rise: float) -> list[str]:
+    return [
+        f"{row.batch:,}",
+        f"{row.tokens_per_s:,.1f}",
+        f"{rise:.2f}x",
+        duration(row.step_p50_s),
+        f"{duration(row.step_min_s)}..{duration(row.step_max_s)}",
         f"{row.kv_cache_bytes:,} B",
     ]
 

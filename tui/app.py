@@ -33,6 +33,7 @@ from tui.widgets.strip import StatusStrip
 
 if TYPE_CHECKING:
     from tui.engine_link import EngineChanged, EngineLink
+    from tui.job import Kind
 
 PANES = ("Spec", "Memory", "Intensity", "Generate", "Benchmark")
 """Titles of the tabs; all but the first are imported after the first paint."""
@@ -291,6 +292,14 @@ class KvscopeApp(App[None]):
             self.screen.set_focus(None)
             tabs.active = f"tab-{name}"
         self.call_after_refresh(self._focus_first, name)
+
+    def action_measure(self, kind: Kind) -> None:
+        """Show the Benchmark pane and start one of its measurements."""
+        from tui.panes.benchmark import BenchmarkPane
+
+        self.action_go(PANES.index("Benchmark"))
+        if isinstance(pane := self.pane("benchmark"), BenchmarkPane):
+            pane.start(kind)
 
     def _focus_first(self, name: str) -> None:
         pane = self.pane(name)

@@ -25,6 +25,7 @@ commands (each has --help):
   evaluate      its logits against expected ones
   kv-evaluate   the same with the cache, and cached against uncached
   benchmark     latency with and without the cache, by prompt length
+  batch         decode steps of 1 to 32 prompts at once: tokens a second, measured beside predicted
   formats       what each weight and cache format costs: memory, speed, error of the logits
   report        the complete write-up, as LaTeX or Markdown
   models        the catalog of models
@@ -55,7 +56,9 @@ def _report(argv: Sequence[str], prog: str) -> int:
 
 COMMANDS: dict[str, Command] = {
     **calc_cli.COMMANDS,
-    **{name: _engine_command(name) for name in ("generate", "evaluate", "kv-evaluate", "benchmark", "formats")},
+    **{
+        name: _engine_command(name) for name in ("generate", "evaluate", "kv-evaluate", "benchmark", "batch", "formats")
+    },
     "report": _report,
 }
 

@@ -12,6 +12,7 @@ from tui.settings import MARKERS
 
 if TYPE_CHECKING:
     from tui.app import KvscopeApp
+    from tui.job import Kind
 
 
 def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
@@ -20,6 +21,8 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
 
     for index, title in enumerate(PANES):
         yield SystemCommand(f"Go to {title}", f"Show the {title} pane (F{index + 2})", partial(app.action_go, index))
+    for kind, (title, words) in _MEASUREMENTS.items():
+        yield SystemCommand(title, words, partial(app.action_measure, kind))
     yield SystemCommand("Choose a model", "Search the catalog of models", app.action_pick_model)
     yield SystemCommand("Choose a device", "Search the catalog of devices", app.action_pick_device)
     yield SystemCommand("Open a config.json or .gguf", "Read a model from a file or folder", app.action_open)
@@ -40,6 +43,14 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     yield SystemCommand("Help", "What the focused thing means, and the keys", app.action_help)
     yield SystemCommand("Quit", "Leave kvscope", app.action_quit)
 
+
+_MEASUREMENTS: dict[Kind, tuple[str, str]] = {
+    "evaluate": ("Evaluate", "The engine's logits against expected ones"),
+    "kv-evaluate": ("Evaluate with the cache", "The same, and cached against uncached"),
+    "benchmark": ("Measure the latency sweep", "With and without the cache, by prompt length"),
+    "batch": ("Measure batch decode", "Tokens a second against batch, beside predicted"),
+    "formats": ("Measure formats", "What each weight and cache format costs and gains"),
+}
 
 _MARKERS = {
     "braille": "Thin lines of braille dots",

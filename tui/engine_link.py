@@ -16,6 +16,7 @@ from textual.message import Message
 
 from engine.client import EngineClient
 from engine.events import (
+    Batch,
     Benchmark,
     EngineExited,
     Evaluate,
@@ -51,7 +52,13 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-_WORK = {Load: Phase.LOADING, Generate: Phase.GENERATING, Evaluate: Phase.EVALUATING, Benchmark: Phase.BENCHMARKING}
+_WORK = {
+    Load: Phase.LOADING,
+    Generate: Phase.GENERATING,
+    Evaluate: Phase.EVALUATING,
+    Benchmark: Phase.BENCHMARKING,
+    Batch: Phase.BENCHMARKING,
+}
 _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase.READY: "●", Phase.STOPPED: "✗"}
 
 

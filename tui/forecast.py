@@ -10,6 +10,7 @@ from calc.specs import ModelSpec
 from calc.units import format_decimal
 from engine.events import Generate, ModelInfo
 from engine.hub import cached_model
+from engine.memory import available_bytes
 from tui.predict import ELEMENT_BYTES, read_spec, read_weight_bytes
 
 AUTO = 4.0
@@ -56,15 +57,3 @@ def weight_bytes(spec: ModelSpec, dtype: str) -> float:
     if dtype in ("int8", "int4"):
         return read_weight_bytes(spec, dtype) + spec.vocab_size * spec.hidden_size * ELEMENT_BYTES["bfloat16"]
     return parameters(spec).total * ELEMENT_BYTES.get(dtype, AUTO)
-
-
-def available_bytes() -> int | None:
-    """Memory that a new process can have without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    return None

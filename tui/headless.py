@@ -14,19 +14,24 @@ from calc.tables import Table
 from engine import cli as engine_cli
 from engine import commands
 from engine.client import EngineClient
-from engine.documents import Document, generation_document, to_json
+from engine.documents import Document, batch_document, generation_document, to_json
 from engine.errors import EngineError
 from engine.events import (
+    BatchFinished,
     Benchmark,
     BenchmarkFinished,
     Evaluate,
     EvaluationFinished,
     FormatsFinished,
     GenerationFinished,
+    ModelInfo,
     Request,
 )
+from engine.line_plot import Drawing
+from engine.measured_plots import batch_drawing
+from engine.summary import batch_title
 from tui import measured
-from tui.predict import predicted_cache_bytes, predicted_times
+from tui.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
 from tui.state import Analysis, AppState, analyse, initial_state
 
 MODES = {
@@ -34,6 +39,7 @@ MODES = {
     "evaluate": ("evaluate", "Logits after each prompt against the expected ones."),
     "kv-evaluate": ("kv_evaluate", "The same with the KV cache, and cached against uncached."),
     "benchmark": ("benchmark", "Latency with and without the KV cache, by prompt length."),
+    "batch": ("batch", "Decode steps of several prompts at once: tokens a second against batch, beside predicted."),
     "formats": ("formats", "Memory, speed and error of the logits of each weight and cache format, against float32."),
 }
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
@@ -51,7 +57,7 @@ def run_engine_command(name: str, argv: Sequence[str], prog: str, client: Client
 def _run(args: argparse.Namespace, client: ClientFactory) -> int:
     todo = engine_cli.requests(args)
     with client() as engine:
-        outcome = commands.follow(args, todo, engine.stream)
+        outcome = commands.follow(args, todo, engine.stream, _drawing)
     _print(args, outcome)
     return outcome.exit_code
 
@@ -75,6 +81,10 @@ def engine_guarded(run: Callable[[], int], prog: str) -> int:
 
 
 def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
+    (result,) = outcome.results
+    if isinstance(result, BatchFinished) and args.format != "json":
+        _print_batch(args, result, outcome.model)
+        return
     if args.format == "text":
         commands.print_text(args, outcome)
         return
@@ -85,10 +95,36 @@ def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
     calc_cli.emit(args, text)
 
 
+def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: ModelInfo | None) -> None:
+    """Measured beside predicted, and what both come from."""
+    result, predicted = finished.result, _batch_prediction(finished, model)
+    machine = f"Measured on {measured.machine_text(result.machine)}."
+    basis = () if predicted is None else (predicted.basis,)
+    table = measured.batch_table(result.rows, predicted)
+    calc_cli.emit_tables(args, batch_title(result), [table], (*basis, *result.notes, machine))
+
+
+def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> BatchPrediction | None:
+    result = finished.result
+    if model is None:
+        return None
+    return predicted_batches(model, result.rows, prefill_tokens=result.prefill_tokens, prefill_s=result.prefill_s)
+
+
+def _drawing(result: commands.Result, model: ModelInfo | None) -> Drawing | None:
+    """What --plot draws: of batches the predicted line as well."""
+    if not isinstance(result, BatchFinished):
+        return commands.drawing_of(result, model)
+    predicted = _batch_prediction(result, model)
+    return batch_drawing(result.result, predicted.tokens_per_s if predicted is not None else None)
+
+
 def _document(outcome: commands.Outcome) -> Document:
     """The JSON document, with calc's figure for the cache beside the measured one."""
     (result,) = outcome.results
     model = outcome.model
+    if isinstance(result, BatchFinished):
+        return _batch_document(result, model)
     if not isinstance(result, GenerationFinished) or model is None:
         return commands.document(result, model=outcome.model_name)
     predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
@@ -102,6 +138,18 @@ def _document(outcome: commands.Outcome) -> Document:
         kv_cache_bytes_predicted=predicted,
         ttft_predicted_s=times.ttft_s if times is not None else None,
         tpot_predicted_s=times.tpot_s if times is not None else None,
+    )
+
+
+def _batch_document(finished: BatchFinished, model: ModelInfo | None) -> Document:
+    predicted = _batch_prediction(finished, model)
+    if predicted is None:
+        return batch_document(finished.result)
+    return batch_document(
+        finished.result,
+        predicted_tokens_per_s=predicted.tokens_per_s,
+        bytes_per_s=predicted.bytes_per_s,
+        flops_per_s=predicted.flops_per_s,
     )
 
 
@@ -121,8 +169,8 @@ def _result_table(result: commands.Result) -> Table:
             return measured.benchmark_table(benchmark.rows, new_tokens=benchmark.new_tokens)
         case FormatsFinished(result=formats):
             return measured.formats_table(formats.rows)
-        case GenerationFinished():
-            raise TypeError("a generation has no table of its own")
+        case GenerationFinished() | BatchFinished():
+            raise TypeError(f"a {type(result).__name__} is printed with its prediction")
 
 
 def run_study(argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:

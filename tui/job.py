@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.events import (
+    Batch,
+    BatchFinished,
+    BatchResult,
+    BatchRow,
+    BatchRowMeasured,
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
@@ -26,13 +31,17 @@ from engine.events import (
     Formats,
     FormatsFinished,
     FormatsResult,
+    Loaded,
+    ModelInfo,
     Progress,
 )
 from tui.measured import verdict
+from tui.predict import BatchPrediction, predicted_batches
 
-Kind = Literal["evaluate", "kv-evaluate", "benchmark", "formats"]
-JobRequest = Evaluate | Benchmark | Formats
+Kind = Literal["evaluate", "kv-evaluate", "benchmark", "formats", "batch"]
+JobRequest = Evaluate | Benchmark | Formats | Batch
 DEFAULT_LENGTHS = "10,50,100,500,1000"
+DEFAULT_BATCHES = "1..32"
 
 
 @dataclass(slots=True)
@@ -44,8 +53,14 @@ class Job:
     cases: list[CaseResult] = field(default_factory=list)
     rows: list[BenchmarkRow] = field(default_factory=list)
     formats: list[FormatRow] = field(default_factory=list)
+    batches: dict[int, BatchRow] = field(default_factory=dict)
+    """The latest of each batch, in the order they came."""
+    model: ModelInfo | None = None
+    """The model that is measured: the one in memory, until another is loaded."""
+    predicted: BatchPrediction | None = None
+    """What calc says about `batches`."""
     evaluation: EvaluationResult | None = None
-    result: BenchmarkResult | FormatsResult | None = None
+    result: BenchmarkResult | FormatsResult | BatchResult | None = None
     progress: Progress | None = None
     state: str = ""
     failed: bool = False
@@ -59,12 +74,16 @@ class Job:
         match event:
             case Progress():
                 self.progress = event
+            case Loaded():
+                self.model = event.model
             case CaseEvaluated():
                 self.cases.append(event.case)
             case BenchmarkRowMeasured():
                 self.rows.append(event.row)
             case FormatMeasured():
                 self.formats.append(event.row)
+            case BatchRowMeasured():
+                self._take_batch(event)
             case EvaluationFinished():
                 self.evaluation = event.result
                 self.state = verdict(event.result.cases, atol=event.result.atol)
@@ -75,12 +94,28 @@ class Job:
             case FormatsFinished():
                 self.result = event.result
                 self.state = f"✓ {len(self.formats)} formats measured on {self.formats[0].n_tokens} tokens of text"
+            case BatchFinished():
+                self.result = event.result
+                self.state = f"✓ {len(self.batches)} batches measured, {_medians(event.result.repeats, 'rounds')}"
             case Cancelled():
                 self.state = "stopped by you; what was measured stays"
             case Failed() | EngineExited():
                 self.state, self.failed = f"✗ {event.message}", True
             case _:
                 pass
+
+    def _take_batch(self, event: BatchRowMeasured) -> None:
+        """The row takes the place of that of the round before; the prediction starts from all there are."""
+        self.batches[event.row.batch] = event.row
+        if self.model is not None:
+            self.predicted = predicted_batches(
+                self.model, self.batch_rows, prefill_tokens=event.prefill_tokens, prefill_s=event.prefill_s
+            )
+
+    @property
+    def batch_rows(self) -> tuple[BatchRow, ...]:
+        """The batches measured so far."""
+        return tuple(self.batches.values())
 
     @property
     def over(self) -> bool:
@@ -95,8 +130,8 @@ class Job:
         return self.request.atol if isinstance(self.request, Evaluate) else None
 
 
-def _medians(repeats: int) -> str:
-    return f"medians of {repeats} repeats" if repeats > 1 else "one run each"
+def _medians(repeats: int, what: str = "repeats") -> str:
+    return f"medians of {repeats} {what}" if repeats > 1 else "one run each"
 
 
 def job_options(request: JobRequest) -> list[str]:
@@ -120,6 +155,18 @@ def job_options(request: JobRequest) -> list[str]:
                 ("--tp", request.tp, 1),
                 ("--compile", request.compile, "off"),
             )
+        case Batch():
+            default = Batch()
+            given = (
+                ("--model", request.model, None),
+                ("--batches", ",".join(map(str, request.batches)), ",".join(map(str, default.batches))),
+                ("--context", request.context, default.context),
+                ("--new-tokens", request.new_tokens, default.new_tokens),
+                ("--repeats", request.repeats, default.repeats),
+                ("--dtype", request.dtype, default.dtype),
+                ("--tp", request.tp, default.tp),
+            )
         case Formats():
             given = (("--model", request.model, None),)
-    return [part for flag, value, default in given if value != default for part in (flag, f"{value}")]
+    words = [part for flag, value, usual in given if value != usual for part in (flag, f"{value}")]
+    return [*words, "--equal"] if isinstance(request, Batch) and not request.ragged else words

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import log10
+from typing import TYPE_CHECKING
 
 from calc.tables import Table
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
-from engine.events import BenchmarkRow, CaseResult, FormatRow, Machine
-from engine.summary import plural
+from engine.events import BatchRow, BenchmarkRow, CaseResult, FormatRow, Machine
+from engine.summary import plural, rises
+
+if TYPE_CHECKING:
+    from tui.predict import BatchPrediction
 
 PASSED, FAILED = "✓", "✗"
 ERROR_FLOOR = 1e-16
@@ -225,6 +229,51 @@ def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
         f"{row.max_error:.3f}",
         f"{row.perplexity:,.2f}",
     )
+
+
+def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Table:
+    """A row a batch: tokens a second of all its rows and their rise over the smallest batch, measured and predicted."""
+    columns = (
+        "Batch", "● Tokens/s", "predicted", "● / pred.", "● Rise", "predicted", "bound by", "● Step p50", "min–max",
+        "KV cache",
+    )  # fmt: skip
+    gains = rises(rows, [row.tokens_per_s for row in rows]) if rows else []
+    cells = tuple(
+        (
+            format_count(row.batch),
+            f"{row.tokens_per_s:,.1f}",
+            *_predicted_cells(rows, index, gain, predicted),
+            format_duration_s(row.step_p50_s),
+            spread_text(row.step_min_s, row.step_max_s),
+            format_decimal(row.kv_cache_bytes),
+        )
+        for index, (row, gain) in enumerate(zip(rows, gains, strict=True))
+    )
+    return Table(title="Batch decode", columns=columns, rows=cells, numeric=frozenset(set(range(len(columns))) - {6}))
+
+
+def _predicted_cells(
+    rows: Sequence[BatchRow], index: int, gain: float, predicted: BatchPrediction | None
+) -> tuple[str, ...]:
+    """Predicted rate, measured over predicted, both rises, and what bounds the step."""
+    if predicted is None:
+        return "–", "–", f"{gain:.2f}x", "–", "–"
+    rate = predicted.tokens_per_s[index]
+    return (
+        f"{rate:,.1f}",
+        f"{rows[index].tokens_per_s / rate:.2f}",
+        f"{gain:.2f}x",
+        f"{rises(rows, predicted.tokens_per_s)[index]:.2f}x",
+        "arithmetic" if predicted.computing[index] else "memory",
+    )
+
+
+def batch_variants(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> tuple[Table, ...]:
+    """The whole table; without bytes and spread; both rates and rises alone; with shorter headings."""
+    full = batch_table(rows, predicted)
+    least = _kept(full, range(6))
+    short = replace(least, columns=("Batch", "● Tok/s", "pred.", "● / p.", "● Rise", "pred."))
+    return full, _kept(full, range(9)), _kept(full, range(8)), _kept(full, range(7)), least, short
 
 
 def machine_text(machine: Machine) -> str:

@@ -8,7 +8,7 @@ from textual.app import App
 
 from calc.units import format_decimal
 from engine.found import FoundModel, find_models
-from tui.forecast import available_bytes
+from engine.memory import available_bytes
 from tui.widgets.path_bar import PathBar, PathRequest
 from tui.widgets.picker import Choice, Picker, PickList
 

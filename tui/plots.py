@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calc.intensity import IntensityReport
 from calc.traffic import DecodePoint
 from calc.units import format_count, format_duration_s
-from engine.events import BenchmarkRow
+from engine.events import BatchRow, BenchmarkRow
 from engine.timing import latencies_s, percentile
 from tui.chart import Axis, Chart, Level, Series, draw
+
+if TYPE_CHECKING:
+    from tui.predict import BatchPrediction
 
 NEAR = 1.6
 """A ridge up to this many times the highest point still belongs in a linear plot."""
@@ -169,4 +172,22 @@ def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
             ),
         ),
         empty="rows appear here as they are measured",
+    )
+
+
+def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Chart:
+    """Tokens a second of all rows against batch: measured, and as a plain line what calc predicts."""
+    order = sorted(range(len(rows)), key=lambda index: rows[index].batch)
+    batches = [float(rows[index].batch) for index in order]
+    rates = [rows[index].tokens_per_s for index in order]
+    series = [Series(label="measured", symbol="●", points=tuple(zip(batches, rates, strict=True)))]
+    if predicted is not None:
+        line = tuple(zip(batches, (predicted.tokens_per_s[index] for index in order), strict=True))
+        series.insert(0, Series(label="predicted", symbol="·", colour=1, points=line))
+    return Chart(
+        title="Tokens a second of all rows together",
+        x=Axis(title="batch, rows", log=True, doubling=True, tick=format_count),
+        y=Axis(title="tokens/s", tick=_number, from_zero=True),
+        series=tuple(series),
+        empty="batches appear here as they are measured",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,7 +17,8 @@ from calc.sources.catalog import manual_device
 from calc.specs import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.storage import FORMATS, StorageFormat
 from calc.traffic import linear_flops, linear_params
-from engine.events import CacheKind, ModelInfo
+from calc.units import format_rate
+from engine.events import BatchRow, CacheKind, ModelInfo
 
 DTYPES = {
     "float64": StorageFormat("float64", 1, 8),
@@ -183,6 +185,71 @@ def predicted_times(
         step_bytes=step_bytes,
         read_bytes_per_s=info.read_bytes_per_s,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPrediction:
+    """Tokens a second that calc predicts for each batch, and the two rates of this machine it starts from.
+
+    `computing`: whether arithmetic bounds the batch, not memory.
+    """
+
+    tokens_per_s: tuple[float, ...]
+    computing: tuple[bool, ...]
+    bytes_per_s: float
+    flops_per_s: float
+    smallest: int
+    prefill_tokens: int
+
+    @property
+    def basis(self) -> str:
+        """Where the prediction comes from, in a sentence."""
+        rows = "batch 1" if self.smallest == 1 else f"the smallest batch, {self.smallest}"
+        return (
+            f"Predicted: the slower of reading weights and caches at {format_rate(self.bytes_per_s)} (measured at "
+            f"{rows}) and multiplying at {format_rate(self.flops_per_s, 'FLOP/s')} (measured on a prompt of "
+            f"{self.prefill_tokens} tokens)."
+        )
+
+
+def predicted_batches(
+    info: ModelInfo, rows: Sequence[BatchRow], *, prefill_tokens: int, prefill_s: float
+) -> BatchPrediction | None:
+    """calc's roofline for measured batches; None where there is none.
+
+    A step reads the weights once and the cache of every row, and multiplies each row with all weights: the bandwidth
+    is the one at which the smallest batch took the time it took, the arithmetic rate that of the long prompt.
+    """
+    if not rows:
+        return None
+    spec = spec_of(info)
+    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info).value)
+    moved = [decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=r.batch * r.context_tokens) for r in rows]
+    flops = [_decode_flops(spec, row) for row in rows]
+    first = min(range(len(rows)), key=lambda index: rows[index].batch)
+    rates = {
+        "bytes_per_s": moved[first] / rows[first].step_p50_s,
+        "flops_per_s": _prompt_flops(spec, prefill_tokens) / prefill_s,
+    }
+    steps_s = [bound_s(moved_bytes=m, flops=f, **rates) for m, f in zip(moved, flops, strict=True)]
+    return BatchPrediction(
+        tokens_per_s=tuple(row.batch / step_s for row, step_s in zip(rows, steps_s, strict=True)),
+        computing=tuple(step_s > m / rates["bytes_per_s"] for step_s, m in zip(steps_s, moved, strict=True)),
+        smallest=rows[first].batch,
+        prefill_tokens=prefill_tokens,
+        **rates,
+    )
+
+
+def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:
+    """FLOPs of a step: every row through the linear layers and over the tokens it has."""
+    linear = int(linear_flops(batch=row.batch, parameters=linear_params(spec)))
+    return linear + _attention_unit(spec, Phase.DECODE) * row.batch * row.context_tokens
+
+
+def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
+    """FLOPs of a whole prompt."""
+    return prefill_flops(spec, n_tokens, attention_flops=_attention_unit(spec, Phase.PREFILL) * n_tokens**2)
 
 
 def read_weight_bytes(spec: ModelSpec, dtype: str) -> float:

@@ -6,6 +6,7 @@ import re
 
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
+from engine.options import MAX_BATCH, MAX_TOKENS
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
 DTYPE_HELP = (
@@ -17,7 +18,12 @@ CACHE_HELP = "How keys and values are kept: all, the window of sliding layers al
 TP_CHOICES = ("1", "2", "3", "4", "6", "8")
 TP_HELP = "Tensor-parallel ranks: processes that share heads, weights and cache."
 COMPILED_CHOICES = ("off", "auto")
-COMPILED_HELP = "off: both ways run the same layers. auto: with the cache the compiled step runs, where there is one."
+COMPILED_HELP = (
+    "Of the sweep. off: both ways run the same layers. auto: with the cache the compiled step runs where there is one, "
+    "as it does for batches."
+)
+ROWS_CHOICES = ("ragged", "equal")
+ROWS_HELP = "Of batches: rows from half the context to all of it, or all of one length."
 MAX_NEW_TOKENS = 1_000_000
 MAX_SEED = 2**63 - 1
 _IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s*", re.IGNORECASE)
@@ -78,6 +84,16 @@ def read_atol(text: str) -> float | None:
 def read_lengths(text: str) -> tuple[int, ...]:
     """Prompt lengths, each at least one token."""
     return parse_counts(text, what="prompt lengths", maximum=10**6)
+
+
+def read_batches(text: str) -> tuple[int, ...]:
+    """Rows at once."""
+    return parse_counts(text, what="batches", maximum=MAX_BATCH)
+
+
+def read_context(text: str) -> int:
+    """Tokens of the longest row."""
+    return parse_count(text, what="context", maximum=MAX_TOKENS)
 
 
 def read_repeats(text: str) -> int:

@@ -37,6 +37,20 @@ ROW_KEYS = {
     "tpot_p95_s",
 }
 
+BATCH_ROW_KEYS = {
+    "batch",
+    "context_tokens",
+    "step_p50_s",
+    "step_min_s",
+    "step_max_s",
+    "tokens_per_s",
+    "kv_cache_bytes",
+    "weight_bytes",
+    "rise",
+    "tokens_per_s_predicted",
+    "rise_predicted",
+}
+
 pytestmark = pytest.mark.slow
 
 
@@ -136,9 +150,34 @@ def test_benchmark_rows() -> None:
     assert document["rows"][0]["kv_cache_bytes"] == per_token * (8 + 4)
 
 
+def test_batch_measures_beside_what_calc_predicts() -> None:
+    words = ("--batches", "1..3", "--context", "16", "--new-tokens", "3", "--repeats", "2", "--dtype", "float32")
+    document = answer("batch", *words)
+    assert document["command"] == "batch"
+    assert [row["batch"] for row in document["rows"]] == [1, 2, 3]
+    for row in document["rows"]:
+        assert row.keys() == BATCH_ROW_KEYS
+        assert row["step_min_s"] <= row["step_p50_s"] <= row["step_max_s"]
+        assert row["tokens_per_s"] == pytest.approx(row["batch"] / row["step_p50_s"])
+        assert row["rise"] == pytest.approx(row["tokens_per_s"] / document["rows"][0]["tokens_per_s"])
+    first = document["rows"][0]
+    assert first["rise_predicted"] == 1
+    config = json.loads((ROOT / "assets" / "model" / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim * 4
+    assert [row["kv_cache_bytes"] for row in document["rows"]] == [batch * (16 + 3) * token for batch in (1, 2, 3)]
+    # What the engine reads is calc's matrices and the norms; the bandwidth is the one that explains batch 1.
+    norms = 4 * config["hidden_size"] * (2 * config["num_hidden_layers"] + 1)
+    moved = first["weight_bytes"] - norms + token * first["context_tokens"]
+    assert first["context_tokens"] == 16 + 3 / 2
+    assert document["bytes_per_s"] == pytest.approx(moved / first["step_p50_s"])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["batch", "--batches", "8..1"], "8..1 does not go up"),
+        (["batch", "--batches", "1024", "--context", "1000000"], "ask for smaller batches or a shorter context"),
         (["generate"], "there is no prompt"),
         (["generate", "--prompt-ids", "1,999999"], "999"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),

@@ -9,10 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 import torch
 
@@ -20,9 +23,12 @@ from engine import commands
 from engine.__main__ import main
 from engine.cli import parse, requests
 from engine.commands import ProgressLine, progress_text
-from engine.documents import benchmark_document, evaluation_document, generation_document, to_json
+from engine.documents import batch_document, benchmark_document, evaluation_document, generation_document, to_json
 from engine.errors import OptionError
 from engine.events import (
+    Batch,
+    BatchResult,
+    BatchRow,
     Benchmark,
     BenchmarkResult,
     BenchmarkRow,
@@ -35,7 +41,8 @@ from engine.events import (
     Progress,
 )
 from engine.files import check_writable, write_whole
-from engine.latency_plot import Scale, latency_svg, latency_text, make_scale, render, tick_label, ticks
+from engine.line_plot import Drawing, Scale, ScaleName, as_svg, as_text, make_scale, render, ticks
+from engine.measured_plots import batch_drawing, duration_label, latency_drawing
 from engine.summary import benchmark_text, duration, evaluation_text, generation_text, table
 from tests.engine import oracle
 
@@ -66,6 +73,30 @@ MACHINE = Machine(
 )
 RESULT = BenchmarkResult(
     model="two & layers", new_tokens=40, repeats=5, warmup=1, rows=ROWS, machine=MACHINE, notes=("A note.",)
+)
+BATCHES = BatchResult(
+    model="m",
+    context=64,
+    new_tokens=16,
+    repeats=5,
+    ragged=True,
+    rows=tuple(
+        BatchRow(
+            batch=batch,
+            context_tokens=56.0,
+            step_p50_s=step_s,
+            step_min_s=step_s / 2,
+            step_max_s=step_s * 2,
+            tokens_per_s=batch / step_s,
+            kv_cache_bytes=batch * 1000,
+            weight_bytes=5000,
+        )
+        for batch, step_s in ((1, 0.010), (2, 0.0125), (8, 0.020))
+    ),
+    prefill_tokens=256,
+    prefill_s=0.5,
+    machine=MACHINE,
+    notes=("A note.",),
 )
 FINISHED = GenerationFinished(
     reason="length",
@@ -136,6 +167,17 @@ def test_benchmark_and_run_options() -> None:
     ]
 
 
+def test_batch_options() -> None:
+    argv = shlex.split(
+        "--batches 1..8,24 --context 32 --new-tokens 4 --repeats 2 --dtype int8 --equal --model m --tp 2"
+    )
+    expected = Batch(
+        model="m", batches=(1, 2, 4, 8, 24), context=32, new_tokens=4, repeats=2, dtype="int8", ragged=False, tp=2
+    )
+    assert requests(parse(["--mode", "batch", *argv])) == [expected]
+    assert requests(parse(["--mode", "batch"])) == [Batch()]
+
+
 def test_generate_options(tmp_path: Path) -> None:
     argv = shlex.split("--max-new-tokens 3 --temperature 0.5 --top-k 4 --top-p 0.9 --seed 1 --no-cache")
     expected = Generate(
@@ -161,7 +203,12 @@ BAD_WORDS = [
     (["--mode", "benchmark", "--plot", "x.gif"], "a plot is written as .svg, .png, .txt; x.gif is none of them"),
     (["--mode", "benchmark", "--plot", "/no/such/folder/x.svg"], "there is no folder /no/such/folder"),
     (["--mode", "benchmark", "--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
-    (["--mode", "evaluate", "--plot", "x.svg"], "--plot belongs to --mode benchmark, not evaluate"),
+    (["--mode", "evaluate", "--plot", "x.svg"], "--plot belongs to --mode benchmark or batch, not evaluate"),
+    (["--mode", "batch", "--batches", "8..1"], "the range 8..1 does not go up from 1 or more"),
+    (["--mode", "batch", "--batches", "2,2"], "the batch 2 is given twice; once is enough"),
+    (["--mode", "batch", "--batches", "5000"], "batches must be a whole number from 1 to 1,024, not 5,000"),
+    (["--mode", "batch", "--context", "0"], "context must be a whole number from 1"),
+    (["--mode", "generate", "--prompt-ids", "1..4"], "'1..4' is not a whole number"),
     (["--mode", "evaluate", "--dtype", "int3"], "invalid choice: 'int3'"),
     (["--mode", "evaluate", "--atol", "x"], "invalid float value: 'x'"),
     (["--mode", "generate"], "there is no prompt: give --prompt, --prompt-file or --prompt-ids"),
@@ -289,6 +336,31 @@ def test_benchmark_prints_the_contracts_document_and_the_plot(
     assert [row["prompt_tokens"] for row in printed["rows"]] == [2, 5]
     assert printed["machine"]["dtype"] == "float64"  # as stored
     ET.parse(plot)
+
+
+def test_batch_prints_its_document_and_the_plot(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "plot.txt"
+    argv = shlex.split("--mode batch --batches 1,2 --context 4 --new-tokens 2 --repeats 1 --quiet")
+    printed = document(capsys, *argv, "--weights", model, "--plot", str(plot))
+    assert list(printed) == [
+        "command", "model", "context", "new_tokens", "repeats", "ragged", "rows", "prefill_tokens", "prefill_s",
+        "machine", "notes", "bytes_per_s", "flops_per_s",
+    ]  # fmt: skip
+    assert [row["batch"] for row in printed["rows"]] == [1, 2]
+    assert printed["rows"][0]["rise"] == 1
+    assert printed["rows"][1]["tokens_per_s_predicted"] is None  # that is the calculator's
+    assert "o measured" in plot.read_text()
+
+
+def test_batch_document_has_rises_over_the_smallest_batch() -> None:
+    rows = batch_document(BATCHES, predicted_tokens_per_s=(100.0, 150.0, 500.0), bytes_per_s=1e9)["rows"]
+    assert [row["rise"] for row in rows] == pytest.approx([1.0, 1.6, 4.0])
+    assert [row["rise_predicted"] for row in rows] == [1.0, 1.5, 5.0]
+    assert [row["tokens_per_s_predicted"] for row in rows] == [100.0, 150.0, 500.0]
+    assert list(rows[0])[:8] == [
+        "batch", "context_tokens", "step_p50_s", "step_min_s", "step_max_s", "tokens_per_s", "kv_cache_bytes",
+        "weight_bytes",
+    ]  # fmt: skip
 
 
 def test_generate_prints_the_contracts_document(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,6 +505,10 @@ def test_tables_align_to_the_right() -> None:
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def latency(rows: Sequence[BenchmarkRow], *, x: ScaleName | None = None, y: ScaleName | None = None) -> Drawing:
+    return replace(latency_drawing(msgspec.structs.replace(RESULT, rows=tuple(rows))), x_scale=x, y_scale=y)
+
+
 def points(svg: str) -> list[list[tuple[float, float]]]:
     """Pixels of the polylines: without the cache, with the cache."""
     lines = ET.fromstring(svg).iter(f"{SVG}polyline")
@@ -440,7 +516,7 @@ def points(svg: str) -> list[list[tuple[float, float]]]:
 
 
 def test_svg_places_every_median_on_a_logarithmic_scale() -> None:
-    svg = latency_svg(ROWS, new_tokens=40)
+    svg = as_svg(latency(ROWS))
     without, cached = points(svg)
     xs = [x for x, _ in cached]
     assert xs == [x for x, _ in without]
@@ -453,7 +529,7 @@ def test_svg_places_every_median_on_a_logarithmic_scale() -> None:
 
 
 def test_svg_on_linear_scales_starts_at_zero_and_keeps_inside() -> None:
-    svg = latency_svg(ROWS, new_tokens=40, x_scale="linear", y_scale="linear")
+    svg = as_svg(latency(ROWS, x="linear", y="linear"))
     without, cached = points(svg)
     xs = [x for x, _ in cached]
     assert (xs[1] - xs[0]) / (xs[2] - xs[0]) == pytest.approx(90 / 990, abs=1e-3)
@@ -465,14 +541,14 @@ def test_svg_on_linear_scales_starts_at_zero_and_keeps_inside() -> None:
 
 
 def test_svg_escapes_names_and_draws_one_row_and_unordered_rows() -> None:
-    data = render(Path("x.SVG"), RESULT)
+    data = render(Path("x.SVG"), latency_drawing(RESULT))
     texts = [element.text or "" for element in ET.fromstring(data).iter(f"{SVG}text")]
     assert any(text.startswith("two & layers, float32; medians of 5 repeats") for text in texts)
     assert any(text.startswith("Some <CPU> & co, 1 thread") for text in texts)
-    assert len(points(latency_svg(ROWS[:1], new_tokens=1))[0]) == 1
-    assert latency_svg(ROWS[::-1], new_tokens=40) == latency_svg(ROWS, new_tokens=40)
-    with pytest.raises(ValueError, match="no rows"):
-        latency_svg((), new_tokens=1)
+    assert len(points(as_svg(latency(ROWS[:1])))[0]) == 1
+    assert as_svg(latency(ROWS[::-1])) == as_svg(latency(ROWS))
+    with pytest.raises(ValueError, match="no points"):
+        as_svg(latency(()))
 
 
 @pytest.mark.parametrize(
@@ -488,12 +564,12 @@ def test_ticks_are_round_and_inside(low: float, high: float, log: bool, expected
 
 
 def test_tick_labels() -> None:
-    labels = [tick_label(value) for value in (0, 2e-6, 0.005, 0.5, 20, 200)]
+    labels = [duration_label(value) for value in (0, 2e-6, 0.005, 0.5, 20, 200)]
     assert labels == ["0 s", "2 us", "5 ms", "500 ms", "20 s", "200 s"]
 
 
 def test_text_plot_is_plain_and_complete() -> None:
-    text = latency_text(ROWS, new_tokens=40)
+    text = as_text(latency(ROWS))
     assert "\x1b" not in text
     lines = text.splitlines()
     assert lines[0] == "Time for a prompt and 40 new tokens, logarithmic"
@@ -503,7 +579,21 @@ def test_text_plot_is_plain_and_complete() -> None:
     assert body.count("x") == 3
     assert body.count("o") == 3
     assert re.search(r"10 +100 +1,000", lines[-2])
-    assert latency_text(ROWS, new_tokens=40) == text  # no state is left in plotext
+    assert as_text(latency(ROWS)) == text  # no state is left in plotext
+
+
+def test_batches_are_drawn_against_a_plain_line_of_what_is_predicted() -> None:
+    svg = as_svg(batch_drawing(BATCHES, [100.0, 200.0, 500.0]))
+    predicted, measured = points(svg)
+    assert [x for x, _ in predicted] == [x for x, _ in measured]
+    (x1, y1), (x2, _), (x8, y8) = measured
+    assert (x8 - x1) / (x2 - x1) == pytest.approx(3, abs=0.01)  # 1, 2, 8 on a scale of doublings
+    assert y1 == predicted[0][1]  # 100 tokens/s
+    assert y8 > predicted[2][1]  # 400 lies under 500
+    assert len(list(ET.fromstring(svg).iter(f"{SVG}circle"))) == 4  # three measured, one in the legend
+    lines = as_text(batch_drawing(BATCHES, [100.0, 200.0, 500.0])).splitlines()
+    assert lines[:2] == ["Decoding: tokens a second of all rows together", "- predicted   o measured"]
+    assert as_text(batch_drawing(BATCHES)).splitlines()[1] == "o measured"
 
 
 def test_png_is_a_picture_or_refused_before_anything_runs(
@@ -514,7 +604,7 @@ def test_png_is_a_picture_or_refused_before_anything_runs(
     assert "needs cairosvg: pip install 'kvscope[png]'" in capsys.readouterr().err
     monkeypatch.undo()
     pytest.importorskip("cairosvg", exc_type=ImportError)
-    assert render(Path("x.png"), RESULT).startswith(b"\x89PNG\r\n")
+    assert render(Path("x.png"), latency_drawing(RESULT)).startswith(b"\x89PNG\r\n")
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -13,6 +13,11 @@ from hypothesis import strategies as st
 from engine import events as protocol
 from engine.errors import EngineError
 from engine.events import (
+    Batch,
+    BatchFinished,
+    BatchResult,
+    BatchRow,
+    BatchRowMeasured,
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
@@ -109,6 +114,16 @@ FORMAT_ROW = FormatRow(
     perplexity=12.5,
     compiled=False,
 )
+BATCH_ROW = BatchRow(
+    batch=4,
+    context_tokens=56.5,
+    step_p50_s=0.02,
+    step_min_s=0.01,
+    step_max_s=0.03,
+    tokens_per_s=200.0,
+    kv_cache_bytes=160_000,
+    weight_bytes=14_000_000,
+)
 MACHINE = Machine(
     cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
 )
@@ -118,6 +133,7 @@ REQUESTS: list[Request] = [
     Evaluate(request_id=3, weights="w.pt", cases="c.json", atol=1e-4, cached=True),
     Benchmark(request_id=4, lengths=(10, 50)),
     Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
+    Batch(request_id=6, batches=(1, 8), context=32, new_tokens=4, ragged=False),
     Cancel(target_id=4),
     Shutdown(),
 ]
@@ -153,6 +169,22 @@ EVENTS: list[Event] = [
     ),
     FormatMeasured(request_id=5, row=FORMAT_ROW),
     FormatsFinished(request_id=5, result=FormatsResult(model="m", rows=(FORMAT_ROW,), machine=MACHINE, notes=("n",))),
+    BatchRowMeasured(request_id=6, row=BATCH_ROW, prefill_tokens=256, prefill_s=0.1),
+    BatchFinished(
+        request_id=6,
+        result=BatchResult(
+            model="m",
+            context=32,
+            new_tokens=4,
+            repeats=5,
+            ragged=False,
+            rows=(BATCH_ROW,),
+            prefill_tokens=256,
+            prefill_s=0.1,
+            machine=MACHINE,
+            notes=("n",),
+        ),
+    ),
     Failed(request_id=4, kind="memory", message="no room"),
     Cancelled(request_id=4),
     EngineExited(request_id=4, returncode=-9, message="killed", stderr_tail="bye"),
@@ -239,7 +271,7 @@ def test_records_are_frozen() -> None:
 
 
 def test_which_events_end_which_requests() -> None:
-    final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished"}
+    final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished", "BatchFinished"}
     final |= {"Failed", "Cancelled", "EngineExited"}
     for request in REQUESTS:
         ending = {type(event).__name__ for event in EVENTS if ends(request, event)}
@@ -247,7 +279,19 @@ def test_which_events_end_which_requests() -> None:
 
 
 def test_what_the_app_imports_brings_nothing_heavy() -> None:
-    modules = ("events", "client", "timing", "documents", "summary", "latency_plot", "options", "files", "cli")
+    modules = (
+        "events",
+        "client",
+        "timing",
+        "documents",
+        "summary",
+        "line_plot",
+        "measured_plots",
+        "options",
+        "memory",
+        "files",
+        "cli",
+    )
     code = f"""
 import sys
 for name in {modules}: __import__("engine." + name)

@@ -20,6 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import msgspec
 
 from engine.events import (
+    Batch,
+    BatchFinished,
+    BatchResult,
+    BatchRow,
+    BatchRowMeasured,
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
@@ -101,7 +106,7 @@ class FakeEngine:
         self.held: str | None = "nothing"
 
     def answer(self, request: Request, stop: Callable[[], bool]) -> Iterator[Event]:
-        if isinstance(request, Load | Generate) and request.model != self.held:
+        if isinstance(request, Load | Generate | Batch) and request.model != self.held:
             if request.model == "missing.pt":
                 yield Failed(kind="input", message="missing.pt: no such file")
                 return
@@ -116,6 +121,8 @@ class FakeEngine:
             yield from self.evaluate(request, stop)
         elif isinstance(request, Benchmark):
             yield from self.benchmark(request, stop)
+        elif isinstance(request, Batch):
+            yield from self.batch(request, stop)
         elif isinstance(request, Formats):
             yield from self.formats(request)
 
@@ -210,12 +217,9 @@ class FakeEngine:
                 remaining_s=0.1 * (len(request.lengths) - done),
                 detail=f"{n} prompt tokens",
             )
-            until = time.perf_counter() + self.options.row_s
-            while time.perf_counter() < until:
-                if stop():
-                    yield Cancelled()
-                    return
-                time.sleep(0.01)
+            if self.wait(stop):
+                yield Cancelled()
+                return
             fast, slow = n / 1000, n / 1000 * (1 + n / 100)
             rows.append(
                 BenchmarkRow(
@@ -244,6 +248,52 @@ class FakeEngine:
                 notes=("The fake engine made these numbers up.",),
             )
         )
+
+    def batch(self, request: Batch, stop: Callable[[], bool]) -> Iterator[Event]:
+        """Two rounds: a step takes 10 ms, and 1 ms more for each row; twice that in the first round."""
+        rows: dict[int, BatchRow] = {}
+        total = 2 * len(request.batches)
+        for done in range(total):
+            batch, slower = request.batches[done % len(request.batches)], 2 if done < len(request.batches) else 1
+            yield Progress(stage="batch", done=done, total=total, elapsed_ns=done, detail=f"{batch} rows")
+            if self.wait(stop):
+                yield Cancelled()
+                return
+            step_s = slower * (0.010 + batch / 1000)
+            rows[batch] = BatchRow(
+                batch=batch,
+                context_tokens=float(request.context),
+                step_p50_s=step_s,
+                step_min_s=step_s / 2,
+                step_max_s=step_s * 2,
+                tokens_per_s=batch / step_s,
+                kv_cache_bytes=batch * (request.context + request.new_tokens) * TOKEN_BYTES,
+                weight_bytes=14_553_600,
+            )
+            yield BatchRowMeasured(row=rows[batch], prefill_tokens=256, prefill_s=0.256)
+        yield BatchFinished(
+            result=BatchResult(
+                model="fake",
+                context=request.context,
+                new_tokens=request.new_tokens,
+                repeats=request.repeats,
+                ragged=request.ragged,
+                rows=tuple(rows.values()),
+                prefill_tokens=256,
+                prefill_s=0.256,
+                machine=MACHINE,
+                notes=("The fake engine made these batches up.",),
+            )
+        )
+
+    def wait(self, stop: Callable[[], bool]) -> bool:
+        """Let `row_s` pass; True where it is to stop."""
+        until = time.perf_counter() + self.options.row_s
+        while time.perf_counter() < until:
+            if stop():
+                return True
+            time.sleep(0.01)
+        return False
 
     def formats(self, request: Formats) -> Iterator[Event]:
         """Row n (from 0): (n + 1) times the speed for n of three, n hundredths of error, n tokens that differ."""

@@ -9,11 +9,13 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
 from calc.tables import Table
-from engine.events import Benchmark, CacheKind, Evaluate, FormatRow, Formats
+from engine.events import Batch, BatchRowMeasured, Benchmark, CacheKind, Evaluate, FormatRow, Formats
 from tests.tui.live import live_app, open_pane, until
-from tui.job import job_options
+from tests.tui.test_predict import INFO, batch_row
+from tui.job import Job, job_options
 from tui.measured import formats_variants
 from tui.panes.benchmark import BenchmarkPane
+from tui.widgets.dial import ChoiceDial
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView, natural_width
@@ -85,7 +87,7 @@ async def test_s_fills_rows_and_plot_as_they_come() -> None:
         rows = shown(pane, "rows").rows
         assert [row[0] for row in rows] == ["10", "50", "100", "500", "1,000"]
         assert rows[2][1:4] == ("100 ms", "200 ms", "2.00x")
-        chart = pane.query_one(PlotView).chart
+        chart = pane.query_one("#plot-benchmark", PlotView).chart
         assert chart is not None
         assert [len(series.points) for series in chart.series] == [5, 5]
         assert "made these numbers up" in str(pane.query_one("#notes", Static).content)
@@ -121,6 +123,9 @@ async def test_the_buttons_do_what_the_keys_do() -> None:
     ("option", "text", "key", "message"),
     [
         ("lengths", "10,,20", "s", "prompt lengths is empty"),
+        ("batches", "8..1", "b", "batches range 8..1 goes down"),
+        ("batches", "4096", "b", "batches must be at most 1,024"),
+        ("context", "0", "b", "context must be at least 1"),
         ("repeats", "0", "s", "repeats must be at least 1"),
         ("bench-new", "many", "s", "new tokens must be a number"),
         ("atol", "0", "e", "tolerance must be above 0"),
@@ -174,6 +179,10 @@ def test_the_command_line_says_what_differs_from_the_defaults() -> None:
         *("--model", "a b", "--lengths", "5,6", "--new-tokens", "3"),
     ]
     assert job_options(Benchmark(tp=2, compile="auto")) == ["--tp", "2", "--compile", "auto"]
+    assert job_options(Batch()) == []
+    assert job_options(Batch(batches=(1, 3), context=8, new_tokens=4, ragged=False, dtype="int8")) == [
+        *("--batches", "1,3", "--context", "8", "--new-tokens", "4", "--dtype", "int8", "--equal"),
+    ]
     assert job_options(Formats(model="m.gguf")) == ["--model", "m.gguf"]
     assert job_options(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")) == [
         *("--weights", "w.pt", "--cases", "c.json", "--atol", "0.001", "--dtype", "float32"),
@@ -207,15 +216,15 @@ async def test_f_fills_the_table_of_formats() -> None:
             "30.00 MB", "5.00 ms", "200 tok/s", "2.00x", "96/99", "0.0300", "13.00",
         )  # fmt: skip
         assert "✓ 6 formats measured on 99 tokens of text" in status(pane)
-        assert not pane.query_one(PlotView).display  # an empty plot says nothing
+        assert not pane.query_one("#plot-benchmark", PlotView).display  # an empty plot says nothing
         assert "made these formats up" in str(pane.query_one("#notes", Static).content)
         assert pane.command_line() == "kvscope formats --model some.gguf"
         assert "| int4 | full |" in pane.export_markdown()
         await run_to_end(pilot, pane, "s")
-        assert pane.query_one(PlotView).display
+        assert pane.query_one("#plot-benchmark", PlotView).display
         assert [table.title for table in pane.tables()][1] == "Formats against float32"
         views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
-        assert views == ["rows", "plot-benchmark", "formats"]  # what was started last stands first
+        assert views[:3] == ["rows", "plot-benchmark", "formats"]  # what was started last stands first
 
 
 async def test_formats_fit_a_narrow_screen() -> None:
@@ -255,3 +264,101 @@ def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
         perplexity=40.93,
         compiled=True,
     )
+
+
+async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-batches", Option).text = "1,2,32"
+        await run_to_end(pilot, pane, "b")
+        table = shown(pane, "batches")
+        assert [row[:2] for row in table.rows] == [("1", "90.9"), ("2", "166.7"), ("32", "761.9")]
+        assert table.rows[0][2:6] == ("90.9", "1.00", "1.00x", "1.00x")
+        assert table.rows[2][2:7] == ("870.9", "0.87", "8.38x", "9.58x", "arithmetic")
+        chart = pane.query_one("#plot-batch", PlotView).chart
+        assert chart is not None
+        assert [(series.symbol, len(series.points)) for series in chart.series] == [("·", 3), ("●", 3)]
+        assert not pane.query_one("#plot-benchmark", PlotView).display
+        notes = str(pane.query_one("#notes", Static).content)
+        assert "Predicted: the slower of reading weights and caches at" in notes
+        assert "made these batches up" in notes
+        assert "✓ 3 batches measured, medians of 5 rounds" in status(pane)
+        assert pane.command_line() == "kvscope batch --batches 1,2,32"
+        assert [table.title for table in pane.tables()] == ["Batch decode"]
+        text = pane.export_markdown()
+        assert "| 32 | 761.9 | 870.9 |" in text
+        assert "batch, rows" in text
+        assert "- Predicted: the slower of" in text
+
+
+def test_a_later_round_takes_the_place_of_the_one_before() -> None:
+    job = Job("batch", Batch(), model=INFO)
+    for step_s, batch in ((0.022, 1), (0.024, 2), (0.011, 1)):
+        job.feed([BatchRowMeasured(row=batch_row(batch, step_s), prefill_tokens=256, prefill_s=0.256)])
+    assert [(row.batch, row.step_p50_s) for row in job.batch_rows] == [(1, 0.011), (2, 0.024)]
+    assert job.predicted is not None
+    assert job.predicted.tokens_per_s[0] == pytest.approx(1 / 0.011)
+    assert not job.over
+    stranger = Job("batch", Batch())
+    stranger.feed([BatchRowMeasured(row=batch_row(1, 0.011), prefill_tokens=256, prefill_s=0.256)])
+    assert stranger.predicted is None  # of a model that nobody has described
+
+
+async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
+    for width, height, first in ((80, 24, "● Tokens/s"), (120, 40, "● Tok/s")):
+        async with live_app().run_test(size=(width, height)) as pilot:
+            pane = await opened(pilot)
+            pane.query_one("#option-batches", Option).text = "1,32"
+            await run_to_end(pilot, pane, "b")
+            view = pane.query_one("#batches", TableView)
+            table = shown(pane, "batches")
+            assert view.is_on_screen
+            assert table.columns[1] == first
+            assert natural_width(table) <= view.size.width
+
+
+async def test_batches_can_be_stopped_and_keep_their_rows() -> None:
+    async with live_app("--row-s", "1.5").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.click("#batch-start")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.batches) >= 1)
+        await pilot.press("escape")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert "stopped by you" in status(pane)
+        assert 1 <= len(shown(pane, "batches").rows) < 6
+
+
+async def test_the_forms_batches_make_the_request_and_enter_starts_it() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        for name, text in (("batches", "1..3"), ("context", "1Ki"), ("steps", "4"), ("repeats", "2")):
+            pane.query_one(f"#option-{name}", Option).text = text
+        pane.query_one("#dial-batch-rows", ChoiceDial).focus()
+        await pilot.press("right")
+        pane.query_one("#option-steps Input").focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert pane.job is not None
+        assert pane.job.request == Batch(batches=(1, 2, 3), context=1024, new_tokens=4, repeats=2, ragged=False)
+
+
+async def test_what_was_started_last_stands_first() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        for key in ("f", "b", "s"):
+            await run_to_end(pilot, pane, key)
+        views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
+        assert views == ["rows", "plot-benchmark", "batches", "plot-batch", "formats"]
+        titles = [table.title for table in pane.tables()]
+        assert titles == ["Latency sweep, 40 new tokens", "Batch decode", "Formats against float32"]
+
+
+async def test_the_palette_starts_a_measurement() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        app = pilot.app
+        await until(pilot, lambda: bool(app.query(BenchmarkPane)))
+        commands = {command.title: command.callback for command in app.get_system_commands(app.screen)}
+        commands["Measure batch decode"]()
+        pane = app.query_one(BenchmarkPane)
+        await until(pilot, lambda: pane.is_on_screen and pane.job is not None and pane.job.over)
+        assert pane.command_line() == "kvscope batch"

@@ -6,7 +6,18 @@ import pytest
 
 from engine.events import CaseResult
 from tests.tui.test_plots import row
-from tui.measured import benchmark_table, error_bar, evaluation_table, evaluation_variants, spread_text, verdict
+from tests.tui.test_predict import INFO, batch_row
+from tui.measured import (
+    batch_table,
+    batch_variants,
+    benchmark_table,
+    error_bar,
+    evaluation_table,
+    evaluation_variants,
+    spread_text,
+    verdict,
+)
+from tui.predict import predicted_batches
 from tui.widgets.table_view import natural_width
 
 
@@ -77,3 +88,21 @@ def test_a_benchmark_row_reads_its_own_fields() -> None:
     assert table.rows == (
         ("100", "10.0 ms", "10.0–10.0 ms", "50.0 ms", "50.0–50.0 ms", "5.00x", "10.0 ms", "–", "–", "–", "0 B"),
     )
+
+
+def test_batches_stand_measured_beside_predicted() -> None:
+    rows = [batch_row(1, 0.010), batch_row(2, 0.0125), batch_row(32, 0.040)]
+    predicted = predicted_batches(INFO, rows, prefill_tokens=256, prefill_s=0.256)
+    table = batch_table(rows, predicted)
+    assert [row[:6] for row in table.rows] == [
+        ("1", "100.0", "100.0", "1.00", "1.00x", "1.00x"),
+        ("2", "160.0", "198.3", "0.81", "1.60x", "1.98x"),
+        ("32", "800.0", "872.3", "0.92", "8.00x", "8.72x"),
+    ]
+    assert [row[6] for row in table.rows] == ["memory", "memory", "arithmetic"]
+    alone = batch_table(rows, None)
+    assert alone.rows[1][:7] == ("2", "160.0", "–", "–", "1.60x", "–", "–")
+    widths = [natural_width(variant) for variant in batch_variants(rows, predicted)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] <= 55  # half of 120 columns
+    assert batch_table([], None).rows == ()

@@ -13,8 +13,10 @@ from calc.attention import Attention
 from calc.intensity import IntensityQuery, IntensityReport, intensity_report
 from calc.sources.catalog import find_device, find_model, manual_device
 from engine.events import BenchmarkRow
+from tests.tui.test_predict import INFO, batch_row
 from tui.chart import MARKERS, Axis, Chart, Colours, Level, Marker, Series, _Scale, draw, ticks
 from tui.plots import (
+    batch_decode_chart,
     benchmark_chart,
     benchmark_plot,
     decode_chart,
@@ -24,6 +26,7 @@ from tui.plots import (
     prefill_chart,
     prefill_plot,
 )
+from tui.predict import predicted_batches
 
 COLOURS = Colours(axes=(1, 1, 1), text=(2, 2, 2), line=(3, 3, 3), series=((4, 4, 4), (5, 5, 5), (6, 6, 6)))
 
@@ -226,3 +229,20 @@ def test_linear_ticks_are_evenly_spaced_round_numbers(low: float, span: float, c
 def test_doubling_ticks_are_powers_of_two() -> None:
     found = ticks(_Scale(log10(64), log10(16384), True), count=5, doubling=True)
     assert found == pytest.approx([64, 256, 1024, 4096, 16384])
+
+
+def test_batches_are_marked_on_a_scale_of_doublings_and_predicted_as_a_plain_line() -> None:
+    rows = [batch_row(4, 0.016), batch_row(1, 0.010), batch_row(2, 0.0125)]
+    predicted = predicted_batches(INFO, rows, prefill_tokens=256, prefill_s=1e-6)
+    assert predicted is not None
+    line, measured = batch_decode_chart(rows, predicted).series
+    assert measured.points == ((1.0, 100.0), (2.0, 160.0), (4.0, 250.0))
+    assert (measured.symbol, line.symbol) == ("●", "·")
+    assert [x for x, _ in line.points] == [1.0, 2.0, 4.0]
+    assert [y for _, y in line.points] == [predicted.tokens_per_s[i] for i in (1, 2, 0)]
+    text = draw(batch_decode_chart(rows, predicted), width=60, height=20)
+    columns = sorted(line.index("●") for line in text.split("\n")[2:] if "●" in line)
+    assert len(columns) == 3
+    assert abs((columns[1] - columns[0]) - (columns[2] - columns[1])) <= 1
+    assert len(batch_decode_chart(rows, None).series) == 1
+    assert "as they are measured" in draw(batch_decode_chart((), None), width=60, height=12)

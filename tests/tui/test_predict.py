@@ -13,12 +13,13 @@ from calc.attention import Attention, Phase, attention_work
 from calc.params import parameters
 from calc.specs import Mlp, ModelSpec, Norm
 from calc.traffic import linear_flops, linear_params
-from engine.events import ModelInfo
+from engine.events import BatchRow, ModelInfo
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.predict import (
     Work,
     cache_token_term,
     generation_work,
+    predicted_batches,
     predicted_cache_bytes,
     predicted_times,
     read_weight_bytes,
@@ -153,3 +154,61 @@ def test_an_int4_model_reads_its_head_in_8_bits() -> None:
     layers = linear_params(spec) - head
     assert read_weight_bytes(spec, "int4") == layers * 20 / 32 + head * 34 / 32
     assert read_weight_bytes(spec, "bfloat16") == 2 * (layers + head)
+
+
+def batch_row(batch: int, step_s: float, context_tokens: float = 60.0) -> BatchRow:
+    return BatchRow(
+        batch=batch,
+        context_tokens=context_tokens,
+        step_p50_s=step_s,
+        step_min_s=step_s,
+        step_max_s=step_s,
+        tokens_per_s=batch / step_s,
+        kv_cache_bytes=1,
+        weight_bytes=1,
+    )
+
+
+def test_batches_by_hand() -> None:
+    """Bandwidth from batch 1; 2 rows read one more cache; 64 rows at 1 GFLOP/s are bound by arithmetic."""
+    layer = 2 * 384 * 6 * 64 + 2 * 384 * 2 * 64 + 3 * 384 * 896
+    linear = 2 * layer + 2048 * 384
+    weights, cache = 4 * linear, 60 * TOKEN_BYTES
+    spec = spec_of(INFO)
+    prompt_flops = 2 * 100 * 2 * layer + 2 * 2048 * 384 + attention_flops(spec, 100)
+    rows = [batch_row(1, 0.001), batch_row(2, 0.0015), batch_row(64, 0.9)]
+    predicted = predicted_batches(INFO, rows, prefill_tokens=100, prefill_s=prompt_flops / 1e9)
+    assert predicted is not None
+    assert predicted.bytes_per_s == pytest.approx((weights + cache) / 0.001)
+    assert predicted.flops_per_s == pytest.approx(1e9)
+    one, two, many = predicted.tokens_per_s
+    # A row: every weight once, and (2 + 5 + 2 x 64 x 2) FLOPs or so a token and head: calc's decode formula.
+    flops, _ = attention_work(
+        Attention.STANDARD, Phase.DECODE, n_keys=1, head_dim=64, group_size=3, softmax_flops=5, element_bytes=4
+    )
+    a_row = 2 * linear + int(flops) * 2 * 2 * 60
+    assert many == pytest.approx(1e9 / a_row)
+    assert predicted.computing == (True, True, True)  # 1 GFLOP/s is slow: 7 MFLOP a row against 1 ms
+    assert one == two == pytest.approx(many)
+
+    fast = predicted_batches(INFO, rows, prefill_tokens=100, prefill_s=prompt_flops / 1e12)
+    assert fast is not None
+    assert fast.tokens_per_s[0] == pytest.approx(1000)  # what was measured: the bandwidth comes from it
+    assert fast.tokens_per_s[1] == pytest.approx(2 * (weights + cache) / (weights + 2 * cache) / 0.001)
+    assert fast.tokens_per_s[2] == pytest.approx(64 * (weights + cache) / (weights + 64 * cache) / 0.001)
+    assert fast.computing == (False, False, False)
+    between = predicted_batches(INFO, rows, prefill_tokens=100, prefill_s=prompt_flops / 1e11)
+    assert between is not None
+    assert between.computing == (False, False, True)
+    assert between.tokens_per_s[2] == pytest.approx(1e11 / a_row)
+
+
+def test_without_batch_1_the_smallest_gives_the_bandwidth() -> None:
+    rows = [batch_row(8, 0.002), batch_row(4, 0.001)]
+    predicted = predicted_batches(INFO, rows, prefill_tokens=256, prefill_s=1e-9)
+    assert predicted is not None
+    assert predicted.tokens_per_s[1] == pytest.approx(4000)
+    assert predicted.smallest == 4
+    assert "(measured at the smallest batch, 4)" in predicted.basis
+    assert "(measured on a prompt of 256 tokens)" in predicted.basis
+    assert predicted_batches(INFO, [], prefill_tokens=256, prefill_s=1.0) is None

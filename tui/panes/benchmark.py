@@ -16,11 +16,13 @@ from calc.render import as_markdown
 from calc.tables import Table
 from calc.units import format_duration_s
 from engine.errors import EngineError
-from engine.events import Benchmark, Evaluate, Event, Formats, Progress
+from engine.events import Batch, Benchmark, Evaluate, Event, Formats, Progress
 from tui.chart import draw
 from tui.engine_link import engine_of
-from tui.job import DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
+from tui.job import DEFAULT_BATCHES, DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
 from tui.measured import (
+    batch_table,
+    batch_variants,
     benchmark_table,
     benchmark_variants,
     evaluation_table,
@@ -30,15 +32,19 @@ from tui.measured import (
     machine_text,
 )
 from tui.pane import Pane
-from tui.plots import benchmark_chart
+from tui.plots import batch_decode_chart, benchmark_chart
 from tui.sampling_form import (
     COMPILED_CHOICES,
     COMPILED_HELP,
     DTYPE_CHOICES,
     DTYPE_HELP,
+    ROWS_CHOICES,
+    ROWS_HELP,
     TP_CHOICES,
     TP_HELP,
     read_atol,
+    read_batches,
+    read_context,
     read_lengths,
     read_new_tokens,
     read_path,
@@ -50,8 +56,19 @@ from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
 
-RIGHT = ("benchmark", "formats")
-"""What is shown on the right: measurements of one model."""
+RIGHT: dict[Kind, tuple[str, ...]] = {
+    "benchmark": ("#rows", "#plot-benchmark"),
+    "batch": ("#batches", "#plot-batch"),
+    "formats": ("#formats",),
+}
+"""What is shown on the right, measurements of one model, and in which views."""
+BUTTONS: dict[str, Kind] = {
+    "evaluate": "evaluate",
+    "kv-evaluate": "kv-evaluate",
+    "sweep": "benchmark",
+    "batch-start": "batch",
+    "formats-start": "formats",
+}
 
 
 class BenchmarkPane(Pane):
@@ -64,6 +81,10 @@ class BenchmarkPane(Pane):
         "token, in chunks.\n\n"
         "s latency sweep: prompts of growing length with (●) and without (×) the cache; medians of the repeats, the "
         "same tokens in both ways.\n\n"
+        "b batch: decode steps of several rows at once, each with a prompt and a cache of its own. A step reads the "
+        "weights once for all, so tokens a second rise with the batch until arithmetic binds: measured (●), and beside "
+        "it what calc predicts from this machine's bandwidth (as measured at the smallest batch) and arithmetic rate "
+        "(as measured on a long prompt). Batches take turns: a row's figures settle over the repeats.\n\n"
         "f formats: the model of the right side in float32, bfloat16, float16, int8, int4 and with an 8-bit cache, one "
         "after the other: memory, time a token, and how far its logits are from float32's on a text: likeliest tokens "
         "that are the same, mean and largest error, perplexity.\n\n"
@@ -74,6 +95,7 @@ class BenchmarkPane(Pane):
         Binding("e", "evaluate", "evaluate", tooltip="Compare logits with expected ones"),
         Binding("k", "kv_evaluate", "kv-evaluate", tooltip="The same with the KV cache"),
         Binding("s", "sweep", "sweep", tooltip="Latency against prompt length, with and without the cache"),
+        Binding("b", "batch", "batch", tooltip="Tokens a second against batch, measured and predicted"),
         Binding("f", "formats", "formats", tooltip="What each weight and cache format costs and gains"),
         Binding("f9", "pick_model", "model", tooltip="Choose the model to measure from those on this machine"),
         Binding("m", "pick_model", "model", show=False),
@@ -90,6 +112,7 @@ class BenchmarkPane(Pane):
         self.evaluation: Job | None = None
         self.sweep: Job | None = None
         self.formats: Job | None = None
+        self.batch_job: Job | None = None
         self._request_id: int | None = None
         self._seen = False
 
@@ -98,6 +121,7 @@ class BenchmarkPane(Pane):
             yield Button("evaluate  e", id="evaluate", compact=True)
             yield Button("kv-evaluate  k", id="kv-evaluate", compact=True)
             yield Button("sweep  s", id="sweep", compact=True)
+            yield Button("batch  b", id="batch-start", compact=True)
             yield Button("formats  f", id="formats-start", compact=True)
             yield Button("stop  esc", id="stop", compact=True, disabled=True)
         with Horizontal(id="benchmark-line"):
@@ -123,14 +147,21 @@ class BenchmarkPane(Pane):
                         yield Option("new tokens", read_new_tokens, text="40", width=6, id="option-bench-new")
                         yield Option("repeats", read_repeats, text="5", width=5, id="option-repeats")
                         yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-bench-dtype")
+                    with Horizontal(id="line-batch", classes="line"):
+                        yield Option("batches", read_batches, text=DEFAULT_BATCHES, width=12, id="option-batches")
+                        yield Option("context", read_context, text="64", width=7, id="option-context")
+                        yield Option("steps", read_new_tokens, text="16", width=5, id="option-steps")
                     with Horizontal(classes="line"):
+                        yield ChoiceDial("rows", ROWS_CHOICES, "ragged", help=ROWS_HELP, id="dial-batch-rows")
                         yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-bench-tp")
                         yield ChoiceDial(
                             "compiled", COMPILED_CHOICES, "off", help=COMPILED_HELP, id="dial-bench-compile"
                         )
-                yield TableView(id="formats")
                 yield TableView(id="rows")
                 yield PlotView(benchmark_chart(()), id="plot-benchmark")
+                yield TableView(id="batches")
+                yield PlotView(id="plot-batch")
+                yield TableView(id="formats")
                 yield Static("", id="notes", markup=False)
 
     def on_mount(self) -> None:
@@ -139,7 +170,8 @@ class BenchmarkPane(Pane):
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Nothing here depends on the study; a new marker or theme redraws the plot."""
-        self.query_one(PlotView).refresh()
+        for plot in self.query(PlotView):
+            plot.refresh()
 
     def first_focus(self) -> Widget:
         """The first button, so that the letters work."""
@@ -149,19 +181,23 @@ class BenchmarkPane(Pane):
 
     def action_evaluate(self) -> None:
         """Evaluate without the cache."""
-        self._start("evaluate")
+        self.start("evaluate")
 
     def action_kv_evaluate(self) -> None:
         """Evaluate with the cache as well."""
-        self._start("kv-evaluate")
+        self.start("kv-evaluate")
 
     def action_sweep(self) -> None:
         """Measure the latency sweep."""
-        self._start("benchmark")
+        self.start("benchmark")
+
+    def action_batch(self) -> None:
+        """Measure tokens a second against batch."""
+        self.start("batch")
 
     def action_formats(self) -> None:
         """Measure what formats cost."""
-        self._start("formats")
+        self.start("formats")
 
     def action_pick_model(self) -> None:
         """Choose the model of the right side."""
@@ -181,29 +217,28 @@ class BenchmarkPane(Pane):
     def on_button_pressed(self, message: Button.Pressed) -> None:
         """The buttons do what their keys do."""
         message.stop()
-        kinds: dict[str | None, Kind] = {
-            "evaluate": "evaluate",
-            "kv-evaluate": "kv-evaluate",
-            "sweep": "benchmark",
-            "formats-start": "formats",
-        }
-        if message.button.id == "stop":
+        kind = BUTTONS.get(message.button.id or "")
+        if kind is None:
             self.action_stop()
         else:
-            self._start(kinds[message.button.id])
+            self.start(kind)
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         """Enter in a field starts the job it belongs to."""
         message.stop()
-        in_sweep = message.input in self.query_one("#benchmark-sweep").query(Input)
-        self._start("benchmark" if in_sweep else "evaluate")
+        if message.input in self.query("#line-batch Input"):
+            self.start("batch")
+        else:
+            in_sweep = message.input in self.query("#benchmark-sweep Input")
+            self.start("benchmark" if in_sweep else "evaluate")
 
     @property
     def running(self) -> bool:
         """Whether a job is under way."""
         return self.job is not None and not self.job.over
 
-    def _start(self, kind: Kind) -> None:
+    def start(self, kind: Kind) -> None:
+        """Start a job, unless one is under way or the form cannot be read."""
         if self.running:
             self._say(f"{self.job.kind if self.job else ''} is under way: Esc stops it")
             return
@@ -211,13 +246,16 @@ class BenchmarkPane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.job = Job(kind, request)
-        if kind == "benchmark":
-            self.sweep = self.job
-        elif kind == "formats":
-            self.formats = self.job
-        else:
-            self.evaluation = self.job
+        self.job = Job(kind, request, model=engine_of(self.app).status.model)
+        match kind:
+            case "benchmark":
+                self.sweep = self.job
+            case "batch":
+                self.batch_job = self.job
+            case "formats":
+                self.formats = self.job
+            case _:
+                self.evaluation = self.job
         self.set_class(kind in RIGHT, "-sweep")
         self._put_first(kind)
         try:
@@ -228,11 +266,9 @@ class BenchmarkPane(Pane):
 
     def _put_first(self, kind: Kind) -> None:
         """On the right, what was started last stands first."""
-        side, formats = self.query_one("#benchmark-sweep"), self.query_one("#formats")
-        if kind == "formats":
-            side.move_child(formats, before=self.query_one("#rows"))
-        elif kind == "benchmark":
-            side.move_child(formats, after=self.query_one(PlotView))
+        side = self.query_one("#benchmark-sweep")
+        for view in reversed(RIGHT.get(kind, ())):
+            side.move_child(self.query_one(view), after=0)
 
     def _request(self, kind: Kind) -> JobRequest | str:
         """The request the form stands for, or what is wrong with it."""
@@ -244,6 +280,17 @@ class BenchmarkPane(Pane):
         values = {name: option.value for name, option in options.items()}
         if kind == "formats":
             return Formats(model=values["option-bench-model"])
+        if kind == "batch":
+            return Batch(
+                model=values["option-bench-model"],
+                batches=values["option-batches"],
+                context=values["option-context"],
+                new_tokens=values["option-steps"],
+                repeats=values["option-repeats"],
+                ragged=self.query_one("#dial-batch-rows", ChoiceDial).value == "ragged",
+                dtype=self.query_one("#dial-bench-dtype", ChoiceDial).value,  # type: ignore[arg-type]
+                tp=int(self.query_one("#dial-bench-tp", ChoiceDial).value),
+            )
         if kind == "benchmark":
             return Benchmark(
                 model=values["option-bench-model"],
@@ -286,7 +333,9 @@ class BenchmarkPane(Pane):
         self._show_progress()
         self._show_evaluation()
         self._show_sweep()
+        self._show_batch()
         self._show_formats()
+        self._show_notes()
 
     def _show_running(self) -> None:
         """Buttons and keys follow the state. The focus stays on a button that can be pressed."""
@@ -304,7 +353,7 @@ class BenchmarkPane(Pane):
         bar, job = self.query_one(ProgressBar), self.job
         bar.display = self.running
         if job is None:
-            self._say("e, k, s and f start; blank paths mean the bundled files")
+            self._say("e, k, s, b and f start; blank paths mean the bundled files")
         elif job.over:
             self._say(f"{job.kind}: {job.state}", problem=job.failed)
         elif job.progress is None:
@@ -332,17 +381,33 @@ class BenchmarkPane(Pane):
         new_tokens = job.request.new_tokens if job and isinstance(job.request, Benchmark) else None
         table.display = bool(rows)
         table.show(*benchmark_variants(rows, new_tokens=new_tokens))
-        plot = self.query_one(PlotView)
-        plot.display = bool(rows) or self.formats is None
+        plot = self.query_one("#plot-benchmark", PlotView)
+        plot.display = bool(rows) or (self.formats is None and self.batch_job is None)
         plot.show(benchmark_chart(rows, new_tokens=new_tokens))
 
     def _show_formats(self) -> None:
         rows, table = self.formats.formats if self.formats else [], self.query_one("#formats", TableView)
         table.display = bool(rows)
         table.show(*formats_variants(rows))
-        latest = self.job if self.job in (self.sweep, self.formats) else self.sweep or self.formats
-        result = latest.result if latest is not None else None
-        lines = [*result.notes, machine_text(result.machine)] if result is not None else []
+
+    def _show_batch(self) -> None:
+        job, table, plot = (
+            self.batch_job,
+            self.query_one("#batches", TableView),
+            self.query_one("#plot-batch", PlotView),
+        )
+        rows, predicted = (job.batch_rows, job.predicted) if job is not None else ((), None)
+        table.display, plot.display = bool(rows), job is not None
+        table.show(*batch_variants(rows, predicted))
+        plot.show(batch_decode_chart(rows, predicted))
+
+    def _show_notes(self) -> None:
+        """What is to be known of the latest measurement on the right."""
+        measured = [job for job in (self.sweep, self.batch_job, self.formats) if job is not None]
+        latest = self.job if self.job in measured else next(iter(measured), None)
+        lines = _notes(latest) if latest is not None else []
+        if latest is not None and latest.result is not None:
+            lines.append(machine_text(latest.result.machine))
         self.query_one("#notes", Static).update("\n".join(lines))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
@@ -376,7 +441,7 @@ class BenchmarkPane(Pane):
         """Start only when nothing runs, stop only what runs; pages exist on narrow screens only."""
         if action == "stop":
             return self.running
-        if action in ("evaluate", "kv_evaluate", "sweep", "formats"):
+        if action in ("evaluate", "kv_evaluate", "sweep", "batch", "formats"):
             return not self.running
         if action == "next_page":
             return self.screen.has_class("-narrow")
@@ -390,6 +455,8 @@ class BenchmarkPane(Pane):
         if self.sweep is not None and isinstance(self.sweep.request, Benchmark) and self.sweep.rows:
             table = benchmark_table(self.sweep.rows, new_tokens=self.sweep.request.new_tokens)
             found.append((self.sweep, table))
+        if self.batch_job is not None and self.batch_job.batches:
+            found.append((self.batch_job, batch_table(self.batch_job.batch_rows, self.batch_job.predicted)))
         if self.formats is not None and self.formats.formats:
             found.append((self.formats, formats_table(self.formats.formats)))
         if self.evaluation is not None and self.evaluation.cases:
@@ -403,12 +470,15 @@ class BenchmarkPane(Pane):
         parts = ["# Evaluation and benchmark", *(as_markdown(table) for table in self.tables())]
         if self.evaluation is not None:
             parts.append(self.evaluation.state)
+        charts = []
         if self.sweep is not None and self.sweep.rows:
-            plot = draw(benchmark_chart(self.sweep.rows), width=96, height=24)
-            parts.append(f"```text\n{plot}\n```")
-        results = [job.result for job in (self.sweep, self.formats) if job is not None and job.result is not None]
-        parts += [f"- {note}" for result in results for note in result.notes]
-        if results:
+            charts.append(benchmark_chart(self.sweep.rows))
+        if self.batch_job is not None and self.batch_job.batches:
+            charts.append(batch_decode_chart(self.batch_job.batch_rows, self.batch_job.predicted))
+        parts += [f"```text\n{draw(chart, width=96, height=24)}\n```" for chart in charts]
+        jobs = [job for job in (self.sweep, self.batch_job, self.formats) if job is not None]
+        parts += [f"- {note}" for job in jobs for note in _notes(job)]
+        if results := [job.result for job in jobs if job.result is not None]:
             parts.append(f"Measured on {machine_text(results[-1].machine)}.")
         return "\n\n".join(parts) + "\n"
 
@@ -419,6 +489,12 @@ class BenchmarkPane(Pane):
         if isinstance(request, str):
             request = self.job.request if self.job else Benchmark()
         return shlex.join(["kvscope", kind, *job_options(request)])
+
+
+def _notes(job: Job) -> list[str]:
+    """Sentences on what a job measured, and on what is predicted beside it."""
+    basis = [job.predicted.basis] if job.predicted is not None else []
+    return basis + list(job.result.notes if job.result is not None else ())
 
 
 def _progress_text(progress: Progress) -> str:

@@ -1,7 +1,6 @@
-"""Latency against prompt length, with and without the KV cache: SVG by hand, text by plotext, PNG by cairosvg.
+"""Lines with their spread as a file: SVG by hand, text by plotext, PNG by cairosvg.
 
-Pure functions of the measured rows, without torch; the app may use them too. plotext and cairosvg are imported
-only where they draw.
+Pure functions of a `Drawing`, without torch. plotext and cairosvg are imported only where they draw.
 """
 
 import math
@@ -13,8 +12,6 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 from engine.errors import OptionError
-from engine.events import BenchmarkResult, BenchmarkRow
-from engine.summary import duration, plural
 
 SUFFIXES = (".svg", ".png", ".txt")
 ScaleName = Literal["log", "linear"]
@@ -22,43 +19,57 @@ ScaleName = Literal["log", "linear"]
 _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 92, 24, 62, 92
 _LOG_SPAN = 8
-"""Values that span more than this factor are drawn on a logarithmic axis unless the caller says otherwise."""
+"""Values that span more than this factor are drawn on a logarithmic axis unless the drawing says otherwise."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One line of the plot. Marker and dash differ, so that no line depends on its colour."""
+class Point:
+    """A value at x, with the least and the greatest that were seen."""
+
+    x: int
+    y: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of the plot. Marker and dash differ, so that no line depends on its colour.
+
+    Without a marker it is a plain line: what is calculated, not measured. ``symbol`` stands for the marker in text.
+    """
 
     label: str
     colour: str
-    marker: Literal["circle", "cross"]
+    marker: Literal["circle", "cross"] | None
     symbol: str
-    median: Callable[[BenchmarkRow], float]
-    low: Callable[[BenchmarkRow], float]
-    high: Callable[[BenchmarkRow], float]
+    points: tuple[Point, ...]
 
 
-ARMS = (
-    Arm(
-        label="without the cache",
-        colour="#b3432b",
-        marker="cross",
-        symbol="x",
-        median=lambda row: row.without_cache_s,
-        low=lambda row: row.without_cache_min_s,
-        high=lambda row: row.without_cache_max_s,
-    ),
-    Arm(
-        label="with the cache",
-        colour="#1f5fa8",
-        marker="circle",
-        symbol="o",
-        median=lambda row: row.with_cache_s,
-        low=lambda row: row.with_cache_min_s,
-        high=lambda row: row.with_cache_max_s,
-    ),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What a plot shows, before it has a format. ``tick`` writes a value of the y axis.
+
+    Scales left out are logarithmic where the values span more than a factor of 8.
+    """
+
+    title: str
+    x_title: str
+    y_title: str
+    tick: Callable[[float], str]
+    lines: tuple[Line, ...]
+    caption: str = ""
+    x_scale: ScaleName | None = None
+    y_scale: ScaleName | None = None
+
+    @property
+    def xs(self) -> list[int]:
+        """Every x that has a point, in order. Raises ValueError where there is none."""
+        found = sorted({point.x for line in self.lines for point in line.points})
+        if not found:
+            raise ValueError("there are no points to plot")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,58 +99,34 @@ def check_plot_path(path: Path) -> None:
         _cairosvg()
 
 
-def render(path: Path, result: BenchmarkResult) -> bytes:
+def render(path: Path, drawing: Drawing) -> bytes:
     """The plot in the format that the name of the file asks for. Raises OptionError."""
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return (latency_text(result.rows, new_tokens=result.new_tokens) + "\n").encode()
-    svg = latency_svg(result.rows, new_tokens=result.new_tokens, caption=caption(result))
-    return latency_png(svg) if suffix == ".png" else svg.encode()
-
-
-def caption(result: BenchmarkResult) -> str:
-    """Where and how it was measured, in two lines."""
-    machine = result.machine
-    return (
-        f"{result.model}, {machine.dtype}; medians of {result.repeats} repeats, bars from minimum to maximum\n"
-        f"{machine.cpu}, {plural(machine.threads, 'thread')}, torch {machine.torch}"
-    )
-
-
-def _title(new_tokens: int) -> str:
-    return f"Time for a prompt and {plural(new_tokens, 'new token')}"
+        return f"{as_text(drawing)}\n".encode()
+    svg = as_svg(drawing)
+    return as_png(svg) if suffix == ".png" else svg.encode()
 
 
 # --- SVG --------------------------------------------------------------------------------------------------
 
 
-def latency_svg(
-    rows: Sequence[BenchmarkRow],
-    *,
-    new_tokens: int,
-    caption: str = "",
-    x_scale: ScaleName | None = None,
-    y_scale: ScaleName | None = None,
-) -> str:
-    """A complete SVG document. Scales left out are logarithmic where the values span more than a factor of 8."""
-    if not rows:
-        raise ValueError("there are no rows to plot")
-    rows = sorted(rows, key=lambda row: row.prompt_tokens)
-    x = make_scale([row.prompt_tokens for row in rows], _LEFT + 14, _WIDTH - _RIGHT - 14, x_scale)
-    times_s = [bound(row) for row in rows for arm in ARMS for bound in (arm.low, arm.high)]
-    y = make_scale(times_s, _HEIGHT - _BOTTOM, _TOP, y_scale, widen=True)
-    title = _title(new_tokens)
+def as_svg(drawing: Drawing) -> str:
+    """A complete SVG document."""
+    x = make_scale(drawing.xs, _LEFT + 14, _WIDTH - _RIGHT - 14, drawing.x_scale)
+    bounds = [bound for line in drawing.lines for point in line.points for bound in (point.low, point.high)]
+    y = make_scale(bounds, _HEIGHT - _BOTTOM, _TOP, drawing.y_scale, widen=True)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" font-family="sans-serif" font-size="13" fill="#222">',
-        f"<title>{escape(title)}</title>",
+        f"<title>{escape(drawing.title)}</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        _text(_LEFT, 26, title, size=16, anchor="start"),
-        *_x_axis(x, [row.prompt_tokens for row in rows]),
-        *_y_axis(y),
-        *(part for arm in ARMS for part in _line(arm, rows, x, y)),
-        *_legend(),
-        *_caption(caption),
+        _text(_LEFT, 26, drawing.title, size=16, anchor="start"),
+        *_x_axis(x, drawing),
+        *_y_axis(y, drawing),
+        *(part for line in drawing.lines for part in _line(line, x, y)),
+        *_legend(drawing.lines),
+        *_caption(drawing.caption),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -186,28 +173,28 @@ def _round_down(value: float) -> float:
     return -min(m * unit for m in (1, 2, 5, 10) if m * unit >= size * (1 - 1e-9))
 
 
-def _x_axis(x: Scale, lengths: Sequence[int]) -> list[str]:
-    """The axis with a tick at every measured length; labels that would touch the one before are left out."""
+def _x_axis(x: Scale, drawing: Drawing) -> list[str]:
+    """The axis with a tick at every measured x; labels that would touch the one before are left out."""
     bottom = _HEIGHT - _BOTTOM
     parts = [_segment(_LEFT, bottom, _WIDTH - _RIGHT, bottom, "#222")]
     last = -math.inf
-    for length in lengths:
-        at, label = x(length), f"{length:,}"
+    for value in drawing.xs:
+        at, label = x(value), f"{value:,}"
         parts.append(_segment(at, bottom, at, bottom + 5, "#222"))
         if at - last > 4 + 8 * len(label):
             parts.append(_text(at, bottom + 20, label))
             last = at
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 42, _axis_title("prompt length (tokens)", x)))
+    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 42, _axis_title(drawing.x_title, x)))
     return parts
 
 
-def _y_axis(y: Scale) -> list[str]:
+def _y_axis(y: Scale, drawing: Drawing) -> list[str]:
     parts = [_segment(_LEFT, _TOP, _LEFT, _HEIGHT - _BOTTOM, "#222")]
     for value in ticks(y):
         parts.append(_segment(_LEFT, y(value), _WIDTH - _RIGHT, y(value), "#e4e4e4"))
-        parts.append(_text(_LEFT - 8, y(value) + 4, tick_label(value), anchor="end"))
+        parts.append(_text(_LEFT - 8, y(value) + 4, drawing.tick(value), anchor="end"))
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-    title = _axis_title("time", y)
+    title = _axis_title(drawing.y_title, y)
     parts.append(f'<text transform="translate(20 {middle:.1f}) rotate(-90)" text-anchor="middle">{title}</text>')
     return parts
 
@@ -216,30 +203,25 @@ def _axis_title(title: str, scale: Scale) -> str:
     return f"{title}, logarithmic" if scale.log else title
 
 
-def tick_label(seconds: float) -> str:
-    """A round time with its unit and no needless zeros: "0.5 s", "20 ms"."""
-    number, unit = duration(seconds).split(" ", 1) if seconds < 99.5 else (f"{seconds:g}", "s")
-    return f"{float(number):g} {unit}"
-
-
-def _line(arm: Arm, rows: Sequence[BenchmarkRow], x: Scale, y: Scale) -> list[str]:
-    """The line through the medians, a bar from minimum to maximum and a marker at each."""
-    points = [(x(row.prompt_tokens), y(arm.median(row))) for row in rows]
-    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-    dash = ' stroke-dasharray="6 4"' if arm.marker == "cross" else ""
-    parts = [f'<polyline points="{path}" fill="none" stroke="{arm.colour}" stroke-width="2"{dash}/>']
-    for row, (at, up) in zip(rows, points, strict=True):
-        parts.append(_segment(at, y(arm.low(row)), at, y(arm.high(row)), arm.colour))
-        parts.append(_marker(arm, at, up))
+def _line(line: Line, x: Scale, y: Scale) -> list[str]:
+    """The line through the values; a bar from least to greatest and a marker at each that was measured."""
+    points = sorted(line.points, key=lambda point: point.x)
+    path = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in points)
+    dash = ' stroke-dasharray="6 4"' if line.marker == "cross" else ""
+    parts = [f'<polyline points="{path}" fill="none" stroke="{line.colour}" stroke-width="2"{dash}/>']
+    for point in points if line.marker else []:
+        at = x(point.x)
+        parts.append(_segment(at, y(point.low), at, y(point.high), line.colour))
+        parts.append(_marker(line, at, y(point.y)))
     return parts
 
 
-def _legend() -> list[str]:
+def _legend(lines: Sequence[Line]) -> list[str]:
     parts = []
-    for number, arm in enumerate(ARMS):
+    for number, line in enumerate(lines):
         at = _LEFT + 14 + 170 * number
-        parts.append(_marker(arm, at, 46))
-        parts.append(_text(at + 12, 50, arm.label, anchor="start"))
+        parts.append(_marker(line, at, 46))
+        parts.append(_text(at + 12, 50, line.label, anchor="start"))
     return parts
 
 
@@ -251,11 +233,13 @@ def _caption(caption: str) -> list[str]:
     ]
 
 
-def _marker(arm: Arm, x: float, y: float) -> str:
-    if arm.marker == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{arm.colour}"/>'
+def _marker(line: Line, x: float, y: float) -> str:
+    if line.marker is None:
+        return _segment(x - 8, y, x + 8, y, line.colour)
+    if line.marker == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{line.colour}"/>'
     d = f"M{x - 4.5:.1f} {y - 4.5:.1f}l9 9m0 -9l-9 9"
-    return f'<path d="{d}" fill="none" stroke="{arm.colour}" stroke-width="2"/>'
+    return f'<path d="{d}" fill="none" stroke="{line.colour}" stroke-width="2"/>'
 
 
 def _segment(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
@@ -269,7 +253,7 @@ def _text(x: float, y: float, text: str, *, size: int = 13, anchor: str = "middl
 # --- PNG --------------------------------------------------------------------------------------------------
 
 
-def latency_png(svg: str) -> bytes:
+def as_png(svg: str) -> bytes:
     """The SVG as a picture at twice its size. Raises OptionError without cairosvg."""
     png: bytes = _cairosvg()(bytestring=svg.encode(), scale=2)
     return png
@@ -289,33 +273,30 @@ def _cairosvg() -> Callable[..., bytes]:
 # --- text -------------------------------------------------------------------------------------------------
 
 
-def latency_text(rows: Sequence[BenchmarkRow], *, new_tokens: int, width: int = 78, height: int = 22) -> str:
-    """The plot in plain characters, both axes logarithmic where the values span much; no colour codes."""
-    if not rows:
-        raise ValueError("there are no rows to plot")
+def as_text(drawing: Drawing, *, width: int = 78, height: int = 22) -> str:
+    """The plot in plain characters; no colour codes."""
     from plotext._figure import _figure_class  # a figure of our own: plotext's functions share a global one
 
-    rows = sorted(rows, key=lambda row: row.prompt_tokens)
+    x = make_scale(drawing.xs, 0, 1, drawing.x_scale)
+    values = [point.y for line in drawing.lines for point in line.points]
+    y = make_scale(values, 0, 1, drawing.y_scale, widen=True)
     figure = _figure_class()
     figure._limit_size(False, False)
     figure.plot_size(width, height)
     figure.theme("clear")
     figure.xaxes(True, False)
     figure.yaxes(True, False)
-    x = make_scale([row.prompt_tokens for row in rows], 0, 1, None)
-    y = make_scale([arm.median(row) for row in rows for arm in ARMS], 0, 1, None, widen=True)
     figure.xlim(0, 1)
     figure.ylim(0, 1)
-    figure.xticks([x(row.prompt_tokens) for row in rows], [f"{row.prompt_tokens:,}" for row in rows])
-    figure.yticks([y(value) for value in ticks(y)], [tick_label(value) for value in ticks(y)])
-    figure.xlabel(_axis_title("prompt length (tokens)", x))
-    columns = [x(row.prompt_tokens) for row in rows]
+    figure.xticks([x(value) for value in drawing.xs], [f"{value:,}" for value in drawing.xs])
+    figure.yticks([y(value) for value in ticks(y)], [drawing.tick(value) for value in ticks(y)])
+    figure.xlabel(_axis_title(drawing.x_title, x))
     for marker in (".", None):  # lines first, symbols over them
-        for arm in ARMS:
-            heights = [y(arm.median(row)) for row in rows]
+        for line in drawing.lines:
+            points = sorted(line.points, key=lambda point: point.x)
             draw = figure.plot if marker else figure.scatter
-            draw(columns, heights, marker=marker or arm.symbol)
-    legend = "   ".join(f"{arm.symbol} {arm.label}" for arm in ARMS)
-    head = f"{_title(new_tokens)}{', logarithmic' if y.log else ''}\n{legend}\n"
+            draw([x(p.x) for p in points], [y(p.y) for p in points], marker=marker or line.symbol)
+    legend = "   ".join(f"{line.symbol} {line.label}" for line in drawing.lines)
+    head = f"{drawing.title}{', logarithmic' if y.log else ''}\n{legend}\n"
     body = _ESCAPE.sub("", str(figure.build()))
     return head + "\n".join(line.rstrip() for line in body.rstrip("\n").split("\n"))
