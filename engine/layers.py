@@ -86,29 +86,25 @@ def _join(parts: list[Tensor]) -> Tensor:
 class Norm:
     """LayerNorm (with a bias) or RMSNorm (without) over the last dimension."""
 
-    __slots__ = ("bias", "eps", "shape", "twice", "weight")
+    __slots__ = ("bias", "eps", "shape", "signs", "twice", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         self.weight = weight
         self.bias = bias
         self.eps = eps
         self.shape = (weight.size(-1),)
-        self.twice = torch.cat((weight, weight)) if bias is None and weight.device.type == "cpu" else None
+        mirrored = bias is None and weight.device.type == "cpu"
+        self.twice = torch.stack((weight, weight)) if mirrored else None
+        self.signs = weight.new_tensor([[1.0], [-1.0]]) if mirrored else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.bias is not None:
             return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        if self.twice is not None and x.dim() == 2 and x.size(0) == 1:
-            return self._one_row(x, self.twice)
+        if self.twice is not None and self.signs is not None and x.dim() == 2 and x.size(0) == 1:
+            # RMSNorm as the first half of a LayerNorm of (x, -x), whose mean is 0 and whose variance is x's mean
+            # square: one kernel where torch has six small ones for RMSNorm on the CPU.
+            return torch.layer_norm(self.signs * x, self.twice.shape, self.twice, None, self.eps)[:1]
         return torch.rms_norm(x, self.shape, self.weight, self.eps)
-
-    def _one_row(self, x: Tensor, twice: Tensor) -> Tensor:
-        """RMSNorm as the first half of a LayerNorm of (x, -x), whose mean is 0 and whose variance is x's mean square.
-
-        One kernel where torch has six small ones for RMSNorm on the CPU.
-        """
-        mirrored = torch.layer_norm(torch.cat((x, -x), -1), twice.shape, twice, None, self.eps)
-        return mirrored[:, : self.shape[0]]
 
     @classmethod
     def of(cls, weights: Weights, name: str, eps: float, *, offset: float = 0.0) -> "Norm":
