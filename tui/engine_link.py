@@ -21,6 +21,7 @@ from engine.events import (
     Evaluate,
     Event,
     Failed,
+    Formats,
     Generate,
     Load,
     Loaded,
@@ -51,7 +52,13 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-_WORK = {Load: Phase.LOADING, Generate: Phase.GENERATING, Evaluate: Phase.EVALUATING, Benchmark: Phase.BENCHMARKING}
+_WORK = {
+    Load: Phase.LOADING,
+    Generate: Phase.GENERATING,
+    Evaluate: Phase.EVALUATING,
+    Benchmark: Phase.BENCHMARKING,
+    Formats: Phase.BENCHMARKING,
+}
 _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase.READY: "●", Phase.STOPPED: "✗"}
 
 
