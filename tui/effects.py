@@ -170,7 +170,7 @@ def effects_table(effects: Sequence[Effect], chosen: Choice | None) -> Table:
 
 
 def effects_variants(effects: Sequence[Effect], chosen: Choice | None) -> tuple[Table, ...]:
-    """The whole table; short names for all of it; speed, bytes and tokens that agree."""
+    """The whole table; all of it with short names; speed, bytes and tokens that agree; without the ratio."""
     full = effects_table(effects, chosen)
     names = [f"{MARK if effect.choice == chosen else ' '} {effect.choice.short_name}" for effect in effects]
     short = replace(
@@ -178,8 +178,8 @@ def effects_variants(effects: Sequence[Effect], chosen: Choice | None) -> tuple[
         columns=("Format", "● TPOT", "● Rate", "Speedup", "● Bytes", "Token", "Same", "|Δlogit|"),
         rows=tuple((name, *row[4:]) for name, row in zip(names, full.rows, strict=True)),
     )
-    least = kept_columns(short, (0, 1, 3, 4, 6))
-    return full, short, least, replace(least, columns=("Format", "● TPOT", "", "Bytes", "Same"))
+    least = replace(kept_columns(short, (0, 1, 3, 4, 6)), columns=("Format", "● TPOT", "", "● Bytes", "Same"))
+    return full, short, least, kept_columns(least, (0, 1, 3, 4))
 
 
 def _cells(effect: Effect, first: Effect, chosen: Choice | None) -> tuple[str, ...]:
