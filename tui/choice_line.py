@@ -68,11 +68,11 @@ def choice_lines(
     heads = {"dtype": _weights, "kept": _cache, "tp": _ranks}[turned](choice, ahead, measured, info)
     bound = "" if ahead.tpot_s is None else f"TPOT ≥ {format_duration_s(ahead.tpot_s)}"
     speed = "" if measured is None else f"● {format_duration_s(measured.tpot_p50_s)}"
-    same, same_short = _agreement(measured)
+    same, error, same_short = _agreement(measured)
     ask = "" if same else "f measures its error"
     return (
-        _joined(heads[0], bound and f"{bound} predicted", speed and f"{speed} measured", same, ask),
-        _joined(heads[0], bound, speed, same_short, ask),
+        _joined(heads[0], bound and f"{bound} predicted", speed and f"{speed} measured", same + error, ask),
+        _joined(heads[0], bound, speed, same, ask),
         _joined(heads[0], bound, speed, same_short),
         _joined(heads[1], bound, speed, same_short),
         _joined(heads[1], bound.removeprefix("TPOT "), speed, same_short),
@@ -83,12 +83,13 @@ def _joined(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _agreement(measured: Effect | None) -> tuple[str, str]:
-    """How far the logits are float32's, in full and short; empty where they were not compared."""
+def _agreement(measured: Effect | None) -> tuple[str, str, str]:
+    """How far the logits are float32's: tokens, mean error, tokens in short; empty where they were not compared."""
     if measured is None or measured.n_same is None or measured.mean_error is None:
-        return "", ""
-    full = f"● {measured.n_same} of {measured.n_compared} tokens as float32, |Δlogit| {measured.mean_error:.4f}"
-    return full, f"● {measured.n_same}/{measured.n_compared} same"
+        return "", "", ""
+    n_same, n_compared = measured.n_same, measured.n_compared
+    full = f"● {n_same} of {n_compared} tokens as float32"
+    return full, f", |Δlogit| {measured.mean_error:.4f}", f"● {n_same}/{n_compared} same"
 
 
 def _weights(choice: Choice, ahead: Expected, measured: Effect | None, info: ModelInfo | None) -> tuple[str, str]:

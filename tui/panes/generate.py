@@ -149,16 +149,17 @@ class GeneratePane(Pane):
                     yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
                     yield Option("new tokens", read_new_tokens, text=str(DEFAULT_NEW_TOKENS), width=6, id="option-new")
                     yield Option("temperature", read_temperature, text="0.5", width=5, id="option-temperature")
-                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
+                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
                 with Horizontal(classes="line"):
                     yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
                     yield Option("seed", read_seed, text="1", placeholder="new", width=7, id="option-seed")
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(classes="line"):
-                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
+                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
                     yield ChoiceDial("kept", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
                     yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
+                with Horizontal(classes="line", id="generate-system"):
                     yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
@@ -422,9 +423,9 @@ class GeneratePane(Pane):
         run = self.run
         status = engine_of(self.app).status
         if self.measuring and self.effect is not None:
-            return f"{self.effect.progress_line or f'waiting for the engine ({status.line})'} · Esc stops"
+            return self._fitting(self._measuring_lines(self.effect, status))
         if self._note and not self.running:
-            return fitting(self._note, self.query_one("#generate-status").content_size.width)
+            return self._fitting(self._note)
         if run is None:
             if status.phase is Phase.STOPPED:
                 return f"✗ the engine stopped: {status.detail}"
@@ -437,6 +438,15 @@ class GeneratePane(Pane):
             return f"waiting for the engine ({status.line})"
         return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self._rate} · Esc stops"
 
+    def _fitting(self, lines: Sequence[str]) -> str:
+        return fitting(lines, self.query_one("#generate-status").content_size.width)
+
+    def _measuring_lines(self, job: Job, status: EngineStatus) -> tuple[str, ...]:
+        """How far a comparison is, with and without what is compared."""
+        line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc stops"
+        what = job.request.choices[-1].dtype if isinstance(job.request, Formats) else ""
+        return (f"{what} against float32: {line}", line)
+
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
         refused = problem or text.startswith("✗")
@@ -445,14 +455,18 @@ class GeneratePane(Pane):
         label.set_class(refused, "-problem")
 
     def on_option_edited(self, message: Option.Edited) -> None:
-        """Say at once what is wrong with an option."""
+        """Say at once what is wrong with an option; another model has formats of its own."""
         message.stop()
+        if message.option.id == "option-model":
+            self._note = ()
+            self._show_effects()
         problem = next((option.problem for option in self.query(Option) if option.problem), "")
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
 
     def on_dial_changed(self, message: Dial.Changed) -> None:
         """Something for the next run; of a format, what it will cost."""
         message.stop()
+        self.query_one("#generate-system").display = self.chats
         turned = FORMAT_DIALS.get(message.dial.id or "")
         self._note = self._choice_lines(turned) if turned is not None else ()
         self._show_effects()
