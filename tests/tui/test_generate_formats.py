@@ -9,7 +9,7 @@ from calc.tables import Table
 from engine.events import FormatChoice, Formats
 from tests.tui.fake_engine import RATED
 from tests.tui.live import live_app, open_pane, until
-from tests.tui.test_generate import opened, run_to_end, set_option, status
+from tests.tui.test_generate import opened, run_to_end, set_option, status, text_of
 from tui.panes import generate
 from tui.panes.benchmark import BenchmarkPane
 from tui.panes.generate import GeneratePane, Prompt
@@ -203,6 +203,20 @@ async def test_a_turned_dial_says_what_it_will_cost(width: int, beside: str) -> 
         assert status(pane).startswith("window cache: ")
         await run_to_end(pilot, pane)
         assert "128 tokens" in status(pane)
+
+
+async def test_a_refused_load_leaves_no_figures_of_the_model_before() -> None:
+    async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane)
+        await set_option(pilot, pane, "model", "missing.pt")
+        await run_to_end(pilot, pane)
+        assert pane.run is not None
+        assert pane.run.model is None
+        assert text_of(pane, "#cache").startswith("the cache appears here")
+        await turn(pilot, pane, "d")
+        assert status(pane).startswith("float32")
+        assert "float32 14.55" not in status(pane)
 
 
 async def test_the_system_prompt_is_there_for_a_chat() -> None:

@@ -20,7 +20,7 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 from calc.render import as_markdown
 from calc.tables import Table
 from engine.errors import EngineError
-from engine.events import CacheKind, DType, Event, FormatChoice, Formats, Generate, ModelInfo, Turn
+from engine.events import CacheKind, DType, Event, FormatChoice, Formats, Generate, GenerationStarted, ModelInfo, Turn
 from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate, run_table
 from tui.chart import draw
 from tui.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
@@ -313,8 +313,9 @@ class GeneratePane(Pane):
         if self.run is None:
             return
         started = self.run.start_ns
-        # The engine says what it loads; a model it already holds is the one in its status.
-        self.run.model = self.run.model or engine_of(self.app).status.model
+        if any(isinstance(event, GenerationStarted) for event in batch):
+            # The engine says what it loads (in this batch, too); a model it already holds is the one in its status.
+            self.run.model = self.run.model or engine_of(self.app).status.model
         self.run.feed(batch)
         if started is None and self.run.start_ns is not None and self.run.request.turns is None:
             self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
@@ -466,7 +467,9 @@ class GeneratePane(Pane):
     def on_dial_changed(self, message: Dial.Changed) -> None:
         """Something for the next run; of a format, what it will cost."""
         message.stop()
-        self.query_one("#generate-system").display = self.chats
+        if message.dial.id == "dial-chat":
+            self.query_one("#generate-system").display = self.chats
+            self.app.refresh_bindings()
         turned = FORMAT_DIALS.get(message.dial.id or "")
         self._note = self._choice_lines(turned) if turned is not None else ()
         self._show_effects()
@@ -498,7 +501,7 @@ class GeneratePane(Pane):
         """What the chosen format costs, as predicted and as measured."""
         chosen, info = self._chosen, self._known()
         if chosen is None:
-            return AUTO_LINES
+            return AUTO_LINES if turned == "dtype" else ()
         measured = next((effect for effect in self._effects.of(self._model) if effect.choice == chosen), None)
         return choice_lines(chosen, turned, self._expected(chosen, info), measured=measured, info=info)
 
@@ -590,6 +593,8 @@ class GeneratePane(Pane):
             return self.busy
         if action == "effect":
             return not self.busy
+        if action == "new_chat":
+            return self.chats
         if action == "next_page":
             return self.screen.has_class("-narrow")
         return True
