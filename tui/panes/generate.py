@@ -166,9 +166,9 @@ class GeneratePane(Pane):
                     yield Button("generate", id="send", compact=True)
             with VerticalScroll(id="generate-right"):
                 yield Static(id="meter", markup=False)
+                yield TableView(id="effects")
                 yield PlotView(latency_chart(None, ()), id="plot-latency")
                 yield Static(id="cache", markup=False)
-                yield TableView(id="effects")
                 yield TableView(id="comparison")
 
     def on_mount(self) -> None:
@@ -333,8 +333,9 @@ class GeneratePane(Pane):
         if run.over:
             self.query_one(TokenStream).write(run.take_text())
             self._keep_turn(run)
-            note = f"— {run.outcome} —"
-            self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
+            if run.request.turns is None or run.reason != "eos":  # in a chat it is what every answer ends with
+                note = f"— {run.outcome} —"
+                self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
         if run.over or (self._seen and time.monotonic() >= self._due_s):
             self._refresh_numbers()
