@@ -78,6 +78,11 @@ class LoadedModel:
         """Bytes that the weights take in memory."""
         return self.decoder.weight_bytes if self.weight_format is None else held_bytes(self.decoder)
 
+    @property
+    def dtype_name(self) -> str:
+        """What the weights really are: "auto" is not among the answers."""
+        return self.weight_format or str(self.decoder.dtype).removeprefix("torch.")
+
 
 MakeDecoder = Callable[[ModelConfig, Mapping[str, Tensor]], Decoder]
 Select = Callable[[str, Tensor, ModelConfig], Tensor]

@@ -16,6 +16,7 @@ from engine.errors import EngineError, TokenizerError
 from engine.events import (
     Cancelled,
     CompileMode,
+    DType,
     FormatChoice,
     FormatMeasured,
     FormatRow,
@@ -31,7 +32,7 @@ from engine.options import check_formats
 from engine.timing import median, percentile
 
 FormatsEvent = Progress | FormatMeasured | FormatsFinished | Cancelled
-LoadDType = Callable[[str], LoadedModel]
+LoadDType = Callable[[DType], LoadedModel]
 REFERENCE = FormatChoice(dtype="float32")
 
 
@@ -122,7 +123,7 @@ class _Comparison:
         loss = format_loss(self.expected, reading.logits, self.ids)
         times_s = sorted(reading.times_s)
         return FormatRow(
-            dtype=choice.dtype,
+            dtype=model.dtype_name,
             cache=choice.cache,
             weight_bytes=model.weight_bytes,
             kv_bytes_per_token=cache_bytes(model.config, 1, dtype=model.decoder.dtype, kind=choice.cache),

@@ -118,7 +118,7 @@ class Benchmark(Record, frozen=True, kw_only=True):
 
 
 class FormatChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """A dtype of the weights and a way to keep the cache."""
+    """A dtype of the weights and a way to keep the cache. The row of "auto" says what that turned out to be."""
 
     dtype: DType
     cache: CacheKind = "full"

@@ -46,7 +46,10 @@ def cached_model(name: str, environment: Mapping[str, str] | None = None) -> Pat
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
         found = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     except (OSError, UnicodeDecodeError):
-        commit, found = "", sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+        commit, found = (
+            "",
+            sorted(snapshots.iterdir()) if os.path.isdir(snapshots) else [],
+        )
     if _COMMIT.fullmatch(commit):
         found.insert(0, snapshots / commit)
     return next((path for path in found if _holds_model(path)), None)

@@ -181,7 +181,7 @@ class Decoder:
         return Step(batch_size, n_new, tuple(sights))
 
     def _for_all_heads(self, turn: Tensor) -> Tensor:
-        """(.., 1, r) once for each head that is turned: a product that need not repeat one side is many times faster."""
+        """(.., 1, r) once for each head that is turned: products that repeat neither side are many times faster."""
         config = self.cache_config
         if config.latent is not None:
             return turn

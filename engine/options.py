@@ -40,9 +40,6 @@ def check_formats(options: Formats) -> None:
     """Raise `OptionError` unless the comparison can be run."""
     if not options.choices:
         raise OptionError("formats", "name at least one format, such as bfloat16,int8")
-    for choice in options.choices:
-        if choice.dtype == "auto":
-            raise OptionError("formats", "auto is no format of its own; name one, such as bfloat16")
     check_count("tokens", options.n_tokens, low=2, high=4096)
     check_threads(options.threads)
 

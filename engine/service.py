@@ -35,6 +35,7 @@ from engine.events import (
     Event,
     Failed,
     Formats,
+    FormatsFinished,
     Generate,
     GenerationStarted,
     Load,
@@ -243,16 +244,32 @@ class Service:
         yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
 
     def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
+        """The model measured last stays, so that a prompt in that format starts at once."""
         from engine.compare import run_formats
 
-        self._release()  # one model at a time; the next prompt loads its own again
+        def load(dtype: DType) -> LoadedModel:
+            self._release()  # one model at a time
+            key = (*_key(request.model, dtype), 1)
+            self._held = _load(key, Load(model=request.model, dtype=dtype))
+            self._use_threads(request.threads, self._held.model)
+            return self._held.model
 
-        def load(dtype: str) -> LoadedModel:
-            model = load_checkpoint(_path(request.model), dtype=dtype)
-            self._use_threads(request.threads, model)
-            return model
+        finished = False
+        try:
+            for event in run_formats(request, load, should_stop):
+                if isinstance(event, FormatsFinished):
+                    yield from self._still_held()
+                    finished = True
+                yield event
+        finally:
+            if not finished:  # nobody was told what is held
+                self._release()
 
-        yield from run_formats(request, load, should_stop)
+    def _still_held(self) -> Iterator[Event]:
+        """Tell of the model that a comparison leaves behind, with this machine's rates; nothing if its load failed."""
+        if self._held is not None:
+            held = self._held = replace(self._held, rates=probe(self._held.model.decoder))
+            yield Loaded(model=model_info(held.model, load_ns=held.load_ns, rates=held.rates))
 
 
 # --- models -----------------------------------------------------------------------------------------------
@@ -276,7 +293,7 @@ def model_info(
         max_positions=config.max_positions,
         n_parameters=decoder.n_parameters,
         weight_bytes=model.weight_bytes,
-        dtype=_dtype_name(model),
+        dtype=model.dtype_name,
         kv_bytes_per_token=cache_bytes(config, 1, dtype=decoder.dtype),
         has_tokenizer=model.tokenizer is not None,
         gated_mlp=config.gated_mlp,
@@ -326,10 +343,6 @@ def _key(model: str | None, dtype: DType) -> tuple[object, ...]:
     except OSError:
         return (str(path), dtype)
     return (str(path.resolve()), status.st_mtime_ns, status.st_size, dtype)
-
-
-def _dtype_name(model: LoadedModel) -> str:
-    return model.weight_format or str(model.decoder.dtype).removeprefix("torch.")
 
 
 # --- generate ---------------------------------------------------------------------------------------------
@@ -393,7 +406,7 @@ def _evaluation_result(
     return EvaluationResult(
         command="kv-evaluate" if request.cached else "evaluate",
         weights=str(model.path),
-        dtype=_dtype_name(model),
+        dtype=model.dtype_name,
         atol=atol,
         passed=bool(results) and all(case.passed for case in results),
         cases=tuple(results),

@@ -42,14 +42,21 @@ SAVE_AFTER_S = 0.5
 MAX_UNDO = 100
 
 
-def later_panes() -> tuple[type[Pane], ...]:
-    """The panes that are not on the first screen, in the order of their tabs."""
+def later_panes() -> tuple[Pane, ...]:
+    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure."""
+    from tui.effects import Effects
     from tui.panes.benchmark import BenchmarkPane
     from tui.panes.generate import GeneratePane
     from tui.panes.intensity import IntensityPane
     from tui.panes.memory import MemoryPane
 
-    return MemoryPane, IntensityPane, GeneratePane, BenchmarkPane
+    effects = Effects()
+    return (
+        MemoryPane(id="pane-memory"),
+        IntensityPane(id="pane-intensity"),
+        GeneratePane(effects, id="pane-generate"),
+        BenchmarkPane(effects, id="pane-benchmark"),
+    )
 
 
 def default_state() -> AppState:
@@ -171,7 +178,7 @@ class KvscopeApp(App[None]):
         try:
             for pane in later_panes():
                 name = pane.TITLE.lower()
-                await self.query_one(f"#tab-{name}", TabPane).mount(pane(id=f"pane-{name}"))
+                await self.query_one(f"#tab-{name}", TabPane).mount(pane)
                 self._stale.add(name)
             await self.query_one(SpecPane).mount_more()
         except (NoMatches, MountError):  # the user has already left

@@ -73,7 +73,10 @@ def _bounds_text(bounds: Bounds, rates: Timing) -> str:
 
 
 def _times(name: str, measured: float | None, predicted: float) -> str:
-    return "" if measured is None else f", {name} {measured / predicted:.2f} times it"
+    if measured is None:
+        return ""
+    times = measured / predicted
+    return f", {name} {times:.2f} times it" if times < 100 else f", {name} {times:,.0f} times it"
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:

@@ -22,6 +22,7 @@ from engine.events import (
     Evaluate,
     Event,
     Failed,
+    Formats,
     Generate,
     Load,
     Loaded,
@@ -58,6 +59,7 @@ _WORK = {
     Evaluate: Phase.EVALUATING,
     Benchmark: Phase.BENCHMARKING,
     Batch: Phase.BENCHMARKING,
+    Formats: Phase.BENCHMARKING,
 }
 _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase.READY: "●", Phase.STOPPED: "✗"}
 

@@ -38,6 +38,22 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     return f"{text}: it {'will' if sure else 'may'} not fit"
 
 
+def shortage(model: str | None, dtype: str, *, given_back_bytes: int = 0) -> str:
+    """Why a model cannot be loaded as `dtype`, in a sentence; empty where it can, or where nobody knows.
+
+    `given_back_bytes`: what the model held now leaves free before that.
+    """
+    spec, free = read_spec(model) if model else None, available_bytes()
+    if spec is None or free is None:
+        return ""
+    weights, free = weight_bytes(spec, dtype), free + given_back_bytes
+    if weights <= free:
+        return ""
+    return (
+        f"{spec.name} as {dtype} takes {format_decimal(weights)} of weights, {format_decimal(free)} of memory is free"
+    )
+
+
 PACKED = (("int4", {"Q4_0", "Q4_1"}), ("int8", {"Q8_0"}))
 """The engine's formats, and the GGUF blocks that fit them exactly."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from calc.units import format_duration_s
 from engine.events import (
     Batch,
     BatchFinished,
@@ -121,6 +122,15 @@ class Job:
     def over(self) -> bool:
         """Whether it has ended."""
         return bool(self.state)
+
+    @property
+    def progress_line(self) -> str:
+        """``1 of 6 · bfloat16 · 12 s left``; empty before the engine has begun."""
+        if self.progress is None:
+            return ""
+        left = self.progress.remaining_s
+        parts = [f"{self.progress.done} of {self.progress.total}", self.progress.detail]
+        return " · ".join(filter(None, [*parts, "" if left is None else f"{format_duration_s(left)} left"]))
 
     @property
     def atol(self) -> float | None:

@@ -115,10 +115,10 @@ def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
 def benchmark_variants(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> tuple[Table, ...]:
     """The whole table; without bytes; without the spread as well; without percentiles; with shorter headings."""
     full = benchmark_table(rows, new_tokens=new_tokens)
-    short = _kept(full, (0, 1, 3, 5, 6, 7))
+    short = kept_columns(full, (0, 1, 3, 5, 6, 7))
     headings = ("Prompt", "● With", "● Without", "Speedup", "TTFT", "TPOT")
-    middle = _kept(full, (0, 1, 3, 5, 6, 7, 8, 9))
-    return full, _kept(full, range(10)), middle, short, replace(short, columns=headings)
+    middle = kept_columns(full, (0, 1, 3, 5, 6, 7, 8, 9))
+    return full, kept_columns(full, range(10)), middle, short, replace(short, columns=headings)
 
 
 def evaluation_variants(cases: Sequence[CaseResult], *, cached: bool, atol: float | None) -> tuple[Table, ...]:
@@ -132,7 +132,7 @@ def evaluation_variants(cases: Sequence[CaseResult], *, cached: bool, atol: floa
 
 def _lean(table: Table) -> Table:
     """Without the word beside the mark, and without the tokens."""
-    kept = _kept(table, [i for i in range(len(table.columns)) if i != 2])
+    kept = kept_columns(table, [i for i in range(len(table.columns)) if i != 2])
     return replace(kept, rows=tuple((row[0][:1], *row[1:]) for row in kept.rows))
 
 
@@ -152,7 +152,7 @@ def _worst(cases: Sequence[CaseResult], title: str, *, atol: float | None = None
     return Table(title=title, columns=columns, rows=tuple(rows), numeric=frozenset({1, 2, 3}))
 
 
-def _kept(table: Table, columns: Sequence[int]) -> Table:
+def kept_columns(table: Table, columns: Sequence[int]) -> Table:
     """`table` with some of its columns."""
     return Table(
         title=table.title,
@@ -197,13 +197,13 @@ def formats_table(rows: Sequence[FormatRow]) -> Table:
 def formats_variants(rows: Sequence[FormatRow]) -> tuple[Table, ...]:
     """The whole table; without tails and perplexity; the essentials; the same with short names."""
     full = formats_table(rows)
-    lean = _kept(full, (0, 1, 2, 5, 6, 7, 8))
+    lean = kept_columns(full, (0, 1, 2, 5, 6, 7, 8))
     least = replace(
-        _kept(full, (0, 2, 5, 6, 7, 8)),
+        kept_columns(full, (0, 2, 5, 6, 7, 8)),
         columns=("Weights", "Bytes", "Rate", "", "Same", "Error"),
         rows=tuple((_short_name(row), *cells[2:]) for row, cells in zip(rows, lean.rows, strict=True)),
     )
-    return full, _kept(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, least
+    return full, kept_columns(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, least
 
 
 SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -271,9 +271,9 @@ def _predicted_cells(
 def batch_variants(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> tuple[Table, ...]:
     """The whole table; without bytes and spread; both rates and rises alone; with shorter headings."""
     full = batch_table(rows, predicted)
-    least = _kept(full, range(6))
+    least = kept_columns(full, range(6))
     short = replace(least, columns=("Batch", "● Tok/s", "pred.", "● / p.", "● Rise", "pred."))
-    return full, _kept(full, range(9)), _kept(full, range(8)), _kept(full, range(7)), least, short
+    return full, kept_columns(full, range(9)), kept_columns(full, range(8)), kept_columns(full, range(7)), least, short
 
 
 def machine_text(machine: Machine) -> str:

@@ -46,6 +46,7 @@ class Run:
     cache_used_bytes: int = 0
     cache_tokens: int = 0
     cache_capacity: int = 0
+    kv_token_bytes: int = 0
     reused_tokens: int = 0
     reason: str | None = None
     problem: str | None = None
@@ -63,6 +64,7 @@ class Run:
                 self.start_ns, self.prompt_ids = event.start_ns, event.prompt_ids
                 self.prompt_text, self.cache_bytes = event.prompt_text, event.kv_cache_bytes
                 self.cache_capacity, self.reused_tokens = event.kv_capacity, event.reused_tokens
+                self.kv_token_bytes = event.kv_bytes_per_token
             elif isinstance(event, GenerationFinished):
                 self.reason = event.reason
             elif isinstance(event, Cancelled):  # stopped before its turn came

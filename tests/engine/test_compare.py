@@ -11,6 +11,7 @@ from engine.compare import choice_name, run_formats
 from engine.errors import OptionError, TokenizerError
 from engine.events import (
     Cancelled,
+    DType,
     Event,
     Failed,
     FormatChoice,
@@ -18,6 +19,9 @@ from engine.events import (
     Formats,
     FormatsFinished,
     FormatsResult,
+    Generate,
+    GenerationStarted,
+    Loaded,
     Progress,
 )
 from engine.format_loss import loss_ids
@@ -30,7 +34,7 @@ from tests.engine.models import llama_config
 CHOICES = (FormatChoice(dtype="bfloat16"), FormatChoice(dtype="int4"), FormatChoice(dtype="float32", cache="int8"))
 
 
-def load(dtype: str) -> LoadedModel:
+def load(dtype: DType) -> LoadedModel:
     return load_checkpoint(dtype=dtype)
 
 
@@ -78,7 +82,7 @@ def test_progress_names_what_comes_and_the_reference_runs_once() -> None:
 
 
 def test_a_choice_that_cannot_be_had_is_noted() -> None:
-    def broken(dtype: str) -> LoadedModel:
+    def broken(dtype: DType) -> LoadedModel:
         if dtype == "int4":
             raise OptionError("dtype", "int4 is not for this model")
         return load(dtype)
@@ -113,9 +117,26 @@ def test_the_service_answers_and_refuses(tmp_path: Path) -> None:
     events = list(service.answer(Formats(choices=CHOICES[:1], n_tokens=4, compile="off", request_id=7)))
     assert isinstance(events[-1], FormatsFinished)
     assert {event.request_id for event in events} == {7}
+    # What was measured last is still there: a prompt in that format loads nothing.
+    assert [event.model.dtype for event in events if isinstance(event, Loaded)] == ["bfloat16"]
+    again = list(service.answer(Generate(prompt_ids=(1, 2), max_new_tokens=2, dtype="bfloat16", compile="off")))
+    assert isinstance(again[0], GenerationStarted)
     missing = list(service.answer(Formats(model=str(tmp_path / "none.gguf"))))[-1]
     assert isinstance(missing, Failed)
     assert "none.gguf" in missing.message
+
+
+def test_a_stopped_comparison_leaves_no_model_that_nobody_knows_of() -> None:
+    service = Service()
+    events = list(service.answer(Formats(choices=CHOICES[:1], n_tokens=4, compile="off"), lambda: True))
+    assert isinstance(events[-1], Cancelled)
+    after = list(service.answer(Generate(prompt_ids=(1, 2), max_new_tokens=2, dtype="float32", compile="off")))
+    assert any(isinstance(event, Loaded) for event in after)
+
+
+def test_auto_is_reported_as_what_it_runs() -> None:
+    result, _ = result_of(Formats(choices=(FormatChoice(dtype="auto"),), n_tokens=4, compile="off"))
+    assert [(row.dtype, row.n_same) for row in result.rows] == [("float32", 3), ("float32", 3)]
 
 
 def test_text_for_people() -> None:
@@ -141,7 +162,6 @@ def test_formats_are_read_from_text() -> None:
     ("request_", "message"),
     [
         (Formats(choices=()), "name at least one"),
-        (Formats(choices=(FormatChoice(dtype="auto"),)), "auto is no format"),
         (Formats(n_tokens=1), "tokens must be"),
         (Formats(threads=0), "threads must be"),
     ],

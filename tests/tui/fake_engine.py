@@ -63,13 +63,20 @@ from engine.events import (
 WORDS = ("the ", "cache ", "keeps ", "what ", "was ", "read ", "before, ", "so ", "nothing ", "is ", "twice.\n")
 TOKEN_BYTES = 2 * 2 * 2 * 64 * 4
 STEP_NS = 1_000_000
+RATED = "rated.gguf"
+"""The model for which the fake has measured the machine."""
 MACHINE = Machine(
     cpu="fake cpu", cores=2, threads=1, device="cpu", dtype="float32", torch="0", python="3", system="test"
 )
 
 
-def model(path: str | None, *, tokenizer: bool) -> ModelInfo:
-    """A two-layer model; its numbers agree with calc's formulas."""
+WEIGHT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
+
+
+def model(path: str | None, *, tokenizer: bool, dtype: str = "auto", tp: int = 1) -> ModelInfo:
+    """A two-layer model; its numbers agree with calc's formulas. Auto runs as float32; only one rank has rates."""
+    held = "float32" if dtype == "auto" else dtype
+    weight_bytes = int(3_638_400 * WEIGHT_BYTES[held])
     return ModelInfo(
         name="fake" if path is None else Path(path).name,
         path=path or "bundled",
@@ -82,8 +89,13 @@ def model(path: str | None, *, tokenizer: bool) -> ModelInfo:
         vocab_size=2048,
         max_positions=4_000_000,
         n_parameters=3_638_400,
-        weight_bytes=14_553_600,
-        dtype="float32",
+        weight_bytes=weight_bytes,
+        rank_weight_bytes=weight_bytes // tp if tp > 1 else None,
+        tp=tp,
+        read_bytes_per_s=1e9 if tp == 1 and path == RATED else None,
+        matmul_flops_per_s=1e12 if tp == 1 and path == RATED else None,
+        dtype=held,
+        cache_dtype="float32",
         kv_bytes_per_token=TOKEN_BYTES,
         has_tokenizer=tokenizer,
         gated_mlp=True,
@@ -103,18 +115,18 @@ class FakeEngine:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.held: str | None = "nothing"
+        self.held: tuple[str | None, str, int] = ("nothing", "auto", 1)
 
     def answer(self, request: Request, stop: Callable[[], bool]) -> Iterator[Event]:
-        if isinstance(request, Load | Generate | Batch) and request.model != self.held:
+        if isinstance(request, Load | Generate | Batch) and (request.model, request.dtype, request.tp) != self.held:
             if request.model == "missing.pt":
                 yield Failed(kind="input", message="missing.pt: no such file")
                 return
-            self.held = request.model
+            self.held = (request.model, request.dtype, request.tp)
             yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or "bundled")
-            yield Loaded(model=model(request.model, tokenizer=self.options.tokenizer))
+            yield self.loaded()
         elif isinstance(request, Load):
-            yield Loaded(model=model(request.model, tokenizer=self.options.tokenizer))
+            yield self.loaded()
         if isinstance(request, Generate):
             yield from self.generate(request, stop)
         elif isinstance(request, Evaluate):
@@ -124,7 +136,12 @@ class FakeEngine:
         elif isinstance(request, Batch):
             yield from self.batch(request, stop)
         elif isinstance(request, Formats):
-            yield from self.formats(request)
+            yield from self.formats(request, stop)
+
+    def loaded(self) -> Loaded:
+        """The model held."""
+        path, dtype, tp = self.held
+        return Loaded(model=model(path, tokenizer=self.options.tokenizer, dtype=dtype, tp=tp))
 
     def generate(self, request: Generate, stop: Callable[[], bool]) -> Iterator[Event]:
         """Tokens at the asked rate; their timestamps are exactly STEP_NS apart, so rates can be checked."""
@@ -295,15 +312,24 @@ class FakeEngine:
             time.sleep(0.01)
         return False
 
-    def formats(self, request: Formats) -> Iterator[Event]:
+    def formats(self, request: Formats, stop: Callable[[], bool]) -> Iterator[Event]:
         """Row n (from 0): (n + 1) times the speed for n of three, n hundredths of error, n tokens that differ."""
+        if not self.options.tokenizer:
+            yield Failed(kind="input", message="the model fake has no tokenizer; formats are measured on a text")
+            return
         choices = [("float32", "full"), *((choice.dtype, choice.cache) for choice in request.choices)]
         rows = []
         for n, (dtype, cache) in enumerate(choices):
             yield Progress(stage="formats", done=n, total=len(choices), elapsed_ns=n * 10**8, detail=dtype)
+            until = time.perf_counter() + self.options.row_s
+            while time.perf_counter() < until:
+                if stop():
+                    yield Cancelled()
+                    return
+                time.sleep(0.01)
             rows.append(
                 FormatRow(
-                    dtype=dtype,
+                    dtype="float32" if dtype == "auto" else dtype,
                     cache=cache,
                     weight_bytes=(60 - 10 * n) * 10**6,
                     kv_bytes_per_token=TOKEN_BYTES,
@@ -321,6 +347,8 @@ class FakeEngine:
             )
             yield FormatMeasured(row=rows[-1])
         notes = ("The fake engine made these formats up.",)
+        self.held = (request.model, request.choices[-1].dtype, 1)
+        yield self.loaded()
         yield FormatsFinished(result=FormatsResult(model="fake", rows=tuple(rows), machine=MACHINE, notes=notes))
 
 

@@ -121,3 +121,17 @@ async def test_control_characters_cannot_reach_the_terminal() -> None:
         assert "\x1b" not in "".join(stream.lines)
         assert "\x07" not in "".join(stream.lines)
         assert stream.lines[1] == "d"
+
+
+async def test_who_is_at_the_end_stays_there_when_the_screen_shrinks_and_who_is_not_is_left_alone() -> None:
+    app = StreamApp()
+    async with app.run_test(size=(40, 12)) as pilot:
+        stream = app.query_one(TokenStream)
+        stream.write("\n".join(f"line {n}" for n in range(30)))
+        await pilot.resize_terminal(40, 8)
+        await pilot.pause()
+        assert stream.scroll_offset.y == 30 - 8
+        stream.scroll_to(y=5, animate=False)
+        await pilot.resize_terminal(40, 6)
+        await pilot.pause()
+        assert stream.scroll_offset.y == 5

@@ -14,10 +14,10 @@ from textual.widgets import Button, Input, Label, ProgressBar, Static
 
 from calc.render import as_markdown
 from calc.tables import Table
-from calc.units import format_duration_s
 from engine.errors import EngineError
-from engine.events import Batch, Benchmark, Evaluate, Event, Formats, Progress
+from engine.events import Batch, Benchmark, Evaluate, Event, Formats
 from tui.chart import draw
+from tui.effects import Effects
 from tui.engine_link import engine_of
 from tui.job import DEFAULT_BATCHES, DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
 from tui.measured import (
@@ -106,8 +106,10 @@ class BenchmarkPane(Pane):
         Binding("pagedown", "scroll_page(1)", "scroll", show=False),
     ]
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(self, effects: Effects, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        """`effects` takes the formats that are measured here, for the Generate tab."""
         super().__init__(id=id, classes=classes)
+        self._effects = effects
         self.job: Job | None = None
         self.evaluation: Job | None = None
         self.sweep: Job | None = None
@@ -316,6 +318,8 @@ class BenchmarkPane(Pane):
         if self.job is None:
             return
         self.job.feed(batch)
+        if isinstance(self.job.request, Formats):
+            self._effects.take_formats(self.job.request, batch)
         if self._seen or self.job.over:
             self._refresh()
 
@@ -361,7 +365,7 @@ class BenchmarkPane(Pane):
             self._say(f"{job.kind}: waiting for the engine ({engine_of(self.app).status.line})")
         else:
             bar.update(total=job.progress.total, progress=job.progress.done)
-            self._say(f"{job.kind}: {_progress_text(job.progress)}")
+            self._say(f"{job.kind}: {job.progress_line}")
 
     def _show_evaluation(self) -> None:
         job, table = self.evaluation, self.query_one("#cases", TableView)
@@ -495,12 +499,3 @@ def _notes(job: Job) -> list[str]:
     """Sentences on what a job measured, and on what is predicted beside it."""
     basis = [job.predicted.basis] if job.predicted is not None else []
     return basis + list(job.result.notes if job.result is not None else ())
-
-
-def _progress_text(progress: Progress) -> str:
-    parts = [f"{progress.done} of {progress.total}"]
-    if progress.detail:
-        parts.append(progress.detail)
-    if progress.remaining_s is not None:
-        parts.append(f"{format_duration_s(progress.remaining_s)} left")
-    return " · ".join(parts)

@@ -20,11 +20,14 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 from calc.render import as_markdown
 from calc.tables import Table
 from engine.errors import EngineError
-from engine.events import CacheKind, DType, Event, Generate, Turn
+from engine.events import CacheKind, DType, Event, FormatChoice, Formats, Generate, GenerationStarted, ModelInfo, Turn
 from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate, run_table
 from tui.chart import draw
+from tui.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
+from tui.effects import Choice, Effects, effects_table, effects_variants, model_key
 from tui.engine_link import EngineStatus, Phase, engine_of
-from tui.forecast import forecast
+from tui.forecast import forecast, shortage
+from tui.job import Job
 from tui.pane import Pane
 from tui.plots import latency_chart
 from tui.run import Run
@@ -56,6 +59,7 @@ CHAT_HELP = "text is continued as it is; a chat's turns go into the model's own 
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
+FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-kept": "kept", "dial-tp": "tp"}
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
 
@@ -85,13 +89,16 @@ class Prompt(TextArea):
 
 
 class GeneratePane(Pane):
-    """Runs one generation at a time; a stopped run keeps its text and numbers."""
+    """Runs one generation, or comparison with float32, at a time; a stopped run keeps its text and numbers."""
 
     TITLE: ClassVar[str] = "Generate"
     HELP: ClassVar[str] = (
         "A real model continues your prompt in the engine process.\n\n"
         "Enter sends · Ctrl+J a new line · Esc stops · c turns the cache on or off (outside a text field) · "
         "F8 or p the next page on a narrow screen.\n\n"
+        "dtype, kept and tp (d, k and t turn them) are formats: turning one says what it will cost, each run fills a "
+        "row of the table of formats (▶ is what is chosen), and f measures how far the chosen format's logits are from "
+        "float32's on a text: likeliest tokens that are the same, mean |Δlogit|.\n\n"
         "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
         "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
@@ -104,16 +111,26 @@ class GeneratePane(Pane):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "stop", tooltip="Stop the run; its text and numbers stay"),
-        Binding("c", "toggle_cache", "cache on/off", tooltip="Generate with or without the KV cache"),
+        Binding("c", "turn('cache')", "cache on/off", tooltip="Generate with or without the KV cache"),
         Binding("f8", "next_page", "page", tooltip="Text or numbers, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
+        Binding("d", "turn('dtype')", "dtype", show=False, tooltip="The next type of the weights"),
+        Binding("k", "turn('kept')", "kept", show=False, tooltip="The next way to keep the cache"),
+        Binding("t", "turn('tp')", "tp", show=False, tooltip="The next number of tensor-parallel ranks"),
+        Binding("f", "effect", "effect", tooltip="Measure the chosen format's error against float32"),
         Binding("n", "new_chat", "new chat", tooltip="Forget the turns of the chat"),
         Binding("f9", "pick_model", "model", tooltip="Choose from the models on this machine, or name one"),
         Binding("m", "pick_model", "model", show=False),
     ]
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+    def __init__(self, effects: Effects, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        """`effects` keeps what the formats of each model were measured to cost."""
         super().__init__(id=id, classes=classes)
+        self._effects = effects
+        self.effect: Job | None = None
+        """The comparison of a format with float32 that was started last."""
+        self._note: tuple[str, ...] = ()
+        """What the status line says until the next run: the same in a few lengths, the longest first."""
         self.run: Run | None = None
         self.pair = Pair()
         self._request_id: int | None = None
@@ -132,22 +149,24 @@ class GeneratePane(Pane):
                     yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
                     yield Option("new tokens", read_new_tokens, text=str(DEFAULT_NEW_TOKENS), width=6, id="option-new")
                     yield Option("temperature", read_temperature, text="0.5", width=5, id="option-temperature")
-                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
+                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
                 with Horizontal(classes="line"):
                     yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
                     yield Option("seed", read_seed, text="1", placeholder="new", width=7, id="option-seed")
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(classes="line"):
-                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
+                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
                     yield ChoiceDial("kept", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
                     yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
+                with Horizontal(classes="line", id="generate-system"):
                     yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
                     yield Button("generate", id="send", compact=True)
             with VerticalScroll(id="generate-right"):
                 yield Static(id="meter", markup=False)
+                yield TableView(id="effects")
                 yield PlotView(latency_chart(None, ()), id="plot-latency")
                 yield Static(id="cache", markup=False)
                 yield TableView(id="comparison")
@@ -180,7 +199,7 @@ class GeneratePane(Pane):
     def on_button_pressed(self, message: Button.Pressed) -> None:
         """The button generates, or stops what it started."""
         message.stop()
-        if self.running:
+        if self.busy:
             self.action_stop()
         else:
             self.send()
@@ -190,16 +209,26 @@ class GeneratePane(Pane):
         """Whether a run is under way."""
         return self.run is not None and not self.run.over
 
+    @property
+    def measuring(self) -> bool:
+        """Whether a format is being compared with float32."""
+        return self.effect is not None and not self.effect.over
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine works for this pane."""
+        return self.running or self.measuring
+
     def send(self) -> None:
         """Generate with the prompt and options as they are."""
-        if self.running:
-            self._say("a run is under way: Esc stops it")
+        if self.busy:
+            self._say(f"{'a run' if self.running else 'a measurement'} is under way: Esc stops it")
             return
         request = self._request()
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.run, self._due_s = Run(request), 0.0
+        self.run, self._due_s, self._note = Run(request), 0.0, ()
         if request.turns is None:
             self.query_one(TokenStream).clear()
         else:
@@ -284,13 +313,15 @@ class GeneratePane(Pane):
         if self.run is None:
             return
         started = self.run.start_ns
-        # The engine says what it loads; a model it already holds is the one in its status.
-        self.run.model = self.run.model or engine_of(self.app).status.model
+        if any(isinstance(event, GenerationStarted) for event in batch):
+            # The engine says what it loads (in this batch, too); a model it already holds is the one in its status.
+            self.run.model = self.run.model or engine_of(self.app).status.model
         self.run.feed(batch)
         if started is None and self.run.start_ns is not None and self.run.request.turns is None:
             self.query_one(TokenStream).write(self.run.shown_prompt, "prompt")
         if self.run.over:
             self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair
+            self._effects.take_run(self.run)
         self._after_events()
 
     def _after_events(self) -> None:
@@ -302,8 +333,9 @@ class GeneratePane(Pane):
         if run.over:
             self.query_one(TokenStream).write(run.take_text())
             self._keep_turn(run)
-            note = f"— {run.outcome} —"
-            self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
+            if run.request.turns is None or run.reason != "eos":  # in a chat it is what every answer ends with
+                note = f"— {run.outcome} —"
+                self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
         if run.over or (self._seen and time.monotonic() >= self._due_s):
             self._refresh_numbers()
@@ -320,7 +352,7 @@ class GeneratePane(Pane):
     def _show_running(self) -> None:
         """The button and the keys follow the state; only when it changes."""
         button = self.query_one("#send", Button)
-        label = "stop" if self.running else "generate"
+        label = "stop" if self.busy else "generate"
         if str(button.label) != label:
             button.label = label
             self.app.refresh_bindings()
@@ -339,8 +371,15 @@ class GeneratePane(Pane):
         table = self.query_one("#comparison", TableView)
         table.display = self.pair != Pair()
         table.show(comparison_table(self.pair))
+        self._show_effects()
         spent = time.monotonic() - began + self.query_one(PlotView).drawing_s
         self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
+
+    def _show_effects(self) -> None:
+        """The measured formats of the form's model."""
+        effects, table = self._effects.of(self._model), self.query_one("#effects", TableView)
+        table.display = bool(effects)
+        table.show(*effects_variants(effects, self._chosen))
 
     def _put(self, name: str, text: Text) -> None:
         """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""
@@ -364,7 +403,12 @@ class GeneratePane(Pane):
 
     def on_resize(self) -> None:
         """The bars are as wide as there is room."""
-        self.call_after_refresh(self._refresh_numbers)
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        self._refresh_numbers()
+        if self._note:
+            self._say(self._idle_line())
 
     def on_hide(self) -> None:
         """Off the screen: keep the data, paint nothing."""
@@ -374,12 +418,16 @@ class GeneratePane(Pane):
 
     def _engine_changed(self, status: EngineStatus) -> None:
         """Say what the engine does while a run waits for it, and why it stopped when nothing runs."""
-        if self.is_mounted and not (self.run is not None and self.run.start_ns is not None):
+        if self.is_mounted and (self.measuring or not (self.run is not None and self.run.start_ns is not None)):
             self._say(self._idle_line())
 
     def _idle_line(self) -> str:
         run = self.run
         status = engine_of(self.app).status
+        if self.measuring and self.effect is not None:
+            return self._fitting(self._measuring_lines(self.effect, status))
+        if self._note and not self.running:
+            return self._fitting(self._note)
         if run is None:
             if status.phase is Phase.STOPPED:
                 return f"✗ the engine stopped: {status.detail}"
@@ -392,6 +440,15 @@ class GeneratePane(Pane):
             return f"waiting for the engine ({status.line})"
         return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self._rate} · Esc stops"
 
+    def _fitting(self, lines: Sequence[str]) -> str:
+        return fitting(lines, self.query_one("#generate-status").content_size.width)
+
+    def _measuring_lines(self, job: Job, status: EngineStatus) -> tuple[str, ...]:
+        """How far a comparison is, with and without what is compared."""
+        line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc stops"
+        what = job.request.choices[-1].dtype if isinstance(job.request, Formats) else ""
+        return (f"{what} against float32: {line}", line)
+
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
         refused = problem or text.startswith("✗")
@@ -400,16 +457,102 @@ class GeneratePane(Pane):
         label.set_class(refused, "-problem")
 
     def on_option_edited(self, message: Option.Edited) -> None:
-        """Say at once what is wrong with an option."""
+        """Say at once what is wrong with an option; another model has formats of its own."""
         message.stop()
+        if message.option.id == "option-model":
+            self._note = ()
+            self._show_effects()
         problem = next((option.problem for option in self.query(Option) if option.problem), "")
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
 
     def on_dial_changed(self, message: Dial.Changed) -> None:
-        """The cache or the dtype for the next run."""
+        """Something for the next run; of a format, what it will cost."""
         message.stop()
-        if not self.running:
+        if message.dial.id == "dial-chat":
+            self.query_one("#generate-system").display = self.chats
+            self.app.refresh_bindings()
+        turned = FORMAT_DIALS.get(message.dial.id or "")
+        self._note = self._choice_lines(turned) if turned is not None else ()
+        self._show_effects()
+        if not self.busy:
             self._say(self._idle_line())
+
+    # --- formats ------------------------------------------------------------------------------------------
+
+    @property
+    def _model(self) -> str | None:
+        """The model of the form, as a request names it."""
+        value: str | None = self.query_one("#option-model", Option).value
+        return value
+
+    @property
+    def _chosen(self) -> Choice | None:
+        """What the dials are turned to; None while nobody knows what auto is."""
+        dtype = self._choice("dtype")
+        runs_as = self._effects.auto(self._model) if dtype == "auto" else dtype
+        return Choice(runs_as, cast(CacheKind, self._choice("kept")), int(self._choice("tp"))) if runs_as else None
+
+    def _known(self) -> ModelInfo | None:
+        """The form's model as it was loaded last, if it was."""
+        held = engine_of(self.app).status.model
+        own = held is not None and model_key(self._model) in (held.name, model_key(held.path))
+        return self._effects.info(self._model) or (held if own else None)
+
+    def _choice_lines(self, turned: Turned) -> tuple[str, ...]:
+        """What the chosen format costs, as predicted and as measured."""
+        chosen, info = self._chosen, self._known()
+        if chosen is None:
+            return AUTO_LINES if turned == "dtype" else ()
+        measured = next((effect for effect in self._effects.of(self._model) if effect.choice == chosen), None)
+        return choice_lines(chosen, turned, self._expected(chosen, info), measured=measured, info=info)
+
+    def _expected(self, chosen: Choice, info: ModelInfo | None) -> Expected:
+        """calc's figures for a run like the last one, with the new tokens of the form."""
+        return expected(
+            chosen,
+            model_key(self._model),
+            info,
+            prompt_tokens=len(self.run.prompt_ids) if self.run is not None and self.run.prompt_ids else 1,
+            new_tokens=self.query_one("#option-new", Option).value,
+        )
+
+    def action_effect(self) -> None:
+        """Measure how far the chosen format's logits are from float32's; the model in memory makes room for both."""
+        if self.busy:
+            return
+        option, info = self.query_one("#option-model", Option), self._known()
+        held = info.weight_bytes if info is not None else 0
+        if problem := option.problem or shortage(self._model, "float32", given_back_bytes=held):
+            self._say(f"✗ {problem}", problem=True)
+            return
+        choice = FormatChoice(dtype=cast(DType, self._choice("dtype")), cache=cast(CacheKind, self._choice("kept")))
+        self.effect, self._note = Job("formats", Formats(model=self._model, choices=(choice,))), ()
+        try:
+            self._request_id = engine_of(self.app).submit(self.effect.request, self._on_effect)
+        except EngineError as error:
+            self.effect.state, self.effect.failed = f"✗ {error.message}", True
+        self._after_effect()
+
+    def _on_effect(self, batch: Sequence[Event]) -> None:
+        """A tick's events of a comparison with float32."""
+        job = self.effect
+        if job is None or not isinstance(job.request, Formats):
+            return
+        job.feed(batch)
+        self._effects.take_formats(job.request, batch)
+        self._after_effect()
+
+    def _after_effect(self) -> None:
+        job = self.effect
+        if job is not None and job.over:
+            self._request_id = None
+            left_out = job.result.notes if job.result is not None and len(job.formats) == 1 else ()
+            done = job.result is not None and not left_out
+            self._note = self._choice_lines("dtype") if done else (f"✗ {left_out[0]}",) if left_out else (job.state,)
+        if self._seen:
+            self._show_effects()
+        self._show_running()
+        self._say(self._idle_line())
 
     # --- actions ------------------------------------------------------------------------------------------
 
@@ -417,13 +560,13 @@ class GeneratePane(Pane):
         """Stop the run; the engine answers with what it made so far."""
         engine_of(self.app).cancel(self._request_id)
 
-    def action_toggle_cache(self) -> None:
-        """With or without the cache, from the next run on."""
-        self.query_one("#dial-cache", ChoiceDial).action_turn(1)
+    def action_turn(self, name: str) -> None:
+        """Turn a dial on, for the next run."""
+        self.query_one(f"#dial-{name}", ChoiceDial).action_turn(1)
 
     def action_new_chat(self) -> None:
         """Forget the turns; the next question begins a chat."""
-        self.turns = ()
+        self.turns, self._note = (), ()
         self.query_one(TokenStream).clear()
         self._say("a new chat: the next question is its first")
 
@@ -448,7 +591,11 @@ class GeneratePane(Pane):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Stop only what runs; pages exist on narrow screens only."""
         if action == "stop":
-            return self.running
+            return self.busy
+        if action == "effect":
+            return not self.busy
+        if action == "new_chat":
+            return self.chats
         if action == "next_page":
             return self.screen.has_class("-narrow")
         return True
@@ -456,18 +603,20 @@ class GeneratePane(Pane):
     # --- documents ----------------------------------------------------------------------------------------
 
     def tables(self) -> tuple[Table, ...]:
-        """The run, and both ways compared."""
+        """The run, both ways compared, and the formats of the model."""
+        effects = self._effects.of(self._model)
+        formats = (effects_table(effects, self._chosen),) if effects else ()
         if self.run is None:
-            return ()
-        return (run_table(self.run), comparison_table(self.pair))
+            return formats
+        return (run_table(self.run), comparison_table(self.pair), *formats)
 
     def export_markdown(self) -> str:
         """The run: numbers, prompt and text, latency plot."""
+        parts = [as_markdown(table) for table in self.tables()]
         if self.run is None:
-            return "# Generation\n\nNothing has been generated yet.\n"
+            return "\n\n".join(["# Generation", *parts, "Nothing has been generated yet."]) + "\n"
         run = self.run
         plot = draw(latency_chart(run.start_ns, run.times_ns), width=96, height=20)
-        parts = [as_markdown(table) for table in self.tables()]
         text = f"### Text\n\n```text\n{self.query_one(TokenStream).text}\n```"
         return "\n\n".join(["# Generation", *parts, f"```text\n{plot}\n```", text]) + "\n"
 
@@ -477,6 +626,11 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             request = self.run.request if self.run else Generate(prompt=self.query_one(Prompt).text)
         return shlex.join(["kvscope", "generate", *generate_options(request)])
+
+
+def fitting(lines: Sequence[str], width: int) -> str:
+    """The first of `lines`, longest first, that fits; the last one where none does."""
+    return next((line for line in lines if cell_len(line) <= width), lines[-1])
 
 
 def height_of(text: Text, width: int) -> int:

@@ -45,6 +45,7 @@ class TokenStream(ScrollView, can_focus=True):
         self._lines: list[str] = [""]
         self._marks: list[tuple[int, int, str]] = []
         """Where a kind begins: line, column, kind; in order."""
+        self._height = 0
         self._wrap_width = 0
 
     @property
@@ -126,14 +127,17 @@ class TokenStream(ScrollView, can_focus=True):
             self.vertical_scrollbar.window_virtual_size = size.height
 
     def on_resize(self, event: events.Resize) -> None:
-        """Wrap everything again when the width is another one."""
-        width = self.scrollable_content_region.width
+        """Wrap everything again when the width is another one; who was at the end stays there."""
+        width, height = self.scrollable_content_region.size
+        following = self.scroll_offset.y + self._height >= len(self._lines)
+        self._height = height
         if width != self._wrap_width and width > 0:
-            following = self.is_vertical_scroll_end
             self._wrap_width = width
             self._wrap_all()
             self._show_from(0, following=following)
             self.refresh()
+        elif following:
+            self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
 
     # --- drawing ------------------------------------------------------------------------------------------
 
