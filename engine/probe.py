@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.devices import synchronize
 from engine.formats import GroupedLinear, linear_layers, packed
 from engine.layers import Linear
 from engine.model import Decoder
@@ -67,6 +68,7 @@ def _bytes_per_s(weights: Sequence[Tensor]) -> float:
         start = time.perf_counter()
         for weight in some:
             _read(weight)
+        synchronize(some[0].device)
         best = max(best, sum(weight.nbytes for weight in some) / (time.perf_counter() - start))
         if time.perf_counter() - began > MAX_S:
             break
@@ -85,5 +87,6 @@ def _flops_per_s(layer: Linear | GroupedLinear, decoder: Decoder) -> float:
     while len(times) < ROUNDS and sum(times) < MAX_S:
         start = time.perf_counter()
         layer(x)
+        synchronize(decoder.device)
         times.append(time.perf_counter() - start)
     return each_flops(layer) * PREFILL_TOKENS / min(times)

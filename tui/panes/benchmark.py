@@ -18,7 +18,7 @@ from calc.units import format_duration_s
 from engine.errors import EngineError
 from engine.events import Benchmark, Evaluate, Event, Formats, Progress
 from tui.chart import draw
-from tui.engine_link import engine_of
+from tui.engine_link import engine_of, loading_text
 from tui.job import DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
 from tui.measured import (
     benchmark_table,
@@ -311,7 +311,7 @@ class BenchmarkPane(Pane):
             bar.update(total=None)
             self._say(f"{job.kind}: waiting for the engine ({engine_of(self.app).status.line})")
         else:
-            bar.update(total=job.progress.total, progress=job.progress.done)
+            bar.update(total=job.progress.total or None, progress=job.progress.done)
             self._say(f"{job.kind}: {_progress_text(job.progress)}")
 
     def _show_evaluation(self) -> None:
@@ -422,8 +422,9 @@ class BenchmarkPane(Pane):
 
 
 def _progress_text(progress: Progress) -> str:
-    parts = [f"{progress.done} of {progress.total}"]
-    if progress.detail:
+    loads = progress.stage == "load"
+    parts = [f"loading {loading_text(progress)}" if loads else f"{progress.done} of {progress.total}"]
+    if progress.detail and not loads:
         parts.append(progress.detail)
     if progress.remaining_s is not None:
         parts.append(f"{format_duration_s(progress.remaining_s)} left")
