@@ -151,7 +151,7 @@ def _sizes(hub: Any, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _wanted(name: str, files: Mapping[str, int], choice: str) -> tuple[list[str], str | None]:
-    """(what to fetch, the GGUF file of it): safetensors and what is beside them, else a GGUF. Raises CheckpointError."""
+    """(what to fetch, its GGUF file): safetensors and what is beside them, or a GGUF. Raises CheckpointError."""
     top = [file for file in files if "/" not in file and not file.startswith("consolidated")]  # Mistral's second copy
     weights = [file for file in top if file.endswith(".safetensors")]
     if weights and not choice:
