@@ -49,7 +49,7 @@ from engine.events import (
 from engine.generate import GenerationOptions, Kept, generate
 from engine.loading import Watch, followed
 from engine.options import check_benchmark, check_ranks, check_threads
-from engine.probe import Rates, probe
+from engine.probe import Rates, prefill_chunk, probe
 from engine.timing import NS_PER_S
 
 ShouldStop = Callable[[], bool]
@@ -220,7 +220,7 @@ class Service:
         events = generate(
             model.decoder,
             _prompt_ids(request, model),
-            options,
+            replace(options, prefill_chunk=self._prefill_chunk()),
             tokenizer=model.tokenizer,
             should_stop=should_stop,
             request_id=request.request_id,
@@ -231,6 +231,10 @@ class Service:
                 yield msgspec.structs.replace(event, prompt_text=_prompt_text(request, model))
             else:
                 yield event
+
+    def _prefill_chunk(self) -> int | None:
+        held = self._held
+        return prefill_chunk(held.model.decoder, held.rates) if held is not None else None
 
     def _evaluate(self, request: Evaluate, should_stop: ShouldStop) -> Iterator[Event]:
         if request.atol is not None:
@@ -257,14 +261,14 @@ class Service:
     def _benchmark(self, request: Benchmark, should_stop: ShouldStop) -> Iterator[Event]:
         check_benchmark(request)
         model = yield from self._hold(request, should_stop)
-        yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name)
+        chunk = self._prefill_chunk()
+        yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name, prefill_chunk=chunk)
 
     def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
         from engine.compare import run_formats
 
-        self._release()  # one model at a time; the next prompt loads its own again
-
         device = pick_device(request.device)
+        self._release()  # one model at a time; the next prompt loads its own again
 
         def load(dtype: str) -> Generator[Progress, None, LoadedModel]:
             def work(watch: Watch) -> LoadedModel:

@@ -110,7 +110,7 @@ def test_one_of_several_is_chosen_by_tag_or_name(hub: Path) -> None:
 
 
 class FakeHub:
-    """A repository of files by name and size, "fetched" in halves into a folder; counts in two bars, as the hub's do."""
+    """A repository of files by name and size, "fetched" in halves into a folder; two bars count, as the hub's."""
 
     def __init__(self, folder: Path, files: dict[str, int]) -> None:
         self.folder = folder
