@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from engine.events import (
+    Cancelled,
     EngineExited,
     Evaluate,
     EvaluationFinished,
@@ -144,6 +145,20 @@ def test_a_model_that_cannot_be_loaded_leaves_the_engine_ready(link: EngineLink)
     assert isinstance(got[-1], Failed)
     assert link.status.phase is Phase.READY
     assert link.status.detail == "missing.pt: no such file"
+
+
+def test_a_load_says_how_far_it_is_and_what_was_held_is_gone_with_it(link: EngineLink) -> None:
+    link.start()
+    spin(link, lambda: link.status.model is not None and not link.busy)
+    got: list[Event] = []
+    number = link.submit(Generate(model="slow.gguf", prompt="a"), got.extend)
+    spin(link, lambda: link.status.line.startswith("◌ loading: slow.gguf 3"))
+    assert link.status.line.endswith(" %")
+    assert link.status.model is None
+    link.cancel(number)
+    spin(link, lambda: not link.busy)
+    assert isinstance(got[-1], Cancelled)
+    assert (link.status.line, link.status.model) == ("● ready", None)
 
 
 def test_closing_leaves_no_process() -> None:
