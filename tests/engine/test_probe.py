@@ -13,7 +13,8 @@ from engine.formats import FormatMaker, linear_layers
 from engine.model import Decoder, random_weights
 from engine.probe import Rates, each_flops, layer_flops, prefill_chunk, probe
 from engine.service import Service
-from tests.engine.models import decoder, llama_config
+from tests.engine.models import decoder as tiny
+from tests.engine.models import llama_config
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
@@ -67,7 +68,7 @@ def test_a_loaded_model_says_its_rates() -> None:
 @pytest.mark.parametrize("name", ["llama", "experts", "qwen2"])
 def test_flops_of_a_layer_are_those_of_its_matrices(name: str) -> None:
     """Counted by hand: q, k, v, o and three of the MLP, or of the experts that a token goes to."""
-    model = decoder(name)
+    model = tiny(name)
     attention = 2 * 16 * (24 + 12 + 12 + 24)
     expected = attention + 2 * 3 * 16 * 24
     if name == "experts":  # one layer of two: two experts of 8, and the router; only a share of the router is counted
@@ -76,7 +77,7 @@ def test_flops_of_a_layer_are_those_of_its_matrices(name: str) -> None:
 
 
 def test_a_prompt_is_cut_where_a_layer_would_take_long() -> None:
-    model = decoder("llama")
+    model = tiny("llama")
     each = layer_flops(model.config)
 
     def chunk(flops_per_s: float) -> int | None:
