@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from textual.app import App
 
 TICK_S = 1 / 20
+_DOWNLOADING = "downloading "  # before the name of what comes over the network
 Handler = Callable[[Sequence[Event]], None]
 
 
@@ -221,8 +222,12 @@ def _forget(starting: bool) -> dict[str, object]:
 
 
 def loading_text(progress: Progress) -> str:
-    """How far a load is, short: "SmolLM2.gguf 45 %"."""
-    return progress.detail + (f" {100 * progress.done // progress.total} %" if progress.total else "")
+    """How far a load is: "45 % of SmolLM2.gguf", "downloading 45 % of SmolLM2.gguf". A narrow bar cuts the name."""
+    if not progress.total:
+        return progress.detail
+    name = progress.detail.removeprefix(_DOWNLOADING)
+    doing = progress.detail.removesuffix(name)
+    return f"{doing}{100 * progress.done // progress.total} % of {name}"
 
 
 class HasEngine(Protocol):
