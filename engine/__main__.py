@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         from engine.parallel.launch import follow_torchrun, follower_of_torchrun
 
         if follower_of_torchrun():
-            return follow_torchrun(args.weights, args.dtype or "auto")
+            return follow_torchrun(args.weights, args.dtype or "auto", args.device)
     service = Service()
     try:
         return run(args, todo, service.answer)

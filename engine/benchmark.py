@@ -54,15 +54,24 @@ def run_benchmark(
     should_stop: Callable[[], bool] = lambda: False,
     *,
     model_name: str = "",
+    prefill_chunk: int | None = None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Iterator[BenchmarkEvent]:
     """Progress after every run, a row after every length, the result (or `Cancelled`) last.
 
-    Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token.
+    Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token, and before every layer of
+    a prompt. `prefill_chunk`: see `engine.generate.GenerationOptions`.
     """
     check_benchmark(options)
     wide, notes = with_room(decoder, max(options.lengths) + options.new_tokens)
-    sweep = _Sweep(decoder=wide, options=options, should_stop=should_stop, clock_ns=clock_ns, notes=notes)
+    sweep = _Sweep(
+        decoder=wide,
+        options=options,
+        should_stop=should_stop,
+        clock_ns=clock_ns,
+        notes=notes,
+        prefill_chunk=prefill_chunk,
+    )
     rows = []
     for length in options.lengths:
         runs = yield from sweep.measure(length)
@@ -135,6 +144,7 @@ class _Sweep:
     should_stop: Callable[[], bool]
     clock_ns: Callable[[], int]
     notes: list[str]
+    prefill_chunk: int | None
     done: int = 0
     prompt_ids: tuple[int, ...] = ()
     recorded: tuple[int, ...] | None = None
@@ -185,6 +195,7 @@ class _Sweep:
             max_new_tokens=self.options.new_tokens,
             use_cache=arm == "with_cache",
             stop_at_eos=False,
+            prefill_chunk=self.prefill_chunk,
             forced_ids=self.forced,
         )
         for event in generate(self.decoder, self.prompt_ids, options, should_stop=self.should_stop):

@@ -5,6 +5,7 @@ Every fault of a file becomes a CheckpointError that names the file, what is wro
 
 import contextlib
 import ctypes
+import math
 import re
 import warnings
 import zipfile
@@ -27,6 +28,7 @@ from engine.config import (
     parameter_shapes,
     to_reference_name,
 )
+from engine.devices import pick_device
 from engine.errors import CheckpointError, ConfigError, OptionError, TokenizerError
 from engine.families.configs import config_from_hf
 from engine.families.gguf_models import config_from_gguf, weights_from_gguf
@@ -37,8 +39,9 @@ from engine.found import is_gguf
 from engine.gguf import read_gguf
 from engine.hub import locate
 from engine.jsonfile import read_json
+from engine.loading import Watch
 from engine.model import Decoder
-from engine.stored import Stored, StoredTensor, loaded, read_safetensors
+from engine.stored import Stored, StoredTensor, file_bytes, loaded, read_safetensors
 from engine.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
@@ -52,6 +55,8 @@ SMALL_MODEL_PARAMETERS = 20_000_000
 """Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
 _PIECE = 1 << 20
 """Elements of a weight that are converted at once."""
+_LARGE = 1 << 23
+"""Elements from which a weight is taken in pieces even where nothing is to be converted."""
 _RETURN_AFTER = 1 << 22
 """Elements after whose conversion freed memory goes back to the system."""
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
@@ -92,25 +97,30 @@ def load_checkpoint(
     path: Path | str | None = None,
     *,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     make: MakeDecoder = Decoder,
     select: Select | None = None,
+    watch: Watch | None = None,
 ) -> LoadedModel:
     """Load a .pt, .safetensors, .gguf or model folder; None or "bundled": the model shipped with the engine.
 
     ``path`` may be org/name of a model in the local Hugging Face cache (see `engine.hub`).
     dtype: one of DTYPES; "int8" or "int4" (linear layers in groups of 32, `engine.formats`); or "auto": as stored,
-    but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: "cpu", or "cuda" when torch sees one.
+    but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: see `engine.devices.pick_device`.
     ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
-    converted. Raises CheckpointError, OptionError.
+    converted. ``watch`` counts the bytes of the file as the decoder takes them. Raises CheckpointError, OptionError,
+    and Stopped when the watch says so.
     """
     bundled = path is None or str(path) == BUNDLED
-    location = assets.path("model") if bundled else locate(str(path))
-    target = pick_device(device)
+    watch = watch or Watch()
+    location = assets.path("model") if bundled else locate(str(path), watch)
+    target = device if isinstance(device, torch.device) else pick_device(device)
     source = _read_gguf(location) if is_gguf(location) else _read_source(location)
+    watch.begin(sum(map(file_bytes, source.weights.values())))
     with _one_thread():
-        decoder = _decoder(source, dtype, target, make, select)
-    _return_freed_memory()
+        decoder = _decoder(source, dtype, target, make, select, _Taken(source.weights, watch))
+    return_freed_memory()
+    watch.end()
     return LoadedModel(
         name=BUNDLED if bundled else location.resolve().name,
         path=location,
@@ -122,17 +132,19 @@ def load_checkpoint(
     )
 
 
-def _decoder(source: "_Source", dtype: str, device: torch.device, make: MakeDecoder, select: Select | None) -> Decoder:
+def _decoder(
+    source: "_Source", dtype: str, device: torch.device, make: MakeDecoder, select: Select | None, taken: "_Taken"
+) -> Decoder:
     chosen = _bound(select, source.config)
     if dtype not in QUANTIZED:
         stored = source.weights["model.embed_tokens.weight"].dtype
         wanted = pick_dtype(dtype, stored=stored, device=device, n_parameters=n_parameters(source.config))
-        return make(source.config, _Converted(source.weights, wanted, device, select=chosen))
+        return make(source.config, _Converted(source.weights, wanted, device, taken, select=chosen))
     if select is not None:
         raise OptionError("dtype", f"{dtype} weights run on one rank; use tp 1, or a floating dtype")
     kind: QuantizedFormat = "int8" if dtype == "int8" else "int4"
-    exact = _Converted(source.weights, torch.float32, device)
-    weights = _Converted(source.weights, compute_dtype(device), device)
+    exact = _Converted(source.weights, torch.float32, device, taken)
+    weights = _Converted(source.weights, compute_dtype(device), device, taken)
     return Decoder(source.config, weights, linear=FormatMaker(kind, exact))
 
 
@@ -181,15 +193,6 @@ def pick_dtype(
     if name not in DTYPES:
         raise OptionError("dtype", f'dtype "{name}" is not known; use auto, {", ".join((*DTYPES, *QUANTIZED))}')
     return DTYPES[name]
-
-
-def pick_device(name: str) -> torch.device:
-    """The device by name. Raises OptionError when it is unknown or absent."""
-    if name not in ("cpu", "cuda"):
-        raise OptionError("device", f'device "{name}" is not known; use cpu or cuda')
-    if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device", "device cuda was asked for, but torch sees no CUDA device; use cpu")
-    return torch.device(name)
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -402,6 +405,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+class _Taken:
+    """Tells the watch of every weight once, in bytes of its file, however often it is taken."""
+
+    def __init__(self, tensors: Mapping[str, Stored], watch: Watch) -> None:
+        self._tensors = tensors
+        self._watch = watch
+        self._elements: dict[str, int] = {}
+
+    def add(self, name: str, n_elements: int) -> None:
+        """Some more elements of a weight. Raises Stopped."""
+        stored = self._tensors[name]
+        before = self._elements.get(name, 0)
+        after = min(before + n_elements, math.prod(stored.shape))
+        self._elements[name] = after
+        self._watch.add(file_bytes(stored, after) - file_bytes(stored, before))
+
+
 class _Converted(Mapping[str, Tensor]):
     """Weights in the wanted dtype, made as the decoder takes them: never two copies of a model in memory."""
 
@@ -410,10 +430,12 @@ class _Converted(Mapping[str, Tensor]):
         tensors: Mapping[str, Stored],
         dtype: torch.dtype,
         device: torch.device,
+        taken: _Taken,
         *,
         select: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
         self._tensors = tensors
+        self._taken = taken
         self._select = select
         self._dtype = dtype
         self._device = device
@@ -421,9 +443,10 @@ class _Converted(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._tensors[name]
-        if isinstance(stored, StoredTensor) and self._select is None and stored.dtype != self._dtype:
+        if isinstance(stored, StoredTensor) and self._select is None and self._wants_pieces(stored):
             return self._by_pieces(name, stored)
         tensor = loaded(stored)
+        self._taken.add(name, tensor.numel())
         if tensor.shape != stored.shape:
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}; {list(stored.shape)} was expected")
         if self._select is not None:
@@ -438,11 +461,16 @@ class _Converted(Mapping[str, Tensor]):
             yield 0, self[name]
             return
         for start, piece in stored.pieces(_PIECE):
+            self._taken.add(name, piece.numel())
             yield start, _convert(name, piece, self._dtype, self._device, fresh=stored.copied)
             self._since_returned += piece.numel()
             if self._since_returned > _RETURN_AFTER:
-                _return_freed_memory()
+                return_freed_memory()
                 self._since_returned = 0
+
+    def _wants_pieces(self, stored: StoredTensor) -> bool:
+        """A conversion needs no second whole weight; and a load can only be stopped between pieces."""
+        return stored.dtype != self._dtype or math.prod(stored.shape) > _LARGE
 
     def _by_pieces(self, name: str, stored: StoredTensor) -> Tensor:
         """A weight converted some rows at a time: a large table is never there in two dtypes."""
@@ -482,8 +510,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _return_freed_memory() -> None:
-    """What loading took and freed goes back to the system; glibc would keep it (bench/load_memory.py)."""
+def return_freed_memory() -> None:
+    """What loading took and freed goes back to the system; glibc would keep it (bench/load_memory.py), and so would
+    torch on a GPU."""
+    torch.cuda.empty_cache()  # nothing where no GPU was used
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

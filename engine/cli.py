@@ -2,11 +2,24 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
-from engine.events import Batch, Benchmark, CacheKind, CompileMode, DType, Evaluate, Formats, Generate, Request, Turn
+from engine.events import (
+    Batch,
+    Benchmark,
+    CacheKind,
+    CompileMode,
+    Device,
+    DType,
+    Evaluate,
+    Formats,
+    Generate,
+    Request,
+    Turn,
+)
 from engine.files import check_writable
 from engine.line_plot import check_plot_path
 from engine.options import (
@@ -114,11 +127,14 @@ def _add_model_options(parser: Parser) -> None:
         "--model-state-dict",
         "--model",
         metavar="FILE",
-        help=".gguf, .safetensors, .pt, a model folder or org/name (default: the bundled model)",
+        help=".gguf, .safetensors, .pt, a model folder, org/name or org/name:Q4_K_M (default: the bundled model)",
     )
     group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
     group.add_argument("--compile", choices=get_args(CompileMode), help="the decode step in one piece (default auto)")
     group.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks, as processes (default 1)")
+    group.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="default auto: cuda where torch sees one, else cpu"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
 
 
@@ -236,6 +252,7 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         dtype=args.dtype or "auto",
         threads=args.threads,
         tp=args.tp,
+        device=args.device,
     )
 
 
@@ -251,12 +268,15 @@ def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | N
     return (*system, Turn(role="user", content=prompt))
 
 
-def _evaluate_request(args: argparse.Namespace) -> Evaluate:
-    return Evaluate(weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64")
-
-
-def _kv_evaluate_request(args: argparse.Namespace) -> Evaluate:
-    return Evaluate(weights=args.weights, cases=args.cases, atol=args.atol, dtype=args.dtype or "float64", cached=True)
+def _evaluate_request(args: argparse.Namespace, *, cached: bool = False) -> Evaluate:
+    return Evaluate(
+        weights=args.weights,
+        cases=args.cases,
+        atol=args.atol,
+        dtype=args.dtype or "float64",
+        cached=cached,
+        device=args.device,
+    )
 
 
 def _benchmark_request(args: argparse.Namespace) -> Benchmark:
@@ -270,6 +290,7 @@ def _benchmark_request(args: argparse.Namespace) -> Benchmark:
         dtype=args.dtype or "auto",
         threads=args.threads,
         tp=args.tp,
+        device=args.device,
     )
     check_benchmark(request)
     return request
@@ -287,6 +308,7 @@ def _batch_request(args: argparse.Namespace) -> Batch:
         dtype=args.dtype or "auto",
         threads=args.threads,
         tp=args.tp,
+        device=args.device,
     )
     check_batch(request)
     return request
@@ -301,6 +323,7 @@ def _formats_request(args: argparse.Namespace) -> Formats:
         n_tokens=args.tokens,
         threads=args.threads,
         compile=args.compile or "auto",
+        device=args.device,
     )
     check_formats(request)
     return request
@@ -309,7 +332,7 @@ def _formats_request(args: argparse.Namespace) -> Formats:
 _MAKERS: dict[str, Callable[[argparse.Namespace], Request]] = {
     "generate": _generate_request,
     "evaluate": _evaluate_request,
-    "kv_evaluate": _kv_evaluate_request,
+    "kv_evaluate": partial(_evaluate_request, cached=True),
     "benchmark": _benchmark_request,
     "batch": _batch_request,
     "formats": _formats_request,

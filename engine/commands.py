@@ -37,7 +37,7 @@ from engine.events import (
 from engine.files import write_whole
 from engine.line_plot import Drawing, render
 from engine.measured_plots import batch_drawing, latency_drawing
-from engine.summary import batch_text, benchmark_text, duration, evaluation_text, formats_text, generation_text
+from engine.summary import batch_text, benchmark_text, duration, evaluation_text, formats_text, generation_text, size
 
 DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
@@ -197,6 +197,7 @@ class _Printer:
                 raise error_of(event)
             case Loaded():
                 self.model = event.model
+                self._progress.clear()  # tokens come next
             case EngineExited():
                 raise EngineFailure(event.message)
             case Progress():
@@ -251,10 +252,17 @@ class ProgressLine:
 
 
 def progress_text(event: Progress) -> str:
-    """Progress in one line: "benchmark 3 of 60, about 12.0 s left: 50 prompt tokens with the cache, 1 of 5"."""
+    """Progress in one line: "benchmark 3 of 60, about 12.0 s left: 50 prompt tokens with the cache, 1 of 5".
+
+    A load in bytes: "load 120 MB of 270 MB, about 1.2 s left: downloading SmolLM2-135M".
+    """
     left = "" if event.remaining_s is None else f", about {duration(event.remaining_s)} left"
     detail = f": {event.detail}" if event.detail else ""
-    return f"{event.stage} {event.done} of {event.total}{left}{detail}"
+    if event.stage == "load":
+        far = f" {size(event.done)} of {size(event.total)}" if event.total else ""
+    else:
+        far = f" {event.done} of {event.total}"
+    return f"{event.stage}{far}{left}{detail}"
 
 
 def error_of(event: Failed) -> EngineError:

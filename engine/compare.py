@@ -4,7 +4,7 @@ The reference reads a text first and leaves nothing but its logits, so that one 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -32,7 +32,8 @@ from engine.options import check_formats
 from engine.timing import median, percentile
 
 FormatsEvent = Progress | FormatMeasured | FormatsFinished | Cancelled
-LoadDType = Callable[[DType], LoadedModel]
+LoadDType = Callable[[DType], Generator[Progress, None, LoadedModel]]
+"""Loads the model in a dtype; says how far it is. Raises Stopped."""
 REFERENCE = FormatChoice(dtype="float32")
 
 
@@ -58,7 +59,7 @@ def run_formats(
     for number, choice in enumerate(choices):
         yield comparison.progress(number, len(choices), choice)
         try:
-            row = comparison.measure(choice)
+            row = yield from comparison.measure(choice)
         except EngineError as error:
             if choice == REFERENCE:
                 raise
@@ -90,12 +91,12 @@ class _Comparison:
     def __post_init__(self) -> None:
         self.start_ns = self.clock_ns()
 
-    def measure(self, choice: FormatChoice) -> FormatRow | None:
+    def measure(self, choice: FormatChoice) -> Generator[Progress, None, FormatRow | None]:
         """Load, read the text, compare; None when told to stop. The first choice becomes the reference."""
         start_ns = self.clock_ns()
-        model = self.load(choice.dtype)
+        model = yield from self.load(choice.dtype)
         load_s = (self.clock_ns() - start_ns) / 1e9
-        compiled = _use_compiled(model, self.request.compile)
+        compiled = _use_compiled(model, self.request.compile, self.should_stop)
         if self.expected is None:
             self._begin(model)
         # One step before the clock runs: pages are touched and threads started for the first time then.
@@ -157,7 +158,7 @@ class _Comparison:
         return FormatsResult(model=self.name, rows=tuple(self.rows), machine=self.machine, notes=tuple(self.notes))
 
 
-def _use_compiled(model: LoadedModel, mode: CompileMode) -> bool:
-    """Give the model its compiled step, waiting for a build; whether it has one."""
-    attach(model.decoder, mode).wait()
+def _use_compiled(model: LoadedModel, mode: CompileMode, should_stop: Callable[[], bool]) -> bool:
+    """Give the model its compiled step, waiting for a build; whether it has one. Raises Stopped."""
+    attach(model.decoder, mode).wait_unless(should_stop)
     return model.decoder.decode_step is not None

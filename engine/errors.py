@@ -32,6 +32,10 @@ class EngineError(Exception):
         self.message = message
 
 
+class Stopped(Exception):
+    """Work was told to stop. Nothing has failed, and nobody is shown this."""
+
+
 class InputError(EngineError):
     """What was given cannot be used."""
 

@@ -22,6 +22,7 @@ class ProtocolError(EngineFailure):
 
 
 DType = Literal["auto", "float64", "float32", "bfloat16", "float16", "int8", "int4"]
+Device = Literal["auto", "cpu", "cuda"]
 CompileMode = Literal["auto", "off", "on"]
 CacheKind = Literal["full", "window", "int8"]
 Role = Literal["system", "user", "assistant"]
@@ -46,7 +47,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(Record, frozen=True, kw_only=True):
-    """Load a model and answer `Loaded`. `model` is a path; None means the bundled model.
+    """Load a model and answer `Loaded`. `model` is a path or org/name; None means the bundled model.
 
     `threads` None: one for a small model (under 20 million parameters), torch's own choice for others.
     """
@@ -58,6 +59,8 @@ class Load(Record, frozen=True, kw_only=True):
     """Tensor-parallel ranks, processes of their own."""
     compile: CompileMode = "auto"
     """The decode step in one piece: built in the background and used when ready, never, or waited for."""
+    device: Device = "auto"
+    """Where it runs; auto: a GPU where torch sees one, else the processor. With tensor parallelism one GPU a rank."""
 
 
 class Generate(Record, frozen=True, kw_only=True):
@@ -87,6 +90,7 @@ class Generate(Record, frozen=True, kw_only=True):
     threads: int | None = None
     tp: int = 1
     compile: CompileMode = "auto"
+    device: Device = "auto"
 
 
 class Evaluate(Record, frozen=True, kw_only=True):
@@ -100,6 +104,7 @@ class Evaluate(Record, frozen=True, kw_only=True):
     atol: float | None = None
     dtype: DType = "float64"
     cached: bool = False
+    device: Device = "auto"
 
 
 class Benchmark(Record, frozen=True, kw_only=True):
@@ -115,6 +120,7 @@ class Benchmark(Record, frozen=True, kw_only=True):
     tp: int = 1
     compile: CompileMode = "off"
     """Off, so that both arms run the same code."""
+    device: Device = "auto"
 
 
 class FormatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +147,7 @@ class Formats(Record, frozen=True, kw_only=True):
     n_tokens: int = 128
     threads: int | None = None
     compile: CompileMode = "auto"
+    device: Device = "auto"
 
 
 class Batch(Record, frozen=True, kw_only=True):
@@ -159,6 +166,7 @@ class Batch(Record, frozen=True, kw_only=True):
     dtype: DType = "auto"
     threads: int | None = None
     tp: int = 1
+    device: Device = "auto"
     compile: CompileMode = "auto"
     """As in `Load`, but a build is waited for, so that all steps are of one kind."""
 
@@ -218,6 +226,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How fast it multiplies a prefill's tokens with one of its matrices."""
     step_note: str = ""
     """One sentence on the compiled decode step; empty where none was asked for."""
+    device: str = "cpu"
+    """Where it runs: cpu or cuda."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -369,7 +379,11 @@ class Ready(Record, frozen=True, kw_only=True):
 
 
 class Progress(Record, frozen=True, kw_only=True):
-    """How far a long request is. `remaining_s` is an estimate, None while there is nothing to base it on."""
+    """How far a long request is. `remaining_s` is an estimate, None while there is nothing to base it on.
+
+    A load counts bytes of its files; `total` is 0 while it is not known, and `detail` the model's name, after
+    "downloading" for what comes over the network.
+    """
 
     stage: Literal["load", "evaluate", "benchmark", "formats", "batch"]
     done: int
@@ -491,7 +505,7 @@ class Failed(Record, frozen=True, kw_only=True):
 
 
 class Cancelled(Record, frozen=True, kw_only=True):
-    """The request was stopped before its end. A running `Generate` ends in `GenerationFinished` instead."""
+    """The request was stopped before its end. A `Generate` that has its model ends in `GenerationFinished` instead."""
 
 
 class EngineExited(Record, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.devices import synchronize
 from engine.errors import PromptError
 from engine.events import CacheKind
 from engine.generate import prompt_tensor
@@ -78,6 +79,7 @@ def read_along(
             return None
         start = time.perf_counter()
         row = decoder.forward(tokens[:, i : i + 1], kept)[0, 0]
+        synchronize(decoder.device)
         times_s.append(time.perf_counter() - start)
         logits.append(row.float())
     return Reading(logits=torch.stack(logits), times_s=tuple(times_s))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.cache import Cache, CacheKind, cache_bytes, reuse_prefix
-from engine.errors import OptionError, PromptError
+from engine.devices import synchronize
+from engine.errors import OptionError, PromptError, Stopped
 from engine.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.model import Decoder, check_ids
 from engine.sampling import Sampler, check_sampling
@@ -78,7 +79,8 @@ def generate(
     """Started, then one event a token, then Finished; the end-of-text token counts as one.
 
     Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
-    ``should_stop`` is asked before every forward pass; the run then ends with the reason "cancelled".
+    ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then
+    ends with the reason "cancelled".
     ``kept``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
     """
     run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, kept)
@@ -164,6 +166,7 @@ class _Run:
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         """Forward pass, choice, event; until there is a reason to stop."""
+        synchronize(self.decoder.device)
         self.start_ns = time.perf_counter_ns()
         try:
             yield from self._work(should_stop)
@@ -182,25 +185,34 @@ class _Run:
             if stop is not None:
                 reason = stop
                 break
-            logits = None if should_stop() else self._next(token)
+            logits = None if should_stop() else self._next(token, should_stop)
         yield self._finished(reason)
 
     def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
         """Logits (1, 1, V) after the prompt; None when told to stop."""
         chunk = self.options.prefill_chunk if self.cache is not None else None
-        logits = None
+        logits: Tensor | None = None
         for ids in torch.split(self.prompt[:, self.n_reused :], chunk or self.n_prompt, dim=1):
-            if should_stop():
-                return None
-            logits = self.decoder.forward(ids, self.cache, last_only=True)
+            logits = None if should_stop() else self._pass(ids, should_stop)
+            if logits is None:
+                break
         return logits
 
-    def _next(self, token: Tensor) -> Tensor:
-        """Logits after one more token: one step with the cache, the whole context again without it."""
+    def _next(self, token: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits after one more token: one step with the cache, the whole context again without it; None as above."""
         if self.cache is not None:
             return self.decoder.forward(token, self.cache, last_only=True)
         self.context = torch.cat((self.context, token), 1)
-        return self.decoder.forward(self.context, last_only=True)
+        return self._pass(self.context, should_stop)
+
+    def _pass(self, ids: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits (1, 1, V) after many tokens; None when told to stop between two layers."""
+        try:
+            return self.decoder.forward(ids, self.cache, last_only=True, should_stop=should_stop)
+        except Stopped:
+            if self.cache is not None and self.options.cache == "window":
+                self.cache.reset()  # new tokens may stand where old ones were
+            return None
 
     def _choose(self, logits: Tensor) -> Tensor:
         token = self.sampler(logits[:, -1])

@@ -66,12 +66,17 @@ class GGUFTensor:
             dtype=_PLAIN.get(self.kind, torch.float32),
             load=lambda: self._read(None),
             part=self._rows if len(self.shape) > 1 else None,
+            element_bytes=_element_bytes(self.kind),
         )
 
     def part(self, index: int) -> StoredTensor:
         """One entry of the first dimension (an expert), read alone."""
-        dtype = _PLAIN.get(self.kind, torch.float32)
-        return StoredTensor(shape=self.shape[1:], dtype=dtype, load=lambda: self._read(index))
+        return StoredTensor(
+            shape=self.shape[1:],
+            dtype=_PLAIN.get(self.kind, torch.float32),
+            load=lambda: self._read(index),
+            element_bytes=_element_bytes(self.kind),
+        )
 
     def _rows(self, start: int, stop: int) -> Tensor:
         size = _n_bytes(self.kind, self.shape[1:], self.name)
@@ -178,6 +183,16 @@ def _dequantized(data: memoryview, shape: tuple[int, ...], kind: int) -> Tensor:
         result = by_block(part) if by_block is not None else quants.dequantize(part, wanted)
         wide[start : start + len(part)] = result.reshape(len(part), block)
     return torch.from_numpy(wide).view(shape)
+
+
+def _element_bytes(kind: int) -> float | None:
+    """Bytes an element takes in blocks; None for plain numbers, and for a type that reading will refuse."""
+    if kind in _PLAIN:
+        return None
+    from gguf.constants import GGML_QUANT_SIZES
+
+    block, size = next((sizes for known, sizes in GGML_QUANT_SIZES.items() if known == kind), (1, 0))
+    return size / block if size else None
 
 
 def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from engine.devices import device_name
 from engine.events import Machine
 from engine.model import Decoder
 
@@ -16,7 +17,7 @@ def machine_facts(decoder: Decoder) -> Machine:
         cpu=cpu_name(),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
-        device=str(decoder.device),
+        device=device_name(decoder.device),
         dtype=str(decoder.dtype).removeprefix("torch."),
         torch=str(torch.__version__),
         python=platform.python_version(),

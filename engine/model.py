@@ -4,7 +4,7 @@ B rows, T new tokens, N = B x T, D hidden size, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.block import make_block
 from engine.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
 from engine.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
-from engine.errors import PromptError
+from engine.errors import PromptError, Stopped
 from engine.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
 from engine.rotary import Rotary
 
@@ -105,13 +105,21 @@ class Decoder:
             padding=padding,
         )
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, *, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        last_only: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V), or (B, 1, V) of the last position with ``last_only``.
 
         With a cache the T tokens follow those it holds, and it then holds them too. Rows of different lengths
         are filled up at the left (the cache knows by how much): what stands there is not seen, and its own
         logits mean nothing. Raises PromptError past the last position, CacheError when the cache is full.
-        Ids are checked by `check_ids`, not here.
+        Ids are checked by `check_ids`, not here. ``should_stop`` is asked before every layer: raises Stopped and
+        leaves the cache at its old length (a `WindowCache` may have lost tokens to the new ones: reset it).
         """
         with torch.inference_mode():
             batch_size, n_new = ids.shape
@@ -126,6 +134,8 @@ class Decoder:
             step = self._step(batch_size, n_new, cache)
             x = self._embed(ids, past, cache)
             for block in self.blocks:
+                if should_stop is not None and should_stop():
+                    raise Stopped
                 x = block.forward(x, step, cache)
             if cache is not None:
                 cache.advance(n_new)

@@ -18,8 +18,9 @@ import torch
 import assets
 from engine.benchmark import run_benchmark
 from engine.cache import cache_bytes
-from engine.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
-from engine.errors import CasesError, EngineError, OptionError, TokenizerError
+from engine.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint, return_freed_memory
+from engine.devices import check_devices, pick_device, synchronize
+from engine.errors import CasesError, EngineError, OptionError, Stopped, TokenizerError
 from engine.evaluate import check_atol, default_atol, evaluate_cases, load_cases
 from engine.events import (
     Batch,
@@ -28,6 +29,7 @@ from engine.events import (
     CaseEvaluated,
     CaseResult,
     CompileMode,
+    Device,
     DType,
     Evaluate,
     EvaluationFinished,
@@ -47,8 +49,9 @@ from engine.events import (
     Turn,
 )
 from engine.generate import GenerationOptions, Kept, generate
+from engine.loading import Watch, followed
 from engine.options import check_batch, check_benchmark, check_ranks, check_threads
-from engine.probe import Rates, probe
+from engine.probe import Rates, prefill_chunk, probe
 from engine.timing import NS_PER_S
 
 ShouldStop = Callable[[], bool]
@@ -61,7 +64,12 @@ def never() -> bool:
 
 def ready() -> Ready:
     """The event that says the engine can work."""
-    return Ready(pid=os.getpid(), torch_version=str(torch.__version__), device="cpu", threads=torch.get_num_threads())
+    return Ready(
+        pid=os.getpid(),
+        torch_version=str(torch.__version__),
+        device=pick_device("auto").type,
+        threads=torch.get_num_threads(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +95,8 @@ class Service:
         """The events of one request, the terminal one last; raises nothing but KeyboardInterrupt and exits.
 
         Refusals and failures end in `Failed`, a request for which `should_stop` turns true in `Cancelled`
-        (a generation in `GenerationFinished`).
+        (a generation that has its model in `GenerationFinished`). Models are loaded in a thread, for which no other
+        request is taken up.
         """
         try:
             for event in self._answer(request, should_stop):
@@ -95,6 +104,9 @@ class Service:
                     yield event
                 else:
                     yield msgspec.structs.replace(event, request_id=request.request_id)
+        except Stopped:
+            return_freed_memory()
+            yield Cancelled(request_id=request.request_id)
         except Exception as error:
             self._release_if_lost()
             yield failure(error, request.request_id)
@@ -102,7 +114,7 @@ class Service:
     def _answer(self, request: Request, should_stop: ShouldStop) -> Iterator[Event]:
         match request:
             case Load():
-                yield from self._hold(request)
+                yield from self._hold(request, should_stop)
             case Generate():
                 yield from self._generate(request, should_stop)
             case Evaluate():
@@ -118,32 +130,42 @@ class Service:
 
     # --- models -------------------------------------------------------------------------------------------
 
-    def _hold(self, request: Load | Generate | Benchmark | Batch) -> Generator[Event, None, LoadedModel]:
-        """The model that a request names: the one held if it is the same file and dtype, else loaded."""
+    def _hold(
+        self, request: Load | Generate | Benchmark | Batch, should_stop: ShouldStop
+    ) -> Generator[Event, None, LoadedModel]:
+        """The model that a request names: the one held if it is the same file, dtype and device, else loaded.
+
+        Raises Stopped: then no model is held.
+        """
         check_threads(request.threads)
         check_ranks(request.tp)
-        key = (*_key(request.model, request.dtype), request.tp)
+        check_devices(pick_device(request.device), request.tp)
+        key = _key(request.model, request.dtype, request.device, request.tp)
         fresh = self._held is None or self._held.key != key
         if fresh:
-            yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or BUNDLED)
             self._release()  # frees its memory before the next one is loaded
-            self._held = self._loaded(key, request)
+            self._held = yield from self._loaded(key, request, should_stop)
         held = self._held
         assert held is not None
         self._use_threads(request.threads, held.model)
-        note = self._compile(held.model, request.compile)
+        note = self._compile(held.model, request.compile, should_stop)
         if fresh or isinstance(request, Load):
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note, rates=held.rates))
         return held.model
 
-    def _loaded(self, key: tuple[object, ...], request: Load | Generate | Benchmark | Batch) -> _Held:
+    def _loaded(
+        self, key: tuple[object, ...], request: Load | Generate | Benchmark | Batch, should_stop: ShouldStop
+    ) -> Generator[Progress, None, _Held]:
         """The model, and how fast this machine is with it."""
-        held = _load(key, request)
+        held = yield from followed(lambda watch: _load(key, request, watch), _shown(request.model), should_stop)
         self._use_threads(request.threads, held.model)
         return replace(held, rates=probe(held.model.decoder))
 
-    def _compile(self, model: LoadedModel, mode: CompileMode) -> str:
-        """Give the decoder its compiled step, or take it away; a sentence on it. Raises EngineError where it must."""
+    def _compile(self, model: LoadedModel, mode: CompileMode, should_stop: ShouldStop) -> str:
+        """Give the decoder its compiled step, or take it away; a sentence on it.
+
+        "on" waits for the build: raises EngineError where there is none to be had, and Stopped.
+        """
         if mode == "off" or model.decoder.communication_ns is not None:
             model.decoder.decode_step = None
             return ""
@@ -151,7 +173,12 @@ class Service:
             return "compiled decode step"
         from engine.compiled.step import attach
 
-        return attach(model.decoder, mode).note
+        made = attach(model.decoder, "auto")
+        if mode == "on":
+            made.wait_unless(should_stop)
+            if model.decoder.decode_step is None:
+                raise EngineError(made.note)
+        return made.note
 
     def close(self) -> None:
         """End what the model runs on: other ranks, where it has any."""
@@ -169,12 +196,16 @@ class Service:
         if self._held is not None and getattr(self._held.model.decoder, "lost", False):
             self._release()
 
-    def _model_for_evaluation(self, request: Evaluate) -> LoadedModel:
+    def _model_for_evaluation(
+        self, request: Evaluate, should_stop: ShouldStop
+    ) -> Generator[Progress, None, LoadedModel]:
         """The model held, if it is the one; otherwise loaded for this once, so that the one held stays."""
-        key = (*_key(request.weights, request.dtype), 1)
+        key = _key(request.weights, request.dtype, request.device, 1)
         if self._held is not None and self._held.key == key:
             return self._held.model
-        return _load(key, Load(model=request.weights, dtype=request.dtype)).model
+        load = Load(model=request.weights, dtype=request.dtype, device=request.device)
+        held = yield from followed(lambda watch: _load(key, load, watch), _shown(request.weights), should_stop)
+        return held.model
 
     def _use_threads(self, threads: int | None, model: LoadedModel) -> None:
         """Give torch the threads asked for; else one for a small model, torch's own choice for others.
@@ -189,11 +220,11 @@ class Service:
 
     def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:
         options = generation_options(request)
-        model = yield from self._hold(request)
+        model = yield from self._hold(request, should_stop)
         events = generate(
             model.decoder,
             _prompt_ids(request, model),
-            options,
+            replace(options, prefill_chunk=self._prefill_chunk()),
             tokenizer=model.tokenizer,
             should_stop=should_stop,
             request_id=request.request_id,
@@ -205,11 +236,15 @@ class Service:
             else:
                 yield event
 
+    def _prefill_chunk(self) -> int | None:
+        held = self._held
+        return prefill_chunk(held.model.decoder, held.rates) if held is not None else None
+
     def _evaluate(self, request: Evaluate, should_stop: ShouldStop) -> Iterator[Event]:
         if request.atol is not None:
             check_atol(request.atol)
         path = cases_path(request.weights, request.cases)
-        model = self._model_for_evaluation(request)
+        model = yield from self._model_for_evaluation(request, should_stop)
         self._use_threads(None, model)
         cases = load_cases(path, model.config)
         atol = default_atol(model.decoder.dtype) if request.atol is None else request.atol
@@ -229,28 +264,32 @@ class Service:
 
     def _benchmark(self, request: Benchmark, should_stop: ShouldStop) -> Iterator[Event]:
         check_benchmark(request)
-        model = yield from self._hold(request)
-        yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name)
+        model = yield from self._hold(request, should_stop)
+        chunk = self._prefill_chunk()
+        yield from run_benchmark(model.decoder, request, should_stop, model_name=model.name, prefill_chunk=chunk)
 
     def _batch(self, request: Batch, should_stop: ShouldStop) -> Iterator[Event]:
         from engine.batch import run_batch
 
         check_batch(request)
-        model = yield from self._hold(request)
+        model = yield from self._hold(request, should_stop)
         if request.compile != "off" and model.decoder.decode_step is None and model.decoder.communication_ns is None:
             from engine.compiled.step import attach
 
-            attach(model.decoder, request.compile).wait()
+            attach(model.decoder, request.compile).wait_unless(should_stop)
         yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
 
     def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
         """The model measured last stays, so that a prompt in that format starts at once."""
         from engine.compare import run_formats
 
-        def load(dtype: DType) -> LoadedModel:
+        pick_device(request.device)
+
+        def load(dtype: DType) -> Generator[Progress, None, LoadedModel]:
             self._release()  # one model at a time
-            key = (*_key(request.model, dtype), 1)
-            self._held = _load(key, Load(model=request.model, dtype=dtype))
+            asked = Load(model=request.model, dtype=dtype, device=request.device)
+            key = _key(request.model, dtype, request.device, 1)
+            self._held = yield from followed(lambda watch: _load(key, asked, watch), _shown(request.model), should_stop)
             self._use_threads(request.threads, self._held.model)
             return self._held.model
 
@@ -314,17 +353,22 @@ def model_info(
         read_bytes_per_s=rates.read_bytes_per_s if rates is not None else None,
         matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
         cache_dtype=str(decoder.dtype).removeprefix("torch."),
+        device=decoder.device.type,
     )
 
 
-def _load(key: tuple[object, ...], request: Load | Generate | Benchmark | Batch) -> _Held:
+def _load(key: tuple[object, ...], request: Load | Generate | Benchmark | Batch, watch: Watch) -> _Held:
     start_ns = time.perf_counter_ns()
+    path, dtype = _path(request.model), request.dtype
     if request.tp > 1:
         from engine.parallel.launch import load_parallel  # torch.distributed
 
-        loaded = load_parallel(_path(request.model), dtype=request.dtype, tp=request.tp, threads=request.threads)
+        loaded = load_parallel(
+            path, dtype=dtype, device=request.device, tp=request.tp, threads=request.threads, watch=watch
+        )
     else:
-        loaded = load_checkpoint(_path(request.model), dtype=request.dtype)
+        loaded = load_checkpoint(path, dtype=dtype, device=pick_device(request.device), watch=watch)
+    synchronize(loaded.decoder.device)
     return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns, kept=Kept())
 
 
@@ -333,16 +377,21 @@ def _path(model: str | None) -> Path | None:
     return None if model is None or model == BUNDLED else Path(model)
 
 
-def _key(model: str | None, dtype: DType) -> tuple[object, ...]:
-    """What makes two requests mean the same model: the same path, unchanged since, and dtype."""
-    path = _path(model)
+def _shown(model: str | None) -> str:
+    """A model's name for a line of progress: the last part of its path."""
+    return BUNDLED if model is None else Path(model).name
+
+
+def _key(model: str | None, dtype: DType, device: Device, tp: int) -> tuple[object, ...]:
+    """What makes two requests mean the same model: the same path, unchanged since, dtype, device and ranks."""
+    path, how = _path(model), (dtype, pick_device(device).type, tp)
     if path is None:
-        return (BUNDLED, dtype)
+        return (BUNDLED, *how)
     try:
         status = path.stat()
     except OSError:
-        return (str(path), dtype)
-    return (str(path.resolve()), status.st_mtime_ns, status.st_size, dtype)
+        return (str(path), *how)
+    return (str(path.resolve()), status.st_mtime_ns, status.st_size, *how)
 
 
 # --- generate ---------------------------------------------------------------------------------------------

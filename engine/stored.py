@@ -27,7 +27,8 @@ class StoredTensor:
     """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for blocks of few bits.
 
     ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself. ``part`` reads
-    some of the first dimension alone, where that can be done.
+    some of the first dimension alone, where that can be done. ``element_bytes``: what an element takes in the file,
+    where that is not its dtype's size.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +36,7 @@ class StoredTensor:
     load: Callable[[], Tensor]
     copied: bool = True
     part: Callable[[int, int], Tensor] | None = None
+    element_bytes: float | None = None
 
     def pieces(self, n_elements: int) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) in order, of about ``n_elements`` each; all at once where no part can be read alone."""
@@ -52,7 +54,11 @@ class StoredTensor:
     def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> "StoredTensor":
         """The same with something done to it after loading."""
         return StoredTensor(
-            shape=shape or self.shape, dtype=self.dtype, load=lambda: change(self.load()), copied=self.copied
+            shape=shape or self.shape,
+            dtype=self.dtype,
+            load=lambda: change(self.load()),
+            copied=self.copied,
+            element_bytes=self.element_bytes,
         )
 
 
@@ -62,6 +68,13 @@ Stored = Tensor | StoredTensor
 def loaded(stored: Stored) -> Tensor:
     """The tensor itself."""
     return stored if isinstance(stored, Tensor) else stored.load()
+
+
+def file_bytes(stored: Stored, n_elements: int | None = None) -> int:
+    """Bytes that a tensor, or some elements of it, take in the file."""
+    each = stored.element_bytes if isinstance(stored, StoredTensor) else None
+    n = math.prod(stored.shape) if n_elements is None else n_elements
+    return round(n * (stored.dtype.itemsize if each is None else each))
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:

@@ -140,10 +140,21 @@ def duration(seconds: float) -> str:
     if seconds >= 99.5:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest} s"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= 0.9995 * size:
-            return f"{_three_digits(seconds / size)} {unit}"
+    for unit, each_s in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= 0.9995 * each_s:
+            return f"{_three_digits(seconds / each_s)} {unit}"
     return f"{_three_digits(seconds / 1e-9)} ns"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in decimal units.
+
+    >>> size(1_440_000), size(270_000_000), size(16_060_000_000)
+    ('1.4 MB', '270 MB', '16.1 GB')
+    """
+    if n_bytes >= 10**10:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:,.{0 if n_bytes >= 10**7 else 1}f} MB"
 
 
 def plural(count: int, noun: str) -> str:

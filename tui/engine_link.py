@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from textual.app import App
 
 TICK_S = 1 / 20
+_DOWNLOADING = "downloading "  # before the name of what comes over the network
 Handler = Callable[[Sequence[Event]], None]
 
 
@@ -179,25 +180,28 @@ class EngineLink:
         if over:
             del self._pending[request_id]
         for event in batch:
-            self._note(event)
+            self._note(event, evaluates=pending is not None and isinstance(pending.request, Evaluate))
         if over and not isinstance(batch[-1], EngineExited | Failed):
             self._show(phase=self._phase())
         if pending is not None and pending.handler is not None:
             pending.handler(batch)
 
-    def _note(self, event: Event) -> None:
+    def _note(self, event: Event, *, evaluates: bool) -> None:
         """What an event says about the engine itself."""
         if isinstance(event, Ready):
             self._show(phase=self._phase(), pid=event.pid)
         elif isinstance(event, Loaded):
             self._show(phase=self._phase(), model=event.model, detail="")
         elif isinstance(event, Progress) and event.stage == "load":
-            self._show(phase=Phase.LOADING, detail=event.detail)
+            gone = {} if evaluates else {"model": None}  # an evaluation loads beside the model that is held
+            self._show(phase=Phase.LOADING, detail=loading_text(event), **gone)
         elif isinstance(event, EngineExited):
             self._show(phase=Phase.STOPPED, detail=event.message, model=None, pid=None)
         elif isinstance(event, Failed):
             failed_load = self.status.model is None
             self._show(phase=self._phase(), detail=event.message if failed_load else "")
+        elif self.status.phase is Phase.LOADING:  # what was loaded is at work, or the load was stopped
+            self._show(phase=self._phase(), detail="")
 
     def _phase(self) -> Phase:
         for pending in self._pending.values():
@@ -217,6 +221,15 @@ class EngineLink:
 def _forget(starting: bool) -> dict[str, object]:
     """What is no longer true of a new process."""
     return {"model": None, "pid": None} if starting else {}
+
+
+def loading_text(progress: Progress) -> str:
+    """How far a load is: "45 % of SmolLM2.gguf", "downloading 45 % of SmolLM2.gguf". A narrow bar cuts the name."""
+    if not progress.total:
+        return progress.detail
+    name = progress.detail.removeprefix(_DOWNLOADING)
+    doing = progress.detail.removesuffix(name)
+    return f"{doing}{100 * progress.done // progress.total} % of {name}"
 
 
 class HasEngine(Protocol):

@@ -8,8 +8,9 @@ import re
 from calc.params import parameters
 from calc.specs import ModelSpec
 from calc.units import format_decimal
+from engine.errors import CheckpointError
 from engine.events import Generate, ModelInfo
-from engine.hub import cached_model
+from engine.hub import cached_path
 from engine.memory import available_bytes
 from tui.predict import ELEMENT_BYTES, read_spec, read_weight_bytes
 
@@ -21,7 +22,10 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     """A sentence on weights and cache against the memory that is free; empty where nothing is to be loaded."""
     if request.model is None or (loaded is not None and loaded.path == request.model):
         return ""
-    cached = None if os.path.exists(request.model) else cached_model(request.model)
+    try:
+        cached = None if os.path.exists(request.model) else cached_path(request.model)
+    except CheckpointError:  # a tag that means several files: the engine says so
+        return ""
     spec = read_spec(request.model if cached is None else str(cached))
     if spec is None:
         return ""

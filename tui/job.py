@@ -36,6 +36,7 @@ from engine.events import (
     ModelInfo,
     Progress,
 )
+from tui.engine_link import loading_text
 from tui.measured import verdict
 from tui.predict import BatchPrediction, predicted_batches
 
@@ -130,6 +131,8 @@ class Job:
             return ""
         left = self.progress.remaining_s
         parts = [f"{self.progress.done} of {self.progress.total}", self.progress.detail]
+        if self.progress.stage == "load":
+            parts = [f"loading {loading_text(self.progress)}"]
         return " · ".join(filter(None, [*parts, "" if left is None else f"{format_duration_s(left)} left"]))
 
     @property

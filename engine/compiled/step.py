@@ -6,7 +6,7 @@
 import ctypes
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from engine.block import SandwichBlock
 from engine.cache import KeysValues, Store
 from engine.compiled.build import BuildError, build_library, cached_library
 from engine.config import LongRopeScaling, ModelConfig
-from engine.errors import EngineError
+from engine.errors import EngineError, Stopped
 from engine.experts import Experts
 from engine.formats import CODES, FLOATING, GroupedLinear, Packed, linear_layers, packed, prepack
 from engine.layers import MLP, Attention, Linear, Norm
@@ -24,6 +24,7 @@ from engine.model import Decoder
 from engine.rotary import rope_magnitude
 
 CompileMode = Literal["auto", "off", "on"]
+_ASK_S = 0.05
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
 MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
 _CODES_OF_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -322,6 +323,13 @@ class Compilation:
         """Return when the build has ended, well or not."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+
+    def wait_unless(self, should_stop: Callable[[], bool]) -> None:
+        """Return when the build has ended, well or not. Raises Stopped; the build goes on, for the next time."""
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(_ASK_S)
+            if should_stop():
+                raise Stopped
 
     def _build(self, decoder: Decoder) -> None:
         try:

@@ -294,7 +294,7 @@ def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
     def load() -> Tensor:
         return torch.cat((keys.load().transpose(1, 2), values.load()), 1).reshape(rows, rank)
 
-    return StoredTensor(shape=(rows, rank), dtype=keys.dtype, load=load)
+    return StoredTensor(shape=(rows, rank), dtype=keys.dtype, load=load, element_bytes=keys.element_bytes)
 
 
 def _named(name: str, tensor: GGUFTensor, architecture: str, config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:

@@ -192,6 +192,7 @@ def _oss_expert(stored: Stored, i: int, scales: Stored | None, kind: str | None)
             shape=(rows, groups * 32),
             dtype=torch.float32,
             load=lambda: widen_mxfp4(loaded(stored)[i], loaded(scales)[i]),
+            element_bytes=17 / 32,  # 16 bytes of halves and one of the scale
         )
     if kind == "_bias":
         return _then(stored, lambda t: t[i], tuple(stored.shape[1:]))

@@ -136,8 +136,18 @@ class LeaderDecoder(RankDecoder):
         """Time spent in collectives so far."""
         return self.group.communication_ns
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, *, last_only: bool = False) -> Tensor:
-        """As `Decoder.forward`; what is wrong with the arguments is said before any other rank hears of them."""
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        last_only: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """As `Decoder.forward`; what is wrong with the arguments is said before any other rank hears of them.
+
+        ``should_stop`` is not asked: the others are on their way through the same layers.
+        """
         n_new = ids.size(1)
         if cache is not None:
             cache.require(ids.size(0), n_new)

@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from engine.devices import synchronize
 from engine.errors import EngineFailure
 
 T = TypeVar("T")
+_POLL_S = 0.02
 TIMEOUT = timedelta(minutes=30)
 """How long a rank may take for what all others have done: loading a large model from a slow disk, say."""
 
@@ -48,9 +50,17 @@ class Group:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
-        self._timed(lambda: dist.all_reduce(tensor))
+    def all_reduce(self, tensor: Tensor, *, meanwhile: Callable[[], None] | None = None) -> Tensor:
+        """The sum over all ranks, in place. ``meanwhile`` is called while others are awaited; it may raise."""
+
+        def patiently(check: Callable[[], None]) -> None:
+            work = dist.all_reduce(tensor, async_op=True)
+            while not work.is_completed():
+                check()
+                time.sleep(_POLL_S)
+            work.wait()
+
+        self._timed(lambda: dist.all_reduce(tensor) if meanwhile is None else patiently(meanwhile))
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
@@ -65,9 +75,12 @@ class Group:
         return parts
 
     def _timed(self, call: Callable[[], T]) -> T:
+        synchronize(self.device)  # or the time would be that of what was given to the GPU before
         start = time.perf_counter_ns()
         try:
-            return call()
+            result = call()
+            synchronize(self.device)
+            return result
         except RuntimeError as error:
             said = self._lost() if self._lost is not None else ""
             raise RankLost(said or f"a tensor-parallel rank cannot be reached: {_first_line(error)}") from None

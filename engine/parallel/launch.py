@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,15 +19,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from engine.checkpoint import LoadedModel, load_checkpoint, pick_device
+from engine.checkpoint import BUNDLED, LoadedModel, load_checkpoint
 from engine.config import ModelConfig
+from engine.devices import check_devices, pick_device, rank_device
 from engine.errors import EngineError, EngineFailure
+from engine.hub import locate
+from engine.loading import Watch
 from engine.model import Decoder
 from engine.parallel.decoder import LeaderDecoder, RankDecoder, follow, shard_of
 from engine.parallel.group import TIMEOUT, Group, RankLost
 from engine.parallel.shard import Shard, check_tp, cut
 
 _PATIENCE_S = 10.0
+_POLL_S = 0.02
 _GRACE_S = 1.0
 """A rank whose connection broke is given this long to end, so that its last words can be told."""
 
@@ -51,10 +56,14 @@ class Ranks:
         self._processes.append((rank, process, errors))
 
     def lost(self) -> str:
+        """A sentence about a rank that has ended or does so within a moment; empty while all run."""
+        return self.ended(_GRACE_S)
+
+    def ended(self, grace_s: float = 0.0) -> str:
         """A sentence about a rank that has ended; empty while all run."""
         for rank, process, errors in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
+                process.wait(grace_s)
             if process.returncode is not None:
                 reason = _last_line(errors)
                 how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
@@ -62,15 +71,15 @@ class Ranks:
                 return f"rank {rank} of {n} ended ({how}){': ' + reason if reason else ''}; the run is over"
         return ""
 
-    def end(self) -> None:
-        """End them all; nothing is left running."""
+    def end(self, patience_s: float = _PATIENCE_S) -> None:
+        """End them all; nothing is left running. ``patience_s``: to end by themselves."""
         for _, process, _ in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
                     process.stdin.close()
         for _, process, errors in self._processes:
             try:
-                process.wait(_PATIENCE_S)
+                process.wait(patience_s)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -85,19 +94,28 @@ def _last_line(errors: IO[bytes]) -> str:
 
 
 def load_parallel(
-    path: Path | str | None, *, dtype: str = "auto", device: str = "cpu", tp: int, threads: int | None = None
+    path: Path | str | None,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    tp: int,
+    threads: int | None = None,
+    watch: Watch | None = None,
 ) -> LoadedModel:
     """The model on `tp` ranks; its decoder is rank 0, a `LeaderDecoder` (close it when done).
 
     Under torchrun the other ranks are there already and come through `follow_torchrun`. Raises OptionError for a
-    degree that does not fit the model, RankLost when a rank ends, and what `load_checkpoint` raises.
+    degree that does not fit the model, RankLost when a rank ends, and what `load_checkpoint` raises. ``watch`` counts
+    the bytes that rank 0 takes.
     """
+    watch = watch or Watch()
     if under_torchrun():
-        group = _join_torchrun(pick_device(device))
-        return _load(path, dtype=dtype, device=device, group=group, ranks=Ranks())
-    config = load_config(path, dtype=dtype)
-    check_tp(config, tp)
-    return _start(path, dtype=dtype, device=device, tp=tp, threads=threads)
+        return _load(path, dtype=dtype, group=_join_torchrun(device), ranks=Ranks(), watch=watch)
+    if path is not None and str(path) != BUNDLED:
+        path = locate(str(path), watch)  # downloaded once, not by every rank
+    check_devices(pick_device(device), tp)
+    check_tp(load_config(path, dtype=dtype), tp)
+    return _start(path, dtype=dtype, device=device, tp=tp, threads=threads, watch=watch)
 
 
 def load_config(path: Path | str | None, *, dtype: str) -> ModelConfig:
@@ -109,22 +127,40 @@ def _no_decoder(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
     return object.__new__(Decoder)
 
 
-def _start(path: Path | str | None, *, dtype: str, device: str, tp: int, threads: int | None) -> LoadedModel:
+def _start(
+    path: Path | str | None, *, dtype: str, device: str, tp: int, threads: int | None, watch: Watch
+) -> LoadedModel:
     ranks = Ranks()
     store = TCPStore("127.0.0.1", 0, tp, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
     _use_loopback()
     environment = {"WORLD_SIZE": str(tp), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    words = [str(path) if path is not None else "bundled", dtype, device, str(threads or 0)]
+    words = [str(path) if path is not None else BUNDLED, dtype, device, str(threads or 0)]
     try:
         for rank in range(1, tp):
             ranks.start(rank, words, environment)
-        group = Group.join(0, tp, pick_device(device), store, lost=ranks.lost)
-        return _load(path, dtype=dtype, device=device, group=group, ranks=ranks)
+        _await_ranks(store, tp, ranks, watch)
+        group = Group.join(0, tp, rank_device(device, 0), store, lost=ranks.lost)
+        return _load(path, dtype=dtype, group=group, ranks=ranks, watch=watch)
     except BaseException:
+        ranks.end(patience_s=0)  # before the group, which waits for what they have begun
         if dist.is_initialized():
             dist.destroy_process_group()
-        ranks.end()
         raise
+
+
+def _await_ranks(store: TCPStore, tp: int, ranks: Ranks, watch: Watch) -> None:
+    """Return when all ranks have imported torch: seconds in which none can be met. Raises RankLost, Stopped."""
+    names = [_here(rank) for rank in range(1, tp)]
+    while not store.check(names):
+        if lost := ranks.ended():
+            raise RankLost(lost)
+        watch.check()
+        time.sleep(_POLL_S)
+
+
+def _here(rank: int) -> str:
+    """The store's word for a rank that is there."""
+    return f"here/{rank}"
 
 
 def _use_loopback() -> None:
@@ -135,7 +171,7 @@ def _use_loopback() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def _load(path: Path | str | None, *, dtype: str, device: str, group: Group, ranks: Ranks) -> LoadedModel:
+def _load(path: Path | str | None, *, dtype: str, group: Group, ranks: Ranks, watch: Watch) -> LoadedModel:
     def end() -> None:
         group.leave()
         ranks.end()
@@ -143,8 +179,9 @@ def _load(path: Path | str | None, *, dtype: str, device: str, group: Group, ran
     def make(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
         return LeaderDecoder(config, weights, group, end=end)
 
-    model = load_checkpoint(path, dtype=dtype, device=device, make=make, select=partial(_own, shard_of(group)))
-    n_ready = int(group.all_reduce(torch.ones(1, dtype=torch.int64, device=group.device)))
+    select = partial(_own, shard_of(group))
+    model = load_checkpoint(path, dtype=dtype, device=group.device, make=make, select=select, watch=watch)
+    n_ready = int(group.all_reduce(torch.ones(1, dtype=torch.int64, device=group.device), meanwhile=watch.check))
     if n_ready < group.size:
         end()
         raise EngineFailure(f"{group.size - n_ready} of {group.size} ranks could not load the model")
@@ -163,21 +200,23 @@ def run_rank(path: str, dtype: str, device: str, threads: int) -> int:
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=False, timeout=TIMEOUT)
     _use_loopback()
     try:
-        group = Group.join(rank, size, pick_device(device), store)
-        _follow(None if path == "bundled" else path, dtype, device, group)
+        own = rank_device(device, rank)
+        store.set(_here(rank), "")
+        _follow(None if path == BUNDLED else path, dtype, Group.join(rank, size, own, store))
     except EngineError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _follow(path: str | None, dtype: str, device: str, group: Group) -> None:
+def _follow(path: str | None, dtype: str, group: Group) -> None:
     def make(config: ModelConfig, weights: Mapping[str, Tensor]) -> Decoder:
         return RankDecoder(config, weights, group)
 
     ready = torch.ones(1, dtype=torch.int64, device=group.device)
     try:
-        model = load_checkpoint(path, dtype=dtype, device=device, make=make, select=partial(_own, shard_of(group)))
+        select = partial(_own, shard_of(group))
+        model = load_checkpoint(path, dtype=dtype, device=group.device, make=make, select=select)
     except EngineError:
         group.all_reduce(ready.zero_())
         raise
@@ -212,15 +251,16 @@ def follower_of_torchrun() -> bool:
 
 def follow_torchrun(path: str | None, dtype: str, device: str = "cpu") -> int:
     """A rank above 0 under torchrun. The exit code."""
-    group = _join_torchrun(pick_device(device))
+    group = _join_torchrun(device)
     try:
-        _follow(path, dtype, device, group)
+        _follow(path, dtype, group)
     except RankLost:
         return 0  # rank 0 says what happened
     return 0
 
 
-def _join_torchrun(device: torch.device) -> Group:
+def _join_torchrun(name: str) -> Group:
+    device = rank_device(name, int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)

@@ -679,6 +679,9 @@ class Terminal:
 def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     event = Progress(stage="benchmark", done=3, total=60, elapsed_ns=1, remaining_s=12.0, detail="x")
     assert progress_text(event) == "benchmark 3 of 60, about 12.0 s left: x"
+    load = Progress(stage="load", done=120_000_000, total=270_000_000, elapsed_ns=1, remaining_s=1.2, detail="m.gguf")
+    assert progress_text(load) == "load 120 MB of 270 MB, about 1.20 s left: m.gguf"
+    assert progress_text(Progress(stage="load", done=0, total=0, elapsed_ns=0, detail="m.gguf")) == "load: m.gguf"
     monkeypatch.setattr(commands, "_REDRAW_S", 0.0)
     for tty, enabled, expected in ((True, True, "\rbenchmark 3 of 60"), (False, True, ""), (True, False, "")):
         terminal = Terminal(tty=tty)

@@ -1,5 +1,6 @@
 """Formats side by side: what is measured is what the decoders themselves say."""
 
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from engine.checkpoint import LoadedModel, load_checkpoint
-from engine.compare import choice_name, run_formats
+from engine.compare import LoadDType, choice_name, run_formats
 from engine.errors import OptionError, TokenizerError
 from engine.events import (
     Cancelled,
@@ -38,8 +39,18 @@ def load(dtype: DType) -> LoadedModel:
     return load_checkpoint(dtype=dtype)
 
 
+def loading(make: Callable[[str], LoadedModel] = load) -> LoadDType:
+    """`make` as the service gives it: a load that could say how far it is."""
+
+    def run(dtype: str) -> Generator[Progress, None, LoadedModel]:
+        yield from ()
+        return make(dtype)
+
+    return run
+
+
 def result_of(request: Formats) -> tuple[FormatsResult, list[Event]]:
-    events: list[Event] = list(run_formats(request, load))
+    events: list[Event] = list(run_formats(request, loading()))
     last = events[-1]
     assert isinstance(last, FormatsFinished)
     return last.result, events
@@ -87,7 +98,7 @@ def test_a_choice_that_cannot_be_had_is_noted() -> None:
             raise OptionError("dtype", "int4 is not for this model")
         return load(dtype)
 
-    events = list(run_formats(Formats(choices=CHOICES[:2], n_tokens=4, compile="off"), broken))
+    events = list(run_formats(Formats(choices=CHOICES[:2], n_tokens=4, compile="off"), loading(broken)))
     last = events[-1]
     assert isinstance(last, FormatsFinished)
     assert [row.dtype for row in last.result.rows] == ["float32", "bfloat16"]
@@ -96,12 +107,12 @@ def test_a_choice_that_cannot_be_had_is_noted() -> None:
 
 def test_without_a_tokenizer_there_is_no_text_to_measure_on() -> None:
     with pytest.raises(TokenizerError, match="has no tokenizer; formats are measured on a text"):
-        list(run_formats(Formats(compile="off"), lambda dtype: replace(load(dtype), tokenizer=None)))
+        list(run_formats(Formats(compile="off"), loading(lambda dtype: replace(load(dtype), tokenizer=None))))
 
 
 def test_it_stops_when_told_to() -> None:
     asked = iter([False] * 10 + [True] * 1000)
-    events = list(run_formats(Formats(n_tokens=30, compile="off"), load, lambda: next(asked)))
+    events = list(run_formats(Formats(n_tokens=30, compile="off"), loading(), lambda: next(asked)))
     assert isinstance(events[-1], Cancelled)
     assert not any(isinstance(event, FormatMeasured) for event in events)
 
@@ -179,7 +190,7 @@ def test_a_model_of_few_positions_is_read_as_far_as_it_goes() -> None:
         weights = random_weights(config, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         return replace(bundled, config=config, decoder=Decoder(config, weights))
 
-    events = list(run_formats(Formats(choices=CHOICES[:1], compile="off"), small))
+    events = list(run_formats(Formats(choices=CHOICES[:1], compile="off"), loading(small)))
     last = events[-1]
     assert isinstance(last, FormatsFinished)
     assert [row.n_tokens for row in last.result.rows] == [8, 8]

@@ -1,6 +1,7 @@
 """Generation: same tokens with and without the cache, every reason to stop, honest records."""
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import OptionError, PromptError
+from engine.cache import CacheKind
+from engine.errors import OptionError, PromptError, Stopped
 from engine.events import GenerationFinished, GenerationStarted, TokenGenerated
-from engine.generate import GenerationEvent, GenerationOptions, generate
+from engine.generate import GenerationEvent, GenerationOptions, Kept, generate
 from engine.model import Decoder
 from tests.engine.models import VARIANTS, decoder
 from tests.engine.test_tokenizer import BYTES
@@ -152,15 +154,14 @@ def test_a_full_cache_ends_it() -> None:
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("allowed", [0, 1, 3])
 def test_a_stop_is_obeyed_before_the_next_pass(use_cache: bool, allowed: int) -> None:
-    asked = 0
+    events: list[GenerationEvent] = []
 
     def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > allowed
+        return sum(isinstance(event, TokenGenerated) for event in events) >= allowed
 
     options = GenerationOptions(max_new_tokens=20, use_cache=use_cache)
-    events = list(generate(MODEL, PROMPT, options, should_stop=should_stop))
+    for event in generate(MODEL, PROMPT, options, should_stop=should_stop):
+        events.append(event)
     done = finish(events)
     assert (done.reason, done.ids) == ("cancelled", naive(MODEL, PROMPT, allowed))
     assert len(events) == allowed + 2
@@ -177,6 +178,50 @@ def test_a_stop_is_seen_between_chunks_of_the_prompt() -> None:
     options = GenerationOptions(prefill_chunk=2)
     events = list(generate(MODEL, [1] * 40, options, should_stop=should_stop))
     assert (finish(events).reason, finish(events).ids, asked) == ("cancelled", (), 3)
+
+
+def at_call(number: int) -> Callable[[], bool]:
+    """True when asked for the ``number``-th time (from 1), and ever after."""
+    asked = iter(range(1, number))
+    return lambda: next(asked, None) is None
+
+
+@pytest.mark.parametrize("kind", ["full", "window", "int8"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_pass_that_was_stopped_between_layers_leaves_no_trace(name: str, kind: CacheKind) -> None:
+    model = MODELS[name]
+    if name == "latent" and kind == "int8":
+        pytest.skip("not offered")
+    begun, rest = torch.tensor([[3, 1, 4, 1, 5, 9, 2]]), torch.tensor([[6, 5, 3, 5]])
+    whole, stopped = (model.new_cache(20, kind=kind) for _ in range(2))
+    for cache in (whole, stopped):
+        model.forward(begun, cache)
+    with pytest.raises(Stopped):
+        model.forward(rest, stopped, should_stop=at_call(2))
+    assert stopped.length == whole.length
+    if kind == "window":
+        stopped.reset()
+        model.forward(begun, stopped)
+    assert torch.equal(model.forward(rest, stopped), model.forward(rest, whole))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_stop_is_seen_between_the_layers_of_a_prompt(use_cache: bool) -> None:
+    options = GenerationOptions(use_cache=use_cache)
+    done = finish(list(generate(MODEL, PROMPT, options, should_stop=at_call(3))))  # before the pass, and each layer
+    assert (done.reason, done.ids) == ("cancelled", ())
+
+
+def test_a_window_cache_is_kept_but_empty_after_a_stop_within_the_prompt() -> None:
+    model, kept = decoder("sliding"), Kept()
+    options = GenerationOptions(max_new_tokens=3, cache="window", cache_capacity=60)
+    first = finish(list(generate(model, PROMPT, options, kept=kept)))
+    longer = [*PROMPT, *first.ids, 7, 8, 9, 10, 11, 12]
+    list(generate(model, longer, options, kept=kept, should_stop=at_call(3)))
+    assert kept.cache is not None
+    assert kept.cache.length == 0
+    again = finish(list(generate(model, longer, options, kept=kept)))
+    assert again.ids == naive(model, longer, 3)
 
 
 # --- refusals, before anything runs -----------------------------------------------------------------------

@@ -11,8 +11,9 @@ from engine.checkpoint import load_checkpoint
 from engine.events import Load, Loaded
 from engine.formats import FormatMaker, linear_layers
 from engine.model import Decoder, random_weights
-from engine.probe import each_flops, probe
+from engine.probe import Rates, each_flops, layer_flops, prefill_chunk, probe
 from engine.service import Service
+from tests.engine.models import decoder as tiny
 from tests.engine.models import llama_config
 
 
@@ -62,3 +63,27 @@ def test_a_loaded_model_says_its_rates() -> None:
     assert isinstance(last, Loaded)
     assert last.model.read_bytes_per_s is not None
     assert last.model.matmul_flops_per_s is not None
+
+
+@pytest.mark.parametrize("name", ["llama", "experts", "qwen2"])
+def test_flops_of_a_layer_are_those_of_its_matrices(name: str) -> None:
+    """Counted by hand: q, k, v, o and three of the MLP, or of the experts that a token goes to."""
+    model = tiny(name)
+    attention = 2 * 16 * (24 + 12 + 12 + 24)
+    expected = attention + 2 * 3 * 16 * 24
+    if name == "experts":  # one layer of two: two experts of 8, and the router; only a share of the router is counted
+        expected = attention + (2 * 3 * 16 * 24 + 2 * (2 * 3 * 16 * 8)) / 2
+    assert layer_flops(model.config) == pytest.approx(expected, rel=0.06)
+
+
+def test_a_prompt_is_cut_where_a_layer_would_take_long() -> None:
+    model = tiny("llama")
+    each = layer_flops(model.config)
+
+    def chunk(flops_per_s: float) -> int | None:
+        return prefill_chunk(model, Rates(read_bytes_per_s=1.0, matmul_flops_per_s=flops_per_s))
+
+    assert chunk(each * 10_000) == 1000  # a tenth of a second
+    assert chunk(each) == 128  # shorter ones would read the weights too often
+    assert chunk(each * 1e9) == 4096
+    assert prefill_chunk(model, None) is None

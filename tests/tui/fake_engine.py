@@ -122,8 +122,16 @@ class FakeEngine:
             if request.model == "missing.pt":
                 yield Failed(kind="input", message="missing.pt: no such file")
                 return
+            self.held = ("nothing", "auto", 1)
+            name = request.model or "bundled"
+            yield Progress(stage="load", done=0, total=0, elapsed_ns=0, detail=name)
+            for done in range(30, 100) if name == "slow.gguf" else ():
+                if stop():
+                    yield Cancelled()
+                    return
+                yield Progress(stage="load", done=done, total=100, elapsed_ns=done, remaining_s=1.0, detail=name)
+                time.sleep(0.1)
             self.held = (request.model, request.dtype, request.tp)
-            yield Progress(stage="load", done=0, total=1, elapsed_ns=0, detail=request.model or "bundled")
             yield self.loaded()
         elif isinstance(request, Load):
             yield self.loaded()

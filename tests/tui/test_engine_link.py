@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from engine.events import (
+    Cancelled,
     EngineExited,
     Evaluate,
     EvaluationFinished,
@@ -18,10 +19,11 @@ from engine.events import (
     Generate,
     GenerationFinished,
     Load,
+    Progress,
     TokenGenerated,
 )
 from tests.tui.live import fake_engine
-from tui.engine_link import EngineLink, EngineStatus, Phase
+from tui.engine_link import EngineLink, EngineStatus, Phase, loading_text
 
 
 @pytest.fixture
@@ -144,6 +146,30 @@ def test_a_model_that_cannot_be_loaded_leaves_the_engine_ready(link: EngineLink)
     assert isinstance(got[-1], Failed)
     assert link.status.phase is Phase.READY
     assert link.status.detail == "missing.pt: no such file"
+
+
+def test_a_load_says_how_far_it_is_and_what_was_held_is_gone_with_it(link: EngineLink) -> None:
+    link.start()
+    spin(link, lambda: link.status.model is not None and not link.busy)
+    got: list[Event] = []
+    number = link.submit(Generate(model="slow.gguf", prompt="a"), got.extend)
+    spin(link, lambda: "%" in link.status.line)
+    assert link.status.line.startswith("◌ loading: 3")
+    assert link.status.line.endswith(" % of slow.gguf")
+    assert link.status.model is None
+    link.cancel(number)
+    spin(link, lambda: not link.busy)
+    assert isinstance(got[-1], Cancelled)
+    assert (link.status.line, link.status.model) == ("● ready", None)
+
+
+def test_how_far_a_load_is_in_words() -> None:
+    def text(detail: str, done: int, total: int) -> str:
+        return loading_text(Progress(stage="load", done=done, total=total, elapsed_ns=0, detail=detail))
+
+    assert text("m.gguf", 0, 0) == "m.gguf"
+    assert text("m.gguf", 999, 1000) == "99 % of m.gguf"
+    assert text("downloading m", 45, 100) == "downloading 45 % of m"
 
 
 def test_closing_leaves_no_process() -> None:

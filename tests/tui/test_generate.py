@@ -80,6 +80,21 @@ async def test_escape_stops_and_the_run_keeps_its_text_and_numbers() -> None:
         assert str(pane.query_one("#send", Button).label) == "generate"
 
 
+async def test_escape_stops_a_load_too_which_says_how_far_it_is() -> None:
+    async with live_app("--rate", "300").run_test(size=(80, 24)) as pilot:
+        pane = await opened(pilot)
+        await set_option(pilot, pane, "model", "slow.gguf")
+        await pilot.press("enter")
+        await until(pilot, lambda: status(pane).startswith("▶ loading 3"))
+        assert status(pane).endswith(" % of slow.gguf · Esc stops")
+        await pilot.press("escape")
+        await until(pilot, lambda: pane.run is not None and pane.run.over)
+        assert "stopped by you" in status(pane)
+        await set_option(pilot, pane, "model", "")
+        await run_to_end(pilot, pane)
+        assert len(pane.run.ids if pane.run else ()) == 128
+
+
 async def test_both_ways_are_compared_once_both_have_run() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)

@@ -364,7 +364,7 @@ class BenchmarkPane(Pane):
             bar.update(total=None)
             self._say(f"{job.kind}: waiting for the engine ({engine_of(self.app).status.line})")
         else:
-            bar.update(total=job.progress.total, progress=job.progress.done)
+            bar.update(total=job.progress.total or None, progress=job.progress.done)
             self._say(f"{job.kind}: {job.progress_line}")
 
     def _show_evaluation(self) -> None:

@@ -103,8 +103,8 @@ class GeneratePane(Pane):
         "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
         "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
         "Model: a Hugging Face folder, a .gguf, .safetensors or .pt file, or the name of one in the local cache "
-        "(org/name); F9 or m lists what is on this machine (Hugging Face, Ollama, LM Studio, llama.cpp, this folder, "
-        "those of KVSCOPE_MODELS); blank is the bundled two-layer model.\n\n"
+        "(org/name, org/name:Q4_K_M); F9 or m lists what is on this machine (Hugging Face, Ollama, LM Studio, "
+        "llama.cpp, this folder, those of KVSCOPE_MODELS); blank is the bundled two-layer model.\n\n"
         "As chat, the prompt is a turn in the model's own template: the turns stay, what the cache holds of them is "
         "reused (the numbers say how much), n begins a new chat. Kept: the whole cache, the windows alone, or 8 bits. "
         "tp: ranks that share the model, as processes."
@@ -436,6 +436,8 @@ class GeneratePane(Pane):
             return f"✗ {run.problem}"
         if run.over:
             return f"{len(run.ids):,} tokens · {self._rate} · {run.outcome}"
+        if run.start_ns is None and status.phase is Phase.LOADING:
+            return f"▶ loading {status.detail} · Esc stops"
         if run.start_ns is None:
             return f"waiting for the engine ({status.line})"
         return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self._rate} · Esc stops"
