@@ -177,7 +177,7 @@ def stop_after(calls: int) -> Callable[[], bool]:
 def test_it_can_be_stopped_before_every_pass(calls: int) -> None:
     """Asked before the long prompt, the prompts of a batch and every step: 9 times in the warm-up."""
     request = Batch(batches=(1, 2), context=4, new_tokens=3, repeats=1)
-    events = events_of(decoder(), request, Clock(), should_stop=stop_after(calls))
+    events = events_of(decoder(), request, RunningClock(), should_stop=stop_after(calls))
     assert events[-1] == Cancelled()
     assert any(isinstance(event, BatchRowMeasured) for event in events) == (calls > 12)
     whole = events_of(decoder(), request, RunningClock(), should_stop=stop_after(9 + 7))
