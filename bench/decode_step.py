@@ -1,9 +1,10 @@
-"""One decode step of the assignment's model: ours against a plain nn.Module that concatenates its cache.
+"""One decode step of the assignment's model: ours, layer by layer and compiled, against a plain nn.Module that
+concatenates its cache.
 
     python bench/decode_step.py [--weights FILE.pt] [--tokens 100] [--rounds 40] [--json]
 
-Both run the same weights at batch 1 on one thread, greedy, from the same prompt; their logits are compared
-first. Rounds alternate between the two, so that a machine that slows down slows both; the figure of a round is
+All run the same weights at batch 1 on one thread, greedy, from the same prompt; their logits are compared
+first. The compiled arm is left out where there is no C++ compiler. Rounds alternate between them, so that a machine that slows down slows both; the figure of a round is
 its time divided by its tokens, and the medians and their ratio are printed. Without --weights the sizes are the
 assignment's defaults (vocabulary 1000, width 50, inner 100, 2 layers) with random weights.
 """
@@ -14,12 +15,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import load_checkpoint
+from engine.compiled.step import attach
 from engine.config import ModelConfig, to_reference_name
 from engine.model import Decoder, random_weights
 
@@ -117,6 +120,18 @@ def our_run(decoder: Decoder, prompt: Tensor, n_tokens: int) -> tuple[float, Ten
     return (time.perf_counter_ns() - start_ns) / 1e9 / n_tokens, logits
 
 
+def run_s(decoder: Decoder, prompt: Tensor, n_tokens: int) -> float:
+    """Seconds a step of `our_run`."""
+    return our_run(decoder, prompt, n_tokens)[0]
+
+
+def compiled_decoder(weights: Path | None) -> dict[str, Decoder]:
+    """Another decoder on the same weights, with the compiled step; none where it cannot be built."""
+    decoder = build(weights)[0]
+    attach(decoder, "auto").wait()
+    return {"compiled": decoder} if decoder.decode_step is not None else {}
+
+
 def build(weights: Path | None) -> tuple[Decoder, PlainModel]:
     """Both models on the same float32 weights."""
     if weights is not None:
@@ -162,21 +177,25 @@ def main() -> None:
     torch.set_num_threads(1)
     decoder, plain = build(options.weights)
     prompt = torch.arange(PROMPT_TOKENS)[None]
-    error = (our_run(decoder, prompt, 5)[1] - plain_run(plain, prompt, 5)[1]).abs().max().item()
-    arms = {
-        "engine": lambda: our_run(decoder, prompt, options.tokens)[0],
-        "plain": lambda: plain_run(plain, prompt, options.tokens)[0],
+    decoders = {"engine": decoder} | compiled_decoder(options.weights)
+    expected = plain_run(plain, prompt, 5)[1]
+    error = max((our_run(one, prompt, 5)[1] - expected).abs().max().item() for one in decoders.values())
+    arms: dict[str, Callable[[], float]] = {
+        name: partial(run_s, one, prompt, options.tokens) for name, one in decoders.items()
     }
+    arms["plain"] = lambda: plain_run(plain, prompt, options.tokens)[0]
     times = measure(arms, options.rounds)
     result = {f"{name}_step_us": statistics.median(step_s) * 1e6 for name, step_s in times.items()}
     result |= {f"{name}_min_us": min(step_s) * 1e6 for name, step_s in times.items()}
-    result |= {"ratio": result["plain_step_us"] / result["engine_step_us"], "max_abs_logit_difference": error}
+    result |= {f"{name}_ratio": result["plain_step_us"] / result[f"{name}_step_us"] for name in decoders}
+    result |= {"max_abs_logit_difference": error}
     if options.json:
         print(json.dumps(result | {"torch": torch.__version__, "tokens": options.tokens, "rounds": options.rounds}))
         return
     for name in arms:
-        print(f"{name:7} {result[f'{name}_step_us']:7.1f} us a decode step (least {result[f'{name}_min_us']:.1f})")
-    print(f"ratio   {result['ratio']:7.2f}   (logits differ by at most {error:.1e})")
+        ratio = f", {result[f'{name}_ratio']:.2f} times as fast as plain" if name in decoders else ""
+        print(f"{name:8} {result[f'{name}_step_us']:7.1f} us a step (least {result[f'{name}_min_us']:.1f}){ratio}")
+    print(f"logits differ by at most {error:.1e}")
 
 
 if __name__ == "__main__":
