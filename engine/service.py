@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -54,6 +55,9 @@ from engine.options import check_batch, check_benchmark, check_ranks, check_thre
 from engine.probe import Rates, prefill_chunk, probe
 from engine.timing import NS_PER_S
 
+if TYPE_CHECKING:
+    from engine.compiled.step import Compilation
+
 ShouldStop = Callable[[], bool]
 
 
@@ -82,6 +86,9 @@ class _Held:
     kept: Kept
     """The cache of the last run that asked for it to be kept."""
     rates: Rates | None = None
+    compilation: "Compilation | None" = None
+    told: str | None = None
+    """The note on the compiled step that was sent last."""
 
 
 class Service:
@@ -148,8 +155,10 @@ class Service:
         held = self._held
         assert held is not None
         self._use_threads(request.threads, held.model)
-        note = self._compile(held.model, request.compile, should_stop)
-        if fresh or isinstance(request, Load):
+        held = self._held = self._compiled(held, request.compile, should_stop)
+        note = held.compilation.note if held.compilation is not None else ""
+        if note != held.told or isinstance(request, Load):
+            self._held = replace(held, told=note)
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns, step_note=note, rates=held.rates))
         return held.model
 
@@ -161,24 +170,26 @@ class Service:
         self._use_threads(request.threads, held.model)
         return replace(held, rates=probe(held.model.decoder))
 
-    def _compile(self, model: LoadedModel, mode: CompileMode, should_stop: ShouldStop) -> str:
-        """Give the decoder its compiled step, or take it away; a sentence on it.
+    def _compiled(self, held: _Held, mode: CompileMode, should_stop: ShouldStop) -> _Held:
+        """Give the decoder its compiled step, or take it away.
 
         "on" waits for the build: raises EngineError where there is none to be had, and Stopped.
         """
-        if mode == "off" or model.decoder.communication_ns is not None:
-            model.decoder.decode_step = None
-            return ""
-        if model.decoder.decode_step is not None:
-            return "compiled decode step"
-        from engine.compiled.step import attach
+        decoder = held.model.decoder
+        if mode == "off" or decoder.communication_ns is not None:
+            if held.compilation is not None:
+                held.compilation.drop()
+            decoder.decode_step = None
+            return replace(held, compilation=None)
+        if held.compilation is None:
+            from engine.compiled.step import attach
 
-        made = attach(model.decoder, "auto")
-        if mode == "on":
-            made.wait_unless(should_stop)
-            if model.decoder.decode_step is None:
-                raise EngineError(made.note)
-        return made.note
+            held = replace(held, compilation=attach(decoder))
+        if mode == "on" and held.compilation is not None:
+            held.compilation.wait_unless(should_stop)
+            if decoder.decode_step is None:
+                raise EngineError(held.compilation.note)
+        return held
 
     def close(self) -> None:
         """End what the model runs on: other ranks, where it has any."""
@@ -273,10 +284,8 @@ class Service:
 
         check_batch(request)
         model = yield from self._hold(request, should_stop)
-        if request.compile != "off" and model.decoder.decode_step is None and model.decoder.communication_ns is None:
-            from engine.compiled.step import attach
-
-            attach(model.decoder, request.compile).wait_unless(should_stop)
+        if self._held is not None and self._held.compilation is not None:
+            self._held.compilation.wait_unless(should_stop)
         yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
 
     def _formats(self, request: Formats, should_stop: ShouldStop) -> Iterator[Event]:
@@ -307,7 +316,7 @@ class Service:
     def _still_held(self) -> Iterator[Event]:
         """Tell of the model that a comparison leaves behind, with this machine's rates; nothing if its load failed."""
         if self._held is not None:
-            held = self._held = replace(self._held, rates=probe(self._held.model.decoder))
+            held = self._held = replace(self._held, rates=probe(self._held.model.decoder), told="")
             yield Loaded(model=model_info(held.model, load_ns=held.load_ns, rates=held.rates))
 
 

@@ -2,8 +2,13 @@
 
 The library is cached in the user's cache folder under a name made of the source, the compiler and the CPU, so
 that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
+
+    python -m engine.compiled.build
+
+builds it, out of the way of what else runs, and goes on when whoever started it ends (`build_apart`).
 """
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -12,10 +17,13 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import platformdirs
+
+from engine.client import default_environment
 
 SOURCE = Path(__file__).with_name("step.cpp")
 COMPILERS = ("c++", "g++", "clang++")
@@ -24,6 +32,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w")
 TUNINGS = ("-march=native", "-mcpu=native", "")
 TIMEOUT_S = 120
+NICENESS = 10  # tokens are made meanwhile, and want every core
 _ERROR_CHARS = 400
 
 
@@ -62,6 +71,39 @@ def build_library(source: Path = SOURCE) -> ctypes.CDLL:
         return _open(path)
     except OSError as error:
         raise BuildError(f"the compiled step could not be stored or loaded: {error}") from None
+
+
+def build_apart() -> ctypes.CDLL:
+    """The library, built by a process of its own: a run that ends before leaves it to the next. Raises BuildError."""
+    find_compiler()
+    builder = subprocess.Popen(
+        [sys.executable, "-P", "-m", "engine.compiled.build"],
+        env=default_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    said, _ = builder.communicate()
+    library = cached_library() if builder.returncode == 0 else None
+    if library is None:
+        raise BuildError(said.strip() or f"the build ended with code {builder.returncode}")
+    return library
+
+
+def main() -> int:
+    """Build; the exit code. A failure is one sentence on stdout."""
+    import torch  # noqa: F401 (whose threading library the new one is to share: see `_link`)
+
+    os.nice(NICENESS)
+    try:
+        build_library()
+    except BuildError as error:
+        with contextlib.suppress(BrokenPipeError):
+            print(error.message, flush=True)
+        return 1
+    return 0
 
 
 def find_compiler() -> list[str]:
@@ -139,3 +181,7 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"the C++ compiler did not finish: {error}") from None
     if done.returncode:
         raise BuildError(f"the C++ compiler failed ({done.returncode}): {done.stderr.strip()[:_ERROR_CHARS]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.block import SandwichBlock
 from engine.cache import KeysValues, Store
-from engine.compiled.build import BuildError, build_library, cached_library
+from engine.compiled.build import BuildError, build_apart, build_library, cached_library
 from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import EngineError, Stopped
 from engine.experts import Experts
@@ -300,6 +300,9 @@ class Compilation:
 
     def __init__(self, decoder: Decoder, mode: CompileMode) -> None:
         self.note = ""
+        self._decoder = decoder
+        self._dropped = False
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         reason = "it is switched off" if mode == "off" else unsupported(decoder)
         if reason is not None:
@@ -311,12 +314,12 @@ class Compilation:
         if library is not None:
             self._install(decoder, library)
         elif mode == "on":
-            self._build(decoder)
+            self._build(decoder, build_library)
             if decoder.decode_step is None:
                 raise EngineError(self.note)
         else:
             self.note = "the decode step is being compiled; the layers run one by one until it is ready"
-            self._thread = threading.Thread(target=self._build, args=(decoder,), daemon=True)
+            self._thread = threading.Thread(target=self._build, args=(decoder, build_apart), daemon=True)
             self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> None:
@@ -331,15 +334,23 @@ class Compilation:
             if should_stop():
                 raise Stopped
 
-    def _build(self, decoder: Decoder) -> None:
+    def drop(self) -> None:
+        """Take the step away again; one that is still being built is not used."""
+        with self._lock:
+            self._dropped = True
+            self._decoder.decode_step = None
+
+    def _build(self, decoder: Decoder, build: Callable[[], ctypes.CDLL]) -> None:
         try:
-            self._install(decoder, build_library())
+            self._install(decoder, build())
         except BuildError as error:
             self.note = f"no compiled step: {error.message}"
             prepack(decoder)
 
     def _install(self, decoder: Decoder, library: ctypes.CDLL) -> None:
-        decoder.decode_step = CompiledStep(decoder, library)
+        step = CompiledStep(decoder, library)
+        with self._lock:
+            decoder.decode_step = None if self._dropped else step
         for layer in linear_layers(decoder):
             if isinstance(layer, GroupedLinear):
                 layer.unpack = CompiledUnpack(layer.packed, library)

@@ -1,6 +1,9 @@
 """The compiled decode step against the layers run one by one, for every kind of model both can run."""
 
+import ctypes
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -292,6 +295,43 @@ def test_failed_build_is_said_and_survived(monkeypatch: pytest.MonkeyPatch, tmp_
     assert compilation.note.startswith("no compiled step: the C++ compiler failed (1)")
     assert decoder.decode_step is None
     assert list((tmp_path / "compiled").glob("*.so")) == []
+
+
+@pytest.mark.slow
+def test_a_build_outlives_the_run_that_began_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    program = (
+        "import torch; from engine.compiled.step import attach; from engine.model import Decoder, random_weights;"
+        "from tests.engine.models import llama_config;"
+        "c = llama_config(); d = Decoder(c, random_weights(c)); print(attach(d).note); import time; time.sleep(0.2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("the decode step is being compiled")
+    assert build.cached_library() is None
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    attach(decoder).wait()  # another builder, which finds the lock taken
+    assert decoder.decode_step is not None
+    assert len(list((tmp_path / "compiled").glob("step-*.so"))) == 1
+
+
+def test_a_step_that_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    attach(decoder, "on")
+    library = build.cached_library()
+    assert library is not None
+    begun = threading.Event()
+
+    def slow() -> ctypes.CDLL:
+        begun.wait(10)
+        return library
+
+    monkeypatch.setattr("engine.compiled.step.cached_library", lambda: None)
+    monkeypatch.setattr("engine.compiled.step.build_apart", slow)
+    compilation = attach(decoder)
+    compilation.drop()
+    begun.set()
+    compilation.wait()
+    assert decoder.decode_step is None
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
