@@ -198,6 +198,8 @@ class _Printer:
             case Loaded():
                 self.model = event.model
                 self._progress.clear()  # tokens come next
+                if event.model.step_note:
+                    self.remark(event.model.step_note)
             case EngineExited():
                 raise EngineFailure(event.message)
             case Progress():

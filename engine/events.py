@@ -225,7 +225,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     matmul_flops_per_s: float | None = None
     """How fast it multiplies a prefill's tokens with one of its matrices."""
     step_note: str = ""
-    """One sentence on the compiled decode step; empty where none was asked for."""
+    """Why decode steps run layer by layer; empty where they do not, or were asked to."""
     device: str = "cpu"
     """Where it runs: cpu or cuda."""
 

@@ -47,7 +47,9 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
         text.append(_bounds_text(bounds, rates))
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
-    return text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
+    text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
+    note = run.model.step_note if run.model is not None else ""
+    return text.append(f"\n  {note}", "dim") if note else text
 
 
 def bounds_of(run: Run) -> Bounds | None:

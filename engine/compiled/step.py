@@ -296,7 +296,10 @@ def _check_records(library: ctypes.CDLL) -> None:
 
 
 class Compilation:
-    """The compiled step of one decoder: not there, being built, ready or failed. ``note``: one sentence on it."""
+    """The compiled step of one decoder: not there, being built, ready or failed.
+
+    ``note``: one sentence on why the layers run one by one; empty where they do not.
+    """
 
     def __init__(self, decoder: Decoder, mode: CompileMode) -> None:
         self.note = ""
@@ -354,7 +357,7 @@ class Compilation:
         for layer in linear_layers(decoder):
             if isinstance(layer, GroupedLinear):
                 layer.unpack = CompiledUnpack(layer.packed, library)
-        self.note = "compiled decode step"
+        self.note = ""
 
 
 def attach(decoder: Decoder, mode: CompileMode = "auto") -> Compilation:
