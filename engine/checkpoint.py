@@ -51,7 +51,7 @@ DTYPES = {
 }
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 """Elements of a weight that are converted at once."""
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
 _MAX_CONFIG_BYTES = 64 << 20

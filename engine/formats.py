@@ -31,7 +31,7 @@ QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
 CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of step.cpp
 GROUP = 32
 _PACKED_AT_ONCE = 1 << 20  # weights
-_WIDENED_AT_ONCE = 1 << 21
+_WIDENED_AT_ONCE = 1 << 20
 SCALE_SLACK = 16  # float16 numbers after the last scale that step.cpp may read and ignores
 _FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",

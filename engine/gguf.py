@@ -28,6 +28,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
 _WIDENED_AT_ONCE = 1 << 15  # blocks
+_AROUND = 1 << 20  # bytes, more than a system maps around the page that was touched; divides by every page size
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 
 
@@ -164,10 +165,13 @@ class _Source:
         return data
 
     def _give_back(self, offset: int, size: int) -> None:
-        """Unmap pages that have been read, or the whole file would count as our memory beside the weights."""
-        start = offset - offset % mmap.PAGESIZE
+        """Unmap what has been read, or the whole file would count as our memory beside the weights.
+
+        And what lies around it: a page that is touched brings its neighbours with it.
+        """
         if hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
+            start = max(0, offset // _AROUND - 1) * _AROUND
+            self.data.madvise(mmap.MADV_DONTNEED, start, min(offset + size + _AROUND, len(self.data)) - start)
 
 
 def _dequantized(data: bytearray, shape: tuple[int, ...], kind: int) -> Tensor:
