@@ -3,7 +3,7 @@
 float32, bfloat16 and float16 are plain tensors (`engine.layers.Linear`). int8 and int4 keep the weights of 32
 neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4_1, which they hold without loss:
 
-    int8: w = q d          q in -127..127, 34 bytes a group
+    int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes a group
     int4: w = q d + m      q in 0..15, 20 bytes a group    (d, m: float16)
 
 Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in

@@ -1,4 +1,4 @@
-"""bench/speed_setup.py: the float32 file is the same model; llama.cpp's environment is built once or its fault is said."""
+"""bench/speed_setup.py: the float32 file is the same model; llama.cpp is built once, or why not is said."""
 
 import subprocess
 from collections.abc import Sequence
