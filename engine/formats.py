@@ -73,8 +73,9 @@ class GroupedLinear:
             return F.linear(x, self.weight(x.dtype), kept.bias)
         # A head of 50,000 rows, widened whole, would take as much memory as all layers as they are kept.
         at_once = max(1, _WIDENED_AT_ONCE // kept.cols)
-        starts = range(0, kept.rows, at_once)
-        y = torch.cat([F.linear(x, unpack(kept, x.dtype, start, start + at_once)) for start in starts], -1)
+        y = x.new_empty(len(x), kept.rows)
+        for start in range(0, kept.rows, at_once):
+            y[:, start : start + at_once] = F.linear(x, unpack(kept, x.dtype, start, start + at_once))
         return y if kept.bias is None else y.add_(kept.bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
