@@ -165,17 +165,21 @@ class LlamaCpp:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"llama.cpp ended while it was to {request['do']} {request.get('name', '')}".rstrip())
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def arm(self, name: str) -> Arm:
         """One format, made from the benchmark's file if it is not there yet."""
         bench = self._bench
         target = bench.file if name == "F32" else bench.folder / f"{bench.file.stem.removesuffix('.F32')}.{name}.gguf"
-        request = {"do": "convert", "source": str(bench.file), "target": str(target), "format": name}
-        if not target.exists() and self.ask(**request)["failed"]:
-            target.unlink(missing_ok=True)
-            raise SystemExit(f"llama.cpp could not convert {bench.file} to {name}")
+        if not target.exists():
+            partial = target.with_suffix(".part")  # an interrupted run leaves no half of a model behind
+            if self.ask(do="convert", source=str(bench.file), target=str(partial), format=name)["failed"]:
+                raise SystemExit(f"llama.cpp could not convert {bench.file} to {name}")
+            partial.replace(target)
         bench.bytes_read[f"llama.cpp {name}"] = speed_setup.bytes_read(target)
         room = len(bench.prompt) + bench.n_new + 256
         self.ask(do="load", name=name, path=str(target), room=room, threads=bench.threads)
@@ -257,8 +261,10 @@ def print_table(records: list[dict[str, Any]], arms: Iterable[str], bytes_read: 
             print(f"{what:56} {value:6.2f} {goal:6.1f}  {'met' if value >= goal else 'not met'}")
 
 
-def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Path) -> dict[str, float]:
-    """What each format loses on the bundled text; perplexities by format."""
+def print_losses(
+    decoders: dict[str, Decoder], llama: LlamaCpp | None, arms: Iterable[str], file: Path
+) -> dict[str, float]:
+    """What each format loses on the bundled text; perplexities by format, llama.cpp's of the arms that ran."""
     tokenizer = load_checkpoint(file, dtype="bfloat16").tokenizer
     if tokenizer is None:
         return {}
@@ -269,8 +275,9 @@ def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Pat
         loss = format_loss(logits["float32"], logits[dtype], ids)
         print(f"{dtype:10} {loss.sentence()}")
         result[dtype], result["float32"] = loss.perplexity, loss.reference_perplexity
-    for name in LLAMA_FORMATS if llama is not None else ():
-        assert llama is not None
+    for name in LLAMA_FORMATS:
+        if llama is None or f"llama.cpp {name}" not in arms:
+            continue
         result[name] = llama.perplexity(name, ids)
         print(f"llama.cpp {name:5} perplexity {result[name]:.2f}")
     return result
@@ -360,7 +367,7 @@ def main() -> None:
     print(json.dumps(about))
     records = measure(arms, options.rounds)
     print_table(records, arms, bench.bytes_read)
-    perplexities = print_losses(decoders, llama, bench.file)
+    perplexities = print_losses(decoders, llama, arms, bench.file)
     out = options.out or options.folder / "results.jsonl"
     with out.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in [about, *records, {"perplexity": perplexities}])
