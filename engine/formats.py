@@ -3,14 +3,14 @@
 float32, bfloat16 and float16 are plain tensors (`engine.layers.Linear`). int8 and int4 keep the weights of 32
 neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4_1, which they hold without loss:
 
-    int8: w = q d          q in -127..127, 34 bytes a group
+    int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes a group
     int4: w = q d + m      q in 0..15, 20 bytes a group    (d, m: float16)
 
 Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in
 int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.layers import MLP, Attention, Linear, LinearLike, Weights
+from engine.layers import MLP, Attention, Linear, LinearLike, Weights, join
+from engine.stored import Groups
 
 if TYPE_CHECKING:
     from engine.model import Decoder
@@ -31,7 +32,7 @@ QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
 CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of records.h
 GROUP = 32
 _PACKED_AT_ONCE = 1 << 20  # weights
-_WIDENED_AT_ONCE = 1 << 21
+_WIDENED_AT_ONCE = 1 << 20
 SCALE_SLACK = 16  # float16 numbers after the last scale that products.h may read and ignores
 FLOATING: dict[torch.dtype, WeightFormat] = {
     torch.float32: "float32",
@@ -80,8 +81,9 @@ class GroupedLinear:
             return F.linear(x, self.weight(x.dtype), kept.bias)
         # A head of 50,000 rows, widened whole, would take as much memory as all layers as they are kept.
         at_once = max(1, _WIDENED_AT_ONCE // kept.cols)
-        starts = range(0, kept.rows, at_once)
-        y = torch.cat([F.linear(x, self.unpack(x.dtype, start, start + at_once)) for start in starts], -1)
+        y = x.new_empty(len(x), kept.rows)
+        for start in range(0, kept.rows, at_once):
+            y[:, start : start + at_once] = F.linear(x, self.unpack(x.dtype, start, start + at_once))
         return y if kept.bias is None else y.add_(kept.bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -128,9 +130,13 @@ def _prepack_in(owner: object) -> int:
 
 @runtime_checkable
 class InPieces(Protocol):
-    """Weights that can be had some rows at a time: (first row, rows) in order."""
+    """Weights that can be had some rows at a time, in order; as groups where they are stored in those of a format."""
 
-    def pieces(self, name: str) -> Iterator[tuple[int, Tensor]]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def pieces(self, name: str) -> Iterator[Tensor]: ...
+
+    def groups(self, name: str, kind: QuantizedFormat) -> Iterator[Groups] | None: ...
 
 
 class FormatMaker:
@@ -142,22 +148,23 @@ class FormatMaker:
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
-        biases = [weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights]
-        bias = torch.cat(biases) if biases else None
-        pieces = self._pieces(*names)
-        first = next(pieces)
-        if first.size(1) % GROUP:
+        shapes = [self._shape(f"{name}.weight") for name in names]
+        cols = shapes[0][1]
+        if cols % GROUP:
             return Linear.of(weights, *names)
-        return GroupedLinear(pack_pieces(chain([first], pieces), kind, bias))
+        biases = [f"{name}.bias" for name in names if f"{name}.bias" in weights]
+        bias = join(weights, *biases) if biases else None
+        pieces = chain.from_iterable(self._pieces(f"{name}.weight", kind) for name in names)
+        return GroupedLinear(fill(pieces, kind, sum(shape[0] for shape in shapes), cols, bias))
 
-    def _pieces(self, *names: str) -> Iterator[Tensor]:
-        """Rows of the matrices in order; of a large one some at a time, where the source can do that."""
-        for name in names:
-            source = self.source
-            if isinstance(source, InPieces):
-                yield from (piece for _, piece in source.pieces(f"{name}.weight"))
-            else:
-                yield source[f"{name}.weight"]
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
+
+    def _pieces(self, name: str, kind: QuantizedFormat) -> Iterable[Groups]:
+        """Rows of a matrix in order: of a large one some at a time, where the source can do that."""
+        if not isinstance(self.source, InPieces):
+            return group_pieces(_split(self.source[name]), kind)
+        return self.source.groups(name, kind) or group_pieces(self.source.pieces(name), kind)
 
 
 def held_bytes(decoder: "Decoder") -> int:
@@ -208,19 +215,34 @@ def packed(layer: object) -> Packed:
 
 def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
     """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32."""
-    return pack_pieces(torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1))), kind, bias)
+    rows, cols = weight.shape
+    return fill(group_pieces(_split(weight), kind), kind, rows, cols, bias)
 
 
-def pack_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
-    """The same of a matrix that comes some rows at a time: a table of embeddings in float32 is large by itself."""
+def _split(weight: Tensor) -> Sequence[Tensor]:
+    return torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1)))
+
+
+def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Groups]:
+    """Rows rounded to groups: a table of embeddings in float32 is large by itself."""
     make = _pack_int8 if kind == "int8" else _pack_int4
-    parts = []
     for piece in pieces:
         rows, cols = piece.shape
-        parts.append(make(piece.float().view(rows, cols // GROUP, GROUP)))
-    values = torch.cat([values for values, _ in parts])
-    scales = torch.cat([*(scales.flatten() for _, scales in parts), parts[0][1].new_zeros(SCALE_SLACK)])
-    return Packed(format=kind, rows=len(values), cols=cols, values=values, scales=scales, bias=bias)
+        yield make(piece.float().view(rows, cols // GROUP, GROUP))
+
+
+def fill(pieces: Iterable[Groups], kind: QuantizedFormat, rows: int, cols: int, bias: Tensor | None = None) -> Packed:
+    """A packed matrix from its rows in order."""
+    dtype, per_byte, per_group = (torch.int8, 1, 1) if kind == "int8" else (torch.uint8, 2, 2)
+    values = torch.empty(rows, cols // per_byte, dtype=dtype)
+    scales = torch.zeros(rows * per_group * cols // GROUP + SCALE_SLACK, dtype=torch.float16)
+    by_row, at = scales[:-SCALE_SLACK].view(rows, -1), 0
+    for piece in pieces:
+        last = at + len(piece.values)
+        values[at:last], by_row[at:last] = piece
+        at = last
+    assert at == rows, f"{at} rows of {rows}"
+    return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:
@@ -238,20 +260,20 @@ def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, s
     return torch.addcmul(scales[:, 1], whole, scales[:, 0]).view(n_rows, packed.cols)
 
 
-def _pack_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """(values (rows, cols) int8, scales (rows, groups))."""
+def _pack_int8(groups: Tensor) -> Groups:
+    """Values (rows, cols) int8, scales (rows, groups)."""
     scales = (groups.abs().amax(-1) / 127).half()
     whole = (groups / _divisor(scales)[..., None]).round_().clamp_(-127, 127)
-    return whole.to(torch.int8).flatten(1), scales
+    return Groups(whole.to(torch.int8).flatten(1), scales)
 
 
-def _pack_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """(values (rows, cols / 2) uint8, scales and minima (rows, 2, groups))."""
+def _pack_int4(groups: Tensor) -> Groups:
+    """Values (rows, cols / 2) uint8, scales and minima (rows, 2 groups)."""
     low, high = groups.aminmax(dim=-1)
     minima, scales = low.half(), ((high - low) / 15).half()
     whole = ((groups - minima.float()[..., None]) / _divisor(scales)[..., None]).round_().clamp_(0, 15).to(torch.uint8)
     first, second = whole.chunk(2, -1)  # columns 0..15 in the low halves of the bytes, 16..31 in the high ones
-    return (first | second << 4).flatten(1), torch.stack((scales, minima), 1)
+    return Groups((first | second << 4).flatten(1), torch.cat((scales, minima), 1))
 
 
 def _divisor(scales: Tensor) -> Tensor:

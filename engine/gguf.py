@@ -1,14 +1,15 @@
 """GGUF files: header, metadata, and tensors that are widened one at a time, as the decoder takes them.
 
 The header is read here (bounded, and much faster than a general reader for vocabularies of 100,000 texts);
-blocks are widened by the `gguf` package's own routines. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md
+blocks that no format of the engine holds are widened by the `gguf` package's own routines.
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.stored import StoredTensor
+from engine.formats import GROUP
+from engine.gguf_blocks import BLOCK_BYTES, GROUPED, repack, widen
+from engine.stored import Groups, StoredGroups, StoredTensor
 
 _MAGIC = b"GGUF"
 _MAX_ENTRIES = 1 << 20  # of metadata, and of tensors: the largest models have some thousands
@@ -25,6 +28,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
 _WIDENED_AT_ONCE = 1 << 15  # blocks
+_AROUND = 1 << 20  # bytes, more than a system maps around the page that was touched; divides by every page size
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 
 
@@ -61,32 +65,37 @@ class GGUFTensor:
 
     def stored(self) -> StoredTensor:
         """The whole tensor."""
+        kind = GROUPED.get(self.kind) if len(self.shape) == 2 and self.shape[1] % GROUP == 0 else None
         return StoredTensor(
             shape=self.shape,
             dtype=_PLAIN.get(self.kind, torch.float32),
-            load=lambda: self._read(None),
+            load=lambda: self._rows(0, self.shape[0]),
             part=self._rows if len(self.shape) > 1 else None,
             element_bytes=_element_bytes(self.kind),
+            groups=StoredGroups(kind=kind, part=self._groups) if kind is not None else None,
         )
 
     def part(self, index: int) -> StoredTensor:
         """One entry of the first dimension (an expert), read alone."""
-        return StoredTensor(
-            shape=self.shape[1:],
-            dtype=_PLAIN.get(self.kind, torch.float32),
-            load=lambda: self._read(index),
-            element_bytes=_element_bytes(self.kind),
-        )
+        size = _n_bytes(self.kind, self.shape[1:], self.name)
+        return replace(self, shape=self.shape[1:], offset=self.offset + index * size).stored()
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        size = _n_bytes(self.kind, self.shape[1:], self.name)
         shape = (stop - start, *self.shape[1:])
-        return self.file.widened(self.offset + start * size, (stop - start) * size, shape, self.kind)
+        if self.kind in GROUPED:
+            return widen(self._groups(start, stop), self.kind, shape)
+        data = self._data(start, stop)
+        if self.kind in _PLAIN:
+            return torch.frombuffer(data, dtype=_PLAIN[self.kind]).view(shape)
+        return _dequantized(data, shape, self.kind)
 
-    def _read(self, index: int | None) -> Tensor:
-        shape = self.shape if index is None else self.shape[1:]
-        size = _n_bytes(self.kind, shape, self.name)
-        return self.file.widened(self.offset + (index or 0) * size, size, shape, self.kind)
+    def _groups(self, start: int, stop: int) -> Groups:
+        n_rows = (stop - start) * math.prod(self.shape[1:-1]) if len(self.shape) > 1 else 1
+        return repack(self._data(start, stop), self.kind, n_rows)
+
+    def _data(self, start: int, stop: int) -> bytearray:
+        n_rows, size = self.shape[0], _n_bytes(self.kind, self.shape, self.name)
+        return self.file.copied(self.offset + size * start // n_rows, size * (stop - start) // n_rows)
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -148,25 +157,25 @@ class _Source:
         self.at += struct.calcsize(f"<{n}{code}")
         return list(values)
 
-    def widened(self, offset: int, size: int, shape: tuple[int, ...], kind: int) -> Tensor:
+    def copied(self, offset: int, size: int) -> bytearray:
+        """Bytes of a tensor. A copy: the mapping is read-only, and its alignment is only the file's."""
         if offset + size > len(self.data):
             raise self.fail(f"a tensor ends at byte {offset + size:,} of {len(self.data):,}")
-        data = memoryview(self.data)[offset : offset + size]
-        if kind in _PLAIN:  # a copy: the mapping is read-only, and its alignment is only the file's
-            tensor = torch.frombuffer(bytearray(data), dtype=_PLAIN[kind]).view(shape)
-        else:
-            tensor = _dequantized(data, shape, kind)
+        data = bytearray(memoryview(self.data)[offset : offset + size])
         self._give_back(offset, size)
-        return tensor
+        return data
 
     def _give_back(self, offset: int, size: int) -> None:
-        """Unmap pages that have been read, or the whole file would count as our memory beside the weights."""
-        start = offset - offset % mmap.PAGESIZE
+        """Unmap what has been read, or the whole file would count as our memory beside the weights.
+
+        And what lies around it: a page that is touched brings its neighbours with it.
+        """
         if hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
+            start = max(0, offset // _AROUND - 1) * _AROUND
+            self.data.madvise(mmap.MADV_DONTNEED, start, min(offset + size + _AROUND, len(self.data)) - start)
 
 
-def _dequantized(data: memoryview, shape: tuple[int, ...], kind: int) -> Tensor:
+def _dequantized(data: bytearray, shape: tuple[int, ...], kind: int) -> Tensor:
     """Blocks as float32, some at a time: numpy's temporaries are several times as large as the result."""
     import numpy as np
     from gguf import quants
@@ -199,6 +208,8 @@ def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
     """Bytes a tensor takes. Raises CheckpointError for a type that cannot be widened."""
     if kind in _PLAIN:
         return math.prod(shape) * _PLAIN[kind].itemsize
+    if kind in GROUPED and shape[-1] % GROUP == 0:
+        return math.prod(shape) // GROUP * BLOCK_BYTES[kind]
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import _type_traits
 

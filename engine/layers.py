@@ -10,7 +10,7 @@ H query heads, K KV heads, h head_dim. Hidden states are kept as (N, D).
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -75,12 +75,22 @@ class Linear:
     @classmethod
     def of(cls, weights: Weights, *names: str) -> "Linear":
         """One layer from one or several that read the same input: their outputs side by side."""
-        biases = [weights[f"{name}.bias"] for name in names if f"{name}.bias" in weights]
-        return cls(_join([weights[f"{name}.weight"] for name in names]), _join(biases) if biases else None)
+        biases = [f"{name}.bias" for name in names if f"{name}.bias" in weights]
+        return cls(join(weights, *(f"{name}.weight" for name in names)), join(weights, *biases) if biases else None)
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+@runtime_checkable
+class Joining(Protocol):
+    """Weights that can be had one below the other, without a copy of each."""
+
+    def joined(self, *names: str) -> Tensor: ...
+
+
+def join(weights: Weights, *names: str) -> Tensor:
+    """Weights one below the other."""
+    if len(names) == 1:
+        return weights[names[0]]
+    return weights.joined(*names) if isinstance(weights, Joining) else torch.cat([weights[name] for name in names])
 
 
 class Norm:

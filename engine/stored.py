@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +22,38 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 
+class Groups(NamedTuple):
+    """Some rows of a matrix as `engine.formats` keeps it in groups of 32; a row's scales, then its minima if any."""
+
+    values: Tensor  # (rows, bytes of a row)
+    scales: Tensor  # (rows, numbers of a row) float16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredGroups:
+    """Rows of a matrix whose blocks are the groups of one of the engine's formats: ``part`` reads them unwidened."""
+
+    kind: Literal["int8", "int4"]
+    part: Callable[[int, int], Groups]
+
+    def then(self, change: Callable[[Tensor], Tensor], unit: int) -> "StoredGroups":
+        """The same with whole rows moved within every ``unit`` of them."""
+
+        def part(start: int, stop: int) -> Groups:
+            first, last = _units(start, stop, unit)
+            values, scales = (change(t)[start - first : stop - first] for t in self.part(first, last))
+            return Groups(values, scales)
+
+        return StoredGroups(kind=self.kind, part=part)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
     """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for blocks of few bits.
 
     ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself. ``part`` reads
-    some of the first dimension alone, where that can be done. ``element_bytes``: what an element takes in the file,
-    where that is not its dtype's size.
+    some of the first dimension alone, ``groups`` the blocks as they are, each where that can be done.
+    ``element_bytes``: what an element takes in the file, where that is not its dtype's size.
     """
 
     shape: tuple[int, ...]
@@ -37,19 +62,35 @@ class StoredTensor:
     copied: bool = True
     part: Callable[[int, int], Tensor] | None = None
     element_bytes: float | None = None
+    groups: StoredGroups | None = None
 
-    def pieces(self, n_elements: int) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) in order, of about ``n_elements`` each; all at once where no part can be read alone."""
-        if self.part is None or math.prod(self.shape) <= n_elements:
-            yield 0, self.load()
-            return
+    def spans(self, n_elements: int) -> Iterator[tuple[int, int]]:
+        """First row and the one after the last, in order, of parts of about ``n_elements`` each."""
         at_once = max(1, n_elements * self.shape[0] // math.prod(self.shape))
         for start in range(0, self.shape[0], at_once):
-            yield start, self.part(start, min(start + at_once, self.shape[0]))
+            yield start, min(start + at_once, self.shape[0])
+
+    def pieces(self, n_elements: int) -> Iterator[Tensor]:
+        """Rows in order, about ``n_elements`` at a time; all at once where no part can be read alone."""
+        if self.part is None or math.prod(self.shape) <= n_elements:
+            yield self.load()
+            return
+        for start, stop in self.spans(n_elements):
+            yield self.part(start, stop)
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
         """Some of the first dimension."""
-        return self.then(lambda t: t[start:stop], (stop - start, *self.shape[1:]))
+        part, groups = self.part, self.groups
+        if part is None:
+            return self.then(lambda t: t[start:stop], (stop - start, *self.shape[1:]))
+        return StoredTensor(
+            shape=(stop - start, *self.shape[1:]),
+            dtype=self.dtype,
+            load=lambda: part(start, stop),
+            copied=self.copied,
+            part=lambda a, b: part(start + a, start + b),
+            groups=groups and StoredGroups(kind=groups.kind, part=lambda a, b: groups.part(start + a, start + b)),
+        )
 
     def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> "StoredTensor":
         """The same with something done to it after loading."""
@@ -60,6 +101,31 @@ class StoredTensor:
             copied=self.copied,
             element_bytes=self.element_bytes,
         )
+
+    def reordered(self, change: Callable[[Tensor], Tensor], unit: int) -> "StoredTensor":
+        """The same with whole rows moved within every ``unit`` of them, which can be done to parts."""
+        part, groups = self.part, self.groups
+        if part is None or self.shape[0] % unit:
+            return self.then(change)
+
+        def reordered(start: int, stop: int) -> Tensor:
+            first, last = _units(start, stop, unit)
+            return change(part(first, last))[start - first : stop - first]
+
+        return StoredTensor(
+            shape=self.shape,
+            dtype=self.dtype,
+            load=lambda: change(self.load()),
+            copied=self.copied,
+            part=reordered,
+            element_bytes=self.element_bytes,
+            groups=groups and groups.then(change, unit),
+        )
+
+
+def _units(start: int, stop: int, unit: int) -> tuple[int, int]:
+    """The rows of all units that those from ``start`` to ``stop`` touch."""
+    return start - start % unit, -(-stop // unit) * unit
 
 
 Stored = Tensor | StoredTensor

@@ -5,21 +5,30 @@ from __future__ import annotations
 import os
 import re
 
+from calc.kv_cache import request_term
 from calc.params import parameters
-from calc.specs import ModelSpec
+from calc.specs import MAX_BYTES, ModelSpec
 from calc.units import format_decimal
 from engine.errors import CheckpointError
 from engine.events import Generate, ModelInfo
 from engine.hub import cached_path
 from engine.memory import available_bytes
-from tui.predict import ELEMENT_BYTES, read_spec, read_weight_bytes
+from tui.predict import DTYPES, ELEMENT_BYTES, read_spec, read_weight_bytes
 
 AUTO = 4.0
 """The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
 
 
+ENGINE_BYTES = 45e6
+"""What a loaded model takes beside weights and cache: torch's code and tables as they are first used (some 25 MB,
+bench/load_memory.py), a tokenizer of 50,000 texts and what a prefill holds at once."""
+RANK_BYTES = 150e6
+"""A further rank: a process with torch of its own."""
+_CHARACTERS_A_TOKEN = 3
+
+
 def forecast(request: Generate, loaded: ModelInfo | None) -> str:
-    """A sentence on weights and cache against the memory that is free; empty where nothing is to be loaded."""
+    """A sentence on weights, cache and engine against the memory that is free; empty where nothing is to be loaded."""
     if request.model is None or (loaded is not None and loaded.path == request.model):
         return ""
     try:
@@ -29,15 +38,16 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
     spec = read_spec(request.model if cached is None else str(cached))
     if spec is None:
         return ""
-    weights = weight_bytes(spec, request.dtype)
-    free = available_bytes()
+    weights, free = weight_bytes(spec, request.dtype), available_bytes()
+    needed = weights + cache_bytes(spec, request) + ENGINE_BYTES * request.tp + RANK_BYTES * (request.tp - 1)
     sure = request.dtype != "auto"
     text = f"loading {spec.name}: {'about' if sure else 'at most'} {format_decimal(weights)} of weights"
     text += f" on {request.tp} ranks" if request.tp > 1 else packed_hint(spec) if not sure else ""
+    text += f", {format_decimal(needed)} with cache and engine"
     if free is None:
         return text
     text += f", {format_decimal(free)} of memory free"
-    if weights <= free:
+    if needed <= free:
         return text
     return f"{text}: it {'will' if sure else 'may'} not fit"
 
@@ -56,6 +66,15 @@ def shortage(model: str | None, dtype: str, *, given_back_bytes: int = 0) -> str
     return (
         f"{spec.name} as {dtype} takes {format_decimal(weights)} of weights, {format_decimal(free)} of memory is free"
     )
+
+
+def cache_bytes(spec: ModelSpec, request: Generate) -> float:
+    """Bytes of the cache of a request, its text counted as three characters a token."""
+    turns = "".join(turn.content for turn in request.turns or ())
+    prompt = len(request.prompt_ids or ()) or len(request.prompt or turns) // _CHARACTERS_A_TOKEN + 1
+    tokens = min(prompt + request.max_new_tokens, spec.max_context or MAX_BYTES)
+    kept = "bfloat16" if request.dtype in ("int8", "int4") else "float32" if request.dtype == "auto" else request.dtype
+    return float(request_term(spec, DTYPES[kept], tokens).value)
 
 
 PACKED = (("int4", {"Q4_0", "Q4_1"}), ("int8", {"Q8_0"}))

@@ -339,12 +339,13 @@ def _undone(name: str, stored: StoredTensor, architecture: str, config: ModelCon
         return stored.then(lambda t: deepseek_order(name, t, config))
     if architecture in _PERMUTED and (".q_proj." in name or ".k_proj." in name):
         n_heads = config.n_heads if ".q_proj." in name else config.n_kv_heads
-        return stored.then(lambda t: _halves(t, n_heads))
+        head_dim = max(1, stored.shape[0] // n_heads)
+        return stored.reordered(lambda t: _halves(t, head_dim), head_dim)
     return stored
 
 
-def _halves(tensor: Tensor, n_heads: int) -> Tensor:
+def _halves(tensor: Tensor, head_dim: int) -> Tensor:
     """Rows of every head from neighbouring pairs to halves; a bias is a matrix of one column."""
     matrix = tensor if tensor.dim() == 2 else tensor[:, None]
-    heads = matrix.reshape(n_heads, -1, matrix.size(1))
-    return torch.reshape(half_split(heads, rotary_dim=heads.size(1)), tensor.shape)
+    heads = matrix.reshape(-1, head_dim, matrix.size(1))
+    return torch.reshape(half_split(heads, rotary_dim=head_dim), tensor.shape)

