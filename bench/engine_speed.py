@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its bench and tests included
+from bench import speed_setup
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.config import ModelConfig
@@ -35,9 +37,6 @@ from engine.format_loss import format_loss, loss_ids, read_along
 from engine.formats import linear_layers, packed, prepack
 from engine.model import Decoder
 from engine.sampling import Sampler
-
-sys.path.append(str(Path(__file__).parents[1]))  # a checkout: its bench and tests are in no package
-from bench import speed_setup
 from tests.engine.smollm2 import fetch
 
 WORKER = Path(__file__).with_name("llama_worker.py")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its tests included: they write model files
 from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
 from engine.model import random_weights
@@ -100,7 +101,6 @@ def n_layers_for(size_mb: float) -> int:
 
 
 def main() -> None:
-    sys.path.append(str(Path(__file__).parents[1]))  # for tests.engine, which writes model files
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--dtype", default="auto")
