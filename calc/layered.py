@@ -473,6 +473,24 @@ def layered_linear_params(model: ModelSpec) -> int:
     return inside + model.vocab_size * (model.embedding_size or model.hidden_size)
 
 
+def layered_read_params(model: ModelSpec, batch: int) -> float:
+    """Weights that a step of `batch` tokens reads: those a token is multiplied with, and every expert that one hits."""
+    counts = ((n, layer_counts(_unshared(layer))) for layer, n in grouped(model.layers).items())
+    others = sum(n * c.idle * share_of_others(c.idle / c.routed, batch) for n, c in counts if c.idle)
+    return layered_linear_params(model) + others
+
+
+def share_of_others(idle_share: float, batch: int) -> float:
+    """1 - i^(B-1): of the experts that one token leaves idle, the share that B - 1 further tokens are expected to hit.
+
+    With i = 1 - k/E that makes E (1 - (1 - k/E)^B) experts in all, each token's k as likely as any others.
+
+    >>> share_of_others(6 / 8, 1), 2 + 6 * share_of_others(6 / 8, 4)
+    (0.0, 5.46875)
+    """
+    return 1 - idle_share ** (batch - 1)
+
+
 def _unshared(layer: LayerSpec) -> LayerSpec:
     """`layer` with matrices of its own in place of an earlier layer's: what a token is multiplied with."""
     if not any(getattr(part, "shared", False) for part in (*layer.mixers, *layer.feed_forwards)):

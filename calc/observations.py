@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from math import ceil
 
 from calc.attention import Attention, Phase, attention_work
 from calc.explain import to_text
-from calc.intensity import IntensityReport
-from calc.traffic import DecodePoint, linear_activations, linear_params
+from calc.intensity import IntensityQuery, IntensityReport
+from calc.traffic import DecodePoint, linear_activations, linear_bytes, linear_flops, linear_params, read_params
 from calc.units import format_count, format_decimal, format_flops
 
 FLAT = 0.001
@@ -177,11 +179,38 @@ def _step_by_batch(report: IntensityReport) -> str:
 def critical_batch(report: IntensityReport, ridge: float) -> int | None:
     """Smallest batch at which the linear layers reach `ridge` FLOP/B; None where activations prevent it."""
     query = report.query
+    if query.model.layers:
+        return _first_batch(lambda batch: _linear_intensity(query, batch) >= ridge)
     weights = linear_params(query.model)
     gain = 2 * weights - ridge * linear_activations(query.model) * float(query.element_bytes)
     if gain <= 0:
         return None
     return max(1, ceil(ridge * weights * float(query.weight_element_bytes) / gain))
+
+
+def _linear_intensity(query: IntensityQuery, batch: int) -> float:
+    """FLOPs a byte of the linear layers: a batch of a model with experts reads more of them."""
+    moved = linear_bytes(
+        batch=batch,
+        parameters=read_params(query.model, batch),
+        weight_element_bytes=query.weight_element_bytes,
+        activations=linear_activations(query.model),
+        element_bytes=query.element_bytes,
+    )
+    return float(linear_flops(batch=batch, parameters=linear_params(query.model)) / moved)
+
+
+MAX_BATCH = 1 << 20
+
+
+def _first_batch(reached: Callable[[int], bool]) -> int | None:
+    """The smallest batch that reaches it, given that larger ones do too; None where none to a million does."""
+    high = 1
+    while not reached(high):
+        high *= 2
+        if high > MAX_BATCH:
+            return None
+    return bisect_left(range(high + 1), True, lo=1, key=reached)
 
 
 def _from_ridge(intensity: float, ridge: float) -> str:

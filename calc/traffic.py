@@ -35,6 +35,15 @@ def linear_params(model: ModelSpec) -> int:
     return int(m.n_layers * (attention + feed_forward) + m.vocab_size * m.hidden_size)
 
 
+def read_params(model: ModelSpec, batch: int) -> Number:
+    """Weights that a step of `batch` tokens reads: of routed experts those that are expected to be hit."""
+    if not model.layers:
+        return linear_params(model)
+    from calc.layered import layered_read_params
+
+    return layered_read_params(model, batch)
+
+
 def linear_activations(model: ModelSpec) -> int:
     """Elements a token moves in and out of the linear layers, Q with K and V and gate with up fused."""
     m = model
@@ -97,7 +106,7 @@ def decode_point(
     flops = linear_flops(batch=batch, parameters=linear_params(model))
     moved = linear_bytes(
         batch=batch,
-        parameters=linear_params(model),
+        parameters=read_params(model, batch),
         weight_element_bytes=weight_element_bytes,
         activations=linear_activations(model),
         element_bytes=element_bytes,

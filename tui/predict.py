@@ -16,7 +16,7 @@ from calc.roofline import bound_s, decode_bytes, prefill_flops
 from calc.sources.catalog import manual_device
 from calc.specs import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.storage import FORMATS, StorageFormat
-from calc.traffic import linear_flops, linear_params
+from calc.traffic import linear_flops, linear_params, read_params
 from calc.units import format_rate
 from engine.events import BatchRow, CacheKind, ModelInfo
 
@@ -223,8 +223,15 @@ def predicted_batches(
     if not rows:
         return None
     spec = spec_of(info)
-    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info).value)
-    moved = [decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=r.batch * r.context_tokens) for r in rows]
+    token = float(cache_token_term(info).value)
+    moved = [
+        decode_bytes(
+            weight_bytes=read_weight_bytes(spec, info.dtype, batch=row.batch),
+            kv_token_bytes=token,
+            context=row.batch * row.context_tokens,
+        )
+        for row in rows
+    ]
     flops = [_decode_flops(spec, row) for row in rows]
     first = min(range(len(rows)), key=lambda index: rows[index].batch)
     rates = {
@@ -252,9 +259,12 @@ def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
     return prefill_flops(spec, n_tokens, attention_flops=_attention_unit(spec, Phase.PREFILL) * n_tokens**2)
 
 
-def read_weight_bytes(spec: ModelSpec, dtype: str) -> float:
-    """Bytes of the matrices that a token is multiplied with, as the engine keeps them: an int4 model's head is int8."""
-    n_weights, head = linear_params(spec), spec.vocab_size * spec.hidden_size
+def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
+    """Bytes of the matrices that a step of `batch` tokens reads, of routed experts those that it is expected to hit.
+
+    As the engine keeps them: an int4 model's head is int8.
+    """
+    n_weights, head = float(read_params(spec, batch)), spec.vocab_size * spec.hidden_size
     if dtype != "int4":
         return n_weights * ELEMENT_BYTES[dtype]
     return (n_weights - head) * ELEMENT_BYTES["int4"] + head * ELEMENT_BYTES["int8"]

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 
 from calc.attention import Attention, Phase, attention_work
 from calc.params import parameters
+from calc.sources.catalog import find_model
 from calc.specs import Mlp
-from calc.traffic import decode_point, decode_series, linear_activations, linear_bytes, linear_flops, linear_params
+from calc.traffic import (
+    decode_point,
+    decode_series,
+    linear_activations,
+    linear_bytes,
+    linear_flops,
+    linear_params,
+    read_params,
+)
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models
 
 
@@ -98,3 +107,28 @@ def test_plain_mlp_has_two_matrices():
 @pytest.mark.parametrize("batches", [(1,), (8, 1, 4)])
 def test_series_keeps_its_order(batches):
     assert tuple(p.batch for p in decode_series(LLAMA, batches, context=16, group_size=1)) == batches
+
+
+def test_a_batch_reads_the_experts_that_it_hits() -> None:
+    """Mixtral: 8 experts, 2 a token. B tokens hit 8 (1 - (6/8)^B) of them on average; the rest is read once."""
+    model = find_model("mixtral-8x22b")
+    one = linear_params(model)
+    assert read_params(model, 1) == one
+    experts = 56 * 8 * 3 * 6144 * 16384
+    for batch in (2, 4, 32):
+        share = 1 - 0.75**batch
+        assert read_params(model, batch) == pytest.approx(one - experts / 4 + experts * share, rel=1e-12)
+    assert read_params(model, 10_000) == pytest.approx(one + experts * 3 / 4)
+    dense = find_model("llama-3-8b")
+    assert read_params(dense, 64) == linear_params(dense)
+
+
+def test_intensity_of_experts_rises_more_slowly() -> None:
+    """New tokens hit new experts, so that the weights read grow with them, until all are read."""
+    model, batches = find_model("mixtral-8x22b"), (1, 2, 4096)
+    first, *others = decode_series(model, batches, context=1024, group_size=6)
+    for point in others:
+        expected = point.batch * read_params(model, 1) / read_params(model, point.batch)
+        activations = 1 + point.batch * linear_activations(model) / read_params(model, point.batch)
+        assert point.linear_intensity / first.linear_intensity == pytest.approx(expected / activations, rel=1e-3)
+    assert others[0].linear_intensity / first.linear_intensity == pytest.approx(1.211, abs=1e-3)

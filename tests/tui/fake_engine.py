@@ -95,7 +95,7 @@ def model(path: str | None, *, tokenizer: bool, dtype: str = "auto", tp: int = 1
         read_bytes_per_s=1e9 if tp == 1 and path == RATED else None,
         matmul_flops_per_s=1e12 if tp == 1 and path == RATED else None,
         dtype=held,
-        cache_dtype="float32",
+        cache_dtype="float32" if held in ("int8", "int4") else "",
         kv_bytes_per_token=TOKEN_BYTES,
         has_tokenizer=tokenizer,
         gated_mlp=True,
