@@ -1,4 +1,4 @@
-// Many vectors rounded to bfloat16, for processors that multiply these faster: in tiles (AMX), or in pairs (AVX512_BF16).
+// Many vectors rounded to bfloat16, for processors that multiply these in tiles (AMX).
 #pragma once
 
 #include "numbers.h"
@@ -60,12 +60,14 @@ template <int BLOCKS> void tile_product(const Linear &m, int64_t row, const BFlo
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    alignas(64) BFloat unpacked[TILE * GROUP];
+    alignas(64) BFloat unpacked[2][TILE * GROUP];  // one ahead: a tile cannot be read before it is written out
     const int64_t stride = m.format == BF16 ? m.cols * sizeof(BFloat) : GROUP * sizeof(BFloat);
+    const BFloat *next = rows_of(m, row, 0, unpacked[0]);
     asm volatile("" ::: "memory");
     for (int64_t c = 0; c < m.cols; c += GROUP) {
         const BFloat *first = blocks + c * BLOCK, *second = first + BLOCK * m.cols;
-        const BFloat *rows = rows_of(m, row, c, unpacked);
+        const BFloat *rows = next;
+        if (c + GROUP < m.cols) next = rows_of(m, row, c + GROUP, unpacked[(c / GROUP + 1) % 2]);
         _tile_loadd(6, first, 64);
         if (BLOCKS == 2) _tile_loadd(7, second, 64);
         if (c / GROUP % 2 == 0) {
@@ -97,61 +99,6 @@ inline void end_tiles() {}
 inline bool tiles_granted() { return false; }
 inline void lay_in_blocks(const float *, int64_t, int64_t, BFloat *) {}
 template <int BLOCKS> void tile_product(const Linear &, int64_t, const BFloat *, float *) {}
-#endif
-
-// Where the processor multiplies pairs of bfloat16 and adds them up in float32, eight vectors are rounded for it, as
-// the layers round them: half the loads, and no weight is widened.
-#if defined(__AVX512BF16__)
-constexpr bool PAIRS = true;
-
-inline void round_halves(const float *x, int64_t n, BFloat *out) {
-    for (int64_t i = 0; i < n; i += LANES) {
-        const __m256bh halves = _mm512_cvtneps_pbh((__m512)load(x + i));
-        std::memcpy(out + i, &halves, sizeof halves);
-    }
-}
-
-template <int R, int N> void pairs_together(const BFloat *const *w, int64_t cols, const BFloat *x, Vec (*out)[N]) {
-    Vec total[R][N] = {};
-    int64_t c = 0;
-    for (; c + 2 * LANES <= cols; c += 2 * LANES) {
-        __m512bh v[R];
-        for (int r = 0; r < R; r++) {
-            __builtin_prefetch(w[r] + c + AHEAD / 2);
-            v[r] = read<__m512bh>(w[r] + c);
-        }
-        for (int b = 0; b < N; b++) {
-            const __m512bh xb = read<__m512bh>(x + b * cols + c);
-            for (int r = 0; r < R; r++) total[r][b] = (Vec)_mm512_dpbf16_ps((__m512)total[r][b], v[r], xb);
-        }
-    }
-    for (int b = 0; b < N; b++)
-        for (int r = 0; r < R; r++) {
-            float rest = 0;
-            for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * widen(x[b * cols + i]);
-            total[r][b] += Vec{rest};  // made in a register
-            out[r][b] = total[r][b];
-        }
-}
-
-template <int N, class T> void grouped_pairs(const T *w, const Half *scales, int64_t groups, const BFloat *x, Vec *out) {
-    Vec total[N] = {};
-    for (int64_t g = 0; g < groups; g++) {
-        Vec low, high;
-        __builtin_prefetch(w + g * group_bytes<T> + AHEAD);
-        unpack(w + g * group_bytes<T>, low, high);
-        const float scale = widen(scales[g]);
-        const __m512bh v = _mm512_cvtne2ps_pbh((__m512)(high * scale), (__m512)(low * scale));
-        for (int b = 0; b < N; b++)
-            total[b] = (Vec)_mm512_dpbf16_ps((__m512)total[b], v, read<__m512bh>(x + (b * groups + g) * GROUP));
-    }
-    for (int b = 0; b < N; b++) out[b] = total[b];
-}
-#else
-constexpr bool PAIRS = false;
-inline void round_halves(const float *, int64_t, BFloat *) {}
-template <int R, int N> void pairs_together(const BFloat *const *, int64_t, const BFloat *, Vec (*)[N]) {}
-template <int N, class T> void grouped_pairs(const T *, const Half *, int64_t, const BFloat *, Vec *) {}
 #endif
 
 }  // namespace

@@ -30,7 +30,11 @@ template <class V, class T> inline V read(const T *p) { V v; std::memcpy(&v, p, 
 
 inline float widen(float x) { return x; }
 inline float widen(BFloat x) { uint32_t bits = uint32_t(x.bits) << 16; return read<float>(&bits); }
+#if defined(__F16C__)
+inline float widen(Half x) { return _cvtsh_ss(x.bits); }  // gcc's choice with AVX512_FP16 waits for the one before it
+#else
 inline float widen(Half x) { return float(read<_Float16>(&x.bits)); }
+#endif
 inline float widen(int8_t x) { return x; }
 
 // Whole numbers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.

@@ -9,7 +9,6 @@ namespace {
 struct Vectors {
     const float *x;
     const float *sums;    // INT4: of each group of 32
-    const BFloat *halves;  // x rounded, where eight at a time are multiplied so; else null
     const BFloat *blocks;  // x rounded and laid out for tiles, where these multiply; else null
 };
 
@@ -125,12 +124,6 @@ template <int N, class T> void plain_tile(const Linear &m, int64_t row, int rows
         for (int i = 0; i < AT_ONCE && r + i < rows; i += R) {
             const T *w[R];  // a row past the last one is the last one again
             for (int j = 0; j < R; j++) w[j] = (const T *)m.weight + (row + std::min(r + i + j, rows - 1)) * m.cols;
-            if constexpr (PAIRS && N == TOGETHER && std::is_same<T, BFloat>::value) {
-                if (in.halves) {
-                    pairs_together<R, N>(w, m.cols, in.halves, total + i);
-                    continue;
-                }
-            }
             product<R, N>(w, m.cols, in.x, total + i);
         }
         put_sums<N, AT_ONCE>(total, y + r);
@@ -148,7 +141,6 @@ template <int N, class T> void grouped_tile(const Linear &m, int64_t row, int ro
             const T *w = (const T *)m.weight + (row + r + i) * groups * group_bytes<T>;
             const Half *scales = (const Half *)m.scales + (row + r + i) * groups * (minima ? 2 : 1), *lowest = scales + groups;
             if constexpr (N == 1) total[i][0] = grouped_dot(w, scales, groups, in.x);
-            else if (PAIRS && N == TOGETHER && in.halves) grouped_pairs<N>(w, scales, groups, in.halves, total[i]);
             else grouped_together<N>(w, scales, groups, in.x, total[i]);
             if constexpr (minima) dot_together<1, N>(&lowest, groups, in.sums, total + i);
         }
@@ -182,7 +174,6 @@ void tile(const Linear &m, int64_t row, int64_t end, Vectors in, int64_t n, floa
         constexpr int N = decltype(count)::value;
         tile_of<N>(m, row, rows, in, y);
         n -= N, in.x += N * m.cols, in.sums += N * m.cols / GROUP, y += N * TILE;
-        if (in.halves) in.halves += N * m.cols;
     };
     while (n >= TOGETHER) some(std::integral_constant<int, TOGETHER>());
     if (n >= 4) some(std::integral_constant<int, 4>());

@@ -49,8 +49,7 @@ struct Model {
     float norm_eps, attention_scale, embedding_scale, rotary_scale, attention_cap, logit_cap;  // caps: 0 is none
     float swiglu_limit, expert_scale;  // 0: an ordinary activation
     int32_t activation, gated, normalized;  // normalized: the weights of a row's experts add up to expert_scale
-    int32_t halves;  // arithmetic is bfloat16's: vectors may be rounded to it
-    int32_t tiles;   // `tiles_allowed` has said so
+    int32_t tiles;  // arithmetic is bfloat16's, to which vectors may be rounded, and `tiles_allowed` has said so
 };
 
 struct Store {      // what one layer keeps of all tokens

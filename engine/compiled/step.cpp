@@ -114,7 +114,7 @@ struct Chosen {  // a row of the batch and one of its experts
 };
 
 struct Sizes {  // floats of each part of the scratch memory
-    int64_t width, inner, qkv, heads, routes, rotary, sums, halves, own;
+    int64_t width, inner, qkv, heads, routes, rotary, sums, blocks, own;
     Sizes(const Model &m, int64_t batch) {
         const auto padded = [](int64_t n) { return (n + LANES - 1) / LANES * LANES; };
         const int64_t group = m.n_heads / m.n_kv_heads, rows = batch * std::max<int64_t>(m.n_active, 1);
@@ -125,8 +125,8 @@ struct Sizes {  // floats of each part of the scratch memory
         routes = padded(batch * m.n_experts);
         rotary = padded(m.rotary_dim);
         sums = padded(std::max({width, inner, heads}) / GROUP);
-        halves = padded(std::max({width, inner, heads}) + BLOCK);  // eight vectors may be laid out as sixteen
-        own = 2 * width + sums + halves + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
+        blocks = padded(std::max({width, inner, heads}) + BLOCK);  // eight vectors may be laid out as sixteen
+        own = 2 * width + sums + blocks + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
     int64_t shared() const { return width + inner + qkv + heads + routes; }
 };
@@ -143,8 +143,8 @@ class Worker {
         own = routes + sizes.routes + thread * sizes.own;
         gathered = own + sizes.width;
         sums = gathered + sizes.width;
-        halves = (BFloat *)(sums + sizes.sums);
-        turns = sums + sizes.sums + sizes.halves;
+        blocks = (BFloat *)(sums + sizes.sums);
+        turns = sums + sizes.sums + sizes.blocks;
     }
 
     void run() {
@@ -168,7 +168,7 @@ class Worker {
     float *x, *inner, *qkv, *mixed, *routes;
     // This thread's: (B, D) after a norm; the rows of each expert; sums of groups; cos and sin, then attention's.
     float *own, *gathered, *sums, *turns;
-    BFloat *halves;
+    BFloat *blocks;
     std::vector<Chosen> chosen;
 
     int64_t padding(int64_t b) const { return s.padding ? s.padding[b] : 0; }
@@ -322,16 +322,15 @@ class Worker {
         if (linear.format == INT4)
             for (int64_t g = 0; g < n * linear.cols / GROUP; g++)
                 sums[g] = sum(load(in + g * GROUP) + load(in + g * GROUP + LANES));
-        const bool rounded = m.halves && n >= TOGETHER && (linear.format == BF16 || linear.format >= INT8);
-        const bool tiled = TILES && rounded && m.tiles && n > TOGETHER && linear.cols % GROUP == 0, paired = PAIRS && rounded && !tiled;
-        if (tiled) lay_in_blocks(in, linear.cols, n, halves);
-        if (paired) round_halves(in, n * linear.cols, halves);
-        return {in, sums, paired ? halves : nullptr, tiled ? halves : nullptr};
+        const bool rounded = linear.format == BF16 || linear.format == INT8 || linear.format == INT4;
+        const bool tiled = TILES && m.tiles && rounded && n > TOGETHER && linear.cols % GROUP == 0;
+        if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
+        return {in, sums, tiled ? blocks : nullptr};
     }
 
     static Vectors from(const Vectors &all, int64_t first, int64_t cols) {
         const int64_t at = first * cols;
-        return {all.x + at, all.sums + at / GROUP, all.halves ? all.halves + at : nullptr, all.blocks ? all.blocks + at : nullptr};
+        return {all.x + at, all.sums + at / GROUP, all.blocks ? all.blocks + at : nullptr};
     }
 
     struct Range { int64_t first, last; };

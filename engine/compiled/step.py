@@ -62,8 +62,7 @@ class _Model(ctypes.Structure):
         ("rotary_dim", _Int), ("vocab_size", _Int), ("inner_size", _Int), ("n_experts", _Int), ("n_active", _Int),
         ("norm_eps", _Float), ("attention_scale", _Float), ("embedding_scale", _Float), ("rotary_scale", _Float),
         ("attention_cap", _Float), ("logit_cap", _Float), ("swiglu_limit", _Float), ("expert_scale", _Float),
-        ("activation", _Code), ("gated", _Code), ("normalized", _Code), ("halves", _Code),
-        ("tiles", _Code),
+        ("activation", _Code), ("gated", _Code), ("normalized", _Code), ("tiles", _Code),
     ]  # fmt: skip
 
 
@@ -159,8 +158,8 @@ class CompiledStep:
             attention_cap=c.attention_softcap or 0.0, logit_cap=c.logit_softcap or 0.0,
             swiglu_limit=c.swiglu_limit or 0.0, expert_scale=experts.scale if experts is not None else 1.0,
             activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
-            normalized=experts is not None and experts.normalize, halves=decoder.dtype == torch.bfloat16,
-            tiles=self._library.tiles_allowed(),
+            normalized=experts is not None and experts.normalize,
+            tiles=decoder.dtype == torch.bfloat16 and self._library.tiles_allowed(),
         )  # fmt: skip
 
     def _layer(self, decoder: Decoder, index: int) -> _Layer:

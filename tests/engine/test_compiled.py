@@ -155,9 +155,9 @@ def test_packed_weights_are_widened_alike(kind: QuantizedFormat, dtype: torch.dt
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("n_rows", [8, 19, 32])  # in pairs, and in one and two blocks of tiles, where there are such
+@pytest.mark.parametrize("n_rows", [8, 19, 32])  # as float32, and in one and two blocks of tiles where there are such
 def test_many_rows_in_bfloat16(form: str, n_rows: int) -> None:
-    """Eight rows and more may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
+    """More than eight rows may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
     config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
     weights = random_weights(config, dtype=torch.bfloat16, seed=3)
     linear: LinearMaker = Linear.of
