@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from engine import commands
-from engine.__main__ import main
+from engine.__main__ import main, wait_briefly
 from engine.cli import parse, requests
 from engine.commands import ProgressLine, progress_text
 from engine.documents import batch_document, benchmark_document, evaluation_document, generation_document, to_json
@@ -717,3 +717,17 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.wait(30) == 0
         assert process.stderr.read() == b""
         assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_chose(given: dict[str, str], expected: dict[str, str]) -> None:
+    environment = dict(given)
+    wait_briefly(environment)
+    assert environment == expected
