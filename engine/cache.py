@@ -283,7 +283,8 @@ class LatentCache(_Counted):
 class Int8Cache(_Counted):
     """Keys and values in 8 bits with a float32 scale for each head of each token: max |x| is 127 steps.
 
-    Attention gets them widened to ``dtype``, so it saves memory, not time.
+    The layers' attention gets them widened to ``dtype``, so that with these it saves memory, not time; a compiled step
+    reads them as they are.
     """
 
     def __init__(

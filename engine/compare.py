@@ -137,7 +137,7 @@ class _Comparison:
             mean_error=loss.mean_error,
             max_error=loss.max_error,
             perplexity=loss.perplexity,
-            compiled=compiled and choice.cache == "full",
+            compiled=compiled,
         )
 
     def progress(self, number: int, total: int, choice: FormatChoice) -> Progress:

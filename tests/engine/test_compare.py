@@ -117,10 +117,10 @@ def test_it_stops_when_told_to() -> None:
     assert not any(isinstance(event, FormatMeasured) for event in events)
 
 
-def test_the_compiled_step_serves_the_full_cache_alone() -> None:
+def test_the_compiled_step_serves_8_bit_caches_too() -> None:
     choices = (FormatChoice(dtype="float32", cache="int8"),)
     result, _ = result_of(Formats(choices=choices, n_tokens=4, compile="on"))
-    assert [row.compiled for row in result.rows] == [True, False]
+    assert [row.compiled for row in result.rows] == [True, True]
 
 
 def test_the_service_answers_and_refuses(tmp_path: Path) -> None:
