@@ -148,3 +148,34 @@ class Run:
         if self.reason == "positions" and self.model is not None:
             return f"the model has no more positions ({self.model.max_positions:,})"
         return REASONS.get(self.reason or "", "")
+
+
+def generate_options(request: Generate) -> list[str]:
+    """The command line's options for a request; defaults are left out."""
+    options = []
+    for flag, value, default in (
+        ("--model", request.model, None),
+        ("--prompt", request.prompt, None),
+        ("--prompt-ids", ",".join(map(str, request.prompt_ids)) if request.prompt_ids else None, None),
+        ("--max-new-tokens", request.max_new_tokens, None),
+        ("--temperature", request.temperature, 0.0),
+        ("--top-k", request.top_k, None),
+        ("--top-p", request.top_p, None),
+        ("--seed", request.seed, None),
+        ("--dtype", request.dtype, "auto"),
+        ("--cache", request.cache, "full"),
+        ("--tp", request.tp, 1),
+        *_chat_options(request),
+    ):
+        if value != default:
+            options += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    if request.turns is not None:
+        options.append("--chat")
+    return options if request.use_cache else [*options, "--no-cache"]
+
+
+def _chat_options(request: Generate) -> list[tuple[str, str | None, None]]:
+    """The system prompt and the last question: the command line asks one, without what was said before."""
+    turns = request.turns or ()
+    system = next((turn.content for turn in turns if turn.role == "system"), None)
+    return [("--system", system, None), ("--prompt", turns[-1].content if turns else None, None)]

@@ -13,9 +13,11 @@ from textual.widgets import Button, Label, Static
 from engine.events import Generate
 from tests.tui.fake_engine import TOKEN_BYTES, WORDS
 from tests.tui.live import live_app, open_pane, until
-from tui.panes.generate import GeneratePane, Prompt, generate_options
+from tui.panes.generate import GeneratePane
+from tui.run import generate_options
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
+from tui.widgets.prompt import Prompt
 from tui.widgets.token_stream import TokenStream
 
 

@@ -12,7 +12,8 @@ from tests.tui.live import live_app, open_pane, until
 from tests.tui.test_generate import opened, run_to_end, set_option, status, text_of
 from tui.panes import generate
 from tui.panes.benchmark import BenchmarkPane
-from tui.panes.generate import GeneratePane, Prompt
+from tui.panes.generate import GeneratePane
+from tui.widgets.prompt import Prompt
 from tui.widgets.table_view import TableView
 
 

@@ -8,29 +8,26 @@ from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from rich.cells import cell_len
-from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.message import Message
+from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
-from textual.widgets import Button, Input, Label, Static, TextArea
+from textual.widgets import Button, Input, Label
 
 from calc.render import as_markdown
 from calc.tables import Table
 from engine.errors import EngineError
 from engine.events import CacheKind, DType, Event, FormatChoice, Formats, Generate, GenerationStarted, ModelInfo, Turn
-from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate, run_table
+from tui.cache_view import Pair, comparison_table, run_table
 from tui.chart import draw
 from tui.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
-from tui.effects import Choice, Effects, effects_table, effects_variants, model_key
+from tui.effects import Choice, Effects, effects_table, model_key
 from tui.engine_link import EngineStatus, Phase, engine_of
 from tui.forecast import forecast, shortage
 from tui.job import Job
 from tui.pane import Pane
 from tui.plots import latency_chart
-from tui.run import Run
+from tui.run import Run, generate_options
 from tui.sampling_form import (
     CACHE_CHOICES,
     CACHE_HELP,
@@ -48,44 +45,18 @@ from tui.sampling_form import (
 )
 from tui.state import Analysis, AppState
 from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.numbers import Numbers
 from tui.widgets.option import Option
-from tui.widgets.plot import PlotView, theme_colours
-from tui.widgets.table_view import TableView
+from tui.widgets.plot import PlotView
+from tui.widgets.prompt import Prompt
 from tui.widgets.token_stream import TokenStream
 
 DEFAULT_PROMPT = "To be, or not to be"
 DEFAULT_NEW_TOKENS = 128
 CHAT_HELP = "text is continued as it is; a chat's turns go into the model's own template, and its cache is kept."
-LEAST_REFRESH_S = 0.2
-COST_SHARE = 20
-"""Numbers and plot are drawn again after at least this many times what drawing them took."""
 FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-kept": "kept", "dial-tp": "tp"}
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
-
-
-class Prompt(TextArea):
-    """The prompt: Enter sends it, Ctrl+J or Shift+Enter begins a new line."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "generate", priority=False),
-        Binding("ctrl+j,shift+enter", "newline", "new line", show=False),
-    ]
-
-    class Sent(Message):
-        """Enter was pressed."""
-
-    async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
-            event.stop()
-            event.prevent_default()
-            self.post_message(self.Sent())
-        elif event.key in ("ctrl+j", "shift+enter"):
-            event.stop()
-            event.prevent_default()
-            self.insert("\n")
-        else:
-            await super()._on_key(event)
 
 
 class GeneratePane(Pane):
@@ -135,8 +106,6 @@ class GeneratePane(Pane):
         self.pair = Pair()
         self._request_id: int | None = None
         self._seen = False
-        self._due_s = 0.0
-        self._rate = "–"
         self.turns: tuple[Turn, ...] = ()
         """The chat so far: what was asked and answered."""
 
@@ -164,12 +133,7 @@ class GeneratePane(Pane):
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
                     yield Button("generate", id="send", compact=True)
-            with VerticalScroll(id="generate-right"):
-                yield Static(id="meter", markup=False)
-                yield TableView(id="effects")
-                yield PlotView(latency_chart(None, ()), id="plot-latency")
-                yield Static(id="cache", markup=False)
-                yield TableView(id="comparison")
+            yield Numbers(id="generate-right")
 
     def on_mount(self) -> None:
         engine_of(self.app).watch(self._engine_changed)
@@ -228,7 +192,8 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.run, self._due_s, self._note = Run(request), 0.0, ()
+        self.run, self._note = Run(request), ()
+        self.query_one(Numbers).due_s = 0.0
         if request.turns is None:
             self.query_one(TokenStream).clear()
         else:
@@ -337,7 +302,7 @@ class GeneratePane(Pane):
                 note = f"— {run.outcome} —"
                 self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
-        if run.over or (self._seen and time.monotonic() >= self._due_s):
+        if run.over or (self._seen and time.monotonic() >= self.query_one(Numbers).due_s):
             self._refresh_numbers()
         self._show_running()
         self._say(self._idle_line(), problem=run.problem is not None)
@@ -358,41 +323,13 @@ class GeneratePane(Pane):
             self.app.refresh_bindings()
 
     def _refresh_numbers(self) -> None:
-        """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
-        began = time.monotonic()
-        run = self.run
-        right = self.query_one("#generate-right")
-        rates = run.timing if run else None
-        self._rate = rate(rates.tokens_per_s if rates else None)
-        self._put("#meter", meter_text(run, rates))
-        times = run.times_ns if run else []
-        self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
-        self._put("#cache", cache_text(run, width=max(30, right.size.width - 4), colour=self._bar_colour))
-        table = self.query_one("#comparison", TableView)
-        table.display = self.pair != Pair()
-        table.show(comparison_table(self.pair))
+        """Everything in the right column."""
+        self.query_one(Numbers).show(self.run, self.pair)
         self._show_effects()
-        spent = time.monotonic() - began + self.query_one(PlotView).drawing_s
-        self._due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
 
     def _show_effects(self) -> None:
         """The measured formats of the form's model."""
-        effects, table = self._effects.of(self._model), self.query_one("#effects", TableView)
-        table.display = bool(effects)
-        table.show(*effects_variants(effects, self._chosen))
-
-    def _put(self, name: str, text: Text) -> None:
-        """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""
-        view = self.query_one(name, Static)
-        before, width = view.content, view.size.width
-        same = isinstance(before, Text) and width > 0 and height_of(before, width) == height_of(text, width)
-        view.update(text, layout=not same)
-
-    @property
-    def _bar_colour(self) -> str:
-        """The colour of the plot's line, for the bars of the same run."""
-        red, green, blue = theme_colours(self.app.theme_variables, dark=self.app.current_theme.dark).series[0]
-        return f"rgb({red},{green},{blue})"
+        self.query_one(Numbers).show_effects(self._effects.of(self._model), self._chosen)
 
     def on_show(self) -> None:
         """Back on screen: catch up with what came meanwhile."""
@@ -435,12 +372,14 @@ class GeneratePane(Pane):
         if run.problem is not None:
             return f"✗ {run.problem}"
         if run.over:
-            return f"{len(run.ids):,} tokens · {self._rate} · {run.outcome}"
+            return f"{len(run.ids):,} tokens · {self.query_one(Numbers).rate} · {run.outcome}"
         if run.start_ns is None and status.phase is Phase.LOADING:
             return f"▶ loading {status.detail} · Esc stops"
         if run.start_ns is None:
             return f"waiting for the engine ({status.line})"
-        return f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self._rate} · Esc stops"
+        return (
+            f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self.query_one(Numbers).rate} · Esc stops"
+        )
 
     def _fitting(self, lines: Sequence[str]) -> str:
         return fitting(lines, self.query_one("#generate-status").content_size.width)
@@ -633,39 +572,3 @@ class GeneratePane(Pane):
 def fitting(lines: Sequence[str], width: int) -> str:
     """The first of `lines`, longest first, that fits; the last one where none does."""
     return next((line for line in lines if cell_len(line) <= width), lines[-1])
-
-
-def height_of(text: Text, width: int) -> int:
-    """At least the lines a text takes: longer ones are wrapped."""
-    return sum(max(1, -(-cell_len(line) // width)) for line in text.plain.split("\n"))
-
-
-def generate_options(request: Generate) -> list[str]:
-    """The command line's options for a request; defaults are left out."""
-    options = []
-    for flag, value, default in (
-        ("--model", request.model, None),
-        ("--prompt", request.prompt, None),
-        ("--prompt-ids", ",".join(map(str, request.prompt_ids)) if request.prompt_ids else None, None),
-        ("--max-new-tokens", request.max_new_tokens, None),
-        ("--temperature", request.temperature, 0.0),
-        ("--top-k", request.top_k, None),
-        ("--top-p", request.top_p, None),
-        ("--seed", request.seed, None),
-        ("--dtype", request.dtype, "auto"),
-        ("--cache", request.cache, "full"),
-        ("--tp", request.tp, 1),
-        *_chat_options(request),
-    ):
-        if value != default:
-            options += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    if request.turns is not None:
-        options.append("--chat")
-    return options if request.use_cache else [*options, "--no-cache"]
-
-
-def _chat_options(request: Generate) -> list[tuple[str, str | None, None]]:
-    """The system prompt and the last question: the command line asks one, without what was said before."""
-    turns = request.turns or ()
-    system = next((turn.content for turn in turns if turn.role == "system"), None)
-    return [("--system", system, None), ("--prompt", turns[-1].content if turns else None, None)]

@@ -1,0 +1,76 @@
+"""The numbers beside a generation: rates, formats measured, latency plot, cache, both ways compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate
+from tui.effects import Choice, Effect, effects_variants
+from tui.plots import latency_chart
+from tui.run import Run
+from tui.widgets.plot import PlotView, theme_colours
+from tui.widgets.table_view import TableView
+
+LEAST_REFRESH_S = 0.2
+COST_SHARE = 20
+"""Numbers and plot are drawn again after at least this many times what drawing them took."""
+
+
+class Numbers(VerticalScroll):
+    """A column that follows a run. `due_s` is the moment from which it is worth drawing again, `rate` the run's."""
+
+    due_s = 0.0
+    rate = "–"
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="meter", markup=False)
+        yield TableView(id="effects")
+        yield PlotView(latency_chart(None, ()), id="plot-latency")
+        yield Static(id="cache", markup=False)
+        yield TableView(id="comparison")
+
+    def show(self, run: Run | None, pair: Pair) -> None:
+        """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
+        began = time.monotonic()
+        rates = run.timing if run else None
+        self.rate = rate(rates.tokens_per_s if rates else None)
+        self._put("#meter", meter_text(run, rates))
+        times = run.times_ns if run else []
+        self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
+        self._put("#cache", cache_text(run, width=max(30, self.size.width - 4), colour=self._bar_colour))
+        table = self.query_one("#comparison", TableView)
+        table.display = pair != Pair()
+        table.show(comparison_table(pair))
+        spent = time.monotonic() - began + self.query_one(PlotView).drawing_s
+        self.due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
+
+    def show_effects(self, effects: Sequence[Effect], chosen: Choice | None) -> None:
+        """The formats measured on a model, the chosen one marked."""
+        table = self.query_one("#effects", TableView)
+        table.display = bool(effects)
+        table.show(*effects_variants(effects, chosen))
+
+    def _put(self, name: str, text: Text) -> None:
+        """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""
+        view = self.query_one(name, Static)
+        before, width = view.content, view.size.width
+        same = isinstance(before, Text) and width > 0 and height_of(before, width) == height_of(text, width)
+        view.update(text, layout=not same)
+
+    @property
+    def _bar_colour(self) -> str:
+        """The colour of the plot's line, for the bars of the same run."""
+        red, green, blue = theme_colours(self.app.theme_variables, dark=self.app.current_theme.dark).series[0]
+        return f"rgb({red},{green},{blue})"
+
+
+def height_of(text: Text, width: int) -> int:
+    """At least the lines a text takes: longer ones are wrapped."""
+    return sum(max(1, -(-cell_len(line) // width)) for line in text.plain.split("\n"))
