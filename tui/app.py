@@ -242,6 +242,8 @@ class KvscopeApp(App[None]):
     def _activated(self) -> None:
         self._refresh_active()
         self.refresh_bindings()
+        if self.focused is None and self._settled:  # a key asked for the pane before it could take the focus
+            self._focus_first(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
 
     def on_engine_changed(self, event: EngineChanged) -> None:
         """The engine's state is in the strip, on every pane."""

@@ -72,7 +72,6 @@ def test_a_large_weight_is_taken_in_pieces_in_its_own_dtype_too(
 ) -> None:
     folder = save_folder(tmp_path / "hf")
     whole, n_whole = load_checkpoint(folder).decoder.embedding, len(watched(folder))
-    monkeypatch.setattr("engine.checkpoint._LARGE", 50)
     monkeypatch.setattr("engine.checkpoint._PIECE", 50)
     assert torch.equal(load_checkpoint(folder).decoder.embedding, whole)
     assert len(watched(folder)) > n_whole
