@@ -149,13 +149,13 @@ class Worker {
 
     void run() {
         if (thread == 0) embed();
-        if (m.tiles) begin_tiles();
+        if (in_tiles()) begin_tiles();
         barrier.wait(threads);
         for (int64_t i = 0; i < m.n_layers; i++) layer(m.layers[i], s.stores[i]);
         matmul(m.head, normed(m.norm), s.batch, [&](int64_t b, int64_t r, float y) {
             s.logits[b * m.vocab_size + r] = capped(y, m.logit_cap);
         });
-        if (m.tiles) end_tiles();
+        if (in_tiles()) end_tiles();
     }
 
   private:
@@ -171,6 +171,7 @@ class Worker {
     BFloat *blocks;
     std::vector<Chosen> chosen;
 
+    bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER; }
     int64_t padding(int64_t b) const { return s.padding ? s.padding[b] : 0; }
 
     void embed() {
@@ -323,7 +324,7 @@ class Worker {
             for (int64_t g = 0; g < n * linear.cols / GROUP; g++)
                 sums[g] = sum(load(in + g * GROUP) + load(in + g * GROUP + LANES));
         const bool rounded = linear.format == BF16 || linear.format == INT8 || linear.format == INT4;
-        const bool tiled = TILES && m.tiles && rounded && n > TOGETHER && linear.cols % GROUP == 0;
+        const bool tiled = in_tiles() && rounded && n > TOGETHER && linear.cols % GROUP == 0;
         if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
         return {in, sums, tiled ? blocks : nullptr};
     }
