@@ -26,14 +26,14 @@ sys.path.insert(0, str(ROOT))
 
 from bench.server_logs import LogCase, RunCase, run_cases, startup_cases  # noqa: E402
 from calc.errors import CalcError  # noqa: E402
-from calc.kv_cache import request_term  # noqa: E402
-from calc.params import parameters  # noqa: E402
+from calc.model.cache import request_term  # noqa: E402
+from calc.model.params import parameters  # noqa: E402
+from calc.model.storage import FORMATS  # noqa: E402
 from calc.servers.facts import facts_of  # noqa: E402
 from calc.servers.records import ServerReport  # noqa: E402
 from calc.servers.report import server_report  # noqa: E402
 from calc.servers.vllm_budget import SAMPLER_WORDS  # noqa: E402
 from calc.sources import load_model  # noqa: E402
-from calc.storage import FORMATS  # noqa: E402
 
 GIB = 2**30
 CONTEXT = 8192

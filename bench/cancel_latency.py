@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.client import EngineClient
-from engine.events import (
+from engine.process.client import EngineClient
+from engine.process.events import (
     TERMINAL_EVENTS,
     Benchmark,
     Cancelled,

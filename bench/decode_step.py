@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
-from engine.config import ModelConfig, to_reference_name
-from engine.model import Decoder, random_weights
+from engine.model.config import ModelConfig, to_reference_name
+from engine.model.decoder import Decoder, random_weights
+from engine.weights.checkpoint import load_checkpoint
 
 PROMPT_TOKENS = 10
 Cache = list[tuple[Tensor, Tensor]]

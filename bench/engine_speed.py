@@ -30,13 +30,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its bench and tests included
 from bench import speed_setup
-from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
-from engine.config import ModelConfig
-from engine.format_loss import format_loss, loss_ids, read_along
-from engine.formats import linear_layers, packed, prepack
-from engine.model import Decoder
-from engine.sampling import Sampler
+from engine.measure.format_loss import format_loss, loss_ids, read_along
+from engine.model.config import ModelConfig
+from engine.model.decoder import Decoder
+from engine.model.sampling import Sampler
+from engine.weights.checkpoint import load_checkpoint
+from engine.weights.formats import linear_layers, packed, prepack
 from tests.engine.smollm2 import fetch
 
 WORKER = Path(__file__).with_name("llama_worker.py")

@@ -141,9 +141,9 @@ def measure(terminal: Terminal, options: argparse.Namespace) -> tuple[list[float
 def child(rate: float) -> None:
     """The app itself, with the fake engine and a run that does not end by itself."""
     sys.path.insert(0, str(ROOT))
-    from tui.app import KvscopeApp
+    from tui.app.app import KvscopeApp
+    from tui.app.settings import Settings
     from tui.panes.generate import GeneratePane
-    from tui.settings import Settings
     from tui.widgets.option import Option
 
     fake = [sys.executable, str(ROOT / "tests" / "tui" / "fake_engine.py"), "--rate", str(rate)]

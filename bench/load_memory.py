@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its tests included: they write model files
-from engine.checkpoint import load_checkpoint
 from engine.compiled.step import attach
-from engine.model import random_weights
+from engine.model.decoder import random_weights
+from engine.weights.checkpoint import load_checkpoint
 
 VOCABULARY = 32_000
 LARGE = {"hidden_size": 1024, "intermediate_size": 2816, "n_heads": 16, "n_kv_heads": 4, "head_dim": 64}

@@ -21,10 +21,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from calc.layers import layers_document, layers_from_document  # noqa: E402
-from calc.params import parameters  # noqa: E402
-from calc.sources.hf import spec_from_config  # noqa: E402
-from calc.specs import Mlp, ModelSpec, Norm, field_names  # noqa: E402
+from calc.hf import spec_from_config  # noqa: E402
+from calc.model.layers import layers_document, layers_from_document  # noqa: E402
+from calc.model.params import parameters  # noqa: E402
+from calc.model.spec import Mlp, ModelSpec, Norm, field_names  # noqa: E402
 from calc.units import format_gib  # noqa: E402
 
 DATE = "2026-11-23"

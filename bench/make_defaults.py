@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from calc.sources.hf.families import family_of  # noqa: E402
-from calc.sources.hf.unknown import HARMLESS  # noqa: E402
+from calc.hf.families import family_of  # noqa: E402
+from calc.hf.unknown import HARMLESS  # noqa: E402
 
 READERS = ROOT / "calc" / "sources" / "hf"
 FILE = ROOT / "assets" / "class_defaults.json"

@@ -9,8 +9,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tui.app import KvscopeApp
-from tui.settings import Settings
+from tui.app.app import KvscopeApp
+from tui.app.settings import Settings
 
 SIZE = (120, 40)
 PANES = {"f2": "kvscope", "f3": "memory", "f4": "intensity"}

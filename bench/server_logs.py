@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.server_models import facts, models
+from calc.model.spec import DeviceSpec, Policy, Study
+from calc.model.storage import FORMATS
 from calc.servers.records import ModelFacts, ServerOptions
 from calc.sources.catalog import find_device, manual_device
-from calc.specs import DeviceSpec, Policy, Study
-from calc.storage import FORMATS
 
 GIB = 2**30
 PATTERNS = (

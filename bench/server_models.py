@@ -8,9 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from calc.layers import Attention, Dense, Experts, FeedForward, GatedDelta, Latent, LayerSpec, Mamba2, Mixer, summary
+from calc.model.layers import (
+    Attention,
+    Dense,
+    Experts,
+    FeedForward,
+    GatedDelta,
+    Latent,
+    LayerSpec,
+    Mamba2,
+    Mixer,
+    summary,
+)
+from calc.model.spec import Mlp, ModelSpec, Norm
 from calc.servers.records import ModelFacts
-from calc.specs import Mlp, ModelSpec, Norm
 
 
 def dense(

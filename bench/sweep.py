@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from calc.memory import memory_report
+from calc.fit.memory import memory_report
+from calc.fit.sweep import Axes, Block, csv_rows, json_rows, sweep
+from calc.model.spec import Study
+from calc.model.storage import FORMATS
 from calc.sources.catalog import devices, find_model, manual_device
-from calc.specs import Study
-from calc.storage import FORMATS
-from calc.sweep import Axes, Block, csv_rows, json_rows, sweep
 
 BF16 = FORMATS["bf16"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from calc.cli import COMMANDS, guarded
+from calc.commands.cli import COMMANDS, guarded
 from calc.errors import CalcError
 
 USAGE = f"usage: python -m calc {{{'|'.join(COMMANDS)}}} [OPTIONS]   (each has --help)"

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import MutableMapping, Sequence
 
-from engine.cli import PROG, parse, requests
+from engine.commands.cli import PROG, parse, requests
 from engine.errors import EngineError, EngineFailure
 
 INTERRUPTED = 130
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         if args.serve is not None:
-            from engine.worker import serve
+            from engine.process.worker import serve
 
             return serve()
         code = _run(args)
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """One mode, answered in this very process."""
-    from engine.commands import run
+    from engine.commands.run import run
 
     todo = requests(args)
     try:
-        from engine.service import Service  # torch
+        from engine.process.service import Service  # torch
     except ImportError as error:
         raise EngineFailure(f"the engine needs PyTorch: {error}") from None
     if args.tp > 1 and "TORCHELASTIC_RUN_ID" in os.environ:

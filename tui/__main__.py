@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tui.cli import main as run
+from tui.headless.cli import main as run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

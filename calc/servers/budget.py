@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from calc.explain import Term, derive
+from calc.explain.terms import Term, derive
+from calc.model.spec import DeviceSpec, Study
 from calc.servers.records import Band, ServerOptions
-from calc.specs import DeviceSpec, Study
 from calc.units import GIB
 
 CUDA_GIB = {

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
-from calc.specs import ModelSpec
+from calc.model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from calc.layers import Mixer
+    from calc.model.layers import Mixer
 
 FULL, SLIDING, CHUNKED, LATENT, RECURRENT = "full", "sliding", "chunked", "latent", "recurrent"
 
@@ -68,7 +68,7 @@ def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
 
 def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     """What one mixer keeps; None where it reads another layer's cache."""
-    from calc.layers import Attention, Latent, Stated
+    from calc.model.layers import Attention, Latent, Stated
 
     if isinstance(mixer, Attention):
         if not mixer.keys:

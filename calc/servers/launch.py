@@ -6,8 +6,8 @@ import shlex
 from fractions import Fraction
 
 from calc.errors import CalcError
+from calc.model.spec import ModelSpec
 from calc.servers.records import ServerReport
-from calc.specs import ModelSpec
 
 VLLM_CACHE = {"fp8": "fp8"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3"}

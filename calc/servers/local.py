@@ -12,13 +12,13 @@ from fractions import Fraction
 from math import ceil
 
 from calc.errors import SpecError
-from calc.params import parameters
+from calc.model.params import parameters
+from calc.model.spec import Study
 from calc.servers.budget import plain_bytes, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.servers.vllm_budget import forward_peak
 from calc.servers.weights import widest_dense
-from calc.specs import Study
 from calc.units import GIB
 
 CONTEXT_BYTES = int(0.5 * GIB)

@@ -8,8 +8,8 @@ from fractions import Fraction
 from types import MappingProxyType
 
 from calc.errors import SpecError
-from calc.explain import Term
-from calc.specs import Study, check_count
+from calc.explain.terms import Term
+from calc.model.spec import Study, check_count
 
 ENGINES = ("vllm", "sglang", "transformers", "llamacpp")
 

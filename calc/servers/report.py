@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from calc.model.spec import Study
 from calc.servers.records import ServerOptions, ServerReport
-from calc.specs import Study
 
 
 def server_report(study: Study, options: ServerOptions) -> ServerReport:

@@ -11,7 +11,8 @@ from math import ceil
 from typing import Any
 
 from calc.errors import SpecError
-from calc.explain import Term, derive
+from calc.explain.terms import Term, derive
+from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
@@ -19,7 +20,6 @@ from calc.servers.vllm import check_heads
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
 from calc.servers.vllm_cache import attention_token_bytes, kv_heads_per_rank, recurrent_page_bytes
 from calc.servers.weights import stage_weight_bytes, widest_dense
-from calc.specs import Study
 from calc.units import GIB
 
 MIB = 2**20

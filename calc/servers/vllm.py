@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from calc.errors import SpecError
-from calc.explain import Term, derive
+from calc.explain.terms import Term, derive
+from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
 from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import Band, ServerOptions, ServerReport
@@ -40,7 +41,6 @@ from calc.servers.vllm_budget import (
 )
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
 from calc.servers.weights import layers_of, stage_layers, stage_weight_bytes
-from calc.specs import Study
 
 SPECULATIVE_TOKENS = 3
 """Tokens guessed a step in all logs of recurrent models that guess; asked for by its own option."""

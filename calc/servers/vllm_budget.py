@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from calc.layers import Experts
+from calc.model.layers import Experts
+from calc.model.spec import ModelSpec
 from calc.servers.records import Band, ModelFacts
 from calc.servers.versions import VLLM_LEAN_SAMPLER, VLLM_V1, Version
 from calc.servers.weights import layers_of, widest_dense
-from calc.specs import ModelSpec
 from calc.units import GIB
 
 SAMPLER_WORDS = 3.16

@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any
 
 from calc.errors import SpecError
-from calc.explain import maximum
+from calc.explain.terms import maximum
 from calc.servers.cache_layers import CHUNKED, FULL, LATENT, RECURRENT, SLIDING, CacheLayers
 from calc.servers.records import CacheGroup
 

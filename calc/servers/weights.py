@@ -14,12 +14,12 @@ from functools import lru_cache
 from math import ceil
 from typing import Any
 
-from calc.kv_cache import kv_heads_per_rank
-from calc.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer
-from calc.params import layer_norm_params
+from calc.model.cache import kv_heads_per_rank
+from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer
+from calc.model.params import layer_norm_params
+from calc.model.spec import Mlp, ModelSpec
+from calc.model.storage import StorageFormat
 from calc.servers.records import ModelFacts
-from calc.specs import Mlp, ModelSpec
-from calc.storage import StorageFormat
 
 MIB = 2**20
 VOCAB_PADDING = 64

@@ -14,7 +14,7 @@ from calc.errors import CalcError, SourceError, UnknownName
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from calc.specs import ModelSpec
+    from calc.model.spec import ModelSpec
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 READ = (".json", ".toml")
@@ -108,11 +108,11 @@ def _starts_as_gguf(path: Path) -> bool:
 def _from_file(path: Path) -> ModelSpec:
     suffix = path.suffix.lower()
     if suffix == ".json":
-        from calc.sources.hf import read_hf_config
+        from calc.hf import read_hf_config
 
         return read_hf_config(path)
     if suffix == ".toml":
-        from calc.sources.spec_toml import read_spec_toml
+        from calc.sources.toml import read_spec_toml
 
         return read_spec_toml(path)
     if suffix == ".gguf" or (not suffix and _starts_as_gguf(path)):

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assets import path as asset_path
 from calc.errors import UnknownName
-from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm
 from calc.units import GB, GIB, format_decimal, format_gb, format_gib
 
 if TYPE_CHECKING:
-    from calc.layers import LayerSpec
+    from calc.model.layers import LayerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +186,7 @@ def _layer_documents() -> Mapping[str, Any]:
 
 
 def _layers(key: str) -> tuple[LayerSpec, ...]:
-    from calc.layers import layers_from_document
+    from calc.model.layers import layers_from_document
 
     return layers_from_document(_layer_documents()[key])
 

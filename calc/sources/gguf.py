@@ -1,7 +1,7 @@
 """The header of a GGUF file: a model by its metadata, its weights by its list of tensors. Untrusted input, bounded.
 
 Format: ggml's docs/gguf.md. Block sizes: ggml-common.h. The metadata is put into the words of a config.json and read
-by `calc.sources.hf`, so that there is one set of rules; the tensors give the exact bytes.
+by `calc.hf`, so that there is one set of rules; the tensors give the exact bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import CalcError, SourceError, UnsupportedArchitecture
-from calc.matrices import KV, SPLIT, WHOLE
-from calc.params import parameters
-from calc.sources.hf import spec_from_config
+from calc.hf import spec_from_config
+from calc.model.matrices import KV, SPLIT, WHOLE
+from calc.model.params import parameters
+from calc.model.spec import ModelSpec
 from calc.sources.safetensors import stored_from
-from calc.specs import ModelSpec
 
 MAX_ENTRIES = 100_000
 MAX_TENSORS = 1_000_000

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import SourceError
-from calc.matrices import KV, SPLIT, WHOLE
-from calc.sources.hf.reader import read_object
-from calc.stored import StoredWeights
+from calc.hf.reader import read_object
+from calc.model.matrices import KV, SPLIT, WHOLE
+from calc.model.stored import StoredWeights
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""

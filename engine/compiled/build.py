@@ -23,7 +23,7 @@ from pathlib import Path
 
 import platformdirs
 
-from engine.client import default_environment
+from engine.process.client import default_environment
 
 SOURCE = Path(__file__).with_name("step.cpp")
 COMPILERS = ("c++", "g++", "clang++")

@@ -12,16 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from engine.block import SandwichBlock
-from engine.cache import KeysValues, Store
 from engine.compiled.build import BuildError, build_apart, build_library, cached_library
-from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import EngineError, Stopped
-from engine.experts import Experts
-from engine.formats import CODES, FLOATING, GroupedLinear, Packed, linear_layers, packed, prepack
-from engine.layers import MLP, Attention, Linear, Norm
-from engine.model import Decoder
-from engine.rotary import rope_magnitude
+from engine.model.block import SandwichBlock
+from engine.model.cache import KeysValues, Store
+from engine.model.config import LongRopeScaling, ModelConfig
+from engine.model.decoder import Decoder
+from engine.model.experts import Experts
+from engine.model.layers import MLP, Attention, Linear, Norm
+from engine.model.rotary import rope_magnitude
+from engine.weights.formats import CODES, FLOATING, GroupedLinear, Packed, linear_layers, packed, prepack
 
 CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
@@ -218,7 +218,7 @@ class CompiledStep:
 
 
 class CompiledUnpack:
-    """`engine.formats.unpack` of one matrix in one pass over it, by all threads, rounded once."""
+    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once."""
 
     def __init__(self, packed: Packed, library: ctypes.CDLL) -> None:
         self._packed = packed

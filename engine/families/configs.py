@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine.config import MAX_LAYERS, Activation, ExpertsConfig, LatentConfig, ModelConfig
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.keys import Keys
 from engine.families.rope import RopeKeys, read_rope, read_scaling
+from engine.model.config import MAX_LAYERS, Activation, ExpertsConfig, LatentConfig, ModelConfig
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import LongRopeScaling, ModelConfig
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.configs import config_from_hf
 from engine.families.keys import Keys
 from engine.families.names import deepseek_order, half_split
-from engine.gguf import GGUFFile, GGUFTensor
-from engine.stored import StoredTensor
+from engine.model.config import LongRopeScaling, ModelConfig
+from engine.weights.gguf import GGUFFile, GGUFTensor
+from engine.weights.lazy import StoredTensor
 
 MODEL_TYPES = {
     "llama": "llama",

@@ -10,10 +10,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from engine.chat import ChatTemplate
 from engine.errors import TokenizerError
-from engine.gguf import GGUFFile
-from engine.tokenizer import Tokenizer
+from engine.weights.chat import ChatTemplate
+from engine.weights.gguf import GGUFFile
+from engine.weights.tokenizer import Tokenizer
 
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens, tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space

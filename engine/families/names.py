@@ -1,4 +1,4 @@
-"""The weights of every family under the names of `engine.config.parameter_shapes`.
+"""The weights of every family under the names of `engine.model.config.parameter_shapes`.
 
 Most families use these names already. Others fuse projections (Phi-3, GPT-2), store them transposed (GPT-2),
 call their parts differently (Mixtral, the image models of Gemma 3) or order a rotated head by neighbouring
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig
 from engine.errors import CheckpointError
-from engine.stored import Stored, StoredTensor, loaded
+from engine.model.config import ModelConfig
+from engine.weights.lazy import Stored, StoredTensor, loaded
 
 Tensors = Mapping[str, Tensor]
 

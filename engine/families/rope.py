@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.config import LinearRopeScaling, Llama3RopeScaling, LongRopeScaling, RopeScaling, YarnRopeScaling
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.keys import Keys
+from engine.model.config import LinearRopeScaling, Llama3RopeScaling, LongRopeScaling, RopeScaling, YarnRopeScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cache import Cache, CacheKind, make_cache
-from engine.config import ModelConfig, n_parameters
 from engine.errors import OutOfMemory
-from engine.layers import Linear, LinearLike, Weights
-from engine.model import Decoder
+from engine.model.cache import Cache, CacheKind, make_cache
+from engine.model.config import ModelConfig, n_parameters
+from engine.model.decoder import Decoder
+from engine.model.layers import Linear, LinearLike, Weights
 from engine.parallel.group import Group, RankLost
 from engine.parallel.shard import Shard, ShardedWeights, shard_config
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from engine.devices import synchronize
 from engine.errors import EngineFailure
+from engine.model.devices import synchronize
 
 T = TypeVar("T")
 _POLL_S = 0.02

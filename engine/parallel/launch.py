@@ -19,16 +19,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from engine.checkpoint import BUNDLED, LoadedModel, load_checkpoint
-from engine.config import ModelConfig
-from engine.devices import check_devices, pick_device, rank_device
 from engine.errors import EngineError, EngineFailure
-from engine.hub import locate
-from engine.loading import Watch
-from engine.model import Decoder
+from engine.model.config import ModelConfig
+from engine.model.decoder import Decoder
+from engine.model.devices import check_devices, pick_device, rank_device
 from engine.parallel.decoder import LeaderDecoder, RankDecoder, follow, shard_of
 from engine.parallel.group import TIMEOUT, Group, RankLost
 from engine.parallel.shard import Shard, check_tp, cut
+from engine.weights.checkpoint import BUNDLED, LoadedModel, load_checkpoint
+from engine.weights.hub import locate
+from engine.weights.loading import Watch
 
 _PATIENCE_S = 10.0
 _POLL_S = 0.02

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from engine.config import ModelConfig
 from engine.errors import OptionError
-from engine.options import MAX_RANKS
+from engine.measure.options import MAX_RANKS
+from engine.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from calc.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba2, summary
-from calc.specs import ModelSpec, Study
+from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba2, summary
+from calc.model.spec import ModelSpec, Study
 from tests.calc.strategies import device, formats
 
 WIDTH = 64

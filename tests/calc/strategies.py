@@ -12,8 +12,8 @@ from fractions import Fraction
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
-from calc.storage import FORMATS
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.storage import FORMATS
 
 QUICK = settings(max_examples=60, deadline=None)
 """Shared machines stall: no deadline; enough examples to find slips, few enough to run on every change."""

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from calc.kv_cache import request_term
-from calc.params import parameters
+from calc.model.cache import request_term
+from calc.model.params import parameters
+from calc.model.storage import FORMATS
 from calc.sources import load_model
-from calc.storage import FORMATS
-from engine.cache import Int8Cache, cache_bytes, make_cache
-from engine.config import ModelConfig
 from engine.families.configs import config_from_hf
-from engine.model import empty_weights
+from engine.model.cache import Int8Cache, cache_bytes, make_cache
+from engine.model.config import ModelConfig
+from engine.model.decoder import empty_weights
 from tests.engine.hf_configs import FAMILIES, document
 
 

@@ -16,18 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calc.errors import CalcError
-from calc.kv_cache import request_term
-from calc.memory import memory_report
-from calc.params import parameters
+from calc.fit.memory import memory_report
+from calc.model.cache import request_term
+from calc.model.params import parameters
+from calc.model.spec import Mlp, ModelSpec, Norm, Study
+from calc.model.storage import FORMATS, StorageFormat
 from calc.sources import load_model
 from calc.sources.catalog import manual_device
-from calc.specs import Mlp, ModelSpec, Norm, Study
-from calc.storage import FORMATS, StorageFormat
-from engine.cache import KVCache
-from engine.checkpoint import config_from_hf  # wherever it lives, this is the one that loads a folder
-from engine.config import ModelConfig, n_parameters
 from engine.errors import EngineError
-from engine.model import empty_weights
+from engine.model.cache import KVCache
+from engine.model.config import ModelConfig, n_parameters
+from engine.model.decoder import empty_weights
+from engine.weights.checkpoint import config_from_hf  # wherever it lives, this is the one that loads a folder
 from tests.engine.models import PLAIN_VARIANTS as VARIANTS
 from tests.engine.models import llama_config
 

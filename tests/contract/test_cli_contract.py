@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from calc import __main__ as calc_main
-from tui import cli
+from tui.headless import cli
 
 ROOT = Path(__file__).parents[2]
 NUMBER = (int, float)

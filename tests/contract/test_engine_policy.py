@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calc.cli import COMMANDS, SERVERS, guarded, memory_parser, study_from
+from calc.commands.cli import COMMANDS, SERVERS, guarded, memory_parser, study_from
 from calc.errors import SpecError
 from calc.servers.records import ENGINES
 
@@ -128,7 +128,7 @@ def test_the_whole_study_is_not_a_servers() -> None:
 
 def test_a_plain_memory_imports_no_server() -> None:
     code = (
-        "import sys; from calc.cli import run_memory; run_memory(['--json'], 'x');"
+        "import sys; from calc.commands.cli import run_memory; run_memory(['--json'], 'x');"
         "sys.exit(any(name.startswith('calc.servers') for name in sys.modules))"
     )
     root = Path(__file__).resolve().parents[2]

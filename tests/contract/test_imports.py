@@ -26,7 +26,7 @@ HEAVY = {
     "tui",
     "engine",
 }
-MAY_USE_NUMPY = {"calc.sweep"}
+MAY_USE_NUMPY = {"calc.fit.sweep"}
 REPORT = "import json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
 
 
@@ -64,9 +64,9 @@ def test_calc_reaches_nothing_heavy() -> None:
 
 
 def test_the_sweep_alone_uses_numpy() -> None:
-    if "calc.sweep" not in calc_modules():
+    if "calc.fit.sweep" not in calc_modules():
         pytest.skip("no sweep")
-    held = modules_of("import calc.sweep")
+    held = modules_of("import calc.fit.sweep")
     assert held & HEAVY == {"numpy"}
 
 
@@ -83,25 +83,26 @@ def test_the_sweep_alone_uses_numpy() -> None:
     ],
 )
 def test_headless_calculation_loads_no_screen_and_no_engine(words: list[str]) -> None:
-    held = modules_of(f"from tui import cli\nassert cli.main({['--no-tui', *words]!r}) == 0")
+    held = modules_of(f"from tui.headless import cli\nassert cli.main({['--no-tui', *words]!r}) == 0")
     assert held & (HEAVY - {"tui"}) == set()
 
 
 def test_a_cold_memory_of_a_plain_model_loads_none_of_the_rest() -> None:
-    held = "import tui.cli\nassert tui.cli.main(['--no-tui', 'memory', '--json']) == 0\n"
-    unwanted = "['calc.layers', 'calc.layered', 'calc.parallel', 'calc.solve', 'calc.sweep', 'calc.attention', 'csv']"
+    held = "import tui.headless.cli\nassert tui.headless.cli.main(['--no-tui', 'memory', '--json']) == 0\n"
+    unwanted = ("calc.model.layers", "calc.model.layered", "calc.fit.parallel", "calc.fit.solve", "calc.fit.sweep",
+                "calc.intensity.attention", "csv")  # fmt: skip
     modules_of(f"{held}assert not [name for name in {unwanted} if name in sys.modules]")
 
 
 def test_what_the_app_takes_from_the_engine_is_light() -> None:
-    held = modules_of("import engine.events, engine.client, engine.errors, engine.timing")
+    held = modules_of("import engine.process.events, engine.process.client, engine.errors, engine.measure.timing")
     assert held & (HEAVY - {"engine", "msgspec"}) == set()
 
 
 FIRST_SCREEN = """
 import asyncio
-from tui.app import KvscopeApp
-from tui.settings import Settings
+from tui.app.app import KvscopeApp
+from tui.app.settings import Settings
 async def first_screen():
     async with KvscopeApp(settings=Settings(), start_engine=False).run_test(size=(120, 40)) as pilot:
         await pilot.pause()
@@ -116,6 +117,6 @@ def test_the_first_screen_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_engine_never_reaches_calc_or_the_app() -> None:
-    held = modules_of("import engine.worker, engine.cli, engine.benchmark, engine.evaluate")
+    held = modules_of("import engine.process.worker, engine.commands.cli, engine.measure.benchmark")
     assert held & {"calc", "tui", "textual"} == set()
     assert "torch" in held

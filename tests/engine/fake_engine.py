@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from engine.events import (
+from engine.process.events import (
     Cancel,
     Failed,
     Generate,

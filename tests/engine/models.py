@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from engine.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling
-from engine.model import Decoder, random_weights
+from engine.model.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling
+from engine.model.decoder import Decoder, random_weights
 
 
 def llama_config(**changes: Any) -> ModelConfig:

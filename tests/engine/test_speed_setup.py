@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench.speed_setup import bytes_read, float32_file, llama_python
-from engine.checkpoint import load_checkpoint
-from engine.model import random_weights
+from engine.model.decoder import random_weights
+from engine.weights.checkpoint import load_checkpoint
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import msgspec
 
-from engine.events import (
+from engine.process.events import (
     Batch,
     BatchFinished,
     BatchResult,

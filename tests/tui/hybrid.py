@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from calc.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mixer, summary
-from calc.specs import ModelSpec
+from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mixer, summary
+from calc.model.spec import ModelSpec
 
 HIDDEN = 2048
 

@@ -7,7 +7,7 @@ The first argument says what goes wrong: "good" (nothing), "mismatch" (a case fa
 import os
 import sys
 
-from engine.events import (
+from engine.process.events import (
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,

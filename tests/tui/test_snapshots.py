@@ -9,10 +9,10 @@ import pytest
 
 from calc.sources.catalog import find_device
 from tests.tui.hybrid import hybrid
-from tests.tui.live import until
-from tui.app import KvscopeApp, default_state
-from tui.settings import Settings
-from tui.state import with_study
+from tests.tui.live_engine import until
+from tui.app.app import KvscopeApp, default_state
+from tui.app.settings import Settings
+from tui.form.state import with_study
 
 SIZES = [(80, 24), (120, 40), (200, 60)]
 PANES = {"spec": "f2", "memory": "f3", "intensity": "f4"}

@@ -12,28 +12,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Button, Input, Label, ProgressBar, Static
 
-from calc.render import as_markdown
-from calc.tables import Table
+from calc.commands.render import as_markdown
+from calc.commands.tables import Table
 from engine.errors import EngineError
-from engine.events import Batch, Benchmark, Evaluate, Event, Formats
-from tui.chart import draw
-from tui.effects import Effects
-from tui.engine_link import engine_of
-from tui.job import DEFAULT_BATCHES, DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
-from tui.measured import (
-    batch_table,
-    batch_variants,
-    benchmark_table,
-    benchmark_variants,
-    evaluation_table,
-    evaluation_variants,
-    formats_table,
-    formats_variants,
-    machine_text,
-)
-from tui.pane import Pane
-from tui.plots import batch_decode_chart, benchmark_chart
-from tui.sampling_form import (
+from engine.process.events import Batch, Benchmark, Evaluate, Event, Formats
+from tui.form.sampling import (
     COMPILED_CHOICES,
     COMPILED_HELP,
     DTYPE_CHOICES,
@@ -50,7 +33,24 @@ from tui.sampling_form import (
     read_path,
     read_repeats,
 )
-from tui.state import Analysis, AppState
+from tui.form.state import Analysis, AppState
+from tui.live.engine_link import engine_of
+from tui.live.formats import Effects
+from tui.live.measured_tables import (
+    batch_table,
+    batch_variants,
+    benchmark_table,
+    benchmark_variants,
+    evaluation_table,
+    evaluation_variants,
+    formats_table,
+    formats_variants,
+    machine_text,
+)
+from tui.live.measurement import DEFAULT_BATCHES, DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
+from tui.panes.base import Pane
+from tui.views.chart import draw
+from tui.views.plots import batch_decode_chart, benchmark_chart
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
@@ -203,7 +203,7 @@ class BenchmarkPane(Pane):
 
     def action_pick_model(self) -> None:
         """Choose the model of the right side."""
-        from tui.model_files import pick_model_file
+        from tui.live.model_files import pick_model_file
 
         option = self.query_one("#option-bench-model", Option)
         self.add_class("-sweep")

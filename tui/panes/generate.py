@@ -14,21 +14,21 @@ from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 from textual.widgets import Button, Input, Label
 
-from calc.render import as_markdown
-from calc.tables import Table
+from calc.commands.render import as_markdown
+from calc.commands.tables import Table
 from engine.errors import EngineError
-from engine.events import CacheKind, DType, Event, FormatChoice, Formats, Generate, GenerationStarted, ModelInfo, Turn
-from tui.cache_view import Pair, comparison_table, run_table
-from tui.chart import draw
-from tui.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
-from tui.effects import Choice, Effects, effects_table, model_key
-from tui.engine_link import EngineStatus, Phase, engine_of
-from tui.forecast import forecast, shortage
-from tui.job import Job
-from tui.pane import Pane
-from tui.plots import latency_chart
-from tui.run import Run, generate_options
-from tui.sampling_form import (
+from engine.process.events import (
+    CacheKind,
+    DType,
+    Event,
+    FormatChoice,
+    Formats,
+    Generate,
+    GenerationStarted,
+    ModelInfo,
+    Turn,
+)
+from tui.form.sampling import (
     CACHE_CHOICES,
     CACHE_HELP,
     DTYPE_CHOICES,
@@ -43,7 +43,17 @@ from tui.sampling_form import (
     read_top_k,
     read_top_p,
 )
-from tui.state import Analysis, AppState
+from tui.form.state import Analysis, AppState
+from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
+from tui.live.engine_link import EngineStatus, Phase, engine_of
+from tui.live.formats import Choice, Effects, effects_table, model_key
+from tui.live.generation import Run, generate_options
+from tui.live.load_memory import forecast, shortage
+from tui.live.measurement import Job
+from tui.panes.base import Pane
+from tui.views.chart import draw
+from tui.views.generation import Pair, comparison_table, run_table
+from tui.views.plots import latency_chart
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.numbers import Numbers
 from tui.widgets.option import Option
@@ -513,7 +523,7 @@ class GeneratePane(Pane):
 
     def action_pick_model(self) -> None:
         """Choose from the models on this machine, or name a file or folder."""
-        from tui.model_files import pick_model_file
+        from tui.live.model_files import pick_model_file
 
         option = self.query_one("#option-model", Option)
         pick_model_file(self.app, option.text, self._take_model)

@@ -12,18 +12,18 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Label, Static
 
-from calc.attention import Attention, PhaseCost
-from calc.explain import to_text
-from calc.intensity import IntensityReport
-from calc.observations import intensity_observations
-from calc.render import as_markdown
-from calc.tables import Table, batch_table, context_table, formula_table, step_table
+from calc.commands.render import as_markdown
+from calc.commands.tables import Table, batch_table, context_table, formula_table, step_table
+from calc.explain.terms import to_text
+from calc.intensity.attention import Attention, PhaseCost
+from calc.intensity.observations import intensity_observations
+from calc.intensity.study import IntensityReport
 from calc.units import format_count
-from tui.chart import draw
-from tui.command_line import study_options
-from tui.pane import Pane, StateEdited
-from tui.plots import decode_chart, prefill_chart
-from tui.state import Analysis, AppState
+from tui.form.command_line import study_options
+from tui.form.state import Analysis, AppState
+from tui.panes.base import Pane, StateEdited
+from tui.views.chart import draw
+from tui.views.plots import decode_chart, prefill_chart
 from tui.widgets.dial import ChoiceDial, Dial, NumberDial
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView

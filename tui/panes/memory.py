@@ -11,19 +11,19 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Static
 
-from calc.memory import MemoryReport
-from calc.notes import memory_notes
+from calc.commands.notes import memory_notes
+from calc.commands.tables import Table, answer_table, component_table, derivation_table, tp_table
+from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
-from calc.tables import Table, answer_table, component_table, derivation_table, tp_table
-from tui.behind import Behind, behind_answer, behind_component, behind_tp
-from tui.command_line import memory_command
-from tui.layer_map import MARKS as LAYER_MARKS
-from tui.layer_map import behind_kind, kinds_table, layer_map
-from tui.pane import Pane, StateEdited
-from tui.server import MARKS, behind_part, defaults, parts_table
-from tui.state import Analysis, AppState, with_policy
-from tui.summaries import memory_markdown, steps_grid
-from tui.what_if import batch_by_context, batch_by_format, behind_context, behind_format
+from tui.form.command_line import memory_command
+from tui.form.state import Analysis, AppState, with_policy
+from tui.panes.base import Pane, StateEdited
+from tui.views.behind import Behind, behind_answer, behind_component, behind_tp
+from tui.views.layer_map import MARKS as LAYER_MARKS
+from tui.views.layer_map import behind_kind, kinds_table, layer_map
+from tui.views.memory import memory_markdown, steps_grid
+from tui.views.server import MARKS, behind_part, defaults, parts_table
+from tui.views.what_if import batch_by_context, batch_by_format, behind_context, behind_format
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
@@ -184,7 +184,7 @@ class MemoryPane(Pane):
     def _server_notes(self) -> tuple[str, ...]:
         if self._server is None:
             return ()
-        from tui.server import server_notes
+        from tui.views.server import server_notes
 
         return server_notes(self._server)
 

@@ -14,14 +14,14 @@ from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import Input
 
-from calc.memory import MemoryReport
-from calc.notes import memory_notes
-from calc.specs import DeviceSpec, Mlp, ModelSpec, Norm, Study
-from calc.storage import FORMATS
-from calc.tables import Table, answer_table, tp_table
+from calc.commands.notes import memory_notes
+from calc.commands.tables import Table, answer_table, tp_table
+from calc.fit.memory import MemoryReport
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Study
+from calc.model.storage import FORMATS
 from calc.units import format_rate
-from tui.command_line import memory_command
-from tui.draft import (
+from tui.form.command_line import memory_command
+from tui.form.draft import (
     LAYERED_FIELDS,
     MODEL_CHOICES,
     MODEL_COUNTS,
@@ -34,13 +34,13 @@ from tui.draft import (
     read_draft,
     windows_follow,
 )
-from tui.fields import FIELDS
-from tui.layer_map import kinds_sentence, layer_map
-from tui.pane import Pane, StateEdited
-from tui.server import POLICIES
-from tui.state import Analysis, AppState, with_policy, with_study
-from tui.summaries import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
-from tui.what_if import batch_by_context, batch_by_format
+from tui.form.fields import FIELDS
+from tui.form.state import Analysis, AppState, with_policy, with_study
+from tui.panes.base import Pane, StateEdited
+from tui.views.layer_map import kinds_sentence, layer_map
+from tui.views.memory import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
+from tui.views.server import POLICIES
+from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
 from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
@@ -244,7 +244,7 @@ class SpecPane(Pane):
         """The third column, where the screen has one."""
         if not self.screen.has_class("-ultra") or not self.query("#spec-more"):
             return
-        from tui.batch_chart import batch_chart
+        from tui.views.batch_chart import batch_chart
         from tui.widgets.plot import PlotView
 
         formats = batch_by_format(report)

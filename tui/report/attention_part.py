@@ -6,16 +6,14 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
-from calc import tables
-from calc.attention import Attention, Phase, PhaseCost, StepCost, attention_steps
-from calc.explain import Expr, Term, as_expr, substituted, symbol, to_text
-from calc.intensity import IntensityQuery, IntensityReport, intensity_report
-from calc.observations import intensity_observations
-from calc.polynomial import closed_form, ratio, to_expr
-from calc.storage import whole
+from calc.commands import tables
+from calc.explain.polynomial import closed_form, ratio, to_expr
+from calc.explain.terms import Expr, Term, as_expr, substituted, symbol, to_text
+from calc.intensity.attention import Attention, Phase, PhaseCost, StepCost, attention_steps
+from calc.intensity.observations import intensity_observations
+from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
+from calc.model.storage import whole
 from calc.units import format_count
-from tui.chart import Axis, Chart, Series
-from tui.plots import decode_chart, prefill_chart
 from tui.report.model import (
     Block,
     Bullets,
@@ -35,6 +33,8 @@ from tui.report.model import (
     plain_items,
     symbol_math,
 )
+from tui.views.chart import Axis, Chart, Series
+from tui.views.plots import decode_chart, prefill_chart
 
 PHASES = {Phase.PREFILL: "Prefill: all N tokens at once", Phase.DECODE: "Decode: one new token"}
 

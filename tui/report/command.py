@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from calc.cli import Parser, add_study_options, count, counts, device_from, formats_from, model_from
+from calc.commands.cli import Parser, add_study_options, count, counts, device_from, formats_from, model_from
 from calc.errors import SourceError
-from calc.specs import Policy, Study
+from calc.model.spec import Policy, Study
 
 if TYPE_CHECKING:
-    from engine.events import Event
+    from engine.process.events import Event
+    from tui.form.state import AppState
     from tui.report.measured_part import Measurements
     from tui.report.model import Report
-    from tui.state import AppState
 
 DONE, CHECK_FAILED = 0, 1
 
@@ -104,7 +104,7 @@ def check_writable(path: Path) -> None:
 
 def save(path: Path, text: str) -> None:
     """Write `text` whole. Raises SourceError where the file cannot be written."""
-    from calc.render import write_whole
+    from calc.commands.render import write_whole
 
     try:
         write_whole(path, text)
@@ -114,8 +114,8 @@ def save(path: Path, text: str) -> None:
 
 def state_from(args: argparse.Namespace) -> AppState:
     """The state that the options describe. Raises CalcError."""
-    from calc.attention import Attention
-    from tui.state import AppState
+    from calc.intensity.attention import Attention
+    from tui.form.state import AppState
 
     model = model_from(args)
     study = Study(
@@ -136,7 +136,7 @@ def state_from(args: argparse.Namespace) -> AppState:
 
 
 def _measured(*, quiet: bool) -> Measurements:
-    from engine.client import EngineClient
+    from engine.process.client import EngineClient
     from tui.report.measure import measure
 
     line = ProgressLine(None if quiet or not sys.stderr.isatty() else sys.stderr)
@@ -156,7 +156,7 @@ class ProgressLine:
 
     def show(self, stage: str, event: Event) -> None:
         """Show an event that says how far a stage is."""
-        from engine.events import Progress
+        from engine.process.events import Progress
 
         if not isinstance(event, Progress):
             return

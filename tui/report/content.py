@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from tui.form.state import AppState, analyse
 from tui.report.attention_part import part_c, part_d
 from tui.report.measured_part import Measurements, measured_part
 from tui.report.memory_part import inputs_part, part_a, part_b
 from tui.report.model import Block, Heading, Report, plain_items
-from tui.state import AppState, analyse
 
 SOURCES = (
     "A. Vaswani et al. Attention Is All You Need. NeurIPS 2017, arXiv:1706.03762. The attention of (c).",

@@ -10,9 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from functools import singledispatch
 
-from calc.explain import Term
-from calc.tables import term_value
-from tui.chart import Axis, Chart, Level, Series
+from calc.commands.tables import term_value
+from calc.explain.terms import Term
 from tui.report.latex_text import escape
 from tui.report.model import (
     Bullets,
@@ -28,6 +27,7 @@ from tui.report.model import (
     Text,
     Verbatim,
 )
+from tui.views.chart import Axis, Chart, Level, Series
 
 PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \usepackage[a4paper,margin=2.3cm]{geometry}

@@ -79,7 +79,7 @@ def _row(values: list[str]) -> str:
 
 @_block.register
 def _derivation(block: Derivation) -> str:
-    from calc.tables import term_value
+    from calc.commands.tables import term_value
 
     head = [f"**{_escape(block.title)}**", "", _row(["Step", "Formula", "Numbers put in", "Result"]), _row(["---"] * 4)]
     for step in block.steps:
@@ -91,7 +91,7 @@ def _derivation(block: Derivation) -> str:
 
 @_block.register
 def _figure(block: Figure) -> str:
-    from tui.chart import draw
+    from tui.views.chart import draw
 
     drawn = draw(block.chart, width=PLOT_WIDTH, height=PLOT_HEIGHT)
     return f"{fenced(drawn)}\n\n{_text(block.caption)}"

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from math import ceil
 from typing import TypeVar
 
-from calc.explain import Number
-from calc.kv_cache import kv_bytes_per_token
-from calc.storage import FORMATS
-from engine.client import EngineClient
+from calc.explain.terms import Number
+from calc.model.cache import kv_bytes_per_token
+from calc.model.storage import FORMATS
 from engine.errors import EngineError, EngineFailure, InputError
-from engine.events import (
+from engine.process.client import EngineClient
+from engine.process.events import (
     Benchmark,
     BenchmarkFinished,
     Cancelled,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from calc import tables
-from calc.explain import SYMBOLS, Expr, Term, evaluate, symbol, to_latex, to_text
-from calc.memory import MemoryReport, TpRow, max_batch, shortfall
-from calc.notes import memory_notes
-from calc.specs import ModelSpec, Policy
+from calc.commands import tables
+from calc.commands.notes import memory_notes
+from calc.explain.terms import SYMBOLS, Expr, Term, evaluate, symbol, to_latex, to_text
+from calc.fit.memory import MemoryReport, TpRow, max_batch, shortfall
+from calc.model.spec import ModelSpec, Policy
 from calc.units import format_bytes_exact, format_count, format_rate
+from tui.form.state import Analysis
 from tui.report.model import (
     Block,
     Derivation,
@@ -26,7 +27,6 @@ from tui.report.model import (
     plain_items,
     symbol_math,
 )
-from tui.state import Analysis
 
 DERIVED = (
     ("Embedding", "embedding"),
@@ -139,7 +139,7 @@ def _workload_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
 
 
 def _bytes_each(value: object) -> str:
-    from calc.explain import number_text
+    from calc.explain.terms import number_text
 
     return number_text(value)  # type: ignore[arg-type]
 

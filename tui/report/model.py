@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from calc.explain import SYMBOLS, Expr, Term, to_latex, to_text
-from calc.tables import Table
-from tui.chart import Chart
+from calc.commands.tables import Table
+from calc.explain.terms import SYMBOLS, Expr, Term, to_latex, to_text
+from tui.views.chart import Chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def formula(expression: Expr) -> Math:
 
 
 def symbol_math(name: str) -> Math:
-    """The symbol of an argument name in `calc.explain.SYMBOLS`."""
+    """The symbol of an argument name in `calc.explain.terms.SYMBOLS`."""
     known = SYMBOLS[name]
     return Math(known.text, known.latex)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.widget import Widget
 
-from calc.memory import MemoryReport
+from calc.fit.memory import MemoryReport
 from calc.units import format_decimal
 from tui.widgets.styling import restyled
 

@@ -11,7 +11,7 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import DataTable
 
-from calc.tables import Table
+from calc.commands.tables import Table
 
 
 class CalcTable(DataTable[Text]):

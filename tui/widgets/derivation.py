@@ -9,8 +9,8 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from calc.explain import SYMBOLS, Expr, Term
-from calc.tables import term_value
+from calc.commands.tables import term_value
+from calc.explain.terms import SYMBOLS, Expr, Term
 from tui.widgets.styling import restyled
 
 INDENT = 2

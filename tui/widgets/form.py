@@ -17,8 +17,8 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input
 
-from tui.draft import hint
-from tui.fields import FIELDS, Field
+from tui.form.draft import hint
+from tui.form.fields import FIELDS, Field
 from tui.widgets.derivation import wrap
 from tui.widgets.dial import ChoiceDial
 from tui.widgets.styling import restyled

@@ -12,7 +12,7 @@ from textual import events
 from textual.binding import ActiveBinding
 from textual.widget import Widget
 
-from tui.help import key_name
+from tui.app.help import key_name
 from tui.widgets.styling import component_style
 
 if TYPE_CHECKING:

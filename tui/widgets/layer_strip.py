@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
-from tui.layer_map import LABEL_CELLS, STYLES, LayerMap, map_lines
+from tui.views.layer_map import LABEL_CELLS, STYLES, LayerMap, map_lines
 from tui.widgets.styling import restyled
 
 UNORDERED = "how many of each is known, not which"

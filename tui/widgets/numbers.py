@@ -11,10 +11,10 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui.cache_view import Pair, cache_text, comparison_table, meter_text, rate
-from tui.effects import Choice, Effect, effects_variants
-from tui.plots import latency_chart
-from tui.run import Run
+from tui.live.formats import Choice, Effect, effects_variants
+from tui.live.generation import Run
+from tui.views.generation import Pair, cache_text, comparison_table, meter_text, rate
+from tui.views.plots import latency_chart
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 

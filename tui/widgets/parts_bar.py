@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.widget import Widget
 
 from calc.servers.records import ServerReport
-from tui.server import device_bytes, parts
+from tui.views.server import device_bytes, parts
 from tui.widgets.bar import bar_cells
 from tui.widgets.styling import restyled
 

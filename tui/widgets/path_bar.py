@@ -16,7 +16,7 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from calc.render import write_whole
+from calc.commands.render import write_whole
 
 MAX_ENTRIES = 2000
 

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widget import Widget
 
-from tui.fields import Field
+from tui.form.fields import Field
 
 
 class PickerField(Widget, can_focus=True):

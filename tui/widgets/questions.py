@@ -13,9 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from calc.errors import CalcError
-from calc.memory import MemoryReport
-from tui.questions import whole_answer
-from tui.summaries import plain_grid
+from calc.fit.memory import MemoryReport
+from tui.views.memory import plain_grid
+from tui.views.questions import whole_answer
 from tui.widgets.derivation import wrap
 from tui.widgets.dial import Dial, NumberDial
 

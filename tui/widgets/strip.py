@@ -9,11 +9,11 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.widget import Widget
 
-from calc.memory import MemoryReport
+from calc.fit.memory import MemoryReport
 from calc.units import format_binary, format_bytes_exact, format_decimal
-from tui.draft import device_short_name
-from tui.server import ServerAnswer
-from tui.state import AppState
+from tui.form.draft import device_short_name
+from tui.form.state import AppState
+from tui.views.server import ServerAnswer
 from tui.widgets.styling import restyled
 
 Piece = tuple[str, str]

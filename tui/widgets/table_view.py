@@ -12,7 +12,7 @@ from rich.text import Text
 from textual import events
 from textual.widgets import Static
 
-from calc.tables import Table
+from calc.commands.tables import Table
 
 Variant = Table | tuple[Table, ...]
 """What to show at some width: a table, or a few one under the other."""

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from bench.server_models import facts, models
 from calc.errors import SpecError
-from calc.layers import Attention, Dense, LayerSpec, Mamba2, Stated, summary
-from calc.params import parameters
+from calc.model.layers import Attention, Dense, LayerSpec, Mamba2, Stated, summary
+from calc.model.params import parameters
+from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.storage import FORMATS
 from calc.servers.facts import facts_from_config
 from calc.servers.launch import launch_command
 from calc.servers.local import cache_bytes, compute_buffer_bytes, window_cells
@@ -23,8 +25,6 @@ from calc.servers.vllm_budget import capture_sizes, sampler_peak
 from calc.servers.vllm_cache import aligned_block_size, group_size
 from calc.servers.weights import allocated, padded_vocab, stage_layers, stage_weight_bytes
 from calc.sources.catalog import find_device, find_model, manual_device
-from calc.specs import ModelSpec, Policy, Study
-from calc.storage import FORMATS
 
 GIB = 2**30
 MIB = 2**20

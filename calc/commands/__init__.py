@@ -1,0 +1,1 @@
+"""The command line of calc: options in, tables and JSON out."""

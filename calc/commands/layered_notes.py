@@ -1,0 +1,71 @@
+"""Sentences about a model whose layers are not all alike: what its layers are, what is kept, what is active."""
+
+from __future__ import annotations
+
+from calc.fit.memory import MemoryReport
+from calc.model.layered import cache_elements, index_elements, state_elements, state_format
+from calc.model.layers import grouped, mixers_of
+from calc.units import format_bytes_exact, format_count, format_decimal
+
+MOST_KINDS = 6
+
+
+def layered_notes(report: MemoryReport) -> list[str]:
+    """Notes in the place of those about grouping, windows and repeated heads of a plain model."""
+    notes = [_kinds_note(report)]
+    if report.parameters.idle:
+        notes.append(_active_note(report))
+    notes += [*_cache_notes(report), *_state_notes(report)]
+    return notes
+
+
+def _kinds_note(report: MemoryReport) -> str:
+    kinds = [f"{n:,} with {layer.label}" for layer, n in grouped(report.study.model.layers).items()]
+    shown = [*kinds[:MOST_KINDS], *([f"{len(kinds) - MOST_KINDS} kinds more"] if len(kinds) > MOST_KINDS else [])]
+    return f"Layers: {', '.join(shown)}."
+
+
+def _active_note(report: MemoryReport) -> str:
+    counts = report.parameters
+    return (
+        f"A token goes through {format_count(counts.active)} of the {format_count(counts.total)} parameters (its "
+        "experts, everything else, the embedding too); all of them are in memory."
+    )
+
+
+def _cache_notes(report: MemoryReport) -> list[str]:
+    study, elements = report.study, cache_elements(report.study.model)
+    notes = []
+    if elements.windowed:
+        windows = ", ".join(f"{window:,}" for window in elements.windowed)
+        notes.append(
+            f"Windows of {windows} tokens: a request's cache is {format_decimal(report.kv_bytes_per_request)} instead "
+            f"of {format_decimal(report.kv_bytes_per_token * study.context)}."
+        )
+    if elements.latent:
+        notes.append("The latent cache serves all heads: with whole heads every GPU holds all of it, whatever the TP.")
+    if index := index_elements(study.model):
+        notes.append(
+            f"Not counted in the cache: {index:,} elements a token of indexer keys, which servers keep in fp8 "
+            f"({format_bytes_exact(index)} a token and their scales)."
+        )
+    heads = {m.n_kv_heads for m in mixers_of(study.model.layers) if hasattr(m, "n_kv_heads") and m.cache_elements}
+    beyond = [row.tp for row in report.tp if heads and row.tp > min(heads) and not row.problem]
+    if beyond:
+        notes.append(
+            f"Beyond {min(heads)} GPUs (TP {', '.join(map(str, beyond))}) whole KV heads repeat: a server's cache a "
+            "GPU shrinks no further, whatever the equal split says."
+        )
+    return notes
+
+
+def _state_notes(report: MemoryReport) -> list[str]:
+    elements = state_elements(report.study.model)
+    if not elements:
+        return []
+    stored = state_format(report.study.kv_format)
+    return [
+        f"Recurrent layers keep {elements:,} elements a sequence whatever its length, counted at {stored.name} as the "
+        f"cache is ({format_decimal(report.state_bytes_per_sequence)}); kept in fp32 they take "
+        f"{format_decimal(4 * elements)}."
+    ]

@@ -1,0 +1,131 @@
+"""What a reader of the memory table should know, in sentences made from the numbers and chosen by them.
+
+Apart from `calc.intensity.observations`, so that a cold ``memory`` imports nothing of the intensity study.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from calc.fit.memory import MemoryReport, memory_report
+from calc.model.cache import request_term
+from calc.model.spec import ModelSpec, Policy
+from calc.units import format_bytes, format_decimal
+
+SMALLEST_WEIGHT = 25
+"""Hundredths of a byte: no format stores a weight in less than 2 bits."""
+
+
+def memory_notes(report: MemoryReport) -> tuple[str, ...]:
+    """What a reader of the memory table should know: readings, assumptions, and what would fit."""
+    model = report.study.model
+    notes = [f"Device memory: {report.study.device.reading}."]
+    if model.layers:
+        from calc.commands.layered_notes import layered_notes
+
+        notes += [*layered_notes(report), _fit_note(report)]
+    else:
+        notes += [_grouping_note(model), _fit_note(report)]
+    if model.n_sliding_layers and not model.layers:
+        notes.append(_window_note(report))
+    notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
+    notes.extend([] if model.layers else _replication_notes(report))
+    notes.append(
+        f"Every parameter is counted at {_bytes_each(report)}; activations, runtime and graphs are not counted."
+    )
+    return (*notes, *model.notes)
+
+
+def _bytes_each(report: MemoryReport) -> str:
+    value = report.study.weight_format.bytes_per_element
+    return f"{float(value):g} byte" + ("" if value == 1 else "s")
+
+
+def _grouping_note(model: ModelSpec) -> str:
+    if model.group_size == 1:
+        if model.n_heads == 1:
+            return "Single-head attention: one query head with its own K and V."
+        return f"Multi-head attention: each of the {model.n_heads} query heads has its own K and V."
+    kind = "Multi-query" if model.n_kv_heads == 1 else "Grouped-query"
+    heads = "the one KV head" if model.n_kv_heads == 1 else "a KV head"
+    return (
+        f"{kind} attention: {model.group_size} query heads share {heads}, so the cache is {model.group_size} times "
+        f"smaller than with {model.n_heads} KV heads."
+    )
+
+
+def _fit_note(report: MemoryReport) -> str:
+    if report.fits:
+        left = report.free_bytes - report.max_batch * report.request_bytes
+        requests = "request fits" if report.max_batch == 1 else "requests fit"
+        return f"{report.max_batch:,} {requests} beside the weights, and {format_decimal(left)} stay free."
+    missing = format_bytes(report.request_bytes - report.free_bytes)
+    if report.free_bytes < 0:
+        over = format_bytes(-report.free_bytes)
+        what = f"Does not fit: the weights alone exceed the device by {over}, with one request by {missing}."
+    else:
+        what = f"Does not fit: the weights do, but {missing} are missing for one request."
+    return f"{what} {_remedy(report)}"
+
+
+def _remedy(report: MemoryReport) -> str:
+    """Changes each of which alone would make one request fit."""
+    ways = []
+    if (context := _fitting_context(report)) is not None:
+        ways.append(f"a context of {context:,} tokens" if context > 1 else "a context of 1 token")
+    if (tp := smallest_fitting_tp(report)) is not None:
+        ways.append(f"tensor parallelism over {tp} such devices")
+    allowed = Fraction(report.study.device.memory_bytes - report.request_bytes, report.parameters.total)
+    if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
+        ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
+    if not ways:
+        return "No shorter context, smaller weights or tensor parallelism over whole heads makes it fit alone."
+    return f"It would fit with {', or '.join(ways)}."
+
+
+def _fitting_context(report: MemoryReport) -> int | None:
+    """The most tokens of a request that fit beside the weights; None where not one does.
+
+    Of windowed layers too: where one request does not fit, its cache grows with its context up to there.
+    """
+    study, low, high = report.study, 0, report.study.context
+    while high - low > 1:
+        middle = (low + high) // 2
+        kept = request_term(study.model, study.kv_format, middle).value
+        kept += report.state_bytes_per_sequence
+        low, high = (middle, high) if kept <= report.free_bytes else (low, middle)
+    return low or None
+
+
+def smallest_fitting_tp(report: MemoryReport) -> int | None:
+    """Fewest devices, in whole heads, on which one request fits beside the weights; None if no degree does."""
+    study = report.study
+    degrees = tuple(tp for tp in range(2, min(study.model.n_heads, 1024) + 1) if study.model.n_heads % tp == 0)
+    if not degrees:
+        return None
+    rows = memory_report(replace(study, tps=degrees, policy=Policy.REPLICATED)).tp
+    return next((row.tp for row in rows if row.fits), None)
+
+
+def _window_note(report: MemoryReport) -> str:
+    model, context = report.study.model, report.study.context
+    window = model.window or 0
+    capped = "less than" if window < context else "at least"
+    return (
+        f"{model.n_sliding_layers} of {model.n_layers} layers keep a window of {window:,} tokens, {capped} the "
+        f"context; the cache is {format_decimal(report.kv_bytes_per_request)} instead of "
+        f"{format_decimal(report.kv_bytes_per_token * context)}."
+    )
+
+
+def _replication_notes(report: MemoryReport) -> list[str]:
+    n_kv_heads = report.study.model.n_kv_heads
+    beyond = [row.tp for row in report.tp if row.tp > n_kv_heads and not row.problem]
+    if not beyond:
+        return []
+    degrees, gpus = ", ".join(map(str, beyond)), "1 GPU" if n_kv_heads == 1 else f"{n_kv_heads} GPUs"
+    return [
+        f"Beyond {gpus} (TP {degrees}) whole KV heads repeat: a server's cache a GPU shrinks no further, "
+        "whatever the equal split says."
+    ]

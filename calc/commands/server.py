@@ -1,0 +1,284 @@
+"""``memory --policy vllm|sglang|transformers|llamacpp``: options in; document, tables and sentences out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+from calc.commands.documents import Document, memory_document, term_document
+from calc.commands.tables import Table
+from calc.errors import SpecError
+from calc.model.spec import Study
+from calc.model.storage import FORMATS
+from calc.servers.facts import facts_of
+from calc.servers.launch import launch_command
+from calc.servers.records import ServerOptions, ServerReport
+from calc.servers.report import server_report
+from calc.units import format_binary, format_bytes_exact, format_count, format_decimal
+
+if TYPE_CHECKING:
+    from calc.fit.memory import MemoryReport
+
+NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
+
+
+def read_utilization(text: str) -> Fraction:
+    """A share of the device: ``0.9`` or ``90%``. Raises SpecError."""
+    stripped = text.strip()
+    try:
+        value = Fraction(stripped.removesuffix("%")[:16]) / (100 if stripped.endswith("%") else 1)
+    except (ValueError, ZeroDivisionError):
+        raise SpecError("gpu_memory_utilization", f"a share such as 0.9 is due, not {stripped[:20]!r}") from None
+    if not 0 < value <= 1:
+        raise SpecError("gpu_memory_utilization", f"a share above 0 and at most 1 is due, not {stripped[:20]}")
+    return value
+
+
+def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:
+    """The server's options of a command line, for the first of its --tp. Raises SpecError."""
+    return ServerOptions(
+        engine=args.policy,
+        version=args.engine_version,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_seqs=args.max_num_seqs,
+        block_size=args.block_size,
+        kv_pool_bytes=args.kv_pool,
+        enforce_eager=args.enforce_eager,
+        speculative_layers=args.speculative_layers or 0,
+        speculative_tokens=args.speculative_tokens,
+        prefix_caching_of_states=args.prefix_caching,
+        disable_hybrid=args.disable_hybrid,
+        tp=study.tps[0],
+        pp=args.pp or 1,
+        dcp=args.dcp or 1,
+        dp_attention=args.dp_attention or 1,
+        facts=facts_of(args.model, study.model.name),
+    )
+
+
+def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
+    """The study with the formats that a server chooses by itself where none is given.
+
+    vLLM, SGLang and llama.cpp's converter load float32 checkpoints in 16 bits (``--dtype auto``).
+    """
+    if study.weight_format.bytes_per_element >= 4 and not weights_given and options.engine != "transformers":
+        model = replace(study.model, stored=None) if study.model.stored is not None else study.model
+        study = replace(study, model=model, weight_format=FORMATS["bf16"])
+    return cache_as_weights(study, given=cache_given)
+
+
+def cache_as_weights(study: Study, *, given: bool) -> Study:
+    """A server's cache takes the activations' type where none is given: 4 bytes beside float32 weights."""
+    if given or study.weight_format.bytes_per_element < 4:
+        return study
+    return replace(study, kv_format=FORMATS["fp32"])
+
+
+Tried = tuple[int, ServerReport | None, str | None]
+
+
+def tried(study: Study, options: ServerOptions) -> tuple[Tried, ...]:
+    """The report for every --tp of the study, or why there is none."""
+    out: list[Tried] = []
+    for tp in study.tps:
+        try:
+            one = replace(options, tp=tp) if len(study.tps) > 1 else options
+            out.append((tp, server_report(study, one), None))
+        except SpecError as error:
+            if len(study.tps) == 1:
+                raise
+            out.append((tp, None, str(error)))
+    return tuple(out)
+
+
+def chosen(reports: tuple[Tried, ...], study: Study) -> ServerReport:
+    """The one that the engine block describes: the only TP, else the smallest that fits, else the smallest.
+
+    Raises SpecError where no TP can be served at all.
+    """
+    made = [report for _, report, _ in reports if report is not None]
+    if not made:
+        raise SpecError("tp", str(reports[0][2]))
+    if len(reports) == 1:
+        return made[0]
+    if made[0].options.kv_pool_bytes is not None:
+        return replace(made[0], assumptions=("the smallest of --tp, as the pool is given", *made[0].assumptions))
+    report = next((report for report in made if report.fits), made[0])
+    why = "the smallest of --tp that fits" if report.fits else "the smallest of --tp; none of them fits"
+    return replace(report, assumptions=(f"TP {report.options.tp}: {why}", *report.assumptions))
+
+
+def server_answer(report: ServerReport) -> int:
+    """Requests of full length that the server holds at once."""
+    return floor(report.max_concurrency + 1e-9)
+
+
+def engine_document(report: ServerReport) -> Document:
+    """The "engine" block of ``memory --json``."""
+    return {
+        "name": report.name,
+        "version": report.version,
+        "block_size": report.block_size,
+        "weight_bytes_per_gpu": report.weight_bytes_per_gpu,
+        "activation_bytes": report.activation_bytes,
+        "non_torch_bytes": report.non_torch_bytes,
+        "cuda_graph_bytes": report.cuda_graph_bytes,
+        "kv_pool_bytes": report.kv_pool_bytes,
+        "kv_blocks": report.kv_blocks,
+        "kv_tokens": report.kv_tokens,
+        "max_concurrency": report.max_concurrency,
+        "groups": [
+            {"kind": group.kind, "layers": group.layers, "blocks_per_request": group.blocks_per_request}
+            for group in report.groups
+        ],
+        "assumptions": list(report.assumptions),
+        "tp": report.options.tp,
+        "pp": report.options.pp,
+        "gpu_memory_utilization": None if report.utilization is None else float(report.utilization),
+        "max_num_batched_tokens": report.max_num_batched_tokens,
+        "max_num_seqs": report.max_num_seqs,
+        "kv_bytes_per_request": report.kv_request_bytes,
+        "fits": report.fits,
+        "bands": {name: list(band) for name, band in report.bands.items()},
+    }
+
+
+def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: ServerReport) -> Document:
+    """``memory --json`` as the server counts: its TP rows, its fit, its batch; and the engine block."""
+    document = memory_document(base)
+    document |= {
+        "policy": report.options.engine,
+        "fits": report.fits,
+        "max_batch": server_answer(report),
+        "tp": [_tp_document(*one) for one in reports],
+        "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
+        "notes": [*_notes(document["notes"]), *server_notes(report)],
+        "engine": engine_document(report),
+        "launch": launch_command(report),
+    }
+    return document
+
+
+def _notes(notes: list[str]) -> list[str]:
+    """Notes of the plain count that still hold: what fits is the server's to say."""
+    gone = ("fit beside the weights", "fits beside the weights", "Does not fit", "are not counted.")
+    return [note for note in notes if not any(words in note for words in gone)]
+
+
+def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> Document:
+    if report is None:
+        values: Document = dict.fromkeys(("weight_bytes_per_gpu", "kv_bytes_per_request_per_gpu"))
+        return {"tp": tp, **values, "max_batch": 0, "fits": False, "problem": problem}
+    return {
+        "tp": tp,
+        "weight_bytes_per_gpu": report.weight_bytes_per_gpu,
+        "kv_bytes_per_request_per_gpu": report.kv_request_bytes,
+        "max_batch": server_answer(report),
+        "fits": report.fits,
+        "problem": None,
+    }
+
+
+def server_notes(report: ServerReport) -> list[str]:
+    """Whether it starts and fits, and what was assumed."""
+    name = NAMES[report.options.engine]
+    if report.kv_pool_bytes <= 0:
+        said = f"{name} does not start: {format_decimal(-report.kv_pool_bytes)} a GPU are missing before any cache."
+    elif not report.fits:
+        said = f"{name} does not fit one request of full length: its pool holds {report.max_concurrency:.2f} of one."
+    else:
+        said = f"{name} holds {report.max_concurrency:,.2f} requests of full length at once."
+    assumed = f"Assumed: {'; '.join(report.assumptions)}." if report.assumptions else ""
+    return [said, *([assumed] if assumed else [])]
+
+
+def server_tables(reports: tuple[Tried, ...], report: ServerReport) -> list[Table]:
+    """Parts of a GPU, groups of layers, every TP."""
+    return [_parts_table(report), _groups_table(report), *([_tp_table(reports)] if len(reports) > 1 else [])]
+
+
+def _parts_table(report: ServerReport) -> Table:
+    fields = {
+        "Weights": "weight_bytes_per_gpu",
+        "Activations": "activation_bytes",
+        "Outside the framework": "non_torch_bytes",
+        "CUDA graphs": "cuda_graph_bytes",
+        "KV pool": "kv_pool_bytes",
+    }
+    rows = [_part_row(title, getattr(report, field), report.bands.get(field)) for title, field in fields.items()]
+    rows += [
+        ("Block", f"{format_count(report.block_size)} tokens", "", ""),
+        ("KV blocks", format_count(report.kv_blocks), "", ""),
+        ("KV tokens", format_count(report.kv_tokens), "", ""),
+        ("Requests of full length", f"{report.max_concurrency:,.2f}", "", "" if report.fits else "does not fit"),
+    ]
+    options = report.options
+    shared = f", PP {options.pp}" if options.pp > 1 else ""
+    title = f"{NAMES[options.engine]} {report.version}, a GPU of TP {options.tp}{shared}"
+    return Table(title=title, columns=("Part", "Size", "Also", "Band"), rows=tuple(rows), numeric=frozenset({1, 2}))
+
+
+def _part_row(title: str, size: int, band: tuple[int, int] | None) -> tuple[str, str, str, str]:
+    shown = "" if band is None or not size else f"{format_binary(band[0])} to {format_binary(band[1])}"
+    return title, format_decimal(size), format_binary(size), shown
+
+
+def _groups_table(report: ServerReport) -> Table:
+    rows = tuple(
+        (group.kind, format_count(group.layers), format_count(group.block_tokens),
+         format_count(group.blocks_per_request))
+        for group in report.groups
+    )  # fmt: skip
+    columns = ("Layers of a group", "Layers", "Tokens a block", "Blocks a request")
+    return Table(title="Cache groups", columns=columns, rows=rows, numeric=frozenset({1, 2, 3}))
+
+
+def _tp_table(reports: tuple[Tried, ...]) -> Table:
+    rows = []
+    for tp, report, problem in reports:
+        if report is None:
+            rows.append((str(tp), "–", "–", "–", problem or ""))
+            continue
+        held = format_bytes_exact(report.kv_request_bytes)
+        remark = "" if report.fits else "does not fit"
+        rows.append(
+            (str(tp), format_decimal(report.weight_bytes_per_gpu), held, format_count(server_answer(report)), remark)
+        )
+    columns = ("TP", "Weights per GPU", "KV/request per GPU", "Batch", "Remark")
+    return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
+
+
+def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, Any]:
+    """The answer of the server named by --policy: (document, None) for JSON, else (None, (heading, tables, notes))."""
+    options, asked_bytes = options_from(args, base.study), base.study.weight_format.bytes_per_element
+    study = as_served(
+        base.study, options, weights_given=args.weight_format is not None, cache_given=args.kv_format is not None
+    )
+    if study is not base.study:
+        from calc.fit.memory import memory_report
+
+        base = memory_report(study)
+    reports = tried(study, options)
+    report = chosen(reports, study)
+    if asked_bytes > study.weight_format.bytes_per_element:
+        said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
+        report = replace(report, assumptions=(*report.assumptions, said))
+    if args.format == "json":
+        return server_document(base, reports, report), None
+    from calc.commands import tables
+    from calc.commands.notes import memory_notes
+
+    parts = [
+        *server_tables(reports, report),
+        tables.component_table(base),
+        tables.derivation_table((*base.steps[:-1], *report.steps)),
+    ]
+    heading = (
+        f"{study.model.name} on {study.device.name}, {study.context:,} tokens, as {NAMES[report.options.engine]} counts"
+    )
+    notes = [*server_notes(report), *_notes(list(memory_notes(base))), f"Start it with: {launch_command(report)}"]
+    return None, (heading, parts, notes)

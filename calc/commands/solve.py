@@ -1,0 +1,301 @@
+"""``solve`` on the command line: questions turned round."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from calc.commands.cli import (
+    SERVERS,
+    Parser,
+    add_output_options,
+    add_server_options,
+    add_study_options,
+    check_server_options,
+    count,
+    emit_json,
+    emit_tables,
+    study_from,
+)
+from calc.commands.tables import Table
+from calc.errors import SpecError
+from calc.model.spec import Policy, Study
+from calc.units import format_binary, format_bytes, format_decimal
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+
+Document = dict[str, Any]
+
+FINDS = ("context", "batch", "devices", "device", "format")
+
+
+def solve_parser(prog: str) -> Parser:
+    """Options of ``solve``."""
+    parser = Parser(
+        prog=prog,
+        description="Questions turned round: the largest context or batch, the fewest devices, which device of the "
+        "catalog, which formats. That nothing fits is an answer, with what is missing and what to change. With a "
+        "server's --policy, what that server would admit.",
+    )
+    add_study_options(parser)
+    parser.add_argument("--find", choices=(*FINDS, "all"), default="all", help="what is asked for (default all)")
+    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens (default 8192)")
+    parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that are to fit (default 1)")
+    parser.add_argument("--tp", type=count, default=1, metavar="N", help="devices that share the model (default 1)")
+    parser.add_argument("--most", type=count, default=1024, metavar="N", help="devices at most (default 1024)")
+    policies = [*(str(p) for p in Policy), *SERVERS]
+    parser.add_argument("--policy", choices=policies, default=str(Policy.EQUAL_SPLIT))
+    add_server_options(parser)
+    parser.set_defaults(pp=None, ep=None, dcp=None, dp_attention=None)
+    add_output_options(parser)
+    return parser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked of which study; `server` where a server is to answer."""
+
+    study: Study
+    policy: str
+    batch: int
+    tp: int
+    most: int
+    server: ServerOptions | None
+
+
+def question_from(args: argparse.Namespace) -> Question:
+    """The question that the options ask. Raises CalcError."""
+    check_server_options(args)
+    tp, args.tp = args.tp, (args.tp,)
+    study, server = study_from(args), None
+    if args.policy in SERVERS:
+        from calc.commands.server import as_served, options_from
+
+        server = options_from(args, study)
+        given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
+        study = as_served(study, server, **given)
+    return Question(study=study, policy=args.policy, batch=args.batch, tp=tp, most=args.most, server=server)
+
+
+def run_solve(argv: Sequence[str], prog: str) -> int:
+    """``solve``: exit code 0, also where nothing fits (that is an answer)."""
+    args = solve_parser(prog).parse_args(argv)
+    asked = question_from(args)
+    finds = FINDS if args.find == "all" else (args.find,)
+    document = solve_document(asked, finds)
+    if args.format == "json":
+        return emit_json(args, document)
+    study = asked.study
+    heading = f"{study.model.name} on {study.device.name}, {_requests(asked.batch)}, {study.context:,} tokens"
+    heading += f", TP {asked.tp}" + (f", as {asked.policy} counts" if asked.server else "")
+    tables = [TABLES[find](document["answers"][find], document) for find in finds]
+    return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
+
+
+def _requests(n: int) -> str:
+    return "one request" if n == 1 else f"{n:,} requests"
+
+
+def _advice_sentences(document: Document) -> list[str]:
+    head = [document["shortage"]] if document["shortage"] else []
+    return [*head, *(f"{step['text']} ({' '.join(step['options'])})" for step in document["advice"])]
+
+
+def solve_document(asked: Question, finds: Sequence[str]) -> Document:
+    """What ``solve --json`` prints: the question, an answer to each of `finds`, what is missing, what to change."""
+    study = asked.study
+    return {
+        "command": "solve",
+        "schema": 1,
+        "model": study.model.name,
+        "device": study.device.name,
+        "device_memory_bytes": study.device.memory_bytes,
+        "context": study.context,
+        "batch": asked.batch,
+        "tp": asked.tp,
+        "policy": asked.policy,
+        "weight_format": study.weight_format.name,
+        "kv_format": study.kv_format.name,
+        **_verdict(asked),
+        "answers": {find: ANSWERS[find](asked) for find in finds},
+        "notes": _solve_notes(asked),
+    }
+
+
+def _verdict(asked: Question) -> Document:
+    """Whether it fits, what is missing and what to change."""
+    batch = asked.batch
+    if asked.server is not None:
+        from calc.fit import solve_server
+
+        at = solve_server.admission(asked.study, asked.server, batch=batch)
+        said = solve_server.shortage(asked.study, asked.server, batch=batch)
+        steps = solve_server.advice(asked.study, asked.server, batch=batch)
+        fits, missing = at.batch >= batch, at.missing_bytes
+    else:
+        from calc.fit import solve
+        from calc.fit.memory import memory_report
+
+        report = memory_report(replace(asked.study, tps=(asked.tp,)))
+        fits, missing = report.tp[0].max_batch >= batch, solve.missing_bytes(report, batch=batch, tp=asked.tp)
+        said = solve.shortage(report, batch=batch, tp=asked.tp)
+        steps = solve.advice(report, batch=batch, tp=asked.tp)
+    return {"fits": fits, "missing_bytes": missing, "shortage": said, "advice": [_record(step) for step in steps]}
+
+
+def _solve_notes(asked: Question) -> list[str]:
+    from calc.fit.memory import tp_problem
+
+    notes = [f"Device memory: {asked.study.device.reading}."]
+    if problem := tp_problem(asked.study.model, asked.tp):
+        notes.append(f"TP {asked.tp} cannot be served: {problem}.")
+    if asked.server is None:
+        return [*notes, "Weights and cache are counted; activations, runtime and graphs are not."]
+    from calc.servers.report import server_report
+
+    try:
+        assumed = server_report(asked.study, asked.server).assumptions
+    except SpecError:
+        assumed = ()
+    return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
+
+
+def _record(answer: Any) -> Document:
+    """A frozen record as a JSON object."""
+    values = {f.name: getattr(answer, f.name) for f in fields(answer)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _find_context(q: Question) -> Document:
+    from calc.fit import solve, solve_server
+
+    if q.server is not None:
+        return _record(solve_server.largest_context(q.study, q.server, batch=q.batch))
+    return _record(solve.largest_context(q.study, batch=q.batch, tp=q.tp))
+
+
+def _find_batch(q: Question) -> Document:
+    from calc.fit import solve, solve_server
+
+    if q.server is not None:
+        return _record(solve_server.largest_batch(q.study, q.server))
+    return _record(solve.largest_batch(q.study, tp=q.tp))
+
+
+def _find_devices(q: Question) -> Document:
+    from calc.fit import solve, solve_server
+
+    if q.server is not None:
+        answer = solve_server.fewest_devices(q.study, q.server, batch=q.batch, most=q.most)
+    else:
+        answer = solve.fewest_devices(q.study, batch=q.batch, most=q.most)
+    return {**_record(answer), "plans": [_record(plan) for plan in answer.plans]}
+
+
+def _find_device(q: Question) -> list[Document]:
+    from calc.fit import solve, solve_server
+
+    if q.server is not None:
+        return [_record(a) for a in solve_server.devices_that_fit(q.study, q.server, batch=q.batch)]
+    return [_record(a) for a in solve.devices_that_fit(q.study, batch=q.batch, tp=q.tp)]
+
+
+def _find_format(q: Question) -> list[Document]:
+    from calc.fit import solve, solve_server
+
+    if q.server is not None:
+        return [_record(a) for a in solve_server.formats_that_fit(q.study, q.server, batch=q.batch)]
+    return [_record(a) for a in solve.formats_that_fit(q.study, batch=q.batch, tp=q.tp)]
+
+
+ANSWERS: dict[str, Callable[[Question], Any]] = {
+    "context": _find_context,
+    "batch": _find_batch,
+    "devices": _find_devices,
+    "device": _find_device,
+    "format": _find_format,
+}
+
+
+def _quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
+    return Table(title=title, columns=("Quantity", "Value", "Also"), rows=tuple(rows), numeric=frozenset({1, 2}))
+
+
+def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
+    """Weights and what stays free; or what is missing."""
+    named = [("Weights per GPU", "weight_bytes"), ("Free per GPU", "free_bytes"), (missing, "missing_bytes")]
+    kept = [(name, answer[key]) for name, key in named if answer[key] > 0]
+    return [(name, format_decimal(value), format_binary(value)) for name, value in kept]
+
+
+def _context_table(answer: Document, document: Document) -> Table:
+    shown = "none" if answer["context"] is None else f"{answer['context']:,}"
+    also = "every layer keeps a window or a state" if answer["unbounded"] else ""
+    also = "longer than the model was made for" if answer["beyond_model"] else also
+    rows = [(f"Tokens for {_requests(document['batch'])}", shown, also), *_sizes(answer, "Missing for one token each")]
+    return _quantities("Largest context", rows)
+
+
+def _batch_table(answer: Document, document: Document) -> Table:
+    first = (
+        f"Requests of {document['context']:,} tokens",
+        f"{answer['batch']:,}",
+        "" if answer["fits"] else "none fits",
+    )
+    return _quantities("Largest batch", [first, *_sizes(answer, "Missing for one request")])
+
+
+def _devices_table(answer: Document, document: Document) -> Table:
+    rows = [
+        (
+            f"{plan['devices']:,}",
+            f"{plan['tp']:,}",
+            f"{plan['pp']:,}",
+            f"{plan['max_batch']:,}",
+            format_decimal(plan["weight_bytes"]),
+            f"stage {plan['binding_stage']} decides" if plan["pp"] > 1 and plan["binding_stage"] else "",
+        )
+        for plan in answer["plans"]
+    ]
+    if not rows:
+        rows = [("none", "–", "–", "–", "–", f"{format_bytes(answer['missing_bytes'])} are missing")]
+    columns = ("Devices", "TP", "PP", "Batch", "Weights per GPU", "Remark")
+    return Table(title="Fewest devices", columns=columns, rows=tuple(rows), numeric=frozenset(range(5)))
+
+
+def _device_table(answers: list[Document], document: Document) -> Table:
+    rows = tuple(
+        (a["id"], format_binary(a["memory_bytes"]), f"{a['max_batch']:,}" if a["fits"] else "–", a["reason"])
+        for a in answers
+    )
+    struck = frozenset(i for i, answer in enumerate(answers) if not answer["fits"])
+    columns = ("Device", "Memory", "Batch", "Remark")
+    return Table(title="Devices of the catalog", columns=columns, rows=rows, numeric=frozenset({1, 2}), struck=struck)
+
+
+def _format_table(answers: list[Document], document: Document) -> Table:
+    rows = tuple(
+        (
+            a["weight_format"],
+            a["kv_format"],
+            f"{a['max_batch']:,}" if a["fits"] else "–",
+            "none" if a["largest_context"] is None else f"{a['largest_context']:,}",
+            "" if a["fits"] else f"{format_decimal(a['missing_bytes'])} are missing",
+        )
+        for a in answers
+    )
+    struck = frozenset(i for i, answer in enumerate(answers) if not answer["fits"])
+    columns = ("Weights", "Cache", "Batch", "Largest context", "Remark")
+    return Table(title="Storage formats", columns=columns, rows=rows, numeric=frozenset({2, 3}), struck=struck)
+
+
+TABLES: dict[str, Callable[[Any, Document], Table]] = {
+    "context": _context_table,
+    "batch": _batch_table,
+    "devices": _devices_table,
+    "device": _device_table,
+    "format": _format_table,
+}

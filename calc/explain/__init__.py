@@ -1,0 +1,1 @@
+"""Formulas that show themselves: traced terms, and closed forms of them."""

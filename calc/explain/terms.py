@@ -1,0 +1,346 @@
+"""Formulas that show themselves.
+
+A formula is one plain function over plain operators. Called with ints it gives the exact value, with arrays
+a sweep, and with `Expr` symbols the very expression that was computed. `derive` does the first and the last
+and keeps both in a `Term`, so what is shown cannot differ from what was calculated.
+
+A tracer of some 150 lines is used instead of sympy because every ``memory --json`` prints its steps and sympy
+alone takes longer to import than the whole command may take; the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from calc.model.storage import whole
+
+Number = int | float | Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """How an argument name is written: in text, in LaTeX, and what it means."""
+
+    text: str
+    latex: str
+    meaning: str
+
+
+SYMBOLS: dict[str, Symbol] = {
+    "n_layers": Symbol("L", "L", "layers"),
+    "n_full_layers": Symbol("L_full", r"L_\mathrm{full}", "layers that keep every token"),
+    "n_sliding_layers": Symbol("L_win", r"L_\mathrm{win}", "layers that keep a window"),
+    "window": Symbol("w", "w", "window of the sliding layers, tokens"),
+    "n_heads": Symbol("n_q", r"n_\mathrm{q}", "query heads"),
+    "n_kv_heads": Symbol("n_kv", r"n_\mathrm{kv}", "key/value heads"),
+    "head_dim": Symbol("d", "d", "head dimension"),
+    "hidden_size": Symbol("h1", "h_1", "embedding dimension"),
+    "intermediate_size": Symbol("h2", "h_2", "inner dimension"),
+    "vocab_size": Symbol("V", "V", "vocabulary"),
+    "n_learned_positions": Symbol("T_max", r"T_\mathrm{max}", "learned positions"),
+    "embedding": Symbol("E", "E", "embedding parameters"),
+    "positions": Symbol("E_pos", r"E_\mathrm{pos}", "position parameters"),
+    "attention": Symbol("A", "A", "attention parameters of a layer"),
+    "feed_forward": Symbol("M", "M", "feed-forward parameters of a layer"),
+    "layer_norms": Symbol("R", "R", "norm parameters of a layer"),
+    "final_norm": Symbol("R_f", r"R_\mathrm{f}", "parameters of the final norm"),
+    "head": Symbol("H", "H", "head parameters"),
+    "parameters": Symbol("P", "P", "parameters"),
+    "weight_element_bytes": Symbol("b_w", r"b_\mathrm{w}", "bytes a weight"),
+    "kv_element_bytes": Symbol("b", "b", "bytes a cache element"),
+    "element_bytes": Symbol("b", "b", "bytes an element"),
+    "kv_token_bytes": Symbol("kv", r"\mathit{kv}", "cache bytes a token"),
+    "kv_request_bytes": Symbol("KV", r"\mathit{KV}", "cache bytes a request"),
+    "context": Symbol("T", "T", "tokens of context"),
+    "memory_bytes": Symbol("mem", r"\mathit{mem}", "device memory, bytes"),
+    "weight_bytes": Symbol("W", "W", "weight bytes"),
+    "tp": Symbol("X", "X", "tensor-parallel GPUs"),
+    "n_keys": Symbol("N", "N", "tokens attended to"),
+    "n_queries": Symbol("N_q", r"N_\mathrm{q}", "query tokens"),
+    "group_size": Symbol("g", "g", "query heads a KV head"),
+    "batch": Symbol("B", "B", "sequences in the batch"),
+    "split_params": Symbol("P_s", r"P_\mathrm{s}", "parameters that are divided"),
+    "kv_head_params": Symbol("P_kv", r"P_\mathrm{kv}", "K and V projection parameters of one KV head, all layers"),
+    "whole_params": Symbol("P_r", r"P_\mathrm{r}", "parameters every rank holds"),
+    # Models whose layers are not all alike (calc.layers, calc.layered).
+    "value_dim": Symbol("d_v", r"d_\mathrm{v}", "value head dimension"),
+    "extra_params": Symbol("x", "x", "smaller parts: gates, sinks, norms inside"),
+    "kv_lora_rank": Symbol("r_kv", r"r_\mathrm{kv}", "rank of the KV latent"),
+    "q_lora_rank": Symbol("r_q", r"r_\mathrm{q}", "rank of the query latent"),
+    "nope_dim": Symbol("d_n", r"d_\mathrm{n}", "head dimension without rotation"),
+    "rope_dim": Symbol("d_r", r"d_\mathrm{r}", "head dimension with rotation"),
+    "inner": Symbol("D", "D", "inner width of the recurrence"),
+    "state": Symbol("s", "s", "state dimension"),
+    "kernel": Symbol("c", "c", "convolution length"),
+    "gate_rank": Symbol("r_g", r"r_\mathrm{g}", "rank of the gates"),
+    "dt_rank": Symbol("r_t", r"r_\mathrm{t}", "rank of the time step"),
+    "groups": Symbol("n_g", r"n_\mathrm{g}", "groups of the recurrence"),
+    "key_heads": Symbol("n_kl", r"n_\mathrm{kl}", "key heads of the recurrence"),
+    "key_dim": Symbol("d_k", r"d_\mathrm{k}", "key dimension of the recurrence"),
+    "value_heads": Symbol("n_vl", r"n_\mathrm{vl}", "value heads of the recurrence"),
+    "params": Symbol("p", "p", "parameters of the part"),
+    "expert_size": Symbol("h_e", r"h_\mathrm{e}", "inner dimension of an expert"),
+    "n_experts": Symbol("n_e", r"n_\mathrm{e}", "routed experts"),
+    "expert": Symbol("P_e", r"P_\mathrm{e}", "parameters of an expert"),
+    "group_layers": Symbol("L_i", "L_i", "layers of this kind"),
+    "mixer": Symbol("A_i", "A_i", "attention or recurrence of a layer"),
+    "routed": Symbol("M_e", r"M_\mathrm{e}", "routed experts of a layer"),
+    "router": Symbol("R_e", r"R_\mathrm{e}", "router of a layer"),
+    "stack": Symbol("S", "S", "parameters of all layers"),
+    "other": Symbol("O", "O", "parameters of other parts"),
+    "idle": Symbol("P_i", r"P_\mathrm{i}", "parameters of the experts a token does not go through"),
+    "full_elements": Symbol("e_full", r"e_\mathrm{full}", "cache elements a token of layers that keep all"),
+    "latent_elements": Symbol("e_lat", r"e_\mathrm{lat}", "cache elements a token of latent layers"),
+    "window_elements": Symbol("e_win", r"e_\mathrm{win}", "cache elements a token of layers that keep a window"),
+    "state_elements": Symbol("e_s", r"e_\mathrm{s}", "state elements a sequence"),
+    "state_element_bytes": Symbol("b_s", r"b_\mathrm{s}", "bytes a state element"),
+    "state_bytes": Symbol("St", r"\mathit{St}", "state bytes a sequence"),
+    "rank_kv_params": Symbol("P_kvX", r"P_{\mathrm{kv},X}", "K and V projection parameters of a rank"),
+    "utilization": Symbol("u", "u", "share of the device a server may use"),
+    "activation_bytes": Symbol("A_ct", r"A_\mathrm{ct}", "activation bytes"),
+    "non_torch_bytes": Symbol("N_t", r"N_\mathrm{t}", "bytes outside the framework"),
+    "cuda_graph_bytes": Symbol("G", "G", "CUDA graph bytes"),
+    "pool_bytes": Symbol("pool", r"\mathit{pool}", "bytes of the cache pool"),
+    "block_bytes": Symbol("blk", r"\mathit{blk}", "bytes of a block of the pool"),
+    "blocks": Symbol("n_blk", r"n_\mathrm{blk}", "blocks of the pool"),
+    "request_blocks": Symbol("r_blk", r"r_\mathrm{blk}", "blocks a request"),
+    "free_bytes": Symbol("free", r"\mathit{free}", "free bytes before the weights"),
+    "multiple": Symbol("m", "m", "what the vocabulary is padded to a multiple of"),
+    "attention_params": Symbol("P_a", r"P_\mathrm{a}", "attention parameters that are divided"),
+    "attention_tp": Symbol("X_a", r"X_\mathrm{a}", "GPUs that share the attention of a request"),
+    "rank_experts": Symbol("P_eX", r"P_{\mathrm{e},X}", "routed expert parameters of a rank"),
+    "ep": Symbol("X_e", r"X_\mathrm{e}", "expert-parallel GPUs"),
+    "dcp": Symbol("X_c", r"X_\mathrm{c}", "GPUs that share the tokens of a request"),
+    "rank_elements": Symbol("e_X", "e_X", "cache elements a request on a rank"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """An expression tree. `op` is "sym", "num" or an operator; `args` its name, number or operands."""
+
+    op: str
+    args: tuple[Any, ...]
+
+    def __add__(self, other: Any) -> Expr:
+        return self if _is(other, 0) else Expr("+", (self, as_expr(other)))
+
+    def __radd__(self, other: Any) -> Expr:
+        return self if _is(other, 0) else Expr("+", (as_expr(other), self))
+
+    def __sub__(self, other: Any) -> Expr:
+        return self if _is(other, 0) else Expr("-", (self, as_expr(other)))
+
+    def __rsub__(self, other: Any) -> Expr:
+        return Expr("-", (as_expr(other), self))
+
+    def __mul__(self, other: Any) -> Any:
+        return 0 if _is(other, 0) else self if _is(other, 1) else Expr("*", (self, as_expr(other)))
+
+    def __rmul__(self, other: Any) -> Any:
+        return 0 if _is(other, 0) else self if _is(other, 1) else Expr("*", (as_expr(other), self))
+
+    def __truediv__(self, other: Any) -> Expr:
+        return self if _is(other, 1) else Expr("/", (self, as_expr(other)))
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return Expr("/", (as_expr(other), self))
+
+    def __floordiv__(self, other: Any) -> Expr:
+        return Expr("//", (self, as_expr(other)))
+
+    def __pow__(self, power: int) -> Expr:
+        return Expr("**", (self, as_expr(power)))
+
+    def clip(self, *, max: Any = None, min: Any = None) -> Expr:  # noqa: A002 - numpy's own names
+        """``minimum`` and ``maximum`` as expressions (numpy arrays have the same method)."""
+        low = self if max is None else Expr("min", (self, as_expr(max)))
+        return low if min is None else Expr("max", (low, as_expr(min)))
+
+
+def _is(value: Any, number: int) -> bool:
+    return isinstance(value, int | float | Fraction) and value == number
+
+
+def as_expr(value: Any) -> Expr:
+    """`value` itself when it is an expression, else a number node."""
+    return value if isinstance(value, Expr) else Expr("num", (value,))
+
+
+def symbol(name: str) -> Expr:
+    """The symbol of an argument name in SYMBOLS."""
+    return Expr("sym", (name,))
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller: of numbers, of arrays element by element, or as an expression."""
+    if hasattr(a, "clip"):
+        return a.clip(max=b)
+    return b.clip(max=a) if hasattr(b, "clip") else min(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger: of numbers, of arrays element by element, or as an expression."""
+    if hasattr(a, "clip"):
+        return a.clip(min=b)
+    return b.clip(min=a) if hasattr(b, "clip") else max(a, b)
+
+
+_PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 3}
+_TEXT_SIGN = {"+": "+", "-": "−", "*": "·", "/": "/"}
+_LATEX_SIGN = {"+": "+", "-": "-", "*": r"\cdot"}
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number_text(value: Number) -> str:
+    """A number as a person writes it: grouped digits, decimals only where it has them, 17/32 where it has no end."""
+    if isinstance(value, Fraction) and value.denominator != 1:
+        decimal = f"{float(value):,.12g}"
+        exact = "e" not in decimal and Fraction(decimal.replace(",", "")) == value
+        return decimal if exact else f"{value.numerator:,}/{value.denominator:,}"
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.2f}"
+    return f"{int(value):,}"
+
+
+Leaf = Callable[[Expr], str]
+
+
+def _text_leaf(node: Expr) -> str:
+    return SYMBOLS[node.args[0]].text if node.op == "sym" else number_text(node.args[0])
+
+
+def _latex_leaf(node: Expr) -> str:
+    if node.op == "sym":
+        return SYMBOLS[node.args[0]].latex
+    return number_text(node.args[0]).replace(",", "{,}")
+
+
+def _operands(node: Expr, leaf: Leaf, render: Callable[[Expr, Leaf], str], brackets: tuple[str, str]) -> list[str]:
+    """Both operands of a binary node, in brackets where precedence asks for them."""
+    out = []
+    for i, arg in enumerate(node.args):
+        shown = render(arg, leaf)
+        out.append(brackets[0] + shown + brackets[1] if _needs_brackets(node, arg, i, shown) else shown)
+    return out
+
+
+def _needs_brackets(node: Expr, arg: Expr, position: int, shown: str) -> bool:
+    """Whether operand `arg`, written as `shown`, would be read wrongly without brackets."""
+    if arg.op in ("sym", "num"):  # 17/32 is a division to the reader, -3 a subtraction
+        divides = "/" in shown and (node.op == "**" or (node.op == "/" and position == 1))
+        return divides or (shown.startswith("-") and (node.op == "**" or position == 1))
+    mine, theirs = _PRECEDENCE[node.op], _PRECEDENCE.get(arg.op, 9)
+    return theirs < mine or (theirs == mine and (node.op == "**" or (position == 1 and node.op in "-/")))
+
+
+def to_text(node: Expr, leaf: Leaf = _text_leaf) -> str:
+    """The expression in one line of text: ``2 · L · n_kv · d · b``."""
+    if node.op in ("sym", "num"):
+        return leaf(node)
+    if node.op in ("min", "max"):
+        return f"{node.op}({to_text(node.args[0], leaf)}, {to_text(node.args[1], leaf)})"
+    if node.op == "//":
+        a, b = _operands(Expr("/", node.args), leaf, to_text, ("(", ")"))
+        return f"⌊{a} / {b}⌋"
+    a, b = _operands(node, leaf, to_text, ("(", ")"))
+    if node.op == "**":
+        return a + b.translate(_SUPERSCRIPT)
+    return f"{a} {_TEXT_SIGN[node.op]} {b}"
+
+
+def to_latex(node: Expr, leaf: Leaf = _latex_leaf) -> str:
+    r"""The expression in LaTeX maths: ``2 \cdot L \cdot n_\mathrm{kv}``."""
+    if node.op in ("sym", "num"):
+        return leaf(node)
+    if node.op in ("min", "max"):
+        return rf"\{node.op}({to_latex(node.args[0], leaf)}, {to_latex(node.args[1], leaf)})"
+    if node.op in ("/", "//"):
+        fraction = rf"\frac{{{to_latex(node.args[0], leaf)}}}{{{to_latex(node.args[1], leaf)}}}"
+        return fraction if node.op == "/" else rf"\left\lfloor {fraction} \right\rfloor"
+    a, b = _operands(node, leaf, to_latex, (r"\left(", r"\right)"))
+    if node.op == "**":
+        return f"{a}^{{{b}}}"
+    return f"{a} {_LATEX_SIGN[node.op]} {b}"
+
+
+def substituted(node: Expr, values: Mapping[str, Number], *, latex: bool = False) -> str:
+    """The expression with `values` put in for its symbols, not yet worked out."""
+
+    def leaf(at: Expr) -> str:
+        number = number_text(values[at.args[0]] if at.op == "sym" else at.args[0])
+        return number.replace(",", "{,}") if latex else number
+
+    return to_latex(node, leaf) if latex else to_text(node, leaf)
+
+
+_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: Fraction(a) / Fraction(b),
+    "//": lambda a, b: a // b,
+    "**": lambda a, b: a**b,
+    "min": min,
+    "max": max,
+}
+
+
+def evaluate(node: Expr, values: Mapping[str, Number]) -> Any:
+    """The expression worked out exactly with `values`."""
+    if node.op == "sym":
+        return values[node.args[0]]
+    if node.op == "num":
+        return node.args[0]
+    return _OPERATIONS[node.op](*(evaluate(arg, values) for arg in node.args))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One reported number with its derivation. `value` is exact; `unit` is "B", "parameters", "FLOP", …"""
+
+    name: str
+    expression: Expr
+    values: Mapping[str, Number]
+    value: Number
+    unit: str
+    source: str = ""
+
+    @property
+    def formula(self) -> str:
+        """``2 · L · n_kv · d · b``"""
+        return to_text(self.expression)
+
+    @property
+    def substituted(self) -> str:
+        """``2 · 32 · 8 · 128 · 2``"""
+        return substituted(self.expression, self.values)
+
+    @property
+    def latex(self) -> str:
+        """The formula in LaTeX maths."""
+        return to_latex(self.expression)
+
+    @property
+    def latex_substituted(self) -> str:
+        """The numbers put in, in LaTeX maths."""
+        return substituted(self.expression, self.values, latex=True)
+
+
+def derive(name: str, formula: Callable[..., Any], *, unit: str, source: str = "", **arguments: Any) -> Term:
+    """Trace `formula` with symbols, work the trace out exactly with the numbers, and keep both.
+
+    Divisions stay exact (a Fraction), which a direct call with ints would round to a float. Numbers among
+    `arguments` become symbols; booleans, enums, strings and None choose the formula's form and are passed as
+    they are.
+    """
+    numbers = {k: v for k, v in arguments.items() if isinstance(v, int | float | Fraction) and not isinstance(v, bool)}
+    shape = {k: v for k, v in arguments.items() if k not in numbers}
+    traced = formula(**{k: symbol(k) for k in numbers}, **shape)
+    expression = as_expr(traced)
+    value = evaluate(expression, numbers)
+    exact = whole(value) if isinstance(value, Fraction) else value
+    return Term(name=name, expression=expression, values=numbers, value=exact, unit=unit, source=source)

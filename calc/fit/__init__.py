@@ -1,0 +1,1 @@
+"""What fits: memory, parallelism, inverse questions, sweeps."""

@@ -1,0 +1,540 @@
+"""Devices that share a model: tensor, pipeline and expert parallelism, data-parallel attention, shared tokens.
+
+What servers do (vLLM 0.19: parallel_utils, QKVParallelLinear, VocabParallelEmbedding, get_pp_indices; SGLang's
+``--dp-size`` with data-parallel attention), in whole heads. The device that holds most decides: a plan names it.
+
+`tp` devices make a pipeline stage, `pp` stages a replica. Of the `tp`, `ep` share the routed experts as whole ones
+(each expert is split over tp / ep), `dp_attention` groups attend each to their own requests, and `dcp` devices share
+the tokens of a request among KV heads that would only be repeated. vLLM's ``-tp t -dp d --enable-expert-parallel``
+is tp = t x d, dp_attention = d, ep = t x d here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil, lcm
+from typing import Any
+
+from calc.explain.terms import Number, Term, derive
+from calc.fit.memory import max_batch, max_batch_with_state, shortfall
+from calc.model.layered import (
+    CacheElements,
+    expert_whole,
+    feed_forward_whole,
+    held_elements,
+    held_request_term,
+    kv_projections,
+    mixer_problem,
+    mixer_whole,
+    rank_mixer_elements,
+    rank_state_elements,
+    state_format,
+)
+from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
+from calc.model.params import embedding_params, final_norm_params, head_params, layer_norm_params, position_params
+from calc.model.spec import ModelSpec, Study, check_count
+
+VOCAB_MULTIPLE = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
+
+
+def padded_vocab(*, vocab_size: Any, multiple: Any) -> Any:
+    """The vocabulary as servers hold it: up to the next multiple.
+
+    >>> padded_vocab(vocab_size=50_257, multiple=64)
+    50304
+    """
+    return (vocab_size + multiple - 1) // multiple * multiple
+
+
+def rank_expert_params(*, n_experts: Any, ep: Any, expert: Any, tp: Any) -> Any:
+    """Routed parameters of a layer on a rank: the experts of the fullest of `ep`, each split over tp / ep."""
+    return (n_experts + ep - 1) // ep * expert * ep / tp
+
+
+def stage_weight_bytes(
+    *,
+    weight_element_bytes: Any,
+    tp: Any,
+    whole_params: Any,
+    split_params: Any = 0,
+    rank_kv_params: Any = 0,
+    attention_params: Any = 0,
+    attention_tp: Any = 1,
+    rank_experts: Any = 0,
+) -> Any:
+    """Weight bytes of a device: its part of what is divided, its own KV heads and experts, and what all hold."""
+    held = whole_params + rank_kv_params + rank_experts
+    for params, devices in ((split_params, tp), (attention_params, attention_tp)):
+        if not (isinstance(params, int) and params == 0):
+            held = held + params / devices
+    return held * weight_element_bytes
+
+
+def shared_context(*, context: Any, dcp: Any) -> Any:
+    """Tokens of a request that the fullest of `dcp` devices keeps."""
+    return (context + dcp - 1) // dcp
+
+
+def stage_layers(n_layers: int, pp: int) -> tuple[int, ...]:
+    """Layers of each pipeline stage as vLLM divides them: what is left over goes before the last stage, backwards.
+
+    The first stage has the embedding and the last one the head, so that the middle takes more layers.
+
+    >>> stage_layers(80, 3), stage_layers(61, 4)
+    ((27, 27, 26), (15, 15, 16, 15))
+    """
+    layers = [n_layers // pp] * pp
+    for i in range(2, n_layers % pp + 2):
+        layers[-i] += 1
+    return tuple(layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelSpec:
+    """How many devices share what. Raises SpecError for a number below 1."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp_attention: int = 1
+    dcp: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "ep", "dp_attention", "dcp"):
+            check_count(name, getattr(self, name))
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.tp * self.pp
+
+    @property
+    def attention_tp(self) -> int:
+        """Devices that share the attention of one request."""
+        return self.tp // self.dp_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A device of one pipeline stage. `max_batch` counts the requests whose layers of this stage it can hold."""
+
+    index: int
+    first_layer: int
+    n_layers: int
+    embedding: bool
+    head: bool
+    weight_bytes: int
+    kv_bytes_per_request: Number
+    state_bytes: int
+    max_batch: int
+    missing_bytes: int
+    steps: tuple[Term, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether one request does."""
+        return self.missing_bytes == 0 and self.max_batch > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelPlan:
+    """What every stage holds, and which one decides. `problem`: why no server could run it (then no stages)."""
+
+    spec: ParallelSpec
+    problem: str | None
+    stages: tuple[Stage, ...]
+    binding: int
+    max_batch: int
+    fits: bool
+    missing_bytes: int
+    steps: tuple[Term, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.spec.devices
+
+
+# The model as layers
+
+
+def layers_of(model: ModelSpec) -> tuple[LayerSpec, ...]:
+    """The layers one by one, of a plain model too; its sliding layers are taken as evenly spread."""
+    if model.layers:
+        return model.layers
+    kinds = {sliding: _plain_layer(model, sliding) for sliding in (False, True)}
+    return tuple(kinds[sliding] for sliding in _spread(model.n_sliding_layers, model.n_layers))
+
+
+def _spread(some: int, of: int) -> list[bool]:
+    return [(i + 1) * some // of > i * some // of for i in range(of)]
+
+
+def _plain_layer(model: ModelSpec, sliding: bool) -> LayerSpec:
+    m = model
+    attention = Attention(
+        n_heads=m.n_heads,
+        n_kv_heads=m.n_kv_heads,
+        head_dim=m.head_dim,
+        value_dim=m.head_dim,
+        window=m.window if sliding else None,
+        qkv_bias=m.qkv_bias,
+        o_bias=m.o_bias,
+    )
+    norms = layer_norm_params(hidden_size=m.hidden_size, head_dim=m.head_dim, norm=m.norm, qk_norm=m.qk_norm)
+    return LayerSpec(
+        hidden_size=m.hidden_size,
+        norm_params=int(norms),
+        norm=m.norm,
+        mixers=(attention,),
+        feed_forwards=(Dense(intermediate_size=m.intermediate_size, mlp=m.mlp, bias=m.mlp_bias),),
+    )
+
+
+# What is legal
+
+
+def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
+    """Why these devices cannot share this model in whole heads, experts and layers, or None if they can."""
+    if spec.tp % spec.dp_attention:
+        return f"{spec.tp:,} devices do not form {spec.dp_attention:,} equal attention groups"
+    layers = layers_of(model)
+    if spec.pp > len(layers):
+        return f"{spec.pp:,} stages for {len(layers):,} layers: each stage needs one"
+    different = grouped(layers)
+    for mixer in dict.fromkeys(m for layer in different for m in layer.mixers):
+        if problem := mixer_problem(mixer, spec.attention_tp) or _shared_tokens_problem(mixer, spec):
+            return problem
+    parts = dict.fromkeys(part for layer in different for part in layer.feed_forwards)
+    experts = [part for part in parts if isinstance(part, Experts)]
+    for part in parts:
+        if isinstance(part, Dense) and part.intermediate_size % spec.tp:
+            return f"the inner dimension {part.intermediate_size:,} does not divide by {spec.tp:,}"
+    return _expert_problem(experts, spec)
+
+
+def _expert_problem(experts: Sequence[Experts], spec: ParallelSpec) -> str | None:
+    if spec.ep > 1 and not experts:
+        return "the model has no routed experts to spread over devices"
+    if spec.tp % spec.ep:
+        return f"{spec.tp:,} devices do not form equal groups of {spec.ep:,} for the experts"
+    for part in experts:
+        if spec.ep > part.n_experts:
+            return f"{spec.ep:,} devices for {part.n_experts:,} experts: some would hold none"
+        if part.expert_size % (spec.tp // spec.ep):
+            return f"the experts' inner dimension {part.expert_size:,} does not divide by {spec.tp // spec.ep:,}"
+    return None
+
+
+def _shared_tokens_problem(mixer: Mixer, spec: ParallelSpec) -> str | None:
+    """Why a request's tokens cannot be shared: only heads that would be repeated free devices for that."""
+    if spec.dcp == 1 or not (mixer.cache_elements or mixer.state_elements):
+        return None
+    if mixer.state_elements or mixer.window is not None:
+        what = "a recurrent state" if mixer.state_elements else f"a window of {mixer.window:,} tokens"
+        return f"{what} cannot be shared token by token (decode context parallelism is for full attention)"
+    copies = spec.attention_tp // mixer.n_kv_heads if isinstance(mixer, Attention) else spec.attention_tp
+    if max(1, copies) % spec.dcp:
+        held = "the latent" if isinstance(mixer, Latent) else f"each of the {_kv_heads(mixer)} KV heads"
+        times = "once" if copies <= 1 else f"{copies:,} times"
+        return f"{held} is held {times} by {spec.attention_tp:,} devices, which {spec.dcp:,} cannot share"
+    return None
+
+
+def _kv_heads(mixer: Mixer) -> int:
+    return mixer.n_kv_heads if isinstance(mixer, Attention) else 1
+
+
+def legal_tps(model: ModelSpec, *, most: int = 64) -> tuple[tuple[int, str | None], ...]:
+    """Every degree of tensor parallelism that is a power of two or legal, up to `most`, with what speaks against it."""
+    shown = []
+    for tp in range(1, most + 1):
+        problem = parallel_problem(model, ParallelSpec(tp=tp))
+        if problem is None or not tp & (tp - 1):
+            shown.append((tp, problem))
+    return tuple(shown)
+
+
+# What a device of a stage holds
+
+
+@dataclass(slots=True)
+class _Held:
+    """Parameters of a stage as they fall on a rank; summed up layer by layer."""
+
+    attention: int = 0
+    split: int = 0
+    whole: int = 0
+    own_kv: int = 0
+    experts: Fraction = Fraction(0)
+
+
+def _add_mixer(held: _Held, layer: LayerSpec, mixer: Mixer, n: int, spec: ParallelSpec) -> None:
+    total, whole = int(mixer.term(layer.hidden_size).value), mixer_whole(layer, mixer)
+    held.whole += n * whole
+    held.attention += n * (total - whole)
+    if isinstance(mixer, Attention):
+        head = kv_projections(layer, mixer)
+        held.attention -= n * head * mixer.n_kv_heads
+        held.own_kv += n * head * max(1, mixer.n_kv_heads // spec.attention_tp)
+
+
+def _add_layer(held: _Held, layer: LayerSpec, n: int, spec: ParallelSpec) -> None:
+    held.whole += n * layer.norm_params
+    for mixer in layer.mixers:
+        _add_mixer(held, layer, mixer, n, spec)
+    for part in layer.feed_forwards:
+        one = int(part.term(layer.hidden_size).value)
+        if isinstance(part, Experts):
+            bias = expert_whole(layer, part)
+            held.whole += n * (part.router_params + -(-part.n_experts // spec.ep) * bias)
+            sizes: dict[str, Any] = {"n_experts": part.n_experts, "expert": one - bias}
+            held.experts += n * rank_expert_params(ep=spec.ep, tp=Fraction(spec.tp), **sizes)
+        else:
+            whole = feed_forward_whole(layer, part)
+            held.whole += n * whole
+            held.split += n * (one + part.extra_params - whole)
+
+
+def _vocab_term(model: ModelSpec, devices: int) -> Term:
+    """The padded vocabulary, which `devices` share."""
+    multiple = lcm(VOCAB_MULTIPLE, devices)
+    return derive("Vocabulary, padded", padded_vocab, unit="tokens", vocab_size=model.vocab_size, multiple=multiple)
+
+
+def _add_ends(held: _Held, model: ModelSpec, spec: ParallelSpec, *, first: bool, last: bool) -> None:
+    """Embedding and positions on the first stage; final norm and head (a tied one as a copy) on the last."""
+    width = model.hidden_size if model.embedding_size is None else model.embedding_size
+    if first:
+        vocab = int(_vocab_term(model, spec.attention_tp).value)
+        held.attention += int(embedding_params(vocab_size=vocab, hidden_size=width))
+        held.whole += int(position_params(n_learned_positions=model.n_learned_positions, hidden_size=model.hidden_size))
+        held.split += model.other_params
+    if last:
+        vocab = int(_vocab_term(model, spec.tp).value)
+        serves = model.tied and first
+        held.split += int(head_params(vocab_size=vocab, hidden_size=width, tied=serves, bias=model.head_bias))
+        norm = model.final_norm_params
+        held.whole += int(final_norm_params(hidden_size=model.hidden_size, norm=model.norm)) if norm is None else norm
+
+
+def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Part) -> Term:
+    held = _Held()
+    for layer, n in grouped(part.layers).items():
+        _add_layer(held, layer, n, spec)
+    _add_ends(held, model, spec, first=part.first, last=part.last)
+    if spec.dp_attention == 1:  # one division says it all
+        held.split, held.attention = held.split + held.attention, 0
+    experts = held.experts.numerator if held.experts.denominator == 1 else held.experts
+    numbers: dict[str, Any] = {
+        "split_params": held.split,
+        "rank_kv_params": held.own_kv,
+        "attention_params": held.attention,
+        "rank_experts": experts,
+    }
+    present = {name: value for name, value in numbers.items() if value}
+    if held.attention:
+        present["attention_tp"] = spec.attention_tp
+    return derive(
+        f"{part.label}: weights per GPU",
+        stage_weight_bytes,
+        unit="B",
+        tp=spec.tp,
+        whole_params=held.whole,
+        weight_element_bytes=study.weight_format.bytes_per_element,
+        **present,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The layers of one stage."""
+
+    index: int
+    start: int
+    layers: tuple[LayerSpec, ...]
+    last: bool
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def label(self) -> str:
+        return f"Stage {self.index + 1}"
+
+    def mixers(self) -> dict[Mixer, int]:
+        return mixers_of(self.layers)
+
+
+def _parts(model: ModelSpec, pp: int) -> list[_Part]:
+    layers, start, parts = layers_of(model), 0, []
+    owned = _shared_owners(layers)
+    for index, n in enumerate(stage_layers(len(layers), pp)):
+        held = layers[start : start + n]
+        parts.append(_Part(index, start, _with_copies(held, owned) if owned and index else held, index == pp - 1))
+        start += n
+    return parts
+
+
+def _shared_owners(layers: tuple[LayerSpec, ...]) -> Counter[Attention | Dense]:
+    """Attentions and feed-forwards whose matrices later layers use too, and how many there are of each."""
+    every = (part for layer in layers for part in (*layer.mixers, *layer.feed_forwards))
+    able = [part for part in every if isinstance(part, Attention | Dense)]
+    users = {replace(part, shared=False) for part in able if part.shared}
+    return Counter(part for part in able if part in users)
+
+
+def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense]) -> tuple[LayerSpec, ...]:
+    """`layers` of a later stage with matrices of their own in place of an earlier stage's, each as often as it is."""
+    seen: Counter[Attention | Dense] = Counter()
+
+    def copy(part: Any) -> Any:
+        if not isinstance(part, Attention | Dense):
+            return part
+        own = replace(part, shared=False)
+        if part.shared and seen[own] >= owned[own]:
+            return part
+        seen[own] += 1
+        return own
+
+    return tuple(
+        replace(layer, mixers=tuple(map(copy, layer.mixers)), feed_forwards=tuple(map(copy, layer.feed_forwards)))
+        for layer in layers
+    )
+
+
+def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
+    """Cache bytes a request and device; the tokens that it keeps before that where they are shared."""
+    elements = held_elements(part.mixers(), lambda mixer: rank_mixer_elements(mixer, spec.attention_tp))
+    name = f"{part.label}: KV cache per request and GPU"
+    if not elements.per_token:
+        elements = CacheElements(0, 0, {})
+    if spec.dcp == 1:
+        return (held_request_term(name, elements, study.kv_format, study.context),)
+    tokens = derive("Tokens of a request per GPU", shared_context, unit="tokens", context=study.context, dcp=spec.dcp)
+    return tokens, held_request_term(name, elements, study.kv_format, int(tokens.value))
+
+
+def _state_bytes(study: Study, spec: ParallelSpec, part: _Part) -> int:
+    elements = sum(n * rank_state_elements(mixer, spec.attention_tp) for mixer, n in part.mixers().items())
+    return ceil(elements * state_format(study.kv_format).bytes_per_element)
+
+
+def _batch_term(study: Study, part: _Part, weights: Number, kv: Number, state: int) -> Term:
+    memory = study.device.memory_bytes
+    numbers: dict[str, Any] = {"memory_bytes": memory, "weight_bytes": weights, "kv_request_bytes": kv}
+    if memory < weights + kv + state:
+        return derive(f"{part.label}: missing for one request", shortfall, unit="B", state_bytes=state, **numbers)
+    if state:
+        formula = max_batch_with_state
+        return derive(f"{part.label}: max batch size", formula, unit="requests", state_bytes=state, **numbers)
+    return derive(f"{part.label}: max batch size", max_batch, unit="requests", **numbers)
+
+
+def _stage(study: Study, spec: ParallelSpec, part: _Part) -> Stage:
+    weights, kv = _weights_term(study.model, study, spec, part), _kv_term(study, spec, part)
+    state = _state_bytes(study, spec, part)
+    request = kv[-1].value + state
+    terms: tuple[Term, ...] = (weights, *kv)
+    batch, missing = UNLIMITED, max(0, ceil(weights.value + request - study.device.memory_bytes))
+    if request or missing:
+        bound = _batch_term(study, part, weights.value, kv[-1].value, state)
+        terms, batch = (*terms, bound), 0 if missing else int(bound.value)
+    return Stage(
+        index=part.index,
+        first_layer=part.start,
+        n_layers=len(part.layers),
+        embedding=part.first,
+        head=part.last,
+        weight_bytes=ceil(weights.value),
+        kv_bytes_per_request=kv[-1].value,
+        state_bytes=state,
+        max_batch=batch,
+        missing_bytes=missing,
+        steps=terms,
+    )
+
+
+UNLIMITED = 10**18
+"""The batch of a stage that keeps nothing of a request."""
+
+
+def plan(study: Study, spec: ParallelSpec) -> ParallelPlan:
+    """What each device holds when `study`'s model is shared as `spec` says; whole heads, whatever the policy."""
+    problem = parallel_problem(study.model, spec)
+    if problem is not None:
+        return _impossible(spec, problem)
+    stages = tuple(_stage(study, spec, part) for part in _parts(study.model, spec.pp))
+    binding = min(stages, key=lambda s: (s.max_batch, -s.missing_bytes, -s.weight_bytes))
+    steps = (_vocab_term(study.model, spec.tp), *(term for stage in stages for term in stage.steps))
+    return ParallelPlan(
+        spec=spec,
+        problem=None,
+        stages=stages,
+        binding=binding.index,
+        max_batch=binding.max_batch * spec.dp_attention,
+        fits=binding.fits,
+        missing_bytes=binding.missing_bytes,
+        steps=steps,
+        notes=_notes(study.model, spec, stages, binding),
+    )
+
+
+def _impossible(spec: ParallelSpec, problem: str) -> ParallelPlan:
+    return ParallelPlan(
+        spec=spec,
+        problem=problem,
+        stages=(),
+        binding=0,
+        max_batch=0,
+        fits=False,
+        missing_bytes=0,
+        steps=(),
+        notes=(),
+    )
+
+
+def _notes(model: ModelSpec, spec: ParallelSpec, stages: tuple[Stage, ...], binding: Stage) -> tuple[str, ...]:
+    notes = []
+    padded = int(_vocab_term(model, spec.tp).value)
+    if padded != model.vocab_size:
+        notes.append(
+            f"The vocabulary of {model.vocab_size:,} is padded to {padded:,}, a multiple of {VOCAB_MULTIPLE} and of "
+            f"TP {spec.tp:,}, so that embedding and head divide."
+        )
+    if len(stages) > 1:
+        layers = ", ".join(str(stage.n_layers) for stage in stages)
+        copy = ", with a copy of the tied embedding" if model.tied else ""
+        notes.append(
+            f"Layers by stage: {layers}; the embedding is on the first, the head on the last{copy}. "
+            f"Stage {binding.index + 1} decides."
+        )
+        if not model.layers and 0 < model.n_sliding_layers < model.n_layers:
+            notes.append("Which layers slide is not in the spec: they are taken as evenly spread over the stages.")
+    return (*notes, *_attention_notes(model, spec))
+
+
+def _attention_notes(model: ModelSpec, spec: ParallelSpec) -> list[str]:
+    notes, mixers = [], mixers_of(layers_of(model))
+    heads = [m.n_kv_heads for m in mixers if isinstance(m, Attention) and m.cache_elements]
+    if heads and spec.attention_tp > min(heads):
+        notes.append(
+            f"{spec.attention_tp:,} devices hold {min(heads):,} KV heads, each "
+            f"{spec.attention_tp // min(heads):,} times, their K and V projections too."
+        )
+    if spec.attention_tp > 1 and any(isinstance(m, Latent) for m in mixers):
+        notes.append("The latent cache serves all heads: it is not divided by TP, only by attention groups.")
+    if spec.dp_attention > 1:
+        notes.append(
+            f"{spec.dp_attention:,} attention groups of {spec.attention_tp:,} serve their own requests: the batch is "
+            "that of all groups, and each group holds all attention weights and the embedding."
+        )
+    if spec.ep > 1:
+        notes.append(f"Whole experts over {spec.ep:,} devices; the fullest is counted where they do not divide.")
+    return notes

@@ -1,0 +1,237 @@
+"""The memory of many studies at once: the formulas of `calc.fit.costs` over numpy arrays. The only numpy in calc.
+
+A sweep is a product of axes. For each model, device, degree of parallelism and pair of formats everything but context
+and batch is decided, and all contexts and batches are one two-dimensional array: a `Block`. Values are whole numbers
+in 64 bits; where the largest might not fit, Python's own integers take their place, slower and as exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calc.fit.costs import RankCosts, rank_costs
+from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, check_count
+from calc.model.storage import StorageFormat
+
+Array = npt.NDArray[Any]
+
+BLOCK_POINTS = 2**18
+"""Points of a block: some megabytes, so that a sweep of any length streams."""
+SAFE = 2**62
+"""Below this a sum of two values fits 64 bits."""
+
+COLUMNS = (
+    "model",
+    "device",
+    "tp",
+    "context",
+    "batch",
+    "weight_format",
+    "kv_format",
+    "weight_bytes",
+    "kv_bytes",
+    "free_bytes",
+    "fits",
+    "max_batch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """What is varied. Every list has at least one entry; contexts, batches and degrees are at least 1."""
+
+    models: tuple[ModelSpec, ...]
+    devices: tuple[DeviceSpec, ...]
+    tps: tuple[int, ...]
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    weight_formats: tuple[StorageFormat | None, ...]
+    kv_formats: tuple[StorageFormat, ...]
+    policy: Policy = Policy.EQUAL_SPLIT
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "batches", "tps"):
+            values = getattr(self, name)
+            check_count(name, min(values))
+            check_count(name, max(values))
+
+    @property
+    def points(self) -> int:
+        """Rows of the sweep."""
+        return self.settings * len(self.contexts) * len(self.batches)
+
+    @property
+    def settings(self) -> int:
+        """Combinations of everything but context and batch."""
+        sizes = map(len, (self.models, self.devices, self.tps, self.weight_formats, self.kv_formats))
+        product = 1
+        for size in sizes:
+            product *= size
+        return product
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Points that differ in context (rows) and batch (columns) alone. Bytes are of one device.
+
+    `kv_bytes`: caches and recurrent states of the whole batch. `free_bytes` is negative where they do not fit.
+    `max_batch` is by context.
+    """
+
+    model: str
+    device: str
+    tp: int
+    weight_format: str
+    kv_format: str
+    weight_bytes: int
+    contexts: Array
+    batches: Array
+    kv_bytes: Array
+    free_bytes: Array
+    fits: Array
+    max_batch: Array
+
+    @property
+    def points(self) -> int:
+        """How many there are."""
+        return int(self.kv_bytes.size)
+
+
+def sweep(axes: Axes) -> Iterator[Block]:
+    """All points of `axes`, block by block: models, devices, degrees, formats, then contexts and batches."""
+    for model in axes.models:
+        table = _costs(model, axes)
+        for device in axes.devices:
+            for tp in axes.tps:
+                for (weights, cache, degree), costs in table.items():
+                    if degree == tp:
+                        yield from _blocks(axes, device, costs, (model.name, weights, cache))
+
+
+def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts]:
+    """What a device holds by weight format, cache format and degree: each format is put into a report once."""
+    study = Study(model=model, device=axes.devices[0], tps=axes.tps, policy=axes.policy)
+    held = {fmt: rank_costs(_stored(study, fmt)) for fmt in axes.weight_formats}
+    kept = {fmt: rank_costs(replace(study, kv_format=fmt)) for fmt in axes.kv_formats}
+    return {
+        (_stored(study, weight_format).weight_format.name, kv_format.name, cache.tp): replace(
+            cache, weight_num=weights.weight_num, weight_den=weights.weight_den
+        )
+        for weight_format, all_weights in held.items()
+        for kv_format, all_caches in kept.items()
+        for weights, cache in zip(all_weights, all_caches, strict=True)
+    }
+
+
+def _stored(study: Study, weight_format: StorageFormat | None) -> Study:
+    """`study` with that weight format; None: as the model's checkpoint stores them, or the usual one."""
+    if weight_format is None and study.model.stored is not None:
+        from calc.model.stored import stored_format
+
+        weight_format = stored_format(study.model)
+    return study if weight_format is None else replace(study, weight_format=weight_format)
+
+
+def _blocks(axes: Axes, device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str]) -> Iterator[Block]:
+    kind = exact_type(costs, device.memory_bytes, max(axes.contexts), max(axes.batches))
+    contexts: Array = np.array(axes.contexts, dtype=kind)
+    batches: Array = np.array(axes.batches, dtype=kind)
+    rows = max(1, BLOCK_POINTS // len(batches))
+    for first in range(0, len(contexts), rows):
+        for start in range(0, len(batches), BLOCK_POINTS):
+            part = batches[start : start + BLOCK_POINTS]
+            yield _block(device, costs, names, contexts[first : first + rows], part)
+
+
+def exact_type(costs: RankCosts, memory_bytes: int, context: int, batch: int) -> type:
+    """int64 where no value on the way to these can leave 64 bits, else Python's integers (``object``)."""
+    stored = costs.elements(context) * costs.kv_num * costs.share_num
+    room = abs(costs.room(memory_bytes))
+    largest = max(stored, (batch + 1) * costs.request(context), room, context, batch)
+    return np.int64 if largest < SAFE else object
+
+
+def _block(device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str], contexts: Array, batches: Array) -> Block:
+    request, room, scale = costs.request(contexts), costs.room(device.memory_bytes), costs.kv_scale
+    most = np.where((request > 0) & (request <= room), room // np.maximum(request, 1), 0)
+    if not costs.runnable:
+        most = most * 0
+    taken = request[:, np.newaxis] * batches
+    return Block(
+        model=names[0],
+        device=device.name,
+        tp=costs.tp,
+        weight_format=names[1],
+        kv_format=names[2],
+        weight_bytes=costs.weight_bytes,
+        contexts=contexts,
+        batches=batches,
+        kv_bytes=-(-taken // scale) if scale > 1 else taken,
+        free_bytes=(room - taken) // scale if scale > 1 else room - taken,
+        fits=batches <= most[:, np.newaxis],
+        max_batch=most,
+    )
+
+
+def csv_rows(block: Block) -> Iterator[str]:
+    """The block's points as CSV lines, one string a context."""
+    model, device, weights, cache = map(_csv_cell, (block.model, block.device, block.weight_format, block.kv_format))
+    middle = f",{weights},{cache},{block.weight_bytes},"
+    for context, most, batches, kv, free, fits in _lists(block):
+        start, end = f"{model},{device},{block.tp},{context},", f",{most}\n"
+        yield "".join(
+            [
+                f"{start}{b}{middle}{k},{f},{'true' if ok else 'false'}{end}"
+                for b, k, f, ok in zip(batches, kv, free, fits, strict=True)
+            ]
+        )
+
+
+def json_rows(block: Block) -> Iterator[str]:
+    """The block's points as JSON objects, separated by commas and line ends, one string a context."""
+    import json
+
+    model, device, weights, cache = map(json.dumps, (block.model, block.device, block.weight_format, block.kv_format))
+    middle = f', "weight_format": {weights}, "kv_format": {cache}, "weight_bytes": {block.weight_bytes}, "kv_bytes": '
+    for context, most, batches, kv, free, fits in _lists(block):
+        start = f'{{"model": {model}, "device": {device}, "tp": {block.tp}, "context": {context}, "batch": '
+        end = f', "max_batch": {most}}}'
+        yield ",\n".join(
+            [
+                f'{start}{b}{middle}{k}, "free_bytes": {f}, "fits": {"true" if ok else "false"}{end}'
+                for b, k, f, ok in zip(batches, kv, free, fits, strict=True)
+            ]
+        )
+
+
+def table_rows(block: Block) -> Iterator[tuple[str, ...]]:
+    """The block's points as cells in the order of COLUMNS, for a table that is read."""
+    for context, most, batches, kv, free, fits in _lists(block):
+        for b, k, f, ok in zip(batches, kv, free, fits, strict=True):
+            numbers = (f"{block.weight_bytes:,}", f"{k:,}", f"{f:,}", "yes" if ok else "no", f"{most:,}")
+            named = (block.model, block.device, str(block.tp), f"{context:,}", f"{b:,}")
+            yield (*named, block.weight_format, block.kv_format, *numbers)
+
+
+def _lists(block: Block) -> Iterator[tuple[int, int, list[int], list[int], list[int], Sequence[bool]]]:
+    batches = block.batches.tolist()
+    rows = zip(
+        block.contexts.tolist(),
+        block.max_batch.tolist(),
+        block.kv_bytes.tolist(),
+        block.free_bytes.tolist(),
+        block.fits.tolist(),
+        strict=True,
+    )
+    for context, most, kv, free, fits in rows:
+        yield context, most, batches, kv, free, fits
+
+
+def _csv_cell(text: str) -> str:
+    """`text` as an RFC 4180 cell."""
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text

@@ -1,0 +1,1 @@
+"""FLOPs, bytes and arithmetic intensity of attention and of a decode step."""

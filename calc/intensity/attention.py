@@ -1,0 +1,198 @@
+"""FLOPs and bytes of attention for one KV head: standard (Algorithm 0) and FlashAttention, prefill and decode.
+
+Algorithm 0 is the standard implementation of Dao et al. 2022 (FlashAttention, section 2.2): S = Q Kᵀ is written
+to device memory, read for the softmax, P written, and read again for O = P V. FlashAttention (Algorithm 1 there)
+keeps S and P on the chip; its traffic here is the least it can be, each of Q, K, V, O once.
+
+Multiply-adds are two FLOPs. The softmax counts `softmax_flops` an element: 5 for maximum, subtraction,
+exponential, sum and division, or 0 to leave it out. No causal mask: Algorithm 0 has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+from calc.errors import SpecError
+from calc.explain.polynomial import Ratio, closed_form, ratio
+from calc.explain.terms import Expr, Number, as_expr, evaluate, symbol
+from calc.model.storage import whole
+
+
+class Attention(StrEnum):
+    """STANDARD moves S and P through device memory; FLASH does not."""
+
+    STANDARD = "standard"
+    FLASH = "flash"
+
+
+class Phase(StrEnum):
+    """PREFILL attends from all tokens at once, DECODE from one new token."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the algorithm: FLOPs, and elements read and written (numbers, arrays or expressions)."""
+
+    name: str
+    flops: Any
+    reads: Any
+    writes: Any
+
+
+def standard_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: int) -> list[Step]:
+    """The three steps of Algorithm 0 for one KV head and its `group_size` query heads.
+
+    K and V are read once for the whole group; Q, S, P and O belong to each query head.
+    """
+    scores = group_size * n_queries * n_keys
+    queries, keys = group_size * n_queries * head_dim, n_keys * head_dim
+    return [
+        Step("S = Q Kᵀ", 2 * scores * head_dim, queries + keys, scores),
+        Step("P = softmax(S)", softmax_flops * scores, scores, scores),
+        Step("O = P V", 2 * scores * head_dim, scores + keys, queries),
+    ]
+
+
+def flash_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: int) -> list[Step]:
+    """The same FLOPs with S and P kept on the chip: only Q, K, V are read and O written."""
+    scores = group_size * n_queries * n_keys
+    queries, keys = group_size * n_queries * head_dim, n_keys * head_dim
+    return [
+        Step("S = Q Kᵀ", 2 * scores * head_dim, queries + keys, 0),
+        Step("P = softmax(S)", softmax_flops * scores, 0, 0),
+        Step("O = P V", 2 * scores * head_dim, keys, queries),
+    ]
+
+
+def attention_steps(kind: Attention, phase: Phase, *, n_keys: Any, **sizes: Any) -> list[Step]:
+    """The steps for `phase`: as many queries as keys in prefill, one in decode."""
+    steps = standard_steps if kind is Attention.STANDARD else flash_steps
+    return steps(n_queries=n_keys if phase is Phase.PREFILL else 1, n_keys=n_keys, **sizes)
+
+
+def attention_work(kind: Attention, phase: Phase, *, element_bytes: Any, **sizes: Any) -> tuple[Any, Any]:
+    """(FLOPs, bytes) of one KV head.
+
+    >>> attention_work(Attention.STANDARD, Phase.PREFILL, n_keys=1024, head_dim=128, group_size=1,
+    ...                softmax_flops=5, element_bytes=2)
+    (542113792, 9437184)
+    """
+    steps = attention_steps(kind, phase, **sizes)
+    flops = steps[0].flops + steps[1].flops + steps[2].flops
+    elements = sum((step.reads + step.writes for step in steps[1:]), steps[0].reads + steps[0].writes)
+    return flops, elements * element_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """A row of the step table: formulas as expressions, values as integers (bytes)."""
+
+    name: str
+    flops_formula: Expr
+    reads_formula: Expr
+    writes_formula: Expr
+    flops: int
+    read_bytes: Number
+    write_bytes: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCost:
+    """FLOPs, bytes and intensity of one phase: values, closed forms, the step table and the limit in N.
+
+    Read and write formulas of `steps` count elements; byte formulas carry the factor b. `limit` is what the
+    intensity tends to as N grows (None: it grows without bound).
+    """
+
+    phase: Phase
+    flops: int
+    bytes: Number
+    flops_formula: Expr
+    bytes_formula: Expr
+    intensity_formula: Expr
+    limit_formula: Expr | None
+    limit: float | None
+    values: Mapping[str, Number]
+    steps: tuple[StepCost, ...]
+
+    @property
+    def intensity(self) -> float:
+        """FLOP a byte."""
+        return float(Fraction(self.flops) / Fraction(self.bytes))
+
+
+def _step_costs(traced: list[Step], values: Mapping[str, Number]) -> tuple[StepCost, ...]:
+    element_bytes = values["element_bytes"]
+
+    def value(formula: Any) -> Any:
+        return evaluate(as_expr(formula), values)
+
+    return tuple(
+        StepCost(
+            name=s.name,
+            flops_formula=closed_form(as_expr(s.flops)),
+            reads_formula=closed_form(as_expr(s.reads)),
+            writes_formula=closed_form(as_expr(s.writes)),
+            flops=value(s.flops),
+            read_bytes=_exact(value(s.reads) * element_bytes),
+            write_bytes=_exact(value(s.writes) * element_bytes),
+        )
+        for s in traced
+    )
+
+
+def _exact(value: Number) -> Number:
+    return whole(value) if isinstance(value, Fraction) else value
+
+
+def phase_cost(
+    kind: Attention,
+    phase: Phase,
+    *,
+    context: int,
+    head_dim: int,
+    group_size: int = 1,
+    element_bytes: Number = 2,
+    softmax_flops: int = 5,
+) -> PhaseCost:
+    """Work of one KV head with its `group_size` query heads at `context` tokens, values and formulas.
+
+    Raises SpecError for a size below 1.
+    """
+    for name, size in (("context", context), ("head_dim", head_dim), ("group_size", group_size)):
+        if size < 1:
+            raise SpecError(name, f"{name} must be at least 1, not {size}")
+    values = {"n_keys": context, "head_dim": head_dim, "element_bytes": element_bytes, "group_size": group_size}
+    group = 1 if group_size == 1 else symbol("group_size")
+    sizes = {"n_keys": symbol("n_keys"), "head_dim": symbol("head_dim"), "group_size": group}
+    traced = attention_steps(kind, phase, softmax_flops=softmax_flops, **sizes)
+    flops, moved = attention_work(
+        kind, phase, softmax_flops=softmax_flops, element_bytes=symbol("element_bytes"), **sizes
+    )
+    quotient: Ratio = ratio(flops, moved)
+    limit = quotient.limit("n_keys", values)
+    return PhaseCost(
+        phase=phase,
+        flops=evaluate(flops, values),
+        bytes=_exact(evaluate(moved, values)),
+        flops_formula=closed_form(flops),
+        bytes_formula=_bytes_formula(moved),
+        intensity_formula=quotient.expression,
+        limit_formula=limit[0] if limit else None,
+        limit=float(limit[1]) if limit else None,
+        values=values,
+        steps=_step_costs(traced, values),
+    )
+
+
+def _bytes_formula(moved: Expr) -> Expr:
+    """``b · (4·N² + 4·N·d)``: the elements collected, times the bytes of one."""
+    elements, element_bytes = moved.args
+    return Expr("*", (element_bytes, closed_form(elements)))

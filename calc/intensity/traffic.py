@@ -1,0 +1,132 @@
+"""FLOPs and bytes of a decode step: the linear layers, attention over the cache, and both together.
+
+Linear layers read their weights once for the whole batch; attention reads each sequence's own cache. That
+difference is why batching raises the intensity of one and not of the other (Pope et al. 2022, section 3).
+Norms, activations and the embedding look-up are left out: together well under a percent of either sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from calc.explain.terms import Number
+from calc.intensity.attention import Attention, Phase, attention_work
+from calc.model.params import attention_params, feed_forward_params
+from calc.model.spec import Mlp, ModelSpec
+
+
+def linear_params(model: ModelSpec) -> int:
+    """Weights that a token is multiplied with: every projection and the head (tied or not), no look-up.
+
+    Of routed experts those that the token goes through: a batch that hits more of them reads more weights.
+    """
+    if model.layers:
+        from calc.model.layered import layered_linear_params
+
+        return layered_linear_params(model)
+    m = model
+    attention = attention_params(
+        hidden_size=m.hidden_size, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, head_dim=m.head_dim
+    )
+    feed_forward = feed_forward_params(hidden_size=m.hidden_size, intermediate_size=m.intermediate_size, mlp=m.mlp)
+    return int(m.n_layers * (attention + feed_forward) + m.vocab_size * m.hidden_size)
+
+
+def read_params(model: ModelSpec, batch: int) -> Number:
+    """Weights that a step of `batch` tokens reads: of routed experts those that are expected to be hit."""
+    if not model.layers:
+        return linear_params(model)
+    from calc.model.layered import layered_read_params
+
+    return layered_read_params(model, batch)
+
+
+def linear_activations(model: ModelSpec) -> int:
+    """Elements a token moves in and out of the linear layers, Q with K and V and gate with up fused."""
+    m = model
+    queries, kv = m.n_heads * m.head_dim, 2 * m.n_kv_heads * m.head_dim
+    inner = (3 if m.mlp is Mlp.GATED else 2) * m.intermediate_size
+    return m.n_layers * (4 * m.hidden_size + 2 * queries + kv + inner) + m.hidden_size + m.vocab_size
+
+
+def linear_flops(*, batch: Any, parameters: Any) -> Any:
+    """A multiply and an add a weight and token."""
+    return 2 * batch * parameters
+
+
+def linear_bytes(
+    *, batch: Any, parameters: Any, weight_element_bytes: Any, activations: Any, element_bytes: Any
+) -> Any:
+    """Weights once for the batch, activations for each token."""
+    return parameters * weight_element_bytes + batch * activations * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePoint:
+    """Intensities (FLOP a byte) of a decode step at one batch size."""
+
+    batch: int
+    attention_intensity: float
+    linear_intensity: float
+    step_intensity: float
+
+
+def decode_point(
+    model: ModelSpec,
+    batch: int,
+    *,
+    context: int,
+    group_size: int,
+    head_dim: int | None = None,
+    kind: Attention = Attention.STANDARD,
+    weight_element_bytes: Number = 2,
+    element_bytes: Number = 2,
+    softmax_flops: int = 5,
+) -> DecodePoint:
+    """Intensity of attention alone, of the linear layers, and of the whole step at `batch`.
+
+    `group_size` query heads share a KV head: 1 for multi-head attention, whatever the model has; `head_dim` may
+    likewise differ from the model's. Of a model with layers of several kinds, all that attend are taken as standard
+    attention over the whole context.
+    """
+    per_kv_head = attention_work(
+        kind,
+        Phase.DECODE,
+        n_keys=context,
+        head_dim=head_dim or model.head_dim,
+        group_size=group_size,
+        softmax_flops=softmax_flops,
+        element_bytes=element_bytes,
+    )
+    heads = Fraction(_attending_heads(model), group_size)
+    attention_flops, attention_bytes = (batch * heads * work for work in per_kv_head)
+    flops = linear_flops(batch=batch, parameters=linear_params(model))
+    moved = linear_bytes(
+        batch=batch,
+        parameters=read_params(model, batch),
+        weight_element_bytes=weight_element_bytes,
+        activations=linear_activations(model),
+        element_bytes=element_bytes,
+    )
+    return DecodePoint(
+        batch=batch,
+        attention_intensity=float(attention_flops / attention_bytes) if heads else 0.0,
+        linear_intensity=float(Fraction(flops) / Fraction(moved)),
+        step_intensity=float((flops + attention_flops) / (moved + attention_bytes)),
+    )
+
+
+def _attending_heads(model: ModelSpec) -> int:
+    if not model.layers:
+        return model.n_layers * model.n_heads
+    from calc.model.layered import attention_heads
+
+    return attention_heads(model)
+
+
+def decode_series(model: ModelSpec, batches: Iterable[int], **options: Any) -> tuple[DecodePoint, ...]:
+    """`decode_point` at every batch size."""
+    return tuple(decode_point(model, batch, **options) for batch in batches)

@@ -1,0 +1,1 @@
+"""What a model is: its sizes, layers, weights as stored and cache."""

@@ -1,0 +1,333 @@
+"""``quantization_config`` of a config.json as bytes: quantized matrices with scales and zero points, the rest as is.
+
+Layouts: AutoAWQ and AutoGPTQ (int32 words of packed weights and zeros, 16-bit scales; GPTQ's g_idx), transformers'
+finegrained FP8 (one fp32 scale a block), compressed-tensors (packed or plain, scales by tensor, channel, group or
+block), OCP microscaling MXFP4, NVFP4 of TensorRT Model Optimizer (an fp8 scale for 16 elements), bitsandbytes (NF4
+absmax for 64 elements, nested absmax; int8 with a row's absmax). Biases, norms, routers and convolutions stay as is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calc.errors import SourceError, SpecError
+from calc.model.matrices import EMBEDDING, HEAD, KV, SPLIT, WHOLE, Matrix, matrices
+from calc.model.params import parameters
+from calc.model.spec import ModelSpec
+from calc.model.stored import StoredWeights
+
+DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "float64": 8}
+MAX_PATTERNS = 20_000
+MAX_PATTERN = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """`matrix_bytes(rows, columns)` of one quantized matrix; which names stay as they are."""
+
+    name: str
+    matrix_bytes: Callable[[int, int], int]
+    experts_alone: bool = False
+    ignored: tuple[str, ...] = (HEAD,)
+    embedding_too: bool = False
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def integer_bytes(rows: int, columns: int, *, bits: int, group: int, zeros: bool, order: bool, scale: int) -> int:
+    """Packed integers of `bits`, a scale of `scale` bytes and a zero point a group of inputs, an index where ordered.
+
+    >>> integer_bytes(4096, 4096, bits=4, group=128, zeros=True, order=False, scale=2)
+    8716288
+    """
+    groups = cdiv(columns, group) if group > 0 else 1
+    words = cdiv(columns * bits, 32) * rows * 4
+    zero_words = groups * cdiv(rows * bits, 32) * 4 if zeros else 0
+    return words + groups * rows * scale + zero_words + (4 * columns if order else 0)
+
+
+def scheme_of(config: Mapping[str, Any], source: str) -> Scheme | None:
+    """What a config's quantization_config means; None where there is none.
+
+    Raises SourceError for a method that is not known, or one whose fields do not determine the bytes.
+    """
+    raw = config.get("quantization_config")
+    if raw is None or raw == {}:
+        return None
+    if not isinstance(raw, dict):
+        raise SourceError(f"{source}: quantization_config must be an object")
+    quant = _Quant(raw, f"{source}: quantization_config")
+    method = str(raw.get("quant_method") or raw.get("quant_algo") or "").lower().replace("_", "-")
+    if not method and raw.get("config_groups"):
+        method = "compressed-tensors"
+    if not method and (raw.get("load_in_4bit") or raw.get("load_in_8bit")):
+        method = "bitsandbytes"
+    reader = _METHODS.get(method)
+    if reader is None:
+        named = f"quant_method {method[:40]!r} is not one" if method else "quant_method missing: not one"
+        raise quant.fail(f"{named} that kvscope knows ({', '.join(_METHODS)}): give --weight-format")
+    return reader(quant)
+
+
+class _Quant:
+    """Typed access to a quantization_config."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self.raw = raw
+        self.where = where
+
+    def fail(self, what: str) -> SourceError:
+        return SourceError(f"{self.where}: {what}")
+
+    def count(self, *keys: str, default: int | None = None, lowest: int = 1) -> int:
+        for key in keys:
+            value = self.raw.get(key)
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= 2**20:
+                    raise self.fail(f"{key} must be a whole number, not {str(value)[:40]!r}")
+                return value
+        if default is None:
+            raise self.fail(f"{keys[0]} missing")
+        return default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.raw.get(key, default)
+        return default if value is None else bool(value)
+
+    def names(self, *keys: str) -> tuple[str, ...]:
+        found: list[str] = []
+        for key in keys:
+            value = self.raw.get(key) or []
+            if not isinstance(value, list) or len(value) > MAX_PATTERNS:
+                raise self.fail(f"{key} must be a list of names")
+            found += [str(name)[:MAX_PATTERN] for name in value]
+        return tuple(found)
+
+
+def _awq(quant: _Quant) -> Scheme:
+    bits, group = quant.count("bits", "w_bit"), quant.count("group_size", "q_group_size", lowest=-1)
+    zeros = quant.flag("zero_point", True)
+
+    def size(rows: int, columns: int) -> int:
+        return integer_bytes(rows, columns, bits=bits, group=group, zeros=zeros, order=False, scale=2)
+
+    return Scheme(_grouped(f"awq int{bits}", group), size, ignored=(HEAD, *quant.names("modules_to_not_convert")))
+
+
+def _gptq(quant: _Quant) -> Scheme:
+    bits, group = quant.count("bits"), quant.count("group_size", lowest=-1)
+    if quant.flag("lm_head"):
+        raise quant.fail("a quantized lm_head is not one that kvscope counts: give --weight-format")
+
+    def size(rows: int, columns: int) -> int:
+        return integer_bytes(rows, columns, bits=bits, group=group, zeros=True, order=True, scale=2)
+
+    return Scheme(_grouped(f"gptq int{bits}", group), size, ignored=(HEAD, *quant.names("modules_to_not_convert")))
+
+
+def _grouped(name: str, group: int) -> str:
+    return f"{name}, groups of {group}" if group > 0 else f"{name}, by row"
+
+
+def _fp8(quant: _Quant) -> Scheme:
+    ignored = (HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
+    block = quant.raw.get("weight_block_size")
+    static = quant.raw.get("activation_scheme") == "static"
+    if block is None:
+        return Scheme("fp8", lambda rows, columns: rows * columns + (8 if static else 4), ignored=ignored)
+    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and 0 < n < 2**20 for n in block):
+        raise quant.fail("weight_block_size must be two numbers such as [128, 128]")
+    high, wide = block
+
+    def size(rows: int, columns: int) -> int:
+        return rows * columns + 4 * cdiv(rows, high) * cdiv(columns, wide)
+
+    return Scheme(f"fp8, blocks of {high} x {wide}", size, ignored=ignored)
+
+
+def _fbgemm(quant: _Quant) -> Scheme:
+    ignored = (HEAD, *quant.names("modules_to_not_convert"))
+    return Scheme("fp8 by row", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
+
+
+def _mxfp4(quant: _Quant) -> Scheme:
+    ignored = (HEAD, *quant.names("modules_to_not_convert"))
+    return Scheme("mxfp4", lambda rows, columns: rows * cdiv(columns, 32) * 17, experts_alone=True, ignored=ignored)
+
+
+def _nvfp4_bytes(rows: int, columns: int) -> int:
+    """Half a byte an element, an fp8 scale for 16, a scale of the matrix and one of its inputs."""
+    return rows * (cdiv(columns, 2) + cdiv(columns, 16)) + 8
+
+
+def _modelopt(quant: _Quant) -> Scheme:
+    inner = quant.raw.get("quantization")
+    if isinstance(inner, dict):
+        quant = _Quant({**quant.raw, **inner}, quant.where)
+    algorithm = str(quant.raw.get("quant_algo", "")).upper()
+    ignored = (HEAD, *quant.names("ignore", "exclude_modules"))
+    if "NVFP4" in algorithm:
+        return Scheme("nvfp4", _nvfp4_bytes, ignored=ignored)
+    if algorithm == "FP8":
+        return Scheme("fp8", lambda rows, columns: rows * columns + 8, ignored=ignored)
+    raise quant.fail(f"quant_algo {algorithm[:40]!r} is not one that kvscope knows (NVFP4, FP8): give --weight-format")
+
+
+def _bitsandbytes(quant: _Quant) -> Scheme:
+    ignored = (HEAD, *quant.names("llm_int8_skip_modules"))
+    if quant.flag("load_in_8bit") or quant.flag("_load_in_8bit"):
+        return Scheme("bitsandbytes int8", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
+    nested = quant.flag("bnb_4bit_use_double_quant")
+
+    def size(rows: int, columns: int) -> int:
+        blocks = cdiv(rows * columns, 64)
+        absmax = blocks + 4 * cdiv(blocks, 256) + 1024 + 4 if nested else 4 * blocks
+        return cdiv(rows * columns, 2) + absmax + 64
+
+    kind = str(quant.raw.get("bnb_4bit_quant_type", "fp4"))[:8]
+    return Scheme(f"bitsandbytes {kind}{' nested' if nested else ''}", size, ignored=ignored)
+
+
+def _compressed(quant: _Quant) -> Scheme:
+    groups = quant.raw.get("config_groups")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise quant.fail("config_groups must hold one group: others are not counted, give --weight-format")
+    group = next(iter(groups.values()))
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise quant.fail("config_groups must say weights")
+    ignored = quant.names("ignore")
+    layout = str(group.get("format") or quant.raw.get("format") or "")
+    return _compressed_scheme(_Quant(weights, f"{quant.where}: weights"), group, layout, ignored)
+
+
+def _compressed_scheme(weights: _Quant, group: Mapping[str, Any], layout: str, ignored: tuple[str, ...]) -> Scheme:
+    bits, kind = weights.count("num_bits"), str(weights.raw.get("type", "int"))
+    strategy = str(weights.raw.get("strategy") or "tensor")
+    if kind == "float" and bits == 4:
+        return Scheme("nvfp4", _nvfp4_bytes, ignored=ignored)
+    inputs = group.get("input_activations")
+    static = 4 if isinstance(inputs, dict) and inputs.get("dynamic") is False else 0
+    packed = bits < 8 or "pack" in layout
+    size = weights.count("group_size", default=0, lowest=-1) if strategy == "group" else 0
+    zeros = kind == "int" and not weights.flag("symmetric", True)
+    order = weights.raw.get("actorder") in ("group", True)
+    block = weights.raw.get("block_structure") if strategy == "block" else None
+
+    def matrix_bytes(rows: int, columns: int) -> int:
+        if packed:
+            whole = integer_bytes(rows, columns, bits=bits, group=size, zeros=zeros, order=order, scale=2)
+            return whole + 16
+        if isinstance(block, list) and len(block) == 2:
+            return rows * columns + 4 * cdiv(rows, int(block[0])) * cdiv(columns, int(block[1]))
+        scales = {"tensor": 1, "channel": rows, "group": rows * cdiv(columns, size or columns)}.get(strategy, 1)
+        return rows * columns + scales * (2 + int(zeros)) + static
+
+    named = _grouped(f"{kind}{bits}", size) if strategy == "group" else f"{kind}{bits} by {strategy}"
+    return Scheme(named, matrix_bytes, ignored=ignored)
+
+
+_METHODS: Mapping[str, Callable[[_Quant], Scheme]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "fp8": _fp8,
+    "fbgemm-fp8": _fbgemm,
+    "mxfp4": _mxfp4,
+    "modelopt": _modelopt,
+    "compressed-tensors": _compressed,
+    "bitsandbytes": _bitsandbytes,
+}
+
+
+def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> StoredWeights | None:
+    """Bytes of `model` as its config says they are stored; None for plain 16-bit weights. Raises SourceError."""
+    scheme = scheme_of(config, source)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    each = DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2)
+    if scheme is None:
+        return None if each == 2 else _plain(model, each, str(dtype))
+    sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    quantized = left_kv = 0
+    try:
+        keep = _Kept(scheme)
+    except SourceError as error:
+        raise SourceError(f"{source}: {error}") from None
+    for matrix in matrices(model):
+        if keep.covers(matrix):
+            left_kv += matrix.params if matrix.share == KV else 0
+            continue
+        sizes[matrix.share] += matrix.count * scheme.matrix_bytes(matrix.rows, matrix.columns)
+        quantized += matrix.params
+    rest = parameters(model).total - quantized - left_kv
+    whole = min(rest, _small_params(model))
+    sizes[KV] += left_kv * each
+    sizes[WHOLE] += whole * each
+    sizes[SPLIT] += (rest - whole) * each
+    try:
+        return StoredWeights(name=scheme.name, split_bytes=sizes[SPLIT], kv_bytes=sizes[KV], whole_bytes=sizes[WHOLE])
+    except SpecError as error:
+        raise SourceError(f"{source}: {error}") from None
+
+
+def _plain(model: ModelSpec, each: int, name: str) -> StoredWeights:
+    kv = sum(matrix.params for matrix in matrices(model) if matrix.share == KV)
+    whole = _small_params(model)
+    rest = parameters(model).total - kv - whole
+    return StoredWeights(name=name, split_bytes=rest * each, kv_bytes=kv * each, whole_bytes=whole * each)
+
+
+def _small_params(model: ModelSpec) -> int:
+    """What every rank holds whatever the format: norms and routers."""
+    counts = parameters(model)
+    return counts.norms + counts.other
+
+
+class _Kept:
+    """Which matrices a scheme leaves as they are."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+        self.plain = {name.removeprefix("model.") for name in scheme.ignored if not name.startswith("re:")}
+        self.globs = [_glob(name) for name in scheme.ignored if "*" in name and not name.startswith("re:")]
+        self.patterns = [pattern for name in scheme.ignored if (pattern := _pattern(name)) is not None]
+
+    def covers(self, matrix: Matrix) -> bool:
+        """Whether `matrix` stays unquantized."""
+        if matrix.name == EMBEDDING or (matrix.name == HEAD and self._named(HEAD)):
+            return True
+        if self.scheme.experts_alone and not matrix.expert:
+            return True
+        return self._named(matrix.name)
+
+    def _named(self, name: str) -> bool:
+        parts = name.split(".")
+        prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if self.plain & (prefixes | set(parts)):
+            return True
+        full = f"model.{name}"
+        return any(pattern.search(full) or pattern.search(name) for pattern in (*self.globs, *self.patterns))
+
+
+def _glob(name: str) -> re.Pattern[str]:
+    body = ".*".join(map(re.escape, name.removeprefix("model.").split("*")))
+    return re.compile(rf"(^|\.){body}($|\.)")
+
+
+def _pattern(name: str) -> re.Pattern[str] | None:
+    """A ``re:`` entry as a pattern. Raises SourceError for one that could take for ever: files are untrusted."""
+    if not name.startswith("re:"):
+        return None
+    text = name[3:]
+    repeated = re.search(r"[*+?}]\s*[*+{]|\([^)]*[*+][^)]*\)[*+{]", text)
+    if re.fullmatch(r"[\w.,*^$|()\[\]\\/?+!:=-]*", text) is None or repeated or text.count("*") > 8:
+        raise SourceError(f"the pattern {text[:60]!r} of a quantization_config is not one that kvscope follows")
+    try:
+        return re.compile(text)
+    except re.error:
+        raise SourceError(f"the pattern {text[:60]!r} of a quantization_config cannot be read") from None

@@ -1,0 +1,90 @@
+"""A model written by hand as TOML: the fields of ModelSpec, under their own names, at the top level.
+
+::
+
+    name = "my-model"
+    n_layers = 32
+    n_heads = 32
+    n_kv_heads = 8
+    head_dim = 128
+    hidden_size = 4096
+    intermediate_size = 14336
+    vocab_size = 128256
+    tied = false
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from calc.errors import CalcError, SourceError
+from calc.hf import read_bounded
+from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names
+
+MAX_SPEC_BYTES = 2**20
+TEXTS = ("name", "source")
+FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm")
+
+
+def read_spec_toml(path: str | Path) -> ModelSpec:
+    """The model in a spec file. Raises SourceError, one sentence that starts with the path."""
+    import tomllib  # only for who brings a .toml
+
+    file = Path(path)
+    try:
+        fields = tomllib.loads(read_bounded(file, limit=MAX_SPEC_BYTES).decode("utf-8"))
+    except UnicodeDecodeError:
+        raise SourceError(f"{file}: not a text file") from None
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{file}: not TOML: {error}") from None
+    try:
+        return _spec(fields, file)
+    except SourceError:
+        raise
+    except CalcError as error:
+        raise SourceError(f"{file}: {error}") from None
+
+
+def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
+    known = [name for name in field_names(ModelSpec) if name != "notes"]
+    unknown = [key for key in fields if key not in known]
+    if unknown:
+        raise SourceError(f"{file}: unknown {', '.join(unknown[:4])}; the fields are {', '.join(known)}")
+    missing = [name for name in DIMENSIONS if name not in fields]
+    if missing:
+        raise SourceError(f"{file}: {', '.join(missing)} missing")
+    for name in (*TEXTS, *FLAGS):
+        wanted = str if name in TEXTS else bool
+        if not isinstance(fields.get(name, wanted()), wanted):
+            raise SourceError(f"{file}: {name} must be {'text' if wanted is str else 'true or false'}")
+    for name in known:
+        if name not in (*TEXTS, *FLAGS, "mlp", "norm", "layers", "stored"):
+            _check_number(fields.get(name, 1), name, file)
+    choices = {"mlp": _choice(fields, "mlp", Mlp, file), "norm": _choice(fields, "norm", Norm, file)}
+    parts: dict[str, Any] = {"layers": _layers(fields["layers"])} if "layers" in fields else {}
+    if "stored" in fields:
+        from calc.model.stored import stored_from_document
+
+        parts["stored"] = stored_from_document(fields["stored"])
+    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices, **parts})
+
+
+def _layers(document: Any) -> tuple[Any, ...]:
+    """Layers given one by one, as kvscope itself writes them."""
+    from calc.model.layers import layers_from_document
+
+    return layers_from_document(document)
+
+
+def _check_number(value: object, name: str, file: Path) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_COUNT:
+        raise SourceError(f"{file}: {name} must be a whole number up to {MAX_COUNT:,}")
+
+
+def _choice(fields: dict[str, Any], name: str, kind: type[Mlp] | type[Norm], file: Path) -> Mlp | Norm:
+    default = Mlp.GATED if kind is Mlp else Norm.RMS
+    try:
+        return kind(fields.get(name, default))
+    except ValueError:
+        raise SourceError(f"{file}: {name} must be {' or '.join(kind)}, not {fields[name]!r}") from None

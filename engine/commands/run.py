@@ -1,0 +1,281 @@
+"""The modes of `python -m engine`: requests answered in this very process, printed as text or JSON."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+from engine.commands.cli import RUN_MODES
+from engine.commands.documents import (
+    Document,
+    batch_document,
+    benchmark_document,
+    evaluation_document,
+    formats_document,
+    generation_document,
+    to_json,
+)
+from engine.commands.line_plot import Drawing, render
+from engine.commands.measured_plots import batch_drawing, latency_drawing
+from engine.commands.summary import (
+    batch_text,
+    benchmark_text,
+    duration,
+    evaluation_text,
+    formats_text,
+    generation_text,
+    size,
+)
+from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
+from engine.files import write_whole
+from engine.process.events import (
+    BatchFinished,
+    BenchmarkFinished,
+    EngineExited,
+    EvaluationFinished,
+    Event,
+    Failed,
+    FormatsFinished,
+    Generate,
+    GenerationFinished,
+    Loaded,
+    ModelInfo,
+    Progress,
+    Request,
+    TokenGenerated,
+)
+
+DONE, CHECK_FAILED = 0, 1
+BUNDLED_NAME = "bundled"
+Result = EvaluationFinished | BenchmarkFinished | BatchFinished | FormatsFinished | GenerationFinished
+Answer = Callable[[Request], Iterator[Event]]
+"""What answers a request: a service in this process, or the client of another."""
+
+Draw = Callable[[Result, ModelInfo | None], Drawing | None]
+
+_REDRAW_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The results of a command, one a request, and the model that gave the last of them."""
+
+    results: list[Result]
+    model: ModelInfo | None
+
+    @property
+    def model_name(self) -> str:
+        """The name for documents."""
+        return self.model.name if self.model else BUNDLED_NAME
+
+    @property
+    def exit_code(self) -> int:
+        """1 where a check failed, else 0."""
+        failed = any(isinstance(r, EvaluationFinished) and not r.result.passed for r in self.results)
+        return CHECK_FAILED if failed else DONE
+
+
+def drawing_of(result: Result, model: ModelInfo | None) -> Drawing | None:
+    """What --plot draws of a result; None of one that has no plot. The model is for front ends that know more."""
+    match result:
+        case BenchmarkFinished():
+            return latency_drawing(result.result)
+        case BatchFinished():
+            return batch_drawing(result.result)
+        case _:
+            return None
+
+
+def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
+    """Answer `todo` and print the results as the options want; the exit code. Raises EngineError."""
+    outcome = follow(args, todo, answer)
+    if args.json:
+        emit(args, to_json(_documents(args, outcome)))
+    else:
+        print_text(args, outcome)
+    return outcome.exit_code
+
+
+def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: Draw = drawing_of) -> Outcome:
+    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError.
+
+    `draw` says what --plot shows of a result.
+    """
+    results: list[Result] = []
+    model = None
+    for request in todo:
+        printer = _Printer(args, request)
+        results.append(printer.follow(answer(request)))
+        model = printer.model or model
+        if args.plot is not None and (drawing := draw(results[-1], model)) is not None:
+            write_whole(args.plot, render(args.plot, drawing))
+            printer.remark(f"wrote {args.plot}")
+    return Outcome(results, model)
+
+
+def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
+    """The results for people, to --output or stdout. A generation that was streamed is there already."""
+    if not _streams(args):
+        emit(args, "\n\n".join(result_text(result, ids=args.ids) for result in outcome.results))
+
+
+def emit(args: argparse.Namespace, text: str) -> None:
+    """Print `text`, or write it to --output whole. Raises OptionError where that cannot be written."""
+    if args.output is None:
+        print(text)
+        return
+    write_whole(args.output, f"{text}\n".encode())
+    if not args.quiet:
+        print(f"wrote {args.output}", file=sys.stderr)
+
+
+def _documents(args: argparse.Namespace, outcome: Outcome) -> Document:
+    documents = [document(result, model=outcome.model_name) for result in outcome.results]
+    if args.mode == "run":
+        return {"command": "run", **dict(zip(RUN_MODES, documents, strict=True))}
+    return documents[0]
+
+
+def document(result: Result, *, model: str) -> Document:
+    """The JSON document of a result."""
+    match result:
+        case EvaluationFinished():
+            return evaluation_document(result.result)
+        case BenchmarkFinished():
+            return benchmark_document(result.result)
+        case BatchFinished():
+            return batch_document(result.result)
+        case FormatsFinished():
+            return formats_document(result.result)
+        case GenerationFinished():
+            return generation_document(result, model=model)
+
+
+def result_text(result: Result, *, ids: bool = False) -> str:
+    """A result for people; a generation as its text, or as ids where those are asked for or all there is."""
+    match result:
+        case EvaluationFinished():
+            return evaluation_text(result.result)
+        case BenchmarkFinished():
+            return benchmark_text(result.result)
+        case BatchFinished():
+            return batch_text(result.result)
+        case FormatsFinished():
+            return formats_text(result.result)
+        case GenerationFinished():
+            return ",".join(map(str, result.ids)) if ids or result.text is None else str(result.text)
+
+
+def _streams(args: argparse.Namespace) -> bool:
+    return args.mode == "generate" and args.stream and not args.json and args.output is None
+
+
+class _Printer:
+    """Shows the events of one request as they come, and keeps the last one."""
+
+    def __init__(self, args: argparse.Namespace, request: Request) -> None:
+        self._streams = _streams(args) and isinstance(request, Generate)
+        self._ids = bool(args.ids)
+        self._quiet = bool(args.quiet)
+        self._progress = ProgressLine(sys.stderr, enabled=not args.quiet)
+        self.model: ModelInfo | None = None
+
+    def follow(self, events: Iterator[Event]) -> Result:
+        """Show everything; the result. Raises what a `Failed` says."""
+        try:
+            for event in events:
+                if isinstance(event, Result):
+                    self._end(event)
+                    return event
+                self._show(event)
+        finally:
+            self._progress.clear()
+        raise EngineFailure("the engine stopped without an answer")
+
+    def remark(self, text: str) -> None:
+        """A line on stderr, unless --quiet."""
+        if not self._quiet:
+            print(text, file=sys.stderr)
+
+    def _show(self, event: Event) -> None:
+        match event:
+            case Failed():
+                raise error_of(event)
+            case Loaded():
+                self.model = event.model
+                self._progress.clear()  # tokens come next
+                if event.model.step_note:
+                    self.remark(event.model.step_note)
+            case EngineExited():
+                raise EngineFailure(event.message)
+            case Progress():
+                self._progress.show(event)
+            case TokenGenerated() if self._streams:
+                self._print_token(event)
+            case _:
+                pass
+
+    def _print_token(self, event: TokenGenerated) -> None:
+        if self._ids or self.model is None or not self.model.has_tokenizer:
+            sys.stdout.write(f"{',' if event.index else ''}{event.token_id}")
+        else:
+            sys.stdout.write(event.text)
+        sys.stdout.flush()
+
+    def _end(self, event: Result) -> None:
+        if isinstance(event, GenerationFinished):
+            if self._streams:
+                print(flush=True)
+            self.remark(generation_text(event))
+
+
+class ProgressLine:
+    """One line on a terminal that is written over and over, a few times a second; nothing elsewhere."""
+
+    def __init__(self, stream: TextIO, *, enabled: bool) -> None:
+        self._stream = stream
+        self._enabled = enabled and stream.isatty()
+        self._width = 0
+        self._last_s = 0.0
+
+    def show(self, event: Progress) -> None:
+        """Replace the line."""
+        now_s = time.monotonic()
+        if not self._enabled or now_s - self._last_s < _REDRAW_S:
+            return
+        self._last_s = now_s
+        self._write(progress_text(event))
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._width:
+            self._write("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _write(self, text: str) -> None:
+        self._stream.write("\r" + text.ljust(self._width))
+        self._stream.flush()
+        self._width = len(text)
+
+
+def progress_text(event: Progress) -> str:
+    """Progress in one line: "benchmark 3 of 60, about 12.0 s left: 50 prompt tokens with the cache, 1 of 5".
+
+    A load in bytes: "load 120 MB of 270 MB, about 1.2 s left: downloading SmolLM2-135M".
+    """
+    left = "" if event.remaining_s is None else f", about {duration(event.remaining_s)} left"
+    detail = f": {event.detail}" if event.detail else ""
+    if event.stage == "load":
+        far = f" {size(event.done)} of {size(event.total)}" if event.total else ""
+    else:
+        far = f" {event.done} of {event.total}"
+    return f"{event.stage}{far}{left}{detail}"
+
+
+def error_of(event: Failed) -> EngineError:
+    """A `Failed` as the exception that has its exit code."""
+    kinds: dict[str, type[EngineError]] = {"input": InputError, "memory": OutOfMemory}
+    return kinds.get(event.kind, EngineFailure)(event.message)

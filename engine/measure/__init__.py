@@ -1,0 +1,1 @@
+"""Measurements: evaluation, latency, batches, formats, this machine."""

@@ -1,0 +1,244 @@
+"""Latency with and without the KV cache, over prompt lengths.
+
+Both arms process the same ids at the same positions: the prompt is drawn from the vocabulary with a fixed
+seed, the first run (with the cache, greedy) says which tokens follow, and every other run must make the same
+ones. Where rounding makes an argmax differ, the recorded tokens are forced on both arms and a note says so.
+Without the cache every token is a full recompute of all tokens so far, with logits for the last one only.
+The arms take turns, so that a machine that slows down slows both.
+"""
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+
+from engine.commands.summary import plural
+from engine.measure.eta import ARMS, Arm, RemainingTime
+from engine.measure.machine import machine_facts
+from engine.measure.options import check_benchmark
+from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
+from engine.model.decoder import Decoder
+from engine.model.generate import GenerationOptions, generate
+from engine.process.events import (
+    Benchmark,
+    BenchmarkFinished,
+    BenchmarkResult,
+    BenchmarkRow,
+    BenchmarkRowMeasured,
+    Cancelled,
+    GenerationFinished,
+    Progress,
+)
+
+BenchmarkEvent = Progress | BenchmarkRowMeasured | BenchmarkFinished | Cancelled
+
+PROMPT_SEED = 20_241_107
+_ARM_WORDS: dict[Arm, str] = {"with_cache": "with the cache", "without_cache": "without the cache"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One timed generation."""
+
+    ids: tuple[int, ...]
+    total_s: float
+    ttft_s: float
+    tpot_s: float | None
+    kv_cache_bytes: int
+    latencies_s: tuple[float, ...] = ()
+
+
+def run_benchmark(
+    decoder: Decoder,
+    options: Benchmark,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    model_name: str = "",
+    prefill_chunk: int | None = None,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> Iterator[BenchmarkEvent]:
+    """Progress after every run, a row after every length, the result (or `Cancelled`) last.
+
+    Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token, and before every layer of
+    a prompt. `prefill_chunk`: see `engine.model.generate.GenerationOptions`.
+    """
+    check_benchmark(options)
+    wide, notes = with_room(decoder, max(options.lengths) + options.new_tokens)
+    sweep = _Sweep(
+        decoder=wide,
+        options=options,
+        should_stop=should_stop,
+        clock_ns=clock_ns,
+        notes=notes,
+        prefill_chunk=prefill_chunk,
+    )
+    rows = []
+    for length in options.lengths:
+        runs = yield from sweep.measure(length)
+        if runs is None:
+            yield Cancelled()
+            return
+        rows.append(make_row(length, runs, warmup=options.warmup))
+        yield BenchmarkRowMeasured(row=rows[-1])
+    result = BenchmarkResult(
+        model=model_name,
+        new_tokens=options.new_tokens,
+        repeats=options.repeats,
+        warmup=options.warmup,
+        rows=tuple(rows),
+        machine=machine_facts(decoder),
+        notes=tuple(sweep.notes),
+    )
+    yield BenchmarkFinished(result=result)
+
+
+def with_room(decoder: Decoder, n_tokens: int) -> tuple[Decoder, list[str]]:
+    """The decoder with at least `n_tokens` positions, and a note on how it got them, if it had to."""
+    have = decoder.config.max_positions
+    if n_tokens <= have:
+        return decoder, []
+    if decoder.config.positions == "learned":
+        how = f"random rows extend its table of {have:,}"
+    else:
+        how = f"the rotary angles were continued past its {have:,}"
+    note = f"The sweep needs {n_tokens:,} positions: {how}. Only times count there, the tokens mean nothing."
+    return decoder.with_positions(n_tokens), [note]
+
+
+def make_prompt(length: int, vocab_size: int) -> tuple[int, ...]:
+    """`length` ids inside the vocabulary, always the same; a shorter prompt begins a longer one."""
+    draw = random.Random(PROMPT_SEED)
+    return tuple(draw.randrange(vocab_size) for _ in range(length))
+
+
+def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> BenchmarkRow:
+    """Medians, minima and maxima of the runs after the first `warmup` of each arm."""
+    cached = runs["with_cache"][warmup:]
+    with_s = [run.total_s for run in cached]
+    without_s = [run.total_s for run in runs["without_cache"][warmup:]]
+    tpots_s = [run.tpot_s for run in cached if run.tpot_s is not None]
+    later_s = [value for run in cached for value in run.latencies_s]
+    return BenchmarkRow(
+        prompt_tokens=length,
+        with_cache_s=median(with_s),
+        without_cache_s=median(without_s),
+        with_cache_min_s=min(with_s),
+        with_cache_max_s=max(with_s),
+        without_cache_min_s=min(without_s),
+        without_cache_max_s=max(without_s),
+        speedup=median(without_s) / median(with_s),
+        prefill_s=median([run.ttft_s for run in cached]),
+        tpot_s=median(tpots_s) if tpots_s else None,
+        kv_cache_bytes=cached[0].kv_cache_bytes,
+        tpot_p50_s=percentile(later_s, 50),
+        tpot_p95_s=percentile(later_s, 95),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sweep:
+    """The runs of one benchmark in their order, and what is known so far."""
+
+    decoder: Decoder
+    options: Benchmark
+    should_stop: Callable[[], bool]
+    clock_ns: Callable[[], int]
+    notes: list[str]
+    prefill_chunk: int | None
+    done: int = 0
+    prompt_ids: tuple[int, ...] = ()
+    recorded: tuple[int, ...] | None = None
+    forced: tuple[int, ...] | None = None
+    start_ns: int = field(init=False)
+    remaining: RemainingTime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start_ns = self.clock_ns()
+        self.remaining = RemainingTime(lengths=self.options.lengths, runs_per_length=self._runs_per_arm)
+
+    @property
+    def _runs_per_arm(self) -> int:
+        return self.options.warmup + self.options.repeats
+
+    def measure(self, length: int) -> Generator[Progress, None, dict[Arm, list[Run]] | None]:
+        """All runs at one prompt length, what comes next before each; None when told to stop."""
+        self.prompt_ids = make_prompt(length, self.decoder.config.vocab_size)
+        self.recorded = self.forced = None
+        runs: dict[Arm, list[Run]] = {arm: [] for arm in ARMS}
+        for number in range(self._runs_per_arm):
+            for arm in ARMS:
+                yield self._progress(length, arm, number)
+                run = self._same_tokens(length, arm)
+                if run is None:
+                    return None
+                runs[arm].append(run)
+                self.remaining.add(arm, length, run.total_s)
+                self.done += 1
+        yield self._progress(length, None, self._runs_per_arm)
+        return runs
+
+    def _same_tokens(self, length: int, arm: Arm) -> Run | None:
+        """A run that makes the recorded tokens; the first one records them."""
+        run = self._run(arm)
+        if run is None:
+            return None
+        if self.recorded is None:
+            self.recorded = run.ids
+        elif run.ids != self.recorded:
+            self.notes.append(_forcing_note(length, run.ids, self.recorded))
+            self.forced = self.recorded
+            return self._run(arm)
+        return run
+
+    def _run(self, arm: Arm) -> Run | None:
+        options = GenerationOptions(
+            max_new_tokens=self.options.new_tokens,
+            use_cache=arm == "with_cache",
+            stop_at_eos=False,
+            prefill_chunk=self.prefill_chunk,
+            forced_ids=self.forced,
+        )
+        for event in generate(self.decoder, self.prompt_ids, options, should_stop=self.should_stop):
+            if isinstance(event, GenerationFinished) and event.reason != "cancelled":
+                return _to_run(event)
+        return None
+
+    def _progress(self, length: int, arm: Arm | None, number: int) -> Progress:
+        return Progress(
+            stage="benchmark",
+            done=self.done,
+            total=len(self.options.lengths) * len(ARMS) * self._runs_per_arm,
+            elapsed_ns=self.clock_ns() - self.start_ns,
+            remaining_s=self.remaining.remaining_s(),
+            detail=self._detail(length, arm, number),
+        )
+
+    def _detail(self, length: int, arm: Arm | None, number: int) -> str:
+        tokens = plural(length, "prompt token")
+        if arm is None:
+            return f"{tokens} measured"
+        if number < self.options.warmup:
+            return f"{tokens} {_ARM_WORDS[arm]}, warm-up {number + 1} of {self.options.warmup}"
+        repeat = number - self.options.warmup + 1
+        return f"{tokens} {_ARM_WORDS[arm]}, {repeat} of {self.options.repeats}"
+
+
+def _to_run(finished: GenerationFinished) -> Run:
+    rates = timing(finished.start_ns, finished.token_times_ns)
+    assert rates.ttft_s is not None  # a run that was not cancelled has a token
+    return Run(
+        ids=finished.ids,
+        total_s=(finished.token_times_ns[-1] - finished.start_ns) / NS_PER_S,
+        ttft_s=rates.ttft_s,
+        tpot_s=rates.tpot_s,
+        kv_cache_bytes=finished.kv_cache_bytes,
+        latencies_s=tuple(latencies_s(finished.token_times_ns)),
+    )
+
+
+def _forcing_note(length: int, ids: tuple[int, ...], recorded: tuple[int, ...]) -> str:
+    at = next(i for i, (a, b) in enumerate(zip(ids, recorded, strict=True)) if a != b)
+    return (
+        f"At {length:,} prompt tokens rounding changed the likeliest token {at + 1} without the cache; "
+        "the tokens made with the cache were forced on both arms, so both did the same work."
+    )

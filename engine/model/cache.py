@@ -1,0 +1,414 @@
+"""KV caches: preallocated memory, the only thing that changes while generating.
+
+One protocol, four ways to keep what tokens leave: everything (`KVCache`), only the window of sliding layers
+(`WindowCache`), one compressed vector a token (`LatentCache`), 8 bits a value (`Int8Cache`).
+
+Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_dim.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from engine.errors import CacheError, OptionError, OutOfMemory
+from engine.model.config import ModelConfig
+
+CacheKind = Literal["full", "window", "int8"]
+_SCALE_BYTES = 4  # float32, one for each head of each token, of K and of V
+
+
+class Cache(Protocol):
+    """What the decoder needs of a cache. Rows of a batch share one length; `padding` tells where they begin."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can have."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens a row has."""
+        ...
+
+    @property
+    def padding(self) -> Tensor | None:
+        """Tokens at the left of each row (B,) that are only there to make rows equally long; None: none."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        ...
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the tokens held."""
+        ...
+
+    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep what a layer's new tokens leave; all keys and values now in sight, each (B, K, S, h)."""
+        ...
+
+    def key_positions(self, n_new: int, window: int | None) -> Tensor:
+        """Positions (S,) of the keys that `append` of ``n_new`` tokens returns in a layer with that window."""
+        ...
+
+    def require(self, n_rows: int, n_new: int) -> None:
+        """Raise CacheError unless ``n_new`` more tokens of ``n_rows`` rows fit."""
+        ...
+
+    def advance(self, n_new: int) -> None:
+        """Count ``n_new`` tokens that every layer has appended."""
+        ...
+
+    def truncate(self, length: int) -> int:
+        """Forget all but the first ``length`` tokens; how many are left (fewer, when they are gone already)."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays."""
+        ...
+
+
+class _Counted:
+    """The count of tokens that all caches share. Every layer appends; then the decoder, its owner, advances it."""
+
+    def __init__(
+        self, capacity: int, batch_size: int, *, padding: Sequence[int] | None, device: torch.device | str
+    ) -> None:
+        if capacity < 1 or batch_size < 1:
+            raise CacheError(f"a cache of {capacity} tokens for {batch_size} rows holds nothing; use at least 1")
+        self.batch_size = batch_size
+        self.capacity = capacity
+        self.length = 0
+        self.padding = _padding(padding, batch_size, device)
+        self._device = device
+
+    def require(self, n_rows: int, n_new: int) -> None:
+        if n_rows != self.batch_size:
+            raise CacheError(f"the cache was made for {self.batch_size} rows, not {n_rows}")
+        if self.length + n_new > self.capacity:
+            raise CacheError(f"the cache holds {self.length:,} of {self.capacity:,} tokens; {n_new:,} more do not fit")
+
+    def advance(self, n_new: int) -> None:
+        self.length += n_new
+
+    def truncate(self, length: int) -> int:
+        self.length = min(self.length, length)
+        return self.length
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def key_positions(self, n_new: int, window: int | None) -> Tensor:
+        return torch.arange(self.length + n_new, device=self._device)
+
+
+class Store(NamedTuple):
+    """The memory of one layer: keys, then values (2, B, K, slots, h), and a scale for each vector of 8-bit ones.
+
+    Token t of a row lies in slot t, or t modulo the slots where these are fewer.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+
+
+class KVCache(_Counted):
+    """Keys and values of all layers in one tensor (L, 2, B, K, capacity, h)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(capacity, batch_size, padding=padding, device=device)
+        shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
+        self.storage = _allocate(shape, dtype, device, n_tokens=capacity)
+        self._layers = self.storage.unbind(0)
+        self.stores = [Store(layer) for layer in self._layers]
+
+    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """new (2, B, K, T, h) goes after the tokens held. Both results are views: nothing held is copied.
+
+        The decoder has checked the room (`require`) before the first layer.
+        """
+        n_new = new.size(3)
+        held = self._layers[layer]
+        held.narrow(3, self.length, n_new).copy_(new)
+        keys, values = held.narrow(3, 0, self.length + n_new).unbind(0)
+        return keys, values
+
+    @property
+    def nbytes(self) -> int:
+        """2 x L x B x K x capacity x h x element size."""
+        return self.storage.nbytes
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes in all layers and rows."""
+        return self.nbytes // self.capacity
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the tokens held."""
+        return self.bytes_per_token * self.length
+
+
+class WindowCache(_Counted):
+    """As `KVCache`, but a sliding layer keeps only its window: a ring of min(capacity, window) tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(capacity, batch_size, padding=padding, device=device)
+        self._windows = [kind.window for kind in config.layers()]
+        self._slots = [capacity if window is None else min(capacity, window) for window in self._windows]
+        self._layers = [
+            _allocate((2, batch_size, config.n_kv_heads, n, config.head_dim), dtype, device, n_tokens=n)
+            for n in self._slots
+        ]
+        self.stores = [Store(layer) for layer in self._layers]
+
+    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """new (2, B, K, T, h). One new token: views, in the ring's order, which attention does not see."""
+        held, window, slots, n_new = self._layers[layer], self._windows[layer], self._slots[layer], new.size(3)
+        if window is None:
+            held.narrow(3, self.length, n_new).copy_(new)
+            keys, values = held.narrow(3, 0, self.length + n_new).unbind(0)
+            return keys, values
+        if n_new == 1:
+            held.narrow(3, self.length % slots, 1).copy_(new)
+            keys, values = held.narrow(3, 0, min(self.length + 1, slots)).unbind(0)
+            return keys, values
+        # The first new token still looks back a window, which the last ones overwrite: read before writing.
+        before = self.key_positions(n_new, window)[: -n_new or None] % slots
+        seen = torch.cat((held.index_select(3, before), new), 3)
+        n_kept = min(n_new, slots)
+        kept = torch.arange(self.length + n_new - n_kept, self.length + n_new, device=self._device) % slots
+        held.index_copy_(3, kept, new[:, :, :, n_new - n_kept :])
+        keys, values = seen.unbind(0)
+        return keys, values
+
+    def key_positions(self, n_new: int, window: int | None) -> Tensor:
+        if window is None:
+            return super().key_positions(n_new, window)
+        newest = self.length + n_new - 1
+        if n_new > 1:
+            return torch.arange(max(0, self.length - window + 1), newest + 1, device=self._device)
+        slots = min(self.capacity, window)
+        slot = torch.arange(min(newest + 1, slots), device=self._device)
+        return newest - (newest - slot) % slots
+
+    def truncate(self, length: int) -> int:
+        """All or nothing: once a ring has turned, what lay before its window is gone."""
+        windows = [window for window in self._windows if window is not None]
+        turned = any(self.length > window for window in windows)
+        if length < self.length and turned:
+            length = 0
+        return super().truncate(length)
+
+    @property
+    def nbytes(self) -> int:
+        """2 x B x K x h x element size x the tokens each layer can keep."""
+        return sum(layer.nbytes for layer in self._layers)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the tokens held."""
+        return sum(
+            layer.nbytes // slots * min(self.length, slots)
+            for layer, slots in zip(self._layers, self._slots, strict=True)
+        )
+
+
+class LatentCache(_Counted):
+    """What latent attention leaves: one vector a token and layer, (L, B, capacity, rank + rope_dim)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(capacity, batch_size, padding=padding, device=device)
+        if config.latent is None:
+            raise CacheError("a latent cache was asked for; this model's attention keeps keys and values")
+        self._rank = config.latent.rank
+        shape = (config.n_layers, batch_size, capacity, config.latent.width)
+        self.storage = _allocate(shape, dtype, device, n_tokens=capacity)
+
+    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """new (B, T, rank + rope_dim); keys (B, 1, S, rank + rope_dim) and values, their first rank entries."""
+        held, n_new = self.storage[layer], new.size(1)
+        held.narrow(1, self.length, n_new).copy_(new)
+        keys = held.narrow(1, 0, self.length + n_new)[:, None]
+        return keys, keys[..., : self._rank]
+
+    @property
+    def nbytes(self) -> int:
+        """L x B x capacity x (rank + rope_dim) x element size."""
+        return self.storage.nbytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the tokens held."""
+        return self.nbytes // self.capacity * self.length
+
+
+class Int8Cache(_Counted):
+    """Keys and values in 8 bits with a float32 scale for each head of each token: max |x| is 127 steps.
+
+    The layers' attention gets them widened to ``dtype``, so that with these it saves memory, not time; a compiled step
+    reads them as they are.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(capacity, batch_size, padding=padding, device=device)
+        shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
+        self._dtype = dtype
+        self.storage = _allocate(shape, torch.int8, device, n_tokens=capacity)
+        self.scales = _allocate((*shape[:-1], 1), torch.float32, device, n_tokens=capacity)
+        self.stores = [Store(*layer) for layer in zip(self.storage, self.scales, strict=True)]
+
+    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """new (2, B, K, T, h) is rounded; the results are what was kept, widened."""
+        n_new = new.size(3)
+        values, scales = quantize_int8(new)
+        kept, steps = self.storage[layer], self.scales[layer]
+        kept.narrow(3, self.length, n_new).copy_(values)
+        steps.narrow(3, self.length, n_new).copy_(scales)
+        n_all = self.length + n_new
+        wide = kept.narrow(3, 0, n_all).to(self._dtype) * steps.narrow(3, 0, n_all).to(self._dtype)
+        return wide[0], wide[1]
+
+    @property
+    def nbytes(self) -> int:
+        """2 x L x B x K x capacity x (h + 4)."""
+        return self.storage.nbytes + self.scales.nbytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the tokens held."""
+        return self.nbytes // self.capacity * self.length
+
+
+KeysValues = KVCache | WindowCache | Int8Cache
+"""Caches whose layers are a `Store` each, which a compiled step can read and write."""
+
+
+def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(int8 values, float32 scales) over the last dimension; x is about values x scales, within half a scale."""
+    wide = x.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return (wide / scales).round_().to(torch.int8), scales
+
+
+def make_cache(
+    config: ModelConfig,
+    capacity: int,
+    *,
+    kind: CacheKind = "full",
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    padding: Sequence[int] | None = None,
+) -> Cache:
+    """The cache of a kind for a model. Raises OptionError for a kind the model has no use for."""
+    make: Callable[..., Any] = _class_for(config, kind)
+    cache: Cache = make(config, capacity, batch_size=batch_size, dtype=dtype, device=device, padding=padding)
+    return cache
+
+
+def _class_for(config: ModelConfig, kind: CacheKind) -> type[_Counted]:
+    if kind not in get_args(CacheKind):
+        raise OptionError("cache", f'cache "{kind}" is not known; use {", ".join(get_args(CacheKind))}')
+    if config.latent is not None:
+        if kind == "int8":
+            raise OptionError(
+                "cache", "cache int8 is not offered for latent attention, whose cache is compressed already"
+            )
+        return LatentCache
+    return {"full": KVCache, "window": WindowCache, "int8": Int8Cache}[kind]
+
+
+def cache_bytes(
+    config: ModelConfig, capacity: int, *, batch_size: int = 1, dtype: torch.dtype, kind: CacheKind = "full"
+) -> int:
+    """Bytes a cache would take, without allocating it: 2 L B K S h b, or the formula of its class."""
+    chosen = _class_for(config, kind)
+    if chosen is LatentCache:
+        assert config.latent is not None
+        return config.n_layers * batch_size * capacity * config.latent.width * dtype.itemsize
+    per_token = 2 * batch_size * config.n_kv_heads
+    if chosen is Int8Cache:
+        return per_token * config.n_layers * capacity * (config.head_dim + _SCALE_BYTES)
+    tokens = config.n_layers * capacity
+    if chosen is WindowCache:
+        tokens = sum(min(capacity, layer.window or capacity) for layer in config.layers())
+    return per_token * config.head_dim * tokens * dtype.itemsize
+
+
+def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many leading ids two sequences share."""
+    n = min(len(held), len(wanted))
+    return next((i for i in range(n) if held[i] != wanted[i]), n)
+
+
+def reuse_prefix(cache: Cache, held: Sequence[int], prompt: Sequence[int]) -> int:
+    """Keep in a one-row cache what it shares with a new prompt; how many prompt tokens need no prefill.
+
+    ``held``: the ids whose K and V the cache has (its first ``cache.length`` are looked at). At least the
+    prompt's last token is left to run, because its logits are wanted.
+    """
+    shared = common_prefix(held[: cache.length], prompt[: max(0, len(prompt) - 1)])
+    return cache.truncate(shared)
+
+
+def _padding(padding: Sequence[int] | None, n_rows: int, device: torch.device | str) -> Tensor | None:
+    if padding is None or not any(padding):
+        return None
+    if len(padding) != n_rows or min(padding) < 0:
+        raise CacheError(f"padding {list(padding)} does not fit {n_rows} rows; one count of at least 0 a row is right")
+    return torch.tensor(list(padding), dtype=torch.int64, device=device)
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, *, n_tokens: int) -> Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as error:  # torch has no narrower class for a failed allocation on the CPU
+        size = math.prod(shape) * dtype.itemsize
+        raise OutOfMemory(f"a KV cache of {size:,} bytes ({n_tokens:,} tokens) does not fit") from error

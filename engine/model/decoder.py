@@ -1,0 +1,294 @@
+"""The decoder: token ids in, logits out; config and weights are read-only, the cache is passed in.
+
+B rows, T new tokens, N = B x T, D hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.errors import PromptError, Stopped
+from engine.model.block import make_block
+from engine.model.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
+from engine.model.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
+from engine.model.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
+from engine.model.rotary import Rotary
+
+
+class DecodeStep(Protocol):
+    """One decode step in one call: ids (B, 1) -> logits (B, 1, V), for B up to ``max_rows``.
+
+    It adds the new token to the cache's memory, not to its count.
+    """
+
+    max_rows: int
+
+    def __call__(self, ids: Tensor, cache: KeysValues) -> Tensor: ...
+
+
+class Decoder:
+    """A decoder-only transformer; its config says whether it is the assignment's model, a Llama or another.
+
+    ``weights``: every name of `parameter_shapes`, in one dtype on one device. Projections that read the
+    same input (q, k, v; gate, up) are laid side by side, so that each pair or triple is one product.
+    ``linear`` makes the linear layers, in whatever format (`engine.model.layers.LinearMaker`).
+    ``decode_step``, when set, runs the steps of one new token instead of the layers here.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], *, linear: LinearMaker = Linear.of) -> None:
+        embedding = weights["model.embed_tokens.weight"]
+        self.config = config
+        self.dtype = embedding.dtype
+        self.device = embedding.device
+        self.n_parameters = n_parameters(config)
+        self.embedding = embedding
+        # Scaled as the family does it: by the factor as this dtype has it.
+        self.embed_scale = torch.tensor(config.embed_scale, dtype=self.dtype).item()
+        self.position_embedding = weights.get("model.embed_positions.weight")
+        kinds = [_seeing(config.layer(layer)) for layer in range(config.n_layers)]
+        self.kinds = tuple(dict.fromkeys(kinds))  # the distinct pairs of window and positions
+        self.rotaries = self._make_rotaries()
+        self.blocks = [
+            make_block(config, weights, layer, kind=self.kinds.index(kind), linear=linear)
+            for layer, kind in enumerate(kinds)
+        ]
+        self.norm = Norm.of(weights, "model.norm", config.norm_eps, offset=config.norm_offset)
+        self.head = self._make_head(weights, linear)
+        self.decode_step: DecodeStep | None = None
+
+    def _make_head(self, weights: Mapping[str, Tensor], linear: LinearMaker) -> LinearLike:
+        if self.config.tied and (self.config.head_bias or linear == Linear.of):  # one matrix, held once
+            return Linear(self.embedding, weights.get("lm_head.bias"))
+        if self.config.tied:  # the embedding itself, not a second copy that the loader would make
+            return linear({"model.embed_tokens.weight": self.embedding}, "model.embed_tokens")
+        return linear(weights, "lm_head")
+
+    def _make_rotaries(self) -> tuple[Rotary | None, ...]:
+        """One table a kind; kinds with equal positions share it."""
+        ropes = {kind.rope: None for kind in self.kinds}
+        made = {rope: Rotary(rope, dtype=self.dtype, device=self.device) for rope in ropes if rope is not None}
+        return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
+
+    @property
+    def cache_config(self) -> ModelConfig:
+        """The config that caches are made for: a rank's own where there are several."""
+        return self.config
+
+    @property
+    def communication_ns(self) -> int | None:
+        """Time spent on talking to other ranks so far; None where there are none."""
+        return None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters in this dtype."""
+        return self.n_parameters * self.dtype.itemsize
+
+    def new_cache(
+        self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
+    ) -> Cache:
+        """An empty cache for ``capacity`` tokens a row, in the model's dtype, on its device.
+
+        ``padding``: tokens at the left of each row that only fill it up; they are counted in the capacity.
+        """
+        return make_cache(
+            self.config,
+            capacity,
+            kind=kind,
+            batch_size=batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            padding=padding,
+        )
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        last_only: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tensor:
+        """ids (B, T) int64 -> logits (B, T, V), or (B, 1, V) of the last position with ``last_only``.
+
+        With a cache the T tokens follow those it holds, and it then holds them too. Rows of different lengths
+        are filled up at the left (the cache knows by how much): what stands there is not seen, and its own
+        logits mean nothing. Raises PromptError past the last position, CacheError when the cache is full.
+        Ids are checked by `check_ids`, not here. ``should_stop`` is asked before every layer: raises Stopped and
+        leaves the cache at its old length (a `WindowCache` may have lost tokens to the new ones: reset it).
+        """
+        with torch.inference_mode():
+            batch_size, n_new = ids.shape
+            past = 0 if cache is None else cache.length
+            if cache is not None:
+                cache.require(batch_size, n_new)
+            self._check_positions(past + n_new)
+            if n_new == 1 and isinstance(cache, KeysValues) and (at_once := self._step_for(cache)) is not None:
+                logits = at_once(ids, cache)
+                cache.advance(1)
+                return logits
+            step = self._step(batch_size, n_new, cache)
+            x = self._embed(ids, past, cache)
+            for block in self.blocks:
+                if should_stop is not None and should_stop():
+                    raise Stopped
+                x = block.forward(x, step, cache)
+            if cache is not None:
+                cache.advance(n_new)
+            if last_only and n_new > 1:
+                x = x.view(batch_size, n_new, -1)[:, -1]
+            return self._logits(x).view(batch_size, -1, self.config.vocab_size)
+
+    def _step_for(self, cache: KeysValues) -> DecodeStep | None:
+        """What runs a whole step on this cache, if anything does."""
+        step = self.decode_step
+        in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
+        return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
+
+    def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
+        """Token embeddings, plus learned positions where the model has them: (N, D), a fresh tensor."""
+        x = self._lookup(ids)
+        if self.embed_scale != 1.0:
+            x.mul_(self.embed_scale)
+        if self.position_embedding is not None:
+            if cache is None or cache.padding is None:
+                x.add_(self.position_embedding[past : past + ids.size(1)])
+            else:
+                x.add_(self.position_embedding[_row_positions(past, ids.size(1), cache.padding)])
+        return x.view(-1, self.config.hidden_size)
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D), a fresh tensor."""
+        return torch.embedding(self.embedding, ids)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(N, D) -> (N, V)."""
+        logits = self.head(self.norm(x))
+        cap = self.config.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _step(self, batch_size: int, n_new: int, cache: Cache | None) -> Step:
+        past, padding = (0, None) if cache is None else (cache.length, cache.padding)
+        sights = []
+        for kind, rotary in zip(self.kinds, self.rotaries, strict=True):
+            cos = sin = None
+            if rotary is not None:
+                if padding is None:
+                    turns = rotary.rows(past, past + n_new)
+                else:
+                    turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new)
+                cos, sin = map(self._for_all_heads, turns)
+            if n_new == 1 and padding is None:
+                sights.append(Sight(None, False, cos, sin))
+            elif past == 0 and padding is None and self._is_triangle(n_new, kind.window):
+                sights.append(Sight(None, True, cos, sin))
+            else:
+                sights.append(Sight(self._mask(n_new, cache, kind.window), False, cos, sin))
+        return Step(batch_size, n_new, tuple(sights))
+
+    def _for_all_heads(self, turn: Tensor) -> Tensor:
+        """(.., 1, r) once for each head that is turned: products that repeat neither side are many times faster."""
+        config = self.cache_config
+        if config.latent is not None:
+            return turn
+        return turn.expand(*turn.shape[:-2], config.n_heads + config.n_kv_heads, -1).contiguous()
+
+    def _is_triangle(self, n_new: int, window: int | None) -> bool:
+        """Whether the kernel's own causal mask will do for the first tokens."""
+        by_hand = self.config.attention_softcap is not None or self.config.sinks
+        return (window is None or n_new <= window) and not by_hand
+
+    def _mask(self, n_new: int, cache: Cache | None, window: int | None) -> Tensor:
+        past = 0 if cache is None else cache.length
+        queries = torch.arange(past, past + n_new, device=self.device)
+        keys = queries if cache is None else cache.key_positions(n_new, window)
+        return attention_mask(queries, keys, window=window, padding=None if cache is None else cache.padding)
+
+    def _check_positions(self, n_tokens: int) -> None:
+        if n_tokens > self.config.max_positions:
+            raise PromptError(f"{n_tokens:,} tokens do not fit the model's {self.config.max_positions:,} positions")
+
+    def with_positions(self, max_positions: int, *, seed: int = 0) -> "Decoder":
+        """The same weights with room for ``max_positions`` (self when there is room already).
+
+        New rows of a learned table are random, spread like the known ones: good for timing, not for text.
+        """
+        if max_positions <= self.config.max_positions:
+            return self
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.config = replace(self.config, max_positions=max_positions)
+        if self.position_embedding is not None:
+            table = _extend(self.position_embedding, max_positions, seed)
+            other.position_embedding = table
+            other.decode_step = None  # it reads the table it was made with
+        other.n_parameters = n_parameters(other.config)
+        return other
+
+
+def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding: Tensor | None = None) -> Tensor:
+    """True where a query at position (T,) may look at a key at position (S,): (T, S), padded (B, 1, T, S).
+
+    It sees itself and those before, at most window - 1 back, and nothing before its row's ``padding`` (B,);
+    in the padding every token sees itself, because a softmax over nothing is not a number.
+    """
+    at = queries[:, None]
+    mask = keys <= at
+    if window is not None:
+        mask &= keys > at - window
+    if padding is None:
+        return mask
+    mask = mask & (keys >= padding[:, None, None]) | (keys == at)
+    return mask[:, None]
+
+
+def _row_positions(past: int, n_new: int, padding: Tensor) -> Tensor:
+    """Positions (B, T) counted from each row's first real token; 0 in the padding."""
+    return (torch.arange(past, past + n_new, device=padding.device) - padding[:, None]).clamp_min_(0)
+
+
+def _seeing(kind: LayerKind) -> LayerKind:
+    """What of a layer's kind its attention depends on."""
+    return replace(kind, experts=False)
+
+
+def _extend(table: Tensor, n_rows: int, seed: int) -> Tensor:
+    rows = torch.empty(n_rows - table.size(0), table.size(1), dtype=torch.float64)
+    rows.normal_(generator=torch.Generator().manual_seed(seed))
+    spread = table.double().std().item()
+    return torch.cat((table, (rows * spread).to(table)))
+
+
+def check_ids(ids: Tensor, config: ModelConfig) -> None:
+    """Raise PromptError unless ids (B, T) are at least one token, all inside the vocabulary."""
+    if ids.numel() == 0:
+        raise PromptError("the prompt is empty; the model needs at least one token")
+    low, high = ids.aminmax()
+    for value in (int(low), int(high)):
+        if not 0 <= value < config.vocab_size:
+            raise PromptError(f"token id {value} is outside the vocabulary; ids run from 0 to {config.vocab_size - 1}")
+
+
+def empty_weights(
+    config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "meta"
+) -> dict[str, Tensor]:
+    """Weights without values; on the meta device (the default) they take no memory at all."""
+    return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()}
+
+
+def random_weights(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1), for tests."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in parameter_shapes(config).items():
+        values = torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
+        if len(shape) == 2:
+            values /= math.sqrt(shape[1]) if "embed" not in name else 1
+        else:
+            values = 0.1 * values + (1 if "norm" in name and name.endswith("weight") else 0)
+        weights[name] = values.to(dtype)
+    return weights

@@ -1,0 +1,76 @@
+"""Routed experts: a router picks a few of many small MLPs for every token.
+
+Shapes: N tokens, D hidden size, E experts, k of them chosen for a token.
+"""
+
+import torch
+from torch import Tensor
+
+from engine.model.config import ExpertsConfig, ModelConfig
+from engine.model.layers import MLP, Linear, LinearMaker, Weights
+
+
+class Experts:
+    """Takes the place of the MLP (Mixtral, Qwen3-MoE, DeepSeek-V2)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        experts: ExpertsConfig,
+        weights: Weights,
+        name: str,
+        *,
+        linear: LinearMaker = Linear.of,
+    ) -> None:
+        self.config = experts
+        self.router = Linear.of(weights, f"{name}.gate")  # never in a coarser format: a wrong choice is a leap
+        self.experts = [MLP(config, weights, f"{name}.experts.{i}", linear=linear) for i in range(experts.n_experts)]
+        shared = f"{name}.shared_experts"
+        self.shared = MLP(config, weights, shared, linear=linear) if experts.shared_size else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The experts' results weighed and summed, (N, D)."""
+        return self._run(x, torch.zeros_like(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + experts(x); both (N, D)."""
+        return self._run(x, residual.clone())
+
+    def _run(self, x: Tensor, out: Tensor) -> Tensor:
+        weights, chosen = self.route(x)
+        if x.size(0) == 1:
+            for weight, expert in zip(weights[0].tolist(), chosen[0].tolist(), strict=True):
+                out.add_(self.experts[expert](x), alpha=weight)
+        else:
+            self._run_many(x, out, weights, chosen)
+        return out if self.shared is None else self.shared.add_to(out, x)
+
+    def _run_many(self, x: Tensor, out: Tensor, weights: Tensor, chosen: Tensor) -> None:
+        """Each expert once, on all tokens that chose it."""
+        order = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=self.config.n_experts).tolist()
+        flat = weights.flatten()
+        for expert, entries in enumerate(torch.split(order, counts)):
+            if entries.numel():
+                tokens = entries // self.config.n_active
+                out.index_add_(0, tokens, self.experts[expert](x[tokens]).mul_(flat[entries, None]))
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(weights, experts) of each token, both (N, k); the weights are softmax scores over all experts."""
+        c = self.config
+        logits = self.router(x)
+        scores = logits.softmax(-1, dtype=torch.float32 if logits.dtype.itemsize == 2 else None)
+        if c.n_groups > 1:
+            scores = _best_groups(scores, c)
+        weights, chosen = scores.topk(c.n_active, -1)
+        if c.normalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return (weights * c.scale).to(x.dtype), chosen
+
+
+def _best_groups(scores: Tensor, c: ExpertsConfig) -> Tensor:
+    """Scores (N, E) with those outside the best groups at 0; a group is as good as its best expert."""
+    groups = scores.view(scores.size(0), c.n_groups, -1)
+    best = groups.amax(-1).topk(c.n_active_groups, -1).indices
+    kept = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter_(1, best, True)
+    return groups.masked_fill(~kept[..., None], 0.0).view_as(scores)

@@ -1,0 +1,280 @@
+"""Prefill and decode as an iterator of events with raw timestamps; rates are made from them elsewhere.
+
+The events are the protocol's own records (`engine.process.events`), so that what a test sees is what the app gets.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import OptionError, PromptError, Stopped
+from engine.model.cache import Cache, CacheKind, cache_bytes, reuse_prefix
+from engine.model.decoder import Decoder, check_ids
+from engine.model.devices import synchronize
+from engine.model.sampling import Sampler, check_sampling
+from engine.process.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
+from engine.weights.tokenizer import TextStream, Tokenizer
+
+GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
+_MAX_ID = 2**63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """How to generate. ``temperature`` 0 is greedy; None switches an option off. Raises OptionError.
+
+    ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
+    ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
+    ``cache``: how keys and values are kept (`engine.model.cache.CacheKind`).
+    ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    use_cache: bool = True
+    stop_at_eos: bool = True
+    prefill_chunk: int | None = None
+    cache_capacity: int | None = None
+    cache: CacheKind = "full"
+    forced_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        for field in ("max_new_tokens", "prefill_chunk", "cache_capacity"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise OptionError(field, f"{field} is {value}; it must be at least 1")
+        if self.forced_ids is not None and len(self.forced_ids) < self.max_new_tokens:
+            raise OptionError(
+                "forced_ids",
+                f"forced_ids holds {len(self.forced_ids)} tokens; {self.max_new_tokens} are to be made",
+            )
+
+
+@dataclass(slots=True)
+class Kept:
+    """A cache that outlives a run, and the ids whose keys and values it holds (its first `cache.length`)."""
+
+    cache: Cache | None = None
+    kind: CacheKind = "full"
+    ids: tuple[int, ...] = ()
+
+
+def generate(
+    decoder: Decoder,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    request_id: int = 0,
+    kept: Kept | None = None,
+) -> Iterator[GenerationEvent]:
+    """Started, then one event a token, then Finished; the end-of-text token counts as one.
+
+    Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
+    ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then
+    ends with the reason "cancelled".
+    ``kept``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
+    """
+    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, kept)
+    return run.events(should_stop or _never)
+
+
+def prompt_tensor(decoder: Decoder, prompt_ids: Sequence[int]) -> Tensor:
+    """A prompt as ids (1, T) on the model's device. Raises PromptError."""
+    wrong = next((i for i in prompt_ids if not -_MAX_ID <= i < _MAX_ID), None)
+    if wrong is not None:
+        raise PromptError(f"token id {wrong} is outside the vocabulary")
+    ids = torch.tensor([list(prompt_ids)], dtype=torch.int64)
+    check_ids(ids, decoder.config)
+    n_tokens, room = ids.size(1), decoder.config.max_positions
+    if n_tokens > room:
+        raise PromptError(f"the prompt is {n_tokens:,} tokens long; the model has {room:,} positions")
+    return ids.to(decoder.device)
+
+
+def _never() -> bool:
+    return False
+
+
+class _Run:
+    """One generation: the prompt, the cache, and what has been made so far."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        tokenizer: Tokenizer | None,
+        request_id: int,
+        kept: Kept | None,
+    ) -> None:
+        self.decoder = decoder
+        self.options = options
+        self.request_id = request_id
+        self.tokenizer = tokenizer
+        self.text: TextStream | None = tokenizer.stream() if tokenizer else None
+        self.prompt = prompt_tensor(decoder, prompt_ids)
+        self.n_prompt = self.prompt.size(1)
+        if options.forced_ids is not None:
+            check_ids(torch.tensor([options.forced_ids]), decoder.config)
+        self.sampler = Sampler(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            device=decoder.device,
+        )
+        self.kept = kept
+        self.n_reused = 0
+        self.cache = self._make_cache() if options.use_cache else None
+        self.context = self.prompt  # all tokens so far; only read without the cache
+        self.ids: list[int] = []
+        self.times_ns: list[int] = []
+        self.start_ns = 0
+        self.communicated_ns = decoder.communication_ns
+
+    def _make_cache(self) -> Cache:
+        capacity = self.options.cache_capacity
+        if capacity is None:
+            capacity = min(self.n_prompt + self.options.max_new_tokens, self.decoder.config.max_positions)
+        elif capacity < self.n_prompt:
+            raise OptionError(
+                "cache_capacity",
+                f"cache_capacity is {capacity:,} tokens; the prompt alone has {self.n_prompt:,}",
+            )
+        return self.decoder.new_cache(capacity, kind=self.options.cache) if self.kept is None else self._keep(capacity)
+
+    def _keep(self, capacity: int) -> Cache:
+        """The cache of earlier runs, cut back to what the prompt shares; a new, roomier one where it is too small."""
+        kept = self.kept
+        assert kept is not None
+        if kept.cache is not None and kept.kind == self.options.cache and kept.cache.capacity >= capacity:
+            self.n_reused = reuse_prefix(kept.cache, kept.ids, self.prompt[0].tolist())
+            return kept.cache
+        kept.cache, kept.ids = None, ()  # its memory is free before the next one is made
+        room = min(4 * capacity, self.decoder.config.max_positions)
+        kept.cache, kept.kind = self.decoder.new_cache(max(capacity, room), kind=self.options.cache), self.options.cache
+        return kept.cache
+
+    def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
+        """Forward pass, choice, event; until there is a reason to stop."""
+        synchronize(self.decoder.device)
+        self.start_ns = time.perf_counter_ns()
+        try:
+            yield from self._work(should_stop)
+        finally:
+            if self.kept is not None:
+                self.kept.ids = (*self.prompt[0].tolist(), *self.ids)
+
+    def _work(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
+        yield self._started()
+        logits = self._prefill(should_stop)
+        reason: StopReason = "cancelled"
+        while logits is not None:
+            token = self._choose(logits)
+            stop = self._stop_reason()
+            yield self._token_event(last=stop is not None)
+            if stop is not None:
+                reason = stop
+                break
+            logits = None if should_stop() else self._next(token, should_stop)
+        yield self._finished(reason)
+
+    def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits (1, 1, V) after the prompt; None when told to stop."""
+        chunk = self.options.prefill_chunk if self.cache is not None else None
+        logits: Tensor | None = None
+        for ids in torch.split(self.prompt[:, self.n_reused :], chunk or self.n_prompt, dim=1):
+            logits = None if should_stop() else self._pass(ids, should_stop)
+            if logits is None:
+                break
+        return logits
+
+    def _next(self, token: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits after one more token: one step with the cache, the whole context again without it; None as above."""
+        if self.cache is not None:
+            return self.decoder.forward(token, self.cache, last_only=True)
+        self.context = torch.cat((self.context, token), 1)
+        return self._pass(self.context, should_stop)
+
+    def _pass(self, ids: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits (1, 1, V) after many tokens; None when told to stop between two layers."""
+        try:
+            return self.decoder.forward(ids, self.cache, last_only=True, should_stop=should_stop)
+        except Stopped:
+            if self.cache is not None and self.options.cache == "window":
+                self.cache.reset()  # new tokens may stand where old ones were
+            return None
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        token = self.sampler(logits[:, -1])
+        if self.options.forced_ids is not None:
+            token = token.new_tensor([[self.options.forced_ids[len(self.ids)]]])
+        self.ids.append(int(token))
+        self.times_ns.append(time.perf_counter_ns())
+        return token
+
+    def _stop_reason(self) -> StopReason | None:
+        """Why the token just made is the last, or None."""
+        if self.options.stop_at_eos and self.ids[-1] in self.decoder.config.eos_ids:
+            return "eos"
+        if len(self.ids) >= self.options.max_new_tokens:
+            return "length"
+        if self.n_prompt + len(self.ids) > self.decoder.config.max_positions:
+            return "positions"
+        if self.cache is not None and self.cache.length >= self.cache.capacity:
+            return "cache"
+        return None
+
+    def _started(self) -> GenerationStarted:
+        per_token = cache_bytes(self.decoder.cache_config, 1, dtype=self.decoder.dtype, kind=self.options.cache)
+        return GenerationStarted(
+            request_id=self.request_id,
+            prompt_ids=tuple(self.prompt[0].tolist()),
+            start_ns=self.start_ns,
+            kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
+            kv_bytes_per_token=per_token,
+            reused_tokens=self.n_reused,
+            kv_capacity=self.cache.capacity if self.cache is not None else 0,
+        )
+
+    def _token_event(self, *, last: bool) -> TokenGenerated:
+        text = ""
+        if self.text is not None:
+            text = self.text.push(self.ids[-1]) + (self.text.finish() if last else "")
+        return TokenGenerated(
+            request_id=self.request_id,
+            index=len(self.ids) - 1,
+            token_id=self.ids[-1],
+            text=text,
+            time_ns=self.times_ns[-1],
+            kv_tokens=self.cache.length if self.cache is not None else 0,
+            kv_used_bytes=self.cache.used_bytes if self.cache is not None else 0,
+        )
+
+    def _finished(self, reason: StopReason) -> GenerationFinished:
+        return GenerationFinished(
+            request_id=self.request_id,
+            reason=reason,
+            prompt_ids=tuple(self.prompt[0].tolist()),
+            ids=tuple(self.ids),
+            text=self.tokenizer.decode(self.ids) if self.tokenizer is not None else None,
+            start_ns=self.start_ns,
+            token_times_ns=tuple(self.times_ns),
+            kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
+            communication_ns=self._communication_ns(),
+            kv_capacity=self.cache.capacity if self.cache is not None else 0,
+            cache=self.options.cache,
+        )
+
+    def _communication_ns(self) -> int | None:
+        now = self.decoder.communication_ns
+        return None if now is None or self.communicated_ns is None else now - self.communicated_ns

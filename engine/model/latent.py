@@ -1,0 +1,112 @@
+"""Multi-head latent attention (DeepSeek-V2): heads attend to one small vector a token instead of to K and V.
+
+What a token leaves is c (rank values, normalised) and a rotated key of rope_dim values, shared by all heads.
+A head's key would be [W_k c, rotated] and its value W_v c. Both products are moved to the other side: the query
+is multiplied by W_k once and the mixed c by W_v once, so that neither keys nor values are ever made
+("absorbed", arXiv 2405.04434 section 2.1.2). It is exact, and the cache keeps rank + rope_dim values a token.
+
+Shapes: B rows, T new tokens, S tokens in sight, H heads, r rank, n = nope_dim, e = rope_dim, v = value_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.model.cache import Cache
+from engine.model.config import LatentConfig, ModelConfig
+from engine.model.layers import Linear, LinearLike, LinearMaker, Norm, Step, Weights
+from engine.model.rotary import rotate_
+
+_NORM_EPS = 1e-6  # the class default in transformers, which does not pass rms_norm_eps on to these two norms
+
+
+class LatentAttention:
+    """Takes the place of `Attention`; appends (B, T, r + e) to the cache."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        latent: LatentConfig,
+        weights: Weights,
+        layer: int,
+        *,
+        kind: int = 0,
+        linear: LinearMaker = Linear.of,
+    ) -> None:
+        name = f"model.layers.{layer}.self_attn"
+        self.layer = layer
+        self.kind = kind
+        self.n_heads = config.n_heads
+        self.latent = latent
+        self.scale = config.attention_scale
+        self.compress_query: LinearLike | None = None
+        query = "q_proj"
+        if latent.query_rank is not None:
+            query = "q_b_proj"
+            self.compress_query = linear(weights, f"{name}.q_a_proj")
+            self.query_norm = Norm.of(weights, f"{name}.q_a_layernorm", _NORM_EPS)
+        self.query = linear(weights, f"{name}.{query}")
+        self.compress = linear(weights, f"{name}.kv_a_proj_with_mqa")
+        self.norm = Norm.of(weights, f"{name}.kv_a_layernorm", _NORM_EPS)
+        both = weights[f"{name}.kv_b_proj.weight"].view(config.n_heads, latent.nope_dim + latent.value_dim, latent.rank)
+        self.key_weight = both[:, : latent.nope_dim]  # (H, n, r)
+        self.value_weight = both[:, latent.nope_dim :].transpose(1, 2)  # (H, r, v)
+        self.output = linear(weights, f"{name}.o_proj")
+
+    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """residual + attention(x); both (N, D)."""
+        return self.output.add_to(residual, self.mix(x, step, cache))
+
+    def __call__(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """attention(x), (N, D)."""
+        return self.output(self.mix(x, step, cache))
+
+    def mix(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """The heads' results side by side, (N, H x v)."""
+        sight = step.sights[self.kind]
+        query, left = self._query(x, step), self._left(x, step)
+        if sight.cos is not None and sight.sin is not None:
+            rotate_(query[..., self.latent.nope_dim :], sight.cos, sight.sin)
+            rotate_(left[:, :, None, self.latent.rank :], sight.cos, sight.sin)
+        if cache is None:
+            keys, values = left[:, None], left[:, None, :, : self.latent.rank]
+        else:
+            keys, values = cache.append(self.layer, left)
+        mixed = self._attend(self._absorbed(query), keys, values, step)  # (B, H, T, r)
+        return (mixed @ self.value_weight).transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
+
+    def _query(self, x: Tensor, step: Step) -> Tensor:
+        """(B, T, H, n + e)."""
+        if self.compress_query is not None:
+            x = self.query_norm(self.compress_query(x))
+        return self.query(x).view(step.batch_size, step.n_new, self.n_heads, -1)
+
+    def _left(self, x: Tensor, step: Step) -> Tensor:
+        """What the new tokens leave for others, (B, T, r + e)."""
+        left = self.compress(x)
+        rank = self.latent.rank
+        return torch.cat((self.norm(left[:, :rank]), left[:, rank:]), -1).view(step.batch_size, step.n_new, -1)
+
+    def _absorbed(self, query: Tensor) -> Tensor:
+        """Queries against c instead of against keys: (B, T, H, n + e) -> (B, H, T, r + e)."""
+        query = query.transpose(1, 2)
+        against_c = query[..., : self.latent.nope_dim] @ self.key_weight
+        return torch.cat((against_c, query[..., self.latent.nope_dim :]), -1)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+        """(B, H, T, r + e) -> (B, H, T, r): all heads look at the same S vectors, keys (B, 1, S, r + e)."""
+        sight = step.sights[self.kind]
+        if step.n_new == 1:  # the heads can stand as rows of one matrix
+            mixed = F.scaled_dot_product_attention(
+                query.transpose(1, 2), keys, values, attn_mask=sight.mask, scale=self.scale
+            )
+            return mixed.transpose(1, 2)
+        every = (-1, self.n_heads, -1, -1)
+        return F.scaled_dot_product_attention(
+            query,
+            keys.expand(every),
+            values.expand(every),
+            attn_mask=sight.mask,
+            is_causal=sight.causal,
+            scale=self.scale,
+        )

@@ -1,0 +1,303 @@
+"""The parts of a decoder: small records of read-only weights, each with the arithmetic it takes part in.
+
+They are plain classes, not ``nn.Module``s: a decode step of a small model is a few dozen operators of one
+or two microseconds, and module calls and attribute look-ups would cost as much again (bench/decode_step.py).
+
+Shapes: B rows, T new tokens, S tokens in sight (cached and new), N = B x T, D hidden size,
+H query heads, K KV heads, h head_dim. Hidden states are kept as (N, D).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.model.cache import Cache
+from engine.model.config import Activation, ModelConfig
+from engine.model.rotary import rotate_
+
+Weights = Mapping[str, Tensor]
+
+
+def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
+    """The function by name. May work in place: it gets a fresh result of a linear layer."""
+    match kind:
+        case "relu":
+            return torch.relu_
+        case "silu":
+            return partial(F.silu, inplace=True)
+        case "gelu":
+            return F.gelu
+        case "gelu_tanh":
+            return partial(F.gelu, approximate="tanh")
+
+
+class LinearLike(Protocol):
+    """A linear layer in whatever format its weight is kept."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (N, inputs) -> (N, outputs)."""
+        ...
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + what `__call__` gives; may not change the residual."""
+        ...
+
+
+class LinearMaker(Protocol):
+    """Makes one layer from the weights of one or several names that read the same input."""
+
+    def __call__(self, weights: Weights, *names: str) -> LinearLike: ...
+
+
+class Linear:
+    """y = x W^T + b, with W (outputs, inputs) as checkpoints store it."""
+
+    __slots__ = ("bias", "weight", "weight_t")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.weight_t = weight.t()
+        self.bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + x W^T + b; the sum is part of the matrix product, one operator fewer."""
+        y = torch.addmm(residual, x, self.weight_t)
+        return y if self.bias is None else y.add_(self.bias)
+
+    @classmethod
+    def of(cls, weights: Weights, *names: str) -> "Linear":
+        """One layer from one or several that read the same input: their outputs side by side."""
+        biases = [f"{name}.bias" for name in names if f"{name}.bias" in weights]
+        return cls(join(weights, *(f"{name}.weight" for name in names)), join(weights, *biases) if biases else None)
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """Weights that can be had one below the other, without a copy of each."""
+
+    def joined(self, *names: str) -> Tensor: ...
+
+
+def join(weights: Weights, *names: str) -> Tensor:
+    """Weights one below the other."""
+    if len(names) == 1:
+        return weights[names[0]]
+    return weights.joined(*names) if isinstance(weights, Joining) else torch.cat([weights[name] for name in names])
+
+
+class Norm:
+    """LayerNorm (with a bias) or RMSNorm (without) over the last dimension."""
+
+    __slots__ = ("bias", "eps", "shape", "signs", "twice", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.eps = eps
+        self.shape = (weight.size(-1),)
+        mirrored = bias is None and weight.device.type == "cpu"
+        self.twice = torch.stack((weight, weight)) if mirrored else None
+        self.signs = weight.new_tensor([[1.0], [-1.0]]) if mirrored else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.bias is not None:
+            return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        if self.twice is not None and self.signs is not None and x.dim() == 2 and x.size(0) == 1:
+            # RMSNorm as the first half of a LayerNorm of (x, -x), whose mean is 0 and whose variance is x's mean
+            # square: one kernel where torch has six small ones for RMSNorm on the CPU.
+            return torch.layer_norm(self.signs * x, self.twice.shape, self.twice, None, self.eps)[:1]
+        return torch.rms_norm(x, self.shape, self.weight, self.eps)
+
+    @classmethod
+    def of(cls, weights: Weights, name: str, eps: float, *, offset: float = 0.0) -> "Norm":
+        """The norm by name; ``offset`` is added to its stored weight (Gemma keeps w - 1)."""
+        weight = weights[f"{name}.weight"]
+        return cls(weight + offset if offset else weight, weights.get(f"{name}.bias"), eps)
+
+
+class Sight(NamedTuple):
+    """What layers of one kind (window, positions) share in a forward pass."""
+
+    mask: Tensor | None  # (T, S) or (B, 1, T, S), True where a query may look; None: nothing hidden, or `causal`
+    causal: bool  # plain triangle, which the attention kernel knows without a mask
+    cos: Tensor | None
+    sin: Tensor | None
+
+
+class Step(NamedTuple):
+    """What all layers share in one forward pass over T new tokens after those cached."""
+
+    batch_size: int
+    n_new: int
+    sights: tuple[Sight, ...]
+
+
+class Attention:
+    """Self-attention with grouped heads: query heads h, h+1, ... of a group share one KV head."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
+    ) -> None:
+        name = f"model.layers.{layer}.self_attn"
+        self.layer = layer
+        self.kind = kind
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.n_kv_heads
+        self.head_dim = config.head_dim
+        self.scale = config.attention_scale
+        self.softcap = config.attention_softcap
+        self.window = config.layer(layer).window
+        self.norm_eps = config.norm_eps
+        self.rotary_dim = config.rotary_dim if config.rotary_dim != config.head_dim else None
+        self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+        self.output = linear(weights, f"{name}.o_proj")
+        self.qk_norm = _qk_norm(config, weights, name) if config.qk_norm else None
+        # (K, g, 1): a score of each query head that attends to nothing
+        sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
+        self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
+        self.by_hand = self.softcap is not None or self.sinks is not None  # what no kernel of torch does
+
+    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """residual + attention(x); both (N, D)."""
+        return self.output.add_to(residual, self.mix(x, step, cache))
+
+    def __call__(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """attention(x), (N, D)."""
+        return self.output(self.mix(x, step, cache))
+
+    def mix(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+        """The heads' results side by side, (N, H x h)."""
+        n_turned = self.n_heads + self.n_kv_heads  # q and k heads lie side by side, then v
+        sight = step.sights[self.kind]
+        heads = self.qkv(x).view(step.batch_size, step.n_new, n_turned + self.n_kv_heads, self.head_dim)
+        if self.qk_norm is not None:
+            qk = heads[:, :, :n_turned]
+            qk.copy_(torch.rms_norm(qk, (self.head_dim,), None, self.norm_eps)).mul_(self.qk_norm)
+        if sight.cos is not None and sight.sin is not None:
+            turned = heads[:, :, :n_turned]
+            rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], sight.cos, sight.sin)
+        keys, values = self._keys_values(heads, step, cache)
+        return self._attend(heads[:, :, : self.n_heads], keys, values, step)
+
+    def _keys_values(self, heads: Tensor, step: Step, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """All keys and values in sight, each (B, K, S, h)."""
+        kv = heads[:, :, self.n_heads :].view(step.batch_size, step.n_new, 2, self.n_kv_heads, self.head_dim)
+        kv = kv.permute(2, 0, 3, 1, 4)  # (2, B, K, T, h)
+        if cache is not None:
+            return cache.append(self.layer, kv)
+        keys, values = kv.unbind(0)
+        return keys, values
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+        """softmax(scale q k^T) v: q (B, T, H, h) -> (N, H x h)."""
+        mask = step.sights[self.kind].mask
+        if step.n_new == 1:
+            # One query sees all that is kept, so the queries of a group can stand as rows of one matrix:
+            # no copy of K and V for the heads that share them, and no mask unless rows are padded.
+            if self.window is not None and mask is None and keys.size(2) > self.window:
+                keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
+            rows = q.view(step.batch_size, self.n_kv_heads, -1, self.head_dim)
+            if self.by_hand:
+                mixed = attention_by_hand(rows, keys, values, mask, self.scale, cap=self.softcap, sinks=self.sinks)
+                return mixed.reshape(step.batch_size, -1)
+            mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scale)
+            return mixed.reshape(step.batch_size, -1)
+        if self.by_hand:
+            return self._attend_by_hand(q, keys, values, mask)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=step.sights[self.kind].causal,
+            scale=self.scale,
+            enable_gqa=self.n_heads != self.n_kv_heads,
+        )
+        return mixed.transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
+
+    def _attend_by_hand(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores of several queries: groups side by side, so that K and V are not copied for them."""
+        n_rows, n_new = q.shape[:2]
+        grouped = q.view(n_rows, n_new, self.n_kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4)  # (B, K, g, T, h)
+        if mask is not None and mask.dim() == 4:
+            mask = mask[:, None]
+        sinks = self.sinks[..., None] if self.sinks is not None else None
+        keys, values = keys[:, :, None], values[:, :, None]
+        mixed = attention_by_hand(grouped, keys, values, mask, self.scale, cap=self.softcap, sinks=sinks)
+        return mixed.permute(0, 3, 1, 2, 4).reshape(n_rows * n_new, -1)
+
+
+def attention_by_hand(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    *,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v for any leading shape, with what no kernel of torch does.
+
+    ``cap``: scores become cap tanh(score / cap) (Gemma 2). ``sinks``: one more score for each head, which takes its
+    share of the softmax and brings nothing (gpt-oss).
+    """
+    scores = q @ keys.transpose(-1, -2)
+    scores = scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_().mul_(cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    if sinks is None:
+        return scores.softmax(-1) @ values
+    joined = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1)
+    return joined.softmax(-1)[..., :-1] @ values
+
+
+def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
+    """The two norm weights (h,) of Qwen3 and Gemma 3, one row a head (H + K, h): one product scales q and k."""
+    q = weights[f"{name}.q_norm.weight"].expand(config.n_heads, -1)
+    k = weights[f"{name}.k_norm.weight"].expand(config.n_kv_heads, -1)
+    both = torch.cat((q, k))
+    return both + config.norm_offset if config.norm_offset else both
+
+
+class MLP:
+    """down(act(up x)), or down(act(gate x) * up x) when gated."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, name: str, *, linear: LinearMaker = Linear.of) -> None:
+        self.gated = config.gated_mlp
+        self.limit = config.swiglu_limit
+        self.activate = activation(config.activation)
+        inputs = (f"{name}.gate_proj", f"{name}.up_proj") if self.gated else (f"{name}.up_proj",)
+        self.up = linear(weights, *inputs)
+        self.down = linear(weights, f"{name}.down_proj")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """mlp(x), (N, D)."""
+        return self.down(self._inner(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + mlp(x); both (N, D)."""
+        return self.down.add_to(residual, self._inner(x))
+
+    def _inner(self, x: Tensor) -> Tensor:
+        inner = self.up(x)
+        if not self.gated:
+            return self.activate(inner)
+        gate, inner = inner.chunk(2, -1)
+        if self.limit is not None:
+            return clamped_swiglu(gate, inner, self.limit)
+        return self.activate(gate).mul_(inner)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """gpt-oss: (up + 1) gate sigmoid(1.702 gate), the gate clamped above, up on both sides."""
+    gate = gate.clamp(max=limit)
+    return gate.mul((gate * 1.702).sigmoid_()).mul_(up.clamp(-limit, limit).add_(1))

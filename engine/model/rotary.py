@@ -1,0 +1,134 @@
+"""Rotary positions: tables of cos and sin for every scaling, and the turn itself.
+
+Shapes: B rows, T new tokens, r turned dimensions of a head.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from engine.model.config import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LongRopeScaling,
+    Rope,
+    RopeScaling,
+    YarnRopeScaling,
+)
+
+
+class Rotary:
+    """Tables of cos and sin of one kind of layer, grown as positions are asked for."""
+
+    def __init__(self, rope: Rope, *, dtype: torch.dtype, device: torch.device) -> None:
+        magnitude = rope_magnitude(rope.scaling)
+        short = rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling)
+        self.dim = rope.rotary_dim
+        self._short = _Table(short, magnitude, dtype, device)
+        self._long: _Table | None = None
+        self._original = 0
+        if isinstance(rope.scaling, LongRopeScaling):
+            frequencies = rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling, long=True)
+            self._long = _Table(frequencies, magnitude, dtype, device)
+            self._original = rope.scaling.original_max_positions
+
+    @property
+    def inverse_frequencies(self) -> Tensor:
+        """Turns per token of each pair, float64 (r/2,); those of the original context for LongRoPE."""
+        return self._short.frequencies
+
+    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions start..stop-1, each (stop - start, 1, r)."""
+        return self._table(stop).rows(start, stop)
+
+    def rows_at(self, positions: Tensor, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r)."""
+        cos, sin = self._table(stop).rows(0, stop)
+        return cos[positions], sin[positions]
+
+    def _table(self, stop: int) -> "_Table":
+        return self._long if self._long is not None and stop > self._original else self._short
+
+
+class _Table:
+    def __init__(self, frequencies: Tensor, magnitude: float, dtype: torch.dtype, device: torch.device) -> None:
+        self.frequencies = frequencies
+        self.magnitude = magnitude
+        self.dtype = dtype
+        self.device = device
+        self._cos = self._sin = torch.empty(0, 1, 2 * frequencies.numel(), dtype=dtype, device=device)
+
+    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if stop > self._cos.size(0):
+            self._grow(1 << (stop - 1).bit_length())
+        return self._cos[start:stop], self._sin[start:stop]
+
+    def _grow(self, n_rows: int) -> None:
+        positions = torch.arange(n_rows, dtype=torch.float64)
+        angles = torch.outer(positions, self.frequencies)[:, None]  # (rows, 1, r/2)
+        cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
+        # The first half is turned by -sin: with the sign in the table a rotation is two products and a sum.
+        self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
+
+
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn x (B, T, heads, r) by its positions, in place: x cos + (x with its halves swapped) sin."""
+    swapped = x.roll(x.size(-1) // 2, -1)
+    x.mul_(cos).addcmul_(swapped, sin)
+
+
+def rope_magnitude(scaling: RopeScaling | None) -> float:
+    """What cos and sin are multiplied by."""
+    return scaling.magnitude if isinstance(scaling, YarnRopeScaling | LongRopeScaling) else 1.0
+
+
+def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None, *, long: bool = False) -> Tensor:
+    """Turns per token of each pair, float64 (r/2,): theta^(-2i/r), stretched as ``scaling`` says.
+
+    ``long``: LongRoPE's second set. Formulas: transformers' modeling_rope_utils.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
+    frequencies = theta**-exponents
+    match scaling:
+        case None:
+            return frequencies
+        case LinearRopeScaling():
+            return frequencies / scaling.factor
+        case Llama3RopeScaling():
+            return _llama3(frequencies, scaling)
+        case YarnRopeScaling():
+            return _yarn(frequencies, theta, scaling)
+        case LongRopeScaling():
+            factors = scaling.long_factors if long else scaling.short_factors
+            return frequencies / torch.tensor(factors, dtype=torch.float64)
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
+    """Wavelengths longer than original/low_freq_factor are slowed by ``factor``, those shorter than
+    original/high_freq_factor are kept, and those between are blended linearly in original/wavelength.
+    """
+    periods_in_context = scaling.original_max_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((periods_in_context - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(frequencies: Tensor, theta: float, scaling: YarnRopeScaling) -> Tensor:
+    """Pairs that turn more than beta_fast times in the original context are kept, those that turn less than
+    beta_slow times are slowed by ``factor``, and those between are blended linearly in the pair's number.
+    """
+    n_pairs = frequencies.numel()
+    dim = 2 * n_pairs
+
+    def pair_of(turns: float) -> float:
+        return dim * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low if high != low else 0.001
+    slowed = ((torch.arange(n_pairs, dtype=torch.float64) - low) / width).clamp(0, 1)
+    return frequencies * (1 - slowed + slowed / scaling.factor)

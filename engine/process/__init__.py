@@ -1,0 +1,1 @@
+"""The engine as a process: protocol, client, worker."""

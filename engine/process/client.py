@@ -1,0 +1,181 @@
+"""How the app and the headless commands use the engine: a client of its process. No torch here.
+
+with EngineClient() as client:
+    for event in client.stream(Generate(prompt="Once", max_new_tokens=8)):   # headless: blocks
+        ...
+    number = client.submit(Benchmark())                                      # app: returns at once
+    events = client.poll()                                                   # app: every tick
+"""
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from engine.errors import EngineFailure
+from engine.process.events import Cancel, Event, Request, encode, ends
+from engine.process.session import Session
+
+# Ctrl-C wakes a waiting main thread only if the system hands the signal to that thread; so never wait for long.
+_INTERRUPTIBLE_S = 0.25
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+def default_command() -> tuple[str, ...]:
+    """The command that starts the engine; ``-P`` keeps modules of the current folder out of it."""
+    return (sys.executable, "-P", "-m", "engine", "serve")
+
+
+def default_environment() -> Mapping[str, str] | None:
+    """Lets the process find this very package when it runs from a checkout; None when it is installed."""
+    if _PACKAGE_ROOT.name in ("site-packages", "dist-packages"):
+        return None
+    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+class EngineClient:
+    """Talks to one engine process, started by the first request and again by the first after its end.
+
+    Thread-safe. No method but `stream` and `close` ever waits. Every request gets exactly one terminal event
+    (`engine.process.events.ends`); if the process dies first, that event is `EngineExited`.
+    """
+
+    def __init__(self, command: Sequence[str] | None = None, *, grace_s: float = 1.0) -> None:
+        """`command` replaces the one that starts the engine; `grace_s`: time to leave before a kill."""
+        self._command = tuple(command) if command is not None else default_command()
+        self._grace_s = grace_s
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._last_id = 0
+        self._closed = False
+        self._mail = _Mailbox()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process runs (or is just starting)."""
+        session = self._session
+        return session is not None and session.alive
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine, None when there is none (yet)."""
+        session = self._session
+        return session.pid if session is not None and session.alive else None
+
+    def submit(self, request: Request) -> int:
+        """Send a request, starting the process if none is alive; returns the number its events will carry.
+
+        Raises `ProtocolError` for text that is no Unicode, `EngineFailure` after `close`.
+        """
+        with self._lock:
+            return self._submit(request)
+
+    def poll(self) -> list[Event]:
+        """Every event that has come since the last call, oldest first; does not wait."""
+        return self._mail.take_all()
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """Send a request at once; its events as they come, the terminal one last.
+
+        Leaving early (an exception in the loop, Ctrl-C, closing the iterator) cancels the request.
+        """
+        return self._follow(request, self.submit(request))
+
+    def cancel(self, request_id: int) -> None:
+        """Ask the engine to stop a request; its terminal event still comes. Unknown ids are ignored."""
+        with self._lock:
+            if self._session is not None:
+                request = Cancel(target_id=request_id)
+                self._session.send(request, encode(request))
+
+    def close(self) -> None:
+        """End the process and wait until it is gone. Open streams end in `EngineExited`."""
+        with self._lock:
+            self._closed = True
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, request: Request) -> int:
+        if self._closed:
+            raise EngineFailure("the engine client is closed; make a new one")
+        numbered = msgspec.structs.replace(request, request_id=self._last_id + 1)
+        line = encode(numbered)  # before anything is started: it may refuse
+        self._last_id += 1
+        if self._session is None or not self._session.send(numbered, line):
+            self._session = self._new_session()
+            self._session.send(numbered, line)
+            self._session.start()
+        return self._last_id
+
+    def _new_session(self) -> Session:
+        return Session(
+            self._command,
+            environment=default_environment(),
+            deliver=self._mail.put,
+            grace_s=self._grace_s,
+        )
+
+    def _follow(self, request: Request, request_id: int) -> Iterator[Event]:
+        done = False
+        try:
+            while not done:
+                event = self._mail.wait_for(request_id)
+                done = ends(request, event)
+                yield event
+        finally:
+            if not done:
+                self._mail.abandon(request_id)
+                self.cancel(request_id)
+
+
+class _Mailbox:
+    """Events on their way from the reader threads to the caller."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._abandoned: set[int] = set()
+        self._arrival = threading.Condition()
+
+    def put(self, event: Event) -> None:
+        with self._arrival:
+            if event.request_id not in self._abandoned:
+                self._events.append(event)
+                self._arrival.notify_all()
+
+    def take_all(self) -> list[Event]:
+        with self._arrival:
+            events = list(self._events)
+            self._events.clear()
+            return events
+
+    def wait_for(self, request_id: int) -> Event:
+        """The oldest event of one request; the others stay."""
+        with self._arrival:
+            while True:
+                for event in self._events:
+                    if event.request_id == request_id:
+                        self._events.remove(event)
+                        return event
+                self._arrival.wait(_INTERRUPTIBLE_S)
+
+    def abandon(self, request_id: int) -> None:
+        """Forget a request's events, those here and those to come."""
+        with self._arrival:
+            self._abandoned.add(request_id)
+            self._events = deque(event for event in self._events if event.request_id != request_id)

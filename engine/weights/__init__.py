@@ -1,0 +1,1 @@
+"""Weights, tokenizers and templates from files: safetensors, GGUF, `.pt`, Hugging Face folders."""

@@ -1,0 +1,280 @@
+"""calc.commands.render: tables at any width, CSV and Markdown that parse back, files whole or not at all."""
+
+import csv
+import io
+import os
+import re
+import stat
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calc.commands.render import as_csv, as_markdown, as_sentences, as_text, in_encoding, write_whole
+from calc.commands.tables import Table
+from tests.calc.strategies import QUICK
+
+TABLE = Table(
+    title="Things",
+    columns=("Name", "How many of them", "Remark"),
+    rows=(("one", "1", ""), ("twenty", "20,000", "a rather long remark about it")),
+    numeric=frozenset({1}),
+    struck=frozenset({1}),
+)
+CHAIN = Table(
+    title="Calculation",
+    columns=("Step", "Formula", "Numbers", "Result"),
+    rows=(("Cache a token", "2 · L · d", "2 · 32 · 128", "8,192 B"), ("Sum", "min(T, w) + max", "2 + 7", "9 B")),
+    chain=True,
+)
+
+cells = st.text(st.sampled_from("abc 12,|·−"), max_size=20).map(lambda t: " ".join(t.split()))
+
+
+@st.composite
+def any_tables(draw):
+    n = draw(st.integers(2, 5))
+    row = st.tuples(*[cells] * n)
+    return Table(
+        title="T",
+        columns=draw(st.tuples(*[st.text("abcXYZ ", min_size=1, max_size=12).map(lambda t: t.strip() or "x")] * n)),
+        rows=tuple(draw(st.lists(row, max_size=4))),
+        numeric=draw(st.frozensets(st.integers(0, n - 1))),
+        chain=draw(st.booleans()),
+    )
+
+
+def test_text():
+    assert as_text(TABLE).splitlines() == [
+        "Things",
+        "Name    How many of them  Remark",
+        "──────  ────────────────  ─────────────────────────────",
+        "one                    1",
+        "twenty            20,000  a rather long remark about it",
+    ]
+
+
+def test_text_that_fits_is_the_same_at_any_width():
+    assert as_text(TABLE, width=55) == as_text(TABLE, width=200) == as_text(TABLE)
+
+
+def test_headings_are_wrapped_before_words():
+    assert as_text(TABLE, width=48).splitlines() == [
+        "Things",
+        "         How many",
+        "Name      of them  Remark",
+        "──────  ─────────  ─────────────────────────────",
+        "one             1",
+        "twenty     20,000  a rather long remark about it",
+    ]
+
+
+def test_words_are_wrapped():
+    assert as_text(TABLE, width=32).splitlines() == [
+        "Things",
+        "           How",
+        "          many",
+        "            of",
+        "Name      them  Remark",
+        "──────  ──────  ────────────────",
+        "one          1",
+        "twenty  20,000  a rather long",
+        "                remark about it",
+    ]
+
+
+def test_a_narrow_terminal_stacks_the_rows():
+    assert as_text(TABLE, width=24).splitlines() == [
+        "Things",
+        "  one",
+        "    How many of them  1",
+        "  twenty",
+        "    How many of them  20,000",
+        "    Remark            a rather",
+        "                      long",
+        "                      remark",
+        "                      about it",
+    ]
+
+
+def test_equations_on_one_line_where_they_fit():
+    assert as_text(CHAIN, width=51).splitlines() == [
+        "Calculation",
+        "  Cache a token  2 · L · d = 2 · 32 · 128 = 8,192 B",
+        "  Sum            min(T, w) + max = 2 + 7 = 9 B",
+    ]
+
+
+def test_equations_line_by_line():
+    assert as_text(CHAIN, width=36).splitlines() == [
+        "Calculation",
+        "  Cache a token  2 · L · d",
+        "                 = 2 · 32 · 128",
+        "                 = 8,192 B",
+        "  Sum            min(T, w) + max",
+        "                 = 2 + 7",
+        "                 = 9 B",
+    ]
+
+
+def test_equations_below_their_names():
+    assert as_text(CHAIN, width=26).splitlines()[:5] == [
+        "Calculation",
+        "  Cache a token",
+        "      2 · L · d",
+        "      = 2 · 32 · 128",
+        "      = 8,192 B",
+    ]
+
+
+def test_a_formula_breaks_at_its_sums():
+    table = replace(TABLE, columns=("A", "B"), rows=(("x", "4 · N · d + 5 · N + 7 · d"),), numeric=frozenset())
+    assert [line[3:] for line in as_text(table, width=15).splitlines()[3:]] == ["4 · N · d +", "5 · N +", "7 · d"]
+
+
+@QUICK
+@given(any_tables(), st.integers(30, 120))
+def test_lines_keep_to_the_width(table, width):
+    for line in as_text(table, width=width).splitlines():
+        assert len(line) <= width
+        assert line == line.rstrip()
+
+
+@QUICK
+@given(any_tables(), st.integers(20, 120))
+def test_nothing_is_lost_at_any_width(table, width):
+    """Every sign of every cell is printed, as often as it occurs; only a word wider than the screen is broken."""
+    shown = as_text(table, width=width)
+    assert Counter("".join("".join(row) for row in table.rows).replace(" ", "")) <= Counter(shown)
+    for word in " ".join(" ".join(row) for row in table.rows).split():
+        assert word in shown or len(word) > width - max(map(len, table.columns)) - 8
+
+
+def test_a_table_without_rows():
+    empty = replace(TABLE, rows=(), struck=frozenset())
+    assert as_text(empty).splitlines()[0] == "Things"
+    assert as_text(replace(CHAIN, rows=()), width=10).splitlines()[0] == "Calculation"
+    assert as_csv(empty) == "Name,How many of them,Remark"
+
+
+def test_style_is_only_added():
+    styled = as_text(TABLE, styled=True)
+    assert styled.startswith("\x1b[1mThings\x1b[0m\n")
+    assert re.sub(r"\x1b\[\d*m", "", styled) == as_text(TABLE)
+    assert "\x1b[2mtwenty" in styled
+    assert "\x1b" not in as_text(TABLE)
+
+
+def test_sentences():
+    assert as_sentences(["One.", "Two words."]) == "· One.\n· Two words."
+    assert as_sentences(["One two three four."], width=12) == "· One two\n  three\n  four."
+    long = "word " * 60
+    assert max(map(len, as_sentences([long], width=500).splitlines())) <= 100
+
+
+@QUICK
+@given(any_tables())
+def test_csv_parses_back(table):
+    assert list(csv.reader(io.StringIO(as_csv(table)))) == [list(table.columns), *map(list, table.rows)]
+
+
+@QUICK
+@given(any_tables())
+def test_markdown_parses_back(table):
+    title, empty, *lines = as_markdown(table).splitlines()
+    assert (title, empty) == ("### T", "")
+    parsed = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert parsed[0] == list(table.columns)
+    assert parsed[1] == ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
+    assert parsed[2:] == [list(row) for row in table.rows]
+
+
+def test_struck_rows_in_markdown():
+    assert as_markdown(TABLE).splitlines()[-1] == "| ~~twenty~~ | ~~20,000~~ | ~~a rather long remark about it~~ |"
+
+
+def test_other_encodings():
+    assert in_encoding("⌊N² · d⌋ → 5", "utf-8") == "⌊N² · d⌋ → 5"
+    assert in_encoding("⌊N² · d⌋ → 5 − Qᵀ", "ascii") == "floor(N^2 * d) -> 5 - Q^T"
+    assert in_encoding("naïve", "latin-1") == "naïve"
+    assert in_encoding("naïve 漢", "latin-1") == "naïve ?"
+
+
+# Files
+
+
+def test_write_and_replace(tmp_path):
+    target = tmp_path / "out.txt"
+    write_whole(target, "one\n")
+    target.chmod(0o640)
+    write_whole(target, "two ²\n")
+    assert target.read_text(encoding="utf-8") == "two ²\n"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_new_files_follow_the_umask(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "new", "x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_failure_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_cannot_be_encoded_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="surrogates"):
+        write_whole(tmp_path / "out", "\udcff")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_is_written_into_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    write_whole(pipe, "through\n")
+    reader.join(timeout=5)
+    assert received == ["through\n"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.parametrize("name", ["missing/out", "file/out", ".", "x" * 300])
+def test_impossible_targets(tmp_path, name):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OSError, match=r"Errno"):
+        write_whole(tmp_path / name, "text")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_long_but_legal_name(tmp_path):
+    write_whole(tmp_path / ("x" * 255), "text")
+    assert Path(tmp_path / ("x" * 255)).read_text() == "text"

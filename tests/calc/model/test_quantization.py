@@ -1,0 +1,183 @@
+"""Quantized checkpoints as bytes: hand-computed matrices, and what servers logged after loading them."""
+
+import pytest
+
+from calc.errors import SourceError
+from calc.fit.memory import memory_report
+from calc.hf import spec_from_config
+from calc.model.params import parameters
+from calc.model.quantization import integer_bytes, scheme_of
+from calc.model.spec import Study
+from calc.model.stored import StoredWeights, stored_format
+from calc.sources.catalog import manual_device
+
+GIB = 2**30
+LLAMA_31_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+LINEAR = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+ROWS = 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+REST = 8_030_261_248 - LINEAR
+FP8_DYNAMIC = {
+    "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"],
+    "config_groups": {"group_0": {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True},
+        "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True},
+    }},
+}  # fmt: skip
+W4A16 = {
+    "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+    "config_groups": {"group_0": {
+        "targets": ["Linear"],
+        "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "symmetric": True},
+    }},
+}  # fmt: skip
+
+
+def spec(quantization=None, **changes):
+    config = {**LLAMA_31_8B, **changes}
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    return spec_from_config(config, name="m", source="m/config.json")
+
+
+def stored(quantization, **changes):
+    return spec(quantization, **changes).stored
+
+
+class TestExact:
+    def test_plain_16_bit_weights_need_no_record(self):
+        assert spec().stored is None
+        assert spec(torch_dtype="float16").stored is None
+
+    def test_float32(self):
+        assert stored(None, torch_dtype="float32").total_bytes == 4 * 8_030_261_248
+
+    def test_fp8_by_channel(self):
+        assert stored(FP8_DYNAMIC).total_bytes == LINEAR + 2 * ROWS + 2 * REST
+
+    def test_fp8_in_blocks(self):
+        quantization = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        assert stored(quantization).total_bytes == LINEAR + 4 * LINEAR // 128**2 + 2 * REST
+
+    def test_fp8_in_blocks_that_do_not_divide(self):
+        scheme = scheme_of({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "c")
+        assert scheme.matrix_bytes(576, 7168) == 576 * 7168 + 4 * 5 * 56
+
+    def test_fp8_by_tensor(self):
+        assert stored({"quant_method": "fp8"}).total_bytes == LINEAR + 4 * 7 * 32 + 2 * REST
+
+    def test_int4_in_groups(self):
+        shape_words = 16 * 7 * 32
+        assert stored(W4A16).total_bytes == LINEAR // 2 + 2 * LINEAR // 128 + shape_words + 2 * REST
+
+    def test_awq(self):
+        quantization = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+        assert stored(quantization).total_bytes == LINEAR // 2 + 2 * LINEAR // 128 + LINEAR // 256 + 2 * REST
+
+    def test_gptq_has_an_index_a_column(self):
+        quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+        columns = 32 * (6 * 4096 + 14336)
+        expected = LINEAR // 2 + 2 * LINEAR // 128 + LINEAR // 256 + 4 * columns + 2 * REST
+        assert stored(quantization).total_bytes == expected
+
+    def test_nvfp4(self):
+        quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+        assert stored(quantization).total_bytes == LINEAR // 2 + LINEAR // 16 + 8 * 7 * 32 + 2 * REST
+
+    def test_bitsandbytes(self):
+        nested = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+        plain = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        tables = 64 * 7 * 32
+        assert stored(plain).total_bytes == LINEAR // 2 + LINEAR // 16 + tables + 2 * REST
+        assert stored(nested).total_bytes < stored(plain).total_bytes
+        eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        assert stored(eight).total_bytes == LINEAR + 4 * ROWS + 2 * REST
+
+    def test_mxfp4_holds_experts_alone(self):
+        config = {
+            "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201088,
+            "sliding_window": 128, "num_local_experts": 32, "num_experts_per_tok": 4, "attention_bias": True,
+            "tie_word_embeddings": False, "quantization_config": {"quant_method": "mxfp4"},
+        }  # fmt: skip
+        model = spec_from_config(config, name="gpt-oss-20b", source="c")
+        experts = 24 * 32 * 3 * 2880 * 2880
+        rest = 20_914_757_184 - experts
+        assert model.stored.total_bytes == experts // 32 * 17 + 2 * rest
+        # The published files: 12.8 GiB of blocks, scales and 16-bit weights (13.76 GB).
+        assert model.stored.total_bytes / 1e9 == pytest.approx(13.76, rel=2e-3)
+
+    def test_integer_words_are_whole(self):
+        assert integer_bytes(3, 5, bits=4, group=-1, zeros=False, order=False, scale=2) == 3 * 4 + 3 * 2
+
+
+class TestWhatServersLogged:
+    """GiB after loading, vLLM 0.19 on one H100 (RedHatAI's checkpoints of Llama-3.1-8B)."""
+
+    @pytest.mark.parametrize(("quantization", "logged"), [(FP8_DYNAMIC, 8.49), (W4A16, 5.38)])
+    def test_weights(self, quantization, logged):
+        # Within 1 %: kernels of 4-bit weights keep workspaces of their own.
+        # The server holds rotary tables as well: 131,072 positions x 128 x 2 B.
+        tables = 131_072 * 128 * 2
+        assert (stored(quantization).total_bytes + tables) / GIB == pytest.approx(logged, rel=1e-2)
+
+
+class TestIgnored:
+    def test_named_modules_stay(self):
+        kept = {**FP8_DYNAMIC, "ignore": ["lm_head", "model.layers.0.mlp.down_proj"]}
+        matrix = 4096 * 14336
+        assert stored(kept).total_bytes - stored(FP8_DYNAMIC).total_bytes == 2 * matrix - (matrix + 2 * 4096)
+
+    def test_patterns_stay(self):
+        kept = {**FP8_DYNAMIC, "ignore": ["lm_head", "re:.*self_attn.*"]}
+        attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
+        rows = 32 * (4096 + 1024 + 1024 + 4096)
+        assert stored(kept).total_bytes - stored(FP8_DYNAMIC).total_bytes == attention - 2 * rows
+
+    @pytest.mark.parametrize("pattern", ["re:(a+)+$", "re:(.*)*x", "re:((((", "re:a**"])
+    def test_patterns_that_could_hang_are_refused(self, pattern):
+        with pytest.raises(SourceError, match=r"m/config\.json: the pattern"):
+            spec({**FP8_DYNAMIC, "ignore": [pattern]})
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("quantization", "what"),
+        [
+            ({"quant_method": "hqq"}, "'hqq' is not one that kvscope knows"),
+            ({"bits": 4}, "quant_method missing"),
+            ({"quant_method": "awq", "bits": "four"}, "bits must be a whole number"),
+            ({"quant_method": "gptq", "bits": 4}, "group_size missing"),
+            ({"quant_method": "compressed-tensors"}, "config_groups"),
+            ([4], "must be an object"),
+        ],
+    )
+    def test_named(self, quantization, what):
+        with pytest.raises(SourceError, match="m/config.json.*" + what):
+            spec(quantization)
+
+
+class TestMemory:
+    def test_weight_bytes_are_the_stored_ones_exactly(self):
+        model = spec(W4A16)
+        study = Study(model=model, device=manual_device(80 * 10**9), weight_format=stored_format(model), tps=(1, 2))
+        report = memory_report(study)
+        assert report.weight_bytes == model.stored.total_bytes
+        assert report.parameters.total == 8_030_261_248
+
+    def test_ranks(self):
+        model = spec(W4A16)
+        one, two = (model.stored.rank_bytes(tp=tp, n_kv_heads=8) for tp in (1, 2))
+        assert one == model.stored.total_bytes
+        assert two == -(-(model.stored.split_bytes + model.stored.kv_bytes) // 2) + model.stored.whole_bytes
+        sixteen = model.stored.rank_bytes(tp=16, n_kv_heads=8)
+        assert sixteen == -(-(model.stored.split_bytes + 2 * model.stored.kv_bytes) // 16) + model.stored.whole_bytes
+        assert model.stored.whole_bytes == 2 * parameters(model).norms
+
+    def test_record_refuses_what_is_no_size(self):
+        with pytest.raises(ValueError, match="split_bytes"):
+            StoredWeights(name="x", split_bytes=-1, kv_bytes=0, whole_bytes=0)

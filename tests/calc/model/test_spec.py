@@ -1,0 +1,111 @@
+"""calc.model.spec: impossible fields are refused when a record is made, with the field's name."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calc.errors import CalcError, SpecError
+from calc.model.spec import DIMENSIONS, MAX_COUNT, DeviceSpec, ModelSpec, Study, field_names
+
+LLAMA = ModelSpec(
+    name="llama-3-8b",
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    head_dim=128,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    vocab_size=128_256,
+)
+DEVICE = DeviceSpec(
+    name="H100",
+    memory_bytes=80 * 10**9,
+    reading="80 GB",
+    bandwidth_bytes_per_s=3.35e12,
+    peak_flops_per_s={"bf16": 989.4e12},
+)
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+@pytest.mark.parametrize("value", [0, -1, 1.0, "32", None, True, MAX_COUNT + 1, 10**400])
+def test_dimension_must_be_a_positive_whole_number(name, value):
+    with pytest.raises(SpecError, match=f"^{name} must be") as caught:
+        replace(LLAMA, **{name: value})
+    assert caught.value.field == name
+
+
+def test_a_number_too_long_to_print_is_refused_all_the_same():
+    with pytest.raises(SpecError, match="a negative number of more than 18 digits"):
+        replace(LLAMA, n_layers=-(10**5000))
+
+
+def test_kv_heads_divide_heads_and_near_divisors_are_offered():
+    with pytest.raises(SpecError) as caught:
+        replace(LLAMA, n_kv_heads=7)
+    assert caught.value.field == "n_kv_heads"
+    assert "n_kv_heads 7 does not divide n_heads 32" in str(caught.value)
+    assert "(try 2, 4, 8)" in str(caught.value)
+
+
+@given(st.integers(1, 512), st.integers(1, 512))
+def test_kv_heads_are_accepted_exactly_when_they_divide(n_heads, n_kv_heads):
+    try:
+        spec = replace(LLAMA, n_heads=n_heads, n_kv_heads=n_kv_heads)
+    except SpecError as error:
+        assert n_heads % n_kv_heads
+        offered = str(error).split("try ")[1].rstrip(")").split(", ")
+        assert all(n_heads % int(divisor) == 0 for divisor in offered)
+    else:
+        assert spec.group_size * n_kv_heads == n_heads
+
+
+def test_sliding_layers_need_a_window_and_fit_in_the_model():
+    with pytest.raises(SpecError, match="window must be given"):
+        replace(LLAMA, n_sliding_layers=16)
+    with pytest.raises(SpecError, match="exceeds n_layers"):
+        replace(LLAMA, n_sliding_layers=33, window=4096)
+    with pytest.raises(SpecError, match="window must be at least 1"):
+        replace(LLAMA, n_sliding_layers=16, window=0)
+    assert replace(LLAMA, n_sliding_layers=16, window=4096).n_full_layers == 16
+
+
+def test_records_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        LLAMA.n_layers = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("memory", [0, -1, 80e9, True, "80GB", 10**18 + 1])
+def test_device_memory_is_a_positive_whole_number_of_bytes(memory):
+    with pytest.raises(SpecError) as caught:
+        replace(DEVICE, memory_bytes=memory)
+    assert caught.value.field == "memory_bytes"
+
+
+def test_ridge_is_peak_over_bandwidth_and_none_where_unknown():
+    assert DEVICE.ridge() == pytest.approx(295.34, abs=0.01)
+    assert DEVICE.ridge("fp8") is None
+    assert replace(DEVICE, bandwidth_bytes_per_s=None).ridge() is None
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [("context", {"context": 0}), ("context", {"context": 1.5}), ("tp", {"tps": ()}), ("tp", {"tps": (1, 0)})],
+)
+def test_study_names_the_bad_field(field, change):
+    with pytest.raises(SpecError) as caught:
+        Study(model=LLAMA, device=DEVICE, **change)
+    assert caught.value.field == field
+    assert isinstance(caught.value, CalcError)
+
+
+def test_defaults_are_the_assignment():
+    study = Study(model=LLAMA, device=DEVICE)
+    assert (study.context, study.weight_format.name, study.kv_format.name, study.tps) == (
+        8192,
+        "bf16",
+        "bf16",
+        (1, 2, 4, 8),
+    )
+    assert field_names(Study)[:3] == ("model", "device", "context")

@@ -1,0 +1,739 @@
+"""`python -m engine`: options, documents, plots, files, exit codes; one sentence for everything that is wrong."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+import torch
+
+from engine.__main__ import main, wait_briefly
+from engine.commands import run as commands
+from engine.commands.cli import parse, requests
+from engine.commands.documents import (
+    batch_document,
+    benchmark_document,
+    evaluation_document,
+    generation_document,
+    to_json,
+)
+from engine.commands.line_plot import Drawing, Scale, ScaleName, as_svg, as_text, make_scale, render, ticks
+from engine.commands.measured_plots import batch_drawing, duration_label, latency_drawing
+from engine.commands.run import ProgressLine, progress_text
+from engine.commands.summary import benchmark_text, duration, evaluation_text, generation_text, table
+from engine.errors import OptionError
+from engine.files import check_writable, write_whole
+from engine.process.events import (
+    Batch,
+    BatchResult,
+    BatchRow,
+    Benchmark,
+    BenchmarkResult,
+    BenchmarkRow,
+    CaseResult,
+    Evaluate,
+    EvaluationResult,
+    Generate,
+    GenerationFinished,
+    Machine,
+    Progress,
+)
+from tests.engine import oracle
+
+ROOT = Path(__file__).parents[3]
+REFERENCE = ROOT.parent / "shared" / "reference"
+STATE = oracle.random_state_dict()
+
+
+def row(prompt_tokens: int, with_s: float, without_s: float) -> BenchmarkRow:
+    return BenchmarkRow(
+        prompt_tokens=prompt_tokens,
+        with_cache_s=with_s,
+        without_cache_s=without_s,
+        with_cache_min_s=with_s * 0.9,
+        with_cache_max_s=with_s * 1.2,
+        without_cache_min_s=without_s * 0.9,
+        without_cache_max_s=without_s * 1.1,
+        speedup=without_s / with_s,
+        prefill_s=with_s / 4,
+        tpot_s=7.8e-05,
+        kv_cache_bytes=40_000,
+    )
+
+
+ROWS = (row(10, 0.00325, 0.0054), row(100, 0.0037, 0.0129), row(1000, 0.0096, 0.221))
+MACHINE = Machine(
+    cpu="Some <CPU> & co", cores=2, threads=1, device="cpu", dtype="float32", torch="2", python="3", system="L"
+)
+RESULT = BenchmarkResult(
+    model="two & layers", new_tokens=40, repeats=5, warmup=1, rows=ROWS, machine=MACHINE, notes=("A note.",)
+)
+BATCHES = BatchResult(
+    model="m",
+    context=64,
+    new_tokens=16,
+    repeats=5,
+    ragged=True,
+    rows=tuple(
+        BatchRow(
+            batch=batch,
+            context_tokens=56.0,
+            step_p50_s=step_s,
+            step_min_s=step_s / 2,
+            step_max_s=step_s * 2,
+            tokens_per_s=batch / step_s,
+            kv_cache_bytes=batch * 1000,
+            weight_bytes=5000,
+        )
+        for batch, step_s in ((1, 0.010), (2, 0.0125), (8, 0.020))
+    ),
+    prefill_tokens=256,
+    prefill_s=0.5,
+    machine=MACHINE,
+    notes=("A note.",),
+)
+FINISHED = GenerationFinished(
+    reason="length",
+    prompt_ids=(5, 6),
+    ids=(7, 8, 9),
+    text="a b c",
+    start_ns=1_000_000_000,
+    token_times_ns=(1_250_000_000, 1_350_000_000, 1_450_000_000),
+    kv_cache_bytes=4096,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "small.pt"
+    torch.save({name: torch.from_numpy(values) for name, values in STATE.items()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> str:
+    ids = [3, 1, 4]
+    item = {"input_ids": [ids], "expected_logits_no_cache": [oracle.logits(STATE, ids).tolist()]}
+    path = tmp_path_factory.mktemp("cases") / "cases.json"
+    path.write_text(json.dumps([item]))
+    return str(path)
+
+
+def document(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    """The one JSON document that a command prints, and nothing else."""
+    assert main([*argv, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert isinstance(printed, dict)
+    return printed
+
+
+# --- options ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["--weights", "--model_state_dict", "--model-state-dict", "--model"])
+@pytest.mark.parametrize("cases", ["--test_cases", "--test-cases", "--cases"])
+@pytest.mark.parametrize(
+    ("mode", "cached"),
+    [
+        (["--mode", "evaluate"], False),
+        (["--evaluate"], False),
+        (["--mode", "kv_evaluate"], True),
+        (["--mode", "kv-evaluate"], True),
+        (["--kv_evaluate"], True),
+        (["--kv-evaluate"], True),
+    ],
+)
+def test_the_assignments_invocation_and_its_aliases(mode: list[str], cached: bool, weights: str, cases: str) -> None:
+    args = parse([*mode, weights, "w.pt", cases, "c.json"])
+    assert requests(args) == [Evaluate(weights="w.pt", cases="c.json", dtype="float64", cached=cached)]
+
+
+def test_benchmark_and_run_options() -> None:
+    argv = shlex.split("--lengths 10,50 --new-tokens 4 --repeats 2 --warmup 0 --threads 1 --dtype float32 --weights m")
+    expected = Benchmark(model="m", lengths=(10, 50), new_tokens=4, repeats=2, warmup=0, threads=1, dtype="float32")
+    assert requests(parse(["--benchmark", *argv])) == [expected]
+    assert requests(parse(["--mode", "benchmark"])) == [Benchmark()]
+    run = requests(parse(["--mode", "run", "--weights", "m", "--cases", "c"]))
+    assert run == [
+        Evaluate(weights="m", cases="c"),
+        Evaluate(weights="m", cases="c", cached=True),
+        Benchmark(model="m"),
+    ]
+
+
+def test_batch_options() -> None:
+    argv = shlex.split(
+        "--batches 1..8,24 --context 32 --new-tokens 4 --repeats 2 --dtype int8 --equal --model m --tp 2"
+    )
+    expected = Batch(
+        model="m", batches=(1, 2, 4, 8, 24), context=32, new_tokens=4, repeats=2, dtype="int8", ragged=False, tp=2
+    )
+    assert requests(parse(["--mode", "batch", *argv])) == [expected]
+    assert requests(parse(["--mode", "batch"])) == [Batch()]
+
+
+def test_generate_options(tmp_path: Path) -> None:
+    argv = shlex.split("--max-new-tokens 3 --temperature 0.5 --top-k 4 --top-p 0.9 --seed 1 --no-cache")
+    expected = Generate(
+        prompt_ids=(1, 2), max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, seed=1, use_cache=False
+    )
+    assert requests(parse(["--mode", "generate", "--prompt-ids", "1,2", *argv])) == [expected]
+    file = tmp_path / "prompt.txt"
+    file.write_text("Zoë\n", encoding="utf-8")
+    assert requests(parse(["--mode", "generate", "--prompt-file", str(file)])) == [Generate(prompt="Zoë\n")]
+
+
+BAD_WORDS = [
+    ([], "say what to do: serve, or --mode generate, evaluate"),
+    (["--mode", "dance"], "'dance' is no mode; the modes are generate"),
+    (["--evaluate", "--benchmark"], "not allowed with"),
+    (["--mode", "evaluate", "--nonsense"], "unrecognized arguments: --nonsense"),
+    (["--mode", "benchmark", "--lengths", "10,x"], "'x' is not a whole number; write a list like 10,50,100"),
+    (["--mode", "benchmark", "--lengths", "10,0"], "lengths must be a whole number from 1 to 1,000,000, not 0"),
+    (["--mode", "benchmark", "--lengths", "-5"], "lengths|expected one argument"),
+    (["--mode", "benchmark", "--repeats", "0"], "repeats must be a whole number from 1"),
+    (["--mode", "benchmark", "--new-tokens", "1.5"], "invalid int value: '1.5'"),
+    (["--mode", "benchmark", "--threads", "0"], "threads must be a whole number from 1"),
+    (["--mode", "benchmark", "--plot", "x.gif"], "a plot is written as .svg, .png, .txt; x.gif is none of them"),
+    (["--mode", "benchmark", "--plot", "/no/such/folder/x.svg"], "there is no folder /no/such/folder"),
+    (["--mode", "benchmark", "--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
+    (["--mode", "evaluate", "--plot", "x.svg"], "--plot belongs to --mode benchmark or batch, not evaluate"),
+    (["--mode", "batch", "--batches", "8..1"], "the range 8..1 does not go up from 1 or more"),
+    (["--mode", "batch", "--batches", "2,2"], "the batch 2 is given twice; once is enough"),
+    (["--mode", "batch", "--batches", "5000"], "batches must be a whole number from 1 to 1,024, not 5,000"),
+    (["--mode", "batch", "--context", "0"], "context must be a whole number from 1"),
+    (["--mode", "generate", "--prompt-ids", "1..4"], "'1..4' is not a whole number"),
+    (["--mode", "evaluate", "--dtype", "int3"], "invalid choice: 'int3'"),
+    (["--mode", "evaluate", "--atol", "x"], "invalid float value: 'x'"),
+    (["--mode", "generate"], "there is no prompt: give --prompt, --prompt-file or --prompt-ids"),
+    (["--mode", "generate", "--prompt-file", "/no/such/file"], "cannot read /no/such/file: No such file"),
+    (["--mode", "generate", "--prompt", "a", "--prompt-ids", "1"], "not allowed with argument --prompt"),
+    (["serve", "--json"], "serve takes no options"),
+    (["dance"], "invalid choice: 'dance'"),
+]
+
+
+def code_of(argv: list[str]) -> int | str | None:
+    """Exit code, however it comes: returned, or raised by argparse."""
+    try:
+        return main(argv)
+    except SystemExit as left:
+        return left.code
+
+
+@pytest.mark.parametrize(("argv", "said"), BAD_WORDS, ids=lambda value: " ".join(value) if value else "nothing")
+def test_bad_words_are_one_sentence_and_exit_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("python -m engine: ")
+    assert err.count("\n") == 1
+    assert re.search(said if "|" in said else re.escape(said), err)
+
+
+def test_a_prompt_file_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "prompt.bin"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert main(["--mode", "generate", "--prompt-file", str(file)]) == 2
+    assert "it is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_bad_words_are_answered_without_torch() -> None:
+    code = f"""
+import sys
+from engine.__main__ import main
+for argv in {[argv for argv, _ in BAD_WORDS]!r}:
+    try: assert main(argv) == 2
+    except SystemExit as left: assert left.code == 2
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--mode", "evaluate", "--weights", "/no/such/file.pt"], "/no/such/file.pt"),
+        (["--mode", "evaluate", "--atol", "-1"], "atol"),
+        (["--mode", "evaluate", "--cases", "/no/such/cases.json"], "/no/such/cases.json"),
+        (["--mode", "generate", "--prompt-ids", "1,999999"], "token id 999999 is outside the vocabulary"),
+        (["--mode", "generate", "--prompt", "a", "--temperature", "-1"], "temperature"),
+        (["--mode", "generate", "--prompt", ""], "prompt is empty"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+
+
+# --- answers ----------------------------------------------------------------------------------------------
+
+CASE_KEYS = [
+    "case",
+    "prompt_tokens",
+    "passed",
+    "max_abs_error",
+    "cache_max_abs_error",
+    "sequential_max_abs_error",
+    "chunked_max_abs_error",
+]
+ROW_KEYS = [
+    "prompt_tokens",
+    "with_cache_s",
+    "without_cache_s",
+    "with_cache_min_s",
+    "with_cache_max_s",
+    "without_cache_min_s",
+    "without_cache_max_s",
+    "speedup",
+    "prefill_s",
+    "tpot_s",
+    "kv_cache_bytes",
+    "tpot_p50_s",
+    "tpot_p95_s",
+]
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "kv-evaluate"])
+def test_evaluate_prints_the_contracts_document(
+    mode: str, model: str, cases: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = document(capsys, "--mode", mode, "--weights", model, "--cases", cases)
+    assert list(printed) == ["command", "weights", "dtype", "atol", "passed", "cases"]
+    assert (printed["command"], printed["weights"], printed["dtype"]) == (mode, model, "float64")
+    assert printed["passed"] is True
+    (case,) = printed["cases"]
+    assert list(case) == CASE_KEYS
+    assert case["max_abs_error"] < 1e-9
+    assert (case["chunked_max_abs_error"] is None) == (mode == "evaluate")
+
+
+def test_a_failed_check_exits_with_1(model: str, cases: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--mode", "evaluate", "--weights", model, "--cases", cases, "--dtype", "float32", "--atol", "0"]
+    assert main(argv) == 1
+    assert "FAILED: 0 of 1 cases within 0 in float32" in capsys.readouterr().out
+    assert main([*argv, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["passed"] is False
+
+
+def test_benchmark_prints_the_contracts_document_and_the_plot(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "plot.svg"
+    argv = shlex.split("--mode benchmark --lengths 2,5 --new-tokens 3 --repeats 2 --warmup 0")
+    printed = document(capsys, *argv, "--weights", model, "--plot", str(plot), "--quiet")
+    assert list(printed)[:5] == ["command", "model", "new_tokens", "rows", "machine"]
+    assert [list(row) for row in printed["rows"]] == [ROW_KEYS, ROW_KEYS]
+    assert [row["prompt_tokens"] for row in printed["rows"]] == [2, 5]
+    assert printed["machine"]["dtype"] == "float64"  # as stored
+    ET.parse(plot)
+
+
+def test_batch_prints_its_document_and_the_plot(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "plot.txt"
+    argv = shlex.split("--mode batch --batches 1,2 --context 4 --new-tokens 2 --repeats 1 --quiet")
+    printed = document(capsys, *argv, "--weights", model, "--plot", str(plot))
+    assert list(printed) == [
+        "command", "model", "context", "new_tokens", "repeats", "ragged", "rows", "prefill_tokens", "prefill_s",
+        "machine", "notes", "bytes_per_s", "flops_per_s",
+    ]  # fmt: skip
+    assert [row["batch"] for row in printed["rows"]] == [1, 2]
+    assert printed["rows"][0]["rise"] == 1
+    assert printed["rows"][1]["tokens_per_s_predicted"] is None  # that is the calculator's
+    assert "o measured" in plot.read_text()
+
+
+def test_batch_document_has_rises_over_the_smallest_batch() -> None:
+    rows = batch_document(BATCHES, predicted_tokens_per_s=(100.0, 150.0, 500.0), bytes_per_s=1e9)["rows"]
+    assert [row["rise"] for row in rows] == pytest.approx([1.0, 1.6, 4.0])
+    assert [row["rise_predicted"] for row in rows] == [1.0, 1.5, 5.0]
+    assert [row["tokens_per_s_predicted"] for row in rows] == [100.0, 150.0, 500.0]
+    assert list(rows[0])[:8] == [
+        "batch", "context_tokens", "step_p50_s", "step_min_s", "step_max_s", "tokens_per_s", "kv_cache_bytes",
+        "weight_bytes",
+    ]  # fmt: skip
+
+
+def test_generate_prints_the_contracts_document(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--mode", "generate", "--weights", model, "--prompt-ids", "3,1,4", "--max-new-tokens", "3"]
+    printed = document(capsys, *argv, "--dtype", "float64")
+    assert list(printed) == [
+        "command",
+        "model",
+        "prompt_ids",
+        "ids",
+        "text",
+        "finish_reason",
+        "ttft_s",
+        "tpot_s",
+        "tokens_per_s",
+        "token_times_ns",
+        "kv_cache_bytes",
+        "kv_cache_bytes_predicted",
+        "ttft_predicted_s",
+        "tpot_predicted_s",
+    ]
+    ids = [3, 1, 4]
+    for _ in range(3):
+        ids.append(int(oracle.logits(STATE, ids)[-1].argmax()))
+    assert printed["ids"] == ids[3:]
+    assert (printed["model"], printed["text"], printed["finish_reason"]) == ("small.pt", None, "length")
+    assert printed["ttft_s"] == printed["token_times_ns"][0] / 1e9
+
+
+def test_generate_streams_ids_or_text(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--mode", "generate", "--weights", model, "--prompt-ids", "3,1,4", "--max-new-tokens", "3"]
+    printed = set()
+    for extra in ([], ["--no-stream"], ["--ids"], ["--quiet"]):
+        assert main([*argv, *extra]) == 0
+        out, err = capsys.readouterr()
+        printed.add(out)
+        assert ("tokens/s" in err) == (extra != ["--quiet"])
+    assert len(printed) == 1
+    assert re.fullmatch(r"\d+,\d+,\d+\n", printed.pop())
+    text = set()
+    for extra in ([], ["--no-stream"]):
+        assert main(["--mode", "generate", "--prompt", "The king", "--max-new-tokens", "9", *extra]) == 0
+        text.add(capsys.readouterr().out)
+    assert len(text) == 1
+    assert re.search("[a-z]{2}", text.pop())
+
+
+def test_output_is_written_whole_and_stdout_stays_empty(
+    model: str, cases: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "result.json"
+    argv = ["--evaluate", "--weights", model, "--cases", cases, "--json", "--output", str(file)]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"wrote {file}\n")
+    assert json.loads(file.read_text())["passed"] is True
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the assignment's files are not beside the project")
+def test_run_answers_the_assignment_with_its_own_files(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model_state_dict", str(REFERENCE / "model_state_dict.pt")]
+    argv += ["--test_cases", str(REFERENCE / "test_cases.json"), "--lengths", "10,200", "--repeats", "1"]
+    printed = document(capsys, "--mode", "run", *argv)
+    assert list(printed) == ["command", "evaluate", "kv_evaluate", "benchmark"]
+    assert printed["evaluate"]["passed"] is True
+    assert printed["kv_evaluate"]["passed"] is True
+    assert len(printed["kv_evaluate"]["cases"]) == 5
+    assert "random rows extend its table of 128" in printed["benchmark"]["notes"][0]
+
+
+# --- documents and texts from records ---------------------------------------------------------------------
+
+
+def test_documents_are_the_records() -> None:
+    case = CaseResult(case=0, prompt_tokens=2, passed=False, max_abs_error=None)
+    result = EvaluationResult(command="evaluate", weights="w", dtype="float64", atol=1e-4, passed=False, cases=(case,))
+    assert evaluation_document(result)["cases"][0] == dict.fromkeys(CASE_KEYS) | {
+        "case": 0,
+        "prompt_tokens": 2,
+        "passed": False,
+    }
+    benchmark = benchmark_document(RESULT)
+    assert benchmark["command"] == "benchmark"
+    assert benchmark["rows"][1]["with_cache_s"] == 0.0037
+    assert (benchmark["repeats"], benchmark["warmup"], benchmark["notes"]) == (5, 1, ["A note."])
+    assert json.loads(to_json(benchmark)) == benchmark
+
+
+def test_generation_document_makes_rates_in_one_place() -> None:
+    printed = generation_document(FINISHED, model="m", kv_cache_bytes_predicted=4096)
+    assert printed["ttft_s"] == 0.25
+    assert printed["tpot_s"] == 0.1
+    assert printed["tokens_per_s"] == 10.0
+    assert printed["token_times_ns"] == [250_000_000, 350_000_000, 450_000_000]
+    assert (printed["kv_cache_bytes"], printed["kv_cache_bytes_predicted"]) == (4096, 4096)
+
+
+def test_json_is_standard() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"x": float("nan")})
+
+
+def test_texts_for_people() -> None:
+    text = benchmark_text(RESULT).splitlines()
+    assert text[0].startswith("benchmark two & layers: the prompt and 40 new tokens, median of 5 repeats")
+    assert re.search(r"^ +10 +3\.25 ms +2\.92 ms\.\.3\.90 ms +5\.40 ms .* 1\.66x .* 78\.0 us +- +40,000 B$", text[2])
+    assert text[-1] == "A note."
+    case = CaseResult(case=0, prompt_tokens=2, passed=False, max_abs_error=0.5, cache_max_abs_error=0.25)
+    result = EvaluationResult(
+        command="kv-evaluate", weights="w", dtype="float64", atol=1e-4, passed=False, cases=(case,)
+    )
+    assert "FAILED   5.00e-01    2.50e-01           -          -" in evaluation_text(result)
+    assert evaluation_text(result).endswith("FAILED: 0 of 1 cases within 0.0001 in float64")
+    assert generation_text(FINISHED) == (
+        "3 tokens (length) · first after 250 ms · then 100 ms each · 10.0 tokens/s · KV cache 4,096 B"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.9999, "1.00 s"),
+        (0.999, "999 ms"),
+        (99.4, "99.4 s"),
+        (99.6, "1 min 40 s"),
+        (1e-6, "1.00 us"),
+        (5e-9, "5.00 ns"),
+        (3600.0, "60 min 0 s"),
+    ],
+)
+def test_durations_keep_three_digits(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_tables_align_to_the_right() -> None:
+    assert table(["a", "bbb"], [["10", "1"], ["7", "22"]]) == [" a  bbb", "10    1", " 7   22"]
+
+
+# --- plots ------------------------------------------------------------------------------------------------
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def latency(rows: Sequence[BenchmarkRow], *, x: ScaleName | None = None, y: ScaleName | None = None) -> Drawing:
+    return replace(latency_drawing(msgspec.structs.replace(RESULT, rows=tuple(rows))), x_scale=x, y_scale=y)
+
+
+def points(svg: str) -> list[list[tuple[float, float]]]:
+    """Pixels of the polylines: without the cache, with the cache."""
+    lines = ET.fromstring(svg).iter(f"{SVG}polyline")
+    return [[tuple(map(float, p.split(","))) for p in line.attrib["points"].split()] for line in lines]  # type: ignore[misc]
+
+
+def test_svg_places_every_median_on_a_logarithmic_scale() -> None:
+    svg = as_svg(latency(ROWS))
+    without, cached = points(svg)
+    xs = [x for x, _ in cached]
+    assert xs == [x for x, _ in without]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)  # 10, 100, 1000: equal steps
+    scale = make_scale([0.9 * 0.00325, 1.1 * 0.221], 460 - 92, 62, None, widen=True)
+    for line, times in ((without, [0.0054, 0.0129, 0.221]), (cached, [0.00325, 0.0037, 0.0096])):
+        assert [y for _, y in line] == pytest.approx([scale(t) for t in times], abs=0.06)
+    texts = [element.text for element in ET.fromstring(svg).iter(f"{SVG}text")]
+    assert {"prompt length (tokens), logarithmic", "time, logarithmic", "with the cache", "10", "1,000"} <= set(texts)
+
+
+def test_svg_on_linear_scales_starts_at_zero_and_keeps_inside() -> None:
+    svg = as_svg(latency(ROWS, x="linear", y="linear"))
+    without, cached = points(svg)
+    xs = [x for x, _ in cached]
+    assert (xs[1] - xs[0]) / (xs[2] - xs[0]) == pytest.approx(90 / 990, abs=1e-3)
+    zero = 460 - 92
+    assert (zero - without[1][1]) / (zero - without[2][1]) == pytest.approx(0.0129 / 0.221, abs=1e-3)
+    for x, y in without + cached:
+        assert 92 <= x <= 760
+        assert 62 <= y <= zero
+
+
+def test_svg_escapes_names_and_draws_one_row_and_unordered_rows() -> None:
+    data = render(Path("x.SVG"), latency_drawing(RESULT))
+    texts = [element.text or "" for element in ET.fromstring(data).iter(f"{SVG}text")]
+    assert any(text.startswith("two & layers, float32; medians of 5 repeats") for text in texts)
+    assert any(text.startswith("Some <CPU> & co, 1 thread") for text in texts)
+    assert len(points(as_svg(latency(ROWS[:1])))[0]) == 1
+    assert as_svg(latency(ROWS[::-1])) == as_svg(latency(ROWS))
+    with pytest.raises(ValueError, match="no points"):
+        as_svg(latency(()))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0.002, 0.5, True, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+        (1e-6, 1e2, True, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]),
+        (0.0, 0.25, False, [0, 0.05, 0.1, 0.15, 0.2, 0.25]),
+    ],
+)
+def test_ticks_are_round_and_inside(low: float, high: float, log: bool, expected: list[float]) -> None:
+    assert ticks(Scale(low, high, 0, 1, log)) == pytest.approx(expected)
+
+
+def test_tick_labels() -> None:
+    labels = [duration_label(value) for value in (0, 2e-6, 0.005, 0.5, 20, 200)]
+    assert labels == ["0 s", "2 us", "5 ms", "500 ms", "20 s", "200 s"]
+
+
+def test_text_plot_is_plain_and_complete() -> None:
+    text = as_text(latency(ROWS))
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert lines[0] == "Time for a prompt and 40 new tokens, logarithmic"
+    assert lines[1] == "x without the cache   o with the cache"
+    assert max(map(len, lines)) <= 78
+    body = "\n".join(lines[2:-3])
+    assert body.count("x") == 3
+    assert body.count("o") == 3
+    assert re.search(r"10 +100 +1,000", lines[-2])
+    assert as_text(latency(ROWS)) == text  # no state is left in plotext
+
+
+def test_batches_are_drawn_against_a_plain_line_of_what_is_predicted() -> None:
+    svg = as_svg(batch_drawing(BATCHES, [100.0, 200.0, 500.0]))
+    predicted, measured = points(svg)
+    assert [x for x, _ in predicted] == [x for x, _ in measured]
+    (x1, y1), (x2, _), (x8, y8) = measured
+    assert (x8 - x1) / (x2 - x1) == pytest.approx(3, abs=0.01)  # 1, 2, 8 on a scale of doublings
+    assert y1 == predicted[0][1]  # 100 tokens/s
+    assert y8 > predicted[2][1]  # 400 lies under 500
+    assert len(list(ET.fromstring(svg).iter(f"{SVG}circle"))) == 4  # three measured, one in the legend
+    lines = as_text(batch_drawing(BATCHES, [100.0, 200.0, 500.0])).splitlines()
+    assert lines[:2] == ["Decoding: tokens a second of all rows together", "- predicted   o measured"]
+    assert as_text(batch_drawing(BATCHES)).splitlines()[1] == "o measured"
+
+
+def test_png_is_a_picture_or_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "cairosvg", None)
+    assert main(["--mode", "benchmark", "--plot", str(tmp_path / "x.png")]) == 2
+    assert "needs cairosvg: pip install 'kvscope[png]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("cairosvg", exc_type=ImportError)
+    assert render(Path("x.png"), latency_drawing(RESULT)).startswith(b"\x89PNG\r\n")
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_and_keeps_its_mode(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_text("old")
+    file.chmod(0o640)
+    write_whole(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a"
+    file.write_text("old")
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as stream:
+            stream.write(data[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OptionError, match="No space left on device"):
+        write_whole(file, b"new")
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_device_is_written_not_replaced() -> None:
+    write_whole(Path("/dev/null"), b"x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_folders_are_no_files(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="it is a folder"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "new")
+
+
+# --- the terminal -----------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A stream that says what it is and remembers what was written."""
+
+    def __init__(self, *, tty: bool) -> None:
+        self.tty = tty
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return self.tty
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Progress(stage="benchmark", done=3, total=60, elapsed_ns=1, remaining_s=12.0, detail="x")
+    assert progress_text(event) == "benchmark 3 of 60, about 12.0 s left: x"
+    load = Progress(stage="load", done=120_000_000, total=270_000_000, elapsed_ns=1, remaining_s=1.2, detail="m.gguf")
+    assert progress_text(load) == "load 120 MB of 270 MB, about 1.20 s left: m.gguf"
+    assert progress_text(Progress(stage="load", done=0, total=0, elapsed_ns=0, detail="m.gguf")) == "load: m.gguf"
+    monkeypatch.setattr(commands, "_REDRAW_S", 0.0)
+    for tty, enabled, expected in ((True, True, "\rbenchmark 3 of 60"), (False, True, ""), (True, False, "")):
+        terminal = Terminal(tty=tty)
+        line = ProgressLine(terminal, enabled=enabled)  # type: ignore[arg-type]
+        line.show(event)
+        assert terminal.text.startswith(expected)
+        assert bool(terminal.text) == bool(expected)
+        line.clear()
+        assert terminal.text.endswith("\r") or not expected
+
+
+def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
+    argv = [sys.executable, "-m", "engine", "--mode", "generate", "--prompt", "The", "--max-new-tokens", "2000"]
+    with subprocess.Popen(
+        [*argv, "--no-cache"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "python -m engine: interrupted\n"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    argv = [sys.executable, "-m", "engine", "--mode", "generate", "--prompt", "The", "--max-new-tokens", "2000"]
+    with subprocess.Popen([*argv, "--quiet"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(5)
+        process.stdout.close()
+        start = time.monotonic()
+        assert process.wait(30) == 0
+        assert process.stderr.read() == b""
+        assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_chose(given: dict[str, str], expected: dict[str, str]) -> None:
+    environment = dict(given)
+    wait_briefly(environment)
+    assert environment == expected

@@ -1,0 +1,367 @@
+"""The compiled decode step against the layers run one by one, for every kind of model both can run."""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.compiled import build
+from engine.compiled.step import MAX_ROWS, attach, unsupported
+from engine.errors import EngineError
+from engine.model.cache import CacheKind
+from engine.model.config import ExpertsConfig, ModelConfig
+from engine.model.decoder import Decoder, random_weights
+from engine.model.generate import GenerationOptions, generate
+from engine.model.layers import Linear, LinearMaker, Weights
+from engine.weights.formats import FormatMaker, GroupedLinear, QuantizedFormat, linear_layers, unpack
+from tests.engine.models import VARIANTS, llama_config
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in build.COMPILERS), reason="there is no C++ compiler"
+)
+COMPILED = [name for name in VARIANTS if name != "latent"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _pair(config: ModelConfig, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Decoder]:
+    """The same weights twice: layer by layer, and compiled."""
+    eager, compiled = (Decoder(config, random_weights(config, dtype=dtype, seed=3)) for _ in range(2))
+    attach(compiled, "on")
+    return eager, compiled
+
+
+def _steps(
+    decoder: Decoder, ids: Tensor, n_prompt: int, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
+) -> Tensor:
+    """Logits of a prefill of n_prompt tokens and of one step for each that follows, (B, T - n_prompt + 1, V)."""
+    cache = decoder.new_cache(ids.size(1), ids.size(0), kind=kind, padding=padding)
+    logits = [decoder.forward(ids[:, :n_prompt], cache, last_only=True)]
+    logits += [decoder.forward(ids[:, i : i + 1], cache) for i in range(n_prompt, ids.size(1))]
+    return torch.cat(logits, 1).float()
+
+
+def _ids(config: ModelConfig, n_rows: int, n_tokens: int) -> Tensor:
+    return torch.randint(config.vocab_size, (n_rows, n_tokens), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("n_rows", [1, 3, 8, 14])  # vectors go through by 8, 4, 2 and 1
+def test_logits_are_those_of_the_layers(name: str, n_rows: int) -> None:
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, n_rows, 20)
+    expected, got = _steps(eager, ids, 3), _steps(compiled, ids, 3)
+    assert compiled.decode_step is not None
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])  # it was not the layers that ran both times
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 64, 64, 160), (3, 1, 80, 96, 200), (6, 3, 32, 50, 33), (2, 2, 7, 17, 31)])
+def test_sizes_that_are_no_multiple_of_a_vector(sizes: tuple[int, int, int, int, int]) -> None:
+    n_heads, n_kv_heads, head_dim, hidden, inner = sizes
+    config = llama_config(
+        n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, hidden_size=hidden, intermediate_size=inner,
+        positions="learned" if head_dim % 2 else "rope", max_positions=300, attention_scale=head_dim**-0.5,
+    )  # fmt: skip
+    eager, compiled = _pair(config)
+    ids = _ids(config, 2, 270)  # past two chunks of the running softmax
+    torch.testing.assert_close(_steps(compiled, ids, 255), _steps(eager, ids, 255), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["experts", "sinks", "shared"])
+@pytest.mark.parametrize("n_rows", [1, 9])
+def test_experts_and_sinks(name: str, n_rows: int) -> None:
+    """Rows choose different experts; shared ones, biases, clamped activations and sinks are gpt-oss's and others'."""
+    experts = {
+        "experts": ExpertsConfig(n_experts=7, n_active=3, intermediate_size=40, normalize=True, scale=1.7),
+        "sinks": ExpertsConfig(n_experts=4, n_active=2, intermediate_size=24, normalize=True, router_bias=True),
+        "shared": ExpertsConfig(n_experts=5, n_active=2, intermediate_size=8, normalize=False, shared_size=50),
+    }[name]
+    config = llama_config(
+        n_layers=3, experts=experts, expert_layers=(True, False, True), mlp_bias=name == "sinks",
+        sinks=name == "sinks", swiglu_limit=0.5 if name == "sinks" else None,
+    )  # fmt: skip
+    eager, compiled = _pair(config)
+    ids = _ids(config, n_rows, 20)
+    torch.testing.assert_close(_steps(compiled, ids, 3), _steps(eager, ids, 3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "one-head-learned", "sliding", "mixed", "experts"])
+@pytest.mark.parametrize("kind", ["full", "int8"])
+def test_ragged_rows(name: str, kind: CacheKind) -> None:
+    """Rows that begin later than others: their positions count from there, and nothing before is seen."""
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids, padding = _ids(config, 5, 30), [0, 3, 1, 4, 2]
+    expected, got = (_steps(decoder, ids, 5, kind=kind, padding=padding) for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+    if kind == "full":
+        alone = _steps(compiled, ids[1:2, 3:], 2)
+        torch.testing.assert_close(got[1:2], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sliding", "mixed", "llama"])
+@pytest.mark.parametrize("n_prompt", [1, 4, 5, 9])
+def test_window_cache_is_a_ring(name: str, n_prompt: int) -> None:
+    """Windows of 5 tokens, filled up to, at and past their end by the prompt, then turned several times."""
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, 3, 33)
+    expected, got = (_steps(decoder, ids, n_prompt, kind="window") for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "partial"])
+def test_8_bit_cache(name: str) -> None:
+    config = llama_config(**VARIANTS[name])
+    eager, compiled = _pair(config)
+    ids = _ids(config, 2, 40)
+    expected, got = (_steps(decoder, ids, 3, kind="int8") for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)  # a value between two steps may fall to either
+    assert (got - expected).abs().mean() < 1e-4
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packed_weights_are_widened_alike(kind: QuantizedFormat, dtype: torch.dtype) -> None:
+    """For prefills: all rows, or some, as torch's own operators widen them in float32, rounded once."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
+    weights = random_weights(config, seed=3)
+    decoder = Decoder(config, weights, linear=FormatMaker(kind, weights))
+    layers = [layer for layer in linear_layers(decoder) if isinstance(layer, GroupedLinear)]
+    expected = [unpack(layer.packed) for layer in layers]
+    attach(decoder, "on")
+    for layer, wide in zip(layers, expected, strict=True):
+        tolerance = 2e-7 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        torch.testing.assert_close(layer.weight(dtype).float(), wide, rtol=tolerance, atol=1e-6)
+        assert torch.equal(layer.unpack(dtype, 3, 999), layer.weight(dtype)[3:])
+        assert torch.equal(layer.unpack(dtype, 1, 2), layer.weight(dtype)[1:2])
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("n_rows", [8, 19, 32])  # as float32, and in one and two blocks of tiles where there are such
+def test_many_rows_in_bfloat16(form: str, n_rows: int) -> None:
+    """More than eight rows may be rounded to bfloat16, as the layers round them: no further from float64 than those."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45)
+    weights = random_weights(config, dtype=torch.bfloat16, seed=3)
+    linear: LinearMaker = Linear.of
+    if form in ("int8", "int4"):
+        linear = FormatMaker("int8" if form == "int8" else "int4", weights)
+    eager, compiled = (Decoder(config, weights, linear=linear) for _ in range(2))
+    attach(compiled, "on")
+    exact = Decoder(config, {name: w.double() for name, w in weights.items()}, linear=_widened(linear))
+    ids = _ids(config, n_rows, 12)
+    truth = _steps(exact, ids, 4)[:, 1:]
+    errors = [(_steps(decoder, ids, 4)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
+    assert errors[0] <= errors[1]
+    assert errors[0] < 0.03
+
+
+def _widened(linear: LinearMaker) -> LinearMaker:
+    """The numbers that a packed layer stands for, as a plain layer in float64."""
+
+    def make(weights: Weights, *names: str) -> Linear:
+        layer = linear(weights, *names)
+        return Linear(
+            layer.weight(torch.float64) if isinstance(layer, GroupedLinear) else Linear.of(weights, *names).weight
+        )
+
+    return make
+
+
+def test_one_decoder_and_several_caches() -> None:
+    """A step is bound to the cache it ran on last; another one of the same size must not be mistaken for it."""
+    eager, compiled = _pair(llama_config())
+    ids = _ids(eager.config, 2, 8)
+    caches = [[decoder.new_cache(8) for _ in range(2)] for decoder in (eager, compiled)]
+    for i in range(8):
+        for row in range(2):
+            expected, got = (
+                decoder.forward(ids[row : row + 1, i : i + 1], caches[n][row])
+                for n, decoder in enumerate((eager, compiled))
+            )
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_cache_is_written_as_the_layers_write_it() -> None:
+    config = llama_config()
+    caches = []
+    for decoder in _pair(config):
+        cache = decoder.new_cache(9, 2)
+        for i in range(9):
+            decoder.forward(_ids(config, 2, 9)[:, i : i + 1], cache)
+        assert cache.length == 9
+        caches.append(cache.storage)  # type: ignore[attr-defined]
+    torch.testing.assert_close(caches[0], caches[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_lose_less_than_the_layers(dtype: torch.dtype) -> None:
+    """Sums are kept in float32, so the result lies nearer to float64's than eager 16-bit arithmetic."""
+    config = llama_config(hidden_size=64, intermediate_size=96)
+    eager, compiled = _pair(config, dtype)
+    ids = _ids(config, 2, 16)
+    exact = Decoder(config, {n: w.double() for n, w in random_weights(config, dtype=dtype, seed=3).items()})
+    truth = _steps(exact, ids, 1)[:, 1:]
+    errors = [(_steps(decoder, ids, 1)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
+    assert errors[0] < errors[1]
+    assert errors[0] < 0.02
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_packed_weights_are_read_exactly(kind: QuantizedFormat) -> None:
+    """The compiled step on packed numbers against layers that widen the same numbers to float32."""
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=45, qkv_bias=True)
+    weights = random_weights(config, seed=3)
+    eager, compiled = (Decoder(config, weights, linear=FormatMaker(kind, weights)) for _ in range(2))
+    attach(compiled, "on")
+    ids = _ids(config, 15, 12)  # by 8, 4, 2 and 1
+    torch.testing.assert_close(_steps(compiled, ids, 4), _steps(eager, ids, 4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "one-head-learned", "qwen3", "mixed"])
+def test_greedy_tokens_are_the_same(name: str) -> None:
+    config = llama_config(**VARIANTS[name])
+    options = GenerationOptions(max_new_tokens=40, stop_at_eos=False)
+    made = [list(generate(decoder, [1, 2, 3], options))[-1].ids for decoder in _pair(config)]  # type: ignore[union-attr]
+    assert made[0] == made[1]
+
+
+def test_threads_give_the_same_logits() -> None:
+    """A model above the threshold, so that rows and heads are shared out; 3 threads divide nothing evenly."""
+    config = llama_config(hidden_size=160, intermediate_size=640, head_dim=32, vocab_size=1501, n_layers=3)
+    ids = _ids(config, 2, 8)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(_steps(_pair(config)[1], ids, 2)[:, 1:])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=0)
+
+
+def test_large_batches_and_padded_rings_run_layer_by_layer() -> None:
+    eager, compiled = _pair(llama_config(sliding_window=5))
+    ids = _ids(eager.config, MAX_ROWS + 1, 12)
+    assert torch.equal(_steps(compiled, ids, 2), _steps(eager, ids, 2))
+    ragged = [_steps(decoder, ids[:2], 3, kind="window", padding=[0, 2]) for decoder in (compiled, eager)]
+    assert torch.equal(*ragged)
+
+
+def test_what_it_does_not_run_is_said() -> None:
+    config = llama_config(**VARIANTS["latent"])
+    decoder = Decoder(config, random_weights(config))
+    assert attach(decoder).note == "no compiled step: latent attention runs layer by layer"
+    assert decoder.decode_step is None
+    double = Decoder(llama_config(), random_weights(llama_config(), dtype=torch.float64))
+    assert "float64" in (unsupported(double) or "")
+    with pytest.raises(EngineError, match="float64"):
+        attach(double, "on")
+
+
+def test_switched_off() -> None:
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    assert attach(decoder, "off").note == "no compiled step: it is switched off"
+    assert decoder.decode_step is None
+
+
+def test_failed_build_is_said_and_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    compilation = attach(decoder)
+    assert "being compiled" in compilation.note or "compiler failed" in compilation.note
+    decoder.forward(torch.tensor([[1]]), decoder.new_cache(1))
+    compilation.wait()
+    assert compilation.note.startswith("no compiled step: the C++ compiler failed (1)")
+    assert decoder.decode_step is None
+    assert list((tmp_path / "compiled").glob("*.so")) == []
+
+
+@pytest.mark.slow
+def test_a_build_outlives_the_run_that_began_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    program = (
+        "import torch; from engine.compiled.step import attach; "
+        "from engine.model.decoder import Decoder, random_weights; from tests.engine.models import llama_config;"
+        "c = llama_config(); d = Decoder(c, random_weights(c)); print(attach(d).note); import time; time.sleep(0.2)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("the decode step is being compiled")
+    assert build.cached_library() is None
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    attach(decoder).wait()  # another builder, which finds the lock taken
+    assert decoder.decode_step is not None
+    assert len(list((tmp_path / "compiled").glob("step-*.so"))) == 1
+
+
+def test_a_step_that_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    attach(decoder, "on")
+    library = build.cached_library()
+    assert library is not None
+    begun = threading.Event()
+
+    def slow() -> ctypes.CDLL:
+        begun.wait(10)
+        return library
+
+    monkeypatch.setattr("engine.compiled.step.cached_library", lambda: None)
+    monkeypatch.setattr("engine.compiled.step.build_apart", slow)
+    compilation = attach(decoder)
+    compilation.drop()
+    begun.set()
+    compilation.wait()
+    assert decoder.decode_step is None
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    decoder = Decoder(llama_config(), random_weights(llama_config()))
+    compilation = attach(decoder)
+    compilation.wait()
+    assert compilation.note == "no compiled step: there is no C++ compiler (c++, g++, clang++)"
+
+
+@pytest.mark.slow
+def test_two_builders_make_one_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    assert build.cached_library() is None
+    builders = [threading.Thread(target=build.build_library) for _ in range(2)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert len(list((tmp_path / "compiled").glob("step-*.so"))) == 1
+    assert build.cached_library() is not None
+
+
+def test_name_of_the_library_follows_source_and_compiler(tmp_path: Path) -> None:
+    compiler = build.find_compiler()
+    names = {build._library_path(build.SOURCE, compiler), build._library_path(build.SOURCE, [*compiler, "-O1"])}
+    for changed in ("step.cpp", "numbers.h"):
+        copy = Path(shutil.copytree(build.SOURCE.parent, tmp_path / changed))
+        (copy / changed).write_text((copy / changed).read_text() + "\n// changed\n")
+        names.add(build._library_path(copy / "step.cpp", compiler))
+    assert len(names) == 4

@@ -1,0 +1,302 @@
+"""The protocol: every record survives the wire, the wire form is pinned, anything else is refused clearly."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import EngineError
+from engine.process import events as protocol
+from engine.process.events import (
+    Batch,
+    BatchFinished,
+    BatchResult,
+    BatchRow,
+    BatchRowMeasured,
+    Benchmark,
+    BenchmarkFinished,
+    BenchmarkResult,
+    BenchmarkRow,
+    BenchmarkRowMeasured,
+    Cancel,
+    Cancelled,
+    CaseEvaluated,
+    CaseResult,
+    EngineExited,
+    Evaluate,
+    EvaluationFinished,
+    EvaluationResult,
+    Event,
+    Failed,
+    FormatChoice,
+    FormatMeasured,
+    FormatRow,
+    Formats,
+    FormatsFinished,
+    FormatsResult,
+    Generate,
+    GenerationFinished,
+    GenerationStarted,
+    Load,
+    Loaded,
+    Machine,
+    ModelInfo,
+    Progress,
+    ProtocolError,
+    Ready,
+    Request,
+    Shutdown,
+    TokenGenerated,
+    decode_event,
+    decode_request,
+    encode,
+    ends,
+)
+
+MODEL = ModelInfo(
+    name="two-layer",
+    path="/models/two-layer",
+    n_layers=2,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=64,
+    hidden_size=384,
+    intermediate_size=896,
+    vocab_size=2048,
+    max_positions=2048,
+    n_parameters=3_639_168,
+    weight_bytes=14_556_672,
+    dtype="float32",
+    kv_bytes_per_token=2048,
+    has_tokenizer=True,
+    gated_mlp=True,
+    tied=True,
+    norm="rmsnorm",
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    head_bias=False,
+    qk_norm=False,
+    learned_positions=False,
+)
+CASE = CaseResult(case=0, prompt_tokens=3, passed=True, max_abs_error=5e-6, cache_max_abs_error=None)
+ROW = BenchmarkRow(
+    prompt_tokens=10,
+    with_cache_s=0.5,
+    without_cache_s=1.0,
+    with_cache_min_s=0.4,
+    with_cache_max_s=0.6,
+    without_cache_min_s=0.9,
+    without_cache_max_s=1.1,
+    speedup=2.0,
+    prefill_s=0.1,
+    tpot_s=None,
+    kv_cache_bytes=40_000,
+)
+FORMAT_ROW = FormatRow(
+    dtype="int8",
+    cache="full",
+    weight_bytes=10,
+    kv_bytes_per_token=4,
+    load_s=0.5,
+    tpot_p50_s=0.1,
+    tpot_p95_s=0.2,
+    tokens_per_s=10.0,
+    n_tokens=8,
+    n_same=7,
+    mean_error=0.01,
+    max_error=0.5,
+    perplexity=12.5,
+    compiled=False,
+)
+BATCH_ROW = BatchRow(
+    batch=4,
+    context_tokens=56.5,
+    step_p50_s=0.02,
+    step_min_s=0.01,
+    step_max_s=0.03,
+    tokens_per_s=200.0,
+    kv_cache_bytes=160_000,
+    weight_bytes=14_000_000,
+)
+MACHINE = Machine(
+    cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
+)
+REQUESTS: list[Request] = [
+    Load(request_id=1, model="m.pt", dtype="float64", threads=2),
+    Generate(request_id=2, prompt_ids=(1, 2), temperature=0.5, top_k=3, top_p=0.9, seed=7),
+    Evaluate(request_id=3, weights="w.pt", cases="c.json", atol=1e-4, cached=True),
+    Benchmark(request_id=4, lengths=(10, 50)),
+    Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
+    Batch(request_id=6, batches=(1, 8), context=32, new_tokens=4, ragged=False),
+    Cancel(target_id=4),
+    Shutdown(),
+]
+EVENTS: list[Event] = [
+    Ready(pid=7, torch_version="2.13.0+cpu", device="cpu", threads=2),
+    Progress(request_id=1, stage="benchmark", done=1, total=3, elapsed_ns=5, remaining_s=1.5, detail="d"),
+    Loaded(request_id=1, model=MODEL),
+    GenerationStarted(request_id=2, prompt_ids=(1,), start_ns=5, kv_cache_bytes=8, kv_bytes_per_token=4),
+    TokenGenerated(request_id=2, index=0, token_id=3, text="é", time_ns=9, kv_tokens=1, kv_used_bytes=4),
+    GenerationFinished(
+        request_id=2,
+        reason="eos",
+        prompt_ids=(1,),
+        ids=(3,),
+        text=None,
+        start_ns=5,
+        token_times_ns=(9,),
+        kv_cache_bytes=8,
+    ),
+    CaseEvaluated(request_id=3, case=CASE),
+    EvaluationFinished(
+        request_id=3,
+        result=EvaluationResult(
+            command="kv-evaluate", weights="w.pt", dtype="float64", atol=1e-4, passed=True, cases=(CASE,)
+        ),
+    ),
+    BenchmarkRowMeasured(request_id=4, row=ROW),
+    BenchmarkFinished(
+        request_id=4,
+        result=BenchmarkResult(
+            model="m", new_tokens=1, repeats=5, warmup=1, rows=(ROW,), machine=MACHINE, notes=("n",)
+        ),
+    ),
+    FormatMeasured(request_id=5, row=FORMAT_ROW),
+    FormatsFinished(request_id=5, result=FormatsResult(model="m", rows=(FORMAT_ROW,), machine=MACHINE, notes=("n",))),
+    BatchRowMeasured(request_id=6, row=BATCH_ROW, prefill_tokens=256, prefill_s=0.1),
+    BatchFinished(
+        request_id=6,
+        result=BatchResult(
+            model="m",
+            context=32,
+            new_tokens=4,
+            repeats=5,
+            ragged=False,
+            rows=(BATCH_ROW,),
+            prefill_tokens=256,
+            prefill_s=0.1,
+            machine=MACHINE,
+            notes=("n",),
+        ),
+    ),
+    Failed(request_id=4, kind="memory", message="no room"),
+    Cancelled(request_id=4),
+    EngineExited(request_id=4, returncode=-9, message="killed", stderr_tail="bye"),
+]
+
+
+def test_the_examples_cover_the_protocol() -> None:
+    assert {type(request) for request in REQUESTS} == set(get_args(Request))
+    assert {type(event) for event in EVENTS} == set(get_args(Event))
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda record: type(record).__name__)
+def test_a_request_comes_back_equal_from_one_line(request_: Request) -> None:
+    line = encode(request_)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert decode_request(line) == request_
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda record: type(record).__name__)
+def test_an_event_comes_back_equal_from_one_line(event: Event) -> None:
+    line = encode(event)
+    assert line.count(b"\n") == 1
+    assert decode_event(line) == event
+
+
+def test_the_wire_form_is_pinned() -> None:
+    assert (
+        encode(EVENTS[4])
+        == (
+            '{"type":"TokenGenerated","request_id":2,"index":0,"token_id":3,"text":"é","time_ns":9,'
+            '"kv_tokens":1,"kv_used_bytes":4}\n'
+        ).encode()
+    )
+    assert decode_request('{"type":"Generate","prompt":"x"}') == Generate(prompt="x", max_new_tokens=64)
+    assert decode_request(b'{"type":"Benchmark"}') == Benchmark(
+        lengths=(10, 50, 100, 500, 1000), new_tokens=40, repeats=5, warmup=1
+    )
+
+
+@given(st.text(), st.integers(0, 2**62))
+def test_any_text_survives(prompt: str, request_id: int) -> None:
+    generate = Generate(prompt=prompt, request_id=request_id)
+    assert decode_request(encode(generate)) == generate
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"", "not an engine request"),
+        (b"{", "truncated"),
+        (b"\xff\xfe", "malformed"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"prompt":"x"}', "missing required field `type`"),
+        (b'{"type":"Explode"}', "Invalid value 'Explode'"),
+        (b'{"type":"Cancel"}', "missing required field `target_id`"),
+        (b'{"type":"Load","dtype":"int3"}', "Invalid enum value 'int3'"),
+        (b'{"type":"Generate","prompt_ids":[1,"2"]}', r"Expected `int`, got `str` - at `\$.prompt_ids"),
+        (b'{"type":"Generate","temperature":NaN}', "malformed"),
+        (encode(EVENTS[0]), "Invalid value 'Ready'"),
+    ],
+)
+def test_anything_else_is_refused_with_its_fault(line: bytes, said: str) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        decode_request(line)
+
+
+def test_an_event_stream_refuses_requests_and_quotes_briefly() -> None:
+    with pytest.raises(ProtocolError, match="not an engine event: Invalid value 'Load'") as caught:
+        decode_event(encode(Load(model="x" * 500)))
+    assert len(caught.value.message) < 250
+    assert isinstance(caught.value, EngineError)
+
+
+def test_text_that_is_no_unicode_is_refused_at_the_sender() -> None:
+    with pytest.raises(ProtocolError, match="Generate holds text that cannot be sent"):
+        encode(Generate(prompt="\ud800"))
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        EVENTS[0].request_id = 3  # type: ignore[misc]
+    assert msgspec.structs.replace(EVENTS[0], request_id=3).request_id == 3
+
+
+def test_which_events_end_which_requests() -> None:
+    final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished", "BatchFinished"}
+    final |= {"Failed", "Cancelled", "EngineExited"}
+    for request in REQUESTS:
+        ending = {type(event).__name__ for event in EVENTS if ends(request, event)}
+        assert ending == (final | {"Loaded"} if isinstance(request, Load) else final)
+
+
+def test_what_the_app_imports_brings_nothing_heavy() -> None:
+    modules = (
+        "events",
+        "client",
+        "timing",
+        "documents",
+        "summary",
+        "line_plot",
+        "measured_plots",
+        "options",
+        "memory",
+        "files",
+        "cli",
+    )
+    code = f"""
+import sys
+for name in {modules}: __import__("engine." + name)
+heavy = {{"torch", "numpy", "plotext", "textual", "tokenizers", "safetensors", "cairosvg"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    root = Path(protocol.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

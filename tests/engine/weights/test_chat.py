@@ -1,0 +1,121 @@
+"""Chat templates: the text they give, where they are found, and what a hostile one cannot do."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.errors import PromptError, TokenizerError
+from engine.weights import chat
+from engine.weights.chat import ChatTemplate, render_chat
+from engine.weights.checkpoint import read_chat_template
+
+TURNS = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yes?"}]
+CHATML = (
+    "{% for message in messages %}\n"
+    "  {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}\n"
+    "{%- endfor %}\n"
+    "{% if add_generation_prompt %}\n"
+    "{{ '<|im_start|>assistant\\n' }}\n"
+    "{%- endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_conversation_in_chatml() -> None:
+    expected = "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
+    assert render_chat(TURNS, template=CHATML, add_generation_prompt=False) == expected
+    assert render_chat(TURNS, template=CHATML) == expected + "<|im_start|>assistant\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "source", [CHATML, LLAMA2, "{{ messages | tojson(indent=2) }}\n  {% if true %}\n x\n {% endif %}\n"]
+)
+def test_the_text_equals_that_of_transformers(source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    for generate in (True, False):
+        (expected,), _ = utils.render_jinja_template(
+            [TURNS], chat_template=source, add_generation_prompt=generate, bos_token="<s>", eos_token="</s>"
+        )
+        ours = render_chat(TURNS, template=source, bos="<s>", eos="</s>", add_generation_prompt=generate)
+        assert ours == expected
+
+
+def test_first_and_last_tokens_by_name() -> None:
+    template = ChatTemplate(source=LLAMA2, bos="<s>", eos="</s>")
+    assert template.render(TURNS) == "<s>[INST] Hi <b> [/INST] Yes?</s>"
+
+
+def test_a_template_may_refuse() -> None:
+    with pytest.raises(PromptError, match="refuses these messages: Roles must alternate"):
+        render_chat(TURNS[1:], template=LLAMA2)
+
+
+def test_what_templates_expect_of_jinja() -> None:
+    source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m | tojson }}{% endfor %}"
+    assert json.loads(render_chat(TURNS, template=source)) == TURNS[0]
+    assert "<b>" in render_chat(TURNS, template=source)
+    counted = "{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}"
+    assert render_chat([], template="{{ strftime_now('%Y') }}" + counted) == f"{time.strftime('%Y')}2"
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "list", "jinja"])
+def test_where_a_folder_keeps_it(name: str, tmp_path: Path) -> None:
+    values: dict[str, object] = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    if name == "jinja":
+        (tmp_path / "chat_template.jinja").write_text(LLAMA2)
+        values["chat_template"] = "old"
+    else:
+        named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": LLAMA2}]
+        values["chat_template"] = named if name == "list" else LLAMA2
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    assert read_chat_template(tmp_path) == ChatTemplate(source=LLAMA2, bos="<s>", eos="</s>")
+
+
+def test_a_folder_without_one(tmp_path: Path) -> None:
+    assert read_chat_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3, "bos_token": null}')
+    assert read_chat_template(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("{% for %}", "is broken"),
+        ("{{ ''.__class__.__mro__ }}", "fails"),
+        ("{{ messages.append(1) }}", "fails"),
+        ("{{ messages[0].update(role='x') }}", "fails"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "fails"),
+        ("{{ 'x' * 10000000 }}", "repeated too often"),
+        ("{{ 1000000 * [1] * 1000 }}", "repeated too often"),
+        ("{{ 9 ** 999999 }}", "a power too large"),
+        ("{{ '%99999999d' % 1 }}", "not formatted"),
+        ("{{ 'x' | center(99999999) }}", "is broken|fails"),
+        ("{% for i in range(999999999) %}{% endfor %}", "fails"),
+        ("{% for i in range(9999) %}{{ 'xxxxxxxxxx' * 9000 }}{% endfor %}", "writes more"),
+        ("{{ undefined.attribute }}", "fails: 'undefined' is undefined"),
+        ("{{ 1 / 0 }}", "fails"),
+    ],
+)
+def test_a_hostile_or_broken_template_is_refused(source: str, words: str) -> None:
+    with pytest.raises(TokenizerError, match=words):
+        render_chat(TURNS, template=source)
+
+
+def test_size_and_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TokenizerError, match=re.escape("has 1,048,577 characters")):
+        render_chat([], template="x" * (2**20 + 1))
+    monkeypatch.setattr(chat, "_MAX_S", 0.05)
+    slow = "{% for i in range(3000) %}{% for j in range(3000) %}{{ '' }}{% endfor %}{% endfor %}"
+    start = time.monotonic()
+    with pytest.raises(TokenizerError, match="takes more than"):
+        render_chat([], template=slow)
+    assert time.monotonic() - start < 5

@@ -1,0 +1,113 @@
+"""Text and ids: round trips, and streams that never cut a character."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from engine.errors import TokenizerError
+from engine.weights.tokenizer import Tokenizer
+
+EOS = "<|endoftext|>"
+
+
+def byte_level() -> Tokenizer:
+    """Byte-level BPE with a few merges: any text round-trips, most characters take several tokens."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["to be, or not to be: that is the question"] * 3, trainer)
+    return Tokenizer(backend)
+
+
+def metaspace() -> Tokenizer:
+    """Words with a leading mark for the space, as Llama-2's tokenizer writes them."""
+    words = ["\u2581to", "\u2581be", "\u2581or", ",", "not", "\u2581", "<unk>"]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return Tokenizer(backend)
+
+
+BYTES, WORDS = byte_level(), metaspace()
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    stream = tokenizer.stream()
+    return [*(stream.push(i) for i in ids), stream.finish()]
+
+
+@given(st.text(max_size=40))
+def test_text_comes_back(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+
+
+@given(st.text(max_size=40))
+def test_the_pieces_of_a_stream_are_the_text(text: str) -> None:
+    ids = BYTES.encode(text)
+    pieces = streamed(BYTES, ids)
+    assert "".join(pieces) == text
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_a_character_is_held_back_until_it_is_whole() -> None:
+    ids = BYTES.encode("\N{GRINNING FACE}!")
+    assert len(ids) == 5
+    assert streamed(BYTES, ids) == ["", "", "", "\N{GRINNING FACE}", "!", ""]
+
+
+def test_a_character_that_never_becomes_whole_is_told_at_the_end() -> None:
+    ids = BYTES.encode("ok\N{GRINNING FACE}")[:-1]
+    pieces = streamed(BYTES, ids)
+    assert "".join(pieces) == BYTES.decode(ids)
+    assert pieces[-1].endswith("\N{REPLACEMENT CHARACTER}")
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces[:-1])
+
+
+@given(st.lists(st.integers(0, BYTES.vocab_size - 1), max_size=30))
+@settings(max_examples=400)
+def test_broken_bytes_do_not_hold_a_stream_up(ids: list[int]) -> None:
+    """Any ids at all: the stream ends with the text that decoding them at once gives, up to replacements."""
+    pieces = streamed(BYTES, ids)
+    plain = BYTES.decode(ids)
+    assert "".join(pieces).replace("\N{REPLACEMENT CHARACTER}", "") == plain.replace("\N{REPLACEMENT CHARACTER}", "")
+
+
+@given(st.lists(st.integers(0, 4), max_size=12))
+def test_spaces_between_words_are_kept_in_a_stream(ids: list[int]) -> None:
+    assert "".join(streamed(WORDS, ids)) == WORDS.decode(ids)
+
+
+def test_a_good_character_after_garbage_is_told() -> None:
+    garbage = BYTES.encode("\N{GRINNING FACE}")[1:]
+    ids = [*garbage, *garbage, *BYTES.encode("\N{GRINNING FACE}be")]
+    assert "".join(streamed(BYTES, ids)).endswith("\N{GRINNING FACE}be")
+
+
+def test_special_tokens_are_not_text() -> None:
+    eos = BYTES.encode(EOS)
+    assert len(eos) == 1
+    assert BYTES.decode(eos) == ""
+    assert streamed(BYTES, [*BYTES.encode("be"), *eos]) == ["be", "", ""]
+
+
+def test_a_file_gives_the_same_tokenizer(tmp_path: Path) -> None:
+    BYTES._backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert loaded.encode("not to be") == BYTES.encode("not to be")
+    assert loaded.vocab_size == BYTES.vocab_size > 256
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "\x00"])
+def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    with pytest.raises(TokenizerError, match="cannot be read: No such file"):
+        Tokenizer.from_file(tmp_path / "absent.json")

@@ -1,0 +1,134 @@
+"""Settings: kept whole, read back exactly, and never a reason to fail."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calc.intensity.attention import Attention
+from calc.model.spec import Policy, Study
+from calc.model.storage import parse_format
+from calc.sources.catalog import devices, find_device, find_model, models
+from tui.app.settings import Settings, load_settings, save_settings, settings_path
+from tui.form.state import AppState
+
+STATE = AppState(
+    study=Study(
+        model=find_model("qwen3-8b"),
+        device=find_device("h100-sxm"),
+        context=32768,
+        weight_format=parse_format("q4_k"),
+        kv_format=parse_format("0.5"),
+        tps=(1, 3, 16),
+        policy=Policy.REPLICATED,
+    ),
+    attention=Attention.FLASH,
+    attention_context=4096,
+    attention_head_dim=64,
+    softmax_flops=0,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kvscope" / "settings.toml"
+
+
+def test_what_is_saved_is_what_is_read(path: Path) -> None:
+    settings = Settings(theme="nord", marker="dot", state=STATE)
+    save_settings(path, settings)
+    assert load_settings(path).settings == settings
+    assert load_settings(path).problem is None
+    assert [p.name for p in path.parent.iterdir()] == ["settings.toml"]
+
+
+@pytest.mark.parametrize("name", [*models(), *devices()])
+def test_the_whole_catalog_survives(path: Path, name: str) -> None:
+    study = STATE.study
+    study = replace(study, model=find_model(name)) if name in models() else replace(study, device=find_device(name))
+    settings = Settings(state=replace(STATE, study=study))
+    save_settings(path, settings)
+    assert load_settings(path).settings == settings
+
+
+def test_no_file_is_the_defaults_without_a_word(path: Path) -> None:
+    loaded = load_settings(path)
+    assert (loaded.settings, loaded.problem) == (Settings(), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"theme = ", "Invalid value"),
+        (b"\xff\xfe", "codec can't decode"),
+        (b"theme = 3", "theme must be a name, not 3"),
+        (b'marker = "ink"', "marker must be braille, hd, dot"),
+        (b"state = 1", "state must be a table"),
+        (b"[state]\ncontext = 5", "the saved state lacks"),
+        (b"# " + b"x" * 2**20, "larger than 1 MiB"),
+    ],
+)
+def test_a_broken_file_is_set_aside_and_reported(path: Path, content: bytes, reason: str) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    loaded = load_settings(path)
+    assert loaded.settings == Settings()
+    assert loaded.problem is not None
+    assert reason in loaded.problem
+    assert "\n" not in loaded.problem
+    assert not path.exists()
+    assert path.with_name("settings.toml.broken").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n_kv_heads = 8", "n_kv_heads = 5"),
+        ("context = 32768", "context = -1"),
+        ("n_layers = 36", "n_layers = true"),
+        ('policy = "replicated"', 'policy = "fair"'),
+        ("block_elems = 256", "block_elems = 0"),
+        ("attention_context = 4096", 'attention_context = "4096"'),
+        ("memory_bytes", "memory_bites"),
+    ],
+)
+def test_a_state_that_cannot_be_is_not_restored(path: Path, old: str, new: str) -> None:
+    save_settings(path, Settings(state=STATE))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    loaded = load_settings(path)
+    assert loaded.settings == Settings()
+    assert loaded.problem is not None
+    assert "were ignored" in loaded.problem
+
+
+def test_keys_of_a_newer_version_are_ignored(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('theme = "nord"\nfuture = 1\n')
+    assert load_settings(path).settings == Settings(theme="nord")
+
+
+def test_a_failing_write_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_settings(path, Settings(theme="nord"))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_settings(path, Settings(theme="gruvbox"))
+    assert load_settings(path).settings.theme == "nord"
+    assert [p.name for p in path.parent.iterdir()] == ["settings.toml"]
+
+
+def test_the_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KVSCOPE_CONFIG_DIR", str(tmp_path))
+    assert settings_path() == tmp_path / "settings.toml"
+    monkeypatch.delenv("KVSCOPE_CONFIG_DIR")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert settings_path().name == "settings.toml"
+    assert settings_path().parent.name == "kvscope"

@@ -1,0 +1,71 @@
+"""Options read from text: values, and one sentence for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from calc.errors import QuantityError
+from tui.form import sampling as form
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (form.read_new_tokens, "1k", 1000),
+        (form.read_temperature, "", 0.0),
+        (form.read_temperature, "0.7", 0.7),
+        (form.read_top_k, " ", None),
+        (form.read_top_k, "40", 40),
+        (form.read_top_p, "", None),
+        (form.read_top_p, "1", 1.0),
+        (form.read_seed, "0", 0),
+        (form.read_seed, "", None),
+        (form.read_path, "  ", None),
+        (form.read_path, " model.pt ", "model.pt"),
+        (form.read_atol, "1e-4", 1e-4),
+        (form.read_lengths, "10,50,100", (10, 50, 100)),
+        (form.read_lengths, "1..8", (1, 2, 4, 8)),
+        (form.read_ids, "1, 2 ,3", (1, 2, 3)),
+        (form.read_ids, "ids: 4 5", (4, 5)),
+        (form.read_ids, "IDS:[7,8]", (7, 8)),
+        (form.read_ids, "The 3 of us", None),
+        (form.read_ids, "", None),
+    ],
+)
+def test_read(read: Callable[[str], object], text: str, value: object) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (form.read_new_tokens, "0", "at least 1"),
+        (form.read_new_tokens, "", "empty"),
+        (form.read_new_tokens, "-3", "at least 1"),
+        (form.read_temperature, "hot", "must be a number"),
+        (form.read_temperature, "-1", "0 (greedy) to 100"),
+        (form.read_temperature, "nan", "0 (greedy) to 100"),
+        (form.read_temperature, "inf", "0 (greedy) to 100"),
+        (form.read_top_k, "0", "at least 1"),
+        (form.read_top_k, "2.5", "whole number"),
+        (form.read_top_p, "0", "above 0"),
+        (form.read_top_p, "1.5", "above 0 and at most 1"),
+        (form.read_seed, "-1", "at least 0"),
+        (form.read_seed, "1e30", "at most"),
+        (form.read_atol, "0", "above 0"),
+        (form.read_lengths, "10,,20", "empty"),
+        (form.read_lengths, "0", "at least 1"),
+        (form.read_path, "a\0b", "NUL"),
+    ],
+)
+def test_refuse(read: Callable[[str], object], text: str, message: str) -> None:
+    with pytest.raises(QuantityError, match=r".") as caught:
+        read(text)
+    assert message in str(caught.value)
+
+
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert form.read_path("~/model.pt") == "/home/someone/model.pt"

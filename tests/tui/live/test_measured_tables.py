@@ -1,0 +1,108 @@
+"""Results as tables: marks, errors, the logarithmic bar, the spread."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.process.events import CaseResult
+from tests.tui.live.test_predict import INFO, batch_row
+from tests.tui.views.test_plots import row
+from tui.live.measured_tables import (
+    batch_table,
+    batch_variants,
+    benchmark_table,
+    error_bar,
+    evaluation_table,
+    evaluation_variants,
+    spread_text,
+    verdict,
+)
+from tui.live.predict import predicted_batches
+from tui.widgets.table_view import natural_width
+
+
+def case(number: int, error: float | None, *, passed: bool = True) -> CaseResult:
+    return CaseResult(case=number, prompt_tokens=8, passed=passed, max_abs_error=error)
+
+
+@pytest.mark.parametrize(
+    ("error", "bar"),
+    [
+        (1e-16, "┄┄┄┄┄┄┄┄┄┄┄┄▐"),
+        (1e-10, "━━━━━━┄┄┄┄┄┄▐"),
+        (1e-4, "━━━━━━━━━━━━▐"),
+        (2e-4, "━━━━━━━━━━━━▐▶"),
+        (0.0, "┄┄┄┄┄┄┄┄┄┄┄┄▐"),
+        (None, "            ▐"),
+    ],
+)
+def test_the_bar_reaches_the_tolerance_on_a_logarithmic_scale(error: float | None, bar: str) -> None:
+    assert error_bar(error, atol=1e-4, width=13) == bar
+
+
+def test_a_failed_case_is_said_in_a_word_and_a_mark() -> None:
+    table = evaluation_table([case(0, 1e-9), case(1, 0.5, passed=False)], cached=False, atol=1e-4)
+    assert [r[0] for r in table.rows] == ["✓ pass", "✗ FAIL"]
+    assert table.rows[1][-1].endswith("▶")
+    assert verdict([case(0, 1e-9), case(1, 0.5, passed=False)], atol=1e-4).startswith("✗ 1 of 2 cases pass")
+
+
+def test_checks_that_did_not_run_are_dashes() -> None:
+    table = evaluation_table([case(3, 1e-9)], cached=True)
+    assert table.rows == (("✓ pass", "3", "8", "1.0e-09", "–", "–", "–"),)
+
+
+def test_variants_get_narrower_and_end_with_the_worst_error() -> None:
+    cases = [
+        CaseResult(
+            case=1,
+            prompt_tokens=8,
+            passed=True,
+            max_abs_error=1e-9,
+            cache_max_abs_error=3e-8,
+            sequential_max_abs_error=2e-9,
+            chunked_max_abs_error=1e-9,
+        )
+    ]
+    variants = evaluation_variants(cases, cached=True, atol=1e-4)
+    widths = [natural_width(v) for v in variants]
+    assert widths == sorted(widths, reverse=True)
+    assert variants[-1].rows[0] == ("✓", "1", "8", "3.0e-08")
+
+
+def test_an_evaluation_without_cases_does_not_pass() -> None:
+    assert verdict([], atol=1e-4).startswith("✗")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(0.0201, 0.0203, "20.1–20.3 ms"), (0.0009, 0.0011, "900 µs–1.10 ms"), (59.0, 65.0, "59 s–1 min 05 s")],
+)
+def test_spread(low: float, high: float, text: str) -> None:
+    assert spread_text(low, high) == text
+
+
+def test_a_benchmark_row_reads_its_own_fields() -> None:
+    table = benchmark_table([row(100, 0.010, 0.050)], new_tokens=40)
+    assert table.title == "Latency sweep, 40 new tokens"
+    assert table.rows == (
+        ("100", "10.0 ms", "10.0–10.0 ms", "50.0 ms", "50.0–50.0 ms", "5.00x", "10.0 ms", "–", "–", "–", "0 B"),
+    )
+
+
+def test_batches_stand_measured_beside_predicted() -> None:
+    rows = [batch_row(1, 0.010), batch_row(2, 0.0125), batch_row(32, 0.040)]
+    predicted = predicted_batches(INFO, rows, prefill_tokens=256, prefill_s=0.256)
+    table = batch_table(rows, predicted)
+    assert [row[:6] for row in table.rows] == [
+        ("1", "100.0", "100.0", "1.00", "1.00x", "1.00x"),
+        ("2", "160.0", "198.3", "0.81", "1.60x", "1.98x"),
+        ("32", "800.0", "872.3", "0.92", "8.00x", "8.72x"),
+    ]
+    assert [row[6] for row in table.rows] == ["memory", "memory", "arithmetic"]
+    alone = batch_table(rows, None)
+    assert alone.rows[1][:7] == ("2", "160.0", "–", "–", "1.60x", "–", "–")
+    widths = [natural_width(variant) for variant in batch_variants(rows, predicted)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] <= 55  # half of 120 columns
+    assert batch_table([], None).rows == ()

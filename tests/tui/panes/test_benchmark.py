@@ -1,0 +1,364 @@
+"""The Benchmark pane with a fake engine: cases, rows as they come, stopping, refusals."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Button, Label, ProgressBar, Static
+
+from calc.commands.tables import Table
+from engine.process.events import Batch, BatchRowMeasured, Benchmark, CacheKind, Evaluate, FormatRow, Formats
+from tests.tui.live.test_predict import INFO, batch_row
+from tests.tui.live_engine import live_app, open_pane, until
+from tui.live.measured_tables import formats_variants
+from tui.live.measurement import Job, job_options
+from tui.panes.benchmark import BenchmarkPane
+from tui.widgets.dial import ChoiceDial
+from tui.widgets.option import Option
+from tui.widgets.plot import PlotView
+from tui.widgets.table_view import TableView, natural_width
+
+
+async def opened(pilot: Pilot[None]) -> BenchmarkPane:
+    return await open_pane(pilot, "f6", BenchmarkPane)
+
+
+async def run_to_end(pilot: Pilot[None], pane: BenchmarkPane, key: str) -> None:
+    await pilot.press(key)
+    await until(pilot, lambda: pane.job is not None and pane.job.over)
+
+
+def status(pane: BenchmarkPane) -> str:
+    return str(pane.query_one("#benchmark-status", Label).content)
+
+
+def shown(pane: BenchmarkPane, name: str) -> Table:
+    table = pane.query_one(f"#{name}", TableView).shown
+    assert isinstance(table, Table)
+    return table
+
+
+async def test_e_shows_a_row_a_case_with_mark_error_and_bar() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        table = shown(pane, "cases")
+        assert [row[0] for row in table.rows] == ["✓ pass"] * 4
+        assert [row[3] for row in table.rows] == ["1.0e-12", "1.0e-11", "1.0e-10", "1.0e-09"]
+        lengths = [row[4].count("━") for row in table.rows]
+        assert lengths == sorted(lengths)
+        assert "✓ 4 of 4 cases pass; the worst error is 1.0e-09" in str(pane.query_one("#verdict", Static).content)
+        assert pane.command_line() == "kvscope evaluate"
+
+
+async def test_k_shows_the_checks_with_the_cache() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "k")
+        table = shown(pane, "cases")
+        assert table.columns[3:7] == ("error", "cached", "stepwise", "chunks")
+        assert table.rows[0][3:7] == ("1.0e-12",) * 4
+        assert pane.command_line() == "kvscope kv-evaluate"
+
+
+async def test_a_failed_case_fails_the_whole() -> None:
+    async with live_app("--evaluate-fails").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        verdict = pane.query_one("#verdict", Static)
+        assert str(verdict.content).startswith("✗ 3 of 4 cases pass")
+        assert verdict.has_class("-problem")
+        assert "✗ FAIL" in pane.export_markdown()
+
+
+async def test_s_fills_rows_and_plot_as_they_come() -> None:
+    async with live_app("--row-s", "0.6").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 2)
+        assert pane.running
+        assert len(shown(pane, "rows").rows) >= 2
+        assert "left" in status(pane)
+        assert pane.query_one(ProgressBar).display
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert not pane.query_one(ProgressBar).display
+        rows = shown(pane, "rows").rows
+        assert [row[0] for row in rows] == ["10", "50", "100", "500", "1,000"]
+        assert rows[2][1:4] == ("100 ms", "200 ms", "2.00x")
+        chart = pane.query_one("#plot-benchmark", PlotView).chart
+        assert chart is not None
+        assert [len(series.points) for series in chart.series] == [5, 5]
+        assert "made these numbers up" in str(pane.query_one("#notes", Static).content)
+
+
+async def test_escape_stops_the_sweep_and_keeps_its_rows() -> None:
+    async with live_app("--row-s", "0.6").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 1)
+        assert pane.query_one("#sweep", Button).disabled
+        assert not pane.query_one("#stop", Button).disabled
+        await pilot.press("escape")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert "stopped by you" in status(pane)
+        assert 1 <= len(shown(pane, "rows").rows) < 5
+        assert not pane.query_one("#sweep", Button).disabled
+        assert pane.check_action("sweep", ())
+        assert not pane.check_action("stop", ())
+
+
+async def test_the_buttons_do_what_the_keys_do() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.click("#kv-evaluate")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert pane.job is not None
+        assert isinstance(pane.job.request, Evaluate)
+        assert pane.job.request.cached
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "key", "message"),
+    [
+        ("lengths", "10,,20", "s", "prompt lengths is empty"),
+        ("batches", "8..1", "b", "batches range 8..1 goes down"),
+        ("batches", "4096", "b", "batches must be at most 1,024"),
+        ("context", "0", "b", "context must be at least 1"),
+        ("repeats", "0", "s", "repeats must be at least 1"),
+        ("bench-new", "many", "s", "new tokens must be a number"),
+        ("atol", "0", "e", "tolerance must be above 0"),
+    ],
+)
+async def test_an_impossible_option_is_named_and_nothing_is_sent(
+    option: str, text: str, key: str, message: str
+) -> None:
+    async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one(f"#option-{option}", Option).text = text
+        await pilot.pause()
+        assert message in status(pane)
+        await pilot.press(key)
+        assert pane.job is None
+
+
+async def test_an_option_of_the_sweep_does_not_stop_an_evaluation() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-lengths", Option).text = "no"
+        await run_to_end(pilot, pane, "e")
+        assert "4 of 4" in status(pane)
+
+
+async def test_letters_typed_into_a_field_start_nothing() -> None:
+    async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-weights Input").focus()
+        await pilot.press("s", "e", "k")
+        assert pane.query_one("#option-weights", Option).text == "sek"
+        assert pane.job is None
+
+
+async def test_a_narrow_screen_shows_what_was_started() -> None:
+    async with live_app().run_test(size=(80, 24)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        assert pane.query_one("#cases").is_on_screen
+        await run_to_end(pilot, pane, "s")
+        assert pane.query_one("#rows").is_on_screen
+        assert not pane.query_one("#cases").is_on_screen
+        await pilot.press("f8")
+        await pilot.pause()
+        assert pane.query_one("#cases").is_on_screen
+
+
+def test_the_command_line_says_what_differs_from_the_defaults() -> None:
+    assert job_options(Benchmark()) == []
+    assert job_options(Benchmark(lengths=(5, 6), new_tokens=3, model="a b")) == [
+        *("--model", "a b", "--lengths", "5,6", "--new-tokens", "3"),
+    ]
+    assert job_options(Benchmark(tp=2, compile="auto")) == ["--tp", "2", "--compile", "auto"]
+    assert job_options(Batch()) == []
+    assert job_options(Batch(batches=(1, 3), context=8, new_tokens=4, ragged=False, dtype="int8")) == [
+        *("--batches", "1,3", "--context", "8", "--new-tokens", "4", "--dtype", "int8", "--equal"),
+    ]
+    assert job_options(Formats(model="m.gguf")) == ["--model", "m.gguf"]
+    assert job_options(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")) == [
+        *("--weights", "w.pt", "--cases", "c.json", "--atol", "0.001", "--dtype", "float32"),
+    ]
+
+
+async def test_export_has_tables_plot_and_machine() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "e")
+        await run_to_end(pilot, pane, "s")
+        text = pane.export_markdown()
+        assert text.index("Latency sweep, 40 new tokens") < text.index("evaluate")
+        assert "prompt, tokens" in text
+        assert "Measured on fake cpu, 2 cores" in text
+        assert [table.title for table in pane.tables()] == ["Latency sweep, 40 new tokens", "evaluate"]
+        assert shlex.split(pane.command_line()) == ["kvscope", "benchmark"]
+
+
+async def test_f_fills_the_table_of_formats() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-bench-model", Option).text = "some.gguf"
+        await run_to_end(pilot, pane, "f")
+        table = shown(pane, "formats")
+        assert [row[:2] for row in table.rows] == [
+            ("float32", "full"), ("bfloat16", "full"), ("float16", "full"), ("int8", "full"), ("int4", "full"),
+            ("float32", "int8"),
+        ]  # fmt: skip
+        assert table.rows[3][2:] == (
+            "30.00 MB", "5.00 ms", "200 tok/s", "2.00x", "96/99", "0.0300", "13.00",
+        )  # fmt: skip
+        assert "✓ 6 formats measured on 99 tokens of text" in status(pane)
+        assert not pane.query_one("#plot-benchmark", PlotView).display  # an empty plot says nothing
+        assert "made these formats up" in str(pane.query_one("#notes", Static).content)
+        assert pane.command_line() == "kvscope formats --model some.gguf"
+        assert "| int4 | full |" in pane.export_markdown()
+        await run_to_end(pilot, pane, "s")
+        assert pane.query_one("#plot-benchmark", PlotView).display
+        assert [table.title for table in pane.tables()][1] == "Formats against float32"
+        views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
+        assert views[:3] == ["rows", "plot-benchmark", "formats"]  # what was started last stands first
+
+
+async def test_formats_fit_a_narrow_screen() -> None:
+    async with live_app().run_test(size=(80, 24)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "f")
+        view = pane.query_one("#formats", TableView)
+        assert view.is_on_screen
+        table = shown(pane, "formats")
+        assert table.columns[:3] == ("Weights", "Cache", "● Bytes")
+        assert natural_width(table) <= 78
+
+
+def test_the_narrowest_table_of_formats_has_short_names() -> None:
+    rows = [format_row("float32"), format_row("bfloat16"), format_row("float32", cache="int8")]
+    variants = formats_variants(rows)
+    widths = [natural_width(table) for table in variants]
+    assert widths == sorted(widths, reverse=True)
+    assert [row[0] for row in variants[-1].rows] == ["fp32", "bf16", "fp32/int8"]
+    assert widths[-1] <= 56  # half of 120 columns
+
+
+def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
+    return FormatRow(
+        dtype=dtype,
+        cache=cache,
+        weight_bytes=538_060_032,
+        kv_bytes_per_token=23_040,
+        load_s=0.9,
+        tpot_p50_s=0.0115,
+        tpot_p95_s=0.0119,
+        tokens_per_s=87.04,
+        n_tokens=127,
+        n_same=125,
+        mean_error=0.0165,
+        max_error=0.119,
+        perplexity=40.93,
+        compiled=True,
+    )
+
+
+async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        pane.query_one("#option-batches", Option).text = "1,2,32"
+        await run_to_end(pilot, pane, "b")
+        table = shown(pane, "batches")
+        assert [row[:2] for row in table.rows] == [("1", "90.9"), ("2", "166.7"), ("32", "761.9")]
+        assert table.rows[0][2:6] == ("90.9", "1.00", "1.00x", "1.00x")
+        assert table.rows[2][2:7] == ("870.9", "0.87", "8.38x", "9.58x", "arithmetic")
+        chart = pane.query_one("#plot-batch", PlotView).chart
+        assert chart is not None
+        assert [(series.symbol, len(series.points)) for series in chart.series] == [("·", 3), ("●", 3)]
+        assert not pane.query_one("#plot-benchmark", PlotView).display
+        notes = str(pane.query_one("#notes", Static).content)
+        assert "Predicted: the slower of reading weights and caches at" in notes
+        assert "made these batches up" in notes
+        assert "✓ 3 batches measured, medians of 5 rounds" in status(pane)
+        assert pane.command_line() == "kvscope batch --batches 1,2,32"
+        assert [table.title for table in pane.tables()] == ["Batch decode"]
+        text = pane.export_markdown()
+        assert "| 32 | 761.9 | 870.9 |" in text
+        assert "batch, rows" in text
+        assert "- Predicted: the slower of" in text
+
+
+def test_a_later_round_takes_the_place_of_the_one_before() -> None:
+    job = Job("batch", Batch(), model=INFO)
+    for step_s, batch in ((0.022, 1), (0.024, 2), (0.011, 1)):
+        job.feed([BatchRowMeasured(row=batch_row(batch, step_s), prefill_tokens=256, prefill_s=0.256)])
+    assert [(row.batch, row.step_p50_s) for row in job.batch_rows] == [(1, 0.011), (2, 0.024)]
+    assert job.predicted is not None
+    assert job.predicted.tokens_per_s[0] == pytest.approx(1 / 0.011)
+    assert not job.over
+    stranger = Job("batch", Batch())
+    stranger.feed([BatchRowMeasured(row=batch_row(1, 0.011), prefill_tokens=256, prefill_s=0.256)])
+    assert stranger.predicted is None  # of a model that nobody has described
+
+
+async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
+    for width, height, first in ((80, 24, "● Tokens/s"), (120, 40, "● Tok/s")):
+        async with live_app().run_test(size=(width, height)) as pilot:
+            pane = await opened(pilot)
+            pane.query_one("#option-batches", Option).text = "1,32"
+            await run_to_end(pilot, pane, "b")
+            view = pane.query_one("#batches", TableView)
+            table = shown(pane, "batches")
+            assert view.is_on_screen
+            assert table.columns[1] == first
+            assert natural_width(table) <= view.size.width
+
+
+async def test_batches_can_be_stopped_and_keep_their_rows() -> None:
+    async with live_app("--row-s", "1.5").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await pilot.click("#batch-start")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.batches) >= 1)
+        await pilot.press("escape")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert "stopped by you" in status(pane)
+        assert 1 <= len(shown(pane, "batches").rows) < 6
+
+
+async def test_the_forms_batches_make_the_request_and_enter_starts_it() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        for name, text in (("batches", "1..3"), ("context", "1Ki"), ("steps", "4"), ("repeats", "2")):
+            pane.query_one(f"#option-{name}", Option).text = text
+        pane.query_one("#dial-batch-rows", ChoiceDial).focus()
+        await pilot.press("right")
+        pane.query_one("#option-steps Input").focus()
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        assert pane.job is not None
+        assert pane.job.request == Batch(batches=(1, 2, 3), context=1024, new_tokens=4, repeats=2, ragged=False)
+
+
+async def test_what_was_started_last_stands_first() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        for key in ("f", "b", "s"):
+            await run_to_end(pilot, pane, key)
+        views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
+        assert views == ["rows", "plot-benchmark", "batches", "plot-batch", "formats"]
+        titles = [table.title for table in pane.tables()]
+        assert titles == ["Latency sweep, 40 new tokens", "Batch decode", "Formats against float32"]
+
+
+async def test_the_palette_starts_a_measurement() -> None:
+    async with live_app().run_test(size=(120, 40)) as pilot:
+        app = pilot.app
+        await until(pilot, lambda: bool(app.query(BenchmarkPane)))
+        commands = {command.title: command.callback for command in app.get_system_commands(app.screen)}
+        commands["Measure batch decode"]()
+        pane = app.query_one(BenchmarkPane)
+        await until(pilot, lambda: pane.is_on_screen and pane.job is not None and pane.job.over)
+        assert pane.command_line() == "kvscope batch"

@@ -1,0 +1,735 @@
+"""The written answer: its numbers are the reports' numbers, its formulas the calculated ones, its LaTeX sound."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from calc.commands.cli import guarded
+from calc.explain.polynomial import expand
+from calc.explain.terms import evaluate, substituted, symbol, to_latex
+from calc.intensity.attention import Attention, Phase, attention_steps, phase_cost
+from calc.intensity.study import intensity_report
+from calc.model.spec import Mlp, Norm, Policy, Study
+from calc.model.storage import FORMATS
+from calc.sources import load_model
+from calc.sources.catalog import find_device, manual_device
+from engine.errors import EngineFailure, InputError
+from engine.process.client import EngineClient
+from tui.form.state import AppState, analyse, intensity_query
+from tui.report import command
+from tui.report.attention_part import addends, part_d, step_grid, step_sentences, tensors
+from tui.report.content import build_report
+from tui.report.latex import to_latex as document_latex
+from tui.report.latex_text import escape
+from tui.report.markdown import fenced, to_markdown
+from tui.report.measure import measure, predicted_cache_bytes
+from tui.report.measured_part import LEFT_OUT, Measurements
+from tui.report.memory_part import DERIVED, derived_step, rule_steps
+from tui.report.model import Derivation, Figure, Grid, Math, paragraph
+
+LAST_PLACE = Fraction(1, 1000)
+"""Parts of a byte are written to three places."""
+
+FAKE = Path(__file__).parents[1] / "report_engine.py"
+_spec = importlib.util.spec_from_file_location("report_engine", FAKE)
+assert _spec is not None
+assert _spec.loader is not None
+fake = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fake)
+
+NASTY = (
+    r"my_model_v2 100% {a} } \input{/etc/passwd} \end{document} $x^2$ #1 & ~ <|eot|> ₂ · − ⌊x⌋ → 模型 é [x] *b* `c` | "
+    + "x" * 90
+    + "/very/long/path/to/a_model-with-parts.safetensors \x00\x07 🙂 \u200b\n\n%par"
+)
+
+
+@pytest.fixture(scope="module")
+def llama() -> AppState:
+    return AppState(study=Study(model=load_model("llama-3-8b"), device=manual_device(80 * 10**9)))
+
+
+@pytest.fixture(scope="module")
+def nasty(llama: AppState) -> AppState:
+    model = replace(
+        llama.study.model,
+        name=NASTY,
+        source=NASTY,
+        notes=(NASTY, "[a", "*b"),
+        mlp=Mlp.PLAIN,
+        norm=Norm.LAYER,
+        tied=True,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        qk_norm=True,
+        n_learned_positions=2048,
+        n_sliding_layers=16,
+        window=4096,
+    )
+    study = replace(
+        llama.study,
+        model=model,
+        device=replace(llama.study.device, name=NASTY, reading=NASTY),
+        tps=tuple(range(1, 60)),
+        weight_format=FORMATS["q4_k"],
+        kv_format=FORMATS["q8_0"],
+    )
+    return replace(llama, study=study)
+
+
+def edited(state: AppState, **changes: object) -> AppState:
+    return replace(state, study=replace(state.study, **changes))
+
+
+def both(state: AppState, measured: Measurements | None = None) -> tuple[str, str]:
+    report = build_report(state, measured)
+    return document_latex(report), to_markdown(report)
+
+
+def grids(report: object) -> dict[str, Grid]:
+    return {block.title: block for block in report.blocks if isinstance(block, Grid)}  # type: ignore[attr-defined]
+
+
+def shown(cell: tuple[object, ...]) -> str:
+    return "".join(piece.text if isinstance(piece, Math) else str(piece) for piece in cell)
+
+
+def flat(latex: str) -> str:
+    r"""Without \left and \right, which long formulas do without."""
+    return re.sub(r"\\(left|right)(?=[()])", "", latex)
+
+
+# The numbers
+
+
+def test_the_answers_of_the_assignment_stand_in_both_documents(llama: AppState) -> None:
+    latex, markdown = both(llama)
+    for number in ("8,030,261,248", "131,072 B", "542,113,792", "9,437,184", "529,408", "532,992"):
+        assert number in markdown
+        assert number.replace(" B", "~B") in latex or number in latex
+    rows = ("| Max batch size possible | 59 |", "| 2 | 8.03 GB | 536.87 MB | 134 |", "57.444 FLOP/B", "0.993 FLOP/B")
+    for row in rows:
+        assert row in markdown
+    assert "80 GB read as 80 x 10^9 B = 74.51 GiB" in markdown.replace("\\", "")
+    assert "16.06~GB (14.96~GiB)" in latex
+
+
+def test_every_step_of_the_calculation_is_written_out(llama: AppState) -> None:
+    latex, markdown = both(llama)
+    for term in analyse(llama).memory.steps:
+        assert flat(term.latex) in flat(latex)
+        assert f"{term.formula}`" in markdown
+        assert f"| `{term.substituted}` |" in markdown
+        if term.latex_substituted not in (term.latex, f"{int(term.value):,}".replace(",", "{,}")):
+            assert flat(term.latex_substituted) in flat(latex)
+
+
+def test_the_formulas_in_n_and_d_are_the_calculated_ones(llama: AppState) -> None:
+    latex, markdown = both(llama)
+    analysis = analyse(llama)
+    for cost in (analysis.intensity.prefill, analysis.intensity.decode, analysis.intensity.other_prefill):
+        for formula in (cost.flops_formula, cost.bytes_formula, cost.intensity_formula):
+            assert flat(to_latex(formula)) in flat(latex)
+    assert "`F = 4 · N² · d + 5 · N²`" in markdown
+    assert "`Q = b · (4 · N² + 4 · N · d)`" in markdown
+    assert "`Q = b · (2 · N · d + 4 · N + 2 · d)`" in markdown
+    limit = analysis.intensity.prefill
+    assert limit.limit_formula is not None
+    assert f"`{substituted(limit.limit_formula, limit.values)}` = 64.62 FLOP/B" in markdown
+
+
+def test_each_result_has_the_symbol_that_later_formulas_use(llama: AppState, nasty: AppState) -> None:
+    for state in (llama, nasty):
+        steps = [derived_step(term) for term in analyse(state).memory.steps]
+        assert all(step.symbol is not None for step in steps)
+        used = {name for step in steps for name in step.term.values}
+        found = {symbol for start, symbol in DERIVED if any(s.name.startswith(start) for s in steps)}
+        derived_inputs = {"embedding", "attention", "feed_forward", "layer_norms", "final_norm", "head", "parameters"}
+        assert used & derived_inputs <= found
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n_layers=st.integers(1, 200),
+    groups=st.integers(1, 16),
+    n_kv_heads=st.integers(1, 16),
+    head_dim=st.integers(1, 256),
+    hidden=st.integers(1, 10_000),
+    context=st.integers(1, 10**6),
+    fmt=st.sampled_from(sorted(FORMATS)),
+    memory=st.integers(1, 10**13),
+    tps=st.lists(st.integers(1, 64), min_size=1, max_size=4),
+    kind=st.sampled_from(Attention),
+    softmax=st.sampled_from((0, 5)),
+    n=st.integers(1, 10**6),
+)
+def test_every_shown_derivation_equals_its_value(
+    n_layers: int, groups: int, n_kv_heads: int, head_dim: int, hidden: int, context: int, fmt: str, memory: int,
+    tps: list[int], kind: Attention, softmax: int, n: int,
+) -> None:  # fmt: skip
+    model = replace(
+        load_model("llama-3-8b"),
+        n_layers=n_layers,
+        n_heads=groups * n_kv_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        hidden_size=hidden,
+    )
+    study = Study(
+        model=model,
+        device=manual_device(memory),
+        context=context,
+        kv_format=FORMATS[fmt],
+        weight_format=FORMATS[fmt],
+        tps=tuple(tps),
+    )
+    state = AppState(
+        study=study, attention=kind, attention_context=n, attention_head_dim=head_dim, softmax_flops=softmax
+    )
+    report = build_report(state, None)
+    terms = list(report.terms())
+    assert terms
+    for term in terms:
+        assert Fraction(evaluate(term.expression, term.values)) == Fraction(term.value)
+    latex = document_latex(report)
+    check_balanced(latex)
+    assert all(term.latex_substituted for term in terms)
+
+
+@pytest.mark.parametrize("tps", [(1, 2, 4, 8), (3, 5), (16, 32), (1,), (64,)])
+@pytest.mark.parametrize("memory", [80 * 10**9, 10**9])
+def test_the_batch_formula_of_x_gives_the_rows_of_the_table(llama: AppState, tps: tuple[int, ...], memory: int) -> None:
+    report = analyse(edited(llama, tps=tps, device=manual_device(memory))).memory
+    for policy in Policy:
+        for row in report.tp_tables[policy]:
+            weights, cache, batch = rule_steps(report, policy, row)
+            assert weights.term is row.steps[0]
+            assert cache.term is row.steps[1]
+            expected = row.max_batch if row.fits else row.steps[2].value
+            assert batch.term.value == evaluate(batch.term.expression, batch.term.values) == expected
+
+
+def test_impossible_degrees_are_named_and_struck(llama: AppState) -> None:
+    latex, markdown = both(edited(llama, tps=(2, 3)))
+    assert "~~3~~" in markdown
+    assert "~~2~~" not in markdown
+    assert "32 query heads do not divide by 3" in markdown
+    assert r"\textit{3}" in latex
+    assert "= 3: the equal split exists on paper only" in markdown
+
+
+# (c): why each term arises
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_steps_name_tensors_whose_sizes_sum_to_the_table(llama: AppState, phase: Phase) -> None:
+    cost = phase_cost(Attention.STANDARD, phase, context=1024, head_dim=128)
+    sizes = {"n_keys": symbol("n_keys"), "head_dim": symbol("head_dim"), "group_size": 1}
+    steps = attention_steps(Attention.STANDARD, phase, softmax_flops=5, **sizes)
+    named = [tensors(step.name) for step in steps]
+    assert named == [("S", ("Q", "K")), ("P", ("S",)), ("O", ("P", "V"))]
+    for step, row, (_, operands) in zip(steps, cost.steps, named, strict=True):
+        parts = addends(step.reads)
+        assert len(parts) == len(operands)
+        assert 2 * sum(evaluate(part, cost.values) for part in parts) == row.read_bytes
+
+
+def test_the_derivation_says_why(llama: AppState) -> None:
+    def sentences(phase: Phase, softmax_flops: int = 5) -> list[str]:
+        query = intensity_query(replace(llama, softmax_flops=softmax_flops))
+        return [shown(text) for text in step_sentences(query, phase)]
+
+    assert sentences(Phase.PREFILL) == [
+        "S = Q Kᵀ. Each of the N² entries of S is a dot product of length d: d multiplications and as many additions, "
+        "2 · N² · d FLOP in all. Read: Q, N · d and K, N · d elements. Written: S, N² elements.",
+        "P = softmax(S). Each of the N² entries of P takes 5 FLOP: 5 · N² FLOP. Read: S, N² elements. "
+        "Written: P, N² elements.",
+        "O = P V. Each of the N · d entries of O is a dot product of length N: N multiplications and as many additions,"
+        " 2 · N² · d FLOP in all. Read: P, N² and V, N · d elements. Written: O, N · d elements.",
+    ]
+    assert sentences(Phase.DECODE)[0].endswith("Read: Q, d and K, N · d elements. Written: S, N elements.")
+    assert "left out of the FLOPs" in sentences(Phase.DECODE, 0)[1]
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("kind", list(Attention))
+def test_the_last_row_of_the_step_table_is_the_total(phase: Phase, kind: Attention) -> None:
+    cost = phase_cost(kind, phase, context=777, head_dim=96, element_bytes=Fraction(17, 16))
+    grid = step_grid(cost)
+
+    def numbers(column: int) -> list[Fraction]:
+        return [Fraction(shown(row[column]).replace(",", "")) for row in grid.rows]
+
+    for column in (4, 5, 6):
+        *rows, total = numbers(column)
+        assert abs(sum(rows) - total) <= 2 * LAST_PLACE
+    assert numbers(4)[-1] == cost.flops
+    assert abs(numbers(5)[-1] + numbers(6)[-1] - Fraction(cost.bytes)) <= LAST_PLACE
+    read = sum((expand(step.reads_formula) for step in cost.steps[1:]), expand(cost.steps[0].reads_formula))
+    written = sum((expand(step.writes_formula) for step in cost.steps[1:]), expand(cost.steps[0].writes_formula))
+    assert expand(cost.bytes_formula.args[1]).terms == (read + written).terms
+
+
+def test_standard_attention_comes_first_whatever_the_pane_studies(llama: AppState) -> None:
+    standard = build_report(llama, None)
+    flash = build_report(replace(llama, attention=Attention.FLASH), None)
+
+    def part_c(report: object) -> list[object]:
+        blocks = report.blocks  # type: ignore[attr-defined]
+        starts = [i for i, b in enumerate(blocks) if getattr(b, "level", 0) == 1]
+        return list(blocks[starts[3] : starts[4]])
+
+    assert part_c(standard) == part_c(flash)
+    assert standard.blocks != flash.blocks
+    assert any("studies FlashAttention" in shown(b.text) for b in flash.blocks if type(b) is type(paragraph("")))
+
+
+# Plots
+
+
+def plotted(latex: str) -> list[tuple[str, list[tuple[float, float]]]]:
+    """Legend entry and points of every plot line in the document."""
+    found = re.findall(r"coordinates \{(.*?)\};\\addlegendentry\{(.*?)\}\n", latex)
+
+    def read(points: str) -> list[tuple[float, float]]:
+        return [(float(x), float(y)) for x, y in re.findall(r"\(([^,()]+),([^,()]+)\)", points)]
+
+    return [(name, read(points)) for points, name in found]
+
+
+def test_plots_hold_the_points_of_the_sweeps(llama: AppState) -> None:
+    state = edited(llama, device=find_device("h100-sxm"))
+    report = analyse(state).intensity
+    lines = plotted(document_latex(build_report(state, None)))
+    flash = intensity_report(replace(report.query, attention=Attention.FLASH))
+    sweeps = [[(p.context, p.intensity) for p in r.prefill_by_context] for r in (report, flash)]
+    for (_, points), sweep in zip(lines[:2], sweeps, strict=True):
+        assert points == [pytest.approx(point, rel=1e-7) for point in sweep]
+    levels = {name: points for name, points in lines if len(points) == 2 and points[0][1] == points[1][1]}
+    assert levels["limit 64.6"] == [(64, pytest.approx(64.625)), (16384, pytest.approx(64.625))]
+    ridge = report.query.device.ridge()
+    assert [points[0][1] for name, points in levels.items() if name.startswith("ridge")] == [pytest.approx(ridge)]
+    decode = [points for name, points in lines if name.startswith(("attention", "linear", "step"))]
+    names = ("attention_intensity", "attention_intensity", "linear_intensity", "step_intensity", "step_intensity")
+    sources = (0, 1, 0, 0, 1)
+    series = (report.decode_by_batch, report.decode_by_batch_grouped)
+    expected = [
+        [(p.batch, getattr(p, name)) for p in series[source]] for name, source in zip(names, sources, strict=True)
+    ]
+    assert len(decode) == len(expected)
+    for line, sweep in zip(decode, expected, strict=True):
+        assert line == [pytest.approx(point, rel=1e-7) for point in sweep]
+
+
+def test_a_ridge_is_drawn_only_where_it_is_known(llama: AppState) -> None:
+    latex, markdown = both(llama)
+    assert "ridge" not in " ".join(name for name, _ in plotted(latex))
+    assert "no known bandwidth or peak, so no ridge is drawn" in markdown
+    assert len(re.findall("xmode=log", latex)) == len(re.findall("ymode=log", latex)) == 2
+
+
+def test_markdown_draws_its_plots_as_text(llama: AppState) -> None:
+    report = build_report(llama, None)
+    figures = [block for block in report.blocks if isinstance(block, Figure)]
+    assert len(figures) == 2
+    markdown = to_markdown(report)
+    assert markdown.count("```text") == 2
+    assert "limit 64.6" in markdown
+    assert "\x1b" not in markdown
+
+
+# Text that LaTeX would stumble over
+
+
+def untex(latex: str) -> str:
+    """What `escape` made of printable ASCII, read back with a table of its own."""
+    names = {
+        "textbackslash": "\\", "textasciicircum": "^", "textasciitilde": "~", "textless": "<", "textgreater": ">",
+        "textbar": "|", "allowbreak": "",
+    }  # fmt: skip
+    latex = latex.replace(r"$\mathdollar$", "\x01036")
+    text = re.sub(r"\\([a-z]+)\{\}", lambda m: f"\x01{ord(names[m[1]]) if names[m[1]] else 0:03d}", latex)
+    text = re.sub(r"\\([{}$&#%_])", lambda m: f"\x01{ord(m[1]):03d}", text)
+    text = text.replace("~", " ").replace("{", "").replace("}", "")
+    return re.sub(r"\x01([0-9]{3})", lambda m: chr(int(m[1])) if m[1] != "000" else "", text)
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"'), max_size=120))
+def test_escaped_ascii_reads_back_as_itself(text: str) -> None:
+    assume(not re.search(r"[0-9]\^[0-9]", text))
+    assert untex(escape(text)) == " ".join(text.split())
+
+
+def check_text_is_safe(latex: str) -> None:
+    """No character is special to LaTeX but the markup escape itself writes."""
+    assert latex.isascii()
+    assert all(c >= " " for c in latex)
+    known = (
+        r"\\textbackslash\{\}|\\textasciicircum\{\}|\\textasciitilde\{\}|\\textless\{\}|\\textgreater\{\}"
+        r"|\\textbar\{\}|\\allowbreak\{\}|\\dots\{\}|\\(?:ss|ae|AE|oe|OE|o|O|l|L|i|S|P|copyright|pounds)\{\}"
+        r"|\$[-a-zA-Z\\^{}_0-9+]*\$|\\[`'^~\"rvcuH=.]\{(?:[A-Za-z]|\\[ij])\}|\\[{}$&#%_]|\{\}|\{[\[\]*`]\}|~"
+    )
+    rest = re.sub(known, "", latex)
+    assert not re.search(r"[\\{}$&#%_^~<>|\"\[\]*]", rest)
+    assert not re.search(r"--|\?`|!`|``", re.sub(r"\{[`*\[\]]\}", "x", rest.replace("---", "").replace("--", "")))
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=80) | st.text("\\{}$&#%_^~<>|\"[]*-`'!? aé²₂→–…模", max_size=60))
+def test_any_text_escapes_to_safe_ascii(text: str) -> None:
+    check_text_is_safe(escape(text))
+
+
+def test_letters_and_signs_keep_their_look() -> None:
+    assert escape("C. Ré, naïve, Škoda") == r"C. R\'{e}, na\"{\i}ve, \v{S}koda"
+    assert escape("N² · d₁ → 模") == r"N$^{2}$ $\cdot$ d$_{1}$ $\to$ {[}U+6A21{]}"
+    assert escape("80 x 10^9 B = 74.51 GiB, 95 %") == r"80 x 10$^{9}$~B = 74.51~GiB, 95~\%"
+    assert escape("a\n\n b\x00\u200b") == "a b"
+    assert escape("--no-measure") == "-{}-no-measure"
+
+
+def check_balanced(latex: str) -> None:
+    """Braces and environments close in order, and dollars come in pairs on every line."""
+    depth = 0
+    bare = re.sub(r"\\[\\{}$]", "", latex)
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{([a-z]+)\}", latex):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    for line in bare.splitlines():
+        assert line.count("$") % 2 == 0
+
+
+def test_a_nasty_name_leaves_the_document_whole(nasty: AppState) -> None:
+    latex, _ = both(nasty)
+    assert latex.isascii()
+    check_balanced(latex)
+    assert latex.count(r"\end{document}") == 1
+    assert latex.endswith("\\end{document}\n")
+    assert r"\input{" not in latex
+
+
+def cell_count(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+@pytest.mark.parametrize("which", ["llama", "nasty"])
+def test_markdown_tables_are_rectangular(which: str, request: pytest.FixtureRequest) -> None:
+    _, markdown = both(request.getfixturevalue(which))
+    tables, current = [], []
+    for line in [*re.sub(r"(?s)```text.*?```", "", markdown).splitlines(), ""]:
+        if line.startswith("|"):
+            current.append(line)
+        elif current:
+            tables.append(current)
+            current = []
+    assert len(tables) >= 12
+    for table in tables:
+        assert re.fullmatch(r"\|( (---:?) \|)+", table[1])
+        assert {cell_count(line) for line in table} == {cell_count(table[1])}
+
+
+def test_markdown_takes_no_markup_from_names(nasty: AppState) -> None:
+    _, markdown = both(nasty)
+    outside = re.sub(r"(?s)```text.*?```", "", markdown)
+    assert "my\\_model\\_v2" in outside
+    assert "my_model_v2" not in outside
+    assert not re.search(r"(?<!\\)<", outside)
+
+
+@given(st.text("`ab\n ", max_size=40))
+def test_a_fence_is_never_closed_by_what_it_holds(text: str) -> None:
+    lines = fenced(text).split("\n")
+    fence = lines[-1]
+    assert lines[0] == fence + "text"
+    assert set(fence) == {"`"}
+    assert all(fence not in line for line in lines[1:-1])
+
+
+# Problem 2
+
+
+def client(kind: str) -> EngineClient:
+    return EngineClient((sys.executable, str(FAKE), kind))
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measurements:
+    with client("good") as engine:
+        return measure(engine)
+
+
+def test_measuring_asks_for_everything_once(measured: Measurements) -> None:
+    seen: list[tuple[str, str]] = []
+    with client("good") as engine:
+        again = measure(engine, watch=lambda stage, event: seen.append((stage, type(event).__name__)))
+    assert again == measured
+    assert [name for name, _ in dict.fromkeys(seen)] == [
+        "evaluate", "kv-evaluate", "sample", "sample", "sample", "benchmark", "benchmark",
+    ]  # fmt: skip
+    assert measured.passed is True
+    assert measured.evaluate == fake.evaluation(False, passed=True)
+    assert measured.kv_evaluate == fake.evaluation(True, passed=True)
+    assert measured.benchmark is not None
+    assert measured.benchmark.rows == fake.ROWS
+
+
+def test_predicted_cache_bytes_are_those_of_calc() -> None:
+    assert predicted_cache_bytes(fake.MODEL, n_tokens=10) == 10 * 2 * 2 * 2 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("input", InputError, "w.pt: truncated."),
+        ("crash", EngineFailure, "9"),
+        ("cancel", EngineFailure, "stopped before its end"),
+        ("short", EngineFailure, "without Loaded"),
+    ],
+)
+def test_what_goes_wrong_in_the_engine_is_said(kind: str, error: type[Exception], words: str) -> None:
+    with client(kind) as engine, pytest.raises(error, match=re.escape(words)):
+        measure(engine)
+
+
+def test_measurements_stand_in_the_document(llama: AppState, measured: Measurements) -> None:
+    report = build_report(llama, measured)
+    assert report.passed is True
+    tables = grids(report)
+    cases = tables["Largest |logit - expected| by case, tolerance 0.0001"]
+    assert [shown(cell) for cell in cases.rows[0]] == ["7", "12", "2.50e-08", *["3.00e-09"] * 3, "passed"]
+    sweep = tables["Latency by prompt length: median (least to most)"]
+    assert [[shown(cell) for cell in row] for row in sweep.rows] == [
+        ["10", "10.0 ms (9.00 ms to 15.0 ms)", "30.0 ms (27.0 ms to 45.0 ms)", "3.00", "2.50 ms", "25%", "395 µs",
+         "15,360 B"],
+        ["1,000", "80.0 ms (72.0 ms to 120 ms)", "1.60 s (1.44 s to 2.40 s)", "20.00", "20.0 ms", "25%", "3.16 ms",
+         "522,240 B"],
+    ]  # fmt: skip
+    sample = tables["3 tokens after a prompt of 3"]
+    assert {shown(a): shown(b) for a, b in sample.rows} == {
+        "Time to first token (prefill)": "2.00 ms",
+        "Time per output token after the first": "1.00 ms",
+        "KV cache allocated by the engine": "26.11 kB (25.50 KiB)",
+        "KV cache predicted by the formula of (a)": "26.11 kB (25.50 KiB)",
+        "Measured over predicted": "1.0000",
+    }
+    latex, markdown = document_latex(report), to_markdown(report)
+    assert "3.0 times faster with the cache at 10 tokens, 20.0 times faster with the cache at 1,000 tokens" in markdown
+    assert "grows 8.0 times with the cache and 53.3 times without" in markdown
+    assert "With the cache 25% of the time is prefill at 10 tokens and 25% at 1,000." in markdown
+    assert "takes 395 µs at 10 tokens and 3.16 ms at 1,000" in markdown
+    assert r"Test \& Co 100\%" in latex
+    assert ("with cache", [(10, 0.01), (1000, 0.08)]) in plotted(latex)
+    assert ("without", [(10, 0.03), (1000, 1.6)]) in plotted(latex)
+    assert latex.count(r"\end{quote}") == 1
+    check_balanced(latex)
+
+
+def test_a_failed_case_is_said(llama: AppState) -> None:
+    wrong = Measurements(evaluate=fake.evaluation(False, passed=False))
+    report = build_report(llama, wrong)
+    assert report.passed is False
+    assert "0 of 1 cases pass" in to_markdown(report)
+    assert "FAILED" in to_markdown(report)
+
+
+def test_without_measurements_the_document_says_so(llama: AppState) -> None:
+    for nothing in (None, Measurements()):
+        report = build_report(llama, nothing)
+        assert report.passed is None
+        assert LEFT_OUT in to_markdown(report)
+
+
+# The command
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> object:
+    def use(kind: str) -> None:
+        monkeypatch.setattr("engine.process.client.default_command", lambda: (sys.executable, str(FAKE), kind))
+
+    return use
+
+
+def run(*words: object) -> int:
+    return guarded(lambda: command.run_report([str(word) for word in words], "kvscope report"), "kvscope report")
+
+
+@pytest.mark.parametrize("name", ["r.tex", "r.md", "R.TEX"])
+def test_the_command_writes_the_file_and_prints_its_path(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    assert run("--output", path, "--no-measure", "--model", "qwen3-8b", "--context", "4k", "--tp", "1,2") == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    text = path.read_text()
+    assert text.startswith("\\documentclass" if name.lower().endswith("tex") else "# qwen3-8b on ")
+    assert "4,096" in text or "4,000" in text
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_the_command_runs_the_engine(fake_engine: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_engine("good")  # type: ignore[operator]
+    path = tmp_path / "r.md"
+    assert run("--output", path, "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"command": "report", "schema": 1, "output": str(path), "passed": True}
+    assert err == ""
+    assert "tiny\\_model" in path.read_text()
+
+
+@pytest.mark.parametrize(("kind", "code", "written"), [("mismatch", 1, True), ("crash", 3, False), ("input", 2, False)])
+def test_exit_codes_of_the_engine(
+    fake_engine: object, kind: str, code: int, written: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_engine(kind)  # type: ignore[operator]
+    path = tmp_path / "r.tex"
+    assert run("--output", path) == code
+    out, err = capsys.readouterr()
+    assert path.exists() is written
+    assert list(tmp_path.iterdir()) == ([path] if written else [])
+    assert (out, err.count("\n")) == ((f"{path}\n", 0) if written else ("", 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--output", "r.pdf"), "must end in .tex"),
+        (("--output", "no/such/r.tex"), "there is no folder"),
+        (("--output", "r.tex", "--model", "no-such-model"), "no-such-model"),
+        (("--output", "r.tex", "--n-heads", "7"), "n_heads"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_no_file(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words, "--no-measure") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--no-measure") == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> Measurements:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tui.report.measure.measure", interrupted)
+    assert run("--output", tmp_path / "r.tex") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_replaces_an_older_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.md"
+    path.write_text("old")
+    assert run("--output", path, "--no-measure") == 0
+    assert path.read_text().startswith("# llama-3-8b")
+
+
+class Terminal:
+    """A stream that remembers what was written to it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def test_progress_is_one_line_that_is_cleared() -> None:
+    terminal = Terminal()
+    line = command.ProgressLine(terminal)  # type: ignore[arg-type]
+    with client("good") as engine:
+        measure(engine, watch=line.show)
+    assert terminal.text == "\rbenchmark: 1 of 4, about 3 s left"
+    line.clear()
+    assert terminal.text.endswith("\r" + " " * len("benchmark: 1 of 4, about 3 s left") + "\r")
+
+
+# What LaTeX makes of it
+
+
+def compiled(latex: str, folder: Path) -> str:
+    """The log of two runs of pdflatex; fails where it does."""
+    (folder / "r.tex").write_text(latex, encoding="utf-8")
+    for _ in range(2):
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "r.tex"],
+            cwd=folder,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        log = (folder / "r.log").read_text(encoding="latin-1")
+        assert done.returncode == 0, log[-2000:]
+    return log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("which", ["llama", "nasty"])
+def test_the_document_compiles(
+    which: str, request: pytest.FixtureRequest, measured: Measurements, tmp_path: Path
+) -> None:
+    state = request.getfixturevalue(which)
+    log = compiled(document_latex(build_report(state, measured)), tmp_path)
+    too_wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([0-9.]+)pt", log)]
+    assert max(too_wide, default=0.0) < (1.0 if which == "llama" else 6.0)
+    assert "LaTeX Warning" not in log
+    assert "Missing character" not in log
+    assert not re.search(r"[0-9]pk>", log)  # a bitmap font, drawn for this machine
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_any_text_compiles(tmp_path: Path) -> None:
+    every = "".join(chr(code) for code in range(0x20, 0x2C00) if unicodedata.category(chr(code)) != "Cn")
+    lines = [every[i : i + 60] for i in range(0, len(every), 60)]
+    body = "\n\n".join(escape(f"{line} {' '.join(line)}") for line in lines)
+    document = rf"\documentclass{{article}}\begin{{document}}{body}\end{{document}}"
+    log = compiled(document, tmp_path)
+    assert "Missing character" not in log
+    assert not re.search(r"[0-9]pk>", log)  # a bitmap font, drawn for this machine
+
+
+def test_derivations_and_figures_are_both_there(llama: AppState) -> None:
+    blocks = build_report(llama, None).blocks
+    assert sum(isinstance(block, Derivation) for block in blocks) == 5
+    assert len(part_d(analyse(llama).intensity)) > 8

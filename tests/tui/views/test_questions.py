@@ -1,0 +1,87 @@
+"""The questions over the pane: every answer is that of calc.solve and of the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from calc.fit.memory import memory_report
+from calc.fit.solve import largest_context
+from calc.model.spec import ModelSpec, Policy, Study
+from calc.sources.catalog import find_device, find_model
+from tests.tui.hybrid import hybrid, latent, windowed
+from tests.tui.live_engine import until
+from tests.tui.screen_text import text
+from tui.app.app import KvscopeApp, default_state
+from tui.app.settings import Settings
+from tui.form.state import with_study
+from tui.views.questions import device_table, format_table, grid_table, whole_answer
+from tui.widgets.dial import NumberDial
+from tui.widgets.questions import Questions, answer_text
+
+STUDY = default_state().study
+
+
+def test_the_grid_is_what_reports_say() -> None:
+    table = grid_table(STUDY)
+    assert table.columns == ("Context", "TP 1", "TP 2", "TP 4", "TP 8", "TP 16")
+    for row in table.rows:
+        context = int(row[0].split()[0].replace(",", ""))
+        rows = memory_report(replace(STUDY, context=context, tps=(1, 2, 4, 8, 16))).tp
+        assert row[1:] == tuple(f"{own.max_batch:,}" if own.fits else "–" for own in rows)
+    assert [row[0] for row in table.rows if row[0].endswith("◂")] == ["8,192 ◂"]
+
+
+def test_what_no_server_could_split_is_crossed_out() -> None:
+    study = replace(STUDY, policy=Policy.REPLICATED, tps=(3,))
+    assert {row[grid_table(study).columns.index("TP 3")] for row in grid_table(study).rows} == {"✗"}
+
+
+def test_what_does_not_fit_says_what_makes_it_fit() -> None:
+    study = replace(STUDY, model=find_model("llama-3-70b"))
+    title, sentences, _ = whole_answer(memory_report(study), batch=1, tp=1)[0]
+    assert title == "What fits?"
+    assert sentences[0].startswith("Does not fit: 63.79 GB")
+    assert any("--weight-format" in line for line in sentences)
+    assert any("--device" in line for line in sentences)
+
+
+def test_the_largest_context_is_in_words() -> None:
+    found = largest_context(STUDY, batch=4, tp=2)
+    answers = {title: said for title, said, _ in whole_answer(memory_report(STUDY), batch=4, tp=2)}
+    assert answers["Largest context"][0].startswith(f"{found.context:,} tokens for 4 requests on 2 devices")
+
+
+def test_devices_and_formats_that_fit_come_first() -> None:
+    devices = device_table(replace(STUDY, model=find_model("llama-3-70b")), batch=1, tp=1)
+    fits = [row[2] != "–" for row in devices.rows]
+    assert fits == sorted(fits, reverse=True)
+    assert all("lacks" in row[3] for row in devices.rows if row[2] == "–")
+    assert format_table(STUDY, batch=1, tp=1).rows
+
+
+@pytest.mark.parametrize("make", [hybrid, windowed, latent])
+@pytest.mark.parametrize("width", [40, 76])
+def test_every_kind_of_model_is_answered(make: Callable[[], ModelSpec], width: int) -> None:
+    study = Study(model=make(), device=find_device("h100-sxm"))
+    for batch, tp in ((1, 1), (10_000, 1), (1, 8), (1, 3)):
+        drawn = answer_text(memory_report(study), batch=batch, tp=tp, width=width).plain
+        assert drawn.startswith("What fits?")
+        assert "What grows next?" in drawn
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+async def test_the_questions_open_turn_and_close(size: tuple[int, int]) -> None:
+    app = KvscopeApp(with_study(default_state(), STUDY), settings=Settings(), start_engine=False)
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("f7")
+        await until(pilot, lambda: "59 requests of 8,192 tokens on 1 device" in text(app))
+        dial = app.screen.query_one("#question-tp", NumberDial)
+        dial.focus()
+        await pilot.press("right")
+        await until(pilot, lambda: "134 requests of 8,192 tokens on 2 devices" in text(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Questions))
+        assert "MAX BATCH 59" in text(app)

@@ -1,0 +1,306 @@
+"""Policy and version switch: the parts of a device, where they come from, and the commands that say the same."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input
+
+from calc.errors import QuantityError
+from calc.model.spec import Policy, Study
+from calc.servers.records import CacheGroup, ServerOptions, ServerReport
+from calc.sources.catalog import find_device, find_model
+from calc.units import GB
+from tests.tui.hybrid import hybrid
+from tests.tui.screen_text import lines, text, type_into
+from tui.app.app import KvscopeApp, default_state
+from tui.app.settings import Settings, load_settings, save_settings
+from tui.form.command_line import memory_command
+from tui.form.state import AppState, analyse, with_policy, with_study
+from tui.headless.cli import main
+from tui.views.server import (
+    OPTION_FIELDS,
+    POLICIES,
+    band_text,
+    behind_part,
+    device_bytes,
+    option_words,
+    parts,
+    parts_table,
+    read_utilization,
+)
+from tui.widgets.data_table import CalcTable
+from tui.widgets.derivation import Derivation
+from tui.widgets.option import Option
+from tui.widgets.parts_bar import parts_text
+
+STUDY = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"))
+
+
+def report(**changes: object) -> ServerReport:
+    """A server's report with round numbers."""
+    values: dict[str, object] = {
+        "study": STUDY,
+        "options": ServerOptions(),
+        "name": "vLLM",
+        "version": "0.19.0",
+        "block_size": 16,
+        "weight_bytes_per_gpu": 16 * GB,
+        "activation_bytes": 2 * GB,
+        "non_torch_bytes": GB // 2,
+        "cuda_graph_bytes": GB,
+        "kv_pool_bytes": 58 * GB,
+        "kv_blocks": 27_000,
+        "kv_tokens": 432_000,
+        "max_concurrency": 52.73,
+        "kv_request_bytes": GB,
+        "groups": (CacheGroup(kind="full", layers=32, block_tokens=16, blocks_per_request=512),),
+        "assumptions": ("the default of this version",),
+        "bands": {"activation_bytes": (9 * GB // 5, 21 * GB // 10)},
+        **changes,
+    }
+    return ServerReport(**values)  # type: ignore[arg-type]
+
+
+def state(policy: str = "vllm") -> AppState:
+    return with_policy(with_study(default_state(), STUDY), policy)
+
+
+def app_on(shown: AppState) -> KvscopeApp:
+    return KvscopeApp(shown, settings=Settings(), start_engine=False)
+
+
+# --- pure parts -------------------------------------------------------------------------------------------
+
+
+def test_the_parts_sum_to_the_device() -> None:
+    found = parts(report())
+    assert [part.name for part in found] == [
+        "Weights", "Activations", "Runtime (non-torch)", "CUDA graphs", "KV cache", "Free",
+    ]  # fmt: skip
+    assert sum(part.size for part in found) == device_bytes(report()) == STUDY.device.memory_bytes
+    over = parts(report(kv_pool_bytes=80 * GB))
+    assert over[-1].name == "Missing"
+    assert sum(part.size for part in over) == device_bytes(report())
+
+
+@pytest.mark.parametrize("width", [10, 33, 80])
+def test_the_bar_is_as_wide_as_told_and_shows_every_part(width: int) -> None:
+    drawn = parts_text(report(), width).plain
+    assert len(drawn) == width
+    assert set(drawn) == {"█", "▓", "▚", "▞", "▒", "·"}
+    assert parts_text(report(kv_pool_bytes=90 * GB), width).plain.endswith("✗")
+
+
+def test_bands_are_of_the_wider_side_and_exact_values_have_none() -> None:
+    assert band_text(report(), "activation_bytes") == "± 10.0%"
+    assert band_text(report(), "weight_bytes_per_gpu") == ""
+    assert "Exact." in behind_part(report(), 0).note
+    assert "Between 1.80 GB and 2.10 GB." in behind_part(report(), 1).note
+
+
+def test_the_table_has_the_pool_in_the_words_of_the_log() -> None:
+    rows = {row[0].strip(): row[1] for row in parts_table(report()).rows}
+    assert rows["Blocks"] == "27,000"
+    assert rows["Tokens"] == "432,000"
+    assert rows["Requests of full length"] == "52.73"
+    short = parts_table(report(kv_pool_bytes=-3 * GB, kv_blocks=0, kv_tokens=0, max_concurrency=0.0)).rows[-1]
+    assert short[0].strip() == "Does not start: no room for the cache"
+    assert short[1] == "3.00 GB"
+    for row in range(len(parts_table(report()).rows) + 1):
+        assert behind_part(report(), row).title
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"), [("", None), ("0.9", Fraction(9, 10)), ("92%", Fraction(23, 25)), ("1", Fraction(1))]
+)
+def test_a_utilization_is_a_share(typed: str, value: Fraction | None) -> None:
+    assert read_utilization(typed) == value
+
+
+@pytest.mark.parametrize("typed", ["0", "1.1", "nine", "-0.5", "1/0", "9e99999999"])
+def test_what_is_no_share_is_refused_in_a_sentence(typed: str) -> None:
+    with pytest.raises(QuantityError, match="utilization must be"):
+        read_utilization(typed)
+
+
+def test_the_command_line_says_policy_and_options() -> None:
+    options = ServerOptions(tp=2, version="0.11.0", gpu_memory_utilization=Fraction(85, 100), enforce_eager=True)
+    assert option_words(options) == [
+        "--policy", "vllm", "--engine-version", "0.11.0", "--gpu-memory-utilization", "0.85", "--enforce-eager",
+    ]  # fmt: skip
+    command = memory_command(replace(STUDY, policy=Policy.REPLICATED, context=4096), options)
+    assert command.startswith("kvscope memory --device h100-sxm --context 4096 --tp 2 --policy vllm")
+    assert command.count("--policy") == 1
+
+
+def test_the_policy_comes_and_goes_with_its_options() -> None:
+    first = state()
+    assert first.policy == "vllm"
+    assert first.study.policy is Policy.REPLICATED
+    assert with_policy(first, "equal-split").server is None
+    assert first.server is not None
+    kept = with_policy(replace(first, server=replace(first.server, tp=4, block_size=32)), "sglang")
+    assert kept.server == ServerOptions(engine="sglang", tp=4)
+    assert analyse(with_policy(first, "replicated")).server is None
+
+
+def test_what_was_set_of_a_server_is_remembered(tmp_path: Path) -> None:
+    options = ServerOptions(engine="sglang", tp=2, gpu_memory_utilization=Fraction(7, 8), max_num_seqs=64)
+    saved = Settings(state=replace(state("sglang"), server=options))
+    save_settings(tmp_path / "settings.toml", saved)
+    assert load_settings(tmp_path / "settings.toml").settings == saved
+
+
+# --- in the app -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+async def test_the_policy_dial_turns_to_a_server_and_back(size: tuple[int, int]) -> None:
+    app = app_on(with_study(default_state(), STUDY))
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        app.query_one("#dial-policy").focus()
+        await pilot.press("right", "right")
+        await pilot.pause(0.1)
+        assert app.state.policy == "vllm"
+        assert "vllm HOLDS" in lines(app)[1]
+        assert "version" in text(app)
+        assert app.query_one("#card-parts").display
+        await pilot.press("left", "left")
+        await pilot.pause(0.1)
+        assert app.state.policy == "equal-split"
+        assert not app.query_one("#card-parts").display
+        assert "MAX BATCH" in lines(app)[1]
+
+
+async def test_the_options_change_what_the_server_holds() -> None:
+    app = app_on(state())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        answer = app.analysis.server
+        assert answer is not None
+        assert answer.report is not None
+        before = answer.report.kv_pool_bytes
+        assert f"{answer.report.kv_tokens:,}" in text(app)
+        await type_into(pilot, "#server-gpu_memory_utilization Input", "0.5")
+        assert app.state.server is not None
+        assert app.state.server.gpu_memory_utilization == Fraction(1, 2)
+        answer = app.analysis.server
+        assert answer is not None
+        assert answer.report is not None
+        assert answer.report.kv_pool_bytes < before
+        await pilot.press("ctrl+l")
+        assert "--gpu-memory-utilization 0.5" in app.clipboard
+        assert app.active_pane is not None
+        assert "--policy vllm --gpu-memory-utilization 0.5" in app.active_pane.command_line()
+
+
+async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_stays() -> None:
+    app = app_on(state())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        await type_into(pilot, "#server-gpu_memory_utilization Input", "2")
+        assert "✗ utilization must be above 0 and at most 1, not 2" in text(app)
+        assert app.state.server == ServerOptions()
+        await type_into(pilot, "#server-gpu_memory_utilization Input", "")
+        assert "✗" not in text(app)
+        await type_into(pilot, "#server-version Input", "newest")
+        assert "an engine version is like 0.19.0" in text(app)
+        assert "vllm: no answer" in lines(app)[1] or "server: no answer" in lines(app)[1]
+
+
+async def test_a_selected_part_says_where_it_comes_from() -> None:
+    app = app_on(with_study(state(), replace(STUDY, model=hybrid())))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        table = app.query_one("#table-parts", CalcTable)
+        table.focus()
+        await pilot.press(*["down"] * 4)
+        await pilot.pause()
+        derivation = app.query_one("#derivation", Derivation)
+        assert derivation.title.startswith("KV cache")
+        assert "mem · u − W − A_ct − N_t" in derivation.plain()
+        await pilot.click("#table-parts", offset=(4, 2))
+        await pilot.pause()
+        assert derivation.title.startswith("Activations")
+
+
+async def test_the_launch_command_is_copied() -> None:
+    app = app_on(state())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        await pilot.press("ctrl+l")
+        await pilot.pause()
+        assert app.clipboard.startswith("vllm serve meta-llama/Meta-Llama-3-8B --max-model-len 8192")
+
+
+async def test_the_spec_form_has_the_same_switch() -> None:
+    app = app_on(with_study(default_state(), STUDY))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause(0.2)
+        app.query_one("#field-policy").focus()
+        await pilot.press(*["right"] * POLICIES.index("vllm"))
+        await pilot.pause(0.1)
+        assert app.state.policy == "vllm"
+        assert app.active_pane is not None
+        assert app.active_pane.command_line() == "kvscope memory --device h100-sxm --tp 1 --policy vllm"
+        await type_into(pilot, "#field-context", "4096")
+        assert app.state.policy == "vllm"
+
+
+def test_every_option_has_a_reader_that_takes_a_blank() -> None:
+    default = ServerOptions()
+    for field in OPTION_FIELDS:
+        assert field.read("") == getattr(default, field.name)
+
+
+async def test_placeholders_say_what_a_blank_stands_for() -> None:
+    app = app_on(state())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("f3")
+        await pilot.pause(0.2)
+        answer = app.analysis.server
+        assert answer is not None
+        assert answer.report is not None
+        assert app.query_one("#server-version", Option).placeholder == answer.report.version
+        assert app.query_one("#server-block_size", Option).placeholder == str(answer.report.block_size)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers", "llamacpp"])
+def test_the_copied_command_gives_the_same_numbers(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = state(engine)
+    assert shown.server is not None
+    shown = replace(shown, server=replace(shown.server, tp=2))
+    assert main([*shlex.split(memory_command(shown.study, shown.server))[1:], "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)["engine"]
+    answer = analyse(shown).server
+    assert answer is not None
+    assert answer.report is not None
+    assert (printed["kv_pool_bytes"], printed["kv_tokens"]) == (answer.report.kv_pool_bytes, answer.report.kv_tokens)
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.tex"])
+async def test_the_report_is_written_from_the_app(name: str, tmp_path: Path) -> None:
+    app = app_on(with_study(default_state(), replace(STUDY, model=hybrid())))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause(0.2)
+        app.action_report()
+        await type_into(pilot, "#path", "report.pdf")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "ends in .md (Markdown) or .tex (LaTeX)" in text(app)
+        app.query_one("#path", Input).value = str(tmp_path / name)
+        await pilot.press("enter")
+        await pilot.pause()
+    assert "hybrid-40" in (tmp_path / name).read_text()

@@ -1,0 +1,527 @@
+"""The app: one state, analysed after every edit and shown by the strip and the visible pane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
+from textual.screen import Screen
+from textual.theme import Theme
+from textual.widget import MountError
+from textual.widgets import TabbedContent, TabPane
+
+from calc.commands.render import as_markdown
+from calc.commands.tables import Table
+from calc.errors import CalcError
+from calc.model.spec import ModelSpec, Study
+from calc.units import GB
+from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
+from tui.app.themes import THEMES
+from tui.form.state import Analysis, AppState, analyse, with_study
+from tui.panes.base import Pane, StateEdited
+from tui.panes.spec import SpecPane
+from tui.widgets.keybar import KeyBar
+from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
+from tui.widgets.picker_field import PickerField
+from tui.widgets.strip import StatusStrip
+
+if TYPE_CHECKING:
+    from tui.live.engine_link import EngineChanged, EngineLink
+    from tui.live.measurement import Kind
+
+PANES = ("Spec", "Memory", "Intensity", "Generate", "Benchmark")
+"""Titles of the tabs; all but the first are imported after the first paint."""
+FOLDER = Path(__file__).parent
+PANES_FOLDER = FOLDER.parent / "panes"
+SAVE_AFTER_S = 0.5
+MAX_UNDO = 100
+
+
+def later_panes() -> tuple[Pane, ...]:
+    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure."""
+    from tui.live.formats import Effects
+    from tui.panes.benchmark import BenchmarkPane
+    from tui.panes.generate import GeneratePane
+    from tui.panes.intensity import IntensityPane
+    from tui.panes.memory import MemoryPane
+
+    effects = Effects()
+    return (
+        MemoryPane(id="pane-memory"),
+        IntensityPane(id="pane-intensity"),
+        GeneratePane(effects, id="pane-generate"),
+        BenchmarkPane(effects, id="pane-benchmark"),
+    )
+
+
+def default_state() -> AppState:
+    """The assignment's case: Llama-3-8B, 80 GB, 8,192 tokens, 16 bits."""
+    from calc.sources.catalog import find_model, manual_device
+
+    return AppState(study=Study(model=find_model("llama-3-8b"), device=manual_device(80 * GB)))
+
+
+class KvscopeApp(App[None]):
+    """The workbench. Panes post `StateEdited`; the app analyses, shows and remembers."""
+
+    TITLE = "kvscope"
+    CSS_PATH: ClassVar[list[Path]] = [  # type: ignore[assignment]
+        FOLDER / "app.tcss",
+        PANES_FOLDER / "spec.tcss",
+    ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
+    AUTO_FOCUS = ""
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
+        *(
+            Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"{title} pane")
+            for i, title in enumerate(PANES)
+        ),
+        Binding("f7", "questions", "questions", priority=True, tooltip="Largest context, fewest devices, which device"),
+        *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
+        Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, .gguf, folder or spec .toml"),
+        Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
+        Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
+        Binding(
+            "ctrl+l", "copy_launch", "launch command", show=False, tooltip="Copy the command that starts the server"
+        ),
+        Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a file"),
+        Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Leave kvscope"),
+    ]
+
+    def __init__(
+        self,
+        state: AppState | None = None,
+        settings: Settings | None = None,
+        engine_command: Sequence[str] | None = None,
+        *,
+        start_engine: bool = True,
+    ) -> None:
+        """`state` goes before the remembered one. `settings` given (tests) are neither read nor written."""
+        super().__init__()
+        self._settings_file = settings_path() if settings is None else None
+        self._problem: str | None = None
+        if settings is None:
+            loaded = load_settings(settings_path())
+            settings, self._problem = loaded.settings, loaded.problem
+        self.settings = settings
+        self.state = state or settings.state or default_state()
+        self.analysis: Analysis = analyse(self.state)
+        self.engine: EngineLink | None = None
+        self._engine_command, self._start_engine = engine_command, start_engine
+        self._take_theme()
+        self._undo: list[AppState] = []
+        self._stale: set[str] = set()
+        self._dirty = False
+        self._settled = False
+        self._wanted: int | None = None
+
+    def _take_theme(self) -> None:
+        """Before anything is styled: a theme set later would style all of it again."""
+        for theme in THEMES:
+            self.register_theme(theme)
+        name = self.settings.theme
+        if name not in self.available_themes:
+            self._problem = f"The theme {name!r} of the settings does not exist; the default is used."
+            name = THEMES[0].name
+        self.theme = name
+
+    # --- composition --------------------------------------------------------------------------------------
+
+    def get_default_screen(self) -> Screen[object]:
+        """The screen, with the classes of its size from the start: Textual would style and lay it out twice."""
+        size = self.size
+        classes = (
+            next(name for least, name in reversed(breakpoints) if length >= least)
+            for length, breakpoints in (
+                (size.width, self.HORIZONTAL_BREAKPOINTS),
+                (size.height, self.VERTICAL_BREAKPOINTS),
+            )
+        )
+        return Screen(id="_default", classes=" ".join(classes))
+
+    def compose(self) -> ComposeResult:
+        yield StatusStrip(id="strip")
+        with TabbedContent(id="tabs", initial="tab-spec"):
+            for title in PANES:
+                with TabPane(title, id=f"tab-{title.lower()}"):
+                    if title == SpecPane.TITLE:
+                        yield SpecPane(id="pane-spec")
+        yield PathBar()
+        yield KeyBar()
+
+    def on_mount(self) -> None:
+        """The first paint's content."""
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self._show_everywhere()
+        self._focus_first("spec")
+
+    def on_ready(self) -> None:
+        """After the first paint: the other panes, and the engine."""
+        self.call_later(self._mount_rest)
+        if self._problem:
+            self.notify(self._problem, title="Settings", severity="warning", timeout=12)
+
+    async def _mount_rest(self) -> None:
+        from tui.live.engine_link import EngineLink
+
+        self.engine = EngineLink(self._engine_command)
+        self.stylesheet.read_all([PANES_FOLDER / f"{title.lower()}.tcss" for title in PANES[1:]])
+        self.stylesheet.parse()
+        try:
+            for pane in later_panes():
+                name = pane.TITLE.lower()
+                await self.query_one(f"#tab-{name}", TabPane).mount(pane)
+                self._stale.add(name)
+            await self.query_one(SpecPane).mount_more()
+        except (NoMatches, MountError):  # the user has already left
+            return
+        self._refresh_active()
+        self._settled = True
+        if self._wanted is not None:
+            self.action_go(self._wanted)
+        self.engine.attach(self, start=self._start_engine)
+
+    def on_unmount(self) -> None:
+        """The engine ends with the app; what was not yet saved is."""
+        if self.engine is not None:
+            self.engine.close()
+        self._save()
+
+    # --- state --------------------------------------------------------------------------------------------
+
+    @on(StateEdited)
+    def _edited(self, event: StateEdited) -> None:
+        event.stop()
+        self.take_state(event.state)
+
+    def take_state(self, state: AppState, *, undoable: bool = True) -> None:
+        """Analyse `state` and show it; an impossible one is refused in a sentence."""
+        try:
+            analysis = analyse(state)
+        except CalcError as error:
+            self.notify(str(error), severity="error")
+            return
+        if undoable and state != self.state:
+            self._undo = [*self._undo[-MAX_UNDO:], self.state]
+        self.state, self.analysis = state, analysis
+        self._show_everywhere()
+        self._remember(state=state)
+
+    def _show_everywhere(self) -> None:
+        """The strip and the visible pane now; the others when they are looked at."""
+        self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory, self.analysis.server)
+        self._stale = {title.lower() for title in PANES}
+        self._refresh_active()
+
+    def _refresh_active(self) -> None:
+        name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")
+        pane = self.pane(name)
+        if pane is not None and name in self._stale and pane.is_mounted:
+            self._stale.discard(name)
+            pane.show(self.state, self.analysis)
+
+    def pane(self, name: str) -> Pane | None:
+        """The pane called `name` ("spec"), once it is mounted."""
+        found = self.query(f"#pane-{name}")
+        return found.first(Pane) if found else None
+
+    @property
+    def active_pane(self) -> Pane | None:
+        """The visible pane."""
+        return self.pane(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
+
+    @on(TabbedContent.TabActivated, "#tabs")
+    def _activated(self) -> None:
+        self._refresh_active()
+        self.refresh_bindings()
+        if self.focused is None and self._settled:  # a key asked for the pane before it could take the focus
+            self._focus_first(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
+
+    def on_engine_changed(self, event: EngineChanged) -> None:
+        """The engine's state is in the strip, on every pane."""
+        self.query_one("#strip", StatusStrip).show_engine(event.status.line)
+
+    # --- what is remembered -------------------------------------------------------------------------------
+
+    def _remember(self, **changes: object) -> None:
+        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        if not self._dirty:
+            self._dirty = True
+            self.set_timer(SAVE_AFTER_S, self._save)
+
+    def _theme_changed(self, theme: Theme) -> None:
+        if theme.name != self.settings.theme:
+            self._remember(theme=theme.name)
+            self._show_everywhere()
+
+    def _save(self) -> None:
+        """Write what is to be remembered; failing to is said once and stops nothing."""
+        if not self._dirty:
+            return
+        self._dirty = False
+        if self._settings_file is None:
+            return
+        try:
+            save_settings(self._settings_file, self.settings)
+        except OSError as error:
+            reason, self._settings_file = error.strerror or error, None
+            if self.is_running:
+                self.notify(f"Settings cannot be saved: {reason}.", severity="warning")
+
+    # --- actions ------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the app work where no list or help lies over the panes."""
+        if len(self.screen_stack) > 1 and action in OVER_PANES:
+            return False
+        return super().check_action(action, parameters)
+
+    def get_system_commands(self, screen: Screen[object]) -> list[SystemCommand]:
+        """Our commands in the palette."""
+        from tui.app.palette import app_commands
+
+        return list(app_commands(self))
+
+    def action_go(self, index: int) -> None:
+        """Show a pane and put the focus into it; a key pressed while the panes are being made counts when they are."""
+        if not self._settled:  # the tabs would still activate their first one over it
+            self._wanted = index
+            return
+        tabs = self.query_one("#tabs", TabbedContent)
+        name = PANES[index].lower()
+        if tabs.active != f"tab-{name}":
+            self.screen.set_focus(None)
+            tabs.active = f"tab-{name}"
+        self.call_after_refresh(self._focus_first, name)
+
+    def action_measure(self, kind: Kind) -> None:
+        """Show the Benchmark pane and start one of its measurements."""
+        from tui.panes.benchmark import BenchmarkPane
+
+        self.action_go(PANES.index("Benchmark"))
+        if isinstance(pane := self.pane("benchmark"), BenchmarkPane):
+            pane.start(kind)
+
+    def _focus_first(self, name: str) -> None:
+        pane = self.pane(name)
+        if pane is None or (self.focused is not None and pane in self.focused.ancestors):
+            return
+        wanted = getattr(pane, "first_focus", None)
+        if wanted is not None:
+            wanted().focus()
+            return
+        self.screen.focus_next(f"#pane-{name} *")
+
+    def action_help(self) -> None:
+        """Explain the focused thing, the pane, and the keys."""
+        from tui.app.help import HelpScreen, focus_help, help_text, keys_of
+
+        title, rows = focus_help(self.focused)
+        keys = keys_of(self.screen.active_bindings.values())
+        self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
+
+    def action_copy_command(self) -> None:
+        """The command line that prints what the pane shows, to the clipboard."""
+        pane = self.active_pane
+        if pane is not None and (command := pane.command_line()):
+            self._copy(command, command)
+            if pane.TITLE in ("Spec", "Memory"):
+                self._say_what_is_unsaid()
+
+    def action_questions(self) -> None:
+        """The questions turned round, over the pane."""
+        from tui.widgets.questions import Questions
+
+        self.push_screen(Questions(self.analysis.memory))
+
+    def action_copy_launch(self) -> None:
+        """The command that starts the server which the numbers are of, to the clipboard."""
+        from calc.servers.launch import launch_command
+
+        answer = self.analysis.server
+        command = launch_command(answer.report) if answer is not None and answer.report is not None else ""
+        if command:
+            self._copy(command, command)
+        else:
+            self.notify("Choose a server as policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning")
+
+    def _say_what_is_unsaid(self) -> None:
+        from tui.form.command_line import unsaid
+
+        if missing := unsaid(self.state.study):
+            self.notify(
+                f"No option says {', '.join(missing)}: save the spec as TOML and give that to --model.",
+                severity="warning",
+            )
+
+    def action_copy_table(self, form: str = "md") -> None:
+        """The pane's table to the clipboard, as Markdown or tab-separated."""
+        pane = self.active_pane
+        tables = pane.tables() if pane is not None else ()
+        if not tables:
+            self.notify("There is no table here yet.", severity="warning")
+            return
+        text = as_markdown(tables[0]) if form == "md" else as_tsv(tables[0])
+        self._copy(text, f"{tables[0].title}: {len(tables[0].rows)} rows as {'Markdown' if form == 'md' else 'TSV'}")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.copy_to_clipboard(text)
+        self.notify(what, title="Copied to the terminal's clipboard", markup=False)
+
+    def action_export(self) -> None:
+        """Ask in place for a file and write the pane to it."""
+        pane = self.active_pane
+        if pane is None:
+            return
+        self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
+
+    def action_report(self) -> None:
+        """Ask in place for a file and write the whole report to it, as LaTeX or Markdown by its ending."""
+
+        def accept(typed: str) -> str | None:
+            from tui.report.command import renderer_for
+            from tui.report.content import build_report
+
+            try:
+                render = renderer_for(Path(typed))
+            except CalcError:
+                return "Type a name that ends in .md (Markdown) or .tex (LaTeX)."
+            writer.text = render(build_report(self.state, None))
+            return writer(typed)
+
+        writer = FileWriter("", done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "calculated numbers; kvscope report measures as well · Enter writes · Esc cancels"
+        request = PathRequest(label="Report to", value="report.md", accept=accept, hint=hint)
+        self.query_one(PathBar).ask(request)
+
+    def action_save_spec(self) -> None:
+        """Ask in place for a file and write the model to it, as TOML that opens again."""
+        import tomli_w
+
+        from tui.app.settings import model_document
+
+        model = self.state.study.model
+        name = model.name.removesuffix(" (edited)").replace("/", "-")
+        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(model_document(model)))
+
+    def _ask_to_write(self, label: str, value: str, text: str) -> None:
+        writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "Enter writes · Tab completes · Esc cancels"
+        self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
+
+    def action_open(self) -> None:
+        """Ask in place for a model file."""
+        hint = "a config.json, .gguf, folder or spec .toml · Enter opens · Tab completes · Esc cancels"
+        self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
+
+    def open_model(self, name_or_path: str) -> str | None:
+        """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""
+        from calc.sources import load_model
+
+        try:
+            model = load_model(name_or_path)
+        except CalcError as error:
+            return str(error)
+        self._take_model(model)
+        return None
+
+    def _take_model(self, model: ModelSpec) -> None:
+        spec = self.pane("spec")
+        if isinstance(spec, SpecPane):
+            spec.take_model(model)
+
+    @on(PickerField.Opened)
+    def _picker_wanted(self, event: PickerField.Opened) -> None:
+        event.stop()
+        if event.picker_field.field.name == "model":
+            self.action_pick_model(event.typed)
+        else:
+            self.action_pick_device(event.typed)
+
+    def action_pick_model(self, typed: str = "") -> None:
+        """Search the catalog of models."""
+        from tui.form.catalog_lists import model_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        current = study.model.name.removesuffix(" (edited)")
+        self.push_screen(Picker(model_list(study), typed=typed, current=current), self._model_picked)
+
+    def _model_picked(self, name: str | None) -> None:
+        if name and (refusal := self.open_model(name)):
+            self.notify(refusal, severity="error", markup=False)
+
+    def action_pick_device(self, typed: str = "") -> None:
+        """Search the catalog of devices."""
+        from tui.form.catalog_lists import current_device, device_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        picker = Picker(device_list(study), typed=typed, current=current_device(study.device))
+        self.push_screen(picker, self._device_picked)
+
+    def _device_picked(self, name: str | None) -> None:
+        from tui.form.catalog_lists import device_called
+
+        spec = self.pane("spec")
+        if name and isinstance(spec, SpecPane):
+            spec.take_device(device_called(name, self.state.study.device))
+
+    def action_undo(self) -> None:
+        """Back to the state before the last edit."""
+        if not self._undo:
+            self.notify("There is nothing to undo.")
+            return
+        *self._undo, state = self._undo
+        self.take_state(state, undoable=False)
+
+    def action_start_over(self) -> None:
+        """The assignment's case again; undo brings the present one back."""
+        self.take_state(default_state())
+
+    def action_marker(self, marker: Marker) -> None:
+        """Draw plots with `marker` from now on."""
+        self._remember(marker=marker)
+        self._show_everywhere()
+
+
+OVER_PANES = frozenset(
+    {
+        "questions",
+        "help",
+        "go",
+        "open",
+        "copy_command",
+        "copy_table",
+        "export",
+        "pick_model",
+        "pick_device",
+        "command_palette",
+    }
+)
+"""Actions that make no sense while a list or the help lies over the panes."""
+
+
+def as_tsv(table: Table) -> str:
+    """A table for a spreadsheet: tabs between cells, headings first."""
+    return "\n".join("\t".join(cells) for cells in (table.columns, *table.rows))
+
+
+def run_app(study: Study | None = None) -> int:
+    """Open the app on `study`, or as it was left; returns the exit code."""
+    app = KvscopeApp(_state_on(study) if study is not None else None)
+    app.run()
+    return app.return_code or 0
+
+
+def _state_on(study: Study) -> AppState:
+    return with_study(default_state(), study)

@@ -1,0 +1,271 @@
+"""What the app remembers: theme, marker, the last state. One TOML file, written whole or not at all.
+
+The file lives in the platform's config folder (``KVSCOPE_CONFIG_DIR`` overrides it). A file that cannot be
+understood is set aside as ``settings.toml.broken``, reported in one sentence, and the defaults are used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from calc.commands.render import write_whole
+from calc.errors import CalcError
+from calc.intensity.attention import Attention
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.storage import StorageFormat
+from tui.form.state import AppState
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+
+Marker = Literal["braille", "hd", "dot"]
+MARKERS: tuple[Marker, ...] = get_args(Marker)
+DEFAULT_THEME = "kvscope-dark"
+FILE_NAME = "settings.toml"
+MAX_SETTINGS_BYTES = 2**20
+
+
+class SettingsError(ValueError):
+    """A settings file that does not say what it should; ``str`` is one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is remembered between runs. `state` is None before the first edit."""
+
+    theme: str = DEFAULT_THEME
+    marker: Marker = "braille"
+    state: AppState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSettings:
+    """Settings and, where the file had to be ignored, the sentence that says so."""
+
+    settings: Settings
+    problem: str | None = None
+
+
+def settings_path() -> Path:
+    """Where the settings are kept; the folder need not exist yet."""
+    override = os.environ.get("KVSCOPE_CONFIG_DIR")
+    if override:
+        return Path(override) / FILE_NAME
+    from platformdirs import user_config_dir
+
+    return Path(user_config_dir("kvscope", appauthor=False)) / FILE_NAME
+
+
+def load_settings(path: Path) -> LoadedSettings:
+    """The settings in `path`; defaults where there is no file, or where it is broken (then it is set aside)."""
+    import tomllib
+
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_SETTINGS_BYTES + 1)
+    except FileNotFoundError:
+        return LoadedSettings(settings=Settings())
+    except OSError as error:
+        problem = f"The settings in {path} cannot be read ({error.strerror or error}); defaults are used."
+        return LoadedSettings(settings=Settings(), problem=problem)
+    try:
+        if len(data) > MAX_SETTINGS_BYTES:
+            raise SettingsError("the file is larger than 1 MiB")
+        return LoadedSettings(settings=settings_from(tomllib.loads(data.decode("utf-8"))))
+    except (ValueError, RecursionError) as error:
+        return LoadedSettings(settings=Settings(), problem=_set_aside(path, error))
+
+
+def _set_aside(path: Path, error: Exception) -> str:
+    broken = path.with_name(f"{path.name}.broken")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    try:
+        os.replace(path, broken)
+    except OSError:
+        return f"The settings in {path} are ignored: {reason}."
+    return f"The settings were ignored and kept as {broken}: {reason}."
+
+
+def save_settings(path: Path, settings: Settings) -> None:
+    """Write `settings` by way of a temporary file. Raises OSError."""
+    import tomli_w
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, tomli_w.dumps(settings_document(settings)))
+
+
+# --- settings and state as TOML tables --------------------------------------------------------------------
+
+
+def settings_document(settings: Settings) -> dict[str, Any]:
+    """The file's content. What is None is left out: TOML has no null."""
+    document: dict[str, Any] = {"theme": settings.theme, "marker": settings.marker}
+    if settings.state is not None:
+        document["state"] = state_document(settings.state)
+    return document
+
+
+def settings_from(document: Mapping[str, Any]) -> Settings:
+    """The settings a document describes; keys it does not know are ignored. Raises ValueError."""
+    theme, marker = document.get("theme", DEFAULT_THEME), document.get("marker", "braille")
+    if not isinstance(theme, str):
+        raise SettingsError(f"theme must be a name, not {theme!r}")
+    if marker not in MARKERS:
+        raise SettingsError(f"marker must be {', '.join(MARKERS)}, not {marker!r}")
+    state = document.get("state")
+    return Settings(
+        theme=theme,
+        marker=cast(Marker, marker),
+        state=None if state is None else state_from(_table(state, "state")),
+    )
+
+
+def state_document(state: AppState) -> dict[str, Any]:
+    """An app state as TOML tables."""
+    study = state.study
+    document = {
+        "attention": str(state.attention),
+        "attention_context": state.attention_context,
+        "attention_head_dim": state.attention_head_dim,
+        "softmax_flops": state.softmax_flops,
+        "context": study.context,
+        "weight_format": _format_document(study.weight_format),
+        "kv_format": _format_document(study.kv_format),
+        "tps": list(study.tps),
+        "policy": str(study.policy),
+        "model": _model_document(study.model),
+        "device": _record_document(study.device),
+    }
+    if state.server is not None:
+        document["server"] = _server_document(state.server)
+    return document
+
+
+def _server_document(options: ServerOptions) -> dict[str, Any]:
+    """The options that are not the default; facts of the model are read again with it."""
+    default = type(options)()
+    names = (f.name for f in fields(options) if f.name != "facts")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
+    return {"engine": options.engine, **{n: str(v) if isinstance(v, Fraction) else v for n, v in values.items()}}
+
+
+def _server_from(table: Mapping[str, Any]) -> ServerOptions:
+    from calc.servers.records import ServerOptions
+
+    values = {f.name: table[f.name] for f in fields(ServerOptions) if f.name in table and f.name != "facts"}
+    if "gpu_memory_utilization" in values:
+        values["gpu_memory_utilization"] = Fraction(values["gpu_memory_utilization"])
+    if not isinstance(values.get("version", ""), str):
+        raise SettingsError("the server's version must be text")
+    return ServerOptions(**values)
+
+
+def state_from(document: Mapping[str, Any]) -> AppState:
+    """The app state a document describes. Raises ValueError (a CalcError where a value is impossible)."""
+    try:
+        study = Study(
+            model=_model_from(_table(document["model"], "state.model")),
+            device=_device_from(_table(document["device"], "state.device")),
+            context=document["context"],
+            weight_format=_format_from(document["weight_format"]),
+            kv_format=_format_from(document["kv_format"]),
+            tps=tuple(document["tps"]),
+            policy=Policy(document["policy"]),
+        )
+        return AppState(
+            study=study,
+            attention=Attention(document["attention"]),
+            attention_context=_positive(document, "attention_context"),
+            attention_head_dim=_positive(document, "attention_head_dim"),
+            softmax_flops=5 if document.get("softmax_flops", 5) else 0,
+            server=_server_from(_table(document["server"], "state.server")) if "server" in document else None,
+        )
+    except KeyError as error:
+        raise SettingsError(f"the saved state lacks {error.args[0]}") from None
+    except CalcError:
+        raise
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise SettingsError(f"the saved state is damaged ({error})") from None
+
+
+def _table(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{name} must be a table")
+    return value
+
+
+def _positive(document: Mapping[str, Any], name: str) -> int:
+    value = document[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"{name} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _record_document(record: ModelSpec | DeviceSpec) -> dict[str, Any]:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def model_document(model: ModelSpec) -> dict[str, Any]:
+    """A model as the TOML that ``--model spec.toml`` reads (notes are not kept)."""
+    document = _model_document(model)
+    document.pop("notes", None)
+    return document
+
+
+def _model_document(model: ModelSpec) -> dict[str, Any]:
+    document = _record_document(model)
+    document.pop("layers")
+    if model.stored is not None:
+        from calc.model.stored import stored_document
+
+        document["stored"] = stored_document(model.stored)
+    if model.layers:
+        from calc.model.layers import layers_document
+
+        document["layers"] = layers_document(model.layers)
+    return document
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def _model_from(table: Mapping[str, Any]) -> ModelSpec:
+    values = {**table, "mlp": Mlp(table["mlp"]), "norm": Norm(table["norm"]), "notes": tuple(table.get("notes", ()))}
+    if "layers" in table:
+        from calc.model.layers import layers_from_document
+
+        values["layers"] = layers_from_document(_table(table["layers"], "the layers"))
+    if "stored" in table:
+        from calc.model.stored import stored_from_document
+
+        values["stored"] = stored_from_document(table["stored"])
+    return ModelSpec(**values)
+
+
+def _device_from(table: Mapping[str, Any]) -> DeviceSpec:
+    peaks = {str(k): float(v) for k, v in _table(table.get("peak_flops_per_s", {}), "peaks").items()}
+    return DeviceSpec(**{**table, "peak_flops_per_s": MappingProxyType(peaks)})
+
+
+def _format_document(fmt: StorageFormat) -> dict[str, Any]:
+    return {"name": fmt.name, "block_elems": fmt.block_elems, "block_bytes": fmt.block_bytes}
+
+
+def _format_from(value: object) -> StorageFormat:
+    table = _table(value, "a storage format")
+    fmt = StorageFormat(str(table["name"]), table["block_elems"], table["block_bytes"])
+    if not 0 < Fraction(fmt.block_bytes, fmt.block_elems) <= 64:
+        raise SettingsError(f"storage format {fmt.name} has {fmt.block_bytes} bytes for {fmt.block_elems} elements")
+    return fmt

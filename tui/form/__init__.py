@@ -1,0 +1,1 @@
+"""What is edited: fields, drafts, the study as a command line."""

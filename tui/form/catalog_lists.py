@@ -1,0 +1,106 @@
+"""The catalogs as pick lists: lines, previews with what would fit, and paths read as models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from calc.errors import CalcError
+from calc.fit.memory import memory_report
+from calc.model.spec import DeviceSpec, ModelSpec, Study
+from calc.sources.catalog import DeviceEntry, ModelEntry, devices, manual_device, search_devices, search_models
+from calc.units import format_bytes_exact, format_decimal, format_gib, format_rate
+from tui.form.draft import EDITED
+from tui.widgets.picker import Choice, PickList
+
+MANUAL = "(by hand)"
+
+
+def model_list(study: Study) -> PickList:
+    """Catalog models; the preview says what each would need and whether it fits the study's device."""
+
+    def search(text: str) -> Sequence[Choice]:
+        return [_model_choice(entry, study) for entry in search_models(text)]
+
+    return PickList(
+        title="Model",
+        prompt="name to search, or the path of a config.json, .gguf or folder",
+        search=search,
+        columns=(19, -9, 21, 36),
+        custom=_path,
+    )
+
+
+def _model_choice(entry: ModelEntry, study: Study) -> Choice:
+    m = entry.spec
+    shape = f"{m.n_layers}L {m.n_heads}q {m.n_kv_heads}kv d{m.head_dim}"
+    cells = (entry.id, f"{entry.parameters / 1e9:,.2f} B", shape, entry.hf_id)
+    return Choice(key=entry.id, cells=cells, preview=lambda: model_preview(entry.spec, study))
+
+
+def model_preview(model: ModelSpec, study: Study) -> str:
+    """What the model would be on the study's device, and where its sizes come from."""
+    try:
+        report = memory_report(replace(study, model=model))
+    except CalcError as error:
+        return str(error)
+    fits = f"max batch {report.max_batch:,}" if report.fits else "does not fit"
+    return (
+        f"weights {format_decimal(report.weight_bytes)} · KV {format_bytes_exact(report.kv_bytes_per_token)}/token · "
+        f"{fits} on this device at {study.context:,} tokens\nsource: {model.source}"
+    )
+
+
+def _path(text: str) -> str | None:
+    """`text` itself where it is meant as a path (a Hugging Face id is not)."""
+    looks = text.startswith(("/", "./", "../", "~")) or text.endswith(("/", ".json", ".toml", ".gguf", ".safetensors"))
+    return text if looks else None
+
+
+def device_list(study: Study) -> PickList:
+    """Catalog devices, and a line for a device of which only the memory is known."""
+
+    def search(text: str) -> Sequence[Choice]:
+        found = [_device_choice(entry, study) for entry in search_devices(text)]
+        if text and text.lower() not in MANUAL:
+            return found
+        by_hand = Choice(key=MANUAL, cells=(MANUAL, "", "", "", ""), preview=lambda: "Type the memory; nothing else.")
+        return [by_hand, *found]
+
+    return PickList(
+        title="Device",
+        prompt="name or vendor to search",
+        search=search,
+        columns=(22, -10, -9, -13, -9),
+    )
+
+
+def _device_choice(entry: DeviceEntry, study: Study) -> Choice:
+    d = entry.spec
+    peak, ridge = d.peak_flops_per_s.get("bf16"), d.ridge()
+    cells = (
+        entry.id,
+        format_gib(d.memory_bytes),
+        format_rate(d.bandwidth_bytes_per_s) if d.bandwidth_bytes_per_s else "",
+        format_rate(peak, "FLOP/s") if peak else "",
+        f"ridge {ridge:.0f}" if ridge else "",
+    )
+    return Choice(key=entry.id, cells=cells, preview=lambda: device_preview(d, study))
+
+
+def device_preview(device: DeviceSpec, study: Study) -> str:
+    """What fits on the device with the study's model, how its memory is read, and where that comes from."""
+    report = memory_report(replace(study, device=device))
+    fits = f"max batch {report.max_batch:,}" if report.fits else "this model does not fit"
+    return f"{device.name}: {device.reading} · {fits} at {study.context:,} tokens\nsource: {device.source}"
+
+
+def current_device(device: DeviceSpec) -> str:
+    """The line of the device list that `device` came from."""
+    name = device.name.removesuffix(EDITED)
+    return next((entry.id for entry in devices().values() if entry.name == name), MANUAL)
+
+
+def device_called(key: str, present: DeviceSpec) -> DeviceSpec:
+    """The device of a chosen line; by hand keeps the present memory and drops what else was known."""
+    return manual_device(present.memory_bytes) if key == MANUAL else devices()[key].spec

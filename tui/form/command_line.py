@@ -1,0 +1,137 @@
+"""The command line that prints what the app shows: only options that differ from the defaults."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from calc.errors import CalcError
+from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names
+from calc.model.storage import FORMATS, StorageFormat
+from calc.sources.catalog import devices, find_model
+from tui.form.draft import EDITED, EDITED_SOURCE, follows_hidden_size, memory_text
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+
+DEFAULT_MODEL = "llama-3-8b"
+DEFAULT_MEMORY = 80 * 10**9
+PROVENANCE = ("name", "source", "notes")
+
+
+def memory_command(study: Study, server: ServerOptions | None = None) -> str:
+    """``kvscope memory …`` for `study`, under the policy of `server` where there is one.
+
+    The model is named by its catalog id or its path, edited fields follow as options. A server has one degree of
+    tensor parallelism: its own.
+    """
+    if server is None:
+        return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
+    from tui.views.server import option_words
+
+    own = workload_options(replace(study, tps=(server.tp,), policy=Policy.EQUAL_SPLIT))
+    return " ".join(["kvscope", "memory", *study_options(study), *own, *option_words(server)])
+
+
+def workload_options(study: Study) -> list[str]:
+    """Options of ``memory`` that are not about model, device and formats."""
+    words: list[str] = []
+    if study.context != 8192:
+        words += ["--context", str(study.context)]
+    if study.tps != (1, 2, 4, 8):
+        words += ["--tp", ",".join(map(str, study.tps))]
+    if study.policy is not Policy.EQUAL_SPLIT:
+        words += ["--policy", str(study.policy)]
+    return words
+
+
+def study_options(study: Study) -> list[str]:
+    """Options for model, device and storage formats, shared by ``memory`` and ``intensity``."""
+    return [
+        *model_options(study.model),
+        *device_options(study.device),
+        *_weight_options(study),
+        *_format_options("kv", study.kv_format),
+    ]
+
+
+def model_options(model: ModelSpec) -> list[str]:
+    """``--model`` and what was edited after it. Llama-3-8B is the default."""
+    name, base = _base_of(model)
+    words = [] if name == DEFAULT_MODEL else ["--model", shlex.quote(name)]
+    changed = {n: getattr(model, n) for n in changed_fields(model, base) if n in DIMENSIONS}
+    if follows_hidden_size(base):
+        # The command lets the head dimension follow embedding and heads, unless it is given.
+        changed.pop("head_dim", None)
+        if not follows_hidden_size(model):
+            changed["head_dim"] = model.head_dim
+    for dimension in DIMENSIONS:
+        if dimension in changed:
+            words += [f"--{dimension.replace('_', '-')}", str(changed[dimension])]
+    if model.mlp != base.mlp:
+        words += ["--mlp", str(model.mlp)]
+    if model.tied != base.tied:
+        words.append("--tied" if model.tied else "--untied")
+    return words
+
+
+def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
+    """Fields in which `model` differs from `base`, names and sources apart."""
+    names = (name for name in field_names(ModelSpec) if name not in PROVENANCE)
+    return [name for name in names if getattr(model, name) != getattr(base, name)]
+
+
+def unsaid(study: Study) -> tuple[str, ...]:
+    """Fields that the command gives another value, because no option says them (biases, windows, positions)."""
+    from calc.commands.cli import memory_parser, study_from
+
+    words = [*study_options(study), *workload_options(study)]
+    said = study_from(memory_parser("kvscope").parse_args(shlex.split(" ".join(words))))
+    return (*changed_fields(study.model, said.model), *(() if said.device == study.device else ("device",)))
+
+
+def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
+    """What --model should say, and the model that gives: the catalog's, a file's, else the default."""
+    from calc.sources import load_model
+
+    source = model.source.removesuffix(EDITED_SOURCE)
+    for name in (model.name.removesuffix(EDITED), source):
+        try:
+            base = load_model(name)
+        except CalcError:
+            continue
+        if base.source == source:
+            return name, base
+    return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
+
+
+def device_options(device: DeviceSpec) -> list[str]:
+    """``--device`` or ``--gpu-memory``; 80 GB is the default."""
+    name = device.name.removesuffix(EDITED)
+    entry = next((entry for entry in devices().values() if entry.name == name), None)
+    if entry is None:
+        memory = memory_text(device.memory_bytes).replace(" ", "")
+        return [] if device.memory_bytes == DEFAULT_MEMORY else ["--gpu-memory", memory]
+    words = ["--device", entry.id]
+    if device.memory_bytes != entry.memory_bytes:
+        words += ["--gpu-memory", memory_text(device.memory_bytes).replace(" ", "")]
+    return words
+
+
+def _weight_options(study: Study) -> list[str]:
+    """How weights are stored, where that is not what the command takes by itself: as the checkpoint holds them."""
+    stored = study.model.stored
+    if stored is None:
+        return _format_options("weight", study.weight_format)
+    if study.weight_format.name == stored.name:
+        return []
+    return _format_options("weight", study.weight_format) or ["--weight-format", study.weight_format.name]
+
+
+def _format_options(kind: str, fmt: StorageFormat) -> list[str]:
+    if fmt.name == "bf16":
+        return []
+    if fmt.name in FORMATS:
+        return [f"--{kind}-format", fmt.name]
+    return [f"--{kind}-bytes", fmt.name.removesuffix(" B")]

@@ -1,0 +1,296 @@
+"""From the text of the spec form to a study: pure functions, so that what a keystroke means can be tested.
+
+The three parts (model, device, workload) are read apart: while one holds an impossible number, edits of the
+others still count, and the impossible part keeps its last good value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from calc.errors import CalcError, SpecError
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.storage import FORMATS, StorageFormat
+from calc.model.stored import stored_format
+from calc.sources.catalog import manual_device, memory_reading
+from calc.units import GB, GIB, format_decimal
+from tui.form.fields import count_parser, parse_memory, parse_storage, parse_tps
+
+T = TypeVar("T")
+
+MODEL_COUNTS = (
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "n_learned_positions",
+    "n_sliding_layers",
+    "window",
+)
+MODEL_FLAGS = ("tied", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
+MODEL_CHOICES: Mapping[str, type[Mlp] | type[Norm]] = {"mlp": Mlp, "norm": Norm}
+EDITED, EDITED_SOURCE = " (edited)", ", edited"
+STORED = "stored"
+"""How a changed model is called, as on the command line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The form as it stands: texts of the typed fields, values of the others.
+
+    `model_origin` and `device_origin` are what was last picked or opened: names, sources and facts that the form
+    has no field for come from them.
+    """
+
+    texts: Mapping[str, str]
+    flags: Mapping[str, bool]
+    mlp: Mlp
+    norm: Norm
+    policy: Policy
+    model_origin: ModelSpec
+    device_origin: DeviceSpec
+    windows_follow: bool = False
+    """Whether the number of window layers follows the number of layers (nobody typed it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a draft says: a study (impossible parts as they were) and, by field, what is wrong."""
+
+    study: Study
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_draft(draft: Draft, last_good: Study) -> Reading:
+    """The study of `draft`. Never raises: errors are sentences by field name."""
+    errors: dict[str, str] = {}
+    model = _guard(lambda: _read_model(draft, errors), errors) or last_good.model
+    device = _guard(lambda: _read_device(draft, last_good.device, errors), errors) or last_good.device
+    workload = _read_workload(draft, model, errors)
+    study = replace(last_good, model=model, device=device, policy=draft.policy, **workload)
+    return Reading(study=study, errors=errors)
+
+
+def _guard(read: Callable[[], T | None], errors: dict[str, str]) -> T | None:
+    """`read()`, its SpecError filed under the field it names."""
+    try:
+        return read()
+    except SpecError as error:
+        errors[error.field] = str(error)
+        return None
+
+
+def _parsed(name: str, parse: Callable[[str], T], draft: Draft, errors: dict[str, str]) -> T | None:
+    try:
+        return parse(draft.texts[name])
+    except CalcError as error:
+        errors[name] = str(error)
+        return None
+
+
+def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
+    before = len(errors)
+    values: dict[str, Any] = {}
+    for name in MODEL_COUNTS:
+        if name == "head_dim" and not draft.texts[name].strip():
+            continue
+        values[name] = _parsed(name, count_parser(name), draft, errors)
+    if len(errors) > before:
+        return None
+    if "head_dim" not in values:
+        # Where it cannot follow, the other fields are still checked, with any head dimension.
+        values["head_dim"] = _guard(lambda: head_dim_of(values["hidden_size"], values["n_heads"]), errors) or 1
+    if draft.windows_follow:
+        values["n_sliding_layers"] = scaled_windows(draft.model_origin, values["n_layers"])
+    values.update(draft.flags, mlp=draft.mlp, norm=draft.norm)
+    model = edited_model(draft.model_origin, values)
+    return None if len(errors) > before else model
+
+
+def scaled_windows(origin: ModelSpec, n_layers: int) -> int:
+    """Window layers of `origin` with another number of layers: the same share, as the command line does."""
+    return -(-origin.n_sliding_layers * n_layers // origin.n_layers)
+
+
+def windows_follow(model: ModelSpec, origin: ModelSpec) -> bool:
+    """Whether `model` has the share of window layers that `origin` has."""
+    return model.n_sliding_layers == scaled_windows(origin, model.n_layers)
+
+
+LAYERED_FIELDS = frozenset(
+    {*MODEL_COUNTS, *MODEL_CHOICES, *MODEL_FLAGS} - {"vocab_size", "n_learned_positions", "tied", "head_bias"}
+)
+"""What no single number says of a model whose layers are given one by one: read-only in the form."""
+
+
+def head_dim_of(hidden_size: int, n_heads: int) -> int:
+    """hidden_size / n_heads, what the head dimension is where nobody says otherwise. Raises SpecError."""
+    if hidden_size % n_heads:
+        raise SpecError("head_dim", f"{hidden_size:,} does not divide by {n_heads:,} query heads: type the head dim")
+    return hidden_size // n_heads
+
+
+def auto_head_dim(texts: Mapping[str, str]) -> str:
+    """What an empty head dimension stands for, as a placeholder."""
+    try:
+        hidden_size, n_heads = (count_parser(name)(texts[name]) or 1 for name in ("hidden_size", "n_heads"))
+        value = head_dim_of(hidden_size, n_heads)
+    except CalcError:
+        return "auto"
+    return f"{value} auto"
+
+
+def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
+    """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError."""
+    if all(getattr(origin, name) == value for name, value in values.items()):
+        return origin
+    name, source = origin.name.removesuffix(EDITED), origin.source.removesuffix(EDITED_SOURCE)
+    return replace(origin, name=name + EDITED, source=source + EDITED_SOURCE, stored=None, **values)
+
+
+def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
+    memory = _parsed("memory_bytes", parse_memory, draft, errors)
+    if memory is None:
+        return None
+    return device_with_memory(draft.device_origin, memory)
+
+
+def device_with_memory(origin: DeviceSpec, memory_bytes: int) -> DeviceSpec:
+    """`origin` with another memory: a manual device where nothing else is known, else "(edited)"."""
+    if memory_bytes == origin.memory_bytes:
+        return origin
+    if origin.bandwidth_bytes_per_s is None and not origin.peak_flops_per_s:
+        return manual_device(memory_bytes)
+    name = origin.name.removesuffix(EDITED) + EDITED
+    return replace(origin, name=name, memory_bytes=memory_bytes, reading=memory_reading(memory_bytes))
+
+
+def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
+    """The weight format for another model: as its checkpoint stores it, else the one chosen by hand, else bf16."""
+    found = stored_format(model)
+    if found is not None:
+        return found
+    return FORMATS["bf16"] if _is_stored(study) else study.weight_format
+
+
+def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
+    """A storage format, or ``stored``: as the model's checkpoint holds its weights. Raises CalcError."""
+    if text.strip().lower() != STORED:
+        return parse_storage(text)
+    found = stored_format(model)
+    if found is None:
+        raise SpecError("weight_format", "no stored weights are known of this model: a format such as bf16 or fp8")
+    return found
+
+
+def _read_workload(draft: Draft, model: ModelSpec, errors: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "context": _parsed("context", count_parser("context"), draft, errors),
+        "weight_format": _parsed("weight_format", lambda text: parse_weights(text, model), draft, errors),
+        "kv_format": _parsed("kv_format", parse_storage, draft, errors),
+        "tps": _parsed("tp", parse_tps, draft, errors),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# --- from a study to the form -----------------------------------------------------------------------------
+
+
+def field_texts(study: Study) -> dict[str, str]:
+    """What the typed fields show for `study`; an empty head dimension follows embedding and heads."""
+    texts = {name: _count_text(getattr(study.model, name)) for name in MODEL_COUNTS}
+    if follows_hidden_size(study.model):
+        texts["head_dim"] = ""
+    return {
+        **texts,
+        "memory_bytes": memory_text(study.device.memory_bytes),
+        "context": str(study.context),
+        "weight_format": STORED if _is_stored(study) else study.weight_format.name,
+        "kv_format": study.kv_format.name,
+        "tp": ",".join(map(str, study.tps)),
+    }
+
+
+def _is_stored(study: Study) -> bool:
+    return study.model.stored is not None and study.weight_format.name == study.model.stored.name
+
+
+def _count_text(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def memory_text(memory_bytes: int) -> str:
+    """A size that reads back exactly: ``80 GB``, ``79.19 GiB`` where two places are exact, else all bytes."""
+    for scale, unit in ((GB, "GB"), (GIB, "GiB")):
+        if memory_bytes % scale == 0:
+            return f"{memory_bytes // scale} {unit}"
+    for scale, unit in ((GIB, "GiB"), (GB, "GB")):
+        text = f"{memory_bytes / scale:.2f} {unit}"
+        if memory_bytes >= scale and parse_memory(text) == memory_bytes:
+            return text
+    return f"{memory_bytes} B"
+
+
+def follows_hidden_size(model: ModelSpec) -> bool:
+    """Whether the head dimension is what embedding and query heads imply."""
+    return model.head_dim * model.n_heads == model.hidden_size
+
+
+def hint(name: str, text: str) -> str:
+    """How `text` was read, where that says more than the text itself; empty where it cannot be read."""
+    try:
+        return _hint(name, text.strip())
+    except CalcError:
+        return ""
+
+
+def _hint(name: str, text: str) -> str:
+    if name == "memory_bytes":
+        n_bytes = parse_memory(text)
+        other = f"{n_bytes / GB:,.2f} GB" if "i" in text.lower() else f"{n_bytes / GIB:,.2f} GiB"
+        return f"= {other}"
+    if text.lower() == STORED:
+        return "as the checkpoint holds them"
+    if name in ("weight_format", "kv_format"):
+        return _format_hint(parse_storage(text))
+    if name == "tp":
+        degrees = parse_tps(text)
+        return f"= {', '.join(map(str, degrees))}" if ".." in text else ""
+    value = count_parser(name)(text)
+    if value is None or (text.isdigit() and name != "context"):
+        return ""
+    return f"= {value:,}" + (" tokens" if name == "context" else "")
+
+
+def _format_hint(fmt: StorageFormat) -> str:
+    value = fmt.bytes_per_element
+    blocks = f" ({fmt.block_bytes} B for {fmt.block_elems})" if fmt.block_elems > 2 else ""
+    return f"{float(value):g} B each{blocks}"
+
+
+def origin_of_model(model: ModelSpec) -> ModelSpec:
+    """The catalog model that an "(edited)" name came from, where the catalog has it; else `model` itself."""
+    if not model.name.endswith(EDITED):
+        return model
+    from calc.sources.catalog import find_model
+
+    try:
+        return find_model(model.name.removesuffix(EDITED))
+    except CalcError:
+        return model
+
+
+def device_short_name(device: DeviceSpec) -> str:
+    """A name for the strip: ``80 GB`` for a device of which only that is known."""
+    known = device.bandwidth_bytes_per_s is not None or device.peak_flops_per_s
+    return device.name if known else _size_name(device)
+
+
+def _size_name(device: DeviceSpec) -> str:
+    text = memory_text(device.memory_bytes)
+    return format_decimal(device.memory_bytes) if text.endswith(" B") else text

@@ -1,0 +1,296 @@
+"""The fields of the spec form: labels, units, meanings and accepted forms, in one place for form and help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from calc.model.storage import StorageFormat, parse_format
+from calc.units import parse_count, parse_counts, parse_size
+
+COUNT_FORMS = "4096, 4_096, 4k (4,000), 4Ki (4,096), 1e3"
+SIZE_FORMS = "80GB (80 x 10^9 B), 80GiB (80 x 2^30 B), 79.19 GiB, 512MB; the unit is needed"
+FORMAT_FORMS = "a format: bf16, fp8, int8, int4, q4_k, nvfp4, …; or bytes an element: 2, 0.5, 9/16"
+LIST_FORMS = "a list 1,2,4,8 or a doubling range 1..16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field of the form. `symbol` is its key in calc.explain.SYMBOLS, where formulas use it."""
+
+    name: str
+    label: str
+    unit: str
+    meaning: str
+    forms: str = ""
+    symbol: str | None = None
+
+
+def _by_name(*fields: Field) -> dict[str, Field]:
+    return {field.name: field for field in fields}
+
+
+COUNTS = _by_name(
+    Field(
+        name="n_layers",
+        label="Layers",
+        unit="layers",
+        meaning="Transformer blocks. Every one of them has its own K and V cache.",
+        forms=COUNT_FORMS,
+        symbol="n_layers",
+    ),
+    Field(
+        name="n_heads",
+        label="Query heads",
+        unit="heads",
+        meaning="Attention heads that ask. With the head dimension they set the width of the Q and output projections.",
+        forms=COUNT_FORMS,
+        symbol="n_heads",
+    ),
+    Field(
+        name="n_kv_heads",
+        label="KV heads",
+        unit="heads",
+        meaning=(
+            "Heads whose K and V are cached. As many as query heads: multi-head attention; fewer: grouped-query; "
+            "1: multi-query. Must divide the query heads."
+        ),
+        forms=COUNT_FORMS,
+        symbol="n_kv_heads",
+    ),
+    Field(
+        name="head_dim",
+        label="Head dim",
+        unit="elements",
+        meaning=(
+            "Length of a head's query, key and value. Follows embedding / query heads until you type a number; "
+            "empty the field to let it follow again."
+        ),
+        forms=f"{COUNT_FORMS}; empty: h1 / n_q",
+        symbol="head_dim",
+    ),
+    Field(
+        name="hidden_size",
+        label="Embedding h1",
+        unit="elements",
+        meaning="Width of the residual stream: the embedding dimension (hidden_size in a config.json).",
+        forms=COUNT_FORMS,
+        symbol="hidden_size",
+    ),
+    Field(
+        name="intermediate_size",
+        label="Inner h2",
+        unit="elements",
+        meaning="Width inside the feed-forward block (intermediate_size in a config.json).",
+        forms=COUNT_FORMS,
+        symbol="intermediate_size",
+    ),
+    Field(
+        name="vocab_size",
+        label="Vocabulary",
+        unit="tokens",
+        meaning="Rows of the token embedding and, unless tied, of the head.",
+        forms=COUNT_FORMS,
+        symbol="vocab_size",
+    ),
+    Field(
+        name="n_learned_positions",
+        label="Learned pos.",
+        unit="positions",
+        meaning="Rows of a learned position table (GPT-2, OPT); 0 for rotary positions, which have no parameters.",
+        forms=COUNT_FORMS,
+        symbol="n_learned_positions",
+    ),
+    Field(
+        name="n_sliding_layers",
+        label="Window layers",
+        unit="layers",
+        meaning="Layers that cache only the last tokens (sliding-window attention); 0: every layer keeps all.",
+        forms=COUNT_FORMS,
+        symbol="n_sliding_layers",
+    ),
+    Field(
+        name="window",
+        label="Window",
+        unit="tokens",
+        meaning="How many tokens the window layers keep. Empty where there are none.",
+        forms=f"{COUNT_FORMS}; empty: none",
+        symbol="window",
+    ),
+    Field(
+        name="context",
+        label="Context",
+        unit="tokens",
+        meaning="Tokens a request holds in the cache: prompt and answer together.",
+        forms=COUNT_FORMS,
+        symbol="context",
+    ),
+)
+"""Fields that hold a whole number."""
+
+OTHERS = _by_name(
+    Field(
+        name="model",
+        label="Catalog",
+        unit="",
+        meaning=(
+            "The model the numbers start from. Type to search, or the path of a config.json, of a folder with one, "
+            "or of a spec .toml. Editing a number afterwards shows “(edited)”."
+        ),
+        forms="llama-3-8b, meta-llama/Meta-Llama-3-8B, ./config.json",
+    ),
+    Field(
+        name="device",
+        label="Catalog",
+        unit="",
+        meaning=(
+            "The accelerator. The catalog knows usable memory, bandwidth and dense peaks, which give the ridge; "
+            "by hand only the memory is known."
+        ),
+        forms="a100-80gb, h100-sxm, …",
+    ),
+    Field(
+        name="memory_bytes",
+        label="Memory",
+        unit="B",
+        meaning=(
+            "Memory of one device. 80 GB on a label is not 80 GiB: the first is 80 x 10^9 bytes, the second 7 % more."
+        ),
+        forms=SIZE_FORMS,
+        symbol="memory_bytes",
+    ),
+    Field(
+        name="weight_format",
+        label="Weights",
+        unit="bytes an element",
+        meaning="How a weight is stored, scales included. Every parameter is counted at this size.",
+        forms=FORMAT_FORMS,
+        symbol="weight_element_bytes",
+    ),
+    Field(
+        name="kv_format",
+        label="KV cache",
+        unit="bytes an element",
+        meaning="How an element of the K and V cache is stored.",
+        forms=FORMAT_FORMS,
+        symbol="kv_element_bytes",
+    ),
+    Field(
+        name="tp",
+        label="TP",
+        unit="GPUs",
+        meaning="Tensor-parallel degrees of the table: each is a number of devices that share one copy of the model.",
+        forms=LIST_FORMS,
+        symbol="tp",
+    ),
+    Field(
+        name="mlp",
+        label="MLP",
+        unit="",
+        meaning="gated: gate, up and down matrices (SwiGLU); plain: up and down (ReLU, GELU).",
+        forms="← → or Space",
+    ),
+    Field(
+        name="norm",
+        label="Norm",
+        unit="",
+        meaning="rms: one weight vector (RMSNorm); layer: a weight and a bias (LayerNorm).",
+        forms="← → or Space",
+    ),
+    Field(
+        name="policy",
+        label="Split rule",
+        unit="",
+        meaning=(
+            "equal-split: weights and cache divide by TP (the assignment's rule); replicated: whole KV heads a GPU, "
+            "repeated beyond the number of KV heads, as servers do; vllm, sglang, transformers, llamacpp: whole heads, "
+            "and what that server reserves beside the cache. The Memory pane shows all of it."
+        ),
+        forms="← → or Space",
+    ),
+    Field(
+        name="enforce_eager",
+        label="eager",
+        unit="",
+        meaning="No CUDA graphs: their memory is free, every step is launched operator by operator.",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="tied",
+        label="tied head",
+        unit="",
+        meaning="The head shares the embedding's weights, so they are counted once.",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="qk_norm",
+        label="QK norm",
+        unit="",
+        meaning="Norms on queries and keys (Qwen3): 2 x head_dim parameters a layer.",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="qkv_bias",
+        label="QKV",
+        unit="",
+        meaning="Biases on the Q, K and V projections (Qwen2, GPT-2).",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="o_bias",
+        label="output",
+        unit="",
+        meaning="A bias on the attention's output projection.",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="mlp_bias",
+        label="MLP",
+        unit="",
+        meaning="Biases on the matrices of the feed-forward block.",
+        forms="Space or Enter",
+    ),
+    Field(
+        name="head_bias",
+        label="head",
+        unit="",
+        meaning="A bias on the head (vocabulary-sized).",
+        forms="Space or Enter",
+    ),
+)
+"""Every other field."""
+
+FIELDS: dict[str, Field] = {**COUNTS, **OTHERS}
+
+_MINIMA = {"n_learned_positions": 0, "n_sliding_layers": 0}
+
+
+def _optional_count(text: str, what: str) -> int | None:
+    return parse_count(text, what=what) if text.strip() else None
+
+
+def count_parser(name: str) -> Callable[[str], int | None]:
+    """The parser of a whole-number field; its refusals name the field by its label. Empty `window` is None."""
+    what = COUNTS[name].label
+    if name == "window":
+        return partial(_optional_count, what=what)
+    return partial(parse_count, what=what, minimum=_MINIMA.get(name, 1))
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of the memory field."""
+    return parse_size(text, what="Memory")
+
+
+def parse_tps(text: str) -> tuple[int, ...]:
+    """Degrees of the TP field."""
+    return parse_counts(text, what="TP", maximum=1 << 20)
+
+
+def parse_storage(text: str) -> StorageFormat:
+    """The format of a storage field: a name, or bytes an element (``2``, ``0.5``, ``2 B``)."""
+    stripped = text.strip()
+    if stripped[:1].isdigit():
+        stripped = stripped.rstrip("Bb").rstrip()
+    return parse_format(stripped)

@@ -1,0 +1,117 @@
+"""Reading the options of the live panes: text in, values or one sentence out."""
+
+from __future__ import annotations
+
+import re
+
+from calc.errors import QuantityError
+from calc.units import parse_count, parse_counts
+from engine.measure.options import MAX_BATCH, MAX_TOKENS
+
+DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
+DTYPE_HELP = (
+    "Type of the weights and of the cache; auto is the file's own. int8 and int4 keep weights alone, 32 to a scale, "
+    "with some loss."
+)
+CACHE_CHOICES = ("full", "window", "int8")
+CACHE_HELP = "How keys and values are kept: all, the window of sliding layers alone, or 8 bits with a scale a head."
+TP_CHOICES = ("1", "2", "3", "4", "6", "8")
+TP_HELP = "Tensor-parallel ranks: processes that share heads, weights and cache."
+COMPILED_CHOICES = ("off", "auto")
+COMPILED_HELP = (
+    "Of the sweep. off: both ways run the same layers. auto: with the cache the compiled step runs where there is one, "
+    "as it does for batches."
+)
+ROWS_CHOICES = ("ragged", "equal")
+ROWS_HELP = "Of batches: rows from half the context to all of it, or all of one length."
+MAX_NEW_TOKENS = 1_000_000
+MAX_SEED = 2**63 - 1
+_IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s*", re.IGNORECASE)
+
+
+def read_new_tokens(text: str) -> int:
+    """How many tokens to make."""
+    return parse_count(text, what="new tokens", maximum=MAX_NEW_TOKENS)
+
+
+def read_temperature(text: str) -> float:
+    """0 is greedy; blank as well."""
+    return _read_number(text or "0", what="temperature", low=0.0, high=100.0, allowed="0 (greedy) to 100")
+
+
+def read_top_k(text: str) -> int | None:
+    """Blank is off."""
+    return parse_count(text, what="top-k") if text.strip() else None
+
+
+def read_top_p(text: str) -> float | None:
+    """Blank is off."""
+    if not text.strip():
+        return None
+    value = _read_number(text, what="top-p", low=0.0, high=1.0, allowed="above 0 and at most 1")
+    if value == 0:
+        raise QuantityError("top-p must be above 0 and at most 1, not 0")
+    return value
+
+
+def read_seed(text: str) -> int | None:
+    """Blank is a new one each time."""
+    return parse_count(text, what="seed", minimum=0, maximum=MAX_SEED) if text.strip() else None
+
+
+def read_path(text: str) -> str | None:
+    """Blank is the bundled file; ``~`` is the home folder. Whether it exists is for the engine to say."""
+    stripped = text.strip()
+    if not stripped:
+        return None
+    if "\0" in stripped:
+        raise QuantityError("a path cannot contain a NUL character")
+    from os.path import expanduser
+
+    return expanduser(stripped)
+
+
+def read_atol(text: str) -> float | None:
+    """Blank is the default for the dtype."""
+    if not text.strip():
+        return None
+    value = _read_number(text, what="tolerance", low=0.0, high=1e9, allowed="a small number such as 1e-4")
+    if value == 0:
+        raise QuantityError("tolerance must be above 0, such as 1e-4")
+    return value
+
+
+def read_lengths(text: str) -> tuple[int, ...]:
+    """Prompt lengths, each at least one token."""
+    return parse_counts(text, what="prompt lengths", maximum=10**6)
+
+
+def read_batches(text: str) -> tuple[int, ...]:
+    """Rows at once."""
+    return parse_counts(text, what="batches", maximum=MAX_BATCH)
+
+
+def read_context(text: str) -> int:
+    """Tokens of the longest row."""
+    return parse_count(text, what="context", maximum=MAX_TOKENS)
+
+
+def read_repeats(text: str) -> int:
+    """Repeats of a measurement."""
+    return parse_count(text, what="repeats", maximum=1000)
+
+
+def read_ids(text: str) -> tuple[int, ...] | None:
+    """Token ids in ``1, 2, 3`` or ``ids: 1 2 3``; None where the text is something else."""
+    match = _IDS.fullmatch(text)
+    return tuple(int(part) for part in re.split(r"[\s,]+", match[1])) if match else None
+
+
+def _read_number(text: str, *, what: str, low: float, high: float, allowed: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise QuantityError(f"{what} must be a number, {allowed}, not {text.strip()[:40]!r}") from None
+    if not low <= value <= high:
+        raise QuantityError(f"{what} must be {allowed}, not {text.strip()[:40]}")
+    return value

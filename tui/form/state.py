@@ -1,0 +1,90 @@
+"""The app's state: one frozen value, edited by pure transitions, analysed by one pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from calc.fit.memory import MemoryReport, memory_report
+from calc.intensity.attention import Attention
+from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
+from calc.model.spec import Policy, Study
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions
+    from tui.views.server import ServerAnswer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppState:
+    """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d."""
+
+    study: Study
+    attention: Attention = Attention.STANDARD
+    attention_context: int = 1024
+    attention_head_dim: int = 128
+    softmax_flops: int = 5
+    server: ServerOptions | None = None
+
+    @property
+    def policy(self) -> str:
+        """The server's name where there is one, else the rule of the study."""
+        return str(self.study.policy) if self.server is None else self.server.engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """Everything computed from a state, once an edit. `server` is None under the rules of the assignment."""
+
+    memory: MemoryReport
+    intensity: IntensityReport
+    server: ServerAnswer | None = None
+
+
+def initial_state(study: Study) -> AppState:
+    """The state that shows `study`, with d of the intensity pane its model's."""
+    return AppState(study=study, attention_head_dim=study.model.head_dim)
+
+
+def with_study(state: AppState, study: Study) -> AppState:
+    """`state` with another study; d of the intensity pane follows a changed head_dim."""
+    head_dim = state.attention_head_dim
+    if study.model.head_dim != state.study.model.head_dim:
+        head_dim = study.model.head_dim
+    return replace(state, study=study, attention_head_dim=head_dim)
+
+
+def intensity_query(state: AppState) -> IntensityQuery:
+    """The question of the intensity pane."""
+    return IntensityQuery(
+        model=state.study.model,
+        device=state.study.device,
+        attention=state.attention,
+        context=state.attention_context,
+        head_dim=state.attention_head_dim,
+        element_bytes=state.study.kv_format.bytes_per_element,
+        weight_element_bytes=state.study.weight_format.bytes_per_element,
+        softmax_flops=state.softmax_flops,
+    )
+
+
+def analyse(state: AppState) -> Analysis:
+    """All reports of `state`; a few milliseconds."""
+    memory, intensity = memory_report(state.study), intensity_report(intensity_query(state))
+    if state.server is None:
+        return Analysis(memory=memory, intensity=intensity)
+    from tui.views.server import server_answer
+
+    return Analysis(memory=memory, intensity=intensity, server=server_answer(state.study, state.server))
+
+
+def with_policy(state: AppState, name: str) -> AppState:
+    """`state` under another rule or server; a server keeps whole heads."""
+    if name == state.policy:
+        return state
+    if name in {str(policy) for policy in (Policy.EQUAL_SPLIT, Policy.REPLICATED)}:
+        return replace(state, study=replace(state.study, policy=Policy(name)), server=None)
+    from tui.views.server import with_engine
+
+    study = replace(state.study, policy=Policy.REPLICATED)
+    return replace(state, study=study, server=with_engine(state.server, name))

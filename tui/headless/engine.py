@@ -1,0 +1,221 @@
+"""Commands that need the engine, without a screen: the engine runs as a process, its answers are printed here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from calc.commands import cli as calc_cli
+from calc.commands import render
+from calc.commands.documents import intensity_document, memory_document
+from calc.commands.tables import Table
+from engine.commands import cli as engine_cli
+from engine.commands import run as commands
+from engine.commands.documents import Document, batch_document, generation_document, to_json
+from engine.commands.line_plot import Drawing
+from engine.commands.measured_plots import batch_drawing
+from engine.commands.summary import batch_title
+from engine.errors import EngineError
+from engine.process.client import EngineClient
+from engine.process.events import (
+    BatchFinished,
+    Benchmark,
+    BenchmarkFinished,
+    Evaluate,
+    EvaluationFinished,
+    FormatsFinished,
+    GenerationFinished,
+    ModelInfo,
+    Request,
+)
+from tui.form.state import Analysis, AppState, analyse, initial_state
+from tui.live import measured_tables as measured
+from tui.live.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
+
+MODES = {
+    "generate": ("generate", "Run a real transformer with its KV cache, token by token."),
+    "evaluate": ("evaluate", "Logits after each prompt against the expected ones."),
+    "kv-evaluate": ("kv_evaluate", "The same with the KV cache, and cached against uncached."),
+    "benchmark": ("benchmark", "Latency with and without the KV cache, by prompt length."),
+    "batch": ("batch", "Decode steps of several prompts at once: tokens a second against batch, beside predicted."),
+    "formats": ("formats", "Memory, speed and error of the logits of each weight and cache format, against float32."),
+}
+SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
+"""The benchmark of the whole study: seconds, not minutes."""
+
+ClientFactory = Callable[[], EngineClient]
+
+
+def run_engine_command(name: str, argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:
+    """One of MODES; the exit code."""
+    args = _parse(name, argv, prog)
+    return engine_guarded(lambda: _run(args, client), prog)
+
+
+def _run(args: argparse.Namespace, client: ClientFactory) -> int:
+    todo = engine_cli.requests(args)
+    with client() as engine:
+        outcome = commands.follow(args, todo, engine.stream, _drawing)
+    _print(args, outcome)
+    return outcome.exit_code
+
+
+def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
+    mode, description = MODES[name]
+    parser = engine_cli.mode_parser(mode, prog, description)
+    calc_cli.add_output_options(parser)
+    args = parser.parse_args(argv)
+    args.json = args.format != "text"  # anything but text is printed at the end, not streamed
+    return args
+
+
+def engine_guarded(run: Callable[[], int], prog: str) -> int:
+    """Run what uses the engine; turn its errors into one sentence and an exit code."""
+    try:
+        return run()
+    except EngineError as error:
+        print(f"{prog}: {error.message}", file=sys.stderr)
+        return error.exit_code
+
+
+def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
+    (result,) = outcome.results
+    if isinstance(result, BatchFinished) and args.format != "json":
+        _print_batch(args, result, outcome.model)
+        return
+    if args.format == "text":
+        commands.print_text(args, outcome)
+        return
+    if args.format == "json":
+        text = to_json(_document(outcome))
+    else:
+        text = (render.as_csv if args.format == "csv" else render.as_markdown)(_table(outcome))
+    calc_cli.emit(args, text)
+
+
+def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: ModelInfo | None) -> None:
+    """Measured beside predicted, and what both come from."""
+    result, predicted = finished.result, _batch_prediction(finished, model)
+    machine = f"Measured on {measured.machine_text(result.machine)}."
+    basis = () if predicted is None else (predicted.basis,)
+    table = measured.batch_table(result.rows, predicted)
+    calc_cli.emit_tables(args, batch_title(result), [table], (*basis, *result.notes, machine))
+
+
+def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> BatchPrediction | None:
+    result = finished.result
+    if model is None:
+        return None
+    return predicted_batches(model, result.rows, prefill_tokens=result.prefill_tokens, prefill_s=result.prefill_s)
+
+
+def _drawing(result: commands.Result, model: ModelInfo | None) -> Drawing | None:
+    """What --plot draws: of batches the predicted line as well."""
+    if not isinstance(result, BatchFinished):
+        return commands.drawing_of(result, model)
+    predicted = _batch_prediction(result, model)
+    return batch_drawing(result.result, predicted.tokens_per_s if predicted is not None else None)
+
+
+def _document(outcome: commands.Outcome) -> Document:
+    """The JSON document, with calc's figure for the cache beside the measured one."""
+    (result,) = outcome.results
+    model = outcome.model
+    if isinstance(result, BatchFinished):
+        return _batch_document(result, model)
+    if not isinstance(result, GenerationFinished) or model is None:
+        return commands.document(result, model=outcome.model_name)
+    predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
+    times = None
+    if result.kv_cache_bytes:
+        n_prompt, n_new = len(result.prompt_ids), len(result.ids)
+        times = predicted_times(model, result.cache, prompt_tokens=n_prompt, new_tokens=n_new)
+    return generation_document(
+        result,
+        model=model.name,
+        kv_cache_bytes_predicted=predicted,
+        ttft_predicted_s=times.ttft_s if times is not None else None,
+        tpot_predicted_s=times.tpot_s if times is not None else None,
+    )
+
+
+def _batch_document(finished: BatchFinished, model: ModelInfo | None) -> Document:
+    predicted = _batch_prediction(finished, model)
+    if predicted is None:
+        return batch_document(finished.result)
+    return batch_document(
+        finished.result,
+        predicted_tokens_per_s=predicted.tokens_per_s,
+        bytes_per_s=predicted.bytes_per_s,
+        flops_per_s=predicted.flops_per_s,
+    )
+
+
+def _table(outcome: commands.Outcome) -> Table:
+    (result,) = outcome.results
+    if not isinstance(result, GenerationFinished):
+        return _result_table(result)
+    rows = tuple((key, str(value)) for key, value in _document(outcome).items() if not isinstance(value, list))
+    return Table(title="generate", columns=("field", "value"), rows=rows)
+
+
+def _result_table(result: commands.Result) -> Table:
+    match result:
+        case EvaluationFinished(result=evaluation):
+            return measured.evaluation_table(evaluation.cases, cached=evaluation.command == "kv-evaluate")
+        case BenchmarkFinished(result=benchmark):
+            return measured.benchmark_table(benchmark.rows, new_tokens=benchmark.new_tokens)
+        case FormatsFinished(result=formats):
+            return measured.formats_table(formats.rows)
+        case GenerationFinished() | BatchFinished():
+            raise TypeError(f"a {type(result).__name__} is printed with its prediction")
+
+
+def run_study(argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:
+    """``kvscope --no-tui`` alone: memory, intensity, evaluate, kv-evaluate and a short benchmark, one after another.
+
+    The options are those of ``memory``. Exit code 1 where an evaluation fails.
+    """
+    args = calc_cli.memory_parser(prog).parse_args(argv)
+    state = initial_state(calc_cli.study_from(args))
+    return engine_guarded(lambda: _run_study(args, state, client), prog)
+
+
+def _run_study(args: argparse.Namespace, state: AppState, client: ClientFactory) -> int:
+    options = argparse.Namespace(mode="run", json=True, output=None, quiet=args.quiet, **engine_cli.UNUSED)
+    with client() as engine:
+        outcome = commands.follow(options, _study_requests(), engine.stream)
+    if args.format == "json":
+        calc_cli.emit(args, to_json(_study_document(analyse(state), outcome)))
+    else:
+        calc_cli.emit(args, _study_text(args.format, analyse(state), outcome))
+    return outcome.exit_code
+
+
+def _study_requests() -> list[Request]:
+    short = Benchmark(lengths=SHORT_LENGTHS, new_tokens=SHORT_NEW_TOKENS, repeats=SHORT_REPEATS)
+    return [Evaluate(), Evaluate(cached=True), short]
+
+
+def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
+    measured_parts = [commands.document(result, model=outcome.model_name) for result in outcome.results]
+    parts = [memory_document(analysis.memory), intensity_document(analysis.intensity), *measured_parts]
+    return {"command": "study", "schema": 1, **{part["command"]: part for part in parts}}
+
+
+def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str:
+    answers = (calc_cli.memory_answer(analysis.memory), calc_cli.intensity_answer(analysis.intensity))
+    blocks = [calc_cli.rendered(form, *answer) for answer in answers]
+    if form == "text":
+        blocks += [commands.result_text(result) for result in outcome.results]
+    else:
+        write = render.as_csv if form == "csv" else render.as_markdown
+        blocks += [write(_result_table(result)) for result in outcome.results]
+    return "\n\n".join(blocks)
+
+
+ENGINE_COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
+    name: partial(run_engine_command, name) for name in MODES
+}

@@ -1,0 +1,1 @@
+"""What runs: the engine's events followed, predictions beside them."""

@@ -1,0 +1,243 @@
+"""The app's line to the engine process: started after the first paint, polled 20 times a second, never waited for.
+
+Events are handed out in batches: a tick that finds two hundred new tokens calls its owner once. Whoever submits a
+request gives a handler; the handler gets every event of that request, the terminal one last.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from textual.message import Message
+
+from engine.process.client import EngineClient
+from engine.process.events import (
+    Batch,
+    Benchmark,
+    EngineExited,
+    Evaluate,
+    Event,
+    Failed,
+    Formats,
+    Generate,
+    Load,
+    Loaded,
+    ModelInfo,
+    Progress,
+    Ready,
+    Request,
+    ends,
+)
+
+if TYPE_CHECKING:
+    from textual.app import App
+
+TICK_S = 1 / 20
+_DOWNLOADING = "downloading "  # before the name of what comes over the network
+Handler = Callable[[Sequence[Event]], None]
+
+
+class Phase(StrEnum):
+    """What the engine is doing, in the word that is shown."""
+
+    OFF = "off"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    GENERATING = "generating"
+    EVALUATING = "evaluating"
+    BENCHMARKING = "benchmarking"
+    STOPPED = "stopped"
+
+
+_WORK = {
+    Load: Phase.LOADING,
+    Generate: Phase.GENERATING,
+    Evaluate: Phase.EVALUATING,
+    Benchmark: Phase.BENCHMARKING,
+    Batch: Phase.BENCHMARKING,
+    Formats: Phase.BENCHMARKING,
+}
+_BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase.READY: "●", Phase.STOPPED: "✗"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """State of the engine for the eye. `detail` says why it stopped or what it loads; `model` is what is loaded."""
+
+    phase: Phase = Phase.OFF
+    detail: str = ""
+    model: ModelInfo | None = None
+    pid: int | None = None
+
+    @property
+    def line(self) -> str:
+        """A few words with a bullet: "● ready: two-layer", "✗ stopped: was killed"."""
+        detail = self.detail or (self.model.name if self.model and self.phase is Phase.READY else "")
+        return f"{_BULLETS.get(self.phase, '▶')} {self.phase}" + (f": {detail}" if detail else "")
+
+
+class EngineChanged(Message):
+    """The engine's status is another one; posted to the app."""
+
+    def __init__(self, status: EngineStatus) -> None:
+        super().__init__()
+        self.status = status
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: Request
+    handler: Handler | None
+
+
+class EngineLink:
+    """One engine for the whole app. Nothing here blocks but `close`."""
+
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        """`command` replaces the one that starts the engine (tests use a fake)."""
+        self._client = EngineClient(command)
+        self._pending: dict[int, _Pending] = {}
+        self._app: App[Any] | None = None
+        self._started = False
+        self._watchers: list[Callable[[EngineStatus], None]] = []
+        self.status = EngineStatus()
+
+    def watch(self, watcher: Callable[[EngineStatus], None]) -> None:
+        """Call `watcher` with every new status."""
+        self._watchers.append(watcher)
+
+    def attach(self, app: App[Any], *, start: bool = True) -> None:
+        """Tick with `app` from now on, and start the process with the bundled model. For the app's `on_ready`."""
+        self._app = app
+        # What is alive now (modules, widgets, styles) stays so: left to itself, the collector walks all of it once or
+        # twice a second while tokens stream, and each walk holds a key up by 80 to 110 ms.
+        gc.freeze()
+        app.set_interval(TICK_S, self.tick)
+        if start:
+            self.start()
+
+    def start(self) -> None:
+        """Start the process and let it load the bundled model, so that the first prompt finds it warm."""
+        if not self._started:
+            self._started = True
+            self.submit(Load())
+
+    def submit(self, request: Request, handler: Handler | None = None) -> int:
+        """Send `request`; its events go to `handler` in batches, from `tick`. Starts a process if none is alive."""
+        self._started = True
+        starting = not self._client.alive
+        request_id = self._client.submit(request)
+        self._pending[request_id] = _Pending(request, handler)
+        awaited = starting or self.status.phase is Phase.STARTING
+        self._show(phase=Phase.STARTING if awaited else self._phase(), detail="", **_forget(starting))
+        return request_id
+
+    def cancel(self, request_id: int | None) -> None:
+        """Ask for the end of a request; its terminal event still comes. None and ended ones are ignored."""
+        if request_id is not None and request_id in self._pending:
+            self._client.cancel(request_id)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is unanswered."""
+        return bool(self._pending)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine, None when there is none."""
+        return self._client.pid
+
+    def tick(self) -> None:
+        """Hand out what has come since the last call: one call a request, however many events."""
+        events = self._client.poll()
+        if not events:
+            return
+        batches: dict[int, list[Event]] = {}
+        for event in events:
+            batches.setdefault(event.request_id, []).append(event)
+        for request_id, batch in batches.items():
+            self._deliver(request_id, batch)
+
+    def close(self) -> None:
+        """End the process; returns when it is gone."""
+        if self._app is not None:
+            gc.unfreeze()
+        self._app = None
+        self._watchers.clear()
+        self._pending.clear()
+        self._client.close()
+
+    # --- one request's events -----------------------------------------------------------------------------
+
+    def _deliver(self, request_id: int, batch: list[Event]) -> None:
+        pending = self._pending.get(request_id)
+        over = pending is not None and ends(pending.request, batch[-1])
+        if over:
+            del self._pending[request_id]
+        for event in batch:
+            self._note(event, evaluates=pending is not None and isinstance(pending.request, Evaluate))
+        if over and not isinstance(batch[-1], EngineExited | Failed):
+            self._show(phase=self._phase())
+        if pending is not None and pending.handler is not None:
+            pending.handler(batch)
+
+    def _note(self, event: Event, *, evaluates: bool) -> None:
+        """What an event says about the engine itself."""
+        if isinstance(event, Ready):
+            self._show(phase=self._phase(), pid=event.pid)
+        elif isinstance(event, Loaded):
+            self._show(phase=self._phase(), model=event.model, detail="")
+        elif isinstance(event, Progress) and event.stage == "load":
+            gone = {} if evaluates else {"model": None}  # an evaluation loads beside the model that is held
+            self._show(phase=Phase.LOADING, detail=loading_text(event), **gone)
+        elif isinstance(event, EngineExited):
+            self._show(phase=Phase.STOPPED, detail=event.message, model=None, pid=None)
+        elif isinstance(event, Failed):
+            failed_load = self.status.model is None
+            self._show(phase=self._phase(), detail=event.message if failed_load else "")
+        elif self.status.phase is Phase.LOADING:  # what was loaded is at work, or the load was stopped
+            self._show(phase=self._phase(), detail="")
+
+    def _phase(self) -> Phase:
+        for pending in self._pending.values():
+            return _WORK.get(type(pending.request), Phase.READY)
+        return Phase.READY
+
+    def _show(self, **changes: object) -> None:
+        status = replace(self.status, **changes)  # type: ignore[arg-type]
+        if status != self.status:
+            self.status = status
+            if self._app is not None:
+                self._app.post_message(EngineChanged(status))
+            for watcher in self._watchers:
+                watcher(status)
+
+
+def _forget(starting: bool) -> dict[str, object]:
+    """What is no longer true of a new process."""
+    return {"model": None, "pid": None} if starting else {}
+
+
+def loading_text(progress: Progress) -> str:
+    """How far a load is: "45 % of SmolLM2.gguf", "downloading 45 % of SmolLM2.gguf". A narrow bar cuts the name."""
+    if not progress.total:
+        return progress.detail
+    name = progress.detail.removeprefix(_DOWNLOADING)
+    doing = progress.detail.removesuffix(name)
+    return f"{doing}{100 * progress.done // progress.total} % of {name}"
+
+
+class HasEngine(Protocol):
+    """The part of the app that the live panes use."""
+
+    engine: EngineLink
+
+
+def engine_of(app: object) -> EngineLink:
+    """The app's engine link."""
+    return cast(HasEngine, app).engine

@@ -1,0 +1,200 @@
+"""What the formats of a model were measured to cost, kept while the app runs, and shown as a table. No widgets here.
+
+The app owns one `Effects`: the Generate tab puts its runs into it, both live tabs their comparisons with float32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import msgspec
+
+from calc.commands.tables import Table
+from calc.units import format_decimal, format_duration_s, format_rate
+from engine.process.events import CacheKind, Event, FormatMeasured, FormatRow, Formats, Loaded, ModelInfo
+from engine.weights.hub import cached_model
+from tui.live.generation import Run
+from tui.live.measured_tables import SHORT_NAMES, kept_columns
+
+BUNDLED = "bundled"
+LEAST_TOKENS = 8
+"""A run of fewer tokens has no median worth keeping."""
+MARK = "▶"
+"""Stands before the row of what is chosen now."""
+
+
+class Choice(NamedTuple):
+    """A combination that a model can run in: the dtype it really has, the kept cache, tensor-parallel ranks."""
+
+    dtype: str
+    cache: CacheKind
+    tp: int
+
+    @property
+    def name(self) -> str:
+        """``int4``, ``bfloat16, int8 cache, tp 2``."""
+        cache = "" if self.cache == "full" else f", {self.cache} cache"
+        return f"{self.dtype}{cache}" + (f", tp {self.tp}" if self.tp > 1 else "")
+
+    @property
+    def short_name(self) -> str:
+        """``bf16/int8 tp2``."""
+        cache = "" if self.cache == "full" else f"/{self.cache}"
+        return f"{SHORT_NAMES.get(self.dtype, self.dtype)}{cache}" + (f" tp{self.tp}" if self.tp > 1 else "")
+
+
+REFERENCE = Choice("float32", "full", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A choice and the newest that was measured of it. Bytes are those of one rank; errors None: not compared."""
+
+    choice: Choice
+    weight_bytes: int
+    kv_token_bytes: int
+    tpot_p50_s: float
+    tokens_per_s: float
+    n_same: int | None = None
+    n_compared: int = 0
+    mean_error: float | None = None
+
+
+@dataclass(slots=True)
+class _Model:
+    """One model: its effects in the order they were first measured, what was loaded last, what auto ran as."""
+
+    effects: dict[Choice, Effect] = field(default_factory=dict)
+    info: ModelInfo | None = None
+    auto: str | None = None
+
+
+def model_key(model: str | None) -> str:
+    """One name for a model however a request writes it: the real path, also of a name in the local cache."""
+    if model is None:
+        return BUNDLED
+    path = model if os.path.exists(model) else cached_model(model) if "/" in model else None
+    return model if path is None else os.path.realpath(path)
+
+
+class Effects:
+    """Measured formats of every model of this session, by the model's path."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+
+    def of(self, model: str | None) -> tuple[Effect, ...]:
+        """What was measured of a model: float32 on one rank first, the others in the order they came."""
+        found = self._models.get(model_key(model), _Model()).effects.values()
+        return tuple(sorted(found, key=lambda effect: effect.choice != REFERENCE))
+
+    def info(self, model: str | None) -> ModelInfo | None:
+        """The model as it was loaded last, with the machine's rates where any load measured them."""
+        return self._models.get(model_key(model), _Model()).info
+
+    def auto(self, model: str | None) -> str | None:
+        """What dtype auto ran as; None where that is not known yet."""
+        return self._models.get(model_key(model), _Model()).auto
+
+    def take_run(self, run: Run) -> None:
+        """Keep what a run with the cache measured, if it was long enough."""
+        request, info, timing = run.request, run.model, run.timing
+        if info is None:
+            return
+        kept = self._take_loaded(request.model, request.dtype, info)
+        if timing is None or not request.use_cache or timing.n_tokens < LEAST_TOKENS:
+            return
+        if timing.tpot_p50_s is None or timing.tokens_per_s is None:
+            return
+        choice = Choice(info.dtype, request.cache, request.tp)
+        old = kept.effects.get(choice)
+        new = Effect(
+            choice=choice,
+            weight_bytes=info.rank_weight_bytes or info.weight_bytes,
+            kv_token_bytes=run.kv_token_bytes,
+            tpot_p50_s=timing.tpot_p50_s,
+            tokens_per_s=timing.tokens_per_s,
+        )
+        if old is not None:
+            new = replace(new, n_same=old.n_same, n_compared=old.n_compared, mean_error=old.mean_error)
+        kept.effects[choice] = new
+
+    def take_formats(self, request: Formats, events: Sequence[Event]) -> None:
+        """Keep what a comparison measured, from a batch of its events."""
+        for event in events:
+            if isinstance(event, FormatMeasured):
+                effect = _effect_of(event.row)
+                self._model(request.model).effects[effect.choice] = effect
+            elif isinstance(event, Loaded):
+                self._take_loaded(request.model, request.choices[-1].dtype, event.model)
+
+    def _take_loaded(self, model: str | None, dtype: str, info: ModelInfo) -> _Model:
+        """A load of `model` that was asked for as `dtype`. Ranks measure no rates: those of an earlier load stay."""
+        kept = self._model(model)
+        if info.read_bytes_per_s is None and kept.info is not None:
+            rates = kept.info.read_bytes_per_s, kept.info.matmul_flops_per_s
+            info = msgspec.structs.replace(info, read_bytes_per_s=rates[0], matmul_flops_per_s=rates[1])
+        kept.info = info
+        if dtype == "auto":
+            kept.auto = info.dtype
+        return kept
+
+    def _model(self, model: str | None) -> _Model:
+        return self._models.setdefault(model_key(model), _Model())
+
+
+def _effect_of(row: FormatRow) -> Effect:
+    return Effect(
+        choice=Choice(row.dtype, row.cache, 1),
+        weight_bytes=row.weight_bytes,
+        kv_token_bytes=row.kv_bytes_per_token,
+        tpot_p50_s=row.tpot_p50_s,
+        tokens_per_s=row.tokens_per_s,
+        n_same=row.n_same,
+        n_compared=row.n_tokens,
+        mean_error=row.mean_error,
+    )
+
+
+def effects_table(effects: Sequence[Effect], chosen: Choice | None) -> Table:
+    """A row a choice, the chosen one marked: speed with its ratio to the first row's, bytes, error of the logits."""
+    columns = (
+        "", "Weights", "Cache", "tp", "● TPOT p50", "● Rate", "Speedup", "● Bytes", "● Cache/token", "Same token",
+        "Mean |Δlogit|",
+    )  # fmt: skip
+    rows = tuple(_cells(effect, effects[0], chosen) for effect in effects)
+    return Table(title="Formats of this model", columns=columns, rows=rows, numeric=frozenset(range(3, 11)))
+
+
+def effects_variants(effects: Sequence[Effect], chosen: Choice | None) -> tuple[Table, ...]:
+    """The whole table; all of it with short names; speed, bytes and tokens that agree; without the ratio."""
+    full = effects_table(effects, chosen)
+    names = [f"{MARK if effect.choice == chosen else ' '} {effect.choice.short_name}" for effect in effects]
+    short = replace(
+        kept_columns(full, (1, *range(4, 11))),
+        columns=("Format", "● TPOT", "● Rate", "Speedup", "● Bytes", "Token", "Same", "|Δlogit|"),
+        rows=tuple((name, *row[4:]) for name, row in zip(names, full.rows, strict=True)),
+    )
+    least = replace(kept_columns(short, (0, 1, 3, 4, 6)), columns=("Format", "● TPOT", "", "● Bytes", "Same"))
+    return full, short, least, kept_columns(least, (0, 1, 3, 4))
+
+
+def _cells(effect: Effect, first: Effect, chosen: Choice | None) -> tuple[str, ...]:
+    dtype, cache, tp = effect.choice
+    each = f" ×{tp}" if tp > 1 else ""
+    return (
+        MARK if effect.choice == chosen else "",
+        dtype,
+        cache,
+        str(tp),
+        format_duration_s(effect.tpot_p50_s),
+        format_rate(effect.tokens_per_s, "tok/s"),
+        f"{first.tpot_p50_s / effect.tpot_p50_s:.2f}x",
+        format_decimal(effect.weight_bytes) + each,
+        format_decimal(effect.kv_token_bytes) + each,
+        "–" if effect.n_same is None else f"{effect.n_same}/{effect.n_compared}",
+        "–" if effect.mean_error is None else f"{effect.mean_error:.4f}",
+    )

@@ -1,0 +1,98 @@
+"""What a model will take of this machine's memory, said before it is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from calc.model.cache import request_term
+from calc.model.params import parameters
+from calc.model.spec import MAX_BYTES, ModelSpec
+from calc.units import format_decimal
+from engine.errors import CheckpointError
+from engine.measure.memory import available_bytes
+from engine.process.events import Generate, ModelInfo
+from engine.weights.hub import cached_path
+from tui.live.predict import DTYPES, ELEMENT_BYTES, read_spec, read_weight_bytes
+
+AUTO = 4.0
+"""The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
+
+
+ENGINE_BYTES = 45e6
+"""What a loaded model takes beside weights and cache: torch's code and tables as they are first used (some 25 MB,
+bench/load_memory.py), a tokenizer of 50,000 texts and what a prefill holds at once."""
+RANK_BYTES = 150e6
+"""A further rank: a process with torch of its own."""
+_CHARACTERS_A_TOKEN = 3
+
+
+def forecast(request: Generate, loaded: ModelInfo | None) -> str:
+    """A sentence on weights, cache and engine against the memory that is free; empty where nothing is to be loaded."""
+    if request.model is None or (loaded is not None and loaded.path == request.model):
+        return ""
+    try:
+        cached = None if os.path.exists(request.model) else cached_path(request.model)
+    except CheckpointError:  # a tag that means several files: the engine says so
+        return ""
+    spec = read_spec(request.model if cached is None else str(cached))
+    if spec is None:
+        return ""
+    weights, free = weight_bytes(spec, request.dtype), available_bytes()
+    needed = weights + cache_bytes(spec, request) + ENGINE_BYTES * request.tp + RANK_BYTES * (request.tp - 1)
+    sure = request.dtype != "auto"
+    text = f"loading {spec.name}: {'about' if sure else 'at most'} {format_decimal(weights)} of weights"
+    text += f" on {request.tp} ranks" if request.tp > 1 else packed_hint(spec) if not sure else ""
+    text += f", {format_decimal(needed)} with cache and engine"
+    if free is None:
+        return text
+    text += f", {format_decimal(free)} of memory free"
+    if needed <= free:
+        return text
+    return f"{text}: it {'will' if sure else 'may'} not fit"
+
+
+def shortage(model: str | None, dtype: str, *, given_back_bytes: int = 0) -> str:
+    """Why a model cannot be loaded as `dtype`, in a sentence; empty where it can, or where nobody knows.
+
+    `given_back_bytes`: what the model held now leaves free before that.
+    """
+    spec, free = read_spec(model) if model else None, available_bytes()
+    if spec is None or free is None:
+        return ""
+    weights, free = weight_bytes(spec, dtype), free + given_back_bytes
+    if weights <= free:
+        return ""
+    return (
+        f"{spec.name} as {dtype} takes {format_decimal(weights)} of weights, {format_decimal(free)} of memory is free"
+    )
+
+
+def cache_bytes(spec: ModelSpec, request: Generate) -> float:
+    """Bytes of the cache of a request, its text counted as three characters a token."""
+    turns = "".join(turn.content for turn in request.turns or ())
+    prompt = len(request.prompt_ids or ()) or len(request.prompt or turns) // _CHARACTERS_A_TOKEN + 1
+    tokens = min(prompt + request.max_new_tokens, spec.max_context or MAX_BYTES)
+    kept = "bfloat16" if request.dtype in ("int8", "int4") else "float32" if request.dtype == "auto" else request.dtype
+    return float(request_term(spec, DTYPES[kept], tokens).value)
+
+
+PACKED = (("int4", {"Q4_0", "Q4_1"}), ("int8", {"Q8_0"}))
+"""The engine's formats, and the GGUF blocks that fit them exactly."""
+
+
+def packed_hint(spec: ModelSpec) -> str:
+    """Which dtype keeps a GGUF file's blocks packed; empty where none does."""
+    name = spec.stored.name if spec.stored is not None else ""
+    kinds = set(re.findall(r"[A-Z]+\d+(?:_\w+)?", name))
+    for dtype, blocks in PACKED:
+        if kinds & blocks and kinds <= blocks | {"Q8_0", "F32", "F16", "BF16"}:
+            return f" (dtype {dtype} keeps it packed: about {format_decimal(weight_bytes(spec, dtype))})"
+    return ""
+
+
+def weight_bytes(spec: ModelSpec, dtype: str) -> float:
+    """Bytes of the weights as the engine would hold them: of int8 and int4 the table of embeddings stays bfloat16."""
+    if dtype in ("int8", "int4"):
+        return read_weight_bytes(spec, dtype) + spec.vocab_size * spec.hidden_size * ELEMENT_BYTES["bfloat16"]
+    return parameters(spec).total * ELEMENT_BYTES.get(dtype, AUTO)

@@ -1,0 +1,76 @@
+"""The models on this machine as a pick list, for what the engine is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual.app import App
+
+from calc.units import format_decimal
+from engine.measure.memory import available_bytes
+from engine.weights.local_models import FoundModel, find_models
+from tui.widgets.path_bar import PathBar, PathRequest
+from tui.widgets.picker import Choice, Picker, PickList
+
+BUNDLED = "(bundled)"
+BY_PATH = "(a path)"
+PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab completes · blank: the bundled model"
+
+
+def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -> None:
+    """Offer what is found on this machine, the bundled model and a path; `take` gets what a request's model takes."""
+
+    def picked(key: str | None) -> None:
+        if key == BY_PATH:
+            ask_for_path(app, current, take)
+        elif key is not None:
+            take("" if key == BUNDLED else key)
+
+    app.push_screen(Picker(model_files(find_models()), current=current or BUNDLED), picked)
+
+
+def ask_for_path(app: App[None], current: str, take: Callable[[str], None]) -> None:
+    """A path typed in place, with completion."""
+
+    def accept(path: str) -> None:
+        take(path.strip())
+
+    request = PathRequest(label="Model", value=current, accept=accept, hint=PATH_HINT)
+    app.screen.query_one(PathBar).ask(request)
+
+
+def model_files(found: Sequence[FoundModel]) -> PickList:
+    """The list itself; typing filters by name and place, a typed path is taken as it stands."""
+    fixed = [
+        _fixed(BUNDLED, "the two-layer model that comes with kvscope"),
+        _fixed(BY_PATH, "type a path, with completion"),
+    ]
+
+    def search(text: str) -> Sequence[Choice]:
+        words = text.lower().split()
+        matching = [model for model in found if all(word in f"{model.name} {model.where}".lower() for word in words)]
+        return [*fixed, *map(_choice, matching)] if not words else [_choice(model) for model in matching]
+
+    return PickList(
+        title="Model to run",
+        prompt="name to search, org/name, or the path of a .gguf or folder",
+        search=search,
+        columns=(44, -10, 14),
+        custom=lambda text: text if text.startswith(("/", "./", "../", "~")) else None,
+    )
+
+
+def _fixed(key: str, says: str) -> Choice:
+    return Choice(key=key, cells=(key, "", ""), preview=lambda: says)
+
+
+def _choice(model: FoundModel) -> Choice:
+    cells = (model.name, format_decimal(model.size_bytes), model.where)
+    return Choice(key=model.reference, cells=cells, preview=lambda: _preview(model))
+
+
+def _preview(model: FoundModel) -> str:
+    """Where it is, and what it takes on disk against the memory that is free."""
+    free = available_bytes()
+    beside = f" · {format_decimal(free)} of memory free" if free is not None else ""
+    return f"{model.reference}\n{format_decimal(model.size_bytes)} on disk{beside}"

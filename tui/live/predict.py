@@ -1,0 +1,292 @@
+"""What calc says about the model that the engine runs: the prediction beside every measurement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from calc.errors import CalcError
+from calc.explain.terms import Number, Term
+from calc.fit.memory import memory_report
+from calc.intensity.attention import Attention, Phase, attention_work
+from calc.intensity.roofline import bound_s, decode_bytes, prefill_flops
+from calc.intensity.traffic import linear_flops, linear_params, read_params
+from calc.model.cache import request_term, token_term
+from calc.model.spec import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.storage import FORMATS, StorageFormat
+from calc.sources.catalog import manual_device
+from calc.units import format_rate
+from engine.process.events import BatchRow, CacheKind, ModelInfo
+
+DTYPES = {
+    "float64": StorageFormat("float64", 1, 8),
+    "float32": FORMATS["fp32"],
+    "bfloat16": FORMATS["bf16"],
+    "float16": FORMATS["fp16"],
+}
+"""torch's dtypes as storage formats."""
+
+
+def spec_of(info: ModelInfo) -> ModelSpec:
+    """The calculator's spec of a loaded model: read from its own file where there is one, else from its sizes.
+
+    No window: the engine's full cache keeps every token.
+    """
+    return _without_windows(read_spec(info.path)) or _spec_of_sizes(info)
+
+
+@lru_cache(maxsize=8)
+def read_spec(path: str) -> ModelSpec | None:
+    """calc's own reading of a model file or folder; None where it has none (the bundled model, a .pt file)."""
+    from calc.sources import load_model
+
+    if not os.path.exists(path):
+        return None
+    try:
+        return load_model(path)
+    except CalcError:
+        return None
+
+
+def _without_windows(spec: ModelSpec | None) -> ModelSpec | None:
+    """`spec` with layers that keep every token, as the engine's full cache does."""
+    if spec is None or not spec.n_sliding_layers:
+        return spec
+    if not spec.layers:
+        return replace(spec, n_sliding_layers=0, window=None)
+    from calc.model.layers import Attention, summary
+
+    layers = tuple(
+        replace(layer, mixers=tuple(replace(m, window=None) if isinstance(m, Attention) else m for m in layer.mixers))
+        for layer in spec.layers
+    )
+    return replace(spec, layers=layers, **summary(layers))
+
+
+def _spec_of_sizes(info: ModelInfo) -> ModelSpec:
+    return ModelSpec(
+        name=info.name,
+        n_layers=info.n_layers,
+        n_heads=info.n_heads,
+        n_kv_heads=info.n_kv_heads,
+        head_dim=info.head_dim,
+        hidden_size=info.hidden_size,
+        intermediate_size=info.intermediate_size,
+        vocab_size=info.vocab_size,
+        mlp=Mlp.GATED if info.gated_mlp else Mlp.PLAIN,
+        norm=Norm.LAYER if info.norm == "layernorm" else Norm.RMS,
+        tied=info.tied,
+        qkv_bias=info.qkv_bias,
+        o_bias=info.o_bias,
+        mlp_bias=info.mlp_bias,
+        head_bias=info.head_bias,
+        qk_norm=info.qk_norm,
+        n_learned_positions=info.max_positions if info.learned_positions else 0,
+        max_context=info.max_positions,
+        source=info.path,
+    )
+
+
+def cache_format(info: ModelInfo, kind: CacheKind = "full") -> StorageFormat:
+    """How the engine keeps keys and values; int8 has a 4-byte scale for each head of each token."""
+    if kind == "int8":
+        return StorageFormat("int8 with scales", info.head_dim, info.head_dim + 4)
+    return DTYPES[info.cache_dtype or info.dtype]
+
+
+def cache_token_term(info: ModelInfo, kind: CacheKind = "full") -> Term:
+    """Cache bytes a token of the loaded model as it is kept, with the derivation."""
+    return token_term(spec_of(info), cache_format(info, kind))
+
+
+def predicted_cache_bytes(info: ModelInfo, tokens: int, kind: CacheKind = "full") -> Number:
+    """calc's figure for a cache of `tokens` tokens (a rank's share of it where there are several)."""
+    if not tokens:
+        return 0
+    spec = (read_spec(info.path) if kind == "window" else None) or spec_of(info)
+    if info.tp == 1:
+        return request_term(spec, cache_format(info, kind), tokens).value
+    study = Study(
+        model=spec,
+        device=manual_device(MAX_BYTES),
+        context=tokens,
+        kv_format=cache_format(info, kind),
+        tps=(info.tp,),
+        policy=Policy.REPLICATED,
+    )
+    return memory_report(study).tp[0].kv_bytes_per_request_per_gpu
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """FLOPs of a whole generation in both ways."""
+
+    with_cache_flops: int
+    without_cache_flops: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times more work it is without the cache."""
+        return self.without_cache_flops / self.with_cache_flops
+
+
+def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> Work:
+    """FLOPs of prefill and `new_tokens` - 1 further steps, with the cache and with full recomputation.
+
+    With the cache a step puts one token through the linear layers and attends over the n tokens there are: linear
+    in n. Without it the step does the prefill of n tokens again: n times the linear layers, attention in n².
+    So both sums are those of n and of n² over the steps, and are taken in closed form.
+    """
+    first, last = prompt_tokens, prompt_tokens + new_tokens - 1
+    per_token = int(linear_flops(batch=1, parameters=linear_params(spec)))
+    decode, prefill = _attention_unit(spec, Phase.DECODE), _attention_unit(spec, Phase.PREFILL)
+    later = _sum(last) - _sum(first)
+    cached = per_token * (first + new_tokens - 1) + prefill * first**2 + decode * later
+    recomputed = per_token * (_sum(last) - _sum(first - 1)) + prefill * (_squares(last) - _squares(first - 1))
+    return Work(cached, recomputed)
+
+
+ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
+"""Bytes a weight in the engine; int8 and int4 have scales for 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The least times of a run with the cache on the machine it runs on, and what they come from."""
+
+    ttft_s: float
+    tpot_s: float
+    step_bytes: float
+    """Bytes a token reads: weights, and the cache at the middle of the run."""
+    read_bytes_per_s: float
+
+
+def predicted_times(
+    info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new_tokens: int, reused_tokens: int = 0
+) -> Bounds | None:
+    """calc's roofline with the rates that the engine measured of this machine; None where it measured none.
+
+    `reused_tokens` of the prompt were in the cache: the first pass attends to them, and runs the others.
+    """
+    if not info.read_bytes_per_s or not info.matmul_flops_per_s or not prompt_tokens:
+        return None
+    spec = spec_of(info)
+    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info, kind).value)
+    rates = {"bytes_per_s": info.read_bytes_per_s, "flops_per_s": info.matmul_flops_per_s}
+    middle = prompt_tokens + new_tokens / 2
+    step_bytes = decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=middle)
+    attention = _attention_unit(spec, Phase.PREFILL) * (prompt_tokens**2 - reused_tokens**2)
+    flops = prefill_flops(spec, prompt_tokens - reused_tokens, attention_flops=attention)
+    return Bounds(
+        ttft_s=bound_s(moved_bytes=weights, flops=flops, **rates),
+        tpot_s=step_bytes / info.read_bytes_per_s,
+        step_bytes=step_bytes,
+        read_bytes_per_s=info.read_bytes_per_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPrediction:
+    """Tokens a second that calc predicts for each batch, and the two rates of this machine it starts from.
+
+    `computing`: whether arithmetic bounds the batch, not memory.
+    """
+
+    tokens_per_s: tuple[float, ...]
+    computing: tuple[bool, ...]
+    bytes_per_s: float
+    flops_per_s: float
+    smallest: int
+    prefill_tokens: int
+
+    @property
+    def basis(self) -> str:
+        """Where the prediction comes from, in a sentence."""
+        rows = "batch 1" if self.smallest == 1 else f"the smallest batch, {self.smallest}"
+        return (
+            f"Predicted: the slower of reading weights and caches at {format_rate(self.bytes_per_s)} (measured at "
+            f"{rows}) and multiplying at {format_rate(self.flops_per_s, 'FLOP/s')} (measured on a prompt of "
+            f"{self.prefill_tokens} tokens)."
+        )
+
+
+def predicted_batches(
+    info: ModelInfo, rows: Sequence[BatchRow], *, prefill_tokens: int, prefill_s: float
+) -> BatchPrediction | None:
+    """calc's roofline for measured batches; None where there is none.
+
+    A step reads the weights once and the cache of every row, and multiplies each row with all weights: the bandwidth
+    is the one at which the smallest batch took the time it took, the arithmetic rate that of the long prompt.
+    """
+    if not rows:
+        return None
+    spec = spec_of(info)
+    token = float(cache_token_term(info).value)
+    moved = [
+        decode_bytes(
+            weight_bytes=read_weight_bytes(spec, info.dtype, batch=row.batch),
+            kv_token_bytes=token,
+            context=row.batch * row.context_tokens,
+        )
+        for row in rows
+    ]
+    flops = [_decode_flops(spec, row) for row in rows]
+    first = min(range(len(rows)), key=lambda index: rows[index].batch)
+    rates = {
+        "bytes_per_s": moved[first] / rows[first].step_p50_s,
+        "flops_per_s": _prompt_flops(spec, prefill_tokens) / prefill_s,
+    }
+    steps_s = [bound_s(moved_bytes=m, flops=f, **rates) for m, f in zip(moved, flops, strict=True)]
+    return BatchPrediction(
+        tokens_per_s=tuple(row.batch / step_s for row, step_s in zip(rows, steps_s, strict=True)),
+        computing=tuple(step_s > m / rates["bytes_per_s"] for step_s, m in zip(steps_s, moved, strict=True)),
+        smallest=rows[first].batch,
+        prefill_tokens=prefill_tokens,
+        **rates,
+    )
+
+
+def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:
+    """FLOPs of a step: every row through the linear layers and over the tokens it has."""
+    linear = int(linear_flops(batch=row.batch, parameters=linear_params(spec)))
+    return linear + _attention_unit(spec, Phase.DECODE) * row.batch * row.context_tokens
+
+
+def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
+    """FLOPs of a whole prompt."""
+    return prefill_flops(spec, n_tokens, attention_flops=_attention_unit(spec, Phase.PREFILL) * n_tokens**2)
+
+
+def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
+    """Bytes of the matrices that a step of `batch` tokens reads, of routed experts those that it is expected to hit.
+
+    As the engine keeps them: an int4 model's head is int8.
+    """
+    n_weights, head = float(read_params(spec, batch)), spec.vocab_size * spec.hidden_size
+    if dtype != "int4":
+        return n_weights * ELEMENT_BYTES[dtype]
+    return (n_weights - head) * ELEMENT_BYTES["int4"] + head * ELEMENT_BYTES["int8"]
+
+
+def _attention_unit(spec: ModelSpec, phase: Phase) -> int:
+    """FLOPs of attention in all layers and heads at one token of context: what n or n² is multiplied with."""
+    flops, _ = attention_work(
+        Attention.STANDARD,
+        phase,
+        n_keys=1,
+        head_dim=spec.head_dim,
+        group_size=spec.group_size,
+        softmax_flops=5,
+        element_bytes=1,
+    )
+    return int(flops) * spec.n_layers * spec.n_kv_heads
+
+
+def _sum(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def _squares(n: int) -> int:
+    return n * (n + 1) * (2 * n + 1) // 6

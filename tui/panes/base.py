@@ -1,0 +1,41 @@
+"""What every tab is: a container that shows the analysis and can be copied, exported and asked for help."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.containers import Container
+from textual.message import Message
+
+from calc.commands.tables import Table
+from tui.form.state import Analysis, AppState
+
+
+class StateEdited(Message):
+    """A pane proposes a new state; the app analyses it and shows it everywhere."""
+
+    def __init__(self, state: AppState) -> None:
+        super().__init__()
+        self.state = state
+
+
+class Pane(Container):
+    """Base of the tabs. Subclasses override what they can answer; the app calls these."""
+
+    TITLE: ClassVar[str]
+    HELP: ClassVar[str] = ""
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """Show `state`: called on start and after every edit, and never while the pane is not mounted."""
+
+    def tables(self) -> tuple[Table, ...]:
+        """Tables for copying and export; the first is the one that has the cursor."""
+        return ()
+
+    def export_markdown(self) -> str:
+        """The pane as a document, for export."""
+        raise NotImplementedError
+
+    def command_line(self) -> str:
+        """The ``kvscope …`` command that prints what the pane shows."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Pure functions from reports to tables, charts and sentences; no Textual."""

@@ -1,0 +1,214 @@
+"""The numbers beside a generation, as rich text: rates, the cache measured over predicted, both ways compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from calc.commands.tables import Table
+from calc.model.cache import kv_bytes_per_request
+from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_flops, format_rate
+from engine.measure.timing import Timing
+from tui.live.generation import Run
+from tui.live.predict import (
+    Bounds,
+    cache_token_term,
+    generation_work,
+    predicted_cache_bytes,
+    predicted_times,
+    spec_of,
+)
+
+MEASURED = "●"
+FULL, EMPTY = "█", "░"
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def seconds(value: float | None) -> str:
+    """A time, or a dash where there is none."""
+    return "–" if value is None else format_duration_s(value)
+
+
+def rate(value: float | None) -> str:
+    """Tokens a second, or a dash."""
+    return "–" if value is None else format_rate(value, "tokens/s")
+
+
+def meter_text(run: Run | None, rates: Timing | None) -> Text:
+    """The rates of a run, three lines."""
+    if run is None or rates is None:
+        return Text("tokens/s, TTFT and TPOT appear here, measured", style="dim")
+    text = Text(no_wrap=True)
+    text.append(f"{MEASURED} {rate(rates.tokens_per_s)}", "bold").append(f"   TTFT {seconds(rates.ttft_s)}\n")
+    text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
+    text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
+    if (bounds := bounds_of(run)) is not None:
+        text.append(_bounds_text(bounds, rates))
+    of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
+    reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
+    text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
+    note = run.model.step_note if run.model is not None else ""
+    return text.append(f"\n  {note}", "dim") if note else text
+
+
+def bounds_of(run: Run) -> Bounds | None:
+    """The least times of a run, as calc has them with this machine's rates; None without a cache."""
+    if run.model is None or not run.request.use_cache:
+        return None
+    return predicted_times(
+        run.model,
+        run.request.cache,
+        prompt_tokens=len(run.prompt_ids),
+        new_tokens=len(run.ids),
+        reused_tokens=run.reused_tokens,
+    )
+
+
+def _bounds_text(bounds: Bounds, rates: Timing) -> str:
+    """The least times with the measured ones as multiples of them, and what a token reads: three lines."""
+    return (
+        f"  predicted TTFT {seconds(bounds.ttft_s)}{_times('measured', rates.ttft_s, bounds.ttft_s)}\n"
+        f"  predicted TPOT {seconds(bounds.tpot_s)}{_times('p50', rates.tpot_p50_s, bounds.tpot_s)}\n"
+        f"  {format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}, read here\n"
+    )
+
+
+def _times(name: str, measured: float | None, predicted: float) -> str:
+    if measured is None:
+        return ""
+    times = measured / predicted
+    return f", {name} {times:.2f} times it" if times < 100 else f", {name} {times:,.0f} times it"
+
+
+def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
+    """A bar of at most `width` characters, eighths of one at its end."""
+    share = 0.0 if whole <= 0 else max(0.0, min(1.0, value / whole))
+    cells, rest = divmod(round(share * width * 8), 8)
+    end = EIGHTHS[rest] if rest and filled == FULL else ""
+    return filled * cells + end
+
+
+def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
+    """Allocated and used bytes, measured, over calc's figures, with their ratio and the formula."""
+    if run is None or run.model is None:
+        return Text("the cache appears here, measured beside the predicted figure", style="dim")
+    if not run.request.use_cache:
+        return _no_cache_text(run)
+    term = cache_token_term(run.model, run.request.cache)
+    predicted = predicted_cache_bytes(run.model, run.capacity, run.request.cache)
+    ratio = f"{run.cache_bytes / predicted:.3f}" if predicted else "–"
+    whole = max(float(predicted), run.cache_bytes, 1)
+    room = max(6, width - 24)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for mark, name, value, filled in (
+        (MEASURED, "used", run.cache_used_bytes, FULL),
+        (MEASURED, "allocated", run.cache_bytes, FULL),
+        (" ", "predicted", predicted, EMPTY),
+    ):
+        text.append(f"{mark} {name:<9} {format_decimal(value):>10} ", "bold" if mark == MEASURED else "")
+        drawn = bar(float(value), whole=whole, width=room, filled=filled)
+        text.append(drawn + "\n", colour if mark == MEASURED else "")
+    tokens = f"{run.cache_tokens:,} of {run.capacity:,} tokens"
+    text.append(f"  {tokens} · measured/predicted {ratio}\n")
+    text.append(f"  {term.formula} = {format_bytes_exact(term.value)} a token", "dim")
+    return text
+
+
+def _no_cache_text(run: Run) -> Text:
+    assert run.model is not None
+    n_tokens = len(run.prompt_ids) + len(run.ids)
+    spared = kv_bytes_per_request(kv_token_bytes=cache_token_term(run.model).value, context=n_tokens)
+    text = Text(f"{MEASURED} no cache: 0 B\n", style="bold")
+    text.append(f"every token reads all {n_tokens:,} before it again; a cache\n", "not bold")
+    return text.append(f"of {format_decimal(spared)} (predicted) would spare that", "not bold")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The latest runs with and without the cache."""
+
+    cached: Run | None = None
+    uncached: Run | None = None
+
+    def with_run(self, run: Run) -> Pair:
+        """The pair with `run` in its place; the other way stays if it was the same prompt on the same model."""
+        cached, uncached = (run, self.uncached) if run.request.use_cache else (self.cached, run)
+        other = uncached if cached is run else cached
+        if other is None or (other.prompt_ids == run.prompt_ids and other.model == run.model):
+            return Pair(cached, uncached)
+        return Pair(run, None) if cached is run else Pair(None, run)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both are there and made as many tokens."""
+        a, b = self.cached, self.uncached
+        return a is not None and b is not None and len(a.ids) == len(b.ids) > 0
+
+
+def comparison_table(pair: Pair) -> Table:
+    """Both ways side by side: measured times with their ratio, and calc's FLOPs for the same run."""
+    a = pair.cached.timing if pair.cached else None
+    b = pair.uncached.timing if pair.uncached else None
+    rows = [
+        (f"{MEASURED} {name}", seconds(_get(a, key)), seconds(_get(b, key)), _ratio(_get(b, key), _get(a, key)))
+        for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("total", "total_s"))
+    ]
+    alike = "" if pair.comparable or None in (pair.cached, pair.uncached) else "not alike"
+    rows.append((f"{MEASURED} tokens", _count(pair.cached), _count(pair.uncached), alike))
+    if (run := pair.cached or pair.uncached) is not None and run.model is not None and run.ids:
+        work = generation_work(spec_of(run.model), prompt_tokens=len(run.prompt_ids), new_tokens=len(run.ids))
+        flops = format_flops(work.with_cache_flops), format_flops(work.without_cache_flops)
+        rows.append(("  work (calc)", *flops, f"{work.ratio:,.1f}x"))
+    return Table(
+        title="With and without the cache",
+        columns=("", "with", "without", "ratio"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3}),
+    )
+
+
+def _get(rates: Timing | None, name: str) -> float | None:
+    return None if rates is None else getattr(rates, name)
+
+
+def _ratio(above: float | None, below: float | None) -> str:
+    return "–" if not above or not below else f"{above / below:,.1f}x"
+
+
+def _count(run: Run | None) -> str:
+    return "–" if run is None else format_count(len(run.ids))
+
+
+def run_table(run: Run) -> Table:
+    """A finished or stopped run as a table, for copying and export."""
+    rates = run.timing
+    predicted = predicted_cache_bytes(run.model, run.capacity, run.request.cache) if run.model else 0
+    rows = [
+        ("Model", run.model.name if run.model else "–", ""),
+        ("Cache", "on" if run.request.use_cache else "off", ""),
+        ("Prompt", format_count(len(run.prompt_ids)), "tokens"),
+        ("New tokens", format_count(len(run.ids)), "measured"),
+        ("TTFT", seconds(_get(rates, "ttft_s")), "measured"),
+        ("TPOT, mean", seconds(_get(rates, "tpot_s")), "measured"),
+        ("TPOT, p50", seconds(_get(rates, "tpot_p50_s")), "measured"),
+        ("TPOT, p95", seconds(_get(rates, "tpot_p95_s")), "measured"),
+        *_bounds_rows(run),
+        ("Rate", rate(_get(rates, "tokens_per_s")), "measured"),
+        ("KV cache allocated", format_bytes_exact(run.cache_bytes), "measured"),
+        ("KV cache used", format_bytes_exact(run.cache_used_bytes), "measured"),
+        ("KV cache predicted", format_bytes_exact(predicted), f"for {run.capacity:,} tokens"),
+        ("Ended", run.outcome, ""),
+    ]
+    return Table(title="Generation", columns=("Quantity", "Value", "Kind"), rows=tuple(rows), numeric=frozenset({1}))
+
+
+def _bounds_rows(run: Run) -> list[tuple[str, str, str]]:
+    bounds = bounds_of(run)
+    if bounds is None:
+        return []
+    read = f"{format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}"
+    return [
+        ("TTFT, predicted", seconds(bounds.ttft_s), "roofline"),
+        ("TPOT, predicted", seconds(bounds.tpot_s), read),
+    ]

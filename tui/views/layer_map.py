@@ -1,0 +1,282 @@
+"""Which layer keeps what: the kinds of a model's layers, their order, and the bytes of each kind. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from calc.commands.tables import Table
+from calc.explain.terms import Term, derive, minimum
+from calc.model.spec import ModelSpec, Study
+from calc.units import format_bytes_exact, format_count, format_decimal
+from tui.views.behind import Behind
+
+if TYPE_CHECKING:
+    from calc.model.layers import FeedForward, LayerSpec, Mixer
+
+FULL, WINDOW, LATENT, STATE, BOTH, SHARED, NONE = "█", "▄", "◆", "~", "≈", "↑", "·"
+EXPERTS, DENSE = "E", "d"
+STYLES = {
+    FULL: "full",
+    WINDOW: "window",
+    LATENT: "latent",
+    STATE: "state",
+    BOTH: "both",
+    EXPERTS: "experts",
+}
+"""Marks of the map with the names of their colours; the others are plain."""
+MARKS = {FULL: "primary", WINDOW: "accent", LATENT: "success", STATE: "warning", BOTH: "secondary"}
+"""The same as colours of the theme."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of layer part: `steps` give its bytes; `held` says by what ("/req"; empty: weights)."""
+
+    mark: str
+    label: str
+    layers: int
+    bytes_held: int
+    held: str
+    per_token: int
+    steps: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerMap:
+    """Cells of all layers in their order: what they keep, and their feed-forwards (empty where all are alike)."""
+
+    keeps: str
+    feeds: str
+    kinds: tuple[Kind, ...]
+    ordered: bool = True
+
+
+def layer_map(study: Study) -> LayerMap | None:
+    """The map of `study`'s model; None where all layers are the same."""
+    model = study.model
+    if model.layers:
+        return _layered_map(study)
+    return _windowed_map(study) if model.n_sliding_layers else None
+
+
+# Cells
+
+
+def _keeps_mark(layer: LayerSpec) -> str:
+    marks = {_mixer_mark(mixer) for mixer in layer.mixers}
+    if len(marks - {SHARED}) > 1:
+        return BOTH
+    return next(iter(marks - {SHARED} or marks), NONE)
+
+
+def _mixer_mark(mixer: Mixer) -> str:
+    if mixer.kind == "latent":
+        return LATENT
+    if mixer.state_elements:
+        return STATE
+    if not mixer.cache_elements:
+        return SHARED
+    return FULL if mixer.window is None else WINDOW
+
+
+def _feeds_mark(layer: LayerSpec) -> str:
+    kinds = {part.kind for part in layer.feed_forwards}
+    return EXPERTS if "experts" in kinds else DENSE if kinds else NONE
+
+
+def _layered_map(study: Study) -> LayerMap:
+    layers = study.model.layers
+    feeds = "".join(map(_feeds_mark, layers))
+    return LayerMap(
+        keeps="".join(map(_keeps_mark, layers)),
+        feeds="" if set(feeds) == {DENSE} else feeds,
+        kinds=tuple(_kinds(study)),
+    )
+
+
+def _windowed_map(study: Study) -> LayerMap:
+    """A plain model says how many of its layers have a window, not which."""
+    model, each = study.model, study.kv_format.bytes_per_element
+    per_layer = 2 * model.n_kv_heads * model.head_dim
+    counts: list[tuple[str, str, int, int | None]] = [(FULL, "full attention", model.n_full_layers, None)]
+    counts.append((WINDOW, f"sliding attention, window {model.window:,}", model.n_sliding_layers, model.window))
+    kinds = [
+        _cache_kind(study, mark, label, layers=n, elements=n * per_layer, window=window, each=each)
+        for mark, label, n, window in counts
+        if n
+    ]
+    keeps = FULL * model.n_full_layers + WINDOW * model.n_sliding_layers
+    return LayerMap(keeps=keeps, feeds="", kinds=tuple(kinds), ordered=not model.n_full_layers)
+
+
+# Kinds
+
+
+def _kinds(study: Study) -> Iterator[Kind]:
+    from calc.model.layers import grouped, mixers_of
+
+    hidden = study.model.hidden_size
+    mixers: dict[tuple[str, str], list[Kind]] = {}
+    for mixer, n in mixers_of(study.model.layers).items():
+        kind = _mixer_kind(study, mixer, n, hidden)
+        mixers.setdefault((kind.mark, kind.label), []).append(kind)
+    yield from map(_joined, mixers.values())
+    parts: dict[FeedForward, int] = {}
+    for layer, n in grouped(study.model.layers).items():
+        for part in layer.feed_forwards:
+            parts[part] = parts.get(part, 0) + n
+    if len(parts) > 1 or any(part.kind == "experts" for part in parts):
+        yield from (_feed_kind(study, part, n, hidden) for part, n in parts.items())
+
+
+def _joined(same: list[Kind]) -> Kind:
+    """Kinds that are called the same (heads of another size, say) as one."""
+    first = same[0]
+    return replace(
+        first,
+        layers=sum(kind.layers for kind in same),
+        bytes_held=sum(kind.bytes_held for kind in same),
+        per_token=sum(kind.per_token for kind in same),
+        steps=tuple(term for kind in same for term in kind.steps),
+    )
+
+
+def _mixer_kind(study: Study, mixer: Mixer, n: int, hidden: int) -> Kind:
+    mark, label = _mixer_mark(mixer), mixer.label
+    own = mixer.term(hidden)
+    if mark == STATE:
+        return _state_kind(study, label, n, n * mixer.state_elements, own)
+    elements = n * mixer.cache_elements
+    each = study.kv_format.bytes_per_element
+    kind = _cache_kind(study, mark, label, layers=n, elements=elements, window=mixer.window, each=each)
+    return replace(kind, steps=(*kind.steps, own))
+
+
+def kept_bytes(
+    *,
+    context: Any,
+    kv_element_bytes: Any,
+    full_elements: Any = 0,
+    latent_elements: Any = 0,
+    window_elements: Any = 0,
+    window: Any = 0,
+) -> Any:
+    """Cache bytes a request of all layers of one kind: one of the three kinds of elements is given."""
+    if not isinstance(window_elements, int) or window_elements:
+        return window_elements * minimum(context, window) * kv_element_bytes
+    return (full_elements + latent_elements) * context * kv_element_bytes
+
+
+def _cache_kind(
+    study: Study, mark: str, label: str, *, layers: int, elements: int, window: int | None, each: Any
+) -> Kind:
+    numbers: dict[str, Any] = {"context": study.context, "kv_element_bytes": each}
+    if window is not None and elements:
+        numbers |= {"window_elements": elements, "window": window}
+    else:
+        numbers["latent_elements" if mark == LATENT else "full_elements"] = elements
+    term = derive(f"Cache a request, {label}", kept_bytes, unit="B", **numbers)
+    return Kind(
+        mark=mark,
+        label=label,
+        layers=layers,
+        bytes_held=ceil(term.value),
+        held="/req" if elements else "",
+        per_token=ceil(elements * each),
+        steps=(term,) if elements else (),
+    )
+
+
+def _state_kind(study: Study, label: str, n: int, elements: int, own: Term) -> Kind:
+    from calc.model.layered import state_bytes, state_format
+
+    each: Any = state_format(study.kv_format).bytes_per_element
+    name = f"State a sequence, {label}"
+    term = derive(name, state_bytes, unit="B", state_elements=elements, state_element_bytes=each)
+    return Kind(
+        mark=STATE, label=label, layers=n, bytes_held=ceil(term.value), held="/seq", per_token=0,
+        steps=(term, own),
+    )  # fmt: skip
+
+
+def _feed_kind(study: Study, part: FeedForward, n: int, hidden: int) -> Kind:
+    from calc.model.layers import routed_params
+
+    own = part.term(hidden)
+    steps: tuple[Term, ...] = (own,)
+    count = int(own.value)
+    if part.kind == "experts":
+        count *= part.n_experts  # type: ignore[union-attr]
+        name = f"{part.n_experts:,} experts, a layer"  # type: ignore[union-attr]
+        numbers: dict[str, Any] = {"n_experts": part.n_experts, "expert": int(own.value)}  # type: ignore[union-attr]
+        steps = (derive(name, routed_params, unit="parameters", **numbers), own)
+    return Kind(
+        mark=EXPERTS if part.kind == "experts" else DENSE,
+        label=part.label,
+        layers=n,
+        bytes_held=ceil(n * count * study.weight_format.bytes_per_element),
+        held="",
+        per_token=0,
+        steps=steps,
+    )
+
+
+# Shown
+
+LABEL_ROOM = 29
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= LABEL_ROOM else f"{label[: LABEL_ROOM - 1]}…"
+
+
+def kinds_table(found: LayerMap) -> Table:
+    """The legend of the map: mark and kind, layers, cache a token, bytes and of what."""
+    rows = tuple(
+        (
+            f"{kind.mark} {_cut(kind.label)}",
+            format_count(kind.layers),
+            format_bytes_exact(kind.per_token) if kind.per_token else "",
+            f"{format_decimal(kind.bytes_held)}{kind.held}" if kind.bytes_held else "nothing",
+        )
+        for kind in found.kinds
+    )
+    return Table(
+        title="Layers", columns=("Kind", "Layers", "Per token", "Holds"), rows=rows, numeric=frozenset({1, 2, 3})
+    )
+
+
+def behind_kind(found: LayerMap, row: int) -> Behind:
+    """The steps of a row of `kinds_table`."""
+    kind = found.kinds[max(0, min(row, len(found.kinds) - 1))]
+    layers = "1 layer" if kind.layers == 1 else f"{kind.layers:,} layers"
+    return Behind(title=f"{kind.label[0].upper()}{kind.label[1:]}: {layers}", terms=kind.steps)
+
+
+def kinds_sentence(model: ModelSpec) -> str:
+    """Why a model's fields are read-only."""
+    return (
+        f"Read-only: the {model.n_layers:,} layers are not all alike and are given one by one, so no single number "
+        "says what one is. The fields show the commonest kind; edit the config.json, or start from a plain model."
+    )
+
+
+LABEL_CELLS = 5
+
+
+def map_lines(found: LayerMap, width: int) -> list[tuple[str, str, str]]:
+    """The map in lines of at most `width` cells: number of the first layer, cells, which row (keeps or feeds).
+
+    Lines hold a multiple of ten layers, where there is room for ten.
+    """
+    room = max(1, width - LABEL_CELLS)
+    room = room // 10 * 10 if room >= 10 else room
+    lines = []
+    for start in range(0, len(found.keeps), room):
+        lines.append((f"{start:>4} ", found.keeps[start : start + room], "keeps"))
+        if found.feeds:
+            lines.append((" " * LABEL_CELLS, found.feeds[start : start + room], "feeds"))
+    return lines

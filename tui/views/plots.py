@@ -1,0 +1,193 @@
+"""The plots of kvscope: from reports and measurements to charts, and to text. Pure; used by both front ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from calc.intensity.study import IntensityReport
+from calc.intensity.traffic import DecodePoint
+from calc.units import format_count, format_duration_s
+from engine.measure.timing import latencies_s, percentile
+from engine.process.events import BatchRow, BenchmarkRow
+from tui.views.chart import Axis, Chart, Level, Series, draw
+
+if TYPE_CHECKING:
+    from tui.live.predict import BatchPrediction
+
+NEAR = 1.6
+"""A ridge up to this many times the highest point still belongs in a linear plot."""
+NEAR_LOG = 6.0
+"""The same on a logarithmic axis."""
+LATENCY_WINDOW = 240
+"""Tokens the latency plot shows: it scrolls with the run."""
+
+
+def prefill_plot(report: IntensityReport, **drawing: Any) -> str:
+    """Prefill intensity against context, with its limit and the device's ridge. `drawing`: as for `chart.draw`."""
+    return draw(prefill_chart(report), **drawing)
+
+
+def decode_plot(report: IntensityReport, **drawing: Any) -> str:
+    """Decode intensity against batch: attention alone, linear layers, whole step. `drawing`: as for `chart.draw`."""
+    return draw(decode_chart(report), **drawing)
+
+
+def latency_plot(start_ns: int | None, token_times_ns: Sequence[int], **drawing: Any) -> str:
+    """Time a token over the latest tokens of a run. `drawing`: as for `chart.draw`."""
+    return draw(latency_chart(start_ns, token_times_ns), **drawing)
+
+
+def benchmark_plot(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None, **drawing: Any) -> str:
+    """Latency against prompt length, with and without the cache. `drawing`: as for `chart.draw`."""
+    return draw(benchmark_chart(rows, new_tokens=new_tokens), **drawing)
+
+
+# Intensity
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _ridge(report: IntensityReport, *, highest: float, near: float) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """The device's ridge as a level, or as a note where it would squeeze the points into a corner."""
+    device = report.query.device
+    ridge = device.ridge()
+    if ridge is None:
+        return (), ("no ridge: bandwidth or peak of the device unknown",)
+    if ridge <= near * highest:
+        return (Level(label=f"ridge {device.name} {ridge:,.0f}", value=ridge, symbol="┄"),), ()
+    return (), (f"ridge of {device.name} at {ridge:,.0f}: above this scale",)
+
+
+def prefill_chart(report: IntensityReport) -> Chart:
+    """Intensity of prefill attention against context; logarithmic where it spans decades (flash)."""
+    query, limit = report.query, report.prefill.limit
+    points = tuple((float(p.context), p.intensity) for p in report.prefill_by_context)
+    values = [y for _, y in points]
+    log = max(values) > 20 * min(values)
+    levels = () if limit is None else (Level(label=f"limit {limit:,.1f}", value=limit),)
+    highest = max([*values, *(v.value for v in levels)])
+    ridge, notes = _ridge(report, highest=highest, near=NEAR_LOG if log else NEAR)
+    return Chart(
+        title=f"Prefill · {query.attention} · d = {query.head_dim}",
+        x=Axis(title="context N, tokens", log=True, doubling=True, tick=format_count),
+        y=Axis(title="FLOP/B", log=log, tick=_number, from_zero=not log),
+        series=(Series(label="attention", symbol="●", points=points, colour=0),),
+        levels=(*levels, *ridge),
+        notes=notes,
+    )
+
+
+def decode_chart(report: IntensityReport) -> Chart:
+    """Intensity of a decode step against batch, as queried and with the model's own grouping."""
+    query = report.query
+    asked, own = query.group_size, query.model.group_size
+    plain, grouped = report.decode_by_batch, report.decode_by_batch_grouped
+    kind = {True: "MHA", False: f"g={asked}"}[asked == 1]
+    series = [
+        Series(label=f"attention {kind}", symbol="×", colour=1, points=_points(plain, "attention_intensity")),
+        Series(label="linear layers", symbol="◆", colour=2, points=_points(plain, "linear_intensity")),
+        Series(label=f"step {kind}", symbol="○", colour=3, points=_points(plain, "step_intensity")),
+    ]
+    if own != asked:
+        name = "MHA" if own == 1 else f"GQA {own}"
+        series.insert(
+            1, Series(label=f"attention {name}", symbol="+", colour=4, points=_points(grouped, "attention_intensity"))
+        )
+        series.append(Series(label=f"step {name}", symbol="●", colour=0, points=_points(grouped, "step_intensity")))
+    highest = max(y for s in series for _, y in s.points)
+    levels, notes = _ridge(report, highest=highest, near=NEAR_LOG)
+    return Chart(
+        title=f"Decode · {query.attention} · N = {query.context:,}",
+        x=Axis(title="batch B, sequences", log=True, doubling=True, tick=format_count),
+        y=Axis(title="FLOP/B", log=True, tick=_number),
+        series=tuple(series),
+        levels=levels,
+        notes=notes,
+    )
+
+
+def _points(rows: Sequence[DecodePoint], name: str) -> tuple[tuple[float, float], ...]:
+    return tuple((float(row.batch), float(getattr(row, name))) for row in rows)
+
+
+# Measurements
+
+
+def _time_axis(title: str, highest_s: float, *, log: bool = False) -> tuple[Axis, float]:
+    """An axis in the unit that suits `highest_s`, and what seconds are multiplied with."""
+    unit, scale = next(
+        ((u, k) for u, k, least in (("s", 1.0, 1.0), ("ms", 1e3, 1e-3)) if highest_s >= least), ("µs", 1e6)
+    )
+    return Axis(title=f"{title}, {unit}", log=log, tick=_measure, from_zero=not log), scale
+
+
+def _measure(value: float) -> str:
+    return f"{value:,.4g}"
+
+
+def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window: int = LATENCY_WINDOW) -> Chart:
+    """Time between a token and the one before it, for the last `window` tokens, with their median."""
+    recent = token_times_ns[-window - 1 :]
+    values = latencies_s(recent)
+    first = len(token_times_ns) - len(values) + 1
+    middle = percentile(values, 50)
+    axis, scale = _time_axis("time a token", max(values, default=0.0))
+    points = tuple((float(first + i), v * scale) for i, v in enumerate(values))
+    levels = () if middle is None else (Level(label=f"median {format_duration_s(middle)}", value=middle * scale),)
+    scrolled = f"last {len(values):,}" if first > 2 else ""
+    return Chart(
+        title="● Latency a token" + (f" · {scrolled}" if scrolled else ""),
+        x=Axis(title="token"),
+        y=axis,
+        series=(Series(label="measured", symbol=" " if len(values) > 40 else "●", points=points),),
+        levels=levels,
+        empty="waiting for the second token" if start_ns is not None else "no run yet",
+    )
+
+
+def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Chart:
+    """Medians of both arms against prompt length, both axes logarithmic."""
+    highest = max((max(r.with_cache_s, r.without_cache_s) for r in rows), default=0.0)
+    axis, scale = _time_axis("time", highest, log=True)
+    what = f" for {new_tokens} new tokens" if new_tokens is not None else ""
+    return Chart(
+        title=f"● Latency{what}",
+        x=Axis(title="prompt, tokens", log=True, tick=format_count),
+        y=axis,
+        series=(
+            Series(
+                label="with cache",
+                symbol="●",
+                colour=0,
+                points=tuple((float(r.prompt_tokens), r.with_cache_s * scale) for r in rows),
+            ),
+            Series(
+                label="without",
+                symbol="×",
+                colour=1,
+                points=tuple((float(r.prompt_tokens), r.without_cache_s * scale) for r in rows),
+            ),
+        ),
+        empty="rows appear here as they are measured",
+    )
+
+
+def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Chart:
+    """Tokens a second of all rows against batch: measured, and as a plain line what calc predicts."""
+    order = sorted(range(len(rows)), key=lambda index: rows[index].batch)
+    batches = [float(rows[index].batch) for index in order]
+    rates = [rows[index].tokens_per_s for index in order]
+    series = [Series(label="measured", symbol="●", points=tuple(zip(batches, rates, strict=True)))]
+    if predicted is not None:
+        line = tuple(zip(batches, (predicted.tokens_per_s[index] for index in order), strict=True))
+        series.insert(0, Series(label="predicted", symbol="·", colour=1, points=line))
+    return Chart(
+        title="Tokens a second of all rows together",
+        x=Axis(title="batch, rows", log=True, doubling=True, tick=format_count),
+        y=Axis(title="tokens/s", tick=_number, from_zero=True),
+        series=tuple(series),
+        empty="batches appear here as they are measured",
+    )

@@ -1,0 +1,370 @@
+"""What a real server makes of the study: which policy, its options as text, the parts of a device. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from calc.commands.tables import Table
+from calc.errors import CalcError, QuantityError
+from calc.explain.terms import Term
+from calc.model.spec import Policy, Study
+from calc.servers.records import ENGINES, ModelFacts, ServerOptions, ServerReport
+from calc.units import format_bytes_exact, format_count, format_decimal, format_gib, parse_count
+from tui.form.draft import EDITED, EDITED_SOURCE
+from tui.views.behind import Behind
+
+POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
+"""The rules of the assignment, then the servers."""
+NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAnswer:
+    """What a server says; `problem` is why there is no report, as a sentence."""
+
+    report: ServerReport | None = None
+    problem: str = ""
+
+
+def server_answer(study: Study, options: ServerOptions) -> ServerAnswer:
+    """The report of the server that `options` names, on `study`."""
+    from calc.servers.report import server_report
+
+    try:
+        known = replace(options, facts=model_facts(study.model.source, study.model.name))
+        return ServerAnswer(report=server_report(study, known))
+    except CalcError as error:
+        return ServerAnswer(problem=str(error))
+
+
+@lru_cache(maxsize=8)
+def model_facts(source: str, name: str) -> ModelFacts:
+    """What a server loads beside the text model, of the config that the model was read from; read once."""
+    from calc.servers.facts import facts_of
+
+    path = source.removesuffix(EDITED_SOURCE)
+    return facts_of(path if path.endswith(".json") else None, name.removesuffix(EDITED))
+
+
+# Options from text: blank is the server's own default
+
+
+def _count(name: str) -> Callable[[str], int | None]:
+    def read(text: str) -> int | None:
+        return parse_count(text, what=name) if text.strip() else None
+
+    return read
+
+
+def read_version(text: str) -> str | None:
+    """An engine's version; blank is the one that was measured."""
+    return text.strip() or None
+
+
+def read_utilization(text: str) -> Fraction | None:
+    """A share of the device, ``0.9`` or ``90%``."""
+    stripped = text.strip()
+    if not stripped:
+        return None
+    if not re.fullmatch(r"\d{0,3}\.?\d{0,9}%?", stripped) or not re.search(r"\d", stripped):
+        raise QuantityError(f"utilization must be a share such as 0.9, not {stripped[:20]!r}")
+    value = Fraction(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)
+    if not 0 < value <= 1:
+        raise QuantityError(f"utilization must be above 0 and at most 1, not {stripped[:20]}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptionField:
+    """One of the server's options in the form: label, cells, reader, what it means, and its command line word."""
+
+    name: str
+    label: str
+    width: int
+    read: Callable[[str], Any]
+    meaning: str
+    word: str
+
+
+OPTION_FIELDS: tuple[OptionField, ...] = (
+    OptionField(
+        name="version",
+        label="version",
+        width=8,
+        read=read_version,
+        meaning="Version of the server, such as 0.19.0: defaults and accounting change. Blank: the one measured.",
+        word="--engine-version",
+    ),
+    OptionField(
+        name="tp",
+        label="TP",
+        width=4,
+        read=lambda text: parse_count(text or "1", what="TP"),
+        meaning="Tensor-parallel GPUs of this server.",
+        word="--tp",
+    ),
+    OptionField(
+        name="gpu_memory_utilization",
+        label="util",
+        width=5,
+        read=read_utilization,
+        meaning="Share of the device that the server may use. Blank: the default of the version.",
+        word="--gpu-memory-utilization",
+    ),
+    OptionField(
+        name="max_num_batched_tokens",
+        label="tokens/step",
+        width=7,
+        read=_count("tokens/step"),
+        meaning="Most tokens of one step: what activations are reserved for. Blank: by version and device.",
+        word="--max-num-batched-tokens",
+    ),
+    OptionField(
+        name="max_num_seqs",
+        label="seqs",
+        width=6,
+        read=_count("seqs"),
+        meaning="Most sequences of one step. Blank: by version and device.",
+        word="--max-num-seqs",
+    ),
+    OptionField(
+        name="block_size",
+        label="block",
+        width=4,
+        read=_count("block"),
+        meaning="Tokens of a block of the cache. Blank: the server's own.",
+        word="--block-size",
+    ),
+)
+
+
+def option_text(options: ServerOptions, name: str) -> str:
+    """What the field of `name` shows."""
+    value = getattr(options, name)
+    if value is None or (name == "tp" and value == 1):
+        return "" if name != "tp" else "1"
+    return f"{float(value):g}" if isinstance(value, Fraction) else str(value)
+
+
+def option_words(options: ServerOptions) -> list[str]:
+    """The command line's options that say `options`, those that are the default left out."""
+    words: list[str] = ["--policy", options.engine]
+    for field in OPTION_FIELDS:
+        value = getattr(options, field.name)
+        if value is None or field.name == "tp":
+            continue
+        words += [field.word, option_text(options, field.name)]
+    if options.kv_pool_bytes is not None:
+        words += ["--kv-pool", f"{options.kv_pool_bytes}B"]
+    if options.enforce_eager:
+        words.append("--enforce-eager")
+    if options.speculative_layers:
+        words += ["--speculative-layers", str(options.speculative_layers)]
+    return words
+
+
+def with_engine(options: ServerOptions | None, engine: str) -> ServerOptions:
+    """`options` of another engine: what only the one before understands goes back to the default."""
+    if options is None:
+        return ServerOptions(engine=engine)
+    if options.engine == engine:
+        return options
+    return ServerOptions(engine=engine, tp=options.tp, pp=options.pp, facts=options.facts)
+
+
+# The parts of a device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A share of the device's memory. `field` is the report's; `mark` and `style` are of the bar."""
+
+    name: str
+    field: str
+    size: int
+    mark: str
+    style: str
+    source: str
+
+
+def device_bytes(report: ServerReport) -> int:
+    """Memory as the server sees it."""
+    from calc.servers.budget import visible_bytes
+
+    return visible_bytes(report.study.device)[0]
+
+
+def parts(report: ServerReport) -> tuple[Part, ...]:
+    """Weights, activations, runtime, graphs, cache and what stays free: they sum to the device."""
+    held = [
+        Part(
+            name="Weights",
+            field="weight_bytes_per_gpu",
+            size=report.weight_bytes_per_gpu,
+            mark="█",
+            style="weights",
+            source="The tensors of one rank as the server stores them: repeated KV heads, padded vocabulary, tables.",
+        ),
+        Part(
+            name="Activations",
+            field="activation_bytes",
+            size=report.activation_bytes,
+            mark="▓",
+            style="activations",
+            source="The largest step that the server profiles; fitted on measured runs of this engine.",
+        ),
+        Part(
+            name="Runtime (non-torch)",
+            field="non_torch_bytes",
+            size=report.non_torch_bytes,
+            mark="▚",
+            style="runtime",
+            source="CUDA context, libraries and communication buffers, outside the framework's allocator.",
+        ),
+        Part(
+            name="CUDA graphs",
+            field="cuda_graph_bytes",
+            size=report.cuda_graph_bytes,
+            mark="▞",
+            style="graphs",
+            source="Captured decode steps, one graph for every batch size that is captured.",
+        ),
+        Part(
+            name="KV cache",
+            field="kv_pool_bytes",
+            size=max(0, report.kv_pool_bytes),
+            mark="▒",
+            style="cache",
+            source="The pool: what the share of the device leaves after the other parts.",
+        ),
+    ]
+    free = device_bytes(report) - sum(part.size for part in held)
+    held.append(
+        Part(
+            name="Free" if free >= 0 else "Missing",
+            field="",
+            size=free,
+            mark="·",
+            style="free",
+            source="Left to others: the server keeps to its share of the device."
+            if free >= 0
+            else "The parts are more than the device has.",
+        )
+    )
+    return tuple(part for part in held if part.size)
+
+
+def band_text(report: ServerReport, field: str) -> str:
+    """``± 4.0%``, of the wider side; empty where the value is exact."""
+    band, value = report.bands.get(field), getattr(report, field, 0)
+    if band is None or value <= 0:
+        return ""
+    wider = max(band[1] - value, value - band[0])
+    return f"± {wider / value:.1%}" if wider < 10 * value else f"± {format_decimal(wider)}"
+
+
+POOL_ROWS: Mapping[str, str] = {
+    "Block": "Tokens that are handed out together.",
+    "Blocks": "Whole blocks of the pool.",
+    "Tokens": "What the start-up log calls the size of the KV cache.",
+    "Requests of full length": "The log's maximum concurrency: blocks of the pool over those of a request.",
+}
+
+
+def parts_table(report: ServerReport) -> Table:
+    """The parts of a device with their bands and shares, then the pool in blocks, tokens and requests."""
+    total = device_bytes(report)
+    rows = [
+        (f"{part.mark} {part.name}", format_decimal(part.size), format_gib(part.size), band_text(report, part.field),
+         f"{part.size / total:.1%}")
+        for part in parts(report)
+    ]  # fmt: skip
+    if report.kv_pool_bytes <= 0:
+        short = format_decimal(-report.kv_pool_bytes)
+        rows.append(
+            ("  Does not start: no room for the cache", short, format_gib(-report.kv_pool_bytes), "", "missing")
+        )
+    else:
+        rows += [
+            ("  Block", f"{report.block_size:,} tokens", "", "", ""),
+            ("  Blocks", format_count(report.kv_blocks), "", "", ""),
+            ("  Tokens", format_count(report.kv_tokens), "", "", ""),
+            ("  Requests of full length", f"{report.max_concurrency:,.2f}", "", "", ""),
+        ]
+    return Table(
+        title=f"{NAMES[report.options.engine]} {report.version} on a device",
+        columns=("Part", "Bytes", "Also", "Band", "Share"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def behind_part(report: ServerReport, row: int) -> Behind:
+    """Where a row of `parts_table` comes from: its steps where it has a formula, its source, its band."""
+    found = parts(report)
+    steps = {term.name: term for term in report.steps}
+    if row < len(found):
+        part = found[max(0, row)]
+        terms = _steps_of(part, report.steps)
+        band = report.bands.get(part.field)
+        range_ = f" Between {format_decimal(band[0])} and {format_decimal(band[1])}." if band else ""
+        exact = "" if band or not part.field else " Exact."
+        return Behind(
+            title=f"{part.name}: {format_bytes_exact(part.size)}", terms=terms, note=part.source + range_ + exact
+        )
+    name = parts_table(report).rows[min(row, len(parts_table(report).rows) - 1)][0].strip()
+    terms = tuple(report.steps if name.startswith(("Does", "Requests")) else list(steps.values())[:2])
+    return Behind(title=name, terms=terms[::-1] if name.startswith("Requests") else terms, note=POOL_ROWS.get(name, ""))
+
+
+_STEP_WORDS = {
+    "weight_bytes_per_gpu": ("weight",),
+    "activation_bytes": ("activation",),
+    "non_torch_bytes": ("non-torch", "runtime"),
+    "cuda_graph_bytes": ("graph",),
+    "kv_pool_bytes": ("pool per gpu", "kv pool"),
+}
+
+
+def _steps_of(part: Part, steps: tuple[Term, ...]) -> tuple[Term, ...]:
+    words = _STEP_WORDS.get(part.field, ())
+    return tuple(term for term in steps if any(word in term.name.lower() for word in words))
+
+
+def groups_sentence(report: ServerReport) -> str:
+    """The block tables that layers share: ``10 × full: 512 blocks a request of 16 tokens``."""
+    return "; ".join(
+        f"{group.layers} layers ({group.kind}) take {group.blocks_per_request:,} blocks "
+        f"of {group.block_tokens:,} tokens"
+        for group in report.groups
+    )
+
+
+def server_notes(report: ServerReport) -> tuple[str, ...]:
+    """What was assumed, and how layers share blocks."""
+    shared = groups_sentence(report)
+    return (*report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
+
+
+def defaults(report: ServerReport) -> Mapping[str, str]:
+    """What the server takes where an option is blank, by field name."""
+    known = {
+        "version": report.version,
+        "gpu_memory_utilization": None if report.utilization is None else f"{float(report.utilization):g}",
+        "max_num_batched_tokens": report.max_num_batched_tokens,
+        "max_num_seqs": report.max_num_seqs,
+        "block_size": report.block_size,
+        "tp": 1,
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+MARKS = {
+    "█": "primary", "▓": "success", "▚": "secondary", "▞": "warning", "▒": "accent",
+}  # fmt: skip
+"""Theme colours of the marks of the bar."""
