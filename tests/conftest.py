@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.engine.reference import Reference
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
@@ -14,3 +20,21 @@ if os.environ.get("CI"):
 # A job that a shell started in the background ignores SIGINT, and so would the tests of it and their processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ASSIGNMENT = Path(__file__).parents[2] / "shared" / "reference"
+
+
+@pytest.fixture(scope="session")
+def _own_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    from tests.engine.reference import write_reference
+
+    return write_reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(params=["own", "assignment"] if ASSIGNMENT.is_dir() else ["own"])
+def reference(request: pytest.FixtureRequest, _own_reference: Reference) -> Reference:
+    """The assignment's weight file and test cases: our equal of them, and the files themselves where they are."""
+    from tests.engine.reference import Reference
+
+    return _own_reference if request.param == "own" else Reference(ASSIGNMENT)

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.engine.reference import Reference
+
 ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT.parent / "shared" / "reference"
 CASE_KEYS = {
     "case",
     "prompt_tokens",
@@ -86,15 +88,9 @@ def test_kv_evaluate_the_bundled_model() -> None:
         assert max(case[key] for key in CASE_KEYS if key.endswith("error")) < document["atol"]
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the assignment's files are not here")
 @pytest.mark.parametrize("mode", ["--evaluate", "--kv-evaluate"])
-def test_the_assignments_own_invocation_passes_at_1e_4(mode: str) -> None:
-    files = [
-        "--model_state_dict",
-        str(REFERENCE / "model_state_dict.pt"),
-        "--test_cases",
-        str(REFERENCE / "test_cases.json"),
-    ]
+def test_the_assignments_own_invocation_passes_at_1e_4(reference: Reference, mode: str) -> None:
+    files = ["--model_state_dict", str(reference.weights), "--test_cases", str(reference.cases)]
     command = [sys.executable, "-m", "engine", mode, *files, "--atol", "1e-4", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0

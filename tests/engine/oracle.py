@@ -18,9 +18,10 @@ def random_state_dict(
     d_ff: int = 20,
     vocab: int = 31,
     positions: int = 24,
+    deviation: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Weights by the assignment's names; N(0, 0.5), so that attention is neither flat nor one-hot."""
+    """Weights by the assignment's names, normal; a deviation of 0.5 makes attention neither flat nor one-hot."""
     draw = np.random.default_rng(seed)
     shapes = {"token_embedding.weight": (vocab, d_model), "pos_embedding.weight": (positions, d_model)}
     for i in range(n_layers):
@@ -35,7 +36,7 @@ def random_state_dict(
         shapes |= {f"layers.{i}.norm{n}.{kind}": (d_model,) for n in (1, 2) for kind in ("weight", "bias")}
     shapes |= {"norm.weight": (d_model,), "norm.bias": (d_model,)}
     shapes |= {"output_projection.weight": (vocab, d_model), "output_projection.bias": (vocab,)}
-    return {name: draw.normal(0, 0.5, shape) for name, shape in shapes.items()}
+    return {name: draw.normal(0, deviation, shape) for name, shape in shapes.items()}
 
 
 def as_tensors(state: Mapping[str, Array]) -> dict[str, torch.Tensor]:

@@ -51,9 +51,9 @@ from engine.process.events import (
     Progress,
 )
 from tests.engine import oracle
+from tests.engine.reference import Reference
 
 ROOT = Path(__file__).parents[3]
-REFERENCE = ROOT.parent / "shared" / "reference"
 STATE = oracle.random_state_dict()
 
 
@@ -426,10 +426,11 @@ def test_output_is_written_whole_and_stdout_stays_empty(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the assignment's files are not beside the project")
-def test_run_answers_the_assignment_with_its_own_files(capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["--model_state_dict", str(REFERENCE / "model_state_dict.pt")]
-    argv += ["--test_cases", str(REFERENCE / "test_cases.json"), "--lengths", "10,200", "--repeats", "1"]
+def test_run_answers_the_assignment_with_its_own_files(
+    reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model_state_dict", str(reference.weights)]
+    argv += ["--test_cases", str(reference.cases), "--lengths", "10,200", "--repeats", "1"]
     printed = document(capsys, "--mode", "run", *argv)
     assert list(printed) == ["command", "evaluate", "kv_evaluate", "benchmark"]
     assert printed["evaluate"]["passed"] is True

@@ -22,9 +22,7 @@ from engine.model.config import config_from_reference, from_reference_name
 from engine.model.decoder import Decoder
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine import oracle
-
-SHARED = Path(__file__).parents[4] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not SHARED.is_dir(), reason="the assignment's files are not beside the project")
+from tests.engine.reference import Reference
 
 STATE = oracle.random_state_dict()
 CONFIG = config_from_reference({name: values.shape for name, values in STATE.items()})
@@ -42,15 +40,16 @@ def case(**changes: Any) -> dict[str, Any]:
     return {"input_ids": IDS, **dict.fromkeys(EXPECTATIONS, LOGITS)} | changes
 
 
-# --- the assignment's own files ---------------------------------------------------------------------------
+# --- the assignment's own files, and our equal of them ----------------------------------------------------
 
 
-@needs_reference
 @pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-4), ("float32", None)])
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_assignments_weights_and_cases_pass(dtype: str, atol: float | None, cached: bool) -> None:
-    loaded = load_checkpoint(SHARED / "model_state_dict.pt", dtype=dtype)
-    cases = load_cases(SHARED / "test_cases.json", loaded.config)
+def test_the_assignments_weights_and_cases_pass(
+    reference: Reference, dtype: str, atol: float | None, cached: bool
+) -> None:
+    loaded = load_checkpoint(reference.weights, dtype=dtype)
+    cases = load_cases(reference.cases, loaded.config)
     results = list(evaluate_cases(loaded.decoder, cases, atol=atol, cached=cached))
     assert [r.prompt_tokens for r in results] == [1, 2, 5, 10, 6]
     assert all(r.passed for r in results)
@@ -61,19 +60,17 @@ def test_the_assignments_weights_and_cases_pass(dtype: str, atol: float | None, 
         assert all(e is not None and 4e-6 < e <= 5.0000001e-6 for e in errors)
 
 
-@needs_reference
-def test_cached_equals_uncached_exactly_on_the_assignments_weights() -> None:
-    decoder = load_checkpoint(SHARED / "model_state_dict.pt", dtype="float64").decoder
+def test_cached_equals_uncached_exactly_on_the_assignments_weights(reference: Reference) -> None:
+    decoder = load_checkpoint(reference.weights, dtype="float64").decoder
     ids = torch.randint(1000, (2, 128), generator=torch.Generator().manual_seed(0))
     uncached = decoder.forward(ids)
     for sizes in ([128], [1] * 128, doubling_chunks(128)):
         assert max_abs_error(cached_logits(decoder, ids, sizes), uncached) < 1e-9
 
 
-@needs_reference
-def test_the_float32_tolerance_covers_what_float32_does_to_these_weights() -> None:
-    exact = load_checkpoint(SHARED / "model_state_dict.pt", dtype="float64").decoder
-    single = load_checkpoint(SHARED / "model_state_dict.pt", dtype="float32").decoder
+def test_the_float32_tolerance_covers_what_float32_does_to_these_weights(reference: Reference) -> None:
+    exact = load_checkpoint(reference.weights, dtype="float64").decoder
+    single = load_checkpoint(reference.weights, dtype="float32").decoder
     ids = torch.randint(1000, (8, 128), generator=torch.Generator().manual_seed(0))
     error = max_abs_error(single.forward(ids), exact.forward(ids))
     assert 1e-4 < error < default_atol(torch.float32)

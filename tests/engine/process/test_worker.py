@@ -48,9 +48,9 @@ from engine.process.service import SMALL_MODEL_PARAMETERS, Service, failure, is_
 from engine.process.worker import Outlet, run
 from tests.engine import oracle
 from tests.engine.processes import exists
+from tests.engine.reference import Reference
 
 ROOT = Path(__file__).parents[3]
-REFERENCE = ROOT.parent / "shared" / "reference"
 STATE = oracle.random_state_dict()
 
 
@@ -170,12 +170,9 @@ def test_evaluate_says_which_case_fails_and_keeps_the_model_held(weights: str, c
     assert loose.result.cases[0].cache_max_abs_error is None
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the assignment's files are not beside the project")
 @pytest.mark.parametrize("cached", [False, True])
-def test_the_assignments_own_files_pass(cached: bool) -> None:
-    request = Evaluate(
-        weights=str(REFERENCE / "model_state_dict.pt"), cases=str(REFERENCE / "test_cases.json"), cached=cached
-    )
+def test_the_assignments_own_files_pass(reference: Reference, cached: bool) -> None:
+    request = Evaluate(weights=str(reference.weights), cases=str(reference.cases), cached=cached)
     last = answer(request)[-1]
     assert isinstance(last, EvaluationFinished)
     assert last.result.passed
