@@ -20,85 +20,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.compiled.step import attach
 from engine.model.config import ModelConfig, to_reference_name
 from engine.model.decoder import Decoder, random_weights
+from engine.model.plain import PlainTransformer
 from engine.weights.checkpoint import load_checkpoint
 
 PROMPT_TOKENS = 10
-Cache = list[tuple[Tensor, Tensor]]
 
 
-class PlainAttention(nn.Module):
-    """Single-head attention as a first course writes it; the cache is two tensors, concatenated each step."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.W_q = nn.Linear(d_model, d_model, bias=False)
-        self.W_k = nn.Linear(d_model, d_model, bias=False)
-        self.W_v = nn.Linear(d_model, d_model, bias=False)
-        self.W_o = nn.Linear(d_model, d_model, bias=False)
-
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        q, k, v = self.W_q(x), self.W_k(x), self.W_v(x)
-        if cache is not None:
-            k, v = torch.cat((cache[0], k), 1), torch.cat((cache[1], v), 1)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-        if q.size(1) > 1:
-            hidden = torch.ones(q.size(1), k.size(1), dtype=torch.bool).triu(k.size(1) - q.size(1) + 1)
-            scores = scores.masked_fill(hidden, -math.inf)
-        return self.W_o(scores.softmax(-1) @ v), (k, v)
-
-
-class PlainFeedForward(nn.Module):
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(d_model, d_ff)
-        self.fc2 = nn.Linear(d_ff, d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.relu(self.fc1(x)))
-
-
-class PlainLayer(nn.Module):
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.attention = PlainAttention(d_model)
-        self.feed_forward = PlainFeedForward(d_model, d_ff)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
-
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        mixed, cache = self.attention(self.norm1(x), cache)
-        x = x + mixed
-        return x + self.feed_forward(self.norm2(x)), cache
-
-
-class PlainModel(nn.Module):
-    """The reference model, with the assignment's names, so that its state dict loads strictly."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.pos_embedding = nn.Embedding(config.max_positions, width)
-        self.layers = nn.ModuleList(PlainLayer(width, config.intermediate_size) for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(width)
-        self.output_projection = nn.Linear(width, config.vocab_size)
-
-    def forward(self, ids: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        past = cache[0][0].size(1) if cache else 0
-        x = self.token_embedding(ids) + self.pos_embedding(torch.arange(past, past + ids.size(1)))
-        new_cache = []
-        for i, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, cache[i] if cache else None)
-            new_cache.append(layer_cache)
-        return self.output_projection(self.norm(x)), new_cache
-
-
-def plain_run(model: PlainModel, prompt: Tensor, n_tokens: int) -> tuple[float, Tensor]:
+def plain_run(model: PlainTransformer, prompt: Tensor, n_tokens: int) -> tuple[float, Tensor]:
     """(seconds a decode step, logits of the last one)."""
     with torch.no_grad():
         logits, cache = model(prompt, None)
@@ -133,7 +66,7 @@ def compiled_decoder(weights: Path | None) -> dict[str, Decoder]:
     return {"compiled": decoder} if decoder.decode_step is not None else {}
 
 
-def build(weights: Path | None) -> tuple[Decoder, PlainModel]:
+def build(weights: Path | None) -> tuple[Decoder, PlainTransformer]:
     """Both models on the same float32 weights."""
     if weights is not None:
         decoder = load_checkpoint(weights, dtype="float32").decoder
@@ -143,9 +76,7 @@ def build(weights: Path | None) -> tuple[Decoder, PlainModel]:
         tensors = random_weights(config)
         decoder = Decoder(config, tensors)
         state = {to_reference_name(name): tensor for name, tensor in tensors.items()}
-    plain = PlainModel(decoder.config)
-    plain.load_state_dict(state)
-    return decoder, plain.eval()
+    return decoder, PlainTransformer.from_state_dict(state)
 
 
 def default_config() -> ModelConfig:
