@@ -12,9 +12,14 @@ CalcError
 
 from __future__ import annotations
 
+from calc.plain import one_line
+
 
 class CalcError(ValueError):
-    """Base of everything calc refuses. ``str(error)`` is one sentence for the user."""
+    """Base of everything calc refuses. ``str(error)`` is one sentence for the user, on one line and safe to show."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class SpecError(CalcError):

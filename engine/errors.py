@@ -18,18 +18,20 @@ No torch here: the client and the command line import this before anything heavy
 
 from typing import ClassVar, Literal
 
+from engine.plain import one_line
+
 ErrorKind = Literal["input", "engine", "memory"]
 
 
 class EngineError(Exception):
-    """Base of everything the engine refuses or fails at. ``message`` is one sentence for the user."""
+    """Base of everything the engine refuses or fails at. ``message`` is one sentence, safe to show on one line."""
 
     kind: ClassVar[ErrorKind] = "engine"
     exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = one_line(message)
+        super().__init__(self.message)
 
 
 class Stopped(Exception):

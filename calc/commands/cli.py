@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from calc.errors import CalcError, SpecError
 from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat, parse_format
+from calc.plain import one_line, plain
 from calc.units import parse_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose refusal is one sentence (exit code 2)."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
 def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
@@ -379,7 +380,7 @@ def _emit_catalog(args: argparse.Namespace, table: Table) -> int:
 def emit_json(args: argparse.Namespace, document: Mapping[str, object]) -> int:
     """Print or write one JSON document, in ASCII where the terminal or pipe knows no more."""
     ascii_only = args.output is None and not _encoding().startswith("utf")
-    return emit(args, json.dumps(document, indent=1, ensure_ascii=ascii_only))
+    return emit(args, plain(json.dumps(document, indent=1, ensure_ascii=ascii_only)))
 
 
 def emit_tables(args: argparse.Namespace, heading: str, parts: list[Table], sentences: Sequence[str]) -> int:
@@ -395,11 +396,12 @@ def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[st
     if form == "csv":
         return "\n\n".join(as_csv(table) for table in parts)
     if form == "md":
-        blocks = [f"## {heading}", *map(as_markdown, parts), "\n".join(f"- {sentence}" for sentence in sentences)]
+        blocks = [f"## {one_line(heading)}", *map(as_markdown, parts)]
+        blocks.append("\n".join(f"- {one_line(sentence)}" for sentence in sentences))
     else:
         width, styled = _screen() if on_screen else (None, False)
         texts = (as_text(table, width=width, styled=styled) for table in parts)
-        blocks = [heading, *texts, as_sentences(sentences, width=width)]
+        blocks = [one_line(heading), *texts, as_sentences(sentences, width=width)]
     return "\n\n".join(blocks[not heading : None if sentences else -1])
 
 
@@ -436,7 +438,7 @@ def emit(args: argparse.Namespace, text: str) -> int:
     except (OSError, RuntimeError, ValueError) as error:
         raise SourceError(f"cannot write {args.output}: {getattr(error, 'strerror', None) or error}") from None
     if not args.quiet:
-        print(f"wrote {args.output}", file=sys.stderr)
+        print(one_line(f"wrote {args.output}"), file=sys.stderr)
     return 0
 
 
@@ -479,7 +481,7 @@ def guarded(run: Callable[[], int], prog: str) -> int:
     except OSError as error:
         message = f"cannot write the answer: {error.strerror or error}"
         _leave_stdout()
-    print(f"{prog}: {message}", file=sys.stderr)
+    print(one_line(f"{prog}: {message}"), file=sys.stderr)
     return 2
 
 

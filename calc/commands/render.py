@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from calc.commands.tables import Table
+from calc.plain import one_line
 
 GAP = 2
 TEXT_FLOOR = 12
@@ -21,6 +23,7 @@ def as_text(table: Table, *, width: int | None = None, styled: bool = False) -> 
     Where that is wider than `width` columns, cells are wrapped; where they would be too narrow for that, each
     row becomes a block of lines.
     """
+    table = _safe(table)
     title = _bold(table.title) if styled else table.title
     widths = [max(len(line[i]) for line in (table.columns, *table.rows)) for i in range(len(table.columns))]
     if width is not None and _total(widths) > width:
@@ -35,10 +38,17 @@ def as_text(table: Table, *, width: int | None = None, styled: bool = False) -> 
 
 def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
     """Sentences as a list, one a line, or wrapped with a hanging indent."""
+    sentences = [one_line(sentence) for sentence in sentences]
     if width is None:
         return "\n".join(f"· {sentence}" for sentence in sentences)
     room = min(width, SENTENCE_WIDTH)
     return "\n".join(line for sentence in sentences for line in _wrap(sentence, room, "· ", "  "))
+
+
+def _safe(table: Table) -> Table:
+    """The table with names that came from outside made safe to show."""
+    rows = tuple(tuple(map(one_line, row)) for row in table.rows)
+    return replace(table, title=one_line(table.title), rows=rows)
 
 
 def _bold(text: str) -> str:
@@ -155,12 +165,14 @@ def as_csv(table: Table) -> str:
     import io
 
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([table.columns, *table.rows])
+    csv.writer(out, lineterminator="\n").writerows([table.columns, *_safe(table).rows])
     return out.getvalue().rstrip("\n")
 
 
 def as_markdown(table: Table) -> str:
     """The table for Markdown, numbers to the right, struck rows struck."""
+
+    table = _safe(table)
 
     def row(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

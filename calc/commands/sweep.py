@@ -16,6 +16,7 @@ from calc.commands.tables import Table
 from calc.errors import CalcError, QuantityError, SourceError
 from calc.model.spec import DeviceSpec, Policy
 from calc.model.storage import StorageFormat, parse_format
+from calc.plain import one_line
 from calc.units import format_count, parse_count, parse_size
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def run_sweep(argv: Sequence[str], prog: str) -> int:
     with _destination(args.output) as out:
         _write(args, axes, out)
     if args.output is not None and not args.quiet:
-        print(f"wrote {args.output}: {axes.points:,} rows", file=sys.stderr)
+        print(one_line(f"wrote {args.output}: {axes.points:,} rows"), file=sys.stderr)
     return 0
 
 

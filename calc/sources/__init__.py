@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError, SourceError, UnknownName
+from calc.plain import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,13 @@ def load_model(name_or_path: str) -> ModelSpec:
             if not _exists(text):
                 either = "; nor is there a file or folder of that name" if "/" in text else ""
                 raise UnknownName(f"{unknown}{either}") from None
-    return _from_path(text)
+    return _safe(_from_path(text))
+
+
+def _safe(model: ModelSpec) -> ModelSpec:
+    """The model with the words of its file made safe to show."""
+    name, notes = one_line(model.name), tuple(map(one_line, model.notes))
+    return model if (name, notes) == (model.name, model.notes) else replace(model, name=name, notes=notes)
 
 
 def _is_path(text: str) -> bool:

@@ -19,6 +19,7 @@ from engine.measure.options import (
     parse_formats,
     parse_ids,
 )
+from engine.plain import one_line
 from engine.process.events import (
     Batch,
     Benchmark,
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, without the usage."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -343,10 +344,10 @@ def read_prompt(path: Path) -> str:
     """The text of a prompt file. Raises OptionError."""
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OptionError("prompt_file", f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise OptionError("prompt_file", f"cannot read {path}: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        raise OptionError("prompt_file", f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _mode(text: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from engine.commands.summary import rises
 from engine.measure.timing import NS_PER_S, timing
+from engine.plain import plain
 from engine.process.events import BatchResult, BenchmarkResult, EvaluationResult, FormatsResult, GenerationFinished
 
 Document = dict[str, Any]
@@ -104,8 +105,8 @@ def generation_document(
 
 
 def to_json(document: Mapping[str, Any]) -> str:
-    """A document as indented JSON text without a final newline; standard JSON, so never NaN."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    """A document as indented JSON text without a final newline; standard JSON, so never NaN. Safe to show."""
+    return plain(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(record: msgspec.Struct) -> Document:

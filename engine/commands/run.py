@@ -30,6 +30,7 @@ from engine.commands.summary import (
 )
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.files import write_whole
+from engine.plain import one_line, plain
 from engine.process.events import (
     BatchFinished,
     BenchmarkFinished,
@@ -124,11 +125,11 @@ def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
 def emit(args: argparse.Namespace, text: str) -> None:
     """Print `text`, or write it to --output whole. Raises OptionError where that cannot be written."""
     if args.output is None:
-        print(text)
+        print(plain(text))
         return
-    write_whole(args.output, f"{text}\n".encode())
+    write_whole(args.output, f"{plain(text)}\n".encode())
     if not args.quiet:
-        print(f"wrote {args.output}", file=sys.stderr)
+        print(one_line(f"wrote {args.output}"), file=sys.stderr)
 
 
 def _documents(args: argparse.Namespace, outcome: Outcome) -> Document:
@@ -197,7 +198,7 @@ class _Printer:
     def remark(self, text: str) -> None:
         """A line on stderr, unless --quiet."""
         if not self._quiet:
-            print(text, file=sys.stderr)
+            print(one_line(text), file=sys.stderr)
 
     def _show(self, event: Event) -> None:
         match event:
@@ -221,7 +222,7 @@ class _Printer:
         if self._ids or self.model is None or not self.model.has_tokenizer:
             sys.stdout.write(f"{',' if event.index else ''}{event.token_id}")
         else:
-            sys.stdout.write(event.text)
+            sys.stdout.write(plain(event.text))
         sys.stdout.flush()
 
     def _end(self, event: Result) -> None:
@@ -246,7 +247,7 @@ class ProgressLine:
         if not self._enabled or now_s - self._last_s < _REDRAW_S:
             return
         self._last_s = now_s
-        self._write(progress_text(event))
+        self._write(one_line(progress_text(event)))
 
     def clear(self) -> None:
         """Take the line away."""

@@ -35,6 +35,7 @@ from engine.model.config import (
 )
 from engine.model.decoder import Decoder
 from engine.model.devices import pick_device
+from engine.plain import one_line
 from engine.weights.chat import MAX_TEMPLATE_CHARACTERS, ChatTemplate
 from engine.weights.formats import QUANTIZED, FormatMaker, QuantizedFormat, compute_dtype, held_bytes
 from engine.weights.gguf import read_gguf
@@ -123,7 +124,7 @@ def load_checkpoint(
     return_freed_memory()
     watch.end()
     return LoadedModel(
-        name=BUNDLED if bundled else location.resolve().name,
+        name=BUNDLED if bundled else one_line(location.resolve().name),
         path=location,
         config=source.config,
         decoder=decoder,

@@ -11,6 +11,7 @@ from textual import on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widget import MountError
@@ -21,6 +22,7 @@ from calc.commands.tables import Table
 from calc.errors import CalcError
 from calc.model.spec import ModelSpec, Study
 from calc.units import GB
+from tui.app.plain import PlainText
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
 from tui.form.state import Analysis, AppState, analyse, with_study
@@ -118,11 +120,15 @@ class KvscopeApp(App[None]):
         self.engine: EngineLink | None = None
         self._engine_command, self._start_engine = engine_command, start_engine
         self._take_theme()
+        self._plain = PlainText()
         self._undo: list[AppState] = []
         self._stale: set[str] = set()
         self._dirty = False
         self._settled = False
         self._wanted: int | None = None
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._plain]
 
     def _take_theme(self) -> None:
         """Before anything is styled: a theme set later would style all of it again."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from calc.commands.cli import Parser, add_study_options, count, counts, device_from, formats_from, model_from
 from calc.errors import SourceError
 from calc.model.spec import Policy, Study
+from calc.plain import one_line, plain
 
 if TYPE_CHECKING:
     from engine.process.events import Event
@@ -71,9 +72,9 @@ def _written(
     save(args.output, render(report))
     if args.json:
         document = {"command": "report", "schema": 1, "output": str(args.output), "passed": report.passed}
-        print(json.dumps(document, ensure_ascii=False))
+        print(plain(json.dumps(document, ensure_ascii=False)))
     else:
-        print(args.output)
+        print(one_line(str(args.output)))
     return CHECK_FAILED if report.passed is False else DONE
 
 
@@ -171,7 +172,7 @@ class ProgressLine:
     def _write(self, text: str) -> None:
         if self._stream is None:
             return
-        shown = text[:78]
+        shown = one_line(text)[:78]
         self._stream.write("\r" + shown.ljust(self._width) + ("\r" if not shown else ""))
         self._stream.flush()
         self._width = len(shown)

@@ -9,6 +9,7 @@ from typing import TypeVar
 from calc.explain.terms import Number
 from calc.model.cache import kv_bytes_per_token
 from calc.model.storage import FORMATS
+from calc.plain import plain
 from engine.errors import EngineError, EngineFailure, InputError
 from engine.process.client import EngineClient
 from engine.process.events import (
@@ -109,7 +110,7 @@ def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> S
     return Sample(
         model=model.name,
         prompt=started.prompt_text or request.prompt or "",
-        text=finished.text if finished.text is not None else " ".join(map(str, finished.ids)),
+        text=plain(finished.text) if finished.text is not None else " ".join(map(str, finished.ids)),
         n_prompt_tokens=len(finished.prompt_ids),
         start_ns=finished.start_ns,
         token_times_ns=finished.token_times_ns,

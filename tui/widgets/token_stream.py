@@ -6,7 +6,6 @@ tick cost what they add. Textual's Log does not wrap, its TextArea is an editor,
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 
 from rich.cells import cell_len, set_cell_size
@@ -19,8 +18,9 @@ from textual.selection import Selection
 from textual.strip import Strip
 from textual.widget import Widget
 
+from calc.plain import plain
+
 KINDS = ("prompt", "text", "note")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class TokenStream(ScrollView, can_focus=True):
@@ -67,7 +67,7 @@ class TokenStream(ScrollView, can_focus=True):
 
     def write(self, text: str, kind: str = "text") -> None:
         """Add `text` at the end."""
-        text = _CONTROL.sub("�", text.expandtabs(4).replace("\r\n", "\n"))
+        text = plain(text.replace("\r\n", "\n")).expandtabs(4)
         if not text:
             return
         self._pieces.append((kind, text))

@@ -1,0 +1,38 @@
+"""Text from outside, made safe to show: the one place that knows what a terminal would act upon.
+
+A model's answer, a file name or an error may hold escape sequences (new title, cleared screen, clipboard), or
+characters that turn the direction of reading. They are shown as JSON writes them (``\\u001b``), never sent.
+Each character is looked at alone, so it does not matter where a stream is cut. `calc.plain` is the same.
+"""
+
+from __future__ import annotations
+
+import re
+
+UNSAFE = r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+"""Control characters except tab and newline (C0, DEL, C1), line separators, bidirectional controls, surrogates.
+
+Compiled on first use (re keeps it).
+"""
+
+
+def plain(text: str) -> str:
+    """`text` with unsafe characters as ``\\uXXXX``; tabs and line breaks stay. Of JSON text: the same document.
+
+    >>> plain("a\\x1b]0;title\\x07b")
+    'a\\\\u001b]0;title\\\\u0007b'
+    """
+    if text.isprintable():
+        return text
+    return re.sub(UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """`plain` for a name or a sentence: tabs and line breaks are shown as well.
+
+    >>> one_line("two\\nlines")
+    'two\\\\nlines'
+    """
+    if text.isprintable():
+        return text
+    return plain(text).replace("\n", "\\n").replace("\t", "\\t")
