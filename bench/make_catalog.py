@@ -139,6 +139,8 @@ def _config(model_type: str, sizes: str, tied: bool = False, **more: Any) -> dic
     return {"model_type": model_type, **numbers, "tie_word_embeddings": tied, **more}
 
 
+GPT_OSS_PLAIN = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+
 WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], ...] = (
     (
         "llama-3.1-8b",
@@ -370,6 +372,7 @@ WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], .
             sliding_window=128,
             num_local_experts=32,
             num_experts_per_tok=4,
+            quantization_config={"modules_to_not_convert": GPT_OSS_PLAIN, "quant_method": "mxfp4"},
         ),
         f"{OME}/gpt_oss_20b.json @c25c92110a7d",
     ),
@@ -486,7 +489,6 @@ NOTES = {
     "starcoder2-3b": "window and context as published (the class default has neither)",
     "gpt2-medium": "the published files also hold 24 mask buffers",
     "gpt2-xl": "the published files also hold 48 mask buffers",
-    "devstral-2-123b": "published in fp8: choose the weight format that matches it",
 }
 
 
@@ -524,7 +526,7 @@ def count_with_transformers(config: dict[str, Any]) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {key: value for key, value in config.items() if key != "model_type"}
+    sizes = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
     with torch.device("meta"):
         # pad_token_id: Phi-3's class default lies outside some vocabularies; it changes no size.
         extra = {"pad_token_id": 0} if config["model_type"] == "phi3" else {}
@@ -576,12 +578,19 @@ def _record(
         "source": source,
         "date": DATE,
         "notes": [*(n for n in notes if _worth_noting(n)), *filter(None, [NOTES.get(key)])],
+        **stored_as(config),
         "layers": layers,
     }
 
 
+def stored_as(config: dict[str, Any]) -> dict[str, Any]:
+    """What the repository says of its stored weights, where they are quantized: the config's own words."""
+    kept = {key: config[key] for key in ("torch_dtype", "dtype", "quantization_config") if config.get(key)}
+    return {"stored": kept} if "quantization_config" in kept else {}
+
+
 def _worth_noting(note: str) -> bool:
-    """Not what the file's own form asked the reader to assume, nor the weights' storage, which is a choice here."""
+    """Not what the file's own form asked the reader to assume, nor the stored weights: `stored` holds those."""
     left_out = ("use_sliding_window", "is not in the config", "weights as", "quantization")
     return not any(text in note for text in left_out)
 

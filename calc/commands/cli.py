@@ -108,8 +108,11 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
         return base
     if base.n_sliding_layers and "n_layers" in changes:
         changes["n_sliding_layers"] = -(-base.n_sliding_layers * changes["n_layers"] // base.n_layers)
-    # What a checkpoint holds says nothing of an edited model.
-    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", stored=None, **changes)
+    if base.stored is not None:
+        from calc.model.stored import EDITED_NOTE, without_stored
+
+        base = without_stored(base, EDITED_NOTE)
+    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", **changes)
 
 
 def derived_head_dim(hidden_size: int, n_heads: int) -> int:

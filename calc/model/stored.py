@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,10 @@ from calc.model.spec import MAX_BYTES
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
     from calc.model.storage import StorageFormat
+
+STORED_NOTE = "weights as "
+"""How a model's note on its stored weights begins: who stores them follows."""
+EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,21 @@ def stored_format(model: ModelSpec) -> StorageFormat | None:
     if model.stored is None:
         return None
     return StorageFormat(model.stored.name, parameters(model).total, model.stored.total_bytes)
+
+
+def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:
+    """Whether `weight_format` is the checkpoint's own (`stored_format`), not merely one of the same name: mxfp4."""
+    stored = model.stored
+    own = None if stored is None else (stored.name, stored.total_bytes)
+    return own == (weight_format.name, weight_format.block_bytes)
+
+
+def without_stored(model: ModelSpec, note: str) -> ModelSpec:
+    """`model` with nothing known of its checkpoint; `note` takes the place of the one on its stored weights."""
+    if model.stored is None:
+        return model
+    kept = (each for each in model.notes if not each.startswith(STORED_NOTE))
+    return replace(model, stored=None, notes=(*kept, note))
 
 
 def stored_document(stored: StoredWeights) -> dict[str, Any]:

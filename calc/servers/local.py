@@ -14,6 +14,7 @@ from math import ceil
 from calc.errors import SpecError
 from calc.model.params import parameters
 from calc.model.spec import Study
+from calc.model.stored import is_as_stored
 from calc.servers.budget import plain_bytes, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
@@ -122,7 +123,7 @@ def _kept_tokens(layer: CacheLayers, length: int) -> int:
 
 
 def _model_bytes(study: Study, plain: int) -> int:
-    if study.model.stored is not None and study.model.stored.name == study.weight_format.name:
+    if study.model.stored is not None and is_as_stored(study.model, study.weight_format):
         return study.model.stored.total_bytes
     each = study.weight_format.bytes_per_element
     counts = parameters(study.model)
@@ -139,8 +140,8 @@ def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
     total, visible = visible_bytes(study.device)
     length, ubatch = options.max_model_len or study.context, options.max_num_batched_tokens or UBATCH
     each = study.weight_format.bytes_per_element
-    stored = model.stored is not None and model.stored.name == study.weight_format.name
-    whole = model.stored.total_bytes if stored and model.stored else ceil(parameters(model).total * each)
+    stored = model.stored if is_as_stored(model, study.weight_format) else None
+    whole = ceil(parameters(model).total * each) if stored is None else stored.total_bytes
     if model.tied and n * options.pp == 1:
         whole += ceil(model.vocab_size * (model.embedding_size or model.hidden_size) * each)
     held = Held(

@@ -19,6 +19,7 @@ from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixe
 from calc.model.params import layer_norm_params
 from calc.model.spec import Mlp, ModelSpec
 from calc.model.storage import StorageFormat
+from calc.model.stored import is_as_stored
 from calc.servers.records import ModelFacts
 
 MIB = 2**20
@@ -155,7 +156,7 @@ def format_bytes_each(model: ModelSpec, weight_format: StorageFormat, plain: int
 
     Of a checkpoint that is quantized: what its bytes leave for the linear weights beside the plain ones.
     """
-    if model.stored is not None and model.stored.name == weight_format.name:
+    if model.stored is not None and is_as_stored(model, weight_format):
         tensors = [t for layer in layers_of(model) for t in layer_tensors(layer, 1)]
         tensors += outer_tensors(model, tp=1, first=True, last=True)
         linear = sum(t.elements for t in tensors if t.linear)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from calc.model.layers import LayerSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelEntry:
-    """A catalog model. `parameters` was counted independently of calc (see `parameters_source`)."""
+    """A catalog model. `parameters` was counted independently of calc (see `parameters_source`).
+
+    `stored` holds the keys of the repository's config.json that say how its weights are stored (its
+    quantization_config and dtype); None where they are plain. There is one entry per record, so entries compare by
+    identity.
+    """
 
     id: str
     name: str
@@ -38,15 +43,12 @@ class ModelEntry:
     source: str
     date: str
     notes: tuple[str, ...]
+    stored: Mapping[str, Any] | None = None
 
     @property
     def spec(self) -> ModelSpec:
-        """The sizes as a ModelSpec, named by the id; the layers of a model that has its own are read only here."""
-        fields = dict(self.fields)
-        fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
-        if fields.pop("layers", False):
-            fields["layers"] = _layers(self.id)
-        return ModelSpec(name=self.id, source=self.source, notes=self.notes, **fields)
+        """The model as its repository holds it, named by the id; its own layers, if any, are read only here."""
+        return _spec(self)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -189,6 +191,27 @@ def _layers(key: str) -> tuple[LayerSpec, ...]:
     from calc.model.layers import layers_from_document
 
     return layers_from_document(_layer_documents()[key])
+
+
+@cache
+def _spec(entry: ModelEntry) -> ModelSpec:
+    fields = dict(entry.fields)
+    fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
+    if fields.pop("layers", False):
+        fields["layers"] = _layers(entry.id)
+    spec = ModelSpec(name=entry.id, source=entry.source, notes=entry.notes, **fields)
+    return spec if entry.stored is None else _as_stored(spec, entry.stored, entry.hf_id)
+
+
+def _as_stored(model: ModelSpec, config: Mapping[str, Any], repository: str) -> ModelSpec:
+    """`model` with its weights as `repository` stores them, and a note that says so."""
+    from calc.model.quantization import stored_weights
+
+    stored = stored_weights(config, model, repository)
+    if stored is None:
+        return model
+    note = f"weights as {repository} stores them: {stored.name}, {stored.total_bytes:,} B; --weight-format overrides"
+    return replace(model, stored=stored, notes=(*model.notes, note))
 
 
 def _model_entry(record: dict[str, Any]) -> ModelEntry:

@@ -10,7 +10,7 @@ from calc.fit.memory import memory_report
 from calc.model.spec import DeviceSpec, ModelSpec, Study
 from calc.sources.catalog import DeviceEntry, ModelEntry, devices, manual_device, search_devices, search_models
 from calc.units import format_bytes_exact, format_decimal, format_gib, format_rate
-from tui.form.draft import EDITED
+from tui.form.draft import EDITED, format_beside
 from tui.widgets.picker import Choice, PickList
 
 MANUAL = "(by hand)"
@@ -41,7 +41,7 @@ def _model_choice(entry: ModelEntry, study: Study) -> Choice:
 def model_preview(model: ModelSpec, study: Study) -> str:
     """What the model would be on the study's device, and where its sizes come from."""
     try:
-        report = memory_report(replace(study, model=model))
+        report = memory_report(replace(study, model=model, weight_format=format_beside(study, model)))
     except CalcError as error:
         return str(error)
     fits = f"max batch {report.max_batch:,}" if report.fits else "does not fit"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from calc.errors import CalcError
 from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.stored import is_as_stored
 from calc.sources.catalog import devices, find_model
 from tui.form.draft import EDITED, EDITED_SOURCE, follows_hidden_size, memory_text
 
@@ -121,10 +122,9 @@ def device_options(device: DeviceSpec) -> list[str]:
 
 def _weight_options(study: Study) -> list[str]:
     """How weights are stored, where that is not what the command takes by itself: as the checkpoint holds them."""
-    stored = study.model.stored
-    if stored is None:
+    if study.model.stored is None:
         return _format_options("weight", study.weight_format)
-    if study.weight_format.name == stored.name:
+    if is_as_stored(study.model, study.weight_format):
         return []
     return _format_options("weight", study.weight_format) or ["--weight-format", study.weight_format.name]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from calc.errors import CalcError, SpecError
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
-from calc.model.stored import stored_format
+from calc.model.stored import EDITED_NOTE, is_as_stored, stored_format, without_stored
 from calc.sources.catalog import manual_device, memory_reading
 from calc.units import GB, GIB, format_decimal
 from tui.form.fields import count_parser, parse_memory, parse_storage, parse_tps
@@ -150,7 +150,7 @@ def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     if all(getattr(origin, name) == value for name, value in values.items()):
         return origin
     name, source = origin.name.removesuffix(EDITED), origin.source.removesuffix(EDITED_SOURCE)
-    return replace(origin, name=name + EDITED, source=source + EDITED_SOURCE, stored=None, **values)
+    return replace(without_stored(origin, EDITED_NOTE), name=name + EDITED, source=source + EDITED_SOURCE, **values)
 
 
 def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
@@ -175,7 +175,7 @@ def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
     found = stored_format(model)
     if found is not None:
         return found
-    return FORMATS["bf16"] if _is_stored(study) else study.weight_format
+    return FORMATS["bf16"] if is_as_stored(study.model, study.weight_format) else study.weight_format
 
 
 def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
@@ -210,14 +210,10 @@ def field_texts(study: Study) -> dict[str, str]:
         **texts,
         "memory_bytes": memory_text(study.device.memory_bytes),
         "context": str(study.context),
-        "weight_format": STORED if _is_stored(study) else study.weight_format.name,
+        "weight_format": STORED if is_as_stored(study.model, study.weight_format) else study.weight_format.name,
         "kv_format": study.kv_format.name,
         "tp": ",".join(map(str, study.tps)),
     }
-
-
-def _is_stored(study: Study) -> bool:
-    return study.model.stored is not None and study.weight_format.name == study.model.stored.name
 
 
 def _count_text(value: int | None) -> str:

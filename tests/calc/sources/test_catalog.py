@@ -1,6 +1,7 @@
 """calc.sources.catalog: every record against independent counts, every name to one record, devices as facts."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calc.__main__ import main
 from calc.errors import SpecError, UnknownName
 from calc.model.layered import cache_elements
 from calc.model.params import parameters
@@ -111,6 +113,85 @@ def test_records_agree_with_the_oracle():
         kinds = [int(row[f"kv_elements_per_token_{kind}"]) for kind in ("full_attention_layers", "sliding_layers")]
         assert token == int(row["kv_formula_elements_per_token"] or sum(kinds)), entry.id
     assert compared >= 65
+
+
+# Bytes of the published checkpoints, scales included, worked out apart from the catalog. DeepSeek-V3: the case of a
+# public report (its own config.json, FP8 in blocks of 128 x 128 but for norms, routers, embedding and head).
+PUBLISHED_BYTES = {
+    "deepseek-v3": 673_150_552_416,
+    "deepseek-r1": 673_150_552_416,
+    "gpt-oss-120b": 65_248_815_744,
+    "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
+}
+QUANTIZED = {*PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "devstral-2-123b", "devstral-small-2-24b"}
+
+
+def memory_json(capsys, *words: str) -> dict:
+    """What ``kvscope memory --json`` prints."""
+    assert main(["memory", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+class TestStoredWeights:
+    """A name that prints ``vllm serve org/name`` counts what that repository stores."""
+
+    def test_which_records_are_quantized(self):
+        assert {key for key, entry in models().items() if entry.spec.stored is not None} == QUANTIZED
+
+    @pytest.mark.parametrize(("key", "n_bytes"), PUBLISHED_BYTES.items())
+    def test_bytes_of_the_published_checkpoint(self, key, n_bytes, capsys):
+        assert find_model(key).stored.total_bytes == n_bytes
+        assert memory_json(capsys, "--model", key)["weight_bytes"] == n_bytes
+
+    @pytest.mark.parametrize(("key", "layers", "experts"), [("gpt-oss-120b", 36, 128), ("gpt-oss-20b", 24, 32)])
+    def test_mxfp4_by_hand(self, key, layers, experts):
+        """Expert matrices: 32 elements in 17 bytes; everything else, expert biases included, in 2 bytes each."""
+        quantized = layers * experts * 3 * 2880 * 2880
+        plain = models()[key].parameters - quantized
+        assert find_model(key).stored.total_bytes == quantized // 32 * 17 + 2 * plain
+
+    def test_fp8_with_one_scale_per_matrix_by_hand(self):
+        """Devstral: one byte per element of every linear layer and two float32 scales (weight and activation)."""
+        width, inner, layers = 5120, 32768, 40
+        shapes = [(32 * 128, width), (8 * 128, width), (8 * 128, width), (width, 32 * 128)]
+        shapes += [(inner, width), (inner, width), (width, inner)]
+        quantized = layers * sum(rows * columns for rows, columns in shapes)
+        entry = models()["devstral-small-2-24b"]
+        plain = entry.parameters - quantized
+        assert entry.spec.stored.total_bytes == quantized + layers * len(shapes) * 8 + 2 * plain
+
+    def test_the_note_names_the_repository_and_the_option(self, capsys):
+        notes = memory_json(capsys, "--model", "deepseek-v3")["notes"]
+        assert (
+            "weights as deepseek-ai/DeepSeek-V3 stores them: fp8, blocks of 128 x 128, 673,150,552,416 B; "
+            "--weight-format overrides"
+        ) in notes
+
+    @pytest.mark.parametrize(("weight_format", "num", "den"), [("bf16", 2, 1), ("mxfp4", 17, 32), ("fp8", 1, 1)])
+    def test_weight_format_overrides(self, weight_format, num, den, capsys):
+        """Also by the name that the checkpoint's own format has: ``mxfp4`` then counts every parameter so."""
+        found = memory_json(capsys, "--model", "gpt-oss-120b", "--weight-format", weight_format)
+        assert found["weight_bytes"] == 116_829_156_672 * num // den
+
+    def test_a_server_starts_with_it(self, capsys):
+        """Eight H200 serve the repository as it is: 79.31 GiB of weights on each GPU."""
+        found = memory_json(capsys, "--model", "deepseek-v3", "--device", "h200-sxm", "--tp", "8", "--policy", "vllm")
+        assert found["fits"] is True
+        assert found["engine"]["weight_bytes_per_gpu"] == pytest.approx(673_150_552_416 / 8, rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("key", "device", "fewest"), [("gpt-oss-120b", "h100-sxm", 1), ("deepseek-v3", "h200-sxm", 6)]
+    )
+    def test_fewest_devices(self, key, device, fewest, capsys):
+        """Weights of 673 GB and whole layers of 11.5 GB: a fifth of the layers (13) leaves an H200 no room."""
+        assert main(["solve", "--model", key, "--device", device, "--find", "devices", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["answers"]["devices"]["devices"] == fewest
+
+    def test_an_edited_model_keeps_nothing_of_the_checkpoint(self, capsys):
+        found = memory_json(capsys, "--model", "deepseek-v3", "--vocab-size", "1024")
+        assert found["weight_bytes"] == 2 * found["parameters"]["total"]
+        assert found["notes"][-1] == "edited: the bytes of its checkpoint no longer apply"
+        assert not any(note.startswith("weights as") for note in found["notes"])
 
 
 class TestNames:
