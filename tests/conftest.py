@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.engine.reference import Reference
 
-settings.register_profile("ci", derandomize=True, deadline=None)
+# Health checks time the drawing of examples, which says more of the machine than of the tests.
+SLOW_MACHINE = [HealthCheck.too_slow]
+settings.register_profile("default", deadline=None, suppress_health_check=SLOW_MACHINE)
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.load_profile("default")
 if os.environ.get("CI"):
     settings.load_profile("ci")
 

@@ -2,10 +2,10 @@
 
 Algorithm 0 is the standard implementation of Dao et al. 2022 (FlashAttention, section 2.2): S = Q Kᵀ is written
 to device memory, read for the softmax, P written, and read again for O = P V. FlashAttention (Algorithm 1 there)
-keeps S and P on the chip; its traffic here is the least it can be, each of Q, K, V, O once.
+keeps S and P on the chip; its traffic is counted at the minimum: Q, K, V and O once each.
 
-Multiply-adds are two FLOPs. The softmax counts `softmax_flops` an element: 5 for maximum, subtraction,
-exponential, sum and division, or 0 to leave it out. No causal mask: Algorithm 0 has none.
+A multiply-add is two FLOPs. The softmax counts `softmax_flops` per element: 5 for maximum, subtraction,
+exponential, sum and division, or 0 to leave it out. There is no causal mask: Algorithm 0 has none.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class PhaseCost:
 
     @property
     def intensity(self) -> float:
-        """FLOP a byte."""
+        """FLOPs per byte."""
         return float(Fraction(self.flops) / Fraction(self.bytes))
 
 

@@ -1,4 +1,4 @@
-"""What the intensity plots show, in sentences made from computed values and chosen by them; none is fixed text."""
+"""What the intensity plots show: sentences that are built from, and chosen by, the computed values."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def _figures(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _less(factor: float, what: str) -> str:
-    """``9.00 times fewer bytes``, or ``2.1 % fewer bytes`` where the factor is near 1."""
-    return f"{_figures(factor)} times {what}" if factor >= 1.5 else f"{100 * (1 - 1 / factor):.1f} % {what}"
+def _fewer_bytes(factor: float) -> str:
+    """``1/9.00 of the bytes``, or ``2.1 % fewer bytes`` where the factor is near 1."""
+    return f"1/{_figures(factor)} of the bytes" if factor >= 1.5 else f"{100 * (1 - 1 / factor):.1f} % fewer bytes"
 
 
 def _percent(share: float) -> str:
@@ -54,17 +54,19 @@ def _percent(share: float) -> str:
 
 
 def _grouped(n: int) -> str:
-    return f"{n} query heads a KV head" if n > 1 else "a KV head for every query head"
+    return f"{n} query heads per KV head" if n > 1 else "one KV head per query head"
 
 
 def _at_the_point(report: IntensityReport) -> str:
     q, p, d = report.query, report.prefill, report.decode
     group = f" for {_grouped(q.group_size)}" if q.group_size > 1 else ""
-    compared = _less(p.intensity / d.intensity, "less") if p.intensity > d.intensity else "the same"
+    ratio = p.intensity / d.intensity
+    compared = f"prefill is {_figures(ratio)} times decode" if ratio > 1 else "the same in both phases"
     return (
-        f"At N = {q.context:,} and d = {q.head_dim:,} {q.attention} attention{group} does {format_flops(p.flops)} on "
-        f"{format_decimal(p.bytes)} in prefill, {_figures(p.intensity)} FLOP/B, and {format_flops(d.flops)} on "
-        f"{format_decimal(d.bytes)} in decode, {_figures(d.intensity)} FLOP/B: {compared}."
+        f"At N = {q.context:,} and d = {q.head_dim:,}, {q.attention} attention{group} needs {format_flops(p.flops)} "
+        f"and moves {format_decimal(p.bytes)} in prefill ({_figures(p.intensity)} FLOP/B), and needs "
+        f"{format_flops(d.flops)} and moves {format_decimal(d.bytes)} in decode ({_figures(d.intensity)} FLOP/B): "
+        f"{compared}."
     )
 
 
@@ -107,11 +109,11 @@ def _saturation(report: IntensityReport) -> str:
     if limit is None or formula is None or at is None:
         return f"Prefill rises with the context without a limit, {shown}: FLOPs grow with N², bytes with N."
     verb = "saturates" if last.context >= at else "rises towards a limit"
-    where = "past that" if report.query.context >= at else f"still at {_percent(report.prefill.intensity / limit)}"
+    here, share = report.query.context, _percent(report.prefill.intensity / limit)
+    where = f"N = {here:,} is past that" if here >= at else f"N = {here:,} reaches {share}"
     return (
-        f"Prefill {verb}, {shown}: S and P are moved N² at a time just as FLOPs grow with N², so it tends to "
-        f"{to_text(formula)} = {limit:,.2f} FLOP/B and has {_percent(KNEE)} of that from N = {at:,} on; "
-        f"N = {report.query.context:,} is {where}."
+        f"Prefill {verb}, {shown}: the traffic of S and P grows with N², as the FLOPs do, so the intensity tends to "
+        f"{to_text(formula)} = {limit:,.2f} FLOP/B. It reaches {_percent(KNEE)} of that at N = {at:,}; {where}."
     )
 
 
@@ -121,11 +123,11 @@ def _other_algorithm(report: IntensityReport) -> str:
     if report.query.attention is Attention.STANDARD:
         flash, standard, flash_decode, standard_decode = standard, flash, standard_decode, flash_decode
     in_prefill, in_decode = float(standard.bytes / flash.bytes), float(standard_decode.bytes / flash_decode.bytes)
-    why = "where the cache itself is the traffic" if in_decode < 1.5 else "where S and P weigh as well as the cache"
+    why = "most of the traffic is the cache" if in_decode < 1.5 else "S and P are large beside the cache"
     return (
-        f"Keeping S and P on the chip (FlashAttention) moves {_less(in_prefill, 'fewer bytes')} in prefill, "
-        f"{_figures(flash.intensity)} against {_figures(standard.intensity)} FLOP/B, and "
-        f"{_less(in_decode, 'fewer')} in decode, {why}."
+        f"Keeping S and P on the chip (FlashAttention) moves {_fewer_bytes(in_prefill)} in prefill "
+        f"({_figures(flash.intensity)} FLOP/B instead of {_figures(standard.intensity)}) and "
+        f"{_fewer_bytes(in_decode)} in decode, where {why}."
     )
 
 
@@ -137,32 +139,31 @@ def _by_batch(points: tuple[DecodePoint, ...]) -> tuple[DecodePoint, DecodePoint
 def _attention_by_batch(report: IntensityReport) -> str:
     first, last = _by_batch(report.decode_by_batch)
     low, high = first.attention_intensity, last.attention_intensity
-    shape = "is flat" if abs(high - low) <= FLAT * high else "changes"
+    shape = "does not depend on the batch" if abs(high - low) <= FLAT * high else "changes with the batch"
     text = (
-        f"Decode attention {shape} in the batch, {_figures(low)} FLOP/B at B = {first.batch:,} and {_figures(high)} at "
+        f"Decode attention {shape} ({_figures(low)} FLOP/B at B = {first.batch:,}, {_figures(high)} at {last.batch:,})"
     )
-    text += f"{last.batch:,}"
     if first.batch == last.batch:
-        text = f"Decode attention is at {_figures(low)} FLOP/B at B = {first.batch:,} and no batch would change that"
+        text = f"Decode attention has {_figures(low)} FLOP/B at B = {first.batch:,}, and another batch changes nothing"
     text += ": every sequence reads its own K and V, so FLOPs and bytes grow alike"
     g, grouped = report.query.model.group_size, report.decode_by_batch_grouped[0].attention_intensity
     if g == report.query.group_size:
         return f"{text}."
-    why = f", since K and V are read once for {g} heads" if g > 1 else ""
-    return f"{text}; with {_grouped(g)}, as {report.query.model.name} has, it is {_figures(grouped)}{why}."
+    why = f", because K and V are read once for {g} heads" if g > 1 else ""
+    return f"{text}. With {_grouped(g)}, as in {report.query.model.name}, it is {_figures(grouped)} FLOP/B{why}."
 
 
 def _linear_by_batch(report: IntensityReport) -> str:
     first, last = _by_batch(report.decode_by_batch)
     if first.batch == last.batch:
         return (
-            f"The linear layers are at {_figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} and rise with "
-            "the batch: their weights are read once for all of it."
+            f"The linear layers have {_figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} and rise with "
+            "the batch: their weights are read once for the whole batch."
         )
     gain, growth = last.linear_intensity / first.linear_intensity, last.batch / first.batch
-    but = "" if gain > 0.8 * growth else ", though activations, moved for each sequence, take more and more of it"
+    but = "" if gain > 0.8 * growth else ", but activations are moved for each sequence and take a growing share"
     return (
-        f"The linear layers rise {_figures(gain)} times for {_figures(growth)} times the batch, from "
+        f"The linear layers rise {_figures(gain)} times when the batch grows {_figures(growth)} times, from "
         f"{_figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} to {_figures(last.linear_intensity)} at "
         f"{last.batch:,}: their weights are read once for the whole batch{but}."
     )
@@ -173,14 +174,16 @@ def _step_by_batch(report: IntensityReport) -> str:
     text = f"The whole decode step goes from {_figures(first.step_intensity)} FLOP/B at B = {first.batch:,} to "
     text += f"{_figures(last.step_intensity)} at {last.batch:,}"
     if first.batch == last.batch:
-        text = f"The whole decode step is at {_figures(last.step_intensity)} FLOP/B at B = {last.batch:,}"
+        text = f"The whole decode step has {_figures(last.step_intensity)} FLOP/B at B = {last.batch:,}"
     if query.model.group_size != query.group_size:
         own = _by_batch(report.decode_by_batch_grouped)[1]
         text += f" ({_figures(own.step_intensity)} with {_grouped(query.model.group_size)})"
     share, linear = last.step_intensity / last.linear_intensity, _figures(last.linear_intensity)
     if share >= 0.9:
-        return f"{text}: attention over N = {query.context:,} hardly moves it from the linear layers' {linear}."
-    return f"{text}: attention over N = {query.context:,} holds it to {_percent(share)} of the linear layers' {linear}."
+        return f"{text}: attention over N = {query.context:,} hardly lowers the linear layers' {linear}."
+    return (
+        f"{text}: attention over N = {query.context:,} limits it to {_percent(share)} of the linear layers' {linear}."
+    )
 
 
 def critical_batch(report: IntensityReport, ridge: float) -> int | None:
@@ -196,7 +199,7 @@ def critical_batch(report: IntensityReport, ridge: float) -> int | None:
 
 
 def _linear_intensity(query: IntensityQuery, batch: int) -> float:
-    """FLOPs a byte of the linear layers: a batch of a model with experts reads more of them."""
+    """FLOPs per byte of the linear layers; with experts, a larger batch reads more of them."""
     moved = linear_bytes(
         batch=batch,
         parameters=read_params(query.model, batch),
@@ -211,7 +214,7 @@ MAX_BATCH = 1 << 20
 
 
 def _first_batch(reached: Callable[[int], bool]) -> int | None:
-    """The smallest batch that reaches it, given that larger ones do too; None where none to a million does."""
+    """The smallest batch that reaches it, given that larger ones do too; None where no batch up to MAX_BATCH does."""
     high = 1
     while not reached(high):
         high *= 2
@@ -222,24 +225,24 @@ def _first_batch(reached: Callable[[int], bool]) -> int | None:
 
 def _from_ridge(intensity: float, ridge: float) -> str:
     if intensity >= ridge:
-        return f"limited by compute, {_figures(intensity / ridge)} times above it"
-    return f"limited by memory, {_figures(ridge / intensity)} times below it"
+        return f"compute bound, {_figures(intensity / ridge)} times the ridge"
+    return f"memory bound, 1/{_figures(ridge / intensity)} of the ridge"
 
 
 def _ridge(report: IntensityReport) -> str:
     device = report.query.device
     ridge = device.ridge()
     if ridge is None:
-        return f"No ridge to compare with: bandwidth or peak of {device.name} is not known; pick one from the catalog."
+        return f"No ridge: the bandwidth or peak of {device.name} is not known. Pick a device from the catalog."
     batch = critical_batch(report, ridge)
     linear = (
-        f"the linear layers reach it at a batch of {format_count(batch)}"
+        f"the linear layers reach the ridge at a batch of {format_count(batch)}"
         if batch
-        else "the linear layers never reach it at these formats"
+        else "the linear layers never reach the ridge with these formats"
     )
     prefill, decode = report.prefill.intensity, report.decode.intensity
     return (
-        f"The ridge of {device.name} lies at {_figures(ridge)} FLOP/B (bf16): prefill attention at {_figures(prefill)} "
-        f"is {_from_ridge(prefill, ridge)}, decode attention at {_figures(decode)} is {_from_ridge(decode, ridge)}; "
+        f"The ridge of {device.name} is {_figures(ridge)} FLOP/B (bf16). Prefill attention ({_figures(prefill)}) is "
+        f"{_from_ridge(prefill, ridge)}; decode attention ({_figures(decode)}) is {_from_ridge(decode, ridge)}; "
         f"{linear}."
     )

@@ -1,6 +1,6 @@
-"""The least time a pass can take on a machine: bytes against its bandwidth, FLOPs against its peak.
+"""The least time that a pass can take on a machine: bytes over its bandwidth or FLOPs over its peak.
 
-Williams, Waterman, Patterson 2009: of moving and computing, which overlap, the slower bounds.
+Williams, Waterman, Patterson 2009: data movement and arithmetic overlap, so the slower of the two is the bound.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def bound_s(*, moved_bytes: Any, flops: Any, bytes_per_s: Any, flops_per_s: Any)
 
 
 def decode_bytes(*, weight_bytes: Any, kv_token_bytes: Any, context: Any) -> Any:
-    """Bytes one request's decode step reads: every weight it is multiplied with, and the cache of `context` tokens."""
+    """Bytes that the decode step of one request reads: every weight it uses, and the cache of `context` tokens."""
     return weight_bytes + kv_token_bytes * context
 
 
 def prefill_flops(model: ModelSpec, n_tokens: int, *, attention_flops: int) -> int:
-    """FLOPs of a prompt of `n_tokens`: all of them through the layers, the last one alone through the head."""
+    """FLOPs of a prompt of `n_tokens`: all of them pass the layers, only the last one passes the head."""
     head = model.vocab_size * model.hidden_size
     layers = linear_params(model) - head
     return int(linear_flops(batch=n_tokens, parameters=layers)) + 2 * head + attention_flops

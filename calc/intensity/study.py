@@ -18,7 +18,7 @@ DEFAULT_BATCHES = tuple(2**i for i in range(9))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntensityQuery:
-    """What to study. `context` is N, `head_dim` d; `group_size` query heads share a KV head."""
+    """What to study: `context` is N, `head_dim` is d; `group_size` query heads share a KV head."""
 
     model: ModelSpec
     device: DeviceSpec
@@ -37,12 +37,12 @@ class IntensityQuery:
             check_count(name, getattr(self, name))
         for name in ("contexts", "batches"):
             if not getattr(self, name):
-                raise SpecError(name, f"{name} needs numbers of at least 1, such as 1..256")
+                raise SpecError(name, f"{name} needs whole numbers of at least 1, such as 1..256")
             for value in getattr(self, name):
                 check_count(name, value)
         for name in ("element_bytes", "weight_element_bytes"):
             if not 0 < getattr(self, name) <= 64:
-                raise SpecError(name, f"{name} must lie above 0 and be at most 64, not {getattr(self, name)}")
+                raise SpecError(name, f"{name} must be above 0 and at most 64, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What all servers' reports share: the memory they see, the split of a device, one term for every line."""
+"""What all server reports share: the memory that a server sees, the parts of a device, one term per line."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CUDA_GIB = {
     "NVIDIA H200 SXM": 139.81,
     "NVIDIA B200 SXM": 178.36,
 }
-"""Total memory as torch.cuda reports it, from start-up logs; where the catalog has the driver's figure or the label."""
+"""Total memory as torch.cuda reports it in start-up logs, where the catalog has the driver's figure or the label."""
 
 
 def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
     """Bytes that a server sees, and what was assumed where that is not what the device record says.
 
-    CUDA keeps about 1 % of what the driver shows; a label says less still.
+    CUDA keeps about 1 % of what the driver shows.
     """
     own = device.memory_bytes
     if device.source == "typed in" or "CUDA reports" in device.reading or "(edited)" in device.name:
@@ -40,7 +40,7 @@ def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
     if not device.name.startswith("NVIDIA"):
         return own, None
     share = 0.99 if "driver" in device.reading else 0.985
-    return int(own * share), f"{device.name}: CUDA is taken to report {share:.1%} of {own / GIB:.2f} GiB"
+    return int(own * share), f"{device.name}: CUDA is assumed to report {share:.1%} of {own / GIB:.2f} GiB"
 
 
 def plain_bytes(study: Study, options: ServerOptions) -> int:
@@ -57,12 +57,12 @@ def pool_from_total(
     non_torch_bytes: Any,
     cuda_graph_bytes: Any = 0,
 ) -> Any:
-    """vLLM's budget: a share of the whole device, less what is not cache."""
+    """vLLM's budget: a share of the whole device, minus everything that is not cache."""
     return memory_bytes * utilization - weight_bytes - activation_bytes - non_torch_bytes - cuda_graph_bytes
 
 
 def pool_from_free(*, free_bytes: Any, utilization: Any, weight_bytes: Any) -> Any:
-    """SGLang's budget: a share of what was free before the weights, less the weights."""
+    """SGLang's budget: a share of what was free before the weights, minus the weights."""
     return free_bytes * utilization - weight_bytes
 
 
@@ -87,7 +87,7 @@ def block_terms(pool: int, block_bytes: int, blocks: int, request_blocks: int) -
 
 
 def summed_band(pool: int, parts: dict[str, tuple[int, Band]]) -> Band:
-    """Low and high of a pool from those of its parts: deviations add in squares, as they are independent."""
+    """Low and high of a pool from those of its parts; independent deviations add in squares."""
     down = sum((high - value) ** 2 for value, (_, high) in parts.values()) ** 0.5
     up = sum((value - low) ** 2 for value, (low, _) in parts.values()) ** 0.5
     return int(pool - down), int(pool + up)

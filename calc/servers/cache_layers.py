@@ -1,4 +1,4 @@
-"""The layers of a model as a server's cache sees them: what each keeps a token, or a sequence."""
+"""The layers of a model as the cache of a server sees them: what each keeps per token or per sequence."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FULL, SLIDING, CHUNKED, LATENT, RECURRENT = "full", "sliding", "chunked", "laten
 class CacheLayers:
     """`layers` layers that keep the same.
 
-    A token keeps n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and
-    `index_elements` of an indexer. A sequence keeps `state_elements` and the last inputs of a convolution over
-    `conv_channels`; `mixer` names the recurrence, whose state types differ.
+    Per token: n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and the
+    `index_elements` of an indexer. Per sequence: `state_elements` and the last inputs of a convolution over
+    `conv_channels`; `mixer` names the recurrence, because state types differ.
     """
 
     kind: str
@@ -74,7 +74,7 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
         if not mixer.keys:
             return None
         if mixer.index_dim:
-            raise SpecError("layers", "how a server keeps the keys of a block indexer is not known")
+            raise SpecError("layers", "how a server stores the keys of a block indexer is not known")
         kind = FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING
         return CacheLayers(
             kind=kind,
@@ -88,7 +88,7 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
         index = mixer.index_elements
         return CacheLayers(kind=LATENT, layers=1, key_dim=mixer.cache_elements, index_elements=index, mixer="latent")
     if isinstance(mixer, Stated):
-        raise SpecError("layers", f"how a server keeps the state of a {mixer.label} layer is not known")
+        raise SpecError("layers", f"how a server stores the state of a {mixer.label} layer is not known")
     return _recurrent(mixer)
 
 

@@ -1,7 +1,7 @@
-"""What a config says beyond the text model's sizes: rotary tables, encoders, types of state. Never refuses.
+"""What a config says besides the sizes of the text model: rotary tables, encoders, state types. Never refuses.
 
 Table lengths: vLLM's rotary_embedding.py (linear and dynamic: context x factor; YaRN: original context x factor;
-longrope: both contexts; else the context). Encoders are counted by their dimensions: 4 h^2 + 2 h I a layer
+longrope: both contexts; else the context). Encoders are counted by their dimensions: 4 h^2 + 2 h I per layer
 (3 h I where gated), patches, positions and the projector; biases with them where the type has them.
 """
 
@@ -17,12 +17,12 @@ from calc.servers.records import ModelFacts
 MAX_BYTES = 4 * 2**20
 GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
 GEMMA4_VIDEO_TOKENS = 2496
-"""vLLM raises its tokens a step to this for Gemma 4, a video of 32 frames (vLLM pull request 43051; logs of 0.25.1)."""
+"""vLLM raises its tokens per step to this for Gemma 4, one video of 32 frames (pull request 43051; logs of 0.25.1)."""
 Config = Mapping[str, Any]
 
 
 def facts_of(model: str | None, name: str = "") -> ModelFacts:
-    """Facts of --model: of the config where it is a path, else of the catalog name as far as they are known."""
+    """Facts of --model: from the config where it is a path, else those known of the catalog name."""
     if model is not None:
         path = Path(model).expanduser()
         try:

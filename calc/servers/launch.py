@@ -1,4 +1,4 @@
-"""The command that starts the server which a report means, ready to copy."""
+"""The command that starts the server of a report, ready to copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def launch_command(report: ServerReport) -> str:
 
 
 def served_name(model: ModelSpec) -> str:
-    """What the server is to load: the Hugging Face id of a catalog model, else the folder or file it was read from."""
+    """What the server loads: the Hugging Face id of a catalog model, else the folder or file it was read from."""
     from calc.sources.catalog import models
 
     name = model.name.removesuffix(" (edited)")

@@ -30,14 +30,14 @@ MOST_SLOTS = 256
 
 
 def row_bytes(layer: CacheLayers, each: int | Fraction) -> int:
-    """Bytes a token and layer, all heads."""
+    """Bytes per token and layer, all heads."""
     if layer.kind == LATENT:
         return ceil(layer.key_dim * each)
     return ceil(layer.n_kv_heads * (layer.key_dim + layer.value_dim) * each)
 
 
 def state_bytes(layer: CacheLayers, element_bytes: int) -> int:
-    """Bytes of a sequence's state in one layer: the recurrence and the inputs of its convolution."""
+    """State bytes per sequence in one layer: the recurrence and the inputs of its convolution."""
     return (layer.state_elements + layer.conv_channels * layer.conv_kernel) * element_bytes
 
 
@@ -61,7 +61,7 @@ def compute_buffer_bytes(*, n_ubatch: int, vocab_size: int, hidden_size: int) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What is on a device beside the cache, and the bytes of `slots` caches of full length."""
+    """What is on a device besides the cache."""
 
     weights: int
     activation: int
@@ -73,7 +73,7 @@ def _groups(kept: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
 
 
 def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
-    """A dynamic cache: what one request of full length takes, and how many the rest of the device holds."""
+    """A dynamic cache: what one request of full length takes, and how many fit into the rest of the device."""
     _refuse(options, "transformers", also_blocks=True)
     model, tp = study.model, options.tp
     total, visible = visible_bytes(study.device)
@@ -83,7 +83,7 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     request = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in kept if k.kind != RECURRENT)
     request += sum(k.layers * state_bytes(k, max(plain, 4)) for k in kept if k.kind == RECURRENT)
     if tp > 1 and any(k.n_kv_heads % tp for k in kept if k.kind not in (LATENT, RECURRENT)):
-        raise SpecError("tp", f"transformers splits whole KV heads and repeats none: tp {tp} does not divide them")
+        raise SpecError("tp", f"transformers splits whole KV heads and repeats none: they are not divisible by TP {tp}")
     weights = -(-int(_model_bytes(study, plain)) // tp)
     prompt = options.max_num_batched_tokens or length
     activation = int(
@@ -99,11 +99,11 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     pool = total - weights - activation - CONTEXT_BYTES
     pool = pool if options.kv_pool_bytes is None else options.kv_pool_bytes
     said = [visible] if visible else []
-    said += ["no pool is reserved: the cache grows; given is what the rest of the device holds",
-             f"one prompt of {prompt:,} tokens at a time, logits of its last token alone",
-             "attention without a matrix of scores (sdpa or flash); eager attention takes more"]  # fmt: skip
+    said += ["no pool is reserved, the cache grows: the figure is what the rest of the device holds",
+             f"one prompt of {prompt:,} tokens at a time, logits of its last token only",
+             "attention without a score matrix (sdpa or flash); eager attention takes more"]  # fmt: skip
     if options.facts.repeated_kv:
-        said.append("this model's class caches K and V once for every query head")
+        said.append("the class of this model caches K and V once per query head")
     return _report(
         study,
         options,
@@ -161,9 +161,9 @@ def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
     fits = slots and cache(slots) <= room
     said = [visible] if visible else []
     said += [f"{slots or 1:,} slots of {length:,} tokens, allocated at once (--ctx-size {length * (slots or 1):,})",
-             "all layers offloaded, flash attention on; compute buffer: logits and states of a batch"]  # fmt: skip
+             "all layers offloaded, flash attention on; compute buffer: logits and states of one batch"]  # fmt: skip
     if model.tied:
-        said.append("the tied embedding is held twice: for look-up and as the head")
+        said.append("the tied embedding is stored twice: as the table and as the head")
     if n > 1:
         said.append(f"{n} devices share the layers evenly (--split-mode layer)")
     concurrency = float(slots) if fits else min(max(0, room) / cache(1), 0.999)
@@ -200,11 +200,14 @@ def cache_bytes(kept: tuple[CacheLayers, ...], each: int | Fraction, *, length: 
 def _refuse(options: ServerOptions, name: str, *, also_blocks: bool = False) -> None:
     for field in ("pp", "dcp", "dp_attention"):
         if getattr(options, field) > 1:
-            raise SpecError(field, f"{name} has no {field.replace('_', '-')}: give --tp, its number of devices")
+            raise SpecError(field, f"{name} has no {field.replace('_', '-')}: set --tp to the number of devices")
     if options.block_size is not None:
-        raise SpecError("block_size", f"{name} has no blocks in its cache: leave --block-size out")
+        raise SpecError("block_size", f"{name} has no blocks in its cache: remove --block-size")
     if options.gpu_memory_utilization is not None:
-        raise SpecError("gpu_memory_utilization", f"{name} takes what it needs: there is no share of the device to set")
+        raise SpecError(
+            "gpu_memory_utilization",
+            f"{name} takes what it needs and has no such share: remove --gpu-memory-utilization",
+        )
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""What is asked of a server's policy and what it answers. Frozen records; every size in bytes."""
+"""What a server policy is asked and what it answers: frozen records, every size in bytes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Band = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a server loads beside the text model and a ModelSpec does not say.
+    """What a server loads besides the text model, which a ModelSpec does not say.
 
     `rope_elements`: elements of the precomputed cos/sin tables (None: one table of the model's context).
-    `vision_params`: parameters of encoders and projectors, which every rank's share counts. An image of
+    `vision_params`: parameters of encoders and projectors, part of every rank's share. An image of
     `image_elements` pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video),
-    below which vLLM does not set its tokens a step. `state_element_bytes`: the config's own type of recurrent state.
-    `repeated_kv`: transformers caches K and V once a query head (falcon).
+    below which vLLM does not set its tokens per step. `state_element_bytes`: the config's own type of recurrent state.
+    `repeated_kv`: transformers caches K and V once per query head (falcon).
     """
 
     rope_elements: int | None = None
@@ -85,7 +85,7 @@ class ServerOptions:
             )
         if self.tp % self.dp_attention or self.tp % self.dcp:
             what = "dp_attention" if self.tp % self.dp_attention else "dcp"
-            raise SpecError(what, f"{what} {getattr(self, what)} does not divide tp {self.tp}")
+            raise SpecError(what, f"{what} {getattr(self, what)} must divide tp {self.tp}")
 
 
 _OPTIONAL_COUNTS = (
@@ -100,7 +100,7 @@ _OPTIONAL_COUNTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheGroup:
-    """Layers that share a block table. `block_tokens` tokens a block; `blocks_per_request` at full length."""
+    """Layers that share a block table: `block_tokens` tokens per block, `blocks_per_request` at full length."""
 
     kind: str
     layers: int
@@ -110,7 +110,7 @@ class CacheGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReport:
-    """What the server reserves and what its start-up log says, of the GPU that binds.
+    """What the server reserves and what its start-up log says, for the GPU that limits the batch.
 
     `bands` gives (low, high) of every estimated size; a value that is exact has none. `kv_pool_bytes` below zero
     means that the server does not start: then blocks, tokens and concurrency are 0.

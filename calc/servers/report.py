@@ -1,4 +1,4 @@
-"""One entry for all servers: what the one named in the options reserves and reports."""
+"""One entry for all servers: the report of the server that the options name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from calc.servers.records import ServerOptions, ServerReport
 
 
 def server_report(study: Study, options: ServerOptions) -> ServerReport:
-    """The report of `options.engine` on `study`. A pool below zero is an answer; SpecError where it would refuse."""
+    """The report of `options.engine` on `study`; a pool below zero is an answer.
+
+    Raises SpecError where the server would refuse.
+    """
     if options.engine == "vllm":
         from calc.servers.vllm import vllm_report
 

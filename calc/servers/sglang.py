@@ -1,4 +1,4 @@
-"""SGLang: a share of the memory that was free before the weights, cut into single tokens.
+"""SGLang: the pool is a share of the memory that was free before the weights, cut into single tokens.
 
 Sources: model_runner.py (profile_max_num_token), server_args.py (mem_fraction_static), memory_pool.py; start-up logs.
 """
@@ -46,11 +46,11 @@ def default_fraction(total_bytes: int, *, tp: int, chunk: int, graph_batch: int)
 
 
 def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction) -> int:
-    """Bytes a token and layer on a rank. Raises SpecError where KV heads cannot be shared so."""
+    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
     if layer.kind == LATENT:
         return ceil(layer.key_dim * kv_element_bytes) + layer.index_elements * INDEX_ELEMENT_BYTES
     if layer.n_kv_heads % attention_tp and attention_tp % layer.n_kv_heads:
-        raise SpecError("tp", f"{layer.n_kv_heads} KV heads neither divide by {attention_tp} nor repeat evenly")
+        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {attention_tp} nor repeat evenly")
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=attention_tp)
     each: int | Fraction = attention_token_bytes(
         heads_per_rank=heads, key_dim=layer.key_dim, value_dim=layer.value_dim, kv_element_bytes=kv_element_bytes
@@ -59,7 +59,7 @@ def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int 
 
 
 def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int) -> int:
-    """Bytes of a sequence's recurrent states on a rank."""
+    """Bytes of the recurrent states of a sequence on a rank."""
     each = options.state_element_bytes or options.facts.state_element_bytes or plain
     return sum(
         layer.layers
@@ -80,7 +80,7 @@ def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """The options with every default put in."""
+    """The options with every default filled in."""
 
     total: int
     visible: str | None
@@ -152,7 +152,9 @@ def _pool(study: Study, options: ServerOptions, known: Known, kept: tuple[CacheL
 def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
     if options.pp > 1 or options.dcp > 1:
-        raise SpecError("pp", "SGLang is answered for tensor parallelism and data-parallel attention, not pp or dcp")
+        raise SpecError(
+            "pp", "SGLang is supported with tensor parallelism and data-parallel attention, not with pp or dcp"
+        )
     check_heads(study, options.tp // options.dp_attention)
     model, known = study.model, resolve(study, options)
     weights = stage_weight_bytes(
@@ -205,14 +207,16 @@ def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...]
     said = [known.visible] if known.visible else []
     if options.gpu_memory_utilization is None:
         said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of 0.4.9 and later for this device")
-    said.append(f"pages of {known.page} tokens" if known.page > 1 else "no pages: single tokens are handed out")
+    said.append(f"pages of {known.page} tokens" if known.page > 1 else "tokens are allocated one by one (page size 1)")
     windows = {layer.window is not None for layer in kept if layer.kind != RECURRENT}
     if len(windows) > 1 and not options.disable_hybrid:
-        said.append("window layers have a pool of their own, 0.8 tokens for each token of the full layers")
+        said.append("window layers have their own pool: 0.8 tokens per token of the full layers")
     if any(layer.index_elements for layer in kept):
-        said.append("indexer keys in 16 bits, as in the Ascend log; CUDA builds keep them in fp8 with scales (132 B)")
+        said.append(
+            "indexer keys in 16 bits, as in the log from Ascend; CUDA builds keep them in fp8 with scales (132 B)"
+        )
     if pool.state_bytes and options.kv_pool_bytes is None:
-        said.append("states have 0.9 of the bytes that tokens have (--mamba-full-memory-ratio)")
+        said.append("the state pool has 0.9 of the bytes of the token pool (--mamba-full-memory-ratio)")
     if options.dp_attention > 1:
         each = options.tp // options.dp_attention
         said.append(f"attention over {each} GPUs; tokens of one of {options.dp_attention} data-parallel ranks")
@@ -220,7 +224,7 @@ def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...]
 
 
 def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
-    """Bytes a token of all layers of a kind, and whether they keep a window."""
+    """Bytes per token of all layers of a kind, and whether they keep a window."""
     attention_tp = options.tp // options.dp_attention
     each = study.kv_format.bytes_per_element
     return [
@@ -244,6 +248,6 @@ def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tu
 
 
 def _bands(options: ServerOptions, pool: int) -> dict[str, tuple[int, int]]:
-    """A twentieth either way, where the pool is derived."""
+    """5 % either way where the pool is derived."""
     margin = abs(pool) // 20
     return {} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (pool - margin, pool + margin)}

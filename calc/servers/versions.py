@@ -1,4 +1,4 @@
-"""What changed from version to version of a server, and what it chooses by itself.
+"""What changed between versions of a server, and which defaults it chooses.
 
 vLLM: engine/arg_utils.py (defaults by device and use) and the start-up logs of 0.6 to 0.31 that the tests hold
 this against.
@@ -15,7 +15,7 @@ from calc.units import GIB
 Version = tuple[int, ...]
 
 MEASURED_VLLM = "0.19.0"
-"""The version whose memory was measured part by part; taken where none is given."""
+"""The version whose memory was measured part by part; used where none is given."""
 VLLM_V1: Version = (0, 8)
 VLLM_HYBRID: Version = (0, 9, 1)
 VLLM_WHOLE_BLOCKS: Version = (0, 9, 1)
@@ -27,7 +27,7 @@ VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
 VLLM_UTILIZATION_92: Version = (0, 22)
 LARGE_DEVICE_BYTES = 70 * GIB
-"""vLLM: from here on, but not on an A100, more tokens and sequences a step."""
+"""From here on, but not on an A100, vLLM takes more tokens and sequences per step."""
 
 
 def parse_version(text: str) -> Version:
@@ -38,7 +38,7 @@ def parse_version(text: str) -> Version:
     """
     match = re.match(r"v?(\d{1,6}(?:\.\d{1,6})*)", text.strip())
     if match is None:
-        raise SpecError("engine_version", f"an engine version is like 0.19.0, not {text[:40]!r}")
+        raise SpecError("engine_version", f"an engine version looks like 0.19.0, not {text[:40]!r}")
     return tuple(int(part) for part in match[1].split("."))
 
 
@@ -48,13 +48,13 @@ def default_utilization(version: Version) -> Fraction:
 
 
 def is_large(device: str, memory_bytes: int) -> bool:
-    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100, nor a GB10 in its logs)."""
+    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100; its logs say not GB10)."""
     small = any(name in device.lower() for name in ("a100", "gb10", "spark"))
     return memory_bytes >= LARGE_DEVICE_BYTES and not small
 
 
 def default_batched_tokens(version: Version, *, large: bool, max_model_len: int) -> int:
-    """vLLM's --max-num-batched-tokens of a server; before V1 a prompt was not cut into chunks up to 32k."""
+    """vLLM's --max-num-batched-tokens; before V1, prompts up to 32k were not cut into chunks."""
     if version < VLLM_V1:
         return max(max_model_len, 2048) if max_model_len <= 32_768 else 2048
     return 8192 if large else 2048

@@ -1,4 +1,4 @@
-"""vLLM: what it reserves on the GPU that binds, and what its start-up log says."""
+"""vLLM: what it reserves on the GPU that limits the batch, and what its start-up log says."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, print
 from calc.servers.weights import layers_of, stage_layers, stage_weight_bytes
 
 SPECULATIVE_TOKENS = 3
-"""Tokens guessed a step in all logs of recurrent models that guess; asked for by its own option."""
+"""Draft tokens per step in every log of a recurrent model with speculation; --speculative-tokens overrides it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The options with every default put in, and a sentence for each."""
+    """The options with every default filled in, and a sentence for each default."""
 
     version: Version
     version_text: str
@@ -68,7 +68,7 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
     text = options.version or MEASURED_VLLM
     version, said = parse_version(text), []
     if options.version is None:
-        said.append(f"vLLM {text}, the version whose memory was measured part by part, since none was given")
+        said.append(f"vLLM {text}: no version was given, and this one was measured part by part")
     total, visible = visible_bytes(study.device)
     said += [visible] if visible else []
     large = is_large(study.device.name, total)
@@ -119,7 +119,7 @@ class Stage:
 
 
 def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers: int) -> tuple[CacheLayers, ...]:
-    """What the layers of a stage keep; the last one's guessing layers keep what its attention layers keep."""
+    """What the layers of a stage keep; draft layers, on the last stage, keep what its attention layers keep."""
     kept = cache_layers(study.model, *stage)
     if not speculative_layers or stage[1] != study.model.n_layers:
         return kept
@@ -204,21 +204,21 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
 
 
 def check_heads(study: Study, tp: int) -> None:
-    """Raise SpecError where the query heads of a layer do not divide by `tp`."""
+    """Raise SpecError where the query heads of a layer are not divisible by `tp`."""
     for layer in dict.fromkeys(layers_of(study.model)):
         for mixer in layer.mixers:
             heads = getattr(mixer, "n_heads", tp)
             if heads % tp:
-                raise SpecError("tp", f"{heads:,} query heads do not divide by {tp:,}")
+                raise SpecError("tp", f"{heads:,} query heads are not divisible by TP {tp:,}")
 
 
 def check_stages(study: Study, pp: int) -> None:
     """Raise SpecError where a stage would have no layer, or nothing to cache."""
     if pp > study.model.n_layers:
-        raise SpecError("pp", f"{study.model.n_layers:,} layers are fewer than {pp:,} pipeline stages")
+        raise SpecError("pp", f"{study.model.n_layers:,} layers are fewer than the {pp:,} pipeline stages")
     for number, stage in enumerate(stage_layers(study.model.n_layers, pp)):
         if not cache_layers(study.model, *stage):
-            raise SpecError("pp", f"stage {number + 1} of {pp:,} has no layer that keeps anything: no pool, no blocks")
+            raise SpecError("pp", f"stage {number + 1} of {pp:,} has no layer with a cache: there would be no pool")
 
 
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
@@ -275,19 +275,21 @@ def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage
         said.append(block)
     if any(group.kind == RECURRENT for group in bound.shape.groups):
         each = _state_element_bytes(options, known.plain)
-        said.append(f"recurrent states in {each} bytes an element; a state's page is padded to an attention block's")
+        said.append(
+            f"recurrent states in {each} bytes per element; the page of a state is padded to that of an attention block"
+        )
     if known.speculative_tokens and options.speculative_tokens is None:
-        said.append(f"{known.speculative_tokens} tokens guessed a step, since their number was not given")
+        said.append(f"{known.speculative_tokens} draft tokens per step: their number was not given")
     if bound.shape.padding_layers:
         said.append(f"{bound.shape.padding_layers} padding layers make the groups equal")
     if n_stages > 1:
-        said.append(f"stage {bound.number + 1} of {n_stages} binds: its GPU is the one reported")
+        said.append(f"stage {bound.number + 1} of {n_stages} limits the batch: the report is of its GPU")
     if options.kv_pool_bytes is not None:
-        said.append("the pool is as given; the other parts are estimates beside it")
+        said.append("the pool is the given one; the other parts are estimates")
     elif known.version < VLLM_GRAPHS_IN_BUDGET and not options.enforce_eager:
-        said.append("CUDA graphs are captured after the pool, outside the utilization, in this version")
+        said.append("in this version CUDA graphs are captured after the pool and outside the utilization")
     if known.version < VLLM_V1:
-        said.append("the V0 engine's profile run was measured on few logs only")
+        said.append("the profile run of the V0 engine is known from few logs")
     return said
 
 

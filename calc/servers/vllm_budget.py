@@ -1,4 +1,4 @@
-"""What vLLM reserves beside weights and cache: activations, what is outside PyTorch, CUDA graphs.
+"""What vLLM reserves besides weights and cache: activations, memory outside PyTorch, CUDA graphs.
 
 The profile run that sizes the pool has two peaks. The sampler's dummy run holds float32 copies of the logits of all
 sequences, whole on every rank; the forward pass holds the inner activations of all tokens of a step. The larger one
@@ -144,12 +144,12 @@ def capture_sizes(max_num_seqs: int) -> int:
 
 
 def cuda_graph_bytes(*, n_layers: int, sizes: int, eager: bool) -> int:
-    """Bytes of the captured graphs: a share a layer and size; about 0.01 GiB a size altogether."""
+    """Bytes of the captured graphs: a share per layer and size; about 0.01 GiB per size in all."""
     return 0 if eager else int((0.2 + 0.019 * n_layers) * GIB * sizes / GRAPH_SIZES)
 
 
 def activation_band(version: Version, value: int, *, large: bool) -> Band:
-    """Low and high: 5 % where it was measured (0.17 to 0.20 on a large device), else a third."""
+    """Low and high: 5 % where it was measured (0.17 to 0.20 on a large device), else one third."""
     share = 0.05 if VLLM_LEAN_SAMPLER <= version < (0, 21) and large else 0.33
     return int(value * (1 - share)), int(value * (1 + share))
 

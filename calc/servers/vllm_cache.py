@@ -28,12 +28,12 @@ def cdiv(a: int, b: int) -> int:
 
 
 def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
-    """Whole KV heads a rank; a head is repeated where there are more ranks than heads."""
+    """Whole KV heads per rank; heads are repeated where there are more ranks than heads."""
     return maximum(n_kv_heads // tp, 1)
 
 
 def attention_token_bytes(*, heads_per_rank: Any, key_dim: Any, value_dim: Any, kv_element_bytes: Any) -> Any:
-    """Bytes a token and layer on a rank.
+    """Bytes per token and layer on a rank.
 
     >>> attention_token_bytes(heads_per_rank=8, key_dim=128, value_dim=128, kv_element_bytes=2)
     4096
@@ -50,7 +50,7 @@ def recurrent_page_bytes(
     conv_element_bytes: Any,
     tp: Any,
 ) -> Any:
-    """Bytes of a sequence's state in one layer on a rank; `conv_rows` is kernel - 1 + speculative tokens.
+    """State bytes per sequence in one layer on a rank; `conv_rows` is kernel - 1 + speculative tokens.
 
     >>> recurrent_page_bytes(state_elements=48 * 128 * 128, conv_channels=10240, conv_rows=3, state_element_bytes=4,
     ...                      conv_element_bytes=2, tp=4)
@@ -60,7 +60,7 @@ def recurrent_page_bytes(
 
 
 def aligned_block_size(*, page_bytes: int, token_bytes: int, multiple: int = 16) -> int:
-    """Tokens of an attention block whose page is not smaller than a state's ("Setting attention block size to …").
+    """Tokens per attention block, so that its page holds a state ("Setting attention block size to …").
 
     >>> aligned_block_size(page_bytes=801_792, token_bytes=1024)
     784
@@ -78,7 +78,7 @@ def request_tokens(kind: str, window: int | None, *, max_model_len: int, max_num
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvSpec:
-    """Layers of one kind on a rank: `page_bytes` a block and layer; `dcp` ranks share a context where it splits."""
+    """Layers of one kind on a rank: `page_bytes` per block and layer; `dcp` ranks share a context that can be split."""
 
     kind: str
     layers: int
@@ -89,7 +89,7 @@ class KvSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """How a rank cuts its pool: `block_bytes` of the pool a block, and the groups that draw on them."""
+    """How a rank divides its pool: `block_bytes` of the pool per block, and the groups that take blocks."""
 
     block_size: int
     block_bytes: int
@@ -99,13 +99,13 @@ class CacheShape:
 
     @property
     def blocks_per_request(self) -> int:
-        """Blocks of a request at full length, all groups together."""
+        """Blocks per request of full length, over all groups."""
         return sum(group.blocks_per_request for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSetting:
-    """What the layout depends on beside the layers."""
+    """What the layout depends on besides the layers."""
 
     tp: int
     dcp: int
@@ -120,12 +120,12 @@ class CacheSetting:
 
 
 def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
-    """Bytes a token and layer on a rank. Raises SpecError where KV heads cannot be shared so."""
+    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
     if layer.kind == LATENT:
         index = INDEX_ROW_BYTES * layer.index_elements // 128
         return ceil(layer.key_dim * setting.kv_element_bytes) + index
     if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
-        raise SpecError("tp", f"{layer.n_kv_heads} KV heads neither divide by {setting.tp} nor repeat evenly")
+        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} nor repeat evenly")
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)
     each: int | Fraction = attention_token_bytes(
         heads_per_rank=heads,
@@ -137,7 +137,7 @@ def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
 
 
 def state_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
-    """Bytes of a sequence's state in one layer on a rank."""
+    """State bytes per sequence in one layer on a rank."""
     return int(
         recurrent_page_bytes(
             state_elements=layer.state_elements,
@@ -185,7 +185,7 @@ def _kv_spec(layer: CacheLayers, *, pages: dict[CacheLayers, int], largest: int,
 
 
 def _unified(pages: dict[CacheLayers, int]) -> bool:
-    """Kinds that keep alike (all full, all latent) sit in one group whatever their pages are."""
+    """Kinds that keep the same (all full, all latent) share a group whatever their pages are."""
     return len({(layer.kind == LATENT, layer.window) for layer in pages}) > 1
 
 
@@ -214,7 +214,7 @@ def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheSh
             padding_layers=0,
         )
     if len({spec.page_bytes for spec in specs}) > 1:
-        raise SpecError("layers", "pages of this model's layers cannot be made equal: vLLM refuses it as well")
+        raise SpecError("layers", "the pages of this model's layers cannot be made equal: vLLM refuses this model too")
     size = group_size([spec.layers for spec in specs])
     groups = [_group(spec, size, setting) for spec in specs for _ in range(cdiv(spec.layers, size))]
     return CacheShape(
@@ -245,9 +245,9 @@ def _group(spec: KvSpec, layers: int, setting: CacheSetting) -> CacheGroup:
 
 
 def request_blocks(spec: KvSpec, setting: CacheSetting) -> int:
-    """Blocks that a request of full length takes in one group.
+    """Blocks per request of full length in one group.
 
-    A window starts anywhere in a block, hence one more; a state is one block, and one more for each token guessed.
+    A window can start anywhere in a block: one block more. A state is one block, plus one per draft token.
     """
     if spec.kind == RECURRENT:
         return 1 + setting.speculative_tokens + (1 if setting.states_cached else 0)

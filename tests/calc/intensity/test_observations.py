@@ -48,15 +48,15 @@ def test_the_point():
     sentence = intensity_observations(report)[POINT]
     assert numbers(sentence) == {1024, 128, 542.1, 9.44, 57.4, 529.4, 532.99, 0.993, 57.8}
     assert report.prefill.intensity / report.decode.intensity == pytest.approx(57.8, abs=0.05)
-    assert sentence.endswith("57.8 times less.")
+    assert sentence.endswith("prefill is 57.8 times decode.")
 
 
 def test_a_point_of_one_token_is_the_same_in_both_phases():
-    assert said(replace(QUERY, context=1), POINT).endswith(": the same.")
+    assert said(replace(QUERY, context=1), POINT).endswith(": the same in both phases.")
 
 
 def test_the_point_names_its_grouping():
-    assert "for 4 query heads a KV head" in said(replace(QUERY, group_size=4), POINT)
+    assert "for 4 query heads per KV head" in said(replace(QUERY, group_size=4), POINT)
 
 
 @pytest.mark.parametrize("head_dim", [50, 64, 128, 256])
@@ -81,8 +81,8 @@ def test_saturation():
     sentence = said(QUERY, SATURATION)
     assert sentence.startswith("Prefill saturates, from 21.5 FLOP/B at N = 64 to 64.1 at 16,384")
     assert "(4 · d + 5) / (4 · b) = 64.62 FLOP/B" in sentence
-    assert "95 % of that from N = 2,432 on" in sentence
-    assert sentence.endswith("N = 1,024 is still at 89 %.")
+    assert "It reaches 95 % of that at N = 2,432" in sentence
+    assert sentence.endswith("N = 1,024 reaches 89 %.")
 
 
 def test_saturation_above_the_knee():
@@ -121,32 +121,32 @@ def test_a_single_context():
 def test_flash_against_standard_is_told_the_same_from_both_sides():
     sentence = said(QUERY, FLASH)
     assert sentence == said(replace(QUERY, attention=Attention.FLASH), FLASH)
-    assert "9.00 times fewer bytes in prefill, 517 against 57.4 FLOP/B" in sentence
-    assert "1.5 % fewer in decode, where the cache itself is the traffic" in sentence
+    assert "1/9.00 of the bytes in prefill (517 FLOP/B instead of 57.4)" in sentence
+    assert "1.5 % fewer bytes in decode, where most of the traffic is the cache" in sentence
 
 
 def test_flash_helps_decode_where_many_heads_share_a_small_cache():
     sentence = said(replace(QUERY, group_size=64, head_dim=64), FLASH)
-    assert "times fewer in decode, where S and P weigh as well as the cache" in sentence
+    assert "of the bytes in decode, where S and P are large beside the cache" in sentence
 
 
 def test_attention_is_flat():
     sentence = said(QUERY, ATTENTION)
-    assert "is flat in the batch, 0.993 FLOP/B at B = 1 and 0.993 at 256" in sentence
-    assert "with 4 query heads a KV head, as llama-3-8b has, it is 3.79" in sentence
+    assert "does not depend on the batch (0.993 FLOP/B at B = 1, 0.993 at 256)" in sentence
+    assert "With 4 query heads per KV head, as in llama-3-8b, it is 3.79 FLOP/B" in sentence
 
 
 def test_attention_of_a_model_without_groups():
     sentence = said(replace(QUERY, model=replace(LLAMA, n_kv_heads=32)), ATTENTION)
-    assert "query heads a KV head" not in sentence
+    assert "query heads per KV head" not in sentence
     grouped = said(replace(QUERY, model=replace(LLAMA, n_kv_heads=32), group_size=8), ATTENTION)
-    assert "with a KV head for every query head, as llama-3-8b has, it is 0.993." in grouped
+    assert "With one KV head per query head, as in llama-3-8b, it is 0.993 FLOP/B." in grouped
 
 
 def test_linear_layers():
     sentence = said(QUERY, LINEAR)
     report = intensity_report(QUERY)
-    assert "rise 237 times for 256 times the batch, from 1.00 FLOP/B at B = 1 to 237 at 256" in sentence
+    assert "rise 237 times when the batch grows 256 times, from 1.00 FLOP/B at B = 1 to 237 at 256" in sentence
     assert round(report.decode_by_batch[-1].linear_intensity) == 237
     assert "activations" not in sentence
 
@@ -155,28 +155,28 @@ def test_linear_layers_held_by_their_activations():
     """A model with huge activations: a vocabulary of a million on a width of 8."""
     model = replace(LLAMA, hidden_size=8, n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=10**6)
     sentence = said(replace(QUERY, model=model), LINEAR)
-    assert sentence.endswith("though activations, moved for each sequence, take more and more of it.")
-    assert "the linear layers never reach it" in said(replace(QUERY, model=model), RIDGE)
+    assert sentence.endswith("but activations are moved for each sequence and take a growing share.")
+    assert "the linear layers never reach the ridge" in said(replace(QUERY, model=model), RIDGE)
 
 
 def test_step():
     sentence = said(QUERY, STEP)
     last = intensity_report(QUERY).decode_by_batch[-1]
-    assert "from 0.999 FLOP/B at B = 1 to 25.5 at 256 (75.3 with 4 query heads a KV head)" in sentence
+    assert "from 0.999 FLOP/B at B = 1 to 25.5 at 256 (75.3 with 4 query heads per KV head)" in sentence
     assert (
-        f"holds it to {100 * last.step_intensity / last.linear_intensity:.0f} % of the linear layers' 237" in sentence
+        f"limits it to {100 * last.step_intensity / last.linear_intensity:.0f} % of the linear layers' 237" in sentence
     )
 
 
 def test_step_over_a_tiny_context():
-    assert "hardly moves it from the linear layers'" in said(replace(QUERY, context=1), STEP)
+    assert "hardly lowers the linear layers'" in said(replace(QUERY, context=1), STEP)
 
 
 def test_a_single_batch():
     sentences = intensity_observations(intensity_report(replace(QUERY, batches=(8,))))
-    assert "at B = 8 and no batch would change that" in sentences[ATTENTION]
-    assert sentences[LINEAR].startswith("The linear layers are at 7.98 FLOP/B at B = 8")
-    assert sentences[STEP].startswith("The whole decode step is at 6.41 FLOP/B at B = 8")
+    assert "at B = 8, and another batch changes nothing" in sentences[ATTENTION]
+    assert sentences[LINEAR].startswith("The linear layers have 7.98 FLOP/B at B = 8")
+    assert sentences[STEP].startswith("The whole decode step has 6.41 FLOP/B at B = 8")
 
 
 def test_the_order_of_the_batches_does_not_matter():
@@ -186,20 +186,20 @@ def test_the_order_of_the_batches_does_not_matter():
 
 def test_ridge():
     sentence = said(QUERY, RIDGE)
-    assert "The ridge of H100 lies at 295 FLOP/B" in sentence
-    assert "prefill attention at 57.4 is limited by memory, 5.14 times below it" in sentence
-    assert "decode attention at 0.993 is limited by memory, 297 times below it" in sentence
+    assert "The ridge of H100 is 295 FLOP/B" in sentence
+    assert "Prefill attention (57.4) is memory bound, 1/5.14 of the ridge" in sentence
+    assert "decode attention (0.993) is memory bound, 1/297 of the ridge" in sentence
     assert sentence.endswith("at a batch of 326.")
 
 
 def test_ridge_from_the_other_side():
     sentence = said(replace(QUERY, attention=Attention.FLASH), RIDGE)
-    assert "prefill attention at 517 is limited by compute, 1.75 times above it" in sentence
+    assert "Prefill attention (517) is compute bound, 1.75 times the ridge" in sentence
 
 
 def test_unknown_ridge_is_said_and_not_guessed():
     sentence = said(replace(QUERY, device=device()), RIDGE)
-    assert sentence.startswith("No ridge to compare with: bandwidth or peak of test device is not known")
+    assert sentence.startswith("No ridge: the bandwidth or peak of test device is not known")
     assert not numbers(sentence)
 
 

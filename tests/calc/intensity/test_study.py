@@ -107,5 +107,5 @@ def test_impossible_series_are_refused(name, value):
 @pytest.mark.parametrize("name", ["element_bytes", "weight_element_bytes"])
 @pytest.mark.parametrize("value", [0, -1, 65, Fraction(-1, 2)])
 def test_impossible_element_sizes_are_refused(name, value):
-    with pytest.raises(SpecError, match=f"^{name} must lie above 0"):
+    with pytest.raises(SpecError, match=f"^{name} must be above 0"):
         replace(QUERY, **{name: value})

@@ -164,13 +164,13 @@ def test_blocks_of_latent_attention() -> None:
 
 
 def test_what_vllm_refuses_is_refused() -> None:
-    with pytest.raises(SpecError, match="10 KV heads neither divide by 4"):
+    with pytest.raises(SpecError, match="10 KV heads are not divisible by 4"):
         server_report(study(models()["microsoft/phi-4"]), ServerOptions(tp=4))
-    with pytest.raises(SpecError, match="32 query heads do not divide by 5"):
+    with pytest.raises(SpecError, match="32 query heads are not divisible by TP 5"):
         server_report(study(find_model("llama-3-8b")), ServerOptions(tp=5))
-    with pytest.raises(SpecError, match="32 layers are fewer than 40"):
+    with pytest.raises(SpecError, match="32 layers are fewer than the 40"):
         server_report(study(find_model("llama-3-8b")), ServerOptions(pp=40))
-    with pytest.raises(SpecError, match="stage 11 of 16 has no layer that keeps anything"):
+    with pytest.raises(SpecError, match="stage 11 of 16 has no layer with a cache"):
         server_report(study(models()["nvidia/NVIDIA-Nemotron-3-Nano-4B-FP8"]), ServerOptions(pp=16))
     stated = LayerSpec(
         hidden_size=64,
