@@ -20,21 +20,10 @@ from typing import Any
 
 from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
-from calc.model.layered import (
-    CacheElements,
-    expert_whole,
-    feed_forward_whole,
-    held_elements,
-    held_request_term,
-    kv_projections,
-    mixer_problem,
-    mixer_whole,
-    rank_mixer_elements,
-    rank_state_elements,
-    state_format,
-)
+from calc.model.layered import CacheElements, held_elements, held_request_term, state_format
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.model.params import embedding_params, final_norm_params, head_params, layer_norm_params, position_params
+from calc.model.parts import KV, WHOLE, Tensor, kv_heads_per_rank
 from calc.model.spec import ModelSpec, Study, check_count
 
 VOCAB_MULTIPLE = 64
@@ -208,13 +197,13 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
         return f"{spec.pp:,} stages for {len(layers):,} layers: each stage needs one"
     different = grouped(layers)
     for mixer in dict.fromkeys(m for layer in different for m in layer.mixers):
-        if problem := mixer_problem(mixer, spec.attention_tp) or _shared_tokens_problem(mixer, spec):
+        if problem := mixer.problem(spec.attention_tp) or _shared_tokens_problem(mixer, spec):
             return problem
     parts = dict.fromkeys(part for layer in different for part in layer.feed_forwards)
     experts = [part for part in parts if isinstance(part, Experts)]
     for part in parts:
-        if isinstance(part, Dense) and part.intermediate_size % spec.tp:
-            return f"the inner dimension {part.intermediate_size:,} does not divide by {spec.tp:,}"
+        if isinstance(part, Dense) and (problem := part.problem(spec.tp)) is not None:
+            return problem
     return _expert_problem(experts, spec)
 
 
@@ -226,8 +215,8 @@ def _expert_problem(experts: Sequence[Experts], spec: ParallelSpec) -> str | Non
     for part in experts:
         if spec.ep > part.n_experts:
             return f"{spec.ep:,} devices for {part.n_experts:,} experts: some would hold none"
-        if part.expert_size % (spec.tp // spec.ep):
-            return f"the experts' inner dimension {part.expert_size:,} does not divide by {spec.tp // spec.ep:,}"
+        if (problem := part.problem(spec.tp // spec.ep)) is not None:
+            return problem
     return None
 
 
@@ -274,31 +263,36 @@ class _Held:
     experts: Fraction = Fraction(0)
 
 
-def _add_mixer(held: _Held, layer: LayerSpec, mixer: Mixer, n: int, spec: ParallelSpec) -> None:
-    total, whole = int(mixer.term(layer.hidden_size).value), mixer_whole(layer, mixer)
-    held.whole += n * whole
-    held.attention += n * (total - whole)
-    if isinstance(mixer, Attention):
-        head = kv_projections(layer, mixer)
-        held.attention -= n * head * mixer.n_kv_heads
-        held.own_kv += n * head * max(1, mixer.n_kv_heads // spec.attention_tp)
-
-
 def _add_layer(held: _Held, layer: LayerSpec, n: int, spec: ParallelSpec) -> None:
-    held.whole += n * layer.norm_params
     for mixer in layer.mixers:
-        _add_mixer(held, layer, mixer, n, spec)
-    for part in layer.feed_forwards:
-        one = int(part.term(layer.hidden_size).value)
-        if isinstance(part, Experts):
-            bias = expert_whole(layer, part)
-            held.whole += n * (part.router_params + -(-part.n_experts // spec.ep) * bias)
-            sizes: dict[str, Any] = {"n_experts": part.n_experts, "expert": one - bias}
-            held.experts += n * rank_expert_params(ep=spec.ep, tp=Fraction(spec.tp), **sizes)
+        for tensor in mixer.tensors(layer.hidden_size):
+            _add_attention(held, tensor, n, spec)
+    for tensor in layer.rest():
+        if tensor.expert:
+            _add_experts(held, tensor, n, spec)
+        elif tensor.share == WHOLE:
+            held.whole += n * tensor.params
         else:
-            whole = feed_forward_whole(layer, part)
-            held.whole += n * whole
-            held.split += n * (one + part.extra_params - whole)
+            held.split += n * tensor.params
+
+
+def _add_attention(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> None:
+    if tensor.share == WHOLE:
+        held.whole += n * tensor.params
+    elif tensor.share == KV:
+        heads: int = kv_heads_per_rank(n_kv_heads=tensor.kv_heads, tp=spec.attention_tp)
+        held.own_kv += n * tensor.params // tensor.kv_heads * heads
+    else:
+        held.attention += n * tensor.params
+
+
+def _add_experts(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> None:
+    """The experts of the fullest rank; what every rank with a part of an expert holds is not divided further."""
+    each = tensor.rows * tensor.columns
+    if tensor.share == WHOLE:
+        held.whole += n * -(-tensor.copies // spec.ep) * each
+    else:
+        held.experts += n * rank_expert_params(n_experts=tensor.copies, ep=spec.ep, expert=each, tp=Fraction(spec.tp))
 
 
 def _vocab_term(model: ModelSpec, devices: int) -> Term:
@@ -411,7 +405,7 @@ def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense
 
 def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
     """Cache bytes a request and device; the tokens that it keeps before that where they are shared."""
-    elements = held_elements(part.mixers(), lambda mixer: rank_mixer_elements(mixer, spec.attention_tp))
+    elements = held_elements(part.mixers(), lambda mixer: mixer.rank_cache_elements(spec.attention_tp))
     name = f"{part.label}: KV cache per request and GPU"
     if not elements.per_token:
         elements = CacheElements(0, 0, {})
@@ -422,7 +416,7 @@ def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
 
 
 def _state_bytes(study: Study, spec: ParallelSpec, part: _Part) -> int:
-    elements = sum(n * rank_state_elements(mixer, spec.attention_tp) for mixer, n in part.mixers().items())
+    elements = sum(n * mixer.rank_state_elements(spec.attention_tp) for mixer, n in part.mixers().items())
     return ceil(elements * state_format(study.kv_format).bytes_per_element)
 
 

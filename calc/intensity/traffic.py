@@ -15,6 +15,7 @@ from typing import Any
 from calc.explain.terms import Number
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.model.params import attention_params, feed_forward_params
+from calc.model.parts import mixers_of
 from calc.model.spec import Mlp, ModelSpec
 
 
@@ -117,6 +118,25 @@ def decode_point(
         linear_intensity=float(Fraction(flops) / Fraction(moved)),
         step_intensity=float((flops + attention_flops) / (moved + attention_bytes)),
     )
+
+
+SOFTMAX_FLOPS = 5
+"""Maximum, subtraction, exponential, sum, division: per score."""
+
+
+def attention_flops(model: ModelSpec) -> int:
+    """FLOPs of all layers that attend, per query token and token attended to: scores, softmax, weighted values.
+
+    Latent attention is counted absorbed, as servers decode and the local engine runs it: every head reads the latent.
+    """
+    from calc.model.matrices import layers_of
+
+    total = 0
+    for mixer, n in mixers_of(layers_of(model)).items():
+        if (read := mixer.attended()) is not None:
+            n_heads, key_dim, value_dim = read
+            total += n * n_heads * (2 * key_dim + 2 * value_dim + SOFTMAX_FLOPS)
+    return total
 
 
 def _attending_heads(model: ModelSpec) -> int:

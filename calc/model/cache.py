@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from calc.explain.terms import Term, derive, maximum, minimum
+from calc.explain.terms import Term, derive, minimum
+from calc.model.parts import kv_heads_per_rank as kv_heads_per_rank
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 
@@ -44,11 +45,6 @@ def kv_bytes_per_windowed_request(
     """Bytes of a request when some layers keep only the last `window` tokens."""
     kept = n_full_layers * context + n_sliding_layers * minimum(context, window)
     return 2 * n_kv_heads * head_dim * kv_element_bytes * kept
-
-
-def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
-    """Whole KV heads that a tensor-parallel rank holds; replicated beyond n_kv_heads (vLLM get_num_kv_heads)."""
-    return maximum(n_kv_heads // tp, 1)
 
 
 def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -19,19 +18,15 @@ from calc.model.layers import (
     Dense,
     Experts,
     FeedForward,
-    GatedDelta,
-    KimiDelta,
     Latent,
     LayerSpec,
-    Mamba1,
-    Mamba2,
     Mixer,
-    ShortConv,
     grouped,
     mixers_of,
     routed_params,
 )
 from calc.model.params import Parameters, embedding_params, final_norm_params, head_params, position_params
+from calc.model.parts import KV, WHOLE
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS, StorageFormat
 
@@ -219,8 +214,7 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
 
 def index_elements(model: ModelSpec) -> int:
     """Elements a token that indexers of sparse attention keep, apart from the cache."""
-    mixers = mixers_of(model.layers).items()
-    return sum(n * m.index_elements for m, n in mixers if isinstance(m, Attention | Latent))
+    return sum(n * mixer.index_elements for mixer, n in mixers_of(model.layers).items())
 
 
 def state_elements(model: ModelSpec) -> int:
@@ -318,94 +312,25 @@ def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
 def layered_tp_problem(model: ModelSpec, tp: int) -> str | None:
     """Why `tp` GPUs cannot share the layers in whole heads, or None if they can."""
     for mixer in mixers_of(model.layers):
-        if (problem := mixer_problem(mixer, tp)) is not None:
+        if (problem := mixer.problem(tp)) is not None:
             return problem
     for layer in grouped(model.layers):
         for part in layer.feed_forwards:
-            size = part.intermediate_size if isinstance(part, Dense) else part.expert_size
-            if size % tp:
-                what = "inner dimension" if isinstance(part, Dense) else "experts' inner dimension"
-                return f"the {what} {size:,} does not divide by {tp:,}"
+            if (problem := part.problem(tp)) is not None:
+                return problem
     return None
-
-
-def mixer_problem(mixer: Mixer, tp: int) -> str | None:
-    """Why `tp` GPUs cannot share `mixer` in whole heads, or None if they can."""
-    if isinstance(mixer, Attention | Latent) and mixer.n_heads % tp:
-        heads = f"{mixer.n_heads:,} query heads do" if mixer.n_heads > 1 else "1 query head does"
-        return f"{heads} not divide by {tp:,}"
-    if isinstance(mixer, Attention) and mixer.n_kv_heads % tp and tp % mixer.n_kv_heads:
-        return f"{mixer.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
-    return _recurrent_problem(mixer, tp)
-
-
-def _recurrent_problem(mixer: Mixer, tp: int) -> str | None:
-    """Why `tp` GPUs cannot share a recurrence: its heads (or channels, where it has none) do not divide."""
-    parts: tuple[tuple[str, int], ...]
-    match mixer:
-        case Mamba2() | KimiDelta():
-            parts = (("heads", mixer.n_heads),)
-        case GatedDelta():
-            parts = (("key heads", mixer.key_heads), ("value heads", mixer.value_heads))
-        case Mamba1():
-            parts = (("channels", mixer.inner),)
-        case ShortConv():
-            parts = (("channels", mixer.width),)
-        case _:
-            return None
-    for what, n in parts:
-        if n % tp:
-            return f"the {n:,} {what} of a {mixer.label} layer do not divide by {tp:,}"
-    if isinstance(mixer, Mamba2) and mixer.groups % tp and tp % mixer.groups:
-        return f"the {mixer.groups:,} groups of a mamba-2 layer neither divide by {tp:,} nor repeat evenly"
-    return None
-
-
-def kv_projections(layer: LayerSpec, mixer: Attention) -> int:
-    """K and V projection parameters of one KV head; none where an earlier layer's serve."""
-    if mixer.shared:
-        return 0
-    width = (mixer.head_dim if mixer.keys else 0) + (mixer.value_dim if mixer.values else 0)
-    return width * (layer.hidden_size + int(mixer.qkv_bias))
-
-
-def mixer_whole(layer: LayerSpec, mixer: Mixer) -> int:
-    """Parameters of `mixer` that every rank holds: its output bias, what goes into a latent."""
-    if isinstance(mixer, Latent):
-        down = mixer.kv_lora_rank + mixer.rope_dim + mixer.q_lora_rank
-        whole = layer.hidden_size * down + mixer.kv_lora_rank + mixer.q_lora_rank + mixer.extra_params
-        return whole + mixer.bias * (down + layer.hidden_size) + mixer.own_indexer_params(layer.hidden_size)
-    return layer.hidden_size if isinstance(mixer, Attention) and mixer.o_bias and not mixer.shared else 0
-
-
-def feed_forward_whole(layer: LayerSpec, part: FeedForward) -> int:
-    """Parameters of a feed-forward that every rank holds: the router, output biases, a dense one's gate."""
-    if isinstance(part, Experts):
-        return part.router_params + part.n_experts * expert_whole(layer, part)
-    return part.extra_params + (layer.hidden_size if part.bias and not part.shared else 0)
-
-
-def expert_whole(layer: LayerSpec, part: Experts) -> int:
-    """Parameters of one expert that every rank with a part of it holds: its output bias."""
-    return (part.input_size or layer.hidden_size) if part.bias else 0
-
-
-def _whole_of(layer: LayerSpec) -> int:
-    """Parameters of a layer that every rank holds."""
-    mixers = sum(mixer_whole(layer, mixer) for mixer in layer.mixers)
-    return layer.norm_params + mixers + sum(feed_forward_whole(layer, part) for part in layer.feed_forwards)
 
 
 def layered_split(model: ModelSpec, total: int, tp: int) -> dict[str, int]:
     """How the parameters fall on a rank of `tp`: divided ones, its own K and V projections, and whole ones."""
     own = all_kv = whole = 0
     for layer, n in grouped(model.layers).items():
-        whole += n * _whole_of(layer)
-        for mixer in layer.mixers:
-            if isinstance(mixer, Attention):
-                head = n * kv_projections(layer, mixer)
-                all_kv += head * mixer.n_kv_heads
-                own += head * kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
+        for tensor in layer.tensors():
+            if tensor.share == WHOLE:
+                whole += n * tensor.params
+            elif tensor.share == KV:
+                all_kv += n * tensor.params
+                own += n * tensor.params // tensor.kv_heads * kv_heads_per_rank(n_kv_heads=tensor.kv_heads, tp=tp)
     outer = {name: int(term.value) for name, term in _outer_terms(model).items()}
     whole += outer.get("positions", 0)
     whole += outer["final_norm"] if model.final_norm_params is None else model.final_norm_params
@@ -428,17 +353,9 @@ def rank_weights_term(model: ModelSpec, total: int, weight_format: StorageFormat
     return derive("Weights per GPU", layered_rank_weights, unit="B", tp=tp, **numbers)
 
 
-def rank_mixer_elements(mixer: Mixer, tp: int) -> int:
-    """Cache elements a token that a rank keeps of `mixer`: its own KV heads, and the whole of a latent."""
-    if not isinstance(mixer, Attention):
-        return mixer.cache_elements
-    heads: int = kv_heads_per_rank(n_kv_heads=mixer.n_kv_heads, tp=tp)
-    return mixer.cache_elements // mixer.n_kv_heads * heads
-
-
 def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
     """What one token holds on a rank of `tp`."""
-    return cache_elements(model, lambda mixer: rank_mixer_elements(mixer, tp))
+    return cache_elements(model, lambda mixer: mixer.rank_cache_elements(tp))
 
 
 def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
@@ -446,17 +363,9 @@ def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, 
     return held_request_term("KV cache per request and GPU", rank_cache_elements(model, tp), kv_format, context)
 
 
-def rank_state_elements(mixer: Mixer, tp: int) -> Fraction:
-    """State elements of `mixer` a sequence on a rank: heads are divided, groups of Mamba-2 at least one a rank."""
-    if isinstance(mixer, Mamba2) and mixer.groups % tp:
-        channels = Fraction(mixer.inner, tp)
-        return channels * mixer.state + (channels + 2 * mixer.state) * mixer.kernel
-    return Fraction(mixer.state_elements, tp)
-
-
 def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
-    """State bytes a sequence on a rank, as `rank_state_elements` counts."""
-    elements = sum(n * rank_state_elements(mixer, tp) for mixer, n in mixers_of(model.layers).items())
+    """State bytes a sequence on a rank, heads divided."""
+    elements = sum(n * mixer.rank_state_elements(tp) for mixer, n in mixers_of(model.layers).items())
     return ceil(elements * state_format(kv_format).bytes_per_element)
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from calc.explain.terms import Term, derive
-from calc.model.spec import Mlp, ModelSpec, Norm
+from calc.model.parts import attention_params as attention_params
+from calc.model.parts import feed_forward_params as feed_forward_params
+from calc.model.parts import layer_norm_params as layer_norm_params
+from calc.model.spec import ModelSpec, Norm
 
 
 def embedding_params(*, vocab_size: Any, hidden_size: Any) -> Any:
@@ -26,37 +29,6 @@ def embedding_params(*, vocab_size: Any, hidden_size: Any) -> Any:
 def position_params(*, n_learned_positions: Any, hidden_size: Any) -> Any:
     """Learned position table; 0 for rotary positions."""
     return n_learned_positions * hidden_size
-
-
-def attention_params(
-    *, hidden_size: Any, n_heads: Any, n_kv_heads: Any, head_dim: Any, qkv_bias: bool = False, o_bias: bool = False
-) -> Any:
-    """Q, K, V and output projections of a layer.
-
-    >>> attention_params(hidden_size=4096, n_heads=32, n_kv_heads=8, head_dim=128)
-    41943040
-    """
-    total = 2 * hidden_size * n_heads * head_dim + 2 * hidden_size * n_kv_heads * head_dim
-    if qkv_bias:
-        total = total + (n_heads + 2 * n_kv_heads) * head_dim
-    return total + hidden_size if o_bias else total
-
-
-def feed_forward_params(*, hidden_size: Any, intermediate_size: Any, mlp: Mlp = Mlp.GATED, bias: bool = False) -> Any:
-    """Feed-forward block of a layer: three matrices when gated, two when plain.
-
-    >>> feed_forward_params(hidden_size=4096, intermediate_size=14_336)
-    176160768
-    """
-    matrices, inner = (3, 2) if mlp is Mlp.GATED else (2, 1)
-    total = matrices * hidden_size * intermediate_size
-    return total + inner * intermediate_size + hidden_size if bias else total
-
-
-def layer_norm_params(*, hidden_size: Any, head_dim: Any, norm: Norm = Norm.RMS, qk_norm: bool = False) -> Any:
-    """The two norms of a layer, and the norms of Q and K where the model has them (Qwen3)."""
-    total = (2 if norm is Norm.RMS else 4) * hidden_size
-    return total + 2 * head_dim if qk_norm else total
 
 
 def final_norm_params(*, hidden_size: Any, norm: Norm = Norm.RMS) -> Any:

@@ -13,29 +13,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
+from calc.model.checks import MAX_COUNT as MAX_COUNT
+from calc.model.checks import check_count as check_count
+from calc.model.checks import check_heads
+from calc.model.parts import Mlp as Mlp
+from calc.model.parts import Norm as Norm
 from calc.model.storage import FORMATS, StorageFormat
 
 if TYPE_CHECKING:
     from calc.model.layers import LayerSpec
     from calc.model.stored import StoredWeights
 
-MAX_COUNT = 10**12
-"""No model has a dimension near this: a larger number is a slip of the hand, not a plan."""
 MAX_BYTES = 10**18
-
-
-class Mlp(StrEnum):
-    """The feed-forward block: GATED has gate, up and down (SwiGLU); PLAIN has up and down (ReLU, GELU)."""
-
-    GATED = "gated"
-    PLAIN = "plain"
-
-
-class Norm(StrEnum):
-    """RMS has one weight vector, LAYER a weight and a bias."""
-
-    RMS = "rms"
-    LAYER = "layer"
 
 
 class Policy(StrEnum):
@@ -43,23 +32,6 @@ class Policy(StrEnum):
 
     EQUAL_SPLIT = "equal-split"
     REPLICATED = "replicated"
-
-
-def check_count(name: str, value: object, *, minimum: int = 1) -> None:
-    """Raise SpecError, naming the field, unless `value` is a whole number from `minimum` to MAX_COUNT."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise SpecError(name, f"{name} must be a whole number, not {value!r}")
-    if value < minimum:
-        raise SpecError(name, f"{name} must be at least {minimum:,}, not {_shown(value)}")
-    if value > MAX_COUNT:
-        raise SpecError(name, f"{name} must be at most {MAX_COUNT:,}, not {_shown(value)}")
-
-
-def _shown(value: int) -> str:
-    """An integer in a sentence: all digits, or their number where there are too many to read or to print."""
-    if abs(value) < 10**18:
-        return f"{value:,}"
-    return f"a {'negative ' if value < 0 else ''}number of more than 18 digits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +82,7 @@ class ModelSpec:
         check_count("n_sliding_layers", self.n_sliding_layers, minimum=0)
         if self.window is not None:
             check_count("window", self.window)
-        if self.n_heads % self.n_kv_heads:
-            raise SpecError(
-                "n_kv_heads",
-                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}: each KV head serves a whole "
-                f"number of query heads ({_near_divisors(self.n_heads, self.n_kv_heads)})",
-            )
+        check_heads(self.n_heads, self.n_kv_heads)
         if self.n_sliding_layers > self.n_layers:
             raise SpecError(
                 "n_sliding_layers", f"n_sliding_layers {self.n_sliding_layers} exceeds n_layers {self.n_layers}"
@@ -150,12 +117,6 @@ class ModelSpec:
 
 
 DIMENSIONS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
-
-
-def _near_divisors(n: int, wanted: int) -> str:
-    divisors = [d for d in range(1, min(n, 4096) + 1) if n % d == 0]
-    near = sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:3])
-    return "try " + ", ".join(map(str, near))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,8 @@ from functools import lru_cache
 from calc.errors import CalcError
 from calc.explain.terms import Number, Term
 from calc.fit.memory import memory_report
-from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.roofline import bound_s, decode_bytes, prefill_flops
-from calc.intensity.traffic import linear_flops, linear_params, read_params
+from calc.intensity.traffic import attention_flops, linear_flops, linear_params, read_params
 from calc.model.cache import request_term, token_term
 from calc.model.spec import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
@@ -141,10 +140,10 @@ def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> 
     """
     first, last = prompt_tokens, prompt_tokens + new_tokens - 1
     per_token = int(linear_flops(batch=1, parameters=linear_params(spec)))
-    decode, prefill = _attention_unit(spec, Phase.DECODE), _attention_unit(spec, Phase.PREFILL)
+    attention = attention_flops(spec)
     later = _sum(last) - _sum(first)
-    cached = per_token * (first + new_tokens - 1) + prefill * first**2 + decode * later
-    recomputed = per_token * (_sum(last) - _sum(first - 1)) + prefill * (_squares(last) - _squares(first - 1))
+    cached = per_token * (first + new_tokens - 1) + attention * (first**2 + later)
+    recomputed = per_token * (_sum(last) - _sum(first - 1)) + attention * (_squares(last) - _squares(first - 1))
     return Work(cached, recomputed)
 
 
@@ -177,7 +176,7 @@ def predicted_times(
     rates = {"bytes_per_s": info.read_bytes_per_s, "flops_per_s": info.matmul_flops_per_s}
     middle = prompt_tokens + new_tokens / 2
     step_bytes = decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=middle)
-    attention = _attention_unit(spec, Phase.PREFILL) * (prompt_tokens**2 - reused_tokens**2)
+    attention = attention_flops(spec) * (prompt_tokens**2 - reused_tokens**2)
     flops = prefill_flops(spec, prompt_tokens - reused_tokens, attention_flops=attention)
     return Bounds(
         ttft_s=bound_s(moved_bytes=weights, flops=flops, **rates),
@@ -251,12 +250,12 @@ def predicted_batches(
 def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:
     """FLOPs of a step: every row through the linear layers and over the tokens it has."""
     linear = int(linear_flops(batch=row.batch, parameters=linear_params(spec)))
-    return linear + _attention_unit(spec, Phase.DECODE) * row.batch * row.context_tokens
+    return linear + attention_flops(spec) * row.batch * row.context_tokens
 
 
 def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
     """FLOPs of a whole prompt."""
-    return prefill_flops(spec, n_tokens, attention_flops=_attention_unit(spec, Phase.PREFILL) * n_tokens**2)
+    return prefill_flops(spec, n_tokens, attention_flops=attention_flops(spec) * n_tokens**2)
 
 
 def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
@@ -268,20 +267,6 @@ def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
     if dtype != "int4":
         return n_weights * ELEMENT_BYTES[dtype]
     return (n_weights - head) * ELEMENT_BYTES["int4"] + head * ELEMENT_BYTES["int8"]
-
-
-def _attention_unit(spec: ModelSpec, phase: Phase) -> int:
-    """FLOPs of attention in all layers and heads at one token of context: what n or n² is multiplied with."""
-    flops, _ = attention_work(
-        Attention.STANDARD,
-        phase,
-        n_keys=1,
-        head_dim=spec.head_dim,
-        group_size=spec.group_size,
-        softmax_flops=5,
-        element_bytes=1,
-    )
-    return int(flops) * spec.n_layers * spec.n_kv_heads
 
 
 def _sum(n: int) -> int:

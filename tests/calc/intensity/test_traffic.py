@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import (
+    attention_flops,
     decode_point,
     decode_series,
     linear_activations,
@@ -132,3 +133,26 @@ def test_intensity_of_experts_rises_more_slowly() -> None:
         activations = 1 + point.batch * linear_activations(model) / read_params(model, point.batch)
         assert point.linear_intensity / first.linear_intensity == pytest.approx(expected / activations, rel=1e-3)
     assert others[0].linear_intensity / first.linear_intensity == pytest.approx(1.211, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("llama-3-8b", 32 * 32 * (4 * 128 + 5)),
+        ("deepseek-v2-lite", 27 * 16 * (2 * (512 + 64) + 2 * 512 + 5)),  # absorbed: 942,192
+        ("jamba-v0.1", 4 * 32 * (4 * 128 + 5)),  # 4 of its 32 layers attend: 66,176
+        ("qwen3-next-80b-a3b", 12 * 16 * (4 * 256 + 5)),  # 12 of 48: 197,568
+    ],
+)
+def test_attention_is_counted_layer_by_layer(name, flops):
+    assert attention_flops(find_model(name)) == flops
+
+
+@QUICK
+@given(models())
+def test_attention_of_a_plain_model_is_that_of_the_study(model):
+    each, _ = attention_work(
+        Attention.STANDARD, Phase.DECODE, n_keys=1, head_dim=model.head_dim, group_size=model.group_size,
+        softmax_flops=5, element_bytes=1,
+    )  # fmt: skip
+    assert attention_flops(model) == model.n_layers * model.n_kv_heads * each

@@ -8,7 +8,6 @@ from calc.model.layered import (
     layered_tp_problem,
     rank_cache_elements,
     rank_state_bytes,
-    rank_state_elements,
 )
 from calc.model.layers import (
     Attention,
@@ -106,12 +105,12 @@ class TestRecurrences:
         [(1, 16 * 3 + (16 + 2 * 2 * 3) * 4), (2, 8 * 3 + (8 + 2 * 3) * 4), (4, 4 * 3 + (4 + 2 * 3) * 4)],
     )
     def test_mamba2_keeps_a_group_on_every_rank(self, tp, elements):
-        assert rank_state_elements(MAMBA2, tp) == elements
+        assert MAMBA2.rank_state_elements(tp) == elements
 
     def test_heads_are_divided(self):
         delta = GatedDelta(key_heads=2, key_dim=3, value_heads=4, value_dim=5, kernel=4)
         assert delta.state_elements == 4 * 3 * 5 + (2 * 2 * 3 + 4 * 5) * 4
-        assert rank_state_elements(delta, 2) == delta.state_elements / 2
+        assert delta.rank_state_elements(2) == delta.state_elements / 2
 
     def test_bytes_of_a_sequence_on_a_rank(self):
         spec = model(((MAMBA2,), (Dense(intermediate_size=4),)), ((GQA,), (Dense(intermediate_size=4),)))

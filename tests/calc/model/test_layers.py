@@ -95,10 +95,9 @@ def test_a_damaged_file_is_refused(document):
         layers_from_document(document)
 
 
-def test_more_experts_a_token_than_there_are_is_refused():
-    part = Experts(n_experts=4, top_k=5, expert_size=6, router_params=32)
-    with pytest.raises(SpecError, match="5 experts a token, but there are 4"):
-        LayerSpec(hidden_size=8, norm_params=8, mixers=(PARTS["attention"][0],), feed_forwards=(part,))
+def test_more_experts_per_token_than_there_are_is_refused():
+    with pytest.raises(SpecError, match="5 experts per token, but there are 4"):
+        Experts(n_experts=4, top_k=5, expert_size=6, router_params=32)
 
 
 def test_the_summary_is_the_commonest_layer():

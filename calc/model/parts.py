@@ -1,0 +1,433 @@
+"""The parts of a layer, each as the list of its tensors: the one description of what a model holds.
+
+A model is a stack of layers, a layer has mixers (attention over a cache, or a recurrence with a state), feed-forwards
+(dense or experts) and norms. A part lists its tensors: name as in a checkpoint, rows, columns, how many, how tensor
+parallelism divides them, what they are for. Stored bytes, shares of a rank, FLOPs and activations are sums over that
+list. The count of parameters has a formula of its own besides (`term`), because its derivation is shown; tests hold
+the two against each other.
+
+Here are the parts of the common decoder. The others are in `calc.model.latent`, `calc.model.experts` and
+`calc.model.recurrent`, which only a model that has them imports.
+
+Sources: Vaswani et al. 2017 and Ainslie et al. 2023 (attention), Touvron et al. 2023 (the gated feed-forward).
+Which projections a published model has: transformers 5.23, ``modeling_*.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from calc.explain.terms import Term, derive, maximum
+from calc.model.checks import check_count, check_heads
+
+if TYPE_CHECKING:
+    from calc.model.layers import FeedForward, Mixer
+
+PARAMS = "parameters"
+
+
+class Mlp(StrEnum):
+    """The feed-forward block: GATED has gate, up and down (SwiGLU); PLAIN has up and down (ReLU, GELU)."""
+
+    GATED = "gated"
+    PLAIN = "plain"
+
+
+class Norm(StrEnum):
+    """RMS has one weight vector, LAYER a weight and a bias."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+
+# Tensors
+
+SPLIT, KV, WHOLE = "split", "kv", "whole"
+"""Divided among ranks; by KV heads (a rank keeps whole ones, at least one); on every rank."""
+LINEAR, ROUTER, NORM, BIAS, OTHER = "linear", "router", "norm", "bias", "other"
+"""What a tensor is: a matrix of a linear layer, a router, a norm, a bias, or something smaller (a convolution, a
+state matrix, sinks), which no quantization touches."""
+EMBEDDING, POSITIONS = "embedding", "positions"
+
+
+class Tensor(NamedTuple):
+    """`copies` tensors of rows (out) x columns (in). `name` is the path in a checkpoint, below the part or the model.
+
+    `active` says how many of the `copies` a token goes through (None: all of them); `expert` marks those of routed
+    experts; a KV tensor has `kv_heads`.
+    """
+
+    name: str
+    rows: int
+    columns: int = 1
+    share: str = SPLIT
+    role: str = LINEAR
+    copies: int = 1
+    active: int | None = None
+    kv_heads: int = 1
+
+    @property
+    def expert(self) -> bool:
+        """Whether it belongs to routed experts."""
+        return self.active is not None
+
+    @property
+    def params(self) -> int:
+        """Elements of all of them."""
+        return self.rows * self.columns * self.copies
+
+    @property
+    def active_params(self) -> int:
+        """Elements that a token goes through."""
+        return self.rows * self.columns * (self.copies if self.active is None else self.active)
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether a token is multiplied with it: all but norms, biases and look-ups."""
+        return self.role in (LINEAR, ROUTER, OTHER)
+
+
+def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
+    """Whole KV heads that a tensor-parallel rank holds; replicated beyond n_kv_heads (vLLM get_num_kv_heads)."""
+    return maximum(n_kv_heads // tp, 1)
+
+
+# Formulas
+
+
+def attention_params(
+    *, hidden_size: Any, n_heads: Any, n_kv_heads: Any, head_dim: Any, qkv_bias: bool = False, o_bias: bool = False
+) -> Any:
+    """Q, K, V and output projections of a layer.
+
+    >>> attention_params(hidden_size=4096, n_heads=32, n_kv_heads=8, head_dim=128)
+    41943040
+    """
+    total = 2 * hidden_size * n_heads * head_dim + 2 * hidden_size * n_kv_heads * head_dim
+    if qkv_bias:
+        total = total + (n_heads + 2 * n_kv_heads) * head_dim
+    return total + hidden_size if o_bias else total
+
+
+def mixed_attention_params(
+    *,
+    hidden_size: Any,
+    n_heads: Any,
+    n_kv_heads: Any,
+    head_dim: Any,
+    value_dim: Any,
+    extra_params: Any = 0,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    gated: bool = False,
+    keys: bool = True,
+    values: bool = True,
+) -> Any:
+    """Projections of an attention layer whose V may have another width than K, or not be projected at all.
+
+    >>> mixed_attention_params(hidden_size=4096, n_heads=32, n_kv_heads=8, head_dim=128, value_dim=128)
+    41943040
+    """
+    rows = n_heads * head_dim * (2 if gated else 1)
+    if keys:
+        rows = rows + n_kv_heads * head_dim
+    if values:
+        rows = rows + n_kv_heads * value_dim
+    total = hidden_size * rows + n_heads * value_dim * hidden_size
+    if qkv_bias:
+        total = total + rows
+    if o_bias:
+        total = total + hidden_size
+    return total + extra_params
+
+
+def feed_forward_params(*, hidden_size: Any, intermediate_size: Any, mlp: Mlp = Mlp.GATED, bias: bool = False) -> Any:
+    """Feed-forward block of a layer: three matrices when gated, two when plain.
+
+    >>> feed_forward_params(hidden_size=4096, intermediate_size=14_336)
+    176160768
+    """
+    matrices, inner = (3, 2) if mlp is Mlp.GATED else (2, 1)
+    total = matrices * hidden_size * intermediate_size
+    return total + inner * intermediate_size + hidden_size if bias else total
+
+
+def layer_norm_params(*, hidden_size: Any, head_dim: Any, norm: Norm = Norm.RMS, qk_norm: bool = False) -> Any:
+    """The two norms of a layer, and the norms of Q and K where the model has them (Qwen3)."""
+    total = (2 if norm is Norm.RMS else 4) * hidden_size
+    return total + 2 * head_dim if qk_norm else total
+
+
+def stated_params(*, params: Any) -> Any:
+    """Parameters of a part that is given by its count."""
+    return params
+
+
+def derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
+    """The parameters of `part` by `formula`, whose arguments are its fields."""
+    sizes = {f.name: getattr(part, f.name) for f in fields(part)}
+    if not sizes.get("extra_params", 1):
+        del sizes["extra_params"]
+    return derive(name, formula, unit=PARAMS, hidden_size=hidden_size, **sizes)
+
+
+def feed_forward_tensors(
+    prefix: str, width: int, inner: int, mlp: Mlp, *, bias: bool, copies: int = 1, active: int | None = None
+) -> Iterator[Tensor]:
+    """A feed-forward block from and to `width`, or `copies` of them. The output's bias is on every rank."""
+    for name in ("gate_proj", "up_proj") if mlp is Mlp.GATED else ("up_proj",):
+        yield Tensor(f"{prefix}{name}", inner, width, copies=copies, active=active)
+        if bias:
+            yield Tensor(f"{prefix}{name}.bias", inner, role=BIAS, copies=copies, active=active)
+    yield Tensor(f"{prefix}down_proj", width, inner, copies=copies, active=active)
+    if bias:
+        yield Tensor(f"{prefix}down_proj.bias", width, share=WHOLE, role=BIAS, copies=copies, active=active)
+
+
+# Parts
+
+MAY_BE_ZERO = frozenset(
+    (
+        "extra_params",
+        "router_params",
+        "q_lora_rank",
+        "index_heads",
+        "index_dim",
+        "gate_rank",
+        "params",
+        "state_elements",
+    )
+)
+
+
+def check_sizes(part: Any) -> None:
+    """Raise SpecError, naming the field, unless every size of `part` is a count."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if not (isinstance(value, bool | str) or value is None):
+            check_count(f.name, value, minimum=0 if f.name in MAY_BE_ZERO else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Attention with a cache of K and V. No `window`: every token is kept. `chunked`: the window restarts.
+
+    `keys` and `values` false: not projected here (V is K, or both come from another layer: then nothing is kept).
+    `shared`: its matrices are an earlier layer's and are counted there. `extra_params`: sinks, gates, norms inside.
+    `index_dim`: the key of an indexer that picks blocks of tokens, kept in addition to the cache.
+    """
+
+    kind: ClassVar[str] = "attention"
+    prefix: ClassVar[str] = "self_attn."
+    state_elements: ClassVar[int] = 0
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    value_dim: int
+    window: int | None = None
+    chunked: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    gated: bool = False
+    keys: bool = True
+    values: bool = True
+    shared: bool = False
+    extra_params: int = 0
+    index_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        check_heads(self.n_heads, self.n_kv_heads)
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        if not self.keys:
+            return "attention over another layer's cache"
+        if self.window is None:
+            return "full attention"
+        kind, what = ("chunked", "chunk") if self.chunked else ("sliding", "window")
+        return f"{kind} attention, {what} {self.window:,}"
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements per cached token."""
+        return self.n_kv_heads * (self.head_dim + self.value_dim) if self.keys else 0
+
+    @property
+    def index_elements(self) -> int:
+        """Elements per token that an indexer keeps."""
+        return self.index_dim
+
+    def attended(self) -> tuple[int, int, int]:
+        """Query heads, and the widths of a key and of a value as each head reads them."""
+        return self.n_heads, self.head_dim, self.value_dim
+
+    def rank_cache_elements(self, tp: int) -> int:
+        """Cache elements per token on a rank of `tp`: those of its own KV heads."""
+        heads: int = kv_heads_per_rank(n_kv_heads=self.n_kv_heads, tp=tp)
+        return self.cache_elements // self.n_kv_heads * heads
+
+    def rank_state_elements(self, tp: int) -> int:
+        """None: its memory is the cache."""
+        return 0
+
+    def problem(self, tp: int) -> str | None:
+        """Why `tp` ranks cannot share it in whole heads; None if they can."""
+        if (text := heads_problem(self.n_heads, tp)) is not None:
+            return text
+        if self.n_kv_heads % tp and tp % self.n_kv_heads:
+            return f"{self.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
+        return None
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds; of a shared one only what it has in addition."""
+        if not self.shared:
+            queries, values = self.n_heads * self.head_dim * (2 if self.gated else 1), self.n_heads * self.value_dim
+            yield from self._projection("q_proj", queries, hidden_size, SPLIT)
+            if self.keys:
+                yield from self._projection("k_proj", self.n_kv_heads * self.head_dim, hidden_size, KV)
+            if self.values:
+                yield from self._projection("v_proj", self.n_kv_heads * self.value_dim, hidden_size, KV)
+            yield Tensor("o_proj", hidden_size, values)
+            if self.o_bias:
+                yield Tensor("o_proj.bias", hidden_size, share=WHOLE, role=BIAS)
+        if self.extra_params:
+            yield Tensor("extra", self.extra_params, role=OTHER)
+
+    def _projection(self, name: str, rows: int, columns: int, share: str) -> Iterator[Tensor]:
+        heads = self.n_kv_heads if share == KV else 1
+        yield Tensor(name, rows, columns, share, kv_heads=heads)
+        if self.qkv_bias:
+            yield Tensor(f"{name}.bias", rows, share=share, role=BIAS, kv_heads=heads)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        shape = {name: getattr(self, name) for name in ("qkv_bias", "o_bias", "gated", "keys", "values")}
+        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "n_kv_heads", "head_dim", "value_dim")}
+        extra: dict[str, Any] = {"extra_params": self.extra_params} if self.extra_params else {}
+        name = f"{self.label[0].upper()}{self.label[1:]}, a layer"
+        if self.shared:
+            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=self.extra_params)
+        return derive(name, mixed_attention_params, unit=PARAMS, hidden_size=hidden_size, **sizes, **extra, **shape)
+
+
+def heads_problem(n_heads: int, tp: int) -> str | None:
+    """Why query heads do not divide among `tp` ranks; None where they do."""
+    if n_heads % tp:
+        heads = f"{n_heads:,} query heads do" if n_heads > 1 else "1 query head does"
+        return f"{heads} not divide by {tp:,}"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dense:
+    """A feed-forward that every token goes through. `extra_params`: what it has in addition to its matrices.
+
+    `shared`: its matrices are an earlier layer's and are counted there.
+    """
+
+    kind: ClassVar[str] = "dense"
+    intermediate_size: int
+    mlp: Mlp = Mlp.GATED
+    bias: bool = False
+    shared: bool = False
+    extra_params: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        return f"{self.mlp} MLP of {self.intermediate_size:,}"
+
+    def problem(self, tp: int) -> str | None:
+        """Why `tp` ranks cannot share it; None if they can."""
+        if self.intermediate_size % tp:
+            return f"the inner dimension {self.intermediate_size:,} does not divide by {tp:,}"
+        return None
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds; of a shared one only what it has in addition."""
+        if not self.shared:
+            yield from feed_forward_tensors("", hidden_size, self.intermediate_size, self.mlp, bias=self.bias)
+        if self.extra_params:
+            yield Tensor("extra", self.extra_params, share=WHOLE, role=OTHER)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters, `extra_params` left out."""
+        sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": self.intermediate_size}
+        name = f"Feed-forward of {self.intermediate_size:,}, a layer"
+        if self.shared:
+            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=0)
+        return derive(name, feed_forward_params, unit=PARAMS, mlp=self.mlp, bias=self.bias, **sizes)
+
+
+# Layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One layer. `norm_params` counts all its norms, those of Q and K among them. Raises SpecError."""
+
+    hidden_size: int
+    mixers: tuple[Mixer, ...]
+    feed_forwards: tuple[FeedForward, ...]
+    norm_params: int
+    norm: Norm = Norm.RMS
+
+    def __post_init__(self) -> None:
+        check_count("hidden_size", self.hidden_size)
+        check_count("norm_params", self.norm_params, minimum=0)
+
+    @property
+    def label(self) -> str:
+        """What it consists of, in words."""
+        return "; ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "nothing but a norm"
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of it, names below the layer (``self_attn.q_proj``)."""
+        for mixer in self.mixers:
+            for tensor in mixer.tensors(self.hidden_size):
+                yield tensor._replace(name=mixer.prefix + tensor.name)
+        yield from self.rest()
+
+    def rest(self) -> Iterator[Tensor]:
+        """Feed-forwards and norms. A dense feed-forward next to experts is their shared expert."""
+        experts = any(part.kind == "experts" for part in self.feed_forwards)
+        for part in self.feed_forwards:
+            prefix = "mlp.shared_experts." if experts and part.kind == "dense" else "mlp."
+            for tensor in part.tensors(self.hidden_size):
+                yield tensor._replace(name=prefix + tensor.name)
+        if self.norm_params:
+            yield Tensor("norms", self.norm_params, share=WHOLE, role=NORM)
+
+
+def grouped(layers: tuple[LayerSpec, ...]) -> dict[LayerSpec, int]:
+    """The different layers, in order of first appearance, and how many there are of each."""
+    by_identity: dict[int, tuple[LayerSpec, int]] = {}  # a layer's hash is a walk through it: once an object is enough
+    for layer in layers:
+        by_identity[id(layer)] = (layer, by_identity.get(id(layer), (layer, 0))[1] + 1)
+    counts: dict[LayerSpec, int] = {}
+    for layer, n in by_identity.values():
+        counts[layer] = counts.get(layer, 0) + n
+    return counts
+
+
+def shared_objects(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """`layers` with equal ones as one object."""
+    known: dict[LayerSpec, LayerSpec] = {}
+    return tuple(known.setdefault(layer, layer) for layer in layers)
+
+
+def mixers_of(layers: tuple[LayerSpec, ...]) -> dict[Mixer, int]:
+    """The different mixers and how many there are of each."""
+    counts: dict[Mixer, int] = {}
+    for layer, n in grouped(layers).items():
+        for mixer in layer.mixers:
+            counts[mixer] = counts.get(mixer, 0) + n
+    return counts

@@ -1,0 +1,426 @@
+"""Recurrent layers: what they keep per sequence does not grow with it.
+
+Sources: Gu and Dao 2023 (mamba1), Dao and Gu 2024 (mamba2), Yang et al. 2024 (gated delta), Kimi Team 2025 (Kimi
+delta), LFM2 2025 (short convolution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from calc.explain.terms import Term, derive
+from calc.model.latent import is_zero
+from calc.model.parts import BIAS, NORM, OTHER, PARAMS, Tensor, check_sizes, derived, stated_params
+
+
+class _WithoutCache:
+    """A part that keeps nothing per token."""
+
+    __slots__ = ()
+    prefix: ClassVar[str] = "mixer."
+    window: ClassVar[None] = None
+    cache_elements: ClassVar[int] = 0
+    index_elements: ClassVar[int] = 0
+
+    def attended(self) -> None:
+        """It attends to no token."""
+        return
+
+    def rank_cache_elements(self, tp: int) -> int:
+        """None: it has no cache."""
+        return 0
+
+
+class _Recurrent(_WithoutCache):
+    """A recurrence that tensor parallelism divides by heads, or by channels where it has none."""
+
+    __slots__ = ()
+    label: ClassVar[str]
+
+    @property
+    def state_elements(self) -> int:
+        """Elements per sequence."""
+        raise NotImplementedError
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """What is divided: names and numbers."""
+        raise NotImplementedError
+
+    def problem(self, tp: int) -> str | None:
+        """Why `tp` ranks cannot share it; None if they can."""
+        for what, n in self.divided():
+            if n % tp:
+                return f"the {n:,} {what} of a {self.label} layer do not divide by {tp:,}"
+        return None
+
+    def rank_state_elements(self, tp: int) -> Fraction:
+        """State elements per sequence on a rank of `tp`."""
+        return Fraction(self.state_elements, tp)
+
+
+def mamba1_params(
+    *,
+    hidden_size: Any,
+    inner: Any,
+    state: Any,
+    kernel: Any,
+    dt_rank: Any,
+    extra_params: Any = 0,
+    conv_bias: bool = True,
+) -> Any:
+    """A Mamba layer: in and out projections, convolution with bias, selective parameters, A and D."""
+    projections = 3 * hidden_size * inner
+    selective = inner * (dt_rank + 2 * state) + dt_rank * inner + inner
+    convolution = inner * (kernel + 1) if conv_bias else inner * kernel
+    return projections + convolution + selective + inner * state + inner + extra_params
+
+
+def mamba2_params(
+    *,
+    hidden_size: Any,
+    inner: Any,
+    n_heads: Any,
+    groups: Any,
+    state: Any,
+    kernel: Any,
+    extra_params: Any = 0,
+    conv_bias: bool = True,
+    norm: bool = True,
+) -> Any:
+    """A Mamba-2 layer: in projection of z, x, B, C and dt; convolution with bias; dt, A and D of a head; norm; out."""
+    convolved = inner + 2 * groups * state
+    into = hidden_size * (inner + convolved + n_heads)
+    convolution = convolved * (kernel + 1) if conv_bias else convolved * kernel
+    total = into + convolution + 3 * n_heads + inner * hidden_size + extra_params
+    return total + inner if norm else total
+
+
+def gated_delta_params(
+    *,
+    hidden_size: Any,
+    key_heads: Any,
+    key_dim: Any,
+    value_heads: Any,
+    value_dim: Any,
+    kernel: Any,
+    extra_params: Any = 0,
+) -> Any:
+    """A gated delta layer: q, k, v, z, b and a projections, convolution, dt and A of a head, norm, out."""
+    convolved = 2 * key_heads * key_dim + value_heads * value_dim
+    into = hidden_size * (convolved + value_heads * value_dim + 2 * value_heads)
+    rest = convolved * kernel + 2 * value_heads + value_dim
+    return into + rest + value_heads * value_dim * hidden_size + extra_params
+
+
+def kimi_delta_params(*, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0) -> Any:
+    """A Kimi delta layer: q, k and v with convolutions, decay and output gate (of a rank, or whole), b, norm, out."""
+    inner = n_heads * head_dim
+    gate = hidden_size * inner if is_zero(gate_rank) else gate_rank * (hidden_size + inner)
+    into = 3 * hidden_size * inner + 2 * gate + hidden_size * n_heads
+    return into + 3 * inner * kernel + inner + n_heads + head_dim + inner * hidden_size
+
+
+def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> Any:
+    """A gated short convolution (LFM2): into B, C and x, a convolution of each channel, out."""
+    total = 4 * hidden_size * hidden_size + hidden_size * kernel
+    return total + 5 * hidden_size if bias else total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba1(_Recurrent):
+    """A selective state space layer: a state of inner x state and the last `kernel` inputs of the convolution."""
+
+    kind: ClassVar[str] = "mamba1"
+    label: ClassVar[str] = "mamba"
+    inner: int
+    state: int
+    kernel: int
+    dt_rank: int
+    extra_params: int = 0
+    conv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.inner
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.inner * self.state + self.conv_channels * self.kernel
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """Its channels."""
+        return (("channels", self.inner),)
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds."""
+        inner = self.inner
+        yield Tensor("in_proj", 2 * inner, hidden_size)
+        yield from _convolution(inner, self.kernel, bias=self.conv_bias)
+        yield Tensor("x_proj", self.dt_rank + 2 * self.state, inner)
+        yield Tensor("dt_proj", inner, self.dt_rank)
+        yield Tensor("dt_proj.bias", inner, role=BIAS)
+        yield Tensor("A_log", inner, self.state, role=OTHER)
+        yield Tensor("D", inner, role=OTHER)
+        yield Tensor("out_proj", hidden_size, inner)
+        yield from _extra(self.extra_params)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        return derived(self, "Mamba, a layer", mamba1_params, hidden_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2(_Recurrent):
+    """A Mamba-2 layer: a state of n_heads x head dimension x state and the last `kernel` convolution inputs."""
+
+    kind: ClassVar[str] = "mamba2"
+    label: ClassVar[str] = "mamba-2"
+    inner: int
+    n_heads: int
+    groups: int
+    state: int
+    kernel: int
+    extra_params: int = 0
+    conv_bias: bool = True
+    norm: bool = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.inner * self.state + self.conv_channels * self.kernel
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """Its heads."""
+        return (("heads", self.n_heads),)
+
+    def problem(self, tp: int) -> str | None:
+        """Heads that do not divide, or groups that neither divide nor repeat."""
+        if (text := _Recurrent.problem(self, tp)) is not None:
+            return text
+        if self.groups % tp and tp % self.groups:
+            return f"the {self.groups:,} groups of a mamba-2 layer neither divide by {tp:,} nor repeat evenly"
+        return None
+
+    def rank_state_elements(self, tp: int) -> Fraction:
+        """Heads are divided; every rank keeps at least one group."""
+        if self.groups % tp:
+            channels = Fraction(self.inner, tp)
+            return channels * self.state + (channels + 2 * self.state) * self.kernel
+        return Fraction(self.state_elements, tp)
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds: z, x, B, C and dt are one projection."""
+        yield Tensor("in_proj", self.inner + self.conv_channels + self.n_heads, hidden_size)
+        yield from _convolution(self.conv_channels, self.kernel, bias=self.conv_bias)
+        for name in ("dt_bias", "A_log", "D"):
+            yield Tensor(name, self.n_heads, role=OTHER)
+        if self.norm:
+            yield Tensor("norm", self.inner, role=NORM)
+        yield Tensor("out_proj", hidden_size, self.inner)
+        yield from _extra(self.extra_params)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        return derived(self, "Mamba-2, a layer", mamba2_params, hidden_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDelta(_Recurrent):
+    """A gated delta layer: a state of key x value dimension a value head, and the last convolution inputs."""
+
+    kind: ClassVar[str] = "gated_delta"
+    label: ClassVar[str] = "gated delta"
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
+    kernel: int
+    extra_params: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """Its key heads and value heads."""
+        return (("key heads", self.key_heads), ("value heads", self.value_heads))
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds."""
+        inner = self.value_heads * self.value_dim
+        yield Tensor("in_proj_qkvz", self.conv_channels + inner, hidden_size)
+        yield Tensor("in_proj_ba", 2 * self.value_heads, hidden_size)
+        yield from _convolution(self.conv_channels, self.kernel, bias=False)
+        for name in ("dt_bias", "A_log"):
+            yield Tensor(name, self.value_heads, role=OTHER)
+        yield Tensor("norm", self.value_dim, role=NORM)
+        yield Tensor("out_proj", hidden_size, inner)
+        yield from _extra(self.extra_params)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        return derived(self, "Gated delta, a layer", gated_delta_params, hidden_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KimiDelta(_Recurrent):
+    """Kimi delta attention: a state of head dimension x head dimension a head, and the last convolution inputs.
+
+    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0.
+    """
+
+    kind: ClassVar[str] = "kimi_delta"
+    label: ClassVar[str] = "kimi delta"
+    n_heads: int
+    head_dim: int
+    kernel: int
+    gate_rank: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return 3 * self.n_heads * self.head_dim
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """Its heads."""
+        return (("heads", self.n_heads),)
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds: q, k and v with their convolutions, decay (f) and output gate (g), b, norm, out."""
+        inner = self.n_heads * self.head_dim
+        for name in ("q", "k", "v"):
+            yield Tensor(f"{name}_proj", inner, hidden_size)
+            yield Tensor(f"{name}_conv1d", inner, self.kernel, role=OTHER)
+        for name in ("f", "g"):
+            if self.gate_rank:
+                yield Tensor(f"{name}_a_proj", self.gate_rank, hidden_size, role=OTHER)
+                yield Tensor(f"{name}_b_proj", inner, self.gate_rank, role=OTHER)
+            else:
+                yield Tensor(f"{name}_proj", inner, hidden_size, role=OTHER)
+        yield Tensor("b_proj", self.n_heads, hidden_size, role=OTHER)
+        yield Tensor("dt_bias", inner, role=OTHER)
+        yield Tensor("A_log", self.n_heads, role=OTHER)
+        yield Tensor("o_norm", self.head_dim, role=NORM)
+        yield Tensor("o_proj", hidden_size, inner)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "head_dim", "kernel")}
+        if self.gate_rank:
+            sizes["gate_rank"] = self.gate_rank
+        return derive("Kimi delta, a layer", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConv(_Recurrent):
+    """A gated short convolution over `width` channels: the last `kernel` inputs are kept."""
+
+    kind: ClassVar[str] = "conv"
+    label: ClassVar[str] = "short convolution"
+    kernel: int
+    width: int
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        return self.width
+
+    @property
+    def state_elements(self) -> int:
+        """Elements a sequence."""
+        return self.width * self.kernel
+
+    def divided(self) -> tuple[tuple[str, int], ...]:
+        """Its channels."""
+        return (("channels", self.width),)
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds: into B, C and x, the convolution, out."""
+        yield Tensor("in_proj", 3 * hidden_size, hidden_size)
+        yield from _convolution(hidden_size, self.kernel, bias=self.bias)
+        yield Tensor("out_proj", hidden_size, hidden_size)
+        if self.bias:
+            yield Tensor("in_proj.bias", 3 * hidden_size, role=BIAS)
+            yield Tensor("out_proj.bias", hidden_size, role=BIAS)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        sizes: dict[str, Any] = {"hidden_size": hidden_size, "kernel": self.kernel}
+        return derive("Short convolution, a layer", short_conv_params, unit=PARAMS, bias=self.bias, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stated(_WithoutCache):
+    """A rarer recurrence, given by its counts: parameters and state, worked out where its config is read."""
+
+    kind: ClassVar[str] = "stated"
+    label: str
+    params: int
+    state_elements: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    def problem(self, tp: int) -> None:
+        """None: what of it could not be divided is not known."""
+        return
+
+    def rank_state_elements(self, tp: int) -> Fraction:
+        """State elements per sequence on a rank of `tp`."""
+        return Fraction(self.state_elements, tp)
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """All of it as one: its shapes are not known here."""
+        yield Tensor("stated", self.params, role=OTHER)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        return derive(f"{self.label.capitalize()}, a layer", stated_params, unit=PARAMS, params=self.params)
+
+
+def _convolution(channels: int, kernel: int, *, bias: bool) -> Iterator[Tensor]:
+    yield Tensor("conv1d", channels, kernel, role=OTHER)
+    if bias:
+        yield Tensor("conv1d.bias", channels, role=BIAS)
+
+
+def _extra(params: int) -> Iterator[Tensor]:
+    if params:
+        yield Tensor("extra", params, role=OTHER)

@@ -1,0 +1,112 @@
+"""The tensors of a part: their sum is what its formula says, for every part of the catalog and for drawn ones."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calc.fit.parallel import layers_of
+from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, Latent, Mamba1, Mamba2, ShortConv
+from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Mlp, Tensor, grouped
+from calc.sources.catalog import models
+
+CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
+
+
+def counted(part, width):
+    """Parameters by the part's formula, with what the formula leaves out."""
+    one = int(part.term(width).value)
+    if part.kind == "experts":
+        return part.n_experts * one + part.router_params
+    return one + part.extra_params if part.kind == "dense" else one
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_tensors_of_the_catalog_sum_to_the_formulas(model):
+    for layer in grouped(layers_of(model)):
+        for part in (*layer.mixers, *layer.feed_forwards):
+            assert sum(tensor.params for tensor in part.tensors(layer.hidden_size)) == counted(part, layer.hidden_size)
+        parts = (*layer.mixers, *layer.feed_forwards)
+        whole = sum(counted(part, layer.hidden_size) for part in parts) + layer.norm_params
+        assert sum(tensor.params for tensor in layer.tensors()) == whole
+
+
+sizes = st.integers(1, 9)
+flags = st.booleans()
+some = st.sampled_from([0, 3])
+PARTS = st.one_of(
+    st.builds(
+        Attention,
+        n_heads=st.just(6), n_kv_heads=st.sampled_from([1, 2, 3, 6]), head_dim=sizes, value_dim=sizes, qkv_bias=flags,
+        o_bias=flags, gated=flags, keys=flags, values=flags, shared=flags, extra_params=some,
+    ),
+    st.builds(
+        Latent,
+        n_heads=sizes, kv_lora_rank=sizes, nope_dim=sizes, rope_dim=sizes, value_dim=sizes, q_lora_rank=some,
+        index_heads=some, index_dim=some, bias=flags, extra_params=some,
+    ),
+    st.builds(Mamba1, inner=sizes, state=sizes, kernel=sizes, dt_rank=sizes, extra_params=some, conv_bias=flags),
+    st.builds(
+        Mamba2,
+        inner=sizes, n_heads=sizes, groups=sizes, state=sizes, kernel=sizes, extra_params=some, conv_bias=flags,
+        norm=flags,
+    ),
+    st.builds(
+        GatedDelta,
+        key_heads=sizes, key_dim=sizes, value_heads=sizes, value_dim=sizes, kernel=sizes, extra_params=some,
+    ),
+    st.builds(KimiDelta, n_heads=sizes, head_dim=sizes, kernel=sizes, gate_rank=some),
+    st.builds(Dense, intermediate_size=sizes, mlp=st.sampled_from(Mlp), bias=flags, shared=flags, extra_params=some),
+    st.builds(
+        Experts,
+        n_experts=st.integers(2, 9), top_k=st.integers(1, 2), expert_size=sizes, router_params=st.integers(0, 99),
+        mlp=st.sampled_from(Mlp), bias=flags, input_size=st.none() | sizes,
+    ),
+)  # fmt: skip
+
+
+@given(part=PARTS, width=sizes)
+def test_tensors_of_any_part_sum_to_its_formula(part, width):
+    assert sum(tensor.params for tensor in part.tensors(width)) == counted(part, width)
+
+
+@given(kernel=sizes, width=sizes, bias=flags)
+def test_tensors_of_a_short_convolution_sum_to_its_formula(kernel, width, bias):
+    part = ShortConv(kernel=kernel, width=width, bias=bias)
+    assert sum(tensor.params for tensor in part.tensors(width)) == counted(part, width)
+
+
+def test_a_llama_layer_by_hand():
+    layer = layers_of(models()["llama-3-8b"].spec)[0]
+    assert list(layer.tensors()) == [
+        Tensor("self_attn.q_proj", 4096, 4096, SPLIT),
+        Tensor("self_attn.k_proj", 1024, 4096, KV, kv_heads=8),
+        Tensor("self_attn.v_proj", 1024, 4096, KV, kv_heads=8),
+        Tensor("self_attn.o_proj", 4096, 4096, SPLIT),
+        Tensor("mlp.gate_proj", 14336, 4096),
+        Tensor("mlp.up_proj", 14336, 4096),
+        Tensor("mlp.down_proj", 4096, 14336),
+        Tensor("norms", 8192, share=WHOLE, role="norm"),
+    ]
+
+
+def test_a_latent_is_on_every_rank_and_its_heads_are_divided():
+    part = Latent(n_heads=2, kv_lora_rank=4, nope_dim=3, rope_dim=2, value_dim=5, q_lora_rank=6)
+    shapes = {t.name: (t.rows, t.columns, t.share) for t in part.tensors(8) if t.role == LINEAR}
+    assert shapes == {
+        "q_a_proj": (6, 8, WHOLE),
+        "q_b_proj": (10, 6, SPLIT),
+        "kv_a_proj_with_mqa": (6, 8, WHOLE),
+        "kv_b_proj": (16, 4, SPLIT),
+        "o_proj": (8, 10, SPLIT),
+    }
+    assert part.attended() == (2, 4 + 2, 4)
+    assert part.attended(absorbed=False) == (2, 3 + 2, 5)
+
+
+def test_a_token_goes_through_its_own_experts():
+    part = Experts(n_experts=8, top_k=2, expert_size=6, router_params=8 * 4 + 8, bias=True)
+    found = {t.name: t for t in part.tensors(4)}
+    assert (found["gate"].role, found["gate"].params, found["gate.bias"].params) == (ROUTER, 32, 8)
+    up, bias = found["experts.0.up_proj"], found["experts.0.down_proj.bias"]
+    assert (up.params, up.active_params, up.expert) == (8 * 24, 2 * 24, True)
+    assert (bias.share, bias.role, bias.params) == (WHOLE, BIAS, 8 * 4)
