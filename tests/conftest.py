@@ -26,6 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled steps are kept from run to run, and shared by the processes of one, beside pytest's own cache."""
+    assert config.cache is not None
+    os.environ["KVSCOPE_CACHE"] = str(config.cache.mkdir("kvscope"))
+
+
 ASSIGNMENT = Path(__file__).parents[2] / "shared" / "reference"
 
 

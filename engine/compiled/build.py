@@ -1,7 +1,10 @@
 """Builds step.cpp (and its headers) with the machine's own C++ compiler and keeps the result. No torch here.
 
-The library is cached in the user's cache folder under a name made of the source, the compiler and the CPU, so
-that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
+The library is cached in the user's cache folder under a name made of the source, the compiler, its flags and the
+CPU, so that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
+
+KVSCOPE_INSTRUCTIONS limits the instructions of the processor that the library uses to those of other machines
+(`LIMITS`), for tests.
 
     python -m engine.compiled.build
 
@@ -31,6 +34,15 @@ COMPILERS = ("c++", "g++", "clang++")
 # may be reordered by using vectors.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w")
 TUNINGS = ("-march=native", "-mcpu=native", "")
+# What a library may use, and the flags for it. "native": all that this processor has. The others build on this
+# machine what machines without AMX, without AVX-512 or without either and AVX2 run.
+_NO_AMX = ("-mno-amx-bf16", "-mno-amx-int8", "-mno-amx-tile")
+LIMITS = {
+    "native": (),
+    "without-amx": _NO_AMX,
+    "without-avx512": (*_NO_AMX, "-mno-avx512f"),
+    "baseline": None,  # the compiler's default for the platform
+}
 TIMEOUT_S = 120
 NICENESS = 10  # tokens are made meanwhile, and want every core
 _ERROR_CHARS = 400
@@ -119,9 +131,18 @@ def find_compiler() -> list[str]:
 
 def _library_path(source: Path, compiler: list[str]) -> Path:
     texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
-    parts = (*texts, *FLAGS, *compiler, _version(compiler), _cpu())
+    parts = (*texts, *FLAGS, *_tunings(), *compiler, _version(compiler), _cpu())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return cache_folder() / f"step-{key}.so"
+
+
+def _tunings() -> list[str]:
+    """Flags for this processor, the first that the compiler knows to be used. Raises BuildError."""
+    limit = os.environ.get("KVSCOPE_INSTRUCTIONS") or "native"
+    if limit not in LIMITS:
+        raise BuildError(f'KVSCOPE_INSTRUCTIONS "{limit}" is not known; use {", ".join(LIMITS)}')
+    without = LIMITS[limit]
+    return [""] if without is None else [" ".join((tuning, *without)) for tuning in TUNINGS]
 
 
 def _version(compiler: list[str]) -> str:
@@ -145,7 +166,7 @@ def _build(source: Path, compiler: list[str], path: Path) -> None:
     """Compile and move into place; the file is there whole or not at all."""
     error = BuildError("the compiler was not started")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for tuning in TUNINGS:
+        for tuning in _tunings():
             try:
                 unit, library = Path(folder) / "step.o", Path(folder) / "step.so"
                 _run([*compiler, *FLAGS, *tuning.split(), "-c", str(source), "-o", str(unit)])
