@@ -5,28 +5,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from calc.commands.cli import COMMANDS, guarded
+from calc.commands import COMMANDS, command_named, listed
+from calc.commands.output import guarded
 from calc.errors import CalcError
 
-USAGE = f"usage: python -m calc {{{'|'.join(COMMANDS)}}} [OPTIONS]   (each has --help)"
+PROG = "python -m calc"
+USAGE = f"""\
+usage: {PROG} COMMAND [OPTIONS]
+
+commands (each has --help):
+{listed(COMMANDS)}
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(words), " ".join(["python -m calc", *words[:1]]))
+    return guarded(lambda: _run(words), " ".join([PROG, *(word for word in words[:1] if word in COMMANDS)]))
 
 
 def _run(words: Sequence[str]) -> int:
     if not words:
-        raise CalcError(f"which command? {USAGE}")
+        raise CalcError(f"name a command: {', '.join(COMMANDS)}")
     name, *rest = words
     if name in ("-h", "--help"):
-        print(USAGE)
+        print(USAGE, end="")
         return 0
-    if name not in COMMANDS:
-        raise CalcError(f"unknown command; {USAGE}")
-    return COMMANDS[name](rest, f"python -m calc {name}")
+    return command_named(name, COMMANDS)(rest, f"{PROG} {name}")
 
 
 if __name__ == "__main__":

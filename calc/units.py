@@ -7,7 +7,9 @@ Formatting takes int, Fraction or float and rounds the exact value once, half to
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import islice
 
 from calc.errors import QuantityError
 
@@ -85,34 +87,61 @@ def parse_count(text: str, *, what: str = "count", minimum: int = 1, maximum: in
     return value.numerator
 
 
-def parse_counts(text: str, *, what: str = "count", minimum: int = 1, maximum: int = MAX_COUNT) -> tuple[int, ...]:
-    """Counts in a list ``1,2,4,8``, in ranges ``64..16384`` that double, or both mixed; repeats are dropped.
+def parse_counts(
+    text: str, *, what: str = "count", minimum: int = 1, maximum: int = MAX_COUNT, most: int = MAX_LIST
+) -> tuple[int, ...]:
+    """Counts in a list ``1,2,4,8``, in ranges ``64..16384`` that double, in ranges with a step, or all mixed.
 
-    A range holds both its ends: ``1..6`` is 1, 2, 4, 6. A comma separates here: write 4_096 or 4096, not 4,096.
+    A range holds both its ends: ``1..6`` is 1, 2, 4, 6. Repeats are dropped. A comma separates here: write 4_096 or
+    4096, not 4,096. Raises QuantityError, also for more than `most` numbers.
 
-    >>> parse_counts("1,2,4,8"), parse_counts("64..1Ki"), parse_counts("1..6")
-    ((1, 2, 4, 8), (64, 128, 256, 512, 1024), (1, 2, 4, 6))
+    >>> parse_counts("1,2,4,8"), parse_counts("64..1Ki"), parse_counts("1..6"), parse_counts("100..1000:300")
+    ((1, 2, 4, 8), (64, 128, 256, 512, 1024), (1, 2, 4, 6), (100, 400, 700, 1000))
     """
     found: dict[int, None] = {}
-    for part in text.split(",", MAX_LIST + 1):
-        low, dots, high = part.partition("..")
+    for part in text.split(",", most + 1):
+        span, colon, by = part.partition(":")
+        low, dots, high = span.partition("..")
+        if colon and not dots:
+            raise QuantityError(f"{what} {part.strip()} has a step but no range: write 1..256:16")
         first = parse_count(low, what=what, minimum=minimum, maximum=maximum)
         last = parse_count(high, what=what, minimum=minimum, maximum=maximum) if dots else first
-        found.update(dict.fromkeys(_doubling(first, last, what=what)))
-        if len(found) > MAX_LIST:
-            raise QuantityError(f"{what} lists more than {MAX_LIST} numbers")
+        step = parse_count(by, what=f"step of {what}") if colon else None
+        if first > last:
+            raise QuantityError(f"{what} range {first}..{last} goes down: write {last}..{first}")
+        if first == 0 and last > 0 and step is None:
+            raise QuantityError(f"{what} range 0..{last} cannot double from 0: start at 1")
+        found.update(dict.fromkeys(islice(_span(first, last, step), most + 1)))
+        if len(found) > most:
+            raise QuantityError(f"{what} lists more than {most:,} numbers")
     return tuple(found)
 
 
-def _doubling(first: int, last: int, *, what: str) -> list[int]:
-    if first > last:
-        raise QuantityError(f"{what} range {first}..{last} goes down: write {last}..{first}")
-    if first == 0 and last > 0:
-        raise QuantityError(f"{what} range 0..{last} cannot double from 0: start at 1")
-    values = [first]
-    while values[-1] < last:
-        values.append(min(values[-1] * 2, last))
-    return values
+def _span(first: int, last: int, step: int | None) -> Iterable[int]:
+    """From `first` to `last`, both included, by steps, or doubling."""
+    if step is not None:
+        yield from range(first, last, step)
+    else:
+        while first < last:
+            yield first
+            first *= 2
+    yield last
+
+
+def parse_share(text: str) -> Fraction:
+    """A share such as ``0.9`` or ``90%``, more than 0 and at most 1. Raises QuantityError.
+
+    >>> parse_share("0.9") == parse_share("90 %")
+    True
+    """
+    stripped = text.strip()
+    try:
+        value = Fraction(stripped.removesuffix("%")[:MAX_TEXT].strip()) / (100 if stripped.endswith("%") else 1)
+    except (ValueError, ZeroDivisionError):
+        raise QuantityError(f"expected a share such as 0.9 or 90%, not {_shown(stripped)}") from None
+    if not 0 < value <= 1:
+        raise QuantityError(f"a share must be more than 0 and at most 1, not {_shown(stripped)}")
+    return value
 
 
 def _split(text: str, *, what: str, example: str) -> tuple[Fraction, str]:

@@ -1,11 +1,9 @@
-"""Tables as plain text, CSV or Markdown; documents as JSON; files written whole or not at all."""
+"""Tables as plain text, CSV or Markdown."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from calc.commands.tables import Table
 from calc.plain import one_line
@@ -183,33 +181,3 @@ def as_markdown(table: Table) -> str:
         for i, cells in enumerate(table.rows)
     ]
     return "\n".join([f"### {table.title}", "", row(table.columns), row(rule), *body])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary file beside it, so that no half file is ever seen.
-
-    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced. Raises OSError (ValueError
-    or RuntimeError for a path that cannot be one); nothing is left behind then.
-    """
-    import tempfile
-
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-        return
-    target = path.resolve()
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".kvscope-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from calc.commands.documents import Document, memory_document, term_document
+from calc.commands.documents import Document, term_document
+from calc.commands.memory import memory_document
 from calc.commands.tables import Table
 from calc.errors import SpecError
 from calc.model.spec import Study
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
     from calc.fit.memory import MemoryReport
 
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
-
-
-def read_utilization(text: str) -> Fraction:
-    """A share of the device: ``0.9`` or ``90%``. Raises SpecError."""
-    stripped = text.strip()
-    try:
-        value = Fraction(stripped.removesuffix("%")[:16]) / (100 if stripped.endswith("%") else 1)
-    except (ValueError, ZeroDivisionError):
-        raise SpecError("gpu_memory_utilization", f"a share such as 0.9 is due, not {stripped[:20]!r}") from None
-    if not 0 < value <= 1:
-        raise SpecError("gpu_memory_utilization", f"a share above 0 and at most 1 is due, not {stripped[:20]}")
-    return value
 
 
 def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:

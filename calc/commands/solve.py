@@ -1,4 +1,4 @@
-"""``solve`` on the command line: questions turned round."""
+"""``solve``: inverse questions, what fits where."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from calc.commands.cli import (
+from calc.commands.options import (
     SERVERS,
     Parser,
     add_output_options,
+    add_policy_option,
     add_server_options,
     add_study_options,
     check_server_options,
     count,
-    emit_json,
-    emit_tables,
     study_from,
 )
+from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Table
 from calc.errors import SpecError
-from calc.model.spec import Policy, Study
+from calc.model.spec import Study
 from calc.units import format_binary, format_bytes, format_decimal
 
 if TYPE_CHECKING:
@@ -36,18 +36,19 @@ def solve_parser(prog: str) -> Parser:
     """Options of ``solve``."""
     parser = Parser(
         prog=prog,
-        description="Questions turned round: the largest context or batch, the fewest devices, which device of the "
-        "catalog, which formats. That nothing fits is an answer, with what is missing and what to change. With a "
-        "server's --policy, what that server would admit.",
+        description="Inverse questions: the largest context or batch, the fewest devices, which device of the "
+        "catalog, which formats. Where nothing fits, the answer says what is missing and what to change. With a "
+        "server policy, the answer is what that server would admit.",
     )
     add_study_options(parser)
-    parser.add_argument("--find", choices=(*FINDS, "all"), default="all", help="what is asked for (default all)")
-    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens (default 8192)")
-    parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that are to fit (default 1)")
+    parser.add_argument("--find", choices=(*FINDS, "all"), default="all", help="the question to answer (default all)")
+    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
+    parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that must fit (default 1)")
     parser.add_argument("--tp", type=count, default=1, metavar="N", help="devices that share the model (default 1)")
-    parser.add_argument("--most", type=count, default=1024, metavar="N", help="devices at most (default 1024)")
-    policies = [*(str(p) for p in Policy), *SERVERS]
-    parser.add_argument("--policy", choices=policies, default=str(Policy.EQUAL_SPLIT))
+    parser.add_argument(
+        "--most", type=count, default=1024, metavar="N", help="largest number of devices to try (default 1024)"
+    )
+    add_policy_option(parser)
     add_server_options(parser)
     parser.set_defaults(pp=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser)
@@ -70,7 +71,7 @@ def question_from(args: argparse.Namespace) -> Question:
     """The question that the options ask. Raises CalcError."""
     check_server_options(args)
     tp, args.tp = args.tp, (args.tp,)
-    study, server = study_from(args), None
+    study, server = study_from(args, servers=True), None
     if args.policy in SERVERS:
         from calc.commands.server import as_served, options_from
 

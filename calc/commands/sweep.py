@@ -1,28 +1,24 @@
-"""``sweep`` on the command line: the memory of many studies, streamed as CSV or JSON."""
+"""``sweep``: the memory of many studies, streamed as CSV or JSON."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO
 
-from calc.commands.cli import Parser, add_output_options, emit_tables, size
+from calc.commands.options import Parser, add_output_options, reader, size, storage
+from calc.commands.output import check_stdout, emit_tables, say
 from calc.commands.tables import Table
-from calc.errors import CalcError, QuantityError, SourceError
+from calc.errors import CalcError, QuantityError
+from calc.files import replacing
 from calc.model.spec import DeviceSpec, Policy
 from calc.model.storage import StorageFormat, parse_format
-from calc.plain import one_line
-from calc.units import format_count, parse_count, parse_size
+from calc.units import format_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
     from calc.fit.sweep import Axes, Block
-
-T = TypeVar("T")
 
 MAX_AXIS = 1_000_000
 MAX_POINTS = 10**10
@@ -30,66 +26,19 @@ MAX_SHOWN = 10_000
 """Rows of a table that a person might read; more go to CSV or JSON."""
 
 
-def parse_axis(text: str, *, what: str = "count") -> tuple[int, ...]:
-    """Counts in a list, in ranges ``1..256`` that double, in ranges ``1k..8k:1k`` with a step, or all mixed.
-
-    A range holds both its ends; repeats are dropped. Raises QuantityError.
-
-    >>> parse_axis("1,2,1..8"), parse_axis("100..1000:300")
-    ((1, 2, 4, 8), (100, 400, 700, 1000))
-    """
-    found: dict[int, None] = {}
-    for part in text.split(","):
-        span, colon, step = part.partition(":")
-        low, dots, high = span.partition("..")
-        if colon and not dots:
-            raise QuantityError(f"{what} {part.strip()} has a step but no range: write 1..256:16")
-        first = parse_count(low, what=what)
-        last = parse_count(high, what=what) if dots else first
-        if first > last:
-            raise QuantityError(f"{what} range {first}..{last} goes down: write {last}..{first}")
-        every = parse_count(step, what=f"step of {what}") if colon else None
-        if every and (last - first) // every >= MAX_AXIS:
-            raise QuantityError(f"{what} lists more than {MAX_AXIS:,} numbers")
-        found.update(dict.fromkeys(_span(first, last, every)))
-        if len(found) > MAX_AXIS:
-            raise QuantityError(f"{what} lists more than {MAX_AXIS:,} numbers")
-    return tuple(found)
-
-
-def _span(first: int, last: int, step: int | None) -> list[int]:
-    if step is not None:
-        values = list(range(first, last + 1, step))
-        return values if values[-1] == last else [*values, last]
-    values = [first]
-    while values[-1] < last:
-        values.append(min(2 * values[-1], last))
-    return values
-
-
 def _axis(what: str) -> Callable[[str], tuple[int, ...]]:
-    return _reader(lambda text: parse_axis(text, what=what))
-
-
-def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
-    def convert(text: str) -> T:
-        try:
-            return read(text)
-        except CalcError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
+    return reader(lambda text: parse_counts(text, what=what, most=MAX_AXIS))
 
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise argparse.ArgumentTypeError("names nothing")
+        raise argparse.ArgumentTypeError("expected one or more names, separated by commas")
     return names
 
 
 def _formats(text: str) -> tuple[StorageFormat, ...]:
-    return tuple(dict.fromkeys(_reader(parse_format)(name) for name in _names(text)))
+    return tuple(dict.fromkeys(storage(name) for name in _names(text)))
 
 
 def sweep_parser(prog: str) -> Parser:
@@ -97,22 +46,21 @@ def sweep_parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
         description="Weights, cache, free memory and largest batch over any lists or ranges: a,b,c, doubling a..b, "
-        "or a..b:step. One row a point, as CSV (default) or JSON.",
+        "or a..b:step. One row per point, as CSV (default) or JSON.",
     )
-    what = parser.add_argument_group("what is varied")
+    what = parser.add_argument_group("lists to vary")
     what.add_argument(
         "--models", type=_names, default=("llama-3-8b",), metavar="NAME|PATH,…", help="default llama-3-8b"
     )
     what.add_argument("--devices", type=_names, metavar="NAME|SIZE,…", help="catalog names or sizes (default 80GB)")
-    what.add_argument("--gpu-memory", type=size, metavar="SIZE", help="one device of that memory")
+    what.add_argument("--gpu-memory", type=size, metavar="SIZE", help="one device with this much memory")
     what.add_argument("--tp", type=_axis("tp"), default=(1,), metavar="1..8", help="default 1")
     what.add_argument("--contexts", type=_axis("contexts"), default=(8192,), metavar="1k..128k", help="default 8192")
     what.add_argument("--batches", type=_axis("batches"), default=(1,), metavar="1..256", help="default 1")
     what.add_argument("--weight-formats", type=_formats, metavar="bf16,fp8,…", help="default: the model's")
     what.add_argument("--kv-formats", type=_formats, metavar="bf16,fp8,…", help="default bf16")
     what.add_argument("--policy", choices=[str(p) for p in Policy], default=str(Policy.EQUAL_SPLIT))
-    add_output_options(parser)
-    parser.set_defaults(format="csv")
+    add_output_options(parser, form="csv")
     return parser
 
 
@@ -123,7 +71,7 @@ def axes_from(args: argparse.Namespace) -> Axes:
     from calc.sources.catalog import manual_device
 
     if args.devices and args.gpu_memory is not None:
-        raise CalcError("--devices and --gpu-memory say the same twice: sizes go among the devices (--devices 80GB)")
+        raise CalcError("--devices and --gpu-memory cannot be combined: write sizes among the devices (--devices 80GB)")
     devices = [_device(name) for name in args.devices or ()] or [manual_device(args.gpu_memory or 80 * 10**9)]
     kv_formats = args.kv_formats or (parse_format("bf16"),)
     axes = Axes(
@@ -137,7 +85,9 @@ def axes_from(args: argparse.Namespace) -> Axes:
         policy=Policy(args.policy),
     )
     if axes.points > MAX_POINTS:
-        raise CalcError(f"{axes.points:,} points are more than {MAX_POINTS:,}: shorten a list, or widen a step")
+        raise CalcError(
+            f"{axes.points:,} points are more than the maximum of {MAX_POINTS:,}: shorten a list or widen a step"
+        )
     return axes
 
 
@@ -159,10 +109,14 @@ def run_sweep(argv: Sequence[str], prog: str) -> int:
     axes = axes_from(args)
     if args.format in ("text", "md"):
         return _print_tables(args, axes)
-    with _destination(args.output) as out:
+    if args.output is None:
+        check_stdout()
+        _write(args, axes, sys.stdout)
+        return 0
+    with replacing(args.output) as out:
         _write(args, axes, out)
-    if args.output is not None and not args.quiet:
-        print(one_line(f"wrote {args.output}: {axes.points:,} rows"), file=sys.stderr)
+    if not args.quiet:
+        say(f"wrote {args.output}: {axes.points:,} rows")
     return 0
 
 
@@ -170,7 +124,7 @@ def _print_tables(args: argparse.Namespace, axes: Axes) -> int:
     from calc.fit.sweep import COLUMNS, sweep, table_rows
 
     if axes.points > MAX_SHOWN:
-        raise CalcError(f"{axes.points:,} rows are too many for a table: write them with --format csv or --json")
+        raise CalcError(f"{axes.points:,} rows are too many for a table: use --format csv or --json")
     rows = tuple(row for block in sweep(axes) for row in table_rows(block))
     columns = tuple(name.replace("_", " ") for name in COLUMNS)
     table = Table(title="Sweep", columns=columns, rows=rows, numeric=frozenset({2, 3, 4, 7, 8, 9, 11}))
@@ -196,46 +150,6 @@ def _write(args: argparse.Namespace, axes: Axes, out: TextIO) -> None:
             out.write(before + rows)
             before = ",\n"
     out.write("\n]}\n")
-
-
-@contextmanager
-def _destination(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes the place of `path` when all is written. Raises SourceError."""
-    if path is None:
-        if sys.stdout is None:
-            raise SourceError("standard output is closed: there is nowhere to print to")
-        yield sys.stdout
-        return
-    try:
-        with _beside(path) as out:
-            yield out
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, CalcError):
-            raise
-        raise SourceError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[TextIO]:
-    """A temporary file beside `path` that is moved there at the end; a pipe or device is written into."""
-    import tempfile
-
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as out:
-            yield out
-        return
-    target = path.resolve()
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".kvscope-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            yield out
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _progress_stream(args: argparse.Namespace) -> TextIO | None:

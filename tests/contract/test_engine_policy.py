@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from calc.commands.cli import COMMANDS, SERVERS, guarded, memory_parser, study_from
+from calc.commands.memory import run_memory
+from calc.commands.options import SERVERS, study_from, study_parser
+from calc.commands.output import guarded
 from calc.errors import SpecError
 from calc.servers.records import ENGINES
 
@@ -22,7 +24,7 @@ SIZES = ("weight_bytes_per_gpu", "activation_bytes", "non_torch_bytes", "cuda_gr
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = guarded(lambda: COMMANDS["memory"](words, "kvscope memory"), "kvscope memory")
+    code = guarded(lambda: run_memory(words, "kvscope memory"), "kvscope memory")
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -121,14 +123,14 @@ def test_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> 
 
 def test_the_whole_study_is_not_a_servers() -> None:
     """Rather than counting it as something else: there the server's options would not be taken either."""
-    args = memory_parser("kvscope").parse_args(["--policy", "vllm"])
-    with pytest.raises(SpecError, match="--policy vllm goes with the commands memory and solve"):
+    args = study_parser("kvscope").parse_args(["--policy", "vllm"])
+    with pytest.raises(SpecError, match="--policy vllm works with the commands memory and solve"):
         study_from(args)
 
 
 def test_a_plain_memory_imports_no_server() -> None:
     code = (
-        "import sys; from calc.commands.cli import run_memory; run_memory(['--json'], 'x');"
+        "import sys; from calc.commands.memory import run_memory; run_memory(['--json'], 'x');"
         "sys.exit(any(name.startswith('calc.servers') for name in sys.modules))"
     )
     root = Path(__file__).resolve().parents[2]

@@ -278,8 +278,8 @@ class KvscopeApp(App[None]):
             return
         try:
             save_settings(self._settings_file, self.settings)
-        except OSError as error:
-            reason, self._settings_file = error.strerror or error, None
+        except (OSError, CalcError) as error:
+            reason, self._settings_file = error, None
             if self.is_running:
                 self.notify(f"Settings cannot be saved: {reason}.", severity="warning")
 

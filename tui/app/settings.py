@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from calc.commands.render import write_whole
 from calc.errors import CalcError
+from calc.files import write_whole
 from calc.intensity.attention import Attention
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
 from calc.model.storage import StorageFormat
@@ -93,7 +93,7 @@ def _set_aside(path: Path, error: Exception) -> str:
 
 
 def save_settings(path: Path, settings: Settings) -> None:
-    """Write `settings` by way of a temporary file. Raises OSError."""
+    """Write `settings` by way of a temporary file. Raises OSError, or SourceError."""
     import tomli_w
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,10 +85,10 @@ def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
 
 def unsaid(study: Study) -> tuple[str, ...]:
     """Fields that the command gives another value, because no option says them (biases, windows, positions)."""
-    from calc.commands.cli import memory_parser, study_from
+    from calc.commands.options import study_from, study_parser
 
     words = [*study_options(study), *workload_options(study)]
-    said = study_from(memory_parser("kvscope").parse_args(shlex.split(" ".join(words))))
+    said = study_from(study_parser("kvscope").parse_args(shlex.split(" ".join(words))))
     return (*changed_fields(study.model, said.model), *(() if said.device == study.device else ("device",)))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from calc.commands import cli as calc_cli
 from calc.commands import render
-from calc.commands.documents import intensity_document, memory_document
+from calc.commands.intensity import intensity_answer, intensity_document
+from calc.commands.memory import memory_answer, memory_document
+from calc.commands.options import add_output_options, study_from, study_parser
+from calc.commands.output import emit, emit_tables, rendered, say
 from calc.commands.tables import Table
 from engine.commands import cli as engine_cli
 from engine.commands import run as commands
@@ -65,7 +66,7 @@ def _run(args: argparse.Namespace, client: ClientFactory) -> int:
 def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
     mode, description = MODES[name]
     parser = engine_cli.mode_parser(mode, prog, description)
-    calc_cli.add_output_options(parser)
+    add_output_options(parser)
     args = parser.parse_args(argv)
     args.json = args.format != "text"  # anything but text is printed at the end, not streamed
     return args
@@ -76,7 +77,7 @@ def engine_guarded(run: Callable[[], int], prog: str) -> int:
     try:
         return run()
     except EngineError as error:
-        print(f"{prog}: {error.message}", file=sys.stderr)
+        say(f"{prog}: {error.message}")
         return error.exit_code
 
 
@@ -92,7 +93,7 @@ def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
         text = to_json(_document(outcome))
     else:
         text = (render.as_csv if args.format == "csv" else render.as_markdown)(_table(outcome))
-    calc_cli.emit(args, text)
+    emit(args, text)
 
 
 def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: ModelInfo | None) -> None:
@@ -101,7 +102,7 @@ def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: Model
     machine = f"Measured on {measured.machine_text(result.machine)}."
     basis = () if predicted is None else (predicted.basis,)
     table = measured.batch_table(result.rows, predicted)
-    calc_cli.emit_tables(args, batch_title(result), [table], (*basis, *result.notes, machine))
+    emit_tables(args, batch_title(result), [table], (*basis, *result.notes, machine))
 
 
 def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> BatchPrediction | None:
@@ -178,8 +179,8 @@ def run_study(argv: Sequence[str], prog: str, client: ClientFactory = EngineClie
 
     The options are those of ``memory``. Exit code 1 where an evaluation fails.
     """
-    args = calc_cli.memory_parser(prog).parse_args(argv)
-    state = initial_state(calc_cli.study_from(args))
+    args = study_parser(prog).parse_args(argv)
+    state = initial_state(study_from(args))
     return engine_guarded(lambda: _run_study(args, state, client), prog)
 
 
@@ -188,9 +189,9 @@ def _run_study(args: argparse.Namespace, state: AppState, client: ClientFactory)
     with client() as engine:
         outcome = commands.follow(options, _study_requests(), engine.stream)
     if args.format == "json":
-        calc_cli.emit(args, to_json(_study_document(analyse(state), outcome)))
+        emit(args, to_json(_study_document(analyse(state), outcome)))
     else:
-        calc_cli.emit(args, _study_text(args.format, analyse(state), outcome))
+        emit(args, _study_text(args.format, analyse(state), outcome))
     return outcome.exit_code
 
 
@@ -206,8 +207,8 @@ def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
 
 
 def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str:
-    answers = (calc_cli.memory_answer(analysis.memory), calc_cli.intensity_answer(analysis.intensity))
-    blocks = [calc_cli.rendered(form, *answer) for answer in answers]
+    answers = (memory_answer(analysis.memory), intensity_answer(analysis.intensity))
+    blocks = [rendered(form, *answer) for answer in answers]
     if form == "text":
         blocks += [commands.result_text(result) for result in outcome.results]
     else:
@@ -216,6 +217,9 @@ def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str
     return "\n\n".join(blocks)
 
 
-ENGINE_COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
-    name: partial(run_engine_command, name) for name in MODES
-}
+generate = partial(run_engine_command, "generate")
+evaluate = partial(run_engine_command, "evaluate")
+kv_evaluate = partial(run_engine_command, "kv-evaluate")
+benchmark = partial(run_engine_command, "benchmark")
+batch = partial(run_engine_command, "batch")
+formats = partial(run_engine_command, "formats")

@@ -30,8 +30,8 @@ from engine.process.events import (
 )
 from tui.report.measured_part import Measurements, Sample
 
-Watcher = Callable[[str, Event], None]
-"""Told every event as it comes, with what is being measured in words."""
+Watcher = Callable[[Event], None]
+"""Told every event as it comes."""
 
 Found = TypeVar("Found")
 
@@ -40,7 +40,7 @@ SWEEP = Benchmark(new_tokens=20, repeats=3)
 """Fewer tokens and repeats than the benchmark command's own five: a report is waited for."""
 
 
-def _ignore(stage: str, event: Event) -> None:
+def _ignore(event: Event) -> None:
     """Nobody watches."""
 
 
@@ -62,20 +62,11 @@ def measure(
     )
 
 
-STAGES: dict[type, str] = {Evaluate: "evaluate", Generate: "sample", Benchmark: "benchmark"}
-
-
-def _stage(request: Request) -> str:
-    if isinstance(request, Evaluate) and request.cached:
-        return "kv-evaluate"
-    return STAGES[type(request)]
-
-
 def _events(client: EngineClient, request: Request, *, watch: Watcher) -> list[Event]:
     """All events of a request. Raises EngineError for an end that is none of its own."""
     events = []
     for event in client.stream(request):
-        watch(_stage(request), event)
+        watch(event)
         if (error := _error_of(event)) is not None:
             raise error
         events.append(event)

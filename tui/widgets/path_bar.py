@@ -16,7 +16,8 @@ from textual.suggester import Suggester
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from calc.commands.render import write_whole
+from calc.errors import SourceError
+from calc.files import write_whole
 
 MAX_ENTRIES = 2000
 
@@ -176,8 +177,10 @@ class FileWriter:
                 self._asked = path
                 return f"{typed} exists: Enter again to replace it, or type another name."
             write_whole(path, self.text)
+        except SourceError as error:
+            return f"{error}."
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            return f"{typed} cannot be written: {reason}."
+            return f"cannot write {typed}: {reason}."
         self._done(path)
         return None

@@ -9,7 +9,9 @@ from math import ceil
 import pytest
 from hypothesis import given
 
-from calc.commands.documents import intensity_document, json_number, memory_document, term_document
+from calc.commands.documents import json_number, term_document
+from calc.commands.intensity import intensity_document
+from calc.commands.memory import memory_document
 from calc.explain.terms import derive
 from calc.fit.memory import equal_share, memory_report
 from calc.intensity.attention import Attention

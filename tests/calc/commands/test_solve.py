@@ -10,9 +10,10 @@ import pytest
 
 from calc import __main__ as calc_main
 from calc.commands.solve import FINDS
-from calc.commands.sweep import Progress, parse_axis, sweep_parser
+from calc.commands.sweep import Progress, sweep_parser
 from calc.errors import QuantityError
 from calc.fit.sweep import COLUMNS
+from calc.units import parse_counts
 
 
 def run(words, capsys):
@@ -112,9 +113,9 @@ def test_tensor_parallelism_and_policy(capsys):
         (["sweep", "--contexts", "1..1e6:1", "--batches", "1..1e6:1"], "points are more than"),
         (["sweep", "--batches", "0..4"], "at least 1"),
         (["sweep", "--models", "no-such-model"], "no-such-model"),
-        (["sweep", "--models", ","], "names nothing"),
+        (["sweep", "--models", ","], "expected one or more names"),
         (["sweep", "--devices", "80"], "80"),
-        (["sweep", "--devices", "80GB", "--gpu-memory", "80GB"], "say the same twice"),
+        (["sweep", "--devices", "80GB", "--gpu-memory", "80GB"], "cannot be combined"),
         (["sweep", "--kv-formats", "bf16,fp7"], "fp7"),
         (["sweep", "--contexts", "1..20000:1", "--format", "text"], "too many for a table"),
         (["sweep", "--output", "/no/such/folder/x.csv"], "cannot write /no/such/folder/x.csv"),
@@ -199,13 +200,13 @@ def test_a_sweep_into_something_that_is_no_file(capsys):
     ],
 )
 def test_axes(text, values):
-    assert parse_axis(text) == values
+    assert parse_counts(text) == values
 
 
 @pytest.mark.parametrize("text", ["", "1..", "..4", "a", "1..4:0", "1..4:-1", "4..1:1", "1.5"])
 def test_axes_that_are_none(text):
     with pytest.raises(QuantityError):
-        parse_axis(text)
+        parse_counts(text)
 
 
 def test_defaults_of_sweep():

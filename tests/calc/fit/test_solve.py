@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calc.commands.cli import memory_parser, study_from
+from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
 from calc.fit.memory import memory_report, tp_problem
 from calc.fit.parallel import ParallelSpec, plan
@@ -227,7 +227,7 @@ def test_the_options_of_an_advice_are_options():
     report = memory_report(llama(10 * GB))
     found = advice(report)
     assert [step.change for step in found] == ["weight-format", "tp", "device"]
-    changed = study_from(memory_parser("kvscope").parse_args(["--gpu-memory", "10GB", *found[0].options]))
+    changed = study_from(study_parser("kvscope").parse_args(["--gpu-memory", "10GB", *found[0].options]))
     assert memory_report(changed).fits
     assert shortage(report).startswith("7.13 GB (6.64 GiB) are missing for one request")
 

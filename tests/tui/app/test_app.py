@@ -251,7 +251,7 @@ async def test_an_export_that_cannot_be_written_says_why(tmp_path: Path) -> None
     async with running() as (app, pilot):
         await pilot.press("ctrl+e")
         await export_to(app, pilot, f"{tmp_path}/no/such/folder.md")
-        assert "cannot be written: No such file or directory" in " ".join(text(app).split())
+        assert ": No such file or directory" in " ".join(text(app).split())
         await export_to(app, pilot, str(tmp_path))
         assert "is a folder" in text(app)
         await pilot.press("escape")
@@ -295,7 +295,7 @@ def test_the_second_enter_must_be_on_the_same_path(tmp_path: Path) -> None:
     assert writer(str(two)) is None
     assert (one.read_text(), two.read_text(), done) == ("1", "new", [two])
     assert writer("") == "Type the name of a file."
-    assert "cannot be written" in (writer("\0") or "")
+    assert "cannot write" in (writer("\0") or "")
 
 
 def test_paths_are_completed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from calc.commands.cli import memory_parser, study_from
+from calc.commands.options import study_from, study_parser
 from calc.model.spec import Mlp, Policy, Study
 from calc.model.storage import parse_format
 from calc.sources import load_model
@@ -24,7 +24,7 @@ STUDY = Study(model=find_model("llama-3-8b"), device=manual_device(80 * GB))
 def parsed(command: str) -> Study:
     words = shlex.split(command)
     assert words[:2] == ["kvscope", "memory"]
-    return study_from(memory_parser("kvscope memory").parse_args(words[2:]))
+    return study_from(study_parser("kvscope memory").parse_args(words[2:]))
 
 
 def edited(**values: Any) -> Study:

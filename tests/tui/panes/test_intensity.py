@@ -7,7 +7,8 @@ import shlex
 import pytest
 from textual.widgets import Label, Static
 
-from calc.commands.cli import device_from, intensity_parser, model_from
+from calc.commands.intensity import intensity_parser
+from calc.commands.options import device_from, model_from
 from calc.commands.tables import Table
 from calc.intensity.attention import Attention
 from tests.tui.live_engine import live_app, open_pane

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from calc.commands.cli import guarded
+from calc.commands.output import guarded
 from calc.explain.polynomial import expand
 from calc.explain.terms import evaluate, substituted, symbol, to_latex
 from calc.intensity.attention import Attention, Phase, attention_steps, phase_cost
@@ -482,12 +482,13 @@ def measured() -> Measurements:
 
 
 def test_measuring_asks_for_everything_once(measured: Measurements) -> None:
-    seen: list[tuple[str, str]] = []
+    seen: list[str] = []
     with client("good") as engine:
-        again = measure(engine, watch=lambda stage, event: seen.append((stage, type(event).__name__)))
+        again = measure(engine, watch=lambda event: seen.append(type(event).__name__))
     assert again == measured
-    assert [name for name, _ in dict.fromkeys(seen)] == [
-        "evaluate", "kv-evaluate", "sample", "sample", "sample", "benchmark", "benchmark",
+    assert seen == [
+        "EvaluationFinished", "EvaluationFinished", "Loaded", "GenerationStarted", "GenerationFinished", "Progress",
+        "BenchmarkFinished",
     ]  # fmt: skip
     assert measured.passed is True
     assert measured.evaluate == fake.evaluation(False, passed=True)
@@ -659,28 +660,16 @@ def test_a_report_replaces_an_older_one_whole(tmp_path: Path) -> None:
     assert path.read_text().startswith("# llama-3-8b")
 
 
-class Terminal:
-    """A stream that remembers what was written to it."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-def test_progress_is_one_line_that_is_cleared() -> None:
-    terminal = Terminal()
-    line = command.ProgressLine(terminal)  # type: ignore[arg-type]
-    with client("good") as engine:
-        measure(engine, watch=line.show)
-    assert terminal.text == "\rbenchmark: 1 of 4, about 3 s left"
-    line.clear()
-    assert terminal.text.endswith("\r" + " " * len("benchmark: 1 of 4, about 3 s left") + "\r")
+def test_progress_is_shown_on_a_terminal_and_cleared(
+    fake_engine: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_engine("good")  # type: ignore[operator]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("--output", tmp_path / "r.md") == 0
+    shown = "benchmark 1 of 4, about 2.60 s left"
+    assert capsys.readouterr().err == f"\r{shown}\r{' ' * len(shown)}\r"
+    assert run("--output", tmp_path / "r.md", "--quiet") == 0
+    assert capsys.readouterr().err == ""
 
 
 # What LaTeX makes of it

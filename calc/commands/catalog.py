@@ -1,0 +1,38 @@
+"""``models`` and ``devices``: what the catalog holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from calc.commands.options import Parser, add_output_options
+from calc.commands.output import emit_json, emit_tables
+from calc.commands.tables import Table, device_catalog_table, model_catalog_table
+from calc.sources.catalog import search_devices, search_models
+
+
+def catalog_parser(prog: str, what: str) -> Parser:
+    """Options of ``models`` and ``devices``."""
+    parser = Parser(prog=prog, description=f"The catalog of {what}.")
+    parser.add_argument("search", nargs="?", default="", metavar="TEXT", help="show only the entries that match")
+    add_output_options(parser)
+    return parser
+
+
+def run_models(argv: Sequence[str], prog: str) -> int:
+    """``models``."""
+    args = catalog_parser(prog, "models").parse_args(argv)
+    return _emit_catalog(args, model_catalog_table(search_models(args.search)))
+
+
+def run_devices(argv: Sequence[str], prog: str) -> int:
+    """``devices``."""
+    args = catalog_parser(prog, "devices").parse_args(argv)
+    return _emit_catalog(args, device_catalog_table(search_devices(args.search)))
+
+
+def _emit_catalog(args: argparse.Namespace, table: Table) -> int:
+    if args.format == "json":
+        records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        return emit_json(args, {"command": table.title.lower(), "schema": 1, "rows": records})
+    return emit_tables(args, "", [table], ())

@@ -1,0 +1,127 @@
+"""``memory``: parameters, weights, KV cache, largest batch, tensor parallelism."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from calc.commands.documents import Document, json_number, term_document
+from calc.commands.options import (
+    SERVERS,
+    Parser,
+    add_parallel_options,
+    add_server_options,
+    check_server_options,
+    study_from,
+    study_parser,
+)
+from calc.commands.output import emit_json, emit_tables
+from calc.model.spec import DIMENSIONS
+
+if TYPE_CHECKING:
+    from calc.commands.output import Answer
+    from calc.fit.memory import MemoryReport, TpRow
+
+
+def memory_parser(prog: str) -> Parser:
+    """Options of ``memory``."""
+    parser = study_parser(prog, "Parameters, weights, KV cache, largest batch, tensor parallelism.")
+    add_parallel_options(parser)
+    add_server_options(parser)
+    return parser
+
+
+def run_memory(argv: Sequence[str], prog: str) -> int:
+    """``memory``: exit code 0, also where nothing fits (that is an answer)."""
+    from calc.fit.memory import memory_report
+
+    args = memory_parser(prog).parse_args(argv)
+    check_server_options(args)
+    report = memory_report(study_from(args, servers=True))
+    if args.policy in SERVERS:
+        return _emit_server(args, report)
+    if any((args.pp, args.ep, args.dp_attention, args.dcp)):
+        return _emit_with_plans(args, report)
+    if args.format == "json":
+        return emit_json(args, memory_document(report))
+    return emit_tables(args, *memory_answer(report))
+
+
+def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:
+    from calc.commands.server import run
+
+    document, answer = run(args, report)
+    return emit_tables(args, *answer) if document is None else emit_json(args, document)
+
+
+def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
+    from calc.commands.parallel import parallel_document, parallel_notes, parallel_tables, plans_from
+
+    plans = plans_from(args, report.study)
+    if args.format == "json":
+        return emit_json(args, {**memory_document(report), "parallel": parallel_document(plans)})
+    heading, tables, notes = memory_answer(report)
+    tables = [*tables[:-1], *parallel_tables(plans), tables[-1]]
+    return emit_tables(args, heading, tables, [*notes, *parallel_notes(plans)])
+
+
+def memory_answer(report: MemoryReport) -> Answer:
+    """Heading, tables and sentences of ``memory``."""
+    from calc.commands import tables
+    from calc.commands.notes import memory_notes
+
+    parts = [
+        tables.answer_table(report),
+        tables.component_table(report),
+        tables.tp_table(report),
+        tables.derivation_table(report.steps),
+    ]
+    heading = f"{report.study.model.name} on {report.study.device.name}, {report.study.context:,} tokens"
+    return heading, parts, memory_notes(report)
+
+
+def memory_document(report: MemoryReport) -> Document:
+    """What ``memory --json`` prints."""
+    from calc.commands.notes import memory_notes
+
+    model = report.study.model
+    return {
+        "command": "memory",
+        "schema": 1,
+        "model": {
+            "name": model.name,
+            **{name: getattr(model, name) for name in DIMENSIONS},
+            "source": model.source,
+        },
+        "parameters": {
+            "total": report.parameters.total,
+            "active_per_token": report.parameters.active,
+            "components": report.parameters.components,
+        },
+        "context": report.study.context,
+        "weight_bytes": report.weight_bytes,
+        "kv_bytes_per_token": json_number(report.kv_bytes_per_token),
+        "kv_bytes_per_request": report.kv_bytes_per_request,
+        "state_bytes_per_sequence": report.state_bytes_per_sequence,
+        "device": report.study.device.name,
+        "device_memory_bytes": report.study.device.memory_bytes,
+        "fits": report.fits,
+        "max_batch": report.max_batch,
+        "policy": str(report.study.policy),
+        "tp": [_tp_document(row) for row in report.tp],
+        "tp_by_policy": {str(p): [_tp_document(row) for row in rows] for p, rows in report.tp_tables.items()},
+        "steps": [term_document(term) for term in report.steps],
+        "notes": list(memory_notes(report)),
+    }
+
+
+def _tp_document(row: TpRow) -> Document:
+    return {
+        "tp": row.tp,
+        "weight_bytes_per_gpu": row.weight_bytes_per_gpu,
+        "kv_bytes_per_request_per_gpu": json_number(row.kv_bytes_per_request_per_gpu),
+        "max_batch": row.max_batch,
+        "fits": row.fits,
+        "problem": row.problem,
+    }

@@ -1,0 +1,254 @@
+"""Options that several commands share, and the study that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from calc.errors import CalcError, SpecError
+from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study
+from calc.model.storage import StorageFormat, parse_format
+from calc.plain import one_line
+from calc.units import parse_count, parse_counts, parse_share, parse_size
+
+T = TypeVar("T")
+FORMATS = ("text", "json", "csv", "md")
+SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
+"""Policies that count what a server reserves (calc.servers, imported only for them)."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusal is one sentence (exit code 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
+
+
+# --- readers ------------------------------------------------------------------------------------------------
+
+
+def reader(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read` for argparse: its refusal becomes the parser's sentence."""
+
+    def convert(text: str) -> T:
+        try:
+            return read(text)
+        except CalcError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+count = reader(parse_count)
+counts = reader(parse_counts)
+size = reader(parse_size)
+storage = reader(parse_format)
+
+
+# --- model, device, formats ---------------------------------------------------------------------------------
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say which model, which device and how things are stored."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", metavar="NAME|PATH", help="catalog name, config.json, model folder, .gguf or spec .toml"
+    )
+    for name in DIMENSIONS:
+        model.add_argument(f"--{name.replace('_', '-')}", type=count, metavar="N")
+    model.add_argument("--mlp", choices=[str(m) for m in Mlp])
+    tie = model.add_mutually_exclusive_group()
+    tie.add_argument("--tied", action="store_true", default=None, help="the output head shares the embedding's weights")
+    tie.add_argument("--untied", action="store_false", dest="tied", default=None)
+    device = parser.add_argument_group("device")
+    device.add_argument("--device", metavar="NAME", help="catalog name (see kvscope devices)")
+    device.add_argument(
+        "--gpu-memory", type=size, metavar="SIZE", help="80GB or 80GiB (default: the device's, or 80GB)"
+    )
+    stored = parser.add_argument_group("storage")
+    weights = stored.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weight-bytes", dest="weight_format", type=storage, metavar="X",
+        help="bytes per weight (default: as the checkpoint stores them, else 2)",
+    )  # fmt: skip
+    weights.add_argument("--weight-format", type=storage, metavar="bf16|fp8|int8|q4_k|…")
+    kv = stored.add_mutually_exclusive_group()
+    kv.add_argument("--kv-bytes", dest="kv_format", type=storage, metavar="X", help="bytes per element (default 2)")
+    kv.add_argument("--kv-format", type=storage, metavar="bf16|fp8|int8|…")
+
+
+def model_from(args: argparse.Namespace) -> ModelSpec:
+    """The model of --model with the overrides put in. Raises CalcError."""
+    from calc.sources import load_model
+
+    base = load_model(args.model if args.model is not None else "llama-3-8b")
+    given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
+    if args.mlp is not None:
+        given["mlp"] = Mlp(args.mlp)
+    if "head_dim" not in given and base.head_dim * base.n_heads == base.hidden_size:
+        given["head_dim"] = derived_head_dim(
+            given.get("hidden_size", base.hidden_size), given.get("n_heads", base.n_heads)
+        )
+    changes = {name: value for name, value in given.items() if value != getattr(base, name)}
+    if not changes:
+        return base
+    if base.n_sliding_layers and "n_layers" in changes:
+        changes["n_sliding_layers"] = -(-base.n_sliding_layers * changes["n_layers"] // base.n_layers)
+    if base.stored is not None:
+        from calc.model.stored import EDITED_NOTE, without_stored
+
+        base = without_stored(base, EDITED_NOTE)
+    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", **changes)
+
+
+def derived_head_dim(hidden_size: int, n_heads: int) -> int:
+    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
+    if hidden_size % n_heads:
+        raise SpecError(
+            "head_dim",
+            f"hidden_size {hidden_size:,} is not divisible by n_heads {n_heads:,}: set --head-dim",
+        )
+    return hidden_size // n_heads
+
+
+def device_from(args: argparse.Namespace) -> DeviceSpec:
+    """The device of --device or --gpu-memory, or the first with the memory of the second. Raises CalcError."""
+    from calc.sources.catalog import find_device, manual_device, memory_reading
+
+    memory = args.gpu_memory
+    if args.device is None:
+        return manual_device(memory if memory is not None else 80 * 10**9)
+    device = find_device(args.device)
+    if memory is None or memory == device.memory_bytes:
+        return device
+    return replace(device, name=f"{device.name} (edited)", memory_bytes=memory, reading=memory_reading(memory))
+
+
+def formats_from(args: argparse.Namespace, model: ModelSpec) -> dict[str, StorageFormat]:
+    """Storage formats that were given; weights as the model's checkpoint stores them where none was."""
+    given = {"weight_format": args.weight_format or _as_stored(model), "kv_format": args.kv_format}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _as_stored(model: ModelSpec) -> StorageFormat | None:
+    if model.stored is None:
+        return None
+    from calc.model.stored import stored_format
+
+    return stored_format(model)
+
+
+# --- the study ----------------------------------------------------------------------------------------------
+
+
+def add_workload_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say what is served, on how many devices, and how that is counted."""
+    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
+    parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8", help="tensor parallelism")
+    add_policy_option(parser)
+
+
+def add_policy_option(parser: argparse.ArgumentParser) -> None:
+    """How heads are split among devices, or which server's memory is counted."""
+    parser.add_argument(
+        "--policy", choices=[*(str(p) for p in Policy), *SERVERS], default=str(Policy.EQUAL_SPLIT),
+        help="how a model is split, or a server that counts for itself (default equal-split)",
+    )  # fmt: skip
+
+
+def study_parser(prog: str, description: str = "The whole study.") -> Parser:
+    """Model, device, storage, workload and output: the options of the app and of ``kvscope --no-tui``."""
+    parser = Parser(prog=prog, description=description)
+    add_study_options(parser)
+    add_workload_options(parser)
+    add_output_options(parser)
+    return parser
+
+
+def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
+    """The study that the options describe; `servers` where the command takes their policies. Raises CalcError."""
+    server = args.policy in SERVERS
+    if server and not servers:
+        raise SpecError("policy", f"--policy {args.policy} works with the commands memory and solve only")
+    model = model_from(args)
+    return Study(
+        model=model,
+        device=device_from(args),
+        context=args.context,
+        tps=args.tp,
+        policy=Policy.REPLICATED if server else Policy(args.policy),
+        **formats_from(args, model),
+    )
+
+
+def add_parallel_options(parser: argparse.ArgumentParser) -> None:
+    """Ways to share a model in addition to tensor parallelism; any of them adds a table of stages."""
+    shared = parser.add_argument_group("parallelism, in addition to --tp")
+    shared.add_argument("--pp", type=count, metavar="N", help="pipeline stages")
+    shared.add_argument("--ep", type=count, metavar="N", help="expert-parallel degree, within the TP devices")
+    shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with their own requests")
+    shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")
+
+
+# --- a server -----------------------------------------------------------------------------------------------
+
+SERVER_OPTIONS = (
+    "engine_version", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs", "block_size", "kv_pool",
+    "enforce_eager", "speculative_layers", "speculative_tokens", "prefix_caching", "disable_hybrid",
+)  # fmt: skip
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """How the server of --policy is started."""
+    server = parser.add_argument_group("server, with --policy vllm, sglang, transformers or llamacpp")
+    server.add_argument("--engine-version", metavar="V", help="such as 0.19.0: accounting and defaults depend on it")
+    server.add_argument("--gpu-memory-utilization", type=reader(parse_share), metavar="0.9")
+    server.add_argument("--max-num-batched-tokens", type=count, metavar="N", help="maximum tokens per step")
+    server.add_argument(
+        "--max-num-seqs", type=count, metavar="N", help="maximum sequences per step; for llama.cpp its slots"
+    )
+    server.add_argument("--block-size", type=count, metavar="N", help="tokens per cache block")
+    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the derived one")
+    server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    server.add_argument("--speculative-layers", type=count, metavar="N", help="layers of the draft module (MTP)")
+    server.add_argument("--speculative-tokens", type=count, metavar="N", help="tokens drafted per step")
+    server.add_argument("--prefix-caching", action="store_true", help="cache recurrent states too")
+    server.add_argument("--disable-hybrid", action="store_true", help="window layers keep the whole context")
+
+
+def check_server_options(args: argparse.Namespace) -> None:
+    """Raise SpecError for options of a server without its policy, and for what no server counts."""
+    given = [name for name in SERVER_OPTIONS if getattr(args, name)]
+    if given and args.policy not in SERVERS:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        needs = "needs" if len(given) == 1 else "need"
+        policies = f"{', '.join(SERVERS[:-1])} or {SERVERS[-1]}"
+        raise SpecError(given[0], f"{words} {needs} a server policy: add --policy {policies}")
+    if args.policy in SERVERS and args.ep:
+        raise SpecError("ep", "--ep is not counted with a server policy: leave one of them out")
+
+
+# --- output -------------------------------------------------------------------------------------------------
+
+
+def add_output_options(
+    parser: argparse.ArgumentParser,
+    *,
+    form: str = "text",
+    answer: str = "the answer",
+    output: str = "write the answer there, whole or not at all",
+    required: bool = False,
+) -> None:
+    """How and where the answer is printed; `form` is the format where none is asked for."""
+    out = parser.add_argument_group("output")
+    formats = out.add_mutually_exclusive_group()
+    formats.add_argument(
+        "--json", action="store_const", const="json", dest="format", help="one JSON document: --format json"
+    )
+    formats.add_argument("--format", choices=FORMATS, help=f"format of {answer} (default {form})")
+    out.add_argument("--output", type=Path, metavar="FILE", required=required, help=output)
+    out.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    parser.set_defaults(format=form)

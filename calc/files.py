@@ -1,0 +1,77 @@
+"""Files written whole or not at all: the one writer of calc and of the front ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from calc.errors import CalcError, SourceError
+
+
+def check_writable(path: Path) -> None:
+    """Refuse before long work what could not be written after it. Raises SourceError."""
+    with _told(path):
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise SourceError(f"cannot write {path}: it is a folder")
+        if not folder.is_dir():
+            raise SourceError(f"cannot write {path}: there is no folder {folder}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise SourceError(f"cannot write {path}: permission denied")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path` so that no half file is ever seen. Raises SourceError; an old file then stays."""
+    with replacing(path) as out:
+        out.write(text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A stream into a temporary file beside `path`, which takes its place at the end. Raises SourceError.
+
+    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced. A link keeps pointing to its
+    file, and an old file keeps its permissions. Where writing fails nothing is left behind.
+    """
+    with _told(path):
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as out:
+                yield out
+        else:
+            with _beside(path.resolve()) as out:
+                yield out
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[TextIO]:
+    import tempfile
+
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".kvscope-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            yield out
+        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, as one sentence. A reader that left (BrokenPipeError) is none of that."""
+    try:
+        yield
+    except (CalcError, BrokenPipeError):
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SourceError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
