@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.options import (
@@ -25,6 +25,7 @@ from calc.model.spec import Study
 from calc.units import format_binary, format_bytes, format_decimal
 
 if TYPE_CHECKING:
+    from calc.fit.admission import Costs
     from calc.servers.records import ServerOptions
 
 Document = dict[str, Any]
@@ -65,6 +66,7 @@ class Question:
     tp: int
     most: int
     server: ServerOptions | None
+    costs: Costs
 
 
 def question_from(args: argparse.Namespace) -> Question:
@@ -78,7 +80,17 @@ def question_from(args: argparse.Namespace) -> Question:
         server = options_from(args, study)
         given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
         study = as_served(study, server, **given)
-    return Question(study=study, policy=args.policy, batch=args.batch, tp=tp, most=args.most, server=server)
+    from calc.fit.admission import costs_of
+
+    return Question(
+        study=study,
+        policy=args.policy,
+        batch=args.batch,
+        tp=tp,
+        most=args.most,
+        server=server,
+        costs=costs_of(study, tp, server),
+    )
 
 
 def run_solve(argv: Sequence[str], prog: str) -> int:
@@ -128,23 +140,16 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
 
 def _verdict(asked: Question) -> Document:
     """Whether it fits, what is missing and what to change."""
-    batch = asked.batch
-    if asked.server is not None:
-        from calc.fit import solve_server
+    from calc.fit.solve import advice
 
-        at = solve_server.admission(asked.study, asked.server, batch=batch)
-        said = solve_server.shortage(asked.study, asked.server, batch=batch)
-        steps = solve_server.advice(asked.study, asked.server, batch=batch)
-        fits, missing = at.batch >= batch, at.missing_bytes
-    else:
-        from calc.fit import solve
-        from calc.fit.memory import memory_report
-
-        report = memory_report(replace(asked.study, tps=(asked.tp,)))
-        fits, missing = report.tp[0].max_batch >= batch, solve.missing_bytes(report, batch=batch, tp=asked.tp)
-        said = solve.shortage(report, batch=batch, tp=asked.tp)
-        steps = solve.advice(report, batch=batch, tp=asked.tp)
-    return {"fits": fits, "missing_bytes": missing, "shortage": said, "advice": [_record(step) for step in steps]}
+    costs, batch = asked.costs, asked.batch
+    at, steps = costs.admission(batch=batch), advice(costs, batch=batch)
+    return {
+        "fits": at.batch >= batch,
+        "missing_bytes": at.missing_bytes,
+        "shortage": costs.shortage(batch),
+        "advice": [_record(step) for step in steps],
+    }
 
 
 def _solve_notes(asked: Question) -> list[str]:
@@ -171,45 +176,34 @@ def _record(answer: Any) -> Document:
 
 
 def _find_context(q: Question) -> Document:
-    from calc.fit import solve, solve_server
+    from calc.fit.solve import largest_context
 
-    if q.server is not None:
-        return _record(solve_server.largest_context(q.study, q.server, batch=q.batch))
-    return _record(solve.largest_context(q.study, batch=q.batch, tp=q.tp))
+    return _record(largest_context(q.costs, batch=q.batch))
 
 
 def _find_batch(q: Question) -> Document:
-    from calc.fit import solve, solve_server
+    from calc.fit.solve import largest_batch
 
-    if q.server is not None:
-        return _record(solve_server.largest_batch(q.study, q.server))
-    return _record(solve.largest_batch(q.study, tp=q.tp))
+    return _record(largest_batch(q.costs))
 
 
 def _find_devices(q: Question) -> Document:
-    from calc.fit import solve, solve_server
+    from calc.fit.solve import fewest_devices
 
-    if q.server is not None:
-        answer = solve_server.fewest_devices(q.study, q.server, batch=q.batch, most=q.most)
-    else:
-        answer = solve.fewest_devices(q.study, batch=q.batch, most=q.most)
+    answer = fewest_devices(q.costs, batch=q.batch, most=q.most)
     return {**_record(answer), "plans": [_record(plan) for plan in answer.plans]}
 
 
 def _find_device(q: Question) -> list[Document]:
-    from calc.fit import solve, solve_server
+    from calc.fit.solve import devices_that_fit
 
-    if q.server is not None:
-        return [_record(a) for a in solve_server.devices_that_fit(q.study, q.server, batch=q.batch)]
-    return [_record(a) for a in solve.devices_that_fit(q.study, batch=q.batch, tp=q.tp)]
+    return [_record(answer) for answer in devices_that_fit(q.costs, batch=q.batch)]
 
 
 def _find_format(q: Question) -> list[Document]:
-    from calc.fit import solve, solve_server
+    from calc.fit.solve import formats_that_fit
 
-    if q.server is not None:
-        return [_record(a) for a in solve_server.formats_that_fit(q.study, q.server, batch=q.batch)]
-    return [_record(a) for a in solve.formats_that_fit(q.study, batch=q.batch, tp=q.tp)]
+    return [_record(answer) for answer in formats_that_fit(q.costs, batch=q.batch)]
 
 
 ANSWERS: dict[str, Callable[[Question], Any]] = {

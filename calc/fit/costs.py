@@ -1,6 +1,6 @@
 """What a device holds as a function of the context: the same formulas as calc.memory's, before a context is put in.
 
-`memory_report` answers for one context. Questions turned round and sweeps ask for thousands: here weights and state
+`memory_report` answers for one context. Inverse questions and sweeps ask for thousands: here weights and state
 are taken from a report once, and the cache's own formula is called with a context, or with an array of them, in
 whole numbers: a size is a pair of integers (numerator, denominator), so that nothing is ever rounded early.
 """
@@ -89,14 +89,6 @@ class RankCosts:
     def missing_bytes(self, memory_bytes: int, context: int, batch: int = 1) -> int:
         """Bytes by which the weights and `batch` requests exceed the device; 0 where they fit."""
         return max(0, -self.free_bytes(memory_bytes, context, batch))
-
-    def largest_context(self, memory_bytes: int, batch: int, most: int) -> int:
-        """The longest context, up to `most`, at which `batch` requests fit; 0 where a single token does not."""
-        low, high = 0, most + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.missing_bytes(memory_bytes, middle, batch) == 0 else (low, middle)
-        return low
 
 
 def rank_costs(study: Study, tps: Sequence[int] | None = None) -> tuple[RankCosts, ...]:

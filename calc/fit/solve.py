@@ -1,29 +1,25 @@
-"""Questions turned round: the largest context, the largest batch, the fewest devices, which device, which formats.
+"""Inverse questions: the largest context, the largest batch, the fewest devices, which device, which formats.
 
-Every answer comes from the formulas of `calc.fit.memory` (through `calc.fit.costs`) or `calc.fit.parallel`; nothing
-is estimated a second way. "It does not fit" is an answer, with the bytes that are missing. Exact integers throughout:
-a largest context is found by halving, since what a request takes never falls as its context grows.
+Each is asked of `Costs` (`calc.fit.admission`): of weights and cache alone, or of what a server admits. "It does not
+fit" is an answer, with the bytes that are missing. Exact integers throughout: a largest context is found by
+bisection, since what a request takes never falls as its context grows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calc.fit.costs import RankCosts, rank_costs
-from calc.model.spec import MAX_COUNT, ModelSpec, Policy, Study, check_count
-from calc.model.storage import FORMATS, StorageFormat
-from calc.units import format_bytes, format_count, format_decimal
+from calc.errors import SpecError
+from calc.fit.admission import Admission, Costs, costs_of
+from calc.model.spec import MAX_COUNT, ModelSpec, Study, check_count
+from calc.model.storage import StorageFormat
+from calc.units import format_count, format_decimal
 
 if TYPE_CHECKING:
-    from calc.fit.memory import MemoryReport
-    from calc.fit.parallel import ParallelPlan
+    from calc.servers.records import ServerOptions
 
-WEIGHT_FORMATS = ("fp32", "bf16", "fp8", "q8_0", "q6_k", "q5_k", "q4_1", "q4_k", "nvfp4", "mxfp4", "int4")
-CACHE_FORMATS = ("fp32", "bf16", "q8_0", "fp8", "q5_0", "nvfp4", "q4_0", "int4")
-"""What servers store weights and caches in, without those that take the same bytes (fp16, int8)."""
 MOST_DEVICES = 1024
 
 
@@ -75,82 +71,76 @@ class GridCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridRow:
-    """One degree of tensor parallelism."""
+    """One degree of tensor parallelism. `problem`: why no server could run it; `runnable`: whether the rule does."""
 
     tp: int
     problem: str | None
+    runnable: bool
     cells: tuple[GridCell, ...]
 
 
-def _one(study: Study, tp: int) -> RankCosts:
-    (costs,) = rank_costs(study, (tp,))
-    return costs
-
-
-def largest_context(study: Study, *, batch: int = 1, tp: int = 1) -> ContextAnswer:
-    """The longest context at which `batch` requests fit on `tp` devices. Raises SpecError for a number below 1."""
+def largest_context(costs: Costs, *, batch: int = 1) -> ContextAnswer:
+    """The longest context at which `batch` requests fit. Raises SpecError for a number below 1."""
     check_count("batch", batch)
-    costs, memory = _one(study, tp), study.device.memory_bytes
-    found = costs.largest_context(memory, batch, MAX_COUNT) if costs.runnable else 0
-    unbounded, made_for = found == MAX_COUNT, study.model.max_context
+    found, made_for = _longest(costs, batch, MAX_COUNT), costs.study.model.max_context
+    unbounded = found == MAX_COUNT
     context = made_for if unbounded and made_for else found
-    kv = _up(costs.kv_bytes(context)) if context else 0
+    at = costs.admission(context or 1, batch)
     return ContextAnswer(
         context=context or None,
         unbounded=unbounded,
         beyond_model=bool(made_for) and context > (made_for or 0),
-        missing_bytes=0 if context else costs.missing_bytes(memory, 1, batch),
-        weight_bytes=costs.weight_bytes,
-        kv_bytes=kv,
-        free_bytes=_free(costs, memory, context, batch),
-        problem=costs.problem,
+        missing_bytes=0 if context else at.missing_bytes,
+        weight_bytes=at.weight_bytes,
+        kv_bytes=at.kv_bytes if context else 0,
+        free_bytes=max(0, at.free_bytes) if context else at.free_bytes,
+        problem=at.problem,
     )
 
 
-def largest_batch(study: Study, *, tp: int = 1) -> BatchAnswer:
-    """The largest batch of the study's context on `tp` devices."""
-    costs, memory = _one(study, tp), study.device.memory_bytes
-    batch = costs.max_batch(memory, study.context)
+def _longest(costs: Costs, batch: int, most: int) -> int:
+    """The longest context, up to `most`, that admits `batch` requests; 0 where not even one token is admitted."""
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if costs.admits(middle, batch) else (low, middle)
+    return low
+
+
+def largest_batch(costs: Costs) -> BatchAnswer:
+    """The largest batch of the study's context."""
+    at = costs.admission()
     return BatchAnswer(
-        batch=batch,
-        fits=batch > 0,
-        missing_bytes=costs.missing_bytes(memory, study.context),
-        weight_bytes=costs.weight_bytes,
-        kv_bytes_per_request=_up(costs.kv_bytes(study.context)),
-        state_bytes=costs.state_bytes,
-        free_bytes=_free(costs, memory, study.context, batch),
-        problem=costs.problem,
+        batch=at.batch,
+        fits=at.batch > 0,
+        missing_bytes=at.missing_bytes,
+        weight_bytes=at.weight_bytes,
+        kv_bytes_per_request=at.kv_bytes,
+        state_bytes=at.state_bytes,
+        free_bytes=at.free_bytes,
+        problem=at.problem,
     )
 
 
-def _up(value: Fraction) -> int:
-    return -(-value.numerator // value.denominator)
+def batch_grid(
+    study: Study, tps: Sequence[int], contexts: Sequence[int], server: ServerOptions | None = None
+) -> tuple[GridRow, ...]:
+    """The largest batch by tensor parallelism and context, under the study's policy or as `server` counts."""
+    return tuple(_grid_row(study, tp, contexts, server) for tp in tps)
 
 
-def _free(costs: RankCosts, memory: int, context: int, batch: int) -> int:
-    """Bytes that stay free beside the weights and `batch` requests; negative where even the weights do not fit."""
-    if not context or not batch:
-        return memory - costs.weight_bytes
-    return costs.free_bytes(memory, context, batch)
-
-
-def batch_grid(study: Study, tps: Sequence[int], contexts: Sequence[int]) -> tuple[GridRow, ...]:
-    """The largest batch by tensor parallelism and context, under the study's policy."""
-    memory = study.device.memory_bytes
-    rows = []
-    for costs in rank_costs(study, tps):
-        cells = (
-            GridCell(
-                context=context,
-                max_batch=batch,
-                fits=batch > 0,
-                missing_bytes=costs.missing_bytes(memory, context),
-            )
-            for context in contexts
-            for batch in (costs.max_batch(memory, context),)
-        )
-        rows.append(GridRow(tp=costs.tp, problem=costs.problem, cells=tuple(cells)))
-    return tuple(rows)
+def _grid_row(study: Study, tp: int, contexts: Sequence[int], server: ServerOptions | None) -> GridRow:
+    try:
+        costs = costs_of(study, tp, server)
+        found = [costs.admission(context) for context in contexts]
+    except SpecError as error:  # the server's other options go with no such TP
+        found = [Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)] * len(contexts)
+    cells = (
+        GridCell(context=context, max_batch=at.batch, fits=at.batch > 0, missing_bytes=at.missing_bytes)
+        for context, at in zip(contexts, found, strict=True)
+    )
+    first = found[0]
+    return GridRow(tp=tp, problem=first.problem, runnable=first.runnable, cells=tuple(cells))
 
 
 # Devices
@@ -182,23 +172,21 @@ class DevicesAnswer:
     missing_bytes: int
 
 
-def fewest_devices(study: Study, *, batch: int = 1, most: int = MOST_DEVICES) -> DevicesAnswer:
+def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) -> DevicesAnswer:
     """The fewest devices that hold the model and `batch` requests of the study's context, in whole heads and layers.
 
-    Pipeline stages hold whole layers, as vLLM divides them; tensor parallelism keeps whole KV heads. Raises SpecError
-    for a number below 1.
+    For each TP the fewest pipeline stages that do. Raises SpecError for a number below 1.
     """
     check_count("batch", batch)
     check_count("most", most)
     plans, missing = list[Plan](), list[int]()
-    for tp in _legal_tps(study.model, most):
-        plan = _fitting_plan(study, tp, batch, most // tp, missing)
-        plans += [] if plan is None else [plan]
+    for tp in _legal_tps(costs.study.model, most):
+        plans += _fitting_plan(costs, tp, batch, most // tp, missing)
     plans.sort(key=lambda plan: (plan.devices, -plan.max_batch, plan.pp))
     return DevicesAnswer(
         devices=plans[0].devices if plans else None,
         plans=tuple(plans),
-        equal_split=_equal_split_devices(study, batch, most),
+        equal_split=costs.equal_split_devices(batch, most),
         missing_bytes=0 if plans else min(missing, default=0),
     )
 
@@ -211,63 +199,27 @@ def _legal_tps(model: ModelSpec, most: int) -> Iterator[int]:
             yield tp
 
 
-def _fitting_plan(study: Study, tp: int, batch: int, most: int, missing: list[int]) -> Plan | None:
-    """The plan of `tp` with the fewest stages, up to `most`, that holds `batch` requests; else what it lacks.
-
-    Stages hold the whole model together, so that the mean load says where to begin. Where all layers are alike more
-    stages never load a device more, so that what the most of them cannot hold no fewer can.
-    """
-    from calc.fit.parallel import layers_of
-    from calc.model.layers import grouped
-
-    memory, last = study.device.memory_bytes, min(study.model.n_layers, most)
-    least = max(_loads(study, tp, last, batch)[0])
-    if least > memory:
-        missing.append(_up(least - memory))
-        if len(grouped(layers_of(study.model))) == 1:
-            return None
-    mean = sum(_loads(study, tp, 1, batch)[0], Fraction(0)) / memory
-    for pp in range(max(1, _up(mean)), last + 1):
-        loads, plan = _loads(study, tp, pp, batch)
-        if max(loads) <= memory:
-            return _shown(plan, tp, pp)
-    return None
-
-
-def _loads(study: Study, tp: int, pp: int, batch: int) -> tuple[list[Fraction], ParallelPlan]:
-    """Bytes on the devices of each stage with `batch` requests."""
-    from calc.fit.parallel import ParallelSpec, plan
-
-    found = plan(study, ParallelSpec(tp=tp, pp=pp))
-    loads = [
-        Fraction(stage.steps[0].value) + batch * (Fraction(stage.kv_bytes_per_request) + stage.state_bytes)
-        for stage in found.stages
-    ]
-    return loads, found
-
-
-def _shown(found: ParallelPlan, tp: int, pp: int) -> Plan:
-    binding = found.stages[found.binding]
-    return Plan(
-        tp=tp,
-        pp=pp,
-        devices=tp * pp,
-        max_batch=found.max_batch,
-        weight_bytes=binding.weight_bytes,
-        binding_stage=found.binding + 1,
-    )
-
-
-def _equal_split_devices(study: Study, batch: int, most: int) -> int | None:
-    """The fewest devices where weights, caches and states divide evenly."""
-    equal, memory = replace(study, policy=Policy.EQUAL_SPLIT), study.device.memory_bytes
-    one = _one(equal, 1)
-    whole = one.weight_bytes + batch * (_up(one.kv_bytes(study.context)) + one.state_bytes)
-    start = max(1, -(-whole // memory))
-    for tp in range(start, min(start + 64, most) + 1):  # a state's part of a byte may take a device more
-        if _one(equal, tp).missing_bytes(memory, study.context, batch) == 0:
-            return tp
-    return None
+def _fitting_plan(costs: Costs, tp: int, batch: int, most: int, missing: list[int]) -> Iterator[Plan]:
+    """The plan of `tp` with the fewest stages, up to `most`, that holds `batch` requests; else what it lacks."""
+    last = min(costs.study.model.n_layers, most)
+    if lacking := costs.shared(tp, last, batch).missing_bytes:
+        missing.append(lacking)
+        if costs.fewer_never_fit:
+            return
+    for pp in range(costs.least_stages(tp, batch), last + 1):
+        at = costs.shared(tp, pp, batch)
+        if at.problem is not None:
+            return
+        if not at.missing_bytes:
+            yield Plan(
+                tp=tp,
+                pp=pp,
+                devices=tp * pp,
+                max_batch=at.batch,
+                weight_bytes=at.weight_bytes,
+                binding_stage=at.stage,
+            )
+            return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,46 +235,27 @@ class DeviceAnswer:
     reason: str
 
 
-def devices_that_fit(study: Study, *, batch: int = 1, tp: int = 1) -> tuple[DeviceAnswer, ...]:
+def devices_that_fit(costs: Costs, *, batch: int = 1) -> tuple[DeviceAnswer, ...]:
     """The whole catalog: the smallest devices that hold `batch` requests first, then the rest, nearest first."""
     from calc.sources.catalog import devices
 
     check_count("batch", batch)
-    costs = _one(study, tp)
-    answers = [
-        _device_answer(costs, entry.id, entry.name, entry.memory_bytes, study.context, batch)
-        for entry in devices().values()
-    ]
+    answers = []
+    for entry in devices().values():
+        own = costs.on(entry.spec)
+        at = own.admission(batch=batch)
+        answers.append(
+            DeviceAnswer(
+                id=entry.id,
+                name=entry.name,
+                memory_bytes=entry.memory_bytes,
+                fits=at.batch >= batch,
+                max_batch=at.batch,
+                missing_bytes=at.missing_bytes,
+                reason=own.reason(at, batch),
+            )
+        )
     return tuple(sorted(answers, key=lambda a: (not a.fits, a.memory_bytes if a.fits else -a.memory_bytes, a.id)))
-
-
-def _device_answer(costs: RankCosts, id_: str, name: str, memory: int, context: int, batch: int) -> DeviceAnswer:
-    most, missing = costs.max_batch(memory, context), costs.missing_bytes(memory, context, batch)
-    fits = most >= batch
-    return DeviceAnswer(
-        id=id_,
-        name=name,
-        memory_bytes=memory,
-        fits=fits,
-        max_batch=most,
-        missing_bytes=missing,
-        reason=_device_reason(costs, memory, context, batch, fits=fits, missing=missing),
-    )
-
-
-def _device_reason(costs: RankCosts, memory: int, context: int, batch: int, *, fits: bool, missing: int) -> str:
-    if not costs.runnable:
-        return str(costs.problem)
-    if fits:
-        return f"{format_decimal(_free(costs, memory, context, batch))} stay free"
-    over = costs.weight_bytes - memory
-    if over > 0:
-        return f"the weights alone exceed it by {format_decimal(over)}"
-    return f"{format_decimal(missing)} are missing for {_requests(batch)}"
-
-
-def _requests(n: int) -> str:
-    return "one request" if n == 1 else f"{n:,} requests"
 
 
 # Formats
@@ -340,41 +273,30 @@ class FormatAnswer:
     largest_context: int | None
 
 
-def formats_that_fit(study: Study, *, batch: int = 1, tp: int = 1) -> tuple[FormatAnswer, ...]:
+def formats_that_fit(costs: Costs, *, batch: int = 1) -> tuple[FormatAnswer, ...]:
     """Every way to store weights and cache: what fits first, then the least changed, then the most bytes."""
     check_count("batch", batch)
-    weights = {f: _one(replace(study, weight_format=f), tp) for f in _offered(WEIGHT_FORMATS, study.weight_format)}
-    caches = {f: _one(replace(study, kv_format=f), tp) for f in _offered(CACHE_FORMATS, study.kv_format)}
+    study = costs.study
+    weights, caches = costs.offered_formats()
     found = []
-    for weight, held in weights.items():
-        for cache, kept in caches.items():
-            costs = replace(kept, weight_num=held.weight_num, weight_den=held.weight_den)
+    for weight in weights:
+        for cache in caches:
             changed = (weight != study.weight_format) + (cache != study.kv_format)
             size = weight.bytes_per_element + cache.bytes_per_element
-            found.append((changed, -size, _format_answer(study, costs, weight, cache, batch)))
+            found.append((changed, -size, _format_answer(costs.stored(weight, cache), weight, cache, batch)))
     found.sort(key=lambda item: (not item[2].fits, *item[:2]))
     return tuple(answer for _, _, answer in found)
 
 
-def _offered(names: Sequence[str], own: StorageFormat) -> list[StorageFormat]:
-    """Formats by name, the study's own among them."""
-    known = [FORMATS[name] for name in names]
-    return known if own in known else [own, *known]
-
-
-def _format_answer(
-    study: Study, costs: RankCosts, weight: StorageFormat, cache: StorageFormat, batch: int
-) -> FormatAnswer:
-    memory = study.device.memory_bytes
-    most = costs.max_batch(memory, study.context)
-    longest = costs.largest_context(memory, batch, study.model.max_context or MAX_COUNT) if costs.runnable else 0
+def _format_answer(costs: Costs, weight: StorageFormat, cache: StorageFormat, batch: int) -> FormatAnswer:
+    at = costs.admission(batch=batch)
     return FormatAnswer(
         weight_format=weight.name,
         kv_format=cache.name,
-        fits=most >= batch,
-        max_batch=most,
-        missing_bytes=costs.missing_bytes(memory, study.context, batch),
-        largest_context=longest or None,
+        fits=at.batch >= batch,
+        max_batch=at.batch,
+        missing_bytes=at.missing_bytes,
+        largest_context=_longest(costs, batch, costs.study.model.max_context or MAX_COUNT) or None,
     )
 
 
@@ -390,72 +312,25 @@ class Advice:
     options: tuple[str, ...]
 
 
-def _asked(study: Study, tp: int) -> Study:
-    """`study` itself; on one device the policies agree, and the equal split is the one that rounds as reports do."""
-    return replace(study, policy=Policy.EQUAL_SPLIT) if tp == 1 else study
-
-
-def missing_bytes(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> int:
-    """Bytes that a device lacks for its part of the weights and of `batch` requests; 0 where they fit."""
-    study = _asked(report.study, tp)
-    return _one(study, tp).missing_bytes(study.device.memory_bytes, study.context, batch)
-
-
-def shortage(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> str:
-    """What a device lacks for `batch` requests and what takes the most of it, in a sentence; "" if they fit."""
-    study = _asked(report.study, tp)
-    costs = _one(study, tp)
-    lacking = costs.missing_bytes(study.device.memory_bytes, study.context, batch)
-    if not lacking:
-        return ""
-    parts = {
-        "the weights": costs.weight_bytes,
-        "the cache": _up(batch * costs.kv_bytes(study.context)),
-        "the recurrent state": batch * costs.state_bytes,
-    }
-    largest = max(parts, key=lambda name: parts[name])
-    return (
-        f"{format_bytes(lacking)} are missing for {_requests(batch)}; most of the memory goes to {largest}, "
-        f"{format_decimal(parts[largest])}."
-    )
-
-
-def advice(report: MemoryReport, *, batch: int = 1, tp: int = 1) -> tuple[Advice, ...]:
-    """What to change so that `batch` requests fit on `tp` devices, each by itself; () if they fit.
+def advice(costs: Costs, *, batch: int = 1) -> tuple[Advice, ...]:
+    """What to change so that `batch` requests fit, each by itself; () if they fit.
 
     The part that weighs most comes first: smaller weights before a smaller cache, or the other way about.
     """
-    if not missing_bytes(report, batch=batch, tp=tp):
+    if not costs.shortage(batch):
         return ()
-    study = _asked(report.study, tp)
-    most = largest_batch(study, tp=tp)
-    return advised(
-        study,
-        batch,
-        formats=formats_that_fit(study, batch=batch, tp=tp),
-        context=largest_context(study, batch=batch, tp=tp),
-        most=most.batch,
-        devices=fewest_devices(study, batch=batch, most=64),
-        device=devices_that_fit(study, batch=batch, tp=tp),
-        heavy=most.weight_bytes >= batch * (most.kv_bytes_per_request + most.state_bytes),
-    )
-
-
-def advised(
-    study: Study,
-    batch: int,
-    *,
-    formats: Sequence[FormatAnswer],
-    context: ContextAnswer,
-    most: int,
-    devices: DevicesAnswer,
-    device: Sequence[DeviceAnswer],
-    heavy: bool,
-) -> tuple[Advice, ...]:
-    """The changes that these answers offer; those of the weights first where they are what is `heavy`."""
-    cache = [*_format_advice(study, formats, "kv"), *_context_advice(context), *_batch_advice(most, batch)]
+    at, study, formats = costs.admission(batch=batch), costs.study, formats_that_fit(costs, batch=batch)
+    cache = [
+        *_format_advice(study, formats, "kv"),
+        *_context_advice(largest_context(costs, batch=batch)),
+        *_batch_advice(at.batch, batch),
+    ]
     weights = _format_advice(study, formats, "weight")
-    more = [*_devices_advice(devices), *_device_advice(device)]
+    more = [
+        *_devices_advice(fewest_devices(costs, batch=batch, most=64)),
+        *_device_advice(devices_that_fit(costs, batch=batch)),
+    ]
+    heavy = at.weight_bytes >= batch * (at.kv_bytes + at.state_bytes)
     return tuple([*weights, *cache, *more] if heavy else [*cache, *weights, *more])
 
 

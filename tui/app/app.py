@@ -344,10 +344,11 @@ class KvscopeApp(App[None]):
                 self._say_what_is_unsaid()
 
     def action_questions(self) -> None:
-        """The questions turned round, over the pane."""
+        """The inverse questions, over the pane."""
+        from tui.views.rule import rule_of
         from tui.widgets.questions import Questions
 
-        self.push_screen(Questions(self.analysis.memory))
+        self.push_screen(Questions(rule_of(self.state)))
 
     def action_copy_launch(self) -> None:
         """The command that starts the server which the numbers are of, to the clipboard."""

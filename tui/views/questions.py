@@ -1,44 +1,39 @@
-"""The questions turned round, answered for the study: what fits, how long, how many devices, which, in which format."""
+"""The inverse questions, answered by the rule of the state: what fits, how long, how many devices, which format."""
 
 from __future__ import annotations
 
 from calc.commands.tables import Table
-from calc.fit.memory import MemoryReport
+from calc.fit.admission import Costs
 from calc.fit.solve import (
     ContextAnswer,
     GridRow,
     advice,
-    batch_grid,
     devices_that_fit,
     fewest_devices,
     formats_that_fit,
     largest_batch,
     largest_context,
-    shortage,
 )
-from calc.model.spec import Study
 from calc.units import format_count, format_decimal, format_gib
+from tui.views.rule import Rule
 
 CONTEXTS = tuple(2**i for i in range(10, 18))
 TPS = (1, 2, 4, 8, 16)
 MOST_ROWS = 8
 
 
-def whole_answer(report: MemoryReport, *, batch: int, tp: int) -> list[tuple[str, tuple[str, ...], Table | None]]:
-    """Title, sentences and table of every question, in the order of need."""
-    study = report.study
+def whole_answer(rule: Rule, *, batch: int, tp: int) -> list[tuple[str, tuple[str, ...], Table | None]]:
+    """Title, sentences and table of every question, in the order of need. Raises SpecError."""
+    costs = rule.costs(tp)
+    grid = grid_table(rule)
     return [
-        ("What fits?", _what_fits(report, batch, tp), None),
-        ("Largest context", (context_sentence(largest_context(study, batch=batch, tp=tp), batch, tp),), None),
-        ("Fewest devices", _devices_sentences(study, batch), None),
-        (
-            "Largest batch by TP and context",
-            ("– where not one request fits, ✗ where no server could split it.",),
-            grid_table(study),
-        ),
-        ("Which device?", (), device_table(study, batch=batch, tp=tp)),
-        ("Which format?", (), format_table(study, batch=batch, tp=tp)),
-        ("What grows next?", growth_sentences(report, tp=tp), None),
+        ("What fits?", _what_fits(costs, batch, tp), None),
+        ("Largest context", (context_sentence(largest_context(costs, batch=batch), batch, tp),), None),
+        ("Fewest devices", _devices_sentences(costs, batch), None),
+        (grid.title, ("–: no request fits. ✗: this rule cannot split the model that way.",), grid),
+        ("Which device?", (), device_table(costs, batch=batch)),
+        ("Which format?", (), format_table(costs, batch=batch)),
+        ("What grows next?", growth_sentences(costs), None),
     ]
 
 
@@ -50,80 +45,74 @@ def _gpus(tp: int) -> str:
     return "1 device" if tp == 1 else f"{tp:,} devices"
 
 
-def _what_fits(report: MemoryReport, batch: int, tp: int) -> tuple[str, ...]:
-    study = report.study
-    found = largest_batch(study, tp=tp)
+def _what_fits(costs: Costs, batch: int, tp: int) -> tuple[str, ...]:
+    found = largest_batch(costs)
     if found.problem:
         return (f"TP {tp:,} cannot be served: {found.problem}.",)
     if found.batch >= batch:
         held, weights = format_decimal(found.kv_bytes_per_request), format_decimal(found.weight_bytes)
         return (
-            f"{_requests(found.batch)} of {study.context:,} tokens on {_gpus(tp)}: {weights} "
-            f"of weights and {held} of cache a request on each, {format_decimal(found.free_bytes)} free.",
+            f"{_requests(found.batch)} of {costs.study.context:,} tokens on {_gpus(tp)}. Each device holds {weights} "
+            f"of weights and {held} of cache per request; {format_decimal(found.free_bytes)} stay free.",
         )
-    ways = tuple(f"{item.text} ({' '.join(item.options)})" for item in advice(report, batch=batch, tp=tp))
+    ways = tuple(f"{item.text} ({' '.join(item.options)})" for item in advice(costs, batch=batch))
     remedy = ways or ("No single change makes it fit.",)
-    return (f"Does not fit: {shortage(report, batch=batch, tp=tp)}", "What makes it fit, each by itself:", *remedy)
+    return (f"Does not fit: {costs.shortage(batch)}", "Each of these changes makes it fit by itself:", *remedy)
 
 
 def context_sentence(found: ContextAnswer, batch: int, tp: int) -> str:
     """The longest context of a batch, in words."""
-    if found.problem:
-        return f"None: {found.problem}."
     if found.context is None:
-        return f"None: {format_decimal(found.missing_bytes)} are missing for one token of {_requests(batch)}."
+        why = found.problem or f"one token of {_requests(batch)} needs {format_decimal(found.missing_bytes)} more"
+        return f"None: {why}."
     if found.unbounded:
         return f"Any: what a request keeps does not grow beyond {format_decimal(found.kv_bytes)}."
-    beyond = "; more than the model was made for" if found.beyond_model else ""
+    beyond = "; the model was made for less" if found.beyond_model else ""
     each = format_decimal(found.kv_bytes)
     return f"{found.context:,} tokens for {_requests(batch)} on {_gpus(tp)}, {each} of cache each{beyond}."
 
 
-def _devices_sentences(study: Study, batch: int) -> tuple[str, ...]:
-    found = fewest_devices(study, batch=batch)
+def _devices_sentences(costs: Costs, batch: int) -> tuple[str, ...]:
+    found, study = fewest_devices(costs, batch=batch), costs.study
     if found.devices is None:
         return (f"No number of such devices up to 1,024: {format_decimal(found.missing_bytes)} are missing.",)
     plans = [
         f"TP {plan.tp:,} x PP {plan.pp:,}: {_requests(plan.max_batch)} fit, "
         f"{format_decimal(plan.weight_bytes)} of weights on the fullest device"
-        + (f", stage {plan.binding_stage} binds" if plan.pp > 1 else "")
+        + (f", stage {plan.binding_stage} decides" if plan.pp > 1 and plan.binding_stage else "")
         for plan in found.plans[:3]
     ]
     return (f"{found.devices:,} x {study.device.name} for {_requests(batch)} of {study.context:,} tokens.", *plans)
 
 
-def _cell(row: GridRow, i: int) -> str:
-    if row.problem:
-        return "✗"
-    return format_count(row.cells[i].max_batch) if row.cells[i].fits else "–"
-
-
-def grid_table(study: Study) -> Table:
-    """The largest batch by TP (columns) and context (rows) under the study's rule; its own context is marked."""
+def grid_table(rule: Rule) -> Table:
+    """The largest batch by TP (columns) and context (rows) under the rule; the study's own context is marked."""
+    study = rule.study
     contexts = tuple(sorted({*CONTEXTS, study.context}))
-    tps = tuple(sorted({*TPS, *study.tps}))[:6]
-    grid = batch_grid(study, tps, contexts)
+    tps = tuple(sorted({*TPS, *rule.tps}))[:6]
+    grid = rule.grid(tps, contexts)
     rows = tuple(
-        (
-            f"{context:,}{' ◂' if context == study.context else ''}",
-            *(
-                "✗" if row.problem else format_count(row.cells[i].max_batch) if row.cells[i].fits else "–"
-                for row in grid
-            ),
-        )
+        (f"{context:,}{' ◂' if context == study.context else ''}", *(batch_cell(row, i) for row in grid))
         for i, context in enumerate(contexts)
     )
     return Table(
-        title="Largest batch by TP and context",
+        title=f"Largest batch by TP and context ({rule.name})",
         columns=("Context", *(f"TP {row.tp}" for row in grid)),
         rows=rows,
         numeric=frozenset(range(1, len(grid) + 1)),
     )
 
 
-def device_table(study: Study, *, batch: int, tp: int) -> Table:
+def batch_cell(row: GridRow, i: int) -> str:
+    """A cell of a grid: the batch, ``–`` where no request fits, ``✗`` where the rule cannot split the model so."""
+    if not row.runnable:
+        return "✗"
+    return format_count(row.cells[i].max_batch) if row.cells[i].fits else "–"
+
+
+def device_table(costs: Costs, *, batch: int) -> Table:
     """Devices of the catalog that hold the batch, the smallest first; one that does not, to see how much it lacks."""
-    found = devices_that_fit(study, batch=batch, tp=tp)
+    found = devices_that_fit(costs, batch=batch)
     fitting = [device for device in found if device.fits][:MOST_ROWS]
     short = sorted((device for device in found if not device.fits), key=lambda device: device.missing_bytes)[:2]
     rows = [(device.id, format_gib(device.memory_bytes), format_count(device.max_batch), "") for device in fitting] + [
@@ -138,9 +127,9 @@ def device_table(study: Study, *, batch: int, tp: int) -> Table:
     )
 
 
-def format_table(study: Study, *, batch: int, tp: int) -> Table:
+def format_table(costs: Costs, *, batch: int) -> Table:
     """Formats of weights and cache that make the batch fit, least loss first; else what the smallest ones lack."""
-    found = formats_that_fit(study, batch=batch, tp=tp)
+    found = formats_that_fit(costs, batch=batch)
     shown = [answer for answer in found if answer.fits][:MOST_ROWS] or list(found[-2:])
     rows = tuple(
         (
@@ -157,17 +146,22 @@ def format_table(study: Study, *, batch: int, tp: int) -> Table:
     return Table(title="Which format?", columns=columns, rows=rows, numeric=frozenset({2, 3}))
 
 
-def growth_sentences(report: MemoryReport, *, tp: int) -> tuple[str, ...]:
-    """What one more request takes, and twice the context."""
-    study = report.study
-    one = largest_batch(study, tp=tp)
+def growth_sentences(costs: Costs) -> tuple[str, ...]:
+    """What one more request takes, and how far the context could grow."""
+    one = largest_batch(costs)
+    if one.problem and not one.fits:
+        return (f"Nothing: {one.problem}.",)
     request = one.kv_bytes_per_request + one.state_bytes
-    longer = largest_context(study, batch=max(1, one.batch), tp=tp)
-    sentences = [
-        f"One more request takes {format_decimal(request)} on each device; {format_decimal(one.free_bytes)} are free."
-    ]
+    sentences = [f"Each extra request needs {format_decimal(request)} per device. {_free(one.free_bytes)}"]
+    longer = largest_context(costs, batch=max(1, one.batch))
     if longer.context is not None and not longer.unbounded and one.batch:
         sentences.append(f"With {_requests(one.batch)} the context can grow to {longer.context:,} tokens.")
     part = "weights" if one.weight_bytes > one.batch * request else "cache"
     sentences.append(f"Most of the memory is {part}.")
     return tuple(sentences)
+
+
+def _free(free_bytes: int) -> str:
+    if free_bytes < 0:
+        return f"There is no free memory (short by {format_decimal(-free_bytes)})."
+    return f"{format_decimal(free_bytes)} are free."

@@ -36,10 +36,14 @@ def server_answer(study: Study, options: ServerOptions) -> ServerAnswer:
     from calc.servers.report import server_report
 
     try:
-        known = replace(options, facts=model_facts(study.model.source, study.model.name))
-        return ServerAnswer(report=server_report(study, known))
+        return ServerAnswer(report=server_report(study, known_options(study, options)))
     except CalcError as error:
         return ServerAnswer(problem=str(error))
+
+
+def known_options(study: Study, options: ServerOptions) -> ServerOptions:
+    """`options` with what is known of the model that the server would load."""
+    return replace(options, facts=model_facts(study.model.source, study.model.name))
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The questions over the pane: a batch and a TP to turn, and every answer below."""
+"""The inverse questions over the pane: a batch and a TP to set, and every answer below."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from calc.errors import CalcError
-from calc.fit.memory import MemoryReport
 from tui.views.memory import plain_grid
 from tui.views.questions import whole_answer
+from tui.views.rule import Rule
 from tui.widgets.derivation import wrap
 from tui.widgets.dial import Dial, NumberDial
 
 LEAST_CELLS = 30
 
 
-def answer_text(report: MemoryReport, *, batch: int, tp: int, width: int) -> Text:
+def answer_text(rule: Rule, *, batch: int, tp: int, width: int) -> Text:
     """All questions and answers for `width` cells."""
     text = Text()
-    for title, sentences, table in whole_answer(report, batch=batch, tp=tp):
+    for title, sentences, table in whole_answer(rule, batch=batch, tp=tp):
         text.append(f"{title}\n", "bold")
         for sentence in sentences:
             text.append("\n".join(wrap(f"· {sentence}", max(LEAST_CELLS, width), hang=2))).append("\n")
@@ -36,7 +36,7 @@ def answer_text(report: MemoryReport, *, batch: int, tp: int, width: int) -> Tex
 
 
 class Questions(ModalScreen[None]):
-    """↑ ↓ scroll, Tab goes to batch and TP, ← → turn them or digits type them; Esc leaves."""
+    """↑ ↓ scroll; Tab moves to batch and TP; ← → or digits change them; Esc closes."""
 
     DEFAULT_CSS = """
     Questions {
@@ -56,18 +56,19 @@ class Questions(ModalScreen[None]):
     ]
     AUTO_FOCUS = "#answers"
 
-    def __init__(self, report: MemoryReport) -> None:
+    def __init__(self, rule: Rule) -> None:
         super().__init__()
-        self._report = report
+        self._rule = rule
 
     def compose(self) -> ComposeResult:
-        study = self._report.study
+        study = self._rule.study
         with VerticalGroup() as box:
-            box.border_title = f"Questions · {study.model.name} on {study.device.name}, {study.context:,} tokens"
-            box.border_subtitle = "Tab: batch, TP · ←→ turn · ↑↓ scroll · Esc leaves"
+            asked = f"{study.model.name} on {study.device.name}, {study.context:,} tokens"
+            box.border_title = f"What fits where · {asked}, {self._rule.name}"
+            box.border_subtitle = "Tab: batch, TP · ←→ change · ↑↓ scroll · Esc closes"
             with HorizontalGroup(id="dials"):
                 yield NumberDial("batch", 1, maximum=10**6, unit="requests", id="question-batch")
-                yield NumberDial("TP", 1, maximum=1024, unit="devices", id="question-tp")
+                yield NumberDial("TP", self._rule.tp, maximum=1024, unit="devices", id="question-tp")
             with VerticalScroll(id="answers"):
                 yield Static(id="answer-text", markup=False)
 
@@ -90,7 +91,7 @@ class Questions(ModalScreen[None]):
         batch, tp = (self.query_one(f"#question-{name}", NumberDial).value for name in ("batch", "tp"))
         place = self.query_one("#answer-text", Static)
         try:
-            place.update(answer_text(self._report, batch=batch, tp=tp, width=place.content_size.width or 76))
+            place.update(answer_text(self._rule, batch=batch, tp=tp, width=place.content_size.width or 76))
         except CalcError as error:
             place.update(f"✗ {error}")
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,18 +54,6 @@ def test_missing_bytes_are_what_is_missing(study, batch, context):
             assert (costs.max_batch(memory, context) >= batch) is (missing == 0)
 
 
-@QUICK
-@given(any_study, st.integers(1, 8))
-def test_the_largest_context_fits_and_one_token_more_does_not(study, batch):
-    for costs in rank_costs(study):
-        memory, most = study.device.memory_bytes, 10_000
-        found = costs.largest_context(memory, batch, most)
-        if found:
-            assert costs.missing_bytes(memory, found, batch) == 0
-        if found < most:
-            assert costs.missing_bytes(memory, found + 1, batch) > 0
-
-
 def test_elements_of_a_request():
     assert request_elements(LLAMA)(8192) == 2 * 32 * 8 * 128 * 8192
     assert request_elements(LLAMA, 16)(8192) == 2 * 32 * 1 * 128 * 8192
@@ -78,11 +65,3 @@ def test_part_bytes_stay_exact():
 
     (costs,) = rank_costs(Study(model=LLAMA, device=device(), kv_format=FORMATS["q8_0"], tps=(3,)))
     assert costs.kv_bytes(1) == Fraction(2 * 32 * 8 * 128 * 34, 32 * 3)
-
-
-@pytest.mark.parametrize(("gb", "tokens"), [(80, 487_819), (17, 7_167)])
-def test_llama_by_hand(gb, tokens):
-    """floor((memory − 16,060,522,496) / 131,072)."""
-
-    (costs,) = rank_costs(Study(model=LLAMA, device=device(gb * 10**9), tps=(1,)))
-    assert costs.largest_context(gb * 10**9, 1, 10**12) == tokens == (gb * 10**9 - 16_060_522_496) // 131_072

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
+from calc.fit.admission import costs_of
 from calc.fit.memory import memory_report, tp_problem
 from calc.fit.parallel import ParallelSpec, plan
 from calc.fit.solve import (
@@ -18,8 +19,6 @@ from calc.fit.solve import (
     formats_that_fit,
     largest_batch,
     largest_context,
-    missing_bytes,
-    shortage,
 )
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
@@ -45,38 +44,39 @@ def row(study, tp, **changes):
 
 
 def test_context_and_batch_by_hand():
-    answer = largest_context(llama())
+    answer = largest_context(costs_of(llama()))
     assert (answer.context, answer.unbounded, answer.missing_bytes) == (487_819, False, 0)
     assert answer.free_bytes == (80 * GB - 16_060_522_496) % 131_072
-    assert largest_context(llama(), batch=59).context == (80 * GB - 16_060_522_496) // (59 * 131_072)
-    assert (largest_batch(llama()).batch, largest_batch(llama(80 * GIB)).batch) == (59, 65)
-    assert largest_batch(llama(), tp=2).batch == 134
+    assert largest_context(costs_of(llama(17 * GB))).context == 7_167 == (17 * GB - 16_060_522_496) // 131_072
+    assert largest_context(costs_of(llama()), batch=59).context == (80 * GB - 16_060_522_496) // (59 * 131_072)
+    assert (largest_batch(costs_of(llama())).batch, largest_batch(costs_of(llama(80 * GIB))).batch) == (59, 65)
+    assert largest_batch(costs_of(llama(), 2)).batch == 134
 
 
 def test_a_device_that_is_just_large_enough():
     exactly = 16_060_522_496 + GIB
-    assert (largest_batch(llama(exactly)).batch, largest_batch(llama(exactly - 1)).batch) == (1, 0)
-    assert largest_context(llama(exactly)).context == 8192
-    assert largest_batch(llama(exactly)).free_bytes == 0
+    assert (largest_batch(costs_of(llama(exactly))).batch, largest_batch(costs_of(llama(exactly - 1))).batch) == (1, 0)
+    assert largest_context(costs_of(llama(exactly))).context == 8192
+    assert largest_batch(costs_of(llama(exactly))).free_bytes == 0
 
 
 def test_longer_than_the_model_was_made_for_is_said():
     made_for = replace(llama(), model=find_model("llama-3-8b"))
-    assert largest_context(made_for).beyond_model
-    assert not largest_context(made_for, batch=60).beyond_model
+    assert largest_context(costs_of(made_for)).beyond_model
+    assert not largest_context(costs_of(made_for), batch=60).beyond_model
 
 
 def test_a_windowed_model_has_no_largest_context():
     study = replace(llama(), model=find_model("mistral-7b-v0.1"))
-    answer = largest_context(study)
+    answer = largest_context(costs_of(study))
     assert (answer.unbounded, answer.context, answer.kv_bytes) == (True, 32_768, 536_870_912)
-    assert largest_context(study, batch=200).context == (80 * GB - 14_483_464_192) // (200 * 131_072)
+    assert largest_context(costs_of(study), batch=200).context == (80 * GB - 14_483_464_192) // (200 * 131_072)
 
 
 def test_nothing_fits_is_an_answer():
-    answer = largest_context(llama(10 * GB))
+    answer = largest_context(costs_of(llama(10 * GB)))
     assert (answer.context, answer.missing_bytes) == (None, 16_060_522_496 + 131_072 - 10 * GB)
-    batch = largest_batch(llama(10 * GB))
+    batch = largest_batch(costs_of(llama(10 * GB)))
     assert (batch.batch, batch.fits, batch.missing_bytes) == (0, False, 16_060_522_496 + GIB - 10 * GB)
 
 
@@ -84,7 +84,7 @@ def test_nothing_fits_is_an_answer():
 @given(any_study, st.sampled_from(Policy), st.integers(1, 9), st.sampled_from([1, 2, 4]))
 def test_the_context_is_the_largest(study, policy, batch, tp):
     study = replace(study, policy=policy)
-    answer = largest_context(study, batch=batch, tp=tp)
+    answer = largest_context(costs_of(study, tp), batch=batch)
     if answer.context is None:
         assert row(study, tp, context=1).max_batch < batch
         return
@@ -109,18 +109,18 @@ def test_the_grid_is_the_memory_table(study, policy, contexts):
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_below_one_is_refused(batch):
     with pytest.raises(SpecError, match="batch must be at least 1"):
-        largest_context(llama(), batch=batch)
+        largest_context(costs_of(llama()), batch=batch)
 
 
 # Devices
 
 
 def test_fewest_devices_by_hand():
-    assert fewest_devices(llama()).devices == 1
-    two = fewest_devices(llama(10 * GB))
+    assert fewest_devices(costs_of(llama())).devices == 1
+    two = fewest_devices(costs_of(llama(10 * GB)))
     assert (two.devices, two.equal_split) == (2, 2)
     assert {(p.tp, p.pp) for p in two.plans if p.devices == 2} == {(1, 2), (2, 1)}
-    batch = fewest_devices(llama(), batch=1000)
+    batch = fewest_devices(costs_of(llama()), batch=1000)
     assert batch.equal_split == -(-(16_060_522_496 + 1000 * GIB) // (80 * GB))
     assert batch.plans[0].max_batch >= 1000
 
@@ -128,7 +128,7 @@ def test_fewest_devices_by_hand():
 def test_uneven_stages_need_more_than_the_equal_split():
     """126 layers of Llama-3.1-405B in 24 GB: 34 shares would do, but no whole layers and heads fit 34 devices."""
     study = Study(model=find_model("llama-3.1-405b"), device=device(24 * GB))
-    answer = fewest_devices(study)
+    answer = fewest_devices(costs_of(study))
     assert answer.equal_split == 34
     assert answer.devices == 36
 
@@ -147,14 +147,14 @@ def test_fewest_devices_by_trying_all(study, batch):
         and tp_problem(study.model, tp) is None
         and plan(study, ParallelSpec(tp=tp, pp=pp)).max_batch >= batch
     ]
-    answer = fewest_devices(study, batch=batch, most=most)
+    answer = fewest_devices(costs_of(study), batch=batch, most=most)
     assert answer.devices == (min(ways)[0] if ways else None)
     assert {(p.devices, p.tp, p.pp) for p in answer.plans} <= set(ways)
     assert (answer.missing_bytes > 0) is (not ways)
 
 
 def test_devices_of_the_catalog():
-    answers = devices_that_fit(llama(), batch=16)
+    answers = devices_that_fit(costs_of(llama()), batch=16)
     assert {a.id for a in answers} == set(devices())
     fitting = [a for a in answers if a.fits]
     assert [a.memory_bytes for a in fitting] == sorted(a.memory_bytes for a in fitting)
@@ -167,7 +167,7 @@ def test_devices_of_the_catalog():
 
 
 def test_a_device_that_no_server_could_use_says_why():
-    answers = devices_that_fit(llama(policy=Policy.REPLICATED), tp=3)
+    answers = devices_that_fit(costs_of(llama(policy=Policy.REPLICATED), 3))
     assert not any(a.fits for a in answers)
     assert answers[0].reason == "32 query heads do not divide by 3"
 
@@ -178,7 +178,7 @@ def test_a_device_that_no_server_could_use_says_why():
 @FEW
 @given(any_study, st.integers(1, 3))
 def test_formats_are_what_the_memory_table_says_of_them(study, batch):
-    answers = formats_that_fit(study, batch=batch)
+    answers = formats_that_fit(costs_of(study), batch=batch)
     assert [a.fits for a in answers] == sorted((a.fits for a in answers), reverse=True)
     for answer in answers[::17]:
         weight, kv = (FORMATS[n] for n in (answer.weight_format, answer.kv_format))
@@ -188,12 +188,12 @@ def test_formats_are_what_the_memory_table_says_of_them(study, batch):
 
 
 def test_the_least_change_comes_first():
-    first = formats_that_fit(llama(17 * GB))[0]
+    first = formats_that_fit(costs_of(llama(17 * GB)))[0]
     assert (first.weight_format, first.kv_format) == ("bf16", "q8_0")
-    shrunk = formats_that_fit(llama(17 * GB, context=16_000))
+    shrunk = formats_that_fit(costs_of(llama(17 * GB, context=16_000)))
     assert shrunk[0].fits
     assert sum(a.fits for a in shrunk) < len(shrunk)
-    own = formats_that_fit(llama())[0]
+    own = formats_that_fit(costs_of(llama()))[0]
     assert (own.weight_format, own.kv_format, own.fits) == ("bf16", "bf16", True)
 
 
@@ -204,10 +204,10 @@ def test_the_least_change_comes_first():
 @given(any_study, st.integers(1, 4))
 def test_advice_makes_it_fit(study, batch):
     report = memory_report(study)
-    found = advice(report, batch=batch)
-    lacking = missing_bytes(report, batch=batch)
+    found = advice(costs_of(study), batch=batch)
+    lacking = costs_of(study).admission(batch=batch).missing_bytes
     assert lacking == max(0, report.weight_bytes + batch * report.request_bytes - study.device.memory_bytes)
-    assert (shortage(report, batch=batch) == "") is (lacking == 0)
+    assert (costs_of(study).shortage(batch) == "") is (lacking == 0)
     if not lacking:
         assert found == ()
     for step in found:
@@ -224,31 +224,31 @@ def test_advice_makes_it_fit(study, batch):
 
 
 def test_the_options_of_an_advice_are_options():
-    report = memory_report(llama(10 * GB))
-    found = advice(report)
+    costs = costs_of(llama(10 * GB))
+    found = advice(costs)
     assert [step.change for step in found] == ["weight-format", "tp", "device"]
     changed = study_from(study_parser("kvscope").parse_args(["--gpu-memory", "10GB", *found[0].options]))
     assert memory_report(changed).fits
-    assert shortage(report).startswith("7.13 GB (6.64 GiB) are missing for one request")
+    assert costs.shortage(1).startswith("7.13 GB (6.64 GiB) are missing for one request")
 
 
 def test_advice_of_stages_is_said_in_words():
     study = replace(llama(), model=find_model("llama-3.1-405b"))
-    (devices_step,) = [s for s in advice(memory_report(study)) if s.change == "tp"]
+    (devices_step,) = [s for s in advice(costs_of(study)) if s.change == "tp"]
     assert devices_step.text.startswith("Use 11 such devices (pipeline parallelism 11): ")
     assert devices_step.options == ("--pp", "11")
-    both = advice(memory_report(replace(study, device=device(24 * GB))))
+    both = advice(costs_of(replace(study, device=device(24 * GB))))
     assert ("--tp", "4", "--pp", "9") in [s.options for s in both]
 
 
 def test_what_weighs_most_is_said_first():
-    light = advice(memory_report(llama(17 * GB)))
+    light = advice(costs_of(llama(17 * GB)))
     assert [step.change for step in light[:3]] == ["weight-format", "kv-format", "context"]
     assert light[2].options == ("--context", "7167")
-    heavy = advice(memory_report(llama(20 * GB)), batch=16)
+    heavy = advice(costs_of(llama(20 * GB)), batch=16)
     assert heavy[0].change == "context"
-    assert "the cache" in shortage(memory_report(llama(20 * GB)), batch=16)
+    assert "the cache" in costs_of(llama(20 * GB)).shortage(16)
 
 
 def test_the_studys_own_degrees_are_not_part_of_the_answer():
-    assert largest_batch(llama(tps=(8,))).batch == 59
+    assert largest_batch(costs_of(llama(tps=(8,)))).batch == 59

@@ -7,17 +7,21 @@ from dataclasses import replace
 
 import pytest
 
+from calc.fit.admission import costs_of
 from calc.fit.memory import memory_report
 from calc.fit.solve import largest_context
 from calc.model.spec import ModelSpec, Policy, Study
+from calc.servers.records import ENGINES
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import until
 from tests.tui.screen_text import text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
-from tui.form.state import with_study
-from tui.views.questions import device_table, format_table, grid_table, whole_answer
+from tui.form.state import with_policy, with_study
+from tui.views.questions import device_table, format_table, grid_table, growth_sentences, whole_answer
+from tui.views.rule import Rule, rule_of
+from tui.views.server import NAMES
 from tui.widgets.dial import NumberDial
 from tui.widgets.questions import Questions, answer_text
 
@@ -25,7 +29,7 @@ STUDY = default_state().study
 
 
 def test_the_grid_is_what_reports_say() -> None:
-    table = grid_table(STUDY)
+    table = grid_table(Rule(study=STUDY))
     assert table.columns == ("Context", "TP 1", "TP 2", "TP 4", "TP 8", "TP 16")
     for row in table.rows:
         context = int(row[0].split()[0].replace(",", ""))
@@ -35,13 +39,43 @@ def test_the_grid_is_what_reports_say() -> None:
 
 
 def test_what_no_server_could_split_is_crossed_out() -> None:
-    study = replace(STUDY, policy=Policy.REPLICATED, tps=(3,))
-    assert {row[grid_table(study).columns.index("TP 3")] for row in grid_table(study).rows} == {"✗"}
+    table = grid_table(Rule(study=replace(STUDY, policy=Policy.REPLICATED, tps=(3,))))
+    assert {row[table.columns.index("TP 3")] for row in table.rows} == {"✗"}
+
+
+def test_the_equal_split_divides_by_any_number() -> None:
+    """The assignment's rule needs no whole heads: TP 3 has a number there, as in the Memory pane."""
+    study = replace(STUDY, tps=(3,))
+    table = grid_table(Rule(study=study))
+    three = table.columns.index("TP 3")
+    row = next(row for row in table.rows if row[0].endswith("◂"))
+    assert row[three] == f"{memory_report(study).tp[0].max_batch:,}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_grid_of_a_server_is_what_the_server_admits(engine: str) -> None:
+    rule = rule_of(with_policy(default_state(), engine))
+    table = grid_table(rule)
+    assert table.title.endswith(f"({NAMES[engine]})")
+    assert rule.server is not None
+    for row in table.rows[::4]:
+        context = int(row[0].split()[0].replace(",", ""))
+        for name, cell in list(zip(table.columns, row, strict=True))[1:4]:
+            at = costs_of(replace(rule.study, context=context), int(name.split()[1]), rule.server).admission()
+            assert cell == (f"{at.batch:,}" if at.batch else "–")
+
+
+def test_what_grows_next_never_speaks_of_negative_bytes_free() -> None:
+    """DeepSeek-V3 at 2 bytes per weight on one 80 GB device: the weights alone exceed it by more than 1 TB."""
+    study = replace(STUDY, model=find_model("deepseek-v3"))
+    first = growth_sentences(costs_of(study))[0]
+    assert first == "Each extra request needs 575.67 MB per device. There is no free memory (short by 1.26 TB)."
+    assert growth_sentences(costs_of(STUDY))[0].endswith(" 588.71 MB are free.")
 
 
 def test_what_does_not_fit_says_what_makes_it_fit() -> None:
     study = replace(STUDY, model=find_model("llama-3-70b"))
-    title, sentences, _ = whole_answer(memory_report(study), batch=1, tp=1)[0]
+    title, sentences, _ = whole_answer(Rule(study=study), batch=1, tp=1)[0]
     assert title == "What fits?"
     assert sentences[0].startswith("Does not fit: 63.79 GB")
     assert any("--weight-format" in line for line in sentences)
@@ -49,17 +83,17 @@ def test_what_does_not_fit_says_what_makes_it_fit() -> None:
 
 
 def test_the_largest_context_is_in_words() -> None:
-    found = largest_context(STUDY, batch=4, tp=2)
-    answers = {title: said for title, said, _ in whole_answer(memory_report(STUDY), batch=4, tp=2)}
+    found = largest_context(costs_of(STUDY, 2), batch=4)
+    answers = {title: said for title, said, _ in whole_answer(Rule(study=STUDY), batch=4, tp=2)}
     assert answers["Largest context"][0].startswith(f"{found.context:,} tokens for 4 requests on 2 devices")
 
 
 def test_devices_and_formats_that_fit_come_first() -> None:
-    devices = device_table(replace(STUDY, model=find_model("llama-3-70b")), batch=1, tp=1)
+    devices = device_table(costs_of(replace(STUDY, model=find_model("llama-3-70b"))), batch=1)
     fits = [row[2] != "–" for row in devices.rows]
     assert fits == sorted(fits, reverse=True)
     assert all("lacks" in row[3] for row in devices.rows if row[2] == "–")
-    assert format_table(STUDY, batch=1, tp=1).rows
+    assert format_table(costs_of(STUDY), batch=1).rows
 
 
 @pytest.mark.parametrize("make", [hybrid, windowed, latent])
@@ -67,7 +101,7 @@ def test_devices_and_formats_that_fit_come_first() -> None:
 def test_every_kind_of_model_is_answered(make: Callable[[], ModelSpec], width: int) -> None:
     study = Study(model=make(), device=find_device("h100-sxm"))
     for batch, tp in ((1, 1), (10_000, 1), (1, 8), (1, 3)):
-        drawn = answer_text(memory_report(study), batch=batch, tp=tp, width=width).plain
+        drawn = answer_text(Rule(study=study), batch=batch, tp=tp, width=width).plain
         assert drawn.startswith("What fits?")
         assert "What grows next?" in drawn
 

@@ -1,4 +1,4 @@
-"""calc.fit.solve_server: what a server admits, tried out with its own report; the command line beside memory's."""
+"""calc.fit.server_costs: what a server admits, tried out with its own report; the command line beside memory's."""
 
 import json
 from dataclasses import replace
@@ -8,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calc import __main__ as calc_main
-from calc.fit.solve_server import (
-    CACHE_FORMATS,
-    WEIGHT_FORMATS,
-    admission,
-    advice,
-    devices_that_fit,
-    fewest_devices,
-    formats_that_fit,
-    largest_batch,
-    largest_context,
-    shortage,
-)
+from calc.fit.admission import costs_of
+from calc.fit.server_costs import CACHE_FORMATS, WEIGHT_FORMATS
+from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.records import ENGINES, ServerOptions
@@ -41,22 +32,27 @@ studies = st.builds(
 )
 
 
+def server(study, options):
+    """The costs of `study` on the server of `options`."""
+    return costs_of(study, options.tp, options)
+
+
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 81_920), (4, 20_480), (5120, 16)])
 def test_a_given_pool_by_hand(batch, tokens):
     """10 GiB in blocks of 16 tokens of 131,072 B are 5120 blocks."""
     options = ServerOptions(kv_pool_bytes=10 * GIB)
-    answer = largest_context(ON_H100, options, batch=batch)
+    answer = largest_context(server(ON_H100, options), batch=batch)
     assert (answer.context, answer.free_bytes) == (tokens, 0)
-    assert largest_context(ON_H100, options, batch=5121).context is None
-    assert largest_batch(replace(ON_H100, context=81_920), options).batch == 1
-    assert largest_batch(replace(ON_H100, context=81_921), options).batch == 0
+    assert largest_context(server(ON_H100, options), batch=5121).context is None
+    assert largest_batch(server(replace(ON_H100, context=81_920), options)).batch == 1
+    assert largest_batch(server(replace(ON_H100, context=81_921), options)).batch == 0
 
 
 @FEW
 @given(studies, engines, st.integers(1, 8))
 def test_the_context_is_admitted_and_one_token_more_is_not(study, engine, batch):
     options = ServerOptions(engine=engine)
-    answer = largest_context(study, options, batch=batch)
+    answer = largest_context(server(study, options), batch=batch)
     if answer.context is None:
         assert server_report(replace(study, context=1), options).max_concurrency < batch
         return
@@ -69,27 +65,27 @@ def test_the_context_is_admitted_and_one_token_more_is_not(study, engine, batch)
 @given(studies, engines, st.integers(1, 8))
 def test_missing_and_advice_go_together(study, engine, batch):
     options = ServerOptions(engine=engine)
-    at = admission(study, options, batch=batch)
+    at = server(study, options).admission(batch=batch)
     assert (at.missing_bytes > 0) is (at.batch < batch)
-    assert (shortage(study, options, batch=batch) == "") is (at.batch >= batch)
-    found = advice(study, options, batch=batch)
+    assert (server(study, options).shortage(batch) == "") is (at.batch >= batch)
+    found = advice(server(study, options), batch=batch)
     if at.batch >= batch:
         assert found == ()
     for step in found:
         value = step.options[1]
         if step.change == "context":
-            assert admission(replace(study, context=int(value)), options).batch >= batch
+            assert server(replace(study, context=int(value)), options).admission().batch >= batch
         elif step.change in ("weight-format", "kv-format"):
             stored = replace(study, **{step.change.replace("-", "_"): FORMATS[value]})
-            assert admission(stored, options).batch >= batch
+            assert server(stored, options).admission().batch >= batch
         elif step.change == "device":
-            assert admission(replace(study, device=find_device(value)), options).batch >= batch
+            assert server(replace(study, device=find_device(value)), options).admission().batch >= batch
 
 
 def test_fewest_devices_as_the_server_counts():
     small = replace(ON_H100, device=device(20 * GB))
     options = ServerOptions()
-    answer = fewest_devices(small, options, batch=4)
+    answer = fewest_devices(server(small, options), batch=4)
     assert answer.devices == 2
     for plan in answer.plans:
         report = server_report(small, replace(options, tp=plan.tp, pp=plan.pp))
@@ -97,7 +93,7 @@ def test_fewest_devices_as_the_server_counts():
         if plan.pp > 1:
             fewer = server_report(small, replace(options, tp=plan.tp, pp=plan.pp - 1))
             assert fewer.max_concurrency < 4
-    none = fewest_devices(replace(ON_H100, device=device(GB)), options, most=2)
+    none = fewest_devices(server(replace(ON_H100, device=device(GB)), options), most=2)
     assert (none.devices, none.plans) == (None, ())
     assert none.missing_bytes > 0
 
@@ -105,7 +101,7 @@ def test_fewest_devices_as_the_server_counts():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_devices_of_the_catalog(engine):
     options = ServerOptions(engine=engine)
-    answers = devices_that_fit(ON_H100, options, batch=4)
+    answers = devices_that_fit(server(ON_H100, options), batch=4)
     assert {a.id for a in answers} == set(devices())
     assert [a.fits for a in answers] == sorted((a.fits for a in answers), reverse=True)
     for answer in answers[::9]:
@@ -116,7 +112,7 @@ def test_devices_of_the_catalog(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_formats_the_server_knows(engine):
-    answers = formats_that_fit(ON_H100, ServerOptions(engine=engine), batch=4)
+    answers = formats_that_fit(server(ON_H100, ServerOptions(engine=engine)), batch=4)
     assert {a.weight_format for a in answers} == {*WEIGHT_FORMATS[engine], "bf16"}
     assert {a.kv_format for a in answers} == {*CACHE_FORMATS[engine], "bf16"}
     assert answers[0].weight_format == answers[0].kv_format == "bf16"
@@ -124,11 +120,11 @@ def test_formats_the_server_knows(engine):
 
 def test_what_the_server_refuses_is_an_answer():
     options = ServerOptions(tp=3)
-    at = admission(replace(ON_H100, tps=(3,)), options)
+    at = server(replace(ON_H100, tps=(3,)), options).admission()
     assert at.problem
-    assert largest_context(ON_H100, options).problem == at.problem
-    assert shortage(ON_H100, options).endswith(".")
-    (step,) = [step for step in advice(ON_H100, options) if step.change == "tp"]
+    assert largest_context(server(ON_H100, options)).problem == at.problem
+    assert server(ON_H100, options).shortage(1).endswith(".")
+    (step,) = [step for step in advice(server(ON_H100, options)) if step.change == "tp"]
     assert step.text.startswith("Use one such device (tensor parallelism 1): ")
 
 

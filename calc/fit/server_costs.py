@@ -1,0 +1,122 @@
+"""What a server admits of a study: the pool, blocks and overheads of vLLM, SGLang, transformers or llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor
+
+from calc.errors import SpecError
+from calc.fit.admission import Admission, requests
+from calc.model.spec import DeviceSpec, Study
+from calc.model.storage import FORMATS, StorageFormat
+from calc.servers.records import ServerOptions
+from calc.servers.report import server_report
+from calc.units import format_bytes, format_decimal
+
+WEIGHT_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("bf16", "fp8", "mxfp4", "nvfp4", "int4"),
+    "sglang": ("bf16", "fp8", "mxfp4", "nvfp4", "int4"),
+    "transformers": ("fp32", "bf16", "int8", "int4"),
+    "llamacpp": ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0"),
+}
+CACHE_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("bf16", "fp8"),
+    "sglang": ("bf16", "fp8"),
+    "transformers": ("bf16",),
+    "llamacpp": ("bf16", "q8_0", "q5_0", "q4_0"),
+}
+"""What each loads and keeps without a change of its code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerCosts:
+    """What the server of `options` makes of `study`: whole requests of full length, or why it refuses it.
+
+    Bytes are of the GPU that binds: what is missing and what stays free is counted in its cache pool, parts of
+    blocks aside.
+    """
+
+    study: Study
+    options: ServerOptions
+
+    @property
+    def fewer_never_fit(self) -> bool:
+        """Not certain: a server's overheads change with the number of stages."""
+        return False
+
+    def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
+        """By the server's own report."""
+        study = self.study if context is None else replace(self.study, context=context)
+        return _admission(study, self.options, batch)
+
+    def admits(self, context: int, batch: int) -> bool:
+        """Whether the server admits them at once."""
+        return self.admission(context, batch).batch >= batch
+
+    def on(self, device: DeviceSpec) -> ServerCosts:
+        """The same server on another device."""
+        return replace(self, study=replace(self.study, device=device))
+
+    def stored(self, weights: StorageFormat, cache: StorageFormat) -> ServerCosts:
+        """The same server with other storage formats."""
+        return replace(self, study=replace(self.study, weight_format=weights, kv_format=cache))
+
+    def offered_formats(self) -> tuple[Sequence[StorageFormat], Sequence[StorageFormat]]:
+        """Those that the server loads."""
+        weights = dict.fromkeys([self.study.weight_format, *_named(WEIGHT_FORMATS[self.options.engine])])
+        caches = dict.fromkeys([self.study.kv_format, *_named(CACHE_FORMATS[self.options.engine])])
+        return tuple(weights), tuple(caches)
+
+    def shared(self, tp: int, pp: int, batch: int) -> Admission:
+        """The same server with other degrees of parallelism."""
+        return _admission(self.study, replace(self.options, tp=tp, pp=pp), batch)
+
+    def least_stages(self, tp: int, batch: int) -> int:
+        """Stages below which the weights alone exceed the devices."""
+        whole = self.shared(tp, 1, batch)
+        return max(1, -(-whole.weight_bytes // self.study.device.memory_bytes))
+
+    def equal_split_devices(self, batch: int, most: int) -> int | None:
+        """None: servers divide in whole heads and layers."""
+        return None
+
+    def reason(self, at: Admission, batch: int) -> str:
+        """Of a device: why not, what stays free of the pool, or what is missing."""
+        if at.problem is not None:
+            return at.problem
+        if at.batch >= batch:
+            return f"{format_decimal(at.free_bytes)} of the pool stay free"
+        if at.free_bytes <= 0:
+            return f"does not start: {format_decimal(-at.free_bytes)} are missing before any cache"
+        return f"{format_decimal(at.missing_bytes)} of the pool are missing for {requests(batch)}"
+
+    def shortage(self, batch: int) -> str:
+        """What the pool lacks."""
+        at = self.admission(batch=batch)
+        if at.problem is not None:
+            return f"{at.problem[0].upper()}{at.problem[1:]}."
+        if at.batch >= batch:
+            return ""
+        start = "; it does not even start" if at.free_bytes <= 0 else ""
+        return f"{format_bytes(at.missing_bytes)} a GPU are missing in the cache pool for {requests(batch)}{start}."
+
+
+def _named(names: Sequence[str]) -> list[StorageFormat]:
+    return [FORMATS[name] for name in names]
+
+
+def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admission:
+    try:
+        report = server_report(study, options)
+    except SpecError as error:
+        return Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
+    most, each, pool = floor(report.max_concurrency + 1e-9), report.kv_request_bytes, report.kv_pool_bytes
+    asked = most or 1 if batch is None else batch
+    return Admission(
+        batch=most,
+        missing_bytes=0 if most >= asked else max(1, asked * each - pool),
+        weight_bytes=report.weight_bytes_per_gpu,
+        kv_bytes=each,
+        free_bytes=pool - asked * each if most >= asked else pool,
+    )
