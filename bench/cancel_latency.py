@@ -12,22 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.formats import Formats
 from engine.process.client import EngineClient
 from engine.process.events import (
     TERMINAL_EVENTS,
-    Benchmark,
     Cancelled,
-    Event,
-    Formats,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Load,
     Loaded,
-    Progress,
-    Request,
     TokenGenerated,
 )
+from engine.records import Event, Progress, Request
 
 POLL_S = 0.002
 PATIENCE_S = 600.0

@@ -60,11 +60,11 @@ def _run(args: argparse.Namespace) -> int:
         from engine.process.service import Service  # torch
     except ImportError as error:
         raise EngineFailure(f"the engine needs PyTorch: {error}") from None
-    if args.tp > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+    if (args.tp or 1) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
         from engine.parallel.launch import follow_torchrun, follower_of_torchrun
 
         if follower_of_torchrun():
-            return follow_torchrun(args.weights, args.dtype or "auto", args.device)
+            return follow_torchrun(args.weights, args.dtype or "auto", args.device or "auto")
     service = Service()
     try:
         return run(args, todo, service.answer)

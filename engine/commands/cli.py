@@ -1,62 +1,45 @@
 """Options of `python -m engine`, checked before torch is imported."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.commands.line_plot import check_plot_path
 from engine.errors import EngineError, OptionError
 from engine.files import check_writable
-from engine.measure.options import (
-    check_batch,
-    check_benchmark,
-    check_formats,
-    check_ranks,
-    check_threads,
-    parse_counts,
-    parse_formats,
-    parse_ids,
-)
+from engine.measure.options import MODEL_OPTIONS, Option, check_ranks, check_threads, parse_ids
+from engine.measure.registry import MEASUREMENTS
 from engine.plain import one_line
-from engine.process.events import (
-    Batch,
-    Benchmark,
-    CacheKind,
-    CompileMode,
-    Device,
-    DType,
-    Evaluate,
-    Formats,
-    Generate,
-    Request,
-    Turn,
-)
+from engine.process.events import Generate, Turn
+from engine.records import CacheKind, Request
 
 PROG = "python -m engine"
-MODES = ("generate", "evaluate", "kv_evaluate", "benchmark", "batch", "formats", "run")
-PLOT_MODES = ("benchmark", "batch", "run")
+GENERATE, RUN = "generate", "run"
+_BY_MODE = {measurement.mode: measurement for measurement in MEASUREMENTS.values()}
+MODES = (GENERATE, *_BY_MODE, RUN)
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """What the assignment's `run` stands for: everything that it asks to be shown."""
+PLOT_MODES = (*(mode for mode, measurement in _BY_MODE.items() if measurement.plots), RUN)
 
 UNUSED = {"plot": None, "ids": False, "stream": False}
 """What the options of other modes stand at where a mode does not have them."""
 
 T = TypeVar("T")
 
-_EXAMPLES = """\
-modes
-  generate      continue a prompt, token by token, with the KV cache (or --no-cache)
-  evaluate      logits against the expected ones
-  kv_evaluate   the same with the cache, and cached against uncached
-  benchmark     latency with and without the cache, by prompt length
-  batch         decode steps of several prompts at once: tokens a second against batch
-  formats       memory, speed and error of each weight and cache format
-  run           evaluate, kv_evaluate and benchmark
-
-exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted
-"""
+_SUMMARIES = {
+    GENERATE: "continue a prompt, token by token, with the KV cache (or --no-cache)",
+    **{mode: measurement.summary for mode, measurement in _BY_MODE.items()},
+    RUN: "evaluate, kv_evaluate and benchmark",
+}
+_EPILOG = "\n".join(
+    [
+        "modes",
+        *(f"  {mode:<13} {summary}" for mode, summary in _SUMMARIES.items()),
+        "",
+        "exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted",
+    ]
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.serve is None and args.mode is None:
         parser.error("say what to do: serve, or --mode " + ", ".join(MODES))
     if args.plot is not None and args.mode not in PLOT_MODES:
-        parser.error(f"--plot belongs to --mode benchmark or batch, not {args.mode}")
+        parser.error(f"--plot belongs to --mode {' or '.join(PLOT_MODES[:-1])}, not {args.mode}")
     return args
 
 
@@ -86,15 +69,17 @@ def make_parser() -> Parser:
         prog=PROG,
         usage=f"{PROG} serve\n       {PROG} --mode MODE [OPTIONS]",
         description="Runs decoder-only transformers with a KV cache.",
-        epilog=_EXAMPLES,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("serve", nargs="?", choices=["serve"], help="answer JSON lines on stdin (the app's engine)")
     _add_modes(parser)
-    _add_model_options(parser)
-    for add in dict.fromkeys(add for adders in _OPTIONS.values() for add in adders):
-        add(parser)
+    _add_options(parser, "model", MODEL_OPTIONS)
+    _add_generate_options(parser)
+    _add_plot_option(parser)
+    for title, options in _own_options().items():
+        _add_options(parser, title, options)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
     out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
@@ -106,10 +91,50 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
     """The options of one mode alone, without those of output: for a front end with commands of its own."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.set_defaults(mode=mode, **UNUSED)
-    _add_model_options(parser)
-    for add in _OPTIONS[mode]:
-        add(parser)
+    _add_options(parser, "model", MODEL_OPTIONS)
+    if mode == GENERATE:
+        _add_generate_options(parser)
+        return parser
+    measurement = _BY_MODE[mode]
+    _add_options(parser, measurement.name, [option for option in measurement.options if not _is_models(option)])
+    if measurement.plots:
+        _add_plot_option(parser)
     return parser
+
+
+def _own_options() -> dict[str, list[Option]]:
+    """The options of measurements beside those of the model, by the names of the measurements that share them."""
+    users: dict[str, tuple[Option, list[str]]] = {}
+    for mode, measurement in _BY_MODE.items():
+        for option in measurement.options:
+            if not _is_models(option):
+                users.setdefault(option.name, (option, []))[1].append(mode)
+    groups: dict[str, list[Option]] = {}
+    for option, modes in users.values():
+        groups.setdefault(", ".join(modes), []).append(option)
+    return groups
+
+
+def _is_models(option: Option) -> bool:
+    return option.name in {each.name for each in MODEL_OPTIONS}
+
+
+def _add_options(parser: Parser, title: str, options: Iterable[Option]) -> None:
+    group = parser.add_argument_group(title)
+    for option in options:
+        if option.constant is not None:
+            group.add_argument(
+                *option.flags, dest=option.name, action="store_const", const=option.constant, help=option.help
+            )
+            continue
+        group.add_argument(
+            *option.flags,
+            dest=option.name,
+            type=option.read if option.read in (int, float, str) else _reader(option.read),
+            choices=option.choices or None,
+            metavar=option.metavar or None,
+            help=option.help,
+        )
 
 
 def _add_modes(parser: Parser) -> None:
@@ -118,33 +143,6 @@ def _add_modes(parser: Parser) -> None:
     group.add_argument("--evaluate", action="store_const", const="evaluate", dest="mode")
     group.add_argument("--kv-evaluate", "--kv_evaluate", action="store_const", const="kv_evaluate", dest="mode")
     group.add_argument("--benchmark", action="store_const", const="benchmark", dest="mode")
-
-
-def _add_model_options(parser: Parser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--weights",
-        "--model_state_dict",
-        "--model-state-dict",
-        "--model",
-        metavar="FILE",
-        help=".gguf, .safetensors, .pt, a model folder, org/name or org/name:Q4_K_M (default: the bundled model)",
-    )
-    group.add_argument("--dtype", choices=get_args(DType), help="default: float64 to evaluate, else auto")
-    group.add_argument("--compile", choices=get_args(CompileMode), help="the decode step in one piece (default auto)")
-    group.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel ranks, as processes (default 1)")
-    group.add_argument(
-        "--device", choices=get_args(Device), default="auto", help="default auto: cuda where torch sees one, else cpu"
-    )
-    group.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: 1 for a small model)")
-
-
-def _add_evaluate_options(parser: Parser) -> None:
-    group = parser.add_argument_group("evaluate, kv_evaluate")
-    group.add_argument(
-        "--test_cases", "--test-cases", "--cases", dest="cases", metavar="FILE", help="JSON (default: the bundled)"
-    )
-    group.add_argument("--atol", type=float, metavar="X", help="largest absolute error that passes")
 
 
 def _add_generate_options(parser: Parser) -> None:
@@ -170,66 +168,35 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument("--ids", action="store_true", help="print token ids instead of text")
 
 
-def _add_measuring_options(parser: Parser) -> None:
-    group = parser.add_argument_group("benchmark, batch")
-    group.add_argument("--new-tokens", type=int, metavar="N", help="default 40; for batch 16 steps")
-    group.add_argument("--repeats", type=int, default=5, metavar="N", help="default 5")
-    group.add_argument("--plot", type=Path, metavar="FILE", help="what was measured as a plot: .svg, .png, .txt")
-
-
-def _add_benchmark_options(parser: Parser) -> None:
-    group = parser.add_argument_group("benchmark")
-    group.add_argument(
-        "--lengths", type=_reader(parse_counts), default=Benchmark().lengths, metavar="10,50,100",
-        help="prompt lengths (default 10,50,100,500,1000)",
-    )  # fmt: skip
-    group.add_argument("--warmup", type=int, default=1, metavar="N", help="runs not counted (default 1)")
-
-
-def _add_batch_options(parser: Parser) -> None:
-    group = parser.add_argument_group("batch")
-    group.add_argument(
-        "--batches", type=_reader(parse_counts), default=Batch().batches, metavar="1..32",
-        help="rows at once: a list, or a range that doubles (default 1..32)",
-    )  # fmt: skip
-    group.add_argument("--context", type=int, default=64, metavar="N", help="tokens of the longest row (default 64)")
-    group.add_argument("--equal", action="store_true", help="rows of one length (default: from half of that upwards)")
-
-
-def _add_formats_options(parser: Parser) -> None:
-    group = parser.add_argument_group("formats")
-    group.add_argument(
-        "--formats", type=_reader(parse_formats), default=Formats().choices, metavar="LIST",
-        help="dtypes, each with /CACHE for another cache (default bfloat16,float16,int8,int4,float32/int8)",
-    )  # fmt: skip
-    group.add_argument(
-        "--tokens", type=int, default=128, metavar="N", help="tokens of text to measure on (default 128)"
-    )
-
-
-_OPTIONS: dict[str, tuple[Callable[[Parser], None], ...]] = {
-    "evaluate": (_add_evaluate_options,),
-    "kv_evaluate": (_add_evaluate_options,),
-    "generate": (_add_generate_options,),
-    "benchmark": (_add_measuring_options, _add_benchmark_options),
-    "batch": (_add_measuring_options, _add_batch_options),
-    "formats": (_add_formats_options,),
-}
+def _add_plot_option(parser: Parser) -> None:
+    modes = ", ".join(PLOT_MODES[:-1])
+    group = parser.add_argument_group("plot")
+    group.add_argument("--plot", type=Path, metavar="FILE", help=f"draw what was measured ({modes}): .svg, .png, .txt")
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
     """The checked requests that the options stand for, in their order. Raises EngineError."""
     check_threads(args.threads)
-    check_ranks(args.tp)
-    if args.tp > 1 and args.mode not in ("generate", "benchmark", "batch"):
-        raise OptionError("tp", f"--tp belongs to generate, benchmark and batch, not to {args.mode}")
+    _check_tp(args)
     if args.output is not None:
         check_writable(args.output)
     if args.plot is not None:
         check_plot_path(args.plot)
         check_writable(args.plot, "plot")
-    modes = RUN_MODES if args.mode == "run" else (args.mode,)
-    return [_MAKERS[mode](args) for mode in modes]
+    if args.mode == GENERATE:
+        return [_generate_request(args)]
+    modes = RUN_MODES if args.mode == RUN else (args.mode,)
+    return [_BY_MODE[mode].make(vars(args)) for mode in modes]
+
+
+def _check_tp(args: argparse.Namespace) -> None:
+    """Raise `OptionError` for ranks that cannot be, or that the mode does not have."""
+    if args.tp is None:
+        return
+    check_ranks(args.tp)
+    *able, last = (GENERATE, *(mode for mode, each in _BY_MODE.items() if any(o.name == "tp" for o in each.options)))
+    if args.tp > 1 and args.mode not in (*able, last):
+        raise OptionError("tp", f"--tp belongs to {', '.join(able)} and {last}, not to {args.mode}")
 
 
 def _generate_request(args: argparse.Namespace) -> Generate:
@@ -241,7 +208,6 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         prompt=prompt if turns is None else None,
         turns=turns,
         cache=args.cache,
-        compile=args.compile or "auto",
         prompt_ids=args.prompt_ids,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -249,11 +215,7 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         top_p=args.top_p,
         seed=args.seed,
         use_cache=not args.no_cache,
-        model=args.weights,
-        dtype=args.dtype or "auto",
-        threads=args.threads,
-        tp=args.tp,
-        device=args.device,
+        **{o.field: value for o in MODEL_OPTIONS if (value := getattr(args, o.name)) is not None},
     )
 
 
@@ -267,77 +229,6 @@ def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | N
         raise OptionError("chat", "a chat's turn is text: give --prompt or --prompt-file, not ids")
     system = () if args.system is None else (Turn(role="system", content=args.system),)
     return (*system, Turn(role="user", content=prompt))
-
-
-def _evaluate_request(args: argparse.Namespace, *, cached: bool = False) -> Evaluate:
-    return Evaluate(
-        weights=args.weights,
-        cases=args.cases,
-        atol=args.atol,
-        dtype=args.dtype or "float64",
-        cached=cached,
-        device=args.device,
-    )
-
-
-def _benchmark_request(args: argparse.Namespace) -> Benchmark:
-    request = Benchmark(
-        model=args.weights,
-        lengths=args.lengths,
-        new_tokens=Benchmark().new_tokens if args.new_tokens is None else args.new_tokens,
-        repeats=args.repeats,
-        warmup=args.warmup,
-        compile=args.compile or "off",
-        dtype=args.dtype or "auto",
-        threads=args.threads,
-        tp=args.tp,
-        device=args.device,
-    )
-    check_benchmark(request)
-    return request
-
-
-def _batch_request(args: argparse.Namespace) -> Batch:
-    request = Batch(
-        model=args.weights,
-        batches=args.batches,
-        context=args.context,
-        new_tokens=Batch().new_tokens if args.new_tokens is None else args.new_tokens,
-        repeats=args.repeats,
-        ragged=not args.equal,
-        compile=args.compile or "auto",
-        dtype=args.dtype or "auto",
-        threads=args.threads,
-        tp=args.tp,
-        device=args.device,
-    )
-    check_batch(request)
-    return request
-
-
-def _formats_request(args: argparse.Namespace) -> Formats:
-    if args.dtype is not None:
-        raise OptionError("dtype", "formats are compared with float32; name those to measure with --formats")
-    request = Formats(
-        model=args.weights,
-        choices=args.formats,
-        n_tokens=args.tokens,
-        threads=args.threads,
-        compile=args.compile or "auto",
-        device=args.device,
-    )
-    check_formats(request)
-    return request
-
-
-_MAKERS: dict[str, Callable[[argparse.Namespace], Request]] = {
-    "generate": _generate_request,
-    "evaluate": _evaluate_request,
-    "kv_evaluate": partial(_evaluate_request, cached=True),
-    "benchmark": _benchmark_request,
-    "batch": _batch_request,
-    "formats": _formats_request,
-}
 
 
 def read_prompt(path: Path) -> str:

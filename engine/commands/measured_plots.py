@@ -3,11 +3,24 @@
 from collections.abc import Callable, Sequence
 
 from engine.commands.line_plot import Drawing, Line, Point
-from engine.commands.summary import duration, plural
-from engine.process.events import BatchResult, BenchmarkResult, BenchmarkRow, Machine
+from engine.measure.kinds.batch import BatchFinished, BatchResult
+from engine.measure.kinds.benchmark import BenchmarkFinished, BenchmarkResult, BenchmarkRow
+from engine.records import Event, Machine
+from engine.text import duration, plural
 
 _BLUE, _RED, _GREY = "#1f5fa8", "#b3432b", "#6b6b6b"
 _Field = Callable[[BenchmarkRow], float]
+
+
+def drawing_of(finished: Event, predicted_tokens_per_s: Sequence[float] | None = None) -> Drawing | None:
+    """What --plot draws of a result; None of one that has no plot."""
+    match finished:
+        case BenchmarkFinished():
+            return latency_drawing(finished.result)
+        case BatchFinished():
+            return batch_drawing(finished.result, predicted_tokens_per_s)
+        case _:
+            return None
 
 
 def latency_drawing(result: BenchmarkResult) -> Drawing:

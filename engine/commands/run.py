@@ -5,88 +5,79 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from engine.commands.cli import RUN_MODES
-from engine.commands.documents import (
-    Document,
-    batch_document,
-    benchmark_document,
-    evaluation_document,
-    formats_document,
-    generation_document,
-    to_json,
-)
+from engine.commands.documents import generation_document, to_json
 from engine.commands.line_plot import Drawing, render
-from engine.commands.measured_plots import batch_drawing, latency_drawing
-from engine.commands.summary import (
-    batch_text,
-    benchmark_text,
-    duration,
-    evaluation_text,
-    formats_text,
-    generation_text,
-    size,
-)
+from engine.commands.measured_plots import drawing_of
+from engine.commands.summary import generation_text
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.files import write_whole
+from engine.measure.measurement import Document, Measurement
+from engine.measure.registry import measurement_of
 from engine.plain import one_line, plain
-from engine.process.events import (
-    BatchFinished,
-    BenchmarkFinished,
-    EngineExited,
-    EvaluationFinished,
-    Event,
-    Failed,
-    FormatsFinished,
-    Generate,
-    GenerationFinished,
-    Loaded,
-    ModelInfo,
-    Progress,
-    Request,
-    TokenGenerated,
-)
+from engine.process.events import EngineExited, Failed, Generate, GenerationFinished, Loaded, TokenGenerated
+from engine.records import Event, MeasurementFinished, ModelInfo, Progress, Request
+from engine.text import duration, size
 
 DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
-Result = EvaluationFinished | BenchmarkFinished | BatchFinished | FormatsFinished | GenerationFinished
+Result = MeasurementFinished | GenerationFinished
 Answer = Callable[[Request], Iterator[Event]]
 """What answers a request: a service in this process, or the client of another."""
 
-Draw = Callable[[Result, ModelInfo | None], Drawing | None]
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The result of one request. `measurement` is None for a generation."""
+
+    result: Result
+    measurement: Measurement | None
+    model: ModelInfo | None
+    """The model that gave it, where it was described."""
+
+    @property
+    def passed(self) -> bool:
+        """False where a check failed."""
+        return self.measurement is None or self.measurement.passed(self._measured)
+
+    def document(self) -> Document:
+        """The JSON document."""
+        if isinstance(self.result, GenerationFinished):
+            return generation_document(self.result, model=self.model.name if self.model else BUNDLED_NAME)
+        assert self.measurement is not None
+        return self.measurement.document(self._measured)
+
+    def text(self, *, ids: bool = False) -> str:
+        """For people: a table, or a generation as its text, or as ids where those are asked for or all there is."""
+        if isinstance(self.result, GenerationFinished):
+            text = self.result.text
+            return ",".join(map(str, self.result.ids)) if ids or text is None else text
+        assert self.measurement is not None
+        return str(self.measurement.table(self._measured))
+
+    @property
+    def _measured(self) -> Any:
+        assert isinstance(self.result, MeasurementFinished)
+        return self.result.result
+
+
+Draw = Callable[[Answered], Drawing | None]
 
 _REDRAW_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The results of a command, one a request, and the model that gave the last of them."""
+    """What a command came to, one answer per request."""
 
-    results: list[Result]
-    model: ModelInfo | None
-
-    @property
-    def model_name(self) -> str:
-        """The name for documents."""
-        return self.model.name if self.model else BUNDLED_NAME
+    answers: list[Answered]
 
     @property
     def exit_code(self) -> int:
         """1 where a check failed, else 0."""
-        failed = any(isinstance(r, EvaluationFinished) and not r.result.passed for r in self.results)
-        return CHECK_FAILED if failed else DONE
-
-
-def drawing_of(result: Result, model: ModelInfo | None) -> Drawing | None:
-    """What --plot draws of a result; None of one that has no plot. The model is for front ends that know more."""
-    match result:
-        case BenchmarkFinished():
-            return latency_drawing(result.result)
-        case BatchFinished():
-            return batch_drawing(result.result)
-        case _:
-            return None
+        return DONE if all(answered.passed for answered in self.answers) else CHECK_FAILED
 
 
 def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
@@ -99,27 +90,33 @@ def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
     return outcome.exit_code
 
 
-def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: Draw = drawing_of) -> Outcome:
+def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: Draw | None = None) -> Outcome:
     """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError.
 
-    `draw` says what --plot shows of a result.
+    `draw` says what --plot shows of a result, where it is not just what was measured.
     """
-    results: list[Result] = []
+    answers: list[Answered] = []
     model = None
     for request in todo:
         printer = _Printer(args, request)
-        results.append(printer.follow(answer(request)))
+        result = printer.follow(answer(request))
         model = printer.model or model
-        if args.plot is not None and (drawing := draw(results[-1], model)) is not None:
+        answers.append(Answered(result, measurement_of(request), model))
+        drawing = (draw or _drawing)(answers[-1]) if args.plot is not None else None
+        if drawing is not None:
             write_whole(args.plot, render(args.plot, drawing))
             printer.remark(f"wrote {args.plot}")
-    return Outcome(results, model)
+    return Outcome(answers)
+
+
+def _drawing(answered: Answered) -> Drawing | None:
+    return drawing_of(answered.result)
 
 
 def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
     """The results for people, to --output or stdout. A generation that was streamed is there already."""
     if not _streams(args):
-        emit(args, "\n\n".join(result_text(result, ids=args.ids) for result in outcome.results))
+        emit(args, "\n\n".join(answered.text(ids=args.ids) for answered in outcome.answers))
 
 
 def emit(args: argparse.Namespace, text: str) -> None:
@@ -133,40 +130,10 @@ def emit(args: argparse.Namespace, text: str) -> None:
 
 
 def _documents(args: argparse.Namespace, outcome: Outcome) -> Document:
-    documents = [document(result, model=outcome.model_name) for result in outcome.results]
+    documents = [answered.document() for answered in outcome.answers]
     if args.mode == "run":
         return {"command": "run", **dict(zip(RUN_MODES, documents, strict=True))}
     return documents[0]
-
-
-def document(result: Result, *, model: str) -> Document:
-    """The JSON document of a result."""
-    match result:
-        case EvaluationFinished():
-            return evaluation_document(result.result)
-        case BenchmarkFinished():
-            return benchmark_document(result.result)
-        case BatchFinished():
-            return batch_document(result.result)
-        case FormatsFinished():
-            return formats_document(result.result)
-        case GenerationFinished():
-            return generation_document(result, model=model)
-
-
-def result_text(result: Result, *, ids: bool = False) -> str:
-    """A result for people; a generation as its text, or as ids where those are asked for or all there is."""
-    match result:
-        case EvaluationFinished():
-            return evaluation_text(result.result)
-        case BenchmarkFinished():
-            return benchmark_text(result.result)
-        case BatchFinished():
-            return batch_text(result.result)
-        case FormatsFinished():
-            return formats_text(result.result)
-        case GenerationFinished():
-            return ",".join(map(str, result.ids)) if ids or result.text is None else str(result.text)
 
 
 def _streams(args: argparse.Namespace) -> bool:

@@ -16,7 +16,7 @@ from engine.errors import PromptError
 from engine.model.decoder import Decoder
 from engine.model.devices import synchronize
 from engine.model.generate import prompt_tensor
-from engine.process.events import CacheKind
+from engine.records import CacheKind
 from engine.weights.tokenizer import Tokenizer
 
 TEXT = """A reservoir behaves like a bank account for water. When the rains come, more flows in than is taken out, and \

@@ -1,28 +1,8 @@
-"""Facts about the machine that a measurement is worth nothing without."""
+"""Facts about this machine: its processor and its memory. No torch here."""
 
 import os
 import platform
 from pathlib import Path
-
-import torch
-
-from engine.model.decoder import Decoder
-from engine.model.devices import device_name
-from engine.process.events import Machine
-
-
-def machine_facts(decoder: Decoder) -> Machine:
-    """The processor, what torch may use of it, and the versions, at this moment."""
-    return Machine(
-        cpu=cpu_name(),
-        cores=usable_cores(),
-        threads=torch.get_num_threads(),
-        device=device_name(decoder.device),
-        dtype=str(decoder.dtype).removeprefix("torch."),
-        torch=str(torch.__version__),
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-    )
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -43,3 +23,15 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_bytes() -> int | None:
+    """Memory that a process can have without swapping; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None

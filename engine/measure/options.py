@@ -1,62 +1,97 @@
-"""What a benchmark, batches, a list of formats or a thread count may be, checked before anything heavy is imported."""
+"""The options of measurements as data, and what their values may be. Checked before anything heavy is imported."""
 
-from collections.abc import Sequence
-from typing import cast, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from engine.errors import OptionError
-from engine.process.events import Batch, Benchmark, CacheKind, DType, FormatChoice, Formats
+from engine.records import CompileMode, Device, DType
 
 MAX_THREADS = 1024
 MAX_TOKENS = 1_000_000
+MAX_REPEATS = 1000
 MAX_RANKS = 64
-MAX_BATCH = 1024
 
 
-def check_benchmark(options: Benchmark) -> None:
-    """Raise `OptionError` unless the sweep can be run."""
-    if not options.lengths:
-        raise OptionError("lengths", "the benchmark needs at least one prompt length, such as 10,50,100")
-    check_counts("lengths", options.lengths, high=MAX_TOKENS, noun="prompt length")
-    check_count("new_tokens", options.new_tokens, low=1, high=MAX_TOKENS)
-    check_count("repeats", options.repeats, low=1, high=1000)
-    check_count("warmup", options.warmup, low=0, high=1000)
-    check_threads(options.threads)
-    check_ranks(options.tp)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of a command: its words, its help, and the field of the request that it sets.
+
+    `read` turns the text into a value, and raises ValueError or EngineError with one sentence. A `constant` makes it a
+    flag without a value, which sets the field to just that.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    field: str
+    help: str
+    read: Callable[[str], Any] = str
+    write: Callable[[Any], str] = str
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    constant: object = None
+
+    def words(self, value: object) -> list[str]:
+        """The option as a command line writes it for `value`, in its first word."""
+        return [self.flags[0]] if self.constant is not None else [self.flags[0], self.write(value)]
 
 
-def check_batch(options: Batch) -> None:
-    """Raise `OptionError` unless the batches can be run, memory apart."""
-    if not options.batches:
-        raise OptionError("batches", "name at least one batch, such as 1,2,4,8 or 1..8")
-    check_counts("batches", options.batches, high=MAX_BATCH, noun="batch")
-    check_count("context", options.context, low=1, high=MAX_TOKENS)
-    check_count("new_tokens", options.new_tokens, low=1, high=MAX_TOKENS)
-    check_count("repeats", options.repeats, low=1, high=1000)
-    check_threads(options.threads)
-    check_ranks(options.tp)
-
-
-def check_formats(options: Formats) -> None:
-    """Raise `OptionError` unless the comparison can be run."""
-    if not options.choices:
-        raise OptionError("formats", "name at least one format, such as bfloat16,int8")
-    check_count("tokens", options.n_tokens, low=2, high=4096)
-    check_threads(options.threads)
-
-
-def parse_formats(text: str) -> tuple[FormatChoice, ...]:
-    """Comma-separated formats, each a dtype or dtype/cache: "bfloat16,int4,float32/int8". Raises OptionError."""
-    return tuple(dict.fromkeys(_parse_format(part.strip()) for part in text.split(",")))
-
-
-def _parse_format(text: str) -> FormatChoice:
-    dtype, slash, cache = text.partition("/")
-    dtypes = [name for name in get_args(DType) if name != "auto"]
-    if dtype not in dtypes:
-        raise OptionError("formats", f"{dtype!r} is no format; use {', '.join(dtypes)}, or one with a cache: int8/int8")
-    if slash and cache not in get_args(CacheKind):
-        raise OptionError("formats", f"{cache!r} is no way to keep the cache; use {', '.join(get_args(CacheKind))}")
-    return FormatChoice(dtype=cast(DType, dtype), cache=cast(CacheKind, cache or "full"))
+MODEL_HELP = ".gguf, .safetensors, .pt, a model folder, org/name or org/name:Q4_K_M (default: the bundled model)"
+MODEL = Option(
+    name="weights",
+    flags=("--model", "--weights", "--model_state_dict", "--model-state-dict"),
+    field="model",
+    metavar="FILE",
+    help=MODEL_HELP,
+)
+DTYPE = Option(
+    name="dtype",
+    flags=("--dtype",),
+    field="dtype",
+    choices=get_args(DType),
+    help="default: float64 to evaluate, else auto",
+)
+COMPILE = Option(
+    name="compile",
+    flags=("--compile",),
+    field="compile",
+    choices=get_args(CompileMode),
+    help="use the compiled decode step (default auto; off for benchmark)",
+)
+TP = Option(
+    name="tp",
+    flags=("--tp",),
+    field="tp",
+    read=int,
+    metavar="N",
+    help="tensor-parallel ranks, as processes (default 1)",
+)
+DEVICE = Option(
+    name="device",
+    flags=("--device",),
+    field="device",
+    choices=get_args(Device),
+    help="default auto: cuda where torch sees one, else cpu",
+)
+THREADS = Option(
+    name="threads",
+    flags=("--threads",),
+    field="threads",
+    read=int,
+    metavar="N",
+    help="threads of torch (default: 1 for a small model)",
+)
+MODEL_OPTIONS = (MODEL, DTYPE, COMPILE, TP, DEVICE, THREADS)
+"""What every command takes that runs a model."""
+NEW_TOKENS = Option(
+    name="new_tokens",
+    flags=("--new-tokens",),
+    field="new_tokens",
+    read=int,
+    metavar="N",
+    help="default 40; for batch 16 steps",
+)
+REPEATS = Option(name="repeats", flags=("--repeats",), field="repeats", read=int, metavar="N", help="default 5")
 
 
 def check_threads(threads: int | None) -> None:
@@ -94,6 +129,11 @@ def parse_ids(text: str) -> tuple[int, ...]:
 def parse_counts(text: str) -> tuple[int, ...]:
     """The same with ranges that double and hold both ends: "1..6" is 1, 2, 4, 6. Raises ValueError."""
     return tuple(count for part in text.split(",") for count in _parse_range(part))
+
+
+def write_counts(counts: Sequence[int]) -> str:
+    """Counts as `parse_counts` reads them."""
+    return ",".join(map(str, counts))
 
 
 def _parse_range(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 import torch
 
 from engine.errors import OptionError
-from engine.process.events import Device
+from engine.records import Device
 
 
 def pick_device(name: Device | str) -> torch.device:

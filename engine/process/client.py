@@ -19,8 +19,9 @@ from typing import Self
 import msgspec
 
 from engine.errors import EngineFailure
-from engine.process.events import Cancel, Event, Request, encode, ends
+from engine.process.events import Cancel, encode, ends
 from engine.process.session import Session
+from engine.records import Event, Request
 
 # Ctrl-C wakes a waiting main thread only if the system hands the signal to that thread; so never wait for long.
 _INTERRUPTIBLE_S = 0.25

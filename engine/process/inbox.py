@@ -9,7 +9,8 @@ from typing import IO
 
 import msgspec
 
-from engine.process.events import Cancel, Cancelled, Event, Failed, ProtocolError, Request, Shutdown, decode_request
+from engine.process.events import Cancel, Cancelled, Failed, ProtocolError, Shutdown, decode_request
+from engine.records import Event, Request
 
 _EXIT_GRACE_S = 0.5
 _PARENT_CHECK_S = 0.1
@@ -103,6 +104,6 @@ def _id_in(line: bytes) -> int:
     """The number of a request that cannot be understood otherwise, so that its sender gets the answer."""
     try:
         request_id = msgspec.json.decode(line)["request_id"]
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, IndexError):
         return 0
     return request_id if isinstance(request_id, int) and not isinstance(request_id, bool) else 0

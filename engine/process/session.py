@@ -15,16 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import IO
 
-from engine.process.events import (
-    Cancel,
-    EngineExited,
-    Event,
-    ProtocolError,
-    Request,
-    Shutdown,
-    decode_event,
-    ends,
-)
+from engine.process.events import Cancel, EngineExited, ProtocolError, Shutdown, decode_event, ends
+from engine.records import Event, Request
 
 _TAIL_BYTES = 4000
 _LAST_LINE_CHARACTERS = 300

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from engine.errors import Stopped
 from engine.measure.timing import NS_PER_S
-from engine.process.events import Progress
+from engine.records import Progress
 
 T = TypeVar("T")
 REPORT_NS = NS_PER_S // 10

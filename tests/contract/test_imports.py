@@ -117,6 +117,6 @@ def test_the_first_screen_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_engine_never_reaches_calc_or_the_app() -> None:
-    held = modules_of("import engine.process.worker, engine.commands.cli, engine.measure.benchmark")
+    held = modules_of("import engine.process.worker, engine.commands.cli, engine.measure.runners.benchmark")
     assert held & {"calc", "tui", "textual"} == set()
     assert "torch" in held

@@ -19,46 +19,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import msgspec
 
-from engine.process.events import (
-    Batch,
-    BatchFinished,
-    BatchResult,
-    BatchRow,
-    BatchRowMeasured,
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
+from engine.measure.kinds.benchmark import (
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
     BenchmarkRow,
     BenchmarkRowMeasured,
+)
+from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
+from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
+from engine.process.events import (
     Cancel,
     Cancelled,
-    CaseEvaluated,
-    CaseResult,
-    Evaluate,
-    EvaluationFinished,
-    EvaluationResult,
-    Event,
     Failed,
-    FormatMeasured,
-    FormatRow,
-    Formats,
-    FormatsFinished,
-    FormatsResult,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Load,
     Loaded,
-    Machine,
-    ModelInfo,
-    Progress,
     Ready,
-    Request,
     Shutdown,
     TokenGenerated,
     decode_request,
     encode,
 )
+from engine.records import Event, Machine, ModelInfo, Progress, Request
 
 WORDS = ("the ", "cache ", "keeps ", "what ", "was ", "read ", "before, ", "so ", "nothing ", "is ", "twice.\n")
 TOKEN_BYTES = 2 * 2 * 2 * 64 * 4

@@ -7,28 +7,20 @@ The first argument says what goes wrong: "good" (nothing), "mismatch" (a case fa
 import os
 import sys
 
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRow
+from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.process.events import (
-    Benchmark,
-    BenchmarkFinished,
-    BenchmarkResult,
-    BenchmarkRow,
     Cancelled,
-    CaseResult,
-    Evaluate,
-    EvaluationFinished,
-    EvaluationResult,
     Failed,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Loaded,
-    Machine,
-    ModelInfo,
-    Progress,
     Shutdown,
     decode_request,
     encode,
 )
+from engine.records import Machine, ModelInfo, Progress
 
 MODEL = ModelInfo(
     name="tiny_model",

@@ -6,7 +6,8 @@ import re
 
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
-from engine.measure.options import MAX_BATCH, MAX_TOKENS
+from engine.measure.kinds.batch import MAX_BATCH
+from engine.measure.options import MAX_TOKENS
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
 DTYPE_HELP = (

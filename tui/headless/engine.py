@@ -14,23 +14,19 @@ from calc.commands.output import emit, emit_tables, rendered, say
 from calc.commands.tables import Table
 from engine.commands import cli as engine_cli
 from engine.commands import run as commands
-from engine.commands.documents import Document, batch_document, generation_document, to_json
+from engine.commands.documents import generation_document, to_json
 from engine.commands.line_plot import Drawing
-from engine.commands.measured_plots import batch_drawing
-from engine.commands.summary import batch_title
+from engine.commands.measured_plots import drawing_of
 from engine.errors import EngineError
+from engine.measure.kinds import batch as batches
+from engine.measure.kinds.batch import BatchFinished
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
+from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
+from engine.measure.kinds.formats import FormatsFinished
+from engine.measure.measurement import Document
 from engine.process.client import EngineClient
-from engine.process.events import (
-    BatchFinished,
-    Benchmark,
-    BenchmarkFinished,
-    Evaluate,
-    EvaluationFinished,
-    FormatsFinished,
-    GenerationFinished,
-    ModelInfo,
-    Request,
-)
+from engine.process.events import GenerationFinished
+from engine.records import ModelInfo, Request
 from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live import measured_tables as measured
 from tui.live.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
@@ -82,17 +78,17 @@ def engine_guarded(run: Callable[[], int], prog: str) -> int:
 
 
 def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
-    (result,) = outcome.results
-    if isinstance(result, BatchFinished) and args.format != "json":
-        _print_batch(args, result, outcome.model)
+    (answered,) = outcome.answers
+    if isinstance(answered.result, BatchFinished) and args.format != "json":
+        _print_batch(args, answered.result, answered.model)
         return
     if args.format == "text":
         commands.print_text(args, outcome)
         return
     if args.format == "json":
-        text = to_json(_document(outcome))
+        text = to_json(_document(answered))
     else:
-        text = (render.as_csv if args.format == "csv" else render.as_markdown)(_table(outcome))
+        text = (render.as_csv if args.format == "csv" else render.as_markdown)(_table(answered))
     emit(args, text)
 
 
@@ -102,7 +98,7 @@ def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: Model
     machine = f"Measured on {measured.machine_text(result.machine)}."
     basis = () if predicted is None else (predicted.basis,)
     table = measured.batch_table(result.rows, predicted)
-    emit_tables(args, batch_title(result), [table], (*basis, *result.notes, machine))
+    emit_tables(args, batches.title(result), [table], (*basis, *result.notes, machine))
 
 
 def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> BatchPrediction | None:
@@ -112,22 +108,20 @@ def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> Batch
     return predicted_batches(model, result.rows, prefill_tokens=result.prefill_tokens, prefill_s=result.prefill_s)
 
 
-def _drawing(result: commands.Result, model: ModelInfo | None) -> Drawing | None:
+def _drawing(answered: commands.Answered) -> Drawing | None:
     """What --plot draws: of batches the predicted line as well."""
-    if not isinstance(result, BatchFinished):
-        return commands.drawing_of(result, model)
-    predicted = _batch_prediction(result, model)
-    return batch_drawing(result.result, predicted.tokens_per_s if predicted is not None else None)
+    result = answered.result
+    predicted = _batch_prediction(result, answered.model) if isinstance(result, BatchFinished) else None
+    return drawing_of(result, predicted.tokens_per_s if predicted is not None else None)
 
 
-def _document(outcome: commands.Outcome) -> Document:
+def _document(answered: commands.Answered) -> Document:
     """The JSON document, with calc's figure for the cache beside the measured one."""
-    (result,) = outcome.results
-    model = outcome.model
+    result, model = answered.result, answered.model
     if isinstance(result, BatchFinished):
         return _batch_document(result, model)
     if not isinstance(result, GenerationFinished) or model is None:
-        return commands.document(result, model=outcome.model_name)
+        return answered.document()
     predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
     times = None
     if result.kv_cache_bytes:
@@ -145,8 +139,8 @@ def _document(outcome: commands.Outcome) -> Document:
 def _batch_document(finished: BatchFinished, model: ModelInfo | None) -> Document:
     predicted = _batch_prediction(finished, model)
     if predicted is None:
-        return batch_document(finished.result)
-    return batch_document(
+        return batches.document(finished.result)
+    return batches.document(
         finished.result,
         predicted_tokens_per_s=predicted.tokens_per_s,
         bytes_per_s=predicted.bytes_per_s,
@@ -154,11 +148,10 @@ def _batch_document(finished: BatchFinished, model: ModelInfo | None) -> Documen
     )
 
 
-def _table(outcome: commands.Outcome) -> Table:
-    (result,) = outcome.results
-    if not isinstance(result, GenerationFinished):
-        return _result_table(result)
-    rows = tuple((key, str(value)) for key, value in _document(outcome).items() if not isinstance(value, list))
+def _table(answered: commands.Answered) -> Table:
+    if not isinstance(answered.result, GenerationFinished):
+        return _result_table(answered.result)
+    rows = tuple((key, str(value)) for key, value in _document(answered).items() if not isinstance(value, list))
     return Table(title="generate", columns=("field", "value"), rows=rows)
 
 
@@ -170,7 +163,7 @@ def _result_table(result: commands.Result) -> Table:
             return measured.benchmark_table(benchmark.rows, new_tokens=benchmark.new_tokens)
         case FormatsFinished(result=formats):
             return measured.formats_table(formats.rows)
-        case GenerationFinished() | BatchFinished():
+        case _:
             raise TypeError(f"a {type(result).__name__} is printed with its prediction")
 
 
@@ -201,7 +194,7 @@ def _study_requests() -> list[Request]:
 
 
 def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
-    measured_parts = [commands.document(result, model=outcome.model_name) for result in outcome.results]
+    measured_parts = [answered.document() for answered in outcome.answers]
     parts = [memory_document(analysis.memory), intensity_document(analysis.intensity), *measured_parts]
     return {"command": "study", "schema": 1, **{part["command"]: part for part in parts}}
 
@@ -210,10 +203,10 @@ def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str
     answers = (memory_answer(analysis.memory), intensity_answer(analysis.intensity))
     blocks = [rendered(form, *answer) for answer in answers]
     if form == "text":
-        blocks += [commands.result_text(result) for result in outcome.results]
+        blocks += [answered.text() for answered in outcome.answers]
     else:
         write = render.as_csv if form == "csv" else render.as_markdown
-        blocks += [write(_result_table(result)) for result in outcome.results]
+        blocks += [write(_result_table(answered.result)) for answered in outcome.answers]
     return "\n\n".join(blocks)
 
 

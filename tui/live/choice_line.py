@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from calc.units import format_decimal, format_duration_s
-from engine.process.events import ModelInfo
+from engine.records import ModelInfo
 from tui.live.formats import Choice, Effect
 from tui.live.load_memory import weight_bytes
 from tui.live.predict import DTYPES, cache_token_term, predicted_times, read_spec, spec_of

@@ -14,24 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
+from engine.measure.kinds.batch import Batch
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
+from engine.measure.kinds.formats import Formats
 from engine.process.client import EngineClient
-from engine.process.events import (
-    Batch,
-    Benchmark,
-    EngineExited,
-    Evaluate,
-    Event,
-    Failed,
-    Formats,
-    Generate,
-    Load,
-    Loaded,
-    ModelInfo,
-    Progress,
-    Ready,
-    Request,
-    ends,
-)
+from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, ends
+from engine.records import Event, ModelInfo, Progress, Request
 
 if TYPE_CHECKING:
     from textual.app import App

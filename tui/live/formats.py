@@ -14,7 +14,9 @@ import msgspec
 
 from calc.commands.tables import Table
 from calc.units import format_decimal, format_duration_s, format_rate
-from engine.process.events import CacheKind, Event, FormatMeasured, FormatRow, Formats, Loaded, ModelInfo
+from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats
+from engine.process.events import Loaded
+from engine.records import CacheKind, Event, ModelInfo
 from engine.weights.hub import cached_model
 from tui.live.generation import Run
 from tui.live.measured_tables import SHORT_NAMES, kept_columns

@@ -9,15 +9,14 @@ from engine.measure.timing import NS_PER_S, Timing, latencies_s, percentile, tok
 from engine.process.events import (
     Cancelled,
     EngineExited,
-    Event,
     Failed,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Loaded,
-    ModelInfo,
     TokenGenerated,
 )
+from engine.records import Event, ModelInfo
 
 REASONS = {
     "eos": "the model ended the text",

@@ -10,8 +10,9 @@ from calc.model.params import parameters
 from calc.model.spec import MAX_BYTES, ModelSpec
 from calc.units import format_decimal
 from engine.errors import CheckpointError
-from engine.measure.memory import available_bytes
-from engine.process.events import Generate, ModelInfo
+from engine.measure.machine import available_bytes
+from engine.process.events import Generate
+from engine.records import ModelInfo
 from engine.weights.hub import cached_path
 from tui.live.predict import DTYPES, ELEMENT_BYTES, read_spec, read_weight_bytes
 

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 from calc.commands.tables import Table
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
-from engine.commands.summary import plural, rises
-from engine.process.events import BatchRow, BenchmarkRow, CaseResult, FormatRow, Machine
+from engine.measure.kinds.batch import BatchRow, rises
+from engine.measure.kinds.benchmark import BenchmarkRow
+from engine.measure.kinds.evaluate import CaseResult
+from engine.measure.kinds.formats import FormatRow
+from engine.records import Machine
+from engine.text import plural
 
 if TYPE_CHECKING:
     from tui.live.predict import BatchPrediction

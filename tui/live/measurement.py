@@ -7,35 +7,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from calc.units import format_duration_s
-from engine.process.events import (
-    Batch,
-    BatchFinished,
-    BatchResult,
-    BatchRow,
-    BatchRowMeasured,
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
+from engine.measure.kinds.benchmark import (
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
     BenchmarkRow,
     BenchmarkRowMeasured,
-    Cancelled,
-    CaseEvaluated,
-    CaseResult,
-    EngineExited,
-    Evaluate,
-    EvaluationFinished,
-    EvaluationResult,
-    Event,
-    Failed,
-    FormatMeasured,
-    FormatRow,
-    Formats,
-    FormatsFinished,
-    FormatsResult,
-    Loaded,
-    ModelInfo,
-    Progress,
 )
+from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
+from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
+from engine.process.events import Cancelled, EngineExited, Failed, Loaded
+from engine.records import Event, ModelInfo, Progress
 from tui.live.engine_link import loading_text
 from tui.live.measured_tables import verdict
 from tui.live.predict import BatchPrediction, predicted_batches

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from textual.app import App
 
 from calc.units import format_decimal
-from engine.measure.memory import available_bytes
+from engine.measure.machine import available_bytes
 from engine.weights.local_models import FoundModel, find_models
 from tui.widgets.path_bar import PathBar, PathRequest
 from tui.widgets.picker import Choice, Picker, PickList

@@ -17,7 +17,8 @@ from calc.model.spec import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
 from calc.sources.catalog import manual_device
 from calc.units import format_rate
-from engine.process.events import BatchRow, CacheKind, ModelInfo
+from engine.measure.kinds.batch import BatchRow
+from engine.records import CacheKind, ModelInfo
 
 DTYPES = {
     "float64": StorageFormat("float64", 1, 8),

@@ -15,7 +15,11 @@ from textual.widgets import Button, Input, Label, ProgressBar, Static
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from engine.errors import EngineError
-from engine.process.events import Batch, Benchmark, Evaluate, Event, Formats
+from engine.measure.kinds.batch import Batch
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
+from engine.measure.kinds.formats import Formats
+from engine.records import Event
 from tui.form.sampling import (
     COMPILED_CHOICES,
     COMPILED_HELP,

@@ -17,17 +17,9 @@ from textual.widgets import Button, Input, Label
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from engine.errors import EngineError
-from engine.process.events import (
-    CacheKind,
-    DType,
-    Event,
-    FormatChoice,
-    Formats,
-    Generate,
-    GenerationStarted,
-    ModelInfo,
-    Turn,
-)
+from engine.measure.kinds.formats import FormatChoice, Formats
+from engine.process.events import Generate, GenerationStarted, Turn
+from engine.records import CacheKind, DType, Event, ModelInfo
 from tui.form.sampling import (
     CACHE_CHOICES,
     CACHE_HELP,

@@ -121,7 +121,7 @@ def state_from(args: argparse.Namespace) -> AppState:
 def _measured(*, quiet: bool) -> Measurements:
     from engine.commands.run import ProgressLine
     from engine.process.client import EngineClient
-    from engine.process.events import Event, Progress
+    from engine.records import Event, Progress
     from tui.report.measure import measure
 
     line = ProgressLine(sys.stderr, enabled=not quiet)

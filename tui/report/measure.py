@@ -11,23 +11,19 @@ from calc.model.cache import kv_bytes_per_token
 from calc.model.storage import FORMATS
 from calc.plain import plain
 from engine.errors import EngineError, EngineFailure, InputError
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
+from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
 from engine.process.client import EngineClient
 from engine.process.events import (
-    Benchmark,
-    BenchmarkFinished,
     Cancelled,
     EngineExited,
-    Evaluate,
-    EvaluationFinished,
-    Event,
     Failed,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Loaded,
-    ModelInfo,
-    Request,
 )
+from engine.records import Event, ModelInfo, Request
 from tui.report.measured_part import Measurements, Sample
 
 Watcher = Callable[[Event], None]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calc.units import format_bytes, format_count, format_duration_s
+from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
+from engine.measure.kinds.evaluate import CaseResult, EvaluationResult
 from engine.measure.timing import timing
-from engine.process.events import BenchmarkResult, BenchmarkRow, CaseResult, EvaluationResult, Machine
+from engine.records import Machine
 from tui.report.model import Block, Figure, Grid, Heading, Text, Verbatim, cells, paragraph, plain_items
 from tui.views.plots import benchmark_chart
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from calc.intensity.study import IntensityReport
 from calc.intensity.traffic import DecodePoint
 from calc.units import format_count, format_duration_s
+from engine.measure.kinds.batch import BatchRow
+from engine.measure.kinds.benchmark import BenchmarkRow
 from engine.measure.timing import latencies_s, percentile
-from engine.process.events import BatchRow, BenchmarkRow
 from tui.views.chart import Axis, Chart, Level, Series, draw
 
 if TYPE_CHECKING:

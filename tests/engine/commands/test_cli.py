@@ -22,34 +22,21 @@ import torch
 from engine.__main__ import main, wait_briefly
 from engine.commands import run as commands
 from engine.commands.cli import parse, requests
-from engine.commands.documents import (
-    batch_document,
-    benchmark_document,
-    evaluation_document,
-    generation_document,
-    to_json,
-)
+from engine.commands.documents import generation_document, to_json
 from engine.commands.line_plot import Drawing, Scale, ScaleName, as_svg, as_text, make_scale, render, ticks
 from engine.commands.measured_plots import batch_drawing, duration_label, latency_drawing
 from engine.commands.run import ProgressLine, progress_text
-from engine.commands.summary import benchmark_text, duration, evaluation_text, generation_text, table
+from engine.commands.summary import generation_text
 from engine.errors import OptionError
 from engine.files import check_writable, write_whole
-from engine.process.events import (
-    Batch,
-    BatchResult,
-    BatchRow,
-    Benchmark,
-    BenchmarkResult,
-    BenchmarkRow,
-    CaseResult,
-    Evaluate,
-    EvaluationResult,
-    Generate,
-    GenerationFinished,
-    Machine,
-    Progress,
-)
+from engine.measure.kinds import batch, benchmark, evaluate
+from engine.measure.kinds.batch import Batch, BatchResult, BatchRow
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkResult, BenchmarkRow
+from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationResult
+from engine.measure.measurement import plain_document
+from engine.process.events import Generate, GenerationFinished
+from engine.records import Machine, Progress
+from engine.text import duration, table
 from tests.engine import oracle
 from tests.engine.reference import Reference
 
@@ -359,7 +346,7 @@ def test_batch_prints_its_document_and_the_plot(model: str, tmp_path: Path, caps
 
 
 def test_batch_document_has_rises_over_the_smallest_batch() -> None:
-    rows = batch_document(BATCHES, predicted_tokens_per_s=(100.0, 150.0, 500.0), bytes_per_s=1e9)["rows"]
+    rows = batch.document(BATCHES, predicted_tokens_per_s=(100.0, 150.0, 500.0), bytes_per_s=1e9)["rows"]
     assert [row["rise"] for row in rows] == pytest.approx([1.0, 1.6, 4.0])
     assert [row["rise_predicted"] for row in rows] == [1.0, 1.5, 5.0]
     assert [row["tokens_per_s_predicted"] for row in rows] == [100.0, 150.0, 500.0]
@@ -445,16 +432,16 @@ def test_run_answers_the_assignment_with_its_own_files(
 def test_documents_are_the_records() -> None:
     case = CaseResult(case=0, prompt_tokens=2, passed=False, max_abs_error=None)
     result = EvaluationResult(command="evaluate", weights="w", dtype="float64", atol=1e-4, passed=False, cases=(case,))
-    assert evaluation_document(result)["cases"][0] == dict.fromkeys(CASE_KEYS) | {
+    assert plain_document(result)["cases"][0] == dict.fromkeys(CASE_KEYS) | {
         "case": 0,
         "prompt_tokens": 2,
         "passed": False,
     }
-    benchmark = benchmark_document(RESULT)
-    assert benchmark["command"] == "benchmark"
-    assert benchmark["rows"][1]["with_cache_s"] == 0.0037
-    assert (benchmark["repeats"], benchmark["warmup"], benchmark["notes"]) == (5, 1, ["A note."])
-    assert json.loads(to_json(benchmark)) == benchmark
+    printed = benchmark.document(RESULT)
+    assert printed["command"] == "benchmark"
+    assert printed["rows"][1]["with_cache_s"] == 0.0037
+    assert (printed["repeats"], printed["warmup"], printed["notes"]) == (5, 1, ["A note."])
+    assert json.loads(to_json(printed)) == printed
 
 
 def test_generation_document_makes_rates_in_one_place() -> None:
@@ -472,7 +459,7 @@ def test_json_is_standard() -> None:
 
 
 def test_texts_for_people() -> None:
-    text = benchmark_text(RESULT).splitlines()
+    text = str(benchmark.table(RESULT)).splitlines()
     assert text[0].startswith("benchmark two & layers: the prompt and 40 new tokens, median of 5 repeats")
     assert re.search(r"^ +10 +3\.25 ms +2\.92 ms\.\.3\.90 ms +5\.40 ms .* 1\.66x .* 78\.0 us +- +40,000 B$", text[2])
     assert text[-1] == "A note."
@@ -480,8 +467,8 @@ def test_texts_for_people() -> None:
     result = EvaluationResult(
         command="kv-evaluate", weights="w", dtype="float64", atol=1e-4, passed=False, cases=(case,)
     )
-    assert "FAILED   5.00e-01    2.50e-01           -          -" in evaluation_text(result)
-    assert evaluation_text(result).endswith("FAILED: 0 of 1 cases within 0.0001 in float64")
+    assert "FAILED   5.00e-01    2.50e-01           -          -" in str(evaluate.table(result))
+    assert str(evaluate.table(result)).endswith("FAILED: 0 of 1 cases within 0.0001 in float64")
     assert generation_text(FINISHED) == (
         "3 tokens (length) · first after 250 ms · then 100 ms each · 10.0 tokens/s · KV cache 4,096 B"
     )

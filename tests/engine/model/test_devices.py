@@ -8,23 +8,17 @@ import torch
 
 from engine.commands.cli import parse, requests
 from engine.errors import OptionError
-from engine.measure.probe import probe
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
+from engine.measure.kinds.formats import Formats
+from engine.measure.rates import probe
 from engine.model.cache import CacheKind
 from engine.model.config import n_parameters
 from engine.model.decoder import Decoder, empty_weights, random_weights
 from engine.model.devices import check_devices, device_name, pick_device, rank_device, synchronize
-from engine.process.events import (
-    Benchmark,
-    Evaluate,
-    Event,
-    Failed,
-    Formats,
-    Generate,
-    GenerationFinished,
-    Load,
-    Loaded,
-)
+from engine.process.events import Failed, Generate, GenerationFinished, Load, Loaded
 from engine.process.service import Service
+from engine.records import Event
 from tests.engine.models import VARIANTS, llama_config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

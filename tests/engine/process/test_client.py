@@ -15,7 +15,6 @@ from engine.errors import EngineFailure
 from engine.process.client import EngineClient, default_command
 from engine.process.events import (
     EngineExited,
-    Event,
     Failed,
     Generate,
     GenerationFinished,
@@ -26,6 +25,7 @@ from engine.process.events import (
     TokenGenerated,
 )
 from engine.process.session import describe_returncode
+from engine.records import Event
 from tests.engine.processes import exists
 
 FAKE = (sys.executable, str(Path(__file__).parents[1] / "fake_engine.py"))

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import pytest
@@ -11,45 +10,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
-from engine.process import events as protocol
-from engine.process.events import (
-    Batch,
-    BatchFinished,
-    BatchResult,
-    BatchRow,
-    BatchRowMeasured,
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
+from engine.measure.kinds.benchmark import (
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
     BenchmarkRow,
     BenchmarkRowMeasured,
-    Cancel,
-    Cancelled,
-    CaseEvaluated,
-    CaseResult,
-    EngineExited,
-    Evaluate,
-    EvaluationFinished,
-    EvaluationResult,
-    Event,
-    Failed,
+)
+from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
+from engine.measure.kinds.formats import (
     FormatChoice,
     FormatMeasured,
     FormatRow,
     Formats,
     FormatsFinished,
     FormatsResult,
+)
+from engine.process import events as protocol
+from engine.process.events import (
+    Cancel,
+    Cancelled,
+    EngineExited,
+    Failed,
     Generate,
     GenerationFinished,
     GenerationStarted,
     Load,
     Loaded,
-    Machine,
-    ModelInfo,
-    Progress,
     ProtocolError,
     Ready,
-    Request,
     Shutdown,
     TokenGenerated,
     decode_event,
@@ -57,7 +47,9 @@ from engine.process.events import (
     encode,
     ends,
 )
+from engine.records import Event, Machine, ModelInfo, Progress, Request
 
+WIRE = Path(__file__).with_name("wire.jsonl")
 MODEL = ModelInfo(
     name="two-layer",
     path="/models/two-layer",
@@ -127,6 +119,7 @@ BATCH_ROW = BatchRow(
 MACHINE = Machine(
     cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
 )
+DEEP = b"[" * 100_000 + b"]" * 100_000
 REQUESTS: list[Request] = [
     Load(request_id=1, model="m.pt", dtype="float64", threads=2),
     Generate(request_id=2, prompt_ids=(1, 2), temperature=0.5, top_k=3, top_p=0.9, seed=7),
@@ -192,8 +185,19 @@ EVENTS: list[Event] = [
 
 
 def test_the_examples_cover_the_protocol() -> None:
-    assert {type(request) for request in REQUESTS} == set(get_args(Request))
-    assert {type(event) for event in EVENTS} == set(get_args(Event))
+    assert {type(request) for request in REQUESTS} == set(protocol.REQUESTS)
+    assert {type(event) for event in EVENTS} == set(protocol.EVENTS)
+
+
+def test_every_record_keeps_its_wire_form() -> None:
+    """The lines were written by the first version of the protocol: keys and values stay, whatever their order."""
+    lines = WIRE.read_bytes().splitlines()
+    records = [*REQUESTS, *EVENTS]
+    assert len(lines) == len(records)
+    for line, record in zip(lines, records, strict=True):
+        assert msgspec.json.decode(encode(record)) == msgspec.json.decode(line)
+        read = decode_request(line) if isinstance(record, Request) else decode_event(line)
+        assert read == record
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda record: type(record).__name__)
@@ -245,7 +249,15 @@ def test_any_text_survives(prompt: str, request_id: int) -> None:
         (b'{"type":"Generate","prompt_ids":[1,"2"]}', r"Expected `int`, got `str` - at `\$.prompt_ids"),
         (b'{"type":"Generate","temperature":NaN}', "malformed"),
         (encode(EVENTS[0]), "Invalid value 'Ready'"),
+        (b'{"type":"Generate","prompt":"x","max_tokens":3}', "unknown field `max_tokens`"),
+        (b'{"type":"Load","threads":1,"device":"cpu","gpu":0}', "unknown field `gpu`"),
+        (b'{"type":"Generate","turns":[{"role":"user","content":"x","name":"y"}]}', "unknown field `name`"),
+        (b'{"type":"Formats","choices":[{"dtype":"int8","group":64}]}', "unknown field `group`"),
+        (b'{"type":"Cancel","target_id":1,"now":true}', "unknown field `now`"),
+        (b'{"x":' + DEEP + b',"type":"Load"}', "nested too deeply"),
+        (DEEP, "Expected `object`, got `array`"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_anything_else_is_refused_with_its_fault(line: bytes, said: str) -> None:
     with pytest.raises(ProtocolError, match=said):
@@ -280,17 +292,20 @@ def test_which_events_end_which_requests() -> None:
 
 def test_what_the_app_imports_brings_nothing_heavy() -> None:
     modules = (
-        "events",
-        "client",
-        "timing",
-        "documents",
-        "summary",
-        "line_plot",
-        "measured_plots",
-        "options",
-        "memory",
+        "process.events",
+        "process.client",
+        "measure.timing",
+        "measure.registry",
+        "measure.machine",
+        "measure.options",
+        "commands.documents",
+        "commands.summary",
+        "commands.line_plot",
+        "commands.measured_plots",
+        "commands.cli",
+        "commands.run",
         "files",
-        "cli",
+        "text",
     )
     code = f"""
 import sys

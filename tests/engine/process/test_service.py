@@ -106,7 +106,7 @@ class TestCompiledStep:
 
     def test_it_is_taken_away_again(self, service):
         run(service, prompt_ids=FIRST, compile="off")
-        assert service._held.model.decoder.decode_step is None
+        assert service.held.model.decoder.decode_step is None
 
 
 class TestRanks:

@@ -10,8 +10,9 @@ import pytest
 
 from engine.errors import CheckpointError, Stopped
 from engine.model.decoder import random_weights
-from engine.process.events import Load, Loaded, Progress
+from engine.process.events import Load, Loaded
 from engine.process.service import Service
+from engine.records import Progress
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.hub import cache_folder, cached_model, locate
 from engine.weights.loading import REPORT_NS, Watch

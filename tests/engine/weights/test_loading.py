@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError, Stopped
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
+from engine.measure.kinds.formats import Formats
 from engine.measure.timing import NS_PER_S
 from engine.model.decoder import random_weights
-from engine.process.events import Benchmark, Cancelled, Evaluate, Event, Formats, Generate, Load, Loaded, Progress
+from engine.process.events import Cancelled, Generate, Load, Loaded
 from engine.process.service import Service
+from engine.records import Event, Progress
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.loading import REPORT_NS, Watch, followed
 from tests.engine.gguf_files import write_gguf
@@ -217,7 +221,7 @@ def test_every_kind_of_request_can_be_stopped_while_it_loads(
     assert events[-1] == Cancelled(request_id=3)
     assert slow.taken < 4  # of some twenty weights
     assert not any(isinstance(event, Loaded) for event in events)
-    assert service._held is None
+    assert service.held.model is None
 
 
 def test_after_a_stop_the_next_request_loads_as_ever(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from engine.process.events import (
-    Cancelled,
-    EngineExited,
-    Evaluate,
-    EvaluationFinished,
-    Event,
-    Failed,
-    Generate,
-    GenerationFinished,
-    Load,
-    Progress,
-    TokenGenerated,
-)
+from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
+from engine.process.events import Cancelled, EngineExited, Failed, Generate, GenerationFinished, Load, TokenGenerated
+from engine.records import Event, Progress
 from tests.tui.live_engine import fake_engine
 from tui.live.engine_link import EngineLink, EngineStatus, Phase, loading_text
 

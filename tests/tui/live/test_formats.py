@@ -8,19 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.process.events import (
-    CacheKind,
-    DType,
-    FormatChoice,
-    FormatMeasured,
-    FormatRow,
-    Formats,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Loaded,
-    TokenGenerated,
-)
+from engine.measure.kinds.formats import FormatChoice, FormatMeasured, FormatRow, Formats
+from engine.process.events import Generate, GenerationFinished, GenerationStarted, Loaded, TokenGenerated
+from engine.records import CacheKind, DType
 from tests.tui.fake_engine import RATED, TOKEN_BYTES, model
 from tui.live.choice_line import Expected, Turned, choice_lines, expected
 from tui.live.formats import Choice, Effect, Effects, effects_table, effects_variants, model_key

@@ -9,7 +9,6 @@ from engine.measure.timing import timing
 from engine.process.events import (
     Cancelled,
     EngineExited,
-    Event,
     Failed,
     Generate,
     GenerationFinished,
@@ -18,6 +17,7 @@ from engine.process.events import (
     StopReason,
     TokenGenerated,
 )
+from engine.records import Event
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.live.generation import Run
 from tui.live.predict import predicted_times

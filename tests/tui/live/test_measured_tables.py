@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.process.events import CaseResult
+from engine.measure.kinds.evaluate import CaseResult
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.views.test_plots import row
 from tui.live.measured_tables import (

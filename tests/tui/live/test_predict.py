@@ -13,7 +13,8 @@ from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import linear_flops, linear_params
 from calc.model.params import parameters
 from calc.model.spec import Mlp, ModelSpec, Norm
-from engine.process.events import BatchRow, ModelInfo
+from engine.measure.kinds.batch import BatchRow
+from engine.records import ModelInfo
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.live.predict import (
     Work,

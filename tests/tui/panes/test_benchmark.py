@@ -9,7 +9,11 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
 from calc.commands.tables import Table
-from engine.process.events import Batch, BatchRowMeasured, Benchmark, CacheKind, Evaluate, FormatRow, Formats
+from engine.measure.kinds.batch import Batch, BatchRowMeasured
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
+from engine.measure.kinds.formats import FormatRow, Formats
+from engine.records import CacheKind
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.live_engine import live_app, open_pane, until
 from tui.live.measured_tables import formats_variants

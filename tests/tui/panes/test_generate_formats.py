@@ -6,7 +6,7 @@ import pytest
 from textual.pilot import Pilot
 
 from calc.commands.tables import Table
-from engine.process.events import FormatChoice, Formats
+from engine.measure.kinds.formats import FormatChoice, Formats
 from tests.tui.fake_engine import RATED
 from tests.tui.live_engine import live_app, open_pane, until
 from tests.tui.panes.test_generate import opened, run_to_end, set_option, status, text_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
 from calc.sources.catalog import find_device, find_model, manual_device
-from engine.process.events import BenchmarkRow
+from engine.measure.kinds.benchmark import BenchmarkRow
 from tests.tui.live.test_predict import INFO, batch_row
 from tui.live.predict import predicted_batches
 from tui.views.chart import MARKERS, Axis, Chart, Colours, Level, Marker, Series, _Scale, draw, ticks

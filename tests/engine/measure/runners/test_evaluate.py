@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.errors import CasesError, OptionError
-from engine.measure.evaluate import (
+from engine.measure.runners.evaluate import (
     EXPECTATIONS,
     cached_logits,
     default_atol,

@@ -7,28 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.commands.summary import formats_text
 from engine.errors import OptionError, TokenizerError
-from engine.measure.compare import LoadDType, choice_name, run_formats
 from engine.measure.format_loss import loss_ids
-from engine.measure.options import check_formats, parse_formats
-from engine.model.decoder import Decoder, random_weights
-from engine.process.events import (
-    Cancelled,
-    DType,
-    Event,
-    Failed,
+from engine.measure.kinds.formats import (
     FormatChoice,
     FormatMeasured,
     Formats,
     FormatsFinished,
     FormatsResult,
-    Generate,
-    GenerationStarted,
-    Loaded,
-    Progress,
+    check,
+    parse_formats,
+    table,
 )
+from engine.measure.runners.formats import LoadDType, choice_name, run_formats
+from engine.model.decoder import Decoder, random_weights
+from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Loaded
 from engine.process.service import Service
+from engine.records import DType, Event, Progress
 from engine.weights.checkpoint import LoadedModel, load_checkpoint
 from tests.engine.models import llama_config
 
@@ -152,7 +147,7 @@ def test_auto_is_reported_as_what_it_runs() -> None:
 
 def test_text_for_people() -> None:
     result, _ = result_of(Formats(choices=CHOICES, n_tokens=4, compile="off"))
-    lines = formats_text(result).splitlines()
+    lines = str(table(result)).splitlines()
     assert lines[0] == "formats of bundled against float32, on 3 tokens of text"
     assert lines[2].split()[:2] == ["float32", "full"]
     assert "3 of 3" in lines[2]
@@ -164,7 +159,7 @@ def test_formats_are_read_from_text() -> None:
         FormatChoice(dtype="bfloat16"), FormatChoice(dtype="int8", cache="int8"),
     )  # fmt: skip
     for wrong in ("auto", "fp8", "", "int8/", "int8/half"):
-        with pytest.raises(OptionError, match=r"is no format|is no way"):
+        with pytest.raises(OptionError, match=r"is no format|is no kind"):
             parse_formats(wrong)
     assert [choice_name(c.dtype, c.cache) for c in CHOICES] == ["bfloat16", "int4", "float32, int8 cache"]
 
@@ -179,7 +174,7 @@ def test_formats_are_read_from_text() -> None:
 )
 def test_what_cannot_be_measured_is_refused(request_: Formats, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        check_formats(request_)
+        check(request_)
 
 
 def test_a_model_of_few_positions_is_read_as_far_as_it_goes() -> None:

@@ -5,6 +5,7 @@ processor's the other (the roofline: Williams, Waterman, Patterson 2009). Both a
 matrices, with its own threads; some tens of milliseconds.
 """
 
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from engine.measure.machine import cpu_name, usable_cores
 from engine.model.config import ModelConfig, n_parameters
 from engine.model.decoder import Decoder
-from engine.model.devices import synchronize
+from engine.model.devices import device_name, synchronize
 from engine.model.layers import Linear
+from engine.records import Machine
 from engine.weights.formats import GroupedLinear, linear_layers, packed
 
 ROUNDS = 3
@@ -47,6 +50,20 @@ def probe(decoder: Decoder) -> Rates | None:
             read_bytes_per_s=_bytes_per_s([packed_values(layer) for layer in layers]),
             matmul_flops_per_s=_flops_per_s(largest, decoder),
         )
+
+
+def machine_facts(decoder: Decoder) -> Machine:
+    """The processor, what torch may use of it, and the versions, at this moment."""
+    return Machine(
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        device=device_name(decoder.device),
+        dtype=str(decoder.dtype).removeprefix("torch."),
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+    )
 
 
 def prefill_chunk(decoder: Decoder, rates: Rates | None) -> int | None:

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from engine.measure import probe as module
-from engine.measure.probe import Rates, each_flops, layer_flops, prefill_chunk, probe
+from engine.measure import rates as module
+from engine.measure.rates import Rates, each_flops, layer_flops, prefill_chunk, probe
 from engine.model.decoder import Decoder, random_weights
 from engine.process.events import Load, Loaded
 from engine.process.service import Service

@@ -6,18 +6,36 @@ the last one (B, 1, V), (B, V), (V,). Only input_ids and one expectation are nee
 """
 
 import math
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+import assets
 from engine.errors import CasesError, OptionError, PromptError
+from engine.measure.kinds.evaluate import (
+    CaseEvaluated,
+    CaseResult,
+    Evaluate,
+    EvaluationFinished,
+    EvaluationResult,
+    check_atol,
+)
+from engine.measure.timing import NS_PER_S
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, check_ids
-from engine.process.events import CaseResult
+from engine.process.events import Cancelled, Load
+from engine.records import Event, Progress
+from engine.weights.checkpoint import BUNDLED, LoadedModel
 from engine.weights.jsonfile import read_json
+
+if TYPE_CHECKING:
+    from engine.process.held import HeldModel
+
 
 EXPECTATIONS = ("expected_logits_no_cache", "expected_logits_with_cache", "expected_logits_sequential")
 
@@ -52,12 +70,6 @@ def default_atol(dtype: torch.dtype) -> float:
         name = str(dtype).removeprefix("torch.")
         raise OptionError("atol", f"{name} has no default tolerance; state one (--atol) or use float64")
     return _DEFAULT_ATOL[dtype]
-
-
-def check_atol(atol: float) -> None:
-    """Raise OptionError unless it is a number of at least 0."""
-    if not 0 <= atol < math.inf:
-        raise OptionError("atol", f"atol is {atol}; it must be a number of at least 0")
 
 
 # --- the file ---------------------------------------------------------------------------------------------
@@ -198,3 +210,59 @@ def max_abs_error(logits: Tensor, expected: Tensor) -> float:
 
 def _finite(error: float) -> float | None:
     return error if math.isfinite(error) else None
+
+
+# --- the measurement --------------------------------------------------------------------------------------
+
+
+def run(request: Evaluate, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """Every case with the weights that the request names; a model that is held for other work stays."""
+    path = cases_path(request.weights, request.cases)
+    load = Load(model=request.weights, dtype=request.dtype, device=request.device)
+    model = yield from held.borrow(load, should_stop)
+    cases = load_cases(path, model.config)
+    atol = default_atol(model.decoder.dtype) if request.atol is None else request.atol
+    start_ns = time.perf_counter_ns()
+    results: list[CaseResult] = []
+    if should_stop():
+        yield Cancelled()
+        return
+    for result in evaluate_cases(model.decoder, cases, atol=atol, cached=request.cached):
+        results.append(result)
+        yield CaseEvaluated(case=result)
+        yield _progress(len(results), len(cases), time.perf_counter_ns() - start_ns)
+        if should_stop() and len(results) < len(cases):
+            yield Cancelled()
+            return
+    yield EvaluationFinished(result=_result(request, model, atol, results))
+
+
+def cases_path(weights: str | None, cases: str | None) -> Path:
+    """The file of cases: the one given, or the one shipped for the bundled weights. Raises CasesError."""
+    if cases is not None:
+        return Path(cases)
+    if weights not in (None, BUNDLED) and Path(str(weights)).exists():  # missing weights are reported by their load
+        raise CasesError(f"there are no cases for {weights}; name a file of them (--cases)")
+    return assets.path("cases.json")
+
+
+def _result(request: Evaluate, model: LoadedModel, atol: float, results: list[CaseResult]) -> EvaluationResult:
+    return EvaluationResult(
+        command="kv-evaluate" if request.cached else "evaluate",
+        weights=str(model.path),
+        dtype=model.dtype_name,
+        atol=atol,
+        passed=bool(results) and all(case.passed for case in results),
+        cases=tuple(results),
+    )
+
+
+def _progress(done: int, total: int, elapsed_ns: int) -> Progress:
+    return Progress(
+        stage="evaluate",
+        done=done,
+        total=total,
+        elapsed_ns=elapsed_ns,
+        remaining_s=elapsed_ns / done * (total - done) / NS_PER_S,
+        detail=f"case {done} of {total}",
+    )

@@ -6,30 +6,33 @@ The reference reads a text first and leaves nothing but its logits, so that one 
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from engine.compiled.step import attach
 from engine.errors import EngineError, TokenizerError
 from engine.measure.format_loss import Reading, format_loss, loss_ids, read_along
-from engine.measure.machine import machine_facts
-from engine.measure.options import check_formats
-from engine.measure.timing import median, percentile
-from engine.model.cache import cache_bytes
-from engine.process.events import (
-    Cancelled,
-    CompileMode,
-    DType,
+from engine.measure.kinds.formats import (
     FormatChoice,
     FormatMeasured,
     FormatRow,
     Formats,
     FormatsFinished,
     FormatsResult,
-    Machine,
-    Progress,
+    check,
 )
+from engine.measure.rates import machine_facts
+from engine.measure.timing import median, percentile
+from engine.model.cache import cache_bytes
+from engine.model.devices import pick_device
+from engine.process.events import Cancelled, Load
+from engine.records import CompileMode, DType, Event, Machine, Progress
 from engine.weights.checkpoint import LoadedModel
+
+if TYPE_CHECKING:
+    from engine.process.held import HeldModel
+
 
 FormatsEvent = Progress | FormatMeasured | FormatsFinished | Cancelled
 LoadDType = Callable[[DType], Generator[Progress, None, LoadedModel]]
@@ -40,6 +43,26 @@ REFERENCE = FormatChoice(dtype="float32")
 def choice_name(dtype: str, cache: str) -> str:
     """A choice in words: "int8", "float32, int8 cache"."""
     return dtype if cache == "full" else f"{dtype}, {cache} cache"
+
+
+def run(request: Formats, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """The comparison; the model measured last stays held, so that a prompt in that format starts at once."""
+    pick_device(request.device)
+
+    def load(dtype: DType) -> Generator[Progress, None, LoadedModel]:
+        asked = Load(model=request.model, dtype=dtype, device=request.device, threads=request.threads)
+        return (yield from held.replace(asked, should_stop))  # one model at a time
+
+    finished = False
+    try:
+        for event in run_formats(request, load, should_stop):
+            if isinstance(event, FormatsFinished):
+                yield from held.announce()
+                finished = True
+            yield event
+    finally:
+        if not finished:  # nobody was told what is held
+            held.release()
 
 
 def run_formats(
@@ -53,7 +76,7 @@ def run_formats(
 
     A choice that this model does not have is noted, not fatal; the reference must run. Raises EngineError.
     """
-    check_formats(request)
+    check(request)
     comparison = _Comparison(request, load, should_stop, clock_ns)
     choices = [REFERENCE, *(choice for choice in request.choices if choice != REFERENCE)]
     for number, choice in enumerate(choices):

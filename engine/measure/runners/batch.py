@@ -9,29 +9,27 @@ batches take turns and a machine that slows down slows all of them.
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from engine.commands.summary import plural
 from engine.errors import OptionError
-from engine.measure.benchmark import make_prompt, with_room
-from engine.measure.machine import machine_facts
-from engine.measure.memory import available_bytes
-from engine.measure.options import check_batch
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured, check
+from engine.measure.machine import available_bytes
+from engine.measure.rates import machine_facts
+from engine.measure.runners.benchmark import make_prompt, with_room
 from engine.measure.timing import NS_PER_S, median
 from engine.model.cache import Cache, cache_bytes
 from engine.model.decoder import Decoder
-from engine.process.events import (
-    Batch,
-    BatchFinished,
-    BatchResult,
-    BatchRow,
-    BatchRowMeasured,
-    Cancelled,
-    Progress,
-)
+from engine.process.events import Cancelled
+from engine.records import Event, Progress
+from engine.text import plural
 from engine.weights.formats import read_bytes
+
+if TYPE_CHECKING:
+    from engine.process.held import HeldModel
+
 
 BatchEvent = Progress | BatchRowMeasured | BatchFinished | Cancelled
 
@@ -39,6 +37,13 @@ PREFILL_TOKENS = 256
 """Tokens of the long prompt, fewer where the model has no such positions."""
 _TOKENS_AT_ONCE = 2048
 """Tokens of all rows that go through the model at once before the first step: bounds memory, and the time to stop."""
+
+
+def run(request: Batch, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """The batches with the model that the request names; a build of its compiled step is waited for."""
+    model = yield from held.hold(request, should_stop)
+    held.wait_for_compiled(should_stop)
+    yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
 
 
 def run_batch(
@@ -53,7 +58,7 @@ def run_batch(
 
     Raises `OptionError` for batches that cannot be run or do not fit. `should_stop` is asked before every step.
     """
-    check_batch(options)
+    check(options)
     check_memory(decoder, options)
     wide, notes = with_room(decoder, options.context + options.new_tokens)
     run = _Run(decoder=wide, options=options, should_stop=should_stop, clock_ns=clock_ns)

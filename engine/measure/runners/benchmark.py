@@ -11,24 +11,28 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from engine.commands.summary import plural
 from engine.measure.eta import ARMS, Arm, RemainingTime
-from engine.measure.machine import machine_facts
-from engine.measure.options import check_benchmark
-from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
-from engine.model.decoder import Decoder
-from engine.model.generate import GenerationOptions, generate
-from engine.process.events import (
+from engine.measure.kinds.benchmark import (
     Benchmark,
     BenchmarkFinished,
     BenchmarkResult,
     BenchmarkRow,
     BenchmarkRowMeasured,
-    Cancelled,
-    GenerationFinished,
-    Progress,
+    check,
 )
+from engine.measure.rates import machine_facts
+from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
+from engine.model.decoder import Decoder
+from engine.model.generate import GenerationOptions, generate
+from engine.process.events import Cancelled, GenerationFinished
+from engine.records import Event, Progress
+from engine.text import plural
+
+if TYPE_CHECKING:
+    from engine.process.held import HeldModel
+
 
 BenchmarkEvent = Progress | BenchmarkRowMeasured | BenchmarkFinished | Cancelled
 
@@ -48,6 +52,14 @@ class Run:
     latencies_s: tuple[float, ...] = ()
 
 
+def run(request: Benchmark, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
+    """The sweep with the model that the request names, which is loaded if it has to be."""
+    model = yield from held.hold(request, should_stop)
+    yield from run_benchmark(
+        model.decoder, request, should_stop, model_name=model.name, prefill_chunk=held.prefill_chunk
+    )
+
+
 def run_benchmark(
     decoder: Decoder,
     options: Benchmark,
@@ -62,7 +74,7 @@ def run_benchmark(
     Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token, and before every layer of
     a prompt. `prefill_chunk`: see `engine.model.generate.GenerationOptions`.
     """
-    check_benchmark(options)
+    check(options)
     wide, notes = with_room(decoder, max(options.lengths) + options.new_tokens)
     sweep = _Sweep(
         decoder=wide,

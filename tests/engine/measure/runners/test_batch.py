@@ -8,23 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.commands.summary import batch_text, batch_title
 from engine.errors import OptionError
-from engine.measure import batch as module
-from engine.measure.batch import begin, check_memory, decode, row_lengths, run_batch
-from engine.measure.options import check_batch, parse_counts, parse_ids
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRowMeasured, check, table, title
+from engine.measure.options import parse_counts, parse_ids
+from engine.measure.runners import batch as module
+from engine.measure.runners.batch import begin, check_memory, decode, row_lengths, run_batch
 from engine.model.decoder import Decoder
-from engine.process.events import (
-    Batch,
-    BatchFinished,
-    BatchResult,
-    BatchRowMeasured,
-    Cancelled,
-    Event,
-    Failed,
-    Progress,
-)
+from engine.process.events import Cancelled, Failed
 from engine.process.service import Service
+from engine.records import Event, Progress
 from engine.weights.formats import read_bytes
 from tests.engine.models import decoder
 
@@ -224,7 +216,7 @@ def test_notes_say_what_ran() -> None:
 )
 def test_impossible_batches_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said) as caught:
-        check_batch(Batch(**changes))
+        check(Batch(**changes))
     assert caught.value.field in changes
     with pytest.raises(OptionError, match=said):
         next(run_batch(decoder(), Batch(**changes)))
@@ -279,8 +271,8 @@ def test_text_for_people_has_rises_over_the_smallest_batch() -> None:
     request = Batch(batches=(2, 1), context=8, new_tokens=2, repeats=1, ragged=False)
     with timed(model, clock, lambda rows, *_: 10 + 5 * rows):
         result = result_of(events_of(model, request, clock))
-    lines = batch_text(result).splitlines()
-    assert lines[0] == batch_title(result)
+    lines = str(table(result)).splitlines()
+    assert lines[0] == title(result)
     assert lines[0] == "batch tiny: 2 steps after rows of 8 tokens, medians of 1 round after 1 to warm up"
     assert lines[1].split() == ["batch", "tokens/s", "rise", "step", "min..max", "KV", "cache"]
     assert lines[2].split()[:3] == ["2", "100.0", "1.50x"]

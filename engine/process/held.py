@@ -1,0 +1,246 @@
+"""The model in memory: at most one, so that the next request for it starts at once."""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.errors import EngineError
+from engine.measure.options import check_ranks, check_threads
+from engine.measure.rates import Rates, prefill_chunk, probe
+from engine.model.cache import cache_bytes
+from engine.model.devices import check_devices, pick_device, synchronize
+from engine.model.generate import Kept
+from engine.process.events import Load, Loaded
+from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
+from engine.weights.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
+from engine.weights.loading import Watch, followed
+
+if TYPE_CHECKING:
+    from engine.compiled.step import Compilation
+
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """A model, what it was loaded from, how long that took, and what belongs to it."""
+
+    key: tuple[object, ...]
+    model: LoadedModel
+    load_ns: int
+    kept: Kept = field(default_factory=Kept)
+    """The cache of the last run that asked for it to be kept."""
+    rates: Rates | None = None
+    compilation: "Compilation | None" = None
+    told: str | None = None
+    """The note on the compiled step that was sent last."""
+
+    def loaded(self) -> Loaded:
+        """The event that describes it; from now on this is what the app knows."""
+        self.told = self.compilation.note if self.compilation is not None else ""
+        return Loaded(model=model_info(self.model, load_ns=self.load_ns, step_note=self.told, rates=self.rates))
+
+
+class HeldModel:
+    """Loads models, and keeps the one that was loaded last until another one is asked for."""
+
+    def __init__(self) -> None:
+        self._held: _Held | None = None
+        self._default_threads = torch.get_num_threads()
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model in memory, if there is one."""
+        return None if self._held is None else self._held.model
+
+    @property
+    def kept(self) -> Kept | None:
+        """The cache kept from an earlier run with this model."""
+        return None if self._held is None else self._held.kept
+
+    @property
+    def prefill_chunk(self) -> int | None:
+        """Prompt tokens per pass (see `engine.measure.rates.prefill_chunk`); None for no limit."""
+        return None if self._held is None else prefill_chunk(self._held.model.decoder, self._held.rates)
+
+    def hold(self, request: OnModel, should_stop: ShouldStop) -> Generator[Event, None, LoadedModel]:
+        """The model that a request names: the one held if it is the same file, dtype and device, else loaded.
+
+        Raises EngineError and Stopped: after that a model that had to be loaded is not held.
+        """
+        check_threads(request.threads)
+        check_ranks(request.tp)
+        check_devices(pick_device(request.device), request.tp)
+        if self._held is None or self._held.key != _key(request):
+            yield from self.replace(request, should_stop)
+            self._measure_rates()
+        held = self._held
+        assert held is not None
+        self.use_threads(request.threads, held.model)
+        self._set_compiled(held, request.compile, should_stop)
+        note = held.compilation.note if held.compilation is not None else ""
+        if note != held.told or isinstance(request, Load):
+            yield held.loaded()
+        return held.model
+
+    def replace(self, request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, LoadedModel]:
+        """Let go of the model held, so that its memory is free, and load the one that a request names. Raises Stopped.
+
+        Nothing else is done yet: neither are rates measured nor is anybody told.
+        """
+        self.release()
+        self._held = yield from _followed(request, should_stop)
+        self.use_threads(request.threads, self._held.model)
+        return self._held.model
+
+    def borrow(self, request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, LoadedModel]:
+        """The model held, if it is the one; otherwise one loaded for this once, so that the one held stays."""
+        if self._held is not None and self._held.key == _key(request):
+            model = self._held.model
+        else:
+            model = (yield from _followed(request, should_stop)).model
+        self.use_threads(request.threads, model)
+        return model
+
+    def announce(self) -> Iterator[Event]:
+        """Tell of a model that `replace` has loaded, with this machine's rates; nothing where there is none."""
+        if self._held is not None:
+            self._measure_rates()
+            yield self._held.loaded()
+
+    def wait_for_compiled(self, should_stop: ShouldStop) -> None:
+        """Wait for a build of the compiled step that is under way. Raises Stopped."""
+        if self._held is not None and self._held.compilation is not None:
+            self._held.compilation.wait_unless(should_stop)
+
+    def use_threads(self, threads: int | None, model: LoadedModel) -> None:
+        """Give torch the threads asked for; else one for a small model, torch's own choice for others.
+
+        Threads that wait for the few operations worth splitting cost more than they save: on two busy cores the
+        assignment's model took 3 to 7 times as long with two threads.
+        """
+        small = model.decoder.n_parameters < SMALL_MODEL_PARAMETERS
+        torch.set_num_threads(threads or (1 if small else self._default_threads))
+
+    def release(self) -> None:
+        """Let go of the model; its other ranks end."""
+        held, self._held = self._held, None
+        close = getattr(held.model.decoder, "close", None) if held is not None else None
+        if close is not None:
+            close()
+
+    def release_if_lost(self) -> None:
+        """Let go of a model of which a rank has ended, so that the next request loads it anew."""
+        if self._held is not None and getattr(self._held.model.decoder, "lost", False):
+            self.release()
+
+    def _measure_rates(self) -> None:
+        if self._held is not None:
+            self._held.rates = probe(self._held.model.decoder)
+
+    @staticmethod
+    def _set_compiled(held: _Held, mode: CompileMode, should_stop: ShouldStop) -> None:
+        """Give the decoder its compiled step, or take it away.
+
+        "on" waits for the build: raises EngineError where there is none to be had, and Stopped.
+        """
+        decoder = held.model.decoder
+        if mode == "off" or decoder.communication_ns is not None:
+            if held.compilation is not None:
+                held.compilation.drop()
+            decoder.decode_step = held.compilation = None
+            return
+        if held.compilation is None:
+            from engine.compiled.step import attach
+
+            held.compilation = attach(decoder)
+        if mode == "on":
+            held.compilation.wait_unless(should_stop)
+            if decoder.decode_step is None:
+                raise EngineError(held.compilation.note)
+
+
+def _followed(request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, _Held]:
+    """Load a model and say how far it is. Raises EngineError and Stopped."""
+    shown = BUNDLED if request.model is None else Path(request.model).name
+    held = yield from followed(lambda watch: _load(request, watch), shown, should_stop)
+    return held
+
+
+def _load(request: OnModel, watch: Watch) -> _Held:
+    key, start_ns = _key(request), time.perf_counter_ns()
+    path, dtype = model_path(request.model), request.dtype
+    if request.tp > 1:
+        from engine.parallel.launch import load_parallel  # torch.distributed
+
+        loaded = load_parallel(
+            path, dtype=dtype, device=request.device, tp=request.tp, threads=request.threads, watch=watch
+        )
+    else:
+        loaded = load_checkpoint(path, dtype=dtype, device=pick_device(request.device), watch=watch)
+    synchronize(loaded.decoder.device)
+    return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns)
+
+
+def model_path(model: str | None) -> Path | None:
+    """The path a request names, None for the bundled model."""
+    return None if model is None or model == BUNDLED else Path(model)
+
+
+def _key(request: OnModel) -> tuple[object, ...]:
+    """What makes two requests mean the same model: the same path, unchanged since, dtype, device and ranks."""
+    path, how = model_path(request.model), (request.dtype, pick_device(request.device).type, request.tp)
+    if path is None:
+        return (BUNDLED, *how)
+    try:
+        status = path.stat()
+    except OSError:
+        return (str(path), *how)
+    return (str(path.resolve()), status.st_mtime_ns, status.st_size, *how)
+
+
+def model_info(
+    model: LoadedModel, *, load_ns: int | None = None, step_note: str = "", rates: Rates | None = None
+) -> ModelInfo:
+    """The record of a loaded model that the app gets."""
+    config, decoder = model.config, model.decoder
+    return ModelInfo(
+        name=model.name,
+        path=str(model.path),
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        n_parameters=decoder.n_parameters,
+        weight_bytes=model.weight_bytes,
+        dtype=model.dtype_name,
+        kv_bytes_per_token=cache_bytes(config, 1, dtype=decoder.dtype),
+        has_tokenizer=model.tokenizer is not None,
+        gated_mlp=config.gated_mlp,
+        tied=config.tied,
+        norm=config.norm,
+        qkv_bias=config.qkv_bias,
+        o_bias=config.o_bias,
+        mlp_bias=config.mlp_bias,
+        head_bias=config.head_bias,
+        qk_norm=config.qk_norm,
+        learned_positions=config.positions == "learned",
+        sliding_window=config.sliding_window,
+        load_ns=load_ns,
+        tp=getattr(getattr(decoder, "group", None), "size", 1),
+        rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
+        has_chat=model.chat is not None and model.tokenizer is not None,
+        step_note=step_note,
+        read_bytes_per_s=rates.read_bytes_per_s if rates is not None else None,
+        matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
+        cache_dtype=str(decoder.dtype).removeprefix("torch."),
+        device=decoder.device.type,
+    )
