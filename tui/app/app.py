@@ -207,10 +207,10 @@ class KvscopeApp(App[None]):
     @on(StateEdited)
     def _edited(self, event: StateEdited) -> None:
         event.stop()
-        self.take_state(event.state)
+        self.take_state(event.state, origin=event.origin)
 
-    def take_state(self, state: AppState, *, undoable: bool = True) -> None:
-        """Analyse `state` and show it; an impossible one is refused in a sentence."""
+    def take_state(self, state: AppState, *, origin: Pane | None = None, undoable: bool = True) -> None:
+        """Analyse `state` and show it; `origin` proposed it. An impossible state is refused in a sentence."""
         try:
             analysis = analyse(state)
         except CalcError as error:
@@ -219,21 +219,21 @@ class KvscopeApp(App[None]):
         if undoable and state != self.state:
             self._undo = [*self._undo[-MAX_UNDO:], self.state]
         self.state, self.analysis = state, analysis
-        self._show_everywhere()
+        self._show_everywhere(origin)
         self._remember(state=state)
 
-    def _show_everywhere(self) -> None:
-        """The strip and the visible pane now; the others when they are looked at."""
+    def _show_everywhere(self, origin: Pane | None = None) -> None:
+        """The status strip and the visible pane now; the others when they are looked at."""
         self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory, self.analysis.server)
         self._stale = {title.lower() for title in PANES}
-        self._refresh_active()
+        self._refresh_active(origin)
 
-    def _refresh_active(self) -> None:
+    def _refresh_active(self, origin: Pane | None = None) -> None:
         name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")
         pane = self.pane(name)
         if pane is not None and name in self._stale and pane.is_mounted:
             self._stale.discard(name)
-            pane.show(self.state, self.analysis)
+            (pane.answer if pane is origin else pane.show)(self.state, self.analysis)
 
     def pane(self, name: str) -> Pane | None:
         """The pane called `name` ("spec"), once it is mounted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from calc.fit.memory import MemoryReport, memory_report
@@ -32,13 +33,18 @@ class AppState:
         return str(self.study.policy) if self.server is None else self.server.engine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Everything computed from a state, once an edit. `server` is None under the rules of the assignment."""
+    """What is computed from a state after each edit. `server` is None under the rules of the assignment."""
 
     memory: MemoryReport
-    intensity: IntensityReport
+    query: IntensityQuery
     server: ServerAnswer | None = None
+
+    @cached_property
+    def intensity(self) -> IntensityReport:
+        """Computed when first looked at: it takes several times as long as `memory`, and only one tab shows it."""
+        return intensity_report(self.query)
 
 
 def initial_state(study: Study) -> AppState:
@@ -69,13 +75,13 @@ def intensity_query(state: AppState) -> IntensityQuery:
 
 
 def analyse(state: AppState) -> Analysis:
-    """All reports of `state`; a few milliseconds."""
-    memory, intensity = memory_report(state.study), intensity_report(intensity_query(state))
+    """The reports of `state`. Raises CalcError if it is impossible."""
+    memory, query = memory_report(state.study), intensity_query(state)
     if state.server is None:
-        return Analysis(memory=memory, intensity=intensity)
+        return Analysis(memory=memory, query=query)
     from tui.views.server import server_answer
 
-    return Analysis(memory=memory, intensity=intensity, server=server_answer(state.study, state.server))
+    return Analysis(memory=memory, query=query, server=server_answer(state.study, state.server))
 
 
 def with_policy(state: AppState, name: str) -> AppState:

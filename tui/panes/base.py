@@ -12,11 +12,11 @@ from tui.form.state import Analysis, AppState
 
 
 class StateEdited(Message):
-    """A pane proposes a new state; the app analyses it and shows it everywhere."""
+    """`origin` proposes a new state; the app analyses it, answers `origin` and shows the state elsewhere."""
 
-    def __init__(self, state: AppState) -> None:
+    def __init__(self, state: AppState, origin: Pane) -> None:
         super().__init__()
-        self.state = state
+        self.state, self.origin = state, origin
 
 
 class Pane(Container):
@@ -27,6 +27,10 @@ class Pane(Container):
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Show `state`: called on start and after every edit, and never while the pane is not mounted."""
+
+    def answer(self, state: AppState, analysis: Analysis) -> None:
+        """Show what follows from `state`, which this pane proposed. Its fields may already hold a later edit."""
+        self.show(state, analysis)
 
     def tables(self) -> tuple[Table, ...]:
         """Tables for copying and export; the first is the one that has the cursor."""

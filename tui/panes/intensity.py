@@ -148,7 +148,7 @@ class IntensityPane(Pane):
             softmax_flops=int(self.query_one("#dial-softmax", ChoiceDial).value),
         )
         if state != self._state:
-            self.post_message(StateEdited(state))
+            self.post_message(StateEdited(state, self))
 
     def action_toggle_attention(self) -> None:
         """Standard or FlashAttention."""

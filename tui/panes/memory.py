@@ -24,6 +24,7 @@ from tui.views.layer_map import behind_kind, kinds_table, layer_map
 from tui.views.memory import memory_markdown, steps_grid
 from tui.views.server import MARKS, behind_part, defaults, parts_table
 from tui.views.what_if import batch_by_context, batch_by_format, behind_context, behind_format
+from tui.widgets.cached_static import CachedStatic
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
@@ -31,7 +32,6 @@ from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.parts_bar import PartsBar
 from tui.widgets.server_form import ServerForm
-from tui.widgets.shown import Shown
 
 HELP = """\
 Choose a row with ↑ ↓ (or the mouse) and the calculation behind it is shown: formula, numbers put in, result. Past the
@@ -134,9 +134,9 @@ class MemoryPane(Pane):
             yield card("Largest batch by storage format", CalcTable(id=FORMATS))
         with VerticalScroll(id="memory-behind"):
             yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
-            yield card("To start it · ^l copies", Shown(id="memory-launch"), id="card-launch")
-            yield card("To know", Notes(id="memory-notes"), id="card-memory-notes")
-            yield card("Every step", Shown(id="memory-steps"), id="card-steps")
+            yield card("Launch command (^l to copy)", CachedStatic(id="memory-launch"), id="card-launch")
+            yield card("Notes", Notes(id="memory-notes"), id="card-memory-notes")
+            yield card("Every step", CachedStatic(id="memory-steps"), id="card-steps")
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Fill the tables; the selected row stays selected."""
@@ -154,7 +154,7 @@ class MemoryPane(Pane):
         self._show_tp(tp_table(report))
         own = memory_notes(report)
         self.query_one("#memory-notes", Notes).show((*self._server_notes(), *own))
-        self.query_one("#memory-steps", Shown).show(report.steps, lambda: steps_grid(report))
+        self.query_one("#memory-steps", CachedStatic).show(report.steps, lambda _: steps_grid(report))
         self._show_behind()
 
     def _show_server(self, state: AppState, analysis: Analysis) -> None:
@@ -173,7 +173,7 @@ class MemoryPane(Pane):
             self._leave(PARTS)
         command = "" if server is None else _launch(server)
         self.query_one("#card-launch").display = bool(command)
-        self.query_one("#memory-launch", Shown).show(command, lambda: command)
+        self.query_one("#memory-launch", CachedStatic).show(command, lambda _: command)
 
     def _leave(self, name: str) -> None:
         """The table `name` is gone: its cursor goes to the answer."""
@@ -198,7 +198,7 @@ class MemoryPane(Pane):
         if event.options is not None:
             state = replace(state, server=event.options)
         self._state = state
-        self.post_message(StateEdited(state))
+        self.post_message(StateEdited(state, self))
 
     def _show_tp(self, table: Table) -> None:
         wide = self.size.width >= WIDE_ENOUGH

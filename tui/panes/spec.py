@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import Input
 
@@ -42,6 +40,7 @@ from tui.views.memory import answer_grid, component_bars, memory_markdown, plain
 from tui.views.server import POLICIES
 from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
+from tui.widgets.cached_static import Build, CachedStatic
 from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
@@ -49,7 +48,6 @@ from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, Swit
 from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
-from tui.widgets.shown import Shown
 
 HELP = """\
 The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
@@ -92,7 +90,7 @@ class SpecPane(Pane):
         self._model_origin: ModelSpec | None = None
         self._device_origin: DeviceSpec | None = None
         self._errors: dict[str, str] = {}
-        self._echoes: deque[AppState] = deque()
+        self._answered: AppState | None = None
         self._inputs: dict[str, FieldInput] = {}
         self._windows_follow = False
 
@@ -104,12 +102,12 @@ class SpecPane(Pane):
                 yield self._model_card()
                 yield self._device_card()
                 yield self._workload_card()
-                yield card("The same as a command", Shown(id="spec-command"))
-                yield card("Where the numbers come from", Shown(id="spec-sources"), id="card-sources")
+                yield card("Equivalent command", CachedStatic(id="spec-command"))
+                yield card("Sources", CachedStatic(id="spec-sources"), id="card-sources")
             with VerticalScroll(id="spec-follows", can_focus=False):
-                yield card("What follows", Shown(id="spec-answer"), MemoryBar(id="spec-bar"))
-                yield card("To know", Notes(id="spec-notes"))
-                yield card("Largest batch by context", Shown(id="spec-contexts"))
+                yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"))
+                yield card("Notes", Notes(id="spec-notes"))
+                yield card("Largest batch by context", CachedStatic(id="spec-contexts"))
 
     async def mount_more(self) -> None:
         """What only large screens have room for; the app calls this after the first paint."""
@@ -117,10 +115,10 @@ class SpecPane(Pane):
 
         plot = card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
         more = VerticalScroll(
-            card("Tensor parallelism", Shown(id="spec-tp")),
+            card("Tensor parallelism", CachedStatic(id="spec-tp")),
             card("Calculation", Derivation(id="spec-steps")),
-            card("Largest batch by storage format", Shown(id="spec-formats")),
-            card("Where the parameters are", Shown(id="spec-components")),
+            card("Largest batch by storage format", CachedStatic(id="spec-formats")),
+            card("Where the parameters are", CachedStatic(id="spec-components")),
             id="spec-more",
             can_focus=False,
         )
@@ -147,7 +145,7 @@ class SpecPane(Pane):
             SwitchRow("Norm", (FieldDial(FIELDS["norm"], Norm), Toggle(FIELDS["qk_norm"]))),
             SwitchRow("Biases", [Toggle(FIELDS[name]) for name in MODEL_FLAGS if name.endswith("bias")]),
             LayerStrip(legend=True, id="spec-layers"),
-            Shown(id="spec-read-only"),
+            CachedStatic(id="spec-read-only"),
         )
 
     def _device_card(self) -> Widget:
@@ -155,7 +153,7 @@ class SpecPane(Pane):
             "Device",
             SwitchRow("Catalog", (PickerField(FIELDS["device"]),)),
             self._row("memory_bytes", single=True),
-            Shown(id="device-facts"),
+            CachedStatic(id="device-facts"),
         )
 
     def _workload_card(self) -> Widget:
@@ -172,13 +170,14 @@ class SpecPane(Pane):
     # --- showing ------------------------------------------------------------------------------------------
 
     def show(self, state: AppState, analysis: Analysis) -> None:
-        """What follows is always shown; fields only follow a state that did not come from this form."""
-        if any(state is echo for echo in self._echoes):
-            while self._echoes.popleft() is not state:
-                pass
-        else:
-            self._echoes.clear()
+        """Take a state that came from elsewhere into the fields, and show what follows from it."""
+        if state is not self._answered:  # else only the theme or the marker has changed
             self._follow(state)
+        self.answer(state, analysis)
+
+    def answer(self, state: AppState, analysis: Analysis) -> None:
+        """Show what follows from `state`; the fields keep what was typed since."""
+        self._answered = state
         self._report = analysis.memory
         self._show_consequences(analysis.memory)
 
@@ -205,7 +204,7 @@ class SpecPane(Pane):
         fixed = LAYERED_FIELDS if origin.layers else frozenset()
         for name in (*MODEL_COUNTS, *MODEL_FLAGS, *MODEL_CHOICES):
             self.query_one(f"#field-{name}").disabled = name in fixed
-        self._shown("spec-read-only", origin.layers, lambda: kinds_sentence(origin) if origin.layers else "")
+        self._shown("spec-read-only", origin.layers, lambda _: kinds_sentence(origin) if origin.layers else "")
         self.query_one("#spec-read-only").display = bool(origin.layers)
 
     def _fill(self, study: Study, names: Iterable[str]) -> None:
@@ -227,18 +226,14 @@ class SpecPane(Pane):
         contexts = batch_by_context(report)
         command, sources = self.command_line(), sources_text(study)
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
-        self._shown("device-facts", study.device, lambda: device_facts(study.device))
-        self._show_answer(report)
+        self._shown("device-facts", study.device, lambda _: device_facts(study.device))
+        self._shown("spec-answer", answer_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(memory_notes(report))
-        self._shown("spec-contexts", contexts, lambda: plain_grid(contexts))
-        self._shown("spec-command", command, lambda: command)
-        self._shown("spec-sources", sources, lambda: sources)
+        self._shown("spec-contexts", contexts, lambda _: plain_grid(contexts))
+        self._shown("spec-command", command, lambda _: command)
+        self._shown("spec-sources", sources, lambda _: sources)
         self._show_more(report)
-
-    def _show_answer(self, report: MemoryReport) -> None:
-        width = self.query_one("#spec-answer").content_size.width or self.app.size.width // 2
-        self._shown("spec-answer", (answer_table(report), width), lambda: answer_grid(report, width))
 
     def _show_more(self, report: MemoryReport) -> None:
         """The third column, where the screen has one."""
@@ -248,19 +243,18 @@ class SpecPane(Pane):
         from tui.widgets.plot import PlotView
 
         formats = batch_by_format(report)
-        self._shown("spec-tp", tp_table(report), lambda: tp_grid(report))
+        self._shown("spec-tp", tp_table(report), lambda width: tp_grid(report, width))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
-        self._shown("spec-formats", formats, lambda: plain_grid(formats))
-        self._shown("spec-components", report.parameters, lambda: component_bars(report))
+        self._shown("spec-formats", formats, lambda _: plain_grid(formats))
+        self._shown("spec-components", report.parameters, lambda _: component_bars(report))
         self.query_one("#spec-plot", PlotView).show(batch_chart(report))
 
-    def _shown(self, name: str, key: object, build: Callable[[], VisualType]) -> None:
-        self.query_one(f"#{name}", Shown).show(key, build)
+    def _shown(self, name: str, key: object, build: Build) -> None:
+        self.query_one(f"#{name}", CachedStatic).show(key, build)
 
     def on_resize(self) -> None:
-        """The answer takes the width there is; a third column that was not there has to be filled."""
+        """Fill the third column when the screen becomes wide enough for it."""
         if self._report is not None:
-            self.call_after_refresh(self._show_answer, self._report)
             self._show_more(self._report)
 
     # --- editing ------------------------------------------------------------------------------------------
@@ -292,8 +286,7 @@ class SpecPane(Pane):
         state = with_policy(with_study(self._state, reading.study), self._dial("policy").value)
         if post and state != self._state:
             self._state = state
-            self._echoes.append(self._state)
-            self.post_message(StateEdited(self._state))
+            self.post_message(StateEdited(state, self))
 
     def _draft(self) -> Draft:
         assert self._model_origin is not None

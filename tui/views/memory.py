@@ -19,13 +19,14 @@ GAP = "  "
 
 
 def columns(
-    rows: Sequence[Sequence[str]], *, right: Collection[int], looks: Sequence[str] = (), gap: str = GAP
+    rows: Sequence[Sequence[str]], *, right: Collection[int], looks: Sequence[str] = (), gap: str = GAP, width: int = 0
 ) -> Text:
-    """Rows as aligned columns, `right` ones to the right; `looks` are styles by row.
+    """Rows as aligned columns, `right` ones to the right; `looks` are styles by row; the first fills up to `width`.
 
     Plain text, not a rich table: these are drawn again at every keystroke, and a table takes ten times as long.
     """
-    widths = [max(cell_len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = _widths(rows)
+    widths[0] += max(0, width - _line_width(rows, gap))
     text = Text(no_wrap=True, overflow="ellipsis")
     for number, row in enumerate(rows):
         padded = (
@@ -37,24 +38,47 @@ def columns(
     return text
 
 
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _line_width(rows: Sequence[Sequence[str]], gap: str) -> int:
+    widths = _widths(rows)
+    return sum(widths) + len(gap) * (len(widths) - 1)
+
+
 def answer_grid(report: MemoryReport, width: int) -> Text:
-    """The assignment's table in `width` cells: quantity, value, the same in binary units."""
+    """The assignment's table in `width` cells: quantity, value, the same in binary units.
+
+    Where that is too wide, quantities lose what they say in brackets, then the binary units go. A value stands under
+    its quantity only where the two do not fit on one line.
+    """
     rows = answer_table(report).rows
-    room = max(12, width - sum(max(cell_len(row[i]) for row in rows) for i in (1, 2)) - 2)
-    fitted = [(_cut(name, room).ljust(room), value, also) for name, value, also in rows]
+    short = [(name.partition(" (")[0], *rest) for name, *rest in rows]
+    lean = [row[:2] for row in short]
     last = "bold" if report.fits else "bold red"
-    looks = ["" if not name.startswith("Max batch") else last for name, *_ in rows]
-    return columns(fitted, right={1, 2}, looks=looks, gap=" ")
+    looks = [last if name.startswith("Max batch") else "" for name, *_ in rows]
+    for layout in (rows, short, lean):
+        if _line_width(layout, " ") <= width:
+            return columns(layout, right={1, 2}, looks=looks, gap=" ", width=width)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for number, ((name, value), look) in enumerate(zip(lean, looks, strict=True)):
+        room = width - cell_len(name)
+        text.append("\n" if number else "")
+        text.append(name + value.rjust(room) if cell_len(value) < room else f"{name}\n{value.rjust(width)}", look)
+    return text
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+TP_HEADINGS = (
+    ("", "weights", "KV/request", "", "whole heads:", ""),
+    ("TP", "per GPU", "per GPU", "batch", "KV/request", "batch"),
+)
 
 
-def tp_grid(report: MemoryReport) -> Text:
-    """Weights and batch a GPU under both rules; rows no server could run are struck."""
-    rows = [("TP", "weights/GPU", "KV/req/GPU", "batch", "whole heads: KV", "batch")]
-    looks = ["dim"]
+def tp_grid(report: MemoryReport, width: int) -> Text:
+    """Weights and batch per GPU under both rules, in `width` cells; rows that no server can run are struck through."""
+    rows: list[Sequence[str]] = [*TP_HEADINGS]
+    looks = ["dim", "dim"]
     for equal, whole in zip(report.tp_tables[Policy.EQUAL_SPLIT], report.tp_tables[Policy.REPLICATED], strict=True):
         rows.append(
             (
@@ -67,7 +91,8 @@ def tp_grid(report: MemoryReport) -> Text:
             )
         )
         looks.append("strike dim" if equal.problem else "")
-    return columns(rows, right=range(6), looks=looks)
+    gap = GAP if _line_width(rows, GAP) <= width else " "
+    return columns(rows, right=range(6), looks=looks, gap=gap)
 
 
 def plain_grid(table: Table) -> Text:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from rich.text import Text
+from textual.geometry import Size
 from textual.widget import Widget
 
 from calc.fit.memory import MemoryReport
@@ -34,7 +35,7 @@ def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]
 
 
 def memory_bar(report: MemoryReport, width: int) -> Text:
-    """The bar and its legend, two lines; a third where something does not fit."""
+    """The bar, and its legend on as many lines as it takes."""
     capacity, weights = report.study.device.memory_bytes, report.weight_bytes
     if not report.fits:
         return _overfull(report, width)
@@ -51,7 +52,7 @@ def memory_bar(report: MemoryReport, width: int) -> Text:
     ]
     if sum(len(words) + 5 for _, _, words in legend) - 3 > width:
         legend[1] = (CACHE, "cache", f"{word} {format_decimal(cache)}")
-    return _with_legend(bar, legend)
+    return _with_legend(bar, legend, width)
 
 
 def _overfull(report: MemoryReport, width: int) -> Text:
@@ -64,13 +65,16 @@ def _overfull(report: MemoryReport, width: int) -> Text:
         (WEIGHTS, "weights", f"device {format_decimal(capacity)}"),
         (OVER, "over", f"missing {format_decimal(needed - capacity)} with one request"),
     ]
-    return _with_legend(bar, legend)
+    return _with_legend(bar, legend, width)
 
 
-def _with_legend(bar: Text, legend: list[tuple[str, str, str]]) -> Text:
-    bar.append("\n")
-    for i, (mark, style, words) in enumerate(legend):
-        bar.append("   " if i else "").append(mark, style).append(f" {words}")
+def _with_legend(bar: Text, legend: list[tuple[str, str, str]], width: int) -> Text:
+    """The bar and its legend; an entry that does not fit on the line begins the next one."""
+    room = 0
+    for mark, style, words in legend:
+        cells = len(words) + 5
+        bar.append("   " if room >= cells else "\n").append(mark, style).append(f" {words}")
+        room = (room if room >= cells else width + 3) - cells
     return bar
 
 
@@ -98,12 +102,14 @@ class MemoryBar(Widget):
         self.refresh(layout=lines != self._lines())
 
     def _lines(self) -> int:
-        if self._report is None:
-            return 0
-        width = max(10, self.content_size.width)
-        return sum(-(-len(line) // width) for line in memory_bar(self._report, width).plain.split("\n"))
+        return self._text(self.content_size.width).plain.count("\n") + 1
+
+    def _text(self, width: int) -> Text:
+        return Text("") if self._report is None else memory_bar(self._report, max(10, width))
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """The lines of bar and legend at `width`."""
+        return self._text(width).plain.count("\n") + 1
 
     def render(self) -> Text:
-        if self._report is None:
-            return Text("")
-        return restyled(memory_bar(self._report, max(10, self.content_size.width)), self, "bar")
+        return restyled(self._text(self.content_size.width), self, "bar")

@@ -24,6 +24,7 @@ from tui.app.help import HelpScreen, key_name
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.panes.base import StateEdited
 from tui.panes.memory import MemoryPane
+from tui.panes.spec import SpecPane
 from tui.widgets.keybar import KeyHint, fitting_hints
 from tui.widgets.path_bar import FileWriter, PathBar, complete_path
 from tui.widgets.plot import PlotView
@@ -392,7 +393,7 @@ async def test_the_marker_redraws_the_plots() -> None:
 
 async def test_an_impossible_state_is_refused_in_a_sentence() -> None:
     async with running() as (app, pilot):
-        app.post_message(StateEdited(replace(app.state, attention_context=0)))
+        app.post_message(StateEdited(replace(app.state, attention_context=0), app.query_one(SpecPane)))
         await pilot.pause()
         assert app.state == default_state()
         assert any("context must be at least 1" in note.message for note in app._notifications)

@@ -13,6 +13,7 @@ from textual.widgets import OptionList
 from calc.model.spec import Mlp, Policy
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB, GIB
+from tests.tui.live_engine import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -50,6 +51,44 @@ async def test_the_answer_is_seen_at_every_size(size: tuple[int, int]) -> None:
         for part in ("llama-3-8b", "16.06 GB", "131,072 B", "1.07 GB", "MAX BATCH 59"):
             assert part in top
         assert all(len(line) <= size[0] for line in lines(app))
+
+
+RESULTS = [
+    ("Total parameters", "8,030,261,248"),
+    ("Parameter memory", "16.06 GB"),
+    ("KV cache per token", "131,072 B"),
+    ("KV cache per request", "1.07 GB"),
+    ("Max batch size possible", "59"),
+]
+
+
+@pytest.mark.parametrize("size", [(100, 30), (160, 45), (160, 48)])
+async def test_each_value_stands_beside_its_label_on_the_first_screen(size: tuple[int, int]) -> None:
+    async with running(size) as (app, pilot):
+        await settled(app, pilot)
+        for label, value in RESULTS:
+            assert value in line_of(app, f"│ {label}").split(label)[1].split("│")[0]
+        if size[0] >= 160:
+            for tp, weights, batch in (("1", "16.06 GB", "59"), ("4", "4.02 GB", "283"), ("8", "2.01 GB", "581")):
+                row = line_of(app, f"││  {tp} ").rpartition("││")[2]
+                assert weights in row
+                assert row.split().count(batch) == 2
+
+
+async def test_results_follow_the_width_of_the_terminal() -> None:
+    async with running((100, 30)) as (app, pilot):
+        assert "14.96 GiB" not in line_of(app, "Parameter memory")
+        await pilot.resize_terminal(200, 60)
+        await settled(app, pilot)
+        assert "16.06 GB 14.96 GiB" in line_of(app, "Parameter memory")
+        assert "(8,192 tokens)" in line_of(app, "KV cache per request")
+
+
+async def settled(app: KvscopeApp, pilot: Pilot[None]) -> None:
+    """Wait for the third column, which comes after the first paint."""
+    await until(pilot, lambda: bool(app.query("#spec-more")))
+    for _ in range(4):
+        await pilot.pause(0.02)
 
 
 async def test_an_edit_is_shown_everywhere_at_once() -> None:
@@ -103,6 +142,19 @@ async def test_fast_typing_loses_no_key() -> None:
         await pilot.pause()
         assert app.query_one("#field-context", FieldInput).value == "131072"
         assert app.state.study.context == 131072
+
+
+async def test_a_redrawing_keeps_what_is_typed_and_undo_replaces_it() -> None:
+    async with running() as (app, pilot):
+        await type_into(pilot, "#field-context", "16Ki")
+        await type_into(pilot, "#field-n_layers", "many")
+        app.action_marker("dot")
+        await pilot.pause()
+        assert app.query_one("#field-n_layers", FieldInput).value == "many"
+        assert app.query_one("#field-context", FieldInput).value == "16Ki"
+        app.action_undo()
+        await pilot.pause()
+        assert app.query_one("#field-context", FieldInput).value == str(app.state.study.context) != "16Ki"
 
 
 async def test_the_head_dimension_follows_until_it_is_typed() -> None:
@@ -257,8 +309,7 @@ async def test_arrows_walk_through_the_fields() -> None:
 async def test_the_form_scrolls_with_the_focus_on_a_small_screen() -> None:
     async with running((80, 24)) as (app, pilot):
         app.query_one("#field-policy").focus()
-        await pilot.pause(0.3)
-        assert "Split rule" in text(app)
+        await until(pilot, lambda: "Split rule" in text(app))
 
 
 async def test_a_context_beyond_the_models_own_is_remarked() -> None:
