@@ -278,7 +278,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every weight a checkpoint must hold, by its Hugging Face name, in the order of the data's way.
 
     The names are Llama's for every family (those of Gemma, Qwen-MoE and DeepSeek for what Llama lacks);
-    `engine.families.names` translates. A linear layer's weight is (outputs, inputs). Tied models have no
+    `engine.families` translates. A linear layer's weight is (outputs, inputs). Tied models have no
     ``lm_head.weight``.
     """
     c = config

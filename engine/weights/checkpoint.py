@@ -20,10 +20,9 @@ from torch import Tensor
 
 import assets
 from engine.errors import CheckpointError, ConfigError, OptionError, TokenizerError
-from engine.families.configs import config_from_hf
-from engine.families.gguf_models import config_from_gguf, weights_from_gguf
+from engine.families.gguf import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
-from engine.families.names import canonical_names
+from engine.families.registry import canonical_names, config_from_hf
 from engine.model.config import (
     ModelConfig,
     config_from_reference,

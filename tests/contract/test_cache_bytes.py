@@ -15,7 +15,7 @@ from calc.model.cache import request_term
 from calc.model.params import parameters
 from calc.model.storage import FORMATS
 from calc.sources import load_model
-from engine.families.configs import config_from_hf
+from engine.families.registry import config_from_hf
 from engine.model.cache import Int8Cache, cache_bytes, make_cache
 from engine.model.config import ModelConfig
 from engine.model.decoder import empty_weights

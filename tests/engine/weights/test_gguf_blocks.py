@@ -76,7 +76,7 @@ def test_layers_hold_what_the_file_holds(kind: str, form: QuantizedFormat, tmp_p
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F32"])
 def test_parts_of_reordered_rows(kind: str, tmp_path: Path) -> None:
     """Any rows of q, whose heads the conversion has turned, are those of the whole."""
-    from engine.families.gguf_models import config_from_gguf, weights_from_gguf
+    from engine.families.gguf import config_from_gguf, weights_from_gguf
 
     config = llama_config(**SIZES)
     file = read_gguf(write_gguf(tmp_path / "m.gguf", config, random_weights(config), kind=kind))

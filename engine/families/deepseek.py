@@ -1,0 +1,131 @@
+"""DeepSeek-V2: latent attention, experts in groups, heads rotated in pairs side by side."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import UnsupportedArchitecture
+from engine.families.common import common_config, n_layers_of, rope_fields
+from engine.families.family import Family, GGUFForm
+from engine.families.keys import Keys
+from engine.families.rope import read_rope
+from engine.families.tensors import all_loaded, half_split
+from engine.model.config import ExpertsConfig, LatentConfig, ModelConfig
+from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import Stored, StoredTensor
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads"), "q_lora_rank": 1536})
+    latent = LatentConfig(
+        rank=raw.count("kv_lora_rank", 512),
+        rope_dim=raw.count("qk_rope_head_dim", 64),
+        nope_dim=raw.count("qk_nope_head_dim", 128),
+        value_dim=raw.count("v_head_dim", 128),
+        query_rank=raw.optional_count("q_lora_rank"),
+    )
+    rope = read_rope(raw, rotary_dim=latent.rope_dim)
+    head_dim = latent.nope_dim + latent.rope_dim
+    bias = raw.flag("attention_bias", False)
+    return common_config(
+        raw,
+        head_dim=head_dim,
+        **rope_fields(rope),
+        attention_scale=rope.attention_factor / math.sqrt(head_dim),
+        latent=latent,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=raw.flag("mlp_bias", False),
+        **_expert_fields(raw),
+    )
+
+
+def _expert_fields(raw: Keys) -> dict[str, Any]:
+    method, scoring = raw.text("topk_method", "greedy"), raw.text("scoring_func", "softmax")
+    if method not in ("greedy", "group_limited_greedy") or scoring != "softmax" or raw.flag("norm_topk_prob", False):
+        raise UnsupportedArchitecture(
+            f"config.json: experts chosen by {method} of {scoring} (norm_topk_prob {raw.get('norm_topk_prob')}); "
+            "greedy or group_limited_greedy of softmax, not normalised, is supported"
+        )
+    inner = raw.count("moe_intermediate_size", 1407)
+    grouped = method == "group_limited_greedy"
+    n_dense = raw.whole("first_k_dense_replace", 0)
+    return {
+        "experts": ExpertsConfig(
+            n_experts=raw.count("n_routed_experts", 64),
+            n_active=raw.count("num_experts_per_tok"),
+            intermediate_size=inner,
+            normalize=False,
+            scale=raw.positive("routed_scaling_factor", 1.0),
+            shared_size=inner * raw.whole("n_shared_experts", 2),
+            n_groups=raw.count("n_group") if grouped else 1,
+            n_active_groups=raw.count("topk_group") if grouped else 1,
+        ),
+        "expert_layers": tuple(i >= n_dense for i in range(n_layers_of(raw))),
+    }
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    return {name: _in_order(name, tensor, config) for name, tensor in all_loaded(tensors).items()}
+
+
+def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Queries: the rotated rows at the end of every head; keys: the rotated rows after the compressed ones."""
+    latent = config.latent
+    assert latent is not None
+    bias = tensor.dim() == 1
+    matrix = tensor[:, None] if bias else tensor
+    if name.endswith((".q_proj.weight", ".q_b_proj.weight")) and matrix.size(0) % config.n_heads == 0:
+        heads = matrix.view(config.n_heads, -1, matrix.size(-1))
+    elif ".kv_a_proj_with_mqa." in name:
+        heads = matrix[None]
+    else:
+        return tensor
+    rest = heads.size(1) - latent.rope_dim
+    if rest < 0:
+        return tensor  # its shape is refused where all shapes are checked
+    turned = half_split(heads[:, rest:], rotary_dim=latent.rope_dim)
+    ordered = torch.cat((heads[:, :rest], turned), 1).reshape(matrix.shape)
+    return ordered[:, 0] if bias else ordered
+
+
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    raw = Keys(
+        {key: value for key, value in file.metadata.items() if not isinstance(value, list)}, where=str(file.path)
+    )
+    if raw.get("deepseek2.expert_gating_func") not in (None, 1):
+        raise UnsupportedArchitecture(f"{file.path}: experts chosen by sigmoid (DeepSeek-V3) are not supported")
+    rope = raw.count("deepseek2.rope.dimension_count")
+    mla = "_mla" if raw.get("deepseek2.attention.key_length_mla") is not None else ""
+    return {
+        "head_dim": None,
+        "kv_lora_rank": file.get("attention.kv_lora_rank"),
+        "q_lora_rank": file.get("attention.q_lora_rank"),
+        "qk_rope_head_dim": rope,
+        "qk_nope_head_dim": raw.count(f"deepseek2.attention.key_length{mla}") - rope,
+        "v_head_dim": file.get(f"attention.value_length{mla}"),
+        "num_key_value_heads": file.get("attention.head_count"),
+        "n_routed_experts": file.get("expert_count"),
+        "num_experts_per_tok": file.get("expert_used_count"),
+        "n_shared_experts": file.get("expert_shared_count"),
+        "moe_intermediate_size": file.get("expert_feed_forward_length"),
+        "first_k_dense_replace": file.get("leading_dense_block_count"),
+        "routed_scaling_factor": file.get("expert_weights_scale"),
+        "norm_topk_prob": file.get("expert_weights_norm"),
+    }
+
+
+def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+    return stored.then(lambda tensor: _in_order(name, tensor, config))
+
+
+FAMILIES = {
+    "deepseek_v2": Family(
+        config=_config,
+        tensors=_tensors,
+        gguf=GGUFForm(architecture="deepseek2", keys=_gguf_keys, restore=_restore),
+    )
+}

@@ -1,0 +1,50 @@
+"""What one model_type does differently from a Llama: its config's keys, its tensors' names, its GGUF files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.families.keys import Keys
+from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import Stored, StoredTensor
+
+
+def _no_keys(file: GGUFFile) -> dict[str, Any]:
+    return {}
+
+
+def _unchanged(name: str, tensor: StoredTensor, config: ModelConfig) -> StoredTensor:
+    return tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFForm:
+    """How llama.cpp's conversion writes a family. Without changes: the keys and tensors that all files share."""
+
+    architecture: str
+    keys: Callable[[GGUFFile], dict[str, Any]] = _no_keys
+    """Keys of a config.json that this architecture states in its own way; they replace the shared ones."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Our names of tensors of a layer that mean something else here than in other architectures."""
+    restore: Callable[[str, StoredTensor, ModelConfig], StoredTensor] = _unchanged
+    """A tensor, given our name of it, with the conversion's reordering undone."""
+    fused_gate: bool = False
+    """``ffn_up`` holds the gate's rows, then its own."""
+    adds_norm_offset: bool = False
+    """The conversion has added 1 to the weights of the norms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model_type of a config.json.
+
+    ``config`` raises ConfigError and UnsupportedArchitecture. ``tensors`` puts a checkpoint's tensors under the names
+    of `engine.model.config.parameter_shapes`, as views where possible, and keeps names that it does not know; None:
+    they have these names already. ``quantization``: quant_methods that ``tensors`` widens.
+    """
+
+    config: Callable[[Keys], ModelConfig]
+    tensors: Callable[[Mapping[str, Stored], ModelConfig], dict[str, Stored]] | None = None
+    gguf: GGUFForm | None = None
+    quantization: tuple[str, ...] = ()

@@ -1,0 +1,144 @@
+"""Gemma 2 and 3: windows in most layers, norms on both sides, norm weights counted from 1."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.errors import UnsupportedArchitecture
+from engine.families.common import (
+    FULL,
+    SLIDING,
+    activation_of,
+    common_config,
+    layer_types,
+    n_layers_of,
+    rope_fields,
+    window_fields,
+)
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import head_width
+from engine.families.keys import Keys
+from engine.families.rope import RopeKeys, read_rope, read_scaling
+from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import Stored
+
+_GEMMA2 = {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
+_GEMMA3 = _GEMMA2 | {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "num_attention_heads": 8,
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+}
+
+
+def _gemma2_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults(_GEMMA2)
+    return common_config(raw, **_gemma_fields(raw, pattern=2))
+
+
+def _gemma3_config(raw: Keys) -> ModelConfig:
+    inner = raw.section("text_config")  # the image models keep the decoder's keys in a section
+    if inner is not None:
+        outer = {key: raw.document[key] for key in ("eos_token_id", "bos_token_id") if raw.get(key) is not None}
+        raw = Keys({**outer, **inner.document}, where=inner.where)
+    raw = raw.with_defaults(_GEMMA3)
+    head_dim = raw.count("head_dim")
+    far, near = _gemma3_rope(raw, head_dim)
+    return common_config(
+        raw,
+        qk_norm=True,
+        **_gemma_fields(raw, pattern=raw.count("sliding_window_pattern", 6)),
+        **rope_fields(far),
+        local_rope_theta=near,
+    )
+
+
+def _gemma3_rope(raw: Keys, head_dim: int) -> tuple[RopeKeys, float]:
+    """The global layers' base and scaling, and the local layers' base, which is never scaled."""
+    both = raw.section("rope_parameters")
+    far, near = (both.section(FULL), both.section(SLIDING)) if both else (None, None)
+    if far is None:
+        return read_rope(raw, theta=1e6, rotary_dim=head_dim), raw.positive("rope_local_base_freq", 1e4)
+    if near is not None and (near.get("rope_type") or "default") != "default":
+        raise UnsupportedArchitecture(f"{near.where}: type {near.get('rope_type')!r} is not supported in local layers")
+    theta = far.positive("rope_theta", 1e6)
+    near_theta = near.positive("rope_theta", 1e4) if near is not None else 1e4
+    return read_scaling(raw, far, theta, rotary_dim=head_dim, aliases={}), near_theta
+
+
+def _gemma_fields(raw: Keys, *, pattern: int) -> dict[str, Any]:
+    """What sets Gemma 2 and 3 apart; every ``pattern``-th layer sees everything, the others a window."""
+    if raw.get("use_bidirectional_attention"):
+        raise UnsupportedArchitecture("config.json: use_bidirectional_attention is not supported")
+    bias = raw.flag("attention_bias", False)
+    kinds = layer_types(raw)
+    if kinds is None:
+        kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(n_layers_of(raw))]
+    return {
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "activation": activation_of(raw, "hidden_activation"),
+        "qkv_bias": bias,
+        "o_bias": bias,
+        "embed_scale": math.sqrt(raw.count("hidden_size")),
+        "attention_scale": raw.positive("query_pre_attn_scalar") ** -0.5,
+        "attention_softcap": raw.optional_positive("attn_logit_softcapping"),
+        "logit_softcap": raw.optional_positive("final_logit_softcapping"),
+        **window_fields(raw, kinds),
+    }
+
+
+_IMAGE_PARTS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_TEXT_PART = re.compile(r"(model\.language_model\.(?:model\.)?|language_model\.model\.)")
+
+
+def _text_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    """The decoder of an image model: the part that sees is left out."""
+    out: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if _IMAGE_PARTS.match(name):
+            continue
+        out[_TEXT_PART.sub("model.", name, count=1).removeprefix("language_model.")] = tensor
+    if config.tied:
+        out.pop("lm_head.weight", None)
+    return out
+
+
+_LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale by hidden size / heads
+
+
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    largest = file.get("block_count") == _LARGEST[file.architecture]
+    own = {
+        "query_pre_attn_scalar": head_width(file) if largest else file.get("attention.key_length"),
+        "sliding_window": file.get("attention.sliding_window"),
+    }
+    if file.architecture == "gemma2":
+        own["attn_logit_softcapping"] = file.get("attn_logit_softcapping")
+        own["final_logit_softcapping"] = file.get("final_logit_softcapping")
+    return own
+
+
+def _gguf(architecture: str) -> GGUFForm:
+    parts = {"ffn_norm": "pre_feedforward_layernorm"}
+    return GGUFForm(architecture=architecture, keys=_gguf_keys, parts=parts, adds_norm_offset=True)
+
+
+FAMILIES = {
+    "gemma2": Family(config=_gemma2_config, gguf=_gguf("gemma2")),
+    "gemma3_text": Family(config=_gemma3_config, gguf=_gguf("gemma3")),
+    "gemma3": Family(config=_gemma3_config, tensors=_text_tensors),
+}

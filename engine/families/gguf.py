@@ -1,0 +1,154 @@
+"""Models in GGUF files: their config and their tensors by our names.
+
+llama.cpp's conversion is undone where it changed values, as each family's `GGUFForm` says.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from engine.errors import CheckpointError, UnsupportedArchitecture
+from engine.families.family import GGUFForm
+from engine.families.gguf_keys import shared_keys, token_id
+from engine.families.registry import FAMILIES, config_from_hf
+from engine.families.tensors import qkv_sizes
+from engine.model.config import LongRopeScaling, ModelConfig
+from engine.weights.gguf import GGUFFile, GGUFTensor
+from engine.weights.lazy import StoredTensor
+
+_FORMS: dict[str, tuple[str, GGUFForm]] = {
+    family.gguf.architecture: (model_type, family.gguf)
+    for model_type, family in FAMILIES.items()
+    if family.gguf is not None
+}
+
+
+def config_from_gguf(file: GGUFFile) -> ModelConfig:
+    """The config that a file's metadata and tensor shapes describe. Raises ConfigError, UnsupportedArchitecture."""
+    if file.architecture not in _FORMS:
+        raise UnsupportedArchitecture(
+            f'{file.path} has architecture "{file.architecture}", which the engine cannot run from GGUF; '
+            f"it runs {', '.join(_FORMS)}"
+        )
+    model_type, form = _FORMS[file.architecture]
+    said = {"model_type": model_type} | shared_keys(file) | form.keys(file)
+    # What a file does not state takes its default; only queries that are not compressed are told by saying nothing.
+    config = config_from_hf({key: value for key, value in said.items() if value is not None or key == "q_lora_rank"})
+    if form.adds_norm_offset:
+        config = replace(config, norm_offset=0.0)
+    config = _with_rope_factors(config, file)
+    ids = [token_id(file, key) for key in ("eot", "eom")]
+    return replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *(i for i in ids if i is not None)])))
+
+
+def _with_rope_factors(config: ModelConfig, file: GGUFFile) -> ModelConfig:
+    """Llama 3.1's stretch, which the conversion has worked out for every pair."""
+    factors = file.tensors.get("rope_freqs.weight")
+    if factors is None:
+        return config
+    stretch = tuple(factors.stored().load().double().tolist())
+    if len(stretch) != config.head_dim // 2:
+        raise CheckpointError(f"{file.path}: rope_freqs has {len(stretch)} entries; expected {config.head_dim // 2}")
+    scaling = LongRopeScaling(short_factors=stretch, long_factors=stretch, original_max_positions=config.max_positions)
+    return replace(config, rope_scaling=scaling)
+
+
+_ENDS = {
+    "token_embd": "model.embed_tokens",
+    "position_embd": "model.embed_positions",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_sinks": "self_attn.sinks",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
+_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+_NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_]+)\.(weight|bias)")
+
+
+def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
+    """The file's tensors by our names; unknown ones keep theirs."""
+    weights: dict[str, StoredTensor] = {}
+    _, form = _FORMS[file.architecture]
+    for name, tensor in file.tensors.items():
+        if name not in _NO_WEIGHTS:
+            weights.update(_named(name, tensor, form, config))
+    if config.latent is not None:
+        _join_latent(weights, config)
+    return weights
+
+
+def _join_latent(weights: dict[str, StoredTensor], config: ModelConfig) -> None:
+    """Newer conversions store the two halves of kv_b_proj apart: (H, rank, nope_dim) and (H, value_dim, rank)."""
+    for layer in range(config.n_layers):
+        prefix = f"model.layers.{layer}"
+        keys, values = (weights.pop(f"{prefix}.attn_{part}_b.weight", None) for part in ("k", "v"))
+        if keys is not None and values is not None:
+            weights[f"{prefix}.self_attn.kv_b_proj.weight"] = _joined(keys, values)
+
+
+def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
+    if len(keys.shape) != 3 or len(values.shape) != 3 or keys.shape[:2] != (values.shape[0], values.shape[2]):
+        raise CheckpointError(f"attn_k_b {list(keys.shape)} and attn_v_b {list(values.shape)} do not fit together")
+    n_heads, rank, nope_dim = keys.shape
+    rows = n_heads * (nope_dim + values.shape[1])
+
+    def load() -> Tensor:
+        return torch.cat((keys.load().transpose(1, 2), values.load()), 1).reshape(rows, rank)
+
+    return StoredTensor(shape=(rows, rank), dtype=keys.dtype, load=load, element_bytes=keys.element_bytes)
+
+
+def _named(name: str, tensor: GGUFTensor, form: GGUFForm, config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:
+    match = _LAYER.fullmatch(name)
+    if match is None:
+        stem, _, kind = name.rpartition(".")
+        yield f"{_ENDS.get(stem, stem)}.{kind}", tensor.stored()
+        return
+    layer, part, kind = match.groups()
+    prefix, stored = f"model.layers.{layer}", tensor.stored()
+    if part in _EXPERTS:
+        for i in range(tensor.shape[0]):
+            yield f"{prefix}.mlp.experts.{i}.{_EXPERTS[part]}.{kind}", tensor.part(i)
+    elif part == "attn_qkv":
+        yield from _split(stored, f"{prefix}.self_attn", kind, qkv_sizes(config))
+    elif part == "ffn_up" and form.fused_gate:
+        inner = config.intermediate_size
+        yield from _split(stored, f"{prefix}.mlp", kind, {"gate_proj": inner, "up_proj": inner})
+    else:
+        ours = f"{prefix}.{form.parts.get(part) or _PARTS.get(part, part)}.{kind}"
+        yield ours, form.restore(ours, stored, config)
+
+
+def _split(stored: StoredTensor, prefix: str, kind: str, sizes: dict[str, int]) -> Iterator[tuple[str, StoredTensor]]:
+    start = 0
+    for part, size in sizes.items():
+        yield f"{prefix}.{part}.{kind}", stored.rows(start, start + size)
+        start += size

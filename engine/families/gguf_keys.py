@@ -1,0 +1,58 @@
+"""The metadata that all GGUF files share, as the keys of a config.json."""
+
+from typing import Any
+
+from engine.errors import CheckpointError
+from engine.weights.gguf import GGUFFile
+
+
+def shared_keys(file: GGUFFile) -> dict[str, Any]:
+    """Keys of a config.json, all but model_type; None where the file does not state one. Raises CheckpointError."""
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(f"{file.path} has no matrix token_embd.weight, which gives the vocabulary")
+    return {
+        "num_hidden_layers": file.get("block_count"),
+        "hidden_size": file.get("embedding_length"),
+        "intermediate_size": file.get("feed_forward_length"),
+        "num_attention_heads": file.get("attention.head_count"),
+        "num_key_value_heads": file.get("attention.head_count_kv") or file.get("attention.head_count"),
+        "head_dim": file.get("attention.key_length") or head_width(file),
+        "max_position_embeddings": file.get("context_length"),
+        "vocab_size": embedding.shape[0],
+        "rms_norm_eps": file.get("attention.layer_norm_rms_epsilon"),
+        "rope_theta": file.get("rope.freq_base") or 10_000.0,
+        "rope_scaling": rope_scaling(file),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        "eos_token_id": token_id(file, "eos"),
+        "bos_token_id": token_id(file, "bos"),
+    }
+
+
+def token_id(file: GGUFFile, name: str) -> int | None:
+    """The id of a special token: eos, bos, eot, eom."""
+    value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return value if isinstance(value, int) else None
+
+
+def head_width(file: GGUFFile) -> int | None:
+    """Hidden size / heads, where both are stated."""
+    width, heads = file.get("embedding_length"), file.get("attention.head_count")
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+
+
+def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
+    """The keys of rope_scaling; None where positions are not stretched."""
+    kind = file.get("rope.scaling.type")
+    if kind is None or kind == "none":
+        return None
+    weight = 10 * (file.get("rope.scaling.yarn_log_multiplier") or 0.0)  # the conversion stores a tenth of it
+    return {
+        "rope_type": kind,
+        "factor": file.get("rope.scaling.factor"),
+        "original_max_position_embeddings": file.get("rope.scaling.original_context_length"),
+        "mscale": weight,
+        "mscale_all_dim": weight,
+    }

@@ -1,0 +1,75 @@
+"""Llama, Mistral and SmolLM3: the pattern that the other families change."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.families.common import common_config, layer_types, n_layers_of, window_fields
+from engine.families.family import Family, GGUFForm
+from engine.families.keys import Keys
+from engine.families.tensors import half_split
+from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import StoredTensor
+
+
+def _llama_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads")})
+    bias = raw.flag("attention_bias", False)
+    return common_config(raw, qkv_bias=bias, o_bias=bias, mlp_bias=raw.flag("mlp_bias", False))
+
+
+def _mistral_config(raw: Keys) -> ModelConfig:
+    # The class default is 4096, and later Mistrals write null to switch the window off.
+    raw = raw.with_defaults({"sliding_window": 4096})
+    return common_config(raw, **window_fields(raw, layer_types(raw)))
+
+
+def _smollm3_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"tie_word_embeddings": True})
+    n_layers, interval = n_layers_of(raw), raw.count("no_rope_layer_interval", 4)
+    turning = raw.items("no_rope_layers", n=n_layers)  # in spite of its name, 1 means that a layer turns
+    turns = (
+        tuple(bool(turn) for turn in turning) if turning else tuple((i + 1) % interval != 0 for i in range(n_layers))
+    )
+    bias = raw.flag("attention_bias", False)
+    windows = window_fields(raw, layer_types(raw)) if raw.flag("use_sliding_window", False) else {}
+    return common_config(
+        raw, theta=2e6, qkv_bias=bias, o_bias=bias, mlp_bias=raw.flag("mlp_bias", False), rope_layers=turns, **windows
+    )
+
+
+def _llama_keys(file: GGUFFile) -> dict[str, Any]:
+    """Mixtral's files are written as Llama's."""
+    n_experts = file.get("expert_count")
+    if not n_experts:
+        return {}
+    return {
+        "model_type": "mixtral",
+        "num_local_experts": n_experts,
+        "num_experts_per_tok": file.get("expert_used_count"),
+    }
+
+
+def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+    """The conversion reorders queries and keys for pairs side by side."""
+    if ".q_proj." not in name and ".k_proj." not in name:
+        return stored
+    n_heads = config.n_heads if ".q_proj." in name else config.n_kv_heads
+    head_dim = max(1, stored.shape[0] // n_heads)
+    return stored.reordered(lambda t: _halves(t, head_dim), head_dim)
+
+
+def _halves(tensor: Tensor, head_dim: int) -> Tensor:
+    """Rows of every head from neighbouring pairs to halves; a bias is a matrix of one column."""
+    matrix = tensor if tensor.dim() == 2 else tensor[:, None]
+    heads = matrix.reshape(-1, head_dim, matrix.size(1))
+    return torch.reshape(half_split(heads, rotary_dim=head_dim), tensor.shape)
+
+
+FAMILIES = {
+    "llama": Family(config=_llama_config, gguf=GGUFForm(architecture="llama", keys=_llama_keys, restore=_restore)),
+    "mistral": Family(config=_mistral_config),
+    "smollm3": Family(config=_smollm3_config, gguf=GGUFForm(architecture="smollm3", restore=_restore)),
+}

@@ -1,0 +1,70 @@
+"""Qwen2, Qwen3 and Qwen3 with experts."""
+
+from typing import Any
+
+from engine.errors import ConfigError
+from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
+from engine.families.family import Family, GGUFForm
+from engine.families.keys import Keys
+from engine.model.config import ExpertsConfig, ModelConfig
+from engine.weights.gguf import GGUFFile
+
+
+def _qwen_windows(raw: Keys) -> dict[str, Any]:
+    """Qwen's window counts only when it is switched on, from layer ``max_window_layers`` on."""
+    if not raw.flag("use_sliding_window", False):
+        return {}
+    kinds = layer_types(raw)
+    if kinds is None:
+        first = raw.whole("max_window_layers", 28)
+        kinds = [SLIDING if i >= first else FULL for i in range(n_layers_of(raw))]
+    return window_fields(raw, kinds)
+
+
+def _qwen2_config(raw: Keys) -> ModelConfig:
+    return common_config(raw, qkv_bias=True, **_qwen_windows(raw))
+
+
+def _qwen3_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"head_dim": 128})  # Qwen3's heads are not hidden_size / n_heads wide
+    bias = raw.flag("attention_bias", False)
+    return common_config(raw, qkv_bias=bias, o_bias=bias, qk_norm=True, **_qwen_windows(raw))
+
+
+def _qwen3_moe_config(raw: Keys) -> ModelConfig:
+    n_layers, step = n_layers_of(raw), raw.count("decoder_sparse_step", 1)
+    dense = raw.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; a list of layers was expected")
+    n_experts = raw.count("num_experts", raw.get("num_local_experts") or 128)
+    bias = raw.flag("attention_bias", False)
+    return common_config(
+        raw,
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm=True,
+        experts=ExpertsConfig(
+            n_experts=n_experts,
+            n_active=raw.count("num_experts_per_tok", 8),
+            intermediate_size=raw.count("moe_intermediate_size", 768),
+            normalize=raw.flag("norm_topk_prob", False),
+        ),
+        expert_layers=tuple(i not in dense and (i + 1) % step == 0 for i in range(n_layers)),
+        **(window_fields(raw, None) if raw.flag("use_sliding_window", False) else {}),
+    )
+
+
+def _qwen3_moe_keys(file: GGUFFile) -> dict[str, Any]:
+    return {
+        "num_experts": file.get("expert_count"),
+        "num_experts_per_tok": file.get("expert_used_count"),
+        "moe_intermediate_size": file.get("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+    }
+
+
+FAMILIES = {
+    "qwen2": Family(config=_qwen2_config, gguf=GGUFForm(architecture="qwen2")),
+    "qwen3": Family(config=_qwen3_config, gguf=GGUFForm(architecture="qwen3")),
+    "qwen3_moe": Family(config=_qwen3_moe_config, gguf=GGUFForm(architecture="qwen3moe", keys=_qwen3_moe_keys)),
+}
