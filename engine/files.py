@@ -1,40 +1,63 @@
-"""Files written whole or not at all. No torch here."""
+"""Files written whole or not at all, as `calc.files` writes them. No torch here."""
 
-import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import OptionError
+from engine.errors import EngineError, OptionError
 
 
 def check_writable(path: Path, field: str = "output") -> None:
-    """Raise `OptionError` for a path that a long run would end at in vain."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise OptionError(field, f"cannot write {path}: it is a folder")
-    if not folder.is_dir():
-        raise OptionError(field, f"cannot write {path}: there is no folder {folder}")
-    if not os.access(folder if not path.exists() else path, os.W_OK):
-        raise OptionError(field, f"cannot write {path}: permission denied")
+    """Refuse before a long run what could not be written after it. Raises OptionError."""
+    with _told(path, field):
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise OptionError(field, f"cannot write {path}: it is a folder")
+        if not folder.is_dir():
+            raise OptionError(field, f"cannot write {path}: there is no folder {folder}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise OptionError(field, f"cannot write {path}: permission denied")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it. Raises OptionError; an old file then stays as it was."""
-    target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a file so that no half file is ever seen. Raises OptionError; an old file then stays.
+
+    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced.
+    """
+    with _told(path, "output"):
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            _replace(path.resolve(), data)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".kvscope-")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        if target.exists() and not target.is_file():  # a pipe or /dev/stdout: cannot be replaced, only written
-            target.write_bytes(data)
-            return
-        try:
-            temporary.write_bytes(data)
-            if target.exists():
-                temporary.chmod(target.stat().st_mode & 0o7777)
-            temporary.replace(target)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-    except BrokenPipeError:
+        temporary.write_bytes(data)
+        temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink()
         raise
-    except OSError as error:
-        raise OptionError("output", f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _told(path: Path, field: str) -> Iterator[None]:
+    """What the system refuses, as one sentence. A reader that left (BrokenPipeError) is none of that."""
+    try:
+        yield
+    except (EngineError, BrokenPipeError):
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OptionError(field, f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
-Run = Callable[[Sequence[str], str], int]
+Run = Callable[..., int]
 """Takes the words after the command and the program's name; returns the exit code."""
 
 COMMANDS = {

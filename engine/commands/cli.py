@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
@@ -130,7 +131,7 @@ def _add_options(parser: Parser, title: str, options: Iterable[Option]) -> None:
         group.add_argument(
             *option.flags,
             dest=option.name,
-            type=option.read if option.read in (int, float, str) else _reader(option.read),
+            type=option.read if option.read in (int, float, str) else reader(option.read),
             choices=option.choices or None,
             metavar=option.metavar or None,
             help=option.help,
@@ -150,20 +151,31 @@ def _add_generate_options(parser: Parser) -> None:
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 text")
-    prompt.add_argument("--prompt-ids", type=_reader(parse_ids), metavar="1,2,3")
-    group.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default 64")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="default 0: greedy")
-    group.add_argument("--top-k", type=int, metavar="N")
-    group.add_argument("--top-p", type=float, metavar="X")
-    group.add_argument("--seed", type=int, metavar="N")
-    group.add_argument("--chat", action="store_true", help="the prompt is a chat's turn, in the model's own template")
-    group.add_argument("--system", metavar="TEXT", help="the chat's system prompt (with --chat)")
+    prompt.add_argument("--prompt-ids", type=reader(parse_ids), metavar="1,2,3")
+    group.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate at most (default 64)"
+    )
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token (default 0)"
+    )
+    group.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest tokens")
+    group.add_argument(
+        "--top-p", type=float, metavar="X", help="sample from the likeliest tokens that reach probability X"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens")
+    group.add_argument(
+        "--chat", action="store_true", help="send the prompt as a chat message, in the model's own template"
+    )
+    group.add_argument("--system", metavar="TEXT", help="system prompt of the chat (needs --chat)")
     group.add_argument(
         "--cache", choices=get_args(CacheKind), default="full", help="how K and V are kept (default full)"
     )
-    group.add_argument("--no-cache", action="store_true", help="recompute everything for every token")
+    group.add_argument("--no-cache", action="store_true", help="recompute every token at each step")
     group.add_argument(
-        "--stream", action=argparse.BooleanOptionalAction, default=True, help="print tokens as they are made"
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="print each token as it is generated (default)",
     )
     group.add_argument("--ids", action="store_true", help="print token ids instead of text")
 
@@ -223,10 +235,10 @@ def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | N
     """The turns of a chat, with --chat. Raises OptionError."""
     if not args.chat:
         if args.system is not None:
-            raise OptionError("system", "--system is a chat's: give --chat with it")
+            raise OptionError("system", "--system needs --chat")
         return None
     if prompt is None:
-        raise OptionError("chat", "a chat's turn is text: give --prompt or --prompt-file, not ids")
+        raise OptionError("chat", "--chat takes text: give --prompt or --prompt-file, not ids")
     system = () if args.system is None else (Turn(role="system", content=args.system),)
     return (*system, Turn(role="user", content=prompt))
 
@@ -248,8 +260,12 @@ def _mode(text: str) -> str:
     return mode
 
 
-def _reader(read: Callable[[str], T]) -> Callable[[str], T]:
-    """`read` for argparse: its refusal becomes the parser's sentence."""
+@cache
+def reader(read: Callable[[str], T]) -> Callable[[str], T]:
+    """`read` for argparse: its refusal becomes the parser's sentence.
+
+    The same function for the same `read`, so that a front end can register a reader of its own in its place.
+    """
 
     def convert(text: str) -> T:
         try:

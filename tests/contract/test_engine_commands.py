@@ -172,7 +172,7 @@ def test_batch_measures_beside_what_calc_predicts() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["batch", "--batches", "8..1"], "8..1 does not go up"),
+        (["batch", "--batches", "8..1"], "goes down: write 1..8"),
         (["batch", "--batches", "1024", "--context", "1000000"], "ask for smaller batches or a shorter context"),
         (["generate"], "there is no prompt"),
         (["generate", "--prompt-ids", "1,999999"], "999"),

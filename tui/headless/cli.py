@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from calc import commands as calc_commands
 from calc.commands import command_named, listed
@@ -12,29 +13,21 @@ from calc.commands.output import guarded, say
 from tui import __version__
 
 PROG = "kvscope"
+ENGINE_COMMAND = "tui.headless.engine:run_engine_command"
 
-ENGINE_COMMANDS = {
-    "generate": ("tui.headless.engine:generate", "run a real transformer with its KV cache, token by token"),
-    "evaluate": ("tui.headless.engine:evaluate", "compare its logits with the expected ones"),
-    "kv-evaluate": ("tui.headless.engine:kv_evaluate", "the same with the KV cache, and cached against uncached"),
-    "benchmark": ("tui.headless.engine:benchmark", "latency with and without the cache, by prompt length"),
-    "batch": ("tui.headless.engine:batch", "tokens per second of 1 to 32 prompts at once, measured and predicted"),
-    "formats": ("tui.headless.engine:formats", "memory, speed and logit error of each weight and cache format"),
-}
 COMMANDS = {
-    **{name: found for name, found in calc_commands.COMMANDS.items() if name not in ("models", "devices")},
-    **ENGINE_COMMANDS,
+    **calc_commands.COMMANDS,
     "report": ("tui.report.command:run_report", "the complete write-up, as LaTeX or Markdown"),
-    **{name: calc_commands.COMMANDS[name] for name in ("models", "devices")},
 }
+"""Those that are known without a look at the engine: a cold ``memory`` imports nothing of it."""
 
-USAGE = f"""\
-usage: {PROG} [OPTIONS]                 the full-screen app, opened on a model and device of your choice
-       {PROG} [--no-tui] COMMAND [...]  one answer, printed
-       {PROG} --no-tui                  the whole study, printed
+USAGE = """\
+usage: {prog} [OPTIONS]                 the full-screen app, opened on a model and device of your choice
+       {prog} [--no-tui] COMMAND [...]  one answer, printed
+       {prog} --no-tui                  the whole study, printed
 
 commands (each has --help):
-{listed(COMMANDS)}
+{commands}
 
 Every command takes --json, --format text|json|csv|md, --output FILE and --quiet.
 Sizes need a unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30. Counts: 8192, 8k (8000) or 8Ki (8192).
@@ -43,12 +36,22 @@ Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 inte
 """
 
 
+def all_commands() -> dict[str, tuple[str, str]]:
+    """COMMANDS and those that run the engine, in the order of the help: where each is, and what it does."""
+    from engine.measure.registry import MEASUREMENTS
+
+    measuring = {name: (ENGINE_COMMAND, measurement.summary) for name, measurement in MEASUREMENTS.items()}
+    generate = {"generate": (ENGINE_COMMAND, "run a real transformer with its KV cache, token by token")}
+    last = {name: COMMANDS[name] for name in ("report", "models", "devices")}
+    return {**{name: each for name, each in COMMANDS.items() if name not in last}, **generate, **measuring, **last}
+
+
 def main(argv: Sequence[str]) -> int:
     """Run what `argv` asks for and return its exit code."""
     words = [word for word in argv if word != "--no-tui"]
     headless = len(words) < len(argv)
     if words and words[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(USAGE.format(prog=PROG, commands=listed(all_commands())), end="")
         return 0
     if words and words[0] in ("-V", "--version"):
         print(f"{PROG} {__version__}")
@@ -64,8 +67,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_command(words: Sequence[str]) -> int:
     name, *rest = words
-    prog = f"{PROG} {name}" if name in COMMANDS else PROG
-    return guarded(lambda: command_named(name, COMMANDS)(rest, prog), prog)
+    known = COMMANDS if name in COMMANDS else all_commands()
+    prog = f"{PROG} {name}" if name in known else PROG
+    return guarded(lambda: _run_named(name, known, rest, prog), prog)
+
+
+def _run_named(name: str, known: Mapping[str, tuple[str, str]], words: Sequence[str], prog: str) -> int:
+    run = command_named(name, known)
+    if name not in COMMANDS:
+        run = partial(run, name)  # one function for all that run the engine
+    return run(words, prog)
 
 
 def _run_app(words: Sequence[str]) -> int:

@@ -9,9 +9,10 @@ from functools import partial
 from calc.commands import render
 from calc.commands.intensity import intensity_answer, intensity_document
 from calc.commands.memory import memory_answer, memory_document
-from calc.commands.options import add_output_options, study_from, study_parser
+from calc.commands.options import add_output_options, counts, reader, study_from, study_parser
 from calc.commands.output import emit, emit_tables, rendered, say
 from calc.commands.tables import Table
+from calc.units import parse_count
 from engine.commands import cli as engine_cli
 from engine.commands import run as commands
 from engine.commands.documents import generation_document, to_json
@@ -24,6 +25,8 @@ from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
 from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
 from engine.measure.kinds.formats import FormatsFinished
 from engine.measure.measurement import Document
+from engine.measure.options import parse_counts
+from engine.measure.registry import MEASUREMENTS
 from engine.process.client import EngineClient
 from engine.process.events import GenerationFinished
 from engine.records import ModelInfo, Request
@@ -31,22 +34,17 @@ from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live import measured_tables as measured
 from tui.live.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
 
-MODES = {
-    "generate": ("generate", "Run a real transformer with its KV cache, token by token."),
-    "evaluate": ("evaluate", "Logits after each prompt against the expected ones."),
-    "kv-evaluate": ("kv_evaluate", "The same with the KV cache, and cached against uncached."),
-    "benchmark": ("benchmark", "Latency with and without the KV cache, by prompt length."),
-    "batch": ("batch", "Decode steps of several prompts at once: tokens a second against batch, beside predicted."),
-    "formats": ("formats", "Memory, speed and error of the logits of each weight and cache format, against float32."),
-}
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
+
+whole_number = reader(partial(parse_count, minimum=0, maximum=2**63))
+"""A count that may be nothing (--warmup 0), or a seed."""
 
 ClientFactory = Callable[[], EngineClient]
 
 
 def run_engine_command(name: str, argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:
-    """One of MODES; the exit code."""
+    """``generate`` or one of the engine's measurements; the exit code."""
     args = _parse(name, argv, prog)
     return engine_guarded(lambda: _run(args, client), prog)
 
@@ -60,12 +58,24 @@ def _run(args: argparse.Namespace, client: ClientFactory) -> int:
 
 
 def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
-    mode, description = MODES[name]
-    parser = engine_cli.mode_parser(mode, prog, description)
+    parser = engine_cli.mode_parser(name.replace("-", "_"), prog, _description(name))
+    _read_as_calc_does(parser)
     add_output_options(parser)
     args = parser.parse_args(argv)
     args.json = args.format != "text"  # anything but text is printed at the end, not streamed
     return args
+
+
+def _description(name: str) -> str:
+    if name in MEASUREMENTS:
+        return MEASUREMENTS[name].description
+    return "Run a real transformer with its KV cache, token by token."
+
+
+def _read_as_calc_does(parser: argparse.ArgumentParser) -> None:
+    """Numbers and lists of numbers as every command reads them: 1k, 8Ki, 64..1k. The engine checks what they may be."""
+    parser.register("type", int, whole_number)
+    parser.register("type", engine_cli.reader(parse_counts), counts)
 
 
 def engine_guarded(run: Callable[[], int], prog: str) -> int:
@@ -208,11 +218,3 @@ def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str
         write = render.as_csv if form == "csv" else render.as_markdown
         blocks += [write(_result_table(answered.result)) for answered in outcome.answers]
     return "\n\n".join(blocks)
-
-
-generate = partial(run_engine_command, "generate")
-evaluate = partial(run_engine_command, "evaluate")
-kv_evaluate = partial(run_engine_command, "kv-evaluate")
-benchmark = partial(run_engine_command, "benchmark")
-batch = partial(run_engine_command, "batch")
-formats = partial(run_engine_command, "formats")

@@ -12,7 +12,7 @@ def test_version_and_help_exit_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("kvscope 0.")
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in cli.COMMANDS)
+    assert all(f"  {name}" in shown for name in cli.all_commands())
 
 
 def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from engine.process.client import EngineClient
 from tests.tui.live_engine import fake_engine
-from tui.headless.engine import run_engine_command
+from tui.headless import cli
+from tui.headless.cli import all_commands
+from tui.headless.engine import _parse, run_engine_command
 
 WORDS = ("--batches", "1,32", "--quiet")
 
@@ -48,3 +50,44 @@ def test_csv_markdown_and_the_plot(tmp_path: Path, capsys: pytest.CaptureFixture
     assert rows[2].startswith("32,761.9,870.9,0.87,8.38x,9.58x")
     assert plot.read_text().splitlines()[1] == "- predicted   o measured"
     assert "| 32 | 761.9 | 870.9 |" in printed(capsys, "--format", "md")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["benchmark", "--lengths", "64..1k,2Ki"], "lengths", (64, 128, 256, 512, 1000, 2048)),
+        (["benchmark", "--lengths", "100..400:100"], "lengths", (100, 200, 300, 400)),
+        (["benchmark", "--warmup", "0"], "warmup", 0),
+        (["benchmark", "--new-tokens", "1e2"], "new_tokens", 100),
+        (["batch", "--context", "1k"], "context", 1000),
+        (["batch", "--batches", "1..4"], "batches", (1, 2, 4)),
+        (["formats", "--tokens", "1Ki"], "tokens", 1024),
+        (["generate", "--prompt", "x", "--max-new-tokens", "1.5k"], "max_new_tokens", 1500),
+        (["generate", "--prompt", "x", "--seed", "9223372036854775807"], "seed", 2**63 - 1),
+    ],
+)
+def test_counts_are_read_as_by_memory(words: list[str], name: str, value: object) -> None:
+    assert getattr(_parse(words[0], words[1:], "kvscope"), name) == value
+
+
+@pytest.mark.parametrize("text", ["1x", "", "1.5", "8b"])
+@pytest.mark.parametrize(
+    "words",
+    [["memory", "--tp"], ["benchmark", "--lengths"], ["batch", "--batches"], ["generate", "--max-new-tokens"]],
+)
+def test_the_same_refusal_everywhere(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what is no number at all: which numbers are right is for each command to say."""
+    code = cli.main([words[0], f"{words[1]}={text}"])
+    assert code == 2
+    said = capsys.readouterr().err
+    cli.main(["memory", f"--context={text}"])
+    reason = capsys.readouterr().err.partition("--context: ")[2].partition(" (see")[0]
+    assert reason
+    assert f"argument {words[1]}: {reason} (see kvscope {words[0]} --help)" in said
+
+
+@pytest.mark.parametrize("command", all_commands())
+def test_every_command_takes_the_output_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--json", "--format {text,json,csv,md}", "--output FILE", "--quiet"))
