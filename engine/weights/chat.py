@@ -8,9 +8,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.errors import PromptError, TokenizerError
+from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 
@@ -128,3 +130,38 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a Hugging Face folder: chat_template.jinja, else tokenizer_config.json's."""
+    path = folder / "tokenizer_config.json"
+    document = read_json(path, TokenizerError, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
+    values = document if isinstance(document, dict) else {}
+    source, file = values.get("chat_template"), folder / "chat_template.jinja"
+    if file.exists():
+        source = _read_text(file, max_bytes=4 * MAX_TEMPLATE_CHARACTERS)
+    if isinstance(source, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    return ChatTemplate(source=source, bos=_special(values.get("bos_token")), eos=_special(values.get("eos_token")))
+
+
+def _special(value: object) -> str:
+    """A special token's text, stored plainly or with its settings."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _read_text(path: Path, *, max_bytes: int) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise TokenizerError(f"{path} has more than {max_bytes:,} bytes")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise TokenizerError(f"{path} is not UTF-8 text") from None

@@ -6,6 +6,8 @@ import msgspec
 
 from engine.errors import InputError
 
+MAX_CONFIG_BYTES = 64 << 20
+"""Of the small files beside a model's weights."""
 _MAX_BYTES = 1 << 30
 
 

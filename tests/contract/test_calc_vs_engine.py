@@ -24,10 +24,10 @@ from calc.model.storage import FORMATS, StorageFormat
 from calc.sources import load_model
 from calc.sources.catalog import manual_device
 from engine.errors import EngineError
+from engine.families.registry import config_from_hf
 from engine.model.cache import KVCache
 from engine.model.config import ModelConfig, n_parameters
 from engine.model.decoder import empty_weights
-from engine.weights.checkpoint import config_from_hf  # wherever it lives, this is the one that loads a folder
 from tests.engine.models import PLAIN_VARIANTS as VARIANTS
 from tests.engine.models import llama_config
 

@@ -9,8 +9,7 @@ import pytest
 
 from engine.errors import PromptError, TokenizerError
 from engine.weights import chat
-from engine.weights.chat import ChatTemplate, render_chat
-from engine.weights.checkpoint import read_chat_template
+from engine.weights.chat import ChatTemplate, read_chat_template, render_chat
 
 TURNS = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Yes?"}]
 CHATML = (

@@ -22,7 +22,7 @@ import assets
 from engine.errors import CheckpointError, ConfigError, InputError, OptionError
 from engine.model.config import ModelConfig, parameter_shapes
 from engine.model.decoder import random_weights
-from engine.weights import checkpoint
+from engine.weights import convert
 from engine.weights.checkpoint import load_checkpoint, pick_dtype
 from tests.engine import oracle
 from tests.engine.gguf_files import write_gguf
@@ -422,7 +422,7 @@ def test_weights_taken_some_rows_at_a_time_are_the_same(
     else:
         path = write_gguf(tmp_path / "m.gguf", config, weights, kind=kind)
     whole = load_checkpoint(path, dtype=dtype)
-    monkeypatch.setattr(checkpoint, "_PIECE", 200)
+    monkeypatch.setattr(convert, "_PIECE", 200)
     parts = load_checkpoint(path, dtype=dtype)
     assert parts.weight_bytes == whole.weight_bytes
     assert torch.equal(parts.decoder.forward(IDS), whole.decoder.forward(IDS))
@@ -432,6 +432,6 @@ def test_a_value_that_is_no_number_is_found_in_any_piece(tmp_path: Path, monkeyp
     weights = random_weights(llama_config(), seed=1)
     weights["model.embed_tokens.weight"][-1, -1] = math.nan
     folder = save_folder(tmp_path / "m", weights=weights)
-    monkeypatch.setattr(checkpoint, "_PIECE", 200)
+    monkeypatch.setattr(convert, "_PIECE", 200)
     with pytest.raises(CheckpointError, match="holds values that are not finite"):
         load_checkpoint(folder)

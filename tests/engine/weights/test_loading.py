@@ -76,7 +76,7 @@ def test_a_large_weight_is_taken_in_pieces_in_its_own_dtype_too(
 ) -> None:
     folder = save_folder(tmp_path / "hf")
     whole, n_whole = load_checkpoint(folder).decoder.embedding, len(watched(folder))
-    monkeypatch.setattr("engine.weights.checkpoint._PIECE", 50)
+    monkeypatch.setattr("engine.weights.convert._PIECE", 50)
     assert torch.equal(load_checkpoint(folder).decoder.embedding, whole)
     assert len(watched(folder)) > n_whole
 

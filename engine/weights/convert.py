@@ -1,0 +1,153 @@
+"""Stored weights in the wanted dtype and on the wanted device, checked and converted as the decoder takes them."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from engine.errors import CheckpointError
+from engine.weights.formats import QuantizedFormat
+from engine.weights.lazy import Groups, Stored, StoredGroups, StoredTensor, file_bytes, loaded
+from engine.weights.loading import Watch
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PIECE = 1 << 18
+"""Elements of a weight that are converted at once."""
+
+
+class Taken:
+    """Tells the watch of every weight once, in bytes of its file, however often it is taken."""
+
+    def __init__(self, tensors: Mapping[str, Stored], watch: Watch) -> None:
+        self._tensors = tensors
+        self._watch = watch
+        self._elements: dict[str, int] = {}
+
+    def add(self, name: str, n_elements: int) -> None:
+        """Some more elements of a weight. Raises Stopped."""
+        stored = self._tensors[name]
+        before = self._elements.get(name, 0)
+        after = min(before + n_elements, math.prod(stored.shape))
+        self._elements[name] = after
+        self._watch.add(file_bytes(stored, after) - file_bytes(stored, before))
+
+
+class Converted(Mapping[str, Tensor]):
+    """Weights in the wanted dtype, made as the decoder takes them: never two copies of a model in memory."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Stored],
+        dtype: torch.dtype,
+        device: torch.device,
+        taken: Taken,
+        *,
+        select: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        self._tensors = tensors
+        self._taken = taken
+        self._select = select
+        self._dtype = dtype
+        self._device = device
+
+    def __getitem__(self, name: str) -> Tensor:
+        if self._select is None:
+            return self.joined(name)
+        tensor = loaded(self._tensors[name])
+        self._taken.add(name, tensor.numel())
+        if tensor.shape != self.shape(name):
+            raise _wrong_shape(name, self.shape(name))
+        part = self._select(name, tensor)
+        _check_values(name, part, self._dtype)
+        return torch.empty(part.shape, dtype=self._dtype, device=self._device).copy_(part)
+
+    def joined(self, *names: str) -> Tensor:
+        """Weights one below the other; of what is read and converted only a piece is there beside them.
+
+        Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
+        """
+        if self._select is not None:
+            return torch.cat([self[name] for name in names])
+        shapes = [self.shape(name) for name in names]
+        n_rows, at = sum(shape[0] for shape in shapes), 0
+        whole = torch.empty((n_rows, *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        for piece in chain.from_iterable(map(self.pieces, names)):
+            whole[at : at + len(piece)] = piece
+            at += len(piece)
+        return whole
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As the file declares it."""
+        return tuple(self._tensors[name].shape)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Rows of a weight in order, checked, in the dtype they are stored in; of a large one some at a time."""
+        stored, n_rows = self._tensors[name], 0
+        for piece in stored.pieces(_PIECE) if isinstance(stored, StoredTensor) else [stored]:
+            n_rows += len(piece)
+            if piece.shape[1:] != stored.shape[1:] or n_rows > stored.shape[0]:
+                raise _wrong_shape(name, self.shape(name))
+            _check_values(name, piece, self._dtype)
+            self._taken.add(name, piece.numel())
+            yield piece
+        if n_rows != stored.shape[0]:
+            raise _wrong_shape(name, self.shape(name))
+
+    def groups(self, name: str, kind: QuantizedFormat) -> Iterator[Groups] | None:
+        """The same of a matrix stored in groups of that format; None where it is not."""
+        stored = self._tensors[name]
+        if not isinstance(stored, StoredTensor) or stored.groups is None or stored.groups.kind != kind:
+            return None
+        return self._parts(name, stored, stored.groups)
+
+    def _parts(self, name: str, stored: StoredTensor, groups: StoredGroups) -> Iterator[Groups]:
+        width = math.prod(stored.shape[1:])
+        for start, stop in stored.spans(_PIECE):
+            yield _finite(name, groups.part(start, stop))
+            self._taken.add(name, (stop - start) * width)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _check_values(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise CheckpointError unless all values are numbers that ``dtype`` can hold."""
+    if tensor.dtype not in DTYPES.values():
+        stored = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{name} is stored as {stored}; {', '.join(DTYPES)} can be loaded")
+    # Anything not finite makes the sum so, which takes an eighth of the time of the least and the largest.
+    if dtype.itemsize >= max(4, tensor.dtype.itemsize) and bool(tensor.sum(dtype=dtype).isfinite()):
+        return
+    low, high = tensor.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise _not_finite(name)
+    limit = torch.finfo(dtype).max
+    if max(-low.item(), high.item()) > limit:
+        raise CheckpointError(f"{name} holds values beyond {limit:g}, the largest of {dtype}")
+
+
+def _finite(name: str, groups: Groups) -> Groups:
+    if not groups.scales.isfinite().all():
+        raise _not_finite(name)
+    return groups
+
+
+def _not_finite(name: str) -> CheckpointError:
+    return CheckpointError(f"{name} holds values that are not finite numbers")
+
+
+def _wrong_shape(name: str, declared: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"{name} does not have the shape {list(declared)} that its file declares")
