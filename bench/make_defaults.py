@@ -4,7 +4,7 @@
 
 transformers writes the inner config of a multimodal model without the keys that have their default value, so that
 these keys are part of what a published config means. Kept: numbers, flags and names of the decoder classes, for the
-keys that calc.sources.hf reads.
+keys that calc.hf reads.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from calc.hf.families import family_of  # noqa: E402
-from calc.hf.unknown import HARMLESS  # noqa: E402
+from calc.hf.architectures import BY_MODEL_TYPE  # noqa: E402
+from calc.hf.unread import NOT_SIZES  # noqa: E402
 
-READERS = ROOT / "calc" / "sources" / "hf"
+READERS = ROOT / "calc" / "hf"
 FILE = ROOT / "assets" / "class_defaults.json"
-LEFT_OUT = HARMLESS | frozenset(
+LEFT_OUT = NOT_SIZES | frozenset(
     """
     model_type dtype is_encoder_decoder tie_word_embeddings rms_norm_eps sliding_window use_sliding_window
     max_window_layers sliding_window_pattern
@@ -37,7 +37,7 @@ LEFT_OUT = HARMLESS | frozenset(
 def keys_read() -> frozenset[str]:
     """Every name that occurs as a text in the readers."""
     texts: set[str] = set()
-    for file in READERS.glob("*.py"):
+    for file in READERS.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.update(node.value.split())
@@ -72,7 +72,9 @@ def main() -> None:
     import transformers
 
     keys = keys_read()
-    table = {name: values for name, cls in text_classes() if family_of(name) and (values := defaults_of(cls, keys))}
+    table = {
+        name: values for name, cls in text_classes() if name in BY_MODEL_TYPE and (values := defaults_of(cls, keys))
+    }
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table))
     about = f"Defaults of transformers {transformers.__version__}'s config classes; made by bench/make_defaults.py"
     text = f'{{"about": {json.dumps(about)},\n "classes": {{\n{lines}\n}}}}\n'

@@ -1,4 +1,4 @@
-"""A config becomes a ModelSpec: layers one by one, and the plain form where all of them are alike."""
+"""A config becomes a ModelSpec: its architecture is looked up, its layers are read, and what is unread is refused."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import CalcError, SourceError, UnsupportedArchitecture
-from calc.hf import irregular, kinds, unknown, unlike
-from calc.hf.attention import attention_mixer, has_bias, qk_norm_params
-from calc.hf.defaults import ASKED_FOR, class_defaults
-from calc.hf.experts import feed_forwards
-from calc.hf.families import Family, family_of
-from calc.hf.kinds import Kind
-from calc.hf.latent import is_latent, latent_mixer
+from calc.hf import fallback
+from calc.hf.architecture import Architecture, Outer
+from calc.hf.architectures import BY_MODEL_TYPE
+from calc.hf.attention import has_bias
+from calc.hf.defaults import class_defaults, left_out
+from calc.hf.feed_forward import EXPERT_SIZE
+from calc.hf.layers import layers_of
 from calc.hf.reader import (
     HIDDEN_SIZE,
     INTERMEDIATE_SIZE,
     MAX_CONTEXT,
     MAX_LAYERS,
+    N_HEADS,
     N_LAYERS,
     VOCAB_SIZE,
     Reader,
@@ -27,21 +28,16 @@ from calc.hf.reader import (
     shown,
     text_part,
 )
-from calc.hf.recurrent import recurrent_mixer
-from calc.model.layers import Attention, Dense, Experts, LayerSpec, Mixer, summary
+from calc.hf.unread import unread_sizes
+from calc.model.layers import Attention, Dense, LayerSpec, summary
 from calc.model.params import final_norm_params, layer_norm_params
 from calc.model.quantization import stored_weights
-from calc.model.spec import Mlp, ModelSpec, Norm
+from calc.model.spec import ModelSpec
 
-BY_HAND = (
-    "give the numbers by hand with --n-layers, --n-heads, --n-kv-heads, --head-dim, --hidden-size, "
-    "--intermediate-size and --vocab-size"
-)
-NOT_DECODERS = frozenset(
-    "albert bert bart blip clip convbert deberta deberta-v2 distilbert electra ernie longformer marian mbart "
-    "mpnet m2m_100 nllb-moe pegasus roberta siglip switch_transformers t5 mt5 umt5 t5gemma vit whisper "
-    "wav2vec2 xlm-roberta xlnet".split()
-)
+ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "vision_tower")
+"""Keys of a multimodal model whose text model's fields stand beside them."""
+LISTED_LAYERS = ("layers_block_type", "block_configs")
+"""Lists that say how many layers there are, where no key counts them."""
 
 
 def read_hf_config(path: str | Path) -> ModelSpec:
@@ -57,154 +53,157 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     Raises UnsupportedArchitecture for a model that its fields do not determine, SourceError for what is wrong.
     """
     fields, part = text_part(config)
-    fields = unlike.usual_names(fields)
-    reader = Reader(fields, source, class_defaults(fields, inner=part is not None))
-    family = _family(reader)
+    reader, arch = _opened(fields, source, inner=part is not None)
     if part is not None:
         reader.notes.append(f"the text model alone ({part}): encoders of images or sound are not counted")
+    elif any(reader.has(key) for key in ENCODERS):
+        reader.notes.append("the text model alone: encoders of images or sound are not counted")
     try:
-        return _spec(reader, family, name)
+        return _spec(reader, arch, name)
     except SourceError:
         raise
     except CalcError as error:
         raise SourceError(f"{source}: {error}") from None
 
 
-def _family(reader: Reader) -> Family:
-    model_type = reader.config.get("model_type")
-    if model_type is not None and not isinstance(model_type, str):
-        raise reader.fail(f"model_type must be a name such as llama, not {shown(model_type)}")
-    if reader.get("is_encoder_decoder") is True or model_type in NOT_DECODERS:
-        raise UnsupportedArchitecture(
-            f"{reader.source}: model_type {shown(model_type)} is no decoder-only language model, the only kind "
-            "kvscope counts"
-        )
-    if model_type in irregular.REFUSED:
-        raise UnsupportedArchitecture(
-            f"{reader.source}: model_type {shown(model_type)} has layers that kvscope does not count: {BY_HAND}"
-        )
-    if model_type is None:
-        raise reader.fail(f"model_type missing: it says which biases and norms there are; add it, or {BY_HAND}")
-    family = family_of(model_type)
-    return family if family is not None else unknown.assumed_family(reader, BY_HAND)
+def _opened(fields: Mapping[str, Any], source: str, *, inner: bool) -> tuple[Reader, Architecture]:
+    """The config under the usual keys, with its class's defaults, and the architecture that its model_type means."""
+    model_type = _model_type(fields, source)
+    arch = BY_MODEL_TYPE.get(model_type, Architecture())
+    renamed = _usual_keys(fields, arch)
+    of_class = class_defaults(model_type, arch)
+    config = {**fields, **renamed, "model_type": model_type}
+    reader = Reader(config, source, left_out(config, arch, of_class, inner=inner), of_class)
+    reader.ignore(*arch.unused, *arch.rename, *renamed)
+    fallback.refuse_by_name(reader)
+    return reader, arch if arch.known else fallback.assumed(reader)
 
 
-def _spec(reader: Reader, family: Family, name: str) -> ModelSpec:
-    listed = () if reader.has("layers_block_type", "block_configs") else (N_LAYERS,)
-    inner = (INTERMEDIATE_SIZE,) if irregular.states_inner_size(reader, family) else ()
-    reader.require(*listed, *irregular.heads_key(reader), HIDDEN_SIZE, *inner, VOCAB_SIZE)
-    for key in ASKED_FOR.get(reader.model_type, ()):
-        if key not in reader.config:
-            raise reader.fail(f"{key} missing: a {reader.model_type} config states it")
-    family, more = irregular.adapt(reader, family)
-    n_layers = irregular.n_layers(reader)
-    if n_layers > MAX_LAYERS:
-        raise reader.fail(f"{n_layers:,} layers: a model has at most {MAX_LAYERS:,}")
-    hidden_size, vocab_size = reader.count(*HIDDEN_SIZE), reader.count(*VOCAB_SIZE)
-    layers = irregular.layers(reader, family, n_layers, hidden_size) or _layers(reader, family, n_layers, hidden_size)
-    context = reader.maybe(*MAX_CONTEXT)
-    positions = 0
-    if family.positions is not None:
-        if context is None and family.default_positions is not None:
-            context = reader.count("n_positions", default=family.default_positions)
-        if context is None:
-            raise reader.fail("max_position_embeddings missing: the learned position table has a row for each")
-        positions = context + family.positions
-    outer: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "tied": _tied(reader, family),
-        "head_bias": has_bias(reader, family.head_bias),
+def _model_type(fields: Mapping[str, Any], source: str) -> str:
+    found = fields.get("model_type")
+    if found is None:
+        raise SourceError(
+            f"{source}: model_type missing: it says which biases and norms there are; add it, or {fallback.BY_HAND}"
+        )
+    if not isinstance(found, str):
+        raise SourceError(f"{source}: model_type must be a name such as llama, not {shown(found)}")
+    if found == "llava":
+        # The configs of the first LLaVAs name their language model by the architecture only.
+        bases = [base for base in ("Mistral", "Qwen") if base in str(fields.get("architectures"))[:200]]
+        return f"llava_{bases[0].lower()}" if bases else found
+    return found
+
+
+def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]:
+    """What stands under the architecture's own keys, under the usual ones."""
+    found = {}
+    for own, usual in arch.rename.items():
+        section, _, key = own.rpartition(".")
+        values = fields.get(section) if section else fields
+        if isinstance(values, Mapping) and key in values:
+            found[usual] = values[key]
+    return found
+
+
+def _spec(reader: Reader, arch: Architecture, name: str) -> ModelSpec:
+    _check_stated(reader, arch)
+    if arch.adapt is not None:
+        arch = arch.adapt(reader, arch)
+    outer = Outer() if arch.outer is None else arch.outer(reader)
+    n_layers, hidden_size = _n_layers(reader, arch), reader.count(*HIDDEN_SIZE)
+    layers = layers_of(reader, arch, n_layers, hidden_size)
+    context, positions = _context(reader, arch)
+    sizes: dict[str, Any] = {
+        "vocab_size": reader.count(*VOCAB_SIZE),
+        "tied": _tied(reader, arch),
+        "head_bias": has_bias(reader, arch.head_bias),
         "n_learned_positions": positions,
         "max_context": context,
-        "source": reader.source,
+        "other_params": outer.params + (2 * hidden_size if arch.embedding_norm else 0),
+        "embedding_size": outer.embedding_size,
+        "final_norm_params": arch.norm_params(hidden_size) if arch.final_norm else 0,
     }
-    final = _norm_size(family, hidden_size) if family.final_norm else 0
-    other = more.other_params + (2 * hidden_size if family.embedding_norm else 0)
-    _note_unread(reader)
-    layered: dict[str, Any] = {"other_params": other, "embedding_size": more.embedding_size, "final_norm_params": final}
-    spec = ModelSpec(name=name, layers=tuple(layers), **summary(tuple(layers)), **outer, **layered)
-    spec = _plain(spec, layers) or spec
+    _note_predictors(reader)
+    _refuse_unread(reader)
+    return _with_stored(reader, _model(name, reader.source, tuple(layers), sizes))
+
+
+def _model(name: str, source: str, layers: tuple[LayerSpec, ...], sizes: Mapping[str, Any]) -> ModelSpec:
+    """The ModelSpec of `layers` and the sizes outside them: the one place that makes it."""
+    spec = ModelSpec(name=name, source=source, layers=layers, **summary(layers), **sizes)
+    return _plain(spec, layers) or spec
+
+
+def _with_stored(reader: Reader, spec: ModelSpec) -> ModelSpec:
     stored = stored_weights(reader.config, spec, reader.source)
     if stored is not None:
         reader.notes.append(f"weights as the config says: {stored.name}, {stored.total_bytes:,} B")
     return replace(spec, stored=stored, notes=tuple(reader.notes))
 
 
-def _layers(reader: Reader, family: Family, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    kinds_ = kinds.layer_kinds(reader, family, n_layers)
-    mlp_bias = has_bias(reader, family.mlp_bias)
-    mlp = Mlp.GATED if family.gated else Mlp.PLAIN
-
-    def dense_of(size: int) -> Dense:
-        return Dense(intermediate_size=size, mlp=mlp, bias=mlp_bias)
-
-    blocks = feed_forwards(
-        reader,
-        family,
-        hidden_size=hidden_size,
-        n_layers=n_layers,
-        dense_of=dense_of,
-        dense_size=lambda: inner_size(reader, family, hidden_size),
+def _check_stated(reader: Reader, arch: Architecture) -> None:
+    """Raise SourceError that lists the sizes that the config must state and does not."""
+    reader.require(
+        *(() if reader.has(*LISTED_LAYERS) else (N_LAYERS,)),
+        *((N_HEADS,) if arch.needs_heads else ()),
+        HIDDEN_SIZE,
+        *((INTERMEDIATE_SIZE,) if arch.needs_inner and not reader.has("block_configs", *EXPERT_SIZE) else ()),
+        VOCAB_SIZE,
     )
-    cache: dict[Any, LayerSpec] = {}
-    layers = []
-    for kind, block in zip(kinds_, blocks, strict=True):
-        if (kind, block) not in cache:
-            cache[kind, block] = _layer(reader, family, kind, block, hidden_size)
-        layers.append(cache[kind, block])
-    return layers
+    own_names = {usual: own for own, usual in arch.rename.items()}
+    for key in arch.required:
+        if key not in reader.config:
+            raise reader.fail(f"{own_names.get(key, key)} missing: a {reader.model_type} config states it")
 
 
-def inner_size(reader: Reader, family: Family, hidden_size: int) -> int:
-    """The feed-forward's inner dimension; four times the width where the class says so."""
-    found = irregular.inner_size(reader, hidden_size) or reader.maybe(*INTERMEDIATE_SIZE)
-    if found is None and family.wide_inner:
-        reader.notes.append(f"intermediate_size is not in the config: {4 * hidden_size:,}, four times hidden_size")
-        return 4 * hidden_size
-    return found or reader.count(*INTERMEDIATE_SIZE)
+def _n_layers(reader: Reader, arch: Architecture) -> int:
+    """How many layers there are: stated, or as many as are listed. Raises SourceError."""
+    found = None
+    if not reader.has(*N_LAYERS):
+        listed = next((each for key in LISTED_LAYERS if isinstance(each := reader.get(key), list) and each), None)
+        found = None if listed is None else len(listed)
+    if found is None:
+        found = reader.count(*N_LAYERS) if arch.count_layers is None else arch.count_layers(reader)
+    if found > MAX_LAYERS:
+        raise reader.fail(f"{found:,} layers: a model has at most {MAX_LAYERS:,}")
+    return found
 
 
-def _layer(reader: Reader, family: Family, kind: Kind, block: Any, hidden_size: int) -> LayerSpec:
-    mixers = _mixers(reader, family, kind, hidden_size)
-    norm_params = family.norms * _norm_size(family, hidden_size)
-    norm_params += sum(qk_norm_params(reader, family, mixer) for mixer in mixers if isinstance(mixer, Attention))
-    norm_params += family.extra_params
-    if any(isinstance(part, Experts) for part in block):
-        norm_params += family.sparse_norms * hidden_size
-    norm = Norm.LAYER if family.norm == "layer" else Norm.RMS
-    return LayerSpec(hidden_size=hidden_size, mixers=mixers, feed_forwards=block, norm_params=norm_params, norm=norm)
+def _context(reader: Reader, arch: Architecture) -> tuple[int | None, int]:
+    """(longest context, rows of the learned position table)."""
+    context = reader.maybe(*MAX_CONTEXT)
+    if arch.positions is None:
+        return context, 0
+    if context is None and arch.default_positions is not None:
+        context = reader.count("n_positions", default=arch.default_positions)
+    if context is None:
+        raise reader.fail("max_position_embeddings missing: the learned position table has a row for each position")
+    return context, context + arch.positions
 
 
-def _mixers(reader: Reader, family: Family, kind: Kind, hidden_size: int) -> tuple[Mixer, ...]:
-    if kind.name in (kinds.FULL, kinds.SLIDING, kinds.CHUNKED):
-        if is_latent(reader) and kind.name == kinds.FULL:
-            return (latent_mixer(reader, family),)
-        return (attention_mixer(reader, family, kind),)
-    if kind.name == kinds.NONE:
-        return ()
-    if kind.name == kinds.PARALLEL:
-        attention = attention_mixer(reader, family, Kind(kinds.FULL))
-        return (attention, recurrent_mixer(reader, kinds.MAMBA2, hidden_size))
-    return (recurrent_mixer(reader, kind.name, hidden_size),)
-
-
-def _norm_size(family: Family, hidden_size: int) -> int:
-    return {"rms": 1, "layer_weight": 1, "layer": 2, "none": 0}[family.norm] * hidden_size
-
-
-def _tied(reader: Reader, family: Family) -> bool:
+def _tied(reader: Reader, arch: Architecture) -> bool:
     if "tie_word_embeddings" not in reader.config:
-        reader.assume("tie_word_embeddings", "true" if family.tied else "false")
-    return reader.flag("tie_word_embeddings", family.tied)
+        reader.assume("tie_word_embeddings", "true" if arch.tied else "false")
+    return reader.flag("tie_word_embeddings", arch.tied)
 
 
-def _note_unread(reader: Reader) -> None:
-    for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"):
+def _note_predictors(reader: Reader) -> None:
+    for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "num_mtp_modules"):
         if extra := reader.maybe(key, minimum=0):
-            reader.notes.append(f"{key} {extra}: layers that predict further tokens are not counted")
+            reader.notes.append(f"{key} {extra}: multi-token-prediction layers are not counted")
 
 
-def _plain(spec: ModelSpec, layers: list[LayerSpec]) -> ModelSpec | None:
+def _refuse_unread(reader: Reader) -> None:
+    """Raise UnsupportedArchitecture where a key looks like a size and nothing has read it."""
+    if unread := unread_sizes(reader):
+        means = "mean" if len(unread) > 1 else "means"
+        raise UnsupportedArchitecture(
+            f"{reader.source}: kvscope does not know what {', '.join(unread[:4])} {means} for a model of type "
+            f"{shown(reader.model_type)} (it may add weights or caches): {fallback.BY_HAND}"
+        )
+
+
+def _plain(spec: ModelSpec, layers: tuple[LayerSpec, ...]) -> ModelSpec | None:
     """The same model by its flat fields alone, or None where they cannot say it."""
     flat = [_flat_fields(spec, layer) for layer in dict.fromkeys(layers)]
     first = flat[0]

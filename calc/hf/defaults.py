@@ -13,9 +13,10 @@ from functools import cache
 from typing import Any
 
 from assets import path as asset_path
-from calc.hf.experts import EXPERT_SIZE, N_EXPERTS, N_SHARED, TOP_K
-from calc.hf.families import SAME_AS
+from calc.hf.architecture import Architecture
+from calc.hf.feed_forward import EXPERT_SIZE, N_EXPERTS, N_SHARED, TOP_K
 from calc.hf.reader import (
+    HEAD_DIM,
     HIDDEN_SIZE,
     INTERMEDIATE_SIZE,
     MAX_CONTEXT,
@@ -30,32 +31,10 @@ ALWAYS_WRITTEN = frozenset((*N_LAYERS, *HIDDEN_SIZE, *N_HEADS, *INTERMEDIATE_SIZ
 AMBIGUOUS = frozenset(("q_lora_rank",))
 """Absent, these may as well have been null: some copies of configs drop null keys."""
 NAMES = (
-    N_LAYERS, HIDDEN_SIZE, N_HEADS, N_KV_HEADS, INTERMEDIATE_SIZE, VOCAB_SIZE, MAX_CONTEXT, N_EXPERTS, TOP_K,
-    EXPERT_SIZE, N_SHARED,
+    N_LAYERS, HIDDEN_SIZE, N_HEADS, N_KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE, VOCAB_SIZE, MAX_CONTEXT, N_EXPERTS,
+    TOP_K, EXPERT_SIZE, N_SHARED,
 )  # fmt: skip
-
-REPEATED: Mapping[str, tuple[str, ...]] = {
-    "granite_swa": ("full_attention", "sliding_attention", "sliding_attention", "sliding_attention"),
-    "granitemoe_swa": ("full_attention", "sliding_attention", "sliding_attention", "sliding_attention"),
-    "granitemoehybrid": ("linear_attention",),
-    "kolibri1": (*("sliding_attention",) * 4, "full_attention"),
-    "minimax": ("full_attention", "linear_attention"),
-    "ministral": ("sliding_attention",),
-    "qwen3_next": (*("linear_attention",) * 3, "full_attention"),
-    "qwen3_5_text": (*("linear_attention",) * 3, "full_attention"),
-    "qwen3_5_moe_text": (*("linear_attention",) * 3, "full_attention"),
-}
-"""Kinds of layers that a class repeats where nothing in the config says them."""
-FIRST_DENSE = frozenset("axk1 axk2 glm4_moe_lite hy_v3 hy_v4 kimi_linear laguna mimo_v2_flash".split())
-"""Classes whose first layer is dense and whose others have experts, where the config does not say it."""
-ASKED_FOR: Mapping[str, tuple[str, ...]] = {
-    "bailing_hybrid": ("linear_head_dim",),
-    "bamba": ("attn_layer_indices",),
-    "flint": ("layer_types", "mlp_only_layers"),
-    "hy_v4": ("indexer_types",),
-    "lfm3": ("layer_types",),
-}
-"""Keys whose default a class works out in a way of its own: they must be there, if only as null."""
+"""Names of one size: a default stands for it only where the config has none of them."""
 SAY_KINDS = frozenset("layer_types layers_block_type full_attention_interval attn_type_list linear_attn_config".split())
 SAY_EXPERTS = frozenset("mlp_layer_types first_k_dense_replace moe_layer_freq mlp_only_layers".split())
 
@@ -67,33 +46,33 @@ def _classes() -> Mapping[str, Mapping[str, Any]]:
     return classes
 
 
-def class_defaults(config: Mapping[str, Any], *, inner: bool) -> dict[str, Any]:
+def class_defaults(model_type: str, arch: Architecture) -> dict[str, Any]:
+    """Every key that the class of `model_type` has a default for."""
+    names = (model_type, *arch.names)
+    of_class = next((_classes()[name] for name in names if name in _classes()), {})
+    return {**of_class, **arch.defaults}
+
+
+def left_out(
+    config: Mapping[str, Any], arch: Architecture, of_class: Mapping[str, Any], *, inner: bool
+) -> dict[str, Any]:
     """The keys that `config` lacks, under no other name either, with what its class takes for them.
 
     `inner`: it stood inside a multimodal config, where every key may be left out.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        return {}
-    found = _classes().get(model_type) or _classes().get(SAME_AS.get(model_type, model_type), {})
     present = {name for names in NAMES if any(name in config for name in names) for name in names}
-    left_out = frozenset() if inner else ALWAYS_WRITTEN | AMBIGUOUS
-    plain = {k: v for k, v in found.items() if k not in config and k not in present and k not in left_out}
-    return {**plain, **_derived(model_type, {**config, **plain})}
+    absent = present | (frozenset() if inner else ALWAYS_WRITTEN | AMBIGUOUS)
+    plain = {key: value for key, value in of_class.items() if key not in config and key not in absent}
+    return {**plain, **_derived(arch, {**config, **plain})}
 
 
-def _derived(model_type: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _derived(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a class works out: the kinds of its layers and which of them have experts."""
     found: dict[str, Any] = {}
     n_layers = config.get("num_hidden_layers")
-    if (
-        model_type in REPEATED
-        and isinstance(n_layers, int)
-        and 0 < n_layers <= MAX_LAYERS
-        and not SAY_KINDS & {*config}
-    ):
-        period = REPEATED[model_type]
-        found["layer_types"] = [period[i % len(period)] for i in range(n_layers)]
-    if model_type in FIRST_DENSE and not SAY_EXPERTS & {*config}:
+    known = isinstance(n_layers, int) and 0 < n_layers <= MAX_LAYERS
+    if (period := arch.layer_types) and known and not SAY_KINDS & {*config}:
+        found["layer_types"] = [period[i % len(period)] for i in range(config["num_hidden_layers"])]
+    if arch.first_dense and not SAY_EXPERTS & {*config}:
         found["first_k_dense_replace"] = 1
     return found

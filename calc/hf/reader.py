@@ -22,6 +22,7 @@ OF_ALL_PARTS = ("tie_word_embeddings", "quantization_config", "dtype", "torch_dt
 
 N_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "n_embed", "model_dim")
+HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels")
 N_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 N_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "num_query_groups")
 INTERMEDIATE_SIZE = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_dim")
@@ -30,17 +31,28 @@ MAX_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len
 
 
 class Reader:
-    """Keys of one config (its text part). `notes` collects what was assumed.
+    """Keys of one config (its text part). `notes` collects what was assumed, `read` which keys were looked at.
 
     `defaults` has keys that the config lacks with what its class takes for them: one that is read becomes a note.
+    `of_class` has all defaults of the class, also for keys that the config states.
     """
 
-    def __init__(self, config: Mapping[str, Any], source: str, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        source: str,
+        defaults: Mapping[str, Any] | None = None,
+        of_class: Mapping[str, Any] | None = None,
+    ) -> None:
         self.config = {**config, **(defaults or {})}
+        self.stated = frozenset(config)
         self.unsaid = set(defaults or ())
+        self.of_class = of_class or {}
         self.source = source
         self.model_type = str(config.get("model_type", ""))
         self.notes: list[str] = []
+        self.read: set[str] = set()
+        self.sections: dict[str, Reader] = {}
 
     def fail(self, what: str) -> SourceError:
         """The error to raise: one sentence that starts with the path."""
@@ -52,12 +64,31 @@ class Reader:
 
     def _value(self, key: str, default: Any = None) -> Any:
         """The value, noted where it is the class's and not the config's. What is off or none goes without saying."""
+        self.read.add(key)
         value = self.config.get(key, default)
         if key in self.unsaid:
             self.unsaid.discard(key)
             if value is not False:
                 self.assume(key, _assumed(value))
         return value
+
+    def ignore(self, *keys: str) -> None:
+        """Mark keys that mean nothing here, because of what other keys say: they need not be read."""
+        self.read.update(keys)
+
+    def put(self, key: str, value: Any, *, note: object = None) -> None:
+        """Set what the class puts there whatever the config says; `note` is what to say that the class assumes."""
+        self.read.add(key)
+        self.unsaid.discard(key)
+        self.config[key] = value
+        if note is not None:
+            self.assume(key, note)
+
+    def drop(self, *keys: str) -> None:
+        """Forget keys that the class does not read."""
+        self.ignore(*keys)
+        for key in keys:
+            self.config.pop(key, None)
 
     def has(self, *keys: str) -> bool:
         """Whether any of the keys has a value that is not null."""
@@ -81,6 +112,7 @@ class Reader:
 
     def maybe(self, *keys: str, minimum: int = 1) -> int | None:
         """As `count`, but None where all are absent or null."""
+        self.read.update(keys)
         for key in keys:
             value = self._value(key)
             if value is not None:
@@ -140,9 +172,10 @@ class Reader:
             return None
         if not isinstance(value, dict):
             raise self.fail(f"{key} must be an object, not {shown(value)}")
-        inner = Reader(value, f"{self.source}: {key}")
-        inner.notes = self.notes
-        return inner
+        if key not in self.sections:
+            self.sections[key] = Reader(value, f"{self.source}: {key}")
+            self.sections[key].notes = self.notes
+        return self.sections[key]
 
     def assume(self, key: str, value: object) -> None:
         """Note that the config does not say `key`."""

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from calc.errors import SourceError
 from calc.hf import read_hf_config, spec_from_config
-from calc.hf.families import FAMILIES, SAME_AS
-from calc.hf.irregular import BUILDERS, REFUSED
+from calc.hf.architectures import BY_MODEL_TYPE
+from calc.hf.fallback import NOT_COUNTED
 from calc.model.params import parameters
 
 CONFIGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "configs"
@@ -47,7 +47,7 @@ EVERYTHING = {
     "attn_layer_period": 4, "attn_layer_offset": 1, "layer_norm_eps": 1e-5,
 }  # fmt: skip
 """Keys of all kinds of models at once: any model_type finds what it asks for."""
-TYPES = sorted({*FAMILIES, *SAME_AS, *BUILDERS, *REFUSED, "t5", "brand_new"})
+TYPES = sorted({*BY_MODEL_TYPE, *NOT_COUNTED, "t5", "brand_new"})
 
 
 def published():

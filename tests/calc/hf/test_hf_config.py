@@ -261,7 +261,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("model_type", ["bert", "t5", "whisper"])
     def test_what_is_no_decoder_is_refused_by_name(self, model_type):
-        assert f'"{model_type}" is no decoder-only' in refusal(
+        assert f'"{model_type}" is not a decoder-only' in refusal(
             {**LLAMA, "model_type": model_type}, UnsupportedArchitecture
         )
 
@@ -273,7 +273,7 @@ class TestRefusals:
     def test_unknown_is_read_by_its_fields_and_says_so(self):
         m = spec(LLAMA, model_type="brand_new")
         assert parameters(m).total == 8_030_261_248
-        assert any('"brand_new" is not one that kvscope knows' in note for note in m.notes)
+        assert any('does not know model_type "brand_new"' in note for note in m.notes)
 
     @pytest.mark.parametrize("key", ["ssm_state_size", "num_memory_slots", "adapter_dim"])
     def test_unknown_with_a_field_that_may_add_weights_is_refused(self, key):

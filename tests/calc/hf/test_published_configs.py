@@ -178,7 +178,7 @@ class TestUnknownTypes:
     def test_read_with_the_assumption_in_a_note(self):
         model = spec_from_config(self.PLAIN, name="m", source="m")
         assert parameters(model).total == 8_030_261_248
-        assert any('model_type "newcomer" is not one that kvscope knows' in note for note in model.notes)
+        assert any('does not know model_type "newcomer"' in note for note in model.notes)
 
     @pytest.mark.parametrize("missing", ["num_key_value_heads", "rms_norm_eps", "intermediate_size"])
     def test_refused_where_a_size_is_open(self, missing):
@@ -192,5 +192,5 @@ class TestUnknownTypes:
 
     @pytest.mark.parametrize("model_type", ["bert", "t5", "whisper", "roberta"])
     def test_no_decoder(self, model_type):
-        with pytest.raises(UnsupportedArchitecture, match=f'"{model_type}" is no decoder-only'):
+        with pytest.raises(UnsupportedArchitecture, match=f'"{model_type}" is not a decoder-only'):
             spec_from_config({**self.PLAIN, "model_type": model_type}, name="m", source="m")

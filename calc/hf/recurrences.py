@@ -1,13 +1,15 @@
-"""Recurrent layers of hybrid models, from the fields of a config."""
+"""Mixers that keep a state instead of a cache (Mamba, gated delta, short convolution), from the fields of a config."""
 
 from __future__ import annotations
 
-from calc.hf.kinds import CONV, DELTA, MAMBA1
+from calc.hf.architecture import Architecture
+from calc.hf.attention import has_bias
+from calc.hf.layer_kinds import CONV, DELTA, MAMBA1
 from calc.hf.reader import Reader
 from calc.model.layers import GatedDelta, Mamba1, Mamba2, Mixer, ShortConv
 
 
-def recurrent_mixer(reader: Reader, kind: str, hidden_size: int) -> Mixer:
+def recurrent_mixer(reader: Reader, arch: Architecture, kind: str, hidden_size: int) -> Mixer:
     """The mixer of a layer of `kind`. Raises SourceError, naming the field that is missing."""
     if kind == DELTA:
         return GatedDelta(
@@ -18,17 +20,17 @@ def recurrent_mixer(reader: Reader, kind: str, hidden_size: int) -> Mixer:
             kernel=reader.count("linear_conv_kernel_dim", default=4),
         )
     if kind == MAMBA1:
-        return _mamba1(reader, hidden_size)
+        return _mamba1(reader, arch, hidden_size)
     if kind == CONV:
         return ShortConv(kernel=reader.count("conv_L_cache"), width=hidden_size, bias=reader.flag("conv_bias"))
-    return _mamba2(reader, hidden_size)
+    return _mamba2(reader, arch, hidden_size)
 
 
-def _mamba1(reader: Reader, hidden_size: int) -> Mamba1:
-    """Jamba's has norms of dt, B and C; a bias of the projections adds to each."""
+def _mamba1(reader: Reader, arch: Architecture, hidden_size: int) -> Mamba1:
+    """Mamba, with norms of dt, B and C where the architecture has them (Jamba)."""
     inner = reader.count("mamba_expand") * hidden_size
-    state, dt_rank = reader.count("mamba_d_state"), _dt_rank(reader, hidden_size)
-    extra = dt_rank + 2 * state if reader.model_type == "jamba" else 0
+    state, dt_rank = reader.count("mamba_d_state"), step_rank(reader, "mamba_dt_rank", hidden_size)
+    extra = dt_rank + 2 * state if arch.state_norms else 0
     if reader.flag("mamba_proj_bias"):
         extra += 2 * inner + hidden_size
     return Mamba1(
@@ -41,20 +43,20 @@ def _mamba1(reader: Reader, hidden_size: int) -> Mamba1:
     )
 
 
-def _dt_rank(reader: Reader, hidden_size: int) -> int:
-    if reader.get("mamba_dt_rank") == "auto":
-        return -(-hidden_size // 16)
-    return reader.count("mamba_dt_rank")
+def step_rank(reader: Reader, key: str, hidden_size: int) -> int:
+    """The rank of the step size; "auto" is a sixteenth of the width, rounded up."""
+    return -(-hidden_size // 16) if reader.get(key) == "auto" else reader.count(key)
 
 
-def _mamba2(reader: Reader, hidden_size: int) -> Mamba2:
+def _mamba2(reader: Reader, arch: Architecture, hidden_size: int) -> Mamba2:
     n_heads = reader.count("mamba_num_heads", "mamba_n_heads")
     inner = reader.maybe("mamba_d_ssm") or n_heads * _head_dim(reader, n_heads, hidden_size)
+    reader.ignore("mamba_d_head", "mamba_head_dim", "mamba_expand")
     groups = reader.count("n_groups", "mamba_n_groups")
     state = reader.count("ssm_state_size", "mamba_d_state")
     kernel = reader.count("conv_kernel", "mamba_d_conv")
     convolved = inner + 2 * groups * state
-    into, out = _projection_biases(reader)
+    into, out = (_any_flag(reader, keys) for keys in arch.state_biases)
     return Mamba2(
         inner=inner,
         n_heads=n_heads,
@@ -63,22 +65,16 @@ def _mamba2(reader: Reader, hidden_size: int) -> Mamba2:
         kernel=kernel,
         extra_params=(inner + convolved + n_heads if into else 0) + (hidden_size if out else 0),
         conv_bias=reader.flag("use_conv_bias", True) and reader.flag("mamba_conv_bias", True),
-        norm=reader.model_type != "falcon_h1" or reader.flag("mamba_rms_norm"),
+        norm=has_bias(reader, arch.state_norm),
     )
-
-
-def _projection_biases(reader: Reader) -> tuple[bool, bool]:
-    """Whether the projections into and out of a Mamba-2 layer have biases: each class has a key of its own."""
-    match reader.model_type:
-        case "falcon_h1":
-            return reader.flag("mamba_proj_bias"), reader.flag("projectors_bias")
-        case "nemotron_h":
-            return reader.flag("use_bias"), reader.flag("use_bias")
-    both = reader.flag("mamba_proj_bias") or reader.flag("use_bias")
-    return both, both
 
 
 def _head_dim(reader: Reader, n_heads: int, hidden_size: int) -> int:
     if reader.get("mamba_d_head") == "auto":
         return reader.count("mamba_expand") * hidden_size // n_heads
     return reader.count("mamba_head_dim", "mamba_d_head")
+
+
+def _any_flag(reader: Reader, keys: tuple[str, ...]) -> bool:
+    flags = [reader.flag(key) for key in keys]  # all of them are read, so that all are checked
+    return any(flags)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calc.hf.families import Family
+from calc.hf.architecture import Architecture
 from calc.hf.reader import Reader, shown
 
 FULL, SLIDING, CHUNKED, NONE = "full", "sliding", "chunked", "none"
 MAMBA1, MAMBA2, DELTA, CONV = "mamba1", "mamba2", "gated_delta", "conv"
-PARALLEL = "attention+mamba2"
 
 LAYER_TYPES = {
     "full_attention": FULL,
@@ -29,6 +28,7 @@ LAYER_TYPES = {
     "moe": NONE,
     "mlp": NONE,
 }
+FULL_TYPE, LINEAR_TYPE = "full_attention", "linear_attention"
 PATTERN_LETTERS = {"M": MAMBA2, "*": FULL, "E": NONE, "-": NONE}
 
 
@@ -40,12 +40,22 @@ class Kind:
     window: int | None = None
 
 
-def layer_kinds(reader: Reader, family: Family, n_layers: int) -> list[Kind]:
+def linear_or_full(reader: Reader, n_layers: int) -> list[str] | None:
+    """layer_types of a model that has linear_attention and full_attention alone; None where it is not there."""
+    listed = reader.per_layer("layer_types", n_layers)
+    if listed is not None and (unknown := [kind for kind in listed if kind not in (LINEAR_TYPE, FULL_TYPE)]):
+        known = f"{LINEAR_TYPE} and {FULL_TYPE}"
+        raise reader.fail(f"layer_types has {shown(unknown[0])}: a {reader.model_type} model has {known}")
+    return listed
+
+
+def layer_kinds(reader: Reader, arch: Architecture, n_layers: int) -> list[Kind]:
     """One kind a layer. Raises SourceError where the config names one that is not known."""
+    reader.ignore("max_window_layers", "sliding_window_size")  # read where use_sliding_window asks for it
     names = _listed(reader, n_layers) or _hybrid(reader, n_layers)
     if names is None:
-        return [_attention(reader, family, i, n_layers) for i in range(n_layers)]
-    window = _window(reader, family, needed=SLIDING in names)
+        return [_attention(reader, arch, i, n_layers) for i in range(n_layers)]
+    window = _window(reader, arch, needed=SLIDING in names)
     chunk = reader.maybe("attention_chunk_size")
     return [_kind(name, window, chunk) for name in names]
 
@@ -113,8 +123,6 @@ def _hybrid(reader: Reader, n_layers: int) -> list[str] | None:
     if reader.get("full_attn_idxs") is not None and reader.has("conv_L_cache"):
         full = reader.indices("full_attn_idxs")
         return [FULL if i in full else CONV for i in range(n_layers)]
-    if reader.has("mamba_d_ssm", "mamba_d_head") and reader.model_type == "falcon_h1":
-        return [PARALLEL] * n_layers
     if reader.has("attention_chunk_size"):
         return _chunked(reader, n_layers)
     return None
@@ -131,22 +139,22 @@ def _chunked(reader: Reader, n_layers: int) -> list[str]:
     return [CHUNKED if value else FULL for value in rotary]
 
 
-def _attention(reader: Reader, family: Family, layer: int, n_layers: int) -> Kind:
+def _attention(reader: Reader, arch: Architecture, layer: int, n_layers: int) -> Kind:
     """Full or sliding, where the config lists no kinds."""
-    window = _window(reader, family, needed=False)
+    window = _window(reader, arch, needed=False)
     if window is None:
         return Kind(FULL)
-    return Kind(SLIDING, window) if _slides(reader, family, layer, n_layers) else Kind(FULL)
+    return Kind(SLIDING, window) if _slides(reader, arch, layer, n_layers) else Kind(FULL)
 
 
-def _slides(reader: Reader, family: Family, layer: int, n_layers: int) -> bool:
+def _slides(reader: Reader, arch: Architecture, layer: int, n_layers: int) -> bool:
     pattern = reader.get("sliding_window_pattern")
     if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
         return pattern[layer % len(pattern)] == "L"
     if pattern is not None:
         return (layer + 1) % reader.count("sliding_window_pattern") != 0
-    rule, _, every = family.window.partition(":")
-    if rule == "" and family.known:
+    rule, _, every = arch.window.partition(":")
+    if rule == "" and arch.known:
         _note_once(reader, f"sliding_window is not used: the {reader.model_type} class has no sliding layers")
         return False
     if rule == "every":
@@ -161,20 +169,20 @@ def _slides(reader: Reader, family: Family, layer: int, n_layers: int) -> bool:
     )
 
 
-def _window(reader: Reader, family: Family, *, needed: bool) -> int | None:
-    if not reader.flag("use_sliding_window", family.window != "upper"):
+def _window(reader: Reader, arch: Architecture, *, needed: bool) -> int | None:
+    if not reader.flag("use_sliding_window", arch.window != "upper"):
         if reader.has("sliding_window"):
             _note_once(reader, "sliding_window is off: use_sliding_window is not true")
         return None
     for key in ("sliding_window", "sliding_window_size"):
         if key in reader.config:
             return reader.maybe(key, minimum=0) or None
-    if family.default_window is not None:
+    if arch.default_window is not None:
         _note_once(
             reader,
-            f"sliding_window is not in the config: {family.default_window}, as the {reader.model_type} class assumes",
+            f"sliding_window is not in the config: {arch.default_window}, as the {reader.model_type} class assumes",
         )
-        return family.default_window
+        return arch.default_window
     if needed:
         raise reader.fail("sliding_window missing, but layer_types has sliding layers")
     return None

@@ -1,0 +1,42 @@
+"""All architectures by model_type: one module for each lineage, named after it, with a tuple ARCHITECTURES."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from calc.hf.architecture import Architecture
+from calc.hf.architectures import (
+    cohere,
+    dbrx,
+    deepseek,
+    ernie,
+    exaone,
+    falcon,
+    gemma,
+    glm,
+    gpt,
+    granite,
+    hunyuan,
+    internlm,
+    kimi_linear,
+    lfm,
+    llama,
+    mamba,
+    mimo,
+    minimax,
+    mistral,
+    nemotron,
+    olmo,
+    phi,
+    qwen,
+    stablelm,
+    zamba,
+)
+
+LINEAGES = (
+    cohere, dbrx, deepseek, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm, kimi_linear, lfm, llama,
+    mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, zamba,
+)  # fmt: skip
+ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
+BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}
+BY_GGUF: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.gguf}

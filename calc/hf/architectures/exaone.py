@@ -1,0 +1,15 @@
+"""EXAONE: a Llama at first; from 4 on, norms of Q and K, and windows in three of four layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from calc.hf.architecture import Architecture
+
+_EXAONE4 = Architecture(qk_norm="head", window="every:4", default_window=4096)
+
+ARCHITECTURES = (
+    Architecture(names=("exaone",), gguf=("exaone",)),
+    replace(_EXAONE4, names=("exaone4", "exaone4_5_text"), gguf=("exaone4",)),
+    replace(_EXAONE4, names=("exaone_moe",)),
+)

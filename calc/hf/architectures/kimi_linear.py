@@ -1,0 +1,70 @@
+"""Kimi Linear and Bailing (Ling): Kimi delta attention, with latent attention in every few layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from calc.hf.architecture import BIASED, Architecture
+from calc.hf.feed_forward import feed_forwards
+from calc.hf.latent import latent_mixer
+from calc.hf.layer_kinds import FULL_TYPE, LINEAR_TYPE, linear_or_full
+from calc.hf.layers import stack
+from calc.hf.reader import N_HEADS, Reader
+from calc.model.layers import KimiDelta, LayerSpec, Mixer
+
+
+def _kimi_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
+    """Kimi Linear: linear_attn_config or layer_types lists the latent layers."""
+    own = reader.section("linear_attn_config")
+    if own is not None:
+        heads, head_dim, kernel = (own.count(key) for key in ("num_heads", "head_dim", "short_conv_kernel_size"))
+    else:
+        heads, head_dim = reader.count("linear_num_heads"), reader.count("linear_head_dim")
+        kernel = reader.count("linear_conv_kernel_dim")
+    delta = KimiDelta(n_heads=heads, head_dim=head_dim, kernel=kernel, gate_rank=head_dim)
+    types = linear_or_full(reader, n_layers) or _listed_types(reader, own, n_layers)
+    of: dict[str, tuple[Mixer, ...]] = {LINEAR_TYPE: (delta,)}
+    if FULL_TYPE in types:
+        of[FULL_TYPE] = (latent_mixer(reader, arch),)
+    return stack(reader, arch, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
+
+
+def _listed_types(reader: Reader, own: Reader | None, n_layers: int) -> list[str]:
+    """Layers are numbered from 1 in linear_attn_config."""
+    if own is None or not own.has("full_attn_layers"):
+        raise reader.fail("linear_attn_config missing: its full_attn_layers says which layers have latent attention")
+    own.ignore("kda_layers")  # all others
+    full = own.indices("full_attn_layers")
+    return [FULL_TYPE if i + 1 in full else LINEAR_TYPE for i in range(n_layers)]
+
+
+def _bailing_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
+    """Bailing hybrid: gates that are not of low rank, and the last layer of each group is latent."""
+    n_heads = reader.count(*N_HEADS)
+    head_dim = reader.maybe("linear_head_dim") or reader.count("head_dim")
+    kernel = reader.count("linear_conv_kernel_dim", "short_conv_kernel_size")
+    delta = KimiDelta(n_heads=reader.maybe("linear_num_heads") or n_heads, head_dim=head_dim, kernel=kernel)
+    types = linear_or_full(reader, n_layers)
+    reader.ignore("layer_group_size")  # layer_types says more
+    if types is None:
+        group = reader.count("layer_group_size")
+        types = [LINEAR_TYPE if (i + 1) % group else FULL_TYPE for i in range(n_layers)]
+    of: dict[str, tuple[Mixer, ...]] = {LINEAR_TYPE: (delta,)}
+    if FULL_TYPE in types:
+        reader.put("q_lora_rank", None)  # the class projects queries directly
+        latent = latent_mixer(reader, arch)
+        of[FULL_TYPE] = (replace(latent, extra_params=latent.extra_params + hidden_size * n_heads),)
+    return stack(reader, arch, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
+
+
+ARCHITECTURES = (
+    replace(BIASED, names=("kimi_linear",), first_dense=True, sparse_from_first=True, layers=_kimi_layers),
+    replace(BIASED, names=("bailing_hybrid",), required=("linear_head_dim",), layers=_bailing_layers),
+    Architecture(
+        names=("bailing_moe", "bailing_moe_v2"),
+        qkv_bias=("use_qkv_bias", False),
+        o_bias=("use_bias", False),
+        qk_norm="head",
+        qk_key=("use_qk_norm", False),
+    ),
+)

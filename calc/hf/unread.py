@@ -1,0 +1,96 @@
+"""Keys that look like a size and that nothing has read: a model that has one is refused, whatever its model_type.
+
+A config that is read without them would be counted wrong and nobody would know (Kimi K3's experts read an input of
+routed_expert_hidden_size). What a reader has decided not to need it marks with `Reader.ignore`; what never says
+anything about weights or caches is listed here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from calc.hf.reader import Reader
+
+SIZE_WORDS = frozenset(
+    """
+    size sizes dim dims width depth channels rank num n number d heads layers experts blocks groups kernel conv mamba
+    ssm lora hidden inner intermediate ffn streams expand mult ratio altup
+    """.split()
+)
+"""Words of a key, between its underscores, that say that its number is a size or a count."""
+
+NO_SIZE: Mapping[str, frozenset[str]] = {
+    "how text is generated": frozenset(
+        """
+        num_return_sequences num_beams num_beam_groups no_repeat_ngram_size encoder_no_repeat_ngram_size
+        num_logits_to_keep task_specific_params generation_config
+        """.split()
+    ),
+    "how the model is trained or run": frozenset(
+        """
+        ep_size pretraining_tp num_labels chunk_size_feed_forward prefill_chunk_size context_window_size chunk_size
+        mamba_chunk_size dim_model_base quantization_config compression_config
+        """.split()
+    ),
+    "how tokens choose experts": frozenset("n_group topk_group num_expert_group".split()),
+    "how positions are encoded": frozenset(
+        "rotary_dim no_rope_layers no_rope_layer_interval rope_scaling rope_parameters".split()
+    ),
+    "how long the context is, not what a token takes": frozenset("n_ctx n_positions".split()),
+    "a size that another key states": frozenset("num_attention_heads_per_group org_vocab_size".split()),
+}
+"""Keys that look like sizes and change neither weights nor caches, by what they are about."""
+NOT_SIZES = frozenset().union(*NO_SIZE.values())
+
+ENCODER_WORDS = frozenset("vision image img audio video mm vit speech sound perceiver projector".split())
+"""Encoders of images and sound, which are not counted (a note says so)."""
+PREDICTOR_WORDS = frozenset("mtp nextn".split())
+"""Layers for multi-token prediction, which are not counted (a note says so)."""
+MAX_DEPTH = 4
+"""Sections within sections that are looked into; no published config has as many."""
+ID_ENDINGS = ("_id", "_ids", "_index", "_token", "_idx")
+"""Endings of keys that name a token or a place."""
+
+
+def unread_sizes(reader: Reader) -> list[str]:
+    """Keys of the config and of the sections in it that look like sizes and that nothing has read, sorted.
+
+    A key of a section is written as "section.key".
+    """
+    stated = {key: value for key, value in reader.config.items() if key in reader.stated}
+    return sorted(_unread(stated, reader, reader.read))
+
+
+def _unread(config: Mapping[str, Any], reader: Reader | None, read_by_path: set[str], depth: int = 0) -> Iterator[str]:
+    read = set() if reader is None else reader.read
+    for key, value in config.items():
+        if not isinstance(key, str) or _says_no_size(key):
+            continue
+        if isinstance(value, dict) and depth < MAX_DEPTH:
+            section = None if reader is None else reader.sections.get(key)
+            if section is not None or key not in read:
+                yield from (
+                    path
+                    for inner in _unread(value, section, set(), depth + 1)
+                    if (path := f"{key}.{inner}") not in read_by_path
+                )
+        elif key not in read and SIZE_WORDS & _words(key) and _is_size(value):
+            yield key
+
+
+def _says_no_size(key: str) -> bool:
+    words = _words(key)
+    encoder = words & ENCODER_WORDS and "vocab" not in words
+    return bool(key in NOT_SIZES or encoder or words & PREDICTOR_WORDS or key.endswith(ID_ENDINGS))
+
+
+def _words(key: str) -> set[str]:
+    return set(key.lower().split("_"))
+
+
+def _is_size(value: object) -> bool:
+    """A whole number above 0, or a list of numbers that has one."""
+    if isinstance(value, list):
+        return any(isinstance(each, int) and _is_size(each) for each in value[:1000])
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
