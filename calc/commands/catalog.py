@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from calc.commands.options import Parser, add_output_options
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Table, device_catalog_table, model_catalog_table
-from calc.sources.catalog import search_devices, search_models
+from calc.sources.catalog import devices, models, nothing_matches, search_devices, search_models
 
 
 def catalog_parser(prog: str, what: str) -> Parser:
@@ -22,17 +22,21 @@ def catalog_parser(prog: str, what: str) -> Parser:
 def run_models(argv: Sequence[str], prog: str) -> int:
     """``models``."""
     args = catalog_parser(prog, "models").parse_args(argv)
-    return _emit_catalog(args, model_catalog_table(search_models(args.search)))
+    found = search_models(args.search)
+    return _emit_catalog(args, model_catalog_table(found), "" if found else nothing_matches(args.search, models(), what="model"))
 
 
 def run_devices(argv: Sequence[str], prog: str) -> int:
     """``devices``."""
     args = catalog_parser(prog, "devices").parse_args(argv)
-    return _emit_catalog(args, device_catalog_table(search_devices(args.search)))
+    found = search_devices(args.search)
+    return _emit_catalog(args, device_catalog_table(found), "" if found else nothing_matches(args.search, devices(), what="device"))
 
 
-def _emit_catalog(args: argparse.Namespace, table: Table) -> int:
+def _emit_catalog(args: argparse.Namespace, table: Table, nothing: str) -> int:
+    """The table; `nothing` says in a text that it is empty."""
     if args.format == "json":
         records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         return emit_json(args, {"command": table.title.lower(), "schema": 1, "rows": records})
-    return emit_tables(args, "", [table], ())
+    text = args.format in ("text", "md")
+    return emit_tables(args, nothing if text else "", [] if nothing and text else [table], ())

@@ -232,19 +232,31 @@ def _find(name: str, entries: Mapping[str, Entry], *, what: str) -> Entry:
     starts = [e for e in entries.values() if key and any(known.startswith(f"{key}-") for known in e.keys)]
     if len(starts) == 1:
         return starts[0]
-    raise UnknownName(_unknown(name, [entry.id for entry in starts], entries, what=what))
-
-
-def _unknown(name: str, starts: list[str], entries: Mapping[str, Entry], *, what: str) -> str:
-    shown = repr(name if len(name) <= 60 else f"{name[:57]}...")
     if starts:
-        return f"{what} {shown} could be {_listed(starts)}"
-    from difflib import get_close_matches  # only on failure: a start that finds its name does not pay for it
+        named = [entry.id for entry in sorted(starts, key=lambda entry: _rank(key, entry.keys))]
+        raise UnknownName(f"{what} {_shown(name)} could be {_listed(named)}")
+    raise UnknownName(f"unknown {what} {_shown(name)}: {_hint(name, entries, what)}")
 
-    owners = {key: entry.id for entry in entries.values() for key in entry.keys}
-    near = dict.fromkeys(owners[key] for key in get_close_matches(_key(name)[:60], owners, n=4, cutoff=0.6))
-    hint = f"did you mean {_listed(list(near))}?" if near else f"the catalog lists {len(entries)} {what}s"
-    return f"unknown {what} {shown}: {hint}"
+
+def nothing_matches(text: str, entries: Mapping[str, Entry], *, what: str) -> str:
+    """That no entry holds `text`, with near names, in a sentence."""
+    return f"No {what} in the catalog matches {_shown(text)}: {_hint(text, entries, what)}"
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
+
+
+def _hint(name: str, entries: Mapping[str, Entry], what: str) -> str:
+    """Names that contain every word of `name`, else near ones; how many there are where none is near."""
+    near = [entry.id for entry in _search(name, entries.values())] if _key(name) else []
+    if not near:
+        from difflib import get_close_matches  # only on failure: a start that finds its name does not pay for it
+
+        owners = {key: entry.id for entry in entries.values() for key in entry.keys}
+        close = get_close_matches(_key(name)[:60], owners, n=4, cutoff=0.6)
+        near = list(dict.fromkeys(owners[key] for key in close))
+    return f"did you mean {_listed(near)}?" if near else f"the catalog lists {len(entries)} {what}s"
 
 
 def _listed(names: list[str], most: int = 6) -> str:

@@ -233,6 +233,15 @@ class TestNames:
         with pytest.raises(UnknownName, match=r"did you mean .*llama-3-8b"):
             find_model("llama-3-8")
 
+    def test_names_that_contain_the_word_are_offered_first(self):
+        """By their own name before an alias, and before names that are merely spelled alike."""
+        with pytest.raises(UnknownName, match=r"'deepseek' could be deepseek-llm-7b, deepseek-r1, deepseek-v2"):
+            find_model("deepseek")
+        with pytest.raises(UnknownName, match=r"unknown model 'qwen': did you mean qwen2-7b, qwen2.5-0.5b"):
+            find_model("qwen")
+        with pytest.raises(UnknownName, match=r"unknown device 'gb': did you mean gb200, gb300, gb10"):
+            find_device("gb")
+
     def test_near_names_are_offered(self):
         with pytest.raises(UnknownName, match=r"unknown model 'lama3-8b': did you mean llama-3-8b"):
             find_model("lama3-8b")
@@ -244,6 +253,21 @@ class TestNames:
         with pytest.raises(UnknownName, match=r"the catalog lists \d+ models") as caught:
             find_model(name)
         assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("what", ["models", "devices"])
+class TestNothingMatches:
+    def test_a_text_says_so(self, what, capsys):
+        assert main([what, "xyzzy"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"No {what[:-1]} in the catalog matches 'xyzzy': the catalog lists ")
+        assert len(out.splitlines()) == 1
+
+    def test_a_program_gets_no_rows(self, what, capsys):
+        assert main([what, "xyzzy", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["rows"] == []
+        assert main([what, "xyzzy", "--format", "csv"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 class TestSearch:
