@@ -1,10 +1,14 @@
 """Write assets/models.json and assets/devices.json from the collected facts.
 
-    python bench/make_catalog.py DATA_FOLDER        (the folder with configs/, oracle.csv and devices.csv)
+    python bench/make_catalog.py DATA_FOLDER AICONFIGURATOR
 
-Models: sizes come from config files in the folder, or from the configs below, each with its source. The parameter
-counts do not come from calc: they are those of oracle.csv (the transformers class built on the meta device), or are
-counted here in the same way. Devices: devices.csv, with the memory that CUDA was seen to report where a log has it.
+DATA_FOLDER has configs/, oracle.csv and devices.csv. AICONFIGURATOR is a clone (with or without a work tree) of
+github.com/ai-dynamo/aiconfigurator that holds the commit named below.
+
+Models: sizes come from config files in the folder, from those of that commit, or from the configs below, each with
+its source. The parameter counts do not come from calc: they are those of oracle.csv (the transformers class built on
+the meta device), or are counted here in the same way. Devices: devices.csv and devices_more.csv beside this script,
+with the memory that CUDA was seen to report where a log has it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from calc.hf import spec_from_config  # noqa: E402
 from calc.model.layers import layers_document, layers_from_document  # noqa: E402
 from calc.model.params import parameters  # noqa: E402
+from calc.model.quantization import stored_weights  # noqa: E402
 from calc.model.spec import Mlp, ModelSpec, Norm, field_names  # noqa: E402
 from calc.units import format_gib  # noqa: E402
 
@@ -128,6 +134,39 @@ FROM_FILES: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
     ("redpajama-3b", "RedPajama INCITE 3B", "togethercomputer/RedPajama-INCITE-Base-3B-v1", (), ""),
     ("glm-4-9b", "GLM-4 9B 0414", "zai-org/GLM-4-9B-0414", (), ""),
     ("glm-4.5", "GLM-4.5 355B", "zai-org/GLM-4.5", (), ""),
+)
+
+
+AIC = "aic-core/src/aiconfigurator_core/model_configs"
+AIC_COMMIT = "095f58a51c4ca8e61b66ec108d86f223f8d559ce"
+# id, name, Hugging Face id, aliases, and whose config it is where that is another repository's with the same sizes.
+FROM_AIC: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
+    ("qwen3-32b-fp8", "Qwen3 32B FP8", "Qwen/Qwen3-32B-FP8", (), ""),
+    ("qwen3-30b-a3b-fp8", "Qwen3 30B A3B FP8", "Qwen/Qwen3-30B-A3B-FP8", (), ""),
+    ("qwen3-235b-a22b-fp8", "Qwen3 235B A22B FP8", "Qwen/Qwen3-235B-A22B-FP8", (), ""),
+    ("qwen3-coder-480b-a35b", "Qwen3 Coder 480B A35B", "Qwen/Qwen3-Coder-480B-A35B-Instruct", (), ""),
+    ("qwen3.5-27b", "Qwen3.5 27B", "Qwen/Qwen3.5-27B", (), ""),
+    ("qwen3.5-397b-a17b", "Qwen3.5 397B A17B", "Qwen/Qwen3.5-397B-A17B", (), ""),
+    ("qwen3.6-27b", "Qwen3.6 27B", "Qwen/Qwen3.6-27B", (), "nvidia/Qwen3.6-27B-NVFP4"),
+    ("qwen3.6-35b-a3b", "Qwen3.6 35B A3B", "Qwen/Qwen3.6-35B-A3B", (), "nvidia/Qwen3.6-35B-A3B-NVFP4"),
+    ("gemma-4-31b", "Gemma 4 31B", "google/gemma-4-31B-it", ("google/gemma-4-31B",), "nvidia/Gemma-4-31B-IT-NVFP4"),
+    ("kimi-k2.5", "Kimi K2.5 1T", "moonshotai/Kimi-K2.5", (), ""),
+    ("glm-5-fp8", "GLM-5 744B FP8", "zai-org/GLM-5-FP8", (), ""),
+    ("glm-5.1", "GLM-5.1 744B", "zai-org/GLM-5.1", (), ""),
+    ("glm-5.1-fp8", "GLM-5.1 744B FP8", "zai-org/GLM-5.1-FP8", (), ""),
+    ("glm-5.2", "GLM-5.2 743B", "zai-org/GLM-5.2", (), ""),
+    ("glm-5.2-fp8", "GLM-5.2 743B FP8", "zai-org/GLM-5.2-FP8", (), ""),
+    ("minimax-m2.5", "MiniMax M2.5 229B", "MiniMaxAI/MiniMax-M2.5", (), ""),
+    ("minimax-m2.7", "MiniMax M2.7 229B", "MiniMaxAI/MiniMax-M2.7", (), ""),
+    ("mimo-v2-flash", "MiMo V2 Flash 309B", "XiaomiMiMo/MiMo-V2-Flash", (), ""),
+    ("nemotron-h-56b", "Nemotron-H 56B", "nvidia/Nemotron-H-56B-Base-8K", (), ""),
+    (
+        "nemotron-3-ultra-550b-a55b",
+        "Nemotron 3 Ultra 550B A55B",
+        "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16",
+        (),
+        "",
+    ),
 )
 
 
@@ -459,7 +498,7 @@ WITH_CONFIG: tuple[tuple[str, str, str, tuple[str, ...], dict[str, Any], str], .
         "glm-5",
         "GLM-5 744B",
         "zai-org/GLM-5",
-        ("zai-org/GLM-5-FP8",),
+        (),
         _config(
             "glm_moe_dsa",
             "78 64 64 6144 12288 154880 202752",
@@ -521,21 +560,29 @@ def _default(name: str) -> Any:
     return next(f.default for f in ModelSpec.__dataclass_fields__.values() if f.name == name)
 
 
+NOT_SIZES = (
+    "model_type", "quantization_config", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype",
+    "text_config", "vision_config",
+)  # fmt: skip
+
+
 def count_with_transformers(config: dict[str, Any]) -> int:
     """Parameters of the transformers class, built on the meta device: no weights, no arithmetic of ours."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    config = {**config, **(config.get("text_config") or {})}
+    model_type = {"kimi_k2": "deepseek_v3"}.get(config["model_type"], config["model_type"])  # the same fields
+    sizes = {key: value for key, value in config.items() if key not in NOT_SIZES}
     with torch.device("meta"):
         # pad_token_id: Phi-3's class default lies outside some vocabularies; it changes no size.
-        extra = {"pad_token_id": 0} if config["model_type"] == "phi3" else {}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **sizes, **extra))
+        extra = {"pad_token_id": 0} if model_type == "phi3" else {}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **extra))
         model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def model_records(data: Path) -> Iterator[dict[str, Any]]:
+def model_records(data: Path, aiconfigurator: Path) -> Iterator[dict[str, Any]]:
     """Records of assets/models.json, families together, in the order of their ids' first appearance below."""
     oracle = {row["file"]: row for row in _rows(data / "oracle.csv")}
     sources = {row["file"]: row for row in _rows(data / "configs_sources.csv")}
@@ -550,6 +597,16 @@ def model_records(data: Path) -> Iterator[dict[str, Any]]:
         repo = re.sub(r"^.* \(index file id .*\)$", "a copy in public code", repo)
         source = f"{repo}, {origin['path']}{commit}"
         yield _record(key, name, hf_id, aliases, config, int(row["total_params"]), counted, source)
+    for key, name, hf_id, aliases, like in FROM_AIC:
+        path = f"{AIC}/{(like or hf_id).replace('/', '--')}_config.json"
+        show = ["git", "-C", str(aiconfigurator), "show", f"{AIC_COMMIT}:{path}"]
+        config = json.loads(subprocess.run(show, capture_output=True, check=True).stdout)
+        source = f"ai-dynamo/aiconfigurator, {path} @{AIC_COMMIT[:12]}"
+        if like:
+            config.pop("quantization_config", None)
+            source += f" (the sizes of its base model; {hf_id} itself was not seen: 16-bit weights recalled)"
+        counted = f"the {config['model_type']} class of transformers 5.23 on the meta device"
+        yield _record(key, name, hf_id, aliases, config, count_with_transformers(config), counted, source)
     for key, name, hf_id, aliases, config, source in WITH_CONFIG:
         total = count_with_transformers(config)
         counted = f"the {config['model_type']} class of transformers 5.23 on the meta device"
@@ -584,9 +641,25 @@ def _record(
 
 
 def stored_as(config: dict[str, Any]) -> dict[str, Any]:
-    """What the repository says of its stored weights, where they are quantized: the config's own words."""
-    kept = {key: config[key] for key in ("torch_dtype", "dtype", "quantization_config") if config.get(key)}
-    return {"stored": kept} if "quantization_config" in kept else {}
+    """What the repository says of its stored weights, where they are quantized: the config's own words.
+
+    A long list of modules that are not quantized is cut to what counts: nothing, or one pattern for all layers,
+    where the bytes stay the same.
+    """
+    merged = {**config, **(config.get("text_config") or {})}
+    kept = {key: merged[key] for key in ("torch_dtype", "dtype", "quantization_config") if merged.get(key)}
+    if "quantization_config" not in kept:
+        return {}
+    model = spec_from_config(config, name="x", source="x")
+    assert stored_weights(kept, model, "x") == model.stored
+    for key in ("modules_to_not_convert", "ignored_layers", "ignore"):
+        names = kept["quantization_config"].get(key) or []
+        for fewer in ([], sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})):
+            trial = {**kept, "quantization_config": {**kept["quantization_config"], key: fewer}}
+            if len(fewer) < len(names) and stored_weights(trial, model, "x") == model.stored:
+                kept = trial
+                break
+    return {"stored": kept}
 
 
 def _worth_noting(note: str) -> bool:
@@ -622,9 +695,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "h100-sxm": ("h100-80gb", "h100-sxm5", "h100-sxm-80gb", "h100-80gb-hbm3"),
     "h100-pcie": ("h100-pcie-80gb",),
     "h200-sxm": ("h200-141gb",),
-    "rtx-4090": ("4090", "geforce-rtx-4090"),
-    "rtx-3090": ("3090", "geforce-rtx-3090"),
-    "rtx-5090": ("5090", "geforce-rtx-5090"),
     "rtx-pro-6000": ("rtx-6000-blackwell",),
     "rtx-a6000": ("a6000",),
     "gb10": ("dgx-spark",),
@@ -635,6 +705,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "trainium3": ("trn3",),
     "inferentia2": ("inf2",),
     "t4": ("tesla-t4",),
+    "p40": ("tesla-p40",),
+    "p100-pcie-16gb": ("tesla-p100", "p100"),
+    "ryzen-ai-max-395": ("strix-halo", "radeon-8060s"),
 }
 PEAKS = {
     "bf16": "fp16_bf16_dense_tflops",
@@ -643,12 +716,13 @@ PEAKS = {
     "fp4": "fp4_dense_tflops",
     "fp32": "fp32_tflops",
 }
-NO_BF16 = ("V100", "T4")
+NO_BF16 = ("V100", "T4", "P100", "MI50")
+GEFORCE = r"rtx-([345]0[5-9]0.*)"
 
 
 def device_records(data: Path) -> Iterator[dict[str, Any]]:
     """Records of assets/devices.json."""
-    for row in _rows(data / "devices.csv"):
+    for row in (*_rows(data / "devices.csv"), *_rows(Path(__file__).with_name("devices_more.csv"))):
         name = row["name"]
         key = IDS.get(name) or re.sub(r"[^a-z0-9.]+", "-", re.sub(r"\(.*\)", "", name).lower()).strip("-")
         label = round(float(row["memory_gb"]) * 10**9)
@@ -657,7 +731,10 @@ def device_records(data: Path) -> Iterator[dict[str, Any]]:
         notes = row["conflicts_and_notes"].strip()
         if name.startswith(NO_BF16):
             notes = f"16-bit peak is fp16: no bf16 in hardware. {notes}"
-        aliases = tuple(dict.fromkeys((*ALIASES.get(key, ()), *([] if _slug(name) == key else [_slug(name)]))))
+        short = re.fullmatch(GEFORCE, key)
+        usual = (short[1], f"geforce-{key}") if short else ()
+        own = () if _slug(name) == key else (_slug(name),)
+        aliases = tuple(dict.fromkeys((*ALIASES.get(key, ()), *usual, *own)))
         yield {
             "id": key,
             "name": f"{row['vendor']} {name}" if not name.startswith(row["vendor"]) else name,
@@ -727,10 +804,12 @@ def write_layers(layers: dict[str, dict[str, Any]]) -> None:
     print(f"assets/model_layers.json: {len(layers)} models, {len(text):,} characters")
 
 
-def main(data: Path) -> int:
+def main(data: Path, aiconfigurator: Path) -> int:
     """Write both files; 1 if calc's count differs from the independent one anywhere."""
     order = {key: i for i, key in enumerate(FAMILY_ORDER)}
-    records = sorted(model_records(data), key=lambda r: (order[re.split(r"[-\d]", r["id"])[0]], _natural(r["id"])))
+    records = sorted(
+        model_records(data, aiconfigurator), key=lambda r: (order[re.split(r"[-\d]", r["id"])[0]], _natural(r["id"]))
+    )
     wrong = 0
     layers = {r["id"]: document for r in records if (document := r.pop("layers")) is not None}
     for record in records:
@@ -753,7 +832,8 @@ def _spec(fields: dict[str, Any], layers: dict[str, Any] | None) -> ModelSpec:
 
 FAMILY_ORDER = (
     "llama", "codellama", "tinyllama", "mistral", "mixtral", "devstral", "qwen", "smollm", "phi", "gemma", "yi",
-    "deepseek", "kimi", "glm", "internlm", "exaone", "mimo", "nemotron", "jamba", "olmo", "command", "stablelm",
+    "deepseek", "kimi", "glm", "minimax", "internlm", "exaone", "mimo", "nemotron", "jamba", "olmo", "command",
+    "stablelm",
     "starcoder", "santacoder", "falcon", "mpt", "bloom", "gpt", "opt", "pythia", "redpajama",
 )  # fmt: skip
 
@@ -764,6 +844,6 @@ def _natural(key: str) -> list[float | str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python bench/make_catalog.py DATA_FOLDER")
-    sys.exit(main(Path(sys.argv[1])))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python bench/make_catalog.py DATA_FOLDER AICONFIGURATOR")
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -123,7 +123,11 @@ PUBLISHED_BYTES = {
     "gpt-oss-120b": 65_248_815_744,
     "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
 }
-QUANTIZED = {*PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "devstral-2-123b", "devstral-small-2-24b"}
+QUANTIZED = {
+    *PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "kimi-k2.5", "devstral-2-123b", "devstral-small-2-24b", "glm-5-fp8",
+    "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
+    "qwen3-235b-a22b-fp8",
+}  # fmt: skip
 
 
 def memory_json(capsys, *words: str) -> dict:
@@ -159,6 +163,19 @@ class TestStoredWeights:
         entry = models()["devstral-small-2-24b"]
         plain = entry.parameters - quantized
         assert entry.spec.stored.total_bytes == quantized + layers * len(shapes) * 8 + 2 * plain
+
+    def test_int4_experts_by_hand(self):
+        """Kimi-K2.5: routed experts in packed groups of 32 with 16-bit scales, everything else in 16 bits."""
+        width, inner, layers, experts = 7168, 2048, 60, 384
+        matrices = layers * experts * 3
+        quantized = matrices * inner * width
+        plain = models()["kimi-k2.5"].parameters - quantized
+        packed = quantized // 2 + 2 * quantized // 32 + 16 * matrices  # 16: the shape of each matrix, two int64
+        assert find_model("kimi-k2.5").stored.total_bytes == packed + 2 * plain
+
+    def test_a_model_that_is_published_twice_has_two_names(self):
+        assert find_model("zai-org/GLM-5").stored is None
+        assert find_model("zai-org/GLM-5-FP8").stored.total_bytes == 746_129_978_112
 
     def test_the_note_names_the_repository_and_the_option(self, capsys):
         notes = memory_json(capsys, "--model", "deepseek-v3")["notes"]
