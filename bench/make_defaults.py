@@ -21,14 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from calc.hf.architectures import BY_MODEL_TYPE  # noqa: E402
-from calc.hf.unread import NOT_SIZES  # noqa: E402
 
 READERS = ROOT / "calc" / "hf"
 FILE = ROOT / "assets" / "class_defaults.json"
-LEFT_OUT = NOT_SIZES | frozenset(
+LEFT_OUT = frozenset(
     """
     model_type dtype is_encoder_decoder tie_word_embeddings rms_norm_eps sliding_window use_sliding_window
-    max_window_layers sliding_window_pattern
+    max_window_layers sliding_window_pattern query_pre_attn_scalar num_nextn_predict_layers mtp_num_hidden_layers
+    num_mtp_layers num_mtp_modules n_positions global_attn_every_n_layers keep_window_size window_size block_size
+    index_block_size index_local_blocks index_topk_blocks
     """.split()
 )
 """Not taken from here: what adds nothing, and what the reader decides itself."""
@@ -37,7 +38,7 @@ LEFT_OUT = NOT_SIZES | frozenset(
 def keys_read() -> frozenset[str]:
     """Every name that occurs as a text in the readers."""
     texts: set[str] = set()
-    for file in READERS.rglob("*.py"):
+    for file in {*READERS.rglob("*.py")} - {READERS / "unread.py"}:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.update(node.value.split())

@@ -15,6 +15,7 @@ from typing import Any
 
 from calc.errors import CalcError, SourceError, UnsupportedArchitecture
 from calc.hf import spec_from_config
+from calc.hf.architectures import BY_GGUF
 from calc.model.matrices import KV, SPLIT, WHOLE
 from calc.model.params import parameters
 from calc.model.spec import ModelSpec
@@ -45,17 +46,6 @@ TYPES: Mapping[int, tuple[str, int, int]] = {
 
 KV_TENSORS = (".attn_k.", ".attn_v.")
 WHOLE_TENSORS = ("norm", "ffn_gate_inp", "attn_q_a", "attn_kv_a", "position_embd", "attn_sinks", "rope_freqs")
-
-# GGUF architecture -> model_type of the config that says the same.
-MODEL_TYPES: Mapping[str, str] = {
-    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
-    "gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text", "phi3": "phi3", "gpt2": "gpt2",
-    "deepseek2": "deepseek_v3", "gpt-oss": "gpt_oss", "starcoder2": "starcoder2", "falcon": "falcon",
-    "command-r": "cohere", "cohere2": "cohere2", "olmo2": "olmo2", "granite": "granite", "glm4": "glm4",
-    "lfm2": "lfm2", "stablelm": "stablelm", "bloom": "bloom", "gptneox": "gpt_neox", "smollm3": "smollm3",
-    "seed_oss": "seed_oss", "ernie4_5": "ernie4_5", "phi2": "phi", "internlm2": "internlm2", "exaone": "exaone",
-    "exaone4": "exaone4", "mistral3": "ministral3", "olmoe": "olmoe", "mpt": "mpt", "orion": "orion",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,10 +248,10 @@ def config_from_gguf(header: Header, source: str) -> dict[str, Any]:
     architecture = header.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise SourceError(f"{source}: general.architecture missing: not a model's GGUF file")
-    if architecture not in MODEL_TYPES:
+    if architecture not in BY_GGUF:
         raise UnsupportedArchitecture(
             f"{source}: architecture {architecture[:40]!r} is not one that kvscope reads from GGUF "
-            f"({', '.join(sorted(MODEL_TYPES))}): give the model's config.json"
+            f"({', '.join(sorted(BY_GGUF))}): give the model's config.json"
         )
     config = _Translation(header, architecture, source).config()
     return {name: value for name, value in config.items() if value is not None}
@@ -295,7 +285,7 @@ class _Translation:
     def config(self) -> dict[str, Any]:
         experts = self.get("expert_count")
         config = {
-            "model_type": MODEL_TYPES[self.architecture],
+            "model_type": BY_GGUF[self.architecture].names[0],
             "num_hidden_layers": self.get("block_count"),
             "hidden_size": self.get("embedding_length"),
             "intermediate_size": self.same("feed_forward_length"),
@@ -326,8 +316,8 @@ class _Translation:
 
     def _windows(self) -> dict[str, Any]:
         window = self.get("attention.sliding_window")
-        if MODEL_TYPES[self.architecture] in ("qwen2", "qwen3"):
-            return {}
+        if BY_GGUF[self.architecture].window == "upper":
+            return {}  # llama.cpp has no windows for Qwen, whatever the file says
         return {"sliding_window": window or None}
 
     def _biases(self) -> dict[str, Any]:
