@@ -23,14 +23,18 @@ def run_models(argv: Sequence[str], prog: str) -> int:
     """``models``."""
     args = catalog_parser(prog, "models").parse_args(argv)
     found = search_models(args.search)
-    return _emit_catalog(args, model_catalog_table(found), "" if found else nothing_matches(args.search, models(), what="model"))
+    return _emit_catalog(
+        args, model_catalog_table(found), "" if found else nothing_matches(args.search, models(), what="model")
+    )
 
 
 def run_devices(argv: Sequence[str], prog: str) -> int:
     """``devices``."""
     args = catalog_parser(prog, "devices").parse_args(argv)
     found = search_devices(args.search)
-    return _emit_catalog(args, device_catalog_table(found), "" if found else nothing_matches(args.search, devices(), what="device"))
+    return _emit_catalog(
+        args, device_catalog_table(found), "" if found else nothing_matches(args.search, devices(), what="device")
+    )
 
 
 def _emit_catalog(args: argparse.Namespace, table: Table, nothing: str) -> int:

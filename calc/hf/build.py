@@ -36,6 +36,8 @@ from calc.model.spec import ModelSpec
 
 ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "vision_tower")
 """Keys of a multimodal model whose text model's fields stand beside them."""
+QUANTIZATION = "hf_quant_config.json"
+"""Where TensorRT Model Optimizer says how a checkpoint is quantized, beside a config that does not."""
 LISTED_LAYERS = ("layers_block_type", "block_configs")
 """Lists that say how many layers there are, where no key counts them."""
 
@@ -44,7 +46,11 @@ def read_hf_config(path: str | Path) -> ModelSpec:
     """The model that a config.json describes. Raises SourceError, one sentence that starts with the path."""
     file = Path(path)
     folder = file.parent.resolve().name if file.name == "config.json" else ""
-    return spec_from_config(read_object(file), name=folder or file.stem, source=str(path))
+    config = read_object(file)
+    beside = file.with_name(QUANTIZATION)
+    if "quantization_config" not in text_part(config)[0] and file.name == "config.json" and beside.is_file():
+        config = {**config, "quantization_config": {"quant_method": "modelopt", **read_object(beside)}}
+    return spec_from_config(config, name=folder or file.stem, source=str(path))
 
 
 def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> ModelSpec:

@@ -22,17 +22,27 @@ from calc.model.stored import StoredWeights
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "float64": 8}
 MAX_PATTERNS = 20_000
 MAX_PATTERN = 500
+MAX_MODULES = 200_000
+
+
+Size = Callable[[int, int], int]
+"""(rows, columns) -> bytes of one quantized matrix with its scales."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`matrix_bytes(rows, columns)` of one quantized matrix; which names stay as they are."""
+    """How matrices are stored: `matrix_bytes` for each one but the `ignored`, which stay as they are.
+
+    `groups` are (targets, size) for modules that are stored in another way, first match first; with `others_too`
+    off, a matrix that no group names stays as it is. Names are those of modules, ``re:`` patterns or globs.
+    """
 
     name: str
-    matrix_bytes: Callable[[int, int], int]
+    matrix_bytes: Size
     experts_alone: bool = False
     ignored: tuple[str, ...] = (HEAD,)
-    embedding_too: bool = False
+    groups: tuple[tuple[tuple[str, ...], Size], ...] = ()
+    others_too: bool = True
 
 
 def cdiv(a: int, b: int) -> int:
@@ -122,13 +132,37 @@ def _awq(quant: _Quant) -> Scheme:
 
 def _gptq(quant: _Quant) -> Scheme:
     bits, group = quant.count("bits"), quant.count("group_size", lowest=-1)
-    if quant.flag("lm_head"):
-        raise quant.fail("a quantized lm_head is not one that kvscope counts: give --weight-format")
+    ignored = () if quant.flag("lm_head") else (HEAD,)
+    skipped, groups = _dynamic(quant, bits, group)
+    return Scheme(
+        _grouped(f"gptq int{bits}", group),
+        _gptq_size(bits, group),
+        ignored=(*ignored, *quant.names("modules_to_not_convert"), *skipped),
+        groups=groups,
+    )
 
+
+def _gptq_size(bits: int, group: int) -> Size:
     def size(rows: int, columns: int) -> int:
         return integer_bytes(rows, columns, bits=bits, group=group, zeros=True, order=True, scale=2)
 
-    return Scheme(_grouped(f"gptq int{bits}", group), size, ignored=(HEAD, *quant.names("modules_to_not_convert")))
+    return size
+
+
+def _dynamic(quant: _Quant, bits: int, group: int) -> tuple[list[str], tuple[tuple[tuple[str, ...], Size], ...]]:
+    """(names left out, groups of their own) of GPTQModel's `dynamic`: "-:pattern" leaves out, others override."""
+    rules = quant.raw.get("dynamic") or {}
+    if not isinstance(rules, dict) or len(rules) > MAX_PATTERNS:
+        raise quant.fail("dynamic must be an object of patterns")
+    skipped = [f"re:{rule[2:]}" for rule in map(str, rules) if rule.startswith("-:")]
+    groups = []
+    for rule, values in rules.items():
+        if rule.startswith("-:") or not isinstance(values, dict) or not values:
+            continue
+        own = _Quant(values, f"{quant.where}: dynamic")
+        size = _gptq_size(own.count("bits", default=bits), own.count("group_size", default=group, lowest=-1))
+        groups.append(((f"re:{rule.removeprefix('+:')}",), size))
+    return skipped, tuple(groups)
 
 
 def _grouped(name: str, group: int) -> str:
@@ -158,25 +192,83 @@ def _fbgemm(quant: _Quant) -> Scheme:
 
 def _mxfp4(quant: _Quant) -> Scheme:
     ignored = (HEAD, *quant.names("modules_to_not_convert"))
-    return Scheme("mxfp4", lambda rows, columns: rows * cdiv(columns, 32) * 17, experts_alone=True, ignored=ignored)
+    return Scheme("mxfp4", _mxfp4_bytes, experts_alone=True, ignored=ignored)
+
+
+def _mxfp4_bytes(rows: int, columns: int) -> int:
+    """Half a byte per element and a scale of a byte for 32 of them."""
+    return rows * cdiv(columns, 32) * 17
 
 
 def _nvfp4_bytes(rows: int, columns: int) -> int:
-    """Half a byte an element, an fp8 scale for 16, a scale of the matrix and one of its inputs."""
+    """Half a byte per element, an fp8 scale for 16, a scale of the matrix and one of its inputs."""
     return rows * (cdiv(columns, 2) + cdiv(columns, 16)) + 8
+
+
+def _fp8_bytes(rows: int, columns: int) -> int:
+    """A byte per element, a scale of the matrix and one of its inputs."""
+    return rows * columns + 8
+
+
+MODELOPT: Mapping[str, tuple[str, Size]] = {
+    "NVFP4": ("nvfp4", _nvfp4_bytes),
+    "NVFP4_AWQ": ("nvfp4", _nvfp4_bytes),
+    "W4A16_NVFP4": ("nvfp4", _nvfp4_bytes),
+    "FP8": ("fp8", _fp8_bytes),
+    "W4A16_AWQ": ("int4, groups of 128", lambda rows, columns: cdiv(rows * columns, 2) + 2 * rows * cdiv(columns, 128)),
+    "MXFP4": ("mxfp4", _mxfp4_bytes),
+}
 
 
 def _modelopt(quant: _Quant) -> Scheme:
     inner = quant.raw.get("quantization")
     if isinstance(inner, dict):
         quant = _Quant({**quant.raw, **inner}, quant.where)
-    algorithm = str(quant.raw.get("quant_algo", "")).upper()
     ignored = (HEAD, *quant.names("ignore", "exclude_modules"))
-    if "NVFP4" in algorithm:
-        return Scheme("nvfp4", _nvfp4_bytes, ignored=ignored)
-    if algorithm == "FP8":
-        return Scheme("fp8", lambda rows, columns: rows * columns + 8, ignored=ignored)
-    raise quant.fail(f"quant_algo {algorithm[:40]!r} is not one that kvscope knows (NVFP4, FP8): give --weight-format")
+    algorithm = str(quant.raw.get("quant_algo", "")).upper()
+    if algorithm == "MIXED_PRECISION":
+        return _mixed_precision(quant, ignored)
+    name, size = _modelopt_format(quant, algorithm)
+    return Scheme(name, size, ignored=ignored)
+
+
+def _modelopt_format(quant: _Quant, algorithm: str) -> tuple[str, Size]:
+    if algorithm not in MODELOPT:
+        known = ", ".join((*MODELOPT, "MIXED_PRECISION"))
+        raise quant.fail(f"quant_algo {algorithm[:40]!r} is not one that kvscope knows ({known}): give --weight-format")
+    return MODELOPT[algorithm]
+
+
+def _mixed_precision(quant: _Quant, ignored: tuple[str, ...]) -> Scheme:
+    """Every quantized module is named with its format; the others stay as they are."""
+    listed = quant.raw.get("quantized_layers")
+    if not isinstance(listed, dict) or not listed or len(listed) > MAX_MODULES:
+        raise quant.fail("quantized_layers missing: it names the format of each module")
+    modules: dict[str, list[str]] = {}
+    for module, values in listed.items():
+        algorithm = values.get("quant_algo") if isinstance(values, dict) else None
+        modules.setdefault(str(algorithm or "").upper(), []).append(str(module)[:MAX_PATTERN])
+    formats = {algorithm: _modelopt_format(quant, algorithm) for algorithm in modules}
+    groups = tuple((tuple(names), formats[algorithm][1]) for algorithm, names in modules.items())
+    named = " and ".join(dict.fromkeys(name for name, _ in formats.values()))
+    kept = tuple(name for name in ignored if name != HEAD)
+    return Scheme(named, _fp8_bytes, ignored=kept, groups=groups, others_too=False)
+
+
+def _quark(quant: _Quant) -> Scheme:
+    whole = quant.raw.get("global_quant_config")
+    weight = whole.get("weight") if isinstance(whole, dict) else None
+    if not isinstance(weight, dict):
+        raise quant.fail("global_quant_config must say weight")
+    dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
+    ignored = quant.names("exclude")
+    if dtype == "fp4" and weight.get("group_size") == 32:
+        return Scheme("mxfp4", _mxfp4_bytes, ignored=ignored)
+    if dtype == "fp8_e4m3" and scheme == "per_tensor":
+        return Scheme("fp8", _fp8_bytes, ignored=ignored)
+    raise quant.fail(
+        f"weights of {dtype[:20]!r} {scheme[:20]!r} are not ones that kvscope counts: give --weight-format"
+    )
 
 
 def _bitsandbytes(quant: _Quant) -> Scheme:
@@ -196,22 +288,34 @@ def _bitsandbytes(quant: _Quant) -> Scheme:
 
 def _compressed(quant: _Quant) -> Scheme:
     groups = quant.raw.get("config_groups")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise quant.fail("config_groups must hold one group: others are not counted, give --weight-format")
-    group = next(iter(groups.values()))
+    if not isinstance(groups, dict) or not groups or len(groups) > MAX_PATTERNS:
+        raise quant.fail("config_groups must hold a group")
+    made = [_compressed_group(quant, group) for group in groups.values()]
+    ignored = quant.names("ignore")
+    (targets, name, size), others = made[0], made[1:]
+    if not others and "Linear" in targets:
+        return Scheme(name, size, ignored=ignored)
+    named = " and ".join(dict.fromkeys(name for _, name, _ in made))
+    return Scheme(named, size, ignored=ignored, groups=tuple((t, s) for t, _, s in made), others_too=False)
+
+
+def _compressed_group(quant: _Quant, group: Any) -> tuple[tuple[str, ...], str, Size]:
+    """(targets, name, size of a matrix) of one of `config_groups`."""
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise quant.fail("config_groups must say weights")
-    ignored = quant.names("ignore")
     layout = str(group.get("format") or quant.raw.get("format") or "")
-    return _compressed_scheme(_Quant(weights, f"{quant.where}: weights"), group, layout, ignored)
+    targets = _Quant(group, f"{quant.where}: config_groups").names("targets") or ("Linear",)
+    return targets, *_compressed_format(_Quant(weights, f"{quant.where}: weights"), group, layout)
 
 
-def _compressed_scheme(weights: _Quant, group: Mapping[str, Any], layout: str, ignored: tuple[str, ...]) -> Scheme:
+def _compressed_format(weights: _Quant, group: Mapping[str, Any], layout: str) -> tuple[str, Size]:
     bits, kind = weights.count("num_bits"), str(weights.raw.get("type", "int"))
     strategy = str(weights.raw.get("strategy") or "tensor")
+    if "mxfp4" in layout:
+        return "mxfp4", _mxfp4_bytes
     if kind == "float" and bits == 4:
-        return Scheme("nvfp4", _nvfp4_bytes, ignored=ignored)
+        return ("mxfp4", _mxfp4_bytes) if weights.raw.get("group_size") == 32 else ("nvfp4", _nvfp4_bytes)
     inputs = group.get("input_activations")
     static = 4 if isinstance(inputs, dict) and inputs.get("dynamic") is False else 0
     packed = bits < 8 or "pack" in layout
@@ -230,7 +334,7 @@ def _compressed_scheme(weights: _Quant, group: Mapping[str, Any], layout: str, i
         return rows * columns + scales * (2 + int(zeros)) + static
 
     named = _grouped(f"{kind}{bits}", size) if strategy == "group" else f"{kind}{bits} by {strategy}"
-    return Scheme(named, matrix_bytes, ignored=ignored)
+    return named, matrix_bytes
 
 
 _METHODS: Mapping[str, Callable[[_Quant], Scheme]] = {
@@ -242,6 +346,7 @@ _METHODS: Mapping[str, Callable[[_Quant], Scheme]] = {
     "modelopt": _modelopt,
     "compressed-tensors": _compressed,
     "bitsandbytes": _bitsandbytes,
+    "quark": _quark,
 }
 
 
@@ -255,14 +360,15 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
     quantized = left_kv = 0
     try:
-        keep = _Kept(scheme)
+        size_of = _sizes(scheme)
     except SourceError as error:
         raise SourceError(f"{source}: {error}") from None
     for matrix in matrices(model):
-        if keep.covers(matrix):
+        size = size_of(matrix)
+        if size is None:
             left_kv += matrix.params if matrix.share == KV else 0
             continue
-        sizes[matrix.share] += matrix.count * scheme.matrix_bytes(matrix.rows, matrix.columns)
+        sizes[matrix.share] += matrix.count * size(matrix.rows, matrix.columns)
         quantized += matrix.params
     rest = parameters(model).total - quantized - left_kv
     whole = min(rest, _small_params(model))
@@ -288,34 +394,79 @@ def _small_params(model: ModelSpec) -> int:
     return counts.norms + counts.other
 
 
-class _Kept:
-    """Which matrices a scheme leaves as they are."""
+def _sizes(scheme: Scheme) -> Callable[[Matrix], Size | None]:
+    """What says the bytes of a matrix; None where it stays as it is. Raises SourceError for a pattern."""
+    ignored = _Modules(scheme.ignored)
+    groups = [(_Modules(names), size) for names, size in scheme.groups]
 
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
-        self.plain = {name.removeprefix("model.") for name in scheme.ignored if not name.startswith("re:")}
-        self.globs = [_glob(name) for name in scheme.ignored if "*" in name and not name.startswith("re:")]
-        self.patterns = [pattern for name in scheme.ignored if (pattern := _pattern(name)) is not None]
+    def size_of(matrix: Matrix) -> Size | None:
+        if matrix.name == EMBEDDING or (scheme.experts_alone and not matrix.expert) or ignored.name(matrix.name):
+            return None
+        for modules, size in groups:
+            if modules.name(matrix.name):
+                return size
+        return scheme.matrix_bytes if scheme.others_too else None
 
-    def covers(self, matrix: Matrix) -> bool:
-        """Whether `matrix` stays unquantized."""
-        if matrix.name == EMBEDDING or (matrix.name == HEAD and self._named(HEAD)):
-            return True
-        if self.scheme.experts_alone and not matrix.expert:
-            return True
-        return self._named(matrix.name)
+    return size_of
 
-    def _named(self, name: str) -> bool:
-        parts = name.split(".")
-        prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        if self.plain & (prefixes | set(parts)):
+
+PREFIXES = frozenset("model language_model backbone transformer thinker text_model llm".split())
+"""What a checkpoint may put before a module's path below the model."""
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "mixer": ("mixer", "linear_attn", "mamba", "self_attn", "conv", "short_conv"),
+    "self_attn": ("self_attn", "attention", "attn", "mixer"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mixer"),
+    "shared_experts": ("shared_experts", "shared_expert", "shared_mlp"),
+    "in_proj_qkvz": ("in_proj_qkvz", "in_proj_qkv"),
+    "in_proj_ba": ("in_proj_ba", "in_proj_b"),
+}
+"""Parts of a module's path that checkpoints call by different names."""
+
+
+class _Modules:
+    """A set of modules by the names of a checkpoint: plain paths, globs and ``re:`` patterns."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.everything = "Linear" in names
+        self.plain = {_below_model(name) for name in names if "*" not in name and not name.startswith("re:")}
+        globs = [_below_model(name) for name in names if "*" in name and not name.startswith("re:")]
+        self.starts = tuple(
+            glob[:-1] for glob in globs if glob.startswith("layers.") and glob.index("*") == len(glob) - 1
+        )
+        others = [_glob(glob) for glob in globs if glob[:-1] not in self.starts]
+        self.patterns = [*others, *(pattern for name in names if (pattern := _pattern(name)) is not None)]
+
+    def name(self, path: str) -> bool:
+        """Whether the module of that path, or one that it lies in, is one of them."""
+        return self.everything or any(self._names(alias) for alias in _aliases(path))
+
+    def _names(self, path: str) -> bool:
+        parts = path.split(".")
+        within = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if path.startswith(self.starts) or self.plain & (within | set(parts)):
             return True
-        full = f"model.{name}"
-        return any(pattern.search(full) or pattern.search(name) for pattern in (*self.globs, *self.patterns))
+        full = (path, f"model.{path}", f"model.language_model.{path}", f"language_model.model.{path}")
+        return any(pattern.search(each) for pattern in self.patterns for each in full)
+
+
+def _aliases(path: str) -> list[str]:
+    """The names that checkpoints give the module of that path."""
+    found = [""]
+    for part in path.split("."):
+        found = [f"{start}.{name}" if start else name for start in found for name in ALIASES.get(part, (part,))]
+    return found
+
+
+def _below_model(name: str) -> str:
+    """A module's path without what stands before the layers: ``model.language_model.layers.0`` is ``layers.0``."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in PREFIXES:
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def _glob(name: str) -> re.Pattern[str]:
-    body = ".*".join(map(re.escape, name.removeprefix("model.").split("*")))
+    body = ".*".join(map(re.escape, name.split("*")))
     return re.compile(rf"(^|\.){body}($|\.)")
 
 

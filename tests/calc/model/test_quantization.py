@@ -1,10 +1,12 @@
 """Quantized checkpoints as bytes: hand-computed matrices, and what servers logged after loading them."""
 
+import json
+
 import pytest
 
 from calc.errors import SourceError
 from calc.fit.memory import memory_report
-from calc.hf import spec_from_config
+from calc.hf import read_hf_config, spec_from_config
 from calc.model.params import parameters
 from calc.model.quantization import integer_bytes, scheme_of
 from calc.model.spec import Study
@@ -143,6 +145,113 @@ class TestIgnored:
         with pytest.raises(SourceError, match=r"m/config\.json: the pattern"):
             spec({**FP8_DYNAMIC, "ignore": [pattern]})
 
+    @pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model.", "backbone."])
+    @pytest.mark.parametrize("name", ["layers.0.self_attn.q_proj", "layers.0.self_attn.q*", "layers.0.*q_proj"])
+    def test_whatever_stands_before_the_layers(self, prefix, name):
+        kept = stored({**FP8_DYNAMIC, "ignore": ["lm_head", prefix + name]}).total_bytes
+        assert kept - stored(FP8_DYNAMIC).total_bytes == 4096 * 4096 - 2 * 4096
+
+    @pytest.mark.parametrize("head", ["lm_head", "language_model.lm_head", "model.lm_head", "re:.*lm_head"])
+    def test_the_head_by_any_name(self, head):
+        assert stored({**FP8_DYNAMIC, "ignore": [head]}) == stored(FP8_DYNAMIC)
+
+    @pytest.mark.parametrize("name", ["vision_tower.layers.0.self_attn.q_proj", "layers.0.self_attn.k_norm", "model"])
+    def test_modules_of_encoders_are_others(self, name):
+        assert stored({**FP8_DYNAMIC, "ignore": ["lm_head", name]}) == stored(FP8_DYNAMIC)
+
+    def test_recurrent_layers_by_the_name_of_their_class(self):
+        delta = {
+            "model_type": "qwen3_next", "layer_types": ["linear_attention"] * 32, "linear_num_key_heads": 16,
+            "linear_key_head_dim": 128, "linear_num_value_heads": 32, "linear_value_head_dim": 128, "head_dim": 128,
+        }  # fmt: skip
+        out = 4096 * 4096
+        more = stored({**FP8_DYNAMIC, "ignore": ["lm_head", "model.layers.3.linear_attn.out_proj"]}, **delta)
+        assert more.total_bytes - stored(FP8_DYNAMIC, **delta).total_bytes == out - 2 * 4096
+
+
+MLP = 32 * 3 * 4096 * 14336
+MLP_ROWS = 32 * (14336 + 14336 + 4096)
+
+
+def int4_bytes(elements, scales):
+    """Half a byte per element, a 16-bit scale for each group, and 16 B of shape per matrix (96 of them)."""
+    return elements // 2 + 2 * scales + 16 * 96
+
+
+class TestGroups:
+    """Formats that differ from module to module; the sums are by hand."""
+
+    def group(self, target, **weights):
+        return {"targets": [target], "weights": {"type": "int", "symmetric": True, **weights}}
+
+    def test_targets_leave_the_others_as_they_are(self):
+        group = self.group("re:.*mlp.(gate|up|down)_proj$", num_bits=4, strategy="group", group_size=128)
+        quantization = {**W4A16, "config_groups": {"group_0": group}}
+        # The example's right value, 7,692,887,552 B, was walked through transformers' modules.
+        by_hand = 2 * (8_030_261_248 - MLP) + int4_bytes(MLP, MLP // 128)
+        assert stored(quantization).total_bytes == by_hand == 7_692_887_552
+
+    def test_two_groups(self):
+        mlp = self.group("re:.*mlp.*", num_bits=4, strategy="group", group_size=128)
+        attention = self.group("re:.*self_attn.*", num_bits=8, strategy="channel") | {"format": "float-quantized"}
+        groups = {"group_0": mlp | {"format": "pack-quantized"}, "group_1": attention}
+        found = stored({**W4A16, "format": "mixed-precision", "config_groups": groups})
+        rest = 2 * REST + (LINEAR - MLP) + 2 * (ROWS - MLP_ROWS)
+        assert found.total_bytes == rest + int4_bytes(MLP, MLP // 128)
+        assert found.name == "int4, groups of 128 and int8 by channel"
+
+    def test_mxfp4_has_a_scale_for_32_and_nvfp4_for_16(self):
+        weights = {"num_bits": 4, "type": "float", "strategy": "group"}
+        mx = self.group("Linear") | {"weights": {**weights, "group_size": 32}, "format": "mxfp4-pack-quantized"}
+        nv = self.group("Linear") | {"weights": {**weights, "group_size": 16}}
+        each = [stored({**W4A16, "config_groups": {"group_0": group}, "format": None}) for group in (mx, nv)]
+        assert each[0].total_bytes == 2 * REST + LINEAR // 32 * 17 == 5_809_643_520
+        assert each[1].total_bytes == 2 * REST + LINEAR // 16 * 9 + 8 * 224
+
+    def test_gptq_dynamic_rules(self):
+        gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+        kept = stored({**gptq, "dynamic": {"-:.*attn.*": {}, "lm_head": {}}}).total_bytes
+        attention = LINEAR - MLP
+        words = attention // 2 + 2 * attention // 128 + attention // 256  # packed, scales, zero points
+        order = 4 * 32 * 4 * 4096  # an index of the inputs of each of four matrices
+        assert kept - stored(gptq).total_bytes == 2 * attention - words - order
+        wider = stored({**gptq, "dynamic": {"+:.*down_proj": {"bits": 8}}}).total_bytes
+        down = MLP // 3
+        assert wider - stored(gptq).total_bytes == down // 2 + down // 256
+
+    def test_gptq_with_a_quantized_head(self):
+        gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+        head = 128256 * 4096
+        saved = stored(gptq).total_bytes - stored({**gptq, "lm_head": True}).total_bytes
+        assert saved == 2 * head - (head // 2 + 2 * head // 128 + head // 256 + 4 * 4096)
+
+    def test_quark(self):
+        weight = {"dtype": "fp4", "group_size": 32, "qscheme": "per_group", "scale_format": "e8m0"}
+        quark = {"quant_method": "quark", "global_quant_config": {"weight": weight}, "exclude": ["lm_head"]}
+        assert stored(quark).total_bytes == 2 * REST + LINEAR // 32 * 17
+
+
+class TestModelOpt:
+    def test_mixed_precision_names_every_module(self):
+        listed = {f"model.layers.{i}.mlp.down_proj": {"quant_algo": "NVFP4"} for i in range(32)}
+        listed["model.layers.0.self_attn.q_proj"] = {"quant_algo": "FP8"}
+        found = stored({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed})
+        down, query = MLP // 3, 4096 * 4096
+        by_hand = 2 * (8_030_261_248 - down - query) + down // 16 * 9 + 32 * 8 + query + 8
+        assert found.total_bytes == by_hand
+        assert found.name == "nvfp4 and fp8"
+
+    def test_its_own_file_beside_a_config_that_says_nothing(self, tmp_path):
+        said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA_31_8B))
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(said))
+        assert read_hf_config(tmp_path / "config.json").stored.total_bytes == 2 * REST + LINEAR + 8 * 224
+
+    def test_what_the_config_says_comes_first(self, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps({**LLAMA_31_8B, "quantization_config": W4A16}))
+        (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+        assert read_hf_config(tmp_path / "config.json").stored == stored(W4A16)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -153,6 +262,10 @@ class TestRefusals:
             ({"quant_method": "awq", "bits": "four"}, "bits must be a whole number"),
             ({"quant_method": "gptq", "bits": 4}, "group_size missing"),
             ({"quant_method": "compressed-tensors"}, "config_groups"),
+            ({"quant_method": "modelopt", "quant_algo": "FP7"}, "'FP7' is not one that kvscope knows"),
+            ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantized_layers missing"),
+            ({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": [1]}, "dynamic must be an object"),
+            ({"quant_method": "quark"}, "global_quant_config must say weight"),
             ([4], "must be an object"),
         ],
     )
