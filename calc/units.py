@@ -62,7 +62,7 @@ def parse_size(text: str, *, what: str = "size") -> int:
     if size < 1:
         raise QuantityError(f"{what} {text.strip()} is less than one byte")
     if size > MAX_BYTES:
-        raise QuantityError(f"{what} {text.strip()} is absurdly large: the most is 1,000,000 TB")
+        raise QuantityError(f"{what} {text.strip()} is too large: the maximum is 1,000,000 TB")
     return int(size)
 
 

@@ -21,15 +21,15 @@ def layered_notes(report: MemoryReport) -> list[str]:
 
 def _kinds_note(report: MemoryReport) -> str:
     kinds = [f"{n:,} with {layer.label}" for layer, n in grouped(report.study.model.layers).items()]
-    shown = [*kinds[:MOST_KINDS], *([f"{len(kinds) - MOST_KINDS} kinds more"] if len(kinds) > MOST_KINDS else [])]
+    shown = [*kinds[:MOST_KINDS], *([f"{len(kinds) - MOST_KINDS} more kinds"] if len(kinds) > MOST_KINDS else [])]
     return f"Layers: {', '.join(shown)}."
 
 
 def _active_note(report: MemoryReport) -> str:
     counts = report.parameters
     return (
-        f"A token goes through {format_count(counts.active)} of the {format_count(counts.total)} parameters (its "
-        "experts, everything else, the embedding too); all of them are in memory."
+        f"Each token uses {format_count(counts.active)} of the {format_count(counts.total)} parameters (its own "
+        "experts and everything that is not an expert); all of them must be in memory."
     )
 
 
@@ -39,22 +39,24 @@ def _cache_notes(report: MemoryReport) -> list[str]:
     if elements.windowed:
         windows = ", ".join(f"{window:,}" for window in elements.windowed)
         notes.append(
-            f"Windows of {windows} tokens: a request's cache is {format_decimal(report.kv_bytes_per_request)} instead "
-            f"of {format_decimal(report.kv_bytes_per_token * study.context)}."
+            f"Windows of {windows} tokens: the cache of one request is {format_decimal(report.kv_bytes_per_request)} "
+            f"instead of {format_decimal(report.kv_bytes_per_token * study.context)}."
         )
     if elements.latent:
-        notes.append("The latent cache serves all heads: with whole heads every GPU holds all of it, whatever the TP.")
+        notes.append(
+            "The latent cache serves all heads: with whole heads, every GPU holds a full copy regardless of TP."
+        )
     if index := index_elements(study.model):
         notes.append(
-            f"Not counted in the cache: {index:,} elements a token of indexer keys, which servers keep in fp8 "
-            f"({format_bytes_exact(index)} a token and their scales)."
+            f"Not counted in the cache: indexer keys, {index:,} elements per token, which servers keep in fp8 "
+            f"({format_bytes_exact(index)} per token, plus their scales)."
         )
     heads = {m.n_kv_heads for m in mixers_of(study.model.layers) if hasattr(m, "n_kv_heads") and m.cache_elements}
     beyond = [row.tp for row in report.tp if heads and row.tp > min(heads) and not row.problem]
     if beyond:
         notes.append(
-            f"Beyond {min(heads)} GPUs (TP {', '.join(map(str, beyond))}) whole KV heads repeat: a server's cache a "
-            "GPU shrinks no further, whatever the equal split says."
+            f"Beyond {min(heads)} GPUs (TP {', '.join(map(str, beyond))}) whole KV heads are repeated: a server's "
+            "cache per GPU stops shrinking, unlike in the equal split."
         )
     return notes
 
@@ -65,7 +67,7 @@ def _state_notes(report: MemoryReport) -> list[str]:
         return []
     stored = state_format(report.study.kv_format)
     return [
-        f"Recurrent layers keep {elements:,} elements a sequence whatever its length, counted at {stored.name} as the "
-        f"cache is ({format_decimal(report.state_bytes_per_sequence)}); kept in fp32 they take "
+        f"Recurrent layers keep {elements:,} elements per sequence, whatever its length. Counted at {stored.name} like "
+        f"the cache, they take {format_decimal(report.state_bytes_per_sequence)}; in fp32 they take "
         f"{format_decimal(4 * elements)}."
     ]

@@ -48,7 +48,7 @@ def _grouping_note(model: ModelSpec) -> str:
             return "Single-head attention: one query head with its own K and V."
         return f"Multi-head attention: each of the {model.n_heads} query heads has its own K and V."
     kind = "Multi-query" if model.n_kv_heads == 1 else "Grouped-query"
-    heads = "the one KV head" if model.n_kv_heads == 1 else "a KV head"
+    heads = "the one KV head" if model.n_kv_heads == 1 else "each KV head"
     return (
         f"{kind} attention: {model.group_size} query heads share {heads}, so the cache is {model.group_size} times "
         f"smaller than with {model.n_heads} KV heads."
@@ -59,18 +59,20 @@ def _fit_note(report: MemoryReport) -> str:
     if report.fits:
         left = report.free_bytes - report.max_batch * report.request_bytes
         requests = "request fits" if report.max_batch == 1 else "requests fit"
-        return f"{report.max_batch:,} {requests} beside the weights, and {format_decimal(left)} stay free."
+        return (
+            f"{report.max_batch:,} {requests} in the memory that the weights leave; {format_decimal(left)} stays free."
+        )
     missing = format_bytes(report.request_bytes - report.free_bytes)
     if report.free_bytes < 0:
         over = format_bytes(-report.free_bytes)
-        what = f"Does not fit: the weights alone exceed the device by {over}, with one request by {missing}."
+        what = f"Does not fit: the weights alone exceed the memory by {over}, and with one request by {missing}."
     else:
-        what = f"Does not fit: the weights do, but {missing} are missing for one request."
+        what = f"Does not fit: the weights fit, but one request needs {missing} more."
     return f"{what} {_remedy(report)}"
 
 
 def _remedy(report: MemoryReport) -> str:
-    """Changes each of which alone would make one request fit."""
+    """Changes, each of which would make one request fit."""
     ways = []
     if (context := _fitting_context(report)) is not None:
         ways.append(f"a context of {context:,} tokens" if context > 1 else "a context of 1 token")
@@ -80,12 +82,12 @@ def _remedy(report: MemoryReport) -> str:
     if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
         ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
     if not ways:
-        return "No shorter context, smaller weights or tensor parallelism over whole heads makes it fit alone."
+        return "No shorter context, smaller weight format or tensor parallelism over whole heads is enough by itself."
     return f"It would fit with {', or '.join(ways)}."
 
 
 def _fitting_context(report: MemoryReport) -> int | None:
-    """The most tokens of a request that fit beside the weights; None where not one does.
+    """The longest request that fits next to the weights, in tokens; None where not even one token does.
 
     Of windowed layers too: where one request does not fit, its cache grows with its context up to there.
     """
@@ -126,6 +128,6 @@ def _replication_notes(report: MemoryReport) -> list[str]:
         return []
     degrees, gpus = ", ".join(map(str, beyond)), "1 GPU" if n_kv_heads == 1 else f"{n_kv_heads} GPUs"
     return [
-        f"Beyond {gpus} (TP {degrees}) whole KV heads repeat: a server's cache a GPU shrinks no further, "
-        "whatever the equal split says."
+        f"Beyond {gpus} (TP {degrees}) whole KV heads are repeated: a server's cache per GPU stops shrinking, unlike "
+        "in the equal split."
     ]

@@ -1,4 +1,4 @@
-"""``memory --pp N --ep N --dp-attention N --dcp N``: what every pipeline stage holds, for each TP of the table."""
+"""``memory --pp N --ep N --dp-attention N --dcp N``: what each pipeline stage holds, for every TP of the table."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _stage_document(stage: Stage) -> Document:
 
 
 def parallel_tables(plans: tuple[ParallelPlan, ...]) -> list[Table]:
-    """One row a stage and TP; the stage that decides is named."""
+    """One row per stage and TP; the stage that limits the batch is named."""
     rows: list[tuple[str, ...]] = []
     struck = set()
     for found in plans:
@@ -102,9 +102,9 @@ def _remark(found: ParallelPlan, stage: Stage) -> str:
     ends = [name for name, has in (("embedding", stage.embedding), ("head", stage.head)) if has]
     parts = ["with the " + " and the ".join(ends)] if ends and len(found.stages) > 1 else []
     if stage.missing_bytes:
-        parts.append(f"{format_bytes(stage.missing_bytes)} are missing")
+        parts.append(f"short by {format_bytes(stage.missing_bytes)}")
     if stage.index == found.binding and len(found.stages) > 1:
-        parts.append("decides")
+        parts.append("limits the batch")
     return ", ".join(parts)
 
 

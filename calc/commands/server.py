@@ -60,7 +60,7 @@ def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cach
 
 
 def cache_as_weights(study: Study, *, given: bool) -> Study:
-    """A server's cache takes the activations' type where none is given: 4 bytes beside float32 weights."""
+    """A server's cache takes the type of the activations where none is given: 4 bytes with float32 weights."""
     if given or study.weight_format.bytes_per_element < 4:
         return study
     return replace(study, kv_format=FORMATS["fp32"])
@@ -152,8 +152,8 @@ def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: Serv
 
 
 def _notes(notes: list[str]) -> list[str]:
-    """Notes of the plain count that still hold: what fits is the server's to say."""
-    gone = ("fit beside the weights", "fits beside the weights", "Does not fit", "are not counted.")
+    """Notes of the plain count that still hold. What fits, the server says itself."""
+    gone = ("in the memory that the weights leave", "Does not fit", "are not counted.")
     return [note for note in notes if not any(words in note for words in gone)]
 
 
@@ -175,17 +175,17 @@ def server_notes(report: ServerReport) -> list[str]:
     """Whether it starts and fits, and what was assumed."""
     name = NAMES[report.options.engine]
     if report.kv_pool_bytes <= 0:
-        said = f"{name} does not start: {format_decimal(-report.kv_pool_bytes)} a GPU are missing before any cache."
+        said = f"{name} does not start: each GPU is short by {format_decimal(-report.kv_pool_bytes)} before any cache."
     elif not report.fits:
-        said = f"{name} does not fit one request of full length: its pool holds {report.max_concurrency:.2f} of one."
+        said = f"{name} cannot hold one full-length request: its pool holds {report.max_concurrency:.2f} of one."
     else:
-        said = f"{name} holds {report.max_concurrency:,.2f} requests of full length at once."
+        said = f"{name} holds {report.max_concurrency:,.2f} full-length requests at once."
     assumed = f"Assumed: {'; '.join(report.assumptions)}." if report.assumptions else ""
     return [said, *([assumed] if assumed else [])]
 
 
 def server_tables(reports: tuple[Tried, ...], report: ServerReport) -> list[Table]:
-    """Parts of a GPU, groups of layers, every TP."""
+    """The parts of one GPU's memory, the groups of layers, every TP."""
     return [_parts_table(report), _groups_table(report), *([_tp_table(reports)] if len(reports) > 1 else [])]
 
 
@@ -206,7 +206,7 @@ def _parts_table(report: ServerReport) -> Table:
     ]
     options = report.options
     shared = f", PP {options.pp}" if options.pp > 1 else ""
-    title = f"{NAMES[options.engine]} {report.version}, a GPU of TP {options.tp}{shared}"
+    title = f"{NAMES[options.engine]} {report.version}, per GPU at TP {options.tp}{shared}"
     return Table(title=title, columns=("Part", "Size", "Also", "Band"), rows=tuple(rows), numeric=frozenset({1, 2}))
 
 
@@ -221,7 +221,7 @@ def _groups_table(report: ServerReport) -> Table:
          format_count(group.blocks_per_request))
         for group in report.groups
     )  # fmt: skip
-    columns = ("Layers of a group", "Layers", "Tokens a block", "Blocks a request")
+    columns = ("Kind of layer", "Layers", "Tokens per block", "Blocks per request")
     return Table(title="Cache groups", columns=columns, rows=rows, numeric=frozenset({1, 2, 3}))
 
 

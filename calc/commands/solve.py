@@ -58,7 +58,7 @@ def solve_parser(prog: str) -> Parser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked of which study; `server` where a server is to answer."""
+    """What is asked about which study; `server` where a server policy is to answer."""
 
     study: Study
     policy: str
@@ -229,8 +229,11 @@ def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
 def _context_table(answer: Document, document: Document) -> Table:
     shown = "none" if answer["context"] is None else f"{answer['context']:,}"
     also = "every layer keeps a window or a state" if answer["unbounded"] else ""
-    also = "longer than the model was made for" if answer["beyond_model"] else also
-    rows = [(f"Tokens for {_requests(document['batch'])}", shown, also), *_sizes(answer, "Missing for one token each")]
+    also = "longer than the model's context limit" if answer["beyond_model"] else also
+    rows = [
+        (f"Tokens for {_requests(document['batch'])}", shown, also),
+        *_sizes(answer, "Short by, for one token each"),
+    ]
     return _quantities("Largest context", rows)
 
 
@@ -240,7 +243,7 @@ def _batch_table(answer: Document, document: Document) -> Table:
         f"{answer['batch']:,}",
         "" if answer["fits"] else "none fits",
     )
-    return _quantities("Largest batch", [first, *_sizes(answer, "Missing for one request")])
+    return _quantities("Largest batch", [first, *_sizes(answer, "Short by, for one request")])
 
 
 def _devices_table(answer: Document, document: Document) -> Table:
@@ -251,12 +254,12 @@ def _devices_table(answer: Document, document: Document) -> Table:
             f"{plan['pp']:,}",
             f"{plan['max_batch']:,}",
             format_decimal(plan["weight_bytes"]),
-            f"stage {plan['binding_stage']} decides" if plan["pp"] > 1 and plan["binding_stage"] else "",
+            f"limited by stage {plan['binding_stage']}" if plan["pp"] > 1 and plan["binding_stage"] else "",
         )
         for plan in answer["plans"]
     ]
     if not rows:
-        rows = [("none", "–", "–", "–", "–", f"{format_bytes(answer['missing_bytes'])} are missing")]
+        rows = [("none", "–", "–", "–", "–", f"short by {format_bytes(answer['missing_bytes'])}")]
     columns = ("Devices", "TP", "PP", "Batch", "Weights per GPU", "Remark")
     return Table(title="Fewest devices", columns=columns, rows=tuple(rows), numeric=frozenset(range(5)))
 
@@ -278,7 +281,7 @@ def _format_table(answers: list[Document], document: Document) -> Table:
             a["kv_format"],
             f"{a['max_batch']:,}" if a["fits"] else "–",
             "none" if a["largest_context"] is None else f"{a['largest_context']:,}",
-            "" if a["fits"] else f"{format_decimal(a['missing_bytes'])} are missing",
+            "" if a["fits"] else f"short by {format_decimal(a['missing_bytes'])}",
         )
         for a in answers
     )

@@ -161,7 +161,7 @@ def _progress_stream(args: argparse.Namespace) -> TextIO | None:
 
 
 class Progress:
-    """A bar on a terminal, from the first second on, ten times a second; it is wiped at the end."""
+    """A bar on a terminal: shown after one second, drawn ten times per second, wiped at the end."""
 
     WIDTH = 30
 

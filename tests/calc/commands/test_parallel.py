@@ -77,13 +77,13 @@ def test_shared_tokens_and_attention_groups(capsys):
 def test_the_stage_that_decides_is_named(form, capsys):
     code, out, err = run(["--pp", "3", "--tp", "1,3", "--format", form], capsys)
     assert (code, err) == (0, "")
-    assert "with the embedding, decides" in out
+    assert "with the embedding, limits the batch" in out
     assert "32 query heads do not divide by 3" in out
 
 
 def test_what_is_missing_is_said(capsys):
     _, out, _ = run(["--pp", "2", "--tp", "1", "--gpu-memory", "8GB"], capsys)
-    assert "are missing, decides" in out
+    assert "short by 567.13 MB" in out
 
 
 @pytest.mark.parametrize("option", ["--pp", "--ep", "--dp-attention", "--dcp"])

@@ -273,9 +273,9 @@ def notes(model=LLAMA, memory_bytes=80 * GB, **changes):
 def test_notes_of_the_default():
     assert notes() == (
         "Device memory: 80,000,000,000 B.",
-        "Grouped-query attention: 4 query heads share a KV head, so the cache is 4 times smaller than with 32 "
+        "Grouped-query attention: 4 query heads share each KV head, so the cache is 4 times smaller than with 32 "
         "KV heads.",
-        "59 requests fit beside the weights, and 588.71 MB stay free.",
+        "59 requests fit in the memory that the weights leave; 588.71 MB stays free.",
         "Every parameter is counted at 2 bytes; activations, runtime and graphs are not counted.",
     )
     assert 80 * GB - 16_060_522_496 - 59 * 2**30 == 588_709_888
@@ -294,25 +294,27 @@ def test_grouping_is_named(heads, kv_heads, says):
 
 
 def test_one_request():
-    assert "1 request fits beside the weights, and 0.00 B" not in notes(memory_bytes=18 * GB)[2]
-    assert notes(memory_bytes=18 * GB)[2] == "1 request fits beside the weights, and 865.74 MB stay free."
+    assert "1 request fits in the memory that the weights leave; 0.00 B" not in notes(memory_bytes=18 * GB)[2]
+    assert (
+        notes(memory_bytes=18 * GB)[2] == "1 request fits in the memory that the weights leave; 865.74 MB stays free."
+    )
 
 
 def test_weights_too_large_say_by_how_much_and_what_would_fit():
     assert notes(memory_bytes=10 * GB)[2] == (
-        "Does not fit: the weights alone exceed the device by 6.06 GB (5.64 GiB), with one request by 7.13 GB "
+        "Does not fit: the weights alone exceed the memory by 6.06 GB (5.64 GiB), and with one request by 7.13 GB "
         "(6.64 GiB). It would fit with tensor parallelism over 2 such devices, or weights of at most 1.11 bytes each."
     )
 
 
 def test_request_too_large_says_by_how_much_and_what_would_fit():
     sentence = notes(memory_bytes=16_100_000_000)[2]
-    assert sentence.startswith("Does not fit: the weights do, but 1.03 GB (986.35 MiB) are missing for one request.")
+    assert sentence.startswith("Does not fit: the weights fit, but one request needs 1.03 GB (986.35 MiB) more.")
     assert "a context of 301 tokens" in sentence
 
 
 def test_nothing_helps():
-    assert "No shorter context, smaller weights or tensor parallelism" in notes(memory_bytes=1)[2]
+    assert "No shorter context, smaller weight format or tensor parallelism" in notes(memory_bytes=1)[2]
 
 
 @QUICK
@@ -360,7 +362,9 @@ def test_degrees_that_no_server_runs_are_noted():
 
 
 def test_replication_is_noted():
-    assert any(note.startswith("Beyond 8 GPUs (TP 16, 32) whole KV heads repeat") for note in notes(tps=(8, 16, 32)))
+    assert any(
+        note.startswith("Beyond 8 GPUs (TP 16, 32) whole KV heads are repeated") for note in notes(tps=(8, 16, 32))
+    )
     single = replace(LLAMA, n_kv_heads=1)
     assert any(note.startswith("Beyond 1 GPU (TP 2)") for note in notes(single, tps=(1, 2)))
     assert not any("repeat" in note for note in notes())

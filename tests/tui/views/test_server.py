@@ -214,7 +214,7 @@ async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_sta
         await type_into(pilot, "#server-gpu_memory_utilization Input", "")
         assert "✗" not in text(app)
         await type_into(pilot, "#server-version Input", "newest")
-        assert "an engine version is like 0.19.0" in text(app)
+        assert "an engine version looks like 0.19.0" in text(app)
         assert "vllm: no answer" in lines(app)[1] or "server: no answer" in lines(app)[1]
 
 
