@@ -82,21 +82,21 @@ class KvscopeApp(App[None]):
     AUTO_FOCUS = ""
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f1", "help", "help", priority=True, tooltip="What the focused thing means, and the keys"),
+        Binding("f1", "help", "help", priority=True, tooltip="Explain the focused field, and list the keys"),
         *(
-            Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"{title} pane")
+            Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"Show the {title} pane")
             for i, title in enumerate(PANES)
         ),
-        Binding("f7", "questions", "questions", priority=True, tooltip="Largest context, fewest devices, which device"),
+        Binding("f7", "questions", "questions", priority=True, tooltip="Inverse questions: what fits where"),
         *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
         Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, .gguf, folder or spec .toml"),
-        Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command line"),
+        Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command"),
         Binding("ctrl+t", "copy_table('md')", "copy table", priority=True, tooltip="Copy the table as Markdown"),
         Binding(
             "ctrl+l", "copy_launch", "launch command", show=False, tooltip="Copy the command that starts the server"
         ),
-        Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a file"),
-        Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Leave kvscope"),
+        Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a Markdown file"),
+        Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Close kvscope"),
     ]
 
     def __init__(
@@ -136,7 +136,7 @@ class KvscopeApp(App[None]):
             self.register_theme(theme)
         name = self.settings.theme
         if name not in self.available_themes:
-            self._problem = f"The theme {name!r} of the settings does not exist; the default is used."
+            self._problem = f"The settings name the theme {name!r}, which does not exist. Using the default theme."
             name = THEMES[0].name
         self.theme = name
 
@@ -281,7 +281,7 @@ class KvscopeApp(App[None]):
         except (OSError, CalcError) as error:
             reason, self._settings_file = error, None
             if self.is_running:
-                self.notify(f"Settings cannot be saved: {reason}.", severity="warning")
+                self.notify(f"Cannot save the settings: {reason}.", severity="warning")
 
     # --- actions ------------------------------------------------------------------------------------------
 
@@ -336,7 +336,7 @@ class KvscopeApp(App[None]):
         self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
 
     def action_copy_command(self) -> None:
-        """The command line that prints what the pane shows, to the clipboard."""
+        """Copy the command line that prints what the pane shows."""
         pane = self.active_pane
         if pane is not None and (command := pane.command_line()):
             self._copy(command, command)
@@ -351,7 +351,7 @@ class KvscopeApp(App[None]):
         self.push_screen(Questions(rule_of(self.state)))
 
     def action_copy_launch(self) -> None:
-        """The command that starts the server which the numbers are of, to the clipboard."""
+        """Copy the command that starts the chosen server."""
         from calc.servers.launch import launch_command
 
         answer = self.analysis.server
@@ -359,30 +359,33 @@ class KvscopeApp(App[None]):
         if command:
             self._copy(command, command)
         else:
-            self.notify("Choose a server as policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning")
+            self.notify(
+                "First choose a server as the policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning"
+            )
 
     def _say_what_is_unsaid(self) -> None:
         from tui.form.command_line import unsaid
 
         if missing := unsaid(self.state.study):
             self.notify(
-                f"No option says {', '.join(missing)}: save the spec as TOML and give that to --model.",
+                f"The command line cannot express {', '.join(missing)}. "
+                "Save the spec as TOML and pass it with --model.",
                 severity="warning",
             )
 
     def action_copy_table(self, form: str = "md") -> None:
-        """The pane's table to the clipboard, as Markdown or tab-separated."""
+        """Copy the table of the pane, as Markdown or tab-separated."""
         pane = self.active_pane
         tables = pane.tables() if pane is not None else ()
         if not tables:
-            self.notify("There is no table here yet.", severity="warning")
+            self.notify("This pane has no table yet.", severity="warning")
             return
         text = as_markdown(tables[0]) if form == "md" else as_tsv(tables[0])
         self._copy(text, f"{tables[0].title}: {len(tables[0].rows)} rows as {'Markdown' if form == 'md' else 'TSV'}")
 
     def _copy(self, text: str, what: str) -> None:
         self.copy_to_clipboard(text)
-        self.notify(what, title="Copied to the terminal's clipboard", markup=False)
+        self.notify(what, title="Copied to the clipboard of the terminal", markup=False)
 
     def action_export(self) -> None:
         """Ask in place for a file and write the pane to it."""
@@ -401,12 +404,12 @@ class KvscopeApp(App[None]):
             try:
                 render = renderer_for(Path(typed))
             except CalcError:
-                return "Type a name that ends in .md (Markdown) or .tex (LaTeX)."
+                return "The name must end in .md (Markdown) or .tex (LaTeX)."
             writer.text = render(build_report(self.state, None))
             return writer(typed)
 
         writer = FileWriter("", done=lambda path: self.notify(f"Wrote {path}.", markup=False))
-        hint = "calculated numbers; kvscope report measures as well · Enter writes · Esc cancels"
+        hint = "calculated numbers only; kvscope report also measures · Enter to write · Esc to cancel"
         request = PathRequest(label="Report to", value="report.md", accept=accept, hint=hint)
         self.query_one(PathBar).ask(request)
 
@@ -422,12 +425,12 @@ class KvscopeApp(App[None]):
 
     def _ask_to_write(self, label: str, value: str, text: str) -> None:
         writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))
-        hint = "Enter writes · Tab completes · Esc cancels"
+        hint = "Enter to write · Tab to complete · Esc to cancel"
         self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
 
     def action_open(self) -> None:
         """Ask in place for a model file."""
-        hint = "a config.json, .gguf, folder or spec .toml · Enter opens · Tab completes · Esc cancels"
+        hint = "a config.json, .gguf, folder or spec .toml · Enter to open · Tab to complete · Esc to cancel"
         self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
 
     def open_model(self, name_or_path: str) -> str | None:
@@ -486,7 +489,7 @@ class KvscopeApp(App[None]):
     def action_undo(self) -> None:
         """Back to the state before the last edit."""
         if not self._undo:
-            self.notify("There is nothing to undo.")
+            self.notify("Nothing to undo.")
             return
         *self._undo, state = self._undo
         self.take_state(state, undoable=False)

@@ -1,4 +1,4 @@
-"""F1: what the focused thing means, then the pane, then the keys that work now."""
+"""F1: the focused field, then the pane, then the keys that work now."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tui.form.fields import Field
 from tui.panes.base import Pane
 
 GENERAL = """\
-Sizes carry their unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30. Counts: 8192, 8k (8,000), 8Ki (8,192), 1e3.
-Figures are calculated; those measured by the engine on this machine are marked ●."""
+Sizes need a unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30 bytes. Counts: 8192, 8k (8,000), 8Ki (8,192), 1e3.
+Numbers are calculated. Those marked ● were measured by the engine on this machine."""
 
 Rows = list[tuple[str, str]]
 
@@ -35,7 +35,7 @@ def field_rows(field: Field) -> Rows:
         rows.append(("accepts", field.forms))
     if field.symbol:
         symbol = SYMBOLS[field.symbol]
-        rows.append(("in formulas", f"{symbol.text}, {symbol.meaning}"))
+        rows.append(("in formulas", f"{symbol.text}: {symbol.meaning}"))
     return rows
 
 
@@ -58,7 +58,7 @@ def _title(field: Field) -> str:
 
 
 def keys_of(active: Iterable[ActiveBinding]) -> Rows:
-    """Keys that work now with what they do, each action once; those of any text field are left out."""
+    """Keys that work now and what they do, each action once; keys that every text field has are left out."""
     found: dict[str, list[str]] = {}
     for entry in active:
         binding = entry.binding
@@ -154,7 +154,7 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll() as box:
             box.border_title = "Help"
-            box.border_subtitle = "↑↓ scroll · Esc closes"
+            box.border_subtitle = "↑↓ to scroll · Esc to close"
             for part in self._parts:
                 yield Static(part)
 

@@ -72,7 +72,7 @@ def load_settings(path: Path) -> LoadedSettings:
     except FileNotFoundError:
         return LoadedSettings(settings=Settings())
     except OSError as error:
-        problem = f"The settings in {path} cannot be read ({error.strerror or error}); defaults are used."
+        problem = f"Cannot read the settings in {path} ({error.strerror or error}). Using the defaults."
         return LoadedSettings(settings=Settings(), problem=problem)
     try:
         if len(data) > MAX_SETTINGS_BYTES:
@@ -88,8 +88,8 @@ def _set_aside(path: Path, error: Exception) -> str:
     try:
         os.replace(path, broken)
     except OSError:
-        return f"The settings in {path} are ignored: {reason}."
-    return f"The settings were ignored and kept as {broken}: {reason}."
+        return f"The settings in {path} are not valid and were ignored: {reason}."
+    return f"The settings are not valid and were moved to {broken}: {reason}."
 
 
 def save_settings(path: Path, settings: Settings) -> None:

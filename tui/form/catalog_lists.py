@@ -1,4 +1,4 @@
-"""The catalogs as pick lists: lines, previews with what would fit, and paths read as models."""
+"""The catalogs as pick lists: their lines, a preview of what would fit, and paths that name a model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MANUAL = "(by hand)"
 
 
 def model_list(study: Study) -> PickList:
-    """Catalog models; the preview says what each would need and whether it fits the study's device."""
+    """Catalog models; the preview says what each needs and whether it fits the device of the study."""
 
     def search(text: str) -> Sequence[Choice]:
         return [_model_choice(entry, study) for entry in search_models(text)]
 
     return PickList(
         title="Model",
-        prompt="name to search, or the path of a config.json, .gguf or folder",
+        prompt="search by name, or type the path of a config.json, .gguf or folder",
         search=search,
         columns=(19, -9, 21, 36),
         custom=_path,
@@ -39,7 +39,7 @@ def _model_choice(entry: ModelEntry, study: Study) -> Choice:
 
 
 def model_preview(model: ModelSpec, study: Study) -> str:
-    """What the model would be on the study's device, and where its sizes come from."""
+    """What the model needs on the device of the study, and the source of its sizes."""
     try:
         report = memory_report(replace(study, model=model, weight_format=format_beside(study, model)))
     except CalcError as error:
@@ -64,12 +64,16 @@ def device_list(study: Study) -> PickList:
         found = [_device_choice(entry, study) for entry in search_devices(text)]
         if text and text.lower() not in MANUAL:
             return found
-        by_hand = Choice(key=MANUAL, cells=(MANUAL, "", "", "", ""), preview=lambda: "Type the memory; nothing else.")
+        by_hand = Choice(
+            key=MANUAL,
+            cells=(MANUAL, "", "", "", ""),
+            preview=lambda: "You type the memory; bandwidth and peak stay unknown.",
+        )
         return [by_hand, *found]
 
     return PickList(
         title="Device",
-        prompt="name or vendor to search",
+        prompt="search by name or vendor",
         search=search,
         columns=(22, -10, -9, -13, -9),
     )

@@ -1,4 +1,4 @@
-"""The fields of the spec form: labels, units, meanings and accepted forms, in one place for form and help."""
+"""The fields of the spec form: label, unit, meaning and accepted input, shared by the form and its help."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from calc.model.storage import StorageFormat, parse_format
 from calc.units import parse_count, parse_counts, parse_size
 
 COUNT_FORMS = "4096, 4_096, 4k (4,000), 4Ki (4,096), 1e3"
-SIZE_FORMS = "80GB (80 x 10^9 B), 80GiB (80 x 2^30 B), 79.19 GiB, 512MB; the unit is needed"
-FORMAT_FORMS = "a format: bf16, fp8, int8, int4, q4_k, nvfp4, …; or bytes an element: 2, 0.5, 9/16"
-LIST_FORMS = "a list 1,2,4,8 or a doubling range 1..16"
+SIZE_FORMS = "80GB (80 x 10^9 B), 80GiB (80 x 2^30 B), 79.19 GiB, 512MB; the unit is required"
+FORMAT_FORMS = "a format: bf16, fp8, int8, int4, q4_k, nvfp4, …; or bytes per element: 2, 0.5, 9/16"
+LIST_FORMS = "a list (1,2,4,8) or a range that doubles (1..16)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ COUNTS = _by_name(
         name="n_layers",
         label="Layers",
         unit="layers",
-        meaning="Transformer blocks. Every one of them has its own K and V cache.",
+        meaning="Number of transformer blocks. Each has its own K and V cache.",
         forms=COUNT_FORMS,
         symbol="n_layers",
     ),
@@ -44,7 +44,10 @@ COUNTS = _by_name(
         name="n_heads",
         label="Query heads",
         unit="heads",
-        meaning="Attention heads that ask. With the head dimension they set the width of the Q and output projections.",
+        meaning=(
+            "Number of attention heads for queries. Query heads x head dimension is the width of the Q and output "
+            "projections."
+        ),
         forms=COUNT_FORMS,
         symbol="n_heads",
     ),
@@ -53,8 +56,8 @@ COUNTS = _by_name(
         label="KV heads",
         unit="heads",
         meaning=(
-            "Heads whose K and V are cached. As many as query heads: multi-head attention; fewer: grouped-query; "
-            "1: multi-query. Must divide the query heads."
+            "Number of heads whose K and V are cached. Equal to the query heads: multi-head attention; fewer: "
+            "grouped-query; 1: multi-query. The number of query heads must be divisible by it."
         ),
         forms=COUNT_FORMS,
         symbol="n_kv_heads",
@@ -64,8 +67,8 @@ COUNTS = _by_name(
         label="Head dim",
         unit="elements",
         meaning=(
-            "Length of a head's query, key and value. Follows embedding / query heads until you type a number; "
-            "empty the field to let it follow again."
+            "Length of the query, key and value vectors of one head. Left empty, it is embedding / query heads and "
+            "follows them."
         ),
         forms=f"{COUNT_FORMS}; empty: h1 / n_q",
         symbol="head_dim",
@@ -90,7 +93,7 @@ COUNTS = _by_name(
         name="vocab_size",
         label="Vocabulary",
         unit="tokens",
-        meaning="Rows of the token embedding and, unless tied, of the head.",
+        meaning="Number of rows of the token embedding and, unless tied, of the output head.",
         forms=COUNT_FORMS,
         symbol="vocab_size",
     ),
@@ -98,7 +101,7 @@ COUNTS = _by_name(
         name="n_learned_positions",
         label="Learned pos.",
         unit="positions",
-        meaning="Rows of a learned position table (GPT-2, OPT); 0 for rotary positions, which have no parameters.",
+        meaning="Number of rows of a learned position table (GPT-2, OPT). 0: rotary positions, without parameters.",
         forms=COUNT_FORMS,
         symbol="n_learned_positions",
     ),
@@ -106,7 +109,7 @@ COUNTS = _by_name(
         name="n_sliding_layers",
         label="Window layers",
         unit="layers",
-        meaning="Layers that cache only the last tokens (sliding-window attention); 0: every layer keeps all.",
+        meaning="Number of layers that cache only the most recent tokens (sliding-window attention). 0: no such layer.",
         forms=COUNT_FORMS,
         symbol="n_sliding_layers",
     ),
@@ -114,7 +117,7 @@ COUNTS = _by_name(
         name="window",
         label="Window",
         unit="tokens",
-        meaning="How many tokens the window layers keep. Empty where there are none.",
+        meaning="Number of tokens that a window layer caches. Leave it empty if there are no window layers.",
         forms=f"{COUNT_FORMS}; empty: none",
         symbol="window",
     ),
@@ -122,7 +125,7 @@ COUNTS = _by_name(
         name="context",
         label="Context",
         unit="tokens",
-        meaning="Tokens a request holds in the cache: prompt and answer together.",
+        meaning="Number of tokens that one request keeps in the cache: prompt and answer together.",
         forms=COUNT_FORMS,
         symbol="context",
     ),
@@ -135,8 +138,8 @@ OTHERS = _by_name(
         label="Catalog",
         unit="",
         meaning=(
-            "The model the numbers start from. Type to search, or the path of a config.json, of a folder with one, "
-            "or of a spec .toml. Editing a number afterwards shows “(edited)”."
+            "The model that the numbers start from. Type to search, or type the path of a config.json, of a folder "
+            "that contains one, or of a spec .toml. If you edit a number, the name shows “(edited)”."
         ),
         forms="llama-3-8b, meta-llama/Meta-Llama-3-8B, ./config.json",
     ),
@@ -145,8 +148,8 @@ OTHERS = _by_name(
         label="Catalog",
         unit="",
         meaning=(
-            "The accelerator. The catalog knows usable memory, bandwidth and dense peaks, which give the ridge; "
-            "by hand only the memory is known."
+            "The accelerator. For a device in the catalog, usable memory, bandwidth and dense peak FLOP/s are known, "
+            "and so is the ridge point. For a device set by hand, only the memory is known."
         ),
         forms="a100-80gb, h100-sxm, …",
     ),
@@ -154,25 +157,23 @@ OTHERS = _by_name(
         name="memory_bytes",
         label="Memory",
         unit="B",
-        meaning=(
-            "Memory of one device. 80 GB on a label is not 80 GiB: the first is 80 x 10^9 bytes, the second 7 % more."
-        ),
+        meaning=("Memory of one device. 80 GB is not 80 GiB: 80 GB is 80 x 10^9 bytes, 80 GiB is 7 % more."),
         forms=SIZE_FORMS,
         symbol="memory_bytes",
     ),
     Field(
         name="weight_format",
         label="Weights",
-        unit="bytes an element",
-        meaning="How a weight is stored, scales included. Every parameter is counted at this size.",
+        unit="bytes per element",
+        meaning="Storage format of the weights, scales included. Every parameter is counted at this size.",
         forms=FORMAT_FORMS,
         symbol="weight_element_bytes",
     ),
     Field(
         name="kv_format",
         label="KV cache",
-        unit="bytes an element",
-        meaning="How an element of the K and V cache is stored.",
+        unit="bytes per element",
+        meaning="Storage format of the K and V cache.",
         forms=FORMAT_FORMS,
         symbol="kv_element_bytes",
     ),
@@ -180,7 +181,7 @@ OTHERS = _by_name(
         name="tp",
         label="TP",
         unit="GPUs",
-        meaning="Tensor-parallel degrees of the table: each is a number of devices that share one copy of the model.",
+        meaning="Tensor-parallel degrees to compare: the number of devices that share one copy of the model.",
         forms=LIST_FORMS,
         symbol="tp",
     ),
@@ -188,14 +189,14 @@ OTHERS = _by_name(
         name="mlp",
         label="MLP",
         unit="",
-        meaning="gated: gate, up and down matrices (SwiGLU); plain: up and down (ReLU, GELU).",
+        meaning="gated: gate, up and down projections (SwiGLU). plain: up and down projections (ReLU, GELU).",
         forms="← → or Space",
     ),
     Field(
         name="norm",
         label="Norm",
         unit="",
-        meaning="rms: one weight vector (RMSNorm); layer: a weight and a bias (LayerNorm).",
+        meaning="rms: a weight vector (RMSNorm). layer: a weight and a bias vector (LayerNorm).",
         forms="← → or Space",
     ),
     Field(
@@ -203,9 +204,9 @@ OTHERS = _by_name(
         label="Split rule",
         unit="",
         meaning=(
-            "equal-split: weights and cache divide by TP (the assignment's rule); replicated: whole KV heads a GPU, "
-            "repeated beyond the number of KV heads, as servers do; vllm, sglang, transformers, llamacpp: whole heads, "
-            "and what that server reserves beside the cache. The Memory pane shows all of it."
+            "equal-split: weights and cache are divided by TP (the assignment's rule). replicated: a GPU holds whole "
+            "KV heads, copied if TP exceeds their number, as servers do. vllm, sglang, transformers, llamacpp: whole "
+            "heads, plus the memory that this server reserves. The Memory pane shows the details."
         ),
         forms="← → or Space",
     ),
@@ -213,21 +214,21 @@ OTHERS = _by_name(
         name="enforce_eager",
         label="eager",
         unit="",
-        meaning="No CUDA graphs: their memory is free, every step is launched operator by operator.",
+        meaning="Run without CUDA graphs. This saves their memory, but every operator is launched separately.",
         forms="Space or Enter",
     ),
     Field(
         name="tied",
         label="tied head",
         unit="",
-        meaning="The head shares the embedding's weights, so they are counted once.",
+        meaning="The output head shares the weights of the embedding, so they are counted once.",
         forms="Space or Enter",
     ),
     Field(
         name="qk_norm",
         label="QK norm",
         unit="",
-        meaning="Norms on queries and keys (Qwen3): 2 x head_dim parameters a layer.",
+        meaning="Norms on queries and keys (Qwen3): 2 x head_dim parameters per layer.",
         forms="Space or Enter",
     ),
     Field(
@@ -241,21 +242,21 @@ OTHERS = _by_name(
         name="o_bias",
         label="output",
         unit="",
-        meaning="A bias on the attention's output projection.",
+        meaning="A bias on the output projection of attention.",
         forms="Space or Enter",
     ),
     Field(
         name="mlp_bias",
         label="MLP",
         unit="",
-        meaning="Biases on the matrices of the feed-forward block.",
+        meaning="Biases on the projections of the feed-forward block.",
         forms="Space or Enter",
     ),
     Field(
         name="head_bias",
         label="head",
         unit="",
-        meaning="A bias on the head (vocabulary-sized).",
+        meaning="A bias on the output head (one value per vocabulary entry).",
         forms="Space or Enter",
     ),
 )
@@ -271,7 +272,7 @@ def _optional_count(text: str, what: str) -> int | None:
 
 
 def count_parser(name: str) -> Callable[[str], int | None]:
-    """The parser of a whole-number field; its refusals name the field by its label. Empty `window` is None."""
+    """The parser of a whole-number field; its errors name the field by its label. An empty `window` is None."""
     what = COUNTS[name].label
     if name == "window":
         return partial(_optional_count, what=what)
@@ -289,7 +290,7 @@ def parse_tps(text: str) -> tuple[int, ...]:
 
 
 def parse_storage(text: str) -> StorageFormat:
-    """The format of a storage field: a name, or bytes an element (``2``, ``0.5``, ``2 B``)."""
+    """The format of a storage field: a name, or bytes per element (``2``, ``0.5``, ``2 B``)."""
     stripped = text.strip()
     if stripped[:1].isdigit():
         stripped = stripped.rstrip("Bb").rstrip()

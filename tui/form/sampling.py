@@ -11,32 +11,35 @@ from engine.measure.options import MAX_TOKENS
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
 DTYPE_HELP = (
-    "Type of the weights and of the cache; auto is the file's own. int8 and int4 keep weights alone, 32 to a scale, "
-    "with some loss."
+    "Data type of the weights and of the cache. auto: the type in the file. int8 and int4 apply to the weights only, "
+    "with one scale per 32 values; they lose some precision."
 )
 CACHE_CHOICES = ("full", "window", "int8")
-CACHE_HELP = "How keys and values are kept: all, the window of sliding layers alone, or 8 bits with a scale a head."
+CACHE_HELP = (
+    "full: keep all keys and values. window: sliding-window layers keep only their window. int8: keep them in 8 "
+    "bits, with one scale per head."
+)
 TP_CHOICES = ("1", "2", "3", "4", "6", "8")
-TP_HELP = "Tensor-parallel ranks: processes that share heads, weights and cache."
+TP_HELP = "Tensor-parallel ranks: processes that share the heads, weights and cache."
 COMPILED_CHOICES = ("off", "auto")
 COMPILED_HELP = (
-    "Of the sweep. off: both ways run the same layers. auto: with the cache the compiled step runs where there is one, "
-    "as it does for batches."
+    "For the latency sweep. off: runs with and without the cache use the same layers. auto: runs with the cache "
+    "use the compiled step if there is one, as batches do."
 )
 ROWS_CHOICES = ("ragged", "equal")
-ROWS_HELP = "Of batches: rows from half the context to all of it, or all of one length."
+ROWS_HELP = "For batches. ragged: row lengths from half the context to all of it. equal: all rows are equally long."
 MAX_NEW_TOKENS = 1_000_000
 MAX_SEED = 2**63 - 1
 _IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s*", re.IGNORECASE)
 
 
 def read_new_tokens(text: str) -> int:
-    """How many tokens to make."""
+    """The number of tokens to generate."""
     return parse_count(text, what="new tokens", maximum=MAX_NEW_TOKENS)
 
 
 def read_temperature(text: str) -> float:
-    """0 is greedy; blank as well."""
+    """0 or blank is greedy."""
     return _read_number(text or "0", what="temperature", low=0.0, high=100.0, allowed="0 (greedy) to 100")
 
 
@@ -56,7 +59,7 @@ def read_top_p(text: str) -> float | None:
 
 
 def read_seed(text: str) -> int | None:
-    """Blank is a new one each time."""
+    """Blank is a new seed for each run."""
     return parse_count(text, what="seed", minimum=0, maximum=MAX_SEED) if text.strip() else None
 
 
@@ -88,7 +91,7 @@ def read_lengths(text: str) -> tuple[int, ...]:
 
 
 def read_batches(text: str) -> tuple[int, ...]:
-    """Rows at once."""
+    """Batch sizes."""
     return parse_counts(text, what="batches", maximum=MAX_BATCH)
 
 
@@ -98,7 +101,7 @@ def read_context(text: str) -> int:
 
 
 def read_repeats(text: str) -> int:
-    """Repeats of a measurement."""
+    """Number of repeats of a measurement."""
     return parse_count(text, what="repeats", maximum=1000)
 
 

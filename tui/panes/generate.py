@@ -1,4 +1,4 @@
-"""The Generate tab: a prompt, its continuation as it is made, and what that costs, measured beside predicted."""
+"""The Generate tab: a prompt, its continuation as it arrives, and its cost, measured and predicted."""
 
 from __future__ import annotations
 
@@ -55,44 +55,55 @@ from tui.widgets.token_stream import TokenStream
 
 DEFAULT_PROMPT = "To be, or not to be"
 DEFAULT_NEW_TOKENS = 128
-CHAT_HELP = "text is continued as it is; a chat's turns go into the model's own template, and its cache is kept."
+CACHE_ON_HELP = "Generate with or without the KV cache"
+CHAT_HELP = (
+    "text: the model continues the prompt. chat: the prompt is a turn in the chat template of the model; the cache "
+    "is reused for the next turn."
+)
 FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-kept": "kept", "dial-tp": "tp"}
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
+
+
+HELP = """\
+A model in the engine process continues your prompt.
+
+Enter: generate · Ctrl+J: new line · Esc: stop · c: cache on or off (outside a text field) · F8 or p: next page on a
+narrow screen.
+
+dtype, cache kind and tp (keys d, k and t) choose a format. When you change one, its expected cost is shown. Each run
+adds a row to the table of formats (▶ marks the chosen one). f compares the logits of the chosen format with float32
+on a text: the share of tokens where the top choice agrees, and the mean |Δlogit|.
+
+● marks measured numbers; the others are calculated. TTFT: time to first token. TPOT: time per output token after the
+first. To enter token ids, write ids: 1, 2, 3 as the prompt (a model without a tokenizer needs this).
+
+Temperature 0 always takes the most likely token. top-k and top-p limit the choice. The same seed gives the same text.
+Model: a Hugging Face folder, a .gguf, .safetensors or .pt file, or the name of a model in the local cache (org/name,
+org/name:Q4_K_M). F9 or m lists the models on this machine (Hugging Face, Ollama, LM Studio, llama.cpp, this folder,
+the folders in KVSCOPE_MODELS). Leave it empty for the bundled two-layer model.
+
+In chat mode the prompt is a turn in the chat template of the model. Earlier turns stay, and their cache is reused
+(the numbers say how much). n starts a new chat. Cache kind: all of it, only the windows, or 8 bits. tp: number of
+processes that share the model."""
 
 
 class GeneratePane(Pane):
     """Runs one generation, or comparison with float32, at a time; a stopped run keeps its text and numbers."""
 
     TITLE: ClassVar[str] = "Generate"
-    HELP: ClassVar[str] = (
-        "A real model continues your prompt in the engine process.\n\n"
-        "Enter sends · Ctrl+J a new line · Esc stops · c turns the cache on or off (outside a text field) · "
-        "F8 or p the next page on a narrow screen.\n\n"
-        "dtype, kept and tp (d, k and t turn them) are formats: turning one says what it will cost, each run fills a "
-        "row of the table of formats (▶ is what is chosen), and f measures how far the chosen format's logits are from "
-        "float32's on a text: likeliest tokens that are the same, mean |Δlogit|.\n\n"
-        "● marks what was measured; figures without it are calc's. TTFT: time to the first token. TPOT: time a "
-        "token after it. For token ids write ids: 1, 2, 3 as the prompt (all a model without a tokenizer takes).\n\n"
-        "Temperature 0 takes the likeliest token each time; top-k and top-p limit the choice; a seed repeats it. "
-        "Model: a Hugging Face folder, a .gguf, .safetensors or .pt file, or the name of one in the local cache "
-        "(org/name, org/name:Q4_K_M); F9 or m lists what is on this machine (Hugging Face, Ollama, LM Studio, "
-        "llama.cpp, this folder, those of KVSCOPE_MODELS); blank is the bundled two-layer model.\n\n"
-        "As chat, the prompt is a turn in the model's own template: the turns stay, what the cache holds of them is "
-        "reused (the numbers say how much), n begins a new chat. Kept: the whole cache, the windows alone, or 8 bits. "
-        "tp: ranks that share the model, as processes."
-    )
+    HELP: ClassVar[str] = HELP
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "stop", tooltip="Stop the run; its text and numbers stay"),
+        Binding("escape", "stop", "stop", tooltip="Stop the run and keep its text and numbers"),
         Binding("c", "turn('cache')", "cache on/off", tooltip="Generate with or without the KV cache"),
-        Binding("f8", "next_page", "page", tooltip="Text or numbers, on a narrow screen"),
+        Binding("f8", "next_page", "page", tooltip="Switch between text and numbers"),
         Binding("p", "next_page", "page", show=False),
-        Binding("d", "turn('dtype')", "dtype", show=False, tooltip="The next type of the weights"),
-        Binding("k", "turn('kept')", "kept", show=False, tooltip="The next way to keep the cache"),
-        Binding("t", "turn('tp')", "tp", show=False, tooltip="The next number of tensor-parallel ranks"),
-        Binding("f", "effect", "effect", tooltip="Measure the chosen format's error against float32"),
-        Binding("n", "new_chat", "new chat", tooltip="Forget the turns of the chat"),
-        Binding("f9", "pick_model", "model", tooltip="Choose from the models on this machine, or name one"),
+        Binding("d", "turn('dtype')", "dtype", show=False, tooltip="Next data type of the weights"),
+        Binding("k", "turn('kept')", "cache kind", show=False, tooltip="Next kind of KV cache"),
+        Binding("t", "turn('tp')", "tp", show=False, tooltip="Next number of tensor-parallel ranks"),
+        Binding("f", "effect", "effect", tooltip="Measure the error of the chosen format against float32"),
+        Binding("n", "new_chat", "new chat", tooltip="Start a new chat"),
+        Binding("f9", "pick_model", "model", tooltip="Choose a model on this machine, or type a name"),
         Binding("m", "pick_model", "model", show=False),
     ]
 
@@ -117,10 +128,10 @@ class GeneratePane(Pane):
                 yield TokenStream(id="stream")
                 yield Label("", id="generate-status", markup=False)
                 with Horizontal(classes="line"):
-                    yield ChoiceDial("cache", ["on", "off"], "on", help="Generate with the KV cache", id="dial-cache")
+                    yield ChoiceDial("cache", ["on", "off"], "on", help=CACHE_ON_HELP, id="dial-cache")
                     yield Option("new tokens", read_new_tokens, text=str(DEFAULT_NEW_TOKENS), width=6, id="option-new")
                     yield Option("temperature", read_temperature, text="0.5", width=5, id="option-temperature")
-                    yield ChoiceDial("as", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
+                    yield ChoiceDial("mode", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
                 with Horizontal(classes="line"):
                     yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
                     yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
@@ -128,7 +139,7 @@ class GeneratePane(Pane):
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(classes="line"):
                     yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
-                    yield ChoiceDial("kept", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
+                    yield ChoiceDial("cache kind", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
                     yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
                 with Horizontal(classes="line", id="generate-system"):
                     yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
@@ -188,7 +199,7 @@ class GeneratePane(Pane):
     def send(self) -> None:
         """Generate with the prompt and options as they are."""
         if self.busy:
-            self._say(f"{'a run' if self.running else 'a measurement'} is under way: Esc stops it")
+            self._say(f"{'a run' if self.running else 'a measurement'} is in progress: press Esc to stop it")
             return
         request = self._request()
         if isinstance(request, str):
@@ -217,7 +228,7 @@ class GeneratePane(Pane):
         values = {name: option.value for name, option in options.items()}
         text = self.query_one(Prompt).text
         if not text.strip():
-            return "the prompt is empty: write some text, or token ids as in ids: 1, 2, 3"
+            return "the prompt is empty: type some text, or token ids such as ids: 1, 2, 3"
         turns = self._turns(text, values["option-system"]) if self.chats else None
         takes_ids = turns is None and self._takes_ids(text, values["option-model"])
         ids = read_ids(text) if takes_ids else None
@@ -370,25 +381,24 @@ class GeneratePane(Pane):
         if run is None:
             if status.phase is Phase.STOPPED:
                 return f"✗ the engine stopped: {status.detail}"
-            return "Enter generates" + (" with the cache" if self.cache_on else " without the cache")
+            return f"Press Enter to generate (KV cache {'on' if self.cache_on else 'off'})"
         if run.problem is not None:
             return f"✗ {run.problem}"
         if run.over:
             return f"{len(run.ids):,} tokens · {self.query_one(Numbers).rate} · {run.outcome}"
         if run.start_ns is None and status.phase is Phase.LOADING:
-            return f"▶ loading {status.detail} · Esc stops"
+            return f"▶ loading {status.detail} · Esc to stop"
         if run.start_ns is None:
             return f"waiting for the engine ({status.line})"
-        return (
-            f"▶ {len(run.ids):,} of {run.request.max_new_tokens:,} tokens · {self.query_one(Numbers).rate} · Esc stops"
-        )
+        tokens = f"{len(run.ids):,} of {run.request.max_new_tokens:,} tokens"
+        return f"▶ {tokens} · {self.query_one(Numbers).rate} · Esc to stop"
 
     def _fitting(self, lines: Sequence[str]) -> str:
         return fitting(lines, self.query_one("#generate-status").content_size.width)
 
     def _measuring_lines(self, job: Job, status: EngineStatus) -> tuple[str, ...]:
         """How far a comparison is, with and without what is compared."""
-        line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc stops"
+        line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc to stop"
         what = job.request.choices[-1].dtype if isinstance(job.request, Formats) else ""
         return (f"{what} against float32: {line}", line)
 
@@ -511,7 +521,7 @@ class GeneratePane(Pane):
         """Forget the turns; the next question begins a chat."""
         self.turns, self._note = (), ()
         self.query_one(TokenStream).clear()
-        self._say("a new chat: the next question is its first")
+        self._say("new chat started")
 
     def action_pick_model(self) -> None:
         """Choose from the models on this machine, or name a file or folder."""

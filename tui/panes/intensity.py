@@ -1,4 +1,4 @@
-"""The Intensity tab: how many FLOPs a byte of attention, in prefill and in decode, and what follows from it."""
+"""The Intensity tab: FLOPs per byte of attention, in prefill and in decode, and what follows from them."""
 
 from __future__ import annotations
 
@@ -37,16 +37,19 @@ class IntensityPane(Pane):
 
     TITLE: ClassVar[str] = "Intensity"
     HELP: ClassVar[str] = (
-        "Arithmetic intensity: FLOPs of attention over the bytes it moves through device memory, for one KV head.\n\n"
-        "↑ ↓ choose what to change · ← → halve or double it · type a number (1024, 8k, 8Ki) and Enter · "
-        "f standard or FlashAttention · x with or without the softmax's FLOPs · F8 or p the next page "
-        "on a narrow screen.\n\n"
-        "N is the context in tokens, d the head dimension. A dashed line is the limit as N grows; a dotted one the "
-        "device's ridge: below it, memory bandwidth is the limit."
+        "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one KV "
+        "head.\n\n"
+        "↑ ↓ select a setting · ← → halve or double it · type a number (1024, 8k, 8Ki) and press Enter · "
+        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · F8 or p: next page on a narrow "
+        "screen.\n\n"
+        "N is the context in tokens, d the head dimension. The dashed line is the limit as N grows. The dotted line is "
+        "the ridge point of the device: below it, memory bandwidth limits the speed."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f", "toggle_attention", "standard/flash", tooltip="Switch between Algorithm 0 and FlashAttention"),
-        Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count the softmax as 5 FLOPs an element, or not"),
+        Binding(
+            "f", "toggle_attention", "standard/flash", tooltip="Switch between standard attention and FlashAttention"
+        ),
+        Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count softmax as 5 FLOPs per element, or as 0"),
         Binding("f8", "next_page", "page", tooltip="Show the next plot or table"),
         Binding("p", "next_page", "page", show=False),
         Binding("up", "previous_dial", "choose", show=False),
@@ -63,16 +66,20 @@ class IntensityPane(Pane):
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="intensity-dials"):
-            yield NumberDial("N", 1024, unit="tokens", help="Context length N, tokens attended to", id="dial-n")
+            yield NumberDial(
+                "N", 1024, unit="tokens", help="Context length N: the number of tokens attended to", id="dial-n"
+            )
             yield NumberDial("d", 128, maximum=2**16, unit="", help="Head dimension d", id="dial-d")
             yield ChoiceDial(
                 "attention",
                 [str(kind) for kind in Attention],
                 str(Attention.STANDARD),
-                help="standard writes S and P to device memory, flash keeps them on the chip",
+                help="standard: S and P are written to device memory. flash: they stay on the chip",
                 id="dial-attention",
             )
-            yield ChoiceDial("softmax", ["5", "0"], "5", unit="FLOP", help="FLOPs an element of S", id="dial-softmax")
+            yield ChoiceDial(
+                "softmax", ["5", "0"], "5", unit="FLOP", help="Softmax FLOPs per element of S", id="dial-softmax"
+            )
         yield Label("", id="intensity-problem", markup=False)
         yield Label("", id="intensity-page")
         with VerticalScroll(id="intensity-body", can_focus=False):
@@ -186,7 +193,9 @@ class IntensityPane(Pane):
     def _show_page(self, page: int) -> None:
         self.remove_class(f"-page-{self._page}").add_class(f"-page-{page}")
         self._page = page
-        self.query_one("#intensity-page", Label).update(f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · F8 turns")
+        self.query_one("#intensity-page", Label).update(
+            f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · F8: next page"
+        )
         self.query_one("#intensity-body").scroll_home(animate=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -245,7 +254,7 @@ def short_step_tables(cost: PhaseCost, whole: Table) -> tuple[Table, Table]:
             rows=(*numbers, (total[0], total[1], total[3], total[5])),
             numeric=frozenset({1, 2, 3}),
         ),
-        Table(title="As formulas, in elements", columns=("Step", "FLOPs", "read", "written"), rows=tuple(formulas)),
+        Table(title="Formulas, in elements", columns=("Step", "FLOPs", "Read", "Written"), rows=tuple(formulas)),
     )
 
 

@@ -34,12 +34,12 @@ from tui.widgets.parts_bar import PartsBar
 from tui.widgets.server_form import ServerForm
 
 HELP = """\
-Choose a row with ↑ ↓ (or the mouse) and the calculation behind it is shown: formula, numbers put in, result. Past the
-last row of a table ↓ goes on to the next; Tab reaches the calculation, which scrolls with ↑ ↓.
+Select a row with ↑ ↓ or the mouse to see its calculation: the formula, the numbers in it, and the result. ↓ on the
+last row of a table moves to the next table. Tab moves to the calculation, which scrolls with ↑ ↓.
 
-Tensor parallelism is shown under both rules. Equal split divides weights and cache by TP, as the assignment does.
-Whole heads is what servers do: a GPU holds whole KV heads, and beyond their number they are repeated. A row that no
-server could run is struck through, with the reason. The two tables below ask what else would fit: ◂ marks the present
+Tensor parallelism is shown under two rules. Equal split divides weights and cache by TP, as in the assignment. Whole
+heads is what servers do: each GPU holds whole KV heads, and copies of them if TP exceeds their number. A row that no
+server can run is struck through, with the reason. The last two tables show what else would fit; ◂ marks the current
 case."""
 
 TP_HEADINGS = (

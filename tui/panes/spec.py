@@ -1,4 +1,4 @@
-"""The Spec pane: the form at the left, what follows from it at the right."""
+"""The Spec pane: the form at the left, its results at the right."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
 
 HELP = """\
-The model, the device and the workload that everything else follows from. Each edit is checked as you type; a field
-that cannot be used is marked and says why, and the last good numbers stay on screen.
+The model, the device and the workload. Each edit is checked as you type. A field that is not valid is marked and says
+why; the results of the last valid input stay on screen.
 
-Start from a catalog entry, a config.json (ctrl+o), or by typing. What follows is at the right, and in the two lines
-under the title on every pane."""
+Start from a catalog entry, from a config.json (ctrl+o), or type the numbers. The results are at the right, and in the
+two lines at the top of every pane."""
 
 
 def device_facts(device: DeviceSpec) -> str:
@@ -71,14 +71,14 @@ def device_facts(device: DeviceSpec) -> str:
 def context_note(study: Study) -> str:
     """A warning where the context exceeds what the model was made for."""
     limit = study.model.max_context
-    return f"! this model was made for {limit:,}" if limit is not None and study.context > limit else ""
+    return f"! this model supports at most {limit:,} tokens" if limit is not None and study.context > limit else ""
 
 
 WORKLOAD_FIELDS = ("context", "weight_format", "kv_format", "tp")
 
 
 class SpecPane(Pane):
-    """All inputs, and their consequences at once."""
+    """All inputs, and their results at once."""
 
     TITLE = "Spec"
     HELP: ClassVar[str] = HELP

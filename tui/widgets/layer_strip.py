@@ -11,7 +11,7 @@ from textual.widget import Widget
 from tui.views.layer_map import LABEL_CELLS, STYLES, LayerMap, map_lines
 from tui.widgets.styling import restyled
 
-UNORDERED = "how many of each is known, not which"
+UNORDERED = "the number of each kind is known, but not their order"
 
 
 def strip_text(found: LayerMap, width: int, *, legend: bool = False) -> Text:

@@ -168,19 +168,19 @@ class FileWriter:
     def __call__(self, typed: str) -> str | None:
         """Write; a sentence where that cannot be, None when it is done."""
         if not typed:
-            return "Type the name of a file."
+            return "Type a file name."
         try:
             path = Path(typed).expanduser()
             if path.is_dir():
-                return f"{typed} is a folder: type the name of a file in it."
+                return f"{typed} is a folder. Type the name of a file in it."
             if path.exists() and path != self._asked:
                 self._asked = path
-                return f"{typed} exists: Enter again to replace it, or type another name."
+                return f"{typed} exists. Press Enter again to replace it, or type another name."
             write_whole(path, self.text)
         except SourceError as error:
             return f"{error}."
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            return f"cannot write {typed}: {reason}."
+            return f"Cannot write {typed}: {reason}."
         self._done(path)
         return None

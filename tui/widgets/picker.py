@@ -75,7 +75,7 @@ class Picker(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with VerticalGroup() as box:
             box.border_title = self._pick.title
-            box.border_subtitle = "type to search · ↑↓ · Enter takes · Esc leaves"
+            box.border_subtitle = "type to search · ↑↓ to move · Enter to choose · Esc to cancel"
             yield Input(self._typed, placeholder=self._pick.prompt, compact=True, select_on_focus=False, id="search")
             yield OptionList(id="choices")
             yield Static(id="preview")
@@ -100,7 +100,7 @@ class Picker(ModalScreen[str | None]):
 
     def _no_match(self, text: str) -> str:
         taken = self._pick.custom(text)
-        return f"Enter reads {taken}" if taken else f"Nothing here matches {text!r}."
+        return f"Press Enter to read {taken}" if taken else f"Nothing matches {text!r}."
 
     def _line(self, choice: Choice) -> Text:
         cells = []

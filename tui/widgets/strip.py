@@ -44,7 +44,7 @@ def _batch(report: MemoryReport) -> Piece:
 def _served(server: ServerAnswer) -> Piece:
     """Requests of full length that the server holds."""
     if server.report is None:
-        return ("server: no answer", "bad")
+        return ("server: no result", "bad")
     name, held = server.report.options.engine, server.report.max_concurrency
     return (f"{name} HOLDS {held:,.1f}", "good") if server.report.fits else (f"{name}: does not fit", "bad")
 

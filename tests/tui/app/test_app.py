@@ -129,7 +129,12 @@ async def test_help_explains_the_focused_field() -> None:
         await pilot.press("f1")
         await pilot.pause()
         shown = text(app)
-        for part in ("KV heads", "Heads whose K and V are cached.", "4096, 4_096, 4k (4,000)", "n_kv, key/value heads"):
+        for part in (
+            "KV heads",
+            "Number of heads whose K and V are cached.",
+            "4096, 4_096, 4k (4,000)",
+            "n_kv: key/value heads",
+        ):
             assert part in shown, part
         assert "Spec pane" in shown
         await pilot.press("f1")
@@ -203,7 +208,7 @@ async def test_what_has_no_option_is_said_when_copying() -> None:
         app.query_one("#field-qkv_bias").focus()
         await pilot.press("space", "ctrl+y")
         await pilot.pause()
-        assert any("No option says qkv_bias" in note.message for note in app._notifications)
+        assert any("The command line cannot express qkv_bias" in note.message for note in app._notifications)
 
 
 async def test_the_table_with_the_cursor_is_copied() -> None:
@@ -241,7 +246,7 @@ async def test_a_pane_is_exported_and_an_old_file_only_on_a_second_enter(tmp_pat
         await pilot.press("ctrl+e")
         await export_to(app, pilot, str(target))
         assert target.read_text() == "mine"
-        assert "exists: Enter again to replace it" in "".join(text(app).split("\n"))
+        assert "exists. Press Enter again to replace it" in "".join(text(app).split("\n"))
         await pilot.press("enter")
         await pilot.pause()
         assert target.read_text() == written
@@ -295,8 +300,8 @@ def test_the_second_enter_must_be_on_the_same_path(tmp_path: Path) -> None:
     assert "exists" in (writer(str(two)) or "")
     assert writer(str(two)) is None
     assert (one.read_text(), two.read_text(), done) == ("1", "new", [two])
-    assert writer("") == "Type the name of a file."
-    assert "cannot write" in (writer("\0") or "")
+    assert writer("") == "Type a file name."
+    assert "Cannot write" in (writer("\0") or "")
 
 
 def test_paths_are_completed(tmp_path: Path) -> None:
@@ -354,7 +359,7 @@ async def test_a_broken_settings_file_is_reported_and_the_app_starts(config: Pat
     config.write_text("theme = [")
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
         await pilot.pause()
-        assert any("settings were ignored" in note.message for note in app._notifications)
+        assert any("settings are not valid and were moved" in note.message for note in app._notifications)
         assert "MAX BATCH 59" in lines(app)[1]
 
 
@@ -371,7 +376,7 @@ async def test_settings_that_cannot_be_saved_stop_nothing(config: Path) -> None:
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
         await type_into(pilot, "#field-context", "4Ki")
         await pilot.pause(0.8)
-        assert any("Settings cannot be saved" in note.message for note in app._notifications)
+        assert any("Cannot save the settings" in note.message for note in app._notifications)
         assert "MAX BATCH 119" in lines(app)[1]
 
 

@@ -88,7 +88,7 @@ async def test_escape_stops_a_load_too_which_says_how_far_it_is() -> None:
         await set_option(pilot, pane, "model", "slow.gguf")
         await pilot.press("enter")
         await until(pilot, lambda: status(pane).startswith("▶ loading 3"))
-        assert status(pane).endswith(" % of slow.gguf · Esc stops")
+        assert status(pane).endswith(" % of slow.gguf · Esc to stop")
         await pilot.press("escape")
         await until(pilot, lambda: pane.run is not None and pane.run.over)
         assert "stopped by you" in status(pane)

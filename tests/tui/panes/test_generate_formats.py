@@ -105,11 +105,11 @@ async def test_escape_stops_the_measurement_and_nothing_else_starts_meanwhile() 
         pane.query_one("#dial-tp").focus()
         await pilot.press("f")
         await until(pilot, lambda: "0 of 2" in status(pane))
-        assert "auto against float32: 0 of 2 · float32 · Esc stops" in status(pane)
+        assert "auto against float32: 0 of 2 · float32 · Esc to stop" in status(pane)
         assert not pane.check_action("effect", ())
         pane.query_one(Prompt).focus()
         await pilot.press("enter")
-        assert status(pane) == "a measurement is under way: Esc stops it"
+        assert status(pane) == "a measurement is in progress: press Esc to stop it"
         await pilot.press("escape")
         await until(pilot, lambda: pane.effect is not None and pane.effect.over)
         assert "stopped by you" in status(pane)

@@ -208,7 +208,7 @@ async def test_the_picker_can_be_left_and_says_when_nothing_matches() -> None:
     async with running() as (app, pilot):
         await pilot.press("enter", *"zzz")
         await pilot.pause()
-        assert "Nothing here matches 'zzz'." in text(app)
+        assert "Nothing matches 'zzz'." in text(app)
         await pilot.press("enter")
         await pilot.pause()
         assert isinstance(app.screen, Picker)
@@ -316,4 +316,4 @@ async def test_a_context_beyond_the_models_own_is_remarked() -> None:
     async with running() as (app, pilot):
         app.query_one(SpecPane).take_model(find_model("llama-2-7b"))
         await pilot.pause()
-        assert "! this model was made for 4,096" in text(app)
+        assert "! this model supports at most 4,096 tokens" in text(app)

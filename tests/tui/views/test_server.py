@@ -215,7 +215,7 @@ async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_sta
         assert "✗" not in text(app)
         await type_into(pilot, "#server-version Input", "newest")
         assert "an engine version looks like 0.19.0" in text(app)
-        assert "vllm: no answer" in lines(app)[1] or "server: no answer" in lines(app)[1]
+        assert "server: no result" in lines(app)[1]
 
 
 async def test_a_selected_part_says_where_it_comes_from() -> None:
@@ -299,7 +299,7 @@ async def test_the_report_is_written_from_the_app(name: str, tmp_path: Path) -> 
         await type_into(pilot, "#path", "report.pdf")
         await pilot.press("enter")
         await pilot.pause()
-        assert "ends in .md (Markdown) or .tex (LaTeX)" in text(app)
+        assert "must end in .md (Markdown) or .tex (LaTeX)" in text(app)
         app.query_one("#path", Input).value = str(tmp_path / name)
         await pilot.press("enter")
         await pilot.pause()
