@@ -18,6 +18,7 @@ from textual.widgets import Static
 from calc.explain.terms import SYMBOLS
 from tui.form.fields import Field
 from tui.panes.base import Pane
+from tui.widgets.keybar import key_name
 
 GENERAL = """\
 Sizes need a unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30 bytes. Counts: 8192, 8k (8,000), 8Ki (8,192), 1e3.
@@ -75,29 +76,6 @@ def _is_ours(entry: ActiveBinding) -> bool:
         if any(isinstance(b, Binding) and entry.binding.key in b.key.split(",") for b in declared):
             return kind.__module__.startswith("tui.")
     return False
-
-
-def key_name(key: str) -> str:
-    """A key as it is written on keyboards: ``ctrl+p``, ``F1``, ``↑``."""
-    if key[:1] == "f" and key[1:].isdigit():
-        return key.upper()
-    return _KEY_NAMES.get(key, key)
-
-
-_KEY_NAMES = {
-    "up": "↑",
-    "down": "↓",
-    "left": "←",
-    "right": "→",
-    "escape": "Esc",
-    "enter": "Enter",
-    "space": "Space",
-    "tab": "Tab",
-    "home": "Home",
-    "end": "End",
-    "pageup": "PgUp",
-    "pagedown": "PgDn",
-}
 
 
 def help_text(title: str, rows: Rows, pane: Pane | None, keys: Rows) -> list[Text | Grid]:

@@ -11,7 +11,7 @@ from calc.model.spec import DeviceSpec, ModelSpec, Study
 from calc.sources.catalog import DeviceEntry, ModelEntry, devices, manual_device, search_devices, search_models
 from calc.units import format_bytes_exact, format_decimal, format_gib, format_rate
 from tui.form.draft import EDITED, format_beside
-from tui.widgets.picker import Choice, PickList
+from tui.form.pick_list import Choice, PickList
 
 MANUAL = "(by hand)"
 

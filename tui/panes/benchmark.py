@@ -207,7 +207,7 @@ class BenchmarkPane(Pane):
 
     def action_pick_model(self) -> None:
         """Choose the model of the right side."""
-        from tui.live.model_files import pick_model_file
+        from tui.widgets.model_files import pick_model_file
 
         option = self.query_one("#option-bench-model", Option)
         self.add_class("-sweep")

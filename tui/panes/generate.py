@@ -525,7 +525,7 @@ class GeneratePane(Pane):
 
     def action_pick_model(self) -> None:
         """Choose from the models on this machine, or name a file or folder."""
-        from tui.live.model_files import pick_model_file
+        from tui.widgets.model_files import pick_model_file
 
         option = self.query_one("#option-model", Option)
         pick_model_file(self.app, option.text, self._take_model)

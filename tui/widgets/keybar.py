@@ -12,7 +12,6 @@ from textual import events
 from textual.binding import ActiveBinding
 from textual.widget import Widget
 
-from tui.app.help import key_name
 from tui.widgets.styling import component_style
 
 if TYPE_CHECKING:
@@ -63,6 +62,29 @@ def hints(active: Sequence[ActiveBinding]) -> list[KeyHint]:
 
 def _shown(key: str) -> str:
     return key_name(key).replace("ctrl+", "^")
+
+
+def key_name(key: str) -> str:
+    """A key as it is written on keyboards: ``ctrl+p``, ``F1``, ``↑``."""
+    if key[:1] == "f" and key[1:].isdigit():
+        return key.upper()
+    return _KEY_NAMES.get(key, key)
+
+
+_KEY_NAMES = {
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "escape": "Esc",
+    "enter": "Enter",
+    "space": "Space",
+    "tab": "Tab",
+    "home": "Home",
+    "end": "End",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+}
 
 
 def fitting_hints(all_hints: Sequence[KeyHint], width: int) -> list[KeyHint]:

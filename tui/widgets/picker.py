@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -15,25 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One line of a picker: what is returned, its columns, and how a preview describes it."""
-
-    key: str
-    cells: tuple[str, ...]
-    preview: Callable[[], str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickList:
-    """What a picker offers. `search` filters; `custom` reads text that no line matches (a path), or refuses it."""
-
-    title: str
-    prompt: str
-    search: Callable[[str], Sequence[Choice]]
-    columns: tuple[int, ...]
-    custom: Callable[[str], str | None] = lambda _: None
+from tui.form.pick_list import Choice, PickList
 
 
 class Picker(ModalScreen[str | None]):

@@ -20,12 +20,12 @@ from calc.sources import load_model
 from tests.tui.live_engine import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, as_tsv, default_state
-from tui.app.help import HelpScreen, key_name
+from tui.app.help import HelpScreen
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.panes.base import StateEdited
 from tui.panes.memory import MemoryPane
 from tui.panes.spec import SpecPane
-from tui.widgets.keybar import KeyHint, fitting_hints
+from tui.widgets.keybar import KeyHint, fitting_hints, key_name
 from tui.widgets.path_bar import FileWriter, PathBar, complete_path
 from tui.widgets.plot import PlotView
 from tui.widgets.strip import StatusStrip, fitting

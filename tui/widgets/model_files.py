@@ -1,4 +1,4 @@
-"""The models on this machine as a pick list, for what the engine is to run."""
+"""The models on this machine as a pick list, to choose what the engine runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from textual.app import App
 from calc.units import format_decimal
 from engine.measure.machine import available_bytes
 from engine.weights.local_models import FoundModel, find_models
+from tui.form.pick_list import Choice, PickList
 from tui.widgets.path_bar import PathBar, PathRequest
-from tui.widgets.picker import Choice, Picker, PickList
+from tui.widgets.picker import Picker
 
 BUNDLED = "(bundled)"
 BY_PATH = "(a path)"
-PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab completes · blank: the bundled model"
+PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab to complete · empty: the bundled model"
 
 
 def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -> None:
@@ -53,7 +54,7 @@ def model_files(found: Sequence[FoundModel]) -> PickList:
 
     return PickList(
         title="Model to run",
-        prompt="name to search, org/name, or the path of a .gguf or folder",
+        prompt="search by name, or type org/name or the path of a .gguf or folder",
         search=search,
         columns=(44, -10, 14),
         custom=lambda text: text if text.startswith(("/", "./", "../", "~")) else None,

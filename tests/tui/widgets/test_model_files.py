@@ -15,10 +15,10 @@ from engine.process.events import Generate
 from engine.weights.local_models import FoundModel
 from tests.tui.live_engine import live_app, open_pane, until
 from tui.live.load_memory import forecast, packed_hint, weight_bytes
-from tui.live.model_files import BUNDLED, BY_PATH, model_files
 from tui.live.predict import read_spec
 from tui.panes.benchmark import BenchmarkPane
 from tui.panes.generate import GeneratePane
+from tui.widgets.model_files import BUNDLED, BY_PATH, model_files
 from tui.widgets.option import Option
 from tui.widgets.path_bar import PathBar
 from tui.widgets.picker import Picker
