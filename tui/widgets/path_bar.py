@@ -181,6 +181,6 @@ class FileWriter:
             return f"{error}."
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            return f"Cannot write {typed}: {reason}."
+            return f"cannot write {typed}: {reason}."
         self._done(path)
         return None

@@ -246,7 +246,7 @@ async def test_a_pane_is_exported_and_an_old_file_only_on_a_second_enter(tmp_pat
         await pilot.press("ctrl+e")
         await export_to(app, pilot, str(target))
         assert target.read_text() == "mine"
-        assert "exists. Press Enter again to replace it" in "".join(text(app).split("\n"))
+        assert "exists.PressEnteragaintoreplaceit" in "".join(text(app).split())
         await pilot.press("enter")
         await pilot.pause()
         assert target.read_text() == written
@@ -301,7 +301,7 @@ def test_the_second_enter_must_be_on_the_same_path(tmp_path: Path) -> None:
     assert writer(str(two)) is None
     assert (one.read_text(), two.read_text(), done) == ("1", "new", [two])
     assert writer("") == "Type a file name."
-    assert "Cannot write" in (writer("\0") or "")
+    assert "cannot write" in (writer("\0") or "")
 
 
 def test_paths_are_completed(tmp_path: Path) -> None:
