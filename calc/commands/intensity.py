@@ -47,15 +47,19 @@ def intensity_parser(prog: str) -> Parser:
     )
     add_attention_options(parser)
     parser.add_argument("--group-size", type=count, default=1, metavar="G", help="query heads per KV head (default 1)")
-    parser.add_argument("--contexts", type=counts, default=DEFAULT_CONTEXTS, metavar="64..16384")
-    parser.add_argument("--batches", type=counts, default=DEFAULT_BATCHES, metavar="1..256")
+    parser.add_argument(
+        "--contexts", type=counts, default=DEFAULT_CONTEXTS, metavar="64..16384", help="contexts of the prefill table"
+    )
+    parser.add_argument(
+        "--batches", type=counts, default=DEFAULT_BATCHES, metavar="1..256", help="batches of the decode table"
+    )
     add_output_options(parser)
     return parser
 
 
 def add_attention_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Which attention is counted, and what its softmax costs."""
-    parser.add_argument("--attention", choices=[str(a) for a in Attention], default="standard")
+    parser.add_argument("--attention", choices=[str(a) for a in Attention], default="standard", help="default standard")
     parser.add_argument(
         "--softmax-flops", type=int, choices=(5, 0), default=5, help="FLOPs per element of the softmax (default 5)"
     )

@@ -59,10 +59,10 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     )
     for name in DIMENSIONS:
         model.add_argument(f"--{name.replace('_', '-')}", type=count, metavar="N")
-    model.add_argument("--mlp", choices=[str(m) for m in Mlp])
+    model.add_argument("--mlp", choices=[str(m) for m in Mlp], help="gated has three matrices, plain two")
     tie = model.add_mutually_exclusive_group()
     tie.add_argument("--tied", action="store_true", default=None, help="the output head shares the embedding's weights")
-    tie.add_argument("--untied", action="store_false", dest="tied", default=None)
+    tie.add_argument("--untied", action="store_false", dest="tied", default=None, help="it has its own weights")
     device = parser.add_argument_group("device")
     device.add_argument("--device", metavar="NAME", help="catalog name (see kvscope devices)")
     device.add_argument(
@@ -144,26 +144,29 @@ def _as_stored(model: ModelSpec) -> StorageFormat | None:
 # --- the study ----------------------------------------------------------------------------------------------
 
 
-def add_workload_options(parser: argparse.ArgumentParser) -> None:
+def add_workload_options(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
     """Options that say what is served, on how many devices, and how that is counted."""
     parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
-    parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8", help="tensor parallelism")
-    add_policy_option(parser)
+    parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8", help="tensor-parallel degrees")
+    add_policy_option(parser, servers=servers)
 
 
-def add_policy_option(parser: argparse.ArgumentParser) -> None:
-    """How heads are split among devices, or which server's memory is counted."""
+def add_policy_option(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
+    """How heads are split among devices, or (with `servers`) which server's memory is counted."""
+    server = ", or the server whose memory is counted" if servers else ""
     parser.add_argument(
-        "--policy", choices=[*(str(p) for p in Policy), *SERVERS], default=str(Policy.EQUAL_SPLIT),
-        help="how a model is split, or a server that counts for itself (default equal-split)",
-    )  # fmt: skip
+        "--policy",
+        choices=[*(str(p) for p in Policy), *(SERVERS if servers else ())],
+        default=str(Policy.EQUAL_SPLIT),
+        help=f"how heads are split among devices{server} (default equal-split)",
+    )
 
 
 def study_parser(prog: str, description: str = "The whole study.") -> Parser:
     """Model, device, storage, workload and output: the options of the app and of ``kvscope --no-tui``."""
     parser = Parser(prog=prog, description=description)
     add_study_options(parser)
-    add_workload_options(parser)
+    add_workload_options(parser, servers=True)
     add_output_options(parser)
     return parser
 

@@ -49,7 +49,7 @@ def solve_parser(prog: str) -> Parser:
     parser.add_argument(
         "--most", type=count, default=1024, metavar="N", help="largest number of devices to try (default 1024)"
     )
-    add_policy_option(parser)
+    add_policy_option(parser, servers=True)
     add_server_options(parser)
     parser.set_defaults(pp=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser)

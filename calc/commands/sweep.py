@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from calc.commands.options import Parser, add_output_options, reader, size, storage
+from calc.commands.options import Parser, add_output_options, add_policy_option, reader, size, storage
 from calc.commands.output import check_stdout, emit_tables, say
 from calc.commands.tables import Table
 from calc.errors import CalcError, QuantityError
@@ -59,7 +59,7 @@ def sweep_parser(prog: str) -> Parser:
     what.add_argument("--batches", type=_axis("batches"), default=(1,), metavar="1..256", help="default 1")
     what.add_argument("--weight-formats", type=_formats, metavar="bf16,fp8,…", help="default: the model's")
     what.add_argument("--kv-formats", type=_formats, metavar="bf16,fp8,…", help="default bf16")
-    what.add_argument("--policy", choices=[str(p) for p in Policy], default=str(Policy.EQUAL_SPLIT))
+    add_policy_option(parser)
     add_output_options(parser, form="csv")
     return parser
 

@@ -1,7 +1,7 @@
 """Options of `python -m engine`, checked before torch is imported."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
@@ -92,11 +92,13 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
     """The options of one mode alone, without those of output: for a front end with commands of its own."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.set_defaults(mode=mode, **UNUSED)
-    _add_options(parser, "model", MODEL_OPTIONS)
     if mode == GENERATE:
+        _add_options(parser, "model", MODEL_OPTIONS)
         _add_generate_options(parser)
         return parser
     measurement = _BY_MODE[mode]
+    taken = {option.name for option in measurement.options}
+    _add_options(parser, "model", MODEL_OPTIONS, hidden={option.name for option in MODEL_OPTIONS} - taken)
     _add_options(parser, measurement.name, [option for option in measurement.options if not _is_models(option)])
     if measurement.plots:
         _add_plot_option(parser)
@@ -120,7 +122,8 @@ def _is_models(option: Option) -> bool:
     return option.name in {each.name for each in MODEL_OPTIONS}
 
 
-def _add_options(parser: Parser, title: str, options: Iterable[Option]) -> None:
+def _add_options(parser: Parser, title: str, options: Iterable[Option], *, hidden: Set[str] = frozenset()) -> None:
+    """Add `options`; those that are `hidden` are read (to be refused with a sentence) but not in the help."""
     group = parser.add_argument_group(title)
     for option in options:
         if option.constant is not None:
@@ -134,7 +137,7 @@ def _add_options(parser: Parser, title: str, options: Iterable[Option]) -> None:
             type=option.read if option.read in (int, float, str) else reader(option.read),
             choices=option.choices or None,
             metavar=option.metavar or None,
-            help=option.help,
+            help=argparse.SUPPRESS if option.name in hidden else option.help,
         )
 
 
