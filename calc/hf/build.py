@@ -38,6 +38,8 @@ ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "v
 """Keys of a multimodal model whose text model's fields stand beside them."""
 QUANTIZATION = "hf_quant_config.json"
 """Where TensorRT Model Optimizer says how a checkpoint is quantized, beside a config that does not."""
+LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
+"""Endings of classes that are whole language models."""
 LISTED_LAYERS = ("layers_block_type", "block_configs")
 """Lists that say how many layers there are, where no key counts them."""
 
@@ -88,6 +90,8 @@ def _opened(fields: Mapping[str, Any], source: str, *, inner: bool) -> tuple[Rea
 def _model_type(fields: Mapping[str, Any], source: str) -> str:
     found = fields.get("model_type")
     if found is None:
+        found = _type_of_class(fields.get("architectures"))
+    if found is None:
         raise SourceError(
             f"{source}: model_type missing: it says which biases and norms there are; add it, or {fallback.BY_HAND}"
         )
@@ -98,6 +102,19 @@ def _model_type(fields: Mapping[str, Any], source: str) -> str:
         bases = [base for base in ("Mistral", "Qwen") if base in str(fields.get("architectures"))[:200]]
         return f"llava_{bases[0].lower()}" if bases else found
     return found
+
+
+def _type_of_class(architectures: object) -> str | None:
+    """The model_type of a class such as LlamaForCausalLM; None where its name is not that of one type."""
+    names = architectures if isinstance(architectures, list) else []
+    if len(names) != 1 or not isinstance(names[0], str) or not names[0].endswith(LANGUAGE_MODEL):
+        return None
+    for ending in LANGUAGE_MODEL:
+        stem = names[0].removesuffix(ending)
+        if stem != names[0]:
+            plain = stem.lower()
+            return next((name for name in BY_MODEL_TYPE if name.replace("_", "").replace("-", "") == plain), None)
+    return None
 
 
 def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]:

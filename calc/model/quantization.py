@@ -356,7 +356,7 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     dtype = config.get("dtype") or config.get("torch_dtype")
     each = DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2)
     if scheme is None:
-        return None if each == 2 else _plain(model, each, str(dtype))
+        return None if each == 2 else unquantized(model, each, str(dtype))
     sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
     quantized = left_kv = 0
     try:
@@ -381,7 +381,8 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         raise SourceError(f"{source}: {error}") from None
 
 
-def _plain(model: ModelSpec, each: int, name: str) -> StoredWeights:
+def unquantized(model: ModelSpec, each: int, name: str) -> StoredWeights:
+    """All weights of `model` at `each` bytes per element."""
     kv = sum(matrix.params for matrix in matrices(model) if matrix.share == KV)
     whole = _small_params(model)
     rest = parameters(model).total - kv - whole

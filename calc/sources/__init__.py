@@ -86,22 +86,36 @@ def _from_folder(folder: Path) -> ModelSpec:
     if config.exists():
         return _with_weights(_from_file(config), folder)
     found = sorted(folder.glob("*.gguf"))
-    if len(found) == 1:
-        return _from_file(found[0])
+    if found:
+        from calc.sources.gguf import parts_of
+
+        if len(found) == 1 or found == parts_of(found[0]):
+            return _from_file(found[0])
     if found:
         raise SourceError(f"{folder}: {len(found)} GGUF files in this folder: name one, such as {found[0].name}")
     raise SourceError(f"{folder}: no config.json in this folder")
 
 
 def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:
-    """The model with its weights as the safetensors files beside its config hold them, where all are there."""
-    from calc.sources.safetensors import stored_in, weight_files
+    """The model with its weights as the safetensors files beside its config hold them, or as their index says."""
+    from calc.sources.safetensors import stored_by_index, stored_in, weight_files
 
     files = weight_files(folder)
-    if not files or not all(file.is_file() for file in files):
+    if not files:
         return model
-    stored, _ = stored_in(files)
-    note = f"weights as the {len(files)} safetensors files hold them: {stored.total_bytes:,} B"
+    missing = [file.name for file in files if not file.is_file()]
+    if not missing:
+        stored, _ = stored_in(files)
+        note = f"weights as the {len(files)} safetensors files hold them: {stored.total_bytes:,} B"
+    elif (found := stored_by_index(model, folder)) is not None:
+        stored = found
+        note = (
+            f"weights as the safetensors index says (metadata.total_size): {stored.total_bytes:,} B; "
+            f"{len(missing)} of {len(files)} files are not here, such as {missing[0]}"
+        )
+    else:
+        lost = f"{len(missing)} of {len(files)} safetensors files are not here, such as {missing[0]}: none was read"
+        return replace(model, notes=(lost, *model.notes))
     kept = [each for each in model.notes if not each.startswith("weights as")]
     return replace(model, stored=stored, notes=(note, *kept))
 

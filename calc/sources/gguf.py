@@ -7,6 +7,7 @@ by `calc.hf`, so that there is one set of rules; the tensors give the exact byte
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ MAX_TENSORS = 1_000_000
 MAX_TEXT = 2**20
 MAX_ARRAY = 2**28
 MAX_DEPTH = 4
+MAX_PARTS = 1_000
+SPLIT_NAME = re.compile(r"-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 SCALARS: Mapping[int, str] = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
@@ -206,11 +209,34 @@ def _tensor(source: _Bytes) -> Tensor:
 def read_gguf(path: str | Path) -> ModelSpec:
     """The model in a GGUF file, its weights as the file holds them. Raises SourceError (UnsupportedArchitecture)."""
     file = Path(path)
-    header = read_header(file)
+    header = read_parts(file)
     config = config_from_gguf(header, str(path))
-    name = str(header.metadata.get("general.name") or file.stem)
-    model = spec_from_config(config, name=file.stem, source=str(path))
+    stem = SPLIT_NAME.sub("", file.name) if SPLIT_NAME.search(file.name) else file.stem
+    name = str(header.metadata.get("general.name") or stem)
+    model = spec_from_config(config, name=stem, source=str(path))
     return _with_file(model, header, named=name)
+
+
+def parts_of(file: Path) -> list[Path]:
+    """The files of a model that is split (``m-00001-of-00003.gguf``), in order; of any other the file itself."""
+    found = SPLIT_NAME.search(file.name)
+    count = int(found["count"]) if found is not None else 1
+    if found is None or not 1 <= count <= MAX_PARTS:
+        return [file]
+    stem = file.name[: found.start()]
+    return [file.with_name(f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+
+
+def read_parts(file: Path) -> Header:
+    """The header of a file, or of all parts of a split model: the first part's metadata, the tensors of all.
+
+    Raises SourceError that names a part that is not there.
+    """
+    parts = parts_of(file)
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise SourceError(f"{file}: {missing[0]} is not beside it: a model in {len(parts)} parts needs all of them")
+    headers = [read_header(part) for part in parts]
+    return Header(headers[0].metadata, tuple(tensor for header in headers for tensor in header.tensors))
 
 
 def _with_file(model: ModelSpec, header: Header, *, named: str) -> ModelSpec:
@@ -290,7 +316,7 @@ class _Translation:
             "hidden_size": self.get("embedding_length"),
             "intermediate_size": self.same("feed_forward_length"),
             "num_attention_heads": self.same("attention.head_count"),
-            "num_key_value_heads": self.same("attention.head_count_kv"),
+            "num_key_value_heads": self._kv_heads(),
             "head_dim": self.get("attention.key_length"),
             "max_position_embeddings": self.get("context_length"),
             "vocab_size": self._vocab_size(),
@@ -309,6 +335,11 @@ class _Translation:
             config["expansion_ratio"] = (config["intermediate_size"] or 0) // (config["hidden_size"] or 1)
         return config
 
+    def _kv_heads(self) -> Any:
+        """KV heads; a file that does not state them means one for each query head (docs/gguf.md of ggml)."""
+        stated = self.same("attention.head_count_kv")
+        return self.same("attention.head_count") if stated is None else stated
+
     def _vocab_size(self) -> int | None:
         """Rows of the embedding: what is held, whatever the tokenizer says."""
         embedding = self.names.get("token_embd.weight")
@@ -318,6 +349,8 @@ class _Translation:
         window = self.get("attention.sliding_window")
         if BY_GGUF[self.architecture].window == "upper":
             return {}  # llama.cpp has no windows for Qwen, whatever the file says
+        if window and self.architecture == "olmo2":
+            return {"model_type": "olmo3", "sliding_window": window}  # llama.cpp tells the two by the window
         return {"sliding_window": window or None}
 
     def _biases(self) -> dict[str, Any]:

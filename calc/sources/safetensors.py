@@ -16,11 +16,14 @@ from typing import Any
 from calc.errors import SourceError
 from calc.hf.reader import read_object
 from calc.model.matrices import KV, SPLIT, WHOLE
+from calc.model.quantization import unquantized
+from calc.model.spec import MAX_BYTES, ModelSpec
 from calc.model.stored import StoredWeights
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""
 MAX_SHARDS = 2_000
+MAX_INDEX_BYTES = 64 * 2**20
 INDEX = "model.safetensors.index.json"
 WHOLE_NAMES = ("norm", "router", "mlp.gate.", "q_a_proj", "kv_a_proj", "embed_positions", "wpe", "rotary", "sinks")
 KV_NAMES = (".k_proj.", ".v_proj.", ".attn_k.", ".attn_v.")
@@ -83,9 +86,26 @@ def weight_files(folder: Path) -> list[Path]:
     return [whole] if whole.is_file() else []
 
 
+def stored_by_index(model: ModelSpec, folder: Path) -> StoredWeights | None:
+    """The bytes that an index says its files hold together, divided among ranks as the model's own weights are.
+
+    None where there is no index, or one without ``metadata.total_size``.
+    """
+    index = folder / INDEX
+    metadata = read_object(index, limit=MAX_INDEX_BYTES).get("metadata") if index.is_file() else None
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(total, float) and total.is_integer():
+        total = int(total)
+    if isinstance(total, bool) or not isinstance(total, int) or not 0 < total <= MAX_BYTES:
+        return None
+    known = model.stored or unquantized(model, 2, "bfloat16")
+    kv, whole = (part * total // known.total_bytes for part in (known.kv_bytes, known.whole_bytes))
+    return StoredWeights(name="index", split_bytes=total - kv - whole, kv_bytes=kv, whole_bytes=whole)
+
+
 def _shards(index: Path) -> list[str]:
     """Files named in an index: plain names, so that it cannot point outside its folder."""
-    files = read_object(index, limit=64 * 2**20).get("weight_map")
+    files = read_object(index, limit=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise SourceError(f"{index}: weight_map missing")
     names = sorted({str(name) for name in files.values()})

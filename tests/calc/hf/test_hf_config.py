@@ -284,8 +284,22 @@ class TestRefusals:
     def test_unknown_with_a_window_must_say_which_layers_slide(self):
         assert "nothing says which layers slide" in refusal({**LLAMA, "model_type": "brand_new", "sliding_window": 9})
 
+    @pytest.mark.parametrize(
+        ("named", "model_type"),
+        [("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("GPTNeoXForCausalLM", "gpt_neox")],
+    )
+    def test_a_class_of_language_models_stands_for_its_model_type(self, named, model_type):
+        config = without(LLAMA, "model_type") | {"architectures": [named]}
+        assert spec(config) == spec(LLAMA, model_type=model_type)
+
+    @pytest.mark.parametrize(
+        "named", [["LlamaForSequenceClassification"], ["NoSuchForCausalLM"], ["A", "B"], "x", [3], []]
+    )
+    def test_other_classes_stand_for_none(self, named):
+        assert "model_type missing" in refusal(without(LLAMA, "model_type") | {"architectures": named})
+
     def test_model_type_must_be_there_and_be_a_name(self):
-        assert refusal(without(LLAMA, "model_type")).startswith("model_type missing: it says which biases")
+        assert refusal(without(LLAMA, "model_type", "architectures")).startswith("model_type missing: it says which")
         assert "must be a name" in refusal({**LLAMA, "model_type": 3})
 
 

@@ -37,16 +37,22 @@ def gguf_tensors(*, tied=True, dtype=np.float32):
             yield f"blk.{i}.{name}.weight", np.zeros(HIDDEN, np.float32)
 
 
-def write_gguf(path, *, architecture="llama", tied=True, vocabulary=VOCAB, dtype=np.float32, quantized=False):
+def write_gguf(
+    path, *, architecture="llama", tied=True, vocabulary=VOCAB, dtype=np.float32, quantized=False, kv_heads=KV_HEADS,
+    window=None, tensors_per_part=0,
+):  # fmt: skip
     gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_part)
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
     writer.add_context_length(256)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
+    if kv_heads is not None:
+        writer.add_head_count_kv(kv_heads)
+    if window is not None:
+        writer.add_sliding_window(window)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_token_list([f"token {i}" for i in range(vocabulary)])
     writer.add_token_scores([0.0] * vocabulary)
@@ -96,6 +102,35 @@ class TestGguf:
     def test_a_folder_with_one_gguf_is_that_file(self, tmp_path):
         write_gguf(tmp_path / "tiny.gguf")
         assert load_model(str(tmp_path)).name == "tiny"
+
+    @pytest.mark.parametrize("part", [0, 1, 2, 3, None])
+    def test_any_part_and_the_folder_are_the_whole_model(self, tmp_path, part):
+        whole = read_gguf(write_gguf(tmp_path / "whole.gguf"))
+        folder = tmp_path / "parts"
+        folder.mkdir()
+        write_gguf(folder / "tiny.gguf", tensors_per_part=6)
+        files = sorted(folder.glob("*.gguf"))
+        assert [file.name for file in files] == [f"tiny-{i:05}-of-00004.gguf" for i in (1, 2, 3, 4)]
+        model = load_model(str(folder if part is None else files[part]))
+        assert model.name == "tiny"
+        assert model.stored == whole.stored
+        assert parameters(model).total == parameters(whole).total
+
+    def test_a_part_that_is_not_there_is_named(self, tmp_path):
+        write_gguf(tmp_path / "tiny.gguf", tensors_per_part=6)
+        (tmp_path / "tiny-00003-of-00004.gguf").unlink()
+        with pytest.raises(SourceError, match=r"tiny-00003-of-00004\.gguf is not beside it"):
+            read_gguf(tmp_path / "tiny-00001-of-00004.gguf")
+
+    def test_without_kv_heads_each_query_head_has_its_own(self, tmp_path):
+        model = read_gguf(write_gguf(tmp_path / "m.gguf", kv_heads=None))
+        assert (model.n_heads, model.n_kv_heads) == (HEADS, HEADS)
+
+    @pytest.mark.parametrize(("window", "sliding"), [(4096, 1), (None, 0)])
+    def test_an_olmo2_file_with_a_window_is_an_olmo3(self, tmp_path, window, sliding):
+        """llama.cpp (LLM_ARCH_OLMO2): three of four layers slide where the key is there."""
+        model = read_gguf(write_gguf(tmp_path / "m.gguf", architecture="olmo2", window=window))
+        assert (model.n_sliding_layers, model.window) == (LAYERS * sliding, window)
 
     def test_block_sizes_are_those_of_the_gguf_package(self):
         gguf = pytest.importorskip("gguf")
@@ -209,6 +244,27 @@ class TestSafetensors:
 
     def test_without_its_shards_the_config_alone_counts(self, tmp_path):
         folder = write_folder(tmp_path / "m", shards=3)
+        (folder / "model-2.safetensors").unlink()
+        model = load_model(str(folder))
+        assert model.stored is None
+        assert model.notes[0] == "1 of 3 safetensors files are not here, such as model-2.safetensors: none was read"
+
+    def test_without_its_shards_the_index_says_the_bytes(self, tmp_path):
+        folder = write_folder(tmp_path / "m", shards=3)
+        whole = load_model(str(folder)).stored
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": {"total_size": whole.total_bytes}}))
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        model = load_model(str(folder))
+        assert (model.stored.total_bytes, model.stored.kv_bytes) == (whole.total_bytes, whole.kv_bytes)
+        assert "3 of 3 files are not here" in model.notes[0]
+
+    @pytest.mark.parametrize("size", [None, 0, -5, "900", True, 1.5, 10**30])
+    def test_an_index_whose_total_is_no_size(self, tmp_path, size):
+        folder = write_folder(tmp_path / "m", shards=3)
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": {"total_size": size}}))
         (folder / "model-2.safetensors").unlink()
         assert load_model(str(folder)).stored is None
 
