@@ -21,6 +21,9 @@ from calc.commands.options import (
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Table
 from calc.errors import SpecError
+from calc.fit.admission import costs_of, requests
+from calc.fit.memory import tp_problem
+from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
 from calc.model.spec import Study
 from calc.units import format_binary, format_bytes, format_decimal
 
@@ -80,8 +83,6 @@ def question_from(args: argparse.Namespace) -> Question:
         server = options_from(args, study)
         given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
         study = as_served(study, server, **given)
-    from calc.fit.admission import costs_of
-
     return Question(
         study=study,
         policy=args.policy,
@@ -102,14 +103,10 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     if args.format == "json":
         return emit_json(args, document)
     study = asked.study
-    heading = f"{study.model.name} on {study.device.name}, {_requests(asked.batch)}, {study.context:,} tokens"
+    heading = f"{study.model.name} on {study.device.name}, {requests(asked.batch)}, {study.context:,} tokens"
     heading += f", TP {asked.tp}" + (f", as {asked.policy} counts" if asked.server else "")
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
-
-
-def _requests(n: int) -> str:
-    return "one request" if n == 1 else f"{n:,} requests"
 
 
 def _advice_sentences(document: Document) -> list[str]:
@@ -140,8 +137,6 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
 
 def _verdict(asked: Question) -> Document:
     """Whether it fits, what is missing and what to change."""
-    from calc.fit.solve import advice
-
     costs, batch = asked.costs, asked.batch
     at, steps = costs.admission(batch=batch), advice(costs, batch=batch)
     return {
@@ -153,8 +148,6 @@ def _verdict(asked: Question) -> Document:
 
 
 def _solve_notes(asked: Question) -> list[str]:
-    from calc.fit.memory import tp_problem
-
     notes = [f"Device memory: {asked.study.device.reading}."]
     if problem := tp_problem(asked.study.model, asked.tp):
         notes.append(f"TP {asked.tp} cannot be served: {problem}.")
@@ -176,33 +169,23 @@ def _record(answer: Any) -> Document:
 
 
 def _find_context(q: Question) -> Document:
-    from calc.fit.solve import largest_context
-
     return _record(largest_context(q.costs, batch=q.batch))
 
 
 def _find_batch(q: Question) -> Document:
-    from calc.fit.solve import largest_batch
-
     return _record(largest_batch(q.costs))
 
 
 def _find_devices(q: Question) -> Document:
-    from calc.fit.solve import fewest_devices
-
     answer = fewest_devices(q.costs, batch=q.batch, most=q.most)
     return {**_record(answer), "plans": [_record(plan) for plan in answer.plans]}
 
 
 def _find_device(q: Question) -> list[Document]:
-    from calc.fit.solve import devices_that_fit
-
     return [_record(answer) for answer in devices_that_fit(q.costs, batch=q.batch)]
 
 
 def _find_format(q: Question) -> list[Document]:
-    from calc.fit.solve import formats_that_fit
-
     return [_record(answer) for answer in formats_that_fit(q.costs, batch=q.batch)]
 
 
@@ -231,7 +214,7 @@ def _context_table(answer: Document, document: Document) -> Table:
     also = "every layer keeps a window or a state" if answer["unbounded"] else ""
     also = "longer than the model's context limit" if answer["beyond_model"] else also
     rows = [
-        (f"Tokens for {_requests(document['batch'])}", shown, also),
+        (f"Tokens for {requests(document['batch'])}", shown, also),
         *_sizes(answer, "Short by, for one token each"),
     ]
     return _quantities("Largest context", rows)
