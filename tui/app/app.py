@@ -452,10 +452,11 @@ class KvscopeApp(App[None]):
     @on(PickerField.Opened)
     def _picker_wanted(self, event: PickerField.Opened) -> None:
         event.stop()
+        typed = event.picker_field.take_typed()
         if event.picker_field.field.name == "model":
-            self.action_pick_model(event.typed)
+            self.action_pick_model(typed)
         else:
-            self.action_pick_device(event.typed)
+            self.action_pick_device(typed)
 
     def action_pick_model(self, typed: str = "") -> None:
         """Search the catalog of models."""

@@ -69,6 +69,13 @@ class Picker(ModalScreen[str | None]):
         if not self._typed and self._current in keys:
             self.query_one("#choices", OptionList).highlighted = keys.index(self._current)
 
+    def type(self, text: str) -> None:
+        """Add `text` to the search, whether the list is already on screen or not."""
+        if self.is_mounted:
+            self.query_one("#search", Input).insert_text_at_cursor(text)
+        else:
+            self._typed += text
+
     def _fill(self, text: str) -> None:
         self._choices = self._pick.search(text.strip())
         options = self.query_one("#choices", OptionList)

@@ -31,17 +31,17 @@ class PickerField(Widget, can_focus=True):
     ]
 
     class Opened(Message):
-        """The list is wanted; `typed` is what it starts with."""
+        """The list is wanted; `take_typed` of the field is what its search starts with."""
 
-        def __init__(self, field: PickerField, typed: str) -> None:
+        def __init__(self, field: PickerField) -> None:
             super().__init__()
-            self.picker_field, self.typed = field, typed
+            self.picker_field = field
 
     def __init__(self, field: Field) -> None:
         super().__init__(id=f"field-{field.name}")
         self.field = field
         self.tooltip = field.meaning
-        self._value = ""
+        self._value = self._typed = ""
 
     @property
     def help_field(self) -> Field:
@@ -65,14 +65,30 @@ class PickerField(Widget, can_focus=True):
 
     def action_open(self) -> None:
         """Ask for the list."""
-        self.post_message(self.Opened(self, ""))
+        self.post_message(self.Opened(self))
+
+    def take_typed(self) -> str:
+        """What was typed since the list was asked for."""
+        typed, self._typed = self._typed, ""
+        return typed
 
     def on_click(self) -> None:
         """A click opens the list."""
         self.action_open()
 
     def on_key(self, event: events.Key) -> None:
-        """A letter starts the search with it (digits go to the panes)."""
-        if event.is_printable and event.character and event.character.isalpha():
+        """A letter starts a search (a digit goes to a pane); keys that come before the list is there join it."""
+        character = event.character if event.is_printable else None
+        if not character:
+            return
+        if self.app.screen is not self.screen:  # the list opened while this key was on its way here
+            from tui.widgets.picker import Picker
+
+            if isinstance(self.app.screen, Picker):
+                event.stop()
+                self.app.screen.type(character)
+        elif self._typed or character.isalpha():
             event.stop()
-            self.post_message(self.Opened(self, event.character))
+            self._typed += character
+            if len(self._typed) == 1:
+                self.action_open()

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.pilot import Pilot
-from textual.widgets import OptionList
+from textual.widgets import Input, OptionList
 
 from calc.model.spec import Mlp, Policy
 from calc.sources.catalog import find_device, find_model
@@ -202,6 +203,21 @@ async def test_a_model_is_found_by_typing() -> None:
         assert app.state.study.model == find_model("qwen3-8b")
         assert app.query_one("#field-n_layers", FieldInput).value == "36"
         assert "MAX BATCH 52" in lines(app)[1]
+
+
+async def test_keys_that_come_faster_than_the_list_join_its_search() -> None:
+    async with running() as (app, pilot):
+        app.query_one("#field-model").focus()
+        await pilot.pause()
+        for character in "qwen3-8b":
+            app.post_message(events.Key({"-": "minus"}.get(character, character), character))
+        await until(pilot, lambda: isinstance(app.screen, Picker) and bool(app.screen.query("#search")))
+        await until(pilot, lambda: app.screen.query_one("#search", Input).value == "qwen3-8b")
+        assert len(app.screen_stack) == 2
+        assert app.screen.query_one(OptionList).option_count >= 1
+        await pilot.press("escape")
+        await pilot.pause()
+        assert app.query_one(SpecPane).is_on_screen
 
 
 async def test_the_picker_can_be_left_and_says_when_nothing_matches() -> None:
