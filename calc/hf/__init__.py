@@ -1,8 +1,10 @@
 """A Hugging Face ``config.json`` of a decoder-only model read as a ModelSpec.
 
-The layers follow from the config's own fields (`attention`, `experts`, `latent`, `recurrent`); what fields do not
-say, which projections have a bias and how many norms a layer has, is in a table of families (`families`). What
-neither determines is refused by name; what a class assumes where the config is silent becomes a note.
+The way through: `build` reads the file, finds the architecture by its model_type (`architectures`, one file for each
+lineage; `fallback` for a type that none names), and reads the layers: by the fields (`layers`, from `layer_kinds`,
+`attention`, `latent`, `recurrences` and `feed_forward`) or by the architecture's own rules. What a class assumes where
+the config is silent (`defaults`) becomes a note. A key that looks like a size and that nothing has read (`unread`) is
+refused by name.
 """
 
 from calc.hf.build import read_hf_config, spec_from_config

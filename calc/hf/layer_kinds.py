@@ -50,7 +50,7 @@ def linear_or_full(reader: Reader, n_layers: int) -> list[str] | None:
 
 
 def layer_kinds(reader: Reader, arch: Architecture, n_layers: int) -> list[Kind]:
-    """One kind a layer. Raises SourceError where the config names one that is not known."""
+    """One kind per layer. Raises SourceError where the config names one that is not known."""
     reader.ignore("max_window_layers", "sliding_window_size")  # read where use_sliding_window asks for it
     names = _listed(reader, n_layers) or _hybrid(reader, n_layers)
     if names is None:
@@ -69,7 +69,7 @@ def _kind(name: str, window: int | None, chunk: int | None) -> Kind:
 
 
 def _listed(reader: Reader, n_layers: int) -> list[str] | None:
-    """From a list of names, one a layer (layer_types and its like), or a pattern of letters."""
+    """From a list of names, one per layer (layer_types and its like), or a pattern of letters."""
     pattern = reader.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         return _letters(reader, pattern, n_layers)
@@ -135,7 +135,7 @@ def _chunked(reader: Reader, n_layers: int) -> list[str]:
         interval = reader.maybe("no_rope_layer_interval") or 4
         return [CHUNKED if (i + 1) % interval else FULL for i in range(n_layers)]
     if not isinstance(rotary, list) or len(rotary) != n_layers:
-        raise reader.fail(f"no_rope_layers must be a list of {n_layers} values, one a layer")
+        raise reader.fail(f"no_rope_layers must be a list of {n_layers} values, one per layer")
     return [CHUNKED if value else FULL for value in rotary]
 
 
@@ -165,7 +165,7 @@ def _slides(reader: Reader, arch: Architecture, layer: int, n_layers: int) -> bo
         return True
     raise reader.fail(
         f"sliding_window is {reader.count('sliding_window')}, but nothing says which layers slide: "
-        "add layer_types, one of full_attention and sliding_attention a layer"
+        "add layer_types, one of full_attention and sliding_attention per layer"
     )
 
 

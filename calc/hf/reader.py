@@ -120,7 +120,7 @@ class Reader:
         return None
 
     def checked(self, key: str, value: object, *, minimum: int = 1) -> int:
-        """`value` of `key` as a count; a list of one value a layer, all of them the same, counts as that value."""
+        """`value` of `key` as a count; a list of one value per layer, all of them the same, counts as that value."""
         if isinstance(value, list) and len(value) > 1 and all(type(v) is int and v == value[0] for v in value):
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int):
@@ -146,12 +146,12 @@ class Reader:
         raise self.fail(f"{key} must be a name, not {shown(value)}")
 
     def per_layer(self, key: str, n_layers: int) -> list[Any] | None:
-        """A list of one value a layer, or None where the key is absent."""
+        """A list of one value per layer, or None where the key is absent."""
         value = self._value(key)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) < n_layers:
-            raise self.fail(f"{key} must be a list of {n_layers} values, one a layer, not {_length(value)}")
+            raise self.fail(f"{key} must be a list of {n_layers} values, one per layer, not {_length(value)}")
         return value[:n_layers]
 
     def indices(self, key: str) -> frozenset[int]:

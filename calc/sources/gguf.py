@@ -297,7 +297,7 @@ class _Translation:
         return None if isinstance(value, Length) else value
 
     def same(self, key: str) -> Any:
-        """A number; of an array of one a layer, the number that all share."""
+        """A number; of an array with one per layer, the number that all share."""
         value = self.get(key)
         if not isinstance(value, list):
             return value

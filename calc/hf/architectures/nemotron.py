@@ -7,10 +7,10 @@ from typing import Any
 
 from calc.hf.architecture import BIASED, MLP_BIAS, Architecture
 from calc.hf.attention import full_attention
-from calc.hf.feed_forward import EXPERT_SIZE, N_EXPERTS, TOP_K, dense_block
+from calc.hf.feed_forward import EXPERT_SIZE, N_EXPERTS, N_SHARED, SHARED_SIZE, TOP_K, dense_block
 from calc.hf.layer_kinds import MAMBA2, layer_kinds
 from calc.hf.layers import layers_by_fields
-from calc.hf.reader import N_HEADS, Reader, shown
+from calc.hf.reader import HEAD_DIM, N_HEADS, N_KV_HEADS, Reader, shown
 from calc.hf.recurrences import recurrent_mixer
 from calc.model.layers import Dense, Experts, FeedForward, LayerSpec, Mixer
 from calc.model.spec import Mlp
@@ -18,11 +18,19 @@ from calc.model.spec import Mlp
 _LETTERS = {
     "linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "moe": "E", "mlp": "-",
 }  # fmt: skip
+_KEYS = {
+    "M": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel"),
+    "*": (*N_HEADS, *N_KV_HEADS, *HEAD_DIM),
+    "E": (*N_EXPERTS, *TOP_K, *EXPERT_SIZE, *SHARED_SIZE, *N_SHARED, "moe_latent_size"),
+}
+"""The keys of each kind of block, which mean nothing where no layer is of that kind."""
 
 
 def _single_blocks(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     """Nemotron-H: every layer is one block of Mamba-2 (M), attention (*), experts (E) or MLP (-), and one norm."""
     pattern = _letters(reader, arch, n_layers)
+    for letter in _KEYS.keys() - {*pattern}:
+        reader.ignore(*_KEYS[letter])
     made: dict[str, LayerSpec] = {}
     for letter in dict.fromkeys(pattern):
         mixers: tuple[Mixer, ...] = ()

@@ -89,6 +89,8 @@ def _hybrid_layers(reader: Reader, n_layers: int) -> list[bool]:
         if unknown := [kind for kind in listed if kind not in known]:
             raise reader.fail(f"layers_block_type has {shown(unknown[0])}: kvscope knows {', '.join(known)}")
         reader.ignore("attn_layer_period", "attn_layer_offset", "hybrid_layer_ids")
+        if "hybrid" not in listed:
+            reader.ignore(*N_HEADS, *N_KV_HEADS)
         return [kind == "hybrid" for kind in listed]
     period, offset = reader.count("attn_layer_period"), reader.count("attn_layer_offset", minimum=0)
     return ([False, False, True] + [i % period == offset for i in range(n_layers - 3)])[:n_layers]

@@ -111,3 +111,15 @@ def test_falcon_under_its_first_name_has_one_norm_per_layer():
         "parallel_attn": True, "bias": False, "alibi": False, "vocab_size": 65024, "tie_word_embeddings": True,
     }  # fmt: skip
     assert parameters(spec(config)).total == 6_921_720_704
+
+
+def test_a_nemotron_without_experts_needs_none_of_their_keys():
+    """Its class writes the keys of experts into every config, whatever the pattern."""
+    config = LLAMA | {
+        "model_type": "nemotron_h", "num_hidden_layers": 3, "hybrid_override_pattern": "*-*", "head_dim": 128,
+    }  # fmt: skip
+    experts = {"n_routed_experts": 8, "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 64}
+    state = {"mamba_num_heads": 8, "mamba_head_dim": 64, "n_groups": 8, "ssm_state_size": 128, "conv_kernel": 4}
+    assert spec(config | experts | state) == spec(config)
+    with pytest.raises(UnsupportedArchitecture, match="memory_heads"):
+        spec(config | {"memory_heads": 2})
