@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from bench.server_logs import LogCase, RunCase, run_cases, startup_cases  # noqa: E402
 from calc.errors import CalcError  # noqa: E402
 from calc.model.cache import request_term  # noqa: E402
-from calc.model.params import parameters  # noqa: E402
+from calc.model.count import parameters  # noqa: E402
 from calc.model.storage import FORMATS  # noqa: E402
 from calc.servers.facts import facts_of  # noqa: E402
 from calc.servers.records import ServerReport  # noqa: E402

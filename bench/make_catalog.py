@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from calc.hf import spec_from_config  # noqa: E402
+from calc.model.count import parameters  # noqa: E402
 from calc.model.layers import layers_document, layers_from_document  # noqa: E402
-from calc.model.params import parameters  # noqa: E402
 from calc.model.quantization import stored_weights  # noqa: E402
-from calc.model.spec import Mlp, ModelSpec, Norm, field_names  # noqa: E402
+from calc.model.spec import Mlp, ModelSpec, Norm, edit, field_names, model_of, uniform  # noqa: E402
 from calc.units import format_gib  # noqa: E402
 
 DATE = "2026-11-23"
@@ -538,17 +539,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     "pythia-6.9b": {"max_position_embeddings": 2048},
 }
 """Keys that the file leaves out, as published."""
-NOT_FIELDS = ("name", "source", "notes", "layers", "stored")
+NOT_FIELDS = ("name", "source", "notes", "layers", "stored", "groups", "uniform", "spread", "edited")
 
 
 def fields_of(config: dict[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
     """ModelSpec fields that differ from its defaults (sizes always), the reader's notes, and the layers' document."""
     spec = spec_from_config(config, name="x", source="x")
-    if not spec.layers and spec.window is not None and spec.window >= (spec.max_context or spec.window + 1):
-        spec = replace(spec, window=None, n_sliding_layers=0)  # NOTES says that no layer slides
+    if spec.uniform and spec.window is not None and spec.window >= (spec.max_context or spec.window + 1):
+        spec = replace(edit(spec, window=None, n_sliding_layers=0), edited=False)  # NOTES says that no layer slides
     values = {name: getattr(spec, name) for name in field_names(ModelSpec) if name not in NOT_FIELDS}
     fields = {k: v for k, v in values.items() if k in SIZES or v != _default(k)}
-    if not spec.layers:
+    if spec.uniform:
         return fields, list(spec.notes), None
     return {**fields, "layers": True}, list(spec.notes), layers_document(spec.layers)
 
@@ -557,7 +558,9 @@ SIZES = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "interm
 
 
 def _default(name: str) -> Any:
-    return next(f.default for f in ModelSpec.__dataclass_fields__.values() if f.name == name)
+    """What a record that leaves `name` out gets."""
+    of_layers = signature(uniform).parameters
+    return of_layers[name].default if name in of_layers else ModelSpec.__dataclass_fields__[name].default
 
 
 NOT_SIZES = (
@@ -827,7 +830,7 @@ def main(data: Path, aiconfigurator: Path) -> int:
 def _spec(fields: dict[str, Any], layers: dict[str, Any] | None) -> ModelSpec:
     kinds = {"mlp": Mlp(fields.get("mlp", "gated")), "norm": Norm(fields.get("norm", "rms"))}
     parts = {} if layers is None else {"layers": layers_from_document(layers)}
-    return ModelSpec(name="x", source="x", **{**fields, **kinds, **parts})
+    return model_of(name="x", source="x", **{**fields, **kinds, **parts})
 
 
 FAMILY_ORDER = (

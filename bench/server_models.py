@@ -18,9 +18,8 @@ from calc.model.layers import (
     LayerSpec,
     Mamba2,
     Mixer,
-    summary,
 )
-from calc.model.spec import Mlp, ModelSpec, Norm
+from calc.model.spec import Mlp, ModelSpec, Norm, uniform
 from calc.servers.records import ModelFacts
 
 
@@ -31,14 +30,12 @@ def dense(
     fields = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
     sizes: dict[str, Any] = dict(zip(fields, shape, strict=True))
     n_sliding, window = sliding
-    return ModelSpec(name=name, max_context=context, n_sliding_layers=n_sliding, window=window or None, **sizes, **more)
+    return uniform(name=name, max_context=context, n_sliding_layers=n_sliding, window=window or None, **sizes, **more)
 
 
 def layered(name: str, layers: Sequence[LayerSpec], *, vocab: int, context: int, tied: bool = False) -> ModelSpec:
     """A model given layer by layer."""
-    return ModelSpec(
-        name=name, vocab_size=vocab, tied=tied, max_context=context, layers=tuple(layers), **summary(tuple(layers))
-    )
+    return ModelSpec(name=name, vocab_size=vocab, tied=tied, max_context=context, layers=tuple(layers))
 
 
 def _gqa(n_heads: int, n_kv_heads: int, head_dim: int, **more: Any) -> Attention:

@@ -124,7 +124,7 @@ def intensity_document(report: IntensityReport) -> Document:
         "head_dim": query.head_dim,
         "group_size": query.group_size,
         "softmax_flops": query.softmax_flops,
-        "model": query.model.name,
+        "model": query.model.title,
         "device": query.device.name,
         "ridge": query.device.ridge(),
         "prefill": _phase_document(report.prefill),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from calc.fit.memory import MemoryReport
-from calc.model.layered import cache_elements, index_elements, state_elements, state_format
-from calc.model.layers import grouped, mixers_of
+from calc.model.cache import cache_elements, index_elements, state_elements, state_format
+from calc.model.parts import mixers_of
 from calc.units import format_bytes_exact, format_count, format_decimal
 
 MOST_KINDS = 6
@@ -20,7 +20,7 @@ def layered_notes(report: MemoryReport) -> list[str]:
 
 
 def _kinds_note(report: MemoryReport) -> str:
-    kinds = [f"{n:,} with {layer.label}" for layer, n in grouped(report.study.model.layers).items()]
+    kinds = [f"{n:,} with {layer.label}" for layer, n in report.study.model.groups.items()]
     shown = [*kinds[:MOST_KINDS], *([f"{len(kinds) - MOST_KINDS} more kinds"] if len(kinds) > MOST_KINDS else [])]
     return f"Layers: {', '.join(shown)}."
 

@@ -77,7 +77,7 @@ def memory_answer(report: MemoryReport) -> Answer:
         tables.tp_table(report),
         tables.derivation_table(report.steps),
     ]
-    heading = f"{report.study.model.name} on {report.study.device.name}, {report.study.context:,} tokens"
+    heading = f"{report.study.model.title} on {report.study.device.name}, {report.study.context:,} tokens"
     return heading, parts, memory_notes(report)
 
 
@@ -90,9 +90,9 @@ def memory_document(report: MemoryReport) -> Document:
         "command": "memory",
         "schema": 1,
         "model": {
-            "name": model.name,
+            "name": model.title,
             **{name: getattr(model, name) for name in DIMENSIONS},
-            "source": model.source,
+            "source": model.provenance,
         },
         "parameters": {
             "total": report.parameters.total,

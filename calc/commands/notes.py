@@ -21,16 +21,16 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
     """What a reader of the memory table should know: readings, assumptions, and what would fit."""
     model = report.study.model
     notes = [f"Device memory: {report.study.device.reading}."]
-    if model.layers:
+    if not model.uniform:
         from calc.commands.layered_notes import layered_notes
 
         notes += [*layered_notes(report), _fit_note(report)]
     else:
         notes += [_grouping_note(model), _fit_note(report)]
-    if model.n_sliding_layers and not model.layers:
+    if model.n_sliding_layers and model.uniform:
         notes.append(_window_note(report))
     notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
-    notes.extend([] if model.layers else _replication_notes(report))
+    notes.extend(_replication_notes(report) if model.uniform else [])
     notes.append(
         f"Every parameter is counted at {_bytes_each(report)}; activations, runtime and graphs are not counted."
     )

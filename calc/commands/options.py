@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from calc.errors import CalcError, SpecError
-from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study
+from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit
 from calc.model.storage import StorageFormat, parse_format
 from calc.plain import one_line
 from calc.units import parse_count, parse_counts, parse_share, parse_size
@@ -88,30 +88,7 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
     given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
     if args.mlp is not None:
         given["mlp"] = Mlp(args.mlp)
-    if "head_dim" not in given and base.head_dim * base.n_heads == base.hidden_size:
-        given["head_dim"] = derived_head_dim(
-            given.get("hidden_size", base.hidden_size), given.get("n_heads", base.n_heads)
-        )
-    changes = {name: value for name, value in given.items() if value != getattr(base, name)}
-    if not changes:
-        return base
-    if base.n_sliding_layers and "n_layers" in changes:
-        changes["n_sliding_layers"] = -(-base.n_sliding_layers * changes["n_layers"] // base.n_layers)
-    if base.stored is not None:
-        from calc.model.stored import EDITED_NOTE, without_stored
-
-        base = without_stored(base, EDITED_NOTE)
-    return replace(base, name=f"{base.name} (edited)", source=f"{base.source}, edited", **changes)
-
-
-def derived_head_dim(hidden_size: int, n_heads: int) -> int:
-    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
-    if hidden_size % n_heads:
-        raise SpecError(
-            "head_dim",
-            f"hidden_size {hidden_size:,} is not divisible by n_heads {n_heads:,}: set --head-dim",
-        )
-    return hidden_size // n_heads
+    return edit(base, **given)
 
 
 def device_from(args: argparse.Namespace) -> DeviceSpec:

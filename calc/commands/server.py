@@ -265,8 +265,7 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
         tables.component_table(base),
         tables.derivation_table((*base.steps[:-1], *report.steps)),
     ]
-    heading = (
-        f"{study.model.name} on {study.device.name}, {study.context:,} tokens, as {NAMES[report.options.engine]} counts"
-    )
+    what = f"{study.model.title} on {study.device.name}, {study.context:,} tokens"
+    heading = f"{what}, as {NAMES[report.options.engine]} counts"
     notes = [*server_notes(report), *_notes(list(memory_notes(base))), f"Start it with: {launch_command(report)}"]
     return None, (heading, parts, notes)

@@ -22,8 +22,8 @@ from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Table
 from calc.errors import SpecError
 from calc.fit.admission import costs_of, requests
-from calc.fit.memory import tp_problem
 from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
+from calc.model.count import tp_problem
 from calc.model.spec import Study
 from calc.units import format_binary, format_bytes, format_decimal
 
@@ -103,7 +103,7 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     if args.format == "json":
         return emit_json(args, document)
     study = asked.study
-    heading = f"{study.model.name} on {study.device.name}, {requests(asked.batch)}, {study.context:,} tokens"
+    heading = f"{study.model.title} on {study.device.name}, {requests(asked.batch)}, {study.context:,} tokens"
     heading += f", TP {asked.tp}" + (f", as {asked.policy} counts" if asked.server else "")
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
@@ -120,7 +120,7 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
     return {
         "command": "solve",
         "schema": 1,
-        "model": study.model.name,
+        "model": study.model.title,
         "device": study.device.name,
         "device_memory_bytes": study.device.memory_bytes,
         "context": study.context,

@@ -65,7 +65,7 @@ SYMBOLS: dict[str, Symbol] = {
     "split_params": Symbol("P_s", r"P_\mathrm{s}", "parameters that are divided"),
     "kv_head_params": Symbol("P_kv", r"P_\mathrm{kv}", "K and V projection parameters of one KV head, all layers"),
     "whole_params": Symbol("P_r", r"P_\mathrm{r}", "parameters every rank holds"),
-    # Models whose layers are not all alike (calc.layers, calc.layered).
+    # Models whose layers are not all alike (the parts of calc.model).
     "value_dim": Symbol("d_v", r"d_\mathrm{v}", "value head dimension"),
     "extra_params": Symbol("x", "x", "smaller parts: gates, sinks, norms inside"),
     "kv_lora_rank": Symbol("r_kv", r"r_\mathrm{kv}", "rank of the KV latent"),

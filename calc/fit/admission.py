@@ -131,10 +131,7 @@ class PlainCosts:
     @property
     def fewer_never_fit(self) -> bool:
         """True of a model whose layers are all alike: a stage of fewer layers never holds more."""
-        from calc.fit.parallel import layers_of
-        from calc.model.layers import grouped
-
-        return len(grouped(layers_of(self.study.model))) == 1
+        return len(self.study.model.groups) == 1
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
         """By the formulas of `calc.fit.memory`, before a context is put in."""

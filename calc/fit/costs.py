@@ -13,7 +13,8 @@ from fractions import Fraction
 from typing import Any
 
 from calc.fit.memory import memory_report
-from calc.model.cache import kv_bytes_per_request, kv_bytes_per_token, kv_bytes_per_windowed_request, kv_heads_per_rank
+from calc.model.cache import cache_elements, kept_formula, only_kv_heads, rank_cache_elements
+from calc.model.parts import kv_heads_per_rank
 from calc.model.spec import ModelSpec, Policy, Study
 
 Elements = Callable[[Any], Any]
@@ -127,12 +128,11 @@ def rank_costs(study: Study, tps: Sequence[int] | None = None) -> tuple[RankCost
 
 def _cache(model: ModelSpec, tp: int, *, whole_heads: bool) -> tuple[Elements, bool, Fraction]:
     """Elements by context, whether they are rounded up to bytes before they are shared, and the device's share."""
-    if whole_heads and model.layers:
+    if not whole_heads:
+        return request_elements(model), True, Fraction(1, tp)
+    if (heads := only_kv_heads(model)) is None:
         return request_elements(model, tp), False, Fraction(1)
-    share = Fraction(1, tp)
-    if whole_heads:
-        share = Fraction(kv_heads_per_rank(n_kv_heads=model.n_kv_heads, tp=tp), model.n_kv_heads)
-    return request_elements(model), True, share
+    return request_elements(model), True, Fraction(kv_heads_per_rank(n_kv_heads=heads, tp=tp), heads)
 
 
 def request_elements(model: ModelSpec, tp: int | None = None) -> Elements:
@@ -142,20 +142,6 @@ def request_elements(model: ModelSpec, tp: int | None = None) -> Elements:
     >>> request_elements(find_model("llama-3-8b"))(8192)
     536870912
     """
-    if model.layers:
-        return _layered_elements(model, tp)
-    heads = model.n_kv_heads if tp is None else kv_heads_per_rank(n_kv_heads=model.n_kv_heads, tp=tp)
-    sizes: dict[str, Any] = {"n_kv_heads": heads, "head_dim": model.head_dim, "kv_element_bytes": 1}
-    if not model.n_sliding_layers:
-        token = kv_bytes_per_token(n_layers=model.n_layers, **sizes)
-        return lambda context: kv_bytes_per_request(kv_token_bytes=token, context=context)
-    sizes |= {"n_sliding_layers": model.n_sliding_layers, "n_full_layers": model.n_full_layers, "window": model.window}
-    return lambda context: kv_bytes_per_windowed_request(context=context, **sizes)
-
-
-def _layered_elements(model: ModelSpec, tp: int | None) -> Elements:
-    from calc.model.layered import cache_elements, kept_formula, rank_cache_elements
-
     held = cache_elements(model) if tp is None else rank_cache_elements(model, tp)
     kept = kept_formula(held.windowed)
     sizes: dict[str, Any] = {"full_elements": held.full, "latent_elements": held.latent, "kv_element_bytes": 1}

@@ -12,9 +12,9 @@ from math import ceil
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
-from calc.model.cache import kv_heads_per_rank, request_term, token_term
-from calc.model.params import Parameters, parameters
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.cache import rank_request_term, rank_state_bytes, request_term, state_term, token_term
+from calc.model.count import Parameters, Shares, parameters, rank_weights_term, shares, tp_problem
+from calc.model.spec import Policy, Study
 
 
 def weight_bytes(*, parameters: Any, weight_element_bytes: Any) -> Any:
@@ -53,23 +53,6 @@ def equal_share(*, weight_bytes: Any, tp: Any) -> Any:
 def equal_kv_share(*, kv_request_bytes: Any, tp: Any) -> Any:
     """Cache bytes a request and GPU when everything divides evenly."""
     return kv_request_bytes / tp
-
-
-def rank_weight_bytes(
-    *, split_params: Any, tp: Any, n_kv_heads: Any, kv_head_params: Any, whole_params: Any, weight_element_bytes: Any
-) -> Any:
-    """Weight bytes of a rank that keeps whole KV heads.
-
-    Query, output and feed-forward matrices, embedding and head are divided; K and V projections follow the
-    KV heads; norms and output biases are on every rank (Shoeybi et al. 2019, section 3; vLLM QKVParallelLinear).
-    """
-    own_kv = kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp) * kv_head_params
-    return (split_params / tp + own_kv + whole_params) * weight_element_bytes
-
-
-def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
-    """Cache bytes a request on a rank that keeps whole KV heads."""
-    return kv_request_bytes / n_kv_heads * kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,25 +99,6 @@ class MemoryReport:
         return self.tp_tables[self.study.policy]
 
 
-def tp_problem(model: ModelSpec, tp: int) -> str | None:
-    """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
-    if model.layers:
-        from calc.model.layered import layered_tp_problem
-
-        return layered_tp_problem(model, tp)
-    if model.n_heads % tp:
-        return f"{_heads(model.n_heads, 'query')} not divide by {tp:,}"
-    if model.n_kv_heads % tp and tp % model.n_kv_heads:
-        return f"{model.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
-    if model.intermediate_size % tp:
-        return f"the inner dimension {model.intermediate_size:,} does not divide by {tp:,}"
-    return None
-
-
-def _heads(n: int, kind: str) -> str:
-    return f"{n:,} {kind} heads do" if n > 1 else f"1 {kind} head does"
-
-
 def _batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
     formula: Callable[..., Any] = max_batch_with_state if state else max_batch
     name, unit = "Max batch size", "requests"
@@ -177,60 +141,15 @@ def _equal_row(study: Study, weights: int, kv: int, tp: int, *, state: int = 0) 
     )
 
 
-def _split_of(model: ModelSpec, counts: Parameters) -> dict[str, Any]:
-    """How the parameters fall into divided, per-KV-head and whole ones."""
-    m = model
-    per_kv_head = m.n_layers * (2 * m.hidden_size * m.head_dim + (2 * m.head_dim if m.qkv_bias else 0))
-    output_biases = m.n_layers * m.hidden_size * (int(m.o_bias) + int(m.mlp_bias))
-    whole = counts.norms + counts.positions + output_biases
-    split = counts.total - whole - m.n_kv_heads * per_kv_head
-    return {"split_params": split, "kv_head_params": per_kv_head, "whole_params": whole}
-
-
-def _whole_head_row(study: Study, counts: Parameters, kv: int, tp: int) -> TpRow:
-    if study.model.layers:
-        return _layered_row(study, counts, tp)
-    n_kv_heads = study.model.n_kv_heads
+def _whole_head_row(study: Study, found: Shares, tp: int) -> TpRow:
     return _tp_row(
         study,
         tp,
-        weights=derive(
-            "Weights per GPU",
-            rank_weight_bytes,
-            unit="B",
-            tp=tp,
-            n_kv_heads=n_kv_heads,
-            weight_element_bytes=study.weight_format.bytes_per_element,
-            **_split_of(study.model, counts),
-        ),
-        kv=derive(
-            "KV cache per request and GPU", rank_kv_bytes, unit="B", kv_request_bytes=kv, n_kv_heads=n_kv_heads, tp=tp
-        ),
-        runnable=tp_problem(study.model, tp) is None,
-    )
-
-
-def _layered_row(study: Study, counts: Parameters, tp: int) -> TpRow:
-    from calc.model.layered import rank_request_term, rank_state_bytes, rank_weights_term
-
-    return _tp_row(
-        study,
-        tp,
-        weights=rank_weights_term(study.model, counts.total, study.weight_format, tp),
+        weights=rank_weights_term(found, study.weight_format.bytes_per_element, tp),
         kv=rank_request_term(study.model, study.kv_format, study.context, tp),
         state=rank_state_bytes(study.model, study.kv_format, tp),
         runnable=tp_problem(study.model, tp) is None,
     )
-
-
-def _state_terms(study: Study) -> tuple[Term, ...]:
-    """The state of recurrent layers, where the model has any."""
-    if not study.model.layers:
-        return ()
-    from calc.model.layered import state_term
-
-    term = state_term(study.model, study.kv_format)
-    return () if term is None else (term,)
 
 
 def memory_report(study: Study) -> MemoryReport:
@@ -246,9 +165,11 @@ def memory_report(study: Study) -> MemoryReport:
     per_token = token_term(study.model, study.kv_format)
     per_request = request_term(study.model, study.kv_format, study.context)
     held, request = ceil(weights.value), ceil(per_request.value)
-    states = _state_terms(study)
+    term = state_term(study.model, study.kv_format)
+    states = () if term is None else (term,)
     state = sum(ceil(term.value) for term in states)
     batch = _batch_term(study, held, request, state)
+    found = shares(study.model)
     fits = batch.unit == "requests"
     return MemoryReport(
         study=study,
@@ -261,7 +182,7 @@ def memory_report(study: Study) -> MemoryReport:
         fits=fits,
         tp_tables={
             Policy.EQUAL_SPLIT: tuple(_equal_row(study, held, request, tp, state=state) for tp in study.tps),
-            Policy.REPLICATED: tuple(_whole_head_row(study, counts, request, tp) for tp in study.tps),
+            Policy.REPLICATED: tuple(_whole_head_row(study, found, tp) for tp in study.tps),
         },
         steps=(*counts.steps, weights, per_token, per_request, *states, batch),
         state_bytes_per_sequence=state,

@@ -15,28 +15,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import ceil, lcm
+from math import ceil
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
-from calc.model.layered import CacheElements, held_elements, held_request_term, state_format
+from calc.model.cache import CacheElements, held_elements, held_request_term, state_format
+from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
-from calc.model.params import embedding_params, final_norm_params, head_params, layer_norm_params, position_params
-from calc.model.parts import KV, WHOLE, Tensor, kv_heads_per_rank
+from calc.model.parts import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
 from calc.model.spec import ModelSpec, Study, check_count
-
-VOCAB_MULTIPLE = 64
-"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
-
-
-def padded_vocab(*, vocab_size: Any, multiple: Any) -> Any:
-    """The vocabulary as servers hold it: up to the next multiple.
-
-    >>> padded_vocab(vocab_size=50_257, multiple=64)
-    50304
-    """
-    return (vocab_size + multiple - 1) // multiple * multiple
 
 
 def rank_expert_params(*, n_experts: Any, ep: Any, expert: Any, tp: Any) -> Any:
@@ -149,42 +137,6 @@ class ParallelPlan:
         return self.spec.devices
 
 
-# The model as layers
-
-
-def layers_of(model: ModelSpec) -> tuple[LayerSpec, ...]:
-    """The layers one by one, of a plain model too; its sliding layers are taken as evenly spread."""
-    if model.layers:
-        return model.layers
-    kinds = {sliding: _plain_layer(model, sliding) for sliding in (False, True)}
-    return tuple(kinds[sliding] for sliding in _spread(model.n_sliding_layers, model.n_layers))
-
-
-def _spread(some: int, of: int) -> list[bool]:
-    return [(i + 1) * some // of > i * some // of for i in range(of)]
-
-
-def _plain_layer(model: ModelSpec, sliding: bool) -> LayerSpec:
-    m = model
-    attention = Attention(
-        n_heads=m.n_heads,
-        n_kv_heads=m.n_kv_heads,
-        head_dim=m.head_dim,
-        value_dim=m.head_dim,
-        window=m.window if sliding else None,
-        qkv_bias=m.qkv_bias,
-        o_bias=m.o_bias,
-    )
-    norms = layer_norm_params(hidden_size=m.hidden_size, head_dim=m.head_dim, norm=m.norm, qk_norm=m.qk_norm)
-    return LayerSpec(
-        hidden_size=m.hidden_size,
-        norm_params=int(norms),
-        norm=m.norm,
-        mixers=(attention,),
-        feed_forwards=(Dense(intermediate_size=m.intermediate_size, mlp=m.mlp, bias=m.mlp_bias),),
-    )
-
-
 # What is legal
 
 
@@ -192,10 +144,9 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
     """Why these devices cannot share this model in whole heads, experts and layers, or None if they can."""
     if spec.tp % spec.dp_attention:
         return f"{spec.tp:,} devices do not form {spec.dp_attention:,} equal attention groups"
-    layers = layers_of(model)
-    if spec.pp > len(layers):
-        return f"{spec.pp:,} stages for {len(layers):,} layers: each stage needs one"
-    different = grouped(layers)
+    if spec.pp > model.n_layers:
+        return f"{spec.pp:,} stages for {model.n_layers:,} layers: each stage needs one"
+    different = model.groups
     for mixer in dict.fromkeys(m for layer in different for m in layer.mixers):
         if problem := mixer.problem(spec.attention_tp) or _shared_tokens_problem(mixer, spec):
             return problem
@@ -295,26 +246,24 @@ def _add_experts(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> Non
         held.experts += n * rank_expert_params(n_experts=tensor.copies, ep=spec.ep, expert=each, tp=Fraction(spec.tp))
 
 
-def _vocab_term(model: ModelSpec, devices: int) -> Term:
-    """The padded vocabulary, which `devices` share."""
-    multiple = lcm(VOCAB_MULTIPLE, devices)
-    return derive("Vocabulary, padded", padded_vocab, unit="tokens", vocab_size=model.vocab_size, multiple=multiple)
-
-
 def _add_ends(held: _Held, model: ModelSpec, spec: ParallelSpec, *, first: bool, last: bool) -> None:
     """Embedding and positions on the first stage; final norm and head (a tied one as a copy) on the last."""
-    width = model.hidden_size if model.embedding_size is None else model.embedding_size
-    if first:
-        vocab = int(_vocab_term(model, spec.attention_tp).value)
-        held.attention += int(embedding_params(vocab_size=vocab, hidden_size=width))
-        held.whole += int(position_params(n_learned_positions=model.n_learned_positions, hidden_size=model.hidden_size))
-        held.split += model.other_params
-    if last:
-        vocab = int(_vocab_term(model, spec.tp).value)
-        serves = model.tied and first
-        held.split += int(head_params(vocab_size=vocab, hidden_size=width, tied=serves, bias=model.head_bias))
-        norm = model.final_norm_params
-        held.whole += int(final_norm_params(hidden_size=model.hidden_size, norm=model.norm)) if norm is None else norm
+    vocab = padded_vocab(model.vocab_size, spec.tp)
+    embedding = padded_vocab(model.vocab_size, spec.attention_tp) * model.embedding_width
+    for tensor in outer_tensors(model):
+        at_end = tensor.role == NORM or tensor.name.startswith(LM_HEAD)
+        if not (last if at_end else first):
+            continue
+        if tensor.role == EMBEDDING:
+            held.attention += embedding
+        elif tensor.name.startswith(LM_HEAD):
+            held.split += vocab * tensor.columns
+        elif tensor.share == WHOLE:
+            held.whole += tensor.params
+        else:
+            held.split += tensor.params
+    if last and model.tied and not first:
+        held.split += vocab * model.embedding_width
 
 
 def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Part) -> Term:
@@ -367,7 +316,7 @@ class _Part:
 
 
 def _parts(model: ModelSpec, pp: int) -> list[_Part]:
-    layers, start, parts = layers_of(model), 0, []
+    layers, start, parts = model.layers, 0, []
     owned = _shared_owners(layers)
     for index, n in enumerate(stage_layers(len(layers), pp)):
         held = layers[start : start + n]
@@ -466,7 +415,7 @@ def plan(study: Study, spec: ParallelSpec) -> ParallelPlan:
         return _impossible(spec, problem)
     stages = tuple(_stage(study, spec, part) for part in _parts(study.model, spec.pp))
     binding = min(stages, key=lambda s: (s.max_batch, -s.missing_bytes, -s.weight_bytes))
-    steps = (_vocab_term(study.model, spec.tp), *(term for stage in stages for term in stage.steps))
+    steps = (padded_vocab_term(study.model.vocab_size, spec.tp), *(term for stage in stages for term in stage.steps))
     return ParallelPlan(
         spec=spec,
         problem=None,
@@ -496,7 +445,7 @@ def _impossible(spec: ParallelSpec, problem: str) -> ParallelPlan:
 
 def _notes(model: ModelSpec, spec: ParallelSpec, stages: tuple[Stage, ...], binding: Stage) -> tuple[str, ...]:
     notes = []
-    padded = int(_vocab_term(model, spec.tp).value)
+    padded = padded_vocab(model.vocab_size, spec.tp)
     if padded != model.vocab_size:
         notes.append(
             f"The vocabulary of {model.vocab_size:,} is padded to {padded:,}, a multiple of {VOCAB_MULTIPLE} and of "
@@ -509,13 +458,13 @@ def _notes(model: ModelSpec, spec: ParallelSpec, stages: tuple[Stage, ...], bind
             f"Layers by stage: {layers}; the embedding is on the first, the head on the last{copy}. "
             f"Stage {binding.index + 1} decides."
         )
-        if not model.layers and 0 < model.n_sliding_layers < model.n_layers:
+        if model.spread:
             notes.append("Which layers slide is not in the spec: they are taken as evenly spread over the stages.")
     return (*notes, *_attention_notes(model, spec))
 
 
 def _attention_notes(model: ModelSpec, spec: ParallelSpec) -> list[str]:
-    notes, mixers = [], mixers_of(layers_of(model))
+    notes, mixers = [], mixers_of(model.layers)
     heads = [m.n_kv_heads for m in mixers if isinstance(m, Attention) and m.cache_elements]
     if heads and spec.attention_tp > min(heads):
         notes.append(

@@ -192,7 +192,7 @@ def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) ->
 
 
 def _legal_tps(model: ModelSpec, most: int) -> Iterator[int]:
-    from calc.fit.memory import tp_problem
+    from calc.model.count import tp_problem
 
     for tp in range(1, min(most, MOST_DEVICES, model.n_heads) + 1):
         if model.n_heads % tp == 0 and tp_problem(model, tp) is None:

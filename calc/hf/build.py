@@ -29,8 +29,7 @@ from calc.hf.reader import (
     text_part,
 )
 from calc.hf.unread import unread_sizes
-from calc.model.layers import Attention, Dense, LayerSpec, summary
-from calc.model.params import final_norm_params, layer_norm_params
+from calc.model.layers import LayerSpec
 from calc.model.quantization import stored_weights
 from calc.model.spec import ModelSpec
 
@@ -153,8 +152,7 @@ def _spec(reader: Reader, arch: Architecture, name: str) -> ModelSpec:
 
 def _model(name: str, source: str, layers: tuple[LayerSpec, ...], sizes: Mapping[str, Any]) -> ModelSpec:
     """The ModelSpec of `layers` and the sizes outside them: the one place that makes it."""
-    spec = ModelSpec(name=name, source=source, layers=layers, **summary(layers), **sizes)
-    return _plain(spec, layers) or spec
+    return ModelSpec(name=name, source=source, layers=layers, **sizes)
 
 
 def _with_stored(reader: Reader, spec: ModelSpec) -> ModelSpec:
@@ -224,57 +222,3 @@ def _refuse_unread(reader: Reader) -> None:
             f"{reader.source}: kvscope does not know what {', '.join(unread[:4])} {means} for a model of type "
             f"{shown(reader.model_type)} (it may add weights or caches): {fallback.BY_HAND}"
         )
-
-
-def _plain(spec: ModelSpec, layers: tuple[LayerSpec, ...]) -> ModelSpec | None:
-    """The same model by its flat fields alone, or None where they cannot say it."""
-    flat = [_flat_fields(spec, layer) for layer in dict.fromkeys(layers)]
-    first = flat[0]
-    if first is None or any(fields != first for fields in flat):
-        return None
-    windows = {layer.mixers[0].window for layer in layers} - {None}
-    if len(windows) > 1 or spec.other_params or spec.embedding_size not in (None, spec.hidden_size):
-        return None
-    if spec.final_norm_params != final_norm_params(hidden_size=spec.hidden_size, norm=spec.norm):
-        return None
-    return replace(
-        spec,
-        layers=(),
-        other_params=0,
-        embedding_size=None,
-        final_norm_params=None,
-        n_sliding_layers=sum(layer.mixers[0].window is not None for layer in layers),
-        window=next(iter(windows), None),
-        **first,
-    )
-
-
-def _flat_fields(spec: ModelSpec, layer: LayerSpec) -> dict[str, Any] | None:
-    if len(layer.mixers) != 1 or len(layer.feed_forwards) != 1:
-        return None
-    mixer, dense = layer.mixers[0], layer.feed_forwards[0]
-    if not isinstance(mixer, Attention) or not isinstance(dense, Dense):
-        return None
-    odd = mixer.value_dim != mixer.head_dim or mixer.chunked or mixer.gated or mixer.extra_params or dense.extra_params
-    if odd or not (mixer.keys and mixer.values):
-        return None
-    norms = {
-        qk_norm: layer_norm_params(
-            hidden_size=layer.hidden_size, head_dim=mixer.head_dim, norm=layer.norm, qk_norm=qk_norm
-        )
-        for qk_norm in (False, True)
-    }
-    if layer.norm_params not in norms.values():
-        return None
-    return {
-        "n_heads": mixer.n_heads,
-        "n_kv_heads": mixer.n_kv_heads,
-        "head_dim": mixer.head_dim,
-        "intermediate_size": dense.intermediate_size,
-        "mlp": dense.mlp,
-        "mlp_bias": dense.bias,
-        "qkv_bias": mixer.qkv_bias,
-        "o_bias": mixer.o_bias,
-        "qk_norm": layer.norm_params == norms[True],
-        "norm": layer.norm,
-    }

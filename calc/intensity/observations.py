@@ -150,7 +150,7 @@ def _attention_by_batch(report: IntensityReport) -> str:
     if g == report.query.group_size:
         return f"{text}."
     why = f", because K and V are read once for {g} heads" if g > 1 else ""
-    return f"{text}. With {_grouped(g)}, as in {report.query.model.name}, it is {_figures(grouped)} FLOP/B{why}."
+    return f"{text}. With {_grouped(g)}, as in {report.query.model.title}, it is {_figures(grouped)} FLOP/B{why}."
 
 
 def _linear_by_batch(report: IntensityReport) -> str:
@@ -189,7 +189,7 @@ def _step_by_batch(report: IntensityReport) -> str:
 def critical_batch(report: IntensityReport, ridge: float) -> int | None:
     """Smallest batch at which the linear layers reach `ridge` FLOP/B; None where activations prevent it."""
     query = report.query
-    if query.model.layers:
+    if not query.model.uniform:
         return _first_batch(lambda batch: _linear_intensity(query, batch) >= ridge)
     weights = linear_params(query.model)
     gain = 2 * weights - ridge * linear_activations(query.model) * float(query.element_bytes)

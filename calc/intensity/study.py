@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 from calc.errors import SpecError
 from calc.explain.terms import Number
 from calc.intensity.attention import Attention, Phase, PhaseCost, attention_work, phase_cost
 from calc.intensity.traffic import DecodePoint, decode_series
-from calc.model.spec import DeviceSpec, ModelSpec, check_count
+from calc.model.spec import DeviceSpec, ModelSpec, check_count, edit
 from calc.model.storage import FORMATS, whole
 
 DEFAULT_CONTEXTS = tuple(2**i for i in range(6, 15))
@@ -86,7 +86,7 @@ def _cost(query: IntensityQuery, kind: Attention, phase: Phase) -> PhaseCost:
 
 
 def _by_batch(query: IntensityQuery, group_size: int) -> tuple[DecodePoint, ...]:
-    model = query.model if query.model.layers else replace(query.model, head_dim=query.head_dim)
+    model = edit(query.model, head_dim=query.head_dim) if query.model.uniform else query.model
     return decode_series(
         model,
         query.batches,

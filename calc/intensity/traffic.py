@@ -14,9 +14,9 @@ from typing import Any
 
 from calc.explain.terms import Number
 from calc.intensity.attention import Attention, Phase, attention_work
-from calc.model.params import attention_params, feed_forward_params
-from calc.model.parts import mixers_of
-from calc.model.spec import Mlp, ModelSpec
+from calc.model.count import worked_tensors
+from calc.model.parts import LINEAR, ROUTER, fused_name, mixers_of
+from calc.model.spec import ModelSpec
 
 
 def linear_params(model: ModelSpec) -> int:
@@ -24,33 +24,48 @@ def linear_params(model: ModelSpec) -> int:
 
     Of routed experts those that the token goes through: a batch that hits more of them reads more weights.
     """
-    if model.layers:
-        from calc.model.layered import layered_linear_params
-
-        return layered_linear_params(model)
-    m = model
-    attention = attention_params(
-        hidden_size=m.hidden_size, n_heads=m.n_heads, n_kv_heads=m.n_kv_heads, head_dim=m.head_dim
-    )
-    feed_forward = feed_forward_params(hidden_size=m.hidden_size, intermediate_size=m.intermediate_size, mlp=m.mlp)
-    return int(m.n_layers * (attention + feed_forward) + m.vocab_size * m.hidden_size)
+    return sum(n * tensor.active_params for tensor, n in worked_tensors(model))
 
 
 def read_params(model: ModelSpec, batch: int) -> Number:
     """Weights that a step of `batch` tokens reads: of routed experts those that are expected to be hit."""
-    if not model.layers:
+    idle: dict[Fraction, int] = {}
+    for tensor, n in worked_tensors(model):
+        if (active := tensor.active) is not None and active < tensor.copies:
+            share = Fraction(tensor.copies - active, tensor.copies)
+            idle[share] = idle.get(share, 0) + n * (tensor.params - tensor.active_params)
+    if not idle:
         return linear_params(model)
-    from calc.model.layered import layered_read_params
+    return linear_params(model) + sum(params * share_of_others(float(share), batch) for share, params in idle.items())
 
-    return layered_read_params(model, batch)
+
+def share_of_others(idle_share: float, batch: int) -> float:
+    """1 - i^(B-1): of the experts that one token leaves idle, the share that B - 1 further tokens are expected to hit.
+
+    With i = 1 - k/E that makes E (1 - (1 - k/E)^B) experts in all, each token's k as likely as any others.
+
+    >>> share_of_others(6 / 8, 1), 2 + 6 * share_of_others(6 / 8, 4)
+    (0.0, 5.46875)
+    """
+    return 1 - idle_share ** (batch - 1)
 
 
 def linear_activations(model: ModelSpec) -> int:
-    """Elements a token moves in and out of the linear layers, Q with K and V and gate with up fused."""
-    m = model
-    queries, kv = m.n_heads * m.head_dim, 2 * m.n_kv_heads * m.head_dim
-    inner = (3 if m.mlp is Mlp.GATED else 2) * m.intermediate_size
-    return m.n_layers * (4 * m.hidden_size + 2 * queries + kv + inner) + m.hidden_size + m.vocab_size
+    """Elements that a token moves in and out of the linear layers, fused ones (Q, K and V; gate and up) reading once.
+
+    Each of a token's experts reads and writes for itself.
+    """
+    total, fused_input = 0, ""
+    for tensor, n in worked_tensors(model):
+        if tensor.role not in (LINEAR, ROUTER):
+            continue
+        group = fused_name(tensor.name)
+        copies = n * (tensor.copies if tensor.active is None else tensor.active)
+        total += copies * tensor.rows
+        if group != fused_input or group == tensor.name:
+            total += copies * tensor.columns
+        fused_input = group
+    return total
 
 
 def linear_flops(*, batch: Any, parameters: Any) -> Any:
@@ -102,7 +117,7 @@ def decode_point(
         softmax_flops=softmax_flops,
         element_bytes=element_bytes,
     )
-    heads = Fraction(_attending_heads(model), group_size)
+    heads = Fraction(attending_heads(model), group_size)
     attention_flops, attention_bytes = (batch * heads * work for work in per_kv_head)
     flops = linear_flops(batch=batch, parameters=linear_params(model))
     moved = linear_bytes(
@@ -129,22 +144,18 @@ def attention_flops(model: ModelSpec) -> int:
 
     Latent attention is counted absorbed, as servers decode and the local engine runs it: every head reads the latent.
     """
-    from calc.model.matrices import layers_of
-
     total = 0
-    for mixer, n in mixers_of(layers_of(model)).items():
+    for mixer, n in mixers_of(model.layers).items():
         if (read := mixer.attended()) is not None:
             n_heads, key_dim, value_dim = read
             total += n * n_heads * (2 * key_dim + 2 * value_dim + SOFTMAX_FLOPS)
     return total
 
 
-def _attending_heads(model: ModelSpec) -> int:
-    if not model.layers:
-        return model.n_layers * model.n_heads
-    from calc.model.layered import attention_heads
-
-    return attention_heads(model)
+def attending_heads(model: ModelSpec) -> int:
+    """Query heads of all layers that attend over a cache."""
+    reads = ((mixer.attended(), n) for mixer, n in mixers_of(model.layers).items())
+    return sum(n * read[0] for read, n in reads if read is not None)
 
 
 def decode_series(model: ModelSpec, batches: Iterable[int], **options: Any) -> tuple[DecodePoint, ...]:

@@ -1,4 +1,4 @@
-"""Bytes of the KV cache: a token, a request, a rank.
+"""Bytes of the KV cache: per token, per request, on a rank; and the state of recurrent layers.
 
 Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 3.3; Ainslie et al. 2023 for
 n_kv_heads < n_heads. K and V of every cached token: 2 x layers x KV heads x head dimension x bytes.
@@ -6,12 +6,20 @@ n_kv_heads < n_heads. K and V of every cached token: 2 x layers x KV heads x hea
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Term, derive, minimum
-from calc.model.parts import kv_heads_per_rank as kv_heads_per_rank
+from calc.model.parts import Attention, kv_heads_per_rank, mixers_of
 from calc.model.spec import ModelSpec
-from calc.model.storage import StorageFormat
+from calc.model.storage import FORMATS, StorageFormat
+
+if TYPE_CHECKING:
+    from calc.model.layers import Mixer
+
+# Formulas
 
 
 def kv_bytes_per_token(*, n_layers: Any, n_kv_heads: Any, head_dim: Any, kv_element_bytes: Any) -> Any:
@@ -47,43 +55,192 @@ def kv_bytes_per_windowed_request(
     return 2 * n_kv_heads * head_dim * kv_element_bytes * kept
 
 
-def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
-    """Cache bytes a token, windows included, with the derivation."""
-    if model.layers:
-        from calc.model.layered import layered_token_term
+def token_bytes(
+    *, kv_element_bytes: Any, full_elements: Any = 0, latent_elements: Any = 0, window_elements: Any = 0
+) -> Any:
+    """Cache bytes a token in all layers that cache it."""
+    return (full_elements + latent_elements + window_elements) * kv_element_bytes
 
-        return layered_token_term(model, kv_format)
-    return derive(
-        "KV cache per token",
-        kv_bytes_per_token,
-        unit="B",
-        n_layers=model.n_layers,
-        n_kv_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        kv_element_bytes=kv_format.bytes_per_element,
+
+def kept_formula(windowed: Mapping[int, int]) -> Callable[..., Any]:
+    """Bytes of a request: what is kept whole times the context, each window up to its length.
+
+    The first window has a symbol; where there are several, the others stand in the formula as numbers.
+    """
+    more = list(windowed.items())[1:]
+
+    def kept(
+        *,
+        context: Any,
+        kv_element_bytes: Any,
+        full_elements: Any = 0,
+        latent_elements: Any = 0,
+        window_elements: Any = 0,
+        window: Any = 0,
+    ) -> Any:
+        tokens = (full_elements + latent_elements) * context
+        if windowed:
+            tokens = tokens + window_elements * minimum(context, window)
+        for other, elements in more:
+            tokens = tokens + elements * minimum(context, other)
+        return tokens * kv_element_bytes
+
+    return kept
+
+
+def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
+    """Cache bytes per request on a rank that keeps whole KV heads."""
+    return kv_request_bytes / n_kv_heads * kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp)
+
+
+def state_bytes(*, state_elements: Any, state_element_bytes: Any) -> Any:
+    """Bytes of the recurrent layers' state, a sequence."""
+    return state_elements * state_element_bytes
+
+
+# Elements
+
+
+@dataclass(frozen=True, slots=True)
+class CacheElements:
+    """Elements a token, over all layers: kept whole, latent (kept whole, by every rank), and by window."""
+
+    full: int
+    latent: int
+    windowed: Mapping[int, int]
+
+    @property
+    def per_token(self) -> int:
+        """Elements of one token in all layers that cache it."""
+        return self.full + self.latent + sum(self.windowed.values())
+
+
+def cache_elements(model: ModelSpec, elements: Callable[[Mixer], int] | None = None) -> CacheElements:
+    """What one token holds. `elements` says how many of a mixer's count (default: all of them)."""
+    return held_elements(mixers_of(model.layers), elements)
+
+
+def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] | None = None) -> CacheElements:
+    """`cache_elements` of any mixers, how many there are of each."""
+    full = latent = 0
+    windowed: dict[int, int] = {}
+    for mixer, n in mixers.items():
+        each = n * (mixer.cache_elements if elements is None else elements(mixer))
+        if mixer.kind == "latent":
+            latent += each
+        elif mixer.window is None:
+            full += each
+        elif each:
+            windowed[mixer.window] = windowed.get(mixer.window, 0) + each
+    return CacheElements(full, latent, windowed)
+
+
+def index_elements(model: ModelSpec) -> int:
+    """Elements a token that indexers of sparse attention keep, apart from the cache."""
+    return sum(n * mixer.index_elements for mixer, n in mixers_of(model.layers).items())
+
+
+def state_elements(model: ModelSpec) -> int:
+    """Elements a sequence that recurrent layers keep, whatever its length."""
+    return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items())
+
+
+def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
+    """What one token holds on a rank of `tp`: its KV heads, and the whole of a latent."""
+    return cache_elements(model, lambda mixer: mixer.rank_cache_elements(tp))
+
+
+def only_kv_heads(model: ModelSpec) -> int | None:
+    """The number of KV heads of every layer that has a cache; None where there are several, or a latent."""
+    mixers = [mixer for layer in model.groups for mixer in layer.mixers if mixer.cache_elements]
+    heads = {mixer.n_kv_heads if isinstance(mixer, Attention) else None for mixer in mixers}
+    return next(iter(heads)) if len(heads) == 1 else None
+
+
+def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
+    """State bytes per sequence on a rank of `tp`: heads are divided, Mamba-2 keeps at least one group."""
+    elements = sum(n * mixer.rank_state_elements(tp) for mixer, n in mixers_of(model.layers).items())
+    return ceil(elements * state_format(kv_format).bytes_per_element)
+
+
+def state_format(kv_format: StorageFormat) -> StorageFormat:
+    """How a state is stored: as the cache, but never in less than 2 bytes (no server quantizes states)."""
+    return kv_format if kv_format.bytes_per_element >= 2 else FORMATS["bf16"]
+
+
+# Derivations
+
+
+def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
+    """Cache bytes per token, windows included, with the derivation."""
+    name, each = "KV cache per token", kv_format.bytes_per_element
+    if model.uniform:
+        sizes = {name: getattr(model, name) for name in ("n_layers", "n_kv_heads", "head_dim")}
+        return derive(name, kv_bytes_per_token, unit="B", kv_element_bytes=each, **sizes)
+    elements = cache_elements(model)
+    kinds = _present(
+        full_elements=elements.full,
+        latent_elements=elements.latent,
+        window_elements=sum(elements.windowed.values()),
     )
+    return derive(name, token_bytes, unit="B", kv_element_bytes=each, **kinds)
 
 
 def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Term:
-    """Cache bytes of a request of `context` tokens, windows capped, with the derivation."""
-    if model.layers:
-        from calc.model.layered import layered_request_term
-
-        return layered_request_term(model, kv_format, context)
+    """Cache bytes of a request of `context` tokens, windows capped, with the derivation. The state is not in it."""
     name = f"KV cache per request, {context:,} tokens"
+    if not model.uniform:
+        return held_request_term(name, cache_elements(model), kv_format, context)
     if not model.n_sliding_layers:
         per_token = token_term(model, kv_format).value
         return derive(name, kv_bytes_per_request, unit="B", kv_token_bytes=per_token, context=context)
+    sizes = {name: getattr(model, name) for name in ("n_sliding_layers", "window", "n_kv_heads", "head_dim")}
     present: dict[str, Any] = {"n_full_layers": model.n_full_layers} if model.n_full_layers else {}
-    return derive(
-        name,
-        kv_bytes_per_windowed_request,
-        unit="B",
-        n_sliding_layers=model.n_sliding_layers,
-        window=model.window,
-        n_kv_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        kv_element_bytes=kv_format.bytes_per_element,
-        context=context,
-        **present,
+    each = kv_format.bytes_per_element
+    sizes |= {"kv_element_bytes": each, "context": context, **present}
+    return derive(name, kv_bytes_per_windowed_request, unit="B", **sizes)
+
+
+def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
+    """Cache bytes per request on a rank of `tp`, with the derivation. The state is not in it."""
+    name = "KV cache per request and GPU"
+    n_kv_heads = only_kv_heads(model)
+    if n_kv_heads is None:
+        return held_request_term(name, rank_cache_elements(model, tp), kv_format, context)
+    request = ceil(request_term(model, kv_format, context).value)
+    return derive(name, rank_kv_bytes, unit="B", kv_request_bytes=request, n_kv_heads=n_kv_heads, tp=tp)
+
+
+def _present(**numbers: int) -> dict[str, Any]:
+    return {name: value for name, value in numbers.items() if value}
+
+
+def layered_token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
+    """`calc.model.cache.token_term` for layers given one by one."""
+    elements = cache_elements(model)
+    kinds = _present(
+        full_elements=elements.full,
+        latent_elements=elements.latent,
+        window_elements=sum(elements.windowed.values()),
     )
+    each = kv_format.bytes_per_element
+    return derive("KV cache per token", token_bytes, unit="B", kv_element_bytes=each, **kinds)
+
+
+def held_request_term(name: str, elements: CacheElements, kv_format: StorageFormat, context: int) -> Term:
+    """Cache bytes of a request whose tokens hold `elements`, windows capped, with the derivation."""
+    kinds = _present(full_elements=elements.full, latent_elements=elements.latent)
+    if elements.windowed:
+        kinds["window"], kinds["window_elements"] = next(iter(elements.windowed.items()))
+    each = kv_format.bytes_per_element
+    return derive(name, kept_formula(elements.windowed), unit="B", context=context, kv_element_bytes=each, **kinds)
+
+
+def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
+    """State bytes a sequence with the derivation; None where no layer has a state."""
+    elements = state_elements(model)
+    if not elements:
+        return None
+    each = state_format(kv_format).bytes_per_element
+    numbers: dict[str, Any] = {"state_elements": elements, "state_element_bytes": each}
+    return derive("State per sequence", state_bytes, unit="B", **numbers)

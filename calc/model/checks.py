@@ -8,14 +8,14 @@ MAX_COUNT = 10**12
 """No model has a dimension near this: a larger number is a typing error."""
 
 
-def check_count(name: str, value: object, *, minimum: int = 1) -> None:
-    """Raise SpecError, naming the field, unless `value` is a whole number from `minimum` to MAX_COUNT."""
+def check_count(name: str, value: object, *, minimum: int = 1, maximum: int = MAX_COUNT) -> None:
+    """Raise SpecError, naming the field, unless `value` is a whole number from `minimum` to `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise SpecError(name, f"{name} must be a whole number, not {value!r}")
     if value < minimum:
         raise SpecError(name, f"{name} must be at least {minimum:,}, not {_shown(value)}")
-    if value > MAX_COUNT:
-        raise SpecError(name, f"{name} must be at most {MAX_COUNT:,}, not {_shown(value)}")
+    if value > maximum:
+        raise SpecError(name, f"{name} must be at most {maximum:,}, not {_shown(value)}")
 
 
 def _shown(value: int) -> str:

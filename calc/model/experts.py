@@ -54,6 +54,11 @@ class Experts:
         """What it is, in words."""
         return f"{self.n_experts:,} experts of {self.expert_size:,}, {self.top_k:,} a token"
 
+    @property
+    def inner(self) -> int:
+        """The inner dimension of an expert."""
+        return self.expert_size
+
     def problem(self, tp: int) -> str | None:
         """Why `tp` ranks cannot share each expert; None if they can."""
         if self.expert_size % tp:
@@ -85,3 +90,8 @@ class Experts:
             mlp=self.mlp,
             bias=self.bias,
         )
+
+    def routed_term(self, hidden_size: int) -> Term:
+        """Parameters of all experts."""
+        numbers: dict[str, Any] = {"n_experts": self.n_experts, "expert": int(self.term(hidden_size).value)}
+        return derive(f"{self.n_experts:,} experts (per layer)", routed_params, unit=PARAMS, **numbers)

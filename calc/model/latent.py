@@ -85,6 +85,15 @@ class Latent:
         """Elements a token that the indexer keeps."""
         return self.index_dim if self.index_heads else 0
 
+    @property
+    def rope_width(self) -> int:
+        """Columns of a table of its rotary positions."""
+        return self.rope_dim
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Query heads, KV heads and head dimension, for the flat view of a model."""
+        return self.n_heads, self.n_heads, self.nope_dim + self.rope_dim
+
     def attended(self, *, absorbed: bool = True) -> tuple[int, int, int]:
         """Query heads, and the widths of a key and of a value as each head reads them.
 
@@ -111,11 +120,12 @@ class Latent:
         rank, queries = self.kv_lora_rank, self.n_heads * (self.nope_dim + self.rope_dim)
         if self.q_lora_rank:
             yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE)
+        yield Tensor("kv_a_proj_with_mqa", rank + self.rope_dim, hidden_size, WHOLE)
+        if self.q_lora_rank:
             yield Tensor("q_a_layernorm", self.q_lora_rank, share=WHOLE, role=NORM)
             yield Tensor("q_b_proj", queries, self.q_lora_rank)
         else:
             yield Tensor("q_proj", queries, hidden_size)
-        yield Tensor("kv_a_proj_with_mqa", rank + self.rope_dim, hidden_size, WHOLE)
         yield Tensor("kv_a_layernorm", rank, share=WHOLE, role=NORM)
         yield Tensor("kv_b_proj", self.n_heads * (self.nope_dim + self.value_dim), rank)
         yield Tensor("o_proj", hidden_size, self.n_heads * self.value_dim)
@@ -150,7 +160,7 @@ class Latent:
         sizes = {n: getattr(self, n) for n in ("n_heads", "kv_lora_rank", "nope_dim", "rope_dim", "value_dim")}
         extra = self.extra_params + self._indexer_params(hidden_size)
         optional = {n: v for n, v in (("q_lora_rank", self.q_lora_rank), ("extra_params", extra)) if v}
-        name = f"{self.label.capitalize()}, a layer"
+        name = f"{self.label.capitalize()} (per layer)"
         sizes = {"hidden_size": hidden_size, **sizes, **optional}
         return derive(name, latent_attention_params, unit=PARAMS, bias=self.bias, **sizes)
 

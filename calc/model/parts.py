@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from calc.explain.terms import Term, derive, maximum
-from calc.model.checks import check_count, check_heads
+from calc.model.checks import MAX_COUNT, check_count, check_heads
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, Mixer
@@ -93,6 +93,28 @@ class Tensor(NamedTuple):
 def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
     """Whole KV heads that a tensor-parallel rank holds; replicated beyond n_kv_heads (vLLM get_num_kv_heads)."""
     return maximum(n_kv_heads // tp, 1)
+
+
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "q_a_proj": "qkv_a_proj",
+    "kv_a_proj_with_mqa": "qkv_a_proj",
+}
+"""Matrices with the same input that servers hold and multiply as one (vLLM's packed_modules_mapping)."""
+
+
+def fused_name(name: str) -> str:
+    """The path of the matrix that `name` is a part of; itself where it stands alone.
+
+    >>> fused_name("self_attn.k_proj"), fused_name("self_attn.o_proj")
+    ('self_attn.qkv_proj', 'self_attn.o_proj')
+    """
+    prefix, dot, last = name.rpartition(".")
+    return f"{prefix}{dot}{FUSED.get(last, last)}"
 
 
 # Formulas
@@ -262,6 +284,15 @@ class Attention:
         """Elements per token that an indexer keeps."""
         return self.index_dim
 
+    @property
+    def rope_width(self) -> int:
+        """Columns of a table of its rotary positions."""
+        return self.head_dim
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Query heads, KV heads and head dimension, for the flat view of a model."""
+        return self.n_heads, self.n_kv_heads, self.head_dim
+
     def attended(self) -> tuple[int, int, int]:
         """Query heads, and the widths of a key and of a value as each head reads them."""
         return self.n_heads, self.head_dim, self.value_dim
@@ -306,13 +337,22 @@ class Attention:
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
-        shape = {name: getattr(self, name) for name in ("qkv_bias", "o_bias", "gated", "keys", "values")}
-        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "n_kv_heads", "head_dim", "value_dim")}
-        extra: dict[str, Any] = {"extra_params": self.extra_params} if self.extra_params else {}
-        name = f"{self.label[0].upper()}{self.label[1:]}, a layer"
+        name = f"{self.label[0].upper()}{self.label[1:]} (per layer)"
         if self.shared:
-            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=self.extra_params)
-        return derive(name, mixed_attention_params, unit=PARAMS, hidden_size=hidden_size, **sizes, **extra, **shape)
+            return derive(f"{name[:-1]}, shared)", stated_params, unit=PARAMS, params=self.extra_params)
+        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "n_kv_heads", "head_dim")}
+        sizes |= {"hidden_size": hidden_size, "qkv_bias": self.qkv_bias, "o_bias": self.o_bias}
+        if self._is_plain:
+            return derive(name, attention_params, unit=PARAMS, **sizes)
+        sizes |= {n: getattr(self, n) for n in ("value_dim", "gated", "keys", "values")}
+        if self.extra_params:
+            sizes["extra_params"] = self.extra_params
+        return derive(name, mixed_attention_params, unit=PARAMS, **sizes)
+
+    @property
+    def _is_plain(self) -> bool:
+        unusual = self.gated or self.extra_params or not (self.keys and self.values)
+        return self.value_dim == self.head_dim and not unusual
 
 
 def heads_problem(n_heads: int, tp: int) -> str | None:
@@ -345,6 +385,11 @@ class Dense:
         """What it is, in words."""
         return f"{self.mlp} MLP of {self.intermediate_size:,}"
 
+    @property
+    def inner(self) -> int:
+        """The inner dimension."""
+        return self.intermediate_size
+
     def problem(self, tp: int) -> str | None:
         """Why `tp` ranks cannot share it; None if they can."""
         if self.intermediate_size % tp:
@@ -361,9 +406,9 @@ class Dense:
     def term(self, hidden_size: int) -> Term:
         """Its parameters, `extra_params` left out."""
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": self.intermediate_size}
-        name = f"Feed-forward of {self.intermediate_size:,}, a layer"
+        name = f"Feed-forward of {self.intermediate_size:,} (per layer)"
         if self.shared:
-            return derive(f"{name} (shared)", stated_params, unit=PARAMS, params=0)
+            return derive(f"{name[:-1]}, shared)", stated_params, unit=PARAMS, params=0)
         return derive(name, feed_forward_params, unit=PARAMS, mlp=self.mlp, bias=self.bias, **sizes)
 
 
@@ -382,7 +427,7 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         check_count("hidden_size", self.hidden_size)
-        check_count("norm_params", self.norm_params, minimum=0)
+        check_count("norm_params", self.norm_params, minimum=0, maximum=100 * MAX_COUNT)
 
     @property
     def label(self) -> str:

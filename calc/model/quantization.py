@@ -9,13 +9,13 @@ absmax for 64 elements, nested absmax; int8 with a row's absmax). Biases, norms,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from calc.errors import SourceError, SpecError
-from calc.model.matrices import EMBEDDING, HEAD, KV, SPLIT, WHOLE, Matrix, matrices
-from calc.model.params import parameters
+from calc.model.count import EMBED_TOKENS, LM_HEAD, model_tensors, parameters
+from calc.model.parts import EMBEDDING, KV, LINEAR, SPLIT, WHOLE, Tensor
 from calc.model.spec import ModelSpec
 from calc.model.stored import StoredWeights
 
@@ -40,7 +40,7 @@ class Scheme:
     name: str
     matrix_bytes: Size
     experts_alone: bool = False
-    ignored: tuple[str, ...] = (HEAD,)
+    ignored: tuple[str, ...] = (LM_HEAD,)
     groups: tuple[tuple[tuple[str, ...], Size], ...] = ()
     others_too: bool = True
 
@@ -127,12 +127,12 @@ def _awq(quant: _Quant) -> Scheme:
     def size(rows: int, columns: int) -> int:
         return integer_bytes(rows, columns, bits=bits, group=group, zeros=zeros, order=False, scale=2)
 
-    return Scheme(_grouped(f"awq int{bits}", group), size, ignored=(HEAD, *quant.names("modules_to_not_convert")))
+    return Scheme(_grouped(f"awq int{bits}", group), size, ignored=(LM_HEAD, *quant.names("modules_to_not_convert")))
 
 
 def _gptq(quant: _Quant) -> Scheme:
     bits, group = quant.count("bits"), quant.count("group_size", lowest=-1)
-    ignored = () if quant.flag("lm_head") else (HEAD,)
+    ignored = () if quant.flag("lm_head") else (LM_HEAD,)
     skipped, groups = _dynamic(quant, bits, group)
     return Scheme(
         _grouped(f"gptq int{bits}", group),
@@ -170,7 +170,7 @@ def _grouped(name: str, group: int) -> str:
 
 
 def _fp8(quant: _Quant) -> Scheme:
-    ignored = (HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
     block = quant.raw.get("weight_block_size")
     static = quant.raw.get("activation_scheme") == "static"
     if block is None:
@@ -186,12 +186,12 @@ def _fp8(quant: _Quant) -> Scheme:
 
 
 def _fbgemm(quant: _Quant) -> Scheme:
-    ignored = (HEAD, *quant.names("modules_to_not_convert"))
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
     return Scheme("fp8 by row", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
 
 
 def _mxfp4(quant: _Quant) -> Scheme:
-    ignored = (HEAD, *quant.names("modules_to_not_convert"))
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
     return Scheme("mxfp4", _mxfp4_bytes, experts_alone=True, ignored=ignored)
 
 
@@ -224,7 +224,7 @@ def _modelopt(quant: _Quant) -> Scheme:
     inner = quant.raw.get("quantization")
     if isinstance(inner, dict):
         quant = _Quant({**quant.raw, **inner}, quant.where)
-    ignored = (HEAD, *quant.names("ignore", "exclude_modules"))
+    ignored = (LM_HEAD, *quant.names("ignore", "exclude_modules"))
     algorithm = str(quant.raw.get("quant_algo", "")).upper()
     if algorithm == "MIXED_PRECISION":
         return _mixed_precision(quant, ignored)
@@ -251,7 +251,7 @@ def _mixed_precision(quant: _Quant, ignored: tuple[str, ...]) -> Scheme:
     formats = {algorithm: _modelopt_format(quant, algorithm) for algorithm in modules}
     groups = tuple((tuple(names), formats[algorithm][1]) for algorithm, names in modules.items())
     named = " and ".join(dict.fromkeys(name for name, _ in formats.values()))
-    kept = tuple(name for name in ignored if name != HEAD)
+    kept = tuple(name for name in ignored if name != LM_HEAD)
     return Scheme(named, _fp8_bytes, ignored=kept, groups=groups, others_too=False)
 
 
@@ -272,7 +272,7 @@ def _quark(quant: _Quant) -> Scheme:
 
 
 def _bitsandbytes(quant: _Quant) -> Scheme:
-    ignored = (HEAD, *quant.names("llm_int8_skip_modules"))
+    ignored = (LM_HEAD, *quant.names("llm_int8_skip_modules"))
     if quant.flag("load_in_8bit") or quant.flag("_load_in_8bit"):
         return Scheme("bitsandbytes int8", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
     nested = quant.flag("bnb_4bit_use_double_quant")
@@ -363,12 +363,12 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         size_of = _sizes(scheme)
     except SourceError as error:
         raise SourceError(f"{source}: {error}") from None
-    for matrix in matrices(model):
+    for matrix in _matrices(model):
         size = size_of(matrix)
         if size is None:
             left_kv += matrix.params if matrix.share == KV else 0
             continue
-        sizes[matrix.share] += matrix.count * size(matrix.rows, matrix.columns)
+        sizes[matrix.share] += matrix.copies * size(matrix.rows, matrix.columns)
         quantized += matrix.params
     rest = parameters(model).total - quantized - left_kv
     whole = min(rest, _small_params(model))
@@ -381,9 +381,14 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         raise SourceError(f"{source}: {error}") from None
 
 
+def _matrices(model: ModelSpec) -> Iterator[Tensor]:
+    """What a quantization could apply to: embedding, head and the linear layers, routers left out."""
+    return (tensor for tensor in model_tensors(model) if tensor.role in (LINEAR, EMBEDDING))
+
+
 def unquantized(model: ModelSpec, each: int, name: str) -> StoredWeights:
     """All weights of `model` at `each` bytes per element."""
-    kv = sum(matrix.params for matrix in matrices(model) if matrix.share == KV)
+    kv = sum(matrix.params for matrix in _matrices(model) if matrix.share == KV)
     whole = _small_params(model)
     rest = parameters(model).total - kv - whole
     return StoredWeights(name=name, split_bytes=rest * each, kv_bytes=kv * each, whole_bytes=whole * each)
@@ -395,13 +400,13 @@ def _small_params(model: ModelSpec) -> int:
     return counts.norms + counts.other
 
 
-def _sizes(scheme: Scheme) -> Callable[[Matrix], Size | None]:
+def _sizes(scheme: Scheme) -> Callable[[Tensor], Size | None]:
     """What says the bytes of a matrix; None where it stays as it is. Raises SourceError for a pattern."""
     ignored = _Modules(scheme.ignored)
     groups = [(_Modules(names), size) for names, size in scheme.groups]
 
-    def size_of(matrix: Matrix) -> Size | None:
-        if matrix.name == EMBEDDING or (scheme.experts_alone and not matrix.expert) or ignored.name(matrix.name):
+    def size_of(matrix: Tensor) -> Size | None:
+        if matrix.name == EMBED_TOKENS or (scheme.experts_alone and not matrix.expert) or ignored.name(matrix.name):
             return None
         for modules, size in groups:
             if modules.name(matrix.name):

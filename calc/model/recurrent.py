@@ -24,6 +24,11 @@ class _WithoutCache:
     window: ClassVar[None] = None
     cache_elements: ClassVar[int] = 0
     index_elements: ClassVar[int] = 0
+    rope_width: ClassVar[int] = 0
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, heads again and their dimension, for the flat view of a model."""
+        return 1, 1, hidden_size
 
     def attended(self) -> None:
         """It attends to no token."""
@@ -155,6 +160,10 @@ class Mamba1(_Recurrent):
         """Elements a sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
 
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, heads again and their dimension, for the flat view of a model."""
+        return 1, 1, self.inner
+
     def divided(self) -> tuple[tuple[str, int], ...]:
         """Its channels."""
         return (("channels", self.inner),)
@@ -174,7 +183,7 @@ class Mamba1(_Recurrent):
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
-        return derived(self, "Mamba, a layer", mamba1_params, hidden_size)
+        return derived(self, "Mamba (per layer)", mamba1_params, hidden_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +213,10 @@ class Mamba2(_Recurrent):
     def state_elements(self) -> int:
         """Elements a sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, heads again and their dimension, for the flat view of a model."""
+        return self.n_heads, self.n_heads, max(1, self.inner // self.n_heads)
 
     def divided(self) -> tuple[tuple[str, int], ...]:
         """Its heads."""
@@ -237,7 +250,7 @@ class Mamba2(_Recurrent):
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
-        return derived(self, "Mamba-2, a layer", mamba2_params, hidden_size)
+        return derived(self, "Mamba-2 (per layer)", mamba2_params, hidden_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +279,10 @@ class GatedDelta(_Recurrent):
         """Elements a sequence."""
         return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
 
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, heads again and their dimension, for the flat view of a model."""
+        return self.value_heads, self.value_heads, self.value_dim
+
     def divided(self) -> tuple[tuple[str, int], ...]:
         """Its key heads and value heads."""
         return (("key heads", self.key_heads), ("value heads", self.value_heads))
@@ -284,7 +301,7 @@ class GatedDelta(_Recurrent):
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
-        return derived(self, "Gated delta, a layer", gated_delta_params, hidden_size)
+        return derived(self, "Gated delta (per layer)", gated_delta_params, hidden_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,6 +331,10 @@ class KimiDelta(_Recurrent):
         """Elements a sequence."""
         return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
 
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Heads, heads again and their dimension, for the flat view of a model."""
+        return self.n_heads, self.n_heads, self.head_dim
+
     def divided(self) -> tuple[tuple[str, int], ...]:
         """Its heads."""
         return (("heads", self.n_heads),)
@@ -341,7 +362,7 @@ class KimiDelta(_Recurrent):
         sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "head_dim", "kernel")}
         if self.gate_rank:
             sizes["gate_rank"] = self.gate_rank
-        return derive("Kimi delta, a layer", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
+        return derive("Kimi delta (per layer)", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,7 +404,7 @@ class ShortConv(_Recurrent):
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "kernel": self.kernel}
-        return derive("Short convolution, a layer", short_conv_params, unit=PARAMS, bias=self.bias, **sizes)
+        return derive("Short convolution (per layer)", short_conv_params, unit=PARAMS, bias=self.bias, **sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,7 +433,7 @@ class Stated(_WithoutCache):
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
-        return derive(f"{self.label.capitalize()}, a layer", stated_params, unit=PARAMS, params=self.params)
+        return derive(f"{self.label.capitalize()} (per layer)", stated_params, unit=PARAMS, params=self.params)
 
 
 def _convolution(channels: int, kernel: int, *, bias: bool) -> Iterator[Tensor]:

@@ -7,21 +7,22 @@ hidden_size (embedding dimension, h1), intermediate_size (inner dimension, h2), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
 from calc.model.checks import MAX_COUNT as MAX_COUNT
 from calc.model.checks import check_count as check_count
 from calc.model.checks import check_heads
+from calc.model.parts import Attention, Dense, LayerSpec, grouped, layer_norm_params, shared_objects
 from calc.model.parts import Mlp as Mlp
 from calc.model.parts import Norm as Norm
 from calc.model.storage import FORMATS, StorageFormat
 
 if TYPE_CHECKING:
-    from calc.model.layers import LayerSpec
     from calc.model.stored import StoredWeights
 
 MAX_BYTES = 10**18
@@ -34,76 +35,87 @@ class Policy(StrEnum):
     REPLICATED = "replicated"
 
 
+MAX_LAYERS = 10_000
+
+DIMENSIONS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
+SIZES = (
+    "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "mlp", "norm", "qkv_bias",
+    "o_bias", "mlp_bias", "qk_norm", "n_sliding_layers", "window",
+)  # fmt: skip
+"""What the flat view says of the layers."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer, as far as its sizes go.
+    """A decoder-only language model: a stack of layers, and what is outside of them.
 
-    `window` caps what the sliding layers keep; `n_sliding_layers` says how many of them there are.
-    Where layers are not all alike (experts, latent or recurrent layers, several widths), `layers` gives them one by
-    one and everything is counted from it; the flat fields then sum it up (`calc.model.layers.summary`: the commonest
-    kind), and editing one of them is refused. With `layers` go `other_params` (outside layers, embedding and head),
-    `embedding_size` (where it is not hidden_size) and `final_norm_params`. `stored` are the weights as a checkpoint
-    holds them, where they are quantized or a file was read.
+    The fields after `edited` are a read-only view of the layers: those of the commonest kind. Where all layers are
+    alike but for a window (`uniform`), the view says everything, and `edit` can change it. `spread`: which layers
+    keep a window is not known, they are taken as evenly spread. `other_params` are outside of layers, embedding and
+    head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
+    `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read.
+
     Raises SpecError (with the field's name) when a field is impossible.
     """
 
     name: str
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
+    layers: tuple[LayerSpec, ...] = field(hash=False)
     vocab_size: int
-    mlp: Mlp = Mlp.GATED
-    norm: Norm = Norm.RMS
     tied: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
     head_bias: bool = False
-    qk_norm: bool = False
     n_learned_positions: int = 0
-    n_sliding_layers: int = 0
-    window: int | None = None
     max_context: int | None = None
     source: str = "typed in"
     notes: tuple[str, ...] = ()
-    layers: tuple[LayerSpec, ...] = ()
     other_params: int = 0
     embedding_size: int | None = None
     final_norm_params: int | None = None
     stored: StoredWeights | None = None
+    spread: bool = False
+    edited: bool = False
+    groups: Mapping[LayerSpec, int] = field(init=False, compare=False, repr=False)
+    uniform: bool = field(init=False, compare=False, repr=False)
+    n_layers: int = field(init=False, compare=False, repr=False)
+    n_heads: int = field(init=False, compare=False, repr=False)
+    n_kv_heads: int = field(init=False, compare=False, repr=False)
+    head_dim: int = field(init=False, compare=False, repr=False)
+    hidden_size: int = field(init=False, compare=False, repr=False)
+    intermediate_size: int = field(init=False, compare=False, repr=False)
+    mlp: Mlp = field(init=False, compare=False, repr=False)
+    norm: Norm = field(init=False, compare=False, repr=False)
+    qkv_bias: bool = field(init=False, compare=False, repr=False)
+    o_bias: bool = field(init=False, compare=False, repr=False)
+    mlp_bias: bool = field(init=False, compare=False, repr=False)
+    qk_norm: bool = field(init=False, compare=False, repr=False)
+    n_sliding_layers: int = field(init=False, compare=False, repr=False)
+    window: int | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in DIMENSIONS:
-            check_count(name, getattr(self, name))
+        check_count("vocab_size", self.vocab_size)
         check_count("n_learned_positions", self.n_learned_positions, minimum=0)
-        check_count("n_sliding_layers", self.n_sliding_layers, minimum=0)
-        if self.window is not None:
-            check_count("window", self.window)
-        check_heads(self.n_heads, self.n_kv_heads)
-        if self.n_sliding_layers > self.n_layers:
-            raise SpecError(
-                "n_sliding_layers", f"n_sliding_layers {self.n_sliding_layers} exceeds n_layers {self.n_layers}"
-            )
-        if self.n_sliding_layers and self.window is None:
-            raise SpecError("window", "window must be given when there are sliding layers")
-        self._check_layers()
-
-    def _check_layers(self) -> None:
-        """That `layers` and the flat fields agree, and that what only goes with layers is alone nowhere."""
         check_count("other_params", self.other_params, minimum=0)
         for name in ("embedding_size", "final_norm_params"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value, minimum=0)
-        if self.layers:
-            from calc.model.layers import check_summary, shared_objects
+        _check_layers(self.name, self.layers)
+        groups = grouped(self.layers)
+        view = flat_view(self.layers, groups)
+        values = {**view, "layers": shared_objects(self.layers), "groups": groups}
+        values["uniform"] = _says_all(self, view, groups)
+        if values["uniform"]:
+            values["embedding_size"] = values["final_norm_params"] = None  # the usual ones
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
-            check_summary(self)
-            object.__setattr__(self, "layers", shared_objects(self.layers))
-        elif self.other_params or self.embedding_size is not None or self.final_norm_params is not None:
-            raise SpecError("layers", "other_params, embedding_size and final_norm_params go with layers alone")
+    @property
+    def title(self) -> str:
+        """Its name where it is shown."""
+        return f"{self.name} (edited)" if self.edited else self.name
+
+    @property
+    def provenance(self) -> str:
+        """Its source where it is shown."""
+        return f"{self.source}, edited" if self.edited else self.source
 
     @property
     def group_size(self) -> int:
@@ -115,8 +127,253 @@ class ModelSpec:
         """Layers that keep every token."""
         return self.n_layers - self.n_sliding_layers
 
+    @property
+    def embedding_width(self) -> int:
+        """Columns of the embedding and of the head."""
+        return self.hidden_size if self.embedding_size is None else self.embedding_size
 
-DIMENSIONS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
+    @property
+    def final_norm_size(self) -> int:
+        """Parameters of the norm before the head."""
+        return _final_norm(self.layers[0]) if self.final_norm_params is None else self.final_norm_params
+
+
+def _final_norm(layer: LayerSpec) -> int:
+    return layer.hidden_size * (1 if layer.norm is Norm.RMS else 2)
+
+
+def _check_layers(name: str, layers: tuple[LayerSpec, ...]) -> None:
+    if not layers or not all(isinstance(layer, LayerSpec) for layer in layers):
+        raise SpecError("layers", "layers must be a tuple of LayerSpec, at least one")
+    if any(layer.hidden_size != layers[0].hidden_size for layer in layers):
+        raise SpecError("layers", "all layers must have the same hidden_size")
+    if not any(mixer.cache_elements or mixer.state_elements for layer in layers for mixer in layer.mixers):
+        raise SpecError("layers", f"no layer of {name} keeps anything of the tokens before")
+
+
+# The flat view
+
+
+def flat_view(layers: tuple[LayerSpec, ...], groups: Mapping[LayerSpec, int]) -> dict[str, Any]:
+    """SIZES of the commonest kind: of attention before other mixers, of dense feed-forwards before experts.
+
+    Biases and norms of Q and K are said only where the first layer's parts are all there is.
+    """
+    first, hidden_size = layers[0], layers[0].hidden_size
+    mixers, feeds = _counted(groups, "mixers"), _counted(groups, "feed_forwards")
+    ranks = {"attention": 2, "latent": 1}
+    mixer = max(mixers, key=lambda part: (ranks.get(part.kind, 0), mixers[part]), default=None)
+    feed = max(feeds, key=lambda part: (part.kind == "dense", feeds[part]), default=None)
+    n_heads, n_kv_heads, head_dim = (1, 1, hidden_size) if mixer is None else mixer.heads(hidden_size)
+    windows: dict[int, int] = {}
+    for part, n in mixers.items():
+        if part.window is not None and part.cache_elements:
+            windows[part.window] = windows.get(part.window, 0) + n
+    view = {
+        "n_layers": len(layers),
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size if feed is None else feed.inner,
+        "mlp": Mlp.GATED if feed is None else feed.mlp,
+        "norm": first.norm,
+        "qkv_bias": False,
+        "o_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "n_sliding_layers": min(sum(windows.values()), len(layers)),
+        "window": max(windows, key=lambda window: windows[window], default=None),
+    }
+    parts = (*first.mixers, *first.feed_forwards)
+    if len(parts) == 2 and isinstance(parts[0], Attention) and isinstance(parts[1], Dense):
+        biased = view | {
+            "qkv_bias": parts[0].qkv_bias,
+            "o_bias": parts[0].o_bias,
+            "mlp_bias": parts[1].bias,
+            "qk_norm": first.norm_params == _norms(view, qk_norm=True),
+        }
+        if all(_is_plain(layer, biased) for layer in groups):
+            return biased
+    return view
+
+
+def _counted(groups: Mapping[LayerSpec, int], parts: str) -> dict[Any, int]:
+    counts: dict[Any, int] = {}
+    for layer, n in groups.items():
+        for part in getattr(layer, parts):
+            counts[part] = counts.get(part, 0) + n
+    return counts
+
+
+def _norms(view: Mapping[str, Any], *, qk_norm: bool) -> int:
+    sizes = {name: view[name] for name in ("hidden_size", "head_dim", "norm")}
+    return int(layer_norm_params(**sizes, qk_norm=qk_norm))
+
+
+def _is_plain(layer: LayerSpec, view: Mapping[str, Any]) -> bool:
+    """Whether `layer` is exactly what the flat view says, whatever its window."""
+    window = layer.mixers[0].window if layer.mixers else None
+    return layer == _plain_layer(view, window)
+
+
+def _says_all(model: ModelSpec, view: Mapping[str, Any], groups: Mapping[LayerSpec, int]) -> bool:
+    """Whether the flat view says everything: layers alike but for one window, nothing unusual outside of them."""
+    first = model.layers[0]
+    return (
+        all(_is_plain(layer, view) and layer.mixers[0].window in (None, view["window"]) for layer in groups)
+        and not model.other_params
+        and model.embedding_size in (None, first.hidden_size)
+        and model.final_norm_params in (None, _final_norm(first))
+    )
+
+
+def _plain_layer(sizes: Mapping[str, Any], window: int | None) -> LayerSpec:
+    mixer = Attention(
+        n_heads=sizes["n_heads"],
+        n_kv_heads=sizes["n_kv_heads"],
+        head_dim=sizes["head_dim"],
+        value_dim=sizes["head_dim"],
+        window=window,
+        qkv_bias=sizes["qkv_bias"],
+        o_bias=sizes["o_bias"],
+    )
+    feed = Dense(intermediate_size=sizes["intermediate_size"], mlp=sizes["mlp"], bias=sizes["mlp_bias"])
+    return LayerSpec(
+        hidden_size=sizes["hidden_size"],
+        mixers=(mixer,),
+        feed_forwards=(feed,),
+        norm_params=_norms(sizes, qk_norm=sizes["qk_norm"]),
+        norm=sizes["norm"],
+    )
+
+
+# Making and editing
+
+
+def uniform(
+    *,
+    name: str,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    hidden_size: int,
+    intermediate_size: int,
+    vocab_size: int,
+    mlp: Mlp = Mlp.GATED,
+    norm: Norm = Norm.RMS,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    n_sliding_layers: int = 0,
+    window: int | None = None,
+    **outer: Any,
+) -> ModelSpec:
+    """A model whose layers are all alike; `n_sliding_layers` of them keep the last `window` tokens alone.
+
+    Those are taken as evenly spread, the first one sliding, as Gemma, Mistral and gpt-oss have them. `outer`: the
+    fields of ModelSpec that are not about layers. Raises SpecError.
+    """
+    sizes: dict[str, Any] = {
+        "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
+        "hidden_size": hidden_size, "intermediate_size": intermediate_size, "mlp": mlp, "norm": norm,
+        "qkv_bias": qkv_bias, "o_bias": o_bias, "mlp_bias": mlp_bias, "qk_norm": qk_norm,
+    }  # fmt: skip
+    for dimension in DIMENSIONS:
+        check_count(dimension, sizes.get(dimension, vocab_size))
+    check_count("n_sliding_layers", n_sliding_layers, minimum=0)
+    if window is not None:
+        check_count("window", window)
+    check_heads(n_heads, n_kv_heads)
+    if n_layers > MAX_LAYERS:
+        raise SpecError("n_layers", f"n_layers must be at most {MAX_LAYERS:,}, not {n_layers:,}")
+    if n_sliding_layers > n_layers:
+        raise SpecError("n_sliding_layers", f"n_sliding_layers {n_sliding_layers} exceeds n_layers {n_layers}")
+    if n_sliding_layers and window is None:
+        raise SpecError("window", "window must be given when there are sliding layers")
+    full = _plain_layer(sizes, None)
+    near = _plain_layer(sizes, window) if n_sliding_layers else full
+    ends = (-(-n_sliding_layers * i // n_layers) for i in range(n_layers + 1))
+    layers = tuple(near if after > before else full for before, after in pairwise(ends))
+    spread = 0 < n_sliding_layers < n_layers
+    return ModelSpec(name=name, layers=layers, vocab_size=vocab_size, spread=spread, **outer)
+
+
+def model_of(**fields: Any) -> ModelSpec:
+    """A model from a document's fields: by its layers, which flat sizes may repeat, or by flat sizes alone.
+
+    Raises SpecError, naming the field, where a flat size contradicts the layers.
+    """
+    if "layers" not in fields:
+        return uniform(**fields)
+    said = {name: fields.pop(name) for name in SIZES if name in fields}
+    model = ModelSpec(**fields)
+    for name, value in said.items():
+        if getattr(model, name) != value and not (model.uniform and isinstance(value, bool)):
+            raise SpecError(name, _refusal(model, name))
+    return model
+
+
+def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
+    """`model` with other sizes, marked as edited; `model` itself where nothing changes. Raises SpecError.
+
+    The one statement of what an edit means: a head dimension that was hidden_size / n_heads stays that, unless it is
+    given; the same share of layers keeps a window; what a checkpoint stores says nothing of an edited model. A size
+    of layers that are not all alike is refused by name.
+    """
+    sizes = {name: getattr(model, name) for name in SIZES}
+    for name in DIMENSIONS:
+        check_count(name, changes.get(name, getattr(model, name)))
+    refused = next((n for n in SIZES if n in changes and changes[n] != sizes[n] and not model.uniform), None)
+    if refused is not None:
+        raise SpecError(refused, _refusal(model, refused))
+    wanted = dict(changes)
+    resized = "hidden_size" in wanted or "n_heads" in wanted
+    if resized and "head_dim" not in wanted and follows_hidden_size(model):
+        wanted["head_dim"] = derived_head_dim(*(wanted.get(name, sizes[name]) for name in ("hidden_size", "n_heads")))
+    if "n_layers" in wanted and "n_sliding_layers" not in wanted:
+        wanted["n_sliding_layers"] = scaled_windows(model, wanted["n_layers"])
+    wanted = {name: value for name, value in wanted.items() if value != getattr(model, name)}
+    if not wanted:
+        return model
+    if model.stored is not None:
+        from calc.model.stored import EDITED_NOTE, without_stored
+
+        model = without_stored(model, EDITED_NOTE)
+    of_layers = {name: wanted.pop(name) for name in SIZES if name in wanted}
+    if not of_layers:
+        return replace(model, edited=True, **wanted)
+    outer = ("name", "vocab_size", "tied", "head_bias", "n_learned_positions", "max_context", "source", "notes")
+    kept = {name: getattr(model, name) for name in outer}
+    return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})
+
+
+def _refusal(model: ModelSpec, name: str) -> str:
+    return (
+        f"{name} cannot be edited in {model.name}: its {model.n_layers} layers are not all alike and are given one by "
+        "one (edit its config.json, or start from a plain model such as llama-3-8b)"
+    )
+
+
+def follows_hidden_size(model: ModelSpec) -> bool:
+    """Whether the head dimension is what embedding and query heads imply."""
+    return model.head_dim * model.n_heads == model.hidden_size
+
+
+def derived_head_dim(hidden_size: int, n_heads: int) -> int:
+    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
+    if hidden_size % n_heads:
+        raise SpecError(
+            "head_dim", f"hidden_size {hidden_size:,} is not divisible by n_heads {n_heads:,}: set --head-dim"
+        )
+    return hidden_size // n_heads
+
+
+def scaled_windows(model: ModelSpec, n_layers: int) -> int:
+    """Window layers of `model` with another number of layers: the same share."""
+    return -(-model.n_sliding_layers * n_layers // model.n_layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def stored_format(model: ModelSpec) -> StorageFormat | None:
 
     Parameters times its bytes an element are exactly the stored bytes.
     """
-    from calc.model.params import parameters
+    from calc.model.count import parameters
     from calc.model.storage import StorageFormat
 
     if model.stored is None:

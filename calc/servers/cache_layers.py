@@ -38,24 +38,10 @@ class CacheLayers:
 
 
 def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> tuple[CacheLayers, ...]:
-    """Layers `first` to `last` (excluded) by what they keep, in order of first appearance.
-
-    A flat ModelSpec says how many layers slide, not which: the full ones are taken as spread evenly.
-    """
-    layers: Sequence[Any] = getattr(model, "layers", ())
-    if layers:
-        return _counted([_of_mixer(mixer) for layer in layers[first:last] for mixer in layer.mixers])
-    end = model.n_layers if last is None else last
-    n_sliding = _sliding_before(model, end) - _sliding_before(model, first)
-    plain = CacheLayers(
-        kind=FULL, layers=1, n_kv_heads=model.n_kv_heads, key_dim=model.head_dim, value_dim=model.head_dim
-    )
-    full = [plain] * (end - first - n_sliding)
-    return _counted([*full, *[replace(plain, kind=SLIDING, window=model.window)] * n_sliding])
-
-
-def _sliding_before(model: ModelSpec, layer: int) -> int:
-    return -(-model.n_sliding_layers * layer // model.n_layers)
+    """Layers `first` to `last` (excluded) by what they keep, in order of first appearance."""
+    layers = model.layers[first:last]
+    kept = [_of_mixer(mixer) for layer in layers for mixer in layer.mixers]
+    return _counted(sorted(kept, key=lambda each: each is not None and each.kind == SLIDING) if model.uniform else kept)
 
 
 def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:

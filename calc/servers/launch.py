@@ -28,7 +28,7 @@ def served_name(model: ModelSpec) -> str:
     """What the server loads: the Hugging Face id of a catalog model, else the folder or file it was read from."""
     from calc.sources.catalog import models
 
-    name = model.name.removesuffix(" (edited)")
+    name = model.name
     try:
         entry = models().get(name)
     except CalcError:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import ceil
 
 from calc.errors import SpecError
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
 from calc.servers.budget import plain_bytes, visible_bytes

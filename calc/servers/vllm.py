@@ -40,7 +40,7 @@ from calc.servers.vllm_budget import (
     non_torch_bytes,
 )
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
-from calc.servers.weights import layers_of, stage_layers, stage_weight_bytes
+from calc.servers.weights import stage_layers, stage_weight_bytes
 
 SPECULATIVE_TOKENS = 3
 """Draft tokens per step in every log of a recurrent model with speculation; --speculative-tokens overrides it."""
@@ -205,7 +205,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
 
 def check_heads(study: Study, tp: int) -> None:
     """Raise SpecError where the query heads of a layer are not divisible by `tp`."""
-    for layer in dict.fromkeys(layers_of(study.model)):
+    for layer in study.model.groups:
         for mixer in layer.mixers:
             heads = getattr(mixer, "n_heads", tp)
             if heads % tp:

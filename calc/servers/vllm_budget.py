@@ -16,7 +16,7 @@ from calc.model.layers import Experts
 from calc.model.spec import ModelSpec
 from calc.servers.records import Band, ModelFacts
 from calc.servers.versions import VLLM_LEAN_SAMPLER, VLLM_V1, Version
-from calc.servers.weights import layers_of, widest_dense
+from calc.servers.weights import widest_dense
 from calc.units import GIB
 
 SAMPLER_WORDS = 3.16
@@ -70,7 +70,7 @@ class StepSetting:
 
 
 def _workspace(model: ModelSpec, setting: StepSetting) -> int:
-    experts = [part for layer in layers_of(model) for part in layer.feed_forwards if isinstance(part, Experts)]
+    experts = [part for layer in model.layers for part in layer.feed_forwards if isinstance(part, Experts)]
     return max(
         (
             int(

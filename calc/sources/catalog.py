@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assets import path as asset_path
 from calc.errors import UnknownName
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, model_of
 from calc.units import GB, GIB, format_decimal, format_gb, format_gib
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _spec(entry: ModelEntry) -> ModelSpec:
     fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
     if fields.pop("layers", False):
         fields["layers"] = _layers(entry.id)
-    spec = ModelSpec(name=entry.id, source=entry.source, notes=entry.notes, **fields)
+    spec = model_of(name=entry.id, source=entry.source, notes=entry.notes, **fields)
     return spec if entry.stored is None else _as_stored(spec, entry.stored, entry.hf_id)
 
 

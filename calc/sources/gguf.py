@@ -17,8 +17,8 @@ from typing import Any
 from calc.errors import CalcError, SourceError, UnsupportedArchitecture
 from calc.hf import spec_from_config
 from calc.hf.architectures import BY_GGUF
-from calc.model.matrices import KV, SPLIT, WHOLE
-from calc.model.params import parameters
+from calc.model.count import parameters
+from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.spec import ModelSpec
 from calc.sources.safetensors import stored_from
 

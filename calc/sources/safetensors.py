@@ -15,7 +15,7 @@ from typing import Any
 
 from calc.errors import SourceError
 from calc.hf.reader import read_object
-from calc.model.matrices import KV, SPLIT, WHOLE
+from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.quantization import unquantized
 from calc.model.spec import MAX_BYTES, ModelSpec
 from calc.model.stored import StoredWeights

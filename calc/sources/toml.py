@@ -20,11 +20,12 @@ from typing import Any
 
 from calc.errors import CalcError, SourceError
 from calc.hf import read_bounded
-from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names
+from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names, model_of
 
 MAX_SPEC_BYTES = 2**20
 TEXTS = ("name", "source")
-FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm")
+NOT_TYPED = ("notes", "groups", "uniform")
+FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm", "spread", "edited")
 
 
 def read_spec_toml(path: str | Path) -> ModelSpec:
@@ -47,7 +48,7 @@ def read_spec_toml(path: str | Path) -> ModelSpec:
 
 
 def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
-    known = [name for name in field_names(ModelSpec) if name != "notes"]
+    known = [name for name in field_names(ModelSpec) if name not in NOT_TYPED]
     unknown = [key for key in fields if key not in known]
     if unknown:
         raise SourceError(f"{file}: unknown {', '.join(unknown[:4])}; the fields are {', '.join(known)}")
@@ -67,7 +68,7 @@ def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
         from calc.model.stored import stored_from_document
 
         parts["stored"] = stored_from_document(fields["stored"])
-    return ModelSpec(**{"name": file.stem, "source": str(file), **fields, **choices, **parts})
+    return model_of(**{"name": file.stem, "source": str(file), **fields, **choices, **parts})
 
 
 def _layers(document: Any) -> tuple[Any, ...]:

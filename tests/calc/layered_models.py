@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba2, summary
+from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba2
 from calc.model.spec import ModelSpec, Study
 from tests.calc.strategies import device, formats
 
@@ -65,7 +65,6 @@ def layered_models(draw: st.DrawFn) -> ModelSpec:
         vocab_size=draw(st.sampled_from([64, 100, 1024])),
         tied=draw(st.booleans()),
         layers=layers,
-        **summary(layers),
     )
 
 

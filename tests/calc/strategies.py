@@ -12,13 +12,13 @@ from fractions import Fraction
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS
 
 QUICK = settings(max_examples=60, deadline=None)
 """Shared machines stall: no deadline; enough examples to find slips, few enough to run on every change."""
 
-REFERENCE = ModelSpec(
+REFERENCE = uniform(
     name="assignment",
     n_layers=2,
     n_heads=1,
@@ -35,7 +35,7 @@ REFERENCE = ModelSpec(
 )
 """The assignment's reference model, as its harness makes it."""
 
-LLAMA = ModelSpec(
+LLAMA = uniform(
     name="llama-3-8b",
     n_layers=32,
     n_heads=32,
@@ -61,7 +61,7 @@ def models(draw: st.DrawFn, *, most: int = 64) -> ModelSpec:
     count = st.integers(1, most)
     n_layers, n_kv_heads = draw(count), draw(st.integers(1, 8))
     n_sliding = draw(st.integers(0, n_layers))
-    return ModelSpec(
+    return uniform(
         name="random",
         n_layers=n_layers,
         n_heads=n_kv_heads * draw(st.integers(1, 8)),

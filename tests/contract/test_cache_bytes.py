@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from calc.model.cache import request_term
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.model.storage import FORMATS
 from calc.sources import load_model
 from engine.families.registry import config_from_hf

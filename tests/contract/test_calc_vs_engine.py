@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from calc.errors import CalcError
 from calc.fit.memory import memory_report
 from calc.model.cache import request_term
-from calc.model.params import parameters
-from calc.model.spec import Mlp, ModelSpec, Norm, Study
+from calc.model.count import parameters
+from calc.model.spec import Mlp, ModelSpec, Norm, Study, uniform
 from calc.model.storage import FORMATS, StorageFormat
 from calc.sources import load_model
 from calc.sources.catalog import manual_device
@@ -77,7 +77,7 @@ def plain_spec(config: ModelConfig) -> ModelSpec:
     """The engine's config as calc's spec, field by field. No window: the engine's cache keeps every token."""
     same = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
     switches = ("qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm", "tied")
-    return ModelSpec(
+    return uniform(
         name="both",
         mlp=Mlp.GATED if config.gated_mlp else Mlp.PLAIN,
         norm=Norm.LAYER if config.norm == "layernorm" else Norm.RMS,

@@ -89,7 +89,8 @@ def test_headless_calculation_loads_no_screen_and_no_engine(words: list[str]) ->
 
 def test_a_cold_memory_of_a_plain_model_loads_none_of_the_rest() -> None:
     held = "import tui.headless.cli\nassert tui.headless.cli.main(['--no-tui', 'memory', '--json']) == 0\n"
-    unwanted = ("calc.model.layers", "calc.model.layered", "calc.fit.parallel", "calc.fit.solve", "calc.fit.sweep",
+    unwanted = ("calc.model.layers", "calc.model.latent", "calc.model.recurrent", "calc.fit.parallel",
+                "calc.fit.solve", "calc.fit.sweep",
                 "calc.intensity.attention", "csv")  # fmt: skip
     modules_of(f"{held}assert not [name for name in {unwanted} if name in sys.modules]")
 

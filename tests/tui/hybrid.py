@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mixer, summary
+from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mixer
 from calc.model.spec import ModelSpec
 
 HIDDEN = 2048
@@ -15,7 +15,7 @@ def _layer(mixer: Mixer, *, experts: bool) -> LayerSpec:
 
 
 def _model(name: str, layers: tuple[LayerSpec, ...]) -> ModelSpec:
-    return ModelSpec(name=name, vocab_size=151_936, layers=layers, source="made by hand", **summary(layers))
+    return ModelSpec(name=name, vocab_size=151_936, layers=layers, source="made by hand")
 
 
 def hybrid() -> ModelSpec:

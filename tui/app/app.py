@@ -31,7 +31,7 @@ from tui.panes.spec import SpecPane
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
 from tui.widgets.picker_field import PickerField
-from tui.widgets.status import StatusStrip
+from tui.widgets.strip import StatusStrip
 
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
@@ -420,7 +420,7 @@ class KvscopeApp(App[None]):
         from tui.app.settings import model_document
 
         model = self.state.study.model
-        name = model.name.removesuffix(" (edited)").replace("/", "-")
+        name = model.name.replace("/", "-")
         self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(model_document(model)))
 
     def _ask_to_write(self, label: str, value: str, text: str) -> None:
@@ -464,7 +464,7 @@ class KvscopeApp(App[None]):
         from tui.widgets.picker import Picker
 
         study = self.state.study
-        current = study.model.name.removesuffix(" (edited)")
+        current = study.model.name
         self.push_screen(Picker(model_list(study), typed=typed, current=current), self._model_picked)
 
     def _model_picked(self, name: str | None) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from calc.errors import CalcError
 from calc.files import write_whole
 from calc.intensity.attention import Attention
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, model_of
 from calc.model.storage import StorageFormat
 from tui.form.state import AppState
 
@@ -221,12 +221,13 @@ def model_document(model: ModelSpec) -> dict[str, Any]:
 
 def _model_document(model: ModelSpec) -> dict[str, Any]:
     document = _record_document(model)
-    document.pop("layers")
+    for name in ("layers", "groups", "uniform", "spread", *(() if model.edited else ("edited",))):
+        document.pop(name)
     if model.stored is not None:
         from calc.model.stored import stored_document
 
         document["stored"] = stored_document(model.stored)
-    if model.layers:
+    if not model.uniform or (0 < model.n_sliding_layers < model.n_layers and not model.spread):
         from calc.model.layers import layers_document
 
         document["layers"] = layers_document(model.layers)
@@ -251,7 +252,12 @@ def _model_from(table: Mapping[str, Any]) -> ModelSpec:
         from calc.model.stored import stored_from_document
 
         values["stored"] = stored_from_document(table["stored"])
-    return ModelSpec(**values)
+    from tui.form.draft import EDITED
+
+    if values["name"].endswith(EDITED):  # as states of versions before 0.2 say it
+        name, source = values["name"].removesuffix(EDITED), str(values["source"]).removesuffix(", edited")
+        values |= {"name": name, "source": source, "edited": True}
+    return model_of(**values)
 
 
 def _device_from(table: Mapping[str, Any]) -> DeviceSpec:

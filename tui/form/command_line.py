@@ -7,18 +7,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError
-from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names
+from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names, follows_hidden_size
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored import is_as_stored
 from calc.sources.catalog import devices, find_model
-from tui.form.draft import EDITED, EDITED_SOURCE, follows_hidden_size, memory_text
+from tui.form.draft import EDITED, memory_text
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
 
 DEFAULT_MODEL = "llama-3-8b"
 DEFAULT_MEMORY = 80 * 10**9
-PROVENANCE = ("name", "source", "notes")
+NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform")
 
 
 def memory_command(study: Study, server: ServerOptions | None = None) -> str:
@@ -79,7 +79,8 @@ def model_options(model: ModelSpec) -> list[str]:
 
 def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
     """Fields in which `model` differs from `base`, names and sources apart."""
-    names = (name for name in field_names(ModelSpec) if name not in PROVENANCE)
+    alike = model.uniform and base.uniform  # then the flat sizes say what the layers are
+    names = (name for name in field_names(ModelSpec) if name not in NOT_SIZES and not (alike and name == "layers"))
     return [name for name in names if getattr(model, name) != getattr(base, name)]
 
 
@@ -96,13 +97,12 @@ def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
     """What --model should say, and the model that gives: the catalog's, a file's, else the default."""
     from calc.sources import load_model
 
-    source = model.source.removesuffix(EDITED_SOURCE)
-    for name in (model.name.removesuffix(EDITED), source):
+    for name in (model.name, model.source):
         try:
             base = load_model(name)
         except CalcError:
             continue
-        if base.source == source:
+        if base.source == model.source:
             return name, base
     return DEFAULT_MODEL, find_model(DEFAULT_MODEL)
 

@@ -11,9 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from calc.errors import CalcError, SpecError
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.spec import (
+    DeviceSpec,
+    Mlp,
+    ModelSpec,
+    Norm,
+    Policy,
+    Study,
+    edit,
+    follows_hidden_size,
+    scaled_windows,
+)
 from calc.model.storage import FORMATS, StorageFormat
-from calc.model.stored import EDITED_NOTE, is_as_stored, stored_format, without_stored
+from calc.model.stored import is_as_stored, stored_format
 from calc.sources.catalog import manual_device, memory_reading
 from calc.units import GB, GIB, format_decimal
 from tui.form.fields import count_parser, parse_memory, parse_storage, parse_tps
@@ -34,9 +44,10 @@ MODEL_COUNTS = (
 )
 MODEL_FLAGS = ("tied", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
 MODEL_CHOICES: Mapping[str, type[Mlp] | type[Norm]] = {"mlp": Mlp, "norm": Norm}
-EDITED, EDITED_SOURCE = " (edited)", ", edited"
+EDITED = " (edited)"
+"""How a changed device is called, as on the command line."""
 STORED = "stored"
-"""How a changed model is called, as on the command line."""
+"""What the form calls the checkpoint's own format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +123,6 @@ def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
     return None if len(errors) > before else model
 
 
-def scaled_windows(origin: ModelSpec, n_layers: int) -> int:
-    """Window layers of `origin` with another number of layers: the same share, as the command line does."""
-    return -(-origin.n_sliding_layers * n_layers // origin.n_layers)
-
-
 def windows_follow(model: ModelSpec, origin: ModelSpec) -> bool:
     """Whether `model` has the share of window layers that `origin` has."""
     return model.n_sliding_layers == scaled_windows(origin, model.n_layers)
@@ -147,10 +153,7 @@ def auto_head_dim(texts: Mapping[str, str]) -> str:
 
 def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError."""
-    if all(getattr(origin, name) == value for name, value in values.items()):
-        return origin
-    name, source = origin.name.removesuffix(EDITED), origin.source.removesuffix(EDITED_SOURCE)
-    return replace(without_stored(origin, EDITED_NOTE), name=name + EDITED, source=source + EDITED_SOURCE, **values)
+    return edit(origin, **values)
 
 
 def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
@@ -232,11 +235,6 @@ def memory_text(memory_bytes: int) -> str:
     return f"{memory_bytes} B"
 
 
-def follows_hidden_size(model: ModelSpec) -> bool:
-    """Whether the head dimension is what embedding and query heads imply."""
-    return model.head_dim * model.n_heads == model.hidden_size
-
-
 def hint(name: str, text: str) -> str:
     """How `text` was read, where that says more than the text itself; empty where it cannot be read."""
     try:
@@ -270,13 +268,13 @@ def _format_hint(fmt: StorageFormat) -> str:
 
 
 def origin_of_model(model: ModelSpec) -> ModelSpec:
-    """The catalog model that an "(edited)" name came from, where the catalog has it; else `model` itself."""
-    if not model.name.endswith(EDITED):
+    """The catalog model that an edited one came from, where the catalog has it; else `model` itself."""
+    if not model.edited:
         return model
     from calc.sources.catalog import find_model
 
     try:
-        return find_model(model.name.removesuffix(EDITED))
+        return find_model(model.name)
     except CalcError:
         return model
 

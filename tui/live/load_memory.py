@@ -6,7 +6,7 @@ import os
 import re
 
 from calc.model.cache import request_term
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.model.spec import MAX_BYTES, ModelSpec
 from calc.units import format_decimal
 from engine.errors import CheckpointError

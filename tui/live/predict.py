@@ -13,7 +13,8 @@ from calc.fit.memory import memory_report
 from calc.intensity.roofline import bound_s, decode_bytes, prefill_flops
 from calc.intensity.traffic import attention_flops, linear_flops, linear_params, read_params
 from calc.model.cache import request_term, token_term
-from calc.model.spec import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study
+from calc.model.parts import Attention
+from calc.model.spec import MAX_BYTES, Mlp, ModelSpec, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS, StorageFormat
 from calc.sources.catalog import manual_device
 from calc.units import format_rate
@@ -54,19 +55,15 @@ def _without_windows(spec: ModelSpec | None) -> ModelSpec | None:
     """`spec` with layers that keep every token, as the engine's full cache does."""
     if spec is None or not spec.n_sliding_layers:
         return spec
-    if not spec.layers:
-        return replace(spec, n_sliding_layers=0, window=None)
-    from calc.model.layers import Attention, summary
-
     layers = tuple(
         replace(layer, mixers=tuple(replace(m, window=None) if isinstance(m, Attention) else m for m in layer.mixers))
         for layer in spec.layers
     )
-    return replace(spec, layers=layers, **summary(layers))
+    return replace(spec, layers=layers, spread=False)
 
 
 def _spec_of_sizes(info: ModelInfo) -> ModelSpec:
-    return ModelSpec(
+    return uniform(
         name=info.name,
         n_layers=info.n_layers,
         n_heads=info.n_heads,
@@ -264,7 +261,7 @@ def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
 
     As the engine keeps them: an int4 model's head is int8.
     """
-    n_weights, head = float(read_params(spec, batch)), spec.vocab_size * spec.hidden_size
+    n_weights, head = float(read_params(spec, batch)), spec.vocab_size * spec.embedding_width
     if dtype != "int4":
         return n_weights * ELEMENT_BYTES[dtype]
     return (n_weights - head) * ELEMENT_BYTES["int4"] + head * ELEMENT_BYTES["int8"]

@@ -201,11 +201,11 @@ class SpecPane(Pane):
         """Edits are of `origin` from now on; what only goes layer by layer cannot be edited."""
         self._model_origin = origin
         self._windows_follow = bool(model.n_sliding_layers) and windows_follow(model, origin)
-        fixed = LAYERED_FIELDS if origin.layers else frozenset()
+        fixed = frozenset() if origin.uniform else LAYERED_FIELDS
         for name in (*MODEL_COUNTS, *MODEL_FLAGS, *MODEL_CHOICES):
             self.query_one(f"#field-{name}").disabled = name in fixed
-        self._shown("spec-read-only", origin.layers, lambda _: kinds_sentence(origin) if origin.layers else "")
-        self.query_one("#spec-read-only").display = bool(origin.layers)
+        self._shown("spec-read-only", origin.layers, lambda _: "" if origin.uniform else kinds_sentence(origin))
+        self.query_one("#spec-read-only").display = not origin.uniform
 
     def _fill(self, study: Study, names: Iterable[str]) -> None:
         texts = field_texts(study)
@@ -221,7 +221,7 @@ class SpecPane(Pane):
 
     def _show_consequences(self, report: MemoryReport) -> None:
         study = report.study
-        self.query_one("#field-model", PickerField).value = study.model.name
+        self.query_one("#field-model", PickerField).value = study.model.title
         self.query_one("#field-device", PickerField).value = study.device.name
         contexts = batch_by_context(report)
         command, sources = self.command_line(), sources_text(study)

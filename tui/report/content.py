@@ -38,7 +38,7 @@ def build_report(state: AppState, measurements: Measurements | None) -> Report:
         plain_items(SOURCES),
     ]
     return Report(
-        title=f"{study.model.name} on {study.device.name}",
+        title=f"{study.model.title} on {study.device.name}",
         subtitle="Parameters, KV cache, batch size and arithmetic intensity of transformer inference",
         blocks=tuple(blocks),
         passed=measurements.passed if measurements is not None else None,

@@ -77,7 +77,7 @@ def _given(quantity: str, name: str | None, value: str) -> tuple[Text, ...]:
 
 
 def _model_rows(model: ModelSpec) -> list[tuple[Text, ...]]:
-    rows = [_given("Model", None, model.name), _given("Source of its sizes", None, model.source)]
+    rows = [_given("Model", None, model.title), _given("Source of its sizes", None, model.provenance)]
     labels = {
         "n_layers": "Layers",
         "n_heads": "Query heads",

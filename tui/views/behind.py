@@ -55,9 +55,9 @@ def _memory_remark(report: MemoryReport) -> str:
 
 _STEPS_OF = {
     "embedding": ("Embedding",),
-    "attention": ("Attention, a layer",),
-    "mlp": ("Feed-forward, a layer",),
-    "norms": ("Norms, a layer", "Final norm"),
+    "attention": ("Attention (per layer)",),
+    "mlp": ("Feed-forward (per layer)",),
+    "norms": ("Norms (per layer)", "Final norm"),
     "head": ("Head",),
     "other": ("Learned positions",),
 }
@@ -70,18 +70,18 @@ def behind_component(report: MemoryReport, row: int) -> Behind:
     if row >= len(names):
         return behind_answer(report, 0)
     name = names[max(0, row)]
-    if report.study.model.layers and name in ("attention", "mlp", "experts", "norms", "other"):
+    if not report.study.model.uniform and name in ("attention", "mlp", "experts", "norms", "other"):
         return _behind_layered(report, name)
     wanted = _STEPS_OF.get(name, ())
     terms = tuple(term for term in steps if term.name.startswith(wanted))
     layers = report.study.model.n_layers
-    remark = f"Once a layer, {layers:,} layers." if any(term.name.endswith("a layer") for term in terms) else ""
+    remark = f"Once a layer, {layers:,} layers." if any(term.name.endswith("(per layer)") for term in terms) else ""
     return Behind(title=name.capitalize() if name != "mlp" else "Feed-forward (MLP)", terms=terms, remark=remark)
 
 
 def _behind_layered(report: MemoryReport, name: str) -> Behind:
     """A component of a model whose layers are given one by one: its parts, then the kinds of layers they are in."""
-    from calc.model.layers import Dense, Experts, grouped, mixers_of
+    from calc.model.layers import Dense, Experts, mixers_of
 
     layers = report.study.model.layers
     hidden = layers[0].hidden_size
@@ -89,7 +89,12 @@ def _behind_layered(report: MemoryReport, name: str) -> Behind:
         own = [mixer.term(hidden) for mixer in mixers_of(layers)]
     else:
         wanted = Dense if name == "mlp" else Experts
-        parts = {part: None for layer in grouped(layers) for part in layer.feed_forwards if isinstance(part, wanted)}
+        parts = {
+            part: None
+            for layer in report.study.model.groups
+            for part in layer.feed_forwards
+            if isinstance(part, wanted)
+        }
         own = [part.term(hidden) for part in parts] if name in ("mlp", "experts") else []
     kinds = [term for term in report.parameters.steps if term.name.split(" ")[0].replace(",", "").isdigit()]
     kinds = [term for term in kinds if "layer" in term.name.partition(":")[0]]

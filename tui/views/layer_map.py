@@ -57,9 +57,9 @@ class LayerMap:
 def layer_map(study: Study) -> LayerMap | None:
     """The map of `study`'s model; None where all layers are the same."""
     model = study.model
-    if model.layers:
-        return _layered_map(study)
-    return _windowed_map(study) if model.n_sliding_layers else None
+    if model.uniform and not model.n_sliding_layers:
+        return None
+    return _windowed_map(study) if model.spread else _layered_map(study)
 
 
 # Cells
@@ -98,7 +98,7 @@ def _layered_map(study: Study) -> LayerMap:
 
 
 def _windowed_map(study: Study) -> LayerMap:
-    """A plain model says how many of its layers have a window, not which."""
+    """Of a model typed in it is known how many layers have a window, not which."""
     model, each = study.model, study.kv_format.bytes_per_element
     per_layer = 2 * model.n_kv_heads * model.head_dim
     counts: list[tuple[str, str, int, int | None]] = [(FULL, "full attention", model.n_full_layers, None)]
@@ -109,7 +109,7 @@ def _windowed_map(study: Study) -> LayerMap:
         if n
     ]
     keeps = FULL * model.n_full_layers + WINDOW * model.n_sliding_layers
-    return LayerMap(keeps=keeps, feeds="", kinds=tuple(kinds), ordered=not model.n_full_layers)
+    return LayerMap(keeps=keeps, feeds="", kinds=tuple(kinds), ordered=False)
 
 
 # Kinds
@@ -191,7 +191,7 @@ def _cache_kind(
 
 
 def _state_kind(study: Study, label: str, n: int, elements: int, own: Term) -> Kind:
-    from calc.model.layered import state_bytes, state_format
+    from calc.model.cache import state_bytes, state_format
 
     each: Any = state_format(study.kv_format).bytes_per_element
     name = f"State a sequence, {label}"
@@ -210,7 +210,7 @@ def _feed_kind(study: Study, part: FeedForward, n: int, hidden: int) -> Kind:
     count = int(own.value)
     if part.kind == "experts":
         count *= part.n_experts  # type: ignore[union-attr]
-        name = f"{part.n_experts:,} experts, a layer"  # type: ignore[union-attr]
+        name = f"{part.n_experts:,} experts (per layer)"  # type: ignore[union-attr]
         numbers: dict[str, Any] = {"n_experts": part.n_experts, "expert": int(own.value)}  # type: ignore[union-attr]
         steps = (derive(name, routed_params, unit="parameters", **numbers), own)
     return Kind(

@@ -117,7 +117,7 @@ def component_bars(report: MemoryReport) -> Text:
 
 def sources_text(study: Study) -> str:
     """Where model and device come from."""
-    lines = [f"{study.model.name}: {study.model.source}", f"{study.device.name}: {study.device.source}"]
+    lines = [f"{study.model.title}: {study.model.provenance}", f"{study.device.name}: {study.device.source}"]
     return "\n".join(lines)
 
 
@@ -135,7 +135,7 @@ def memory_markdown(report: MemoryReport) -> str:
     """The whole memory answer: tables, calculation, notes."""
     study = report.study
     parts = [
-        f"# {study.model.name} on {study.device.name}, {study.context:,} tokens",
+        f"# {study.model.title} on {study.device.name}, {study.context:,} tokens",
         f"Weights as {study.weight_format.name}, KV cache as {study.kv_format.name}. Model: {study.model.source}.",
         as_markdown(answer_table(report)),
         as_markdown(component_table(report)),

@@ -15,7 +15,6 @@ from calc.explain.terms import Term
 from calc.model.spec import Policy, Study
 from calc.servers.records import ENGINES, ModelFacts, ServerOptions, ServerReport
 from calc.units import format_bytes_exact, format_count, format_decimal, format_gib, parse_count
-from tui.form.draft import EDITED, EDITED_SOURCE
 from tui.views.behind import Behind
 
 POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
@@ -51,8 +50,7 @@ def model_facts(source: str, name: str) -> ModelFacts:
     """What a server loads beside the text model, of the config that the model was read from; read once."""
     from calc.servers.facts import facts_of
 
-    path = source.removesuffix(EDITED_SOURCE)
-    return facts_of(path if path.endswith(".json") else None, name.removesuffix(EDITED))
+    return facts_of(source if source.endswith(".json") else None, name)
 
 
 # Options from text: blank is the server's own default

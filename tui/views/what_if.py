@@ -9,7 +9,7 @@ from math import ceil
 from calc.commands.tables import Table
 from calc.explain.terms import Term, derive
 from calc.fit.memory import MemoryReport, max_batch, shortfall, weight_bytes
-from calc.model.cache import request_term
+from calc.model.cache import request_term, state_term
 from calc.model.spec import Study
 from calc.model.storage import FORMATS, StorageFormat
 from calc.units import format_count
@@ -32,10 +32,6 @@ def batch_of(study: Study, weights: int | Fraction, request: int | Fraction) -> 
 def request_bytes(study: Study, stored: StorageFormat) -> int:
     """What a request takes with its cache stored so: the cache, and the state where the model has one."""
     cache = ceil(request_term(study.model, stored, study.context).value)
-    if not study.model.layers:
-        return cache
-    from calc.model.layered import state_term
-
     state = state_term(study.model, stored)
     return cache + (ceil(state.value) if state is not None else 0)
 

@@ -63,7 +63,7 @@ class Questions(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         study = self._rule.study
         with VerticalGroup() as box:
-            asked = f"{study.model.name} on {study.device.name}, {study.context:,} tokens"
+            asked = f"{study.model.title} on {study.device.name}, {study.context:,} tokens"
             box.border_title = f"What fits where · {asked}, {self._rule.name}"
             box.border_subtitle = "Tab: batch, TP · ←→ change · ↑↓ scroll · Esc closes"
             with HorizontalGroup(id="dials"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from calc.commands.options import derived_head_dim, study_from, study_parser
+from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
-from calc.model.spec import Mlp, Policy
+from calc.model.spec import Mlp, Policy, derived_head_dim
 
 
 def study(*words):
@@ -23,7 +23,7 @@ def test_defaults():
 def test_overrides_change_what_they_say_and_mark_the_model():
     changed = study("--n-layers", "16", "--mlp", "plain", "--tied", "--vocab-size", "32k").model
     assert (changed.n_layers, changed.mlp, changed.tied, changed.vocab_size) == (16, Mlp.PLAIN, True, 32_000)
-    assert changed.name == "llama-3-8b (edited)"
+    assert changed.title == "llama-3-8b (edited)"
     assert study("--n-layers", "32", "--untied").model == study().model
 
 

@@ -26,30 +26,30 @@ from calc.explain.terms import (
 from calc.fit import memory
 from calc.intensity import traffic
 from calc.model import cache as kv_cache
-from calc.model import params
+from calc.model import count, parts
 from calc.model.spec import Mlp, Norm
 from tests.calc.strategies import QUICK, read_text
 
 FORMULAS = [
-    params.embedding_params,
-    params.position_params,
-    params.attention_params,
-    params.feed_forward_params,
-    params.layer_norm_params,
-    params.final_norm_params,
-    params.head_params,
-    params.total_params,
+    count.embedding_params,
+    count.position_params,
+    parts.attention_params,
+    parts.feed_forward_params,
+    parts.layer_norm_params,
+    count.final_norm_params,
+    count.head_params,
+    count.total_params,
     kv_cache.kv_bytes_per_token,
     kv_cache.kv_bytes_per_request,
     kv_cache.kv_bytes_per_windowed_request,
-    kv_cache.kv_heads_per_rank,
+    parts.kv_heads_per_rank,
     memory.weight_bytes,
     memory.max_batch,
     memory.shortfall,
     memory.equal_share,
     memory.equal_kv_share,
-    memory.rank_weight_bytes,
-    memory.rank_kv_bytes,
+    count.rank_weight_bytes,
+    kv_cache.rank_kv_bytes,
     traffic.linear_flops,
 ]
 SHAPES = [{}, {"qkv_bias": True, "o_bias": True}, {"mlp": Mlp.PLAIN, "bias": True}]
@@ -315,7 +315,7 @@ def test_derive_keeps_divisions_exact():
 
 def test_derive_passes_choices_through():
     term = derive(
-        "mlp", params.feed_forward_params, unit="p", hidden_size=4, intermediate_size=8, mlp=Mlp.PLAIN, bias=True
+        "mlp", parts.feed_forward_params, unit="p", hidden_size=4, intermediate_size=8, mlp=Mlp.PLAIN, bias=True
     )
     assert term.value == 2 * 4 * 8 + 8 + 4
     assert term.values == {"hidden_size": 4, "intermediate_size": 8}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from calc.fit.costs import rank_costs, request_elements
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study
+from calc.model.spec import Policy, Study, edit
 from calc.model.storage import FORMATS
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies
@@ -57,7 +57,7 @@ def test_missing_bytes_are_what_is_missing(study, batch, context):
 def test_elements_of_a_request():
     assert request_elements(LLAMA)(8192) == 2 * 32 * 8 * 128 * 8192
     assert request_elements(LLAMA, 16)(8192) == 2 * 32 * 1 * 128 * 8192
-    windowed = replace(LLAMA, n_sliding_layers=16, window=4096)
+    windowed = edit(LLAMA, n_sliding_layers=16, window=4096)
     assert request_elements(windowed)(8192) == 2 * 8 * 128 * (16 * 8192 + 16 * 4096)
 
 

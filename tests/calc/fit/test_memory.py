@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from calc.explain.terms import evaluate
 from calc.fit.memory import max_batch, memory_report, tp_problem
-from calc.model.spec import Policy, Study
+from calc.model.spec import Policy, Study, edit
 from calc.model.storage import FORMATS
 from tests.calc.strategies import LLAMA, QUICK, device, formats, read_text, studies
 
@@ -194,18 +194,25 @@ def test_more_gpus_never_hurt_the_equal_split(study, factor):
 # What no server can run
 
 
+SIX_OF_FOUR = {"n_heads": 24, "n_kv_heads": 4, "head_dim": 128}
+
+
 @pytest.mark.parametrize(
     ("changes", "tp", "says"),
     [
         ({}, 3, "32 query heads do not divide by 3"),
         ({}, 64, "32 query heads do not divide by 64"),
-        ({"n_heads": 24, "n_kv_heads": 4}, 6, "4 KV heads neither divide by 6 nor repeat evenly on 6 GPUs"),
+        (
+            {"n_heads": 24, "n_kv_heads": 4, "head_dim": 128},
+            6,
+            "4 KV heads neither divide by 6 nor repeat evenly on 6 GPUs",
+        ),
         ({"intermediate_size": 14_337}, 2, "the inner dimension 14,337 does not divide by 2"),
         ({"n_heads": 1, "n_kv_heads": 1}, 2, "1 query head does not divide by 2"),
     ],
 )
 def test_impossible_degrees_are_named(changes, tp, says):
-    model = replace(LLAMA, **changes)
+    model = edit(LLAMA, **changes)
     assert tp_problem(model, tp) == says
     report = memory_report(Study(model=model, device=device(), tps=(tp,)))
     assert report.tp_tables[Policy.REPLICATED][0].problem == says
@@ -252,12 +259,12 @@ def test_weight_formats(name, weight_bytes):
 
 
 def test_absurd_sizes_are_worked_out():
-    """A trillion of everything: exact integers, nothing overflows."""
-    most = 10**12
-    fields = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
-    model = replace(LLAMA, **dict.fromkeys(fields, most))
+    """A trillion of everything in the most layers there can be: exact integers, nothing overflows."""
+    most, layers = 10**12, 10_000
+    fields = ("n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
+    model = edit(LLAMA, n_layers=layers, **dict.fromkeys(fields, most))
     report = memory_report(Study(model=model, device=device(10**18), context=most))
-    assert report.kv_bytes_per_token == 4 * most**3
+    assert report.kv_bytes_per_token == 4 * layers * most**2
     layer = 4 * most**3 + 3 * most**2 + 2 * most
-    assert report.parameters.total == 2 * most**2 + most * layer + most
+    assert report.parameters.total == 2 * most**2 + layers * layer + most
     assert not report.fits

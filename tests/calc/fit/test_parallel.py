@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from calc.errors import SpecError
 from calc.fit.memory import memory_report
-from calc.fit.parallel import ParallelSpec, layers_of, legal_tps, parallel_problem, plan, stage_layers
-from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, summary
-from calc.model.params import parameters
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.fit.parallel import ParallelSpec, legal_tps, parallel_problem, plan, stage_layers
+from calc.model.count import parameters
+from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec
+from calc.model.spec import ModelSpec, Policy, Study, edit
 from calc.model.storage import FORMATS
 from calc.sources import load_model
 from tests.calc.layered_models import layered_studies
@@ -37,9 +37,7 @@ def deepseek_like():
     dense = LayerSpec(feed_forwards=(Dense(intermediate_size=18432),), **sizes)
     routed = LayerSpec(feed_forwards=(experts, Dense(intermediate_size=2048)), **sizes)
     layers = (dense, routed, routed)
-    return Study(
-        model=ModelSpec(name="latent", vocab_size=129_280, layers=layers, **summary(layers)), device=device(80 * GB)
-    )
+    return Study(model=ModelSpec(name="latent", vocab_size=129_280, layers=layers), device=device(80 * GB))
 
 
 # Stages
@@ -132,7 +130,7 @@ def test_stages_hold_the_whole_model(study, pp):
 @QUICK
 @given(any_study)
 def test_a_plain_model_one_by_one_counts_the_same(study):
-    layers = layers_of(study.model)
+    layers = study.model.layers
     assert len(layers) == study.model.n_layers
     assert sum(1 for layer in layers for m in layer.mixers if m.window) >= study.model.n_sliding_layers
 
@@ -179,7 +177,7 @@ def test_the_vocabulary_is_padded_to_64_and_to_the_devices():
     found = plan(Study(model=odd, device=device()), ParallelSpec())
     assert found.stages[0].weight_bytes == 2 * (parameters(odd).total + 2 * 47 * 4096)
     assert any("50,257 is padded to 50,304" in note for note in found.notes)
-    model = replace(LLAMA, n_heads=24, n_kv_heads=24, intermediate_size=24, vocab_size=50_257)
+    model = edit(LLAMA, n_heads=24, n_kv_heads=24, head_dim=128, intermediate_size=24, vocab_size=50_257)
     assert any(
         "padded to 50,304" in note for note in plan(Study(model=model, device=device()), ParallelSpec(tp=3)).notes
     )
@@ -280,7 +278,7 @@ def test_what_cannot_be_with_experts_is_explained(spec, said):
 
 
 def test_windows_are_not_shared_by_tokens():
-    sliding = replace(LLAMA, n_sliding_layers=16, window=4096)
+    sliding = edit(LLAMA, n_sliding_layers=16, window=4096)
     assert "a window of 4,096 tokens" in (parallel_problem(sliding, ParallelSpec(tp=16, dcp=2)) or "")
 
 
@@ -291,7 +289,7 @@ def test_numbers_below_one_are_refused(name, value):
 
 
 def test_legal_degrees():
-    legal = dict(legal_tps(replace(LLAMA, n_heads=28, n_kv_heads=4, head_dim=128, intermediate_size=18_944), most=16))
+    legal = dict(legal_tps(edit(LLAMA, n_heads=28, n_kv_heads=4, head_dim=128, intermediate_size=18_944), most=16))
     assert [tp for tp, problem in legal.items() if problem is None] == [1, 2, 4]
     assert legal[8] == "28 query heads do not divide by 8"
     assert 7 not in legal  # 4 KV heads neither divide by 7 nor repeat evenly
@@ -303,7 +301,7 @@ def test_blocks_that_layers_share_are_copied_to_each_stage_that_uses_them():
     shared = replace(own, shared=True)
     sizes = {"hidden_size": 64, "norm_params": 128, "feed_forwards": (dense,)}
     layers = tuple(LayerSpec(mixers=(m,), **sizes) for m in (own, own, shared, shared, shared, shared))
-    study = Study(model=ModelSpec(name="shared", vocab_size=64, layers=layers, **summary(layers)), device=device(GB))
+    study = Study(model=ModelSpec(name="shared", vocab_size=64, layers=layers), device=device(GB))
     attention, layer = 64 * 16 * (4 + 2 + 2 + 4), 3 * 64 * 64 + 128
     first, second = plan(study, ParallelSpec(pp=2)).stages
     assert first.weight_bytes == 2 * (3 * layer + 2 * attention + 64 * 64)
@@ -318,7 +316,7 @@ def test_an_attention_without_a_cache_of_its_own_adds_none():
     other = replace(own, keys=False, values=False)
     parts = {"hidden_size": 64, "norm_params": 128, "feed_forwards": (Dense(intermediate_size=64),)}
     layers = (LayerSpec(mixers=(own,), **parts), LayerSpec(mixers=(other,), **parts))
-    study = Study(model=ModelSpec(name="shared", vocab_size=64, layers=layers, **summary(layers)), device=device(GB))
+    study = Study(model=ModelSpec(name="shared", vocab_size=64, layers=layers), device=device(GB))
     found = plan(study, ParallelSpec(pp=2))
     assert [stage.kv_bytes_per_request for stage in found.stages] == [2 * 2 * 2 * 16 * 8192, 0]
     assert found.binding == 0

@@ -10,7 +10,7 @@ from calc.hf import architectures, spec_from_config
 from calc.hf.architectures import ARCHITECTURES, BY_GGUF, BY_MODEL_TYPE, LINEAGES
 from calc.hf.fallback import NOT_COUNTED, NOT_DECODERS
 from calc.hf.unread import NO_SIZE
-from calc.model.params import parameters
+from calc.model.count import parameters
 
 ROOT = Path(__file__).resolve().parents[3]
 CLASSES = json.loads((ROOT / "assets" / "class_defaults.json").read_text())["classes"]

@@ -14,7 +14,7 @@ from calc.errors import SourceError
 from calc.hf import read_hf_config, spec_from_config
 from calc.hf.architectures import BY_MODEL_TYPE
 from calc.hf.fallback import NOT_COUNTED
-from calc.model.params import parameters
+from calc.model.count import parameters
 
 CONFIGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "configs"
 LLAMA = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from calc.errors import SourceError, UnknownName, UnsupportedArchitecture
 from calc.hf import MAX_CONFIG_BYTES, read_hf_config, spec_from_config
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.model.spec import DIMENSIONS, Mlp, Norm
 from calc.sources import load_model
 

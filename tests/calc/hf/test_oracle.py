@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from calc.hf import spec_from_config
-from calc.model.layered import cache_elements, state_elements
-from calc.model.params import parameters
+from calc.model.cache import cache_elements, state_elements
+from calc.model.count import parameters
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -23,12 +23,8 @@ def rows():
 def counts(model):
     """Parameters, active ones, elements a token of full and of sliding layers, windows, state elements."""
     total = parameters(model)
-    if model.layers:
-        kept = cache_elements(model)
-        cache = (kept.full + kept.latent, sum(kept.windowed.values()), set(kept.windowed), state_elements(model))
-    else:
-        token = 2 * model.n_kv_heads * model.head_dim
-        cache = (token * model.n_full_layers, token * model.n_sliding_layers, {model.window} - {None}, 0)
+    kept = cache_elements(model)
+    cache = (kept.full + kept.latent, sum(kept.windowed.values()), set(kept.windowed), state_elements(model))
     return (total.total, total.active, *cache)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from calc.errors import SourceError, UnsupportedArchitecture
 from calc.hf import spec_from_config
-from calc.model.layered import cache_elements
-from calc.model.params import parameters
+from calc.model.cache import cache_elements
+from calc.model.count import parameters
 
 
 def config(model_type, sizes, **more):
@@ -127,11 +127,8 @@ def test_total_and_cache(name):
     published, total, full, sliding = PUBLISHED[name]
     model = spec_from_config(published, name=name, source=name)
     assert parameters(model).total == total
-    token = 2 * model.n_kv_heads * model.head_dim
-    kept = (token * model.n_full_layers, token * model.n_sliding_layers)
-    if model.layers:
-        elements = cache_elements(model)
-        kept = (elements.full + elements.latent, sum(elements.windowed.values()))
+    elements = cache_elements(model)
+    kept = (elements.full + elements.latent, sum(elements.windowed.values()))
     assert kept == (full, sliding)
 
 

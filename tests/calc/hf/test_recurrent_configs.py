@@ -8,8 +8,8 @@ import pytest
 
 from calc.errors import SourceError
 from calc.hf import spec_from_config
-from calc.model.layered import cache_elements, state_elements
-from calc.model.params import parameters
+from calc.model.cache import cache_elements, state_elements
+from calc.model.count import parameters
 
 FULL = [4, 8, 12, 16, 20, 24, 27]
 KIMI = {

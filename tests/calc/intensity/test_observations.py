@@ -14,7 +14,7 @@ from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.observations import critical_batch, intensity_observations, knee
 from calc.intensity.study import IntensityQuery, intensity_report
 from calc.intensity.traffic import decode_point
-from calc.model.spec import DeviceSpec, Policy, Study
+from calc.model.spec import DeviceSpec, Policy, Study, edit
 from calc.model.storage import FORMATS, StorageFormat
 from tests.calc.intensity.test_study import queries
 from tests.calc.strategies import LLAMA, QUICK, device, models, studies
@@ -137,9 +137,9 @@ def test_attention_is_flat():
 
 
 def test_attention_of_a_model_without_groups():
-    sentence = said(replace(QUERY, model=replace(LLAMA, n_kv_heads=32)), ATTENTION)
+    sentence = said(replace(QUERY, model=edit(LLAMA, n_kv_heads=32)), ATTENTION)
     assert "query heads per KV head" not in sentence
-    grouped = said(replace(QUERY, model=replace(LLAMA, n_kv_heads=32), group_size=8), ATTENTION)
+    grouped = said(replace(QUERY, model=edit(LLAMA, n_kv_heads=32), group_size=8), ATTENTION)
     assert "With one KV head per query head, as in llama-3-8b, it is 0.993 FLOP/B." in grouped
 
 
@@ -153,7 +153,7 @@ def test_linear_layers():
 
 def test_linear_layers_held_by_their_activations():
     """A model with huge activations: a vocabulary of a million on a width of 8."""
-    model = replace(LLAMA, hidden_size=8, n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=10**6)
+    model = edit(LLAMA, hidden_size=8, n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=10**6)
     sentence = said(replace(QUERY, model=model), LINEAR)
     assert sentence.endswith("but activations are moved for each sequence and take a growing share.")
     assert "the linear layers never reach the ridge" in said(replace(QUERY, model=model), RIDGE)
@@ -250,9 +250,9 @@ def test_observations_never_fail(query, where):
 
 def test_observations_of_absurd_sizes():
     most = 10**12
-    fields = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
+    fields = ("n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
     query = IntensityQuery(
-        model=replace(LLAMA, **dict.fromkeys(fields, most)),
+        model=edit(LLAMA, n_layers=10_000, **dict.fromkeys(fields, most)),
         device=H100,
         context=most,
         head_dim=most,
@@ -290,7 +290,7 @@ def test_notes_of_the_default():
     ],
 )
 def test_grouping_is_named(heads, kv_heads, says):
-    assert notes(replace(LLAMA, n_heads=heads, n_kv_heads=kv_heads))[1].startswith(says)
+    assert notes(edit(LLAMA, n_heads=heads, n_kv_heads=kv_heads))[1].startswith(says)
 
 
 def test_one_request():
@@ -351,7 +351,7 @@ def test_the_fewest_devices_by_trying(study):
 
 
 def test_windows_are_noted():
-    sliding = replace(LLAMA, n_sliding_layers=16, window=4096)
+    sliding = edit(LLAMA, n_sliding_layers=16, window=4096)
     says = "16 of 32 layers keep a window of 4,096 tokens, less than the context; the cache is 805.31 MB "
     assert f"{says}instead of 1.07 GB." in notes(sliding)
     assert any("at least the context" in note for note in notes(sliding, context=1000))
@@ -365,7 +365,7 @@ def test_replication_is_noted():
     assert any(
         note.startswith("Beyond 8 GPUs (TP 16, 32) whole KV heads are repeated") for note in notes(tps=(8, 16, 32))
     )
-    single = replace(LLAMA, n_kv_heads=1)
+    single = edit(LLAMA, n_kv_heads=1)
     assert any(note.startswith("Beyond 1 GPU (TP 2)") for note in notes(single, tps=(1, 2)))
     assert not any("repeat" in note for note in notes())
 

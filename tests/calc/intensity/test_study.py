@@ -12,6 +12,7 @@ from calc.errors import SpecError
 from calc.intensity.attention import Attention, Phase, attention_work, phase_cost
 from calc.intensity.study import DEFAULT_BATCHES, DEFAULT_CONTEXTS, IntensityQuery, intensity_report
 from calc.intensity.traffic import decode_point
+from calc.model.spec import edit
 from tests.calc.strategies import LLAMA, QUICK, device, models
 
 QUERY = IntensityQuery(model=LLAMA, device=device())
@@ -85,7 +86,7 @@ def test_both_group_sizes_are_there():
 
 def test_head_dim_of_the_query_counts():
     report = intensity_report(replace(QUERY, head_dim=64))
-    assert report.decode_by_batch[0] == decode_point(replace(LLAMA, head_dim=64), 1, context=1024, group_size=1)
+    assert report.decode_by_batch[0] == decode_point(edit(LLAMA, head_dim=64), 1, context=1024, group_size=1)
 
 
 @pytest.mark.parametrize("name", ["context", "head_dim", "group_size"])

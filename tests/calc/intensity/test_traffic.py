@@ -1,6 +1,5 @@
 """Traffic: the linear layers counted matrix by matrix, and what the batch does to both parts of a step."""
 
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -18,8 +17,8 @@ from calc.intensity.traffic import (
     linear_params,
     read_params,
 )
-from calc.model.params import parameters
-from calc.model.spec import Mlp
+from calc.model.count import parameters
+from calc.model.spec import Mlp, edit
 from calc.sources.catalog import find_model
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models
 
@@ -43,7 +42,7 @@ def test_linear_layers_matrix_by_matrix(model):
 @given(models())
 def test_linear_params_are_the_matrices_of_the_count(model):
     """All parameters without embedding look-up, positions, norms and biases; the head also when tied."""
-    plain = replace(model, qkv_bias=False, o_bias=False, mlp_bias=False, head_bias=False, tied=False)
+    plain = edit(model, qkv_bias=False, o_bias=False, mlp_bias=False, head_bias=False, tied=False)
     counts = parameters(plain)
     assert linear_params(model) == counts.attention + counts.mlp + counts.head
 
@@ -102,7 +101,7 @@ def test_smaller_weights_raise_only_the_linear_layers():
 
 
 def test_plain_mlp_has_two_matrices():
-    assert linear_params(LLAMA) - linear_params(replace(LLAMA, mlp=Mlp.PLAIN)) == 32 * 4096 * 14336
+    assert linear_params(LLAMA) - linear_params(edit(LLAMA, mlp=Mlp.PLAIN)) == 32 * 4096 * 14336
 
 
 @pytest.mark.parametrize("batches", [(1,), (8, 1, 4)])

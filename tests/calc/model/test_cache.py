@@ -1,6 +1,5 @@
 """calc.model.cache: the goldens of the assignment, and a cache filled token by token."""
 
-from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.model.cache import kv_heads_per_rank, request_term, token_term
+from calc.model.spec import edit
 from calc.model.storage import FORMATS
 from tests.calc.strategies import LLAMA, QUICK, formats, models, read_text
 
@@ -39,9 +39,9 @@ def test_shown_formulas():
     assert token_term(LLAMA, BF16).substituted == "2 · 32 · 8 · 128 · 2"
     request = request_term(LLAMA, BF16, 8192)
     assert (request.formula, request.substituted) == ("kv · T", "131,072 · 8,192")
-    sliding = replace(LLAMA, n_sliding_layers=32, window=4096)
+    sliding = edit(LLAMA, n_sliding_layers=32, window=4096)
     assert request_term(sliding, BF16, 8192).formula == "2 · n_kv · d · b · L_win · min(T, w)"
-    mixed = replace(LLAMA, n_sliding_layers=16, window=4096)
+    mixed = edit(LLAMA, n_sliding_layers=16, window=4096)
     assert request_term(mixed, BF16, 8192).formula == "2 · n_kv · d · b · (L_full · T + L_win · min(T, w))"
 
 
@@ -75,7 +75,7 @@ def test_monotone_in_context_and_bits(model, context, more, one, other):
 @QUICK
 @given(models(), st.integers(1, 10_000), formats)
 def test_windows_only_save(model, context, stored):
-    full = replace(model, n_sliding_layers=0, window=None)
+    full = edit(model, n_sliding_layers=0, window=None)
     windowed, whole = (request_term(m, stored, context).value for m in (model, full))
     assert windowed <= whole
     if not model.n_sliding_layers or context <= model.window:
@@ -102,6 +102,6 @@ def test_heads_of_all_ranks_cover_the_model(n_kv_heads, tp):
 
 
 def test_part_of_a_byte_is_kept_exactly():
-    odd = replace(LLAMA, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=1)
+    odd = edit(LLAMA, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=1)
     assert token_term(odd, FORMATS["q8_0"]).value == Fraction(17, 8)
     assert ceil(request_term(odd, FORMATS["q8_0"], 3).value) == 7

@@ -2,13 +2,9 @@
 
 import pytest
 
-from calc.model.layered import (
-    layered_linear_params,
-    layered_split,
-    layered_tp_problem,
-    rank_cache_elements,
-    rank_state_bytes,
-)
+from calc.intensity.traffic import linear_params
+from calc.model.cache import rank_cache_elements, rank_state_bytes
+from calc.model.count import parameters, shares, tp_problem
 from calc.model.layers import (
     Attention,
     Dense,
@@ -20,9 +16,7 @@ from calc.model.layers import (
     Mamba1,
     Mamba2,
     ShortConv,
-    summary,
 )
-from calc.model.params import parameters
 from calc.model.spec import Mlp, ModelSpec
 from calc.model.storage import FORMATS
 
@@ -41,11 +35,12 @@ def model(*layers, tied=False):
         LayerSpec(hidden_size=WIDTH, norm_params=2 * WIDTH, mixers=mixers, feed_forwards=parts)
         for mixers, parts in layers
     )
-    return ModelSpec(name="small", vocab_size=16, tied=tied, layers=made, **summary(made))
+    return ModelSpec(name="small", vocab_size=16, tied=tied, layers=made)
 
 
 def split(spec, tp):
-    return layered_split(spec, parameters(spec).total, tp)
+    found = shares(spec)
+    return {"split_params": found.split, "rank_kv_params": found.rank_kv(tp), "whole_params": found.whole}
 
 
 class TestExperts:
@@ -71,8 +66,8 @@ class TestExperts:
         assert more["whole_params"] == 56 + 8 + 8
 
     def test_the_experts_size_must_divide(self):
-        assert layered_tp_problem(self.spec, 4) == "the experts' inner dimension 6 does not divide by 4"
-        assert layered_tp_problem(self.spec, 2) is None
+        assert tp_problem(self.spec, 4) == "the experts' inner dimension 6 does not divide by 4"
+        assert tp_problem(self.spec, 2) is None
 
 
 class TestLatent:
@@ -142,8 +137,8 @@ class TestRecurrences:
     )
     def test_what_does_not_divide_is_said(self, mixer, tp, problem):
         spec = model(((mixer,), (Dense(intermediate_size=24),)))
-        assert layered_tp_problem(spec, tp) == problem
-        assert layered_tp_problem(spec, 1) is None
+        assert tp_problem(spec, tp) == problem
+        assert tp_problem(spec, 1) is None
 
 
 class TestSharedBlocks:
@@ -157,7 +152,7 @@ class TestSharedBlocks:
         once = model(((GQA,), (self.dense,)))
         assert parameters(self.spec).total == parameters(once).total + 2 * WIDTH
         assert rank_cache_elements(self.spec, 1).full == 2 * rank_cache_elements(once, 1).full == 32
-        assert layered_linear_params(self.spec) - layered_linear_params(once) == 384 + 96
+        assert linear_params(self.spec) - linear_params(once) == 384 + 96
 
     @pytest.mark.parametrize("tp", [1, 2, 4])
     def test_divided_once(self, tp):

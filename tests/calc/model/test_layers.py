@@ -17,9 +17,8 @@ from calc.model.layers import (
     Stated,
     layers_document,
     layers_from_document,
-    summary,
 )
-from calc.model.spec import Mlp
+from calc.model.spec import Mlp, ModelSpec
 
 PARTS = {
     # q 8*16, k 8*8, v 8*6, o 12*8
@@ -106,5 +105,5 @@ def test_the_summary_is_the_commonest_layer():
         LayerSpec(hidden_size=8, norm_params=16, mixers=(mixer,), feed_forwards=(Dense(intermediate_size=6),))
         for mixer in (window, full, window)
     )
-    found = summary(layers)
-    assert (found["n_layers"], found["n_sliding_layers"], found["window"], found["head_dim"]) == (3, 2, 9, 4)
+    found = ModelSpec(name="three", vocab_size=8, layers=layers)
+    assert (found.n_layers, found.n_sliding_layers, found.window, found.head_dim) == (3, 2, 9, 4)

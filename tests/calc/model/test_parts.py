@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calc.fit.parallel import layers_of
 from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, Latent, Mamba1, Mamba2, ShortConv
-from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Mlp, Tensor, grouped
+from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Mlp, Tensor
 from calc.sources.catalog import models
 
 CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
@@ -22,7 +21,7 @@ def counted(part, width):
 
 @pytest.mark.parametrize("model", CATALOG)
 def test_tensors_of_the_catalog_sum_to_the_formulas(model):
-    for layer in grouped(layers_of(model)):
+    for layer in model.groups:
         for part in (*layer.mixers, *layer.feed_forwards):
             assert sum(tensor.params for tensor in part.tensors(layer.hidden_size)) == counted(part, layer.hidden_size)
         parts = (*layer.mixers, *layer.feed_forwards)
@@ -76,7 +75,7 @@ def test_tensors_of_a_short_convolution_sum_to_its_formula(kernel, width, bias):
 
 
 def test_a_llama_layer_by_hand():
-    layer = layers_of(models()["llama-3-8b"].spec)[0]
+    layer = models()["llama-3-8b"].spec.layers[0]
     assert list(layer.tensors()) == [
         Tensor("self_attn.q_proj", 4096, 4096, SPLIT),
         Tensor("self_attn.k_proj", 1024, 4096, KV, kv_heads=8),

@@ -7,7 +7,7 @@ import pytest
 from calc.errors import SourceError
 from calc.fit.memory import memory_report
 from calc.hf import read_hf_config, spec_from_config
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.model.quantization import integer_bytes, scheme_of
 from calc.model.spec import Study
 from calc.model.stored import StoredWeights, stored_format

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from math import lcm
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from bench.server_models import facts, models
 from calc.errors import SpecError
-from calc.model.layers import Attention, Dense, LayerSpec, Mamba2, Stated, summary
-from calc.model.params import parameters
+from calc.model.count import padded_vocab, parameters
+from calc.model.layers import Attention, Dense, LayerSpec, Mamba2, Stated
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.facts import facts_from_config
@@ -23,7 +24,7 @@ from calc.servers.report import server_report
 from calc.servers.versions import default_batched_tokens, default_max_seqs, default_utilization, is_large, parse_version
 from calc.servers.vllm_budget import capture_sizes, sampler_peak
 from calc.servers.vllm_cache import aligned_block_size, group_size
-from calc.servers.weights import allocated, padded_vocab, stage_layers, stage_weight_bytes
+from calc.servers.weights import allocated, stage_layers, stage_weight_bytes
 from calc.sources.catalog import find_device, find_model, manual_device
 
 GIB = 2**30
@@ -178,7 +179,7 @@ def test_what_vllm_refuses_is_refused() -> None:
         feed_forwards=(Dense(intermediate_size=64),),
         norm_params=64,
     )
-    rare = ModelSpec(name="rare", vocab_size=64, layers=(stated,), **summary((stated,)))
+    rare = ModelSpec(name="rare", vocab_size=64, layers=(stated,))
     with pytest.raises(SpecError, match="state of a rare layer"):
         server_report(study(rare), ServerOptions())
 
@@ -237,10 +238,12 @@ def test_weights_of_one_rank_are_the_parameters(name: str) -> None:
 
 
 @settings(max_examples=40)
-@given(vocab=st.integers(1, 300_000), tp=st.sampled_from([1, 2, 3, 4, 8]))
+@given(vocab=st.integers(1, 300_000), tp=st.sampled_from([1, 2, 3, 4, 6, 8]))
 def test_padded_vocabulary(vocab: int, tp: int) -> None:
-    rows = padded_vocab(vocab, tp)
-    assert vocab <= rows * tp < vocab + 64 + tp
+    """The least that is a multiple of 64 and that the ranks divide, as vLLM insists."""
+    padded = padded_vocab(vocab, tp)
+    assert padded % 64 == 0 == padded % tp
+    assert vocab <= padded < vocab + lcm(64, tp)
 
 
 def test_capture_sizes_and_sampler() -> None:
@@ -415,7 +418,7 @@ def test_launch_commands() -> None:
 def test_a_model_without_attention_has_a_block_a_sequence() -> None:
     state = Mamba2(inner=1024, n_heads=16, groups=1, state=64, kernel=4)
     layer = LayerSpec(hidden_size=512, mixers=(state,), feed_forwards=(), norm_params=512)
-    model = ModelSpec(name="mamba", vocab_size=1000, layers=(layer,) * 4, **summary((layer,) * 4))
+    model = ModelSpec(name="mamba", vocab_size=1000, layers=(layer,) * 4)
     report = server_report(study(model), ServerOptions(kv_pool_bytes=GIB))
     page = (1024 * 64 + (1024 + 2 * 64) * 3) * 2
     assert report.kv_blocks == GIB // (4 * page)
@@ -429,7 +432,7 @@ def test_attention_layers_of_another_width_share_one_pool() -> None:
     part = (Dense(intermediate_size=512),)
     kinds = [LayerSpec(hidden_size=512, mixers=(m,), feed_forwards=part, norm_params=0) for m in (slide, full)]
     layers = (kinds[0], kinds[0], kinds[1])
-    model = ModelSpec(name="two", vocab_size=100, layers=layers, **summary(layers))
+    model = ModelSpec(name="two", vocab_size=100, layers=layers)
     report = server_report(study(model, context=32_768), ServerOptions(kv_pool_bytes=GIB, max_num_batched_tokens=1024))
     by_kind = {group.kind: group for group in report.groups}
     assert by_kind["full"].block_tokens == 2 * by_kind["sliding"].block_tokens == 32

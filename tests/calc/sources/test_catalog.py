@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from calc.__main__ import main
 from calc.errors import SpecError, UnknownName
-from calc.model.layered import cache_elements
-from calc.model.params import parameters
+from calc.model.cache import cache_elements
+from calc.model.count import parameters
 from calc.sources import load_model
 from calc.sources.catalog import (
     devices,

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calc.errors import SourceError, UnsupportedArchitecture
-from calc.model.params import parameters
+from calc.model.count import parameters
 from calc.sources import load_model
 from calc.sources.gguf import TYPES, read_gguf, read_header
 from calc.sources.safetensors import stored_in, tensors_of

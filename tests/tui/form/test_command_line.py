@@ -49,7 +49,7 @@ def test_the_default_study_needs_no_options() -> None:
         (edited(n_kv_heads=32), "kvscope memory --n-kv-heads 32"),
         (edited(tied=True, mlp=Mlp.PLAIN), "kvscope memory --mlp plain --tied"),
         (edited(hidden_size=8192, head_dim=256), "kvscope memory --hidden-size 8192"),
-        (edited(hidden_size=8192), "kvscope memory --head-dim 128 --hidden-size 8192"),
+        (edited(hidden_size=8192, head_dim=128), "kvscope memory --head-dim 128 --hidden-size 8192"),
         (edited(head_dim=64), "kvscope memory --head-dim 64"),
     ],
 )

@@ -65,7 +65,7 @@ def test_every_catalog_device_survives_the_form(name: str) -> None:
 
 def test_an_edited_number_is_taken_and_the_model_named_edited() -> None:
     model = read_draft(draft(n_kv_heads="32"), STUDY).study.model
-    assert (model.n_kv_heads, model.name, model.source) == (
+    assert (model.n_kv_heads, model.title, model.provenance) == (
         32,
         "llama-3-8b (edited)",
         f"{LLAMA.source}, edited",
@@ -81,7 +81,7 @@ def test_going_back_to_the_origin_drops_edited() -> None:
 def test_edited_is_said_once() -> None:
     edited = read_draft(draft(n_layers="33"), STUDY).study
     again = read_draft(draft(edited, n_layers="34"), edited).study
-    assert again.model.name == "llama-3-8b (edited)"
+    assert again.model.title == "llama-3-8b (edited)"
     assert origin_of_model(again.model) == LLAMA
 
 

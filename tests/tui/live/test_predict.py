@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -11,8 +9,8 @@ from hypothesis import strategies as st
 
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import linear_flops, linear_params
-from calc.model.params import parameters
-from calc.model.spec import Mlp, ModelSpec, Norm
+from calc.model.count import parameters
+from calc.model.spec import Mlp, ModelSpec, Norm, edit
 from engine.measure.kinds.batch import BatchRow
 from engine.records import ModelInfo
 from tests.tui.fake_engine import TOKEN_BYTES, model
@@ -103,7 +101,7 @@ def work_step_by_step(spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> W
 @settings(max_examples=30, deadline=None)
 @given(prompt=st.integers(1, 60), new=st.integers(1, 60), kv=st.sampled_from([1, 2, 3, 6]))
 def test_work_in_closed_form_is_the_sum_of_the_steps(prompt: int, new: int, kv: int) -> None:
-    spec = replace(spec_of(INFO), n_kv_heads=kv)
+    spec = edit(spec_of(INFO), n_kv_heads=kv)
     assert generation_work(spec, prompt_tokens=prompt, new_tokens=new) == work_step_by_step(spec, prompt, new)
 
 

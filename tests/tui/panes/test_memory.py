@@ -135,7 +135,7 @@ def test_every_component_row_has_its_steps() -> None:
     assert titles == ["Embedding", "Attention", "Feed-forward (MLP)", "Norms", "Head", "Total parameters"]
     for row, (_, count) in enumerate((n, c) for n, c in REPORT.parameters.components.items() if c):
         terms = behind_component(REPORT, row).terms
-        layered = sum(term.value * (32 if term.name.endswith("a layer") else 1) for term in terms)
+        layered = sum(term.value * (32 if term.name.endswith("(per layer)") else 1) for term in terms)
         assert layered == count
 
 

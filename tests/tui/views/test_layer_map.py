@@ -10,8 +10,8 @@ import pytest
 from textual.widgets import Input
 
 from calc.fit.memory import memory_report
-from calc.model.layered import layered_parameters
-from calc.model.spec import ModelSpec, Study
+from calc.model.count import parameters
+from calc.model.spec import ModelSpec, Study, edit
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
@@ -69,7 +69,7 @@ def test_bytes_of_the_kinds_sum_to_the_report(make: Callable[[], ModelSpec], con
 
 @pytest.mark.parametrize("make", [hybrid, latent])
 def test_bytes_of_the_feed_forwards_are_those_of_the_parameters(make: Callable[[], ModelSpec]) -> None:
-    found, counts = layer_map(study_of(make())), layered_parameters(make())
+    found, counts = layer_map(study_of(make())), parameters(make())
     assert found is not None
     assert sum(kind.bytes_held for kind in found.kinds if kind.mark == "E") == 2 * counts.experts
     assert sum(kind.bytes_held for kind in found.kinds if kind.mark == "d") == 2 * counts.mlp
@@ -77,7 +77,7 @@ def test_bytes_of_the_feed_forwards_are_those_of_the_parameters(make: Callable[[
 
 def test_a_plain_model_has_no_map_and_a_windowed_one_says_that_the_order_is_not_known() -> None:
     assert layer_map(study_of(find_model("llama-3-8b"))) is None
-    plain = replace(find_model("llama-3-8b"), n_sliding_layers=16, window=512)
+    plain = edit(find_model("llama-3-8b"), n_sliding_layers=16, window=512)
     study = study_of(plain)
     found = layer_map(study)
     assert found is not None
@@ -164,7 +164,7 @@ async def test_the_map_goes_when_a_plain_model_comes_and_the_cursor_is_somewhere
         assert app.query_one("#table-tp", CalcTable).show_cursor
 
 
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("make", [hybrid, latent])
 async def test_the_form_opens_a_layered_model_read_only_with_a_sentence_why(make: Callable[[], ModelSpec]) -> None:
     app = app_on(make())
     async with app.run_test(size=(120, 60)) as pilot:
@@ -193,7 +193,7 @@ async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
 
 
 async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
-    app = app_on(replace(find_model("llama-3-8b"), name="half", n_sliding_layers=16, window=512, source="by hand"))
+    app = app_on(edit(find_model("llama-3-8b"), name="half", n_sliding_layers=16, window=512, source="by hand"))
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause(0.1)
         await type_into(pilot, "#field-n_layers", "9")

@@ -1,7 +1,6 @@
-"""calc.model.params: published counts exactly, and every weight of a model listed one by one."""
+"""calc.model.count: published counts exactly, and every weight of a model listed one by one."""
 
 import csv
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from hypothesis import given
 from calc.errors import CalcError
 from calc.explain.terms import evaluate
 from calc.hf import read_hf_config
-from calc.model.params import parameters
-from calc.model.spec import Mlp, Norm
+from calc.model.count import parameters
+from calc.model.spec import Mlp, Norm, edit
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models, read_text
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -98,7 +97,7 @@ def test_the_last_step_adds_the_others(model):
     ],
 )
 def test_each_switch_adds_what_it_is(change, difference):
-    assert parameters(replace(LLAMA, **change)).total - 8_030_261_248 == difference
+    assert parameters(edit(LLAMA, **change)).total - 8_030_261_248 == difference
 
 
 def oracle():

@@ -1,0 +1,439 @@
+"""Parameters of a model: totals, components, the shares of a rank, and what a token is multiplied with. Exact.
+
+Every formula is a plain function: ints give the count, `explain` symbols give the formula itself. Sums that have no
+derivation to show are folds over the tensors of the layers (`calc.model.parts`).
+Sources: Touvron et al. 2023 (Llama, section 2.2) for the gated form without biases; Vaswani et al. 2017 (section 3.3)
+for the plain one; Ainslie et al. 2023 (section 2.2) for grouped-query projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import lcm
+from typing import Any
+
+from calc.explain.terms import Expr, Term, derive
+from calc.model.parts import (
+    BIAS,
+    EMBEDDING,
+    KV,
+    NORM,
+    OTHER,
+    PARAMS,
+    POSITIONS,
+    WHOLE,
+    LayerSpec,
+    Norm,
+    Tensor,
+    kv_heads_per_rank,
+    layer_norm_params,
+)
+from calc.model.spec import ModelSpec
+
+EMBED_TOKENS, LM_HEAD = "embed_tokens", "lm_head"
+
+
+# Formulas
+
+
+def embedding_params(*, vocab_size: Any, hidden_size: Any) -> Any:
+    """Token embedding, (vocab_size, hidden_size).
+
+    >>> embedding_params(vocab_size=128_256, hidden_size=4096)
+    525336576
+    """
+    return vocab_size * hidden_size
+
+
+def position_params(*, n_learned_positions: Any, hidden_size: Any) -> Any:
+    """Learned position table; 0 for rotary positions."""
+    return n_learned_positions * hidden_size
+
+
+def final_norm_params(*, hidden_size: Any, norm: Norm = Norm.RMS) -> Any:
+    """The norm before the head."""
+    return hidden_size if norm is Norm.RMS else 2 * hidden_size
+
+
+def head_params(*, vocab_size: Any, hidden_size: Any, tied: bool = False, bias: bool = False) -> Any:
+    """The head; only its bias when it shares the embedding's weights."""
+    weights = 0 if tied else vocab_size * hidden_size
+    return weights + vocab_size if bias else weights
+
+
+def total_params(
+    *,
+    n_layers: Any,
+    embedding: Any,
+    attention: Any,
+    feed_forward: Any,
+    layer_norms: Any,
+    final_norm: Any,
+    positions: Any = 0,
+    head: Any = 0,
+) -> Any:
+    """All of it: attention, feed_forward and layer_norms are of one layer."""
+    return embedding + positions + n_layers * (attention + feed_forward + layer_norms) + final_norm + head
+
+
+def group_params(
+    *,
+    group_layers: Any,
+    mixer: Any = 0,
+    feed_forward: Any = 0,
+    routed: Any = 0,
+    router: Any = 0,
+    layer_norms: Any = 0,
+) -> Any:
+    """Parameters of all layers of one kind."""
+    return group_layers * (mixer + feed_forward + routed + router + layer_norms)
+
+
+def layered_total(
+    *, embedding: Any, stack: Any, final_norm: Any = 0, positions: Any = 0, head: Any = 0, other: Any = 0
+) -> Any:
+    """All of it: `stack` is the sum over the kinds of layers."""
+    return embedding + positions + stack + other + final_norm + head
+
+
+def active_params(*, parameters: Any, idle: Any) -> Any:
+    """Parameters that a token goes through."""
+    return parameters - idle
+
+
+# Tensors
+
+
+def outer_tensors(model: ModelSpec) -> Iterator[Tensor]:
+    """What is not in a layer: embedding, positions, other parts, final norm, head."""
+    width = model.embedding_width
+    yield Tensor(EMBED_TOKENS, model.vocab_size, width, role=EMBEDDING)
+    if model.n_learned_positions:
+        yield Tensor("embed_positions", model.n_learned_positions, model.hidden_size, WHOLE, POSITIONS)
+    if model.other_params:
+        yield Tensor("other", model.other_params, role=OTHER)
+    if model.final_norm_size:
+        yield Tensor("norm", model.final_norm_size, share=WHOLE, role=NORM)
+    if not model.tied:
+        yield Tensor(LM_HEAD, model.vocab_size, width)
+    if model.head_bias:
+        yield Tensor(f"{LM_HEAD}.bias", model.vocab_size, role=BIAS)
+
+
+def model_tensors(model: ModelSpec) -> Iterator[Tensor]:
+    """All of them, layer after layer: ``layers.0.self_attn.q_proj``."""
+    yield from outer_tensors(model)
+    known: dict[int, tuple[Tensor, ...]] = {}  # equal layers are one object
+    for i, layer in enumerate(model.layers):
+        if id(layer) not in known:
+            known[id(layer)] = tuple(layer.tensors())
+        for tensor in known[id(layer)]:
+            yield tensor._replace(name=f"layers.{i}.{tensor.name}")
+
+
+# Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Counts over the whole model, and the steps that led to them."""
+
+    embedding: int
+    positions: int
+    attention: int
+    mlp: int
+    norms: int
+    head: int
+    total: int
+    steps: tuple[Term, ...]
+    experts: int = 0
+    other: int = 0
+    idle: int = 0
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token goes through, the embedding among them: all but the experts it is not routed to."""
+        return self.total - self.idle
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Parts that sum to `total`, by the names of the JSON contract."""
+        return {
+            "embedding": self.embedding,
+            "attention": self.attention,
+            "mlp": self.mlp,
+            "experts": self.experts,
+            "norms": self.norms,
+            "head": self.head,
+            "other": self.positions + self.other,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCounts:
+    """Parameters of one layer by component. `idle`: of the experts that a token does not go through."""
+
+    mixer: int
+    feed_forward: int
+    routed: int
+    router: int
+    layer_norms: int
+    idle: int
+
+
+def layer_counts(layer: LayerSpec) -> LayerCounts:
+    """What `layer` holds."""
+    counts = dict.fromkeys(("feed_forward", "routed", "router", "idle"), 0)
+    for part in layer.feed_forwards:
+        for tensor in part.tensors(layer.hidden_size):
+            kind = "feed_forward" if part.kind == "dense" else "routed" if tensor.expert else "router"
+            counts[kind] += tensor.params
+            counts["idle"] += tensor.params - tensor.active_params
+    mixer = sum(tensor.params for mixer in layer.mixers for tensor in mixer.tensors(layer.hidden_size))
+    return LayerCounts(mixer=mixer, layer_norms=layer.norm_params, **counts)
+
+
+def parameters(model: ModelSpec) -> Parameters:
+    """Parameter counts of `model`, exact, with each step's derivation."""
+    counts = {layer: layer_counts(layer) for layer in model.groups}
+
+    def over_layers(name: str) -> int:
+        return sum(n * int(getattr(counts[layer], name)) for layer, n in model.groups.items())
+
+    outer = _outer_terms(model)
+    values = {name: int(term.value) for name, term in outer.items()}
+    idle = over_layers("idle")
+    steps = _uniform_steps(model, outer) if model.uniform else _mixed_steps(model, outer, counts, idle)
+    total = next(int(term.value) for term in reversed(steps) if term.name == TOTAL)
+    return Parameters(
+        embedding=values["embedding"],
+        positions=values.get("positions", 0),
+        attention=over_layers("mixer"),
+        mlp=over_layers("feed_forward"),
+        norms=over_layers("layer_norms") + model.final_norm_size,
+        head=values["head"],
+        total=total,
+        steps=steps,
+        experts=over_layers("routed"),
+        other=over_layers("router") + model.other_params,
+        idle=idle,
+    )
+
+
+# Derivations
+
+TOTAL = "Total parameters"
+
+
+def _outer_terms(model: ModelSpec) -> dict[str, Term]:
+    """What is not in a layer: embedding, positions, final norm, head."""
+    size: dict[str, Any] = {"hidden_size": model.embedding_width}
+    terms = {"embedding": derive("Embedding", embedding_params, unit=PARAMS, vocab_size=model.vocab_size, **size)}
+    if model.n_learned_positions:
+        terms["positions"] = derive(
+            "Learned positions",
+            position_params,
+            unit=PARAMS,
+            n_learned_positions=model.n_learned_positions,
+            hidden_size=model.hidden_size,
+        )
+    if model.final_norm_params is None:
+        norm: dict[str, Any] = {"hidden_size": model.hidden_size, "norm": model.norm}
+        terms["final_norm"] = derive("Final norm", final_norm_params, unit=PARAMS, **norm)
+    name = "Head (tied: the embedding serves)" if model.tied else "Head"
+    head: dict[str, Any] = {"vocab_size": model.vocab_size, "tied": model.tied, "bias": model.head_bias}
+    terms["head"] = derive(name, head_params, unit=PARAMS, **head, **size)
+    return terms
+
+
+def _uniform_steps(model: ModelSpec, outer: Mapping[str, Term]) -> tuple[Term, ...]:
+    """The derivation of equal layers: one layer's parts, then all of it with the number of layers."""
+    layer = model.layers[0]
+    (mixer,), (feed,) = layer.mixers, layer.feed_forwards
+    sizes: dict[str, Any] = {name: getattr(model, name) for name in ("hidden_size", "head_dim", "norm", "qk_norm")}
+    inside = {
+        "attention": replace(mixer.term(layer.hidden_size), name="Attention (per layer)"),
+        "feed_forward": replace(feed.term(layer.hidden_size), name="Feed-forward (per layer)"),
+        "layer_norms": derive("Norms (per layer)", layer_norm_params, unit=PARAMS, **sizes),
+    }
+    order = ("embedding", "positions", "attention", "feed_forward", "layer_norms", "final_norm", "head")
+    terms = {name: term for name in order if (term := outer.get(name) or inside.get(name)) is not None}
+    present: dict[str, Any] = {name: int(term.value) for name, term in terms.items() if term.value}
+    total = derive(TOTAL, total_params, unit=PARAMS, n_layers=model.n_layers, **present)
+    return (*terms.values(), total)
+
+
+def _mixed_steps(
+    model: ModelSpec, outer: Mapping[str, Term], counts: Mapping[LayerSpec, LayerCounts], idle: int
+) -> tuple[Term, ...]:
+    """The derivation of layers of several kinds: each part once, the kinds of layers, their sum, all of it."""
+    groups = [_group_term(layer, n, counts[layer]) for layer, n in model.groups.items()]
+    stack = _sum_term("All layers", [int(term.value) for term in groups], PARAMS)
+    values = {name: int(term.value) for name, term in outer.items()}
+    values |= {"final_norm": model.final_norm_size, "other": model.other_params}
+    present: dict[str, Any] = {name: value for name, value in values.items() if value}
+    total = derive(TOTAL, layered_total, unit=PARAMS, stack=int(stack.value), **present)
+    steps = (*outer.values(), *_part_terms(model.groups), *groups, stack, total)
+    if not idle:
+        return steps
+    active: dict[str, Any] = {"parameters": int(total.value), "idle": idle}
+    return (*steps, derive("Active parameters per token", active_params, unit=PARAMS, **active))
+
+
+def _part_terms(layers: Mapping[LayerSpec, int]) -> list[Term]:
+    """One term for each different part, in order of appearance; experts as one and as all of a layer."""
+    terms: dict[Any, list[Term]] = {}
+    for layer in layers:
+        parts: tuple[Any, ...] = (*layer.mixers, *layer.feed_forwards)
+        for part in parts:
+            if part in terms:
+                continue
+            own = part.term(layer.hidden_size)
+            terms[part] = [own]
+            if part.kind == "experts":
+                terms[part].append(part.routed_term(layer.hidden_size))
+    return [term for some in terms.values() for term in some]
+
+
+def _group_term(layer: LayerSpec, n: int, counts: LayerCounts) -> Term:
+    names = ("mixer", "feed_forward", "routed", "router", "layer_norms")
+    present: dict[str, Any] = {name: value for name in names if (value := getattr(counts, name))}
+    name = f"{n:,} {'layer' if n == 1 else 'layers'}: {layer.label}"
+    return derive(name, group_params, unit=PARAMS, group_layers=n, **present)
+
+
+def _sum_term(name: str, parts: list[int], unit: str) -> Term:
+    """A sum written out: its formula is the numbers themselves."""
+    expression = Expr("num", (parts[0],))
+    for part in parts[1:]:
+        expression = Expr("+", (expression, Expr("num", (part,))))
+    return Term(name=name, expression=expression, values={}, value=sum(parts), unit=unit)
+
+
+# Tensor parallelism in whole heads
+
+
+def rank_weight_bytes(
+    *, split_params: Any, tp: Any, n_kv_heads: Any, kv_head_params: Any, whole_params: Any, weight_element_bytes: Any
+) -> Any:
+    """Weight bytes of a rank that keeps whole KV heads.
+
+    Query, output and feed-forward matrices, embedding and head are divided; K and V projections follow the KV heads;
+    norms and output biases are on every rank (Shoeybi et al. 2019, section 3; vLLM QKVParallelLinear).
+    """
+    own_kv = kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp) * kv_head_params
+    return (split_params / tp + own_kv + whole_params) * weight_element_bytes
+
+
+def mixed_rank_weight_bytes(
+    *, split_params: Any, tp: Any, whole_params: Any, weight_element_bytes: Any, rank_kv_params: Any = 0
+) -> Any:
+    """The same for KV heads of several numbers, or none; latent projections, norms and routers are on every rank."""
+    return (split_params / tp + rank_kv_params + whole_params) * weight_element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Parameters as they fall on ranks: divided, on every rank, and K and V projections by the number of KV heads."""
+
+    split: int
+    whole: int
+    kv: Mapping[int, int]
+
+    def rank_kv(self, tp: int) -> int:
+        """K and V projections of a rank of `tp`."""
+        return sum(n // heads * int(kv_heads_per_rank(n_kv_heads=heads, tp=tp)) for heads, n in self.kv.items())
+
+
+def shares(model: ModelSpec) -> Shares:
+    """How the parameters of the whole model fall on tensor-parallel ranks."""
+    split = whole = 0
+    kv: dict[int, int] = {}
+    groups = [(layer.tensors(), n) for layer, n in model.groups.items()]
+    for tensors, n in [(outer_tensors(model), 1), *groups]:
+        for tensor in tensors:
+            if tensor.share == WHOLE:
+                whole += n * tensor.params
+            elif tensor.share == KV:
+                kv[tensor.kv_heads] = kv.get(tensor.kv_heads, 0) + n * tensor.params
+            else:
+                split += n * tensor.params
+    return Shares(split, whole, kv)
+
+
+def rank_weights_term(found: Shares, weight_element_bytes: Any, tp: int) -> Term:
+    """Weight bytes of a rank of `tp` with the derivation."""
+    numbers: dict[str, Any] = {"split_params": found.split, "whole_params": found.whole, "tp": tp}
+    numbers["weight_element_bytes"] = weight_element_bytes
+    if len(found.kv) == 1:
+        ((heads, n),) = found.kv.items()
+        numbers |= {"n_kv_heads": heads, "kv_head_params": n // heads}
+        return derive("Weights per GPU", rank_weight_bytes, unit="B", **numbers)
+    if found.kv:
+        numbers["rank_kv_params"] = found.rank_kv(tp)
+    return derive("Weights per GPU", mixed_rank_weight_bytes, unit="B", **numbers)
+
+
+def tp_problem(model: ModelSpec, tp: int) -> str | None:
+    """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
+    mixers = [mixer for layer in model.groups for mixer in layer.mixers]
+    feeds = [part for layer in model.groups for part in layer.feed_forwards]
+    return next((problem for part in (*mixers, *feeds) if (problem := part.problem(tp)) is not None), None)
+
+
+VOCAB_MULTIPLE = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
+
+
+def padded_to(*, vocab_size: Any, multiple: Any) -> Any:
+    """The vocabulary as servers hold it: up to the next multiple.
+
+    >>> padded_to(vocab_size=50_257, multiple=64)
+    50304
+    """
+    return (vocab_size + multiple - 1) // multiple * multiple
+
+
+def padded_vocab_term(vocab_size: int, tp: int) -> Term:
+    """The padded vocabulary that `tp` ranks share, with the derivation.
+
+    vLLM pads to a multiple of 64 and then insists that the ranks divide it (``vocab_parallel_embedding.py``, `divide`).
+    Where they do not, it is padded to a multiple of both: the least that every rank can hold in equal rows.
+    """
+    multiple = lcm(VOCAB_MULTIPLE, tp)
+    return derive("Vocabulary, padded", padded_to, unit="tokens", vocab_size=vocab_size, multiple=multiple)
+
+
+def padded_vocab(vocab_size: int, tp: int) -> int:
+    """Rows of all `tp` ranks together.
+
+    >>> padded_vocab(49_155, 1), padded_vocab(32_000, 3)
+    (49216, 32064)
+    """
+    multiple = lcm(VOCAB_MULTIPLE, tp)
+    return int(padded_to(vocab_size=vocab_size, multiple=multiple))
+
+
+# What a token is multiplied with
+
+
+def worked_tensors(model: ModelSpec) -> Iterator[tuple[Tensor, int]]:
+    """Every tensor that a token is multiplied with, and how often: shared ones in each layer, the head tied or not."""
+    for layer, n in model.groups.items():
+        for tensor in unshared(layer).tensors():
+            if tensor.multiplied:
+                yield tensor, n
+    yield Tensor(LM_HEAD, model.vocab_size, model.embedding_width), 1
+
+
+def unshared(layer: LayerSpec) -> LayerSpec:
+    """`layer` with matrices of its own in place of an earlier layer's."""
+    parts = (*layer.mixers, *layer.feed_forwards)
+    if not any(getattr(part, "shared", False) for part in parts):
+        return layer
+
+    def own(part: Any) -> Any:
+        return replace(part, shared=False) if getattr(part, "shared", False) else part
+
+    return replace(layer, mixers=tuple(map(own, layer.mixers)), feed_forwards=tuple(map(own, layer.feed_forwards)))
