@@ -12,7 +12,7 @@ enum Format : int32_t { F32, BF16, F16, INT8, INT4 };
 enum Activation : int32_t { RELU, SILU, GELU, GELU_TANH };
 
 struct Linear {           // y = W x + b, W (rows, cols) row by row; a table of embeddings is one too
-    const void *weight;   // INT8: one signed byte a weight. INT4: 16 bytes a group, low nibbles the first 16 columns
+    const void *weight;   // INT8: one signed byte per weight. INT4: 16 bytes per group, low nibbles the first 16 columns
     const uint16_t *scales;  // float16. INT8: (rows, groups). INT4: (rows, 2, groups), scales then minima
     const float *bias;       // (rows), or null
     int64_t rows, cols;

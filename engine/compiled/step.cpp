@@ -85,7 +85,7 @@ struct Barrier {
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
-// Keys or values of one head, token after token, `scales` one a token where they are INT8.
+// Keys or values of one head, token after token, `scales` one per token where they are INT8.
 template <class T> struct Tokens {
     T *at;
     float *scales;

@@ -114,7 +114,7 @@ def _then(stored: Stored, change: Callable[[Tensor], Tensor], shape: tuple[int, 
 
 
 def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks (rows, groups, 16) uint8, two numbers a byte, the low half first; scales (rows, groups): 2^(s - 127)."""
+    """blocks (rows, groups, 16) uint8, two numbers per byte, the low half first; scales (rows, groups): 2^(s - 127)."""
     values = torch.tensor(FP4)
     pairs = torch.stack((values[(blocks & 15).long()], values[(blocks >> 4).long()]), -1)
     wide = torch.ldexp(pairs.flatten(-2), scales[..., None].int() - 127)

@@ -36,14 +36,14 @@ class Keys:
         """A whole number of at least 1."""
         value = self._or_default(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a whole number of at least 1 was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 1")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 0."""
         value = self._or_default(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a whole number was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 0")
         return value
 
     def optional_count(self, key: str) -> int | None:
@@ -54,7 +54,7 @@ class Keys:
         """A finite number above 0."""
         value = self._or_default(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LIMIT:
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a number above 0 was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a number above 0")
         return float(value)
 
     def optional_positive(self, key: str) -> float | None:
@@ -66,21 +66,21 @@ class Keys:
         value = self.get(key)
         if not isinstance(value, list) or len(value) != n:
             shown = f"{len(value)} values" if isinstance(value, list) else _shown(value)
-            raise ConfigError(f"{self.where}: {key} is {shown}; a list of {n} numbers was expected")
+            raise ConfigError(f"{self.where}: {key} is {shown}; expected a list of {n} numbers")
         return tuple(Keys({key: item}, where=self.where).positive(key) for item in value)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._or_default(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; true or false was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text."""
+        """A string."""
         value = self._or_default(key, default)
         if not isinstance(value, str):
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a text was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a string")
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
@@ -88,16 +88,16 @@ class Keys:
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; a token id or a list of them was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a token id or a list of token ids")
         return tuple(ids)
 
     def items(self, key: str, *, n: int) -> list[Any] | None:
-        """A list with an item a layer, cut to ``n`` layers; None when absent."""
+        """A list with one item per layer, cut to ``n`` layers; None when absent."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, list) or len(value) < n:
-            raise ConfigError(f"{self.where}: {key} must be a list with an item for each of the {n} layers")
+            raise ConfigError(f"{self.where}: {key} must be a list with one item for each of the {n} layers")
         return value[:n]
 
     def section(self, key: str) -> "Keys | None":
@@ -106,7 +106,7 @@ class Keys:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; an object was expected")
+            raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected an object")
         return Keys(value, where=f"{self.where}: {key}")
 
     def _or_default(self, key: str, default: Any) -> Any:

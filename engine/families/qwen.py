@@ -35,7 +35,7 @@ def _qwen3_moe_config(raw: Keys) -> ModelConfig:
     n_layers, step = n_layers_of(raw), raw.count("decoder_sparse_step", 1)
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
-        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; a list of layers was expected")
+        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; expected a list of layers")
     n_experts = raw.count("num_experts", raw.get("num_local_experts") or 128)
     bias = raw.flag("attention_bias", False)
     return common_config(

@@ -1,7 +1,7 @@
 """KV caches: preallocated memory, the only thing that changes while generating.
 
 One protocol, four ways to keep what tokens leave: everything (`KVCache`), only the window of sliding layers
-(`WindowCache`), one compressed vector a token (`LatentCache`), 8 bits a value (`Int8Cache`).
+(`WindowCache`), one compressed vector per token (`LatentCache`), 8 bits per value (`Int8Cache`).
 
 Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_dim.
 """
@@ -30,12 +30,12 @@ class Cache(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Tokens a row can have."""
+        """Tokens that each row can hold."""
         ...
 
     @property
     def length(self) -> int:
-        """Tokens a row has."""
+        """Tokens that each row holds."""
         ...
 
     @property
@@ -243,7 +243,7 @@ class WindowCache(_Counted):
 
 
 class LatentCache(_Counted):
-    """What latent attention leaves: one vector a token and layer, (L, B, capacity, rank + rope_dim)."""
+    """What latent attention leaves: one vector per token and layer, (L, B, capacity, rank + rope_dim)."""
 
     def __init__(
         self,
@@ -402,7 +402,7 @@ def _padding(padding: Sequence[int] | None, n_rows: int, device: torch.device | 
     if padding is None or not any(padding):
         return None
     if len(padding) != n_rows or min(padding) < 0:
-        raise CacheError(f"padding {list(padding)} does not fit {n_rows} rows; one count of at least 0 a row is right")
+        raise CacheError(f"padding {list(padding)} does not fit {n_rows} rows; give one count of at least 0 per row")
     return torch.tensor(list(padding), dtype=torch.int64, device=device)
 
 

@@ -119,10 +119,12 @@ class ExpertsConfig:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
             raise ConfigError(
                 f"{self.n_active} of {self.n_experts} experts cannot be chosen; "
-                f"at least 1, at most all, and no more than {MAX_EXPERTS} in all, is right"
+                f"choose at least 1 and at most all, of no more than {MAX_EXPERTS} experts"
             )
         if self.intermediate_size < 1 or self.shared_size < 0:
-            raise ConfigError(f"experts of inner size {self.intermediate_size} and {self.shared_size}; 1 is the least")
+            raise ConfigError(
+                f"experts of inner size {self.intermediate_size} and {self.shared_size}; each must be at least 1"
+            )
         if self.n_experts % self.n_groups or not 1 <= self.n_active_groups <= self.n_groups:
             raise ConfigError(f"{self.n_experts} experts do not form {self.n_groups} equal groups")
 
@@ -131,7 +133,7 @@ class ExpertsConfig:
 class LatentConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's K and V are one small vector.
 
-    The cache holds ``rank`` compressed values and ``rope_dim`` rotated ones a token, shared by all heads.
+    The cache holds ``rank`` compressed values and ``rope_dim`` rotated ones per token, shared by all heads.
     ``query_rank`` None: queries are not compressed.
     """
 
@@ -149,7 +151,7 @@ class LatentConfig:
 
     @property
     def width(self) -> int:
-        """Values a token takes in the cache of one layer."""
+        """Values per token in the cache of one layer."""
         return self.rank + self.rope_dim
 
 
@@ -167,7 +169,7 @@ class ModelConfig:
     """Sizes and structural switches of one decoder.
 
     ``sliding_window`` W: a token attends to itself and the W - 1 before it, in the layers that
-    ``sliding_layers`` marks. Per-layer tuples hold a flag a layer; an empty one means every layer (no layer
+    ``sliding_layers`` marks. Per-layer tuples hold one flag per layer; an empty one means every layer (no layer
     has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
     where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
     declares. ``norm_offset`` is added to every stored RMSNorm weight. ``post_norms``: attention and MLP
@@ -226,7 +228,7 @@ class ModelConfig:
         if self.positions == "rope" and self.head_dim % 2 and self.rotary_dim is None:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even one")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim):
-            raise ConfigError(f"rotary_dim is {self.rotary_dim}; an even one up to head_dim {self.head_dim} is right")
+            raise ConfigError(f"rotary_dim is {self.rotary_dim}; it must be even and at most head_dim {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError(f"sliding_window is {self.sliding_window}; it must be at least 1 or null")
         for name in _PER_LAYER_FIELDS:
@@ -446,5 +448,5 @@ def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
     if shape is None:
         raise ConfigError(f"the weight file has no {name}, which gives the model's sizes")
     if len(shape) != 2:
-        raise ConfigError(f"{name} has shape {list(shape)}; a matrix was expected")
+        raise ConfigError(f"{name} has shape {list(shape)}; expected a matrix")
     return shape[0], shape[1]

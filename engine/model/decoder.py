@@ -91,7 +91,7 @@ class Decoder:
     def new_cache(
         self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
     ) -> Cache:
-        """An empty cache for ``capacity`` tokens a row, in the model's dtype, on its device.
+        """An empty cache for ``capacity`` tokens per row, in the model's dtype, on its device.
 
         ``padding``: tokens at the left of each row that only fill it up; they are counted in the capacity.
         """

@@ -19,7 +19,7 @@ def check_devices(device: torch.device, tp: int) -> None:
     """Raise OptionError where ``tp`` ranks would have to share a GPU, which nccl refuses."""
     if device.type == "cuda" and tp > torch.cuda.device_count():
         seen = torch.cuda.device_count()
-        raise OptionError("tp", f"tp {tp} needs {tp} CUDA devices, one a rank; torch sees {seen}; use device cpu")
+        raise OptionError("tp", f"tp {tp} needs {tp} CUDA devices, one per rank; torch sees {seen}; use device cpu")
 
 
 def rank_device(name: Device | str, local_rank: int) -> torch.device:

@@ -76,7 +76,7 @@ def generate(
     request_id: int = 0,
     kept: Kept | None = None,
 ) -> Iterator[GenerationEvent]:
-    """Started, then one event a token, then Finished; the end-of-text token counts as one.
+    """Started, then one event per token, then Finished; the end-of-text token counts as one.
 
     Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
     ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then

@@ -1,9 +1,9 @@
-"""Multi-head latent attention (DeepSeek-V2): heads attend to one small vector a token instead of to K and V.
+"""Multi-head latent attention (DeepSeek-V2): heads attend to one small vector per token instead of to K and V.
 
 What a token leaves is c (rank values, normalised) and a rotated key of rope_dim values, shared by all heads.
 A head's key would be [W_k c, rotated] and its value W_v c. Both products are moved to the other side: the query
 is multiplied by W_k once and the mixed c by W_v once, so that neither keys nor values are ever made
-("absorbed", arXiv 2405.04434 section 2.1.2). It is exact, and the cache keeps rank + rope_dim values a token.
+("absorbed", arXiv 2405.04434 section 2.1.2). It is exact, and the cache keeps rank + rope_dim values per token.
 
 Shapes: B rows, T new tokens, S tokens in sight, H heads, r rank, n = nope_dim, e = rope_dim, v = value_dim.
 """

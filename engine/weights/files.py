@@ -109,7 +109,7 @@ def _shards(index: Path) -> Sequence[str]:
     names = sorted({str(name) for name in files.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f'{index} names "{name}"; a .safetensors file beside it was expected')
+            raise CheckpointError(f'{index} names "{name}"; expected a .safetensors file beside it')
     return names
 
 

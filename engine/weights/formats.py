@@ -3,8 +3,8 @@
 float32, bfloat16 and float16 are plain tensors (`engine.model.layers.Linear`). int8 and int4 keep the weights of 32
 neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4_1, which they hold without loss:
 
-    int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes a group
-    int4: w = q d + m      q in 0..15, 20 bytes a group    (d, m: float16)
+    int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes per group
+    int4: w = q d + m      q in 0..15, 20 bytes per group    (d, m: float16)
 
 Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in
 int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.

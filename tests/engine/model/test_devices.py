@@ -51,7 +51,7 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank_device("cpu", 7) == torch.device("cpu")
     check_devices(torch.device("cuda"), 2)
     check_devices(torch.device("cpu"), 64)
-    with pytest.raises(OptionError, match="tp 4 needs 4 CUDA devices, one a rank; torch sees 2; use device cpu"):
+    with pytest.raises(OptionError, match="tp 4 needs 4 CUDA devices, one per rank; torch sees 2; use device cpu"):
         check_devices(torch.device("cuda"), 4)
     (failed,) = Service().answer(Load(tp=4))
     assert isinstance(failed, Failed)
