@@ -117,7 +117,8 @@ def _join_latent(weights: dict[str, StoredTensor], config: ModelConfig) -> None:
 def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
     if len(keys.shape) != 3 or len(values.shape) != 3 or keys.shape[:2] != (values.shape[0], values.shape[2]):
         raise CheckpointError(
-            f"attn_k_b {list(keys.shape)} and attn_v_b {list(values.shape)} do not match: expected (heads, rank, n) and (heads, m, rank)"
+            f"attn_k_b {list(keys.shape)} and attn_v_b {list(values.shape)} do not match; "
+            "expected (heads, rank, n) and (heads, m, rank)"
         )
     n_heads, rank, nope_dim = keys.shape
     rows = n_heads * (nope_dim + values.shape[1])
