@@ -186,6 +186,20 @@ def _bad_count_unit(text: str, unit: str, *, what: str) -> str:
 # Writing
 
 
+class Quantity(str):
+    """A number as people read it, with its exact `value` and its `unit`: what a CSV column holds instead."""
+
+    __slots__ = ("unit", "value")
+    value: Number
+    unit: str
+
+    def __new__(cls, text: str, value: Number, unit: str = "") -> Quantity:
+        """`text` with what it stands for; `unit` is that of `value` ("B", "s", "FLOP", or "" for a plain number)."""
+        made = super().__new__(cls, text)
+        made.value, made.unit = value, unit
+        return made
+
+
 def format_bytes(n_bytes: Number) -> str:
     """A size in both units, never mixed: decimal first, binary in brackets.
 
@@ -197,66 +211,70 @@ def format_bytes(n_bytes: Number) -> str:
     return f"{format_decimal(n_bytes)} ({format_binary(n_bytes)})"
 
 
-def format_decimal(n_bytes: Number) -> str:
+def format_decimal(n_bytes: Number) -> Quantity:
     """A size in the decimal unit that suits it: ``16.06 GB``, ``524.80 kB``."""
-    return _scaled(n_bytes, base=1000, names=("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    text = _scaled(n_bytes, base=1000, names=("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    return Quantity(text, n_bytes, "B")
 
 
-def format_binary(n_bytes: Number) -> str:
+def format_binary(n_bytes: Number) -> Quantity:
     """A size in the binary unit that suits it: ``14.96 GiB``."""
-    return _scaled(n_bytes, base=1024, names=("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    text = _scaled(n_bytes, base=1024, names=("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    return Quantity(text, n_bytes, "B")
 
 
-def format_gb(n_bytes: Number, digits: int = 2) -> str:
+def format_gb(n_bytes: Number, digits: int = 2) -> Quantity:
     """Bytes in units of 10^9: ``16.06 GB``."""
-    return f"{_fixed(Fraction(n_bytes) / GB, digits)} GB"
+    return Quantity(f"{_fixed(Fraction(n_bytes) / GB, digits)} GB", n_bytes, "B")
 
 
-def format_gib(n_bytes: Number, digits: int = 2) -> str:
+def format_gib(n_bytes: Number, digits: int = 2) -> Quantity:
     """Bytes in units of 2^30: ``14.96 GiB``."""
-    return f"{_fixed(Fraction(n_bytes) / GIB, digits)} GiB"
+    return Quantity(f"{_fixed(Fraction(n_bytes) / GIB, digits)} GiB", n_bytes, "B")
 
 
-def format_bytes_exact(n_bytes: Number) -> str:
+def format_bytes_exact(n_bytes: Number) -> Quantity:
     """All bytes, with separators; parts of a byte to three places.
 
     >>> format_bytes_exact(131_072), format_bytes_exact(Fraction(17, 16))
     ('131,072 B', '1.062 B')
     """
-    return f"{format_count(n_bytes)} B"
+    return Quantity(f"{format_count(n_bytes)} B", n_bytes, "B")
 
 
-def format_count(value: Number) -> str:
+def format_count(value: Number) -> Quantity:
     """A count with separators: ``8,030,261,248``; fractions to at most three places."""
     text = _fixed(Fraction(value), 3)
-    return text.rstrip("0").rstrip(".")
+    return Quantity(text.rstrip("0").rstrip("."), value)
 
 
-def format_flops(flops: Number) -> str:
+def format_flops(flops: Number) -> Quantity:
     """Floating-point operations: ``542.1 MFLOP``."""
-    return _si(flops, "FLOP", digits=1)
+    return Quantity(_si(flops, "FLOP", digits=1), flops, "FLOP")
 
 
-def format_rate(per_second: Number, unit: str = "B/s") -> str:
+def format_rate(per_second: Number, unit: str = "B/s") -> Quantity:
     """A rate: prefixes for bytes and FLOPs, separators and three figures for anything else.
 
     >>> format_rate(2.039e12), format_rate(312e12, "FLOP/s"), format_rate(59.318, "tokens/s")
     ('2.04 TB/s', '312.0 TFLOP/s', '59.3 tokens/s')
     """
-    if unit == "B/s":
-        return _si(per_second, unit, digits=2)
-    if unit == "FLOP/s":
-        return _si(per_second, unit, digits=1)
-    return f"{_significant(Fraction(per_second))} {unit}"
+    digits = {"B/s": 2, "FLOP/s": 1}.get(unit)
+    if digits is None:
+        return Quantity(f"{_significant(Fraction(per_second))} {unit}", per_second, unit)
+    return Quantity(_si(per_second, unit, digits=digits), per_second, unit)
 
 
-def format_duration_s(seconds: Number) -> str:
+def format_duration_s(seconds: Number) -> Quantity:
     """A time to three figures in its natural unit.
 
     >>> [format_duration_s(s) for s in (0, 2.5e-7, 0.00257, 21.05, 125, 3725)]
     ['0 s', '250 ns', '2.57 ms', '21.1 s', '2 min 05 s', '1 h 02 min']
     """
-    exact = Fraction(seconds)
+    return Quantity(_duration(Fraction(seconds)), seconds, "s")
+
+
+def _duration(exact: Fraction) -> str:
     if exact == 0:
         return "0 s"
     if abs(exact) >= Fraction(1199, 20):  # 59.95 s would print as 60.0 s

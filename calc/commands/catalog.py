@@ -40,7 +40,7 @@ def run_devices(argv: Sequence[str], prog: str) -> int:
 def _emit_catalog(args: argparse.Namespace, table: Table, nothing: str) -> int:
     """The table; `nothing` says in a text that it is empty."""
     if args.format == "json":
-        records = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        records = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
         return emit_json(args, {"command": table.title.lower(), "schema": 1, "rows": records})
     text = args.format in ("text", "md")
     return emit_tables(args, nothing if text else "", [] if nothing and text else [table], ())

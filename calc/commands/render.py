@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
 
-from calc.commands.tables import Table
+from calc.commands.tables import KEPT, Table
 from calc.plain import one_line
+from calc.units import Quantity
 
 GAP = 2
 TEXT_FLOOR = 12
@@ -15,23 +17,115 @@ SENTENCE_WIDTH = 100
 """Longer lines of prose are hard to follow, however wide the terminal."""
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A table at some width: the columns drawn (indexes) with their widths, and those there is no room for."""
+
+    columns: tuple[int, ...]
+    widths: tuple[int, ...]
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Characters of a line."""
+        return _total(self.widths)
+
+
+def laid_out(table: Table, width: int | None, *, wrap: bool = True) -> Layout | None:
+    """How `table` is drawn in `width` characters; None where not even its KEPT columns fit side by side.
+
+    Columns without a word in them are not drawn. Headings are wrapped first, then (with `wrap`) long cells; then
+    the columns of the lowest priority are left out, one after another.
+    """
+    shown = [i for i, column in enumerate(table.columns) if column.priority == KEPT or _filled(table, i)]
+    left_out: list[int] = []
+    while (widths := _widths(table, shown, width, wrap=wrap)) is None:
+        spare = [i for i in shown if table.columns[i].priority < KEPT]
+        if not spare:
+            return None
+        left_out.append(min(spare, key=lambda i: (table.columns[i].priority, -i)))
+        shown.remove(left_out[-1])
+    return Layout(tuple(shown), widths, tuple(sorted(left_out)))
+
+
+def cut_to(table: Table, width: int, *, wrap: bool = True) -> Layout:
+    """How `table` is drawn in `width` characters; where its KEPT columns do not fit, those alone, to be cut."""
+    found = laid_out(table, width, wrap=wrap)
+    if found is not None:
+        return found
+    kept = tuple(i for i, column in enumerate(table.columns) if column.priority == KEPT)
+    left_out = tuple(i for i in range(len(table.columns)) if i not in kept and _filled(table, i))
+    return Layout(kept, _widths(table, kept, None, wrap=False) or (), left_out)
+
+
+def _filled(table: Table, column: int) -> bool:
+    return any(row[column] for row in table.rows)
+
+
 def as_text(table: Table, *, width: int | None = None, styled: bool = False) -> str:
     """The table with a heading and aligned columns; `styled` adds a terminal's bold and dim.
 
-    Where that is wider than `width` columns, cells are wrapped; where they would be too narrow for that, each
-    row becomes a block of lines.
+    Where it does not fit into `width` columns, it is laid out for them and what was left out is named; where not
+    even that fits, each row becomes a block of lines.
     """
     table = _safe(table)
     title = _bold(table.title) if styled else table.title
-    widths = [max(len(line[i]) for line in (table.columns, *table.rows)) for i in range(len(table.columns))]
-    if width is not None and _total(widths) > width:
-        narrowed = None if table.chain else _narrowed(table, widths, width)
-        if narrowed is None:
-            return "\n".join([title, *(_chained(table, width) if table.chain else _stacked(table, width))])
-        widths = narrowed
-    rule = (" " * GAP).join("─" * width for width in widths)
-    body = [line for i, row in enumerate(table.rows) for line in _struck(table, i, _lines(table, row, widths), styled)]
-    return "\n".join([title, *_lines(table, table.columns, widths, low=True), _dim(rule) if styled else rule, *body])
+    layout = laid_out(table, None if table.chain else width)
+    if table.chain and width is not None and layout is not None and layout.total > width:
+        return "\n".join([title, *_chained(table, width)])
+    if layout is None:
+        return "\n".join([title, *_stacked(table, width or 0)])
+    lines = [_styled(text, style) if styled else text for text, style in table_lines(table, layout)]
+    return "\n".join([title, *lines, *_left_out(table, layout, width)])
+
+
+def _styled(text: str, style: str) -> str:
+    return _dim(text) if style in ("rule", "struck") else text
+
+
+def _left_out(table: Table, layout: Layout, width: int | None) -> list[str]:
+    """Which columns there was no room for."""
+    if not layout.left_out or width is None:
+        return []
+    names = ", ".join(table.columns[i].heading for i in layout.left_out)
+    return _wrap(f"No room for: {names}. --format csv has every column.", width)
+
+
+def table_lines(table: Table, layout: Layout, *, rule: bool = True) -> list[tuple[str, str]]:
+    """The lines of a table, each with its style: "head", "rule", "struck", "strong" or ""."""
+    lines = [(line, "head") for line in _heading_lines(table, layout)]
+    if rule:
+        lines.append(((" " * GAP).join("─" * width for width in layout.widths), "rule"))
+    for row in table.rows:
+        style = "struck" if row.struck else "strong" if row.strong else ""
+        lines += [(line, style) for line in _lines(table, [row[i] for i in layout.columns], layout)]
+    return lines
+
+
+def _heading_lines(table: Table, layout: Layout) -> list[str]:
+    """Names of the columns, with the names of their groups in a line above."""
+    columns = [table.columns[i] for i in layout.columns]
+    names = _lines(table, [column.name for column in columns], layout, low=True)
+    if not any(column.group for column in columns):
+        return names
+    parts = []
+    for group, run in groupby(zip(columns, layout.widths, strict=True), key=lambda pair: pair[0].group):
+        span = _total([width for _, width in run])
+        parts.append(f"{group} ".ljust(span, "─")[:span] if group else " " * span)
+    return [(" " * GAP).join(parts).rstrip(), *names]
+
+
+def column_labels(table: Table, layout: Layout) -> list[str]:
+    """The heading of each drawn column by itself, lines of equal number; a group's name is over its first column."""
+    columns = [table.columns[i] for i in layout.columns]
+    labels = [_wrap(column.name, width) for column, width in zip(columns, layout.widths, strict=True)]
+    height = max(map(len, labels), default=0)
+    labels = [[""] * (height - len(label)) + label for label in labels]
+    if any(column.group for column in columns):
+        groups = [column.group for column in columns]
+        first = [group if group != before else "" for group, before in zip(groups, ("", *groups), strict=False)]
+        labels = [[group, *label] for group, label in zip(first, labels, strict=True)]
+    return ["\n".join(label) for label in labels]
 
 
 def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
@@ -45,8 +139,12 @@ def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
 
 def _safe(table: Table) -> Table:
     """The table with names that came from outside made safe to show."""
-    rows = tuple(tuple(map(one_line, row)) for row in table.rows)
+    rows = tuple(replace(row, cells=tuple(map(_safe_cell, row))) for row in table.rows)
     return replace(table, title=one_line(table.title), rows=rows)
+
+
+def _safe_cell(cell: str) -> str:
+    return cell if isinstance(cell, Quantity) else one_line(cell)
 
 
 def _bold(text: str) -> str:
@@ -55,10 +153,6 @@ def _bold(text: str) -> str:
 
 def _dim(text: str) -> str:
     return f"\x1b[2m{text}\x1b[0m"
-
-
-def _struck(table: Table, row: int, lines: list[str], styled: bool) -> list[str]:
-    return [_dim(line) for line in lines] if styled and row in table.struck else lines
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -80,48 +174,82 @@ def _glued(text: str) -> str:
     return text.replace(" · ", "\u00a0·\u00a0")
 
 
-def _lines(table: Table, cells: Sequence[str], widths: Sequence[int], *, low: bool = False) -> list[str]:
-    """The cells side by side; long ones wrapped, short ones at the top (at the bottom where `low`)."""
-    columns = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+def _lines(table: Table, cells: Sequence[str], layout: Layout, *, low: bool = False) -> list[str]:
+    """The drawn cells side by side; long ones wrapped, short ones at the top (at the bottom where `low`)."""
+    columns = [_wrap(cell, width) for cell, width in zip(cells, layout.widths, strict=True)]
     height = max(map(len, columns))
     filled = [[""] * (height - len(c)) + c if low else c + [""] * (height - len(c)) for c in columns]
-
-    def line(row: int) -> str:
-        padded = (
-            column[row].rjust(width) if i in table.numeric else column[row].ljust(width)
-            for i, (column, width) in enumerate(zip(filled, widths, strict=True))
+    return [
+        (" " * GAP)
+        .join(
+            _padded(column[line], width, right=table.columns[i].numeric)
+            for i, column, width in zip(layout.columns, filled, layout.widths, strict=True)
         )
-        return (" " * GAP).join(padded).rstrip()
-
-    return [line(row) for row in range(height)]
-
-
-def _narrowed(table: Table, widths: list[int], width: int) -> list[int] | None:
-    """Column widths that fit, headings wrapped first, then the widest words; None where words get too narrow."""
-    columns = range(len(widths))
-    narrowed = list(widths)
-    for floors in ([_floor(table, i, widths[i]) for i in columns], [_floor(table, i, TEXT_FLOOR) for i in columns]):
-        while _total(narrowed) > width and narrowed != floors:
-            above = [i for i in columns if narrowed[i] > floors[i]]
-            narrowed[max(above, key=lambda i: narrowed[i])] -= 1
-    return narrowed if _total(narrowed) <= width else None
+        .rstrip()
+        for line in range(height)
+    ]
 
 
-def _floor(table: Table, column: int, at_least: int) -> int:
-    """The least width of a column: numbers and words unbroken, and `at_least` for text that is as long."""
-    cells = [row[column] for row in table.rows]
-    longest = max((len(cell) for cell in cells), default=0)
-    words = [len(word) for text in (table.columns[column], *cells) for word in _glued(text).split(" ")]
-    return max([longest if column in table.numeric else min(longest, at_least), *words])
+def _padded(text: str, width: int, *, right: bool) -> str:
+    fill = " " * (width - _cells(text))
+    return fill + text if right else text + fill
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal that `text` takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _widths(table: Table, shown: Sequence[int], width: int | None, *, wrap: bool) -> tuple[int, ...] | None:
+    """Widths of the columns `shown` within `width`, headings wrapped first, then words; None where none do."""
+    widths = _grouped(table, shown, [_floor(table, i, None, heading=True) for i in shown])
+    if width is None:
+        return tuple(widths)
+    levels = [[_floor(table, i, None) for i in shown]]
+    if wrap:
+        levels.append([_floor(table, i, TEXT_FLOOR) for i in shown])
+    for level in levels:
+        floors = _grouped(table, shown, level)
+        while _total(widths) > width and (wide := [i for i, floor in enumerate(floors) if widths[i] > floor]):
+            widths[max(wide, key=lambda i: widths[i])] -= 1
+    return tuple(widths) if _total(widths) <= width else None
+
+
+def _floor(table: Table, column: int, at_least: int | None, *, heading: bool = False) -> int:
+    """The least width of a column: numbers and words unbroken, `at_least` for text that is as long (None: all of it).
+
+    With `heading` the heading stays on one line.
+    """
+    head, cells = table.columns[column], [row[column] for row in table.rows]
+    longest = max(map(_cells, cells), default=0)
+    text = longest if head.numeric or at_least is None else min(longest, at_least)
+    words = [head.name] if heading else _glued(head.name).split(" ")
+    if not head.numeric and at_least is not None:
+        words += [word for cell in cells for word in _glued(cell).split(" ")]
+    return max([text, *map(_cells, words)])
+
+
+def _grouped(table: Table, shown: Sequence[int], widths: list[int]) -> list[int]:
+    """`widths` with the first column of a group as wide as the group's name."""
+    for (place, i), before in zip(enumerate(shown), (None, *shown), strict=False):
+        group = table.columns[i].group
+        if group and (before is None or table.columns[before].group != group):
+            widths[place] = max(widths[place], len(group))
+    return widths
 
 
 def _stacked(table: Table, width: int) -> list[str]:
     """Each row as a block: its first cell, and the others below it behind their headings."""
-    margin = max(len(heading) for heading in table.columns[1:]) + 6
+    _, *headings = table.headings
+    margin = max(map(len, headings), default=0) + 6
     lines = []
     for row in table.rows:
         lines.append(f"  {row[0]}".rstrip())
-        for heading, cell in zip(table.columns[1:], row[1:], strict=True):
+        for heading, cell in zip(headings, row[1:], strict=True):
             if cell:
                 lines += _wrap(cell, width, f"    {heading}".ljust(margin), " " * margin)
     return lines
@@ -158,13 +286,39 @@ def in_encoding(text: str, encoding: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """The table as RFC 4180 lines, headings first."""
+    """The table as RFC 4180 lines, headings first. Quantities are plain numbers, their unit is in the heading.
+
+    A column of several units is followed by one that names them; what repeats a column in other units is left out.
+    """
     import csv
     import io
 
+    table = _safe(table)
+    columns = [lines for i, column in enumerate(table.columns) if not column.repeats for lines in _csv(table, i)]
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([table.columns, *_safe(table).rows])
+    csv.writer(out, lineterminator="\n").writerows(zip(*columns, strict=True))
     return out.getvalue().rstrip("\n")
+
+
+def _csv(table: Table, column: int) -> list[list[str]]:
+    """A column with its heading, and a second one with the units where they differ."""
+    cells = [row[column] for row in table.rows]
+    units = dict.fromkeys(cell.unit for cell in cells if isinstance(cell, Quantity))
+    heading = table.columns[column].heading
+    if len(units) > 1:
+        named = [cell.unit if isinstance(cell, Quantity) else "" for cell in cells]
+        return [[heading, *map(_plain, cells)], ["Unit", *named]]
+    unit = next(iter(units), "")
+    return [[f"{heading} ({unit})" if unit else heading, *map(_plain, cells)]]
+
+
+def _plain(cell: str) -> str:
+    """A quantity as a number that any reader of CSV takes; a dash is an empty cell."""
+    if not isinstance(cell, Quantity):
+        return "" if cell == "–" else str(cell)
+    if isinstance(cell.value, float) and not cell.value.is_integer():
+        return repr(cell.value)
+    return str(int(cell.value)) if cell.value == int(cell.value) else repr(float(cell.value))
 
 
 def as_markdown(table: Table) -> str:
@@ -175,9 +329,6 @@ def as_markdown(table: Table) -> str:
     def row(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
-    body = [
-        row(f"~~{cell}~~" if cell and i in table.struck else cell for cell in cells)
-        for i, cells in enumerate(table.rows)
-    ]
-    return "\n".join([f"### {table.title}", "", row(table.columns), row(rule), *body])
+    rule = ["---:" if column.numeric else "---" for column in table.columns]
+    body = [row(f"~~{cell}~~" if cell and one.struck else cell for cell in one) for one in table.rows]
+    return "\n".join([f"### {table.title}", "", row(table.headings), row(rule), *body])

@@ -230,7 +230,7 @@ def _batch_table(answer: Document, document: Document) -> Table:
 
 
 def _devices_table(answer: Document, document: Document) -> Table:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"{plan['devices']:,}",
             f"{plan['tp']:,}",

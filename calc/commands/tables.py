@@ -2,61 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
-from calc.units import format_binary, format_bytes_exact, format_count, format_decimal, format_rate
+from calc.units import Quantity, format_binary, format_bytes_exact, format_count, format_decimal, format_rate
 
 if TYPE_CHECKING:
-    from calc.explain.terms import Expr, Term
+    from calc.explain.terms import Term
     from calc.fit.memory import MemoryReport, TpRow
     from calc.intensity.attention import PhaseCost
     from calc.intensity.study import IntensityReport
     from calc.sources.catalog import DeviceEntry, ModelEntry
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Headings and rows of text. `numeric` columns (by index) are aligned to the right.
+KEPT = 9
+"""Priority of the columns that are drawn at any width."""
 
-    `struck` rows (by index) are shown struck through: they are there to be seen as impossible. In a `chain` the
-    cells after the first are equal to one another (formula, numbers put in, result).
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading, and how its column is drawn.
+
+    `numeric` columns are aligned to the right. Where a table is too wide, the columns of the lowest `priority` are
+    left out first, those of priority KEPT never. Neighbours of one `group` stand under its name. A column that
+    `repeats` the one before it in other units is not in the CSV.
+    """
+
+    name: str
+    _: KW_ONLY
+    numeric: bool = False
+    priority: int = KEPT
+    group: str = ""
+    repeats: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The name with its group: ``Whole heads: batch``."""
+        return f"{self.group}: {self.name}" if self.group else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The cells of a row, which it reads like a tuple of, and the calculation that they come from.
+
+    `terms` begin with the step that gives the row's own number, under `title`; `remark` warns of something, `note`
+    says where a number without a formula comes from. `struck`: shown as impossible. `strong`: a total, or chosen.
+    """
+
+    cells: tuple[str, ...]
+    _: KW_ONLY
+    terms: tuple[Term, ...] = ()
+    title: str = ""
+    remark: str = ""
+    note: str = ""
+    struck: bool = False
+    strong: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.cells[index]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Table:
+    """Columns and rows under a title. In a `chain` the cells after the first are equal to one another.
+
+    A column may be given as its name, a row as its cells; `numeric` and `struck` are then indexes of columns and rows.
     """
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[int] = field(default_factory=frozenset)
-    struck: frozenset[int] = field(default_factory=frozenset)
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
     chain: bool = False
 
+    def __init__(
+        self,
+        *,
+        title: str,
+        columns: Iterable[Column | str],
+        rows: Iterable[Row | tuple[str, ...]],
+        numeric: Container[int] = (),
+        struck: Container[int] = (),
+        chain: bool = False,
+    ) -> None:
+        made = (c if isinstance(c, Column) else Column(c, numeric=i in numeric) for i, c in enumerate(columns))
+        kept = (r if isinstance(r, Row) else Row(r, struck=i in struck) for i, r in enumerate(rows))
+        for name, value in (("title", title), ("columns", tuple(made)), ("rows", tuple(kept)), ("chain", chain)):
+            object.__setattr__(self, name, value)
 
-def _columns(first: int, last: int) -> frozenset[int]:
-    return frozenset(range(first, last + 1))
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The columns' names with their groups."""
+        return tuple(column.heading for column in self.columns)
+
+    @property
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """The rows' cells."""
+        return tuple(row.cells for row in self.rows)
+
+    def with_columns(self, indexes: Sequence[int]) -> Table:
+        """The table of some of its columns."""
+        rows = tuple(replace(row, cells=tuple(row[i] for i in indexes)) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[i] for i in indexes), rows=rows)
+
+
+def _numbers(*names: str, priority: int = KEPT) -> tuple[Column, ...]:
+    return tuple(Column(name, numeric=True, priority=priority) for name in names)
+
+
+def share(part: float, whole: float) -> Quantity:
+    """A part of a whole as ``12.3%``; its value is a fraction of 1."""
+    return Quantity(f"{part / whole:.1%}", part / whole)
 
 
 def answer_table(report: MemoryReport) -> Table:
     """The assignment's table: parameters, parameter memory, KV cache per request, largest batch."""
-    weights, kv = report.weight_bytes, report.kv_bytes_per_request
-    state, active = report.state_bytes_per_sequence, report.parameters.active
-    rows = [
-        ("Total parameters", format_count(report.parameters.total), ""),
-        ("Active parameters a token", format_count(active), f"{active / report.parameters.total:.1%}"),
-        ("Parameter memory", format_decimal(weights), format_binary(weights)),
-        ("KV cache per token", format_bytes_exact(report.kv_bytes_per_token), ""),
-        (f"KV cache per request ({report.study.context:,} tokens)", format_decimal(kv), format_binary(kv)),
-        ("State per sequence", format_decimal(state), format_binary(state)),
-        ("Max batch size possible", format_count(report.max_batch), "" if report.fits else "does not fit"),
-    ]
-    absent = {"State per sequence"} if not state else set()
-    absent |= {"Active parameters a token"} if not report.parameters.idle else set()
     return Table(
         title="Memory",
-        columns=("Quantity", "Value", "Also"),
-        rows=tuple(row for row in rows if row[0] not in absent),
-        numeric=_columns(1, 2),
+        columns=(
+            Column("Quantity"),
+            Column("Value", numeric=True),
+            Column("Binary units", numeric=True, priority=2, repeats=True),
+            Column("Note", priority=1),
+        ),
+        rows=tuple(_answer_rows(report)),
     )
+
+
+def _answer_rows(report: MemoryReport) -> Iterator[Row]:
+    counts, context = report.parameters, report.study.context
+    weights, token, request, *states, batch = report.steps[len(counts.steps) :]
+    total = next(term for term in counts.steps if term.name == "Total parameters")
+    state = report.state_bytes_per_sequence
+
+    def row(name: str, value: str, also: str = "", note: str = "", **more: Any) -> Row:
+        return Row((name, value, also, note), title=name.partition(" (")[0], **more)
+
+    rest = tuple(term for term in counts.steps if term is not total)
+    yield row("Total parameters", format_count(counts.total), terms=(total, *rest))
+    if counts.idle:
+        active = f"{counts.active / counts.total:.1%} of all"
+        yield row(
+            "Active parameters per token", format_count(counts.active), note=active, terms=result_first(counts.steps)
+        )
+    yield row("Parameter memory", *_both_units(report.weight_bytes), terms=(weights, total))
+    yield row("KV cache per token", format_bytes_exact(report.kv_bytes_per_token), terms=(token,))
+    name = f"KV cache per request ({context:,} tokens)"
+    yield row(name, *_both_units(report.kv_bytes_per_request), terms=(request, token))
+    if state:
+        remark = "The same for every length, in addition to the cache."
+        yield row("State per sequence", *_both_units(state), terms=tuple(states), remark=remark)
+    yield row(
+        "Max batch size possible",
+        format_count(report.max_batch),
+        note="" if report.fits else "does not fit",
+        terms=(batch, weights, request, *states, token),
+        remark="" if report.fits else "Not even one request fits beside the weights.",
+        strong=True,
+    )
+
+
+def _both_units(n_bytes: int) -> tuple[Quantity, Quantity]:
+    return format_decimal(n_bytes), format_binary(n_bytes)
+
+
+def result_first(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The last step, then those that led to it."""
+    return (terms[-1], *terms[:-1])
 
 
 def component_table(report: MemoryReport) -> Table:
@@ -64,17 +188,54 @@ def component_table(report: MemoryReport) -> Table:
     counts = report.parameters
     each = report.study.weight_format.bytes_per_element
     rows = [
-        (name, format_count(n), f"{n / counts.total:.1%}", format_decimal(n * each))
+        Row(
+            (name, format_count(n), share(n, counts.total), format_decimal(n * each)),
+            **_counted(report, name),
+        )
         for name, n in counts.components.items()
         if n
     ]
-    rows.append(("total", format_count(counts.total), "100.0%", format_decimal(report.weight_bytes)))
-    return Table(
-        title="Parameters",
-        columns=("Component", "Parameters", "Share", "Bytes"),
-        rows=tuple(rows),
-        numeric=_columns(1, 3),
-    )
+    cells = ("total", format_count(counts.total), share(1, 1), format_decimal(report.weight_bytes))
+    first = next(_answer_rows(report))
+    rows.append(Row(cells, terms=first.terms, title=first.title, strong=True))
+    return Table(title="Parameters", columns=("Component", *_numbers("Parameters", "Share", "Bytes")), rows=rows)
+
+
+_STEPS_OF = {
+    "embedding": ("Embedding",),
+    "attention": ("Attention (per layer)",),
+    "mlp": ("Feed-forward (per layer)",),
+    "norms": ("Norms (per layer)", "Final norm"),
+    "head": ("Head",),
+    "other": ("Learned positions",),
+}
+
+
+def _counted(report: MemoryReport, name: str) -> dict[str, Any]:
+    """Title, steps and note of a component."""
+    model, terms = report.study.model, _component_terms(report, name)
+    titles = {"mlp": "Feed-forward (MLP)"} | ({} if model.uniform else {"attention": "Attention and recurrence"})
+    each = model.uniform and any(term.name.endswith("(per layer)") for term in terms)
+    note = f"Counted for one layer; the model has {model.n_layers:,}." if each else ""
+    return {"title": titles.get(name, name.capitalize()), "terms": terms, "note": note}
+
+
+def _component_terms(report: MemoryReport, name: str) -> tuple[Term, ...]:
+    """The steps that count a component: its own, then (where layers differ) the kinds of layers it is in."""
+    model, steps = report.study.model, report.parameters.steps
+    if model.uniform or name in ("embedding", "head"):
+        return tuple(term for term in steps if term.name.startswith(_STEPS_OF[name]))
+    from calc.model.layers import Dense, Experts, mixers_of
+
+    hidden, own = model.layers[0].hidden_size, []
+    if name == "attention":
+        own = [mixer.term(hidden) for mixer in mixers_of(model.layers)]
+    elif name in ("mlp", "experts"):
+        wanted = Dense if name == "mlp" else Experts
+        parts = (part for layer in model.groups for part in layer.feed_forwards)
+        own = [part.term(hidden) for part in dict.fromkeys(part for part in parts if isinstance(part, wanted))]
+    kinds = (term for term in steps if term.name.split(" ")[0].replace(",", "").isdigit())
+    return (*own, *(term for term in kinds if "layer" in term.name.partition(":")[0]))
 
 
 def tp_table(report: MemoryReport) -> Table:
@@ -82,33 +243,34 @@ def tp_table(report: MemoryReport) -> Table:
     from calc.model.spec import Policy
 
     equal, whole = report.tp_tables[Policy.EQUAL_SPLIT], report.tp_tables[Policy.REPLICATED]
-    rows = tuple(_tp_cells(a, b) for a, b in zip(equal, whole, strict=True))
+
+    def rule(group: str) -> Iterator[Column]:
+        for name, priority in (("weights/GPU", 3), ("KV/GPU per request", 4), ("batch", KEPT)):
+            yield Column(name, numeric=True, group=group, priority=priority)
+
     return Table(
         title="Tensor parallelism",
-        columns=(
-            "TP",
-            "Weights per GPU",
-            "KV/request per GPU",
-            "Batch",
-            "Whole heads: weights",
-            "Whole heads: KV",
-            "Whole heads: batch",
-            "Remark",
-        ),
-        rows=rows,
-        numeric=_columns(0, 6),
-        struck=frozenset(i for i, row in enumerate(equal) if row.problem),
+        columns=(*_numbers("TP"), *rule("Equal split"), *rule("Whole heads"), Column("Remark", priority=1)),
+        rows=[_tp_row(a, b) for a, b in zip(equal, whole, strict=True)],
     )
 
 
-def _tp_cells(equal: TpRow, whole: TpRow) -> tuple[str, ...]:
+def _tp_row(equal: TpRow, whole: TpRow) -> Row:
     def cells(row: TpRow) -> tuple[str, str, str]:
         batch = format_count(row.max_batch) if row.fits else "–"
         return format_decimal(row.weight_bytes_per_gpu), format_decimal(row.kv_bytes_per_request_per_gpu), batch
 
-    if equal.problem:
-        return (str(equal.tp), *cells(equal), "–", "–", "–", equal.problem)
-    return (str(equal.tp), *cells(equal), *cells(whole), "" if whole.fits else "does not fit")
+    def steps(row: TpRow, rule: str) -> Iterator[Term]:
+        return (replace(term, name=f"{term.name}, {rule}") for term in result_first(row.steps))
+
+    served = ("–", "–", "–") if equal.problem else cells(whole)
+    return Row(
+        (format_count(equal.tp), *cells(equal), *served, equal.problem or ("" if whole.fits else "does not fit")),
+        terms=(*steps(equal, "equal split"), *steps(whole, "whole heads")),
+        title=f"TP {equal.tp}: equal split, then whole heads",
+        remark=f"No server could run this: {equal.problem}." if equal.problem else "",
+        struck=bool(equal.problem),
+    )
 
 
 def term_value(term: Term) -> str:
@@ -128,28 +290,32 @@ def step_table(cost: PhaseCost, title: str) -> Table:
     """FLOPs, bytes read and bytes written by each step of the algorithm; the last row is their sum."""
     from calc.explain.terms import to_text
 
-    def formula(expression: Expr, value: int) -> str:
-        return f"{to_text(expression)} = {value:,}" if value else "0"
-
     rows = [
-        (
-            s.name,
-            formula(s.flops_formula, s.flops),
-            f"{to_text(s.reads_formula)}",
-            format_count(s.read_bytes),
-            f"{to_text(s.writes_formula)}",
-            format_count(s.write_bytes),
+        Row(
+            (
+                s.name,
+                to_text(s.flops_formula),
+                format_count(s.flops),
+                to_text(s.reads_formula),
+                format_count(s.read_bytes),
+                to_text(s.writes_formula),
+                format_count(s.write_bytes),
+            )
         )
         for s in cost.steps
     ]
     reads, writes = sum(s.read_bytes for s in cost.steps), sum(s.write_bytes for s in cost.steps)
-    rows.append(("sum", format_count(cost.flops), "", format_count(reads), "", format_count(writes)))
-    return Table(
-        title=title,
-        columns=("Step", "FLOPs", "Elements read", "Bytes read", "Elements written", "Bytes written"),
-        rows=tuple(rows),
-        numeric=frozenset({3, 5}),
+    total = ("sum", "", format_count(cost.flops), "", format_count(reads), "", format_count(writes))
+    columns = (
+        Column("Step"),
+        Column("FLOP formula", priority=3),
+        Column("FLOPs", numeric=True),
+        Column("Elements read", priority=2),
+        Column("Bytes read", numeric=True),
+        Column("Elements written", priority=1),
+        Column("Bytes written", numeric=True),
     )
+    return Table(title=title, columns=columns, rows=(*rows, Row(total, strong=True)))
 
 
 def formula_table(report: IntensityReport) -> Table:
@@ -170,31 +336,33 @@ def formula_table(report: IntensityReport) -> Table:
 
 def context_table(report: IntensityReport) -> Table:
     """Prefill attention against context."""
-    rows = tuple(
-        (format_count(p.context), format_count(p.flops), format_count(p.bytes), f"{p.intensity:.2f}")
+    rows = [
+        (
+            format_count(p.context),
+            format_count(p.flops),
+            format_count(p.bytes),
+            Quantity(f"{p.intensity:.2f}", p.intensity),
+        )
         for p in report.prefill_by_context
-    )
-    return Table(
-        title="Prefill by context", columns=("N", "FLOPs", "Bytes", "FLOP/B"), rows=rows, numeric=_columns(0, 3)
-    )
+    ]
+    return Table(title="Prefill by context", columns=_numbers("N", "FLOPs", "Bytes", "FLOP/B"), rows=rows)
 
 
 def batch_table(report: IntensityReport) -> Table:
     """Decode against batch: attention alone, linear layers, whole step; as queried and with the model's own groups."""
     asked, own = report.query.group_size, report.query.model.group_size
     series = {asked: report.decode_by_batch, own: report.decode_by_batch_grouped}
-    rows = tuple(
+    rows = [
         (
             format_count(points[0].batch),
-            *(f"{p.attention_intensity:.3f}" for p in points),
-            f"{points[0].linear_intensity:.2f}",
-            *(f"{p.step_intensity:.2f}" for p in points),
+            *(Quantity(f"{p.attention_intensity:.3f}", p.attention_intensity) for p in points),
+            Quantity(f"{points[0].linear_intensity:.2f}", points[0].linear_intensity),
+            *(Quantity(f"{p.step_intensity:.2f}", p.step_intensity) for p in points),
         )
         for points in zip(*series.values(), strict=True)
-    )
-    columns = ("Batch", *(f"Attention g={g}" for g in series), "Linear", *(f"Step g={g}" for g in series))
-    numeric = _columns(0, len(columns) - 1)
-    return Table(title="Decode by batch, FLOP/B", columns=columns, rows=rows, numeric=numeric)
+    ]
+    names = ("Batch", *(f"Attention g={g}" for g in series), "Linear", *(f"Step g={g}" for g in series))
+    return Table(title="Decode by batch, FLOP/B", columns=_numbers(*names), rows=rows)
 
 
 def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
@@ -204,8 +372,14 @@ def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
         m = entry.spec
         shape = f"{m.n_layers} x ({m.n_heads} q, {m.n_kv_heads} kv, {m.head_dim})"
         rows.append((entry.id, entry.hf_id, format_count(entry.parameters), shape, format_count(m.hidden_size)))
-    columns = ("Name", "Hugging Face id", "Parameters", "Layers x heads", "Hidden size")
-    return Table(title="Models", columns=columns, rows=tuple(rows), numeric=frozenset({2, 4}))
+    columns = (
+        Column("Name"),
+        Column("Hugging Face id", priority=3),
+        Column("Parameters", numeric=True),
+        Column("Layers x heads", priority=2),
+        Column("Hidden size", numeric=True, priority=1),
+    )
+    return Table(title="Models", columns=columns, rows=rows)
 
 
 def device_catalog_table(entries: Iterable[DeviceEntry]) -> Table:
@@ -221,8 +395,13 @@ def device_catalog_table(entries: Iterable[DeviceEntry]) -> Table:
                 format_binary(d.memory_bytes),
                 format_rate(d.bandwidth_bytes_per_s) if d.bandwidth_bytes_per_s else "",
                 format_rate(peak, "FLOP/s") if peak else "",
-                f"{ridge:.0f}" if ridge else "",
+                Quantity(f"{ridge:.0f}", ridge) if ridge else "",
             )
         )
-    columns = ("Name", "Device", "Memory", "Bandwidth", "bf16 dense", "Ridge, FLOP/B")
-    return Table(title="Devices", columns=columns, rows=tuple(rows), numeric=frozenset({2, 3, 4, 5}))
+    columns = (
+        Column("Name"),
+        Column("Device", priority=2),
+        *_numbers("Memory", "Bandwidth", "bf16 dense"),
+        *_numbers("Ridge, FLOP/B", priority=1),
+    )
+    return Table(title="Devices", columns=columns, rows=rows)

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
-from engine.commands.line_plot import check_plot_path
 from engine.errors import EngineError, OptionError
 from engine.files import check_writable
 from engine.measure.options import MODEL_OPTIONS, Option, check_ranks, check_threads, parse_ids
@@ -21,9 +20,8 @@ _BY_MODE = {measurement.mode: measurement for measurement in MEASUREMENTS.values
 MODES = (GENERATE, *_BY_MODE, RUN)
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """What the assignment's `run` stands for: everything that it asks to be shown."""
-PLOT_MODES = (*(mode for mode, measurement in _BY_MODE.items() if measurement.plots), RUN)
 
-UNUSED = {"plot": None, "ids": False, "stream": False}
+UNUSED = {"ids": False, "stream": False}
 """What the options of other modes stand at where a mode does not have them."""
 
 T = TypeVar("T")
@@ -59,8 +57,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("serve takes no options: it reads requests from standard input")
     if args.serve is None and args.mode is None:
         parser.error("say what to do: serve, or --mode " + ", ".join(MODES))
-    if args.plot is not None and args.mode not in PLOT_MODES:
-        parser.error(f"--plot belongs to --mode {' or '.join(PLOT_MODES[:-1])}, not {args.mode}")
+    if args.plot is not None:
+        drawn = " or ".join(f"kvscope {measurement.name}" for measurement in MEASUREMENTS.values() if measurement.plots)
+        parser.error(f"plots are drawn by kvscope: run {drawn} with --plot {one_line(args.plot)}")
     return args
 
 
@@ -78,7 +77,7 @@ def make_parser() -> Parser:
     _add_modes(parser)
     _add_options(parser, "model", MODEL_OPTIONS)
     _add_generate_options(parser)
-    _add_plot_option(parser)
+    parser.add_argument("--plot", help=argparse.SUPPRESS)
     for title, options in _own_options().items():
         _add_options(parser, title, options)
     out = parser.add_argument_group("output")
@@ -100,8 +99,6 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
     taken = {option.name for option in measurement.options}
     _add_options(parser, "model", MODEL_OPTIONS, hidden={option.name for option in MODEL_OPTIONS} - taken)
     _add_options(parser, measurement.name, [option for option in measurement.options if not _is_models(option)])
-    if measurement.plots:
-        _add_plot_option(parser)
     return parser
 
 
@@ -183,21 +180,12 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument("--ids", action="store_true", help="print token ids instead of text")
 
 
-def _add_plot_option(parser: Parser) -> None:
-    modes = ", ".join(PLOT_MODES[:-1])
-    group = parser.add_argument_group("plot")
-    group.add_argument("--plot", type=Path, metavar="FILE", help=f"draw what was measured ({modes}): .svg, .png, .txt")
-
-
 def requests(args: argparse.Namespace) -> list[Request]:
     """The checked requests that the options stand for, in their order. Raises EngineError."""
     check_threads(args.threads)
     _check_tp(args)
     if args.output is not None:
         check_writable(args.output)
-    if args.plot is not None:
-        check_plot_path(args.plot)
-        check_writable(args.plot, "plot")
     if args.mode == GENERATE:
         return [_generate_request(args)]
     modes = RUN_MODES if args.mode == RUN else (args.mode,)

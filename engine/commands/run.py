@@ -9,8 +9,6 @@ from typing import Any, TextIO
 
 from engine.commands.cli import RUN_MODES
 from engine.commands.documents import generation_document, to_json
-from engine.commands.line_plot import Drawing, render
-from engine.commands.measured_plots import drawing_of
 from engine.commands.summary import generation_text
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.files import write_whole
@@ -63,8 +61,6 @@ class Answered:
         return self.result.result
 
 
-Draw = Callable[[Answered], Drawing | None]
-
 _REDRAW_S = 0.1
 
 
@@ -90,11 +86,8 @@ def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
     return outcome.exit_code
 
 
-def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: Draw | None = None) -> Outcome:
-    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError.
-
-    `draw` says what --plot shows of a result, where it is not just what was measured.
-    """
+def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Outcome:
+    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError."""
     answers: list[Answered] = []
     model = None
     for request in todo:
@@ -102,15 +95,7 @@ def follow(args: argparse.Namespace, todo: list[Request], answer: Answer, draw: 
         result = printer.follow(answer(request))
         model = printer.model or model
         answers.append(Answered(result, measurement_of(request), model))
-        drawing = (draw or _drawing)(answers[-1]) if args.plot is not None else None
-        if drawing is not None:
-            write_whole(args.plot, render(args.plot, drawing))
-            printer.remark(f"wrote {args.plot}")
     return Outcome(answers)
-
-
-def _drawing(answered: Answered) -> Drawing | None:
-    return drawing_of(answered.result)
 
 
 def print_text(args: argparse.Namespace, outcome: Outcome) -> None:

@@ -215,7 +215,7 @@ def test_output_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["memory", "--json", "--quiet", "--output", str(file)], capsys) == (0, "", "")
 
 
-@pytest.mark.parametrize(("form", "start"), [("csv", "Quantity,Value,Also"), ("md", "## llama-3-8b on")])
+@pytest.mark.parametrize(("form", "start"), [("csv", "Quantity,Value,Unit,Note"), ("md", "## llama-3-8b on")])
 def test_other_formats(form: str, start: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(["memory", "--format", form], capsys)
     assert (code, err) == (0, "")

@@ -524,7 +524,7 @@ OVER_PANES = frozenset(
 
 def as_tsv(table: Table) -> str:
     """A table for a spreadsheet: tabs between cells, headings first."""
-    return "\n".join("\t".join(cells) for cells in (table.columns, *table.rows))
+    return "\n".join("\t".join(cells) for cells in (table.headings, *table.cells))
 
 
 def run_app(study: Study | None = None) -> int:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
-from calc.commands import render
 from calc.commands.intensity import intensity_answer, intensity_document
 from calc.commands.memory import memory_answer, memory_document
 from calc.commands.options import add_output_options, counts, reader, study_from, study_parser
 from calc.commands.output import emit, emit_tables, rendered, say
+from calc.commands.render import as_csv, as_markdown
 from calc.commands.tables import Table
 from calc.units import parse_count
 from engine.commands import cli as engine_cli
 from engine.commands import run as commands
 from engine.commands.documents import generation_document, to_json
-from engine.commands.line_plot import Drawing
-from engine.commands.measured_plots import drawing_of
 from engine.errors import EngineError
+from engine.files import check_writable, write_whole
 from engine.measure.kinds import batch as batches
 from engine.measure.kinds.batch import BatchFinished
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
@@ -33,6 +33,8 @@ from engine.records import ModelInfo, Request
 from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live import measured_tables as measured
 from tui.live.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
+from tui.views.chart_file import check_plot_path, render
+from tui.views.plots import batch_figure, benchmark_figure
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
@@ -51,8 +53,12 @@ def run_engine_command(name: str, argv: Sequence[str], prog: str, client: Client
 
 def _run(args: argparse.Namespace, client: ClientFactory) -> int:
     todo = engine_cli.requests(args)
+    if args.plot is not None:
+        check_plot_path(args.plot)
+        check_writable(args.plot, "plot")
     with client() as engine:
-        outcome = commands.follow(args, todo, engine.stream, _drawing)
+        outcome = commands.follow(args, todo, engine.stream)
+    _write_plot(args, outcome)
     _print(args, outcome)
     return outcome.exit_code
 
@@ -60,6 +66,9 @@ def _run(args: argparse.Namespace, client: ClientFactory) -> int:
 def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
     parser = engine_cli.mode_parser(name.replace("-", "_"), prog, _description(name))
     _read_as_calc_does(parser)
+    parser.set_defaults(plot=None)
+    if name in MEASUREMENTS and MEASUREMENTS[name].plots:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was measured: .svg, .png, .txt")
     add_output_options(parser)
     args = parser.parse_args(argv)
     args.json = args.format != "text"  # anything but text is printed at the end, not streamed
@@ -98,7 +107,7 @@ def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
     if args.format == "json":
         text = to_json(_document(answered))
     else:
-        text = (render.as_csv if args.format == "csv" else render.as_markdown)(_table(answered))
+        text = (as_csv if args.format == "csv" else as_markdown)(_table(answered))
     emit(args, text)
 
 
@@ -118,11 +127,21 @@ def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> Batch
     return predicted_batches(model, result.rows, prefill_tokens=result.prefill_tokens, prefill_s=result.prefill_s)
 
 
-def _drawing(answered: commands.Answered) -> Drawing | None:
-    """What --plot draws: of batches the predicted line as well."""
-    result = answered.result
-    predicted = _batch_prediction(result, answered.model) if isinstance(result, BatchFinished) else None
-    return drawing_of(result, predicted.tokens_per_s if predicted is not None else None)
+def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
+    """The chart of --plot: of batches the predicted line as well. Raises OptionError where it cannot be written."""
+    (answered,) = outcome.answers
+    if args.plot is None:
+        return
+    match answered.result:
+        case BenchmarkFinished(result=result):
+            chart = benchmark_figure(result)
+        case BatchFinished(result=batch):
+            chart = batch_figure(batch, _batch_prediction(answered.result, answered.model))
+        case _:
+            raise TypeError(f"a {type(answered.result).__name__} has no plot")
+    write_whole(args.plot, render(args.plot, chart))
+    if not args.quiet:
+        say(f"wrote {args.plot}")
 
 
 def _document(answered: commands.Answered) -> Document:
@@ -215,6 +234,6 @@ def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str
     if form == "text":
         blocks += [answered.text() for answered in outcome.answers]
     else:
-        write = render.as_csv if form == "csv" else render.as_markdown
+        write = as_csv if form == "csv" else as_markdown
         blocks += [write(_result_table(answered.result)) for answered in outcome.answers]
     return "\n\n".join(blocks)

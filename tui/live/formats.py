@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from calc.commands.tables import Table
-from calc.units import format_decimal, format_duration_s, format_rate
+from calc.commands.tables import KEPT, Column, Row, Table
+from calc.units import Quantity, format_decimal, format_duration_s, format_rate
 from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats
 from engine.process.events import Loaded
 from engine.records import CacheKind, Event, ModelInfo
 from engine.weights.hub import cached_model
 from tui.live.generation import Run
-from tui.live.measured_tables import SHORT_NAMES, kept_columns
+from tui.live.measured_tables import SHORT_NAMES, times
 
 BUNDLED = "bundled"
 LEAST_TOKENS = 8
@@ -162,41 +162,32 @@ def _effect_of(row: FormatRow) -> Effect:
 
 
 def effects_table(effects: Sequence[Effect], chosen: Choice | None) -> Table:
-    """A row a choice, the chosen one marked: speed with its ratio to the first row's, bytes, error of the logits."""
-    columns = (
-        "", "Weights", "Cache", "tp", "● TPOT p50", "● Rate", "Speedup", "● Bytes", "● Cache/token", "Same token",
-        "Mean |Δlogit|",
-    )  # fmt: skip
-    rows = tuple(_cells(effect, effects[0], chosen) for effect in effects)
-    return Table(title="Formats of this model", columns=columns, rows=rows, numeric=frozenset(range(3, 11)))
-
-
-def effects_variants(effects: Sequence[Effect], chosen: Choice | None) -> tuple[Table, ...]:
-    """The whole table; all of it with short names; speed, bytes and tokens that agree; without the ratio."""
-    full = effects_table(effects, chosen)
-    names = [f"{MARK if effect.choice == chosen else ' '} {effect.choice.short_name}" for effect in effects]
-    short = replace(
-        kept_columns(full, (1, *range(4, 11))),
-        columns=("Format", "● TPOT", "● Rate", "Speedup", "● Bytes", "Token", "Same", "|Δlogit|"),
-        rows=tuple((name, *row[4:]) for name, row in zip(names, full.rows, strict=True)),
+    """A row per choice, the chosen one marked: speed with its ratio to the first row's, bytes, error of the logits."""
+    names = {
+        "● TPOT p50": KEPT, "● Rate": 3, "Speedup": 7, "● Bytes": 6, "● Cache/token": 1, "Same token": 5,
+        "Mean |Δlogit|": 2,
+    }  # fmt: skip
+    return Table(
+        title="Formats of this model",
+        columns=("Format", *(Column(name, numeric=True, priority=p) for name, p in names.items())),
+        rows=[_row(effect, effects[0], chosen) for effect in effects],
     )
-    least = replace(kept_columns(short, (0, 1, 3, 4, 6)), columns=("Format", "● TPOT", "", "● Bytes", "Same"))
-    return full, short, least, kept_columns(least, (0, 1, 3, 4))
 
 
-def _cells(effect: Effect, first: Effect, chosen: Choice | None) -> tuple[str, ...]:
-    dtype, cache, tp = effect.choice
-    each = f" ×{tp}" if tp > 1 else ""
-    return (
-        MARK if effect.choice == chosen else "",
-        dtype,
-        cache,
-        str(tp),
+def _row(effect: Effect, first: Effect, chosen: Choice | None) -> Row:
+    tp, is_chosen = effect.choice.tp, effect.choice == chosen
+
+    def size(n_bytes: int) -> Quantity:
+        return Quantity(format_decimal(n_bytes) + (f" ×{tp}" if tp > 1 else ""), n_bytes, "B")
+
+    cells = (
+        f"{MARK if is_chosen else ' '} {effect.choice.short_name}",
         format_duration_s(effect.tpot_p50_s),
         format_rate(effect.tokens_per_s, "tok/s"),
-        f"{first.tpot_p50_s / effect.tpot_p50_s:.2f}x",
-        format_decimal(effect.weight_bytes) + each,
-        format_decimal(effect.kv_token_bytes) + each,
+        times(first.tpot_p50_s / effect.tpot_p50_s),
+        size(effect.weight_bytes),
+        size(effect.kv_token_bytes),
         "–" if effect.n_same is None else f"{effect.n_same}/{effect.n_compared}",
-        "–" if effect.mean_error is None else f"{effect.mean_error:.4f}",
+        "–" if effect.mean_error is None else Quantity(f"{effect.mean_error:.4f}", effect.mean_error),
     )
+    return Row(cells, title=effect.choice.name, strong=is_chosen)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import log10
 from typing import TYPE_CHECKING
 
-from calc.commands.tables import Table
-from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
+from calc.commands.tables import KEPT, Column, Table
+from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_duration_s, format_rate
 from engine.measure.kinds.batch import BatchRow, rises
 from engine.measure.kinds.benchmark import BenchmarkRow
 from engine.measure.kinds.evaluate import CaseResult
@@ -26,7 +25,7 @@ ERROR_FLOOR = 1e-16
 
 def error_text(value: float | None) -> str:
     """An error as it is written; a dash where the check was not run."""
-    return "–" if value is None else f"{value:.1e}"
+    return "–" if value is None else Quantity(f"{value:.1e}", value)
 
 
 def worst_error(case: CaseResult) -> float | None:
@@ -57,28 +56,35 @@ CHECKS = (
 """Headings and fields of the errors; evaluate has the first alone."""
 
 
-def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float | None = None, bar: int = 16) -> Table:
-    """A row a case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
+BAR = 16
+"""Cells of the bar of an error."""
+
+
+def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float | None = None) -> Table:
+    """A row per case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
     checks = CHECKS if cached else CHECKS[:1]
-    columns = ("", "Case", "Tokens", *(name for name, _ in checks))
-    rows = []
-    for case in cases:
-        row = [
-            f"{PASSED} pass" if case.passed else f"{FAILED} FAIL",
-            format_count(case.case),
-            format_count(case.prompt_tokens),
-            *(error_text(getattr(case, key)) for _, key in checks),
-        ]
-        if atol is not None:
-            row.append(error_bar(worst_error(case), atol=atol, width=bar))
-        rows.append(tuple(row))
-    if atol is not None:
-        columns = (*columns, f"to {atol:g} (log)")
+    columns = [Column(""), Column("Case", numeric=True), Column("Tokens", numeric=True, priority=1)]
+    columns += [Column(name, numeric=True, priority=3 if cached else KEPT) for name, _ in checks]
+    columns += [Column("worst", numeric=True)] if cached else []
+    columns += [] if atol is None else [Column(f"to {atol:g} (log)", priority=2)]
     return Table(
         title="kv-evaluate" if cached else "evaluate",
         columns=columns,
-        rows=tuple(rows),
-        numeric=frozenset(range(1, 3 + len(checks))),
+        rows=[_case_cells(case, checks, cached=cached, atol=atol) for case in cases],
+    )
+
+
+def _case_cells(
+    case: CaseResult, checks: Sequence[tuple[str, str]], *, cached: bool, atol: float | None
+) -> tuple[str, ...]:
+    worst = worst_error(case)
+    return (
+        f"{PASSED} pass" if case.passed else f"{FAILED} FAIL",
+        format_count(case.case),
+        format_count(case.prompt_tokens),
+        *(error_text(getattr(case, key)) for _, key in checks),
+        *((error_text(worst),) if cached else ()),
+        *(() if atol is None else (error_bar(worst, atol=atol, width=BAR),)),
     )
 
 
@@ -95,74 +101,15 @@ def verdict(cases: Sequence[CaseResult], *, atol: float | None, total: int | Non
 
 
 def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Table:
-    """A row a prompt length: both arms with their spread, the speedup, prefill and time a token."""
+    """A row per prompt length: both arms with their spread, the speedup, prefill and time per token."""
+    names = {
+        "Prompt": KEPT, "● With cache": KEPT, "with: min–max": 3, "● Without": KEPT, "without: min–max": 3,
+        "Speedup": KEPT, "TTFT": 5, "TPOT": 5, "p50": 4, "p95": 4, "KV cache": 2,
+    }  # fmt: skip
     return Table(
         title="Latency sweep" + (f", {new_tokens} new tokens" if new_tokens else ""),
-        columns=(
-            "Prompt",
-            "● With cache",
-            "min–max",
-            "● Without",
-            "min–max",
-            "Speedup",
-            "TTFT",
-            "TPOT",
-            "p50",
-            "p95",
-            "KV cache",
-        ),
-        rows=tuple(_benchmark_cells(row) for row in rows),
-        numeric=frozenset(range(11)),
-    )
-
-
-def benchmark_variants(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> tuple[Table, ...]:
-    """The whole table; without bytes; without the spread as well; without percentiles; with shorter headings."""
-    full = benchmark_table(rows, new_tokens=new_tokens)
-    short = kept_columns(full, (0, 1, 3, 5, 6, 7))
-    headings = ("Prompt", "● With", "● Without", "Speedup", "TTFT", "TPOT")
-    middle = kept_columns(full, (0, 1, 3, 5, 6, 7, 8, 9))
-    return full, kept_columns(full, range(10)), middle, short, replace(short, columns=headings)
-
-
-def evaluation_variants(cases: Sequence[CaseResult], *, cached: bool, atol: float | None) -> tuple[Table, ...]:
-    """All checks with a long bar, with a short one, with less about the case; the worst error alone."""
-    whole = evaluation_table(cases, cached=cached)
-    if atol is None:
-        return whole, _worst(cases, whole.title)
-    bars = [evaluation_table(cases, cached=cached, atol=atol, bar=width) for width in (32, 12, 10)]
-    return *bars[:2], _lean(bars[2]), _worst(cases, whole.title, atol=atol), _worst(cases, whole.title)
-
-
-def _lean(table: Table) -> Table:
-    """Without the word beside the mark, and without the tokens."""
-    kept = kept_columns(table, [i for i in range(len(table.columns)) if i != 2])
-    return replace(kept, rows=tuple((row[0][:1], *row[1:]) for row in kept.rows))
-
-
-def _worst(cases: Sequence[CaseResult], title: str, *, atol: float | None = None) -> Table:
-    rows = [
-        (
-            PASSED if case.passed else FAILED,
-            format_count(case.case),
-            format_count(case.prompt_tokens),
-            error_text(worst_error(case)),
-            *((error_bar(worst_error(case), atol=atol, width=14),) if atol is not None else ()),
-        )
-        for case in cases
-    ]
-    scale = () if atol is None else (f"to {atol:g} (log)",)
-    columns = ("", "Case", "Tokens", "worst error", *scale)
-    return Table(title=title, columns=columns, rows=tuple(rows), numeric=frozenset({1, 2, 3}))
-
-
-def kept_columns(table: Table, columns: Sequence[int]) -> Table:
-    """`table` with some of its columns."""
-    return Table(
-        title=table.title,
-        columns=tuple(table.columns[i] for i in columns),
-        rows=tuple(tuple(row[i] for i in columns) for row in table.rows),
-        numeric=frozenset(k for k, i in enumerate(columns) if i in table.numeric),
+        columns=[Column(name, numeric=True, priority=priority) for name, priority in names.items()],
+        rows=[_benchmark_cells(row) for row in rows],
     )
 
 
@@ -180,43 +127,32 @@ def _benchmark_cells(row: BenchmarkRow) -> tuple[str, ...]:
         spread_text(row.with_cache_min_s, row.with_cache_max_s),
         format_duration_s(row.without_cache_s),
         spread_text(row.without_cache_min_s, row.without_cache_max_s),
-        f"{row.speedup:.2f}x",
+        times(row.speedup),
         format_duration_s(row.prefill_s),
         *("–" if s is None else format_duration_s(s) for s in (row.tpot_s, row.tpot_p50_s, row.tpot_p95_s)),
         format_bytes_exact(row.kv_cache_bytes),
     )
 
 
+def times(ratio: float) -> Quantity:
+    """A ratio as it is written: ``2.00x``."""
+    return Quantity(f"{ratio:.2f}x", ratio)
+
+
 def formats_table(rows: Sequence[FormatRow]) -> Table:
-    """A row a format, the reference first: memory, speed with its ratio to float32, error of the logits."""
-    columns = (
-        "Weights", "Cache", "● Bytes", "● TPOT p50", "p95", "● Rate", "Speedup", "Same token", "Mean error", "Max",
-        "Perplexity",
-    )  # fmt: skip
-    first = rows[0] if rows else None
-    cells = tuple(_format_cells(row, first) for row in rows if first is not None)
-    return Table(title="Formats against float32", columns=columns, rows=cells, numeric=frozenset(range(2, 11)))
-
-
-def formats_variants(rows: Sequence[FormatRow]) -> tuple[Table, ...]:
-    """The whole table; without tails and perplexity; the essentials; the same with short names."""
-    full = formats_table(rows)
-    lean = kept_columns(full, (0, 1, 2, 5, 6, 7, 8))
-    least = replace(
-        kept_columns(full, (0, 2, 5, 6, 7, 8)),
-        columns=("Weights", "Bytes", "Rate", "", "Same", "Error"),
-        rows=tuple((_short_name(row), *cells[2:]) for row, cells in zip(rows, lean.rows, strict=True)),
+    """A row per format, the reference first: memory, speed with its ratio to float32, error of the logits."""
+    names = {
+        "● Bytes": KEPT, "● TPOT p50": 2, "p95": 1, "● Rate": 6, "Speedup": KEPT, "Same token": 7, "Mean error": 5,
+        "Max": 3, "Perplexity": 4,
+    }  # fmt: skip
+    return Table(
+        title="Formats against float32",
+        columns=("Weights", "Cache", *(Column(name, numeric=True, priority=p) for name, p in names.items())),
+        rows=[_format_cells(row, rows[0]) for row in rows],
     )
-    return full, kept_columns(full, (0, 1, 2, 3, 5, 6, 7, 8, 10)), lean, least
 
 
 SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-
-
-def _short_name(row: FormatRow) -> str:
-    """``bf16``, or ``fp32/int8`` with another cache, as the command line's --formats writes it."""
-    name = SHORT_NAMES.get(row.dtype, row.dtype)
-    return name if row.cache == "full" else f"{name}/{row.cache}"
 
 
 def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
@@ -227,33 +163,41 @@ def _format_cells(row: FormatRow, first: FormatRow) -> tuple[str, ...]:
         format_duration_s(row.tpot_p50_s),
         format_duration_s(row.tpot_p95_s),
         format_rate(row.tokens_per_s, "tok/s"),
-        f"{row.tokens_per_s / first.tokens_per_s:.2f}x",
+        times(row.tokens_per_s / first.tokens_per_s),
         f"{row.n_same}/{row.n_tokens}",
-        f"{row.mean_error:.4f}",
-        f"{row.max_error:.3f}",
-        f"{row.perplexity:,.2f}",
+        Quantity(f"{row.mean_error:.4f}", row.mean_error),
+        Quantity(f"{row.max_error:.3f}", row.max_error),
+        Quantity(f"{row.perplexity:,.2f}", row.perplexity),
     )
 
 
 def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Table:
-    """A row a batch: tokens a second of all its rows and their rise over the smallest batch, measured and predicted."""
+    """A row per batch: tokens per second of all its rows and their rise over the smallest batch, both predicted too."""
+
+    def column(name: str, group: str = "", priority: int = KEPT, *, numeric: bool = True) -> Column:
+        return Column(name, group=group, priority=priority, numeric=numeric)
+
     columns = (
-        "Batch", "● Tokens/s", "predicted", "● / pred.", "● Rise", "predicted", "bound by", "● Step p50", "min–max",
-        "KV cache",
+        column("Batch"), column("● measured", RATE), column("predicted", RATE), column("● / pred.", RATE, 6),
+        column("● measured", RISE, 7), column("predicted", RISE, 5), column("bound by", "", 4, numeric=False),
+        column("● Step p50", "", 3), column("min–max", "", 2), column("KV cache", "", 1),
     )  # fmt: skip
     gains = rises(rows, [row.tokens_per_s for row in rows]) if rows else []
-    cells = tuple(
+    cells = [
         (
             format_count(row.batch),
-            f"{row.tokens_per_s:,.1f}",
+            Quantity(f"{row.tokens_per_s:,.1f}", row.tokens_per_s),
             *_predicted_cells(rows, index, gain, predicted),
             format_duration_s(row.step_p50_s),
             spread_text(row.step_min_s, row.step_max_s),
             format_decimal(row.kv_cache_bytes),
         )
         for index, (row, gain) in enumerate(zip(rows, gains, strict=True))
-    )
-    return Table(title="Batch decode", columns=columns, rows=cells, numeric=frozenset(set(range(len(columns))) - {6}))
+    ]
+    return Table(title="Batch decode", columns=columns, rows=cells)
+
+
+RATE, RISE = "Tokens/s", "Rise"
 
 
 def _predicted_cells(
@@ -261,23 +205,16 @@ def _predicted_cells(
 ) -> tuple[str, ...]:
     """Predicted rate, measured over predicted, both rises, and what bounds the step."""
     if predicted is None:
-        return "–", "–", f"{gain:.2f}x", "–", "–"
+        return "–", "–", times(gain), "–", "–"
     rate = predicted.tokens_per_s[index]
+    share = rows[index].tokens_per_s / rate
     return (
-        f"{rate:,.1f}",
-        f"{rows[index].tokens_per_s / rate:.2f}",
-        f"{gain:.2f}x",
-        f"{rises(rows, predicted.tokens_per_s)[index]:.2f}x",
+        Quantity(f"{rate:,.1f}", rate),
+        Quantity(f"{share:.2f}", share),
+        times(gain),
+        times(rises(rows, predicted.tokens_per_s)[index]),
         "arithmetic" if predicted.computing[index] else "memory",
     )
-
-
-def batch_variants(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> tuple[Table, ...]:
-    """The whole table; without bytes and spread; both rates and rises alone; with shorter headings."""
-    full = batch_table(rows, predicted)
-    least = kept_columns(full, range(6))
-    short = replace(least, columns=("Batch", "● Tok/s", "pred.", "● / p.", "● Rise", "pred."))
-    return full, kept_columns(full, range(9)), kept_columns(full, range(8)), kept_columns(full, range(7)), least, short
 
 
 def machine_text(machine: Machine) -> str:

@@ -42,18 +42,14 @@ from tui.live.engine_link import engine_of
 from tui.live.formats import Effects
 from tui.live.measured_tables import (
     batch_table,
-    batch_variants,
     benchmark_table,
-    benchmark_variants,
     evaluation_table,
-    evaluation_variants,
     formats_table,
-    formats_variants,
     machine_text,
 )
 from tui.live.measurement import DEFAULT_BATCHES, DEFAULT_LENGTHS, Job, JobRequest, Kind, job_options
 from tui.panes.base import Pane
-from tui.views.chart import draw
+from tui.views.chart_text import draw
 from tui.views.plots import batch_decode_chart, benchmark_chart
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
@@ -381,14 +377,14 @@ class BenchmarkPane(Pane):
         verdict_view.update(job.state or f"▶ {len(job.cases)} cases so far")
         verdict_view.set_class(job.failed, "-problem")
         verdict_view.set_class(job.over and not job.failed, "-good")
-        table.show(*evaluation_variants(job.cases, cached=job.kind == "kv-evaluate", atol=job.atol))
+        table.show(evaluation_table(job.cases, cached=job.kind == "kv-evaluate", atol=job.atol))
 
     def _show_sweep(self) -> None:
         job, table = self.sweep, self.query_one("#rows", TableView)
         rows = job.rows if job else []
         new_tokens = job.request.new_tokens if job and isinstance(job.request, Benchmark) else None
         table.display = bool(rows)
-        table.show(*benchmark_variants(rows, new_tokens=new_tokens))
+        table.show(benchmark_table(rows, new_tokens=new_tokens))
         plot = self.query_one("#plot-benchmark", PlotView)
         plot.display = bool(rows) or (self.formats is None and self.batch_job is None)
         plot.show(benchmark_chart(rows, new_tokens=new_tokens))
@@ -396,7 +392,7 @@ class BenchmarkPane(Pane):
     def _show_formats(self) -> None:
         rows, table = self.formats.formats if self.formats else [], self.query_one("#formats", TableView)
         table.display = bool(rows)
-        table.show(*formats_variants(rows))
+        table.show(formats_table(rows))
 
     def _show_batch(self) -> None:
         job, table, plot = (
@@ -406,7 +402,7 @@ class BenchmarkPane(Pane):
         )
         rows, predicted = (job.batch_rows, job.predicted) if job is not None else ((), None)
         table.display, plot.display = bool(rows), job is not None
-        table.show(*batch_variants(rows, predicted))
+        table.show(batch_table(rows, predicted))
         plot.show(batch_decode_chart(rows, predicted))
 
     def _show_notes(self) -> None:

@@ -43,7 +43,7 @@ from tui.live.generation import Run, generate_options
 from tui.live.load_memory import forecast, shortage
 from tui.live.measurement import Job
 from tui.panes.base import Pane
-from tui.views.chart import draw
+from tui.views.chart_text import draw
 from tui.views.generation import Pair, comparison_table, run_table
 from tui.views.plots import latency_chart
 from tui.widgets.dial import ChoiceDial, Dial

@@ -14,15 +14,13 @@ from textual.widgets import Label, Static
 
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table, batch_table, context_table, formula_table, step_table
-from calc.explain.terms import to_text
-from calc.intensity.attention import Attention, PhaseCost
+from calc.intensity.attention import Attention
 from calc.intensity.observations import intensity_observations
 from calc.intensity.study import IntensityReport
-from calc.units import format_count
 from tui.form.command_line import study_options
 from tui.form.state import Analysis, AppState
 from tui.panes.base import Pane, StateEdited
-from tui.views.chart import draw
+from tui.views.chart_text import draw
 from tui.views.plots import decode_chart, prefill_chart
 from tui.widgets.dial import ChoiceDial, Dial, NumberDial
 from tui.widgets.plot import PlotView
@@ -89,8 +87,8 @@ class IntensityPane(Pane):
             with Horizontal(id="intensity-texts"):
                 with Vertical(id="intensity-tables"):
                     with Vertical(classes="page-2 tables"):
-                        yield TableView(id="steps-prefill")
-                        yield TableView(id="steps-decode")
+                        yield TableView(id="steps-prefill", continued=True)
+                        yield TableView(id="steps-decode", continued=True)
                         yield TableView(id="formulas")
                     with Horizontal(id="intensity-sweeps", classes="page-3 tables"):
                         yield TableView(id="by-context")
@@ -118,12 +116,12 @@ class IntensityPane(Pane):
         self.query_one("#plot-prefill", PlotView).show(prefill_chart(report))
         self.query_one("#plot-decode", PlotView).show(decode_chart(report))
         prefill, decode, *others = report_tables(report)
-        self.query_one("#steps-prefill", TableView).show(prefill, short_step_tables(report.prefill, prefill))
-        self.query_one("#steps-decode", TableView).show(decode, short_step_tables(report.decode, decode))
+        self.query_one("#steps-prefill", TableView).show(prefill)
+        self.query_one("#steps-decode", TableView).show(decode)
         formulas, by_context, by_batch = others
         self.query_one("#formulas", TableView).show(formulas)
         self.query_one("#by-context", TableView).show(by_context)
-        self.query_one("#by-batch", TableView).show(by_batch, short_batch_table(by_batch))
+        self.query_one("#by-batch", TableView).show(by_batch)
         self.query_one("#observations", Static).update("\n\n".join(intensity_observations(report)))
 
     def tables(self) -> tuple[Table, ...]:
@@ -236,32 +234,6 @@ def report_tables(report: IntensityReport) -> tuple[Table, ...]:
         context_table(report),
         batch_table(report),
     )
-
-
-def short_step_tables(cost: PhaseCost, whole: Table) -> tuple[Table, Table]:
-    """The step table for a narrow screen: its numbers, and under them its formulas."""
-    numbers = [
-        (s.name, format_count(s.flops), format_count(s.read_bytes), format_count(s.write_bytes)) for s in cost.steps
-    ]
-    *_, total = whole.rows
-    formulas = [
-        (s.name, to_text(s.flops_formula), to_text(s.reads_formula), to_text(s.writes_formula)) for s in cost.steps
-    ]
-    return (
-        Table(
-            title=whole.title,
-            columns=("Step", "FLOPs", "Bytes read", "Bytes written"),
-            rows=(*numbers, (total[0], total[1], total[3], total[5])),
-            numeric=frozenset({1, 2, 3}),
-        ),
-        Table(title="Formulas, in elements", columns=("Step", "FLOPs", "Read", "Written"), rows=tuple(formulas)),
-    )
-
-
-def short_batch_table(table: Table) -> Table:
-    """The same with shorter headings."""
-    columns = tuple(c.replace("Batch", "B").replace("Attention", "Attn") for c in table.columns)
-    return replace(table, columns=columns)
 
 
 def intensity_options(state: AppState) -> Sequence[str]:

@@ -12,18 +12,17 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Static
 
 from calc.commands.notes import memory_notes
-from calc.commands.tables import Table, answer_table, component_table, derivation_table, tp_table
+from calc.commands.tables import Row, Table, answer_table, component_table, derivation_table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
 from tui.form.command_line import memory_command
 from tui.form.state import Analysis, AppState, with_policy
 from tui.panes.base import Pane, StateEdited
-from tui.views.behind import Behind, behind_answer, behind_component, behind_tp
 from tui.views.layer_map import MARKS as LAYER_MARKS
-from tui.views.layer_map import behind_kind, kinds_table, layer_map
+from tui.views.layer_map import kinds_table, layer_map
 from tui.views.memory import memory_markdown, steps_grid
-from tui.views.server import MARKS, behind_part, defaults, parts_table
-from tui.views.what_if import batch_by_context, batch_by_format, behind_context, behind_format
+from tui.views.server import MARKS, defaults, parts_table
+from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.cached_static import CachedStatic
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
@@ -42,18 +41,6 @@ heads is what servers do: each GPU holds whole KV heads, and copies of them if T
 server can run is struck through, with the reason. The last two tables show what else would fit; ◂ marks the current
 case."""
 
-TP_HEADINGS = (
-    "\nTP",
-    "Equal split\nweights/GPU",
-    "\nKV/req",
-    "\nbatch",
-    "Whole heads\nweights/GPU",
-    "\nKV/req",
-    "\nbatch",
-    "\nremark",
-)
-REMARK = 7
-WIDE_ENOUGH = 180
 PARTS, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-parts",
     "table-answer",
@@ -73,20 +60,6 @@ def layers_table(report: MemoryReport) -> Table:
     return NO_LAYERS if found is None else kinds_table(found)
 
 
-def behind_layers(report: MemoryReport, row: int) -> Behind:
-    """The steps of a row of `layers_table`."""
-    found = layer_map(report.study)
-    return Behind(title="Layers", terms=()) if found is None else behind_kind(found, row)
-
-
-EXPLAIN: Mapping[str, Callable[[MemoryReport, int], Behind]] = {
-    ANSWER: behind_answer,
-    LAYERS: behind_layers,
-    TP: behind_tp,
-    COMPONENTS: behind_component,
-    CONTEXTS: behind_context,
-    FORMATS: behind_format,
-}
 BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
     ANSWER: answer_table,
     LAYERS: layers_table,
@@ -128,7 +101,7 @@ class MemoryPane(Pane):
             yield card(
                 "Layers", LayerStrip(id="memory-layers"), CalcTable(id=LAYERS, marks=LAYER_MARKS), id="card-layers"
             )
-            yield card("Tensor parallelism", CalcTable(id=TP, headings=TP_HEADINGS), Static(id="tp-remarks"))
+            yield card("Tensor parallelism", CalcTable(id=TP), Static(id="tp-remarks"))
             yield card("Parameters", CalcTable(id=COMPONENTS))
             yield card("Largest batch by context", CalcTable(id=CONTEXTS))
             yield card("Largest batch by storage format", CalcTable(id=FORMATS))
@@ -144,14 +117,13 @@ class MemoryPane(Pane):
         report = analysis.memory
         self._show_server(state, analysis)
         for name, build in BUILD.items():
-            if name != TP:
-                self._table(name).show(build(report))
+            self._table(name).show(build(report))
+        self._show_remarks()
         found = layer_map(report.study)
         self.query_one("#memory-layers", LayerStrip).show(found)
         self.query_one("#card-layers").display = found is not None
         if found is None and self._current == LAYERS:
             self._leave(LAYERS)
-        self._show_tp(tp_table(report))
         own = memory_notes(report)
         self.query_one("#memory-notes", Notes).show((*self._server_notes(), *own))
         self.query_one("#memory-steps", CachedStatic).show(report.steps, lambda _: steps_grid(report))
@@ -200,19 +172,17 @@ class MemoryPane(Pane):
         self._state = state
         self.post_message(StateEdited(state, self))
 
-    def _show_tp(self, table: Table) -> None:
-        wide = self.size.width >= WIDE_ENOUGH
-        remarks = [f"TP {row[0]}: {row[REMARK]}" for row in table.rows if row[REMARK]]
-        skip = frozenset() if wide and remarks else frozenset({REMARK})
-        self._table(TP).show(table, skip=skip)
-        lines = self.query_one("#tp-remarks", Static)
-        lines.update("" if wide else "\n".join(remarks))
-        lines.display = bool(remarks) and not wide
+    def _show_remarks(self) -> None:
+        """What there is no column for is said below the table."""
+        table, lines = self._table(TP), self.query_one("#tp-remarks", Static)
+        rows = () if table.table is None else table.table.rows
+        said = [f"TP {row[0]}: {row[-1]}" for row in rows if row[-1]] if table.left_out else []
+        lines.update("\n".join(said))
+        lines.display = bool(said)
 
     def on_resize(self) -> None:
         """Remarks are a column where there is room, else lines under the table."""
-        if self._report is not None:
-            self._show_tp(tp_table(self._report))
+        self.call_after_refresh(self._show_remarks)
 
     # --- the row that is explained ------------------------------------------------------------------------
 
@@ -239,21 +209,16 @@ class MemoryPane(Pane):
             table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
             table.focus()
 
-    def behind(self) -> Behind | None:
-        """The calculation behind the selected row."""
-        if self._report is None:
-            return None
-        row = self._table(self._current).cursor_row
-        if self._current == PARTS:
-            return None if self._server is None else behind_part(self._server, row)
-        return EXPLAIN[self._current](self._report, row)
+    def row(self) -> Row | None:
+        """The row that is explained."""
+        return self._table(self._current).row
 
     def _show_behind(self) -> None:
         for name in TABLES:
             self._table(name).show_cursor = name == self._current
-        shown = self.behind()
-        if shown is not None:
-            self.query_one(Derivation).show(shown.title, shown.terms, remark=shown.remark, note=shown.note)
+        row = self.row()
+        if row is not None:
+            self.query_one(Derivation).show(row.title, row.terms, remark=row.remark, note=row.note)
 
     # --- what the app asks for ----------------------------------------------------------------------------
 

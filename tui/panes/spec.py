@@ -36,8 +36,9 @@ from tui.form.fields import FIELDS
 from tui.form.state import Analysis, AppState, with_policy, with_study
 from tui.panes.base import Pane, StateEdited
 from tui.views.layer_map import kinds_sentence, layer_map
-from tui.views.memory import answer_grid, component_bars, memory_markdown, plain_grid, sources_text, tp_grid
+from tui.views.memory import answer_grid, component_bars, memory_markdown, sources_text, tp_grid
 from tui.views.server import POLICIES
+from tui.views.table_text import table_text
 from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
 from tui.widgets.cached_static import Build, CachedStatic
@@ -230,7 +231,7 @@ class SpecPane(Pane):
         self._shown("spec-answer", answer_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(memory_notes(report))
-        self._shown("spec-contexts", contexts, lambda _: plain_grid(contexts))
+        self._shown("spec-contexts", contexts, lambda width: table_text(contexts, width))
         self._shown("spec-command", command, lambda _: command)
         self._shown("spec-sources", sources, lambda _: sources)
         self._show_more(report)
@@ -245,7 +246,7 @@ class SpecPane(Pane):
         formats = batch_by_format(report)
         self._shown("spec-tp", tp_table(report), lambda width: tp_grid(report, width))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
-        self._shown("spec-formats", formats, lambda _: plain_grid(formats))
+        self._shown("spec-formats", formats, lambda width: table_text(formats, width))
         self._shown("spec-components", report.parameters, lambda _: component_bars(report))
         self.query_one("#spec-plot", PlotView).show(batch_chart(report))
 

@@ -27,7 +27,7 @@ from tui.report.model import (
     Text,
     Verbatim,
 )
-from tui.views.chart import Axis, Chart, Level, Series
+from tui.views.chart import Axis, Chart, Level, Point, Series
 
 PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \usepackage[a4paper,margin=2.3cm]{geometry}
@@ -348,9 +348,20 @@ def _ticks(axis: Axis, xs: Sequence[float]) -> str:
 
 
 def _series(chart: Chart, series: Series) -> str:
-    points = " ".join(f"({x:.10g},{y:.8g})" for x, y in _drawable(chart, series))
-    style = f"color={_COLOURS[series.colour % len(_COLOURS)]},mark={_MARKS.get(series.symbol, '*')},mark size=1.8pt"
-    return rf"\addplot[{style},thick] coordinates {{{points}}};\addlegendentry{{{escape(series.label)}}}"
+    drawn = set(_drawable(chart, series))
+    spread = series.spread or ((None, None),) * len(series.points)
+    points = " ".join(_point(at, *bars) for at, bars in zip(series.points, spread, strict=True) if at in drawn)
+    mark = "none" if series.symbol == "·" else _MARKS.get(series.symbol, "*")
+    style = f"color={_COLOURS[series.colour % len(_COLOURS)]},mark={mark},mark size=1.8pt,thick"
+    bars = ",error bars/.cd,y dir=both,y explicit" if series.spread else ""
+    return rf"\addplot[{style}{bars}] coordinates {{{points}}};\addlegendentry{{{escape(series.label)}}}"
+
+
+def _point(at: Point, low: float | None, high: float | None) -> str:
+    """A coordinate, with its distance to the greatest and the least value where they are known."""
+    x, y = at
+    bars = "" if low is None or high is None else f" += (0,{high - y:.8g}) -= (0,{y - low:.8g})"
+    return f"({x:.10g},{y:.8g}){bars}"
 
 
 def _level(level: Level, *, low: float, high: float) -> str:

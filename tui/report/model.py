@@ -155,9 +155,9 @@ def grid_of(table: Table, *, title: str | None = None, summed: bool = False) -> 
     """A table of calc, under its own title or another one."""
     return Grid(
         title=table.title if title is None else title,
-        columns=cells(*table.columns),
+        columns=cells(*table.headings),
         rows=tuple(cells(*row) for row in table.rows),
-        numeric=table.numeric,
-        struck=table.struck,
+        numeric=frozenset(i for i, column in enumerate(table.columns) if column.numeric),
+        struck=frozenset(i for i, row in enumerate(table.rows) if row.struck),
         summed=summed,
     )

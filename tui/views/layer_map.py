@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from calc.commands.tables import Table
+from calc.commands.tables import Column, Row, Table
 from calc.explain.terms import Term, derive, minimum
 from calc.model.spec import ModelSpec, Study
-from calc.units import format_bytes_exact, format_count, format_decimal
-from tui.views.behind import Behind
+from calc.units import Quantity, format_bytes_exact, format_count, format_decimal
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, LayerSpec, Mixer
@@ -234,26 +233,32 @@ def _cut(label: str) -> str:
 
 
 def kinds_table(found: LayerMap) -> Table:
-    """The legend of the map: mark and kind, layers, cache a token, bytes and of what."""
-    rows = tuple(
+    """The legend of the map: mark and kind, layers, cache per token, bytes and of what."""
+    return Table(
+        title="Layers",
+        columns=(
+            Column("Kind"),
+            Column("Layers", numeric=True),
+            Column("Per token", numeric=True, priority=1),
+            Column("Holds", numeric=True),
+        ),
+        rows=[_kind_row(kind) for kind in found.kinds],
+    )
+
+
+def _kind_row(kind: Kind) -> Row:
+    layers = "1 layer" if kind.layers == 1 else f"{kind.layers:,} layers"
+    held = Quantity(f"{format_decimal(kind.bytes_held)}{kind.held}", kind.bytes_held, "B")
+    return Row(
         (
             f"{kind.mark} {_cut(kind.label)}",
             format_count(kind.layers),
             format_bytes_exact(kind.per_token) if kind.per_token else "",
-            f"{format_decimal(kind.bytes_held)}{kind.held}" if kind.bytes_held else "nothing",
-        )
-        for kind in found.kinds
+            held if kind.bytes_held else "nothing",
+        ),
+        title=f"{kind.label[0].upper()}{kind.label[1:]}: {layers}",
+        terms=kind.steps,
     )
-    return Table(
-        title="Layers", columns=("Kind", "Layers", "Per token", "Holds"), rows=rows, numeric=frozenset({1, 2, 3})
-    )
-
-
-def behind_kind(found: LayerMap, row: int) -> Behind:
-    """The steps of a row of `kinds_table`."""
-    kind = found.kinds[max(0, min(row, len(found.kinds) - 1))]
-    layers = "1 layer" if kind.layers == 1 else f"{kind.layers:,} layers"
-    return Behind(title=f"{kind.label[0].upper()}{kind.label[1:]}: {layers}", terms=kind.steps)
 
 
 def kinds_sentence(model: ModelSpec) -> str:

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from calc.commands.notes import memory_notes
 from calc.commands.render import as_markdown
-from calc.commands.tables import Table, answer_table, component_table, derivation_table, term_value, tp_table
+from calc.commands.tables import answer_table, component_table, derivation_table, term_value, tp_table
 from calc.fit.memory import MemoryReport
-from calc.model.spec import Policy, Study
-from calc.units import format_count, format_decimal
+from calc.model.spec import Study
+from calc.units import format_count
+from tui.views.table_text import table_text
 
 GAP = "  "
 
@@ -53,7 +54,7 @@ def answer_grid(report: MemoryReport, width: int) -> Text:
     Where that is too wide, quantities lose what they say in brackets, then the binary units go. A value stands under
     its quantity only where the two do not fit on one line.
     """
-    rows = answer_table(report).rows
+    rows = [(name, value, also or note) for name, value, also, note in answer_table(report).rows]
     short = [(name.partition(" (")[0], *rest) for name, *rest in rows]
     lean = [row[:2] for row in short]
     last = "bold" if report.fits else "bold red"
@@ -69,36 +70,10 @@ def answer_grid(report: MemoryReport, width: int) -> Text:
     return text
 
 
-TP_HEADINGS = (
-    ("", "weights", "KV/request", "", "whole heads:", ""),
-    ("TP", "per GPU", "per GPU", "batch", "KV/request", "batch"),
-)
-
-
 def tp_grid(report: MemoryReport, width: int) -> Text:
-    """Weights and batch per GPU under both rules, in `width` cells; rows that no server can run are struck through."""
-    rows: list[Sequence[str]] = [*TP_HEADINGS]
-    looks = ["dim", "dim"]
-    for equal, whole in zip(report.tp_tables[Policy.EQUAL_SPLIT], report.tp_tables[Policy.REPLICATED], strict=True):
-        rows.append(
-            (
-                str(equal.tp),
-                format_decimal(equal.weight_bytes_per_gpu),
-                format_decimal(equal.kv_bytes_per_request_per_gpu),
-                format_count(equal.max_batch) if equal.fits else "–",
-                format_decimal(whole.kv_bytes_per_request_per_gpu),
-                format_count(whole.max_batch) if whole.fits else "–",
-            )
-        )
-        looks.append("strike dim" if equal.problem else "")
-    gap = GAP if _line_width(rows, GAP) <= width else " "
-    return columns(rows, right=range(6), looks=looks, gap=gap)
-
-
-def plain_grid(table: Table) -> Text:
-    """A small table without lines: headings dim, the row marked ◂ bold."""
-    looks = ["dim", *("bold" if row[0].endswith("◂") else "" for row in table.rows)]
-    return columns([table.columns, *table.rows], right=table.numeric, looks=looks)
+    """Tensor parallelism in `width` cells; rows that no server can run are struck through, the reason is a note."""
+    table = tp_table(report)
+    return table_text(table.with_columns(range(len(table.columns) - 1)), width)
 
 
 BAR_CELLS = 24

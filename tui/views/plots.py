@@ -1,17 +1,20 @@
-"""The plots of kvscope: from reports and measurements to charts, and to text. Pure; used by both front ends."""
+"""The plots of kvscope: from reports and measurements to charts. Pure; used by both front ends."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from calc.intensity.study import IntensityReport
 from calc.intensity.traffic import DecodePoint
 from calc.units import format_count, format_duration_s
-from engine.measure.kinds.batch import BatchRow
-from engine.measure.kinds.benchmark import BenchmarkRow
+from engine.measure.kinds.batch import BatchResult, BatchRow
+from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
 from engine.measure.timing import latencies_s, percentile
-from tui.views.chart import Axis, Chart, Level, Series, draw
+from engine.records import Machine
+from engine.text import plural
+from tui.views.chart import Axis, Chart, Level, Point, Series
 
 if TYPE_CHECKING:
     from tui.live.predict import BatchPrediction
@@ -22,26 +25,6 @@ NEAR_LOG = 6.0
 """The same on a logarithmic axis."""
 LATENCY_WINDOW = 240
 """Tokens the latency plot shows: it scrolls with the run."""
-
-
-def prefill_plot(report: IntensityReport, **drawing: Any) -> str:
-    """Prefill intensity against context, with its limit and the device's ridge. `drawing`: as for `chart.draw`."""
-    return draw(prefill_chart(report), **drawing)
-
-
-def decode_plot(report: IntensityReport, **drawing: Any) -> str:
-    """Decode intensity against batch: attention alone, linear layers, whole step. `drawing`: as for `chart.draw`."""
-    return draw(decode_chart(report), **drawing)
-
-
-def latency_plot(start_ns: int | None, token_times_ns: Sequence[int], **drawing: Any) -> str:
-    """Time a token over the latest tokens of a run. `drawing`: as for `chart.draw`."""
-    return draw(latency_chart(start_ns, token_times_ns), **drawing)
-
-
-def benchmark_plot(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None, **drawing: Any) -> str:
-    """Latency against prompt length, with and without the cache. `drawing`: as for `chart.draw`."""
-    return draw(benchmark_chart(rows, new_tokens=new_tokens), **drawing)
 
 
 # Intensity
@@ -110,7 +93,7 @@ def decode_chart(report: IntensityReport) -> Chart:
     )
 
 
-def _points(rows: Sequence[DecodePoint], name: str) -> tuple[tuple[float, float], ...]:
+def _points(rows: Sequence[DecodePoint], name: str) -> tuple[Point, ...]:
     return tuple((float(row.batch), float(getattr(row, name))) for row in rows)
 
 
@@ -150,45 +133,70 @@ def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window
 
 
 def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Chart:
-    """Medians of both arms against prompt length, both axes logarithmic."""
-    highest = max((max(r.with_cache_s, r.without_cache_s) for r in rows), default=0.0)
+    """Medians of both arms with their spread against prompt length, both axes logarithmic."""
+    highest = max((max(r.with_cache_max_s, r.without_cache_max_s) for r in rows), default=0.0)
     axis, scale = _time_axis("time", highest, log=True)
     what = f" for {new_tokens} new tokens" if new_tokens is not None else ""
+
+    def arm(label: str, symbol: str, colour: int, field: str) -> Series:
+        times = [[scale * getattr(row, f"{field}_cache{part}_s") for part in ("", "_min", "_max")] for row in rows]
+        points = tuple((float(row.prompt_tokens), median) for row, (median, _, _) in zip(rows, times, strict=True))
+        spread = tuple((low, high) for _, low, high in times)
+        return Series(label=label, symbol=symbol, colour=colour, points=points, spread=spread)
+
     return Chart(
         title=f"● Latency{what}",
         x=Axis(title="prompt, tokens", log=True, tick=format_count),
         y=axis,
-        series=(
-            Series(
-                label="with cache",
-                symbol="●",
-                colour=0,
-                points=tuple((float(r.prompt_tokens), r.with_cache_s * scale) for r in rows),
-            ),
-            Series(
-                label="without",
-                symbol="×",
-                colour=1,
-                points=tuple((float(r.prompt_tokens), r.without_cache_s * scale) for r in rows),
-            ),
-        ),
+        series=(arm("with cache", "●", 0, "with"), arm("without", "×", 1, "without")),
         empty="rows appear here as they are measured",
     )
 
 
 def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Chart:
-    """Tokens a second of all rows against batch: measured, and as a plain line what calc predicts."""
+    """Tokens per second of all rows against batch: measured, and as a plain line what calc predicts."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].batch)
-    batches = [float(rows[index].batch) for index in order]
-    rates = [rows[index].tokens_per_s for index in order]
-    series = [Series(label="measured", symbol="●", points=tuple(zip(batches, rates, strict=True)))]
+    measured = [rows[index] for index in order]
+    series = [
+        Series(
+            label="measured",
+            symbol="●",
+            points=tuple((float(row.batch), row.tokens_per_s) for row in measured),
+            spread=tuple((row.batch / row.step_max_s, row.batch / row.step_min_s) for row in measured),
+        )
+    ]
     if predicted is not None:
-        line = tuple(zip(batches, (predicted.tokens_per_s[index] for index in order), strict=True))
+        line = tuple((float(rows[index].batch), predicted.tokens_per_s[index]) for index in order)
         series.insert(0, Series(label="predicted", symbol="·", colour=1, points=line))
     return Chart(
-        title="Tokens a second of all rows together",
+        title="Tokens per second of all rows together",
         x=Axis(title="batch, rows", log=True, doubling=True, tick=format_count),
         y=Axis(title="tokens/s", tick=_number, from_zero=True),
         series=tuple(series),
         empty="batches appear here as they are measured",
+    )
+
+
+# Results as figures: with their captions
+
+
+def benchmark_figure(result: BenchmarkResult) -> Chart:
+    """The chart of a finished benchmark with where and how it was measured."""
+    chart = benchmark_chart(result.rows, new_tokens=result.new_tokens)
+    title = f"Time for a prompt and {plural(result.new_tokens, 'new token')}"
+    caption = _caption(result.model, f"medians of {plural(result.repeats, 'repeat')}", result.machine)
+    return replace(chart, title=title, caption=caption)
+
+
+def batch_figure(result: BatchResult, predicted: BatchPrediction | None) -> Chart:
+    """The chart of a finished batch run with where and how it was measured."""
+    chart = batch_decode_chart(result.rows, predicted)
+    caption = _caption(result.model, f"medians of {plural(result.repeats, 'round')}", result.machine)
+    return replace(chart, caption=caption)
+
+
+def _caption(model: str, medians: str, machine: Machine) -> str:
+    return (
+        f"{model}, {machine.dtype}; {medians}, bars from minimum to maximum\n"
+        f"{machine.cpu}, {plural(machine.threads, 'thread')}, torch {machine.torch}"
     )

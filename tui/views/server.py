@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from calc.commands.tables import Table
+from calc.commands.tables import Column, Row, Table, share
 from calc.errors import CalcError, QuantityError
 from calc.explain.terms import Term
 from calc.model.spec import Policy, Study
 from calc.servers.records import ENGINES, ModelFacts, ServerOptions, ServerReport
-from calc.units import format_bytes_exact, format_count, format_decimal, format_gib, parse_count
-from tui.views.behind import Behind
+from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_gib, parse_count
 
 POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
 """The rules of the assignment, then the servers."""
@@ -270,58 +269,58 @@ def band_text(report: ServerReport, field: str) -> str:
     return f"± {wider / value:.1%}" if wider < 10 * value else f"± {format_decimal(wider)}"
 
 
-POOL_ROWS: Mapping[str, str] = {
-    "Block": "Tokens that are handed out together.",
-    "Blocks": "Whole blocks of the pool.",
-    "Tokens": "What the start-up log calls the size of the KV cache.",
-    "Requests of full length": "The log's maximum concurrency: blocks of the pool over those of a request.",
-}
-
-
 def parts_table(report: ServerReport) -> Table:
     """The parts of a device with their bands and shares, then the pool in blocks, tokens and requests."""
-    total = device_bytes(report)
-    rows = [
-        (f"{part.mark} {part.name}", format_decimal(part.size), format_gib(part.size), band_text(report, part.field),
-         f"{part.size / total:.1%}")
-        for part in parts(report)
-    ]  # fmt: skip
-    if report.kv_pool_bytes <= 0:
-        short = format_decimal(-report.kv_pool_bytes)
-        rows.append(
-            ("  Does not start: no room for the cache", short, format_gib(-report.kv_pool_bytes), "", "missing")
-        )
-    else:
-        rows += [
-            ("  Block", f"{report.block_size:,} tokens", "", "", ""),
-            ("  Blocks", format_count(report.kv_blocks), "", "", ""),
-            ("  Tokens", format_count(report.kv_tokens), "", "", ""),
-            ("  Requests of full length", f"{report.max_concurrency:,.2f}", "", "", ""),
-        ]
     return Table(
         title=f"{NAMES[report.options.engine]} {report.version} on a device",
-        columns=("Part", "Bytes", "Also", "Band", "Share"),
-        rows=tuple(rows),
-        numeric=frozenset({1, 2, 3, 4}),
+        columns=(
+            Column("Part"),
+            Column("Bytes", numeric=True),
+            Column("Binary units", numeric=True, priority=1, repeats=True),
+            Column("Band", numeric=True, priority=2),
+            Column("Share", numeric=True, priority=3),
+        ),
+        rows=(*(_part_row(report, part) for part in parts(report)), *_pool_rows(report)),
     )
 
 
-def behind_part(report: ServerReport, row: int) -> Behind:
-    """Where a row of `parts_table` comes from: its steps where it has a formula, its source, its band."""
-    found = parts(report)
-    steps = {term.name: term for term in report.steps}
-    if row < len(found):
-        part = found[max(0, row)]
-        terms = _steps_of(part, report.steps)
-        band = report.bands.get(part.field)
-        range_ = f" Between {format_decimal(band[0])} and {format_decimal(band[1])}." if band else ""
-        exact = "" if band or not part.field else " Exact."
-        return Behind(
-            title=f"{part.name}: {format_bytes_exact(part.size)}", terms=terms, note=part.source + range_ + exact
-        )
-    name = parts_table(report).rows[min(row, len(parts_table(report).rows) - 1)][0].strip()
-    terms = tuple(report.steps if name.startswith(("Does", "Requests")) else list(steps.values())[:2])
-    return Behind(title=name, terms=terms[::-1] if name.startswith("Requests") else terms, note=POOL_ROWS.get(name, ""))
+def _part_row(report: ServerReport, part: Part) -> Row:
+    band = report.bands.get(part.field)
+    known = (
+        f" Between {format_decimal(band[0])} and {format_decimal(band[1])}." if band else " Exact." * bool(part.field)
+    )
+    return Row(
+        (
+            f"{part.mark} {part.name}",
+            format_decimal(part.size),
+            format_gib(part.size),
+            band_text(report, part.field),
+            share(part.size, device_bytes(report)),
+        ),
+        title=f"{part.name}: {format_bytes_exact(part.size)}",
+        terms=_steps_of(part, report.steps),
+        note=part.source + known,
+    )
+
+
+def _pool_rows(report: ServerReport) -> Iterator[Row]:
+    def row(name: str, value: str, note: str, terms: tuple[Term, ...]) -> Row:
+        return Row((f"  {name}", value, "", "", ""), title=name, note=note, terms=terms)
+
+    if report.kv_pool_bytes <= 0:
+        short, name = -report.kv_pool_bytes, "Does not start: no room for the cache"
+        cells = (f"  {name}", format_decimal(short), format_gib(short), "", "missing")
+        yield Row(cells, title=name, terms=report.steps)
+        return
+    pool = report.steps[:2]
+    block = Quantity(f"{report.block_size:,} tokens", report.block_size, "tokens")
+    yield row("Block", block, "Tokens that are handed out together.", pool)
+    yield row("Blocks", format_count(report.kv_blocks), "Whole blocks of the pool.", pool)
+    tokens = "What the start-up log calls the size of the KV cache."
+    yield row("Tokens", format_count(report.kv_tokens), tokens, pool)
+    requests = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
+    what = "The log's maximum concurrency: blocks of the pool over those of a request."
+    yield row("Requests of full length", requests, what, report.steps[::-1])
 
 
 _STEP_WORDS = {

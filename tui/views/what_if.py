@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 
-from calc.commands.tables import Table
+from calc.commands.tables import Row, Table
 from calc.explain.terms import Term, derive
 from calc.fit.memory import MemoryReport, max_batch, shortfall, weight_bytes
 from calc.model.cache import request_term, state_term
 from calc.model.spec import Study
 from calc.model.storage import FORMATS, StorageFormat
 from calc.units import format_count
-from tui.views.behind import Behind
 
 CONTEXTS = tuple(2**i for i in range(10, 18))
 WEIGHT_FORMATS = ("bf16", "fp8", "q4_k")
@@ -49,7 +48,7 @@ def batch_by_context(report: MemoryReport) -> Table:
         request = ceil(request_term(study.model, study.kv_format, context).value) + report.state_bytes_per_sequence
         mark = " ◂" if context == study.context else ""
         batches = [batch_of(study, Fraction(held, tp), Fraction(request, tp)) for tp in study.tps]
-        rows.append((f"{context:,}{mark}", *map(_shown, batches)))
+        rows.append(_row((f"{context:,}{mark}", *map(_shown, batches)), *behind_context(report, context)))
     return Table(
         title="Largest batch by context",
         columns=("Context", *(f"TP {tp}" for tp in study.tps)),
@@ -68,7 +67,7 @@ def batch_by_format(report: MemoryReport) -> Table:
         requests = [request_bytes(study, cache) for cache in caches]
         batches = [batch_of(study, held, request) for request in requests]
         mark = " ◂" if stored == study.weight_format else ""
-        rows.append((f"weights {stored.name}{mark}", *map(_shown, batches)))
+        rows.append(_row((f"weights {stored.name}{mark}", *map(_shown, batches)), *behind_format(report, stored)))
     return Table(
         title="Largest batch by storage format",
         columns=("One device", *(f"KV {cache.name}{' ◂' * (cache == study.kv_format)}" for cache in caches)),
@@ -108,23 +107,25 @@ def _batch_step(name: str, study: Study, weights: int | Fraction, request: int |
     )
 
 
-def behind_context(report: MemoryReport, row: int) -> Behind:
-    """The steps of a row of `batch_by_context`."""
+def _row(cells: tuple[str, ...], title: str, terms: tuple[Term, ...]) -> Row:
+    return Row(cells, title=title, terms=terms, strong=cells[0].endswith("◂"))
+
+
+def behind_context(report: MemoryReport, context: int) -> tuple[str, tuple[Term, ...]]:
+    """Title and steps of a row of `batch_by_context`."""
     study = report.study
-    context = contexts_around(study.context)[max(0, row)]
     request = request_term(study.model, study.kv_format, context)
     held, needed = report.weight_bytes, ceil(request.value) + report.state_bytes_per_sequence
     batches = (
         _batch_step(f"Largest batch, TP {tp}", study, Fraction(held, tp), Fraction(needed, tp)) for tp in study.tps
     )
-    return Behind(title=f"Largest batch at {context:,} tokens", terms=(request, *batches))
+    return f"Largest batch at {context:,} tokens", (request, *batches)
 
 
-def behind_format(report: MemoryReport, row: int) -> Behind:
-    """The steps of a row of `batch_by_format`."""
+def behind_format(report: MemoryReport, stored: StorageFormat) -> tuple[str, tuple[Term, ...]]:
+    """Title and steps of a row of `batch_by_format`."""
     study = report.study
-    weights, caches = formats_beside(study)
-    stored = weights[max(0, row)]
+    caches = formats_beside(study)[1]
     held = derive(
         f"Weights as {stored.name}",
         weight_bytes,
@@ -137,4 +138,4 @@ def behind_format(report: MemoryReport, row: int) -> Behind:
         _batch_step(f"Largest batch, KV {cache.name}", study, ceil(held.value), request)
         for cache, request in zip(caches, requests, strict=True)
     )
-    return Behind(title=f"Largest batch with {stored.name} weights", terms=(held, *batches))
+    return f"Largest batch with {stored.name} weights", (held, *batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 from rich.text import Text
@@ -11,7 +11,11 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import DataTable
 
-from calc.commands.tables import Table
+from calc.commands.render import Layout, column_labels, cut_to
+from calc.commands.tables import Column, Row, Table
+
+UNKNOWN_WIDTH = 80
+"""Columns to draw for before the first layout."""
 
 
 class CalcTable(DataTable[Text]):
@@ -40,43 +44,56 @@ class CalcTable(DataTable[Text]):
             super().__init__()
             self.table, self.step = table, step
 
-    def __init__(
-        self,
-        *,
-        id: str | None = None,  # noqa: A002
-        headings: Sequence[str] | None = None,
-        marks: Mapping[str, str] | None = None,
-    ) -> None:
-        """`headings` replace those of the tables shown (two lines each where a group has a name).
-
-        `marks` gives the theme's colour for the sign that a row begins with.
-        """
+    def __init__(self, *, id: str | None = None, marks: Mapping[str, str] | None = None) -> None:  # noqa: A002
+        """`marks` gives the theme's colour for the sign that a row begins with."""
         super().__init__(id=id, cursor_type="row", zebra_stripes=False, show_row_labels=False)
-        self._headings, self._marks = headings, marks or {}
+        self._marks = marks or {}
         self._theme = ""
         self._shown: Table | None = None
-        self._skipped: frozenset[int] = frozenset()
+        self._layout: Layout | None = None
 
     @property
     def table(self) -> Table | None:
-        """What is shown, whole (also the columns that are left out)."""
+        """What is shown, whole (also the columns there is no room for)."""
         return self._shown
 
-    def show(self, table: Table, *, skip: frozenset[int] = frozenset()) -> None:
-        """Show `table` without the columns in `skip`; the cursor stays on its row."""
-        if table == self._shown and skip == self._skipped and (not self._marks or self._theme == self.app.theme):
-            return
-        self._theme = self.app.theme
+    @property
+    def row(self) -> Row | None:
+        """The row that the cursor is on."""
+        rows = () if self._shown is None else self._shown.rows
+        return rows[min(self.cursor_row, len(rows) - 1)] if rows else None
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Columns there is no room for."""
+        return () if self._layout is None else self._layout.left_out
+
+    def show(self, table: Table) -> None:
+        """Show the columns of `table` that there is room for; the cursor stays on its row."""
+        width = self.content_size.width - 2 * self.cell_padding
+        layout = cut_to(table, width if width > 0 else UNKNOWN_WIDTH, wrap=False)
+        same = table == self._shown and layout == self._layout and (not self._marks or self._theme == self.app.theme)
+        before, self._shown = self._shown, table
+        if not same:
+            self._theme = self.app.theme
+            self._draw(layout, headings=before is None or before.columns != table.columns or layout != self._layout)
+
+    def on_resize(self) -> None:
+        """Other columns may fit now."""
+        if self._shown is not None:
+            self.show(self._shown)
+
+    def _draw(self, layout: Layout, *, headings: bool) -> None:
+        table = self._shown
+        assert table is not None
+        self._layout = layout
         row, lines = self.cursor_row, (self.header_height, self.row_count)
-        kept = [i for i in range(len(table.columns)) if i not in skip]
-        same = self._shown is not None and self._shown.columns == table.columns and skip == self._skipped
-        self._shown, self._skipped = table, skip
         with self.app.batch_update():
-            self.clear(columns=not same)
-            if not same:
-                self._add_headings(table, kept)
-            for i, cells in enumerate(table.rows):
-                self.add_row(*(self._cell(table, i, j, cells[j]) for j in kept))
+            self.clear(columns=headings)
+            if headings:
+                self._add_headings(table, layout)
+            for cells in table.rows:
+                self.add_row(*(self._cell(cells, j, table.columns[j]) for j in layout.columns))
             self.move_cursor(row=min(row, len(table.rows) - 1))
         if lines != (self.header_height, self.row_count):
             self.refresh(layout=True)
@@ -85,18 +102,17 @@ class CalcTable(DataTable[Text]):
         """Headings and rows as they are now: the table's own size is only worked out when it is idle."""
         return self.header_height + self.row_count
 
-    def _add_headings(self, table: Table, kept: list[int]) -> None:
-        headings = self._headings or table.columns
-        self.header_height = 2 if any("\n" in heading for heading in headings) else 1
-        for j in kept:
-            self.add_column(Text(headings[j], justify="right" if j in table.numeric else "left"))
+    def _add_headings(self, table: Table, layout: Layout) -> None:
+        labels = column_labels(table, layout)
+        self.header_height = max((label.count("\n") + 1 for label in labels), default=1)
+        for i, label in zip(layout.columns, labels, strict=True):
+            self.add_column(Text(label, justify="right" if table.columns[i].numeric else "left"))
 
-    def _cell(self, table: Table, row: int, column: int, cell: str) -> Text:
-        total = table.rows[row][0] == "total"
-        style = "strike dim" if row in table.struck and column in table.numeric else "bold" if total else ""
-        text = Text(cell, style=style, justify="right" if column in table.numeric else "left", no_wrap=True)
-        if column == 0 and cell[:1] in self._marks:
-            text.stylize(self.app.theme_variables.get(self._marks[cell[0]], ""), 0, 1)
+    def _cell(self, row: Row, index: int, column: Column) -> Text:
+        style = "strike dim" if row.struck and column.numeric else "bold" if row.strong else ""
+        text = Text(row[index], style=style, justify="right" if column.numeric else "left", no_wrap=True)
+        if index == 0 and text.plain[:1] in self._marks:
+            text.stylize(self.app.theme_variables.get(self._marks[text.plain[0]], ""), 0, 1)
         return text
 
     def action_cursor_up(self) -> None:

@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui.live.formats import Choice, Effect, effects_variants
+from tui.live.formats import Choice, Effect, effects_table
 from tui.live.generation import Run
 from tui.views.generation import Pair, cache_text, comparison_table, meter_text, rate
 from tui.views.plots import latency_chart
@@ -55,7 +55,7 @@ class Numbers(VerticalScroll):
         """The formats measured on a model, the chosen one marked."""
         table = self.query_one("#effects", TableView)
         table.display = bool(effects)
-        table.show(*effects_variants(effects, chosen))
+        table.show(effects_table(effects, chosen))
 
     def _put(self, name: str, text: Text) -> None:
         """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""

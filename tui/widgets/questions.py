@@ -13,9 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from calc.errors import CalcError
-from tui.views.memory import plain_grid
 from tui.views.questions import whole_answer
 from tui.views.rule import Rule
+from tui.views.table_text import table_text
 from tui.widgets.derivation import wrap
 from tui.widgets.dial import Dial, NumberDial
 
@@ -30,7 +30,7 @@ def answer_text(rule: Rule, *, batch: int, tp: int, width: int) -> Text:
         for sentence in sentences:
             text.append("\n".join(wrap(f"· {sentence}", max(LEAST_CELLS, width), hang=2))).append("\n")
         if table is not None:
-            text.append_text(plain_grid(table)).append("\n")
+            text.append_text(table_text(table, max(LEAST_CELLS, width))).append("\n")
         text.append("\n")
     return text
 

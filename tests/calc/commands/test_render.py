@@ -5,20 +5,20 @@ import io
 import re
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calc.commands.render import as_csv, as_markdown, as_sentences, as_text, in_encoding
-from calc.commands.tables import Table
+from calc.commands.render import Layout, as_csv, as_markdown, as_sentences, as_text, in_encoding, laid_out
+from calc.commands.tables import KEPT, Column, Row, Table
+from calc.units import format_binary, format_count, format_decimal, format_duration_s
 from tests.calc.strategies import QUICK
 
 TABLE = Table(
     title="Things",
-    columns=("Name", "How many of them", "Remark"),
-    rows=(("one", "1", ""), ("twenty", "20,000", "a rather long remark about it")),
-    numeric=frozenset({1}),
-    struck=frozenset({1}),
+    columns=("Name", Column("How many of them", numeric=True), "Remark"),
+    rows=(("one", "1", ""), Row(("twenty", "20,000", "a rather long remark about it"), struck=True)),
 )
 CHAIN = Table(
     title="Calculation",
@@ -34,13 +34,84 @@ cells = st.text(st.sampled_from("abc 12,|·−"), max_size=20).map(lambda t: " "
 def any_tables(draw):
     n = draw(st.integers(2, 5))
     row = st.tuples(*[cells] * n)
+    names = st.text("abcXYZ ", min_size=1, max_size=12).map(lambda t: t.strip() or "x")
+    columns = st.builds(Column, names, numeric=st.booleans())
     return Table(
         title="T",
-        columns=draw(st.tuples(*[st.text("abcXYZ ", min_size=1, max_size=12).map(lambda t: t.strip() or "x")] * n)),
-        rows=tuple(draw(st.lists(row, max_size=4))),
-        numeric=draw(st.frozensets(st.integers(0, n - 1))),
+        columns=draw(st.tuples(*[columns] * n)),
+        rows=draw(st.lists(row, max_size=4)),
         chain=draw(st.booleans()),
     )
+
+
+PRICES = Table(
+    title="Sizes",
+    columns=(
+        "Part",
+        Column("now", group="Bytes", numeric=True),
+        Column("before", group="Bytes", numeric=True, priority=2),
+        Column("in binary units", numeric=True, priority=1, repeats=True),
+        Column("Remark", priority=3),
+    ),
+    rows=(
+        Row(("head", format_decimal(1500), format_decimal(10**9), format_binary(10**9), "")),
+        Row(("all", format_decimal(Fraction(5, 2)), "–", "", ""), strong=True),
+    ),
+)
+
+
+def test_groups_stand_over_their_columns_and_empty_columns_are_not_drawn():
+    assert as_text(PRICES).splitlines() == [
+        "Sizes",
+        "      Bytes ──────────",
+        "Part      now   before  in binary units",
+        "────  ───────  ───────  ───────────────",
+        "head  1.50 kB  1.00 GB       953.67 MiB",
+        "all    2.50 B        –",
+    ]
+
+
+def test_a_narrow_terminal_leaves_out_the_least_important_columns_and_names_them():
+    assert as_text(PRICES, width=30).splitlines() == [
+        "Sizes",
+        "      Bytes ──────────",
+        "Part      now   before",
+        "────  ───────  ───────",
+        "head  1.50 kB  1.00 GB",
+        "all    2.50 B        –",
+        "No room for: in binary units.",
+        "--format csv has every column.",
+    ]
+    assert laid_out(PRICES, 20) == Layout((0, 1), (4, 7), (2, 3))
+    assert laid_out(PRICES, 12) is None
+
+
+@QUICK
+@given(any_tables(), st.data(), st.integers(20, 100))
+def test_columns_are_left_out_in_the_order_of_their_priority(table, data, width):
+    """Whatever is drawn fits; nothing drawn is less important than what was left out for it."""
+    priorities = data.draw(st.lists(st.integers(1, KEPT), min_size=len(table.columns), max_size=len(table.columns)))
+    table = replace(table, columns=[replace(c, priority=p) for c, p in zip(table.columns, priorities, strict=True)])
+    layout = laid_out(table, width)
+    if layout is not None:
+        assert layout.total <= width
+        drawn, left = ([priorities[i] for i in part] for part in (layout.columns, layout.left_out))
+        assert KEPT not in left
+        assert not left or max(left) <= min(drawn, default=KEPT)
+
+
+def test_csv_is_plain_numbers_with_their_units_in_the_heading():
+    assert as_csv(PRICES).splitlines() == [
+        "Part,Bytes: now (B),Bytes: before (B),Remark",
+        "head,1500,1000000000,",
+        "all,2.5,,",
+    ]
+
+
+def test_csv_of_a_column_of_several_units_names_them():
+    rows = (("a", format_count(1234)), ("b", format_duration_s(0.25)), ("c", "none"))
+    table = Table(title="T", columns=("Quantity", Column("Value", numeric=True)), rows=rows)
+    assert as_csv(table).splitlines() == ["Quantity,Value,Unit", "a,1234,", "b,0.25,s", "c,none,"]
 
 
 def test_text():
@@ -127,7 +198,7 @@ def test_equations_below_their_names():
 
 
 def test_a_formula_breaks_at_its_sums():
-    table = replace(TABLE, columns=("A", "B"), rows=(("x", "4 · N · d + 5 · N + 7 · d"),), numeric=frozenset())
+    table = Table(title="T", columns=("A", "B"), rows=(("x", "4 · N · d + 5 · N + 7 · d"),))
     assert [line[3:] for line in as_text(table, width=15).splitlines()[3:]] == ["4 · N · d +", "5 · N +", "7 · d"]
 
 
@@ -146,11 +217,11 @@ def test_nothing_is_lost_at_any_width(table, width):
     shown = as_text(table, width=width)
     assert Counter("".join("".join(row) for row in table.rows).replace(" ", "")) <= Counter(shown)
     for word in " ".join(" ".join(row) for row in table.rows).split():
-        assert word in shown or len(word) > width - max(map(len, table.columns)) - 8
+        assert word in shown or len(word) > width - max(map(len, table.headings)) - 8
 
 
 def test_a_table_without_rows():
-    empty = replace(TABLE, rows=(), struck=frozenset())
+    empty = replace(TABLE, rows=())
     assert as_text(empty).splitlines()[0] == "Things"
     assert as_text(replace(CHAIN, rows=()), width=10).splitlines()[0] == "Calculation"
     assert as_csv(empty) == "Name,How many of them,Remark"
@@ -174,7 +245,7 @@ def test_sentences():
 @QUICK
 @given(any_tables())
 def test_csv_parses_back(table):
-    assert list(csv.reader(io.StringIO(as_csv(table)))) == [list(table.columns), *map(list, table.rows)]
+    assert list(csv.reader(io.StringIO(as_csv(table)))) == [list(table.headings), *map(list, table.rows)]
 
 
 @QUICK
@@ -183,8 +254,8 @@ def test_markdown_parses_back(table):
     title, empty, *lines = as_markdown(table).splitlines()
     assert (title, empty) == ("### T", "")
     parsed = [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert parsed[0] == list(table.columns)
-    assert parsed[1] == ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
+    assert parsed[0] == list(table.headings)
+    assert parsed[1] == ["---:" if column.numeric else "---" for column in table.columns]
     assert parsed[2:] == [list(row) for row in table.rows]
 
 

@@ -1,4 +1,4 @@
-"""`python -m engine`: options, documents, plots, files, exit codes; one sentence for everything that is wrong."""
+"""`python -m engine`: options, documents, files, exit codes; one sentence for everything that is wrong."""
 
 import json
 import os
@@ -9,13 +9,9 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
-import msgspec
 import pytest
 import torch
 
@@ -23,8 +19,6 @@ from engine.__main__ import main, wait_briefly
 from engine.commands import run as commands
 from engine.commands.cli import parse, requests
 from engine.commands.documents import generation_document, to_json
-from engine.commands.line_plot import Drawing, Scale, ScaleName, as_svg, as_text, make_scale, render, ticks
-from engine.commands.measured_plots import batch_drawing, duration_label, latency_drawing
 from engine.commands.run import ProgressLine, progress_text
 from engine.commands.summary import generation_text
 from engine.errors import OptionError
@@ -193,10 +187,11 @@ BAD_WORDS = [
     (["--mode", "benchmark", "--repeats", "0"], "repeats must be a whole number from 1"),
     (["--mode", "benchmark", "--new-tokens", "1.5"], "invalid int value: '1.5'"),
     (["--mode", "benchmark", "--threads", "0"], "threads must be a whole number from 1"),
-    (["--mode", "benchmark", "--plot", "x.gif"], "a plot is written as .svg, .png, .txt; x.gif is none of them"),
-    (["--mode", "benchmark", "--plot", "/no/such/folder/x.svg"], "there is no folder /no/such/folder"),
+    (
+        ["--mode", "benchmark", "--plot", "x.svg"],
+        "plots are drawn by kvscope: run kvscope benchmark or kvscope batch with --plot x.svg",
+    ),
     (["--mode", "benchmark", "--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
-    (["--mode", "evaluate", "--plot", "x.svg"], "--plot belongs to --mode benchmark or batch, not evaluate"),
     (["--mode", "batch", "--batches", "8..1"], "the range 8..1 does not go up from 1 or more"),
     (["--mode", "batch", "--batches", "2,2"], "the batch 2 is given twice; once is enough"),
     (["--mode", "batch", "--batches", "5000"], "batches must be a whole number from 1 to 1,024, not 5,000"),
@@ -318,23 +313,18 @@ def test_a_failed_check_exits_with_1(model: str, cases: str, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
-def test_benchmark_prints_the_contracts_document_and_the_plot(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plot = tmp_path / "plot.svg"
+def test_benchmark_prints_the_contracts_document(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = shlex.split("--mode benchmark --lengths 2,5 --new-tokens 3 --repeats 2 --warmup 0")
-    printed = document(capsys, *argv, "--weights", model, "--plot", str(plot), "--quiet")
+    printed = document(capsys, *argv, "--weights", model, "--quiet")
     assert list(printed)[:5] == ["command", "model", "new_tokens", "rows", "machine"]
     assert [list(row) for row in printed["rows"]] == [ROW_KEYS, ROW_KEYS]
     assert [row["prompt_tokens"] for row in printed["rows"]] == [2, 5]
     assert printed["machine"]["dtype"] == "float64"  # as stored
-    ET.parse(plot)
 
 
-def test_batch_prints_its_document_and_the_plot(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plot = tmp_path / "plot.txt"
+def test_batch_prints_its_document(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     argv = shlex.split("--mode batch --batches 1,2 --context 4 --new-tokens 2 --repeats 1 --quiet")
-    printed = document(capsys, *argv, "--weights", model, "--plot", str(plot))
+    printed = document(capsys, *argv, "--weights", model)
     assert list(printed) == [
         "command", "model", "context", "new_tokens", "repeats", "ragged", "rows", "prefill_tokens", "prefill_s",
         "machine", "notes", "bytes_per_s", "flops_per_s",
@@ -342,7 +332,6 @@ def test_batch_prints_its_document_and_the_plot(model: str, tmp_path: Path, caps
     assert [row["batch"] for row in printed["rows"]] == [1, 2]
     assert printed["rows"][0]["rise"] == 1
     assert printed["rows"][1]["tokens_per_s_predicted"] is None  # that is the calculator's
-    assert "o measured" in plot.read_text()
 
 
 def test_batch_document_has_rises_over_the_smallest_batch() -> None:
@@ -492,113 +481,6 @@ def test_durations_keep_three_digits(seconds: float, shown: str) -> None:
 
 def test_tables_align_to_the_right() -> None:
     assert table(["a", "bbb"], [["10", "1"], ["7", "22"]]) == [" a  bbb", "10    1", " 7   22"]
-
-
-# --- plots ------------------------------------------------------------------------------------------------
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def latency(rows: Sequence[BenchmarkRow], *, x: ScaleName | None = None, y: ScaleName | None = None) -> Drawing:
-    return replace(latency_drawing(msgspec.structs.replace(RESULT, rows=tuple(rows))), x_scale=x, y_scale=y)
-
-
-def points(svg: str) -> list[list[tuple[float, float]]]:
-    """Pixels of the polylines: without the cache, with the cache."""
-    lines = ET.fromstring(svg).iter(f"{SVG}polyline")
-    return [[tuple(map(float, p.split(","))) for p in line.attrib["points"].split()] for line in lines]  # type: ignore[misc]
-
-
-def test_svg_places_every_median_on_a_logarithmic_scale() -> None:
-    svg = as_svg(latency(ROWS))
-    without, cached = points(svg)
-    xs = [x for x, _ in cached]
-    assert xs == [x for x, _ in without]
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)  # 10, 100, 1000: equal steps
-    scale = make_scale([0.9 * 0.00325, 1.1 * 0.221], 460 - 92, 62, None, widen=True)
-    for line, times in ((without, [0.0054, 0.0129, 0.221]), (cached, [0.00325, 0.0037, 0.0096])):
-        assert [y for _, y in line] == pytest.approx([scale(t) for t in times], abs=0.06)
-    texts = [element.text for element in ET.fromstring(svg).iter(f"{SVG}text")]
-    assert {"prompt length (tokens), logarithmic", "time, logarithmic", "with the cache", "10", "1,000"} <= set(texts)
-
-
-def test_svg_on_linear_scales_starts_at_zero_and_keeps_inside() -> None:
-    svg = as_svg(latency(ROWS, x="linear", y="linear"))
-    without, cached = points(svg)
-    xs = [x for x, _ in cached]
-    assert (xs[1] - xs[0]) / (xs[2] - xs[0]) == pytest.approx(90 / 990, abs=1e-3)
-    zero = 460 - 92
-    assert (zero - without[1][1]) / (zero - without[2][1]) == pytest.approx(0.0129 / 0.221, abs=1e-3)
-    for x, y in without + cached:
-        assert 92 <= x <= 760
-        assert 62 <= y <= zero
-
-
-def test_svg_escapes_names_and_draws_one_row_and_unordered_rows() -> None:
-    data = render(Path("x.SVG"), latency_drawing(RESULT))
-    texts = [element.text or "" for element in ET.fromstring(data).iter(f"{SVG}text")]
-    assert any(text.startswith("two & layers, float32; medians of 5 repeats") for text in texts)
-    assert any(text.startswith("Some <CPU> & co, 1 thread") for text in texts)
-    assert len(points(as_svg(latency(ROWS[:1])))[0]) == 1
-    assert as_svg(latency(ROWS[::-1])) == as_svg(latency(ROWS))
-    with pytest.raises(ValueError, match="no points"):
-        as_svg(latency(()))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log", "expected"),
-    [
-        (0.002, 0.5, True, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
-        (1e-6, 1e2, True, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]),
-        (0.0, 0.25, False, [0, 0.05, 0.1, 0.15, 0.2, 0.25]),
-    ],
-)
-def test_ticks_are_round_and_inside(low: float, high: float, log: bool, expected: list[float]) -> None:
-    assert ticks(Scale(low, high, 0, 1, log)) == pytest.approx(expected)
-
-
-def test_tick_labels() -> None:
-    labels = [duration_label(value) for value in (0, 2e-6, 0.005, 0.5, 20, 200)]
-    assert labels == ["0 s", "2 us", "5 ms", "500 ms", "20 s", "200 s"]
-
-
-def test_text_plot_is_plain_and_complete() -> None:
-    text = as_text(latency(ROWS))
-    assert "\x1b" not in text
-    lines = text.splitlines()
-    assert lines[0] == "Time for a prompt and 40 new tokens, logarithmic"
-    assert lines[1] == "x without the cache   o with the cache"
-    assert max(map(len, lines)) <= 78
-    body = "\n".join(lines[2:-3])
-    assert body.count("x") == 3
-    assert body.count("o") == 3
-    assert re.search(r"10 +100 +1,000", lines[-2])
-    assert as_text(latency(ROWS)) == text  # no state is left in plotext
-
-
-def test_batches_are_drawn_against_a_plain_line_of_what_is_predicted() -> None:
-    svg = as_svg(batch_drawing(BATCHES, [100.0, 200.0, 500.0]))
-    predicted, measured = points(svg)
-    assert [x for x, _ in predicted] == [x for x, _ in measured]
-    (x1, y1), (x2, _), (x8, y8) = measured
-    assert (x8 - x1) / (x2 - x1) == pytest.approx(3, abs=0.01)  # 1, 2, 8 on a scale of doublings
-    assert y1 == predicted[0][1]  # 100 tokens/s
-    assert y8 > predicted[2][1]  # 400 lies under 500
-    assert len(list(ET.fromstring(svg).iter(f"{SVG}circle"))) == 4  # three measured, one in the legend
-    lines = as_text(batch_drawing(BATCHES, [100.0, 200.0, 500.0])).splitlines()
-    assert lines[:2] == ["Decoding: tokens a second of all rows together", "- predicted   o measured"]
-    assert as_text(batch_drawing(BATCHES)).splitlines()[1] == "o measured"
-
-
-def test_png_is_a_picture_or_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "cairosvg", None)
-    assert main(["--mode", "benchmark", "--plot", str(tmp_path / "x.png")]) == 2
-    assert "needs cairosvg: pip install 'kvscope[png]'" in capsys.readouterr().err
-    monkeypatch.undo()
-    pytest.importorskip("cairosvg", exc_type=ImportError)
-    assert render(Path("x.png"), latency_drawing(RESULT)).startswith(b"\x89PNG\r\n")
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -300,8 +300,6 @@ def test_what_the_app_imports_brings_nothing_heavy() -> None:
         "measure.options",
         "commands.documents",
         "commands.summary",
-        "commands.line_plot",
-        "commands.measured_plots",
         "commands.cli",
         "commands.run",
         "files",

@@ -46,9 +46,9 @@ def test_json_has_the_rates_and_rises_of_the_prediction(capsys: pytest.CaptureFi
 def test_csv_markdown_and_the_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "batch.txt"
     rows = printed(capsys, "--format", "csv", "--plot", str(plot)).splitlines()
-    assert rows[0].startswith("Batch,● Tokens/s,predicted,● / pred.,● Rise,predicted")
-    assert rows[2].startswith("32,761.9,870.9,0.87,8.38x,9.58x")
-    assert plot.read_text().splitlines()[1] == "- predicted   o measured"
+    assert rows[0].startswith("Batch,Tokens/s: ● measured,Tokens/s: predicted,Tokens/s: ● / pred.,Rise: ● measured")
+    assert [round(float(cell), 2) for cell in rows[2].split(",")[:6]] == [32, 761.9, 870.85, 0.87, 8.38, 9.58]
+    assert "predicted  o measured" in plot.read_text().splitlines()[1]
     assert "| 32 | 761.9 | 870.9 |" in printed(capsys, "--format", "md")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from calc.commands.render import laid_out
 from engine.measure.kinds.formats import FormatChoice, FormatMeasured, FormatRow, Formats
 from engine.process.events import Generate, GenerationFinished, GenerationStarted, Loaded, TokenGenerated
 from engine.records import CacheKind, DType
 from tests.tui.fake_engine import RATED, TOKEN_BYTES, model
 from tui.live.choice_line import Expected, Turned, choice_lines, expected
-from tui.live.formats import Choice, Effect, Effects, effects_table, effects_variants, model_key
+from tui.live.formats import Choice, Effect, Effects, effects_table, model_key
 from tui.live.generation import Run
-from tui.widgets.table_view import natural_width
 
 INT4 = Choice("int4", "full", 1)
 MS = 10**6
@@ -148,19 +148,17 @@ def test_the_table_marks_what_is_chosen_and_sets_speed_against_the_first_row() -
         Choice("bfloat16", "int8", 2), tpot_s=0.02
     )]  # fmt: skip
     table = effects_table(found, INT4)
-    assert table.rows == (
-        ("", "float32", "full", "1", "10.0 ms", "100 tok/s", "1.00x", "153.06 MB", "23.04 kB", "127/127", "0.0165"),
-        ("▶", "int4", "full", "1", "4.00 ms", "250 tok/s", "2.50x", "153.06 MB", "23.04 kB", "–", "–"),
-        (
-            "", "bfloat16", "int8", "2", "20.0 ms", "50 tok/s", "0.50x", "153.06 MB ×2", "23.04 kB ×2", "–", "–",
-        ),
-    )  # fmt: skip
-    variants = effects_variants(found, INT4)
-    widths = [natural_width(variant) for variant in variants]
-    assert widths == sorted(widths, reverse=True)
-    assert [cells[0] for cells in variants[-1].rows] == ["  fp32", "▶ int4", "  bf16/int8 tp2"]
-    assert natural_width(variants[-1]) <= 49  # the right column of 120
-    assert natural_width(effects_variants(found[:2], INT4)[1]) <= 78  # a page of 80
+    assert table.cells == (
+        ("  fp32", "10.0 ms", "100 tok/s", "1.00x", "153.06 MB", "23.04 kB", "127/127", "0.0165"),
+        ("▶ int4", "4.00 ms", "250 tok/s", "2.50x", "153.06 MB", "23.04 kB", "–", "–"),
+        ("  bf16/int8 tp2", "20.0 ms", "50 tok/s", "0.50x", "153.06 MB ×2", "23.04 kB ×2", "–", "–"),
+    )
+    assert [row.title for row in table.rows] == ["float32", "int4", "bfloat16, int8 cache, tp 2"]
+    narrow, page = laid_out(table, 49), laid_out(effects_table(found[:2], INT4), 78)  # right of 120, a page of 80
+    assert narrow is not None
+    assert [table.headings[i] for i in narrow.columns] == ["Format", "● TPOT p50", "Speedup", "● Bytes"]
+    assert page is not None
+    assert not page.left_out
 
 
 def lines(turned: Turned, choice: Choice, measured: Effect | None = None, ahead: Expected | None = None) -> list[str]:

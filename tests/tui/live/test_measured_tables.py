@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from calc.commands.render import laid_out
+from calc.commands.tables import Table
 from engine.measure.kinds.evaluate import CaseResult
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.views.test_plots import row
 from tui.live.measured_tables import (
     batch_table,
-    batch_variants,
     benchmark_table,
     error_bar,
     evaluation_table,
-    evaluation_variants,
     spread_text,
     verdict,
 )
 from tui.live.predict import predicted_batches
-from tui.widgets.table_view import natural_width
 
 
 def case(number: int, error: float | None, *, passed: bool = True) -> CaseResult:
@@ -49,10 +48,17 @@ def test_a_failed_case_is_said_in_a_word_and_a_mark() -> None:
 
 def test_checks_that_did_not_run_are_dashes() -> None:
     table = evaluation_table([case(3, 1e-9)], cached=True)
-    assert table.rows == (("✓ pass", "3", "8", "1.0e-09", "–", "–", "–"),)
+    assert table.cells == (("✓ pass", "3", "8", "1.0e-09", "–", "–", "–", "1.0e-09"),)
 
 
-def test_variants_get_narrower_and_end_with_the_worst_error() -> None:
+def drawn(table: Table, width: int) -> list[str]:
+    """Headings of the columns that are drawn in `width`."""
+    layout = laid_out(table, width)
+    assert layout is not None
+    return [table.headings[i] for i in layout.columns]
+
+
+def test_a_narrow_table_of_cases_ends_with_the_worst_error() -> None:
     cases = [
         CaseResult(
             case=1,
@@ -64,10 +70,11 @@ def test_variants_get_narrower_and_end_with_the_worst_error() -> None:
             chunked_max_abs_error=1e-9,
         )
     ]
-    variants = evaluation_variants(cases, cached=True, atol=1e-4)
-    widths = [natural_width(v) for v in variants]
-    assert widths == sorted(widths, reverse=True)
-    assert variants[-1].rows[0] == ("✓", "1", "8", "3.0e-08")
+    table = evaluation_table(cases, cached=True, atol=1e-4)
+    assert drawn(table, 100) == list(table.headings)
+    assert drawn(table, 60)[-4:] == ["cached", "stepwise", "chunks", "worst"]
+    assert drawn(table, 25) == ["", "Case", "worst"]
+    assert table.rows[0][7] == "3.0e-08"
 
 
 def test_an_evaluation_without_cases_does_not_pass() -> None:
@@ -85,7 +92,7 @@ def test_spread(low: float, high: float, text: str) -> None:
 def test_a_benchmark_row_reads_its_own_fields() -> None:
     table = benchmark_table([row(100, 0.010, 0.050)], new_tokens=40)
     assert table.title == "Latency sweep, 40 new tokens"
-    assert table.rows == (
+    assert table.cells == (
         ("100", "10.0 ms", "10.0–10.0 ms", "50.0 ms", "50.0–50.0 ms", "5.00x", "10.0 ms", "–", "–", "–", "0 B"),
     )
 
@@ -102,7 +109,7 @@ def test_batches_stand_measured_beside_predicted() -> None:
     assert [row[6] for row in table.rows] == ["memory", "memory", "arithmetic"]
     alone = batch_table(rows, None)
     assert alone.rows[1][:7] == ("2", "160.0", "–", "–", "1.60x", "–", "–")
-    widths = [natural_width(variant) for variant in batch_variants(rows, predicted)]
-    assert widths == sorted(widths, reverse=True)
-    assert widths[-1] <= 55  # half of 120 columns
+    assert drawn(table, 55)[:5] == [  # half of 120 columns
+        "Batch", "Tokens/s: ● measured", "Tokens/s: predicted", "Tokens/s: ● / pred.", "Rise: ● measured",
+    ]  # fmt: skip
     assert batch_table([], None).rows == ()

@@ -8,6 +8,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Button, Label, ProgressBar, Static
 
+from calc.commands.render import laid_out
 from calc.commands.tables import Table
 from engine.measure.kinds.batch import Batch, BatchRowMeasured
 from engine.measure.kinds.benchmark import Benchmark
@@ -16,13 +17,13 @@ from engine.measure.kinds.formats import FormatRow, Formats
 from engine.records import CacheKind
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.live_engine import live_app, open_pane, until
-from tui.live.measured_tables import formats_variants
+from tui.live.measured_tables import formats_table
 from tui.live.measurement import Job, job_options
 from tui.panes.benchmark import BenchmarkPane
 from tui.widgets.dial import ChoiceDial
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
-from tui.widgets.table_view import TableView, natural_width
+from tui.widgets.table_view import TableView
 
 
 async def opened(pilot: Pilot[None]) -> BenchmarkPane:
@@ -62,8 +63,8 @@ async def test_k_shows_the_checks_with_the_cache() -> None:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "k")
         table = shown(pane, "cases")
-        assert table.columns[3:7] == ("error", "cached", "stepwise", "chunks")
-        assert table.rows[0][3:7] == ("1.0e-12",) * 4
+        assert table.headings[3:8] == ("error", "cached", "stepwise", "chunks", "worst")
+        assert table.rows[0][3:8] == ("1.0e-12",) * 5
         assert pane.command_line() == "kvscope kv-evaluate"
 
 
@@ -217,7 +218,7 @@ async def test_f_fills_the_table_of_formats() -> None:
             ("float32", "int8"),
         ]  # fmt: skip
         assert table.rows[3][2:] == (
-            "30.00 MB", "5.00 ms", "200 tok/s", "2.00x", "96/99", "0.0300", "13.00",
+            "30.00 MB", "5.00 ms", "6.00 ms", "200 tok/s", "2.00x", "96/99", "0.0300", "0.300", "13.00",
         )  # fmt: skip
         assert "✓ 6 formats measured on 99 tokens of text" in status(pane)
         assert not pane.query_one("#plot-benchmark", PlotView).display  # an empty plot says nothing
@@ -238,17 +239,17 @@ async def test_formats_fit_a_narrow_screen() -> None:
         view = pane.query_one("#formats", TableView)
         assert view.is_on_screen
         table = shown(pane, "formats")
-        assert table.columns[:3] == ("Weights", "Cache", "● Bytes")
-        assert natural_width(table) <= 78
+        assert table.headings[:3] == ("Weights", "Cache", "● Bytes")
+        assert laid_out(table, 78) is not None
 
 
-def test_the_narrowest_table_of_formats_has_short_names() -> None:
-    rows = [format_row("float32"), format_row("bfloat16"), format_row("float32", cache="int8")]
-    variants = formats_variants(rows)
-    widths = [natural_width(table) for table in variants]
-    assert widths == sorted(widths, reverse=True)
-    assert [row[0] for row in variants[-1].rows] == ["fp32", "bf16", "fp32/int8"]
-    assert widths[-1] <= 56  # half of 120 columns
+def test_a_narrow_table_of_formats_keeps_what_they_cost() -> None:
+    table = formats_table([format_row("float32"), format_row("bfloat16"), format_row("float32", cache="int8")])
+    layout = laid_out(table, 56)  # half of 120 columns
+    assert layout is not None
+    assert [table.headings[i] for i in layout.columns] == [
+        "Weights", "Cache", "● Bytes", "● Rate", "Speedup", "Same token",
+    ]  # fmt: skip
 
 
 def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
@@ -309,7 +310,7 @@ def test_a_later_round_takes_the_place_of_the_one_before() -> None:
 
 
 async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
-    for width, height, first in ((80, 24, "● Tokens/s"), (120, 40, "● Tok/s")):
+    for width, height in ((80, 24), (120, 40)):
         async with live_app().run_test(size=(width, height)) as pilot:
             pane = await opened(pilot)
             pane.query_one("#option-batches", Option).text = "1,32"
@@ -317,8 +318,8 @@ async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
             view = pane.query_one("#batches", TableView)
             table = shown(pane, "batches")
             assert view.is_on_screen
-            assert table.columns[1] == first
-            assert natural_width(table) <= view.size.width
+            assert table.headings[:2] == ("Batch", "Tokens/s: ● measured")
+            assert laid_out(table, view.size.width) is not None
 
 
 async def test_batches_can_be_stopped_and_keep_their_rows() -> None:

@@ -36,9 +36,9 @@ async def measure(pilot: Pilot[None], pane: GeneratePane) -> None:
 
 
 def formats(pane: GeneratePane) -> tuple[tuple[str, ...], ...]:
-    """The first columns of the table: mark, dtype, cache, tp, TPOT."""
+    """Mark and format of each row of the table, and its TPOT."""
     tables = [table for table in pane.tables() if table.title == "Formats of this model"]
-    return tuple(row[:5] for row in tables[0].rows) if tables else ()
+    return tuple((row[0][0].strip(), row[0][2:], row[1]) for row in tables[0].rows) if tables else ()
 
 
 async def test_every_choice_that_ran_has_a_row_and_the_chosen_one_a_mark() -> None:
@@ -46,19 +46,19 @@ async def test_every_choice_that_ran_has_a_row_and_the_chosen_one_a_mark() -> No
         pane = await opened(pilot)
         assert not pane.query_one("#effects").display
         await run_to_end(pilot, pane)
-        assert formats(pane) == (("▶", "float32", "full", "1", "1.00 ms"),)
+        assert formats(pane) == (("▶", "fp32", "1.00 ms"),)
         await turn(pilot, pane, "d", "d", "k", "k")
-        assert formats(pane) == (("", "float32", "full", "1", "1.00 ms"),)
+        assert formats(pane) == (("", "fp32", "1.00 ms"),)
         await run_to_end(pilot, pane)
         await run_to_end(pilot, pane)
-        assert formats(pane)[1:] == (("▶", "bfloat16", "int8", "1", "1.00 ms"),)
+        assert formats(pane)[1:] == (("▶", "bf16/int8", "1.00 ms"),)
         await turn(pilot, pane, "k", "t")
         await run_to_end(pilot, pane)
-        assert formats(pane)[2:] == (("▶", "bfloat16", "full", "2", "1.00 ms"),)
+        assert formats(pane)[2:] == (("▶", "bf16 tp2", "1.00 ms"),)
         shown = pane.query_one("#effects", TableView).shown
         assert isinstance(shown, Table)
-        assert shown.columns == ("Format", "● TPOT", "", "● Bytes", "Same")
-        assert "| bfloat16 | int8 | 1 |" in pane.export_markdown()
+        assert shown.headings == ("Format", "● TPOT p50", "Speedup", "● Bytes", "Same token")
+        assert "|   bf16/int8 | 1.00 ms |" in pane.export_markdown()
 
 
 async def test_rows_stay_with_their_model() -> None:
@@ -70,9 +70,9 @@ async def test_rows_stay_with_their_model() -> None:
         assert not pane.query_one("#effects").display
         await turn(pilot, pane, "d", "d")
         await run_to_end(pilot, pane)
-        assert [row[1] for row in formats(pane)] == ["bfloat16"]
+        assert [row[1] for row in formats(pane)] == ["bf16"]
         await set_option(pilot, pane, "model", "")
-        assert [row[1] for row in formats(pane)] == ["float32"]
+        assert [row[1] for row in formats(pane)] == ["fp32"]
         assert pane.query_one("#effects").display
 
 
@@ -84,11 +84,11 @@ async def test_f_measures_the_error_of_what_is_chosen_and_a_run_goes_on_from_it(
         assert pane.effect is not None
         assert pane.effect.request == Formats(choices=(FormatChoice(dtype="bfloat16"),))
         (table,) = pane.tables()
-        assert [(row[1], row[9], row[10]) for row in table.rows] == [
-            ("float32", "99/99", "0.0000"),
-            ("bfloat16", "98/99", "0.0100"),
+        assert [(row[0], row[6], row[7]) for row in table.rows] == [
+            ("  fp32", "99/99", "0.0000"),
+            ("▶ bf16", "98/99", "0.0100"),
         ]
-        assert table.rows[1][6] == "2.00x"
+        assert table.rows[1][3] == "2.00x"
         assert "bfloat16" in status(pane)
         assert "● 98" in status(pane)
         await run_to_end(pilot, pane)
@@ -96,7 +96,7 @@ async def test_f_measures_the_error_of_what_is_chosen_and_a_run_goes_on_from_it(
         assert pane.run is not None
         assert pane.run.model is not None
         assert pane.run.model.dtype == "bfloat16"
-        assert pane.tables()[2].rows[1][4:10:5] == ("1.00 ms", "98/99")
+        assert pane.tables()[2].rows[1][1:7:5] == ("1.00 ms", "98/99")
 
 
 async def test_escape_stops_the_measurement_and_nothing_else_starts_meanwhile() -> None:

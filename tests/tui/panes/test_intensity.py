@@ -104,8 +104,8 @@ async def test_the_sums_on_screen_are_the_totals() -> None:
         pane = await open_pane(pilot, "f4", IntensityPane)
         *_, total = shown_table(pane, "steps-prefill").rows
         prefill = the_app.analysis.intensity.prefill
-        assert total[1] == "542,113,792" == f"{prefill.flops:,}"
-        moved = int(total[3].replace(",", "")) + int(total[5].replace(",", ""))
+        assert total[2] == "542,113,792" == f"{prefill.flops:,}"
+        moved = int(total[4].replace(",", "")) + int(total[6].replace(",", ""))
         assert moved == prefill.bytes == 9_437_184
         sentences = str(pane.query_one("#observations", Static).content)
         assert "57.4 FLOP/B" in sentences
@@ -179,4 +179,4 @@ async def test_the_export_holds_tables_plots_and_sentences() -> None:
         assert "context N, tokens" in text
         assert "batch B, sequences" in text
         assert "\x1b" not in text
-        assert pane.tables()[0].rows[-1][1] == "542,113,792"
+        assert pane.tables()[0].rows[-1][2] == "542,113,792"

@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 from textual.pilot import Pilot
 
+from calc.commands.tables import answer_table, component_table, tp_table
 from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
@@ -18,8 +19,7 @@ from tests.tui.screen_text import lines, text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.panes.memory import MemoryPane
-from tui.views.behind import behind_answer, behind_component, behind_tp
-from tui.views.what_if import batch_by_context, batch_by_format, behind_context, behind_format, contexts_around
+from tui.views.what_if import batch_by_context, batch_by_format, contexts_around
 from tui.widgets.bar import bar_cells, memory_bar
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation, derivation_text, legend, wrap
@@ -126,26 +126,24 @@ async def test_an_edit_elsewhere_is_shown_when_the_pane_is_looked_at() -> None:
 
 
 def test_the_step_that_gives_the_number_comes_first() -> None:
-    values = [behind_answer(REPORT, row).terms[0].value for row in range(5)]
+    values = [row.terms[0].value for row in answer_table(REPORT).rows]
     assert values == [8_030_261_248, 16_060_522_496, 131_072, 1_073_741_824, 59]
 
 
 def test_every_component_row_has_its_steps() -> None:
-    titles = [behind_component(REPORT, row).title for row in range(6)]
+    rows = component_table(REPORT).rows
+    titles = [row.title for row in rows]
     assert titles == ["Embedding", "Attention", "Feed-forward (MLP)", "Norms", "Head", "Total parameters"]
-    for row, (_, count) in enumerate((n, c) for n, c in REPORT.parameters.components.items() if c):
-        terms = behind_component(REPORT, row).terms
-        layered = sum(term.value * (32 if term.name.endswith("(per layer)") else 1) for term in terms)
+    for row, count in zip(rows, filter(None, REPORT.parameters.components.values()), strict=False):
+        layered = sum(term.value * (32 if term.name.endswith("(per layer)") else 1) for term in row.terms)
         assert layered == count
 
 
 @pytest.mark.parametrize("name", sorted(models()))
 def test_every_row_of_every_model_can_be_explained(name: str) -> None:
     report = memory_report(replace(REPORT.study, model=find_model(name)))
-    parts = [n for n, c in report.parameters.components.items() if c]
-    assert all(behind_component(report, row).terms for row in range(len(parts) + 1))
-    assert all(behind_answer(report, row).terms for row in range(5))
-    assert all(behind_tp(report, row).terms for row in range(len(report.study.tps)))
+    for table in (answer_table(report), component_table(report), tp_table(report)):
+        assert all(row.terms and row.title for row in table.rows)
 
 
 def test_what_if_the_context_were_otherwise_is_what_the_report_says() -> None:
@@ -154,25 +152,25 @@ def test_what_if_the_context_were_otherwise_is_what_the_report_says() -> None:
         report = memory_report(replace(REPORT.study, context=context))
         assert row[1] == (f"{report.max_batch:,}" if report.fits else "–")
         assert row[3] == f"{report.tp[2].max_batch:,}"
-        assert behind_context(REPORT, table.rows.index(row)).terms[1].value == report.max_batch
+        assert row.terms[1].value == report.max_batch
 
 
 def test_what_if_the_formats_were_otherwise_is_what_the_report_says() -> None:
     table = batch_by_format(REPORT)
-    assert table.columns == ("One device", "KV bf16 ◂", "KV fp8", "KV q4_0")
+    assert table.headings == ("One device", "KV bf16 ◂", "KV fp8", "KV q4_0")
     for row in table.rows:
         weights = FORMATS[row[0].split()[1]]
         for cell, kv in zip(row[1:], ("bf16", "fp8", "q4_0"), strict=True):
             study = replace(REPORT.study, weight_format=weights, kv_format=FORMATS[kv])
             assert cell == f"{memory_report(study).max_batch:,}"
-    assert [term.value for term in behind_format(REPORT, 0).terms][:2] == [16_060_522_496, 59]
+    assert [term.value for term in table.rows[0].terms][:2] == [16_060_522_496, 59]
 
 
 def test_what_does_not_fit_is_a_dash_and_explains_what_is_missing() -> None:
     report = memory_report(replace(REPORT.study, model=find_model("llama-3-70b")))
     table = batch_by_context(report)
     assert table.rows[0][1] == "–"
-    step = behind_context(report, 0).terms[1]
+    step = table.rows[0].terms[1]
     assert step.unit == "B"
     assert step.value == report.weight_bytes + Fraction(327_680) * 1024 - 80 * 10**9
 
@@ -222,5 +220,5 @@ def test_wrapping_breaks_at_spaces_only() -> None:
 def test_both_policies_are_in_the_table_whatever_the_policy() -> None:
     study = replace(REPORT.study, policy=Policy.REPLICATED, tps=(16,))
     report = memory_report(study)
-    names = [term.name for term in behind_tp(report, 0).terms]
+    names = [term.name for term in tp_table(report).rows[0].terms]
     assert [name.rpartition(", ")[2] for name in names] == ["equal split"] * 3 + ["whole heads"] * 3

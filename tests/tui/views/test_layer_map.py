@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
+from calc.commands.tables import answer_table, component_table, tp_table
 from calc.fit.memory import memory_report
 from calc.model.count import parameters
 from calc.model.spec import ModelSpec, Study, edit
@@ -20,9 +21,8 @@ from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
-from tui.views.behind import behind_answer, behind_component, behind_tp
-from tui.views.layer_map import behind_kind, kinds_table, layer_map, map_lines
-from tui.views.what_if import batch_by_context, batch_by_format, behind_context, behind_format
+from tui.views.layer_map import kinds_table, layer_map, map_lines
+from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 
@@ -101,30 +101,28 @@ def test_every_row_of_every_table_is_explained(make: Callable[[], ModelSpec]) ->
     study = study_of(make())
     report, found = memory_report(study), layer_map(study)
     assert found is not None
-    for row, (kind, cells) in enumerate(zip(found.kinds, kinds_table(found).rows, strict=True)):
-        assert behind_kind(found, row).terms == kind.steps
-        assert cells[0].startswith(kind.mark)
-    parts = [n for n, c in report.parameters.components.items() if c]
-    assert all(behind_component(report, row).terms for row in range(len(parts) + 1))
-    assert all(behind_tp(report, row).terms for row in range(4))
-    for row, cells in enumerate(batch_by_context(report).rows):
+    for kind, row in zip(found.kinds, kinds_table(found).rows, strict=True):
+        assert row.terms == kind.steps
+        assert row[0].startswith(kind.mark)
+    assert all(row.terms for table in (component_table(report), tp_table(report)) for row in table.rows)
+    for cells in batch_by_context(report).rows:
         own = memory_report(replace(study, context=int(cells[0].split()[0].replace(",", ""))))
         assert cells[1] == (f"{own.max_batch:,}" if own.fits else "–")
-        assert behind_context(report, row).terms[1].value == (own.max_batch if own.fits else own.steps[-1].value)
+        assert cells.terms[1].value == (own.max_batch if own.fits else own.steps[-1].value)
     one = batch_by_format(report).rows[1]
     own = memory_report(replace(study, weight_format=FORMATS["fp8"], kv_format=FORMATS["q4_0"]))
     assert one[3] == (f"{own.max_batch:,}" if own.fits else "–")
-    assert behind_format(report, 1).terms
+    assert one.terms
 
 
 def test_the_answer_has_active_parameters_and_the_state_where_there_are_any() -> None:
     report = memory_report(study_of(hybrid()))
-    titles = [behind_answer(report, row).title for row in range(7)]
+    titles = [row.title for row in answer_table(report).rows]
     assert titles == [
-        "Total parameters", "Active parameters a token", "Parameter memory", "KV cache per token",
+        "Total parameters", "Active parameters per token", "Parameter memory", "KV cache per token",
         "KV cache per request", "State per sequence", "Max batch size possible",
     ]  # fmt: skip
-    values = [behind_answer(report, row).terms[0].value for row in range(7)]
+    values = [row.terms[0].value for row in answer_table(report).rows]
     assert values == [
         report.parameters.total, report.parameters.active, report.weight_bytes, 20_480,
         report.kv_bytes_per_request, report.state_bytes_per_sequence, report.max_batch,

@@ -29,7 +29,7 @@ REPORTS = {
 @given(report=st.sampled_from(sorted(REPORTS)).map(REPORTS.__getitem__), width=st.integers(20, 160))
 def test_a_value_stands_under_its_label_only_where_the_two_do_not_fit(report: MemoryReport, width: int) -> None:
     lines = answer_grid(report, width).plain.split("\n")
-    for name, value, _ in answer_table(report).rows:
+    for name, value, *_ in answer_table(report).rows:
         short = name.partition(" (")[0]
         at = next(i for i, line in enumerate(lines) if line.startswith(short))
         if len(short) + 1 + len(value) <= width:
@@ -60,7 +60,8 @@ def test_a_row_of_tensor_parallelism_is_one_line(name: str, width: int) -> None:
     """49 cells: what the card has on the narrowest screen that shows it, 160 cells wide."""
     report = REPORTS[name]
     lines = tp_grid(report, width).plain.split("\n")
-    assert len(lines) == 2 + len(report.tp_tables[Policy.EQUAL_SPLIT])
+    rows = report.tp_tables[Policy.EQUAL_SPLIT]
+    assert [line.split()[0] for line in lines[-len(rows) :]] == [str(row.tp) for row in rows]
     assert all(cell_len(line) <= width for line in lines)
 
 
@@ -68,9 +69,11 @@ def test_the_rows_of_both_rules_stand_in_their_columns() -> None:
     study = replace(REPORTS["llama"].study, tps=(1, 16))
     report = memory_report(study)
     lines = tp_grid(report, 80).plain.split("\n")
-    assert lines[1].split() == ["TP", "per", "GPU", "per", "GPU", "batch", "KV/request", "batch"]
+    assert lines[-3].split()[0] == "TP"
     free = study.device.memory_bytes - 16_060_522_496 // 16
     equal = free // 2**26  # 2^30 bytes per request, a sixteenth of them here
     whole = report.tp_tables[Policy.REPLICATED][1].max_batch
     assert whole < equal // 2 + 1  # one KV head of eight: an eighth, and its projections as well
-    assert lines[3].split() == ["16", "1.00", "GB", "67.11", "MB", f"{equal:,}", "134.22", "MB", f"{whole:,}"]
+    assert lines[-1].split() == [
+        "16", "1.00", "GB", "67.11", "MB", f"{equal:,}", "1.04", "GB", "134.22", "MB", f"{whole:,}",
+    ]  # fmt: skip

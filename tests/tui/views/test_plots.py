@@ -15,17 +15,14 @@ from calc.sources.catalog import find_device, find_model, manual_device
 from engine.measure.kinds.benchmark import BenchmarkRow
 from tests.tui.live.test_predict import INFO, batch_row
 from tui.live.predict import predicted_batches
-from tui.views.chart import MARKERS, Axis, Chart, Colours, Level, Marker, Series, _Scale, draw, ticks
+from tui.views.chart import Axis, Chart, Level, Scale, Series, ticks
+from tui.views.chart_text import MARKERS, Colours, Marker, draw
 from tui.views.plots import (
     batch_decode_chart,
     benchmark_chart,
-    benchmark_plot,
     decode_chart,
-    decode_plot,
     latency_chart,
-    latency_plot,
     prefill_chart,
-    prefill_plot,
 )
 
 COLOURS = Colours(axes=(1, 1, 1), text=(2, 2, 2), line=(3, 3, 3), series=((4, 4, 4), (5, 5, 5), (6, 6, 6)))
@@ -58,7 +55,7 @@ def test_too_small_says_so_in_one_line(size: tuple[int, int]) -> None:
 def test_no_points_says_what_is_waited_for() -> None:
     assert "no run yet" in draw(latency_chart(None, ()), width=60, height=12)
     assert "second token" in draw(latency_chart(0, (5,)), width=60, height=12)
-    assert "as they are measured" in benchmark_plot((), width=60, height=12)
+    assert "as they are measured" in draw(benchmark_chart(()), width=60, height=12)
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,22 +103,22 @@ def test_a_level_lies_on_the_point_of_its_value(marker: Marker) -> None:
 
 
 def test_without_colours_there_is_no_escape_and_with_them_each_series_has_its_own() -> None:
-    plain = prefill_plot(report(), width=80, height=20)
+    plain = draw(prefill_chart(report()), width=80, height=20)
     assert "\x1b" not in plain
-    coloured = decode_plot(report(), width=80, height=30, colours=COLOURS)
+    coloured = draw(decode_chart(report()), width=80, height=30, colours=COLOURS)
     for colour in COLOURS.series:
         assert "38;2;{};{};{}m".format(*colour) in coloured
 
 
 def test_two_builds_give_the_same_text() -> None:
     """plotext 5 fails on a second logarithmic build and shares a figure; ours must not."""
-    first = decode_plot(report(), width=90, height=25)
-    benchmark_plot((row(10, 0.1, 0.2),), width=60, height=20)
-    assert decode_plot(report(), width=90, height=25) == first
+    first = draw(decode_chart(report()), width=90, height=25)
+    draw(benchmark_chart((row(10, 0.1, 0.2),)), width=60, height=20)
+    assert draw(decode_chart(report()), width=90, height=25) == first
 
 
 def test_plain_marker_is_ascii_apart_from_axes() -> None:
-    text = decode_plot(report(), width=90, height=28, marker="dot")
+    text = draw(decode_chart(report()), width=90, height=28, marker="dot")
     drawn = {c for c in text if ord(c) > 127} - set("│┤├┬└─┌·↑→")
     assert drawn == set()
 
@@ -131,7 +128,7 @@ def test_prefill_shows_the_limit_and_says_where_the_ridge_is() -> None:
     assert [level.label for level in built.levels] == ["limit 64.6"]
     assert built.levels[0].value == pytest.approx(64.625)
     assert built.notes == ("ridge of NVIDIA H100 SXM at 295: above this scale",)
-    assert "ridge of NVIDIA H100 SXM at 295" in prefill_plot(report(), width=100, height=20).split("\n")[0]
+    assert "ridge of NVIDIA H100 SXM at 295" in draw(prefill_chart(report()), width=100, height=20).split("\n")[0]
 
 
 def test_flash_prefill_is_logarithmic_with_the_ridge_drawn_and_no_limit() -> None:
@@ -177,7 +174,7 @@ def test_latency_is_between_tokens_in_its_own_unit_and_scrolls() -> None:
     assert series.points[-1] == pytest.approx((500.0, 2.0))
     assert built.y.title == "time a token, ms"
     assert "last 100" in built.title
-    assert "median 2.00 ms" in latency_plot(0, times, width=70, height=14)
+    assert "median 2.00 ms" in draw(latency_chart(0, times), width=70, height=14)
 
 
 def row(n: int, fast: float, slow: float) -> BenchmarkRow:
@@ -201,6 +198,7 @@ def test_benchmark_has_both_arms_in_one_unit() -> None:
     assert built.y.title == "time, s"
     assert [s.label for s in built.series] == ["with cache", "without"]
     assert built.series[0].points == ((10.0, 0.010), (1000.0, 0.2))
+    assert built.series[0].spread == ((0.010, 0.010), (0.2, 0.2))
     assert built.series[1].points == ((10.0, 0.020), (1000.0, 3.0))
     assert "40 new tokens" in built.title
     assert benchmark_chart((row(10, 2e-3, 5e-3),)).y.title == "time, ms"
@@ -208,7 +206,7 @@ def test_benchmark_has_both_arms_in_one_unit() -> None:
 
 @given(low=st.floats(1e-9, 1e9), decades=st.floats(0.3, 8), count=st.integers(2, 12))
 def test_log_ticks_are_few_and_inside(low: float, decades: float, count: int) -> None:
-    scale = _Scale(log10(low), log10(low) + decades, True)
+    scale = Scale(log10(low), log10(low) + decades, True)
     found = ticks(scale, count=count)
     assert 0 < len(found) <= max(count, 4) + 1
     assert all(scale.holds(v) for v in found)
@@ -217,7 +215,7 @@ def test_log_ticks_are_few_and_inside(low: float, decades: float, count: int) ->
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e7), count=st.integers(2, 12))
 def test_linear_ticks_are_evenly_spaced_round_numbers(low: float, span: float, count: int) -> None:
-    found = ticks(_Scale(low, low + span, False), count=count)
+    found = ticks(Scale(low, low + span, False), count=count)
     assert len(found) <= count + 1
     steps = {round(b - a, 9) for a, b in pairwise(found)}
     assert len(steps) <= 1 or max(steps) == pytest.approx(min(steps))
@@ -227,7 +225,7 @@ def test_linear_ticks_are_evenly_spaced_round_numbers(low: float, span: float, c
 
 
 def test_doubling_ticks_are_powers_of_two() -> None:
-    found = ticks(_Scale(log10(64), log10(16384), True), count=5, doubling=True)
+    found = ticks(Scale(log10(64), log10(16384), True), count=5, doubling=True)
     assert found == pytest.approx([64, 256, 1024, 4096, 16384])
 
 

@@ -30,7 +30,7 @@ STUDY = default_state().study
 
 def test_the_grid_is_what_reports_say() -> None:
     table = grid_table(Rule(study=STUDY))
-    assert table.columns == ("Context", "TP 1", "TP 2", "TP 4", "TP 8", "TP 16")
+    assert table.headings == ("Context", "TP 1", "TP 2", "TP 4", "TP 8", "TP 16")
     for row in table.rows:
         context = int(row[0].split()[0].replace(",", ""))
         rows = memory_report(replace(STUDY, context=context, tps=(1, 2, 4, 8, 16))).tp
@@ -40,14 +40,14 @@ def test_the_grid_is_what_reports_say() -> None:
 
 def test_what_no_server_could_split_is_crossed_out() -> None:
     table = grid_table(Rule(study=replace(STUDY, policy=Policy.REPLICATED, tps=(3,))))
-    assert {row[table.columns.index("TP 3")] for row in table.rows} == {"✗"}
+    assert {row[table.headings.index("TP 3")] for row in table.rows} == {"✗"}
 
 
 def test_the_equal_split_divides_by_any_number() -> None:
     """The assignment's rule needs no whole heads: TP 3 has a number there, as in the Memory pane."""
     study = replace(STUDY, tps=(3,))
     table = grid_table(Rule(study=study))
-    three = table.columns.index("TP 3")
+    three = table.headings.index("TP 3")
     row = next(row for row in table.rows if row[0].endswith("◂"))
     assert row[three] == f"{memory_report(study).tp[0].max_batch:,}"
 
@@ -60,7 +60,7 @@ def test_the_grid_of_a_server_is_what_the_server_admits(engine: str) -> None:
     assert rule.server is not None
     for row in table.rows[::4]:
         context = int(row[0].split()[0].replace(",", ""))
-        for name, cell in list(zip(table.columns, row, strict=True))[1:4]:
+        for name, cell in list(zip(table.headings, row, strict=True))[1:4]:
             at = costs_of(replace(rule.study, context=context), int(name.split()[1]), rule.server).admission()
             assert cell == (f"{at.batch:,}" if at.batch else "–")
 

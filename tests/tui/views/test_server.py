@@ -27,7 +27,6 @@ from tui.views.server import (
     OPTION_FIELDS,
     POLICIES,
     band_text,
-    behind_part,
     device_bytes,
     option_words,
     parts,
@@ -100,8 +99,9 @@ def test_the_bar_is_as_wide_as_told_and_shows_every_part(width: int) -> None:
 def test_bands_are_of_the_wider_side_and_exact_values_have_none() -> None:
     assert band_text(report(), "activation_bytes") == "± 10.0%"
     assert band_text(report(), "weight_bytes_per_gpu") == ""
-    assert "Exact." in behind_part(report(), 0).note
-    assert "Between 1.80 GB and 2.10 GB." in behind_part(report(), 1).note
+    weights, activations, *_ = parts_table(report()).rows
+    assert "Exact." in weights.note
+    assert "Between 1.80 GB and 2.10 GB." in activations.note
 
 
 def test_the_table_has_the_pool_in_the_words_of_the_log() -> None:
@@ -112,8 +112,7 @@ def test_the_table_has_the_pool_in_the_words_of_the_log() -> None:
     short = parts_table(report(kv_pool_bytes=-3 * GB, kv_blocks=0, kv_tokens=0, max_concurrency=0.0)).rows[-1]
     assert short[0].strip() == "Does not start: no room for the cache"
     assert short[1] == "3.00 GB"
-    for row in range(len(parts_table(report()).rows) + 1):
-        assert behind_part(report(), row).title
+    assert all(row.title and (row.note or row.terms) for row in parts_table(report()).rows)
 
 
 @pytest.mark.parametrize(
