@@ -140,7 +140,7 @@ def test_attention_of_a_model_without_groups():
     sentence = said(replace(QUERY, model=edit(LLAMA, n_kv_heads=32)), ATTENTION)
     assert "query heads per KV head" not in sentence
     grouped = said(replace(QUERY, model=edit(LLAMA, n_kv_heads=32), group_size=8), ATTENTION)
-    assert "With one KV head per query head, as in llama-3-8b, it is 0.993 FLOP/B." in grouped
+    assert "With one KV head per query head, as in llama-3-8b (edited), it is 0.993 FLOP/B." in grouped
 
 
 def test_linear_layers():
