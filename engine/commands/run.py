@@ -28,8 +28,9 @@ Answer = Callable[[Request], Iterator[Event]]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The result of one request. `measurement` is None for a generation."""
+    """A request with its result. `measurement` is None for a generation."""
 
+    request: Request
     result: Result
     measurement: Measurement | None
     model: ModelInfo | None
@@ -94,7 +95,7 @@ def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Out
         printer = _Printer(args, request)
         result = printer.follow(answer(request))
         model = printer.model or model
-        answers.append(Answered(result, measurement_of(request), model))
+        answers.append(Answered(request, result, measurement_of(request), model))
     return Outcome(answers)
 
 

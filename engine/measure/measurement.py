@@ -5,10 +5,10 @@ records of the protocol; its options make the request from words, and words from
 `engine.measure.runners` with the same name carries it out; it imports torch, so it is loaded when it is needed.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -61,8 +61,8 @@ class Measurement:
     """What it does, in a few words, for lists of commands."""
     description: str
     """The same in a sentence, for its own help."""
-    doing: str
-    """What the engine is doing meanwhile, such as "benchmarking"."""
+    doing: Literal["evaluating", "benchmarking"]
+    """What the engine is doing meanwhile."""
     request: type[Request]
     row: type[RowMeasured]
     finished: type[MeasurementFinished]
@@ -77,10 +77,19 @@ class Measurement:
     """A result for people."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Fields of the request that the name itself decides."""
+    rows: Callable[[Any], Sequence[Any]] = lambda result: tuple(result.rows)
+    """The rows of a result."""
+    borrows: bool = False
+    """Whether its model is loaded beside the one that is held."""
     passed: Callable[[Any], bool] = lambda result: True
     """Whether a result is a success; False makes the exit code 1."""
     plots: bool = False
     """Whether its result can be drawn (`--plot`)."""
+
+    @property
+    def module(self) -> str:
+        """The name of its modules, here and wherever else one belongs to it."""
+        return self.request.__module__.rpartition(".")[2]
 
     @property
     def mode(self) -> str:
@@ -108,6 +117,6 @@ class Measurement:
 
     def run(self, request: Request, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
         """Carry `request` out: progress and rows, then the result or `Cancelled`. Raises EngineError and Stopped."""
-        runner = import_module(f"engine.measure.runners.{self.request.__module__.rpartition('.')[2]}")
+        runner = import_module(f"engine.measure.runners.{self.module}")
         events: Iterator[Event] = runner.run(request, held, should_stop)
         return events

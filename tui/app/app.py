@@ -35,7 +35,6 @@ from tui.widgets.strip import StatusStrip
 
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
-    from tui.live.measurement import Kind
 
 PANES = ("Spec", "Memory", "Intensity", "Generate", "Benchmark")
 """Titles of the tabs; all but the first are imported after the first paint."""
@@ -309,13 +308,13 @@ class KvscopeApp(App[None]):
             tabs.active = f"tab-{name}"
         self.call_after_refresh(self._focus_first, name)
 
-    def action_measure(self, kind: Kind) -> None:
+    def action_measure(self, name: str) -> None:
         """Show the Benchmark pane and start one of its measurements."""
         from tui.panes.benchmark import BenchmarkPane
 
         self.action_go(PANES.index("Benchmark"))
         if isinstance(pane := self.pane("benchmark"), BenchmarkPane):
-            pane.start(kind)
+            pane.start(name)
 
     def _focus_first(self, name: str) -> None:
         pane = self.pane(name)

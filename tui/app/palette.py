@@ -12,17 +12,17 @@ from tui.app.settings import MARKERS
 
 if TYPE_CHECKING:
     from tui.app.app import KvscopeApp
-    from tui.live.measurement import Kind
 
 
 def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     """All commands, the most used first."""
     from tui.app.app import PANES
+    from tui.live.measured import PRESENTATIONS
 
     for index, title in enumerate(PANES):
         yield SystemCommand(f"Go to {title}", f"Show the {title} pane (F{index + 2})", partial(app.action_go, index))
-    for kind, (title, words) in _MEASUREMENTS.items():
-        yield SystemCommand(title, words, partial(app.action_measure, kind))
+    for name, presentation in PRESENTATIONS.items():
+        yield SystemCommand(presentation.title, presentation.hint, partial(app.action_measure, name))
     yield SystemCommand("Choose a model", "Search the catalog of models", app.action_pick_model)
     yield SystemCommand("Choose a device", "Search the catalog of devices", app.action_pick_device)
     yield SystemCommand("Open a config.json or .gguf", "Read a model from a file or folder", app.action_open)
@@ -49,14 +49,6 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     yield SystemCommand("Help", "Explain the focused field, and list the keys", app.action_help)
     yield SystemCommand("Quit", "Close kvscope", app.action_quit)
 
-
-_MEASUREMENTS: dict[Kind, tuple[str, str]] = {
-    "evaluate": ("Evaluate", "Compare the engine's logits with the expected ones"),
-    "kv-evaluate": ("Evaluate again with the KV cache", "The same, and compare logits with and without the cache"),
-    "benchmark": ("Measure the latency sweep", "By prompt length, with and without the cache"),
-    "batch": ("Measure batch decode", "Tokens per second by batch size, measured and predicted"),
-    "formats": ("Measure formats", "Size, speed and error of each weight and cache format"),
-}
 
 _MARKERS = {
     "braille": "Thin lines made of braille dots",

@@ -19,22 +19,19 @@ from engine.commands import run as commands
 from engine.commands.documents import generation_document, to_json
 from engine.errors import EngineError
 from engine.files import check_writable, write_whole
-from engine.measure.kinds import batch as batches
-from engine.measure.kinds.batch import BatchFinished
-from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
-from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
-from engine.measure.kinds.formats import FormatsFinished
+from engine.measure.kinds.benchmark import Benchmark
+from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.measurement import Document
 from engine.measure.options import parse_counts
 from engine.measure.registry import MEASUREMENTS
 from engine.process.client import EngineClient
 from engine.process.events import GenerationFinished
-from engine.records import ModelInfo, Request
+from engine.records import Request
 from tui.form.state import Analysis, AppState, analyse, initial_state
-from tui.live import measured_tables as measured
-from tui.live.predict import BatchPrediction, predicted_batches, predicted_cache_bytes, predicted_times
+from tui.live.measurement import Job
+from tui.live.predict import predicted_cache_bytes, predicted_times
+from tui.live.result_text import machine_text
 from tui.views.chart_file import check_plot_path, render
-from tui.views.plots import batch_figure, benchmark_figure
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
@@ -98,57 +95,50 @@ def engine_guarded(run: Callable[[], int], prog: str) -> int:
 
 def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
     (answered,) = outcome.answers
-    if isinstance(answered.result, BatchFinished) and args.format != "json":
-        _print_batch(args, answered.result, answered.model)
-        return
-    if args.format == "text":
-        commands.print_text(args, outcome)
-        return
+    job = _job(answered)
     if args.format == "json":
-        text = to_json(_document(answered))
+        emit(args, to_json(_document(answered)))
+    elif job is not None and job.presentation.predict is not None:
+        machine = f"Measured on {machine_text(job.result.machine)}."
+        emit_tables(args, job.measurement.table(job.result).title, [job.data_table], (*job.notes, machine))
+    elif args.format == "text":
+        commands.print_text(args, outcome)
     else:
-        text = (as_csv if args.format == "csv" else as_markdown)(_table(answered))
-    emit(args, text)
+        emit(args, _written(args.format, answered))
 
 
-def _print_batch(args: argparse.Namespace, finished: BatchFinished, model: ModelInfo | None) -> None:
-    """Measured beside predicted, and what both come from."""
-    result, predicted = finished.result, _batch_prediction(finished, model)
-    machine = f"Measured on {measured.machine_text(result.machine)}."
-    basis = () if predicted is None else (predicted.basis,)
-    table = measured.batch_table(result.rows, predicted)
-    emit_tables(args, batches.title(result), [table], (*basis, *result.notes, machine))
-
-
-def _batch_prediction(finished: BatchFinished, model: ModelInfo | None) -> BatchPrediction | None:
-    result = finished.result
-    if model is None:
+def _job(answered: commands.Answered) -> Job | None:
+    """A measurement as the app would show it; None for a generation."""
+    if answered.measurement is None:
         return None
-    return predicted_batches(model, result.rows, prefill_tokens=result.prefill_tokens, prefill_s=result.prefill_s)
+    return Job.finished(answered.request, answered.result, answered.model)
+
+
+def _written(form: str, answered: commands.Answered) -> str:
+    """An answer as CSV or Markdown."""
+    job = _job(answered)
+    table = _generation_table(answered) if job is None else job.data_table
+    return (as_csv if form == "csv" else as_markdown)(table)
 
 
 def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
-    """The chart of --plot: of batches the predicted line as well. Raises OptionError where it cannot be written."""
+    """The chart of --plot, with what is predicted where something is. Raises OptionError where it cannot be written."""
     (answered,) = outcome.answers
     if args.plot is None:
         return
-    match answered.result:
-        case BenchmarkFinished(result=result):
-            chart = benchmark_figure(result)
-        case BatchFinished(result=batch):
-            chart = batch_figure(batch, _batch_prediction(answered.result, answered.model))
-        case _:
-            raise TypeError(f"a {type(answered.result).__name__} has no plot")
-    write_whole(args.plot, render(args.plot, chart))
+    job = _job(answered)
+    if job is None or job.presentation.figure is None:
+        raise TypeError(f"a {type(answered.result).__name__} has no plot")
+    write_whole(args.plot, render(args.plot, job.presentation.figure(job)))
     if not args.quiet:
         say(f"wrote {args.plot}")
 
 
 def _document(answered: commands.Answered) -> Document:
-    """The JSON document, with calc's figure for the cache beside the measured one."""
-    result, model = answered.result, answered.model
-    if isinstance(result, BatchFinished):
-        return _batch_document(result, model)
+    """The JSON document, with calc's figures beside the measured ones."""
+    job, result, model = _job(answered), answered.result, answered.model
+    if job is not None:
+        return job.presentation.document(job)
     if not isinstance(result, GenerationFinished) or model is None:
         return answered.document()
     predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
@@ -165,35 +155,9 @@ def _document(answered: commands.Answered) -> Document:
     )
 
 
-def _batch_document(finished: BatchFinished, model: ModelInfo | None) -> Document:
-    predicted = _batch_prediction(finished, model)
-    if predicted is None:
-        return batches.document(finished.result)
-    return batches.document(
-        finished.result,
-        predicted_tokens_per_s=predicted.tokens_per_s,
-        bytes_per_s=predicted.bytes_per_s,
-        flops_per_s=predicted.flops_per_s,
-    )
-
-
-def _table(answered: commands.Answered) -> Table:
-    if not isinstance(answered.result, GenerationFinished):
-        return _result_table(answered.result)
+def _generation_table(answered: commands.Answered) -> Table:
     rows = tuple((key, str(value)) for key, value in _document(answered).items() if not isinstance(value, list))
     return Table(title="generate", columns=("field", "value"), rows=rows)
-
-
-def _result_table(result: commands.Result) -> Table:
-    match result:
-        case EvaluationFinished(result=evaluation):
-            return measured.evaluation_table(evaluation.cases, cached=evaluation.command == "kv-evaluate")
-        case BenchmarkFinished(result=benchmark):
-            return measured.benchmark_table(benchmark.rows, new_tokens=benchmark.new_tokens)
-        case FormatsFinished(result=formats):
-            return measured.formats_table(formats.rows)
-        case _:
-            raise TypeError(f"a {type(result).__name__} is printed with its prediction")
 
 
 def run_study(argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:
@@ -231,9 +195,5 @@ def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
 def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str:
     answers = (memory_answer(analysis.memory), intensity_answer(analysis.intensity))
     blocks = [rendered(form, *answer) for answer in answers]
-    if form == "text":
-        blocks += [answered.text() for answered in outcome.answers]
-    else:
-        write = as_csv if form == "csv" else as_markdown
-        blocks += [write(_result_table(answered.result)) for answered in outcome.answers]
+    blocks += [answered.text() if form == "text" else _written(form, answered) for answered in outcome.answers]
     return "\n\n".join(blocks)

@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
-from engine.measure.kinds.batch import Batch
-from engine.measure.kinds.benchmark import Benchmark
-from engine.measure.kinds.evaluate import Evaluate
-from engine.measure.kinds.formats import Formats
+from engine.measure.registry import measurement_of
 from engine.process.client import EngineClient
 from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, ends
 from engine.records import Event, ModelInfo, Progress, Request
@@ -43,14 +40,16 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-_WORK = {
-    Load: Phase.LOADING,
-    Generate: Phase.GENERATING,
-    Evaluate: Phase.EVALUATING,
-    Benchmark: Phase.BENCHMARKING,
-    Batch: Phase.BENCHMARKING,
-    Formats: Phase.BENCHMARKING,
-}
+def _work(request: Request) -> Phase:
+    """What the engine does to answer `request`."""
+    if isinstance(request, Load):
+        return Phase.LOADING
+    if isinstance(request, Generate):
+        return Phase.GENERATING
+    measurement = measurement_of(request)
+    return Phase.READY if measurement is None else Phase(measurement.doing)
+
+
 _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase.READY: "●", Phase.STOPPED: "✗"}
 
 
@@ -169,20 +168,20 @@ class EngineLink:
         if over:
             del self._pending[request_id]
         for event in batch:
-            self._note(event, evaluates=pending is not None and isinstance(pending.request, Evaluate))
+            self._note(event, borrows=pending is not None and _borrows(pending.request))
         if over and not isinstance(batch[-1], EngineExited | Failed):
             self._show(phase=self._phase())
         if pending is not None and pending.handler is not None:
             pending.handler(batch)
 
-    def _note(self, event: Event, *, evaluates: bool) -> None:
+    def _note(self, event: Event, *, borrows: bool) -> None:
         """What an event says about the engine itself."""
         if isinstance(event, Ready):
             self._show(phase=self._phase(), pid=event.pid)
         elif isinstance(event, Loaded):
             self._show(phase=self._phase(), model=event.model, detail="")
         elif isinstance(event, Progress) and event.stage == "load":
-            gone = {} if evaluates else {"model": None}  # an evaluation loads beside the model that is held
+            gone = {} if borrows else {"model": None}
             self._show(phase=Phase.LOADING, detail=loading_text(event), **gone)
         elif isinstance(event, EngineExited):
             self._show(phase=Phase.STOPPED, detail=event.message, model=None, pid=None)
@@ -194,7 +193,7 @@ class EngineLink:
 
     def _phase(self) -> Phase:
         for pending in self._pending.values():
-            return _WORK.get(type(pending.request), Phase.READY)
+            return _work(pending.request)
         return Phase.READY
 
     def _show(self, **changes: object) -> None:
@@ -205,6 +204,12 @@ class EngineLink:
                 self._app.post_message(EngineChanged(status))
             for watcher in self._watchers:
                 watcher(status)
+
+
+def _borrows(request: Request) -> bool:
+    """Whether `request` loads its model beside the one that is held."""
+    measurement = measurement_of(request)
+    return measurement is not None and measurement.borrows
 
 
 def _forget(starting: bool) -> dict[str, object]:

@@ -19,7 +19,7 @@ from engine.process.events import Loaded
 from engine.records import CacheKind, Event, ModelInfo
 from engine.weights.hub import cached_model
 from tui.live.generation import Run
-from tui.live.measured_tables import SHORT_NAMES, times
+from tui.live.result_text import SHORT_NAMES, times
 
 BUNDLED = "bundled"
 LEAST_TOKENS = 8

@@ -2,110 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from enum import Enum, auto
+from typing import Any
 
+from calc.commands.tables import Table
 from calc.units import format_duration_s
-from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
-from engine.measure.kinds.benchmark import (
-    Benchmark,
-    BenchmarkFinished,
-    BenchmarkResult,
-    BenchmarkRow,
-    BenchmarkRowMeasured,
-)
-from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
-from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
+from engine.measure.measurement import Measurement
+from engine.measure.registry import measurement_of
 from engine.process.events import Cancelled, EngineExited, Failed, Loaded
-from engine.records import Event, ModelInfo, Progress
+from engine.records import Event, MeasurementFinished, ModelInfo, Progress, Request, RowMeasured
 from tui.live.engine_link import loading_text
-from tui.live.measured_tables import verdict
-from tui.live.predict import BatchPrediction, predicted_batches
+from tui.live.measured import PRESENTATIONS
+from tui.live.presentation import Prediction, Presentation
 
-Kind = Literal["evaluate", "kv-evaluate", "benchmark", "formats", "batch"]
-JobRequest = Evaluate | Benchmark | Formats | Batch
-DEFAULT_LENGTHS = "10,50,100,500,1000"
-DEFAULT_BATCHES = "1..32"
+
+class JobState(Enum):
+    """How a job stands."""
+
+    RUNNING = auto()
+    PASSED = auto()
+    STOPPED = auto()
+    FAILED = auto()
+    """The engine failed, or a check of the measurement did."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A piece of work and what has come of it. `state` is how it ended, in words; "" while it runs."""
+    """A measurement under way, and what has come of it. `outcome` says how it ended, in words."""
 
-    kind: Kind
-    request: JobRequest
-    cases: list[CaseResult] = field(default_factory=list)
-    rows: list[BenchmarkRow] = field(default_factory=list)
-    formats: list[FormatRow] = field(default_factory=list)
-    batches: dict[int, BatchRow] = field(default_factory=dict)
-    """The latest of each batch, in the order they came."""
+    request: Request
     model: ModelInfo | None = None
     """The model that is measured: the one in memory, until another is loaded."""
-    predicted: BatchPrediction | None = None
-    """What calc says about `batches`."""
-    evaluation: EvaluationResult | None = None
-    result: BenchmarkResult | FormatsResult | BatchResult | None = None
+    rows_by_key: dict[Hashable, Any] = field(default_factory=dict)
+    """The latest row of each key, in the order in which the keys came."""
+    latest: RowMeasured | None = None
+    predicted: Prediction | None = None
+    """What calc says about the rows."""
+    result: Any = None
     progress: Progress | None = None
-    state: str = ""
-    failed: bool = False
+    state: JobState = JobState.RUNNING
+    outcome: str = ""
+    measurement: Measurement = field(init=False)
 
-    def feed(self, events: Sequence[Event]) -> None:
-        """Take a batch of events."""
-        for event in events:
-            self._take(event)
+    def __post_init__(self) -> None:
+        measurement = measurement_of(self.request)
+        if measurement is None:
+            raise TypeError(f"{type(self.request).__name__} asks for no measurement")
+        self.measurement = measurement
 
-    def _take(self, event: Event) -> None:
-        match event:
-            case Progress():
-                self.progress = event
-            case Loaded():
-                self.model = event.model
-            case CaseEvaluated():
-                self.cases.append(event.case)
-            case BenchmarkRowMeasured():
-                self.rows.append(event.row)
-            case FormatMeasured():
-                self.formats.append(event.row)
-            case BatchRowMeasured():
-                self._take_batch(event)
-            case EvaluationFinished():
-                self.evaluation = event.result
-                self.state = verdict(event.result.cases, atol=event.result.atol)
-                self.failed = not event.result.passed
-            case BenchmarkFinished():
-                self.result = event.result
-                self.state = f"✓ {len(self.rows)} lengths measured, {_medians(event.result.repeats)}"
-            case FormatsFinished():
-                self.result = event.result
-                self.state = f"✓ {len(self.formats)} formats measured on {self.formats[0].n_tokens} tokens of text"
-            case BatchFinished():
-                self.result = event.result
-                self.state = f"✓ {len(self.batches)} batches measured, {_medians(event.result.repeats, 'rounds')}"
-            case Cancelled():
-                self.state = "stopped by you; what was measured stays"
-            case Failed() | EngineExited():
-                self.state, self.failed = f"✗ {event.message}", True
-            case _:
-                pass
-
-    def _take_batch(self, event: BatchRowMeasured) -> None:
-        """The row takes the place of that of the round before; the prediction starts from all there are."""
-        self.batches[event.row.batch] = event.row
-        if self.model is not None:
-            self.predicted = predicted_batches(
-                self.model, self.batch_rows, prefill_tokens=event.prefill_tokens, prefill_s=event.prefill_s
-            )
+    @classmethod
+    def finished(cls, request: Request, event: Event, model: ModelInfo | None) -> Job:
+        """The job of a request that has been answered by `event`."""
+        job = cls(request, model=model)
+        job.feed([event])
+        return job
 
     @property
-    def batch_rows(self) -> tuple[BatchRow, ...]:
-        """The batches measured so far."""
-        return tuple(self.batches.values())
+    def presentation(self) -> Presentation:
+        """How it is shown."""
+        return PRESENTATIONS[self.measurement.name]
+
+    @property
+    def name(self) -> str:
+        """The measurement's name, as on the command line."""
+        return self.measurement.name
+
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """The rows measured so far."""
+        return tuple(self.rows_by_key.values())
 
     @property
     def over(self) -> bool:
         """Whether it has ended."""
-        return bool(self.state)
+        return self.state is not JobState.RUNNING
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly."""
+        return self.state is JobState.FAILED
+
+    @property
+    def table(self) -> Table:
+        """The rows so far as a table."""
+        return self.presentation.table(self)
+
+    @property
+    def data_table(self) -> Table:
+        """The same for files and the command line."""
+        return (self.presentation.data_table or self.presentation.table)(self)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was measured, and on what is predicted beside it."""
+        basis = [self.predicted.basis] if self.predicted is not None else []
+        return [*basis, *getattr(self.result, "notes", ())]
 
     @property
     def progress_line(self) -> str:
@@ -118,51 +111,49 @@ class Job:
             parts = [f"loading {loading_text(self.progress)}"]
         return " · ".join(filter(None, [*parts, "" if left is None else f"{format_duration_s(left)} left"]))
 
-    @property
-    def atol(self) -> float | None:
-        """The tolerance: the engine's word once it has come."""
-        if self.evaluation is not None:
-            return self.evaluation.atol
-        return self.request.atol if isinstance(self.request, Evaluate) else None
+    def words(self) -> list[str]:
+        """The command that measures the same; defaults are left out."""
+        return [self.name, *self.measurement.words(self.request)]
 
+    def feed(self, events: Sequence[Event]) -> None:
+        """Take a batch of events."""
+        for event in events:
+            self._take(event)
 
-def _medians(repeats: int, what: str = "repeats") -> str:
-    return f"medians of {repeats} {what}" if repeats > 1 else "one run each"
+    def fail(self, message: str) -> None:
+        """End the job with what went wrong."""
+        self.state, self.outcome = JobState.FAILED, f"✗ {message}"
 
+    def _take(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self.progress = event
+            case Loaded():
+                self.model = event.model
+            case RowMeasured():
+                self.latest = event
+                self._add(event.row)
+                self._predict()
+            case MeasurementFinished():
+                self._finish(event.result)
+            case Cancelled():
+                self.state, self.outcome = JobState.STOPPED, "stopped by you; what was measured stays"
+            case Failed() | EngineExited():
+                self.fail(event.message)
+            case _:
+                pass
 
-def job_options(request: JobRequest) -> list[str]:
-    """The command line's options for a request; defaults are left out."""
-    given: tuple[tuple[str, object, object], ...]
-    match request:
-        case Evaluate():
-            given = (
-                ("--weights", request.weights, None),
-                ("--cases", request.cases, None),
-                ("--atol", request.atol, None),
-                ("--dtype", request.dtype, "float64"),
-            )
-        case Benchmark():
-            given = (
-                ("--model", request.model, None),
-                ("--lengths", ",".join(map(str, request.lengths)), DEFAULT_LENGTHS),
-                ("--new-tokens", request.new_tokens, 40),
-                ("--repeats", request.repeats, 5),
-                ("--dtype", request.dtype, "auto"),
-                ("--tp", request.tp, 1),
-                ("--compile", request.compile, "off"),
-            )
-        case Batch():
-            default = Batch()
-            given = (
-                ("--model", request.model, None),
-                ("--batches", ",".join(map(str, request.batches)), ",".join(map(str, default.batches))),
-                ("--context", request.context, default.context),
-                ("--new-tokens", request.new_tokens, default.new_tokens),
-                ("--repeats", request.repeats, default.repeats),
-                ("--dtype", request.dtype, default.dtype),
-                ("--tp", request.tp, default.tp),
-            )
-        case Formats():
-            given = (("--model", request.model, None),)
-    words = [part for flag, value, usual in given if value != usual for part in (flag, f"{value}")]
-    return [*words, "--equal"] if isinstance(request, Batch) and not request.ragged else words
+    def _add(self, row: object) -> None:
+        self.rows_by_key[self.measurement.key(row)] = row
+
+    def _finish(self, result: Any) -> None:
+        self.result = result
+        for row in self.measurement.rows(result):
+            self._add(row)
+        self._predict()
+        self.outcome = self.presentation.outcome(self)
+        self.state = JobState.PASSED if self.measurement.passed(result) else JobState.FAILED
+
+    def _predict(self) -> None:
+        if self.presentation.predict is not None and self.model is not None:
+            self.predicted = self.presentation.predict(self, self.model)

@@ -479,11 +479,11 @@ class GeneratePane(Pane):
             self._say(f"✗ {problem}", problem=True)
             return
         choice = FormatChoice(dtype=cast(DType, self._choice("dtype")), cache=cast(CacheKind, self._choice("kept")))
-        self.effect, self._note = Job("formats", Formats(model=self._model, choices=(choice,))), ()
+        self.effect, self._note = Job(Formats(model=self._model, choices=(choice,))), ()
         try:
             self._request_id = engine_of(self.app).submit(self.effect.request, self._on_effect)
         except EngineError as error:
-            self.effect.state, self.effect.failed = f"✗ {error.message}", True
+            self.effect.fail(error.message)
         self._after_effect()
 
     def _on_effect(self, batch: Sequence[Event]) -> None:
@@ -499,9 +499,9 @@ class GeneratePane(Pane):
         job = self.effect
         if job is not None and job.over:
             self._request_id = None
-            left_out = job.result.notes if job.result is not None and len(job.formats) == 1 else ()
+            left_out = job.result.notes if job.result is not None and len(job.rows) == 1 else ()
             done = job.result is not None and not left_out
-            self._note = self._choice_lines("dtype") if done else (f"✗ {left_out[0]}",) if left_out else (job.state,)
+            self._note = self._choice_lines("dtype") if done else (f"✗ {left_out[0]}",) if left_out else (job.outcome,)
         if self._seen:
             self._show_effects()
         self._show_running()

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
 from typing import TypeVar
 
-from calc.explain.terms import Number
-from calc.model.cache import kv_bytes_per_token
-from calc.model.storage import FORMATS
 from calc.plain import plain
 from engine.errors import EngineError, EngineFailure, InputError
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
@@ -23,7 +19,8 @@ from engine.process.events import (
     GenerationStarted,
     Loaded,
 )
-from engine.records import Event, ModelInfo, Request
+from engine.records import Event, Request
+from tui.live.predict import predicted_cache_bytes
 from tui.report.measured_part import Measurements, Sample
 
 Watcher = Callable[[Event], None]
@@ -94,6 +91,7 @@ def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> S
     events = _events(client, request, watch=watch)
     model = _only(events, Loaded).model
     started, finished = _only(events, GenerationStarted), _only(events, GenerationFinished)
+    capacity = finished.kv_capacity or len(finished.prompt_ids) + request.max_new_tokens
     return Sample(
         model=model.name,
         prompt=started.prompt_text or request.prompt or "",
@@ -102,28 +100,5 @@ def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> S
         start_ns=finished.start_ns,
         token_times_ns=finished.token_times_ns,
         kv_cache_bytes=finished.kv_cache_bytes,
-        predicted_kv_cache_bytes=predicted_cache_bytes(
-            model, n_tokens=len(finished.prompt_ids) + request.max_new_tokens
-        ),
+        predicted_kv_cache_bytes=int(predicted_cache_bytes(model, capacity, finished.cache)),
     )
-
-
-def predicted_cache_bytes(model: ModelInfo, *, n_tokens: int) -> int:
-    """calc's figure for a cache of `n_tokens` tokens of the engine's model, in the engine's arithmetic."""
-    per_token: Number = kv_bytes_per_token(
-        n_layers=model.n_layers,
-        n_kv_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        kv_element_bytes=element_bytes(model.dtype),
-    )
-    return ceil(per_token * n_tokens)
-
-
-def element_bytes(dtype: str) -> Number:
-    """Bytes an element of a torch dtype's name.
-
-    >>> element_bytes("bfloat16"), element_bytes("float64")
-    (2, 8)
-    """
-    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return 8 if dtype == "float64" else FORMATS[stored[dtype]].bytes_per_element

@@ -149,6 +149,8 @@ def _measurement(name: str, order: int, summary: str, description: str, *, cache
         key=lambda case: case.case,
         document=plain_document,
         table=table,
+        rows=lambda result: tuple(result.cases),
+        borrows=True,
         passed=lambda result: bool(result.passed),
     )
 

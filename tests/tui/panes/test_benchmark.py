@@ -17,8 +17,8 @@ from engine.measure.kinds.formats import FormatRow, Formats
 from engine.records import CacheKind
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.live_engine import live_app, open_pane, until
-from tui.live.measured_tables import formats_table
-from tui.live.measurement import Job, job_options
+from tui.live.measured.formats import formats_table
+from tui.live.measurement import Job
 from tui.panes.benchmark import BenchmarkPane
 from tui.widgets.dial import ChoiceDial
 from tui.widgets.option import Option
@@ -40,7 +40,7 @@ def status(pane: BenchmarkPane) -> str:
 
 
 def shown(pane: BenchmarkPane, name: str) -> Table:
-    table = pane.query_one(f"#{name}", TableView).shown
+    table = pane.query_one(f"#table-{name}", TableView).shown
     assert isinstance(table, Table)
     return table
 
@@ -49,7 +49,7 @@ async def test_e_shows_a_row_a_case_with_mark_error_and_bar() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "e")
-        table = shown(pane, "cases")
+        table = shown(pane, "evaluate")
         assert [row[0] for row in table.rows] == ["✓ pass"] * 4
         assert [row[3] for row in table.rows] == ["1.0e-12", "1.0e-11", "1.0e-10", "1.0e-09"]
         lengths = [row[4].count("━") for row in table.rows]
@@ -62,7 +62,7 @@ async def test_k_shows_the_checks_with_the_cache() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "k")
-        table = shown(pane, "cases")
+        table = shown(pane, "evaluate")
         assert table.headings[3:8] == ("error", "cached", "stepwise", "chunks", "worst")
         assert table.rows[0][3:8] == ("1.0e-12",) * 5
         assert pane.command_line() == "kvscope kv-evaluate"
@@ -84,12 +84,12 @@ async def test_s_fills_rows_and_plot_as_they_come() -> None:
         await pilot.press("s")
         await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 2)
         assert pane.running
-        assert len(shown(pane, "rows").rows) >= 2
+        assert len(shown(pane, "benchmark").rows) >= 2
         assert "left" in status(pane)
         assert pane.query_one(ProgressBar).display
         await until(pilot, lambda: pane.job is not None and pane.job.over)
         assert not pane.query_one(ProgressBar).display
-        rows = shown(pane, "rows").rows
+        rows = shown(pane, "benchmark").rows
         assert [row[0] for row in rows] == ["10", "50", "100", "500", "1,000"]
         assert rows[2][1:4] == ("100 ms", "200 ms", "2.00x")
         chart = pane.query_one("#plot-benchmark", PlotView).chart
@@ -103,21 +103,21 @@ async def test_escape_stops_the_sweep_and_keeps_its_rows() -> None:
         pane = await opened(pilot)
         await pilot.press("s")
         await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 1)
-        assert pane.query_one("#sweep", Button).disabled
+        assert pane.query_one("#start-benchmark", Button).disabled
         assert not pane.query_one("#stop", Button).disabled
         await pilot.press("escape")
         await until(pilot, lambda: pane.job is not None and pane.job.over)
         assert "stopped by you" in status(pane)
-        assert 1 <= len(shown(pane, "rows").rows) < 5
-        assert not pane.query_one("#sweep", Button).disabled
-        assert pane.check_action("sweep", ())
+        assert 1 <= len(shown(pane, "benchmark").rows) < 5
+        assert not pane.query_one("#start-benchmark", Button).disabled
+        assert pane.check_action("start", ("benchmark",))
         assert not pane.check_action("stop", ())
 
 
 async def test_the_buttons_do_what_the_keys_do() -> None:
     async with live_app().run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        await pilot.click("#kv-evaluate")
+        await pilot.click("#start-kv-evaluate")
         await until(pilot, lambda: pane.job is not None and pane.job.over)
         assert pane.job is not None
         assert isinstance(pane.job.request, Evaluate)
@@ -127,13 +127,13 @@ async def test_the_buttons_do_what_the_keys_do() -> None:
 @pytest.mark.parametrize(
     ("option", "text", "key", "message"),
     [
-        ("lengths", "10,,20", "s", "prompt lengths is empty"),
-        ("batches", "8..1", "b", "batches range 8..1 goes down"),
-        ("batches", "4096", "b", "batches must be at most 1,024"),
-        ("context", "0", "b", "context must be at least 1"),
-        ("repeats", "0", "s", "repeats must be at least 1"),
-        ("bench-new", "many", "s", "new tokens must be a number"),
-        ("atol", "0", "e", "tolerance must be above 0"),
+        ("benchmark-lengths", "10,,20", "s", "prompt lengths is empty"),
+        ("batch-batches", "8..1", "b", "batches range 8..1 goes down"),
+        ("batch-batches", "4096", "b", "batches must be at most 1,024"),
+        ("batch-context", "0", "b", "context must be at least 1"),
+        ("model-repeats", "0", "s", "repeats must be at least 1"),
+        ("benchmark-new_tokens", "many", "s", "new tokens must be a number"),
+        ("evaluate-atol", "0", "e", "tolerance must be above 0"),
     ],
 )
 async def test_an_impossible_option_is_named_and_nothing_is_sent(
@@ -151,7 +151,7 @@ async def test_an_impossible_option_is_named_and_nothing_is_sent(
 async def test_an_option_of_the_sweep_does_not_stop_an_evaluation() -> None:
     async with live_app().run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        pane.query_one("#option-lengths", Option).text = "no"
+        pane.query_one("#option-benchmark-lengths", Option).text = "no"
         await run_to_end(pilot, pane, "e")
         assert "4 of 4" in status(pane)
 
@@ -159,9 +159,9 @@ async def test_an_option_of_the_sweep_does_not_stop_an_evaluation() -> None:
 async def test_letters_typed_into_a_field_start_nothing() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        pane.query_one("#option-weights Input").focus()
+        pane.query_one("#option-evaluate-weights Input").focus()
         await pilot.press("s", "e", "k")
-        assert pane.query_one("#option-weights", Option).text == "sek"
+        assert pane.query_one("#option-evaluate-weights", Option).text == "sek"
         assert pane.job is None
 
 
@@ -169,27 +169,27 @@ async def test_a_narrow_screen_shows_what_was_started() -> None:
     async with live_app().run_test(size=(80, 24)) as pilot:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "e")
-        assert pane.query_one("#cases").is_on_screen
+        assert pane.query_one("#table-evaluate").is_on_screen
         await run_to_end(pilot, pane, "s")
-        assert pane.query_one("#rows").is_on_screen
-        assert not pane.query_one("#cases").is_on_screen
+        assert pane.query_one("#table-benchmark").is_on_screen
+        assert not pane.query_one("#table-evaluate").is_on_screen
         await pilot.press("f8")
         await pilot.pause()
-        assert pane.query_one("#cases").is_on_screen
+        assert pane.query_one("#table-evaluate").is_on_screen
 
 
 def test_the_command_line_says_what_differs_from_the_defaults() -> None:
-    assert job_options(Benchmark()) == []
-    assert job_options(Benchmark(lengths=(5, 6), new_tokens=3, model="a b")) == [
+    assert Job(Benchmark()).words()[1:] == []
+    assert Job(Benchmark(lengths=(5, 6), new_tokens=3, model="a b")).words()[1:] == [
         *("--model", "a b", "--lengths", "5,6", "--new-tokens", "3"),
     ]
-    assert job_options(Benchmark(tp=2, compile="auto")) == ["--tp", "2", "--compile", "auto"]
-    assert job_options(Batch()) == []
-    assert job_options(Batch(batches=(1, 3), context=8, new_tokens=4, ragged=False, dtype="int8")) == [
-        *("--batches", "1,3", "--context", "8", "--new-tokens", "4", "--dtype", "int8", "--equal"),
+    assert Job(Benchmark(tp=2, compile="auto")).words()[1:] == ["--compile", "auto", "--tp", "2"]
+    assert Job(Batch()).words()[1:] == []
+    assert Job(Batch(batches=(1, 3), context=8, new_tokens=4, ragged=False, dtype="int8")).words()[1:] == [
+        *("--dtype", "int8", "--batches", "1,3", "--context", "8", "--new-tokens", "4", "--equal"),
     ]
-    assert job_options(Formats(model="m.gguf")) == ["--model", "m.gguf"]
-    assert job_options(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")) == [
+    assert Job(Formats(model="m.gguf")).words()[1:] == ["--model", "m.gguf"]
+    assert Job(Evaluate(weights="w.pt", cases="c.json", atol=1e-3, dtype="float32")).words()[1:] == [
         *("--weights", "w.pt", "--cases", "c.json", "--atol", "0.001", "--dtype", "float32"),
     ]
 
@@ -210,7 +210,7 @@ async def test_export_has_tables_plot_and_machine() -> None:
 async def test_f_fills_the_table_of_formats() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
-        pane.query_one("#option-bench-model", Option).text = "some.gguf"
+        pane.query_one("#option-model-model", Option).text = "some.gguf"
         await run_to_end(pilot, pane, "f")
         table = shown(pane, "formats")
         assert [row[:2] for row in table.rows] == [
@@ -229,14 +229,14 @@ async def test_f_fills_the_table_of_formats() -> None:
         assert pane.query_one("#plot-benchmark", PlotView).display
         assert [table.title for table in pane.tables()][1] == "Formats against float32"
         views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
-        assert views[:3] == ["rows", "plot-benchmark", "formats"]  # what was started last stands first
+        assert views[:3] == ["table-benchmark", "plot-benchmark", "table-formats"]  # what was started last stands first
 
 
 async def test_formats_fit_a_narrow_screen() -> None:
     async with live_app().run_test(size=(80, 24)) as pilot:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "f")
-        view = pane.query_one("#formats", TableView)
+        view = pane.query_one("#table-formats", TableView)
         assert view.is_on_screen
         table = shown(pane, "formats")
         assert table.headings[:3] == ("Weights", "Cache", "● Bytes")
@@ -274,9 +274,9 @@ def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
 async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
-        pane.query_one("#option-batches", Option).text = "1,2,32"
+        pane.query_one("#option-batch-batches", Option).text = "1,2,32"
         await run_to_end(pilot, pane, "b")
-        table = shown(pane, "batches")
+        table = shown(pane, "batch")
         assert [row[:2] for row in table.rows] == [("1", "90.9"), ("2", "166.7"), ("32", "761.9")]
         assert table.rows[0][2:6] == ("90.9", "1.00", "1.00x", "1.00x")
         assert table.rows[2][2:7] == ("870.9", "0.87", "8.38x", "9.58x", "arithmetic")
@@ -297,14 +297,14 @@ async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
 
 
 def test_a_later_round_takes_the_place_of_the_one_before() -> None:
-    job = Job("batch", Batch(), model=INFO)
+    job = Job(Batch(), model=INFO)
     for step_s, batch in ((0.022, 1), (0.024, 2), (0.011, 1)):
         job.feed([BatchRowMeasured(row=batch_row(batch, step_s), prefill_tokens=256, prefill_s=0.256)])
-    assert [(row.batch, row.step_p50_s) for row in job.batch_rows] == [(1, 0.011), (2, 0.024)]
+    assert [(row.batch, row.step_p50_s) for row in job.rows] == [(1, 0.011), (2, 0.024)]
     assert job.predicted is not None
     assert job.predicted.tokens_per_s[0] == pytest.approx(1 / 0.011)
     assert not job.over
-    stranger = Job("batch", Batch())
+    stranger = Job(Batch())
     stranger.feed([BatchRowMeasured(row=batch_row(1, 0.011), prefill_tokens=256, prefill_s=0.256)])
     assert stranger.predicted is None  # of a model that nobody has described
 
@@ -313,10 +313,10 @@ async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
     for width, height in ((80, 24), (120, 40)):
         async with live_app().run_test(size=(width, height)) as pilot:
             pane = await opened(pilot)
-            pane.query_one("#option-batches", Option).text = "1,32"
+            pane.query_one("#option-batch-batches", Option).text = "1,32"
             await run_to_end(pilot, pane, "b")
-            view = pane.query_one("#batches", TableView)
-            table = shown(pane, "batches")
+            view = pane.query_one("#table-batch", TableView)
+            table = shown(pane, "batch")
             assert view.is_on_screen
             assert table.headings[:2] == ("Batch", "Tokens/s: ● measured")
             assert laid_out(table, view.size.width) is not None
@@ -325,22 +325,27 @@ async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
 async def test_batches_can_be_stopped_and_keep_their_rows() -> None:
     async with live_app("--row-s", "1.5").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        await pilot.click("#batch-start")
-        await until(pilot, lambda: pane.job is not None and len(pane.job.batches) >= 1)
+        await pilot.click("#start-batch")
+        await until(pilot, lambda: pane.job is not None and len(pane.job.rows) >= 1)
         await pilot.press("escape")
         await until(pilot, lambda: pane.job is not None and pane.job.over)
         assert "stopped by you" in status(pane)
-        assert 1 <= len(shown(pane, "batches").rows) < 6
+        assert 1 <= len(shown(pane, "batch").rows) < 6
 
 
 async def test_the_forms_batches_make_the_request_and_enter_starts_it() -> None:
     async with live_app().run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        for name, text in (("batches", "1..3"), ("context", "1Ki"), ("steps", "4"), ("repeats", "2")):
+        for name, text in (
+            ("batch-batches", "1..3"),
+            ("batch-context", "1Ki"),
+            ("batch-new_tokens", "4"),
+            ("model-repeats", "2"),
+        ):
             pane.query_one(f"#option-{name}", Option).text = text
-        pane.query_one("#dial-batch-rows", ChoiceDial).focus()
+        pane.query_one("#dial-batch-ragged", ChoiceDial).focus()
         await pilot.press("right")
-        pane.query_one("#option-steps Input").focus()
+        pane.query_one("#option-batch-new_tokens Input").focus()
         await pilot.press("enter")
         await until(pilot, lambda: pane.job is not None and pane.job.over)
         assert pane.job is not None
@@ -353,7 +358,7 @@ async def test_what_was_started_last_stands_first() -> None:
         for key in ("f", "b", "s"):
             await run_to_end(pilot, pane, key)
         views = [view.id for view in pane.query("#benchmark-sweep > TableView, #benchmark-sweep > PlotView")]
-        assert views == ["rows", "plot-benchmark", "batches", "plot-batch", "formats"]
+        assert views == ["table-benchmark", "plot-benchmark", "table-batch", "plot-batch", "table-formats"]
         titles = [table.title for table in pane.tables()]
         assert titles == ["Latency sweep, 40 new tokens", "Batch decode", "Formats against float32"]
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -29,13 +30,14 @@ from calc.sources.catalog import find_device, manual_device
 from engine.errors import EngineFailure, InputError
 from engine.process.client import EngineClient
 from tui.form.state import AppState, analyse, intensity_query
+from tui.live.predict import predicted_cache_bytes
 from tui.report import command
 from tui.report.attention_part import addends, part_d, step_grid, step_sentences, tensors
 from tui.report.content import build_report
 from tui.report.latex import to_latex as document_latex
 from tui.report.latex_text import escape
 from tui.report.markdown import fenced, to_markdown
-from tui.report.measure import measure, predicted_cache_bytes
+from tui.report.measure import measure
 from tui.report.measured_part import LEFT_OUT, Measurements
 from tui.report.memory_part import DERIVED, derived_step, rule_steps
 from tui.report.model import Derivation, Figure, Grid, Math, paragraph
@@ -498,7 +500,10 @@ def test_measuring_asks_for_everything_once(measured: Measurements) -> None:
 
 
 def test_predicted_cache_bytes_are_those_of_calc() -> None:
-    assert predicted_cache_bytes(fake.MODEL, n_tokens=10) == 10 * 2 * 2 * 2 * 16 * 4
+    """A sample of 3 + 48 tokens, whatever the weights are stored in: int8 weights leave the cache at its own type."""
+    for dtype in ("float32", "int8", "int4"):
+        model = msgspec.structs.replace(fake.MODEL, dtype=dtype, cache_dtype="float32")
+        assert predicted_cache_bytes(model, 51) == 51 * 2 * 2 * 2 * 16 * 4
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ async def test_a_path_can_be_typed_with_completion(models: Path) -> None:
         await until(pilot, lambda: bar.is_open)
         await pilot.press(*str(models / "al"), "tab", "enter")
         await until(pilot, lambda: not bar.is_open)
-        assert pane.query_one("#option-bench-model", Option).text == str(models / "alpha.gguf")
+        assert pane.query_one("#option-model-model", Option).text == str(models / "alpha.gguf")
         assert pane.query_one("#benchmark-sweep").is_on_screen
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from calc.commands.render import laid_out
 from calc.commands.tables import Table
-from engine.measure.kinds.evaluate import CaseResult
+from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
+from engine.measure.registry import MEASUREMENTS
+from engine.process.events import Cancelled, Failed
 from tests.tui.live.test_predict import INFO, batch_row
 from tests.tui.views.test_plots import row
-from tui.live.measured_tables import (
-    batch_table,
-    benchmark_table,
-    error_bar,
-    evaluation_table,
-    spread_text,
-    verdict,
-)
+from tui.live.measured import PRESENTATIONS
+from tui.live.measured.batch import batch_table
+from tui.live.measured.benchmark import benchmark_table
+from tui.live.measured.evaluate import error_bar, evaluation_table, verdict
+from tui.live.measurement import Job, JobState
 from tui.live.predict import predicted_batches
+from tui.live.presentation import plain_presentation
+from tui.live.result_text import spread_text
 
 
 def case(number: int, error: float | None, *, passed: bool = True) -> CaseResult:
@@ -113,3 +116,53 @@ def test_batches_stand_measured_beside_predicted() -> None:
         "Batch", "Tokens/s: ● measured", "Tokens/s: predicted", "Tokens/s: ● / pred.", "Rise: ● measured",
     ]  # fmt: skip
     assert batch_table([], None).rows == ()
+
+
+def test_every_measurement_is_presented_by_a_module_of_its_own_name() -> None:
+    """Nothing lists them: the modules of engine and app are found by the same name."""
+    assert list(PRESENTATIONS) == list(MEASUREMENTS) == ["evaluate", "kv-evaluate", "benchmark", "batch", "formats"]
+    keys = [presentation.key for presentation in PRESENTATIONS.values()]
+    assert len(set(keys)) == len(keys)
+    for measurement in MEASUREMENTS.values():
+        assert find_spec(f"engine.measure.runners.{measurement.module}") is not None
+        assert find_spec(f"tui.live.measured.{measurement.module}") is not None
+
+
+def test_a_measurement_without_a_module_here_shows_its_plain_table() -> None:
+    presentation = plain_presentation(MEASUREMENTS["evaluate"])
+    job = Job(Evaluate())
+    assert presentation.table(job).rows == ()
+    result = EvaluationResult(
+        command="evaluate", weights="w", dtype="float64", atol=1e-4, passed=True, cases=(case(0, 1e-9),)
+    )
+    job.feed([EvaluationFinished(result=result)])
+    table = presentation.table(job)
+    assert [column.name for column in table.columns] == ["case", "tokens", "result", "max error"]
+    assert [tuple(row) for row in table.rows] == [("0", "8", "passed", "1.00e-09")]
+
+
+def test_a_job_knows_how_it_ended() -> None:
+    ends = {
+        JobState.PASSED: EvaluationFinished(result=evaluation(passed=True)),
+        JobState.FAILED: EvaluationFinished(result=evaluation(passed=False)),
+        JobState.STOPPED: Cancelled(),
+    }
+    for state, event in ends.items():
+        job = Job(Evaluate())
+        assert not job.over
+        job.feed([event])
+        assert (job.state, job.over, job.failed) == (state, True, state is JobState.FAILED)
+    crashed = Job(Evaluate())
+    crashed.feed([Failed(kind="engine", message="no room")])
+    assert (crashed.state, crashed.outcome) == (JobState.FAILED, "✗ no room")
+
+
+def evaluation(*, passed: bool) -> EvaluationResult:
+    return EvaluationResult(
+        command="evaluate",
+        weights="w",
+        dtype="float64",
+        atol=1e-4,
+        passed=passed,
+        cases=(case(0, 1e-9, passed=passed),),
+    )
