@@ -7,7 +7,7 @@ The first argument says what goes wrong: "good" (nothing), "mismatch" (a case fa
 import os
 import sys
 
-from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRow
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.process.events import (
     Cancelled,
@@ -20,53 +20,20 @@ from engine.process.events import (
     decode_request,
     encode,
 )
-from engine.records import Machine, ModelInfo, Progress
+from engine.records import Progress
+from tests.records import benchmark_row, machine, model_info
 
-MODEL = ModelInfo(
-    name="tiny_model",
-    path="/models/tiny_model",
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=16,
-    hidden_size=64,
-    intermediate_size=128,
-    vocab_size=256,
-    max_positions=128,
-    n_parameters=1,
-    weight_bytes=4,
-    dtype="float32",
-    kv_bytes_per_token=512,
-    has_tokenizer=True,
-    gated_mlp=True,
-    tied=False,
-    norm="rmsnorm",
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    head_bias=False,
-    qk_norm=False,
-    learned_positions=False,
-)
-MACHINE = Machine(
-    cpu="Test & Co 100%", cores=2, threads=1, device="cpu", dtype="float32", torch="2.x", python="3.11", system="Linux"
-)
+MODEL = model_info(
+    name="tiny_model", path="/models/tiny_model", n_heads=4, head_dim=16, hidden_size=64, intermediate_size=128,
+    vocab_size=256, max_positions=128, n_parameters=1, weight_bytes=4, kv_bytes_per_token=512, tied=False,
+)  # fmt: skip
+MACHINE = machine("Test & Co 100%", torch="2.x", python="3.11")
 
 
 def row(prompt_tokens, cached_s, plain_s):
-    return BenchmarkRow(
-        prompt_tokens=prompt_tokens,
-        with_cache_s=cached_s,
-        without_cache_s=plain_s,
-        with_cache_min_s=cached_s * 0.9,
-        with_cache_max_s=cached_s * 1.5,
-        without_cache_min_s=plain_s * 0.9,
-        without_cache_max_s=plain_s * 1.5,
-        speedup=plain_s / cached_s,
-        prefill_s=cached_s / 4,
-        tpot_s=cached_s * 0.75 / 19,
-        kv_cache_bytes=(prompt_tokens + 20) * 512,
-    )
+    size = (prompt_tokens + 20) * 512
+    tpot_s = cached_s * 0.75 / 19
+    return benchmark_row(prompt_tokens, cached_s, plain_s, low=0.9, high=1.5, tpot_s=tpot_s, kv_cache_bytes=size)
 
 
 ROWS = (row(10, 0.010, 0.030), row(1000, 0.080, 1.600))

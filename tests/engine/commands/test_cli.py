@@ -24,40 +24,26 @@ from engine.commands.summary import generation_text
 from engine.errors import OptionError
 from engine.files import check_writable, write_whole
 from engine.measure.kinds import batch, benchmark, evaluate
-from engine.measure.kinds.batch import Batch, BatchResult, BatchRow
-from engine.measure.kinds.benchmark import Benchmark, BenchmarkResult, BenchmarkRow
+from engine.measure.kinds.batch import Batch, BatchResult
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkResult
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationResult
 from engine.measure.measurement import plain_document
 from engine.process.events import Generate, GenerationFinished
-from engine.records import Machine, Progress
+from engine.records import Progress
 from engine.text import duration, table
 from tests.engine import oracle
 from tests.engine.reference import Reference
+from tests.records import batch_row, benchmark_row, machine
 
 ROOT = Path(__file__).parents[3]
 STATE = oracle.random_state_dict()
 
 
-def row(prompt_tokens: int, with_s: float, without_s: float) -> BenchmarkRow:
-    return BenchmarkRow(
-        prompt_tokens=prompt_tokens,
-        with_cache_s=with_s,
-        without_cache_s=without_s,
-        with_cache_min_s=with_s * 0.9,
-        with_cache_max_s=with_s * 1.2,
-        without_cache_min_s=without_s * 0.9,
-        without_cache_max_s=without_s * 1.1,
-        speedup=without_s / with_s,
-        prefill_s=with_s / 4,
-        tpot_s=7.8e-05,
-        kv_cache_bytes=40_000,
-    )
-
-
-ROWS = (row(10, 0.00325, 0.0054), row(100, 0.0037, 0.0129), row(1000, 0.0096, 0.221))
-MACHINE = Machine(
-    cpu="Some <CPU> & co", cores=2, threads=1, device="cpu", dtype="float32", torch="2", python="3", system="L"
+ROWS = tuple(
+    benchmark_row(*row, low=0.9, high=1.2, tpot_s=7.8e-05)
+    for row in ((10, 0.00325, 0.0054), (100, 0.0037, 0.0129), (1000, 0.0096, 0.221))
 )
+MACHINE = machine("Some <CPU> & co")
 RESULT = BenchmarkResult(
     model="two & layers", new_tokens=40, repeats=5, warmup=1, rows=ROWS, machine=MACHINE, notes=("A note.",)
 )
@@ -67,19 +53,7 @@ BATCHES = BatchResult(
     new_tokens=16,
     repeats=5,
     ragged=True,
-    rows=tuple(
-        BatchRow(
-            batch=batch,
-            context_tokens=56.0,
-            step_p50_s=step_s,
-            step_min_s=step_s / 2,
-            step_max_s=step_s * 2,
-            tokens_per_s=batch / step_s,
-            kv_cache_bytes=batch * 1000,
-            weight_bytes=5000,
-        )
-        for batch, step_s in ((1, 0.010), (2, 0.0125), (8, 0.020))
-    ),
+    rows=tuple(batch_row(*row, 56.0) for row in ((1, 0.010), (2, 0.0125), (8, 0.020))),
     prefill_tokens=256,
     prefill_s=0.5,
     machine=MACHINE,

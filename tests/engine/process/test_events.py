@@ -10,23 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
-from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
-from engine.measure.kinds.benchmark import (
-    Benchmark,
-    BenchmarkFinished,
-    BenchmarkResult,
-    BenchmarkRow,
-    BenchmarkRowMeasured,
-)
+from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRowMeasured
+from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRowMeasured
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
-from engine.measure.kinds.formats import (
-    FormatChoice,
-    FormatMeasured,
-    FormatRow,
-    Formats,
-    FormatsFinished,
-    FormatsResult,
-)
+from engine.measure.kinds.formats import FormatChoice, FormatMeasured, Formats, FormatsFinished, FormatsResult
 from engine.process import events as protocol
 from engine.process.events import (
     Cancel,
@@ -47,75 +34,27 @@ from engine.process.events import (
     encode,
     ends,
 )
-from engine.records import Event, Machine, ModelInfo, Progress, Request
+from engine.records import Event, Machine, Progress, Request
+from tests.records import TWO_LAYER, batch_row, benchmark_row, format_row
 
 WIRE = Path(__file__).with_name("wire.jsonl")
-MODEL = ModelInfo(
-    name="two-layer",
-    path="/models/two-layer",
-    n_layers=2,
-    n_heads=6,
-    n_kv_heads=2,
-    head_dim=64,
-    hidden_size=384,
-    intermediate_size=896,
-    vocab_size=2048,
-    max_positions=2048,
-    n_parameters=3_639_168,
-    weight_bytes=14_556_672,
-    dtype="float32",
-    kv_bytes_per_token=2048,
-    has_tokenizer=True,
-    gated_mlp=True,
-    tied=True,
-    norm="rmsnorm",
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    head_bias=False,
-    qk_norm=False,
-    learned_positions=False,
-)
+MODEL = TWO_LAYER
 CASE = CaseResult(case=0, prompt_tokens=3, passed=True, max_abs_error=5e-6, cache_max_abs_error=None)
-ROW = BenchmarkRow(
-    prompt_tokens=10,
-    with_cache_s=0.5,
-    without_cache_s=1.0,
+ROW = benchmark_row(
+    10,
+    0.5,
+    1.0,
     with_cache_min_s=0.4,
     with_cache_max_s=0.6,
     without_cache_min_s=0.9,
     without_cache_max_s=1.1,
-    speedup=2.0,
     prefill_s=0.1,
-    tpot_s=None,
-    kv_cache_bytes=40_000,
 )
-FORMAT_ROW = FormatRow(
-    dtype="int8",
-    cache="full",
-    weight_bytes=10,
-    kv_bytes_per_token=4,
-    load_s=0.5,
-    tpot_p50_s=0.1,
-    tpot_p95_s=0.2,
-    tokens_per_s=10.0,
-    n_tokens=8,
-    n_same=7,
-    mean_error=0.01,
-    max_error=0.5,
-    perplexity=12.5,
-    compiled=False,
-)
-BATCH_ROW = BatchRow(
-    batch=4,
-    context_tokens=56.5,
-    step_p50_s=0.02,
-    step_min_s=0.01,
-    step_max_s=0.03,
-    tokens_per_s=200.0,
-    kv_cache_bytes=160_000,
-    weight_bytes=14_000_000,
-)
+FORMAT_ROW = format_row(
+    "int8", weight_bytes=10, kv_bytes_per_token=4, load_s=0.5, tpot_p50_s=0.1, tpot_p95_s=0.2, tokens_per_s=10.0,
+    n_tokens=8, n_same=7, mean_error=0.01, max_error=0.5, perplexity=12.5, compiled=False,
+)  # fmt: skip
+BATCH_ROW = batch_row(4, 0.02, 56.5, step_min_s=0.01, step_max_s=0.03, kv_cache_bytes=160_000, weight_bytes=14_000_000)
 MACHINE = Machine(
     cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
 )

@@ -11,7 +11,8 @@ from calc.commands.tables import Table
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.registry import MEASUREMENTS
 from engine.process.events import Cancelled, Failed
-from tests.tui.live.test_predict import INFO, batch_row
+from tests.records import batch_row
+from tests.tui.live.test_predict import INFO
 from tests.tui.views.test_plots import row
 from tui.live.measured import PRESENTATIONS
 from tui.live.measured.batch import batch_table

@@ -11,8 +11,8 @@ from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import linear_flops, linear_params
 from calc.model.count import parameters
 from calc.model.spec import Mlp, ModelSpec, Norm, edit
-from engine.measure.kinds.batch import BatchRow
 from engine.records import ModelInfo
+from tests.records import batch_row
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.live.predict import (
     Work,
@@ -153,19 +153,6 @@ def test_an_int4_model_reads_its_head_in_8_bits() -> None:
     layers = linear_params(spec) - head
     assert read_weight_bytes(spec, "int4") == layers * 20 / 32 + head * 34 / 32
     assert read_weight_bytes(spec, "bfloat16") == 2 * (layers + head)
-
-
-def batch_row(batch: int, step_s: float, context_tokens: float = 60.0) -> BatchRow:
-    return BatchRow(
-        batch=batch,
-        context_tokens=context_tokens,
-        step_p50_s=step_s,
-        step_min_s=step_s,
-        step_max_s=step_s,
-        tokens_per_s=batch / step_s,
-        kv_cache_bytes=1,
-        weight_bytes=1,
-    )
 
 
 def test_batches_by_hand() -> None:

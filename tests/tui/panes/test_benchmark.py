@@ -13,9 +13,9 @@ from calc.commands.tables import Table
 from engine.measure.kinds.batch import Batch, BatchRowMeasured
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
-from engine.measure.kinds.formats import FormatRow, Formats
-from engine.records import CacheKind
-from tests.tui.live.test_predict import INFO, batch_row
+from engine.measure.kinds.formats import Formats
+from tests.records import batch_row, format_row
+from tests.tui.live.test_predict import INFO
 from tests.tui.live_engine import live_app, open_pane, until
 from tui.live.measured.formats import formats_table
 from tui.live.measurement import Job
@@ -250,25 +250,6 @@ def test_a_narrow_table_of_formats_keeps_what_they_cost() -> None:
     assert [table.headings[i] for i in layout.columns] == [
         "Weights", "Cache", "● Bytes", "● Rate", "Speedup", "Same token",
     ]  # fmt: skip
-
-
-def format_row(dtype: str, *, cache: CacheKind = "full") -> FormatRow:
-    return FormatRow(
-        dtype=dtype,
-        cache=cache,
-        weight_bytes=538_060_032,
-        kv_bytes_per_token=23_040,
-        load_s=0.9,
-        tpot_p50_s=0.0115,
-        tpot_p95_s=0.0119,
-        tokens_per_s=87.04,
-        n_tokens=127,
-        n_same=125,
-        mean_error=0.0165,
-        max_error=0.119,
-        perplexity=40.93,
-        compiled=True,
-    )
 
 
 async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:

@@ -13,7 +13,7 @@ import pytest
 from engine.errors import OptionError
 from engine.measure.kinds.batch import BatchResult
 from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
-from engine.records import Machine
+from tests.records import benchmark_row, machine
 from tests.tui.live.test_predict import INFO, batch_row
 from tui.live.predict import predicted_batches
 from tui.views.chart import Axis, Chart, Level, Series
@@ -23,26 +23,11 @@ from tui.views.plots import batch_figure, benchmark_figure
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def row(prompt_tokens: int, with_s: float, without_s: float) -> BenchmarkRow:
-    return BenchmarkRow(
-        prompt_tokens=prompt_tokens,
-        with_cache_s=with_s,
-        without_cache_s=without_s,
-        with_cache_min_s=with_s * 0.9,
-        with_cache_max_s=with_s * 1.2,
-        without_cache_min_s=without_s * 0.9,
-        without_cache_max_s=without_s * 1.1,
-        speedup=without_s / with_s,
-        prefill_s=with_s / 4,
-        tpot_s=7.8e-05,
-        kv_cache_bytes=40_000,
-    )
-
-
-ROWS = (row(10, 0.00325, 0.0054), row(100, 0.0037, 0.0129), row(1000, 0.0096, 0.221))
-MACHINE = Machine(
-    cpu="Some <CPU> & co", cores=2, threads=1, device="cpu", dtype="float32", torch="2", python="3", system="L"
+ROWS = tuple(
+    benchmark_row(*row, low=0.9, high=1.1)
+    for row in ((10, 0.00325, 0.0054), (100, 0.0037, 0.0129), (1000, 0.0096, 0.221))
 )
+MACHINE = machine("Some <CPU> & co")
 RESULT = BenchmarkResult(
     model="two & layers", new_tokens=40, repeats=5, warmup=1, rows=ROWS, machine=MACHINE, notes=("A note.",)
 )

@@ -13,6 +13,7 @@ from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
 from calc.sources.catalog import find_device, find_model, manual_device
 from engine.measure.kinds.benchmark import BenchmarkRow
+from tests.records import benchmark_row
 from tests.tui.live.test_predict import INFO, batch_row
 from tui.live.predict import predicted_batches
 from tui.views.chart import Axis, Chart, Level, Scale, Series, ticks
@@ -178,19 +179,7 @@ def test_latency_is_between_tokens_in_its_own_unit_and_scrolls() -> None:
 
 
 def row(n: int, fast: float, slow: float) -> BenchmarkRow:
-    return BenchmarkRow(
-        prompt_tokens=n,
-        with_cache_s=fast,
-        without_cache_s=slow,
-        with_cache_min_s=fast,
-        with_cache_max_s=fast,
-        without_cache_min_s=slow,
-        without_cache_max_s=slow,
-        speedup=slow / fast,
-        prefill_s=fast,
-        tpot_s=None,
-        kv_cache_bytes=0,
-    )
+    return benchmark_row(n, fast, slow, prefill_s=fast, kv_cache_bytes=0)
 
 
 def test_benchmark_has_both_arms_in_one_unit() -> None:
