@@ -1,3 +1,3 @@
 """The kvscope command: a full-screen workbench, and its headless twin."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
