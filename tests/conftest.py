@@ -21,6 +21,11 @@ settings.load_profile("default")
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+# Processes that share the cores do not each start a thread for every one of them: they would wait for each other.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    threads = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
+
 # A job that a shell started in the background ignores SIGINT, and so would the tests of it and their processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -6,7 +6,7 @@ from engine.model.cache import Cache
 from engine.model.config import ModelConfig
 from engine.model.experts import Experts
 from engine.model.latent import LatentAttention
-from engine.model.layers import MLP, Attention, Linear, LinearMaker, Norm, Step, Weights
+from engine.model.layers import MLP, Attention, ForwardContext, Linear, LinearMaker, Norm, Weights
 
 
 class Block:
@@ -24,9 +24,9 @@ class Block:
         self.mlp_norm = Norm.of(weights, f"{name}.{self.mlp_norm_name}", eps, offset=offset)
         self.mlp = make_mlp(config, weights, layer, linear=linear)
 
-    def forward(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """x (N, D) -> (N, D)."""
-        x = self.attention.add_to(x, self.attention_norm(x), step, cache)
+        x = self.attention.add_to(x, self.attention_norm(x), context, cache)
         return self.mlp.add_to(x, self.mlp_norm(x))
 
 
@@ -44,9 +44,9 @@ class SandwichBlock(Block):
         self.post_attention_norm = Norm.of(weights, f"{name}.post_attention_layernorm", eps, offset=offset)
         self.post_mlp_norm = Norm.of(weights, f"{name}.post_feedforward_layernorm", eps, offset=offset)
 
-    def forward(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """x (N, D) -> (N, D)."""
-        x = x + self.post_attention_norm(self.attention(self.attention_norm(x), step, cache))
+        x = x + self.post_attention_norm(self.attention(self.attention_norm(x), context, cache))
         return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
 
 

@@ -7,8 +7,8 @@ Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_di
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -79,10 +79,21 @@ class Cache(Protocol):
 
 
 class _Counted:
-    """The count of tokens that all caches share. Every layer appends; then the decoder, its owner, advances it."""
+    """What all caches share: their size, and the count of tokens.
+
+    Every layer appends; then the decoder, the cache's owner, advances the count. A kind of cache says what memory it
+    takes (`_allocate`). Raises CacheError for a size of nothing, OutOfMemory.
+    """
 
     def __init__(
-        self, capacity: int, batch_size: int, *, padding: Sequence[int] | None, device: torch.device | str
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Sequence[int] | None = None,
     ) -> None:
         if capacity < 1 or batch_size < 1:
             raise CacheError(f"a cache of {capacity} tokens for {batch_size} rows holds nothing; use at least 1")
@@ -90,7 +101,21 @@ class _Counted:
         self.capacity = capacity
         self.length = 0
         self.padding = _padding(padding, batch_size, device)
+        self._dtype = dtype
         self._device = device
+        self._allocate(config)
+
+    def _allocate(self, config: ModelConfig) -> None:
+        raise NotImplementedError
+
+    def _empty(self, shape: tuple[int, ...], *, n_tokens: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for ``n_tokens`` tokens, its contents undefined. Raises OutOfMemory."""
+        dtype = dtype or self._dtype
+        try:
+            return torch.empty(shape, dtype=dtype, device=self._device)
+        except RuntimeError as error:  # torch has no narrower class for a failed allocation on the CPU
+            size = math.prod(shape) * dtype.itemsize
+            raise OutOfMemory(f"a KV cache of {size:,} bytes ({n_tokens:,} tokens) does not fit") from error
 
     def require(self, n_rows: int, n_new: int) -> None:
         if n_rows != self.batch_size:
@@ -125,19 +150,9 @@ class Store(NamedTuple):
 class KVCache(_Counted):
     """Keys and values of all layers in one tensor (L, 2, B, K, capacity, h)."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        capacity: int,
-        *,
-        batch_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        padding: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(capacity, batch_size, padding=padding, device=device)
-        shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
-        self.storage = _allocate(shape, dtype, device, n_tokens=capacity)
+    def _allocate(self, config: ModelConfig) -> None:
+        shape = (config.n_layers, 2, self.batch_size, config.n_kv_heads, self.capacity, config.head_dim)
+        self.storage = self._empty(shape, n_tokens=self.capacity)
         self._layers = self.storage.unbind(0)
         self.stores = [Store(layer) for layer in self._layers]
 
@@ -171,22 +186,11 @@ class KVCache(_Counted):
 class WindowCache(_Counted):
     """As `KVCache`, but a sliding layer keeps only its window: a ring of min(capacity, window) tokens."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        capacity: int,
-        *,
-        batch_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        padding: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(capacity, batch_size, padding=padding, device=device)
+    def _allocate(self, config: ModelConfig) -> None:
         self._windows = [kind.window for kind in config.layers()]
-        self._slots = [capacity if window is None else min(capacity, window) for window in self._windows]
+        self._slots = [self.capacity if window is None else min(self.capacity, window) for window in self._windows]
         self._layers = [
-            _allocate((2, batch_size, config.n_kv_heads, n, config.head_dim), dtype, device, n_tokens=n)
-            for n in self._slots
+            self._empty((2, self.batch_size, config.n_kv_heads, n, config.head_dim), n_tokens=n) for n in self._slots
         ]
         self.stores = [Store(layer) for layer in self._layers]
 
@@ -245,22 +249,12 @@ class WindowCache(_Counted):
 class LatentCache(_Counted):
     """What latent attention leaves: one vector per token and layer, (L, B, capacity, rank + rope_dim)."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        capacity: int,
-        *,
-        batch_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        padding: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(capacity, batch_size, padding=padding, device=device)
+    def _allocate(self, config: ModelConfig) -> None:
         if config.latent is None:
             raise CacheError("a latent cache was asked for; this model's attention keeps keys and values")
         self._rank = config.latent.rank
-        shape = (config.n_layers, batch_size, capacity, config.latent.width)
-        self.storage = _allocate(shape, dtype, device, n_tokens=capacity)
+        shape = (config.n_layers, self.batch_size, self.capacity, config.latent.width)
+        self.storage = self._empty(shape, n_tokens=self.capacity)
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (B, T, rank + rope_dim); keys (B, 1, S, rank + rope_dim) and values, their first rank entries."""
@@ -287,21 +281,10 @@ class Int8Cache(_Counted):
     reads them as they are.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        capacity: int,
-        *,
-        batch_size: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        padding: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(capacity, batch_size, padding=padding, device=device)
-        shape = (config.n_layers, 2, batch_size, config.n_kv_heads, capacity, config.head_dim)
-        self._dtype = dtype
-        self.storage = _allocate(shape, torch.int8, device, n_tokens=capacity)
-        self.scales = _allocate((*shape[:-1], 1), torch.float32, device, n_tokens=capacity)
+    def _allocate(self, config: ModelConfig) -> None:
+        shape = (config.n_layers, 2, self.batch_size, config.n_kv_heads, self.capacity, config.head_dim)
+        self.storage = self._empty(shape, n_tokens=self.capacity, dtype=torch.int8)
+        self.scales = self._empty((*shape[:-1], 1), n_tokens=self.capacity, dtype=torch.float32)
         self.stores = [Store(*layer) for layer in zip(self.storage, self.scales, strict=True)]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,12 +331,11 @@ def make_cache(
     padding: Sequence[int] | None = None,
 ) -> Cache:
     """The cache of a kind for a model. Raises OptionError for a kind the model has no use for."""
-    make: Callable[..., Any] = _class_for(config, kind)
-    cache: Cache = make(config, capacity, batch_size=batch_size, dtype=dtype, device=device, padding=padding)
-    return cache
+    make = _class_for(config, kind)
+    return make(config, capacity, batch_size=batch_size, dtype=dtype, device=device, padding=padding)
 
 
-def _class_for(config: ModelConfig, kind: CacheKind) -> type[_Counted]:
+def _class_for(config: ModelConfig, kind: CacheKind) -> "type[KeysValues | LatentCache]":
     if kind not in get_args(CacheKind):
         raise OptionError("cache", f'cache "{kind}" is not known; use {", ".join(get_args(CacheKind))}')
     if config.latent is not None:
@@ -362,7 +344,8 @@ def _class_for(config: ModelConfig, kind: CacheKind) -> type[_Counted]:
                 "cache", "cache int8 is not offered for latent attention, whose cache is compressed already"
             )
         return LatentCache
-    return {"full": KVCache, "window": WindowCache, "int8": Int8Cache}[kind]
+    classes: dict[CacheKind, type[KeysValues]] = {"full": KVCache, "window": WindowCache, "int8": Int8Cache}
+    return classes[kind]
 
 
 def cache_bytes(
@@ -404,11 +387,3 @@ def _padding(padding: Sequence[int] | None, n_rows: int, device: torch.device | 
     if len(padding) != n_rows or min(padding) < 0:
         raise CacheError(f"padding {list(padding)} does not fit {n_rows} rows; give one count of at least 0 per row")
     return torch.tensor(list(padding), dtype=torch.int64, device=device)
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str, *, n_tokens: int) -> Tensor:
-    try:
-        return torch.empty(shape, dtype=dtype, device=device)
-    except RuntimeError as error:  # torch has no narrower class for a failed allocation on the CPU
-        size = math.prod(shape) * dtype.itemsize
-        raise OutOfMemory(f"a KV cache of {size:,} bytes ({n_tokens:,} tokens) does not fit") from error

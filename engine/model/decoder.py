@@ -15,7 +15,7 @@ from engine.errors import PromptError, Stopped
 from engine.model.block import make_block
 from engine.model.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
 from engine.model.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
-from engine.model.layers import Linear, LinearLike, LinearMaker, Norm, Sight, Step
+from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm
 from engine.model.rotary import Rotary
 
 
@@ -131,12 +131,12 @@ class Decoder:
                 logits = at_once(ids, cache)
                 cache.advance(1)
                 return logits
-            step = self._step(batch_size, n_new, cache)
+            context = self._context(batch_size, n_new, cache)
             x = self._embed(ids, past, cache)
             for block in self.blocks:
                 if should_stop is not None and should_stop():
                     raise Stopped
-                x = block.forward(x, step, cache)
+                x = block.forward(x, context, cache)
             if cache is not None:
                 cache.advance(n_new)
             if last_only and n_new > 1:
@@ -171,9 +171,9 @@ class Decoder:
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _step(self, batch_size: int, n_new: int, cache: Cache | None) -> Step:
+    def _context(self, batch_size: int, n_new: int, cache: Cache | None) -> ForwardContext:
         past, padding = (0, None) if cache is None else (cache.length, cache.padding)
-        sights = []
+        kinds = []
         for kind, rotary in zip(self.kinds, self.rotaries, strict=True):
             cos = sin = None
             if rotary is not None:
@@ -183,12 +183,12 @@ class Decoder:
                     turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new)
                 cos, sin = map(self._for_all_heads, turns)
             if n_new == 1 and padding is None:
-                sights.append(Sight(None, False, cos, sin))
+                kinds.append(KindContext(None, False, cos, sin))
             elif past == 0 and padding is None and self._is_triangle(n_new, kind.window):
-                sights.append(Sight(None, True, cos, sin))
+                kinds.append(KindContext(None, True, cos, sin))
             else:
-                sights.append(Sight(self._mask(n_new, cache, kind.window), False, cos, sin))
-        return Step(batch_size, n_new, tuple(sights))
+                kinds.append(KindContext(self._mask(n_new, cache, kind.window), False, cos, sin))
+        return ForwardContext(batch_size, n_new, tuple(kinds))
 
     def _for_all_heads(self, turn: Tensor) -> Tensor:
         """(.., 1, r) once for each head that is turned: products that repeat neither side are many times faster."""

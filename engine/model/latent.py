@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.model.cache import Cache
 from engine.model.config import LatentConfig, ModelConfig
-from engine.model.layers import Linear, LinearLike, LinearMaker, Norm, Step, Weights
+from engine.model.layers import ForwardContext, Linear, LinearLike, LinearMaker, Norm, Weights
 from engine.model.rotary import rotate_
 
 _NORM_EPS = 1e-6  # the class default in transformers, which does not pass rms_norm_eps on to these two norms
@@ -53,39 +53,39 @@ class LatentAttention:
         self.value_weight = both[:, latent.nope_dim :].transpose(1, 2)  # (H, r, v)
         self.output = linear(weights, f"{name}.o_proj")
 
-    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """residual + attention(x); both (N, D)."""
-        return self.output.add_to(residual, self.mix(x, step, cache))
+        return self.output.add_to(residual, self.mix(x, context, cache))
 
-    def __call__(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def __call__(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """attention(x), (N, D)."""
-        return self.output(self.mix(x, step, cache))
+        return self.output(self.mix(x, context, cache))
 
-    def mix(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def mix(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """The heads' results side by side, (N, H x v)."""
-        sight = step.sights[self.kind]
-        query, left = self._query(x, step), self._left(x, step)
-        if sight.cos is not None and sight.sin is not None:
-            rotate_(query[..., self.latent.nope_dim :], sight.cos, sight.sin)
-            rotate_(left[:, :, None, self.latent.rank :], sight.cos, sight.sin)
+        shared = context.kinds[self.kind]
+        query, left = self._query(x, context), self._left(x, context)
+        if shared.cos is not None and shared.sin is not None:
+            rotate_(query[..., self.latent.nope_dim :], shared.cos, shared.sin)
+            rotate_(left[:, :, None, self.latent.rank :], shared.cos, shared.sin)
         if cache is None:
             keys, values = left[:, None], left[:, None, :, : self.latent.rank]
         else:
             keys, values = cache.append(self.layer, left)
-        mixed = self._attend(self._absorbed(query), keys, values, step)  # (B, H, T, r)
-        return (mixed @ self.value_weight).transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
+        mixed = self._attend(self._absorbed(query), keys, values, context)  # (B, H, T, r)
+        return (mixed @ self.value_weight).transpose(1, 2).reshape(context.batch_size * context.n_new, -1)
 
-    def _query(self, x: Tensor, step: Step) -> Tensor:
+    def _query(self, x: Tensor, context: ForwardContext) -> Tensor:
         """(B, T, H, n + e)."""
         if self.compress_query is not None:
             x = self.query_norm(self.compress_query(x))
-        return self.query(x).view(step.batch_size, step.n_new, self.n_heads, -1)
+        return self.query(x).view(context.batch_size, context.n_new, self.n_heads, -1)
 
-    def _left(self, x: Tensor, step: Step) -> Tensor:
+    def _left(self, x: Tensor, context: ForwardContext) -> Tensor:
         """What the new tokens leave for others, (B, T, r + e)."""
         left = self.compress(x)
         rank = self.latent.rank
-        return torch.cat((self.norm(left[:, :rank]), left[:, rank:]), -1).view(step.batch_size, step.n_new, -1)
+        return torch.cat((self.norm(left[:, :rank]), left[:, rank:]), -1).view(context.batch_size, context.n_new, -1)
 
     def _absorbed(self, query: Tensor) -> Tensor:
         """Queries against c instead of against keys: (B, T, H, n + e) -> (B, H, T, r + e)."""
@@ -93,12 +93,12 @@ class LatentAttention:
         against_c = query[..., : self.latent.nope_dim] @ self.key_weight
         return torch.cat((against_c, query[..., self.latent.nope_dim :]), -1)
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, context: ForwardContext) -> Tensor:
         """(B, H, T, r + e) -> (B, H, T, r): all heads look at the same S vectors, keys (B, 1, S, r + e)."""
-        sight = step.sights[self.kind]
-        if step.n_new == 1:  # the heads can stand as rows of one matrix
+        shared = context.kinds[self.kind]
+        if context.n_new == 1:  # the heads can stand as rows of one matrix
             mixed = F.scaled_dot_product_attention(
-                query.transpose(1, 2), keys, values, attn_mask=sight.mask, scale=self.scale
+                query.transpose(1, 2), keys, values, attn_mask=shared.mask, scale=self.scale
             )
             return mixed.transpose(1, 2)
         every = (-1, self.n_heads, -1, -1)
@@ -106,7 +106,7 @@ class LatentAttention:
             query,
             keys.expand(every),
             values.expand(every),
-            attn_mask=sight.mask,
-            is_causal=sight.causal,
+            attn_mask=shared.mask,
+            is_causal=shared.causal,
             scale=self.scale,
         )

@@ -123,7 +123,7 @@ class Norm:
         return cls(weight + offset if offset else weight, weights.get(f"{name}.bias"), eps)
 
 
-class Sight(NamedTuple):
+class KindContext(NamedTuple):
     """What layers of one kind (window, positions) share in a forward pass."""
 
     mask: Tensor | None  # (T, S) or (B, 1, T, S), True where a query may look; None: nothing hidden, or `causal`
@@ -132,12 +132,12 @@ class Sight(NamedTuple):
     sin: Tensor | None
 
 
-class Step(NamedTuple):
+class ForwardContext(NamedTuple):
     """What all layers share in one forward pass over T new tokens after those cached."""
 
     batch_size: int
     n_new: int
-    sights: tuple[Sight, ...]
+    kinds: tuple[KindContext, ...]
 
 
 class Attention:
@@ -165,51 +165,51 @@ class Attention:
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
         self.by_hand = self.softcap is not None or self.sinks is not None  # what no kernel of torch does
 
-    def add_to(self, residual: Tensor, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def add_to(self, residual: Tensor, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """residual + attention(x); both (N, D)."""
-        return self.output.add_to(residual, self.mix(x, step, cache))
+        return self.output.add_to(residual, self.mix(x, context, cache))
 
-    def __call__(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def __call__(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """attention(x), (N, D)."""
-        return self.output(self.mix(x, step, cache))
+        return self.output(self.mix(x, context, cache))
 
-    def mix(self, x: Tensor, step: Step, cache: Cache | None) -> Tensor:
+    def mix(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """The heads' results side by side, (N, H x h)."""
         n_turned = self.n_heads + self.n_kv_heads  # q and k heads lie side by side, then v
-        sight = step.sights[self.kind]
-        heads = self.qkv(x).view(step.batch_size, step.n_new, n_turned + self.n_kv_heads, self.head_dim)
+        shared = context.kinds[self.kind]
+        heads = self.qkv(x).view(context.batch_size, context.n_new, n_turned + self.n_kv_heads, self.head_dim)
         if self.qk_norm is not None:
             qk = heads[:, :, :n_turned]
             qk.copy_(torch.rms_norm(qk, (self.head_dim,), None, self.norm_eps)).mul_(self.qk_norm)
-        if sight.cos is not None and sight.sin is not None:
+        if shared.cos is not None and shared.sin is not None:
             turned = heads[:, :, :n_turned]
-            rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], sight.cos, sight.sin)
-        keys, values = self._keys_values(heads, step, cache)
-        return self._attend(heads[:, :, : self.n_heads], keys, values, step)
+            rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], shared.cos, shared.sin)
+        keys, values = self._keys_values(heads, context, cache)
+        return self._attend(heads[:, :, : self.n_heads], keys, values, context)
 
-    def _keys_values(self, heads: Tensor, step: Step, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, heads: Tensor, context: ForwardContext, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """All keys and values in sight, each (B, K, S, h)."""
-        kv = heads[:, :, self.n_heads :].view(step.batch_size, step.n_new, 2, self.n_kv_heads, self.head_dim)
+        kv = heads[:, :, self.n_heads :].view(context.batch_size, context.n_new, 2, self.n_kv_heads, self.head_dim)
         kv = kv.permute(2, 0, 3, 1, 4)  # (2, B, K, T, h)
         if cache is not None:
             return cache.append(self.layer, kv)
         keys, values = kv.unbind(0)
         return keys, values
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, context: ForwardContext) -> Tensor:
         """softmax(scale q k^T) v: q (B, T, H, h) -> (N, H x h)."""
-        mask = step.sights[self.kind].mask
-        if step.n_new == 1:
+        mask = context.kinds[self.kind].mask
+        if context.n_new == 1:
             # One query sees all that is kept, so the queries of a group can stand as rows of one matrix:
             # no copy of K and V for the heads that share them, and no mask unless rows are padded.
             if self.window is not None and mask is None and keys.size(2) > self.window:
                 keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
-            rows = q.view(step.batch_size, self.n_kv_heads, -1, self.head_dim)
+            rows = q.view(context.batch_size, self.n_kv_heads, -1, self.head_dim)
             if self.by_hand:
                 mixed = attention_by_hand(rows, keys, values, mask, self.scale, cap=self.softcap, sinks=self.sinks)
-                return mixed.reshape(step.batch_size, -1)
+                return mixed.reshape(context.batch_size, -1)
             mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scale)
-            return mixed.reshape(step.batch_size, -1)
+            return mixed.reshape(context.batch_size, -1)
         if self.by_hand:
             return self._attend_by_hand(q, keys, values, mask)
         mixed = F.scaled_dot_product_attention(
@@ -217,11 +217,11 @@ class Attention:
             keys,
             values,
             attn_mask=mask,
-            is_causal=step.sights[self.kind].causal,
+            is_causal=context.kinds[self.kind].causal,
             scale=self.scale,
             enable_gqa=self.n_heads != self.n_kv_heads,
         )
-        return mixed.transpose(1, 2).reshape(step.batch_size * step.n_new, -1)
+        return mixed.transpose(1, 2).reshape(context.batch_size * context.n_new, -1)
 
     def _attend_by_hand(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Scores of several queries: groups side by side, so that K and V are not copied for them."""

@@ -31,7 +31,7 @@ from tui.panes.spec import SpecPane
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
 from tui.widgets.picker_field import PickerField
-from tui.widgets.strip import StatusStrip
+from tui.widgets.status import StatusStrip
 
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink

@@ -47,10 +47,10 @@ from tui.views.chart_text import draw
 from tui.views.generation import Pair, comparison_table, run_table
 from tui.views.plots import latency_chart
 from tui.widgets.dial import ChoiceDial, Dial
-from tui.widgets.numbers import Numbers
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.prompt import Prompt
+from tui.widgets.run_numbers import RunNumbers
 from tui.widgets.token_stream import TokenStream
 
 DEFAULT_PROMPT = "To be, or not to be"
@@ -146,7 +146,7 @@ class GeneratePane(Pane):
                 with Horizontal(id="generate-prompt"):
                     yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
                     yield Button("generate", id="send", compact=True)
-            yield Numbers(id="generate-right")
+            yield RunNumbers(id="generate-right")
 
     def on_mount(self) -> None:
         engine_of(self.app).watch(self._engine_changed)
@@ -206,7 +206,7 @@ class GeneratePane(Pane):
             self._say(f"✗ {request}", problem=True)
             return
         self.run, self._note = Run(request), ()
-        self.query_one(Numbers).due_s = 0.0
+        self.query_one(RunNumbers).due_s = 0.0
         if request.turns is None:
             self.query_one(TokenStream).clear()
         else:
@@ -315,7 +315,7 @@ class GeneratePane(Pane):
                 note = f"— {run.outcome} —"
                 self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
-        if run.over or (self._seen and time.monotonic() >= self.query_one(Numbers).due_s):
+        if run.over or (self._seen and time.monotonic() >= self.query_one(RunNumbers).due_s):
             self._refresh_numbers()
         self._show_running()
         self._say(self._idle_line(), problem=run.problem is not None)
@@ -337,12 +337,12 @@ class GeneratePane(Pane):
 
     def _refresh_numbers(self) -> None:
         """Everything in the right column."""
-        self.query_one(Numbers).show(self.run, self.pair)
+        self.query_one(RunNumbers).show(self.run, self.pair)
         self._show_effects()
 
     def _show_effects(self) -> None:
         """The measured formats of the form's model."""
-        self.query_one(Numbers).show_effects(self._effects.of(self._model), self._chosen)
+        self.query_one(RunNumbers).show_effects(self._effects.of(self._model), self._chosen)
 
     def on_show(self) -> None:
         """Back on screen: catch up with what came meanwhile."""
@@ -385,13 +385,13 @@ class GeneratePane(Pane):
         if run.problem is not None:
             return f"✗ {run.problem}"
         if run.over:
-            return f"{len(run.ids):,} tokens · {self.query_one(Numbers).rate} · {run.outcome}"
+            return f"{len(run.ids):,} tokens · {self.query_one(RunNumbers).rate} · {run.outcome}"
         if run.start_ns is None and status.phase is Phase.LOADING:
             return f"▶ loading {status.detail} · Esc to stop"
         if run.start_ns is None:
             return f"waiting for the engine ({status.line})"
         tokens = f"{len(run.ids):,} of {run.request.max_new_tokens:,} tokens"
-        return f"▶ {tokens} · {self.query_one(Numbers).rate} · Esc to stop"
+        return f"▶ {tokens} · {self.query_one(RunNumbers).rate} · Esc to stop"
 
     def _fitting(self, lines: Sequence[str]) -> str:
         return fitting(lines, self.query_one("#generate-status").content_size.width)

@@ -28,7 +28,7 @@ from tui.panes.spec import SpecPane
 from tui.widgets.keybar import KeyHint, fitting_hints, key_name
 from tui.widgets.path_bar import FileWriter, PathBar, complete_path
 from tui.widgets.plot import PlotView
-from tui.widgets.strip import StatusStrip, fitting
+from tui.widgets.status import StatusStrip, fitting
 
 
 @asynccontextmanager

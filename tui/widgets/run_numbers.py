@@ -23,7 +23,7 @@ COST_SHARE = 20
 """Numbers and plot are drawn again after at least this many times what drawing them took."""
 
 
-class Numbers(VerticalScroll):
+class RunNumbers(VerticalScroll):
     """A column that follows a run. `due_s` is the moment from which it is worth drawing again, `rate` the run's."""
 
     due_s = 0.0
