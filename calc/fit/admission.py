@@ -12,11 +12,13 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 from calc.fit.costs import RankCosts, rank_costs
+from calc.fit.memory import batch_term
 from calc.model.spec import DeviceSpec, Policy, Study
-from calc.model.storage import FORMATS, StorageFormat
+from calc.model.storage import FORMATS, StorageFormat, whole
 from calc.units import format_bytes, format_decimal
 
 if TYPE_CHECKING:
+    from calc.explain.terms import Term
     from calc.fit.parallel import ParallelPlan
     from calc.servers.records import ServerOptions
 
@@ -35,6 +37,7 @@ class Admission:
     are of one request. `free_bytes`: left beside the requests asked for, or beside none where they do not fit
     (then negative where even the weights do not). `problem`: why no server could run it; `runnable`: whether the
     rule counts it regardless. `stage`: the pipeline stage that decides, from 1; 0 where the rule does not say.
+    `steps`: the calculation, result first, where it comes with the answer.
     """
 
     batch: int
@@ -46,6 +49,7 @@ class Admission:
     problem: str | None = None
     runnable: bool = True
     stage: int = 0
+    steps: tuple[Term, ...] = ()
 
 
 class Costs(Protocol):
@@ -61,6 +65,9 @@ class Costs(Protocol):
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
         """What is admitted of `context` tokens (None: the study's) for `batch` requests (None: all that fit)."""
+
+    def steps(self, at: Admission, context: int) -> tuple[Term, ...]:
+        """The calculation of `at`, the admission of `context` tokens: its result first."""
 
     def admits(self, context: int, batch: int) -> bool:
         """Whether `batch` requests of `context` tokens fit. A longer context never admits more."""
@@ -150,6 +157,11 @@ class PlainCosts:
             runnable=rank.runnable,
         )
 
+    def steps(self, at: Admission, context: int) -> tuple[Term, ...]:
+        """The step of `calc.fit.memory`'s table."""
+        weights = whole(Fraction(self.rank.weight_num, self.rank.weight_den))
+        return (batch_term(self.study, weights, whole(self.rank.kv_bytes(context)), at.state_bytes),)
+
     def admits(self, context: int, batch: int) -> bool:
         """Whether they fit, and the rule divides the model so."""
         return self.rank.runnable and not self.rank.missing_bytes(self.study.device.memory_bytes, context, batch)
@@ -173,7 +185,7 @@ class PlainCosts:
 
     def offered_formats(self) -> tuple[Sequence[StorageFormat], Sequence[StorageFormat]]:
         """Those that one server or another knows."""
-        return _offered(WEIGHT_FORMATS, self.study.weight_format), _offered(CACHE_FORMATS, self.study.kv_format)
+        return offered(WEIGHT_FORMATS, self.study.weight_format), offered(CACHE_FORMATS, self.study.kv_format)
 
     def shared(self, tp: int, pp: int, batch: int) -> Admission:
         """As `calc.fit.parallel` plans it, in whole heads and layers."""
@@ -238,7 +250,7 @@ class PlainCosts:
         )
 
 
-def _offered(names: Sequence[str], own: StorageFormat) -> list[StorageFormat]:
-    """Formats by name, the study's own among them."""
-    known = [FORMATS[name] for name in names]
+def offered(names: Sequence[str], own: StorageFormat) -> list[StorageFormat]:
+    """Formats by name, the study's own in place of the one of its name, else first."""
+    known = [own if name == own.name else FORMATS[name] for name in names]
     return known if own in known else [own, *known]

@@ -99,7 +99,8 @@ class MemoryReport:
         return self.tp_tables[self.study.policy]
 
 
-def _batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
+def batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
+    """Requests of `kv` and `state` bytes each beside `weights` on the device; what one lacks where none fits."""
     formula: Callable[..., Any] = max_batch_with_state if state else max_batch
     name, unit = "Max batch size", "requests"
     if study.device.memory_bytes < weights + kv + state or not kv + state:
@@ -117,7 +118,7 @@ def _batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) ->
 
 
 def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, state: int = 0, runnable: bool = True) -> TpRow:
-    batch = _batch_term(study, weights.value, kv.value, state)
+    batch = batch_term(study, weights.value, kv.value, state)
     fits = batch.unit == "requests" and runnable
     return TpRow(
         tp=tp,
@@ -168,7 +169,7 @@ def memory_report(study: Study) -> MemoryReport:
     term = state_term(study.model, study.kv_format)
     states = () if term is None else (term,)
     state = sum(ceil(term.value) for term in states)
-    batch = _batch_term(study, held, request, state)
+    batch = batch_term(study, held, request, state)
     found = shares(study.model)
     fits = batch.unit == "requests"
     return MemoryReport(

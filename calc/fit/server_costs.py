@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from calc.errors import SpecError
-from calc.fit.admission import Admission, requests
+from calc.explain.terms import Term
+from calc.fit.admission import Admission, offered, requests
 from calc.model.spec import DeviceSpec, Study
-from calc.model.storage import FORMATS, StorageFormat
+from calc.model.storage import StorageFormat
 from calc.servers.records import ServerOptions
 from calc.servers.report import server_report
 from calc.units import format_bytes, format_decimal
@@ -50,6 +51,10 @@ class ServerCosts:
         study = self.study if context is None else replace(self.study, context=context)
         return _admission(study, self.options, batch)
 
+    def steps(self, at: Admission, context: int) -> tuple[Term, ...]:
+        """Those of the server's report."""
+        return at.steps
+
     def admits(self, context: int, batch: int) -> bool:
         """Whether the server admits them at once."""
         return self.admission(context, batch).batch >= batch
@@ -64,9 +69,8 @@ class ServerCosts:
 
     def offered_formats(self) -> tuple[Sequence[StorageFormat], Sequence[StorageFormat]]:
         """Those that the server loads."""
-        weights = dict.fromkeys([self.study.weight_format, *_named(WEIGHT_FORMATS[self.options.engine])])
-        caches = dict.fromkeys([self.study.kv_format, *_named(CACHE_FORMATS[self.options.engine])])
-        return tuple(weights), tuple(caches)
+        engine, study = self.options.engine, self.study
+        return offered(WEIGHT_FORMATS[engine], study.weight_format), offered(CACHE_FORMATS[engine], study.kv_format)
 
     def shared(self, tp: int, pp: int, batch: int) -> Admission:
         """The same server with other degrees of parallelism."""
@@ -102,10 +106,6 @@ class ServerCosts:
         return f"{format_bytes(at.missing_bytes)} a GPU are missing in the cache pool for {requests(batch)}{start}."
 
 
-def _named(names: Sequence[str]) -> list[StorageFormat]:
-    return [FORMATS[name] for name in names]
-
-
 def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admission:
     try:
         report = server_report(study, options)
@@ -119,4 +119,5 @@ def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admis
         weight_bytes=report.weight_bytes_per_gpu,
         kv_bytes=each,
         free_bytes=pool - asked * each if most >= asked else pool,
+        steps=report.steps[::-1],
     )

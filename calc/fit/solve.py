@@ -60,23 +60,12 @@ class BatchAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GridCell:
-    """`missing_bytes` is what one request lacks, 0 where it fits."""
-
-    context: int
-    max_batch: int
-    fits: bool
-    missing_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GridRow:
-    """One degree of tensor parallelism. `problem`: why no server could run it; `runnable`: whether the rule does."""
+    """One degree of tensor parallelism: what it admits of each context. `costs`: None where the rule refuses it."""
 
     tp: int
-    problem: str | None
-    runnable: bool
-    cells: tuple[GridCell, ...]
+    costs: Costs | None
+    cells: tuple[Admission, ...]
 
 
 def largest_context(costs: Costs, *, batch: int = 1) -> ContextAnswer:
@@ -132,15 +121,10 @@ def batch_grid(
 def _grid_row(study: Study, tp: int, contexts: Sequence[int], server: ServerOptions | None) -> GridRow:
     try:
         costs = costs_of(study, tp, server)
-        found = [costs.admission(context) for context in contexts]
     except SpecError as error:  # the server's other options go with no such TP
-        found = [Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)] * len(contexts)
-    cells = (
-        GridCell(context=context, max_batch=at.batch, fits=at.batch > 0, missing_bytes=at.missing_bytes)
-        for context, at in zip(contexts, found, strict=True)
-    )
-    first = found[0]
-    return GridRow(tp=tp, problem=first.problem, runnable=first.runnable, cells=tuple(cells))
+        refused = Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
+        return GridRow(tp=tp, costs=None, cells=(refused,) * len(contexts))
+    return GridRow(tp=tp, costs=costs, cells=tuple(costs.admission(context) for context in contexts))
 
 
 # Devices

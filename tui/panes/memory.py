@@ -18,11 +18,12 @@ from calc.servers.records import ServerReport
 from tui.form.command_line import memory_command
 from tui.form.state import Analysis, AppState, with_policy
 from tui.panes.base import Pane, StateEdited
+from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import MARKS as LAYER_MARKS
 from tui.views.layer_map import kinds_table, layer_map
 from tui.views.memory import memory_markdown, steps_grid
+from tui.views.rule import Rule, rule_of
 from tui.views.server import MARKS, defaults, parts_table
-from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.cached_static import CachedStatic
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
@@ -38,8 +39,8 @@ last row of a table moves to the next table. Tab moves to the calculation, which
 
 Tensor parallelism is shown under two rules. Equal split divides weights and cache by TP, as in the assignment. Whole
 heads is what servers do: each GPU holds whole KV heads, and copies of them if TP exceeds their number. A row that no
-server can run is struck through, with the reason. The last two tables show what else would fit; ◂ marks the current
-case."""
+server can run is struck through, with the reason. The last two tables show what else would fit under the chosen rule
+or server: ◂ marks the current case, – means that no request fits, ✗ that the rule cannot split the model that way."""
 
 PARTS, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-parts",
@@ -65,9 +66,15 @@ BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
     LAYERS: layers_table,
     TP: tp_table,
     COMPONENTS: component_table,
-    CONTEXTS: batch_by_context,
-    FORMATS: batch_by_format,
 }
+BY_RULE: Mapping[str, Callable[[Rule], Table]] = {CONTEXTS: batch_by_context, FORMATS: batch_by_format}
+
+
+def _built(state: AppState, report: MemoryReport) -> dict[str, Table]:
+    """The tables by name: those of the report, then those of the rule that was chosen."""
+    rule = rule_of(state)
+    by_rule = {name: build(rule) for name, build in BY_RULE.items()}
+    return {name: build(report) for name, build in BUILD.items()} | by_rule
 
 
 def _launch(server: ServerReport) -> str:
@@ -103,8 +110,8 @@ class MemoryPane(Pane):
             )
             yield card("Tensor parallelism", CalcTable(id=TP), Static(id="tp-remarks"))
             yield card("Parameters", CalcTable(id=COMPONENTS))
-            yield card("Largest batch by context", CalcTable(id=CONTEXTS))
-            yield card("Largest batch by storage format", CalcTable(id=FORMATS))
+            yield card("", CalcTable(id=CONTEXTS), id=f"card-{CONTEXTS}")
+            yield card("", CalcTable(id=FORMATS), id=f"card-{FORMATS}")
         with VerticalScroll(id="memory-behind"):
             yield card("Calculation", Derivation(id="derivation"), id="card-derivation")
             yield card("Launch command (^l to copy)", CachedStatic(id="memory-launch"), id="card-launch")
@@ -116,8 +123,11 @@ class MemoryPane(Pane):
         self._report, self._state = analysis.memory, state
         report = analysis.memory
         self._show_server(state, analysis)
-        for name, build in BUILD.items():
-            self._table(name).show(build(report))
+        built = _built(state, report)
+        for name, table in built.items():
+            self._table(name).show(table)
+        for name in BY_RULE:
+            self.query_one(f"#card-{name}").border_title = built[name].title
         self._show_remarks()
         found = layer_map(report.study)
         self.query_one("#memory-layers", LayerStrip).show(found)
@@ -224,9 +234,9 @@ class MemoryPane(Pane):
 
     def tables(self) -> tuple[Table, ...]:
         """All tables, the one with the cursor first, then the calculation of its row."""
-        if self._report is None:
+        if self._report is None or self._state is None:
             return ()
-        built = {name: build(self._report) for name, build in BUILD.items()}
+        built = _built(self._state, self._report)
         if self._server is not None:
             built = {PARTS: parts_table(self._server), **built}
         others = [table for name, table in built.items() if name != self._current and table.rows]

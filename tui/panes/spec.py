@@ -35,11 +35,12 @@ from tui.form.draft import (
 from tui.form.fields import FIELDS
 from tui.form.state import Analysis, AppState, with_policy, with_study
 from tui.panes.base import Pane, StateEdited
+from tui.views.batches import batch_by_context, batch_by_format, batch_chart
 from tui.views.layer_map import kinds_sentence, layer_map
 from tui.views.memory import answer_grid, component_bars, memory_markdown, sources_text, tp_grid
+from tui.views.rule import rule_of
 from tui.views.server import POLICIES
 from tui.views.table_text import table_text
-from tui.views.what_if import batch_by_context, batch_by_format
 from tui.widgets.bar import MemoryBar
 from tui.widgets.cached_static import Build, CachedStatic
 from tui.widgets.card import card
@@ -108,7 +109,7 @@ class SpecPane(Pane):
             with VerticalScroll(id="spec-follows", can_focus=False):
                 yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"))
                 yield card("Notes", Notes(id="spec-notes"))
-                yield card("Largest batch by context", CachedStatic(id="spec-contexts"))
+                yield card("", CachedStatic(id="spec-contexts"), id="card-spec-contexts")
 
     async def mount_more(self) -> None:
         """What only large screens have room for; the app calls this after the first paint."""
@@ -118,15 +119,15 @@ class SpecPane(Pane):
         more = VerticalScroll(
             card("Tensor parallelism", CachedStatic(id="spec-tp")),
             card("Calculation", Derivation(id="spec-steps")),
-            card("Largest batch by storage format", CachedStatic(id="spec-formats")),
+            card("", CachedStatic(id="spec-formats"), id="card-spec-formats"),
             card("Where the parameters are", CachedStatic(id="spec-components")),
             id="spec-more",
             can_focus=False,
         )
         await self.query_one("#spec-follows").mount(plot)
         await self.query_one("#spec").mount(more)
-        if self._report is not None:
-            self._show_more(self._report)
+        if self._answered is not None and self._report is not None:
+            self._show_more(self._answered, self._report)
 
     def _row(self, *names: str, single: bool = False, suggester: ListSuggester | None = None) -> FormRow:
         row = FormRow(*names, single=single, suggester=suggester)
@@ -180,7 +181,7 @@ class SpecPane(Pane):
         """Show what follows from `state`; the fields keep what was typed since."""
         self._answered = state
         self._report = analysis.memory
-        self._show_consequences(analysis.memory)
+        self._show_consequences(state, analysis.memory)
 
     def _follow(self, state: AppState) -> None:
         """Take `state` over into the fields; parts that it does not change keep what is typed there."""
@@ -220,43 +221,45 @@ class SpecPane(Pane):
         self._dial("mlp").value = str(study.model.mlp)
         self._dial("norm").value = str(study.model.norm)
 
-    def _show_consequences(self, report: MemoryReport) -> None:
+    def _show_consequences(self, state: AppState, report: MemoryReport) -> None:
         study = report.study
         self.query_one("#field-model", PickerField).value = study.model.title
         self.query_one("#field-device", PickerField).value = study.device.name
-        contexts = batch_by_context(report)
+        contexts = batch_by_context(rule_of(state), explained=False)
         command, sources = self.command_line(), sources_text(study)
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda _: device_facts(study.device))
         self._shown("spec-answer", answer_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(memory_notes(report))
+        self.query_one("#card-spec-contexts").border_title = contexts.title
         self._shown("spec-contexts", contexts, lambda width: table_text(contexts, width))
         self._shown("spec-command", command, lambda _: command)
         self._shown("spec-sources", sources, lambda _: sources)
-        self._show_more(report)
+        self._show_more(state, report)
 
-    def _show_more(self, report: MemoryReport) -> None:
+    def _show_more(self, state: AppState, report: MemoryReport) -> None:
         """The third column, where the screen has one."""
         if not self.screen.has_class("-ultra") or not self.query("#spec-more"):
             return
-        from tui.views.batch_chart import batch_chart
         from tui.widgets.plot import PlotView
 
-        formats = batch_by_format(report)
+        rule = rule_of(state)
+        formats = batch_by_format(rule)
         self._shown("spec-tp", tp_table(report), lambda width: tp_grid(report, width))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
+        self.query_one("#card-spec-formats").border_title = formats.title
         self._shown("spec-formats", formats, lambda width: table_text(formats, width))
         self._shown("spec-components", report.parameters, lambda _: component_bars(report))
-        self.query_one("#spec-plot", PlotView).show(batch_chart(report))
+        self.query_one("#spec-plot", PlotView).show(batch_chart(rule))
 
     def _shown(self, name: str, key: object, build: Build) -> None:
         self.query_one(f"#{name}", CachedStatic).show(key, build)
 
     def on_resize(self) -> None:
         """Fill the third column when the screen becomes wide enough for it."""
-        if self._report is not None:
-            self._show_more(self._report)
+        if self._answered is not None and self._report is not None:
+            self._show_more(self._answered, self._report)
 
     # --- editing ------------------------------------------------------------------------------------------
 

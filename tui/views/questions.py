@@ -6,7 +6,6 @@ from calc.commands.tables import Table
 from calc.fit.admission import Costs
 from calc.fit.solve import (
     ContextAnswer,
-    GridRow,
     advice,
     devices_that_fit,
     fewest_devices,
@@ -15,10 +14,11 @@ from calc.fit.solve import (
     largest_context,
 )
 from calc.units import format_count, format_decimal, format_gib
+from tui.views.batches import batch_by_context
 from tui.views.rule import Rule
 
-CONTEXTS = tuple(2**i for i in range(10, 18))
 TPS = (1, 2, 4, 8, 16)
+MOST_TPS = 6
 MOST_ROWS = 8
 
 
@@ -86,28 +86,8 @@ def _devices_sentences(costs: Costs, batch: int) -> tuple[str, ...]:
 
 
 def grid_table(rule: Rule) -> Table:
-    """The largest batch by TP (columns) and context (rows) under the rule; the study's own context is marked."""
-    study = rule.study
-    contexts = tuple(sorted({*CONTEXTS, study.context}))
-    tps = tuple(sorted({*TPS, *rule.tps}))[:6]
-    grid = rule.grid(tps, contexts)
-    rows = tuple(
-        (f"{context:,}{' ◂' if context == study.context else ''}", *(batch_cell(row, i) for row in grid))
-        for i, context in enumerate(contexts)
-    )
-    return Table(
-        title=f"Largest batch by TP and context ({rule.name})",
-        columns=("Context", *(f"TP {row.tp}" for row in grid)),
-        rows=rows,
-        numeric=frozenset(range(1, len(grid) + 1)),
-    )
-
-
-def batch_cell(row: GridRow, i: int) -> str:
-    """A cell of a grid: the batch, ``–`` where no request fits, ``✗`` where the rule cannot split the model so."""
-    if not row.runnable:
-        return "✗"
-    return format_count(row.cells[i].max_batch) if row.cells[i].fits else "–"
+    """The largest batch by context, with more degrees of tensor parallelism than the panes show."""
+    return batch_by_context(rule, tuple(sorted({*TPS, *rule.tps}))[:MOST_TPS], explained=False)
 
 
 def device_table(costs: Costs, *, batch: int) -> Table:

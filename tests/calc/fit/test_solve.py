@@ -102,8 +102,9 @@ def test_the_grid_is_the_memory_table(study, policy, contexts):
     for line in grid:
         for cell, context in zip(line.cells, contexts, strict=True):
             expected = row(study, line.tp, context=context)
-            assert (cell.context, cell.max_batch, cell.fits) == (context, expected.max_batch, expected.fits)
-            assert line.problem == expected.problem
+            assert (cell.batch, cell.batch > 0) == (expected.max_batch, expected.fits)
+            assert cell.problem == expected.problem
+            assert cell.runnable is (policy is Policy.EQUAL_SPLIT or expected.problem is None)
 
 
 @pytest.mark.parametrize("batch", [0, -1])

@@ -19,7 +19,8 @@ from tests.tui.screen_text import lines, text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.panes.memory import MemoryPane
-from tui.views.what_if import batch_by_context, batch_by_format, contexts_around
+from tui.views.batches import batch_by_context, batch_by_format, contexts_around
+from tui.views.rule import Rule
 from tui.widgets.bar import bar_cells, memory_bar
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation, derivation_text, legend, wrap
@@ -147,7 +148,7 @@ def test_every_row_of_every_model_can_be_explained(name: str) -> None:
 
 
 def test_what_if_the_context_were_otherwise_is_what_the_report_says() -> None:
-    table = batch_by_context(REPORT)
+    table = batch_by_context(Rule(study=REPORT.study))
     for row, context in zip(table.rows, contexts_around(8192), strict=True):
         report = memory_report(replace(REPORT.study, context=context))
         assert row[1] == (f"{report.max_batch:,}" if report.fits else "–")
@@ -156,7 +157,7 @@ def test_what_if_the_context_were_otherwise_is_what_the_report_says() -> None:
 
 
 def test_what_if_the_formats_were_otherwise_is_what_the_report_says() -> None:
-    table = batch_by_format(REPORT)
+    table = batch_by_format(Rule(study=REPORT.study))
     assert table.headings == ("One device", "KV bf16 ◂", "KV fp8", "KV q4_0")
     for row in table.rows:
         weights = FORMATS[row[0].split()[1]]
@@ -168,7 +169,7 @@ def test_what_if_the_formats_were_otherwise_is_what_the_report_says() -> None:
 
 def test_what_does_not_fit_is_a_dash_and_explains_what_is_missing() -> None:
     report = memory_report(replace(REPORT.study, model=find_model("llama-3-70b")))
-    table = batch_by_context(report)
+    table = batch_by_context(Rule(study=report.study))
     assert table.rows[0][1] == "–"
     step = table.rows[0].terms[1]
     assert step.unit == "B"
@@ -178,7 +179,7 @@ def test_what_does_not_fit_is_a_dash_and_explains_what_is_missing() -> None:
 def test_sliding_windows_cap_the_what_if_too() -> None:
     study = Study(model=find_model("mistral-7b-v0.1"), device=find_device("h100-sxm"))
     report = memory_report(study)
-    rows = {row[0]: row[1] for row in batch_by_context(report).rows}
+    rows = {row[0]: row[1] for row in batch_by_context(Rule(study=report.study)).rows}
     assert rows["65,536"] == rows["131,072"]
 
 

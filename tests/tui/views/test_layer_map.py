@@ -21,8 +21,9 @@ from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
+from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import kinds_table, layer_map, map_lines
-from tui.views.what_if import batch_by_context, batch_by_format
+from tui.views.rule import Rule
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 
@@ -105,11 +106,11 @@ def test_every_row_of_every_table_is_explained(make: Callable[[], ModelSpec]) ->
         assert row.terms == kind.steps
         assert row[0].startswith(kind.mark)
     assert all(row.terms for table in (component_table(report), tp_table(report)) for row in table.rows)
-    for cells in batch_by_context(report).rows:
+    for cells in batch_by_context(Rule(study=study)).rows:
         own = memory_report(replace(study, context=int(cells[0].split()[0].replace(",", ""))))
         assert cells[1] == (f"{own.max_batch:,}" if own.fits else "–")
         assert cells.terms[1].value == (own.max_batch if own.fits else own.steps[-1].value)
-    one = batch_by_format(report).rows[1]
+    one = batch_by_format(Rule(study=study)).rows[1]
     own = memory_report(replace(study, weight_format=FORMATS["fp8"], kv_format=FORMATS["q4_0"]))
     assert one[3] == (f"{own.max_batch:,}" if own.fits else "–")
     assert one.terms
