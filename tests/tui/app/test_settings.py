@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from calc.errors import SourceError
 from calc.intensity.attention import Attention
 from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
@@ -103,7 +104,7 @@ def test_a_state_that_cannot_be_is_not_restored(path: Path, old: str, new: str) 
     loaded = load_settings(path)
     assert loaded.settings == Settings()
     assert loaded.problem is not None
-    assert "were ignored" in loaded.problem
+    assert "are not valid and were moved to" in loaded.problem
 
 
 def test_keys_of_a_newer_version_are_ignored(path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_failing_write_leaves_the_old_file(path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SourceError, match="No space left"):
         save_settings(path, Settings(theme="gruvbox"))
     assert load_settings(path).settings.theme == "nord"
     assert [p.name for p in path.parent.iterdir()] == ["settings.toml"]

@@ -23,7 +23,7 @@ from calc.explain.polynomial import expand
 from calc.explain.terms import evaluate, substituted, symbol, to_latex
 from calc.intensity.attention import Attention, Phase, attention_steps, phase_cost
 from calc.intensity.study import intensity_report
-from calc.model.spec import Mlp, Norm, Policy, Study
+from calc.model.spec import DIMENSIONS, Mlp, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS
 from calc.sources import load_model
 from calc.sources.catalog import find_device, manual_device
@@ -66,9 +66,9 @@ def llama() -> AppState:
 
 @pytest.fixture(scope="module")
 def nasty(llama: AppState) -> AppState:
-    model = replace(
-        llama.study.model,
+    model = uniform(
         name=NASTY,
+        **{size: getattr(llama.study.model, size) for size in DIMENSIONS},
         source=NASTY,
         notes=(NASTY, "[a", "*b"),
         mlp=Mlp.PLAIN,
@@ -184,13 +184,15 @@ def test_every_shown_derivation_equals_its_value(
     n_layers: int, groups: int, n_kv_heads: int, head_dim: int, hidden: int, context: int, fmt: str, memory: int,
     tps: list[int], kind: Attention, softmax: int, n: int,
 ) -> None:  # fmt: skip
-    model = replace(
-        load_model("llama-3-8b"),
+    model = uniform(
+        name="drawn",
         n_layers=n_layers,
         n_heads=groups * n_kv_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         hidden_size=hidden,
+        intermediate_size=14_336,
+        vocab_size=128_256,
     )
     study = Study(
         model=model,
