@@ -432,7 +432,7 @@ class TestSpecToml:
         ("change", "says"),
         [
             (("vocab_size = 1000", ""), "vocab_size missing"),
-            (("vocab_size = 1000", "vocabulary = 1000"), "unknown vocabulary; the fields are name, n_layers"),
+            (("vocab_size = 1000", "vocabulary = 1000"), "unknown vocabulary; the fields are name, "),
             (("vocab_size = 1000", 'vocab_size = "1000"'), "vocab_size must be a whole number"),
             (("vocab_size = 1000", "vocab_size = 1e3"), "vocab_size must be a whole number"),
             (("vocab_size = 1000", "vocab_size = 0"), "vocab_size must be at least 1"),
