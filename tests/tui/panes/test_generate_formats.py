@@ -172,10 +172,7 @@ async def test_formats_of_the_benchmark_tab_fill_the_same_table() -> None:
         await until(pilot, lambda: bench.job is not None and bench.job.over)
         pane = await opened(pilot)
         await until(pilot, lambda: pane.query_one("#effects").display)
-        assert [row[1:3] for row in formats(pane)] == [
-            ("float32", "full"), ("bfloat16", "full"), ("float16", "full"), ("int8", "full"), ("int4", "full"),
-            ("float32", "int8"),
-        ]  # fmt: skip
+        assert [row[1] for row in formats(pane)] == ["fp32", "bf16", "fp16", "int8", "int4", "fp32/int8"]
         await turn(pilot, pane, "d", "d")
         assert "● 5.00 ms" in status(pane)
         assert "98 of 99 tokens as float32" in status(pane)

@@ -311,7 +311,8 @@ def plotted(latex: str) -> list[tuple[str, list[tuple[float, float]]]]:
     found = re.findall(r"coordinates \{(.*?)\};\\addlegendentry\{(.*?)\}\n", latex)
 
     def read(points: str) -> list[tuple[float, float]]:
-        return [(float(x), float(y)) for x, y in re.findall(r"\(([^,()]+),([^,()]+)\)", points)]
+        medians = re.sub(r" [+-]= \(0,[^()]+\)", "", points)  # without the bars of the spread
+        return [(float(x), float(y)) for x, y in re.findall(r"\(([^,()]+),([^,()]+)\)", medians)]
 
     return [(name, read(points)) for points, name in found]
 
@@ -551,6 +552,7 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
     assert r"Test \& Co 100\%" in latex
     assert ("with cache", [(10, 0.01), (1000, 0.08)]) in plotted(latex)
     assert ("without", [(10, 0.03), (1000, 1.6)]) in plotted(latex)
+    assert latex.count("error bars/.cd,y dir=both,y explicit] coordinates") == 2  # both arms with their spread
     assert latex.count(r"\end{quote}") == 1
     check_balanced(latex)
 
