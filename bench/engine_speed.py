@@ -56,7 +56,7 @@ GOALS = (
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """One generation: tokens a second while the prompt was read, and while tokens were made."""
+    """One generation: tokens per second while the prompt was read, and while tokens were made."""
 
     prefill: float
     decode: float

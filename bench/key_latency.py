@@ -4,7 +4,7 @@
 
 The app runs in a pseudo-terminal with a fake engine that streams tokens at `rate`. Letters are typed into the
 prompt; each is looked for in what the app writes. Idle and streaming blocks alternate, so that what else the
-machine does falls on both alike. Prints medians, 95th percentiles and how many tokens a second arrived.
+machine does falls on both alike. Prints medians, 95th percentiles and how many tokens per second arrived.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def arrived(output: bytes) -> int | None:
 
 
 def measure(terminal: Terminal, options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
-    """Idle latencies, streaming latencies, tokens a second of each streaming block."""
+    """Idle latencies, streaming latencies, tokens per second of each streaming block."""
     idle, streaming, rates = [], [], []
     for _ in range(options.blocks):
         idle += block(terminal, options.keys)

@@ -48,7 +48,7 @@ class Model:
         return {"prefill_s": first - start, "decode_s": time.perf_counter() - first, "ids": ids}
 
     def losses(self, ids: list[int]) -> list[float]:
-        """-log p of each id after the first, one step a token."""
+        """-log p of each id after the first, one step per token."""
         import numpy as np
 
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)

@@ -1,4 +1,4 @@
-"""How many points a second a sweep works out, and how many rows a second it writes.
+"""How many points per second a sweep works out, and how many rows per second it writes.
 
     .venv/bin/python bench/sweep.py [--rounds 5]
 

@@ -129,7 +129,7 @@ def column_labels(table: Table, layout: Layout) -> list[str]:
 
 
 def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
-    """Sentences as a list, one a line, or wrapped with a hanging indent."""
+    """Sentences as a list, one per line, or wrapped with a hanging indent."""
     sentences = [one_line(sentence) for sentence in sentences]
     if width is None:
         return "\n".join(f"· {sentence}" for sentence in sentences)

@@ -281,7 +281,7 @@ def term_value(term: Term) -> str:
 
 
 def derivation_table(terms: tuple[Term, ...], title: str = "Calculation") -> Table:
-    """One row a step: what, formula, numbers put in, result with unit."""
+    """One row per step: what, formula, numbers put in, result with unit."""
     rows = tuple((t.name, t.formula, t.substituted, term_value(t)) for t in terms)
     return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows, chain=True)
 

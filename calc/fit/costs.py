@@ -24,7 +24,7 @@ Elements = Callable[[Any], Any]
 class RankCosts:
     """What one of `tp` devices holds, with everything but the context decided.
 
-    `elements` says how many cache elements a request of a context has (an int, or an array for an array); one takes
+    `elements` says how many cache elements per request of a context has (an int, or an array for an array); one takes
     `kv_num / kv_den` bytes, rounded up to whole bytes where `whole_bytes`; the device holds `share_num / share_den`
     of that. `weight_num / weight_den` are the exact weight bytes. `problem`: why no server could run it;
     `runnable`: whether the policy divides regardless.

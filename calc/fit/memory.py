@@ -46,12 +46,12 @@ def shortfall(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any, st
 
 
 def equal_share(*, weight_bytes: Any, tp: Any) -> Any:
-    """Weight bytes a GPU when everything divides evenly (the assignment's rule)."""
+    """Weight bytes per GPU when everything divides evenly (the assignment's rule)."""
     return weight_bytes / tp
 
 
 def equal_kv_share(*, kv_request_bytes: Any, tp: Any) -> Any:
-    """Cache bytes a request and GPU when everything divides evenly."""
+    """Cache bytes per request and GPU when everything divides evenly."""
     return kv_request_bytes / tp
 
 

@@ -353,7 +353,7 @@ def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense
 
 
 def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
-    """Cache bytes a request and device; the tokens that it keeps before that where they are shared."""
+    """Cache bytes per request and device; the tokens that it keeps before that where they are shared."""
     elements = held_elements(part.mixers(), lambda mixer: mixer.rank_cache_elements(spec.attention_tp))
     name = f"{part.label}: KV cache per request and GPU"
     if not elements.per_token:

@@ -82,7 +82,7 @@ def linear_bytes(
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """Intensities (FLOP a byte) of a decode step at one batch size."""
+    """Intensities (FLOP per byte) of a decode step at one batch size."""
 
     batch: int
     attention_intensity: float

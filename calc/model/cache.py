@@ -58,7 +58,7 @@ def kv_bytes_per_windowed_request(
 def token_bytes(
     *, kv_element_bytes: Any, full_elements: Any = 0, latent_elements: Any = 0, window_elements: Any = 0
 ) -> Any:
-    """Cache bytes a token in all layers that cache it."""
+    """Cache bytes per token in all layers that cache it."""
     return (full_elements + latent_elements + window_elements) * kv_element_bytes
 
 
@@ -237,7 +237,7 @@ def held_request_term(name: str, elements: CacheElements, kv_format: StorageForm
 
 
 def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
-    """State bytes a sequence with the derivation; None where no layer has a state."""
+    """State bytes per sequence with the derivation; None where no layer has a state."""
     elements = state_elements(model)
     if not elements:
         return None

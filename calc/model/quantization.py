@@ -1,7 +1,7 @@
 """``quantization_config`` of a config.json as bytes: quantized matrices with scales and zero points, the rest as is.
 
 Layouts: AutoAWQ and AutoGPTQ (int32 words of packed weights and zeros, 16-bit scales; GPTQ's g_idx), transformers'
-finegrained FP8 (one fp32 scale a block), compressed-tensors (packed or plain, scales by tensor, channel, group or
+finegrained FP8 (one fp32 scale per block), compressed-tensors (packed or plain, scales by tensor, channel, group or
 block), OCP microscaling MXFP4, NVFP4 of TensorRT Model Optimizer (an fp8 scale for 16 elements), bitsandbytes (NF4
 absmax for 64 elements, nested absmax; int8 with a row's absmax). Biases, norms, routers and convolutions stay as is.
 """

@@ -400,7 +400,7 @@ class DeviceSpec:
             raise SpecError("memory_bytes", f"device memory must be at most {MAX_BYTES:,} B, an exabyte")
 
     def ridge(self, dtype: str = "bf16") -> float | None:
-        """FLOP a byte at which compute and bandwidth balance; None where either is unknown."""
+        """FLOP per byte at which compute and bandwidth balance; None where either is unknown."""
         peak = self.peak_flops_per_s.get(dtype)
         if peak is None or self.bandwidth_bytes_per_s is None:
             return None

@@ -18,7 +18,7 @@ class StorageFormat:
 
     @property
     def bytes_per_element(self) -> int | Fraction:
-        """Exact bytes an element: an int where it is whole, else a Fraction (Q8_0: 34/32)."""
+        """Exact bytes per element: an int where it is whole, else a Fraction (Q8_0: 34/32)."""
         return whole(Fraction(self.block_bytes, self.block_elems))
 
 
@@ -62,13 +62,13 @@ def storage_format(name: str) -> StorageFormat:
 
 
 def bytes_format(text: str) -> StorageFormat:
-    """A format from bytes an element typed as a number: ``2``, ``0.5``, ``9/16``."""
+    """A format from bytes per element typed as a number: ``2``, ``0.5``, ``9/16``."""
     try:
         value = Fraction(_short(text.strip()))
     except (ValueError, ZeroDivisionError):
-        raise QuantityError(f"bytes an element must be a number such as 2 or 0.5, not {text[:40]!r}") from None
+        raise QuantityError(f"bytes per element must be a number such as 2 or 0.5, not {text[:40]!r}") from None
     if not 0 < value <= 64 or value.denominator > 4096:
-        raise QuantityError(f"bytes an element must lie between 1/4096 and 64, not {text!r}")
+        raise QuantityError(f"bytes per element must lie between 1/4096 and 64, not {text!r}")
     return StorageFormat(f"{text.strip()} B", value.denominator, value.numerator)
 
 
@@ -80,7 +80,7 @@ def _short(text: str) -> str:
 
 
 def parse_format(text: str) -> StorageFormat:
-    """A format by name, or by bytes an element when the text starts like a number."""
+    """A format by name, or by bytes per element when the text starts like a number."""
     stripped = text.strip()
     if stripped.lstrip("+-")[:1].isdigit() or stripped.lstrip("+-").startswith("."):
         return bytes_format(stripped)

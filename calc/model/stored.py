@@ -49,9 +49,9 @@ class StoredWeights:
 
 
 def stored_format(model: ModelSpec) -> StorageFormat | None:
-    """The format whose bytes an element are the stored bytes over all parameters; None where nothing is stored.
+    """The format whose bytes per element are the stored bytes over all parameters; None where nothing is stored.
 
-    Parameters times its bytes an element are exactly the stored bytes.
+    Parameters times its bytes per element are exactly the stored bytes.
     """
     from calc.model.count import parameters
     from calc.model.storage import StorageFormat

@@ -84,7 +84,7 @@ class DeviceEntry:
 
     @property
     def spec(self) -> DeviceSpec:
-        """The facts as a DeviceSpec. The interconnect is one direction's bytes a second."""
+        """The facts as a DeviceSpec. The interconnect is one direction's bytes per second."""
         return DeviceSpec(
             name=self.name,
             memory_bytes=self.memory_bytes,

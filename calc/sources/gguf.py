@@ -35,7 +35,7 @@ SCALARS: Mapping[int, str] = {
 }  # fmt: skip
 TEXT, ARRAY = 8, 9
 
-# ggml type: name, elements a block, bytes a block.
+# ggml type: name, elements per block, bytes per block.
 TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),

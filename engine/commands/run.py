@@ -186,7 +186,7 @@ class _Printer:
 
 
 class ProgressLine:
-    """One line on a terminal that is written over and over, a few times a second; nothing elsewhere."""
+    """One line on a terminal that is written over and over, a few times per second; nothing elsewhere."""
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
         self._stream = stream

@@ -261,7 +261,7 @@ def attention_by_hand(
 
 
 def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
-    """The two norm weights (h,) of Qwen3 and Gemma 3, one row a head (H + K, h): one product scales q and k."""
+    """The two norm weights (h,) of Qwen3 and Gemma 3, one row per head (H + K, h): one product scales q and k."""
     q = weights[f"{name}.q_norm.weight"].expand(config.n_heads, -1)
     k = weights[f"{name}.k_norm.weight"].expand(config.n_kv_heads, -1)
     both = torch.cat((q, k))

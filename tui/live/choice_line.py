@@ -118,7 +118,7 @@ def _cache(choice: Choice, ahead: Expected, measured: Effect | None, info: Model
 
 
 def _ranks(choice: Choice, ahead: Expected, measured: Effect | None, info: ModelInfo | None) -> tuple[str, str]:
-    """``tp 2: 135 MB of weights a rank (269 MB on one)``; predicted: an even share."""
+    """``tp 2: 135 MB of weights per rank (269 MB on one)``; predicted: an even share."""
     share = None if ahead.weight_bytes is None else ahead.weight_bytes / choice.tp
     size = _size(measured.weight_bytes if measured is not None else None, share)
     name = f"tp {choice.tp}"
@@ -128,7 +128,7 @@ def _ranks(choice: Choice, ahead: Expected, measured: Effect | None, info: Model
         return f"{name}: {size} of weights", f"{name}: {size}"
     about = "" if measured is not None else "about "
     whole = f" ({format_decimal(ahead.weight_bytes)} on one)" if ahead.weight_bytes else ""
-    return f"{name}: {about}{size} of weights a rank{whole}", f"{name}: {size} a rank"
+    return f"{name}: {about}{size} of weights per rank{whole}", f"{name}: {size} per rank"
 
 
 def _size(measured: float | None, predicted: float | None) -> str:

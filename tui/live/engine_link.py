@@ -1,4 +1,4 @@
-"""The app's line to the engine process: started after the first paint, polled 20 times a second, never waited for.
+"""The app's line to the engine process: started after the first paint, polled 20 times per second, never waited for.
 
 Events are handed out in batches: a tick that finds two hundred new tokens calls its owner once. Whoever submits a
 request gives a handler; the handler gets every event of that request, the terminal one last.

@@ -123,7 +123,7 @@ class Run:
 
     @property
     def capacity(self) -> int:
-        """Tokens the cache was allocated for, as the engine says; else from the model's bytes a token."""
+        """Tokens the cache was allocated for, as the engine says; else from the model's bytes per token."""
         if self.model is None or not self.cache_bytes:
             return 0
         if self.cache_capacity:

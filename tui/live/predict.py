@@ -94,7 +94,7 @@ def cache_format(info: ModelInfo, kind: CacheKind = "full") -> StorageFormat:
 
 
 def cache_token_term(info: ModelInfo, kind: CacheKind = "full") -> Term:
-    """Cache bytes a token of the loaded model as it is kept, with the derivation."""
+    """Cache bytes per token of the loaded model as it is kept, with the derivation."""
     return token_term(spec_of(info), cache_format(info, kind))
 
 

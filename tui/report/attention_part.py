@@ -63,7 +63,7 @@ def _setting(report: IntensityReport) -> list[Block]:
     softmax = (
         "the softmax is left out"
         if query.softmax_flops == 0
-        else f"the softmax counts {query.softmax_flops} FLOP an element "
+        else f"the softmax counts {query.softmax_flops} FLOP per element "
         "(maximum, subtraction, exponential, sum, division)"
     )
     return [
@@ -301,7 +301,7 @@ def part_d(report: IntensityReport) -> list[Block]:
         grid_of(tables.context_table(report), title=f"Prefill by context, {query.attention} attention"),
         Heading(2, "Decode against batch"),
         Figure(chart=decode_chart(report), caption=_decode_caption(report)),
-        grid_of(tables.batch_table(report), title="Decode by batch, FLOP/B (g: query heads a KV head)"),
+        grid_of(tables.batch_table(report), title="Decode by batch, FLOP/B (g: query heads per KV head)"),
         Heading(2, "What the numbers show"),
         plain_items(intensity_observations(report)),
     ]

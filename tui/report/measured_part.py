@@ -195,7 +195,7 @@ def _spread(middle: float, low: float, high: float) -> str:
 
 
 def sweep_grid(rows: Sequence[BenchmarkRow]) -> Grid:
-    """One row a prompt length: medians with their ranges, what is prefill and what is per token."""
+    """One row per prompt length: medians with their ranges, what is prefill and what is per token."""
     return Grid(
         title="Latency by prompt length: median (least to most)",
         columns=cells("Prompt", "With cache", "Without cache", "Speed-up", "Prefill", "Share", "Per token", "KV cache"),

@@ -163,7 +163,7 @@ def kept_bytes(
     window_elements: Any = 0,
     window: Any = 0,
 ) -> Any:
-    """Cache bytes a request of all layers of one kind: one of the three kinds of elements is given."""
+    """Cache bytes per request of all layers of one kind: one of the three kinds of elements is given."""
     if not isinstance(window_elements, int) or window_elements:
         return window_elements * minimum(context, window) * kv_element_bytes
     return (full_elements + latent_elements) * context * kv_element_bytes

@@ -118,7 +118,7 @@ def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window
     values = latencies_s(recent)
     first = len(token_times_ns) - len(values) + 1
     middle = percentile(values, 50)
-    axis, scale = _time_axis("time a token", max(values, default=0.0))
+    axis, scale = _time_axis("time per token", max(values, default=0.0))
     points = tuple((float(first + i), v * scale) for i, v in enumerate(values))
     levels = () if middle is None else (Level(label=f"median {format_duration_s(middle)}", value=middle * scale),)
     scrolled = f"last {len(values):,}" if first > 2 else ""

@@ -338,7 +338,7 @@ def _steps_of(part: Part, steps: tuple[Term, ...]) -> tuple[Term, ...]:
 
 
 def groups_sentence(report: ServerReport) -> str:
-    """The block tables that layers share: ``10 × full: 512 blocks a request of 16 tokens``."""
+    """The block tables that layers share: ``10 × full: 512 blocks per request of 16 tokens``."""
     return "; ".join(
         f"{group.layers} layers ({group.kind}) take {group.blocks_per_request:,} blocks "
         f"of {group.block_tokens:,} tokens"

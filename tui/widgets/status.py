@@ -50,7 +50,7 @@ def _served(server: ServerAnswer) -> Piece:
 
 
 def answer(report: MemoryReport, server: ServerAnswer | None = None) -> list[list[Piece]]:
-    """The second line in several lengths: weights, KV a token and a request, the largest batch, the ridge."""
+    """The second line in several lengths: weights, KV per token and per request, the largest batch, the ridge."""
     weights, kv = report.weight_bytes, report.kv_bytes_per_request
     token = format_bytes_exact(report.kv_bytes_per_token)
     ridge = report.study.device.ridge()

@@ -23,7 +23,7 @@ class FormatChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Formats(Request, frozen=True, kw_only=True):
     """What each of `choices` costs and gains against float32 with a full cache: memory, speed, error of the logits.
 
-    Measured on the first `n_tokens` tokens of a text that the engine brings along, one decode step a token.
+    Measured on the first `n_tokens` tokens of a text that the engine brings along, one decode step per token.
     """
 
     model: str | None = None

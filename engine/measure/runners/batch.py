@@ -1,6 +1,6 @@
-"""Decode steps of several rows at once: what a batch costs a step, and how many tokens a second it gives in all.
+"""Decode steps of several rows at once: what a batch costs per step, and how many tokens per second it gives in all.
 
-A step reads the weights once for all its rows, so tokens a second rise with the batch until arithmetic binds. What
+A step reads the weights once for all its rows, so tokens per second rise with the batch until arithmetic binds. What
 says where that is, is measured beside: the time of one long prompt. Rows are prompts drawn with a fixed seed, filled
 up at the left where they are shorter. A prompt is run once; each round cuts its cache back and decodes anew, so that
 batches take turns and a machine that slows down slows all of them.
