@@ -103,7 +103,7 @@ class ServerCosts:
         if at.batch >= batch:
             return ""
         start = "; it does not even start" if at.free_bytes <= 0 else ""
-        return f"{format_bytes(at.missing_bytes)} a GPU are missing in the cache pool for {requests(batch)}{start}."
+        return f"{format_bytes(at.missing_bytes)} per GPU are missing in the cache pool for {requests(batch)}{start}."
 
 
 def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admission:

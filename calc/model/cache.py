@@ -103,7 +103,7 @@ def state_bytes(*, state_elements: Any, state_element_bytes: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class CacheElements:
-    """Elements a token, over all layers: kept whole, latent (kept whole, by every rank), and by window."""
+    """Elements per token, over all layers: kept whole, latent (kept whole, by every rank), and by window."""
 
     full: int
     latent: int

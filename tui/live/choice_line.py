@@ -114,7 +114,7 @@ def _cache(choice: Choice, ahead: Expected, measured: Effect | None, info: Model
     full = ahead.full_token_bytes
     beside = f" (full {format_decimal(full)})" if choice.cache != "full" and choice.tp == 1 and full else ""
     each = " and rank" if measured is not None and choice.tp > 1 else ""
-    return f"{name}: {size} a token{each}{beside}", f"{name}: {size}"
+    return f"{name}: {size} per token{each}{beside}", f"{name}: {size}"
 
 
 def _ranks(choice: Choice, ahead: Expected, measured: Effect | None, info: ModelInfo | None) -> tuple[str, str]:

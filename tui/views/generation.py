@@ -70,7 +70,7 @@ def _bounds_text(bounds: Bounds, rates: Timing) -> str:
     return (
         f"  predicted TTFT {seconds(bounds.ttft_s)}{_times('measured', rates.ttft_s, bounds.ttft_s)}\n"
         f"  predicted TPOT {seconds(bounds.tpot_s)}{_times('p50', rates.tpot_p50_s, bounds.tpot_s)}\n"
-        f"  {format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}, read here\n"
+        f"  {format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}, read here\n"
     )
 
 
@@ -111,7 +111,7 @@ def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
         text.append(drawn + "\n", colour if mark == MEASURED else "")
     tokens = f"{run.cache_tokens:,} of {run.capacity:,} tokens"
     text.append(f"  {tokens} · measured/predicted {ratio}\n")
-    text.append(f"  {term.formula} = {format_bytes_exact(term.value)} a token", "dim")
+    text.append(f"  {term.formula} = {format_bytes_exact(term.value)} per token", "dim")
     return text
 
 
@@ -207,7 +207,7 @@ def _bounds_rows(run: Run) -> list[tuple[str, str, str]]:
     bounds = bounds_of(run)
     if bounds is None:
         return []
-    read = f"{format_decimal(bounds.step_bytes)} a token at {format_rate(bounds.read_bytes_per_s)}"
+    read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
     return [
         ("TTFT, predicted", seconds(bounds.ttft_s), "roofline"),
         ("TPOT, predicted", seconds(bounds.tpot_s), read),

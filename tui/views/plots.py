@@ -123,7 +123,7 @@ def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window
     levels = () if middle is None else (Level(label=f"median {format_duration_s(middle)}", value=middle * scale),)
     scrolled = f"last {len(values):,}" if first > 2 else ""
     return Chart(
-        title="● Latency a token" + (f" · {scrolled}" if scrolled else ""),
+        title="● Latency per token" + (f" · {scrolled}" if scrolled else ""),
         x=Axis(title="token"),
         y=axis,
         series=(Series(label="measured", symbol=" " if len(values) > 40 else "●", points=points),),

@@ -293,7 +293,7 @@ def test_minimum_and_maximum():
 
 
 def test_every_symbol_is_distinct():
-    """Two arguments may share a letter only where no formula has both: b is bytes a cache element or an element."""
+    """Two arguments may share a letter only where no formula has both: b is bytes per cache element or per element."""
     shared = {}
     for name, sign in SYMBOLS.items():
         shared.setdefault(sign.text, []).append(name)

@@ -117,7 +117,7 @@ def test_large_numbers_leave_64_bits_and_stay_exact():
     (costs,) = rank_costs(Study(model=LLAMA, device=device(), tps=(1,)))
     assert exact_type(costs, 80 * GB, 10**6, 10**4) is np.int64
     assert exact_type(costs, 80 * GB, 10**12, 10**12) is object
-    assert exact_type(costs, 80 * GB, 2**40, 2**5 - 1) is object  # 2^17 bytes a token x 2^40 tokens x 2^5 = 2^62
+    assert exact_type(costs, 80 * GB, 2**40, 2**5 - 1) is object  # 2^17 bytes per token x 2^40 tokens x 2^5 = 2^62
     assert exact_type(costs, 80 * GB, 2**40 - 1, 2**5 - 1) is np.int64
 
 

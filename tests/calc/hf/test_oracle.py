@@ -21,7 +21,7 @@ def rows():
 
 
 def counts(model):
-    """Parameters, active ones, elements a token of full and of sliding layers, windows, state elements."""
+    """Parameters, active ones, elements per token of full and of sliding layers, windows, state elements."""
     total = parameters(model)
     kept = cache_elements(model)
     cache = (kept.full + kept.latent, sum(kept.windowed.values()), set(kept.windowed), state_elements(model))

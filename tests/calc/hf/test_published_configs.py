@@ -1,6 +1,6 @@
 """Published configs, cut to the keys that matter: totals of the published weights or of transformers' classes.
 
-None of these counts comes from here. Sliding and full elements a token follow from the models' own descriptions.
+None of these counts comes from here. Sliding and full elements per token follow from the models' own descriptions.
 """
 
 import pytest

@@ -88,7 +88,7 @@ def test_ling_mini_by_hand():
 
 
 PUBLISHED = {
-    # name: config, parameters, elements a token, state elements a sequence
+    # name: config, parameters, elements per token, state elements per sequence
     "Kimi-Linear-48B-A3B": (KIMI, 49_122_675_072, 7 * 576, 20 * 32 * (128 * 128 + 3 * 128 * 4)),
     "Zamba2-1.2B": (ZAMBA2, 1_205_078_912, 6 * 2 * 4096, 38 * (4096 * 64 + (4096 + 2 * 64) * 4)),
     "recurrentgemma-2b": (RECURRENT_GEMMA, 2_682_862_080, 8 * 2 * 256, 18 * 2560 * 4),

@@ -1,6 +1,6 @@
 """Latent, recurrent and expert models of transformers, built small: what their caches hold after real tokens.
 
-Parameters, elements a cached token and state elements a sequence are measured on the running class, not read from
+Parameters, elements per cached token and state elements per sequence are measured on the running class, not read from
 its code: twice the tokens, half of the difference each. Keys that a class leaves to itself are turned over one by one.
 """
 

@@ -116,7 +116,7 @@ def cached(model, n_tokens=3):
 
 
 def ours(config, name):
-    """(parameters, (full, sliding) elements a token); None where the reader refuses the config."""
+    """(parameters, (full, sliding) elements per token); None where the reader refuses the config."""
     try:
         model = spec_from_config(config.to_dict(), name=name, source=name)
     except SourceError:

@@ -110,7 +110,7 @@ def test_series_keeps_its_order(batches):
 
 
 def test_a_batch_reads_the_experts_that_it_hits() -> None:
-    """Mixtral: 8 experts, 2 a token. B tokens hit 8 (1 - (6/8)^B) of them on average; the rest is read once."""
+    """Mixtral: 8 experts, 2 per token. B tokens hit 8 (1 - (6/8)^B) of them on average; the rest is read once."""
     model = find_model("mixtral-8x22b")
     one = linear_params(model)
     assert read_params(model, 1) == one

@@ -87,7 +87,7 @@ def test_windows_only_save(model, context, stored):
     [("bf16", 131_072), ("fp8", 65_536), ("int4", 32_768), ("q8_0", 69_632), ("q4_k", 36_864), ("mxfp4", 34_816)],
 )
 def test_block_formats_of_llama(name, per_token):
-    """65,536 elements a token: q8_0 34/32, q4_k 144/256, mxfp4 17/32 bytes each."""
+    """65,536 elements per token: q8_0 34/32, q4_k 144/256, mxfp4 17/32 bytes each."""
     assert token_term(LLAMA, FORMATS[name]).value == per_token
 
 

@@ -58,7 +58,7 @@ def test_bytes_an_element(text, value):
     "text", ["0", "-1", "65", "1/0", "1e-9", "nan", "inf", "2 bytes", "0x2", "1/5000", "1e999999999", "1" * 99]
 )
 def test_impossible_bytes_an_element(text):
-    with pytest.raises(QuantityError, match="bytes an element"):
+    with pytest.raises(QuantityError, match="bytes per element"):
         bytes_format(text)
 
 

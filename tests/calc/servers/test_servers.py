@@ -426,7 +426,7 @@ def test_a_model_without_attention_has_a_block_a_sequence() -> None:
 
 
 def test_attention_layers_of_another_width_share_one_pool() -> None:
-    """Global layers with half the bytes a token get blocks of twice the tokens (Gemma 4)."""
+    """Global layers with half the bytes per token get blocks of twice the tokens (Gemma 4)."""
     slide = Attention(n_heads=8, n_kv_heads=8, head_dim=64, value_dim=64, window=1024)
     full = Attention(n_heads=8, n_kv_heads=4, head_dim=64, value_dim=64)
     part = (Dense(intermediate_size=512),)

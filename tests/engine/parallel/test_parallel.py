@@ -105,7 +105,7 @@ def test_ranks_together_are_the_model(family, tp, tmp_path):
 
 
 def row_of(folder, tp):
-    """calc's row of the whole-head table, 8 bytes an element, 40 tokens."""
+    """calc's row of the whole-head table, 8 bytes per element, 40 tokens."""
     study = Study(
         model=load_model(str(folder / "config.json")),
         device=manual_device(10**12),

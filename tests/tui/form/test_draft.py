@@ -101,7 +101,7 @@ def test_edited_is_said_once() -> None:
         ("memory_bytes", "0GB", "memory_bytes", "Memory must be more than zero"),
         ("context", "8 kilo", "context", "Context has an unknown suffix"),
         ("weight_format", "bf15", "weight_format", "unknown storage format 'bf15'"),
-        ("kv_format", "0", "kv_format", "bytes an element must lie between"),
+        ("kv_format", "0", "kv_format", "bytes per element must lie between"),
         ("tp", "1,,2", "tp", "TP is empty"),
         ("tp", "8..1", "tp", "TP range 8..1 goes down"),
         ("n_sliding_layers", "40", "n_sliding_layers", "n_sliding_layers 40 exceeds n_layers 32"),

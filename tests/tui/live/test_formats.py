@@ -186,11 +186,11 @@ def test_a_turned_dtype_says_predicted_plain_and_measured_with_a_dot() -> None:
 
 def test_a_turned_cache_says_its_bytes_a_token_and_ranks_their_share() -> None:
     eight = Choice("bfloat16", "int8", 1)
-    assert lines("kept", eight)[2] == "int8 cache: 12.96 kB a token (full 23.04 kB) · TPOT ≥ 2.10 ms"
+    assert lines("kept", eight)[2] == "int8 cache: 12.96 kB per token (full 23.04 kB) · TPOT ≥ 2.10 ms"
     window = Choice("bfloat16", "window", 1)
     assert lines("kept", window)[2] == "window cache: the same as full, no layer has a window · TPOT ≥ 2.10 ms"
     two = Choice("bfloat16", "full", 2)
-    assert lines("tp", two)[2] == "tp 2: about 76.50 MB of weights a rank (153.00 MB on one) · TPOT ≥ 2.10 ms"
+    assert lines("tp", two)[2] == "tp 2: about 76.50 MB of weights per rank (153.00 MB on one) · TPOT ≥ 2.10 ms"
     assert lines("tp", Choice("bfloat16", "full", 1))[3] == "tp 1: 153.00 MB · TPOT ≥ 2.10 ms"
 
 

@@ -110,7 +110,7 @@ def test_predicted_times_stand_under_the_measured_ones() -> None:
     lines = meter_text(run, run.timing).plain.splitlines()
     assert lines[2].endswith("ms, measured 2.00 times it")
     assert lines[3].endswith("ms, p50 3.00 times it")
-    assert lines[4] == "  14.56 MB a token at 1.00 GB/s, read here"
+    assert lines[4] == "  14.56 MB per token at 1.00 GB/s, read here"
     assert all(len(line) <= 50 for line in lines)
     rows = {row[0]: row[1] for row in run_table(run).rows}
     assert rows["TPOT, predicted"] == "14.6 ms"

@@ -56,7 +56,7 @@ async def test_enter_streams_the_text_and_shows_measured_beside_predicted() -> N
         assert "TTFT 10.0 ms" in meter
         assert "TPOT 1.00 ms  p50 1.00 ms  p95 1.00 ms" in meter
         cache = text_of(pane, "#cache")
-        assert f"2 · L · n_kv · d · b = {TOKEN_BYTES:,} B a token" in cache
+        assert f"2 · L · n_kv · d · b = {TOKEN_BYTES:,} B per token" in cache
         assert "133 of 134 tokens · measured/predicted 1.000" in cache
         chart = pane.query_one(PlotView).chart
         assert chart is not None

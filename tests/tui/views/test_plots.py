@@ -173,7 +173,7 @@ def test_latency_is_between_tokens_in_its_own_unit_and_scrolls() -> None:
     assert len(series.points) == 100
     assert series.points[0] == pytest.approx((401.0, 2.0))
     assert series.points[-1] == pytest.approx((500.0, 2.0))
-    assert built.y.title == "time a token, ms"
+    assert built.y.title == "time per token, ms"
     assert "last 100" in built.title
     assert "median 2.00 ms" in draw(latency_chart(0, times), width=70, height=14)
 
