@@ -74,8 +74,9 @@ def test_greedy_tokens_equal_those_of_transformers(ours: LoadedModel, theirs: An
     assert ours.tokenizer is not None
     for prompt in PROMPTS:
         ids = ours.tokenizer.encode(prompt)
-        made = list(finished(ours, ids, N_NEW).ids)
-        assert len(made) == N_NEW
+        done = finished(ours, ids, N_NEW)
+        made = list(done.ids)
+        assert len(made) == N_NEW or done.reason == "eos"
         row = torch.tensor([ids + made[:-1]])
         with torch.inference_mode():
             logits = theirs(row).logits
