@@ -62,7 +62,7 @@ class Experts:
     def problem(self, tp: int) -> str | None:
         """Why `tp` ranks cannot share each expert; None if they can."""
         if self.expert_size % tp:
-            return f"the experts' inner dimension {self.expert_size:,} does not divide by {tp:,}"
+            return f"the experts' inner dimension {self.expert_size:,} is not divisible by {tp:,}"
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:

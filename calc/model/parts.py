@@ -311,7 +311,7 @@ class Attention:
         if (text := heads_problem(self.n_heads, tp)) is not None:
             return text
         if self.n_kv_heads % tp and tp % self.n_kv_heads:
-            return f"{self.n_kv_heads:,} KV heads neither divide by {tp:,} nor repeat evenly on {tp:,} GPUs"
+            return f"{self.n_kv_heads:,} KV heads are not divisible by {tp:,} and do not repeat evenly on {tp:,} GPUs"
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
@@ -356,10 +356,10 @@ class Attention:
 
 
 def heads_problem(n_heads: int, tp: int) -> str | None:
-    """Why query heads do not divide among `tp` ranks; None where they do."""
+    """Why query heads cannot be shared evenly by `tp` ranks; None where they can."""
     if n_heads % tp:
-        heads = f"{n_heads:,} query heads do" if n_heads > 1 else "1 query head does"
-        return f"{heads} not divide by {tp:,}"
+        heads = f"{n_heads:,} query heads are" if n_heads > 1 else "1 query head is"
+        return f"{heads} not divisible by {tp:,}"
     return None
 
 
@@ -393,7 +393,7 @@ class Dense:
     def problem(self, tp: int) -> str | None:
         """Why `tp` ranks cannot share it; None if they can."""
         if self.intermediate_size % tp:
-            return f"the inner dimension {self.intermediate_size:,} does not divide by {tp:,}"
+            return f"the inner dimension {self.intermediate_size:,} is not divisible by {tp:,}"
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:

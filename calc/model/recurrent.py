@@ -58,7 +58,7 @@ class _Recurrent(_WithoutCache):
         """Why `tp` ranks cannot share it; None if they can."""
         for what, n in self.divided():
             if n % tp:
-                return f"the {n:,} {what} of a {self.label} layer do not divide by {tp:,}"
+                return f"the {n:,} {what} of a {self.label} layer are not divisible by {tp:,}"
         return None
 
     def rank_state_elements(self, tp: int) -> Fraction:
@@ -227,7 +227,7 @@ class Mamba2(_Recurrent):
         if (text := _Recurrent.problem(self, tp)) is not None:
             return text
         if self.groups % tp and tp % self.groups:
-            return f"the {self.groups:,} groups of a mamba-2 layer neither divide by {tp:,} nor repeat evenly"
+            return f"the {self.groups:,} groups of a mamba-2 layer are not divisible by {tp:,} and do not repeat evenly"
         return None
 
     def rank_state_elements(self, tp: int) -> Fraction:

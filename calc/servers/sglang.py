@@ -50,7 +50,9 @@ def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int 
     if layer.kind == LATENT:
         return ceil(layer.key_dim * kv_element_bytes) + layer.index_elements * INDEX_ELEMENT_BYTES
     if layer.n_kv_heads % attention_tp and attention_tp % layer.n_kv_heads:
-        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {attention_tp} nor repeat evenly")
+        raise SpecError(
+            "tp", f"{layer.n_kv_heads:,} KV heads are not divisible by {attention_tp:,} and do not repeat evenly"
+        )
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=attention_tp)
     each: int | Fraction = attention_token_bytes(
         heads_per_rank=heads, key_dim=layer.key_dim, value_dim=layer.value_dim, kv_element_bytes=kv_element_bytes

@@ -125,7 +125,7 @@ def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
         index = INDEX_ROW_BYTES * layer.index_elements // 128
         return ceil(layer.key_dim * setting.kv_element_bytes) + index
     if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
-        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} nor repeat evenly")
+        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} and do not repeat evenly")
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)
     each: int | Fraction = attention_token_bytes(
         heads_per_rank=heads,

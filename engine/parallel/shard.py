@@ -27,15 +27,15 @@ def check_tp(config: ModelConfig, tp: int) -> None:
     if not 1 <= tp <= MAX_RANKS:
         raise OptionError("tp", f"tp is {tp}; from 1 to {MAX_RANKS} ranks can be started")
     if config.n_heads % tp:
-        raise OptionError("tp", f"{config.n_heads} query heads do not divide by {tp}; {_legal(config)}")
+        raise OptionError("tp", f"{config.n_heads} query heads are not divisible by {tp}; {_legal(config)}")
     kv = config.n_kv_heads
     if config.latent is None and kv % tp and tp % kv:
         raise OptionError(
-            "tp", f"{kv} KV heads neither divide by {tp} nor repeat evenly on {tp} ranks; {_legal(config)}"
+            "tp", f"{kv} KV heads are not divisible by {tp} and do not repeat evenly on {tp} ranks; {_legal(config)}"
         )
     for size in _inner_sizes(config):
         if size % tp:
-            raise OptionError("tp", f"the inner dimension {size} does not divide by {tp}; {_legal(config)}")
+            raise OptionError("tp", f"the inner dimension {size} is not divisible by {tp}; {_legal(config)}")
 
 
 def _inner_sizes(config: ModelConfig) -> list[int]:

@@ -7,7 +7,7 @@ neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4
     int4: w = q d + m      q in 0..15, 20 bytes per group    (d, m: float16)
 
 Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in
-int8, as llama.cpp does. A matrix whose columns do not divide by 32 stays as it is.
+int8, as llama.cpp does. A matrix whose columns are not divisible by 32 stays as it is.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

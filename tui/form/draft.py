@@ -137,7 +137,7 @@ LAYERED_FIELDS = frozenset(
 def head_dim_of(hidden_size: int, n_heads: int) -> int:
     """hidden_size / n_heads, what the head dimension is where nobody says otherwise. Raises SpecError."""
     if hidden_size % n_heads:
-        raise SpecError("head_dim", f"{hidden_size:,} does not divide by {n_heads:,} query heads: type the head dim")
+        raise SpecError("head_dim", f"{hidden_size:,} is not divisible by {n_heads:,} query heads: type the head dim")
     return hidden_size // n_heads
 
 

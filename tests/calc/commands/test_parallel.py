@@ -53,7 +53,7 @@ def test_stages_of_every_tp(capsys):
         one["stages"][1]["weight_bytes_per_gpu"] + 11 * 2 * 2 * 4096
     )  # the norms are on both
     assert (three["problem"], three["stages"], three["binding_stage"]) == (
-        "32 query heads do not divide by 3",
+        "32 query heads are not divisible by 3",
         [],
         None,
     )
@@ -78,7 +78,7 @@ def test_the_stage_that_decides_is_named(form, capsys):
     code, out, err = run(["--pp", "3", "--tp", "1,3", "--format", form], capsys)
     assert (code, err) == (0, "")
     assert "with the embedding, limits the batch" in out
-    assert "32 query heads do not divide by 3" in out
+    assert "32 query heads are not divisible by 3" in out
 
 
 def test_what_is_missing_is_said(capsys):

@@ -97,7 +97,7 @@ def test_tensor_parallelism_and_policy(capsys):
     assert two["answers"]["batch"]["batch"] == 134
     three = answer(["solve", "--tp", "3", "--policy", "replicated"], capsys)
     assert three["fits"] is False
-    assert "TP 3 cannot be served: 32 query heads do not divide by 3." in three["notes"]
+    assert "TP 3 cannot be served: 32 query heads are not divisible by 3." in three["notes"]
 
 
 @pytest.mark.parametrize(

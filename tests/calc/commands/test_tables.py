@@ -108,7 +108,7 @@ def test_tensor_parallel_rows():
     table = tables.tp_table(llama(tps=(1, 3, 16)))
     assert table.cells == (
         ("1", "16.06 GB", "1.07 GB", "59", "16.06 GB", "1.07 GB", "59", ""),
-        ("3", "5.35 GB", "357.91 MB", "208", "–", "–", "–", "32 query heads do not divide by 3"),
+        ("3", "5.35 GB", "357.91 MB", "208", "–", "–", "–", "32 query heads are not divisible by 3"),
         ("16", "1.00 GB", "67.11 MB", "1,177", "1.04 GB", "134.22 MB", "588", ""),
     )
     assert [row.struck for row in table.rows] == [False, True, False]

@@ -200,15 +200,15 @@ SIX_OF_FOUR = {"n_heads": 24, "n_kv_heads": 4, "head_dim": 128}
 @pytest.mark.parametrize(
     ("changes", "tp", "says"),
     [
-        ({}, 3, "32 query heads do not divide by 3"),
-        ({}, 64, "32 query heads do not divide by 64"),
+        ({}, 3, "32 query heads are not divisible by 3"),
+        ({}, 64, "32 query heads are not divisible by 64"),
         (
             {"n_heads": 24, "n_kv_heads": 4, "head_dim": 128},
             6,
-            "4 KV heads neither divide by 6 nor repeat evenly on 6 GPUs",
+            "4 KV heads are not divisible by 6 and do not repeat evenly on 6 GPUs",
         ),
-        ({"intermediate_size": 14_337}, 2, "the inner dimension 14,337 does not divide by 2"),
-        ({"n_heads": 1, "n_kv_heads": 1}, 2, "1 query head does not divide by 2"),
+        ({"intermediate_size": 14_337}, 2, "the inner dimension 14,337 is not divisible by 2"),
+        ({"n_heads": 1, "n_kv_heads": 1}, 2, "1 query head is not divisible by 2"),
     ],
 )
 def test_impossible_degrees_are_named(changes, tp, says):

@@ -249,8 +249,8 @@ def test_decode_context_parallelism_divides_tokens_of_repeated_heads():
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"tp": 3}, "32 query heads do not divide by 3"),
-        ({"tp": 64}, "32 query heads do not divide by 64"),
+        ({"tp": 3}, "32 query heads are not divisible by 3"),
+        ({"tp": 64}, "32 query heads are not divisible by 64"),
         ({"pp": 33}, "33 stages for 32 layers"),
         ({"tp": 4, "dp_attention": 3}, "4 devices do not form 3 equal attention groups"),
         ({"tp": 4, "ep": 4}, "no routed experts"),
@@ -268,7 +268,7 @@ def test_what_cannot_be_is_explained(spec, said):
     ("spec", "said"),
     [
         ({"tp": 8, "ep": 3}, "8 devices do not form equal groups of 3"),
-        ({"tp": 512, "ep": 512}, "128 query heads do not divide by 512"),
+        ({"tp": 512, "ep": 512}, "128 query heads are not divisible by 512"),
         ({"tp": 512, "ep": 512, "dp_attention": 4}, "512 devices for 256 experts"),
         ({"tp": 8, "dcp": 16}, "the latent is held 8 times by 8 devices, which 16 cannot share"),
     ],
@@ -291,8 +291,8 @@ def test_numbers_below_one_are_refused(name, value):
 def test_legal_degrees():
     legal = dict(legal_tps(edit(LLAMA, n_heads=28, n_kv_heads=4, head_dim=128, intermediate_size=18_944), most=16))
     assert [tp for tp, problem in legal.items() if problem is None] == [1, 2, 4]
-    assert legal[8] == "28 query heads do not divide by 8"
-    assert 7 not in legal  # 4 KV heads neither divide by 7 nor repeat evenly
+    assert legal[8] == "28 query heads are not divisible by 8"
+    assert 7 not in legal  # 4 KV heads are not divisible by 7 and do not repeat evenly
 
 
 def test_blocks_that_layers_share_are_copied_to_each_stage_that_uses_them():

@@ -170,7 +170,7 @@ def test_devices_of_the_catalog():
 def test_a_device_that_no_server_could_use_says_why():
     answers = devices_that_fit(costs_of(llama(policy=Policy.REPLICATED), 3))
     assert not any(a.fits for a in answers)
-    assert answers[0].reason == "32 query heads do not divide by 3"
+    assert answers[0].reason == "32 query heads are not divisible by 3"
 
 
 # Formats

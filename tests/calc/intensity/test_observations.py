@@ -358,7 +358,7 @@ def test_windows_are_noted():
 
 
 def test_degrees_that_no_server_runs_are_noted():
-    assert "TP 3 cannot be served: 32 query heads do not divide by 3." in notes(tps=(1, 3))
+    assert "TP 3 cannot be served: 32 query heads are not divisible by 3." in notes(tps=(1, 3))
 
 
 def test_replication_is_noted():

@@ -66,7 +66,7 @@ class TestExperts:
         assert more["whole_params"] == 56 + 8 + 8
 
     def test_the_experts_size_must_divide(self):
-        assert tp_problem(self.spec, 4) == "the experts' inner dimension 6 does not divide by 4"
+        assert tp_problem(self.spec, 4) == "the experts' inner dimension 6 is not divisible by 4"
         assert tp_problem(self.spec, 2) is None
 
 
@@ -115,24 +115,24 @@ class TestRecurrences:
     @pytest.mark.parametrize(
         ("mixer", "tp", "problem"),
         [
-            (MAMBA2, 3, "the 4 heads of a mamba-2 layer do not divide by 3"),
+            (MAMBA2, 3, "the 4 heads of a mamba-2 layer are not divisible by 3"),
             (
                 Mamba2(inner=24, n_heads=12, groups=4, state=3, kernel=4),
                 6,
-                "the 4 groups of a mamba-2 layer neither divide by 6 nor repeat evenly",
+                "the 4 groups of a mamba-2 layer are not divisible by 6 and do not repeat evenly",
             ),
             (
                 GatedDelta(key_heads=2, key_dim=3, value_heads=4, value_dim=5, kernel=4),
                 4,
-                "the 2 key heads of a gated delta layer do not divide by 4",
+                "the 2 key heads of a gated delta layer are not divisible by 4",
             ),
-            (KimiDelta(n_heads=4, head_dim=4, kernel=4), 8, "the 4 heads of a kimi delta layer do not divide by 8"),
+            (KimiDelta(n_heads=4, head_dim=4, kernel=4), 8, "the 4 heads of a kimi delta layer are not divisible by 8"),
             (
                 Mamba1(inner=20, state=4, kernel=4, dt_rank=2),
                 8,
-                "the 20 channels of a mamba layer do not divide by 8",
+                "the 20 channels of a mamba layer are not divisible by 8",
             ),
-            (ShortConv(kernel=3, width=8), 3, "the 8 channels of a short convolution layer do not divide by 3"),
+            (ShortConv(kernel=3, width=8), 3, "the 8 channels of a short convolution layer are not divisible by 3"),
         ],
     )
     def test_what_does_not_divide_is_said(self, mixer, tp, problem):

@@ -206,9 +206,9 @@ class TestShards:
 @pytest.mark.parametrize(
     ("changes", "tp", "what"),
     [
-        ({}, 3, "4 query heads do not divide by 3; this model runs on 1, 2, 4 ranks"),
-        ({"n_heads": 12, "n_kv_heads": 6}, 4, "6 KV heads neither divide by 4"),
-        ({"intermediate_size": 26}, 4, "the inner dimension 26 does not divide by 4"),
+        ({}, 3, "4 query heads are not divisible by 3; this model runs on 1, 2, 4 ranks"),
+        ({"n_heads": 12, "n_kv_heads": 6}, 4, "6 KV heads are not divisible by 4"),
+        ({"intermediate_size": 26}, 4, "the inner dimension 26 is not divisible by 4"),
         ({}, 0, "from 1 to"),
         ({}, 1000, "from 1 to"),
     ],

@@ -92,7 +92,7 @@ def test_maker_packs_what_divides_and_keeps_the_rest() -> None:
     decoder = Decoder(config, weights, linear=FormatMaker("int4", weights))
     mlp = decoder.blocks[0].mlp
     assert packed(mlp.up).format == "int4"  # type: ignore[union-attr]
-    assert isinstance(mlp.down, Linear)  # type: ignore[union-attr]  # 48 columns do not divide by 32
+    assert isinstance(mlp.down, Linear)  # type: ignore[union-attr]  # 48 columns are not divisible by 32
     assert packed(decoder.head).format == "int8"
 
 

@@ -141,7 +141,7 @@ def test_a_typed_head_dim_stays() -> None:
 
 def test_a_head_dim_that_cannot_follow_says_what_to_do() -> None:
     reading = read_draft(draft(hidden_size="4097"), STUDY)
-    assert reading.errors == {"head_dim": "4,097 does not divide by 32 query heads: type the head dim"}
+    assert reading.errors == {"head_dim": "4,097 is not divisible by 32 query heads: type the head dim"}
 
 
 def test_switches_are_taken() -> None:

@@ -86,7 +86,7 @@ async def test_a_click_selects_a_row() -> None:
 async def test_a_tp_that_no_server_could_run_is_struck_with_its_reason() -> None:
     study = replace(default_state().study, tps=(1, 3, 16))
     async with running(study=study) as (app, pilot):
-        assert "TP 3: 32 query heads do not divide by 3" in text(app)
+        assert "TP 3: 32 query heads are not divisible by 3" in text(app)
         table = app.query_one("#table-tp", CalcTable)
         cells = table.get_row_at(1)
         assert "strike" in str(cells[1].style)

@@ -125,7 +125,7 @@ async def test_a_bad_number_is_marked_and_the_last_good_answer_stays() -> None:
         ("context", "", "Context is empty"),
         ("weight_format", "bf15", "unknown storage format 'bf15'"),
         ("tp", "1,0", "TP must be at least 1, not 0"),
-        ("hidden_size", "4097", "4,097 does not divide by 32 query heads"),
+        ("hidden_size", "4097", "4,097 is not divisible by 32 query heads"),
     ],
 )
 async def test_each_refusal_stands_on_the_screen(field: str, typed: str, said: str) -> None:

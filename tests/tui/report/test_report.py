@@ -232,7 +232,7 @@ def test_impossible_degrees_are_named_and_struck(llama: AppState) -> None:
     latex, markdown = both(edited(llama, tps=(2, 3)))
     assert "~~3~~" in markdown
     assert "~~2~~" not in markdown
-    assert "32 query heads do not divide by 3" in markdown
+    assert "32 query heads are not divisible by 3" in markdown
     assert r"\textit{3}" in latex
     assert "= 3: the equal split exists on paper only" in markdown
 

@@ -106,7 +106,7 @@ def test_a_rule_that_cannot_split_says_why() -> None:
     whole = rule_for("replicated")
     row = batch_by_context(whole).rows[0]
     assert row[3] == "✗"
-    assert row.remark == "TP 3: 32 query heads do not divide by 3."
+    assert row.remark == "TP 3: 32 query heads are not divisible by 3."
     assert "✗" not in batch_by_context(rule_for("equal-split")).rows[0].cells
 
 
