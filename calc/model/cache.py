@@ -215,18 +215,6 @@ def _present(**numbers: int) -> dict[str, Any]:
     return {name: value for name, value in numbers.items() if value}
 
 
-def layered_token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
-    """`calc.model.cache.token_term` for layers given one by one."""
-    elements = cache_elements(model)
-    kinds = _present(
-        full_elements=elements.full,
-        latent_elements=elements.latent,
-        window_elements=sum(elements.windowed.values()),
-    )
-    each = kv_format.bytes_per_element
-    return derive("KV cache per token", token_bytes, unit="B", kv_element_bytes=each, **kinds)
-
-
 def held_request_term(name: str, elements: CacheElements, kv_format: StorageFormat, context: int) -> Term:
     """Cache bytes of a request whose tokens hold `elements`, windows capped, with the derivation."""
     kinds = _present(full_elements=elements.full, latent_elements=elements.latent)

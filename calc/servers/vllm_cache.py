@@ -264,11 +264,6 @@ def request_blocks(spec: KvSpec, setting: CacheSetting) -> int:
     return cdiv(cdiv(tokens, setting.dcp), spec.block_tokens)
 
 
-def pool_blocks(*, pool_bytes: Any, block_bytes: Any) -> Any:
-    """Blocks of a pool."""
-    return pool_bytes // block_bytes
-
-
 def printed_tokens(shape: CacheShape, blocks: int, *, dcp: int, max_model_len: int, from_concurrency: bool) -> int:
     """``GPU KV cache size: … tokens`` as the version prints it."""
     if from_concurrency:
