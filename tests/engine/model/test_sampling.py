@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.errors import EngineFailure, OptionError
@@ -59,6 +59,7 @@ def test_top_k_comes_before_top_p() -> None:
     assert got.tolist() == [0, 1, 0, 0, 0]
 
 
+@example(logits=[-1.6e-17, 0.0], temperature=1.0, top_k=None, top_p=0.5)
 @given(
     logits=st.lists(st.floats(-40, 40), min_size=2, max_size=12),
     temperature=st.floats(1e-300, 50),
@@ -72,7 +73,8 @@ def test_probabilities_are_a_distribution_that_keeps_the_best(
     got = Sampler(temperature=temperature, top_k=top_k, top_p=top_p).probabilities(row)[0]
     assert got.sum().item() == pytest.approx(1)
     assert got.min() >= 0
-    assert got[row[0].argmax()] > 0 or (row[0] == row[0].max()).sum() > 1
+    every = Sampler(temperature=temperature).probabilities(row)[0]
+    assert got[every == every.max()].max() > 0  # logits closer than a rounding are equally likely
     assert top_k is None or (got > 0).sum() <= top_k
 
 
