@@ -55,7 +55,7 @@ def our_run(decoder: Decoder, prompt: Tensor, n_tokens: int) -> tuple[float, Ten
 
 
 def run_s(decoder: Decoder, prompt: Tensor, n_tokens: int) -> float:
-    """Seconds a step of `our_run`."""
+    """Seconds per step of `our_run`."""
     return our_run(decoder, prompt, n_tokens)[0]
 
 
@@ -89,7 +89,7 @@ def default_config() -> ModelConfig:
 
 
 def measure(arms: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of every round, arms taking turns; two rounds of warm-up are left out."""
+    """Seconds per step of every round, arms taking turns; two rounds of warm-up are left out."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for round_number in range(rounds + 2):
         for name, run in arms.items():
@@ -126,7 +126,7 @@ def main() -> None:
         return
     for name in arms:
         ratio = f", {result[f'{name}_ratio']:.2f} times as fast as plain" if name in decoders else ""
-        print(f"{name:8} {result[f'{name}_step_us']:7.1f} us a step (least {result[f'{name}_min_us']:.1f}){ratio}")
+        print(f"{name:8} {result[f'{name}_step_us']:7.1f} us per step (least {result[f'{name}_min_us']:.1f}){ratio}")
     print(f"logits differ by at most {error:.1e}")
 
 

@@ -217,7 +217,7 @@ def without_collections(run: Arm) -> Times:
 
 
 def measure(arms: dict[str, Arm], rounds: int) -> list[dict[str, Any]]:
-    """One record a run; a first round to warm up is left out."""
+    """One record per run; a first round to warm up is left out."""
     probe = torch.ones(PROBE_BYTES // 4)
     records = []
     for number in range(rounds + 1):

@@ -789,7 +789,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
 
 
 def write(name: str, about: str, records: list[dict[str, Any]]) -> None:
-    """One record a line, so that a change shows as one line."""
+    """One record per line, so that a change shows as one line."""
     lines = ",\n".join("  " + json.dumps(record, ensure_ascii=False) for record in records)
     text = f'{{"about": {json.dumps(about)},\n "records": [\n{lines}\n]}}\n'
     json.loads(text)

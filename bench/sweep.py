@@ -4,7 +4,7 @@
 
 Four sweeps: one large block, a windowed model, many small blocks (every TP, format and device), and one whose numbers
 leave 64 bits. Evaluated means every column of every point; written means as CSV or JSON text to a file. Prints
-medians in millions a second, and checks a sample of points against memory_report.
+medians in millions per second, and checks a sample of points against memory_report.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def written(rows: Callable[[Block], object]) -> Callable[[Axes], int]:
 
 
 def rate(run: Callable[[Axes], int], axes: Axes, rounds: int) -> float:
-    """Median points a second."""
+    """Median points per second."""
     rates = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print(f"{'sweep':28} {'points':>12} {'evaluated':>12} {'CSV':>8} {'JSON':>8}   millions a second")
+    print(f"{'sweep':28} {'points':>12} {'evaluated':>12} {'CSV':>8} {'JSON':>8}   millions per second")
     for name, axes in cases().items():
         check(axes)
         rates = [rate(run, axes, rounds) / 1e6 for run in (evaluated, written(csv_rows), written(json_rows))]

@@ -21,9 +21,9 @@ from calc.model.storage import StorageFormat
 Array = npt.NDArray[Any]
 
 BLOCK_POINTS = 2**18
-"""Points of a block: some megabytes, so that a sweep of any length streams."""
+"""Points per block: a few megabytes, so that a sweep of any length can stream."""
 SAFE = 2**62
-"""Below this a sum of two values fits 64 bits."""
+"""Below this value a sum of two fits in 64 bits."""
 
 COLUMNS = (
     "model",
@@ -43,7 +43,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """What is varied. Every list has at least one entry; contexts, batches and degrees are at least 1."""
+    """The lists that vary. Each has at least one entry; contexts, batches and degrees are at least 1."""
 
     models: tuple[ModelSpec, ...]
     devices: tuple[DeviceSpec, ...]
@@ -67,7 +67,7 @@ class Axes:
 
     @property
     def settings(self) -> int:
-        """Combinations of everything but context and batch."""
+        """Combinations of everything except context and batch."""
         sizes = map(len, (self.models, self.devices, self.tps, self.weight_formats, self.kv_formats))
         product = 1
         for size in sizes:
@@ -77,7 +77,7 @@ class Axes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Points that differ in context (rows) and batch (columns) alone. Bytes are of one device.
+    """Points that differ only in context (rows) and batch (columns). Bytes are those of one device.
 
     `kv_bytes`: caches and recurrent states of the whole batch. `free_bytes` is negative where they do not fit.
     `max_batch` is by context.
@@ -98,7 +98,7 @@ class Block:
 
     @property
     def points(self) -> int:
-        """How many there are."""
+        """The number of points."""
         return int(self.kv_bytes.size)
 
 
@@ -114,7 +114,7 @@ def sweep(axes: Axes) -> Iterator[Block]:
 
 
 def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts]:
-    """What a device holds by weight format, cache format and degree: each format is put into a report once."""
+    """The bytes of a device by weight format, cache format and degree; one report per pair of formats."""
     study = Study(model=model, device=axes.devices[0], tps=axes.tps, policy=axes.policy)
     held = {fmt: rank_costs(_stored(study, fmt)) for fmt in axes.weight_formats}
     kept = {fmt: rank_costs(replace(study, kv_format=fmt)) for fmt in axes.kv_formats}
@@ -129,7 +129,7 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
 
 
 def _stored(study: Study, weight_format: StorageFormat | None) -> Study:
-    """`study` with that weight format; None: as the model's checkpoint stores them, or the usual one."""
+    """`study` with that weight format; None: as the checkpoint stores the weights, or the default format."""
     if weight_format is None and study.model.stored is not None:
         from calc.model.stored import stored_format
 
@@ -149,7 +149,7 @@ def _blocks(axes: Axes, device: DeviceSpec, costs: RankCosts, names: tuple[str, 
 
 
 def exact_type(costs: RankCosts, memory_bytes: int, context: int, batch: int) -> type:
-    """int64 where no value on the way to these can leave 64 bits, else Python's integers (``object``)."""
+    """int64 if no intermediate value can exceed 64 bits, else Python integers (``object``)."""
     stored = costs.elements(context) * costs.kv_num * costs.share_num
     room = abs(costs.room(memory_bytes))
     largest = max(stored, (batch + 1) * costs.request(context), room, context, batch)
@@ -179,7 +179,7 @@ def _block(device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str], co
 
 
 def csv_rows(block: Block) -> Iterator[str]:
-    """The block's points as CSV lines, one string a context."""
+    """The block's points as CSV lines, one string per context."""
     model, device, weights, cache = map(_csv_cell, (block.model, block.device, block.weight_format, block.kv_format))
     middle = f",{weights},{cache},{block.weight_bytes},"
     for context, most, batches, kv, free, fits in _lists(block):
@@ -193,7 +193,7 @@ def csv_rows(block: Block) -> Iterator[str]:
 
 
 def json_rows(block: Block) -> Iterator[str]:
-    """The block's points as JSON objects, separated by commas and line ends, one string a context."""
+    """The block's points as JSON objects, separated by commas and line ends, one string per context."""
     import json
 
     model, device, weights, cache = map(json.dumps, (block.model, block.device, block.weight_format, block.kv_format))
@@ -210,7 +210,7 @@ def json_rows(block: Block) -> Iterator[str]:
 
 
 def table_rows(block: Block) -> Iterator[tuple[str, ...]]:
-    """The block's points as cells in the order of COLUMNS, for a table that is read."""
+    """The points of the block as cells in the order of COLUMNS, for a table on a screen."""
     for context, most, batches, kv, free, fits in _lists(block):
         for b, k, f, ok in zip(batches, kv, free, fits, strict=True):
             numbers = (f"{block.weight_bytes:,}", f"{k:,}", f"{f:,}", "yes" if ok else "no", f"{most:,}")

@@ -136,12 +136,12 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
 
 
 def index_elements(model: ModelSpec) -> int:
-    """Elements a token that indexers of sparse attention keep, apart from the cache."""
+    """Elements per token that indexers of sparse attention keep, apart from the cache."""
     return sum(n * mixer.index_elements for mixer, n in mixers_of(model.layers).items())
 
 
 def state_elements(model: ModelSpec) -> int:
-    """Elements a sequence that recurrent layers keep, whatever its length."""
+    """Elements per sequence that recurrent layers keep, whatever its length."""
     return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items())
 
 

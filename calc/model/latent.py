@@ -82,7 +82,7 @@ class Latent:
 
     @property
     def index_elements(self) -> int:
-        """Elements a token that the indexer keeps."""
+        """Elements per token that the indexer keeps."""
         return self.index_dim if self.index_heads else 0
 
     @property

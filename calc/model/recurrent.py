@@ -157,7 +157,7 @@ class Mamba1(_Recurrent):
 
     @property
     def state_elements(self) -> int:
-        """Elements a sequence."""
+        """Elements per sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -211,7 +211,7 @@ class Mamba2(_Recurrent):
 
     @property
     def state_elements(self) -> int:
-        """Elements a sequence."""
+        """Elements per sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -276,7 +276,7 @@ class GatedDelta(_Recurrent):
 
     @property
     def state_elements(self) -> int:
-        """Elements a sequence."""
+        """Elements per sequence."""
         return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -328,7 +328,7 @@ class KimiDelta(_Recurrent):
 
     @property
     def state_elements(self) -> int:
-        """Elements a sequence."""
+        """Elements per sequence."""
         return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -385,7 +385,7 @@ class ShortConv(_Recurrent):
 
     @property
     def state_elements(self) -> int:
-        """Elements a sequence."""
+        """Elements per sequence."""
         return self.width * self.kernel
 
     def divided(self) -> tuple[tuple[str, int], ...]:

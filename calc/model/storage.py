@@ -1,4 +1,4 @@
-"""How many bytes an element takes when stored: exact, as whole blocks."""
+"""Bytes per element as stored: exact, as whole blocks."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ GENERATE, RUN = "generate", "run"
 _BY_MODE = {measurement.mode: measurement for measurement in MEASUREMENTS.values()}
 MODES = (GENERATE, *_BY_MODE, RUN)
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
-"""What the assignment's `run` stands for: everything that it asks to be shown."""
+"""The modes of the assignment's `run`: everything that it asks to be shown."""
 
 UNUSED = {"ids": False, "stream": False}
-"""What the options of other modes stand at where a mode does not have them."""
+"""The values of options that the chosen mode does not have."""
 
 T = TypeVar("T")
 
@@ -42,15 +42,15 @@ _EPILOG = "\n".join(
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusal is one sentence and exit code 2."""
+    """An argument parser that refuses with one sentence and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, without the usage."""
+        """Print the error without the usage, and exit with code 2."""
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options; exits with code 2 and one sentence if they cannot be used together."""
+    """The parsed options. Exits with code 2 and one sentence if they cannot be used together."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.serve is not None and len(argv) > 1:
@@ -103,7 +103,7 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
 
 
 def _own_options() -> dict[str, list[Option]]:
-    """The options of measurements beside those of the model, by the names of the measurements that share them."""
+    """The options of measurements in addition to those of the model, by the measurements that share them."""
     users: dict[str, tuple[Option, list[str]]] = {}
     for mode, measurement in _BY_MODE.items():
         for option in measurement.options:
@@ -181,7 +181,7 @@ def _add_generate_options(parser: Parser) -> None:
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
-    """The checked requests that the options stand for, in their order. Raises EngineError."""
+    """The checked requests that the options ask for, in their order. Raises EngineError."""
     check_threads(args.threads)
     _check_tp(args)
     if args.output is not None:
@@ -193,7 +193,7 @@ def requests(args: argparse.Namespace) -> list[Request]:
 
 
 def _check_tp(args: argparse.Namespace) -> None:
-    """Raise `OptionError` for ranks that cannot be, or that the mode does not have."""
+    """Raise `OptionError` for a number of ranks that is impossible, or that the mode does not support."""
     if args.tp is None:
         return
     check_ranks(args.tp)

@@ -1,4 +1,4 @@
-"""The modes of `python -m engine`: requests answered in this very process, printed as text or JSON."""
+"""The modes of `python -m engine`: requests answered in this process and printed as text or JSON."""
 
 import argparse
 import sys
@@ -34,7 +34,7 @@ class Answered:
     result: Result
     measurement: Measurement | None
     model: ModelInfo | None
-    """The model that gave it, where it was described."""
+    """The model that produced the result, if it was described."""
 
     @property
     def passed(self) -> bool:
@@ -49,7 +49,7 @@ class Answered:
         return self.measurement.document(self._measured)
 
     def text(self, *, ids: bool = False) -> str:
-        """For people: a table, or a generation as its text, or as ids where those are asked for or all there is."""
+        """Plain text: a table, or the text of a generation (its ids where asked for, or where there is no text)."""
         if isinstance(self.result, GenerationFinished):
             text = self.result.text
             return ",".join(map(str, self.result.ids)) if ids or text is None else text
@@ -67,7 +67,7 @@ _REDRAW_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command came to, one answer per request."""
+    """The answers of a command, one per request."""
 
     answers: list[Answered]
 
@@ -100,13 +100,13 @@ def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Out
 
 
 def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
-    """The results for people, to --output or stdout. A generation that was streamed is there already."""
+    """Write the results as text to --output or stdout. A streamed generation has been written already."""
     if not _streams(args):
         emit(args, "\n\n".join(answered.text(ids=args.ids) for answered in outcome.answers))
 
 
 def emit(args: argparse.Namespace, text: str) -> None:
-    """Print `text`, or write it to --output whole. Raises OptionError where that cannot be written."""
+    """Print `text`, or write it to --output as a whole. Raises OptionError if that file cannot be written."""
     if args.output is None:
         print(plain(text))
         return
@@ -127,7 +127,7 @@ def _streams(args: argparse.Namespace) -> bool:
 
 
 class _Printer:
-    """Shows the events of one request as they come, and keeps the last one."""
+    """Shows the events of one request as they come, and keeps the last event."""
 
     def __init__(self, args: argparse.Namespace, request: Request) -> None:
         self._streams = _streams(args) and isinstance(request, Generate)
@@ -137,7 +137,7 @@ class _Printer:
         self.model: ModelInfo | None = None
 
     def follow(self, events: Iterator[Event]) -> Result:
-        """Show everything; the result. Raises what a `Failed` says."""
+        """Show all events and return the result. Raises the error that a `Failed` describes."""
         try:
             for event in events:
                 if isinstance(event, Result):
@@ -186,7 +186,7 @@ class _Printer:
 
 
 class ProgressLine:
-    """One line on a terminal that is written over and over, a few times per second; nothing elsewhere."""
+    """A status line, rewritten a few times per second on a terminal; nothing elsewhere."""
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
         self._stream = stream
@@ -203,7 +203,7 @@ class ProgressLine:
         self._write(one_line(progress_text(event)))
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._width:
             self._write("")
             self._stream.write("\r")
@@ -230,6 +230,6 @@ def progress_text(event: Progress) -> str:
 
 
 def error_of(event: Failed) -> EngineError:
-    """A `Failed` as the exception that has its exit code."""
+    """A `Failed` event as the exception with its exit code."""
     kinds: dict[str, type[EngineError]] = {"input": InputError, "memory": OutOfMemory}
     return kinds.get(event.kind, EngineFailure)(event.message)

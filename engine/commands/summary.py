@@ -1,4 +1,4 @@
-"""Generations as plain text for people: no colours. Pure, without torch."""
+"""Generations as plain text without colours. Pure, without torch."""
 
 from engine.measure.timing import timing
 from engine.process.events import GenerationFinished

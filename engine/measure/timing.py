@@ -58,7 +58,7 @@ def tpot_s(token_times_ns: Sequence[int]) -> float | None:
 
 
 def tokens_per_s(token_times_ns: Sequence[int]) -> float | None:
-    """Tokens decoded a second, the first token excluded; None below two tokens or within one clock tick.
+    """Tokens decoded per second, the first token excluded; None below two tokens or within one clock tick.
 
     >>> tokens_per_s([5_000_000_000, 6_000_000_000, 9_000_000_000])
     0.5

@@ -58,7 +58,7 @@ class GenerationOptions:
 
 
 @dataclass(slots=True)
-class Kept:
+class ReusableCache:
     """A cache that outlives a run, and the ids whose keys and values it holds (its first `cache.length`)."""
 
     cache: Cache | None = None
@@ -74,16 +74,16 @@ def generate(
     tokenizer: Tokenizer | None = None,
     should_stop: Callable[[], bool] | None = None,
     request_id: int = 0,
-    kept: Kept | None = None,
+    reused: ReusableCache | None = None,
 ) -> Iterator[GenerationEvent]:
     """Started, then one event per token, then Finished; the end-of-text token counts as one.
 
     Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
     ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then
     ends with the reason "cancelled".
-    ``kept``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
+    ``reused``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
     """
-    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, kept)
+    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, reused)
     return run.events(should_stop or _never)
 
 
@@ -114,7 +114,7 @@ class _Run:
         options: GenerationOptions,
         tokenizer: Tokenizer | None,
         request_id: int,
-        kept: Kept | None,
+        reused: ReusableCache | None,
     ) -> None:
         self.decoder = decoder
         self.options = options
@@ -132,7 +132,7 @@ class _Run:
             seed=options.seed,
             device=decoder.device,
         )
-        self.kept = kept
+        self.reused = reused
         self.n_reused = 0
         self.cache = self._make_cache() if options.use_cache else None
         self.context = self.prompt  # all tokens so far; only read without the cache
@@ -150,19 +150,22 @@ class _Run:
                 "cache_capacity",
                 f"cache_capacity is {capacity:,} tokens; the prompt alone has {self.n_prompt:,}",
             )
-        return self.decoder.new_cache(capacity, kind=self.options.cache) if self.kept is None else self._keep(capacity)
+        if self.reused is not None:
+            return self._reuse(capacity)
+        return self.decoder.new_cache(capacity, kind=self.options.cache)
 
-    def _keep(self, capacity: int) -> Cache:
+    def _reuse(self, capacity: int) -> Cache:
         """The cache of earlier runs, cut back to what the prompt shares; a new, roomier one where it is too small."""
-        kept = self.kept
-        assert kept is not None
-        if kept.cache is not None and kept.kind == self.options.cache and kept.cache.capacity >= capacity:
-            self.n_reused = reuse_prefix(kept.cache, kept.ids, self.prompt[0].tolist())
-            return kept.cache
-        kept.cache, kept.ids = None, ()  # its memory is free before the next one is made
+        reused = self.reused
+        assert reused is not None
+        if reused.cache is not None and reused.kind == self.options.cache and reused.cache.capacity >= capacity:
+            self.n_reused = reuse_prefix(reused.cache, reused.ids, self.prompt[0].tolist())
+            return reused.cache
+        reused.cache, reused.ids = None, ()  # its memory is free before the next one is made
         room = min(4 * capacity, self.decoder.config.max_positions)
-        kept.cache, kept.kind = self.decoder.new_cache(max(capacity, room), kind=self.options.cache), self.options.cache
-        return kept.cache
+        reused.kind = self.options.cache
+        reused.cache = self.decoder.new_cache(max(capacity, room), kind=reused.kind)
+        return reused.cache
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         """Forward pass, choice, event; until there is a reason to stop."""
@@ -171,8 +174,8 @@ class _Run:
         try:
             yield from self._work(should_stop)
         finally:
-            if self.kept is not None:
-                self.kept.ids = (*self.prompt[0].tolist(), *self.ids)
+            if self.reused is not None:
+                self.reused.ids = (*self.prompt[0].tolist(), *self.ids)
 
     def _work(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         yield self._started()

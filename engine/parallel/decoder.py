@@ -1,4 +1,4 @@
-"""One rank's decoder, the leader that all others follow, and the loop in which they do.
+"""The decoder of one rank, the leader that announces each pass, and the loop in which the other ranks follow.
 
 Every rank runs the same forward pass on its share; sums over ranks stand where a projection gives back the hidden
 size. Rank 0 leads: it is an ordinary `Decoder` to whoever calls it, and announces each pass to the others.
@@ -29,7 +29,7 @@ ROW_PARALLEL = ("o_proj", "down_proj")
 
 
 class RowParallel:
-    """A linear layer whose inputs are divided: every rank's part is summed; the bias is added once."""
+    """A linear layer whose inputs are divided among ranks: the parts are summed, and the bias is added once."""
 
     __slots__ = ("bias", "group", "weight")
 
@@ -43,7 +43,7 @@ class RowParallel:
         return y if self.bias is None else y.add_(self.bias)
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + the layer's result."""
+        """residual + the result of the layer."""
         return self(x).add_(residual)
 
 
@@ -119,7 +119,7 @@ class RankDecoder(Decoder):
 
 
 class LeaderDecoder(RankDecoder):
-    """Rank 0, to its caller a decoder like any other."""
+    """Rank 0. To its caller it is an ordinary decoder."""
 
     def __init__(
         self, config: ModelConfig, weights: Mapping[str, Tensor], group: Group, *, end: Callable[[], None]
@@ -133,7 +133,7 @@ class LeaderDecoder(RankDecoder):
 
     @property
     def communication_ns(self) -> int:
-        """Time spent in collectives so far."""
+        """Nanoseconds spent in collectives so far."""
         return self.group.communication_ns
 
     def forward(
@@ -144,7 +144,7 @@ class LeaderDecoder(RankDecoder):
         last_only: bool = False,
         should_stop: Callable[[], bool] | None = None,
     ) -> Tensor:
-        """As `Decoder.forward`; what is wrong with the arguments is said before any other rank hears of them.
+        """As `Decoder.forward`. Arguments are checked before any other rank is told of them.
 
         ``should_stop`` is not asked: the others are on their way through the same layers.
         """
@@ -165,7 +165,7 @@ class LeaderDecoder(RankDecoder):
     def new_cache(
         self, capacity: int, batch_size: int = 1, *, kind: CacheKind = "full", padding: Sequence[int] | None = None
     ) -> Cache:
-        """A cache on every rank. Raises OutOfMemory when one of them has no room."""
+        """A cache on every rank. Raises OutOfMemory when a rank has no room for it."""
         cache = super().new_cache(capacity, batch_size, kind=kind, padding=padding)
         self._n_caches += 1
         handle = self._n_caches
@@ -185,7 +185,7 @@ class LeaderDecoder(RankDecoder):
         return cache
 
     def close(self) -> None:
-        """End all ranks; the decoder is of no use afterwards."""
+        """End all ranks. The decoder cannot be used afterwards."""
         if not self.lost:
             self.lost = True
             with contextlib.suppress(RankLost):
@@ -200,7 +200,7 @@ class LeaderDecoder(RankDecoder):
 
 
 def follow(decoder: RankDecoder) -> None:
-    """Do what rank 0 announces until it says that it is over. Raises RankLost when it is gone."""
+    """Run the passes that rank 0 announces until it announces the end. Raises RankLost when rank 0 is gone."""
     group, device = decoder.group, decoder.device
     caches: dict[int, Cache] = {}
     sizes: dict[int, Decoder] = {decoder.config.max_positions: decoder}
@@ -242,5 +242,5 @@ def _forward(sizes: dict[int, Decoder], decoder: RankDecoder, caches: dict[int, 
 
 
 def shard_of(group: Group) -> Shard:
-    """The group's own shard."""
+    """The shard of this rank."""
     return Shard(group.rank, group.size)

@@ -1,4 +1,4 @@
-"""The ranks of one model as a group: four collectives, timed, whose failure says which rank is gone."""
+"""The ranks of one model as a group: four timed collectives. A failure says which rank is gone."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from engine.model.devices import synchronize
 T = TypeVar("T")
 _POLL_S = 0.02
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank may take for what all others have done: loading a large model from a slow disk, say."""
+"""How long the other ranks wait for a slow one, for example while it loads a large model from a slow disk."""
 
 
 class RankLost(EngineFailure):
@@ -46,12 +46,12 @@ class Group:
         return cls(rank, size, device, lost=lost)
 
     def leave(self) -> None:
-        """Part from the group; the others see it."""
+        """Leave the group. The other ranks notice."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def all_reduce(self, tensor: Tensor, *, meanwhile: Callable[[], None] | None = None) -> Tensor:
-        """The sum over all ranks, in place. ``meanwhile`` is called while others are awaited; it may raise."""
+        """The sum over all ranks, in place. ``meanwhile`` is called while this rank waits; it may raise."""
 
         def patiently(check: Callable[[], None]) -> None:
             work = dist.all_reduce(tensor, async_op=True)
@@ -64,12 +64,12 @@ class Group:
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's values on every rank, in place."""
+        """Copy the values of rank 0 to every rank, in place."""
         self._timed(lambda: dist.broadcast(tensor, 0))
         return tensor
 
     def gather(self, tensor: Tensor) -> Sequence[Tensor] | None:
-        """Every rank's tensor on rank 0; None on the others."""
+        """The tensors of all ranks, on rank 0; None on the others."""
         parts = [torch.empty_like(tensor) for _ in range(self.size)] if self.rank == 0 else None
         self._timed(lambda: dist.gather(tensor.contiguous(), parts, 0))
         return parts

@@ -1,4 +1,4 @@
-"""Starting and ending the ranks of one model: processes of this machine, or those that torchrun has started."""
+"""Start and end the ranks of one model: processes on this machine, or those that torchrun has started."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ from engine.weights.loading import Watch
 _PATIENCE_S = 10.0
 _POLL_S = 0.02
 _GRACE_S = 1.0
-"""A rank whose connection broke is given this long to end, so that its last words can be told."""
+"""How long to wait for a rank whose connection broke to end, so that its error can be shown."""
 
 
 class Ranks:
@@ -43,7 +43,7 @@ class Ranks:
         self._processes: list[tuple[int, subprocess.Popen[bytes], IO[bytes]]] = []
 
     def start(self, rank: int, arguments: list[str], environment: Mapping[str, str]) -> None:
-        """Start one; its stdin stays open as long as this process lives, which is how it knows."""
+        """Start a rank. Its stdin stays open as long as this process lives: its end tells the rank to stop."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         process = subprocess.Popen(
             [sys.executable, "-m", "engine.parallel", *arguments],
@@ -56,11 +56,11 @@ class Ranks:
         self._processes.append((rank, process, errors))
 
     def lost(self) -> str:
-        """A sentence about a rank that has ended or does so within a moment; empty while all run."""
+        """A sentence about a rank that has ended, or ends within a moment; empty while all of them run."""
         return self.ended(_GRACE_S)
 
     def ended(self, grace_s: float = 0.0) -> str:
-        """A sentence about a rank that has ended; empty while all run."""
+        """A sentence about a rank that has ended; empty while all of them run."""
         for rank, process, errors in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace_s)
@@ -72,7 +72,7 @@ class Ranks:
         return ""
 
     def end(self, patience_s: float = _PATIENCE_S) -> None:
-        """End them all; nothing is left running. ``patience_s``: to end by themselves."""
+        """End all ranks. ``patience_s``: how long they have to end by themselves before they are killed."""
         for _, process, _ in self._processes:
             if process.stdin is not None:
                 with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ def load_parallel(
 
 
 def load_config(path: Path | str | None, *, dtype: str) -> ModelConfig:
-    """The config alone: weights are mapped, none is converted."""
+    """The config alone: the weight file is mapped, and no weight is converted."""
     return load_checkpoint(path, dtype=dtype, make=_no_decoder).config
 
 
@@ -149,7 +149,7 @@ def _start(
 
 
 def _await_ranks(store: TCPStore, tp: int, ranks: Ranks, watch: Watch) -> None:
-    """Return when all ranks have imported torch: seconds in which none can be met. Raises RankLost, Stopped."""
+    """Return when all ranks have imported torch, which takes seconds. Raises RankLost, Stopped."""
     names = [_here(rank) for rank in range(1, tp)]
     while not store.check(names):
         if lost := ranks.ended():
@@ -159,7 +159,7 @@ def _await_ranks(store: TCPStore, tp: int, ranks: Ranks, watch: Watch) -> None:
 
 
 def _here(rank: int) -> str:
-    """The store's word for a rank that is there."""
+    """The key in the store that says that a rank is ready."""
     return f"here/{rank}"
 
 
@@ -193,7 +193,7 @@ def _own(shard: Shard, name: str, tensor: Tensor, config: ModelConfig) -> Tensor
 
 
 def run_rank(path: str, dtype: str, device: str, threads: int) -> int:
-    """A rank that `load_parallel` has started: load its share, follow until the end. The exit code."""
+    """Run a rank that `load_parallel` has started: load its share, then follow rank 0. Returns the exit code."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(threads or max(1, torch.get_num_threads() // size))
@@ -229,7 +229,7 @@ def _follow(path: str | None, dtype: str, group: Group) -> None:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of stdin: its end means that the parent is gone or wants this one gone."""
+    """End this process when its stdin ends: the parent is gone, or wants this rank to stop."""
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
@@ -245,12 +245,12 @@ def under_torchrun() -> bool:
 
 
 def follower_of_torchrun() -> bool:
-    """Whether this is a rank that only follows."""
+    """Whether this process is a rank above 0, which only follows."""
     return under_torchrun() and int(os.environ["RANK"]) > 0
 
 
 def follow_torchrun(path: str | None, dtype: str, device: str = "cpu") -> int:
-    """A rank above 0 under torchrun. The exit code."""
+    """Run a rank above 0 under torchrun. Returns the exit code."""
     group = _join_torchrun(device)
     try:
         _follow(path, dtype, group)

@@ -58,7 +58,7 @@ def _legal(config: ModelConfig) -> str:
 
 
 def shard_config(config: ModelConfig, tp: int) -> ModelConfig:
-    """What one rank of `tp` looks like: its heads, its part of the MLPs, its rows of the vocabulary (padded)."""
+    """The sizes of one rank of `tp`: its heads, its part of the MLPs, its rows of the (padded) vocabulary."""
     experts = config.experts
     if experts is not None:
         shared = experts.shared_size // tp
@@ -88,14 +88,14 @@ def _columns(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
 
 
 def _kv_rows(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
-    """The KV heads of the rank's query heads: its part, or the one it shares with other ranks."""
+    """The KV heads that this rank's query heads need: its own part, or one that it shares with other ranks."""
     n_own = max(1, config.n_kv_heads // shard.tp)
     first = shard.rank * config.n_kv_heads // shard.tp
     return tensor[first * config.head_dim : (first + n_own) * config.head_dim]
 
 
 def _vocabulary(tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
-    """The rank's rows of the vocabulary; the last rank's are filled up with zeros."""
+    """The rank's rows of the vocabulary. Those of the last rank are padded with zeros."""
     n_rows = -(-config.vocab_size // shard.tp)
     own = tensor[shard.rank * n_rows : (shard.rank + 1) * n_rows]
     missing = n_rows - own.size(0)
@@ -129,7 +129,7 @@ _WHOLE = ("norm", "layernorm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "em
 
 
 def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
-    """The rank's part of a weight, a view where nothing has to be filled up. Raises OptionError for an unknown name."""
+    """The rank's part of a weight: a view unless it must be padded. Raises OptionError for an unknown name."""
     module, _, kind = name.rpartition(".")
     how = _CUTS.get(module.rpartition(".")[2])
     if how is None:
@@ -142,7 +142,7 @@ def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
 
 
 class ShardedWeights(Mapping[str, Tensor]):
-    """One rank's part of all weights, cut as the decoder takes them. `n_bytes` counts what was handed out."""
+    """One rank's part of all weights, cut when the decoder asks for them. `n_bytes` counts the bytes handed out."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = weights

@@ -1,4 +1,4 @@
-"""How the app and the headless commands use the engine: a client of its process. No torch here.
+"""The client of the engine process, for the app and the headless commands. No torch here.
 
 with EngineClient() as client:
     for event in client.stream(Generate(prompt="Once", max_new_tokens=8)):   # headless: blocks
@@ -34,7 +34,7 @@ def default_command() -> tuple[str, ...]:
 
 
 def default_environment() -> Mapping[str, str] | None:
-    """Lets the process find this very package when it runs from a checkout; None when it is installed."""
+    """The environment in which the process finds this package in a checkout; None when it is installed."""
     if _PACKAGE_ROOT.name in ("site-packages", "dist-packages"):
         return None
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -60,18 +60,18 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
-        """Whether a process runs (or is just starting)."""
+        """Whether a process is running or starting."""
         session = self._session
         return session is not None and session.alive
 
     @property
     def pid(self) -> int | None:
-        """The process id of the engine, None when there is none (yet)."""
+        """The process id of the engine; None when no process is running."""
         session = self._session
         return session.pid if session is not None and session.alive else None
 
     def submit(self, request: Request) -> int:
-        """Send a request, starting the process if none is alive; returns the number its events will carry.
+        """Send a request, and start the process if none is alive. Returns the number that its events carry.
 
         Raises `ProtocolError` for text that is no Unicode, `EngineFailure` after `close`.
         """
@@ -79,25 +79,25 @@ class EngineClient:
             return self._submit(request)
 
     def poll(self) -> list[Event]:
-        """Every event that has come since the last call, oldest first; does not wait."""
+        """The events since the last call, oldest first. Does not wait."""
         return self._mail.take_all()
 
     def stream(self, request: Request) -> Iterator[Event]:
-        """Send a request at once; its events as they come, the terminal one last.
+        """Send a request now, and yield its events as they come; the terminal event is the last.
 
         Leaving early (an exception in the loop, Ctrl-C, closing the iterator) cancels the request.
         """
         return self._follow(request, self.submit(request))
 
     def cancel(self, request_id: int) -> None:
-        """Ask the engine to stop a request; its terminal event still comes. Unknown ids are ignored."""
+        """Ask the engine to stop a request. Its terminal event still comes; unknown ids are ignored."""
         with self._lock:
             if self._session is not None:
                 request = Cancel(target_id=request_id)
                 self._session.send(request, encode(request))
 
     def close(self) -> None:
-        """End the process and wait until it is gone. Open streams end in `EngineExited`."""
+        """End the process and wait until it has exited. Open streams end with `EngineExited`."""
         with self._lock:
             self._closed = True
             session, self._session = self._session, None
@@ -166,7 +166,7 @@ class _Mailbox:
             return events
 
     def wait_for(self, request_id: int) -> Event:
-        """The oldest event of one request; the others stay."""
+        """Take the oldest event of one request; other events stay in the queue."""
         with self._arrival:
             while True:
                 for event in self._events:
@@ -176,7 +176,7 @@ class _Mailbox:
                 self._arrival.wait(_INTERRUPTIBLE_S)
 
     def abandon(self, request_id: int) -> None:
-        """Forget a request's events, those here and those to come."""
+        """Drop the events of a request, now and in the future."""
         with self._arrival:
             self._abandoned.add(request_id)
             self._events = deque(event for event in self._events if event.request_id != request_id)

@@ -13,7 +13,7 @@ from engine.measure.options import check_ranks, check_threads
 from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache import cache_bytes
 from engine.model.devices import check_devices, pick_device, synchronize
-from engine.model.generate import Kept
+from engine.model.generate import ReusableCache
 from engine.process.events import Load, Loaded
 from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
 from engine.weights.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
@@ -32,8 +32,8 @@ class _Held:
     key: tuple[object, ...]
     model: LoadedModel
     load_ns: int
-    kept: Kept = field(default_factory=Kept)
-    """The cache of the last run that asked for it to be kept."""
+    reusable: ReusableCache = field(default_factory=ReusableCache)
+    """The cache that the next run of the same chat or prompt starts from."""
     rates: Rates | None = None
     compilation: "Compilation | None" = None
     told: str | None = None
@@ -58,9 +58,9 @@ class HeldModel:
         return None if self._held is None else self._held.model
 
     @property
-    def kept(self) -> Kept | None:
-        """The cache kept from an earlier run with this model."""
-        return None if self._held is None else self._held.kept
+    def reusable(self) -> ReusableCache | None:
+        """The cache of an earlier run with this model, for the next run to start from."""
+        return None if self._held is None else self._held.reusable
 
     @property
     def prefill_chunk(self) -> int | None:

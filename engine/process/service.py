@@ -89,7 +89,7 @@ class Service:
             tokenizer=model.tokenizer,
             should_stop=should_stop,
             request_id=request.request_id,
-            kept=self.held.kept if request.reuse else None,
+            reused=self.held.reusable if request.reuse else None,
         )
         for event in events:
             if isinstance(event, GenerationStarted):

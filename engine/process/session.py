@@ -54,7 +54,7 @@ class Session:
 
     @property
     def alive(self) -> bool:
-        """Whether a request sent now would reach a process (one that is just starting counts)."""
+        """Whether a request sent now would reach a process (one that is starting counts)."""
         process = self._process
         return not self._over and not self._closing and (process is None or process.poll() is None)
 

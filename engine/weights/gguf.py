@@ -195,7 +195,7 @@ def _dequantized(data: bytearray, shape: tuple[int, ...], kind: int) -> Tensor:
 
 
 def _element_bytes(kind: int) -> float | None:
-    """Bytes an element takes in blocks; None for plain numbers, and for a type that reading will refuse."""
+    """Bytes per element in blocks; None for plain numbers, and for a type that reading will refuse."""
     if kind in _PLAIN:
         return None
     from gguf.constants import GGML_QUANT_SIZES

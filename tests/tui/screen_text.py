@@ -7,7 +7,7 @@ from textual.pilot import Pilot
 
 
 def lines(app: App[None]) -> list[str]:
-    """The visible screen, one string a row."""
+    """The visible screen, one string per row."""
     return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
 
 

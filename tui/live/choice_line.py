@@ -13,7 +13,7 @@ from tui.live.formats import Choice, Effect
 from tui.live.load_memory import weight_bytes
 from tui.live.predict import DTYPES, cache_token_term, predicted_times, read_spec, spec_of
 
-Turned = Literal["dtype", "kept", "tp"]
+Turned = Literal["dtype", "cache-kind", "tp"]
 AUTO_LINES = (
     "auto: the file's own type, or float32 where this processor is slow at 16 bits",
     "auto: the file's own type, where this CPU is fast at it",
@@ -65,7 +65,7 @@ def choice_lines(
     """The sentence on a choice that a dial was turned to, the longest first; it begins with what that dial changes."""
     if choice.tp > 1 and choice.dtype not in DTYPES:
         return (f"✗ {choice.dtype} weights run on one rank: turn tp to 1, or take a floating dtype",)
-    heads = {"dtype": _weights, "kept": _cache, "tp": _ranks}[turned](choice, ahead, measured, info)
+    heads = {"dtype": _weights, "cache-kind": _cache, "tp": _ranks}[turned](choice, ahead, measured, info)
     bound = "" if ahead.tpot_s is None else f"TPOT ≥ {format_duration_s(ahead.tpot_s)}"
     speed = "" if measured is None else f"● {format_duration_s(measured.tpot_p50_s)}"
     same, error, same_short = _agreement(measured)
@@ -99,12 +99,12 @@ def _weights(choice: Choice, ahead: Expected, measured: Effect | None, info: Mod
         return choice.name, choice.short_name
     beside = info is not None and info.dtype != choice.dtype and choice.tp == info.tp == 1
     now = f" ({info.dtype} {format_decimal(info.weight_bytes)})" if beside and info is not None else ""
-    each = " a rank" if measured is not None and choice.tp > 1 else ""
+    each = " per rank" if measured is not None and choice.tp > 1 else ""
     return f"{choice.name}: {size} of weights{each}{now}", f"{choice.short_name}: {size}{each}"
 
 
 def _cache(choice: Choice, ahead: Expected, measured: Effect | None, info: ModelInfo | None) -> tuple[str, str]:
-    """``int8 cache: 12.24 kB a token (full 23.04 kB)``."""
+    """``int8 cache: 12.24 kB per token (full 23.04 kB)``."""
     size = _size(measured.kv_token_bytes if measured is not None else None, ahead.token_bytes)
     name = f"{choice.cache} cache"
     if not size:

@@ -141,7 +141,7 @@ class EngineLink:
         return self._client.pid
 
     def tick(self) -> None:
-        """Hand out what has come since the last call: one call a request, however many events."""
+        """Hand out what has come since the last call: one call per request, however many events."""
         events = self._client.poll()
         if not events:
             return

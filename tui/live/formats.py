@@ -18,7 +18,7 @@ from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats
 from engine.process.events import Loaded
 from engine.records import CacheKind, Event, ModelInfo
 from engine.weights.hub import cached_model
-from tui.live.generation import Run
+from tui.live.generation import Generation
 from tui.live.result_text import SHORT_NAMES, times
 
 BUNDLED = "bundled"
@@ -101,7 +101,7 @@ class Effects:
         """What dtype auto ran as; None where that is not known yet."""
         return self._models.get(model_key(model), _Model()).auto
 
-    def take_run(self, run: Run) -> None:
+    def take_run(self, run: Generation) -> None:
         """Keep what a run with the cache measured, if it was long enough."""
         request, info, timing = run.request, run.model, run.timing
         if info is None:

@@ -29,7 +29,7 @@ REASONS = {
 
 
 @dataclass(slots=True)
-class Run:
+class Generation:
     """What is known of a run so far. `feed` takes its events; the properties are for the eye."""
 
     request: Generate

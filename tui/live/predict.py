@@ -146,7 +146,7 @@ def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> 
 
 
 ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
-"""Bytes a weight in the engine; int8 and int4 have scales for 32."""
+"""Bytes per weight in the engine; int8 and int4 have scales for 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Bounds:
     ttft_s: float
     tpot_s: float
     step_bytes: float
-    """Bytes a token reads: weights, and the cache at the middle of the run."""
+    """Bytes read per token: the weights, and the cache at the middle of the run."""
     read_bytes_per_s: float
 
 
@@ -186,7 +186,7 @@ def predicted_times(
 
 @dataclass(frozen=True, slots=True)
 class BatchPrediction:
-    """Tokens a second that calc predicts for each batch, and the two rates of this machine it starts from.
+    """Tokens per second that calc predicts for each batch, and the two rates of this machine it starts from.
 
     `computing`: whether arithmetic bounds the batch, not memory.
     """

@@ -179,7 +179,7 @@ class BenchmarkPane(Pane):
     def start(self, name: str) -> None:
         """Start a measurement, unless one is under way or the form cannot be read."""
         if self.running:
-            self._say(f"{self.job.name if self.job else ''} is under way: Esc stops it")
+            self._say(f"{self.job.name if self.job else ''} is running: press Esc to stop it")
             return
         presentation = PRESENTATIONS[name]
         request = self._request(presentation)

@@ -39,7 +39,7 @@ from tui.form.state import Analysis, AppState
 from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
 from tui.live.engine_link import EngineStatus, Phase, engine_of
 from tui.live.formats import Choice, Effects, effects_table, model_key
-from tui.live.generation import Run, generate_options
+from tui.live.generation import Generation, generate_options
 from tui.live.load_memory import forecast, shortage
 from tui.live.measurement import Job
 from tui.panes.base import Pane
@@ -60,7 +60,7 @@ CHAT_HELP = (
     "text: the model continues the prompt. chat: the prompt is a turn in the chat template of the model; the cache "
     "is reused for the next turn."
 )
-FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-kept": "kept", "dial-tp": "tp"}
+FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-cache-kind": "cache-kind", "dial-tp": "tp"}
 ID_FILES = (".pt", ".pth")
 """Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
 
@@ -99,7 +99,7 @@ class GeneratePane(Pane):
         Binding("f8", "next_page", "page", tooltip="Switch between text and numbers"),
         Binding("p", "next_page", "page", show=False),
         Binding("d", "turn('dtype')", "dtype", show=False, tooltip="Next data type of the weights"),
-        Binding("k", "turn('kept')", "cache kind", show=False, tooltip="Next kind of KV cache"),
+        Binding("k", "turn('cache-kind')", "cache kind", show=False, tooltip="Next kind of KV cache"),
         Binding("t", "turn('tp')", "tp", show=False, tooltip="Next number of tensor-parallel ranks"),
         Binding("f", "effect", "effect", tooltip="Measure the error of the chosen format against float32"),
         Binding("n", "new_chat", "new chat", tooltip="Start a new chat"),
@@ -115,7 +115,7 @@ class GeneratePane(Pane):
         """The comparison of a format with float32 that was started last."""
         self._note: tuple[str, ...] = ()
         """What the status line says until the next run: the same in a few lengths, the longest first."""
-        self.run: Run | None = None
+        self.run: Generation | None = None
         self.pair = Pair()
         self._request_id: int | None = None
         self._seen = False
@@ -139,7 +139,7 @@ class GeneratePane(Pane):
                     yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
                 with Horizontal(classes="line"):
                     yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
-                    yield ChoiceDial("cache kind", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-kept")
+                    yield ChoiceDial("cache kind", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-cache-kind")
                     yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
                 with Horizontal(classes="line", id="generate-system"):
                     yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
@@ -205,7 +205,7 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.run, self._note = Run(request), ()
+        self.run, self._note = Generation(request), ()
         self.query_one(RunNumbers).due_s = 0.0
         if request.turns is None:
             self.query_one(TokenStream).clear()
@@ -237,7 +237,7 @@ class GeneratePane(Pane):
             prompt_ids=ids,
             turns=turns,
             reuse=turns is not None,
-            cache=cast(CacheKind, self._choice("kept")),
+            cache=self._cache_kind(),
             tp=int(self._choice("tp")),
             max_new_tokens=values["option-new"],
             temperature=values["option-temperature"],
@@ -251,6 +251,9 @@ class GeneratePane(Pane):
 
     def _choice(self, name: str) -> str:
         return self.query_one(f"#dial-{name}", ChoiceDial).value
+
+    def _cache_kind(self) -> CacheKind:
+        return cast(CacheKind, self._choice("cache-kind"))
 
     @property
     def chats(self) -> bool:
@@ -320,7 +323,7 @@ class GeneratePane(Pane):
         self._show_running()
         self._say(self._idle_line(), problem=run.problem is not None)
 
-    def _keep_turn(self, run: Run) -> None:
+    def _keep_turn(self, run: Generation) -> None:
         """What was asked and answered becomes part of the chat; the prompt is ready for the next question."""
         if run.request.turns is None or not run.ids:
             return
@@ -443,7 +446,7 @@ class GeneratePane(Pane):
         """What the dials are turned to; None while nobody knows what auto is."""
         dtype = self._choice("dtype")
         runs_as = self._effects.auto(self._model) if dtype == "auto" else dtype
-        return Choice(runs_as, cast(CacheKind, self._choice("kept")), int(self._choice("tp"))) if runs_as else None
+        return Choice(runs_as, self._cache_kind(), int(self._choice("tp"))) if runs_as else None
 
     def _known(self) -> ModelInfo | None:
         """The form's model as it was loaded last, if it was."""
@@ -478,7 +481,7 @@ class GeneratePane(Pane):
         if problem := option.problem or shortage(self._model, "float32", given_back_bytes=held):
             self._say(f"✗ {problem}", problem=True)
             return
-        choice = FormatChoice(dtype=cast(DType, self._choice("dtype")), cache=cast(CacheKind, self._choice("kept")))
+        choice = FormatChoice(dtype=cast(DType, self._choice("dtype")), cache=self._cache_kind())
         self.effect, self._note = Job(Formats(model=self._model, choices=(choice,))), ()
         try:
             self._request_id = engine_of(self.app).submit(self.effect.request, self._on_effect)

@@ -129,7 +129,7 @@ def _workload_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
     weight, kv = study.weight_format, study.kv_format
     return [
         _given("Context, tokens", "context", format_count(study.context)),
-        _given("Bytes a weight", "weight_element_bytes", f"{_bytes_each(weight.bytes_per_element)} ({weight.name})"),
+        _given("Bytes per weight", "weight_element_bytes", f"{_bytes_each(weight.bytes_per_element)} ({weight.name})"),
         _given("Bytes a cache element", "kv_element_bytes", f"{_bytes_each(kv.bytes_per_element)} ({kv.name})"),
         _given("Tensor-parallel GPUs", "tp", ", ".join(map(format_count, study.tps))),
         _given("Tokens attended to, in (c) and (d)", "n_keys", format_count(query.context)),

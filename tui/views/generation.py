@@ -10,7 +10,7 @@ from calc.commands.tables import Table
 from calc.model.cache import kv_bytes_per_request
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_flops, format_rate
 from engine.measure.timing import Timing
-from tui.live.generation import Run
+from tui.live.generation import Generation
 from tui.live.predict import (
     Bounds,
     cache_token_term,
@@ -31,11 +31,11 @@ def seconds(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Tokens a second, or a dash."""
+    """Tokens per second, or a dash."""
     return "–" if value is None else format_rate(value, "tokens/s")
 
 
-def meter_text(run: Run | None, rates: Timing | None) -> Text:
+def meter_text(run: Generation | None, rates: Timing | None) -> Text:
     """The rates of a run, three lines."""
     if run is None or rates is None:
         return Text("tokens/s, TTFT and TPOT appear here, measured", style="dim")
@@ -52,7 +52,7 @@ def meter_text(run: Run | None, rates: Timing | None) -> Text:
     return text.append(f"\n  {note}", "dim") if note else text
 
 
-def bounds_of(run: Run) -> Bounds | None:
+def bounds_of(run: Generation) -> Bounds | None:
     """The least times of a run, as calc has them with this machine's rates; None without a cache."""
     if run.model is None or not run.request.use_cache:
         return None
@@ -89,7 +89,7 @@ def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
     return filled * cells + end
 
 
-def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
+def cache_text(run: Generation | None, *, width: int, colour: str = "") -> Text:
     """Allocated and used bytes, measured, over calc's figures, with their ratio and the formula."""
     if run is None or run.model is None:
         return Text("the cache appears here, measured beside the predicted figure", style="dim")
@@ -115,7 +115,7 @@ def cache_text(run: Run | None, *, width: int, colour: str = "") -> Text:
     return text
 
 
-def _no_cache_text(run: Run) -> Text:
+def _no_cache_text(run: Generation) -> Text:
     assert run.model is not None
     n_tokens = len(run.prompt_ids) + len(run.ids)
     spared = kv_bytes_per_request(kv_token_bytes=cache_token_term(run.model).value, context=n_tokens)
@@ -128,10 +128,10 @@ def _no_cache_text(run: Run) -> Text:
 class Pair:
     """The latest runs with and without the cache."""
 
-    cached: Run | None = None
-    uncached: Run | None = None
+    cached: Generation | None = None
+    uncached: Generation | None = None
 
-    def with_run(self, run: Run) -> Pair:
+    def with_run(self, run: Generation) -> Pair:
         """The pair with `run` in its place; the other way stays if it was the same prompt on the same model."""
         cached, uncached = (run, self.uncached) if run.request.use_cache else (self.cached, run)
         other = uncached if cached is run else cached
@@ -176,11 +176,11 @@ def _ratio(above: float | None, below: float | None) -> str:
     return "–" if not above or not below else f"{above / below:,.1f}x"
 
 
-def _count(run: Run | None) -> str:
+def _count(run: Generation | None) -> str:
     return "–" if run is None else format_count(len(run.ids))
 
 
-def run_table(run: Run) -> Table:
+def run_table(run: Generation) -> Table:
     """A finished or stopped run as a table, for copying and export."""
     rates = run.timing
     predicted = predicted_cache_bytes(run.model, run.capacity, run.request.cache) if run.model else 0
@@ -203,7 +203,7 @@ def run_table(run: Run) -> Table:
     return Table(title="Generation", columns=("Quantity", "Value", "Kind"), rows=tuple(rows), numeric=frozenset({1}))
 
 
-def _bounds_rows(run: Run) -> list[tuple[str, str, str]]:
+def _bounds_rows(run: Generation) -> list[tuple[str, str, str]]:
     bounds = bounds_of(run)
     if bounds is None:
         return []

@@ -177,7 +177,7 @@ def _cache_kind(
         numbers |= {"window_elements": elements, "window": window}
     else:
         numbers["latent_elements" if mark == LATENT else "full_elements"] = elements
-    term = derive(f"Cache a request, {label}", kept_bytes, unit="B", **numbers)
+    term = derive(f"Cache per request, {label}", kept_bytes, unit="B", **numbers)
     return Kind(
         mark=mark,
         label=label,
@@ -193,7 +193,7 @@ def _state_kind(study: Study, label: str, n: int, elements: int, own: Term) -> K
     from calc.model.cache import state_bytes, state_format
 
     each: Any = state_format(study.kv_format).bytes_per_element
-    name = f"State a sequence, {label}"
+    name = f"State per sequence, {label}"
     term = derive(name, state_bytes, unit="B", state_elements=elements, state_element_bytes=each)
     return Kind(
         mark=STATE, label=label, layers=n, bytes_held=ceil(term.value), held="/seq", per_token=0,

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from tui.live.formats import Choice, Effect, effects_table
-from tui.live.generation import Run
+from tui.live.generation import Generation
 from tui.views.generation import Pair, cache_text, comparison_table, meter_text, rate
 from tui.views.plots import latency_chart
 from tui.widgets.plot import PlotView, theme_colours
@@ -36,7 +36,7 @@ class RunNumbers(VerticalScroll):
         yield Static(id="cache", markup=False)
         yield TableView(id="comparison")
 
-    def show(self, run: Run | None, pair: Pair) -> None:
+    def show(self, run: Generation | None, pair: Pair) -> None:
         """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
         began = time.monotonic()
         rates = run.timing if run else None

@@ -48,7 +48,7 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
 
     batch: int
     context_tokens: float
-    """Tokens a row has in the middle of the run, the mean over rows; what fills rows up is not counted."""
+    """Tokens in a row at the middle of the run, mean over the rows; padding is not counted."""
     step_p50_s: float
     step_min_s: float
     step_max_s: float

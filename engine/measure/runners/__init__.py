@@ -1,1 +1,1 @@
-"""What carries a measurement out, one module for each of `engine.measure.kinds`. Needs torch."""
+"""The code that runs each measurement, one module per module of `engine.measure.kinds`. Needs torch."""

@@ -1,4 +1,4 @@
-"""Decode steps of several rows at once: what a batch costs per step, and how many tokens per second it gives in all.
+"""Decode steps of several rows at once: the time of a step for each batch, and the tokens per second of all rows.
 
 A step reads the weights once for all its rows, so tokens per second rise with the batch until arithmetic binds. What
 says where that is, is measured beside: the time of one long prompt. Rows are prompts drawn with a fixed seed, filled
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 BatchEvent = Progress | BatchRowMeasured | BatchFinished | Cancelled
 
 PREFILL_TOKENS = 256
-"""Tokens of the long prompt, fewer where the model has no such positions."""
+"""Tokens of the long prompt; fewer if the model has fewer positions."""
 _TOKENS_AT_ONCE = 2048
-"""Tokens of all rows that go through the model at once before the first step: bounds memory, and the time to stop."""
+"""Prompt tokens of all rows in one pass, at most: bounds the memory and the time that a stop takes."""
 
 
 def run(request: Batch, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
-    """The batches with the model that the request names; a build of its compiled step is waited for."""
+    """Measure the batches with the model that the request names, once its compiled step has been built."""
     model = yield from held.hold(request, should_stop)
     held.wait_for_compiled(should_stop)
     yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
@@ -54,7 +54,7 @@ def run_batch(
     model_name: str = "",
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Iterator[BatchEvent]:
-    """Progress before every measurement, a row after every batch of every round, the result (or `Cancelled`) last.
+    """Progress before every measurement, a row after each batch of each round, and last the result or `Cancelled`.
 
     Raises `OptionError` for batches that cannot be run or do not fit. `should_stop` is asked before every step.
     """
@@ -81,7 +81,7 @@ def run_batch(
 
 
 def row_lengths(batch: int, context: int, *, ragged: bool) -> tuple[int, ...]:
-    """Tokens of each row: from half of `context` to all of it, evenly spread; one row has all.
+    """Tokens of each row: evenly spread from half of `context` to all of it. A single row has all of it.
 
     >>> row_lengths(3, 64, ragged=True), row_lengths(1, 64, ragged=True), row_lengths(2, 64, ragged=False)
     ((32, 48, 64), (64,), (64, 64))
@@ -93,7 +93,7 @@ def row_lengths(batch: int, context: int, *, ragged: bool) -> tuple[int, ...]:
 
 
 def check_memory(decoder: Decoder, options: Batch, free: int | None = None) -> None:
-    """Raise `OptionError` unless the caches of all batches fit into `free` bytes (None: what the machine has left)."""
+    """Raise `OptionError` unless the caches of all batches fit in `free` bytes (None: all free memory)."""
     capacity = options.context + options.new_tokens
     needed = cache_bytes(decoder.config, capacity, batch_size=sum(options.batches), dtype=decoder.dtype)
     available = available_bytes() if free is None else free
@@ -126,7 +126,7 @@ class Rows:
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """The batches with their prompts, and what has been measured so far."""
+    """The batches with their prompts, and the measurements so far."""
 
     decoder: Decoder
     options: Batch
@@ -135,7 +135,7 @@ class _Run:
     batches: dict[int, Rows] = field(default_factory=dict)
     prefills_s: list[float] = field(default_factory=list)
     last_s: list[float] = field(default_factory=list)
-    """Seconds of every measurement so far, in order."""
+    """The seconds of each measurement so far, in order."""
     start_ns: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class _Run:
         return median(self.prefills_s)
 
     def rounds(self) -> Generator[Progress | BatchRowMeasured, None, bool]:
-        """The warm-up and all rounds; False when told to stop."""
+        """Run the warm-up and all rounds. False when stopped."""
         for number in range(1 + self.options.repeats):
             yield self._progress(number, "a long prompt")
             if self.should_stop():
@@ -169,7 +169,7 @@ class _Run:
         return True
 
     def row(self, batch: int) -> BatchRow:
-        """What a batch has come to so far."""
+        """The row of a batch, from the measurements so far."""
         rows = self.batches[batch]
         step_s = median(rows.steps_s)
         return BatchRow(
@@ -192,7 +192,7 @@ class _Run:
         self.prefills_s += self.last_s[-1:] if counts else []
 
     def _decode(self, batch: int, *, counts: bool) -> bool:
-        """Time the steps of one batch, after its prompts the first time; False when told to stop."""
+        """Time the steps of one batch; the first time its prompts are run before. False when stopped."""
         if batch not in self.batches:
             rows = self._begin(batch)
             if rows is None:
@@ -221,7 +221,7 @@ class _Run:
         )
 
     def _remaining_s(self) -> float | None:
-        """What is left at the pace of the last whole round; None before there was one."""
+        """The seconds left at the pace of the last whole round; None before the first round has ended."""
         a_round = 1 + len(self.options.batches)
         if len(self.last_s) < a_round:
             return None
@@ -231,7 +231,7 @@ class _Run:
 
 
 def begin(decoder: Decoder, lengths: tuple[int, ...], options: Batch, should_stop: Callable[[], bool]) -> Rows | None:
-    """Run the prompts of a batch, some columns at a time; None when told to stop."""
+    """Run the prompts of a batch, some columns at a time. None when stopped."""
     batch, context = len(lengths), options.context
     padding = [context - length for length in lengths]
     cache = decoder.new_cache(context + options.new_tokens, batch, padding=padding)
@@ -250,7 +250,7 @@ def begin(decoder: Decoder, lengths: tuple[int, ...], options: Batch, should_sto
 def decode(
     decoder: Decoder, rows: Rows, options: Batch, should_stop: Callable[[], bool], clock_ns: Callable[[], int]
 ) -> list[float] | None:
-    """Seconds of each step from the end of the prompts, its tokens chosen and known; None when told to stop."""
+    """The seconds of each step after the prompts, until its tokens are known. None when stopped."""
     rows.cache.truncate(options.context)
     ids = rows.following
     steps_s: list[float] = []

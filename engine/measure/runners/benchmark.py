@@ -53,7 +53,7 @@ class Run:
 
 
 def run(request: Benchmark, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
-    """The sweep with the model that the request names, which is loaded if it has to be."""
+    """Measure all lengths with the model that the request names; it is loaded if necessary."""
     model = yield from held.hold(request, should_stop)
     yield from run_benchmark(
         model.decoder, request, should_stop, model_name=model.name, prefill_chunk=held.prefill_chunk
@@ -69,7 +69,7 @@ def run_benchmark(
     prefill_chunk: int | None = None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Iterator[BenchmarkEvent]:
-    """Progress after every run, a row after every length, the result (or `Cancelled`) last.
+    """Progress after every run, a row after each length, and last the result or `Cancelled`.
 
     Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token, and before every layer of
     a prompt. `prefill_chunk`: see `engine.model.generate.GenerationOptions`.
@@ -105,7 +105,7 @@ def run_benchmark(
 
 
 def with_room(decoder: Decoder, n_tokens: int) -> tuple[Decoder, list[str]]:
-    """The decoder with at least `n_tokens` positions, and a note on how it got them, if it had to."""
+    """The decoder with at least `n_tokens` positions, and a note if positions had to be added."""
     have = decoder.config.max_positions
     if n_tokens <= have:
         return decoder, []
@@ -118,13 +118,13 @@ def with_room(decoder: Decoder, n_tokens: int) -> tuple[Decoder, list[str]]:
 
 
 def make_prompt(length: int, vocab_size: int) -> tuple[int, ...]:
-    """`length` ids inside the vocabulary, always the same; a shorter prompt begins a longer one."""
+    """`length` ids of the vocabulary, the same every time; a shorter prompt is the beginning of a longer one."""
     draw = random.Random(PROMPT_SEED)
     return tuple(draw.randrange(vocab_size) for _ in range(length))
 
 
 def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> BenchmarkRow:
-    """Medians, minima and maxima of the runs after the first `warmup` of each arm."""
+    """Medians, minima and maxima of the runs of each arm, without its first `warmup` runs."""
     cached = runs["with_cache"][warmup:]
     with_s = [run.total_s for run in cached]
     without_s = [run.total_s for run in runs["without_cache"][warmup:]]
@@ -149,7 +149,7 @@ def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> Benchma
 
 @dataclass(slots=True, kw_only=True)
 class _Sweep:
-    """The runs of one benchmark in their order, and what is known so far."""
+    """The runs of one benchmark in their order, and the results so far."""
 
     decoder: Decoder
     options: Benchmark
@@ -173,7 +173,7 @@ class _Sweep:
         return self.options.warmup + self.options.repeats
 
     def measure(self, length: int) -> Generator[Progress, None, dict[Arm, list[Run]] | None]:
-        """All runs at one prompt length, what comes next before each; None when told to stop."""
+        """All runs at one prompt length; what comes next is announced before each. None when stopped."""
         self.prompt_ids = make_prompt(length, self.decoder.config.vocab_size)
         self.recorded = self.forced = None
         runs: dict[Arm, list[Run]] = {arm: [] for arm in ARMS}
@@ -190,7 +190,7 @@ class _Sweep:
         return runs
 
     def _same_tokens(self, length: int, arm: Arm) -> Run | None:
-        """A run that makes the recorded tokens; the first one records them."""
+        """A run that produces the recorded tokens; the first run records them."""
         run = self._run(arm)
         if run is None:
             return None

@@ -57,7 +57,7 @@ class Case:
 
     @property
     def reference(self) -> Tensor:
-        """What logits without the cache must equal (all expectations mean the same logits)."""
+        """The logits expected without the cache (every expectation of a case means the same logits)."""
         for expected in (self.no_cache, self.with_cache, self.sequential):
             if expected is not None:
                 return expected
@@ -65,7 +65,7 @@ class Case:
 
 
 def default_atol(dtype: torch.dtype) -> float:
-    """Largest absolute error that passes unless the caller says otherwise. Raises OptionError."""
+    """The default for the largest absolute error that passes. Raises OptionError."""
     if dtype not in _DEFAULT_ATOL:
         name = str(dtype).removeprefix("torch.")
         raise OptionError("atol", f"{name} has no default tolerance; state one (--atol) or use float64")
@@ -149,7 +149,7 @@ def _tensor(value: object, where: str) -> Tensor:
 def evaluate_cases(
     decoder: Decoder, cases: Iterable[Case], *, atol: float | None = None, cached: bool = False
 ) -> Iterator[CaseResult]:
-    """One result a case, as each is computed, so that a caller can show progress and stop between.
+    """One result per case, as soon as it is computed: a caller can show progress and stop between cases.
 
     ``max_abs_error``: logits without the cache against the expected ones. With ``cached`` also the whole
     prompt through the cache, token by token, and in chunks: each error is the larger of the difference from
@@ -194,7 +194,7 @@ def cached_logits(decoder: Decoder, ids: Tensor, chunk_sizes: list[int]) -> Tens
 
 
 def doubling_chunks(n_tokens: int) -> list[int]:
-    """1, 2, 4, ... and the rest: short prompts too then meet a chunk after a non-empty cache."""
+    """1, 2, 4, ... and the rest, so that even a short prompt has a chunk that follows a non-empty cache."""
     sizes: list[int] = []
     while (rest := n_tokens - sum(sizes)) > 0:
         sizes.append(min(1 << len(sizes), rest))
@@ -216,7 +216,7 @@ def _finite(error: float) -> float | None:
 
 
 def run(request: Evaluate, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
-    """Every case with the weights that the request names; a model that is held for other work stays."""
+    """Evaluate every case with the weights that the request names. A model held for other work stays loaded."""
     path = cases_path(request.weights, request.cases)
     load = Load(model=request.weights, dtype=request.dtype, device=request.device)
     model = yield from held.borrow(load, should_stop)
@@ -238,7 +238,7 @@ def run(request: Evaluate, held: "HeldModel", should_stop: Callable[[], bool]) -
 
 
 def cases_path(weights: str | None, cases: str | None) -> Path:
-    """The file of cases: the one given, or the one shipped for the bundled weights. Raises CasesError."""
+    """The path of the cases: the file given, or the one shipped with the bundled weights. Raises CasesError."""
     if cases is not None:
         return Path(cases)
     if weights not in (None, BUNDLED) and Path(str(weights)).exists():  # missing weights are reported by their load

@@ -1,4 +1,4 @@
-"""Weight and cache formats side by side: memory, speed and error of the logits, each against float32.
+"""Weight and cache formats side by side: memory, speed, and the error of the logits against float32.
 
 The reference reads a text first and leaves nothing but its logits, so that one model at a time is in memory.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FormatsEvent = Progress | FormatMeasured | FormatsFinished | Cancelled
 LoadDType = Callable[[DType], Generator[Progress, None, LoadedModel]]
-"""Loads the model in a dtype; says how far it is. Raises Stopped."""
+"""Loads the model in a dtype and reports progress. Raises Stopped."""
 REFERENCE = FormatChoice(dtype="float32")
 
 
@@ -46,7 +46,7 @@ def choice_name(dtype: str, cache: str) -> str:
 
 
 def run(request: Formats, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
-    """The comparison; the model measured last stays held, so that a prompt in that format starts at once."""
+    """Run the comparison. The model measured last stays loaded, so that a prompt in that format starts at once."""
     pick_device(request.device)
 
     def load(dtype: DType) -> Generator[Progress, None, LoadedModel]:
@@ -72,7 +72,7 @@ def run_formats(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Iterator[FormatsEvent]:
-    """Progress and a row for each choice, the result (or `Cancelled`) last.
+    """Progress and a row for each choice, and last the result or `Cancelled`.
 
     A choice that this model does not have is noted, not fatal; the reference must run. Raises EngineError.
     """
@@ -97,7 +97,7 @@ def run_formats(
 
 @dataclass(slots=True)
 class _Comparison:
-    """The choices measured so far, and the reference's logits."""
+    """The choices measured so far, and the logits of the reference."""
 
     request: Formats
     load: LoadDType
@@ -115,7 +115,7 @@ class _Comparison:
         self.start_ns = self.clock_ns()
 
     def measure(self, choice: FormatChoice) -> Generator[Progress, None, FormatRow | None]:
-        """Load, read the text, compare; None when told to stop. The first choice becomes the reference."""
+        """Load a choice, read the text and compare. None when stopped. The first choice becomes the reference."""
         start_ns = self.clock_ns()
         model = yield from self.load(choice.dtype)
         load_s = (self.clock_ns() - start_ns) / 1e9
@@ -164,7 +164,7 @@ class _Comparison:
         )
 
     def progress(self, number: int, total: int, choice: FormatChoice) -> Progress:
-        """What comes next, with the time that is left at the pace so far."""
+        """Progress: what comes next, and the seconds left at the pace so far."""
         elapsed_ns = self.clock_ns() - self.start_ns
         return Progress(
             stage="formats",
@@ -182,6 +182,6 @@ class _Comparison:
 
 
 def _use_compiled(model: LoadedModel, mode: CompileMode, should_stop: Callable[[], bool]) -> bool:
-    """Give the model its compiled step, waiting for a build; whether it has one. Raises Stopped."""
+    """Wait for the model's compiled step to be built; whether it has one. Raises Stopped."""
     attach(model.decoder, mode).wait_unless(should_stop)
     return model.decoder.decode_step is not None

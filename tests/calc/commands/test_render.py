@@ -23,7 +23,7 @@ TABLE = Table(
 CHAIN = Table(
     title="Calculation",
     columns=("Step", "Formula", "Numbers", "Result"),
-    rows=(("Cache a token", "2 · L · d", "2 · 32 · 128", "8,192 B"), ("Sum", "min(T, w) + max", "2 + 7", "9 B")),
+    rows=(("Cache per token", "2 · L · d", "2 · 32 · 128", "8,192 B"), ("Sum", "min(T, w) + max", "2 + 7", "9 B")),
     chain=True,
 )
 
@@ -168,29 +168,29 @@ def test_a_narrow_terminal_stacks_the_rows():
 
 
 def test_equations_on_one_line_where_they_fit():
-    assert as_text(CHAIN, width=51).splitlines() == [
+    assert as_text(CHAIN, width=53).splitlines() == [
         "Calculation",
-        "  Cache a token  2 · L · d = 2 · 32 · 128 = 8,192 B",
-        "  Sum            min(T, w) + max = 2 + 7 = 9 B",
+        "  Cache per token  2 · L · d = 2 · 32 · 128 = 8,192 B",
+        "  Sum              min(T, w) + max = 2 + 7 = 9 B",
     ]
 
 
 def test_equations_line_by_line():
-    assert as_text(CHAIN, width=36).splitlines() == [
+    assert as_text(CHAIN, width=38).splitlines() == [
         "Calculation",
-        "  Cache a token  2 · L · d",
-        "                 = 2 · 32 · 128",
-        "                 = 8,192 B",
-        "  Sum            min(T, w) + max",
-        "                 = 2 + 7",
-        "                 = 9 B",
+        "  Cache per token  2 · L · d",
+        "                   = 2 · 32 · 128",
+        "                   = 8,192 B",
+        "  Sum              min(T, w) + max",
+        "                   = 2 + 7",
+        "                   = 9 B",
     ]
 
 
 def test_equations_below_their_names():
-    assert as_text(CHAIN, width=26).splitlines()[:5] == [
+    assert as_text(CHAIN, width=28).splitlines()[:5] == [
         "Calculation",
-        "  Cache a token",
+        "  Cache per token",
         "      2 · L · d",
         "      = 2 · 32 · 128",
         "      = 8,192 B",

@@ -208,7 +208,7 @@ def test_data_parallel_attention_by_hand():
 
 
 def test_attention_groups_share_the_kv_heads_among_fewer_devices():
-    """Eight devices in two groups: a group of four has 8 KV heads, two a device; the MLP is over all eight."""
+    """Eight devices in two groups: a group of four has 8 KV heads, two per device; the MLP is over all eight."""
     found = plan(llama(), ParallelSpec(tp=8, dp_attention=2)).stages[0]
     attention = 32 * (2 * 4096 * 4096 + 2 * 4096 * 8 * 128) + 525_336_576
     divided = 32 * 176_160_768 + 525_336_576

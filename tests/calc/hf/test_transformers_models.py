@@ -99,7 +99,7 @@ def counted(model):
 
 
 def cached(model, n_tokens=3):
-    """Elements a token in full and in sliding layers after a pass on the meta device; None where none runs there."""
+    """Elements per token in full and in sliding layers after a pass on the meta device; None where none runs there."""
     import torch
 
     try:

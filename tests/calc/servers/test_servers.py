@@ -267,7 +267,7 @@ def test_sglang_reserves_a_share_of_what_is_free() -> None:
 
 
 def test_sglang_data_parallel_attention() -> None:
-    """Qwen3-Coder-480B, tp 16 with 4 attention groups, pages of 128: 156,800 tokens a group in the log."""
+    """Qwen3-Coder-480B, tp 16 with 4 attention groups, pages of 128: 156,800 tokens per group in the log."""
     model = models()["Qwen/Qwen3-Coder-480B-A35B"]
     options = ServerOptions(engine="sglang", tp=16, dp_attention=4, block_size=128, kv_pool_bytes=gib(9.28))
     assert server_report(study(model), options).kv_tokens == 156_800

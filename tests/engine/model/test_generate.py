@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.errors import OptionError, PromptError, Stopped
 from engine.model.cache import CacheKind
 from engine.model.decoder import Decoder
-from engine.model.generate import GenerationEvent, GenerationOptions, Kept, generate
+from engine.model.generate import GenerationEvent, GenerationOptions, ReusableCache, generate
 from engine.process.events import GenerationFinished, GenerationStarted, TokenGenerated
 from tests.engine.models import VARIANTS, decoder
 from tests.engine.weights.test_tokenizer import BYTES
@@ -213,14 +213,14 @@ def test_a_stop_is_seen_between_the_layers_of_a_prompt(use_cache: bool) -> None:
 
 
 def test_a_window_cache_is_kept_but_empty_after_a_stop_within_the_prompt() -> None:
-    model, kept = decoder("sliding"), Kept()
+    model, reused = decoder("sliding"), ReusableCache()
     options = GenerationOptions(max_new_tokens=3, cache="window", cache_capacity=60)
-    first = finish(list(generate(model, PROMPT, options, kept=kept)))
+    first = finish(list(generate(model, PROMPT, options, reused=reused)))
     longer = [*PROMPT, *first.ids, 7, 8, 9, 10, 11, 12]
-    list(generate(model, longer, options, kept=kept, should_stop=at_call(3)))
-    assert kept.cache is not None
-    assert kept.cache.length == 0
-    again = finish(list(generate(model, longer, options, kept=kept)))
+    list(generate(model, longer, options, reused=reused, should_stop=at_call(3)))
+    assert reused.cache is not None
+    assert reused.cache.length == 0
+    again = finish(list(generate(model, longer, options, reused=reused)))
     assert again.ids == naive(model, longer, 3)
 
 

@@ -53,7 +53,7 @@ def watched(path: Path, **options: Any) -> list[Progress]:
 def test_every_weight_counts_once_with_its_bytes_in_the_file(gguf: Path, dtype: str) -> None:
     told = watched(gguf, dtype=dtype)
     weights = random_weights(CONFIG)
-    packed = sum(w.numel() * 34 // 32 for w in weights.values() if w.dim() == 2)  # Q8_0: 34 bytes a group of 32
+    packed = sum(w.numel() * 34 // 32 for w in weights.values() if w.dim() == 2)  # Q8_0: 34 bytes per group of 32
     assert told[-1].total == packed + sum(4 * w.numel() for w in weights.values() if w.dim() == 1)
     done = [event.done for event in told if event.total]
     assert done == sorted(done)

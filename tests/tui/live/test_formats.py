@@ -15,7 +15,7 @@ from engine.records import CacheKind, DType
 from tests.tui.fake_engine import RATED, TOKEN_BYTES, model
 from tui.live.choice_line import Expected, Turned, choice_lines, expected
 from tui.live.formats import Choice, Effect, Effects, effects_table, model_key
-from tui.live.generation import Run
+from tui.live.generation import Generation
 
 INT4 = Choice("int4", "full", 1)
 MS = 10**6
@@ -30,9 +30,9 @@ def run_of(
     step_ms: int = 2,
     n_tokens: int = 20,
     use_cache: bool = True,
-) -> Run:
+) -> Generation:
     """A finished run of `n_tokens` tokens, `step_ms` apart."""
-    run = Run(Generate(prompt="x", model=path, dtype=dtype, cache=cache, tp=tp, use_cache=use_cache))
+    run = Generation(Generate(prompt="x", model=path, dtype=dtype, cache=cache, tp=tp, use_cache=use_cache))
     run.feed([Loaded(model=model(path, tokenizer=True, dtype=dtype, tp=tp))])
     run.feed([GenerationStarted(prompt_ids=(1,), start_ns=0, kv_cache_bytes=9, kv_bytes_per_token=TOKEN_BYTES // tp)])
     for i in range(n_tokens):
@@ -103,7 +103,7 @@ def test_ranks_have_a_row_of_their_own_with_a_ranks_bytes() -> None:
 
 
 @pytest.mark.parametrize("run", [run_of(n_tokens=7), run_of(use_cache=False)])
-def test_short_runs_and_those_without_the_cache_leave_none(run: Run) -> None:
+def test_short_runs_and_those_without_the_cache_leave_none(run: Generation) -> None:
     effects = Effects()
     effects.take_run(run)
     assert effects.of(None) == ()
@@ -186,9 +186,9 @@ def test_a_turned_dtype_says_predicted_plain_and_measured_with_a_dot() -> None:
 
 def test_a_turned_cache_says_its_bytes_a_token_and_ranks_their_share() -> None:
     eight = Choice("bfloat16", "int8", 1)
-    assert lines("kept", eight)[2] == "int8 cache: 12.96 kB per token (full 23.04 kB) · TPOT ≥ 2.10 ms"
+    assert lines("cache-kind", eight)[2] == "int8 cache: 12.96 kB per token (full 23.04 kB) · TPOT ≥ 2.10 ms"
     window = Choice("bfloat16", "window", 1)
-    assert lines("kept", window)[2] == "window cache: the same as full, no layer has a window · TPOT ≥ 2.10 ms"
+    assert lines("cache-kind", window)[2] == "window cache: the same as full, no layer has a window · TPOT ≥ 2.10 ms"
     two = Choice("bfloat16", "full", 2)
     assert lines("tp", two)[2] == "tp 2: about 76.50 MB of weights per rank (153.00 MB on one) · TPOT ≥ 2.10 ms"
     assert lines("tp", Choice("bfloat16", "full", 1))[3] == "tp 1: 153.00 MB · TPOT ≥ 2.10 ms"
@@ -203,7 +203,7 @@ def test_packed_weights_on_ranks_are_refused_before_the_run() -> None:
 def test_nothing_known_is_nothing_said() -> None:
     assert lines("dtype", INT4, ahead=Expected())[0] == "int4 · f measures its error"
     assert lines("tp", Choice("float32", "full", 2), ahead=Expected())[-1] == "tp 2"
-    assert lines("kept", Choice("float32", "int8", 1), ahead=Expected())[-1] == "int8 cache"
+    assert lines("cache-kind", Choice("float32", "int8", 1), ahead=Expected())[-1] == "int8 cache"
 
 
 def test_expected_figures_by_hand() -> None:

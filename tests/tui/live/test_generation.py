@@ -19,7 +19,7 @@ from engine.process.events import (
 )
 from engine.records import Event
 from tests.tui.fake_engine import TOKEN_BYTES, model
-from tui.live.generation import Run
+from tui.live.generation import Generation
 from tui.live.predict import predicted_times
 from tui.views.generation import Pair, cache_text, meter_text, run_table
 
@@ -56,7 +56,7 @@ def finished(reason: StopReason) -> GenerationFinished:
     ],
 )
 def test_every_end_is_said_in_words(event: Event, outcome: str) -> None:
-    run = Run(Generate(prompt="x"), model=model(None, tokenizer=True))
+    run = Generation(Generate(prompt="x"), model=model(None, tokenizer=True))
     assert not run.over
     run.feed([event])
     assert run.over
@@ -64,7 +64,7 @@ def test_every_end_is_said_in_words(event: Event, outcome: str) -> None:
 
 
 def test_text_is_handed_out_once_and_numbers_are_kept() -> None:
-    run = Run(Generate(prompt="x"))
+    run = Generation(Generate(prompt="x"))
     run.feed([Loaded(model=model(None, tokenizer=True)), started(), token(0, 3_001_000, "be")])
     assert run.take_text() == "be"
     run.feed([token(1, 4_001_000, ""), token(2, 6_001_000, "é")])
@@ -78,7 +78,7 @@ def test_text_is_handed_out_once_and_numbers_are_kept() -> None:
 
 
 def test_a_model_without_a_tokenizer_shows_ids() -> None:
-    run = Run(Generate(prompt_ids=(1,)), model=model("w.pt", tokenizer=False))
+    run = Generation(Generate(prompt_ids=(1,)), model=model("w.pt", tokenizer=False))
     run.feed([started(), token(0, 2000, ""), token(1, 3000, "")])
     assert run.take_text() == " 40 41"
 
@@ -91,7 +91,7 @@ def test_before_a_run_nothing_is_claimed() -> None:
 def test_a_prediction_that_fails_would_show() -> None:
     """The ratio is computed, not assumed: half the predicted bytes reads 0.5 of them."""
     info = model(None, tokenizer=True)
-    run = Run(Generate(prompt="x"), model=info)
+    run = Generation(Generate(prompt="x"), model=info)
     run.feed([started(), token(0, 2000)])
     assert "measured/predicted 1.000" in cache_text(run, width=60).plain
     run.cache_bytes += TOKEN_BYTES // 2
@@ -101,7 +101,7 @@ def test_a_prediction_that_fails_would_show() -> None:
 def test_predicted_times_stand_under_the_measured_ones() -> None:
     """1 GB/s reads the weights and the cache at the middle of the run in some 14.6 ms."""
     info = msgspec.structs.replace(model(None, tokenizer=True), read_bytes_per_s=1e9, matmul_flops_per_s=1e12)
-    run = Run(Generate(prompt="x"), model=info)
+    run = Generation(Generate(prompt="x"), model=info)
     bounds = predicted_times(info, "full", prompt_tokens=3, new_tokens=3)
     assert bounds is not None
     step_ns = round(bounds.tpot_s * 1e9)
@@ -120,9 +120,9 @@ def test_predicted_times_stand_under_the_measured_ones() -> None:
 
 def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:
     info = model(None, tokenizer=True)
-    first = Run(Generate(prompt="x"), model=info, prompt_ids=(1, 2))
-    same = Run(Generate(prompt="x", use_cache=False), model=info, prompt_ids=(1, 2))
-    other = Run(Generate(prompt="y", use_cache=False), model=info, prompt_ids=(3,))
+    first = Generation(Generate(prompt="x"), model=info, prompt_ids=(1, 2))
+    same = Generation(Generate(prompt="x", use_cache=False), model=info, prompt_ids=(1, 2))
+    other = Generation(Generate(prompt="y", use_cache=False), model=info, prompt_ids=(3,))
     pair = Pair().with_run(first).with_run(same)
     assert (pair.cached, pair.uncached) == (first, same)
     pair = pair.with_run(other)
@@ -131,7 +131,7 @@ def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:
 
 def test_rates_taken_in_pieces_are_those_of_the_whole() -> None:
     times = [3_000_000 + (i * i * 7919) % 1_000_003 + i * 2_000_000 for i in range(200)]
-    run = Run(Generate(prompt="x"), model=model(None, tokenizer=True))
+    run = Generation(Generate(prompt="x"), model=model(None, tokenizer=True))
     run.feed([started()])
     assert run.timing == timing(1000, [])
     for i, at in enumerate(times):

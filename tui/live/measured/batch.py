@@ -31,7 +31,7 @@ FORM = (
     (
         DialField(
             name="ragged",
-            label="rows",
+            label="row lengths",
             choices=ROWS_CHOICES,
             value="ragged",
             help=ROWS_HELP,

@@ -109,7 +109,7 @@ def test_long_prompts_of_many_rows_run_in_parts(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_progress_says_what_comes_and_how_long_the_rest_takes() -> None:
-    """Passes of one token take 10 ms a row, a long prompt 100: a round of 1 and 2 rows and 2 steps takes 160 ms."""
+    """Passes of one token take 10 ms per row, a long prompt 100: a round of 1 and 2 rows and 2 steps takes 160 ms."""
     model, clock = decoder(), Clock()
     request = Batch(batches=(1, 2), context=8, new_tokens=2, repeats=2)
     with timed(model, clock, lambda rows, tokens, _: 100 if tokens > 8 else 10 * rows):
