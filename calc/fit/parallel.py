@@ -248,7 +248,7 @@ def _add_experts(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> Non
 
 def _add_ends(held: _Held, model: ModelSpec, spec: ParallelSpec, *, first: bool, last: bool) -> None:
     """Embedding and positions on the first stage; final norm and head (a tied one as a copy) on the last."""
-    vocab = padded_vocab(model.vocab_size, spec.tp)
+    vocab = padded_vocab(model.head_size, spec.tp)
     embedding = padded_vocab(model.vocab_size, spec.attention_tp) * model.embedding_width
     for tensor in outer_tensors(model):
         at_end = tensor.role == NORM or tensor.name.startswith(LM_HEAD)

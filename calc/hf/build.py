@@ -13,7 +13,9 @@ from calc.hf.architecture import Architecture, Outer
 from calc.hf.architectures import BY_MODEL_TYPE
 from calc.hf.attention import has_bias
 from calc.hf.defaults import class_defaults, left_out
+from calc.hf.drafts import draft_fields, draft_kind, draft_of, refuse_draft
 from calc.hf.feed_forward import EXPERT_SIZE
+from calc.hf.heads import ENDINGS, class_name, head_of
 from calc.hf.layers import layers_of
 from calc.hf.reader import (
     HIDDEN_SIZE,
@@ -37,8 +39,14 @@ ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "v
 """Keys of a multimodal model whose text model's fields stand beside them."""
 QUANTIZATION = "hf_quant_config.json"
 """Where TensorRT Model Optimizer says how a checkpoint is quantized, beside a config that does not."""
-LANGUAGE_MODEL = ("ForCausalLM", "LMHeadModel")
-"""Endings of classes that are whole language models."""
+OTHER_STEMS: Mapping[str, str] = {
+    "HunYuanDenseV1": "hunyuan_v1_dense",
+    "HunYuanMoEV1": "hunyuan_v1_moe",
+    "MiniMaxM3Sparse": "minimax_m3_vl_text",
+    "MiniMaxM3VL": "minimax_m3_vl_text",
+    "RW": "falcon",
+}
+"""What a class's name begins with, where that is not its type's own name, and the type."""
 LISTED_LAYERS = ("layers_block_type", "block_configs")
 """Lists that say how many layers there are, where no key counts them."""
 
@@ -59,23 +67,27 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
 
     Raises UnsupportedArchitecture for a model that its fields do not determine, SourceError for what is wrong.
     """
-    fields, part = text_part(config)
-    reader, arch = _opened(fields, source, inner=part is not None)
+    draft = draft_kind(config)
+    refuse_draft(draft, config, source)
+    fields, part = text_part(config) if draft is None else (draft_fields(config), None)
+    model_type = _model_type(fields, config.get("model_type"), source)
+    reader, arch = _opened(fields, model_type, source, inner=part is not None)
     if part is not None:
         reader.notes.append(f"the text model alone ({part}): encoders of images or sound are not counted")
     elif any(reader.has(key) for key in ENCODERS):
         reader.notes.append("the text model alone: encoders of images or sound are not counted")
     try:
-        return _spec(reader, arch, name)
+        if draft is not None:
+            return _draft_spec(draft, reader, arch, name)
+        return _spec(reader, arch, name, class_name(config))
     except SourceError:
         raise
     except CalcError as error:
         raise SourceError(f"{source}: {error}") from None
 
 
-def _opened(fields: Mapping[str, Any], source: str, *, inner: bool) -> tuple[Reader, Architecture]:
+def _opened(fields: Mapping[str, Any], model_type: str, source: str, *, inner: bool) -> tuple[Reader, Architecture]:
     """The config under the usual keys, with its class's defaults, and the architecture that its model_type means."""
-    model_type = _model_type(fields, source)
     arch = BY_MODEL_TYPE.get(model_type, Architecture())
     renamed = _usual_keys(fields, arch)
     of_class = class_defaults(model_type, arch)
@@ -86,10 +98,11 @@ def _opened(fields: Mapping[str, Any], source: str, *, inner: bool) -> tuple[Rea
     return reader, arch if arch.known else fallback.assumed(reader)
 
 
-def _model_type(fields: Mapping[str, Any], source: str) -> str:
+def _model_type(fields: Mapping[str, Any], outer: object, source: str) -> str:
+    """The model_type that `fields` state, or that of their class, or what stands outside of them."""
     found = fields.get("model_type")
     if found is None:
-        found = _type_of_class(fields.get("architectures"))
+        found = _type_of_class(fields.get("architectures")) or outer
     if found is None:
         raise SourceError(
             f"{source}: model_type missing: it says which biases and norms there are; add it, or {fallback.BY_HAND}"
@@ -105,15 +118,10 @@ def _model_type(fields: Mapping[str, Any], source: str) -> str:
 
 def _type_of_class(architectures: object) -> str | None:
     """The model_type of a class such as LlamaForCausalLM; None where its name is not that of one type."""
-    names = architectures if isinstance(architectures, list) else []
-    if len(names) != 1 or not isinstance(names[0], str) or not names[0].endswith(LANGUAGE_MODEL):
-        return None
-    for ending in LANGUAGE_MODEL:
-        stem = names[0].removesuffix(ending)
-        if stem != names[0]:
-            plain = stem.lower()
-            return next((name for name in BY_MODEL_TYPE if name.replace("_", "").replace("-", "") == plain), None)
-    return None
+    name = class_name({"architectures": architectures})
+    stem = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), "")
+    stem = OTHER_STEMS.get(stem, stem).replace("_", "").lower()
+    return next((each for each in BY_MODEL_TYPE if stem and each.replace("_", "").replace("-", "") == stem), None)
 
 
 def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]:
@@ -127,7 +135,25 @@ def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]
     return found
 
 
-def _spec(reader: Reader, arch: Architecture, name: str) -> ModelSpec:
+def _draft_spec(kind: str, reader: Reader, arch: Architecture, name: str) -> ModelSpec:
+    """A draft head as a model: layers, what stands before them, and a head of its own where it has one."""
+    _check_stated(reader, arch)
+    hidden_size = reader.count(*HIDDEN_SIZE)
+    made = draft_of(kind, reader, arch, _n_layers(reader, arch))
+    sizes: dict[str, Any] = {
+        "vocab_size": reader.count(*VOCAB_SIZE),
+        "max_context": reader.maybe(*MAX_CONTEXT),
+        "other_params": made.other_params,
+        "head_rows": made.head_rows,
+        "embeds": made.embeds,
+        "final_norm_params": arch.norm_params(hidden_size) if made.norm else 0,
+    }
+    reader.ignore("num_nextn_predict_layers")
+    _refuse_unread(reader)
+    return _with_stored(reader, _model(name, reader.source, tuple(made.layers), sizes))
+
+
+def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str) -> ModelSpec:
     _check_stated(reader, arch)
     if arch.adapt is not None:
         arch = arch.adapt(reader, arch)
@@ -145,6 +171,9 @@ def _spec(reader: Reader, arch: Architecture, name: str) -> ModelSpec:
         "embedding_size": outer.embedding_size,
         "final_norm_params": arch.norm_params(hidden_size) if arch.final_norm else 0,
     }
+    if (head := head_of(class_of_file, reader, hidden_size)) is not None:
+        sizes |= {"tied": False, "head_bias": head.bias, "head_rows": head.rows}
+        sizes["other_params"] += head.extra
     _note_predictors(reader)
     _refuse_unread(reader)
     return _with_stored(reader, _model(name, reader.source, tuple(layers), sizes))

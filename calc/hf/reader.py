@@ -211,7 +211,8 @@ def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]
         if key is None:
             break
         inner = found[key]
-        outer = {name: found[name] for name in OF_ALL_PARTS if name in found and name not in inner}
+        own = {*inner, *(("model_type",) if "architectures" in inner else ())}  # its class says its type
+        outer = {name: found[name] for name in OF_ALL_PARTS if name in found and name not in own}
         found, at = {**outer, **inner}, key
     return found, at
 

@@ -23,6 +23,6 @@ def decode_bytes(*, weight_bytes: Any, kv_token_bytes: Any, context: Any) -> Any
 
 def prefill_flops(model: ModelSpec, n_tokens: int, *, attention_flops: int) -> int:
     """FLOPs of a prompt of `n_tokens`: all of them pass the layers, only the last one passes the head."""
-    head = model.vocab_size * model.embedding_width
+    head = model.head_size * model.embedding_width
     layers = linear_params(model) - head
     return int(linear_flops(batch=n_tokens, parameters=layers)) + 2 * head + attention_flops

@@ -65,11 +65,11 @@ def head_params(*, vocab_size: Any, hidden_size: Any, tied: bool = False, bias: 
 def total_params(
     *,
     n_layers: Any,
-    embedding: Any,
     attention: Any,
     feed_forward: Any,
     layer_norms: Any,
     final_norm: Any,
+    embedding: Any = 0,
     positions: Any = 0,
     head: Any = 0,
 ) -> Any:
@@ -91,7 +91,7 @@ def group_params(
 
 
 def layered_total(
-    *, embedding: Any, stack: Any, final_norm: Any = 0, positions: Any = 0, head: Any = 0, other: Any = 0
+    *, stack: Any, embedding: Any = 0, final_norm: Any = 0, positions: Any = 0, head: Any = 0, other: Any = 0
 ) -> Any:
     """All of it: `stack` is the sum over the kinds of layers."""
     return embedding + positions + stack + other + final_norm + head
@@ -108,17 +108,18 @@ def active_params(*, parameters: Any, idle: Any) -> Any:
 def outer_tensors(model: ModelSpec) -> Iterator[Tensor]:
     """What is not in a layer: embedding, positions, other parts, final norm, head."""
     width = model.embedding_width
-    yield Tensor(EMBED_TOKENS, model.vocab_size, width, role=EMBEDDING)
+    if model.embeds:
+        yield Tensor(EMBED_TOKENS, model.vocab_size, width, role=EMBEDDING)
     if model.n_learned_positions:
         yield Tensor("embed_positions", model.n_learned_positions, model.hidden_size, WHOLE, POSITIONS)
     if model.other_params:
         yield Tensor("other", model.other_params, role=OTHER)
     if model.final_norm_size:
         yield Tensor("norm", model.final_norm_size, share=WHOLE, role=NORM)
-    if not model.tied:
-        yield Tensor(LM_HEAD, model.vocab_size, width)
-    if model.head_bias:
-        yield Tensor(f"{LM_HEAD}.bias", model.vocab_size, role=BIAS)
+    if not model.tied and model.head_size:
+        yield Tensor(LM_HEAD, model.head_size, width)
+    if model.head_bias and model.head_size:
+        yield Tensor(f"{LM_HEAD}.bias", model.head_size, role=BIAS)
 
 
 def model_tensors(model: ModelSpec) -> Iterator[Tensor]:
@@ -207,12 +208,12 @@ def parameters(model: ModelSpec) -> Parameters:
     steps = _uniform_steps(model, outer) if model.uniform else _mixed_steps(model, outer, counts, idle)
     total = next(int(term.value) for term in reversed(steps) if term.name == TOTAL)
     return Parameters(
-        embedding=values["embedding"],
+        embedding=values.get("embedding", 0),
         positions=values.get("positions", 0),
         attention=over_layers("mixer"),
         mlp=over_layers("feed_forward"),
         norms=over_layers("layer_norms") + model.final_norm_size,
-        head=values["head"],
+        head=values.get("head", 0),
         total=total,
         steps=steps,
         experts=over_layers("routed"),
@@ -229,7 +230,9 @@ TOTAL = "Total parameters"
 def _outer_terms(model: ModelSpec) -> dict[str, Term]:
     """What is not in a layer: embedding, positions, final norm, head."""
     size: dict[str, Any] = {"hidden_size": model.embedding_width}
-    terms = {"embedding": derive("Embedding", embedding_params, unit=PARAMS, vocab_size=model.vocab_size, **size)}
+    terms = {}
+    if model.embeds:
+        terms["embedding"] = derive("Embedding", embedding_params, unit=PARAMS, vocab_size=model.vocab_size, **size)
     if model.n_learned_positions:
         terms["positions"] = derive(
             "Learned positions",
@@ -241,9 +244,10 @@ def _outer_terms(model: ModelSpec) -> dict[str, Term]:
     if model.final_norm_params is None:
         norm: dict[str, Any] = {"hidden_size": model.hidden_size, "norm": model.norm}
         terms["final_norm"] = derive("Final norm", final_norm_params, unit=PARAMS, **norm)
-    name = "Head (tied: the embedding serves)" if model.tied else "Head"
-    head: dict[str, Any] = {"vocab_size": model.vocab_size, "tied": model.tied, "bias": model.head_bias}
-    terms["head"] = derive(name, head_params, unit=PARAMS, **head, **size)
+    if model.head_size:
+        name = "Head (tied: the embedding serves)" if model.tied else "Head"
+        head: dict[str, Any] = {"vocab_size": model.head_size, "tied": model.tied, "bias": model.head_bias}
+        terms["head"] = derive(name, head_params, unit=PARAMS, **head, **size)
     return terms
 
 
@@ -424,7 +428,8 @@ def worked_tensors(model: ModelSpec) -> Iterator[tuple[Tensor, int]]:
         for tensor in unshared(layer).tensors():
             if tensor.multiplied:
                 yield tensor, n
-    yield Tensor(LM_HEAD, model.vocab_size, model.embedding_width), 1
+    if model.head_size:
+        yield Tensor(LM_HEAD, model.head_size, model.embedding_width), 1
 
 
 def unshared(layer: LayerSpec) -> LayerSpec:

@@ -53,6 +53,8 @@ class ModelSpec:
     alike but for a window (`uniform`), the view says everything, and `edit` can change it. `spread`: which layers
     keep a window is not known, they are taken as evenly spread. `other_params` are outside of layers, embedding and
     head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
+    `head_rows` is given where the head has not a row for each token (a classifier's labels, a draft head's
+    vocabulary; 0 for no head); `embeds` is false where the embedding is another model's.
     `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read.
 
     Raises SpecError (with the field's name) when a field is impossible.
@@ -70,6 +72,8 @@ class ModelSpec:
     other_params: int = 0
     embedding_size: int | None = None
     final_norm_params: int | None = None
+    head_rows: int | None = None
+    embeds: bool = True
     stored: StoredWeights | None = None
     spread: bool = False
     edited: bool = False
@@ -94,7 +98,7 @@ class ModelSpec:
         check_count("vocab_size", self.vocab_size)
         check_count("n_learned_positions", self.n_learned_positions, minimum=0)
         check_count("other_params", self.other_params, minimum=0)
-        for name in ("embedding_size", "final_norm_params"):
+        for name in ("embedding_size", "final_norm_params", "head_rows"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value, minimum=0)
         _check_layers(self.name, self.layers)
@@ -131,6 +135,11 @@ class ModelSpec:
     def embedding_width(self) -> int:
         """Columns of the embedding and of the head."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the head, tied or not."""
+        return self.vocab_size if self.head_rows is None else self.head_rows
 
     @property
     def final_norm_size(self) -> int:
@@ -345,7 +354,10 @@ def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
     of_layers = {name: wanted.pop(name) for name in SIZES if name in wanted}
     if not of_layers:
         return replace(model, edited=True, **wanted)
-    outer = ("name", "vocab_size", "tied", "head_bias", "n_learned_positions", "max_context", "source", "notes")
+    outer = (
+        "name", "vocab_size", "tied", "head_bias", "head_rows", "embeds", "n_learned_positions", "max_context",
+        "source", "notes",
+    )  # fmt: skip
     kept = {name: getattr(model, name) for name in outer}
     return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})
 

@@ -88,15 +88,16 @@ def _fuse(held: dict[str, int], prefix: str, tensors: Iterable[Tensor], tp: int)
 
 def outer_held(model: ModelSpec, *, tp: int, first: bool, last: bool) -> tuple[Held, ...]:
     """Embedding and positions on the first stage, head and final norm on the last; a tied head needs both there."""
-    rows = padded_vocab(model.vocab_size, tp) // tp
+    rows, head = (padded_vocab(n, tp) // tp for n in (model.vocab_size, model.head_size))
     width = model.embedding_width
     tensors = []
     if first:
-        tensors += [Held(rows * width), Held(model.n_learned_positions * model.hidden_size), Held(model.other_params)]
+        positions = model.n_learned_positions * model.hidden_size
+        tensors += [Held(rows * width * model.embeds), Held(positions), Held(model.other_params)]
     if last:
         if not (model.tied and first):
-            tensors.append(Held(rows * width))
-        tensors.append(Held(rows * model.head_bias + 2 * model.hidden_size))
+            tensors.append(Held(head * width))
+        tensors.append(Held(head * model.head_bias + 2 * model.hidden_size))
     return tuple(tensor for tensor in tensors if tensor.elements)
 
 

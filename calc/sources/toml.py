@@ -25,7 +25,7 @@ from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_n
 MAX_SPEC_BYTES = 2**20
 TEXTS = ("name", "source")
 NOT_TYPED = ("notes", "groups", "uniform")
-FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm", "spread", "edited")
+FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm", "spread", "edited", "embeds")
 
 
 def read_spec_toml(path: str | Path) -> ModelSpec:

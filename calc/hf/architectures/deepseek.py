@@ -71,9 +71,16 @@ def _minicpm3(reader: Reader, arch: Architecture) -> Architecture:
     return arch
 
 
+def _v2(reader: Reader, arch: Architecture) -> Architecture:
+    """use_mla false (DeepSeek-VL2 and OCR): the plain attention of a Llama."""
+    if not reader.flag("use_mla", True):
+        reader.drop("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "head_dim")
+    return arch
+
+
 ARCHITECTURES = (
     replace(BIASED, names=("deepseek",)),
-    replace(BIASED, names=("deepseek_v2",), mlp_bias=MLP_BIAS),
+    replace(BIASED, names=("deepseek_v2",), mlp_bias=MLP_BIAS, adapt=_v2),
     replace(BIASED, names=("deepseek_v3", "deepseek_r1"), gguf=("deepseek2",)),
     replace(BIASED, names=("deepseek_v32",)),
     replace(BIASED, names=("kimi_k2", "kimi_k25")),

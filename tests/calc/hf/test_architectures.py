@@ -56,7 +56,7 @@ class TestRecords:
 class TestUnreadSizes:
     """What no reader takes account of is refused by name, whether or not the model_type is known."""
 
-    @pytest.mark.parametrize("key", ["draft_vocab_size", "memory_heads", "ssm_state_size", "num_memory_slots"])
+    @pytest.mark.parametrize("key", ["memory_vocab_size", "memory_heads", "ssm_state_size", "num_memory_slots"])
     @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gpt2", "brand_new"])
     def test_refused_for_every_type(self, model_type, key):
         with pytest.raises(UnsupportedArchitecture, match=f"does not know what {key} means"):

@@ -293,7 +293,7 @@ class TestRefusals:
         assert spec(config) == spec(LLAMA, model_type=model_type)
 
     @pytest.mark.parametrize(
-        "named", [["LlamaForSequenceClassification"], ["NoSuchForCausalLM"], ["A", "B"], "x", [3], []]
+        "named", [["NoSuchForSequenceClassification"], ["NoSuchForCausalLM"], ["A", "B"], "x", [3], []]
     )
     def test_other_classes_stand_for_none(self, named):
         assert "model_type missing" in refusal(without(LLAMA, "model_type") | {"architectures": named})
