@@ -19,7 +19,8 @@ from calc.commands.tables import answer_table, tp_table
 from calc.sources import load_model
 from tests.tui.live_engine import until
 from tests.tui.screen_text import lines, text, type_into
-from tui.app.app import KvscopeApp, as_tsv, default_state
+from tui.app.actions import as_tsv
+from tui.app.app import KvscopeApp, default_state
 from tui.app.help import HelpScreen
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.panes.base import StateEdited

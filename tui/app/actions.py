@@ -1,0 +1,208 @@
+"""What keys and the palette do beside moving between panes: copy, write, open, pick a model or a device, help."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+from textual import on
+from textual.app import App
+
+from calc.commands.render import as_markdown
+from calc.commands.tables import Table
+from calc.errors import CalcError
+from calc.model.spec import ModelSpec
+from tui.form.state import Analysis, AppState
+from tui.panes.base import Pane
+from tui.panes.spec import SpecPane
+from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
+from tui.widgets.picker_field import PickerField
+
+
+class Actions(App[None]):
+    """Actions on what the app holds. `KvscopeApp` adds the screen, the state and the panes."""
+
+    state: AppState
+    analysis: Analysis
+
+    @abstractmethod
+    def pane(self, name: str) -> Pane | None:
+        """The pane called `name` ("spec"), once it is mounted."""
+
+    @property
+    @abstractmethod
+    def active_pane(self) -> Pane | None:
+        """The visible pane."""
+
+    # --- help and questions -------------------------------------------------------------------------------
+
+    def action_help(self) -> None:
+        """Explain the focused thing, the pane, and the keys."""
+        from tui.app.help import HelpScreen, focus_help, help_text, keys_of
+
+        title, rows = focus_help(self.focused)
+        keys = keys_of(self.screen.active_bindings.values())
+        self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
+
+    def action_questions(self) -> None:
+        """The inverse questions, over the pane."""
+        from tui.views.rule import rule_of
+        from tui.widgets.questions import Questions
+
+        self.push_screen(Questions(rule_of(self.state)))
+
+    # --- copying ------------------------------------------------------------------------------------------
+
+    def action_copy_command(self) -> None:
+        """Copy the command line that prints what the pane shows."""
+        pane = self.active_pane
+        if pane is not None and (command := pane.command_line()):
+            self._copy(command, command)
+            if pane.TITLE in ("Spec", "Memory"):
+                self._say_what_is_unsaid()
+
+    def action_copy_launch(self) -> None:
+        """Copy the command that starts the chosen server."""
+        from calc.servers.launch import launch_command
+
+        answer = self.analysis.server
+        command = launch_command(answer.report) if answer is not None and answer.report is not None else ""
+        if command:
+            self._copy(command, command)
+        else:
+            self.notify(
+                "First choose a server as the policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning"
+            )
+
+    def _say_what_is_unsaid(self) -> None:
+        from tui.form.command_line import unsaid
+
+        if missing := unsaid(self.state.study):
+            self.notify(
+                f"The command line cannot express {', '.join(missing)}. "
+                "Save the spec as TOML and pass it with --model.",
+                severity="warning",
+            )
+
+    def action_copy_table(self, form: str = "md") -> None:
+        """Copy the table of the pane, as Markdown or tab-separated."""
+        pane = self.active_pane
+        tables = pane.tables() if pane is not None else ()
+        if not tables:
+            self.notify("This pane has no table yet.", severity="warning")
+            return
+        text = as_markdown(tables[0]) if form == "md" else as_tsv(tables[0])
+        self._copy(text, f"{tables[0].title}: {len(tables[0].rows)} rows as {'Markdown' if form == 'md' else 'TSV'}")
+
+    def _copy(self, text: str, what: str) -> None:
+        self.copy_to_clipboard(text)
+        self.notify(what, title="Copied to the clipboard of the terminal", markup=False)
+
+    # --- files --------------------------------------------------------------------------------------------
+
+    def action_export(self) -> None:
+        """Ask in place for a file and write the pane to it."""
+        pane = self.active_pane
+        if pane is None:
+            return
+        self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
+
+    def action_report(self) -> None:
+        """Ask in place for a file and write the whole report to it, as LaTeX or Markdown by its ending."""
+
+        def accept(typed: str) -> str | None:
+            from tui.report.command import renderer_for
+            from tui.report.content import build_report
+
+            try:
+                render = renderer_for(Path(typed))
+            except CalcError:
+                return "The name must end in .md (Markdown) or .tex (LaTeX)."
+            writer.text = render(build_report(self.state, None))
+            return writer(typed)
+
+        writer = FileWriter("", done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "calculated numbers only; kvscope report also measures · Enter to write · Esc to cancel"
+        request = PathRequest(label="Report to", value="report.md", accept=accept, hint=hint)
+        self.query_one(PathBar).ask(request)
+
+    def action_save_spec(self) -> None:
+        """Ask in place for a file and write the model to it, as TOML that opens again."""
+        import tomli_w
+
+        from tui.app.settings import model_document
+
+        model = self.state.study.model
+        name = model.name.replace("/", "-")
+        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(model_document(model)))
+
+    def _ask_to_write(self, label: str, value: str, text: str) -> None:
+        writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))
+        hint = "Enter to write · Tab to complete · Esc to cancel"
+        self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
+
+    def action_open(self) -> None:
+        """Ask in place for a model file."""
+        hint = "a config.json, .gguf, folder or spec .toml · Enter to open · Tab to complete · Esc to cancel"
+        self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
+
+    def open_model(self, name_or_path: str) -> str | None:
+        """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""
+        from calc.sources import load_model
+
+        try:
+            model = load_model(name_or_path)
+        except CalcError as error:
+            return str(error)
+        self._take_model(model)
+        return None
+
+    def _take_model(self, model: ModelSpec) -> None:
+        spec = self.pane("spec")
+        if isinstance(spec, SpecPane):
+            spec.take_model(model)
+
+    # --- picking from the catalog -------------------------------------------------------------------------
+
+    @on(PickerField.Opened)
+    def _picker_wanted(self, event: PickerField.Opened) -> None:
+        event.stop()
+        typed = event.picker_field.take_typed()
+        if event.picker_field.field.name == "model":
+            self.action_pick_model(typed)
+        else:
+            self.action_pick_device(typed)
+
+    def action_pick_model(self, typed: str = "") -> None:
+        """Search the catalog of models."""
+        from tui.form.catalog_lists import model_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        current = study.model.name
+        self.push_screen(Picker(model_list(study), typed=typed, current=current), self._model_picked)
+
+    def _model_picked(self, name: str | None) -> None:
+        if name and (refusal := self.open_model(name)):
+            self.notify(refusal, severity="error", markup=False)
+
+    def action_pick_device(self, typed: str = "") -> None:
+        """Search the catalog of devices."""
+        from tui.form.catalog_lists import current_device, device_list
+        from tui.widgets.picker import Picker
+
+        study = self.state.study
+        picker = Picker(device_list(study), typed=typed, current=current_device(study.device))
+        self.push_screen(picker, self._device_picked)
+
+    def _device_picked(self, name: str | None) -> None:
+        from tui.form.catalog_lists import device_called
+
+        spec = self.pane("spec")
+        if name and isinstance(spec, SpecPane):
+            spec.take_device(device_called(name, self.state.study.device))
+
+
+def as_tsv(table: Table) -> str:
+    """A table for a spreadsheet: tabs between cells, headings first."""
+    return "\n".join("\t".join(cells) for cells in (table.headings, *table.cells))
