@@ -644,7 +644,7 @@ def _record(
 
 
 def stored_as(config: dict[str, Any]) -> dict[str, Any]:
-    """What the repository says of its stored weights, where they are quantized: the config's own words.
+    """What the repository says of its stored weights, where they are quantized or float32: the config's own words.
 
     A long list of modules that are not quantized is cut to what counts: nothing, or one pattern for all layers,
     where the bytes stay the same.
@@ -652,7 +652,7 @@ def stored_as(config: dict[str, Any]) -> dict[str, Any]:
     merged = {**config, **(config.get("text_config") or {})}
     kept = {key: merged[key] for key in ("torch_dtype", "dtype", "quantization_config") if merged.get(key)}
     if "quantization_config" not in kept:
-        return {}
+        return {"stored": kept} if "float32" in kept.values() else {}
     model = spec_from_config(config, name="x", source="x")
     assert stored_weights(kept, model, "x") == model.stored
     for key in ("modules_to_not_convert", "ignored_layers", "ignore"):

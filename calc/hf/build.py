@@ -47,6 +47,8 @@ OTHER_STEMS: Mapping[str, str] = {
     "RW": "falcon",
 }
 """What a class's name begins with, where that is not its type's own name, and the type."""
+MAX_TYPE = 64
+"""Characters of a model_type that are kept: names of classes are shorter."""
 LISTED_LAYERS = ("layers_block_type", "block_configs")
 """Lists that say how many layers there are, where no key counts them."""
 
@@ -170,6 +172,7 @@ def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str) -> 
         "other_params": outer.params + (2 * hidden_size if arch.embedding_norm else 0),
         "embedding_size": outer.embedding_size,
         "final_norm_params": arch.norm_params(hidden_size) if arch.final_norm else 0,
+        "model_type": reader.model_type[:MAX_TYPE],
     }
     if (head := head_of(class_of_file, reader, hidden_size)) is not None:
         sizes |= {"tied": False, "head_bias": head.bias, "head_rows": head.rows}

@@ -55,7 +55,8 @@ class ModelSpec:
     head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
     `head_rows` is given where the head has not a row for each token (a classifier's labels, a draft head's
     vocabulary; 0 for no head); `embeds` is false where the embedding is another model's.
-    `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read.
+    `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read; `model_type` is
+    what its config calls its class, empty where nothing says it.
 
     Raises SpecError (with the field's name) when a field is impossible.
     """
@@ -77,6 +78,7 @@ class ModelSpec:
     stored: StoredWeights | None = None
     spread: bool = False
     edited: bool = False
+    model_type: str = ""
     groups: Mapping[LayerSpec, int] = field(init=False, compare=False, repr=False)
     uniform: bool = field(init=False, compare=False, repr=False)
     n_layers: int = field(init=False, compare=False, repr=False)
@@ -356,7 +358,7 @@ def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
         return replace(model, edited=True, **wanted)
     outer = (
         "name", "vocab_size", "tied", "head_bias", "head_rows", "embeds", "n_learned_positions", "max_context",
-        "source", "notes",
+        "source", "notes", "model_type",
     )  # fmt: skip
     kept = {name: getattr(model, name) for name in outer}
     return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})

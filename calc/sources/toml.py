@@ -23,7 +23,7 @@ from calc.hf import read_bounded
 from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names, model_of
 
 MAX_SPEC_BYTES = 2**20
-TEXTS = ("name", "source")
+TEXTS = ("name", "source", "model_type")
 NOT_TYPED = ("notes", "groups", "uniform")
 FLAGS = ("tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "qk_norm", "spread", "edited", "embeds")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "llama-3-8b"
 DEFAULT_MEMORY = 80 * 10**9
-NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform")
+NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform", "model_type")
 
 
 def memory_command(study: Study, server: ServerOptions | None = None) -> str:

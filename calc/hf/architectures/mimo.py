@@ -49,4 +49,12 @@ def _sliding(reader: Reader, full: Attention) -> Attention:
     )
 
 
-ARCHITECTURES = (Architecture(names=("mimo_v2_flash",), qkv_bias=ATTENTION_BIAS, first_dense=True, layers=_layers),)
+ARCHITECTURES = (
+    Architecture(
+        names=("mimo_v2_flash",),
+        qkv_bias=ATTENTION_BIAS,
+        first_dense=True,
+        layers=_layers,
+        unused=("attention_chunk_size",),
+    ),
+)

@@ -128,7 +128,7 @@ ARCHITECTURES = (
         gated=False,
         mlp_bias=MLP_BIAS,
         needs_inner=False,
-        unused=("expand", "intermediate_size"),
+        unused=("expand", "intermediate_size", "time_step_rank"),
         state_biases=(("use_bias",), ("use_bias",)),
         layers=_single_blocks,
     ),

@@ -123,6 +123,8 @@ PUBLISHED_BYTES = {
     "gpt-oss-120b": 65_248_815_744,
     "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
 }
+FLOAT32 = {"gemma-2-2b", "gemma-2-9b", "olmo-2-7b", "olmo-2-32b", "exaone-3-7.8b"}
+"""Their published config.json says torch_dtype float32."""
 QUANTIZED = {
     *PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "kimi-k2.5", "devstral-2-123b", "devstral-small-2-24b", "glm-5-fp8",
     "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
@@ -139,8 +141,17 @@ def memory_json(capsys, *words: str) -> dict:
 class TestStoredWeights:
     """A name that prints ``vllm serve org/name`` counts what that repository stores."""
 
-    def test_which_records_are_quantized(self):
-        assert {key for key, entry in models().items() if entry.spec.stored is not None} == QUANTIZED
+    def test_which_records_are_not_16_bit(self):
+        assert {key for key, entry in models().items() if entry.spec.stored is not None} == QUANTIZED | FLOAT32
+
+    @pytest.mark.parametrize("key", sorted(FLOAT32))
+    def test_float32_takes_four_bytes_per_parameter(self, key, capsys):
+        found = memory_json(capsys, "--model", key)
+        assert found["weight_bytes"] == 4 * models()[key].parameters
+        assert any("stores them: float32" in note for note in found["notes"])
+        assert memory_json(capsys, "--model", key, "--weight-format", "bf16")["weight_bytes"] == (
+            2 * models()[key].parameters
+        )
 
     @pytest.mark.parametrize(("key", "n_bytes"), PUBLISHED_BYTES.items())
     def test_bytes_of_the_published_checkpoint(self, key, n_bytes, capsys):
