@@ -21,6 +21,7 @@ def latent_attention_params(
     q_lora_rank: Any = 0,
     extra_params: Any = 0,
     bias: bool = False,
+    gated: bool = False,
 ) -> Any:
     """Latent attention: K and V from a latent of kv_lora_rank, Q from one of q_lora_rank or directly; their norms.
 
@@ -32,7 +33,7 @@ def latent_attention_params(
     down = kv_lora_rank + rope_dim
     query_side = hidden_size * queries if is_zero(q_lora_rank) else q_lora_rank * (hidden_size + queries + 1)
     key_side = hidden_size * down + kv_lora_rank + kv_lora_rank * n_heads * (nope_dim + value_dim)
-    total = query_side + key_side + n_heads * value_dim * hidden_size
+    total = query_side + key_side + n_heads * value_dim * hidden_size * (2 if gated else 1)
     if bias:
         total = total + down + hidden_size
         total = total if is_zero(q_lora_rank) else total + q_lora_rank
@@ -48,8 +49,9 @@ def indexer_params(*, hidden_size: Any, query_dim: Any, index_heads: Any, index_
 class Latent:
     """Latent attention (MLA): one row of kv_lora_rank + rope_dim per token serves all heads, on every rank.
 
-    `index_heads` > 0: a sparse one, whose indexer keeps `index_elements` more per token (usually in fp8). They are
-    not part of `cache_elements`, as transformers and the servers' logs count.
+    `gated`: its output is multiplied with a projection of the input, as wide. `index_heads` > 0: a sparse one, whose
+    indexer keeps `index_elements` more per token (usually in fp8). They are not part of `cache_elements`, as
+    transformers and the servers' logs count.
     """
 
     kind: ClassVar[str] = "latent"
@@ -65,6 +67,7 @@ class Latent:
     index_heads: int = 0
     index_dim: int = 0
     bias: bool = False
+    gated: bool = False
     extra_params: int = 0
 
     def __post_init__(self) -> None:
@@ -128,6 +131,8 @@ class Latent:
             yield Tensor("q_proj", queries, hidden_size)
         yield Tensor("kv_a_layernorm", rank, share=WHOLE, role=NORM)
         yield Tensor("kv_b_proj", self.n_heads * (self.nope_dim + self.value_dim), rank)
+        if self.gated:
+            yield Tensor("g_proj", self.n_heads * self.value_dim, hidden_size)
         yield Tensor("o_proj", hidden_size, self.n_heads * self.value_dim)
         yield from self._biases(hidden_size)
         if self.index_heads:
@@ -162,7 +167,7 @@ class Latent:
         optional = {n: v for n, v in (("q_lora_rank", self.q_lora_rank), ("extra_params", extra)) if v}
         name = f"{self.label.capitalize()} (per layer)"
         sizes = {"hidden_size": hidden_size, **sizes, **optional}
-        return derive(name, latent_attention_params, unit=PARAMS, bias=self.bias, **sizes)
+        return derive(name, latent_attention_params, unit=PARAMS, bias=self.bias, gated=self.gated, **sizes)
 
 
 def is_zero(value: Any) -> bool:

@@ -120,11 +120,14 @@ def gated_delta_params(
     return into + rest + value_heads * value_dim * hidden_size + extra_params
 
 
-def kimi_delta_params(*, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0) -> Any:
+def kimi_delta_params(
+    *, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0, whole_gate: bool = False
+) -> Any:
     """A Kimi delta layer: q, k and v with convolutions, decay and output gate (of a rank, or whole), b, norm, out."""
     inner = n_heads * head_dim
-    gate = hidden_size * inner if is_zero(gate_rank) else gate_rank * (hidden_size + inner)
-    into = 3 * hidden_size * inner + 2 * gate + hidden_size * n_heads
+    decay = hidden_size * inner if is_zero(gate_rank) else gate_rank * (hidden_size + inner)
+    gate = hidden_size * inner if whole_gate else decay
+    into = 3 * hidden_size * inner + decay + gate + hidden_size * n_heads
     return into + 3 * inner * kernel + inner + n_heads + head_dim + inner * hidden_size
 
 
@@ -308,7 +311,8 @@ class GatedDelta(_Recurrent):
 class KimiDelta(_Recurrent):
     """Kimi delta attention: a state of head dimension x head dimension a head, and the last convolution inputs.
 
-    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0.
+    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0; the gate
+    directly with `whole_gate` as well.
     """
 
     kind: ClassVar[str] = "kimi_delta"
@@ -317,6 +321,7 @@ class KimiDelta(_Recurrent):
     head_dim: int
     kernel: int
     gate_rank: int = 0
+    whole_gate: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -345,8 +350,8 @@ class KimiDelta(_Recurrent):
         for name in ("q", "k", "v"):
             yield Tensor(f"{name}_proj", inner, hidden_size)
             yield Tensor(f"{name}_conv1d", inner, self.kernel, role=OTHER)
-        for name in ("f", "g"):
-            if self.gate_rank:
+        for name, whole in (("f", not self.gate_rank), ("g", self.whole_gate or not self.gate_rank)):
+            if not whole:
                 yield Tensor(f"{name}_a_proj", self.gate_rank, hidden_size, role=OTHER)
                 yield Tensor(f"{name}_b_proj", inner, self.gate_rank, role=OTHER)
             else:
@@ -361,7 +366,7 @@ class KimiDelta(_Recurrent):
         """Its parameters."""
         sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "head_dim", "kernel")}
         if self.gate_rank:
-            sizes["gate_rank"] = self.gate_rank
+            sizes |= {"gate_rank": self.gate_rank, "whole_gate": self.whole_gate}
         return derive("Kimi delta (per layer)", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
 
 

@@ -15,8 +15,7 @@ from calc.model.layers import LayerSpec, Mixer
 def _hunyuan4_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     """Sparse latent attention with sinks and an output gate, `hc_mult` residual streams mixed twice per layer."""
     latent = latent_mixer(reader, arch)
-    gate = hidden_size * latent.n_heads * latent.value_dim
-    latent = replace(latent, extra_params=latent.extra_params + gate + latent.n_heads)
+    latent = replace(latent, gated=True, extra_params=latent.extra_params + latent.n_heads)
     streams = reader.count("hc_mult")
     mixing = 2 * (2 * streams * streams * hidden_size + 2 * streams + 2)
     mixers: list[tuple[Mixer, ...]] = share_indexers(reader, [(latent,)] * n_layers)

@@ -1,4 +1,4 @@
-"""Kimi Linear and Bailing (Ling): Kimi delta attention, with latent attention in every few layers."""
+"""Kimi Linear, Kimi K3 and Bailing (Ling): Kimi delta attention, with latent attention in every few layers."""
 
 from __future__ import annotations
 
@@ -8,25 +8,51 @@ from calc.hf.architecture import BIASED, Architecture
 from calc.hf.feed_forward import feed_forwards
 from calc.hf.latent import latent_mixer
 from calc.hf.layer_kinds import FULL_TYPE, LINEAR_TYPE, linear_or_full
-from calc.hf.layers import stack
+from calc.hf.layers import Block, stack
 from calc.hf.reader import N_HEADS, Reader
-from calc.model.layers import KimiDelta, LayerSpec, Mixer
+from calc.model.layers import Experts, FeedForward, KimiDelta, LayerSpec, Mixer
 
 
 def _kimi_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Kimi Linear: linear_attn_config or layer_types lists the latent layers."""
+    """Kimi Linear: linear_attn_config or layer_types lists the latent layers. K3 has more gates, smaller experts."""
     own = reader.section("linear_attn_config")
     if own is not None:
         heads, head_dim, kernel = (own.count(key) for key in ("num_heads", "head_dim", "short_conv_kernel_size"))
     else:
         heads, head_dim = reader.count("linear_num_heads"), reader.count("linear_head_dim")
         kernel = reader.count("linear_conv_kernel_dim")
-    delta = KimiDelta(n_heads=heads, head_dim=head_dim, kernel=kernel, gate_rank=head_dim)
+    whole_gate = (own or reader).flag("use_full_rank_gate")
+    delta = KimiDelta(n_heads=heads, head_dim=head_dim, kernel=kernel, gate_rank=head_dim, whole_gate=whole_gate)
     types = linear_or_full(reader, n_layers) or _listed_types(reader, own, n_layers)
     of: dict[str, tuple[Mixer, ...]] = {LINEAR_TYPE: (delta,)}
     if FULL_TYPE in types:
-        of[FULL_TYPE] = (latent_mixer(reader, arch),)
-    return stack(reader, arch, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
+        of[FULL_TYPE] = (replace(latent_mixer(reader, arch), gated=reader.flag("mla_use_output_gate")),)
+    blocks = _latent_experts(reader, hidden_size, feed_forwards(reader, arch, n_layers))
+    _note_residuals(reader, n_layers, hidden_size)
+    return stack(reader, arch, hidden_size, [of[kind] for kind in types], blocks)
+
+
+def _latent_experts(reader: Reader, hidden_size: int, blocks: list[Block]) -> list[Block]:
+    """K3: routed experts work in a smaller width, with projections into it and out of it, and a norm."""
+    width = reader.maybe("routed_expert_hidden_size")
+    if width is None:
+        return blocks
+    norm = width if reader.flag("latent_moe_use_norm") else 0
+
+    def narrow(part: FeedForward) -> FeedForward:
+        if not isinstance(part, Experts):
+            return part
+        around = 2 * hidden_size * width + norm + part.n_experts  # a bias of the router's choice as well
+        return replace(part, input_size=width, router_params=part.router_params + around)
+
+    return [tuple(narrow(part) for part in block) for block in blocks]
+
+
+def _note_residuals(reader: Reader, n_layers: int, hidden_size: int) -> None:
+    """Attention over the residuals of earlier blocks: a norm and a row, twice per layer and once at the end."""
+    if reader.maybe("attn_res_block_size") is not None:
+        params = (2 * n_layers + 1) * 2 * hidden_size
+        reader.notes.append(f"what mixes the residuals of earlier blocks is not counted: {params:,} parameters")
 
 
 def _listed_types(reader: Reader, own: Reader | None, n_layers: int) -> list[str]:

@@ -48,6 +48,10 @@ PARTS = {
         8 * (32 + 20 + 8) + 32 * 4 + 8 + 5 + 20 * 8, 0, 4 * 15 + 32 * 4,
     ),
     "kimi delta": (
+        KimiDelta(n_heads=2, head_dim=5, kernel=4, gate_rank=3, whole_gate=True),
+        3 * 80 + 3 * 18 + 80 + 16 + 30 * 4 + 10 + 2 + 5 + 80, 0, 2 * 25 + 30 * 4,
+    ),
+    "Kimi delta, both gates of a rank": (
         KimiDelta(n_heads=2, head_dim=5, kernel=4, gate_rank=3),
         3 * 80 + 2 * (24 + 30) + 16 + 30 * 4 + 10 + 2 + 5 + 80, 0, 2 * 25 + 30 * 4,
     ),

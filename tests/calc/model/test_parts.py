@@ -53,7 +53,7 @@ PARTS = st.one_of(
         GatedDelta,
         key_heads=sizes, key_dim=sizes, value_heads=sizes, value_dim=sizes, kernel=sizes, extra_params=some,
     ),
-    st.builds(KimiDelta, n_heads=sizes, head_dim=sizes, kernel=sizes, gate_rank=some),
+    st.builds(KimiDelta, n_heads=sizes, head_dim=sizes, kernel=sizes, gate_rank=some, whole_gate=st.booleans()),
     st.builds(Dense, intermediate_size=sizes, mlp=st.sampled_from(Mlp), bias=flags, shared=flags, extra_params=some),
     st.builds(
         Experts,
