@@ -69,7 +69,7 @@ def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
 def memory_answer(report: MemoryReport) -> Answer:
     """Heading, tables and sentences of ``memory``."""
     from calc.commands import tables
-    from calc.commands.notes import memory_notes
+    from calc.commands.notes import memory_notes, reading_notes
 
     parts = [
         tables.answer_table(report),
@@ -78,7 +78,7 @@ def memory_answer(report: MemoryReport) -> Answer:
         tables.derivation_table(report.steps),
     ]
     heading = f"{report.study.model.title} on {report.study.device.name}, {report.study.context:,} tokens"
-    return heading, parts, memory_notes(report)
+    return heading, parts, (*memory_notes(report), *reading_notes(report))
 
 
 def memory_document(report: MemoryReport) -> Document:

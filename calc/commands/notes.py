@@ -37,6 +37,24 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
     return (*notes, *model.notes)
 
 
+def other_memory(report: MemoryReport) -> MemoryReport | None:
+    """The study with the other reading of a memory that was typed in ("80 GB": 10^9 or 2^30); None where it has one."""
+    from calc.sources.catalog import manual_device, other_reading
+
+    device = report.study.device
+    other = other_reading(device.memory_bytes) if device.source == "typed in" else None
+    return None if other is None else memory_report(replace(report.study, device=manual_device(other)))
+
+
+def reading_notes(report: MemoryReport) -> list[str]:
+    """What the other reading of the device's memory would hold, in a sentence."""
+    other = other_memory(report)
+    if other is None:
+        return []
+    held = {0: "not one request fits", 1: "1 request fits"}.get(other.max_batch, f"{other.max_batch:,} requests fit")
+    return [f"The other reading of the memory: {other.study.device.reading}, in which {held}."]
+
+
 def _bytes_each(report: MemoryReport) -> str:
     value = report.study.weight_format.bytes_per_element
     return f"{float(value):g} byte" + ("" if value == 1 else "s")

@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
-from calc.model.cache import rank_request_term, rank_state_bytes, request_term, state_term, token_term
+from calc.model.cache import rank_request_term, rank_state_term, request_term, state_term, token_term
 from calc.model.count import Parameters, Shares, parameters, rank_weights_term, shares, tp_problem
 from calc.model.spec import Policy, Study
 
@@ -55,10 +55,16 @@ def equal_kv_share(*, kv_request_bytes: Any, tp: Any) -> Any:
     return kv_request_bytes / tp
 
 
+def equal_state_share(*, state_bytes: Any, tp: Any) -> Any:
+    """State bytes per sequence and GPU when everything divides evenly, up to the next whole byte."""
+    return (state_bytes + tp - 1) // tp
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpRow:
     """One tensor-parallel degree. `problem` says why no server could run it, or is None.
 
+    `steps` derive the weights, the cache, the state where there is one, and last the batch that follows from them.
     The equal split divides regardless, as the assignment does; with whole heads such a row never fits.
     """
 
@@ -117,8 +123,11 @@ def batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> 
     )
 
 
-def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, state: int = 0, runnable: bool = True) -> TpRow:
-    batch = batch_term(study, weights.value, kv.value, state)
+def _tp_row(
+    study: Study, tp: int, *, weights: Term, kv: Term, state: Term | None = None, runnable: bool = True
+) -> TpRow:
+    held = 0 if state is None else ceil(state.value)
+    batch = batch_term(study, weights.value, kv.value, held)
     fits = batch.unit == "requests" and runnable
     return TpRow(
         tp=tp,
@@ -127,18 +136,19 @@ def _tp_row(study: Study, tp: int, *, weights: Term, kv: Term, state: int = 0, r
         max_batch=int(batch.value) if fits else 0,
         fits=fits,
         problem=tp_problem(study.model, tp),
-        steps=(weights, kv, batch),
-        state_bytes_per_sequence_per_gpu=state,
+        steps=(weights, kv, *(() if state is None else (state,)), batch),
+        state_bytes_per_sequence_per_gpu=held,
     )
 
 
 def _equal_row(study: Study, weights: int, kv: int, tp: int, *, state: int = 0) -> TpRow:
+    name = "State per sequence and GPU"
     return _tp_row(
         study,
         tp,
         weights=derive("Weights per GPU", equal_share, unit="B", weight_bytes=weights, tp=tp),
         kv=derive("KV cache per request and GPU", equal_kv_share, unit="B", kv_request_bytes=kv, tp=tp),
-        state=-(-state // tp),
+        state=derive(name, equal_state_share, unit="B", state_bytes=state, tp=tp) if state else None,
     )
 
 
@@ -148,7 +158,7 @@ def _whole_head_row(study: Study, found: Shares, tp: int) -> TpRow:
         tp,
         weights=rank_weights_term(found, study.weight_format.bytes_per_element, tp),
         kv=rank_request_term(study.model, study.kv_format, study.context, tp),
-        state=rank_state_bytes(study.model, study.kv_format, tp),
+        state=rank_state_term(study.model, study.kv_format, tp),
         runnable=tp_problem(study.model, tp) is None,
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from calc.explain.terms import Term, derive, minimum
+from calc.explain.terms import Number, Term, derive, minimum
 from calc.model.parts import Attention, kv_heads_per_rank, mixers_of
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS, StorageFormat
@@ -157,10 +157,19 @@ def only_kv_heads(model: ModelSpec) -> int | None:
     return next(iter(heads)) if len(heads) == 1 else None
 
 
-def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
-    """State bytes per sequence on a rank of `tp`: heads are divided, Mamba-2 keeps at least one group."""
+def rank_state_term(model: ModelSpec, kv_format: StorageFormat, tp: int) -> Term | None:
+    """State bytes per sequence on a rank of `tp`, with the derivation; None where no layer has a state.
+
+    Heads are divided; Mamba-2 keeps at least one group.
+    """
     elements = sum(n * mixer.rank_state_elements(tp) for mixer, n in mixers_of(model.layers).items())
-    return ceil(elements * state_format(kv_format).bytes_per_element)
+    return _state_term("State per sequence and GPU", elements, kv_format)
+
+
+def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
+    """State bytes per sequence on a rank of `tp`."""
+    term = rank_state_term(model, kv_format, tp)
+    return 0 if term is None else ceil(term.value)
 
 
 def state_format(kv_format: StorageFormat) -> StorageFormat:
@@ -226,9 +235,14 @@ def held_request_term(name: str, elements: CacheElements, kv_format: StorageForm
 
 def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
     """State bytes per sequence with the derivation; None where no layer has a state."""
-    elements = state_elements(model)
+    return _state_term("State per sequence", state_elements(model), kv_format)
+
+
+def _state_term(name: str, elements: Number, kv_format: StorageFormat) -> Term | None:
     if not elements:
         return None
-    each = state_format(kv_format).bytes_per_element
-    numbers: dict[str, Any] = {"state_elements": elements, "state_element_bytes": each}
-    return derive("State per sequence", state_bytes, unit="B", **numbers)
+    numbers: dict[str, Any] = {
+        "state_elements": elements,
+        "state_element_bytes": state_format(kv_format).bytes_per_element,
+    }
+    return derive(name, state_bytes, unit="B", **numbers)

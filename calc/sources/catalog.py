@@ -168,6 +168,19 @@ def memory_reading(memory_bytes: int) -> str:
     return f"{memory_bytes:,} B = {format_gb(memory_bytes)} = {format_gib(memory_bytes)}"
 
 
+def other_reading(memory_bytes: int) -> int | None:
+    """The other size that "80 GB" can mean: 80 x 2^30 for 80 x 10^9 and back; None for what is whole in neither.
+
+    >>> other_reading(80 * 10**9) == 80 * 2**30, other_reading(80 * 2**30) == 80 * 10**9, other_reading(79 * 10**8)
+    (True, True, None)
+    """
+    for unit, other in ((GB, GIB), (GIB, GB)):
+        whole, rest = divmod(memory_bytes, unit)
+        if not rest:
+            return whole * other
+    return None
+
+
 def _memory_name(memory_bytes: int) -> str:
     if memory_bytes % GB and memory_bytes % GIB == 0:
         return f"{memory_bytes // GIB:,} GiB"

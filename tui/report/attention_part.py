@@ -52,7 +52,10 @@ def standard_report(report: IntensityReport) -> IntensityReport:
 def part_c(report: IntensityReport) -> list[Block]:
     """Algorithm 0 in both phases, each term explained, the sums, and FlashAttention beside it."""
     standard = standard_report(report)
-    blocks: list[Block] = [Heading(1, "(c) FLOPs and bytes of attention, as formulas in N and d"), *_setting(standard)]
+    blocks: list[Block] = [
+        Heading(1, "Problem 1 (c): FLOPs and bytes of attention, as formulas in N and d"),
+        *_setting(standard),
+    ]
     for cost in (standard.prefill, standard.decode):
         blocks += _phase_blocks(standard.query, cost)
     return [*blocks, *_flash_blocks(standard)]
@@ -292,7 +295,7 @@ def part_d(report: IntensityReport) -> list[Block]:
     """Intensity at N and d, the two plots with their numbers, and the observations."""
     query = report.query
     return [
-        Heading(1, f"(d) Arithmetic intensity at N = {query.context:,} and d = {query.head_dim:,}"),
+        Heading(1, f"Problem 1 (d): arithmetic intensity at N = {query.context:,} and d = {query.head_dim:,}"),
         *_algorithm_note(query),
         intensity_grid(report),
         *_limits(report),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from calc.commands import tables
-from calc.commands.notes import memory_notes
-from calc.explain.terms import SYMBOLS, Expr, Term, evaluate, symbol, to_latex, to_text
-from calc.fit.memory import MemoryReport, TpRow, max_batch, shortfall
+from calc.commands.notes import memory_notes, other_memory, reading_notes
+from calc.explain.terms import SYMBOLS, Expr, Number, Term, to_latex, to_text
+from calc.fit.memory import MemoryReport, TpRow
 from calc.model.spec import ModelSpec, Policy
-from calc.units import format_bytes_exact, format_count, format_rate
+from calc.units import format_bytes, format_bytes_exact, format_count, format_rate
 from tui.form.state import Analysis
 from tui.report.model import (
     Block,
@@ -28,6 +30,13 @@ from tui.report.model import (
     symbol_math,
 )
 
+GIVEN = (
+    *("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size"),
+    *("n_learned_positions", "n_sliding_layers", "window", "memory_bytes", "context", "weight_element_bytes"),
+    *("kv_element_bytes", "tp", "n_keys"),
+)
+"""Symbols that stand in the table of inputs."""
+
 DERIVED = (
     ("Embedding", "embedding"),
     ("Learned positions", "positions"),
@@ -40,6 +49,7 @@ DERIVED = (
     ("Parameter memory", "weight_bytes"),
     ("KV cache per token", "kv_token_bytes"),
     ("KV cache per request", "kv_request_bytes"),
+    ("State per sequence", "state_bytes"),
     ("Max batch size", "batch"),
 )
 """Which symbol later steps use for what a step of this name found."""
@@ -130,11 +140,11 @@ def _workload_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
     return [
         _given("Context, tokens", "context", format_count(study.context)),
         _given("Bytes per weight", "weight_element_bytes", f"{_bytes_each(weight.bytes_per_element)} ({weight.name})"),
-        _given("Bytes a cache element", "kv_element_bytes", f"{_bytes_each(kv.bytes_per_element)} ({kv.name})"),
+        _given("Bytes per cache element", "kv_element_bytes", f"{_bytes_each(kv.bytes_per_element)} ({kv.name})"),
         _given("Tensor-parallel GPUs", "tp", ", ".join(map(format_count, study.tps))),
         _given("Tokens attended to, in (c) and (d)", "n_keys", format_count(query.context)),
         _given("Head dimension, in (c) and (d)", "head_dim", format_count(query.head_dim)),
-        _given("FLOP of the softmax, an element", None, format_count(query.softmax_flops)),
+        _given("FLOP of the softmax per element", None, format_count(query.softmax_flops)),
     ]
 
 
@@ -150,12 +160,40 @@ def _bytes_each(value: object) -> str:
 def part_a(report: MemoryReport) -> list[Block]:
     """The assignment's table, the components, and the calculation."""
     return [
-        Heading(1, "(a) Parameters, memory and the largest batch"),
+        Heading(1, "Problem 1 (a): parameters, memory and the largest batch"),
+        _answer(report),
         grid_of(tables.answer_table(report), title="The answer for one device"),
         grid_of(tables.component_table(report), title="Where the parameters are", summed=True),
         Derivation(title="Calculation, step by step", steps=tuple(map(derived_step, report.steps))),
+        *_further_symbols(report),
         *_tied_note(report.study.model),
     ]
+
+
+def _answer(report: MemoryReport) -> Paragraph:
+    """The answer to (a) in a sentence, with the other reading of the memory where it has one."""
+    study, other = report.study, other_memory(report)
+    batch = f"the largest batch is {report.max_batch:,}" if report.fits else "not one request fits"
+    also = ""
+    if other is not None:
+        also = f" ({other.max_batch:,} with the memory as {other.study.device.reading.partition(' read as ')[2]})"
+    return paragraph(
+        f"Answer: {format_count(report.parameters.total)} parameters take {format_bytes(report.weight_bytes)}; a "
+        f"request of {study.context:,} tokens takes {format_bytes(report.request_bytes)}; {batch} in "
+        f"{format_bytes_exact(study.device.memory_bytes)} of device memory{also}."
+    )
+
+
+def _further_symbols(report: MemoryReport) -> list[Block]:
+    """What the symbols mean that are neither among the inputs nor the result of a step."""
+    used = dict.fromkeys(name for term in report.steps for name in term.values)
+    steps = [term.name for term in report.steps]
+    known = {*GIVEN, *(name for start, name in DERIVED if any(step.startswith(start) for step in steps))}
+    names = [name for name in used if name not in known and name in SYMBOLS]
+    if not names:
+        return []
+    rows = tuple(cells(symbol_math(name), SYMBOLS[name].meaning) for name in names)
+    return [Grid(title="Further symbols", columns=cells("Symbol", "Meaning"), rows=rows)]
 
 
 def _tied_note(model: ModelSpec) -> list[Block]:
@@ -170,7 +208,8 @@ def _tied_note(model: ModelSpec) -> list[Block]:
 def part_b(report: MemoryReport) -> list[Block]:
     """Tensor parallelism over X GPUs: formulas of both rules, the table, and what cannot be run."""
     return [
-        Heading(1, "(b) Tensor parallelism over X GPUs"),
+        Heading(1, "Problem 1 (b): tensor parallelism over X GPUs"),
+        _group_answer(report),
         paragraph(
             "Equal split, the rule of the assignment: weights and cache divide by ",
             symbol_math("tp"),
@@ -182,11 +221,25 @@ def part_b(report: MemoryReport) -> list[Block]:
         ),
         *_rule_derivations(report),
         _split_symbols(report),
-        grid_of(tables.tp_table(report), title="Per GPU, by the number of GPUs (TP)"),
+        grid_of(
+            tables.tp_table(report),
+            title="By the number of GPUs (TP): weights and cache of one GPU, largest batch of the whole group",
+        ),
         *_impossible(report),
+        *_growth(report),
+        *_readings(report),
         Heading(2, "Remarks"),
         plain_items(memory_notes(report)),
     ]
+
+
+def _group_answer(report: MemoryReport) -> Paragraph:
+    """The answer to (b): the batch of every X, by the assignment's rule."""
+    rows = report.tp_tables[Policy.EQUAL_SPLIT]
+    batches = ", ".join(
+        f"{row.max_batch:,} for X = {row.tp:,}" if row.fits else f"none for X = {row.tp:,}" for row in rows
+    )
+    return paragraph(f"Answer: when everything divides evenly, the largest batch of the whole group is {batches}.")
 
 
 RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
@@ -209,22 +262,32 @@ def _rule_derivations(report: MemoryReport) -> list[Block]:
 
 
 def rule_steps(report: MemoryReport, policy: Policy, row: TpRow) -> tuple[Step, ...]:
-    """Weights, cache and batch of one GPU; the equal split has both shares put into the formula of its batch."""
-    weights, cache, batch = row.steps
-    share = Step(name=weights.name, symbol=SHARES["weight_bytes"], term=weights)
-    kept = Step(name=cache.name, symbol=SHARES["kv_request_bytes"], term=cache)
+    """Weights, cache, state and batch of one GPU; the equal split has all shares put into the formula of its batch."""
+    *held, batch = row.steps
+    steps = [
+        Step(name=term.name, symbol=SHARES[name], term=term) for name, term in zip(_held_names(row), held, strict=True)
+    ]
     counted = Math("B_X", "B_X") if batch.unit == "requests" else None
     if policy is Policy.EQUAL_SPLIT:
-        return share, kept, Step(name=batch.name, symbol=counted, term=_composed(report, row))
-    return share, kept, Step(name=batch.name, symbol=counted, term=batch, shown=_per_gpu(batch.expression))
+        return *steps, Step(name=batch.name, symbol=counted, term=_composed(report, row))
+    return *steps, Step(name=batch.name, symbol=counted, term=batch, shown=_per_gpu(batch.expression))
 
 
-SHARES = {"weight_bytes": Math("W_X", "W_X"), "kv_request_bytes": Math("KV_X", r"\mathit{KV}_X")}
+SHARES = {
+    "weight_bytes": Math("W_X", "W_X"),
+    "kv_request_bytes": Math("KV_X", r"\mathit{KV}_X"),
+    "state_bytes": Math("St_X", r"\mathit{St}_X"),
+}
 """What the bytes of the whole model are called when those of one GPU are meant."""
 
 
+def _held_names(row: TpRow) -> tuple[str, ...]:
+    """Names of what a GPU holds, in the order of the steps that derive it: the state is there where layers have one."""
+    return tuple(SHARES)[: len(row.steps) - 1]
+
+
 def _per_gpu(expression: Expr) -> Math:
-    """A formula of weights and cache with the symbols of one GPU's shares."""
+    """A formula of weights, cache and state with the symbols of one GPU's shares."""
 
     def leaf(node: Expr, *, latex: bool) -> str:
         share = SHARES.get(node.args[0]) if node.op == "sym" else None
@@ -236,20 +299,61 @@ def _per_gpu(expression: Expr) -> Math:
 
 
 def _composed(report: MemoryReport, row: TpRow) -> Term:
-    """The batch (or what is missing) as one formula of the whole model's bytes."""
-    weights, cache, batch = row.steps
-    function = max_batch if batch.unit == "requests" else shortfall
-    expression = function(
-        memory_bytes=symbol("memory_bytes"), weight_bytes=weights.expression, kv_request_bytes=cache.expression
-    )
-    values = {**weights.values, **cache.values, "memory_bytes": report.study.device.memory_bytes}
-    return Term(
-        name=batch.name,
-        expression=expression,
-        values=values,
-        value=evaluate(expression, values),
-        unit=batch.unit,
-    )
+    """The batch (or what is missing) as one formula of the whole model's bytes: each share's formula put in for it."""
+    *held, batch = row.steps
+    shares = {name: term.expression for name, term in zip(_held_names(row), held, strict=True)}
+    values: dict[str, Number] = {"memory_bytes": report.study.device.memory_bytes}
+    for term in held:
+        values |= term.values
+    return replace(batch, expression=_put_in(batch.expression, shares), values=values)
+
+
+def _put_in(node: Expr, parts: Mapping[str, Expr]) -> Expr:
+    """`node` with the expressions of `parts` for the symbols they belong to."""
+    if node.op == "sym":
+        return parts.get(node.args[0], node)
+    return node if node.op == "num" else Expr(node.op, tuple(_put_in(arg, parts) for arg in node.args))
+
+
+def _growth(report: MemoryReport) -> list[Block]:
+    """Why the batch grows faster than the number of GPUs, with the numbers of the table."""
+    rows = [row for row in report.tp_tables[Policy.EQUAL_SPLIT] if row.fits]
+    first, last = (rows[0], rows[-1]) if rows else (None, None)
+    if first is None or last is None or last.max_batch * first.tp <= first.max_batch * last.tp:
+        return []
+    return [
+        paragraph(
+            f"From {first.tp:,} to {last.tp:,} GPUs the batch grows {last.max_batch / first.max_batch:.2f} times, more "
+            f"than the GPUs ({last.tp / first.tp:g} times): the group has ",
+            symbol_math("tp"),
+            " times the memory but still holds the weights only once, so what is left for caches, ",
+            Math("X · mem − W", r"X \cdot \mathit{mem} - W"),
+            ", grows faster than ",
+            symbol_math("tp"),
+            ".",
+        )
+    ]
+
+
+def _readings(report: MemoryReport) -> list[Block]:
+    """The largest batch of the group under both readings of the device's memory, where it has two."""
+    other = other_memory(report)
+    if other is None:
+        return []
+    both = (report, other)
+    tables_by_reading = [each.tp_tables[Policy.EQUAL_SPLIT] for each in both]
+    return [
+        Grid(
+            title="Both readings of the device's memory: largest batch, equal split",
+            columns=cells("TP", *(each.study.device.reading.partition(" = ")[0] for each in both)),
+            rows=tuple(
+                cells(format_count(row[0].tp), *(format_count(one.max_batch) if one.fits else "–" for one in row))
+                for row in zip(*tables_by_reading, strict=True)
+            ),
+            numeric=frozenset(range(3)),
+        ),
+        *map(paragraph, reading_notes(report)),
+    ]
 
 
 def _impossible(report: MemoryReport) -> list[Block]:

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 
 from calc.commands.output import guarded
 from calc.explain.polynomial import expand
-from calc.explain.terms import evaluate, substituted, symbol, to_latex
+from calc.explain.terms import SYMBOLS, evaluate, substituted, symbol, to_latex
 from calc.intensity.attention import Attention, Phase, attention_steps, phase_cost
 from calc.intensity.study import intensity_report
 from calc.model.spec import DIMENSIONS, Mlp, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS
 from calc.sources import load_model
 from calc.sources.catalog import find_device, manual_device
+from calc.units import format_decimal
 from engine.errors import EngineFailure, InputError
 from engine.process.client import EngineClient
 from tui.form.state import AppState, analyse, intensity_query
@@ -215,17 +216,102 @@ def test_every_shown_derivation_equals_its_value(
     assert all(term.latex_substituted for term in terms)
 
 
-@pytest.mark.parametrize("tps", [(1, 2, 4, 8), (3, 5), (16, 32), (1,), (64,)])
-@pytest.mark.parametrize("memory", [80 * 10**9, 10**9])
-def test_the_batch_formula_of_x_gives_the_rows_of_the_table(llama: AppState, tps: tuple[int, ...], memory: int) -> None:
-    report = analyse(edited(llama, tps=tps, device=manual_device(memory))).memory
+KINDS = ("llama-3-8b", "qwen3.5-35b-a3b", "deepseek-v3", "gpt-oss-120b", "gemma-3-27b", "nemotron-h-56b")
+"""One of each kind: plain, recurrent with experts, latent, windows, local and global, Mamba-2."""
+STATED = re.compile(r"(.*): the formulas, and the numbers for X = ([0-9,]+)")
+
+
+def state_of(
+    model: str, *, memory: int = 80 * 10**9, tps: tuple[int, ...] = (1, 2, 4, 8), kv: str = "bf16"
+) -> AppState:
+    study = Study(model=load_model(model), device=manual_device(memory), tps=tps, kv_format=FORMATS[kv])
+    return AppState(study=study)
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize(("memory", "tps"), [(80 * 10**9, (1, 2, 4, 8)), (640 * 2**30, (3, 5, 16)), (10**9, (1,))])
+def test_the_steps_of_every_x_give_its_row(model: str, memory: int, tps: tuple[int, ...]) -> None:
+    """Weights, cache, state and batch, whatever the model is made of: what is derived is what the table holds."""
+    report = analyse(state_of(model, memory=memory, tps=tps, kv="q8_0")).memory
     for policy in Policy:
         for row in report.tp_tables[policy]:
-            weights, cache, batch = rule_steps(report, policy, row)
-            assert weights.term is row.steps[0]
-            assert cache.term is row.steps[1]
-            expected = row.max_batch if row.fits else row.steps[2].value
+            *held, batch = rule_steps(report, policy, row)
+            assert [step.term for step in held] == list(row.steps[:-1])
+            assert len(held) == (3 if row.state_bytes_per_sequence_per_gpu else 2)
+            expected = row.max_batch if row.fits else row.steps[-1].value
             assert batch.term.value == evaluate(batch.term.expression, batch.term.values) == expected
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("memory", [80 * 10**9, 1280 * 10**9])
+def test_every_derivation_of_the_report_ends_in_its_cell(model: str, memory: int) -> None:
+    """The last step of each calculation, as it is written, against the cell of the table below it, as it is written."""
+    report = build_report(state_of(model, memory=memory), None)
+    tables = grids(report)
+    answers = {shown(row[0]): shown(row[1]) for row in tables["The answer for one device"].rows}
+    by_tp = tables[GROUP_TABLE]
+    headings = [shown(column) for column in by_tp.columns]
+    checked = 0
+    for block in report.blocks:
+        if not isinstance(block, Derivation):
+            continue
+        last = block.steps[-1].term
+        found = f"{last.value:,}" if last.unit == "requests" else "–"
+        if rule := STATED.fullmatch(block.title):
+            name = {"Equal split": "Equal split", "Whole KV heads": "Whole heads"}[rule[1]]
+            row = next(row for row in by_tp.rows if shown(row[0]) == rule[2])
+            assert shown(row[headings.index(f"{name}: batch")]) == found
+            weights = next(step.term.value for step in block.steps if step.name.startswith("Weights"))
+            assert shown(row[headings.index(f"{name}: weights/GPU")]) == format_decimal(weights)
+            checked += 1
+        elif block.title == "Calculation, step by step":
+            assert answers["Max batch size possible"] == (found if last.unit == "requests" else "0")
+            total = next(step.term.value for step in block.steps if step.name == "Total parameters")
+            assert answers["Total parameters"] == f"{total:,}"
+            checked += 1
+    assert checked == 3
+
+
+GROUP_TABLE = "By the number of GPUs (TP): weights and cache of one GPU, largest batch of the whole group"
+
+
+def test_the_state_counts_on_every_gpu() -> None:
+    """Qwen3.5-35B-A3B: 30 gated-delta layers keep 16,711,680 elements per sequence. (80e9 - 69,321,221,376 / 2) /
+    (167,772,160 / 2 + 33,423,360 / 2) = 450.7; without the state it would be 540."""
+    report = analyse(state_of("qwen3.5-35b-a3b", tps=(2,))).memory
+    row = report.tp_tables[Policy.EQUAL_SPLIT][0]
+    assert row.max_batch == rule_steps(report, Policy.EQUAL_SPLIT, row)[-1].term.value == 450
+
+
+def test_both_readings_of_the_memory_are_shown(llama: AppState) -> None:
+    """80 GB is 80 x 10^9 B, which holds 59 requests, or 80 x 2^30 B, which holds 65 (worked by hand in FACTS.md)."""
+    report = build_report(llama, None)
+    grid = grids(report)["Both readings of the device's memory: largest batch, equal split"]
+    assert [shown(column) for column in grid.columns][1:] == [
+        "80 GB read as 80 x 10^9 B", "80 GiB read as 80 x 2^30 B",
+    ]  # fmt: skip
+    assert [[shown(cell) for cell in row] for row in grid.rows] == [
+        ["1", "59", "65"], ["2", "134", "145"], ["4", "283", "305"], ["8", "581", "625"],
+    ]  # fmt: skip
+    assert "the largest batch is 59 in 80,000,000,000 B of device memory (65 with" in to_markdown(report)
+    known = build_report(edited(llama, device=find_device("h100-sxm")), None)
+    assert not any(title.startswith("Both readings") for title in grids(known))
+
+
+def test_the_growth_of_the_batch_is_explained(llama: AppState) -> None:
+    assert "From 1 to 8 GPUs the batch grows 9.85 times, more than the GPUs (8 times)" in both(llama)[1]
+    assert "more than the GPUs" not in both(edited(llama, tps=(1,)))[1]
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_symbol_of_the_calculation_is_explained(model: str) -> None:
+    report = build_report(state_of(model), None)
+    steps = next(b for b in report.blocks if isinstance(b, Derivation)).steps
+    tables = grids(report)
+    told = {shown(row[1]) for row in tables["What was given"].rows} | {s.symbol.text for s in steps if s.symbol}
+    told |= {shown(row[0]) for row in tables["Further symbols"].rows} if "Further symbols" in tables else set()
+    used = {SYMBOLS[name].text for step in steps for name in step.term.values if name in SYMBOLS}
+    assert used <= told
 
 
 def test_impossible_degrees_are_named_and_struck(llama: AppState) -> None:
