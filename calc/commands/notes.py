@@ -10,11 +10,15 @@ from fractions import Fraction
 
 from calc.fit.memory import MemoryReport, memory_report
 from calc.model.cache import request_term
-from calc.model.spec import ModelSpec, Policy
+from calc.model.spec import ModelSpec, Policy, Study
 from calc.units import format_bytes, format_decimal
 
 SMALLEST_WEIGHT = 25
 """Hundredths of a byte: no format stores a weight in less than 2 bits."""
+
+
+BEYOND_LIMIT = "longer than the model's limit"
+"""What the note on a context beyond the model's says."""
 
 
 def memory_notes(report: MemoryReport) -> tuple[str, ...]:
@@ -29,6 +33,7 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
         notes += [_grouping_note(model), _fit_note(report)]
     if model.n_sliding_layers and model.uniform:
         notes.append(_window_note(report))
+    notes += context_notes(report.study)
     notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
     notes.extend(_replication_notes(report) if model.uniform else [])
     notes.append(
@@ -53,6 +58,13 @@ def reading_notes(report: MemoryReport) -> list[str]:
         return []
     held = {0: "not one request fits", 1: "1 request fits"}.get(other.max_batch, f"{other.max_batch:,} requests fit")
     return [f"The other reading of the memory: {other.study.device.reading}, in which {held}."]
+
+
+def context_notes(study: Study) -> list[str]:
+    """That the context is longer than the model's, where it is."""
+    most = study.model.max_context
+    beyond = most is not None and study.context > most
+    return [f"The context of {study.context:,} tokens is {BEYOND_LIMIT} of {most:,}."] if beyond else []
 
 
 def _bytes_each(report: MemoryReport) -> str:

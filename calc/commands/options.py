@@ -18,6 +18,7 @@ T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
 SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
 """Policies that count what a server reserves (calc.servers, imported only for them)."""
+SERVER_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +41,16 @@ def reader(read: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def policy(text: str) -> str:
+    """A policy's name as it is written here, whatever its case and signs: ``vLLM``, ``llama.cpp``, ``Equal Split``."""
+    names = {_letters(name): name for name in (*map(str, Policy), *SERVERS)}
+    return names.get(_letters(text), text)
+
+
+def _letters(text: str) -> str:
+    return "".join(sign for sign in text.lower() if sign.isalnum())
 
 
 count = reader(parse_count)
@@ -133,6 +144,7 @@ def add_policy_option(parser: argparse.ArgumentParser, *, servers: bool = False)
     server = ", or the server whose memory is counted" if servers else ""
     parser.add_argument(
         "--policy",
+        type=policy,
         choices=[*(str(p) for p in Policy), *(SERVERS if servers else ())],
         default=str(Policy.EQUAL_SPLIT),
         help=f"how heads are split among devices{server} (default equal-split)",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from math import floor
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document, term_document
 from calc.commands.memory import memory_document
+from calc.commands.notes import BEYOND_LIMIT
+from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Table
 from calc.errors import SpecError
 from calc.model.spec import Study
@@ -17,12 +18,10 @@ from calc.servers.facts import facts_of
 from calc.servers.launch import launch_command
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report
-from calc.units import format_binary, format_bytes_exact, format_count, format_decimal
+from calc.units import Quantity, format_binary, format_bytes_exact, format_count, format_decimal
 
 if TYPE_CHECKING:
     from calc.fit.memory import MemoryReport
-
-NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
 
 
 def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:
@@ -100,11 +99,6 @@ def chosen(reports: tuple[Tried, ...], study: Study) -> ServerReport:
     return replace(report, assumptions=(f"TP {report.options.tp}: {why}", *report.assumptions))
 
 
-def server_answer(report: ServerReport) -> int:
-    """Requests of full length that the server holds at once."""
-    return floor(report.max_concurrency + 1e-9)
-
-
 def engine_document(report: ServerReport) -> Document:
     """The "engine" block of ``memory --json``."""
     return {
@@ -118,7 +112,7 @@ def engine_document(report: ServerReport) -> Document:
         "kv_pool_bytes": report.kv_pool_bytes,
         "kv_blocks": report.kv_blocks,
         "kv_tokens": report.kv_tokens,
-        "max_concurrency": report.max_concurrency,
+        "max_concurrency": 0.0 if report.refusal else report.max_concurrency,
         "groups": [
             {"kind": group.kind, "layers": group.layers, "blocks_per_request": group.blocks_per_request}
             for group in report.groups
@@ -130,6 +124,7 @@ def engine_document(report: ServerReport) -> Document:
         "max_num_batched_tokens": report.max_num_batched_tokens,
         "max_num_seqs": report.max_num_seqs,
         "kv_bytes_per_request": report.kv_request_bytes,
+        "starts": report.starts,
         "fits": report.fits,
         "bands": {name: list(band) for name, band in report.bands.items()},
     }
@@ -141,7 +136,7 @@ def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: Serv
     document |= {
         "policy": report.options.engine,
         "fits": report.fits,
-        "max_batch": server_answer(report),
+        "max_batch": report.requests,
         "tp": [_tp_document(*one) for one in reports],
         "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
         "notes": [*_notes(document["notes"]), *server_notes(report)],
@@ -153,7 +148,10 @@ def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: Serv
 
 def _notes(notes: list[str]) -> list[str]:
     """Notes of the plain count that still hold. What fits, the server says itself."""
-    gone = ("in the memory that the weights leave", "Does not fit", "are not counted.")
+    gone = (
+        "in the memory that the weights leave", "Does not fit", "are not counted.", "cannot be served", "are repeated:",
+        BEYOND_LIMIT,
+    )  # fmt: skip
     return [note for note in notes if not any(words in note for words in gone)]
 
 
@@ -165,7 +163,7 @@ def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> D
         "tp": tp,
         "weight_bytes_per_gpu": report.weight_bytes_per_gpu,
         "kv_bytes_per_request_per_gpu": report.kv_request_bytes,
-        "max_batch": server_answer(report),
+        "max_batch": report.requests,
         "fits": report.fits,
         "problem": None,
     }
@@ -173,11 +171,14 @@ def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> D
 
 def server_notes(report: ServerReport) -> list[str]:
     """Whether it starts and fits, and what was assumed."""
-    name = NAMES[report.options.engine]
-    if report.kv_pool_bytes <= 0:
+    name = SERVER_NAMES[report.options.engine]
+    if report.refusal is not None:
+        said = f"{name} does not start: {report.refusal}."
+    elif report.kv_pool_bytes <= 0:
         said = f"{name} does not start: each GPU is short by {format_decimal(-report.kv_pool_bytes)} before any cache."
     elif not report.fits:
-        said = f"{name} cannot hold one full-length request: its pool holds {report.max_concurrency:.2f} of one."
+        does = "starts, but" if report.starts else "does not start:"
+        said = f"{name} {does} its pool holds {report.max_concurrency:.2f} of one full-length request."
     else:
         said = f"{name} holds {report.max_concurrency:,.2f} full-length requests at once."
     assumed = f"Assumed: {'; '.join(report.assumptions)}." if report.assumptions else ""
@@ -202,12 +203,19 @@ def _parts_table(report: ServerReport) -> Table:
         ("Block", f"{format_count(report.block_size)} tokens", "", ""),
         ("KV blocks", format_count(report.kv_blocks), "", ""),
         ("KV tokens", format_count(report.kv_tokens), "", ""),
-        ("Requests of full length", f"{report.max_concurrency:,.2f}", "", "" if report.fits else "does not fit"),
+        _requests_row(report),
     ]
     options = report.options
     shared = f", PP {options.pp}" if options.pp > 1 else ""
-    title = f"{NAMES[options.engine]} {report.version}, per GPU at TP {options.tp}{shared}"
+    title = f"{SERVER_NAMES[options.engine]} {report.version}, per GPU at TP {options.tp}{shared}"
     return Table(title=title, columns=("Part", "Size", "Also", "Band"), rows=tuple(rows), numeric=frozenset({1, 2}))
+
+
+def _requests_row(report: ServerReport) -> tuple[str, str, str, str]:
+    if report.refusal is not None:
+        return "Requests of full length", "–", "", "does not start"
+    held = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
+    return "Requests of full length", held, "", "" if report.fits else "does not fit"
 
 
 def _part_row(title: str, size: int, band: tuple[int, int] | None) -> tuple[str, str, str, str]:
@@ -232,10 +240,8 @@ def _tp_table(reports: tuple[Tried, ...]) -> Table:
             rows.append((str(tp), "–", "–", "–", problem or ""))
             continue
         held = format_bytes_exact(report.kv_request_bytes)
-        remark = "" if report.fits else "does not fit"
-        rows.append(
-            (str(tp), format_decimal(report.weight_bytes_per_gpu), held, format_count(server_answer(report)), remark)
-        )
+        remark = "" if report.fits else "does not fit" if report.starts else "does not start"
+        rows.append((str(tp), format_decimal(report.weight_bytes_per_gpu), held, format_count(report.requests), remark))
     columns = ("TP", "Weights per GPU", "KV/request per GPU", "Batch", "Remark")
     return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
 
@@ -266,6 +272,8 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
         tables.derivation_table((*base.steps[:-1], *report.steps)),
     ]
     what = f"{study.model.title} on {study.device.name}, {study.context:,} tokens"
-    heading = f"{what}, as {NAMES[report.options.engine]} counts"
-    notes = [*server_notes(report), *_notes(list(memory_notes(base))), f"Start it with: {launch_command(report)}"]
+    heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
+    notes = [*server_notes(report), *_notes(list(memory_notes(base)))]
+    if (command := launch_command(report)) is not None:
+        notes.append(f"Start it with: {command}")
     return None, (heading, parts, notes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from calc.commands.notes import context_notes
 from calc.commands.options import (
+    SERVER_NAMES,
     SERVERS,
     Parser,
     add_output_options,
@@ -22,14 +24,22 @@ from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Table
 from calc.errors import SpecError
 from calc.fit.admission import costs_of, requests
-from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
+from calc.fit.solve import (
+    Advice,
+    advice,
+    devices_that_fit,
+    fewest_devices,
+    formats_that_fit,
+    largest_batch,
+    largest_context,
+)
 from calc.model.count import tp_problem
 from calc.model.spec import Study
 from calc.units import format_binary, format_bytes, format_decimal
 
 if TYPE_CHECKING:
     from calc.fit.admission import Costs
-    from calc.servers.records import ServerOptions
+    from calc.servers.records import ServerOptions, ServerReport
 
 Document = dict[str, Any]
 
@@ -70,6 +80,18 @@ class Question:
     most: int
     server: ServerOptions | None
     costs: Costs
+
+    @property
+    def report(self) -> ServerReport | None:
+        """What the server says of the study; None without a server, and where it cannot divide the model so."""
+        if self.server is None:
+            return None
+        from calc.servers.report import server_report
+
+        try:
+            return server_report(self.study, replace(self.server, tp=self.tp))
+        except SpecError:
+            return None
 
 
 def question_from(args: argparse.Namespace) -> Question:
@@ -138,28 +160,43 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
 def _verdict(asked: Question) -> Document:
     """Whether it fits, what is missing and what to change."""
     costs, batch = asked.costs, asked.batch
-    at, steps = costs.admission(batch=batch), advice(costs, batch=batch)
+    at, steps, refused = costs.admission(batch=batch), advice(costs, batch=batch), _refused_context(asked)
+    if refused:
+        limit = asked.study.model.max_context
+        steps = (
+            Advice(
+                change="context", text=f"Shorten the context to {limit:,} tokens.", options=("--context", str(limit))
+            ),
+            *(step for step in steps if step.change != "context"),
+        )
     return {
-        "fits": at.batch >= batch,
+        "fits": at.batch >= batch and not refused,
         "missing_bytes": at.missing_bytes,
-        "shortage": costs.shortage(batch),
+        "shortage": " ".join(filter(None, (refused, costs.shortage(batch)))),
         "advice": [_record(step) for step in steps],
     }
 
 
-def _solve_notes(asked: Question) -> list[str]:
-    notes = [f"Device memory: {asked.study.device.reading}."]
-    if problem := tp_problem(asked.study.model, asked.tp):
-        notes.append(f"TP {asked.tp} cannot be served: {problem}.")
-    if asked.server is None:
-        return [*notes, "Weights and cache are counted; activations, runtime and graphs are not."]
-    from calc.servers.report import server_report
+def _refused_context(asked: Question) -> str:
+    """That the server does not start with this context, in a sentence; "" where it does."""
+    if asked.server is None or asked.report is None:
+        return ""
+    from calc.servers.refusals import context_refusal
 
-    try:
-        assumed = server_report(asked.study, asked.server).assumptions
-    except SpecError:
-        assumed = ()
-    return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
+    refused = context_refusal(asked.report)
+    return f"{SERVER_NAMES[asked.policy]} does not start: {refused}." if refused else ""
+
+
+def _solve_notes(asked: Question) -> list[str]:
+    study, report = asked.study, asked.report
+    notes = [f"Device memory: {study.device.reading}."]
+    if asked.server is not None:
+        assumed = () if report is None else report.assumptions
+        return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
+    if problem := tp_problem(study.model, asked.tp):
+        notes.append(f"TP {asked.tp} cannot be served: {problem}.")
+    notes += context_notes(study)
+    return [*notes, "Weights and cache are counted; activations, runtime and graphs are not."]
 
 
 def _record(answer: Any) -> Document:

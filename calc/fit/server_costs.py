@@ -12,6 +12,7 @@ from calc.fit.admission import Admission, offered, requests
 from calc.model.spec import DeviceSpec, Study
 from calc.model.storage import StorageFormat
 from calc.servers.records import ServerOptions
+from calc.servers.refusals import pool_refusal
 from calc.servers.report import server_report
 from calc.units import format_bytes, format_decimal
 
@@ -35,7 +36,7 @@ class ServerCosts:
     """What the server of `options` makes of `study`: whole requests of full length, or why it refuses it.
 
     Bytes are of the GPU that binds: what is missing and what stays free is counted in its cache pool, parts of
-    blocks aside.
+    blocks aside. Memory alone is asked: whether the context is within the model's limit is not.
     """
 
     study: Study
@@ -111,6 +112,8 @@ def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admis
         report = server_report(study, options)
     except SpecError as error:
         return Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
+    if problem := pool_refusal(report):
+        return Admission(batch=0, missing_bytes=0, problem=problem, runnable=False)
     most, each, pool = floor(report.max_concurrency + 1e-9), report.kv_request_bytes, report.kv_pool_bytes
     asked = most or 1 if batch is None else batch
     return Admission(

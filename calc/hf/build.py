@@ -32,6 +32,7 @@ from calc.hf.reader import (
 )
 from calc.hf.unread import unread_sizes
 from calc.model.layers import LayerSpec
+from calc.model.positions import longest_context
 from calc.model.quantization import stored_weights
 from calc.model.spec import ModelSpec
 
@@ -226,7 +227,7 @@ def _context(reader: Reader, arch: Architecture) -> tuple[int | None, int]:
     """(longest context, rows of the learned position table)."""
     context = reader.maybe(*MAX_CONTEXT)
     if arch.positions is None:
-        return context, 0
+        return None if context is None else longest_context(reader.config, context), 0
     if context is None and arch.default_positions is not None:
         context = reader.count("n_positions", default=arch.default_positions)
     if context is None:

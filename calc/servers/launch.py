@@ -15,8 +15,10 @@ LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
 ONLINE = {"fp8": "fp8"}
 
 
-def launch_command(report: ServerReport) -> str:
-    """A shell line; for transformers the Python that loads the model with this cache."""
+def launch_command(report: ServerReport) -> str | None:
+    """A shell line; for transformers the Python that loads the model with this cache. None where it does not start."""
+    if not report.starts:
+        return None
     engine = report.options.engine
     if engine == "transformers":
         return _transformers(report)
@@ -69,7 +71,7 @@ def _vllm(report: ServerReport) -> list[str]:
             ("--tensor-parallel-size", _above_one(options.tp)),
             ("--pipeline-parallel-size", _above_one(options.pp)),
             ("--decode-context-parallel-size", _above_one(options.dcp)),
-            ("--gpu-memory-utilization", report.utilization),
+            ("--gpu-memory-utilization", None if options.kv_pool_bytes else report.utilization),
             ("--max-num-batched-tokens", report.max_num_batched_tokens),
             ("--max-num-seqs", report.max_num_seqs),
             ("--block-size", options.block_size),
@@ -133,12 +135,15 @@ def _transformers(report: ServerReport) -> str:
     kind = _dtype(report) or "bfloat16"
     placed = 'tp_plan="auto"' if options.tp > 1 else 'device_map="cuda"'
     name = served_name(study.model)
+    chunk = options.max_num_batched_tokens
+    chunked = f", prefill_chunk_size={chunk}" if chunk else ""
+    length = options.max_model_len or study.context
     return "\n".join(
         [
             "import torch",
             "from transformers import AutoModelForCausalLM, DynamicCache",
             f"model = AutoModelForCausalLM.from_pretrained({name!r}, dtype=torch.{kind}, {placed})",
             "cache = DynamicCache(config=model.config)",
-            f"# model.generate(**inputs, past_key_values=cache, max_length={options.max_model_len or study.context})",
+            f"# model.generate(**inputs, past_key_values=cache, max_length={length}{chunked})",
         ]
     )

@@ -74,7 +74,6 @@ def _groups(kept: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
 
 def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     """A dynamic cache: what one request of full length takes, and how many fit into the rest of the device."""
-    _refuse(options, "transformers", also_blocks=True)
     model, tp = study.model, options.tp
     total, visible = visible_bytes(study.device)
     plain, length = plain_bytes(study, options), options.max_model_len or study.context
@@ -135,7 +134,6 @@ def _model_bytes(study: Study, plain: int) -> int:
 
 def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
     """A contiguous cache for all slots; several devices share the layers (--split-mode layer)."""
-    _refuse(options, "llama.cpp")
     model, n = study.model, options.tp
     total, visible = visible_bytes(study.device)
     length, ubatch = options.max_model_len or study.context, options.max_num_batched_tokens or UBATCH
@@ -195,19 +193,6 @@ def cache_bytes(kept: tuple[CacheLayers, ...], each: int | Fraction, *, length: 
         cells = n_ctx if k.window is None else window_cells(k.window, n_seq=slots, n_ubatch=ubatch, n_ctx=n_ctx)
         total += k.layers * cells * row_bytes(k, each)
     return total
-
-
-def _refuse(options: ServerOptions, name: str, *, also_blocks: bool = False) -> None:
-    for field in ("pp", "dcp", "dp_attention"):
-        if getattr(options, field) > 1:
-            raise SpecError(field, f"{name} has no {field.replace('_', '-')}: set --tp to the number of devices")
-    if options.block_size is not None:
-        raise SpecError("block_size", f"{name} has no blocks in its cache: remove --block-size")
-    if options.gpu_memory_utilization is not None:
-        raise SpecError(
-            "gpu_memory_utilization",
-            f"{name} takes what it needs and has no such share: remove --gpu-memory-utilization",
-        )
 
 
 def _report(

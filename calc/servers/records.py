@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import floor
 from types import MappingProxyType
 
 from calc.errors import SpecError
@@ -12,6 +13,9 @@ from calc.explain.terms import Term
 from calc.model.spec import Study, check_count
 
 ENGINES = ("vllm", "sglang", "transformers", "llamacpp")
+
+STARTS_SHORT = ("sglang", "transformers")
+"""Servers that start with a pool of less than one request of full length."""
 
 Band = tuple[int, int]
 
@@ -113,7 +117,8 @@ class ServerReport:
     """What the server reserves and what its start-up log says, for the GPU that limits the batch.
 
     `bands` gives (low, high) of every estimated size; a value that is exact has none. `kv_pool_bytes` below zero
-    means that the server does not start: then blocks, tokens and concurrency are 0.
+    means that the server does not start: then blocks, tokens and concurrency are 0. `refusal`: why it does not start
+    whatever the pool holds.
     """
 
     study: Study
@@ -137,8 +142,24 @@ class ServerReport:
     utilization: Fraction | None = None
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
+    refusal: str | None = None
+
+    @property
+    def context(self) -> int:
+        """Tokens of a request of full length."""
+        return self.options.max_model_len or self.study.context
 
     @property
     def fits(self) -> bool:
-        """Whether one request of full length has its blocks."""
-        return self.max_concurrency >= 1
+        """Whether the server starts and one request of full length has its blocks."""
+        return self.refusal is None and self.max_concurrency >= 1
+
+    @property
+    def starts(self) -> bool:
+        """Whether the server starts: vLLM and llama.cpp only where a request of full length fits."""
+        return self.fits or (self.refusal is None and self.kv_pool_bytes > 0 and self.options.engine in STARTS_SHORT)
+
+    @property
+    def requests(self) -> int:
+        """Requests of full length that the server holds at once; 0 where it does not start."""
+        return floor(self.max_concurrency + 1e-9) if self.refusal is None else 0

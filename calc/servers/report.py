@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calc.model.spec import Study
+from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
+from calc.servers.refusals import context_remark, refusal
+from calc.servers.versions import version_remark
 
 
 def server_report(study: Study, options: ServerOptions) -> ServerReport:
-    """The report of `options.engine` on `study`; a pool below zero is an answer.
+    """The report of `options.engine` on `study`; a pool below zero and a refusal at start are answers.
 
-    Raises SpecError where the server would refuse.
+    Raises SpecError for a parallelism that the server does not have, and for an option that changes nothing.
     """
+    check_options(study, options)
+    report = _counted(study, options)
+    remarks = (version_remark(options.engine, options.version), context_remark(report))
+    said = (*report.assumptions, *(remark for remark in remarks if remark))
+    return replace(report, refusal=refusal(report), assumptions=said)
+
+
+def _counted(study: Study, options: ServerOptions) -> ServerReport:
     if options.engine == "vllm":
         from calc.servers.vllm import vllm_report
 

@@ -153,10 +153,6 @@ def _pool(study: Study, options: ServerOptions, known: Known, kept: tuple[CacheL
 
 def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
-    if options.pp > 1 or options.dcp > 1:
-        raise SpecError(
-            "pp", "SGLang is supported with tensor parallelism and data-parallel attention, not with pp or dcp"
-        )
     check_heads(study, options.tp // options.dp_attention)
     model, known = study.model, resolve(study, options)
     weights = stage_weight_bytes(

@@ -1,12 +1,13 @@
 """What changed between versions of a server, and which defaults it chooses.
 
-vLLM: engine/arg_utils.py (defaults by device and use) and the start-up logs of 0.6 to 0.31 that the tests hold
-this against.
+vLLM: engine/arg_utils.py (defaults by device and use; read of 0.26 to 0.33) and the start-up logs of 0.2.6 to 0.26
+that the tests hold this against. SGLang: server_args.py of 0.4.9 to 0.5.23.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 
 from calc.errors import SpecError
@@ -26,8 +27,15 @@ VLLM_LEAN_SAMPLER: Version = (0, 17)
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
 VLLM_UTILIZATION_92: Version = (0, 22)
+VLLM_LARGEST_DEVICES: Version = (0, 28)
 LARGE_DEVICE_BYTES = 70 * GIB
 """From here on, but not on an A100, vLLM takes more tokens and sequences per step."""
+LARGEST_DEVICE_BYTES = 160 * GIB
+"""From here on, since 0.28, vLLM takes twice as many tokens per step again."""
+NEWEST: Mapping[str, str] = {"vllm": "0.33", "sglang": "0.5.23"}
+"""The newest version whose source was read."""
+LOGGED_VLLM = ((0, 2, 6), (0, 26, 99))
+"""Versions between these are held against logs."""
 
 
 def parse_version(text: str) -> Version:
@@ -42,6 +50,18 @@ def parse_version(text: str) -> Version:
     return tuple(int(part) for part in match[1].split("."))
 
 
+def version_remark(engine: str, text: str | None) -> str | None:
+    """What is not known of a version that was asked for: newer than any read, or read and never measured."""
+    if text is None or engine not in NEWEST:
+        return None
+    version, newest = parse_version(text), parse_version(NEWEST[engine])
+    if version[: len(newest)] > newest:
+        return f"{text} is newer than any version known here: counted as {NEWEST[engine]}"
+    if engine == "vllm" and not LOGGED_VLLM[0] <= version <= LOGGED_VLLM[1]:
+        return f"no log of {text} was measured: its defaults are from its source, its overheads those of near versions"
+    return None
+
+
 def default_utilization(version: Version) -> Fraction:
     """vLLM's --gpu-memory-utilization."""
     return Fraction(92, 100) if version >= VLLM_UTILIZATION_92 else Fraction(9, 10)
@@ -53,10 +73,12 @@ def is_large(device: str, memory_bytes: int) -> bool:
     return memory_bytes >= LARGE_DEVICE_BYTES and not small
 
 
-def default_batched_tokens(version: Version, *, large: bool, max_model_len: int) -> int:
+def default_batched_tokens(version: Version, *, large: bool, max_model_len: int, memory_bytes: int = 0) -> int:
     """vLLM's --max-num-batched-tokens; before V1, prompts up to 32k were not cut into chunks."""
     if version < VLLM_V1:
         return max(max_model_len, 2048) if max_model_len <= 32_768 else 2048
+    if version >= VLLM_LARGEST_DEVICES and memory_bytes >= LARGEST_DEVICE_BYTES:
+        return 16_384
     return 8192 if large else 2048
 
 

@@ -76,7 +76,9 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
     utilization = options.gpu_memory_utilization or default_utilization(version)
     if options.gpu_memory_utilization is None:
         said.append(f"--gpu-memory-utilization {float(utilization):g}, the default of this version")
-    tokens = options.max_num_batched_tokens or default_batched_tokens(version, large=large, max_model_len=length)
+    tokens = options.max_num_batched_tokens or default_batched_tokens(
+        version, large=large, max_model_len=length, memory_bytes=total
+    )
     if options.max_num_batched_tokens is None:
         tokens = max(tokens, options.facts.item_tokens)
         why = "the longest image or video" if tokens == options.facts.item_tokens else "this version and device size"

@@ -66,9 +66,12 @@ class Actions(App[None]):
         from calc.servers.launch import launch_command
 
         answer = self.analysis.server
-        command = launch_command(answer.report) if answer is not None and answer.report is not None else ""
+        report = None if answer is None else answer.report
+        command = None if report is None else launch_command(report)
         if command:
             self._copy(command, command)
+        elif report is not None:
+            self.notify("This server does not start: there is no command to copy.", severity="warning")
         else:
             self.notify(
                 "First choose a server as the policy in the Memory pane: vllm, sglang or llamacpp.", severity="warning"

@@ -80,7 +80,7 @@ def _built(state: AppState, report: MemoryReport) -> dict[str, Table]:
 def _launch(server: ServerReport) -> str:
     from calc.servers.launch import launch_command
 
-    return launch_command(server)
+    return launch_command(server) or ""
 
 
 class MemoryPane(Pane):

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Column, Row, Table, share
 from calc.errors import CalcError, QuantityError
 from calc.explain.terms import Term
@@ -18,7 +19,7 @@ from calc.units import Quantity, format_bytes_exact, format_count, format_decima
 
 POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
 """The rules of the assignment, then the servers."""
-NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
+NAMES = SERVER_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +308,9 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
     def row(name: str, value: str, note: str, terms: tuple[Term, ...]) -> Row:
         return Row((f"  {name}", value, "", "", ""), title=name, note=note, terms=terms)
 
+    if report.refusal is not None:
+        yield Row(("  Does not start", "", "", "", ""), title="Does not start", note=f"{report.refusal}.", struck=True)
+        return
     if report.kv_pool_bytes <= 0:
         short, name = -report.kv_pool_bytes, "Does not start: no room for the cache"
         cells = (f"  {name}", format_decimal(short), format_gib(short), "", "missing")
@@ -349,7 +353,8 @@ def groups_sentence(report: ServerReport) -> str:
 def server_notes(report: ServerReport) -> tuple[str, ...]:
     """What was assumed, and how layers share blocks."""
     shared = groups_sentence(report)
-    return (*report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
+    refused = [f"Does not start: {report.refusal}."] if report.refusal is not None else []
+    return (*refused, *report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
 
 
 def defaults(report: ServerReport) -> Mapping[str, str]:

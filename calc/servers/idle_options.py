@@ -1,0 +1,75 @@
+"""Options that would change nothing: of another server, or without the layers that they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from calc.errors import SpecError
+from calc.model.spec import Study
+from calc.servers.cache_layers import RECURRENT, CacheLayers, cache_layers
+from calc.servers.records import ServerOptions
+from calc.servers.versions import VLLM_HYBRID, parse_version
+
+Kept = tuple[CacheLayers, ...]
+
+WORDS: Mapping[str, str] = {"prefix_caching_of_states": "--prefix-caching", "kv_pool_bytes": "--kv-pool"}
+"""Options whose word on the command line is not their name."""
+UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
+    "gpu_memory_utilization": ("vllm", "sglang"),
+    "block_size": ("vllm", "sglang"),
+    "max_num_seqs": ("vllm", "sglang", "llamacpp"),
+    "enforce_eager": ("vllm", "sglang"),
+    "speculative_layers": ("vllm", "sglang"),
+    "speculative_tokens": ("vllm",),
+    "prefix_caching_of_states": ("vllm",),
+    "disable_hybrid": ("vllm", "sglang"),
+    "pp": ("vllm",),
+    "dcp": ("vllm",),
+    "dp_attention": ("sglang",),
+}
+"""The servers that each option changes something for."""
+
+INSTEAD = dict.fromkeys(("pp", "dcp", "dp_attention"), "--tp is the number of devices")
+
+
+def check_options(study: Study, options: ServerOptions) -> None:
+    """Raise SpecError for an option that is given and changes nothing."""
+    for name, servers in UNDERSTOOD.items():
+        if not _given(options, name):
+            continue
+        if options.engine not in servers:
+            instead = INSTEAD.get(name, "remove it")
+            raise SpecError(name, f"{_word(name)} changes nothing with --policy {options.engine}: {instead}")
+        if (lacking := _LACKING.get(name)) and (why := lacking(options, cache_layers(study.model))):
+            raise SpecError(name, f"{_word(name)} changes nothing {why}: remove it")
+
+
+def _given(options: ServerOptions, name: str) -> bool:
+    value = getattr(options, name)
+    return value not in (None, 0, False) and not (name in ("pp", "dcp", "dp_attention") and value == 1)
+
+
+def _word(name: str) -> str:
+    return WORDS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _no_windows(options: ServerOptions, kept: Kept) -> str:
+    if not any(layer.window is not None for layer in kept):
+        return "for a model without window layers"
+    old = options.engine == "vllm" and options.version is not None and parse_version(options.version) < VLLM_HYBRID
+    return "before vLLM 0.9.1, where window layers always keep the whole context" if old else ""
+
+
+def _no_states(options: ServerOptions, kept: Kept) -> str:
+    return "" if any(layer.kind == RECURRENT for layer in kept) else "for a model without recurrent layers"
+
+
+def _no_draft(options: ServerOptions, kept: Kept) -> str:
+    return "" if options.speculative_layers or not _no_states(options, kept) else "without --speculative-layers"
+
+
+_LACKING: Mapping[str, Callable[[ServerOptions, Kept], str]] = {
+    "disable_hybrid": _no_windows,
+    "prefix_caching_of_states": _no_states,
+    "speculative_tokens": _no_draft,
+}

@@ -1,0 +1,57 @@
+"""Why a server would not start, whatever its memory; and what to know where it starts all the same.
+
+vLLM (``_get_and_verify_max_len``) and SGLang (``ModelConfig``) refuse a context beyond the model's unless a variable
+of the environment allows it. llama.cpp caps every slot at the model's context, transformers goes on without a word.
+"""
+
+from __future__ import annotations
+
+from calc.servers.budget import visible_bytes
+from calc.servers.records import ServerReport
+from calc.units import format_decimal
+
+ALLOWED_BY = {
+    "vllm": ("--max-model-len", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"),
+    "sglang": ("--context-length", "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"),
+}
+"""The option that asks for a context, and the variable that allows one beyond the model's."""
+OVERHEADS = ("activation_bytes", "non_torch_bytes", "cuda_graph_bytes")
+
+
+def context_refusal(report: ServerReport) -> str | None:
+    """That the server refuses the context: it is longer than the model's."""
+    most, asked = report.study.model.max_context, report.context
+    if most is None or asked <= most or report.options.engine not in ALLOWED_BY:
+        return None
+    option, variable = ALLOWED_BY[report.options.engine]
+    return (
+        f"{option} {asked:,} is longer than the model's context limit of {most:,} tokens "
+        f"({variable}=1 or rotary scaling in the config lifts it)"
+    )
+
+
+def context_remark(report: ServerReport) -> str | None:
+    """What becomes of a context beyond the model's where the server does not refuse it."""
+    most, asked = report.study.model.max_context, report.context
+    if most is None or asked <= most or report.options.engine in ALLOWED_BY:
+        return None
+    said = f"the context of {asked:,} tokens is longer than the model's limit of {most:,}"
+    capped = report.options.engine == "llamacpp"
+    return f"{said}: {'llama.cpp caps each slot there' if capped else 'later positions were never trained'}"
+
+
+def pool_refusal(report: ServerReport) -> str | None:
+    """That the pool asked for is larger than what the device leaves beside the other parts, at their least."""
+    asked = report.options.kv_pool_bytes
+    if asked is None:
+        return None
+    held = sum(report.bands.get(name, (getattr(report, name),))[0] for name in OVERHEADS)
+    left = visible_bytes(report.study.device)[0] - report.weight_bytes_per_gpu - held
+    if asked <= left:
+        return None
+    return f"--kv-pool of {format_decimal(asked)} is more than the {format_decimal(max(0, left))} that are left per GPU"
+
+
+def refusal(report: ServerReport) -> str | None:
+    """Why the server of `report` would not start, whatever its cache holds; None where nothing speaks against it."""
+    return context_refusal(report) or pool_refusal(report)
