@@ -6,6 +6,7 @@ CalcError
 └── SourceError            a file or catalog name could not be used
     ├── UnknownName            not in the catalog (near names are offered)
     └── UnsupportedArchitecture  the config's model_type is not known: never guessed
+        └── CacheUnknown           the same of a file whose weights are known: they stand in the sentence
 
 "Does not fit" is not here: it is an answer.
 """
@@ -44,3 +45,13 @@ class UnknownName(SourceError):
 
 class UnsupportedArchitecture(SourceError):
     """A config whose model_type kvscope does not know."""
+
+
+class CacheUnknown(UnsupportedArchitecture):
+    """A file whose tensors say what its weights are, but not what its layers keep per token."""
+
+    def __init__(self, message: str, *, name: str, parameters: int, weight_bytes: int) -> None:
+        super().__init__(message)
+        self.name = name
+        self.parameters = parameters
+        self.weight_bytes = weight_bytes

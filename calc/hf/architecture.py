@@ -37,7 +37,7 @@ class Architecture:
     """One architecture. The defaults are those of a Llama: RMSNorm, gated MLP, no bias, nothing tied.
 
     Names:
-        `names` are the model_types that mean it; `gguf` is what GGUF files call it.
+        `names` are the model_types that mean it.
     Parts of a layer:
         `norm` is "rms" (a weight), "layer" (weight and bias), "layer_weight" (a LayerNorm without a bias) or "none";
         `norms` says how many of hidden_size a layer has, `sparse_norms` how many more a layer with experts has.
@@ -67,7 +67,6 @@ class Architecture:
     """
 
     names: tuple[str, ...] = ()
-    gguf: tuple[str, ...] = ()
     norm: str = "rms"
     norms: int = 2
     sparse_norms: int = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.parts import BIAS, NORM, OTHER, PARAMS, WHOLE, Tensor, check_sizes, heads_problem
+from calc.model.parts import BIAS, NORM, OTHER, PARAMS, WHOLE, Tensor, check_sizes, heads_problem, kv_heads_per_rank
 
 
 def latent_attention_params(
@@ -168,6 +168,32 @@ class Latent:
         name = f"{self.label.capitalize()} (per layer)"
         sizes = {"hidden_size": hidden_size, **sizes, **optional}
         return derive(name, latent_attention_params, unit=PARAMS, bias=self.bias, gated=self.gated, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpandedLatent(Latent):
+    """Latent attention that keeps K and V of every head (llama.cpp with files of before April 2025, and MiniCPM 3)."""
+
+    kind: ClassVar[str] = "expanded_latent"
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        return "latent attention, K and V of every head kept"
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements per cached token."""
+        return self.n_heads * (self.nope_dim + self.rope_dim + self.value_dim)
+
+    def attended(self, *, absorbed: bool = True) -> tuple[int, int, int]:
+        """Query heads, and the widths of a key and of a value as each head reads them."""
+        return self.n_heads, self.nope_dim + self.rope_dim, self.value_dim
+
+    def rank_cache_elements(self, tp: int) -> int:
+        """Cache elements per token on a rank of `tp`: those of its own heads."""
+        heads: int = kv_heads_per_rank(n_kv_heads=self.n_heads, tp=tp)
+        return self.cache_elements // self.n_heads * heads
 
 
 def is_zero(value: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calc.errors import SpecError
 from calc.model.spec import MAX_BYTES
@@ -19,17 +20,28 @@ STORED_NOTE = "weights as "
 EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply"
 
 
+class LayerBytes(NamedTuple):
+    """Bytes of one layer, and those of its routed experts among them."""
+
+    total: int
+    experts: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWeights:
     """Bytes of all weights, scales and zero points included; `name` says how they are stored.
 
     `split_bytes` are divided by tensor parallelism, `kv_bytes` follow the KV heads, `whole_bytes` every rank holds.
+    Where the tensors of a file were read, `components` are its bytes by the names of `Parameters.components`, and
+    `layers` those of each layer, bottom first: what a server needs that puts layers or experts on several devices.
     """
 
     name: str
     split_bytes: int
     kv_bytes: int
     whole_bytes: int
+    components: tuple[tuple[str, int], ...] = ()
+    layers: tuple[LayerBytes, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("split_bytes", "kv_bytes", "whole_bytes"):
@@ -61,6 +73,26 @@ def stored_format(model: ModelSpec) -> StorageFormat | None:
     return StorageFormat(model.stored.name, parameters(model).total, model.stored.total_bytes)
 
 
+def named_formats(formats: Mapping[str, int]) -> str:
+    """The name of a file's weights: the formats that take most of its bytes.
+
+    >>> named_formats({"F32": 5, "Q4_K": 90, "Q6_K": 20, "F16": 1})
+    'file (Q4_K, Q6_K, F32 …)'
+    """
+    order = sorted(formats, key=lambda name: -formats[name])
+    return f"file ({', '.join(order[:3])}{' …' if len(order) > 3 else ''})"
+
+
+def component_bytes(
+    model: ModelSpec, weight_format: StorageFormat, counts: Mapping[str, int]
+) -> dict[str, int | Fraction]:
+    """Bytes of each component of `counts` (parameters): a file's own, else by the bytes per element of the format."""
+    if model.stored is not None and model.stored.components and is_as_stored(model, weight_format):
+        own = dict(model.stored.components)
+        return {name: own.get(name, 0) for name in counts}
+    return {name: n * weight_format.bytes_per_element for name, n in counts.items()}
+
+
 def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:
     """Whether `weight_format` is the checkpoint's own (`stored_format`), not merely one of the same name: mxfp4."""
     stored = model.stored
@@ -78,17 +110,36 @@ def without_stored(model: ModelSpec, note: str) -> ModelSpec:
 
 def stored_document(stored: StoredWeights) -> dict[str, Any]:
     """As a plain mapping (TOML)."""
-    return {
-        "name": stored.name,
-        "split_bytes": stored.split_bytes,
-        "kv_bytes": stored.kv_bytes,
-        "whole_bytes": stored.whole_bytes,
-    }
+    document: dict[str, Any] = {name: getattr(stored, name) for name in _ALWAYS}
+    if stored.components:
+        document["components"] = dict(stored.components)
+    if stored.layers:
+        document["layers"] = [list(layer) for layer in stored.layers]
+    return document
+
+
+_ALWAYS = ("name", "split_bytes", "kv_bytes", "whole_bytes")
 
 
 def stored_from_document(document: Any) -> StoredWeights:
     """The inverse of `stored_document`. Raises SpecError."""
-    fields = {"name", "split_bytes", "kv_bytes", "whole_bytes"}
-    if not isinstance(document, dict) or set(document) != fields or not isinstance(document["name"], str):
-        raise SpecError("stored", f"stored must be a table of {', '.join(sorted(fields))}")
-    return StoredWeights(**document)
+    try:
+        values = dict(document)
+        components, layers = values.pop("components", {}), values.pop("layers", [])
+        if set(values) != set(_ALWAYS) or not isinstance(values["name"], str):
+            raise ValueError
+        return StoredWeights(
+            **values,
+            components=tuple((str(name), _bytes(n)) for name, n in components.items()),
+            layers=tuple(LayerBytes(_bytes(total), _bytes(experts)) for total, experts in layers),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError("stored", f"stored must be a table of {', '.join(sorted(_ALWAYS))}") from None
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_BYTES:
+        raise ValueError(value)
+    return value

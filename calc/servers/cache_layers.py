@@ -54,7 +54,7 @@ def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
 
 def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     """What one mixer keeps; None where it reads another layer's cache."""
-    from calc.model.layers import Attention, Latent, Stated
+    from calc.model.layers import Attention, ExpandedLatent, Latent, Stated
 
     if isinstance(mixer, Attention):
         if not mixer.keys:
@@ -70,6 +70,9 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
             value_dim=mixer.value_dim,
             window=mixer.window,
         )
+    if isinstance(mixer, ExpandedLatent):
+        key_dim = mixer.nope_dim + mixer.rope_dim
+        return CacheLayers(kind=FULL, layers=1, n_kv_heads=mixer.n_heads, key_dim=key_dim, value_dim=mixer.value_dim)
     if isinstance(mixer, Latent):
         index = mixer.index_elements
         return CacheLayers(kind=LATENT, layers=1, key_dim=mixer.cache_elements, index_elements=index, mixer="latent")

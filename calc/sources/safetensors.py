@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from calc.hf.reader import read_object
 from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.quantization import unquantized
 from calc.model.spec import MAX_BYTES, ModelSpec
-from calc.model.stored import StoredWeights
+from calc.model.stored import StoredWeights, named_formats
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""
@@ -126,14 +126,9 @@ def stored_in(files: Iterable[Path], *, skip: tuple[str, ...] = ()) -> tuple[Sto
             sizes[share_of(tensor.name)] += tensor.n_bytes
             formats[tensor.dtype] = formats.get(tensor.dtype, 0) + tensor.n_bytes
             elements += tensor.elements
-    return stored_from(sizes, formats), elements
-
-
-def stored_from(sizes: Mapping[str, int], formats: Mapping[str, int]) -> StoredWeights:
-    """The record of measured bytes, named by the formats that take most of them."""
-    order = sorted(formats, key=lambda name: -formats[name])
-    named = ", ".join(order[:3]) + (" …" if len(order) > 3 else "")
-    return StoredWeights(name=f"file ({named})", split_bytes=sizes[SPLIT], kv_bytes=sizes[KV], whole_bytes=sizes[WHOLE])
+    split, kv, whole = (sizes[share] for share in (SPLIT, KV, WHOLE))
+    name = named_formats(formats)
+    return StoredWeights(name=name, split_bytes=split, kv_bytes=kv, whole_bytes=whole), elements
 
 
 def share_of(name: str) -> str:

@@ -39,4 +39,3 @@ LINEAGES = (
 )  # fmt: skip
 ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}
-BY_GGUF: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.gguf}

@@ -10,7 +10,7 @@ _COHERE = replace(BIASED, norm="layer_weight", norms=1, tied=True)
 _COHERE2 = replace(_COHERE, window="every:4", default_window=4096)
 
 ARCHITECTURES = (
-    replace(_COHERE, names=("cohere",), gguf=("command-r",), qk_norm="each", qk_key=("use_qk_norm", False)),
-    replace(_COHERE2, names=("cohere2", "cohere2_vision"), gguf=("cohere2",), defaults={"head_dim": 128}),
+    replace(_COHERE, names=("cohere",), qk_norm="each", qk_key=("use_qk_norm", False)),
+    replace(_COHERE2, names=("cohere2", "cohere2_vision"), defaults={"head_dim": 128}),
     replace(_COHERE2, names=("cohere2_moe",)),
 )

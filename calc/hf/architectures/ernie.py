@@ -10,6 +10,6 @@ _USE_BIAS = ("use_bias", False)
 _ERNIE = Architecture(qkv_bias=_USE_BIAS, o_bias=_USE_BIAS, mlp_bias=_USE_BIAS, tied=True)
 
 ARCHITECTURES = (
-    replace(_ERNIE, names=("ernie4_5",), gguf=("ernie4_5",)),
+    replace(_ERNIE, names=("ernie4_5",)),
     replace(_ERNIE, names=("ernie4_5_moe", "ernie4_5_vl_moe_text"), head_bias=_USE_BIAS, router_bias=True),
 )

@@ -9,7 +9,7 @@ from calc.hf.architecture import Architecture
 _EXAONE4 = Architecture(qk_norm="head", window="every:4", default_window=4096)
 
 ARCHITECTURES = (
-    Architecture(names=("exaone",), gguf=("exaone",)),
-    replace(_EXAONE4, names=("exaone4", "exaone4_5_text"), gguf=("exaone4",)),
+    Architecture(names=("exaone",)),
+    replace(_EXAONE4, names=("exaone4", "exaone4_5_text")),
     replace(_EXAONE4, names=("exaone_moe",)),
 )

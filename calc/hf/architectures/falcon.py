@@ -30,7 +30,6 @@ def _falcon_h1_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_
 ARCHITECTURES = (
     Architecture(
         names=("falcon", "RefinedWeb", "RefinedWebModel"),
-        gguf=("falcon",),
         norm="layer",
         gated=False,
         qkv_bias=("bias", False),

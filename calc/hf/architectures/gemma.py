@@ -162,9 +162,9 @@ def _linear_recurrence(reader: Reader, hidden_size: int) -> Stated:
 
 
 ARCHITECTURES = (
-    replace(_GEMMA, names=("gemma",), gguf=("gemma",)),
-    replace(_GEMMA, names=("gemma2",), gguf=("gemma2",), norms=4, window="every:2", default_window=4096),
-    replace(_GEMMA3, names=("gemma3_text", "gemma3"), gguf=("gemma3",), default_window=4096),
+    replace(_GEMMA, names=("gemma",)),
+    replace(_GEMMA, names=("gemma2",), norms=4, window="every:2", default_window=4096),
+    replace(_GEMMA3, names=("gemma3_text", "gemma3"), default_window=4096),
     replace(
         _GEMMA3,
         names=("gemma3n_text", "gemma3n"),

@@ -23,7 +23,7 @@ ARCHITECTURES = (
         adapt=_chatglm,
     ),
     Architecture(names=("glm",), qkv_bias=ATTENTION_BIAS),
-    Architecture(names=("glm4", "glm4v_text"), gguf=("glm4",), norms=4, qkv_bias=ATTENTION_BIAS),
+    Architecture(names=("glm4", "glm4v_text"), norms=4, qkv_bias=ATTENTION_BIAS),
     replace(_GLM4_MOE, names=("glm4_moe", "glm4v_moe_text")),
     replace(_GLM4_MOE, names=("solar_open",)),
     replace(BIASED, names=("glm4_moe_lite",), first_dense=True),

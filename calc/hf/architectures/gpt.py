@@ -52,19 +52,18 @@ def _japanese_outer(reader: Reader) -> Outer:
 
 
 ARCHITECTURES = (
-    replace(_GPT, names=("gpt2", "gpt2_lm"), gguf=("gpt2",), positions=0, default_positions=1024),
+    replace(_GPT, names=("gpt2", "gpt2_lm"), positions=0, default_positions=1024),
     replace(_GPT, names=("gpt-sw3",), positions=0, default_positions=1024),
     replace(_GPT, names=("gpt_bigcode",), positions=0, default_positions=1024),
     replace(_GPT, names=("gpt_neo",), unused=("window_size",), positions=0, default_positions=2048, qkv_bias=False),
     replace(_GPT, names=("openai-gpt",), positions=0, default_positions=512, final_norm=False),
     replace(_GPT, names=("biogpt",), positions=2),
-    replace(_GPT, names=("bloom",), gguf=("bloom",), embedding_norm=True),
+    replace(_GPT, names=("bloom",), embedding_norm=True),
     replace(_GPTJ, names=("gptj",)),
     replace(_GPTJ, names=("codegen",)),
     replace(
         _PLAIN,
         names=("gpt_neox",),
-        gguf=("gptneox",),
         qkv_bias=("attention_bias", True),
         o_bias=("attention_bias", True),
         mlp_bias=True,
@@ -90,7 +89,6 @@ ARCHITECTURES = (
     ),
     Architecture(
         names=("mpt",),
-        gguf=("mpt",),
         norm="layer_weight",
         gated=False,
         tied=True,
@@ -103,7 +101,6 @@ ARCHITECTURES = (
     replace(
         _PLAIN,
         names=("starcoder2",),
-        gguf=("starcoder2",),
         qkv_bias=("use_bias", True),
         o_bias=("use_bias", True),
         mlp_bias=("use_bias", True),
@@ -120,7 +117,6 @@ ARCHITECTURES = (
     replace(_PLAIN, names=("nemotron",), qkv_bias=ATTENTION_BIAS, o_bias=ATTENTION_BIAS, mlp_bias=MLP_BIAS),
     Architecture(
         names=("gpt_oss",),
-        gguf=("gpt-oss",),
         qkv_bias=("attention_bias", True),
         o_bias=("attention_bias", True),
         expert_bias=True,

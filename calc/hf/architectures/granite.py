@@ -10,7 +10,7 @@ _ONE_FULL_OF_FOUR = ("full_attention", *("sliding_attention",) * 3)
 _SLIDING = replace(BIASED, sinks=True, default_window=128, layer_types=_ONE_FULL_OF_FOUR)
 
 ARCHITECTURES = (
-    replace(BIASED, names=("granite",), gguf=("granite",), mlp_bias=MLP_BIAS),
+    replace(BIASED, names=("granite",), mlp_bias=MLP_BIAS),
     replace(_SLIDING, names=("granite_swa",), mlp_bias=MLP_BIAS, tied=True),
     replace(BIASED, names=("granitemoe",)),
     replace(_SLIDING, names=("granitemoe_swa",)),

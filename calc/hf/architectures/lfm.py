@@ -45,7 +45,6 @@ ARCHITECTURES = (
     Architecture(
         names=("lfm2",),
         unused=("conv_L_cache",),
-        gguf=("lfm2",),
         qk_norm="head",
         tied=True,
         needs_inner=False,

@@ -102,7 +102,7 @@ def _with_gate(mixer: Mixer, hidden_size: int, *, per_head: bool) -> Mixer:
 
 
 ARCHITECTURES = (
-    replace(_LLAMA, names=("llama", "llava", "llava_llama", "iquestcoder"), gguf=("llama",)),
+    replace(_LLAMA, names=("llama", "llava", "llava_llama", "iquestcoder")),
     replace(BIASED, names=("llama4_text", "llama4"), shared_is_dense=True),
     Architecture(names=("mllama_text_model", "mllama"), layers=_llama_vision_layers, outer=_llama_vision_outer),
     Architecture(names=("skywork",)),
@@ -110,8 +110,8 @@ ARCHITECTURES = (
     Architecture(names=("baichuan",)),
     Architecture(names=("yi", "Yi")),
     Architecture(names=("aquila",)),
-    Architecture(names=("orion",), gguf=("orion",), norm="layer"),
-    replace(_LLAMA, names=("smollm3",), gguf=("smollm3",), window="upper", tied=True),
+    Architecture(names=("orion",), norm="layer"),
+    replace(_LLAMA, names=("smollm3",), window="upper", tied=True),
     replace(_LLAMA, names=("arcee",), gated=False),
     replace(_LLAMA, names=("aria_text",)),
     replace(_LLAMA, names=("hyperclovax",), adapt=_hyperclovax),
@@ -151,7 +151,6 @@ ARCHITECTURES = (
     Architecture(names=("helium",), qkv_bias=ATTENTION_BIAS, mlp_bias=MLP_BIAS),
     Architecture(
         names=("seed_oss",),
-        gguf=("seed_oss",),
         qkv_bias=("attention_bias", True),
         o_bias=("attention_out_bias", False),
         mlp_bias=MLP_BIAS,

@@ -36,9 +36,9 @@ def _hybrid_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_siz
 
 ARCHITECTURES = (
     replace(BIASED, names=("olmo",), norm="none"),
-    replace(_OLMO2, names=("olmo2",), gguf=("olmo2",)),
+    replace(_OLMO2, names=("olmo2",)),
     replace(_OLMO2, names=("olmo3",), window="every:4", default_window=4096),
-    replace(_OLMO2, names=("olmoe",), gguf=("olmoe",)),
+    replace(_OLMO2, names=("olmoe",)),
     replace(_OLMO2, names=("flex_olmo",)),
     replace(_OLMO2, names=("olmo_hybrid",), layers=_hybrid_layers),
 )

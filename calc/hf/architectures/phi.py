@@ -7,7 +7,6 @@ from calc.hf.architecture import ATTENTION_BIAS, Architecture
 ARCHITECTURES = (
     Architecture(
         names=("phi",),
-        gguf=("phi2",),
         norm="layer",
         norms=1,
         qk_norm="head",
@@ -18,7 +17,7 @@ ARCHITECTURES = (
         mlp_bias=True,
         head_bias=True,
     ),
-    Architecture(names=("phi3", "phi3_v", "phi4mm", "phi4_multimodal"), gguf=("phi3",), window="all"),
+    Architecture(names=("phi3", "phi3_v", "phi4mm", "phi4_multimodal"), window="all"),
     Architecture(
         names=("phi3small",),
         norm="layer",

@@ -15,7 +15,6 @@ def _stablelm(reader: Reader, arch: Architecture) -> Architecture:
 ARCHITECTURES = (
     Architecture(
         names=("stablelm", "stablelm_epoch"),
-        gguf=("stablelm",),
         norm="layer",
         qkv_bias=("use_qkv_bias", False),
         qk_norm="each",

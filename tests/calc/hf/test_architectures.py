@@ -7,7 +7,7 @@ import pytest
 
 from calc.errors import UnsupportedArchitecture
 from calc.hf import architectures, spec_from_config
-from calc.hf.architectures import ARCHITECTURES, BY_GGUF, BY_MODEL_TYPE, LINEAGES
+from calc.hf.architectures import ARCHITECTURES, BY_MODEL_TYPE, LINEAGES
 from calc.hf.fallback import NOT_COUNTED, NOT_DECODERS
 from calc.hf.unread import NO_SIZE
 from calc.model.count import parameters
@@ -39,9 +39,6 @@ class TestRecords:
         names = [name for record in ARCHITECTURES for name in record.names]
         assert len(names) == len(set(names)) == len(BY_MODEL_TYPE)
         assert not set(names) & (NOT_COUNTED | NOT_DECODERS)
-
-    def test_a_gguf_architecture_has_one_record(self):
-        assert len(BY_GGUF) == sum(len(record.gguf) for record in ARCHITECTURES)
 
     def test_every_module_of_a_lineage_is_listed(self):
         files = {path.stem for path in Path(architectures.__file__).parent.glob("*.py")} - {"__init__"}

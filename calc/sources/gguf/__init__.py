@@ -1,0 +1,12 @@
+"""GGUF files: a model by its tensors and metadata, weights exact to the byte. Only headers are read.
+
+The reading goes by rules that hold for every architecture: widths are those of the matrices, heads and states those
+of the metadata. What llama.cpp writes into its code (windows, shared caches) is in `windows` and `attention`.
+"""
+
+from __future__ import annotations
+
+from calc.sources.gguf.header import parts_of, read_header
+from calc.sources.gguf.model import read_gguf
+
+__all__ = ["parts_of", "read_gguf", "read_header"]

@@ -1,0 +1,140 @@
+"""Attention and latent attention of a layer, from its matrices and the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from calc.errors import SpecError
+from calc.model.latent import ExpandedLatent, Latent
+from calc.model.parts import Attention
+from calc.sources.gguf.facts import Block, Facts, Undetermined
+
+HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
+SHARED_KV = "attention.shared_kv_layers"
+KEEPS_FROM_START: Mapping[str, int] = {"gemma3n": 20}
+"""Layers from the first on that have a cache of their own, where llama.cpp writes their number into its code."""
+
+
+def attention(facts: Facts, block: Block, *, window: int | None, chunked: bool, n_layers: int) -> Attention:
+    """The attention of a layer with attn_q, or with attn_qkv. Raises Undetermined."""
+    i = block.index
+    n_heads, n_kv_heads = heads(facts, i)
+    shared = i >= _first_shared(facts, n_layers)
+    head_dim, value_dim = _widths(facts, block, n_heads, n_kv_heads, sliding=window is not None)
+    queries = block.rows("attn_q") if "attn_q" in block else _fused_queries(block, n_kv_heads, head_dim, value_dim)
+    fused = "attn_qkv" in block
+    try:
+        return Attention(
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            window=window,
+            chunked=chunked and window is not None,
+            qkv_bias=block.biased("attn_q", "attn_k", "attn_v", "attn_qkv"),
+            o_bias=block.biased("attn_output"),
+            gated=queries == 2 * n_heads * head_dim,
+            keys=not shared,
+            values=not shared and (fused or "attn_v" in block),
+            index_dim=block.rows("indexer.k_proj") if "indexer.k_proj" in block else 0,
+        )
+    except SpecError as error:
+        raise Undetermined(f"layer {i}: {error}") from None
+
+
+def heads(facts: Facts, layer: int) -> tuple[int, int]:
+    """Query heads and KV heads of a layer; where the latter are not stated, there is one for each query head."""
+    n_heads = facts.at(HEADS, layer)
+    if not n_heads:
+        raise facts.missing(HEADS)
+    n_kv_heads = facts.at(KV_HEADS, layer) if facts.get(KV_HEADS) is not None else n_heads
+    if not n_kv_heads:
+        raise Undetermined(f"layer {layer} has attention, but {facts.architecture}.{KV_HEADS} says 0")
+    return n_heads, n_kv_heads
+
+
+def _first_shared(facts: Facts, n_layers: int) -> int:
+    """The first layer that reads another layer's cache."""
+    stated = facts.maybe(SHARED_KV)
+    if stated is not None:
+        return n_layers - stated
+    return KEEPS_FROM_START.get(facts.architecture, n_layers)
+
+
+def _stated(facts: Facts, key: str, *, sliding: bool) -> int | None:
+    """The width that the metadata gives a head of a layer."""
+    own = facts.maybe(f"attention.{key}_length_swa") if sliding else None
+    return own or facts.maybe(f"attention.{key}_length") or None
+
+
+def _widths(facts: Facts, block: Block, n_heads: int, n_kv_heads: int, *, sliding: bool) -> tuple[int, int]:
+    """Widths of a key and of a value, by the rows of the matrices, or where they are one, by the metadata."""
+    key, value = (_stated(facts, name, sliding=sliding) for name in ("key", "value"))
+    usual = None if not (width := facts.maybe("embedding_length")) else width // n_heads
+    if "attn_k" in block:
+        key = _per_head(block, "attn_k", n_kv_heads, key)
+    elif "attn_qkv" in block:
+        key = key or usual
+    else:
+        key = key or _per_head(block, "attn_q", n_heads, None)
+    if "attn_v" in block:
+        value = _per_head(block, "attn_v", n_kv_heads, value)
+    elif "attn_qkv" in block:
+        value = value or usual
+    if not key:
+        raise facts.missing("attention.key_length")
+    return key, value or key
+
+
+def _per_head(block: Block, stem: str, n_heads: int, stated: int | None) -> int:
+    rows = block.rows(stem)
+    if rows % n_heads or (stated is not None and rows != n_heads * stated):
+        wanted = f"{n_heads:,} heads" if stated is None else f"{n_heads:,} heads of {stated:,}"
+        raise Undetermined(f"blk.{block.index}.{stem}.weight has {rows:,} rows, the metadata says {wanted}")
+    return rows // n_heads
+
+
+def _fused_queries(block: Block, n_kv_heads: int, head_dim: int, value_dim: int) -> int:
+    return block.rows("attn_qkv") - n_kv_heads * (head_dim + value_dim)
+
+
+# Latent attention
+
+
+def is_latent(block: Block) -> bool:
+    """Whether K and V come from a latent."""
+    return "attn_kv_a_mqa" in block
+
+
+def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
+    """The latent attention of a layer. Raises Undetermined."""
+    if window is not None:
+        raise Undetermined("windows over a latent are not known to kvscope")
+    n_heads, rank = facts.at(HEADS, block.index), _rank(facts, block)
+    if not n_heads:
+        raise facts.missing(HEADS)
+    rope = block.rows("attn_kv_a_mqa") - rank
+    low_rank = "attn_q_a" in block
+    query = block.rows("attn_q_b" if low_rank else "attn_q")
+    # Files from before llama.cpp knew latent caches have no key_length_mla: it keeps K and V of every head.
+    made = Latent if facts.maybe("attention.key_length_mla") else ExpandedLatent
+    indexed = "indexer.attn_k" in block and facts.at("attention.indexer.types", block.index) != 0
+    try:
+        return made(
+            n_heads=n_heads,
+            kv_lora_rank=rank,
+            nope_dim=query // n_heads - rope,
+            rope_dim=rope,
+            value_dim=block.columns("attn_output") // n_heads,
+            q_lora_rank=block.rows("attn_q_a") if low_rank else 0,
+            index_heads=block.rows("indexer.proj") if indexed else 0,
+            index_dim=block.rows("indexer.attn_k") if indexed else 0,
+        )
+    except SpecError as error:
+        raise Undetermined(f"layer {block.index}: {error}") from None
+
+
+def _rank(facts: Facts, block: Block) -> int:
+    if "attn_kv_a_norm" in block:
+        return block.columns("attn_kv_a_norm")
+    return facts.count("attention.kv_lora_rank")

@@ -1,0 +1,201 @@
+"""Layers of GGUF headers: what each architecture of llama.cpp keeps, windows, odd layers, contradictions."""
+
+import pytest
+
+from calc.errors import CacheUnknown
+from calc.model.cache import cache_elements, index_elements, state_elements
+from calc.model.count import parameters
+from calc.sources import load_model
+from calc.sources.gguf.architectures import BY_LAYERS, OTHERWISE
+from tests.calc import gguf_headers as g
+from tests.calc.gguf_headers import MLA, Published, heads, moe
+
+H, INNER, VOCAB = 64, 96, 128
+PLAIN = g.attention(H, 64, 32) | g.mlp(H, INNER) | g.norms(H)
+FOUR = heads(4, 2)
+
+
+def small(tmp_path, arch, layers, meta, **more):
+    """The model of a small header; elements of a plain layer: 2 KV heads of 16, K and V."""
+    return load_model(str(Published(arch, 0, layers, H, VOCAB, meta, **more).write(tmp_path / "m.gguf")))
+
+
+class TestEveryArchitecture:
+    @pytest.mark.parametrize("arch", sorted(BY_LAYERS))
+    def test_plain_layers_are_answered(self, tmp_path, arch):
+        """The tensors say what each layer has; no list of architectures is needed for that."""
+        meta = FOUR | {"attention.sliding_window_pattern": [True, True, True, False]}
+        model = small(tmp_path, arch, [PLAIN] * 4, meta)
+        assert parameters(model).total == 2 * VOCAB * H + H + 4 * (2 * 64 * H + 2 * 32 * H + 3 * H * INNER + 2 * H)
+        assert cache_elements(model).per_token == 4 * 64 or arch == "minimax-01"
+
+    def test_the_list_is_that_of_the_gguf_package(self):
+        """Every name of gguf-py is read by its layers or has its reason."""
+        gguf = pytest.importorskip("gguf")
+        names = set(gguf.MODEL_ARCH_NAMES.values()) - {"mmproj"}
+        others = {"clip", "wavtokenizer-dec"}
+        assert names - BY_LAYERS - set(OTHERWISE) <= others
+
+    @pytest.mark.parametrize("arch", [*sorted(OTHERWISE), "hyena"])
+    def test_an_unknown_cache_is_said_beside_the_weights(self, tmp_path, arch):
+        with pytest.raises(CacheUnknown, match="its cache is not known") as caught:
+            small(tmp_path, arch, [PLAIN] * 4, FOUR)
+        total = 2 * VOCAB * H + H + 4 * (2 * 64 * H + 2 * 32 * H + 3 * H * INNER + 2 * H)
+        assert caught.value.parameters == total
+        assert caught.value.weight_bytes == 2 * total + 2 * 9 * H  # norms take four bytes
+        assert f"{total:,} parameters" in str(caught.value)
+
+
+class TestOddLayers:
+    def test_rwkv7_keeps_a_state_alone(self, tmp_path):
+        mixing = {f"time_mix_{name}.weight": (H, H) for name in ("key", "value", "receptance", "output")}
+        channel = {"channel_mix_key.weight": (H, 4 * H), "channel_mix_value.weight": (4 * H, H)}
+        layer = mixing | channel | {"time_mix_w1.weight": (H, 8), "attn_norm.weight": (H,), "attn_norm_2.weight": (H,)}
+        model = small(tmp_path, "rwkv7", [layer] * 2, {"wkv.head_size": 16, "attention.head_count": 0})
+        assert (cache_elements(model).per_token, state_elements(model)) == (0, 2 * (H * 16 + 2 * H))
+        assert parameters(model).mlp == 2 * 8 * H * H
+
+    def test_lfm2_has_short_convolutions_and_a_norm_of_another_name(self, tmp_path):
+        layers = [g.short_conv(H, 3) | g.mlp(H, INNER) | g.norms(H), PLAIN]
+        outer = {"output_norm.weight": (), "token_embd_norm.weight": (H,)}
+        model = small(tmp_path, "lfm2moe", layers, heads(4, [0, 2]), outer=outer)
+        assert (cache_elements(model).full, state_elements(model), model.final_norm_size) == (64, 3 * H, H)
+        assert parameters(model).other == 0
+
+    def test_deci_layers_without_attention_keep_nothing(self, tmp_path):
+        linear = {"attn_output.weight": (H, H), **g.mlp(H, INNER), **g.norms(H)}
+        layers = [PLAIN, linear, g.mlp(H, INNER) | {"ffn_norm.weight": (H,)}]
+        model = small(tmp_path, "deci", layers, heads([4, 4, 0], [2, 0, 0]))
+        assert (cache_elements(model).full, parameters(model).other) == (64, H * H)
+
+    def test_minimax_01_has_lightning_attention_but_for_each_eighth(self, tmp_path):
+        lightning = {"attn_qkv.weight": (H, 3 * H), "attn_gate.weight": (H, H), "attn_output.weight": (H, H)}
+        layers = [lightning | g.experts(H, INNER, 4) | g.norms(H, "attn_norm_2")] * 7
+        layers += [g.attention(H, 64, 32) | g.experts(H, INNER, 4) | g.norms(H)]
+        model = small(tmp_path, "minimax-01", layers, FOUR | moe(4, 2) | {"attention.key_length": 16})
+        assert (cache_elements(model).full, state_elements(model)) == (64, 7 * 4 * 16 * 16)
+
+    def test_minimax_m3_keeps_keys_of_an_indexer(self, tmp_path):
+        index = {"indexer.q_proj.weight": (H, 2 * 8), "indexer.k_proj.weight": (H, 8), "indexer.k_norm.weight": (8,)}
+        model = small(tmp_path, "minimax-m3", [PLAIN, PLAIN | index], FOUR)
+        assert (cache_elements(model).full, index_elements(model)) == (128, 8)
+
+    def test_kimi_k3_experts_read_a_smaller_input(self, tmp_path):
+        sparse = g.experts(H, INNER, 4, width=32) | g.norms(H)
+        sparse |= {"ffn_routed_down.weight": (H, 32), "ffn_routed_up.weight": (32, H), "ffn_routed_norm.weight": (32,)}
+        delta = g.kimi_delta(H, 4, 16, 4)
+        del delta["ssm_g_a.weight"], delta["ssm_g_b.weight"]
+        latent = g.latent(H, 4, 32, 16, 8, 16)
+        layers = [delta | {"ssm_g.weight": (H, H)} | sparse, latent | {"attn_gate.weight": (H, H)} | sparse]
+        model = small(tmp_path, "kimi-k3", layers, heads(4, [0, 4]) | moe(4, 2) | MLA)
+        assert (cache_elements(model).latent, state_elements(model)) == (40, 4 * (16 * 16 + 3 * 16 * 4))
+        assert parameters(model).experts == 2 * 4 * 3 * 32 * INNER
+        assert parameters(model).idle == 2 * 2 * 3 * 32 * INNER
+
+    def test_plamo2_has_a_state_by_heads(self, tmp_path):
+        state = {
+            "ssm_in.weight": (H, 2 * H), "ssm_conv1d.weight": (4, H), "ssm_x.weight": (H, 64 + 2 * 8),
+            "ssm_dt.weight": (64, 4), "ssm_a": (4,), "ssm_d": (4,), "ssm_out.weight": (H, H),
+        }  # fmt: skip
+        model = small(tmp_path, "plamo2", [state | g.norms(H), PLAIN], heads(4, [0, 2]) | {"ssm.state_size": 8})
+        assert (cache_elements(model).full, state_elements(model)) == (64, H * (8 + 4))
+
+    def test_layers_gone_through_again_have_caches_of_their_own(self, tmp_path):
+        once = small(tmp_path, "nanbeige", [PLAIN] * 2, FOUR)
+        twice = small(tmp_path, "nanbeige", [PLAIN] * 2, FOUR | {"num_loops": 2})
+        assert parameters(twice).total == parameters(once).total
+        assert cache_elements(twice).full == 2 * cache_elements(once).full == 256
+
+    def test_codeshell_has_its_embedding_as_its_head(self, tmp_path):
+        model = small(tmp_path, "codeshell", [PLAIN], FOUR, outer={"token_embd.weight": ()})
+        assert (model.tied, parameters(model).embedding, parameters(model).head) == (True, VOCAB * H, 0)
+
+    def test_the_first_mixtrals_have_a_tensor_for_each_expert(self, tmp_path):
+        old = {f"ffn_{name}.{e}.weight": (H, INNER) for name in ("gate", "up") for e in range(4)}
+        old |= {f"ffn_down.{e}.weight": (INNER, H) for e in range(4)} | {"ffn_gate_inp.weight": (H, 4)}
+        layer = g.attention(H, 64, 32) | old | g.norms(H)
+        counts = parameters(small(tmp_path, "llama", [layer], FOUR | moe(4, 2)))
+        assert (counts.experts, counts.other, counts.idle) == (4 * 3 * H * INNER, 4 * H, 2 * 3 * H * INNER)
+
+    def test_multi_token_prediction_is_left_out_and_said(self, tmp_path):
+        extra = PLAIN | {"nextn.eh_proj.weight": (2 * H, H)}
+        model = small(tmp_path, "glm4moe", [PLAIN, extra], FOUR | {"nextn_predict_layers": 1})
+        assert model.n_layers == 1
+        assert parameters(model).total == parameters(small(tmp_path, "glm4moe", [PLAIN], FOUR)).total
+        assert any("further tokens (MTP)" in note for note in model.notes)
+
+    def test_scales_of_quantized_matrices_are_no_parameters(self, tmp_path):
+        scaled = PLAIN | {"attn_q.scale": (1,), "ffn_up.input_scale": (1,)}
+        tensors = [
+            (name, shape, 40 if name.endswith(("attn_q.weight", "ffn_up.weight")) else kind)
+            for name, shape, kind in g.model_tensors([scaled], H, VOCAB)
+        ]
+        path = g.write_header(tmp_path / "m.gguf", "llama", FOUR | {"embedding_length": H}, tensors)
+        assert parameters(load_model(str(path))).total == parameters(small(tmp_path, "llama", [PLAIN], FOUR)).total
+
+
+class TestWindows:
+    """Which layers slide: of a period the last is full, or the first; a list of flags goes before the period."""
+
+    @pytest.mark.parametrize(
+        ("arch", "meta", "slides"),
+        [
+            ("gemma2", {}, "10101010"),
+            ("gemma3", {"attention.sliding_window": 4096}, "11111011"),
+            ("gemma3", {}, "00000000"),
+            ("gemma3", {"attention.sliding_window": 4096, "attention.sliding_window_pattern": 2}, "10101010"),
+            ("cohere2", {"attention.sliding_window": 4096}, "11101110"),
+            ("cohere2moe", {"attention.sliding_window": 4096}, "01110111"),
+            ("gpt-oss", {"attention.sliding_window": 4096}, "10101010"),
+            ("olmo2", {"attention.sliding_window": 4096}, "11101110"),
+            ("olmo2", {}, "00000000"),
+            ("phi3", {"attention.sliding_window": 4096}, "00000000"),
+            ("llama", {"attention.sliding_window": 4096}, "00000000"),
+            ("qwen2", {"attention.sliding_window": 4096}, "00000000"),
+            ("exaone4", {"attention.sliding_window": 4096}, "00000000"),
+            ("smallthinker", {"attention.sliding_window": 4096}, "01110111"),
+            ("plamo3", {"attention.sliding_window": 4096}, "11111110"),
+            (
+                "step35",
+                {"attention.sliding_window": 4096, "attention.sliding_window_pattern": [False, True] * 4},
+                "01010101",
+            ),
+        ],
+    )
+    def test_pattern(self, tmp_path, arch, meta, slides):
+        model = small(tmp_path, arch, [PLAIN] * 8, FOUR | meta)
+        windows = [layer.mixers[0].window for layer in model.layers]
+        assert windows == [4096 if slide == "1" else None for slide in slides]
+        unused = any("is not used" in note for note in model.notes)
+        assert unused is ("attention.sliding_window" in meta and "1" not in slides)
+
+    def test_llama4_chunks_whatever_the_file_says(self, tmp_path):
+        model = small(tmp_path, "llama4", [PLAIN] * 4, FOUR)
+        assert [(layer.mixers[0].window, layer.mixers[0].chunked) for layer in model.layers] == [
+            (8192, True), (8192, True), (8192, True), (None, False),
+        ]  # fmt: skip
+        whole = small(tmp_path, "llama4", [PLAIN] * 4, FOUR | {"attention.sliding_window": 0})
+        assert whole.n_sliding_layers == 0
+
+    def test_a_list_that_must_be_there_is_named(self, tmp_path):
+        with pytest.raises(CacheUnknown, match=r"gemma4\.attention\.sliding_window_pattern missing"):
+            small(tmp_path, "gemma4", [PLAIN], FOUR | {"attention.sliding_window": 512})
+
+
+class TestContradictions:
+    @pytest.mark.parametrize(
+        ("layers", "meta", "says"),
+        [
+            ([PLAIN], {}, r"llama\.attention\.head_count missing"),
+            ([PLAIN], heads(4, 3), r"blk\.0\.attn_k\.weight has 32 rows, the metadata says 3 heads"),
+            ([PLAIN], heads(4, 2, key=32), "the metadata says 2 heads of 32"),
+            ([PLAIN] * 2, heads([4], 2), "has 1 entries: none for layer 1"),
+            ([PLAIN] * 2, FOUR | {"block_count": 3}, "block_count says 3 layers, the file has 2"),
+            ([g.norms(H) | g.attention(H, 64, 32) | g.experts(H, 8, 4)], FOUR, "expert_used_count missing"),
+            ([g.norms(H) | g.mlp(H, INNER)], FOUR, "no layer of m keeps anything"),
+            ([PLAIN, {}], FOUR, "block_count says 2 layers, the file has 1"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, tmp_path, layers, meta, says):
+        with pytest.raises(CacheUnknown, match=says):
+            small(tmp_path, "llama", layers, meta)
