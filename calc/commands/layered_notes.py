@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calc.fit.memory import MemoryReport
-from calc.model.cache import cache_elements, index_elements, state_elements, state_format
+from calc.model.cache import cache_elements, fp32_elements, index_elements, state_elements, state_format
 from calc.model.parts import mixers_of
 from calc.units import format_bytes_exact, format_count, format_decimal
 
@@ -62,7 +62,12 @@ def _cache_notes(report: MemoryReport) -> list[str]:
 
 
 def _state_notes(report: MemoryReport) -> list[str]:
-    elements = state_elements(report.study.model)
+    elements, waiting = state_elements(report.study.model), fp32_elements(report.study.model)
+    if waiting:
+        return [
+            f"Tokens that no row of the compressed cache has yet take {waiting:,} elements per sequence, which servers "
+            f"keep in fp32 ({format_bytes_exact(4 * waiting)}), whatever the context."
+        ]
     if not elements:
         return []
     stored = state_format(report.study.kv_format)

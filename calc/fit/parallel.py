@@ -20,7 +20,7 @@ from typing import Any
 
 from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
-from calc.model.cache import CacheElements, held_elements, held_request_term, state_format
+from calc.model.cache import CacheElements, held_elements, held_request_term, mixers_state_bytes
 from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.model.parts import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
@@ -365,8 +365,7 @@ def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
 
 
 def _state_bytes(study: Study, spec: ParallelSpec, part: _Part) -> int:
-    elements = sum(n * mixer.rank_state_elements(spec.attention_tp) for mixer, n in part.mixers().items())
-    return ceil(elements * state_format(study.kv_format).bytes_per_element)
+    return mixers_state_bytes(part.mixers(), study.kv_format, spec.attention_tp)
 
 
 def _batch_term(study: Study, part: _Part, weights: Number, kv: Number, state: int) -> Term:

@@ -189,10 +189,18 @@ def _model(name: str, source: str, layers: tuple[LayerSpec, ...], sizes: Mapping
 
 
 def _with_stored(reader: Reader, spec: ModelSpec) -> ModelSpec:
-    stored = stored_weights(reader.config, spec, reader.source)
+    stored = stored_weights(_with_expert_dtype(reader.config), spec, reader.source)
     if stored is not None:
         reader.notes.append(f"weights as the config says: {stored.name}, {stored.total_bytes:,} B")
     return replace(spec, stored=stored, notes=tuple(reader.notes))
+
+
+def _with_expert_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with what DeepSeek-V4 says of its experts' format where the other formats are said."""
+    quantized = config.get("quantization_config")
+    if not isinstance(quantized, dict) or "expert_dtype" not in config:
+        return config
+    return {**config, "quantization_config": {"expert_dtype": config["expert_dtype"], **quantized}}
 
 
 def _check_stated(reader: Reader, arch: Architecture) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from calc.explain.terms import Number, Term, derive, minimum
+from calc.explain.terms import Term, derive, minimum
 from calc.model.parts import Attention, kv_heads_per_rank, mixers_of
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS, StorageFormat
@@ -93,12 +93,15 @@ def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
     return kv_request_bytes / n_kv_heads * kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp)
 
 
-def state_bytes(*, state_elements: Any, state_element_bytes: Any) -> Any:
-    """Bytes of the recurrent layers' state, a sequence."""
-    return state_elements * state_element_bytes
+def state_bytes(*, state_elements: Any = 0, state_element_bytes: Any = 0, fp32_elements: Any = 0) -> Any:
+    """Bytes of a sequence's state: of recurrent layers, and of what is kept in fp32 whatever the format."""
+    return state_elements * state_element_bytes + 4 * fp32_elements
 
 
 # Elements
+
+ONE_ROW = ("latent", "compressor")
+"""Kinds that keep a row for all heads, on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
     windowed: dict[int, int] = {}
     for mixer, n in mixers.items():
         each = n * (mixer.cache_elements if elements is None else elements(mixer))
-        if mixer.kind == "latent":
+        if mixer.kind in ONE_ROW:
             latent += each
         elif mixer.window is None:
             full += each
@@ -142,7 +145,17 @@ def index_elements(model: ModelSpec) -> int:
 
 def state_elements(model: ModelSpec) -> int:
     """Elements per sequence that recurrent layers keep, whatever its length."""
-    return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items())
+    return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items() if not in_fp32(mixer))
+
+
+def fp32_elements(model: ModelSpec) -> int:
+    """Elements per sequence that are kept in fp32 whatever the format: tokens that are not compressed yet."""
+    return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items() if in_fp32(mixer))
+
+
+def in_fp32(mixer: Mixer) -> bool:
+    """Whether a mixer's state is in fp32 whatever the cache's format."""
+    return bool(getattr(mixer, "fp32_state", False))
 
 
 def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
@@ -162,13 +175,17 @@ def rank_state_term(model: ModelSpec, kv_format: StorageFormat, tp: int) -> Term
 
     Heads are divided; Mamba-2 keeps at least one group.
     """
-    elements = sum(n * mixer.rank_state_elements(tp) for mixer, n in mixers_of(model.layers).items())
-    return _state_term("State per sequence and GPU", elements, kv_format)
+    return mixers_state_term("State per sequence and GPU", mixers_of(model.layers), kv_format, tp)
 
 
 def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
     """State bytes per sequence on a rank of `tp`."""
-    term = rank_state_term(model, kv_format, tp)
+    return mixers_state_bytes(mixers_of(model.layers), kv_format, tp)
+
+
+def mixers_state_bytes(mixers: Mapping[Mixer, int], kv_format: StorageFormat, tp: int) -> int:
+    """`rank_state_bytes` of any mixers, how many there are of each."""
+    term = mixers_state_term("State", mixers, kv_format, tp)
     return 0 if term is None else ceil(term.value)
 
 
@@ -235,14 +252,17 @@ def held_request_term(name: str, elements: CacheElements, kv_format: StorageForm
 
 def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
     """State bytes per sequence with the derivation; None where no layer has a state."""
-    return _state_term("State per sequence", state_elements(model), kv_format)
+    return mixers_state_term("State per sequence", mixers_of(model.layers), kv_format, 1)
 
 
-def _state_term(name: str, elements: Number, kv_format: StorageFormat) -> Term | None:
-    if not elements:
+def mixers_state_term(name: str, mixers: Mapping[Mixer, int], kv_format: StorageFormat, tp: int) -> Term | None:
+    """State bytes per sequence of `mixers` on a rank of `tp`: as the cache is stored, or in fp32 where it always is."""
+    held: dict[bool, Any] = {True: 0, False: 0}
+    for mixer, n in mixers.items():
+        held[in_fp32(mixer)] += n * mixer.rank_state_elements(tp)
+    numbers = _present(state_elements=held[False], fp32_elements=held[True])
+    if not numbers:
         return None
-    numbers: dict[str, Any] = {
-        "state_elements": elements,
-        "state_element_bytes": state_format(kv_format).bytes_per_element,
-    }
+    if held[False]:
+        numbers["state_element_bytes"] = state_format(kv_format).bytes_per_element
     return derive(name, state_bytes, unit="B", **numbers)

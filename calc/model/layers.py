@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from calc.errors import SpecError
+from calc.model.compressed import Compressor, WindowRow
 from calc.model.experts import Experts, expert_params, routed_params
 from calc.model.latent import ExpandedLatent, Latent, indexer_params, latent_attention_params
 from calc.model.parts import (
@@ -35,14 +36,26 @@ from calc.model.recurrent import (
 )
 
 __all__ = [
-    "Attention", "Dense", "ExpandedLatent", "Experts", "FeedForward", "GatedDelta", "KimiDelta", "Latent", "LayerSpec",
-    "Mamba1", "Mamba2", "Mixer", "ShortConv", "Stated", "expert_params", "gated_delta_params", "grouped",
-    "indexer_params",
-    "kimi_delta_params", "latent_attention_params", "layers_document", "layers_from_document", "mamba1_params",
-    "mamba2_params", "mixed_attention_params", "mixers_of", "routed_params", "shared_objects", "short_conv_params",
+    "Attention", "Compressor", "Dense", "ExpandedLatent", "Experts", "FeedForward", "GatedDelta", "KimiDelta", "Latent",
+    "LayerSpec", "Mamba1", "Mamba2", "Mixer", "ShortConv", "Stated", "WindowRow", "expert_params", "gated_delta_params",
+    "grouped", "indexer_params", "kimi_delta_params", "latent_attention_params", "layers_document",
+    "layers_from_document", "mamba1_params", "mamba2_params", "mixed_attention_params", "mixers_of", "routed_params",
+    "shared_objects", "short_conv_params",
 ]  # fmt: skip
 
-Mixer = Attention | Latent | ExpandedLatent | Mamba1 | Mamba2 | GatedDelta | KimiDelta | ShortConv | Stated
+Mixer = (
+    Attention
+    | Latent
+    | ExpandedLatent
+    | WindowRow
+    | Compressor
+    | Mamba1
+    | Mamba2
+    | GatedDelta
+    | KimiDelta
+    | ShortConv
+    | Stated
+)
 FeedForward = Dense | Experts
 
 KINDS: Mapping[str, type] = {
@@ -51,6 +64,8 @@ KINDS: Mapping[str, type] = {
         Attention,
         Latent,
         ExpandedLatent,
+        WindowRow,
+        Compressor,
         Mamba1,
         Mamba2,
         GatedDelta,

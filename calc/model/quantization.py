@@ -178,11 +178,16 @@ def _fp8(quant: _Quant) -> Scheme:
     if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and 0 < n < 2**20 for n in block):
         raise quant.fail("weight_block_size must be two numbers such as [128, 128]")
     high, wide = block
+    fp4_experts = str(quant.raw.get("expert_dtype")) == "fp4"
+    scale = 1 if fp4_experts and quant.raw.get("scale_fmt") == "ue8m0" else 4
 
     def size(rows: int, columns: int) -> int:
-        return rows * columns + 4 * cdiv(rows, high) * cdiv(columns, wide)
+        return rows * columns + scale * cdiv(rows, high) * cdiv(columns, wide)
 
-    return Scheme(f"fp8, blocks of {high} x {wide}", size, ignored=ignored)
+    name = f"fp8, blocks of {high} x {wide}"
+    if fp4_experts:  # DeepSeek-V4
+        return Scheme(f"{name}, experts in mxfp4", size, ignored=ignored, groups=((("experts",), _mxfp4_bytes),))
+    return Scheme(name, size, ignored=ignored)
 
 
 def _fbgemm(quant: _Quant) -> Scheme:

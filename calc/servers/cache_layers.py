@@ -54,7 +54,7 @@ def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
 
 def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     """What one mixer keeps; None where it reads another layer's cache."""
-    from calc.model.layers import Attention, ExpandedLatent, Latent, Stated
+    from calc.model.layers import Attention, Compressor, ExpandedLatent, Latent, Stated, WindowRow
 
     if isinstance(mixer, Attention):
         if not mixer.keys:
@@ -76,6 +76,8 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     if isinstance(mixer, Latent):
         index = mixer.index_elements
         return CacheLayers(kind=LATENT, layers=1, key_dim=mixer.cache_elements, index_elements=index, mixer="latent")
+    if isinstance(mixer, WindowRow | Compressor):
+        raise SpecError("layers", "how a server stores the cache of compressed attention is not counted")
     if isinstance(mixer, Stated):
         raise SpecError("layers", f"how a server stores the state of a {mixer.label} layer is not known")
     return _recurrent(mixer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calc.commands.tables import Column, Row, Table
 from calc.explain.terms import Term, derive, minimum
+from calc.model.cache import ONE_ROW
 from calc.model.spec import ModelSpec, Study
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal
 
@@ -72,7 +73,7 @@ def _keeps_mark(layer: LayerSpec) -> str:
 
 
 def _mixer_mark(mixer: Mixer) -> str:
-    if mixer.kind == "latent":
+    if mixer.kind in ONE_ROW:
         return LATENT
     if mixer.state_elements:
         return STATE

@@ -9,6 +9,7 @@ from calc.hf.architectures import (
     cohere,
     dbrx,
     deepseek,
+    deepseek_v4,
     ernie,
     exaone,
     falcon,
@@ -34,8 +35,8 @@ from calc.hf.architectures import (
 )
 
 LINEAGES = (
-    cohere, dbrx, deepseek, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm, kimi_linear, lfm, llama,
-    mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, zamba,
+    cohere, dbrx, deepseek, deepseek_v4, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm,
+    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, zamba,
 )  # fmt: skip
 ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}

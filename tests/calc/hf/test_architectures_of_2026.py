@@ -2,10 +2,12 @@
 
 import pytest
 
+from calc.errors import SourceError
 from calc.hf import spec_from_config
-from calc.model.cache import cache_elements, index_elements, state_elements
+from calc.model.cache import cache_elements, fp32_elements, index_elements, request_term, state_elements
 from calc.model.count import model_tensors, parameters
 from calc.model.layers import layers_document, layers_from_document
+from calc.model.storage import FORMATS
 
 
 def read(config):
@@ -104,3 +106,79 @@ def test_minimax_m3():
     assert parameters(spec).total == 426_174_565_632
     assert cache_elements(spec).full == 60 * 2 * 4 * 128
     assert index_elements(spec) == 57 * 128
+
+
+RATIOS = [0, 0, *[4, 128] * 20, 4, 0]
+V4_FLASH = {
+    "model_type": "deepseek_v4", "hidden_size": 4096, "num_hidden_layers": 43, "num_attention_heads": 64,
+    "num_key_value_heads": 1, "head_dim": 512, "qk_rope_head_dim": 64, "q_lora_rank": 1024, "o_groups": 8,
+    "o_lora_rank": 1024, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1,
+    "num_experts_per_tok": 6, "vocab_size": 129280, "hc_mult": 4, "hc_sinkhorn_iters": 20, "index_head_dim": 128,
+    "index_n_heads": 64, "index_topk": 512, "num_hash_layers": 3, "sliding_window": 128, "compress_ratios": RATIOS,
+    "num_nextn_predict_layers": 1, "max_position_embeddings": 1048576, "tie_word_embeddings": False,
+    "attention_bias": False, "expert_dtype": "fp4",
+}  # fmt: skip
+V4_PRO = V4_FLASH | {
+    "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "n_routed_experts": 384,
+    "q_lora_rank": 1536, "o_groups": 16, "moe_intermediate_size": 3072, "index_topk": 1024,
+    "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
+}  # fmt: skip
+
+
+class TestDeepseekV4:
+    """Totals of DeepseekV4ForCausalLM of transformers 5.24 on the meta device; the cache by the reference model."""
+
+    @pytest.mark.parametrize(("config", "total"), [(V4_FLASH, 284_332_230_231), (V4_PRO, 1_572_997_179_491)])
+    def test_parameters(self, config, total):
+        assert parameters(read(config)).total == total
+
+    def test_cache(self):
+        """43 windows of rows of 512; 21 layers with a row for 4 tokens and a key of 128, 20 with one for 128."""
+        spec = read(V4_FLASH)
+        kept = cache_elements(spec)
+        assert (kept.full, kept.latent, kept.windowed) == (0, 21 * 128 + 20 * 4, {128: 43 * 512})
+        assert index_elements(spec) == 21 * 32
+        rows = 1024 // 4 * 21 + 1024 // 128 * 20 + 128 * 43
+        assert request_term(spec, FORMATS["bf16"], 1024).value == 2 * 512 * rows
+
+    def test_what_a_request_keeps_whatever_its_length(self):
+        """fp32 values and weights of two groups of 4 tokens, twice as wide, with the indexer's; of 128 tokens."""
+        waiting = 21 * 8 * 2 * 2 * (512 + 128) + 20 * 128 * 2 * 512
+        spec = read(V4_FLASH)
+        assert fp32_elements(spec) == waiting == 3_051_520
+        assert state_elements(spec) == 0
+
+    def test_layer_types_say_the_same(self):
+        types = ["sliding_attention"] * 2
+        types += ["compressed_sparse_attention", "heavily_compressed_attention"] * 20 + ["compressed_sparse_attention"]
+        plain = {k: v for k, v in V4_FLASH.items() if k != "compress_ratios"}
+        assert read(plain | {"layer_types": types}).layers == read(V4_FLASH).layers
+        rates = {"compressed_sparse_attention": 8, "heavily_compressed_attention": 64}
+        other = read(plain | {"layer_types": types, "compress_rates": rates})
+        assert cache_elements(other).latent == 21 * 64 + 20 * 8
+
+    def test_experts_in_fp4(self):
+        """MXFP4 experts, 17 bytes for 32; matrices in fp8 with a scale byte per block; the rest in 2 bytes."""
+        quantized = {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+        stored = read(V4_FLASH | {"quantization_config": quantized}).stored
+        experts = 43 * 256 * 3 * 4096 * 2048
+        matrices = 43 * (4096 * (1024 + 512) + 1024 * 32_768 + 8192 * 4096 + 4096 * 8192 + 3 * 4096 * 2048)
+        matrices += 21 * 8192 * 1024
+        rest = 284_332_230_231 - experts - matrices
+        assert stored.total_bytes == experts // 32 * 17 + matrices + matrices // 128**2 + 2 * rest
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"compress_ratios": [0, 2] * 22}, "compress_ratios has 2: kvscope knows 0, 4 and 128"),
+            ({"compress_ratios": None}, "layer_types missing"),
+            ({"mlp_layer_types": ["dense"] * 43}, "mlp_layer_types has"),
+            ({"layer_types": ["full_attention"] * 43}, "layer_types has"),
+        ],
+    )
+    def test_refused(self, change, words):
+        with pytest.raises(SourceError, match=words):
+            read(V4_FLASH | change)
+
+    def test_tables_that_choose_experts_are_said(self):
+        assert any("2,327,040 entries" in note for note in read(V4_FLASH).notes)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calc.model.compressed import Compressor, WindowRow
 from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, Latent, Mamba1, Mamba2, ShortConv
 from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Mlp, Tensor
 from calc.sources.catalog import models
@@ -41,7 +42,17 @@ PARTS = st.one_of(
     st.builds(
         Latent,
         n_heads=sizes, kv_lora_rank=sizes, nope_dim=sizes, rope_dim=sizes, value_dim=sizes, q_lora_rank=some,
-        index_heads=some, index_dim=some, bias=flags, extra_params=some,
+        index_heads=some, index_dim=some, bias=flags, gated=flags, extra_params=some,
+    ),
+    st.builds(
+        WindowRow,
+        n_heads=st.just(6), head_dim=sizes, rope_dim=sizes, q_lora_rank=sizes, o_groups=st.sampled_from([1, 2, 3]),
+        o_lora_rank=sizes, window=sizes,
+    ),
+    st.builds(
+        Compressor,
+        head_dim=st.sampled_from([4, 8]), ratio=st.sampled_from([2, 4]), overlap=flags, q_lora_rank=sizes,
+        index_heads=some, index_dim=st.sampled_from([4, 12]),
     ),
     st.builds(Mamba1, inner=sizes, state=sizes, kernel=sizes, dt_rank=sizes, extra_params=some, conv_bias=flags),
     st.builds(

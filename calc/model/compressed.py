@@ -1,0 +1,234 @@
+"""Compressed attention (DeepSeek-V4): a window of whole tokens, and one row for every few tokens before it.
+
+Source: DeepSeek-V4 2026, sections 2.2 and 2.3; sizes as in its reference model (``inference/model.py``: Attention,
+Compressor, Indexer) and in transformers 5.23 (``modeling_deepseek_v4.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from calc.errors import SpecError
+from calc.explain.terms import Term, derive
+from calc.model.parts import NORM, OTHER, PARAMS, WHOLE, Tensor, check_sizes, heads_problem
+
+
+def window_attention_params(
+    *,
+    hidden_size: Any,
+    n_heads: Any,
+    head_dim: Any,
+    q_lora_rank: Any,
+    o_groups: Any,
+    o_lora_rank: Any,
+) -> Any:
+    """Queries through a latent, one row that is key and value, an output through a latent per group; norms, sinks.
+
+    >>> window_attention_params(hidden_size=4096, n_heads=64, head_dim=512, q_lora_rank=1024, o_groups=8,
+    ...                         o_lora_rank=1024)
+    106956352
+    """
+    queries = q_lora_rank * (hidden_size + n_heads * head_dim + 1)
+    row = head_dim * (hidden_size + 1)
+    output = o_lora_rank * (n_heads * head_dim + o_groups * hidden_size)
+    return queries + row + output + n_heads
+
+
+def compressor_params(*, hidden_size: Any, ratio: Any, width: Any, head_dim: Any) -> Any:
+    """Values and weights of `width` from each token, a bias of each place in a group, the norm of a row."""
+    return width * (2 * hidden_size + ratio) + head_dim
+
+
+def indexed_compressor_params(
+    *, hidden_size: Any, ratio: Any, width: Any, head_dim: Any, q_lora_rank: Any, index_heads: Any, index_dim: Any
+) -> Any:
+    """As `compressor_params` for rows and keys together, and the queries and weights of the indexer's heads."""
+    both = width * (2 * hidden_size + ratio) + head_dim + index_dim
+    return both + index_heads * (q_lora_rank * index_dim + hidden_size)
+
+
+class _OneRow:
+    """A cache of rows that all heads share and every rank holds."""
+
+    __slots__ = ()
+    prefix: ClassVar[str] = "self_attn."
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements per token."""
+        raise NotImplementedError
+
+    def rank_cache_elements(self, tp: int) -> int:
+        """All of them: one row serves all heads."""
+        return self.cache_elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRow(_OneRow):
+    """Attention over a window of `window` tokens (and what a `Compressor` keeps); a row is key and value at once."""
+
+    kind: ClassVar[str] = "window_row"
+    state_elements: ClassVar[int] = 0
+    index_elements: ClassVar[int] = 0
+    n_heads: int
+    head_dim: int
+    rope_dim: int
+    q_lora_rank: int
+    o_groups: int
+    o_lora_rank: int
+    window: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.n_heads % self.o_groups:
+            raise SpecError("o_groups", f"{self.n_heads:,} heads are not divisible by {self.o_groups:,} groups")
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        return f"attention over rows that are key and value, window {self.window:,}"
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements per token."""
+        return self.head_dim
+
+    @property
+    def rope_width(self) -> int:
+        """Columns of a table of its rotary positions."""
+        return self.rope_dim
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Query heads, KV heads and head dimension, for the flat view of a model."""
+        return self.n_heads, 1, self.head_dim
+
+    def attended(self) -> tuple[int, int, int]:
+        """Query heads, and the widths of a key and of a value as each head reads them."""
+        return self.n_heads, self.head_dim, self.head_dim
+
+    def rank_state_elements(self, tp: int) -> int:
+        """None: its memory is the cache."""
+        return 0
+
+    def problem(self, tp: int) -> str | None:
+        """Why `tp` ranks cannot share it in whole heads and groups; None if they can."""
+        if (text := heads_problem(self.n_heads, tp)) is not None:
+            return text
+        if self.o_groups % tp:
+            return f"the {self.o_groups:,} groups of the output projection are not divisible by {tp:,}"
+        return None
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds: what goes into a latent or a row is on every rank, the rest is divided by heads and groups."""
+        inner, out = self.n_heads * self.head_dim, self.o_groups * self.o_lora_rank
+        yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE)
+        yield Tensor("q_a_norm", self.q_lora_rank, share=WHOLE, role=NORM)
+        yield Tensor("q_b_proj", inner, self.q_lora_rank)
+        yield Tensor("kv_proj", self.head_dim, hidden_size, WHOLE)
+        yield Tensor("kv_norm", self.head_dim, share=WHOLE, role=NORM)
+        yield Tensor("o_a_proj", out, inner // self.o_groups)
+        yield Tensor("o_b_proj", hidden_size, out)
+        yield Tensor("sinks", self.n_heads, role=OTHER)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters."""
+        sizes: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        del sizes["window"], sizes["rope_dim"]
+        name = "Attention over a window (per layer)"
+        return derive(name, window_attention_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compressor(_OneRow):
+    """One row of head_dim for every `ratio` tokens, from them (`overlap`: and from the group before).
+
+    `index_heads` > 0: an indexer picks rows by keys of index_dim, made in the same way, kept in addition to the cache.
+    Tokens that no row has yet are kept per sequence, in fp32: values and weights of up to two groups.
+    """
+
+    kind: ClassVar[str] = "compressor"
+    window: ClassVar[None] = None
+    rope_width: ClassVar[int] = 0
+    fp32_state: ClassVar[bool] = True
+    head_dim: int
+    ratio: int
+    overlap: bool
+    q_lora_rank: int
+    index_heads: int = 0
+    index_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        for name in ("head_dim", "index_dim"):
+            if (size := getattr(self, name)) % self.ratio:
+                raise SpecError(name, f"{name} {size:,} is not divisible by the {self.ratio:,} tokens of a row")
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        chosen = ", some of which an indexer picks" if self.index_heads else ""
+        return f"a row for every {self.ratio:,} tokens{chosen}"
+
+    @property
+    def groups(self) -> int:
+        """Groups of tokens that a row is made from."""
+        return 2 if self.overlap else 1
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements per token: its share of a row."""
+        return self.head_dim // self.ratio
+
+    @property
+    def index_elements(self) -> int:
+        """Elements per token that the indexer keeps: its share of a key."""
+        return self.index_dim // self.ratio if self.index_heads else 0
+
+    @property
+    def state_elements(self) -> int:
+        """Elements per sequence: a value and a weight of each token of the groups, for the row and for the key."""
+        width = self.head_dim + (self.index_dim if self.index_heads else 0)
+        return self.groups * self.ratio * 2 * self.groups * width
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """One row that all heads share, for the flat view of a model."""
+        return 1, 1, self.head_dim
+
+    def attended(self) -> None:
+        """The heads of the layer's window read its rows."""
+        return
+
+    def rank_state_elements(self, tp: int) -> int:
+        """All of it, on every rank."""
+        return self.state_elements
+
+    def problem(self, tp: int) -> None:
+        """None: every rank has all of it."""
+        return
+
+    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """What it holds, on every rank; values and weights are left in 16 bits by every quantization."""
+        yield from self._compressor("compressor.", hidden_size, self.head_dim)
+        if self.index_heads:
+            yield from self._compressor("indexer.compressor.", hidden_size, self.index_dim)
+            yield Tensor("indexer.q_b_proj", self.index_heads * self.index_dim, self.q_lora_rank, WHOLE)
+            yield Tensor("indexer.weights_proj", self.index_heads, hidden_size, WHOLE, OTHER)
+
+    def _compressor(self, prefix: str, hidden_size: int, size: int) -> Iterator[Tensor]:
+        for name in ("kv_proj", "gate_proj"):
+            yield Tensor(f"{prefix}{name}", self.groups * size, hidden_size, WHOLE, OTHER)
+        yield Tensor(f"{prefix}position_bias", self.ratio, self.groups * size, WHOLE, OTHER)
+        yield Tensor(f"{prefix}kv_norm", size, share=WHOLE, role=NORM)
+
+    def term(self, hidden_size: int) -> Term:
+        """Its parameters, the indexer's among them."""
+        name = f"Rows for every {self.ratio:,} tokens (per layer)"
+        sizes: dict[str, Any] = {"hidden_size": hidden_size, "ratio": self.ratio}
+        width, each = self.groups * self.head_dim, self.head_dim
+        if not self.index_heads:
+            return derive(name, compressor_params, unit=PARAMS, width=width, head_dim=each, **sizes)
+        queries: dict[str, Any] = {n: getattr(self, n) for n in ("q_lora_rank", "index_heads", "index_dim")}
+        both: dict[str, Any] = {"width": width + self.groups * self.index_dim, "head_dim": each}
+        return derive(name, indexed_compressor_params, unit=PARAMS, **both, **queries, **sizes)
