@@ -101,6 +101,7 @@ def memory_document(report: MemoryReport) -> Document:
         },
         "context": report.study.context,
         "weight_bytes": report.weight_bytes,
+        "weight_bytes_by_component": {name: json_number(n) for name, n in report.component_bytes.items()},
         "kv_bytes_per_token": json_number(report.kv_bytes_per_token),
         "kv_bytes_per_request": report.kv_bytes_per_request,
         "state_bytes_per_sequence": report.state_bytes_per_sequence,

@@ -36,9 +36,7 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
     notes += context_notes(report.study)
     notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
     notes.extend(_replication_notes(report) if model.uniform else [])
-    notes.append(
-        f"Every parameter is counted at {_bytes_each(report)}; activations, runtime and graphs are not counted."
-    )
+    notes.append(f"{_bytes_note(report)}; activations, runtime and graphs are not counted.")
     return (*notes, *model.notes)
 
 
@@ -67,9 +65,17 @@ def context_notes(study: Study) -> list[str]:
     return [f"The context of {study.context:,} tokens is {BEYOND_LIMIT} of {most:,}."] if beyond else []
 
 
-def _bytes_each(report: MemoryReport) -> str:
-    value = report.study.weight_format.bytes_per_element
-    return f"{float(value):g} byte" + ("" if value == 1 else "s")
+def _bytes_note(report: MemoryReport) -> str:
+    """What a parameter takes: the same for each, or on average where the checkpoint's own bytes are counted."""
+    study = report.study
+    value = study.weight_format.bytes_per_element
+    each = f"{float(value):g} byte" + ("" if value == 1 else "s")
+    if study.model.stored is not None:
+        from calc.model.stored import is_as_stored
+
+        if is_as_stored(study.model, study.weight_format):
+            return f"A parameter takes {each} on average, as it is stored"
+    return f"Every parameter is counted at {each}"
 
 
 def _grouping_note(model: ModelSpec) -> str:

@@ -186,14 +186,14 @@ def result_first(terms: tuple[Term, ...]) -> tuple[Term, ...]:
 def component_table(report: MemoryReport) -> Table:
     """Parameters by component with their share and bytes; the last row is the total."""
     counts = report.parameters
-    each = report.study.weight_format.bytes_per_element
+    held = report.component_bytes
     rows = [
         Row(
-            (name, format_count(n), share(n, counts.total), format_decimal(n * each)),
+            (name, format_count(n), share(n, counts.total), format_decimal(held[name])),
             **_counted(report, name),
         )
         for name, n in counts.components.items()
-        if n
+        if n or held[name]
     ]
     cells = ("total", format_count(counts.total), share(1, 1), format_decimal(report.weight_bytes))
     first = next(_answer_rows(report))

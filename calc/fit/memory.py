@@ -100,6 +100,17 @@ class MemoryReport:
         return self.kv_bytes_per_request + self.state_bytes_per_sequence
 
     @property
+    def component_bytes(self) -> dict[str, Number]:
+        """Weight bytes by component: as the file holds them where it was read, else alike for every parameter."""
+        study, counts = self.study, self.parameters.components
+        if study.model.stored is not None:
+            from calc.model.stored import own_components
+
+            if (own := own_components(study.model, study.weight_format)) is not None:
+                return {name: own.get(name, 0) for name in counts}
+        return {name: n * study.weight_format.bytes_per_element for name, n in counts.items()}
+
+    @property
     def tp(self) -> tuple[TpRow, ...]:
         """The tensor-parallel table under the study's own policy."""
         return self.tp_tables[self.study.policy]

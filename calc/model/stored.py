@@ -83,14 +83,11 @@ def named_formats(formats: Mapping[str, int]) -> str:
     return f"file ({', '.join(order[:3])}{' …' if len(order) > 3 else ''})"
 
 
-def component_bytes(
-    model: ModelSpec, weight_format: StorageFormat, counts: Mapping[str, int]
-) -> dict[str, int | Fraction]:
-    """Bytes of each component of `counts` (parameters): a file's own, else by the bytes per element of the format."""
-    if model.stored is not None and model.stored.components and is_as_stored(model, weight_format):
-        own = dict(model.stored.components)
-        return {name: own.get(name, 0) for name in counts}
-    return {name: n * weight_format.bytes_per_element for name, n in counts.items()}
+def own_components(model: ModelSpec, weight_format: StorageFormat) -> dict[str, int] | None:
+    """Bytes of each component as the model's file holds them; None where they, or this format, are not the file's."""
+    if model.stored is None or not model.stored.components or not is_as_stored(model, weight_format):
+        return None
+    return dict(model.stored.components)
 
 
 def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:

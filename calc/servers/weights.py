@@ -66,7 +66,7 @@ def layer_tensors(layer: LayerSpec, tp: int) -> tuple[Held, ...]:
     small = 0
     for mixer in layer.mixers:
         tensors = list(mixer.tensors(layer.hidden_size))
-        if mixer.kind not in ("attention", "latent"):
+        if mixer.kind not in ("attention", "latent", "expanded_latent"):
             held[mixer.kind] = held.get(mixer.kind, 0) + -(-sum(tensor.params for tensor in tensors) // tp)
             continue
         small += _fuse(held, mixer.prefix, tensors, tp)

@@ -7,6 +7,7 @@ Format: 8 bytes of header length (little-endian), then a JSON object of name -> 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,6 +118,7 @@ def _shards(index: Path) -> list[str]:
 def stored_in(files: Iterable[Path], *, skip: tuple[str, ...] = ()) -> tuple[StoredWeights, int]:
     """(bytes of all tensors in `files`, their elements). Tensors whose name starts with one of `skip` are left out."""
     sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    components: dict[str, int] = {}
     formats: dict[str, int] = {}
     elements = 0
     for path in files:
@@ -124,11 +126,50 @@ def stored_in(files: Iterable[Path], *, skip: tuple[str, ...] = ()) -> tuple[Sto
             if tensor.name.startswith(skip):
                 continue
             sizes[share_of(tensor.name)] += tensor.n_bytes
+            component = component_of(tensor.name)
+            components[component] = components.get(component, 0) + tensor.n_bytes
             formats[tensor.dtype] = formats.get(tensor.dtype, 0) + tensor.n_bytes
             elements += tensor.elements
-    split, kv, whole = (sizes[share] for share in (SPLIT, KV, WHOLE))
-    name = named_formats(formats)
-    return StoredWeights(name=name, split_bytes=split, kv_bytes=kv, whole_bytes=whole), elements
+    stored = StoredWeights(
+        name=named_formats(formats),
+        split_bytes=sizes[SPLIT],
+        kv_bytes=sizes[KV],
+        whole_bytes=sizes[WHOLE],
+        components=tuple(components.items()),
+    )
+    return stored, elements
+
+
+ENCODERS = re.compile(r"vision|visual|audio|image|multi_modal|mm_projector|connector")
+COMPONENTS = tuple(
+    (component, re.compile(pattern))
+    for component, pattern in {
+        "other": r"\bwpe\b|embed_positions|router|\.gate\.(weight|bias)|e_score_correction|expert_bias",
+        "embedding": r"embed_tokens|\bwte\b|word_embeddings|tok_embeddings|embed_in\b|\bembeddings?\b",
+        "head": r"lm_head|embed_out|^output\.",
+        "mlp": r"shared_expert|mixer\.(up|down|gate)_proj",
+        "experts": r"experts?\b",
+        "attention": r"[qk]v?_a_(layer)?norm|(mixer|mamba|linear_attn)\.norm|\bo_norm",
+        "norms": r"norm|\bln_|\bln\d",
+    }.items()
+)
+"""Components by what stands in a name; the first that fits. What is left is told by the block that it is in."""
+BLOCKS = (
+    ("mlp", re.compile(r"mlp|feed_forward|ffn|\bfc\d|dense_h|dense_4h")),
+    ("attention", re.compile(r"att|mixer|mamba|conv")),
+)
+
+
+def component_of(name: str) -> str:
+    """The component of `Parameters` that the tensor of that name belongs to.
+
+    >>> component_of("model.layers.0.mlp.experts.3.down_proj.weight"), component_of("model.layers.0.mlp.gate.weight")
+    ('experts', 'other')
+    """
+    if ENCODERS.search(name):
+        return "other"
+    named = (component for component, pattern in (*COMPONENTS, *BLOCKS) if pattern.search(name))
+    return next(named, "other")
 
 
 def share_of(name: str) -> str:

@@ -2,9 +2,14 @@
 
 import pytest
 
-from calc.errors import CacheUnknown
+from calc.commands.memory import memory_document
+from calc.commands.tables import component_table
+from calc.errors import CacheUnknown, SpecError
+from calc.fit.memory import memory_report
 from calc.model.cache import cache_elements, index_elements, state_elements
 from calc.model.count import parameters
+from calc.model.spec import DeviceSpec, Study
+from calc.model.stored import stored_document, stored_format, stored_from_document
 from calc.sources import load_model
 from calc.sources.gguf.architectures import BY_LAYERS, OTHERWISE
 from tests.calc import gguf_headers as g
@@ -13,6 +18,7 @@ from tests.calc.gguf_headers import MLA, Published, heads, moe
 H, INNER, VOCAB = 64, 96, 128
 PLAIN = g.attention(H, 64, 32) | g.mlp(H, INNER) | g.norms(H)
 FOUR = heads(4, 2)
+DEVICE = DeviceSpec(name="d", memory_bytes=10**9, reading="1 GB")
 
 
 def small(tmp_path, arch, layers, meta, **more):
@@ -199,3 +205,55 @@ class TestContradictions:
     def test_what_is_wrong_is_named(self, tmp_path, layers, meta, says):
         with pytest.raises(CacheUnknown, match=says):
             small(tmp_path, "llama", layers, meta)
+
+
+TYPES = {"token_embd": 8, "attn_v": 8, "ffn_down": g.Q6_K}
+
+
+class TestStored:
+    """SmolLM2-135M as llama.cpp makes a Q4_K_M of it: rows of 576 are no whole blocks of 256, so most tensors fall back
+    to Q5_0 (22 B for 32) and Q8_0 (34 B), and ffn_down alone is Q6_K (210 B for 256)."""
+
+    def model(self, tmp_path):
+        layer = g.attention(576, 576, 192) | g.mlp(576, 1536) | g.norms(576)
+        tensors = [
+            (name, shape, kind if len(shape) == 1 else TYPES.get(name.split(".")[-2], 6))
+            for name, shape, kind in g.model_tensors([layer] * 30, 576, 49152, tied=True)
+        ]
+        return load_model(str(g.write_header(tmp_path / "m.gguf", "llama", heads(9, 3), tensors)))
+
+    def test_a_component_has_the_bytes_of_its_own_tensors(self, tmp_path):
+        report = memory_report(
+            Study(model=(model := self.model(tmp_path)), device=DEVICE, weight_format=stored_format(model))
+        )
+        attention = 30 * ((2 * 576 * 576 + 576 * 192) // 32 * 22 + 576 * 192 // 32 * 34)
+        mlp = 30 * (2 * 576 * 1536 // 32 * 22 + 576 * 1536 // 256 * 210)
+        assert report.component_bytes == {
+            "embedding": 30_081_024, "attention": attention, "mlp": mlp, "experts": 0, "norms": 61 * 576 * 4,
+            "head": 0, "other": 0,
+        }  # fmt: skip
+        assert sum(report.component_bytes.values()) == report.weight_bytes == model.stored.total_bytes
+        assert "30.08 MB" in component_table(report).rows[0]
+        assert memory_document(report)["weight_bytes_by_component"]["embedding"] == 30_081_024
+        assert any(note.startswith("A parameter takes 0.") for note in memory_document(report)["notes"])
+
+    def test_another_format_counts_every_parameter_alike(self, tmp_path):
+        report = memory_report(Study(model=self.model(tmp_path), device=DEVICE))
+        assert report.component_bytes["embedding"] == 2 * 49152 * 576
+
+    def test_layers_and_their_experts(self, tmp_path):
+        layers = [PLAIN, g.attention(H, 64, 32) | g.experts(H, INNER, 4, shared=8) | g.norms(H)]
+        stored = small(tmp_path, "qwen3moe", layers, FOUR | moe(4, 2)).stored
+        attention = 2 * (2 * 64 * H + 2 * 32 * H) + 4 * 2 * H
+        experts = 2 * 4 * 3 * H * INNER
+        assert stored.layers == (
+            (attention + 2 * 3 * H * INNER, 0),
+            (attention + experts + 2 * (4 * H + 3 * H * 8), experts),
+        )
+
+    def test_the_record_is_kept_as_a_document(self, tmp_path):
+        stored = self.model(tmp_path).stored
+        assert stored_from_document(stored_document(stored)) == stored
+        for wrong in ({"components": {"head": -1}}, {"layers": [[1, 2, 3]]}, {"more": 1}, {"layers": 7}):
+            with pytest.raises(SpecError, match="stored must be a table"):
+                stored_from_document(stored_document(stored) | wrong)

@@ -239,6 +239,18 @@ class TestSafetensors:
         assert model.stored.whole_bytes == 2 * NORMS
         assert any(f"{shards} safetensors files" in note for note in model.notes)
 
+    def test_a_component_has_the_bytes_of_its_own_tensors(self, tmp_path):
+        numpy_format = pytest.importorskip("safetensors.numpy")
+        folder = write_folder(tmp_path / "m")
+        tensors = numpy_format.load_file(folder / "model.safetensors")
+        tensors = {n: t.astype(np.int8) if ".mlp." in n else t for n, t in tensors.items()}
+        numpy_format.save_file(tensors, folder / "model.safetensors")
+        model = load_model(str(folder))
+        assert dict(model.stored.components) == {
+            "embedding": 2 * 128 * 64, "attention": 2 * 2 * (2 * 64 * 64 + 2 * 32 * 64), "mlp": 2 * 3 * 96 * 64,
+            "norms": 2 * 5 * 64,
+        }  # fmt: skip
+
     def test_a_file_beside_its_config(self, tmp_path):
         folder = write_folder(tmp_path / "m")
         assert load_model(str(folder / "model.safetensors")).stored == load_model(str(folder)).stored
