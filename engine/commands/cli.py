@@ -1,13 +1,14 @@
 """Options of `python -m engine`, checked before torch is imported."""
 
 import argparse
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
 from engine.files import check_writable
+from engine.measure.measurement import Measurement
 from engine.measure.options import MODEL_OPTIONS, Option, check_ranks, check_threads, parse_ids
 from engine.measure.registry import MEASUREMENTS
 from engine.plain import one_line
@@ -21,8 +22,8 @@ MODES = (GENERATE, *_BY_MODE, RUN)
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
 """The modes of the assignment's `run`: everything that it asks to be shown."""
 
-UNUSED = {"ids": False, "stream": False}
-"""The values of options that the chosen mode does not have."""
+UNUSED = {"ids": False, "stream": True}
+"""What the options of generate stand at for the other modes, which do not have them."""
 
 T = TypeVar("T")
 
@@ -182,24 +183,49 @@ def _add_generate_options(parser: Parser) -> None:
 
 def requests(args: argparse.Namespace) -> list[Request]:
     """The checked requests that the options ask for, in their order. Raises EngineError."""
+    _check_taken(args)
     check_threads(args.threads)
-    _check_tp(args)
+    check_ranks(1 if args.tp is None else args.tp)
     if args.output is not None:
         check_writable(args.output)
     if args.mode == GENERATE:
         return [_generate_request(args)]
-    modes = RUN_MODES if args.mode == RUN else (args.mode,)
-    return [_BY_MODE[mode].make(vars(args)) for mode in modes]
+    return [measurement.make(vars(args)) for measurement in _measurements(args.mode)]
 
 
-def _check_tp(args: argparse.Namespace) -> None:
-    """Raise `OptionError` for a number of ranks that is impossible, or that the mode does not support."""
-    if args.tp is None:
-        return
-    check_ranks(args.tp)
-    *able, last = (GENERATE, *(mode for mode, each in _BY_MODE.items() if any(o.name == "tp" for o in each.options)))
-    if args.tp > 1 and args.mode not in (*able, last):
-        raise OptionError("tp", f"--tp belongs to {', '.join(able)} and {last}, not to {args.mode}")
+def _measurements(mode: str) -> list[Measurement]:
+    return [_BY_MODE[each] for each in (RUN_MODES if mode == RUN else (mode,))]
+
+
+def _check_taken(args: argparse.Namespace) -> None:
+    """Raise `OptionError` for an option that the mode does not take. The assignment gives weights and cases to all."""
+    taken = {"weights", "cases"}
+    if args.mode == GENERATE:
+        taken |= {option.name for option in MODEL_OPTIONS} | set(_generate_defaults())
+        refusals: Mapping[str, str] = {}
+    else:
+        measurements = _measurements(args.mode)
+        taken |= {option.name for measurement in measurements for option in measurement.options}
+        refusals = {name: why for measurement in measurements for name, why in measurement.refusals.items()}
+    for name, flag, default in _all_options():
+        if name not in taken and getattr(args, name, default) != default:
+            why = f": {refusals[name]}" if name in refusals else f" (see the options of {args.mode} in --help)"
+            raise OptionError(name, f"{args.mode.replace('_', '-')} takes no {flag}{why}")
+
+
+def _all_options() -> Iterator[tuple[str, str, object]]:
+    """Name, first word and default of every option of every mode."""
+    every = (*MODEL_OPTIONS, *(option for measurement in _BY_MODE.values() for option in measurement.options))
+    yield from ((option.name, option.flags[0], None) for option in every)
+    yield from ((name, f"--{name.replace('_', '-')}", default) for name, default in _generate_defaults().items())
+
+
+@cache
+def _generate_defaults() -> dict[str, object]:
+    """The options of generate alone, and what they stand at when they are not given."""
+    parser = Parser(add_help=False)
+    _add_generate_options(parser)
+    return vars(parser.parse_args([]))
 
 
 def _generate_request(args: argparse.Namespace) -> Generate:

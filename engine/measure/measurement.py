@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from engine.errors import OptionError
 from engine.measure.options import Option
 from engine.records import Event, Machine, MeasurementFinished, Request, RowMeasured
 from engine.text import plural, table
@@ -77,6 +76,8 @@ class Measurement:
     """A result for people."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Fields of the request that the name itself decides."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why it does not take an option that others take, by the option's name."""
     rows: Callable[[Any], Sequence[Any]] = lambda result: tuple(result.rows)
     """The rows of a result."""
     borrows: bool = False
@@ -103,8 +104,6 @@ class Measurement:
     def make(self, values: Mapping[str, Any]) -> Request:
         """The checked request of option values by name; None stands for the default. Raises OptionError."""
         given = {o.field: values[o.name] for o in self.options if values.get(o.name) is not None}
-        if values.get("dtype") is not None and "dtype" not in given:
-            raise OptionError("dtype", f"{self.name} takes no --dtype; {self.description}")
         request = self.request(**{**given, **self.fixed})
         self.check(request)
         return request

@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_command(words: Sequence[str]) -> int:
     name, *rest = words
+    name = name.replace("_", "-")  # kv_evaluate, as the assignment's modes are spelled
     known = COMMANDS if name in COMMANDS else all_commands()
     prog = f"{PROG} {name}" if name in known else PROG
     return guarded(lambda: _run_named(name, known, rest, prog), prog)

@@ -180,6 +180,7 @@ MEASUREMENTS = (
         row=FormatMeasured,
         finished=FormatsFinished,
         options=OPTIONS,
+        refusals={"dtype": "it measures several formats, and --formats chooses them"},
         check=check,
         key=lambda row: (row.dtype, row.cache),
         document=document,

@@ -7,7 +7,7 @@ the last one (B, 1, V), (B, V), (V,). Only input_ids and one expectation are nee
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,9 @@ from engine.measure.kinds.evaluate import (
     EvaluationFinished,
     EvaluationResult,
     check_atol,
+    difference_note,
+    rounding_note,
+    tolerance_note,
 )
 from engine.measure.timing import NS_PER_S
 from engine.model.config import ModelConfig
@@ -164,7 +167,7 @@ def _evaluate(decoder: Decoder, case: Case, atol: float, *, cached: bool) -> Cas
     ids = case.input_ids.to(decoder.device)
     n_tokens = ids.size(1)
     uncached = decoder.forward(ids)
-    errors = [max_abs_error(uncached, case.reference)]
+    errors, differences = [max_abs_error(uncached, case.reference)], []
     if cached:
         ways = (
             ([n_tokens], case.with_cache),
@@ -174,17 +177,23 @@ def _evaluate(decoder: Decoder, case: Case, atol: float, *, cached: bool) -> Cas
         for sizes, expected in ways:
             logits = cached_logits(decoder, ids, sizes)
             wanted = case.reference if expected is None else expected
-            errors.append(max(max_abs_error(logits, wanted), max_abs_error(logits, uncached)))
-    whole, sequential, chunked = [_finite(e) for e in errors[1:]] or [None] * 3
+            differences.append(max_abs_error(logits, uncached))
+            errors.append(max(max_abs_error(logits, wanted), differences[-1]))
+    first, *others = map(_finite, errors)
     return CaseResult(
         case=case.index,
         prompt_tokens=n_tokens,
         passed=all(error <= atol for error in errors),
-        max_abs_error=_finite(errors[0]),
-        cache_max_abs_error=whole,
-        sequential_max_abs_error=sequential,
-        chunked_max_abs_error=chunked,
+        max_abs_error=first,
+        **dict(zip(_BY_WAY["error"], others, strict=False)),
+        **dict(zip(_BY_WAY["difference"], map(_finite, differences), strict=False)),
     )
+
+
+_BY_WAY = {
+    what: [f"{way}_max_abs_{what}" for way in ("cache", "sequential", "chunked")] for what in ("error", "difference")
+}
+"""Fields of the three ways through the cache: the whole prompt, token by token, in chunks."""
 
 
 def cached_logits(decoder: Decoder, ids: Tensor, chunk_sizes: list[int]) -> Tensor:
@@ -234,7 +243,7 @@ def run(request: Evaluate, held: "HeldModel", should_stop: Callable[[], bool]) -
         if should_stop() and len(results) < len(cases):
             yield Cancelled()
             return
-    yield EvaluationFinished(result=_result(request, model, atol, results))
+    yield EvaluationFinished(result=_result(request, model, atol, results, expected_decimals(cases)))
 
 
 def cases_path(weights: str | None, cases: str | None) -> Path:
@@ -246,7 +255,23 @@ def cases_path(weights: str | None, cases: str | None) -> Path:
     return assets.path("cases.json")
 
 
-def _result(request: Evaluate, model: LoadedModel, atol: float, results: list[CaseResult]) -> EvaluationResult:
+def expected_decimals(cases: Sequence[Case]) -> int | None:
+    """The decimals with which all expected logits are written; None where they are written in full."""
+    logits = [one for case in cases for one in (case.no_cache, case.with_cache, case.sequential) if one is not None]
+    for decimals in range(MOST_DECIMALS):
+        if all(bool((one == one.round(decimals=decimals)).all()) for one in logits):
+            return decimals
+    return None
+
+
+MOST_DECIMALS = 13
+"""Logits with more decimals are as exact as float64."""
+
+
+def _result(
+    request: Evaluate, model: LoadedModel, atol: float, results: list[CaseResult], decimals: int | None
+) -> EvaluationResult:
+    notes = (*rounding_note(decimals), *difference_note(results), *tolerance_note(model.dtype_name, atol))
     return EvaluationResult(
         command="kv-evaluate" if request.cached else "evaluate",
         weights=str(model.path),
@@ -254,6 +279,8 @@ def _result(request: Evaluate, model: LoadedModel, atol: float, results: list[Ca
         atol=atol,
         passed=bool(results) and all(case.passed for case in results),
         cases=tuple(results),
+        expected_decimals=decimals,
+        notes=notes,
     )
 
 

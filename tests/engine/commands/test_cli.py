@@ -227,6 +227,14 @@ assert "torch" not in sys.modules
         (["--mode", "generate", "--prompt-ids", "1,999999"], "token id 999999 is outside the vocabulary"),
         (["--mode", "generate", "--prompt", "a", "--temperature", "-1"], "temperature"),
         (["--mode", "generate", "--prompt", ""], "prompt is empty"),
+        (["--mode", "evaluate", "--threads", "2"], "evaluate takes no --threads: it measures no time"),
+        (["--mode", "kv_evaluate", "--compile", "auto"], "kv-evaluate takes no --compile: it checks the layers"),
+        (["--mode", "evaluate", "--tp", "2"], "evaluate takes no --tp: it runs in one process"),
+        (["--mode", "formats", "--dtype", "int8"], "formats takes no --dtype: it measures several formats, and"),
+        (["--mode", "evaluate", "--lengths", "5"], "evaluate takes no --lengths (see the options of evaluate in"),
+        (["--mode", "benchmark", "--prompt", "x"], "benchmark takes no --prompt (see"),
+        (["--mode", "generate", "--prompt", "x", "--repeats", "1"], "generate takes no --repeats (see"),
+        (["--mode", "run", "--formats", "int8"], "run takes no --formats (see"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +256,9 @@ CASE_KEYS = [
     "cache_max_abs_error",
     "sequential_max_abs_error",
     "chunked_max_abs_error",
+    "cache_max_abs_difference",
+    "sequential_max_abs_difference",
+    "chunked_max_abs_difference",
 ]
 ROW_KEYS = [
     "prompt_tokens",
@@ -271,7 +282,9 @@ def test_evaluate_prints_the_contracts_document(
     mode: str, model: str, cases: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = document(capsys, "--mode", mode, "--weights", model, "--cases", cases)
-    assert list(printed) == ["command", "weights", "dtype", "atol", "passed", "cases"]
+    assert list(printed) == [
+        "command", "weights", "dtype", "atol", "passed", "cases", "expected_decimals", "notes",
+    ]  # fmt: skip
     assert (printed["command"], printed["weights"], printed["dtype"]) == (mode, model, "float64")
     assert printed["passed"] is True
     (case,) = printed["cases"]

@@ -129,7 +129,7 @@ def test_the_examples_cover_the_protocol() -> None:
 
 
 def test_every_record_keeps_its_wire_form() -> None:
-    """The lines were written by the first version of the protocol: keys and values stay, whatever their order."""
+    """The lines were written by earlier versions of the protocol: keys and values stay, new keys are added."""
     lines = WIRE.read_bytes().splitlines()
     records = [*REQUESTS, *EVENTS]
     assert len(lines) == len(records)

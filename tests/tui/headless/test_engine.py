@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.commands import cli as engine_cli
+from engine.measure.kinds.benchmark import Benchmark
 from engine.process.client import EngineClient
 from tests.tui.live_engine import fake_engine
 from tui.headless import cli
@@ -91,3 +93,28 @@ def test_every_command_takes_the_output_options(command: str, capsys: pytest.Cap
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(option in shown for option in ("--json", "--format {text,json,csv,md}", "--output FILE", "--quiet"))
+
+
+@pytest.mark.parametrize("spelled", ["kv-evaluate", "kv_evaluate"])
+def test_kv_evaluate_is_a_command_in_both_spellings(spelled: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([spelled, "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: kvscope kv-evaluate")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--threads", "2"], "evaluate takes no --threads: it measures no time"),
+        (["formats", "--dtype", "int8"], "formats takes no --dtype: it measures several formats, and --formats"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_measurement_takes_its_own_options() -> None:
+    """Nothing of generate is taken to be given, whether the command has it or not."""
+    assert engine_cli.requests(_parse("benchmark", ["--threads", "1"], "kvscope")) == [Benchmark(threads=1)]

@@ -63,7 +63,7 @@ async def test_k_shows_the_checks_with_the_cache() -> None:
         pane = await opened(pilot)
         await run_to_end(pilot, pane, "k")
         table = shown(pane, "evaluate")
-        assert table.headings[3:8] == ("error", "cached", "stepwise", "chunks", "worst")
+        assert table.headings[3:8] == ("error", "cached", "stepwise", "chunks", "cached − uncached")
         assert table.rows[0][3:8] == ("1.0e-12",) * 5
         assert pane.command_line() == "kvscope kv-evaluate"
 

@@ -91,8 +91,8 @@ def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float |
     """A row per case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
     checks = CHECKS if cached else CHECKS[:1]
     columns = [Column(""), Column("Case", numeric=True), Column("Tokens", numeric=True, priority=1)]
-    columns += [Column(name, numeric=True, priority=3 if cached else KEPT) for name, _ in checks]
-    columns += [Column("worst", numeric=True)] if cached else []
+    columns += [Column(name, numeric=True, priority=KEPT if name == "error" else 3) for name, _ in checks]
+    columns += [Column("cached − uncached", numeric=True, priority=4)] if cached else []
     columns += [] if atol is None else [Column(f"to {atol:g} (log)", priority=2)]
     return Table(
         title="kv-evaluate" if cached else "evaluate",
@@ -110,7 +110,7 @@ def _case_cells(
         format_count(case.case),
         format_count(case.prompt_tokens),
         *(error_text(getattr(case, key)) for _, key in checks),
-        *((error_text(worst),) if cached else ()),
+        *((error_text(case.max_abs_difference),) if cached else ()),
         *(() if atol is None else (error_bar(worst, atol=atol, width=BAR),)),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from engine.errors import CasesError, OptionError
+from engine.measure.kinds.evaluate import rounding_note, tolerance_note
 from engine.measure.runners.evaluate import (
     EXPECTATIONS,
     cached_logits,
     default_atol,
     doubling_chunks,
     evaluate_cases,
+    expected_decimals,
     load_cases,
     max_abs_error,
 )
@@ -74,6 +77,43 @@ def test_the_float32_tolerance_covers_what_float32_does_to_these_weights(referen
     ids = torch.randint(1000, (8, 128), generator=torch.Generator().manual_seed(0))
     error = max_abs_error(single.forward(ids), exact.forward(ids))
     assert 1e-4 < error < default_atol(torch.float32)
+
+
+def test_cached_minus_uncached_is_apart_from_the_rounding_of_the_file(reference: Reference) -> None:
+    loaded = load_checkpoint(reference.weights, dtype="float64")
+    cases = load_cases(reference.cases, loaded.config)
+    assert expected_decimals(cases) == 5
+    results = list(evaluate_cases(loaded.decoder, cases, cached=True))
+    assert all(r.max_abs_difference is not None and r.max_abs_difference < 1e-10 for r in results)
+    assert max(r.max_abs_error or 0 for r in results) > 4e-6
+    (rounding,) = rounding_note(expected_decimals(cases))
+    assert "5 decimals, so they are off by up to 5e-06 themselves" in rounding
+    assert next(evaluate_cases(loaded.decoder, cases)).max_abs_difference is None
+
+
+def test_logits_in_full_have_no_rounding(tmp_path: Path) -> None:
+    assert expected_decimals(load_cases(write(tmp_path / "c.json", case()), CONFIG)) is None
+    assert rounding_note(None) == ()
+    rounded = [[[round(x, 2) for x in row] for row in rows] for rows in LOGITS]
+    cases = load_cases(write(tmp_path / "c.json", case(**dict.fromkeys(EXPECTATIONS, rounded))), CONFIG)
+    assert expected_decimals(cases) == 2
+
+
+def test_a_tolerance_says_what_it_lets_through(reference: Reference) -> None:
+    """The figure of the note: a norm epsilon of 1e-6 for 1e-5 passes in float32 and fails in float64."""
+    assert tolerance_note("float64", 1e-4) == ()
+    (note,) = tolerance_note("float32", 2e-2)
+    assert "a norm epsilon of 1e-6 instead of 1e-5 moves them by 7e-04" in note
+    loaded = load_checkpoint(reference.weights, dtype="float64")
+    wrong = Decoder(replace(loaded.config, norm_eps=1e-6), weights_of(reference))
+    cases = load_cases(reference.cases, loaded.config)
+    error = max(max_abs_error(wrong.forward(c.input_ids), loaded.decoder.forward(c.input_ids)) for c in cases)
+    assert default_atol(torch.float64) < error < default_atol(torch.float32)
+
+
+def weights_of(reference: Reference) -> dict[str, torch.Tensor]:
+    state = torch.load(reference.weights, weights_only=True)
+    return {from_reference_name(name): tensor.double() for name, tensor in state.items()}
 
 
 # --- against the oracle -----------------------------------------------------------------------------------
