@@ -75,6 +75,11 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     fields, part = text_part(config) if draft is None else (draft_fields(config), None)
     model_type = _model_type(fields, config.get("model_type"), source)
     reader, arch = _opened(fields, model_type, source, inner=part is not None)
+    if model_type != fields.get("model_type", model_type):
+        reader.notes.append(
+            f"kvscope does not know model_type {shown(fields['model_type'])}: it is read as {model_type}, which its "
+            "class in architectures is"
+        )
     if part is not None:
         reader.notes.append(f"the text model alone ({part}): encoders of images or sound are not counted")
     elif any(reader.has(key) for key in ENCODERS):
@@ -112,6 +117,8 @@ def _model_type(fields: Mapping[str, Any], outer: object, source: str) -> str:
         )
     if not isinstance(found, str):
         raise SourceError(f"{source}: model_type must be a name such as llama, not {shown(found)}")
+    if found not in BY_MODEL_TYPE and found not in fallback.NOT_COUNTED | fallback.NOT_DECODERS:
+        return _type_of_class(fields.get("architectures")) or found
     if found == "llava":
         # The configs of the first LLaVAs name their language model by the architecture only.
         bases = [base for base in ("Mistral", "Qwen") if base in str(fields.get("architectures"))[:200]]

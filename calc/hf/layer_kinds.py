@@ -21,6 +21,7 @@ LAYER_TYPES = {
     "sliding_window_attention": SLIDING,
     "chunked_attention": CHUNKED,
     "indexed_attention": FULL,
+    "deepseek_sparse_attention": FULL,
     "linear_attention": "linear",
     "mamba": "mamba",
     "mamba2": MAMBA2,

@@ -31,12 +31,13 @@ from calc.hf.architectures import (
     phi,
     qwen,
     stablelm,
+    step,
     zamba,
 )
 
 LINEAGES = (
     cohere, dbrx, deepseek, deepseek_v4, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm,
-    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, zamba,
+    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, step, zamba,
 )  # fmt: skip
 ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}

@@ -101,7 +101,7 @@ def _note_hash_tables(reader: Reader, n_layers: int) -> None:
 ARCHITECTURES = (
     replace(
         BIASED,
-        names=("deepseek_v4",),
+        names=("deepseek_v4", "deepseek_ref"),
         mlp_bias=MLP_BIAS,
         needs_inner=False,
         layers=_layers,

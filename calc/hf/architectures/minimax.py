@@ -84,5 +84,5 @@ ARCHITECTURES = (
     ),
     Architecture(names=("minimax_text_01", "minimax_m1"), unused=("block_size",), layers=_lightning_layers),
     Architecture(names=("minimax_m2",), qk_norm="full", qk_key=("use_qk_norm", True)),
-    Architecture(names=("minimax_m3_vl_text",), unused=_M3_CHOICE, qk_norm="head", layers=_m3_layers),
+    Architecture(names=("minimax_m3_vl_text", "minimax_m3"), unused=_M3_CHOICE, qk_norm="head", layers=_m3_layers),
 )

@@ -1,5 +1,7 @@
 """Types of 2026 by published configs: totals by hand from the modelling code, or of transformers' classes."""
 
+from typing import ClassVar
+
 import pytest
 
 from calc.errors import SourceError
@@ -182,3 +184,50 @@ class TestDeepseekV4:
 
     def test_tables_that_choose_experts_are_said(self):
         assert any("2,327,040 entries" in note for note in read(V4_FLASH).notes)
+
+
+class TestStep:
+    """Step3p7ForConditionalGeneration of transformers 5.23 on the meta device, without its vision model."""
+
+    text: ClassVar = {
+        "model_type": "step3p5", "hidden_size": 4096, "intermediate_size": 11264, "num_hidden_layers": 45,
+        "num_attention_heads": 64, "num_attention_groups": 8, "head_dim": 128, "vocab_size": 128815,
+        "layer_types": ["full_attention"] * 48, "moe_num_experts": 288, "moe_top_k": 8, "moe_intermediate_size": 1280,
+        "share_expert_dim": 1280, "tie_word_embeddings": False, "num_nextn_predict_layers": 3,
+    }  # fmt: skip
+
+    def test_parameters(self):
+        assert parameters(read({"model_type": "step3p7", "text_config": self.text})).total == 195_843_833_088
+
+    def test_sliding_layers_have_heads_of_their_own_number(self):
+        types = (["full_attention", *["sliding_attention"] * 3] * 2)[:8]
+        other = {"layer_types": types, "num_hidden_layers": 8, "vocab_size": 1000, "moe_layers_enum": "3,4,6"}
+        other |= {"sliding_window": 512, "attention_other_setting": {"num_attention_heads": 96}}
+        spec = read(self.text | other)
+        assert parameters(spec).total == 15_148_783_616
+        assert cache_elements(spec).windowed == {512: 6 * 2 * 8 * 128}
+        assert cache_elements(spec).full == 2 * 2 * 8 * 128
+
+    def test_without_gates(self):
+        plain = read(self.text | {"use_head_wise_attn_gate": False})
+        assert parameters(read(self.text)).total - parameters(plain).total == 45 * 4096 * 64
+
+    def test_which_layers_have_experts_must_be_numbers(self):
+        with pytest.raises(SourceError, match="moe_layers_enum must be a list of layer numbers"):
+            read(self.text | {"moe_layers_enum": "3,x"})
+
+
+def test_glm_5_2():
+    """nvidia/GLM-5.2-NVFP4: its layers are all sparse, and only some have an indexer of their own."""
+    sizes = {
+        "model_type": "glm_moe_dsa", "hidden_size": 6144, "intermediate_size": 12288, "num_hidden_layers": 78,
+        "num_attention_heads": 64, "num_key_value_heads": 64, "vocab_size": 154880, "kv_lora_rank": 512,
+        "q_lora_rank": 2048, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256,
+        "index_head_dim": 128, "index_n_heads": 32, "moe_intermediate_size": 2048, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "n_shared_experts": 1, "tie_word_embeddings": False,
+        "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 75,
+        "indexer_types": [["full", "shared"][i > 2 and (i - 2) % 4 != 0] for i in range(78)],
+    }  # fmt: skip
+    total = parameters(read(sizes)).total
+    assert parameters(read(sizes | {"layer_types": ["deepseek_sparse_attention"] * 78})).total == total
+    assert total == 743_377_000_704

@@ -216,6 +216,9 @@ class TestWindows:
         assert 'layer_types has "hyena"' in refusal({**QWEN3, "layer_types": ["hyena"] * 36})
 
 
+BRAND_NEW = LLAMA | {"model_type": "brand_new", "architectures": ["BrandNewForCausalLM"]}
+
+
 class TestRefusals:
     def test_all_missing_keys_are_named_at_once(self):
         assert refusal(without(LLAMA, "hidden_size", "vocab_size", "num_hidden_layers")) == (
@@ -271,18 +274,23 @@ class TestRefusals:
         assert all(f"--{name.replace('_', '-')}" in message for name in DIMENSIONS)
 
     def test_unknown_is_read_by_its_fields_and_says_so(self):
-        m = spec(LLAMA, model_type="brand_new")
+        m = spec(BRAND_NEW)
         assert parameters(m).total == 8_030_261_248
         assert any('does not know model_type "brand_new"' in note for note in m.notes)
 
     @pytest.mark.parametrize("key", ["ssm_state_size", "num_memory_slots", "adapter_dim"])
     def test_unknown_with_a_field_that_may_add_weights_is_refused(self, key):
-        message = refusal({**LLAMA, "model_type": "brand_new", key: 64}, UnsupportedArchitecture)
+        message = refusal({**BRAND_NEW, key: 64}, UnsupportedArchitecture)
         assert '"brand_new"' in message
         assert key in message
 
     def test_unknown_with_a_window_must_say_which_layers_slide(self):
-        assert "nothing says which layers slide" in refusal({**LLAMA, "model_type": "brand_new", "sliding_window": 9})
+        assert "nothing says which layers slide" in refusal({**BRAND_NEW, "sliding_window": 9})
+
+    def test_unknown_whose_class_is_known_is_that(self):
+        m = spec(LLAMA, model_type="my_llama")
+        assert m.layers == spec(LLAMA).layers
+        assert any('does not know model_type "my_llama": it is read as llama' in note for note in m.notes)
 
     @pytest.mark.parametrize(
         ("named", "model_type"),
