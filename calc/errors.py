@@ -13,6 +13,8 @@ CalcError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from calc.plain import one_line
 
 
@@ -48,10 +50,18 @@ class UnsupportedArchitecture(SourceError):
 
 
 class CacheUnknown(UnsupportedArchitecture):
-    """A file whose tensors say what its weights are, but not what its layers keep per token."""
+    """A file whose tensors say what its weights are, but not what its layers keep per token.
 
-    def __init__(self, message: str, *, name: str, parameters: int, weight_bytes: int) -> None:
+    `components` are the bytes of its weights by the names of `Parameters.components`.
+    """
+
+    def __init__(self, message: str, *, name: str, parameters: int, components: Mapping[str, int]) -> None:
         super().__init__(message)
-        self.name = name
+        self.name = one_line(name)
         self.parameters = parameters
-        self.weight_bytes = weight_bytes
+        self.components = dict(components)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(self.components.values())

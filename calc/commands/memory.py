@@ -17,6 +17,7 @@ from calc.commands.options import (
     study_parser,
 )
 from calc.commands.output import emit_json, emit_tables
+from calc.errors import CacheUnknown
 from calc.model.spec import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
 
     args = memory_parser(prog).parse_args(argv)
     check_server_options(args)
-    report = memory_report(study_from(args, servers=True))
+    try:
+        report = memory_report(study_from(args, servers=True))
+    except CacheUnknown as known:
+        from calc.commands.weights_alone import emit_weights
+
+        return emit_weights(args, known)
     if args.policy in SERVERS:
         return _emit_server(args, report)
     if any((args.pp, args.ep, args.dp_attention, args.dcp)):

@@ -8,7 +8,7 @@ from typing import Any
 
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
-F32, F16, Q4_K, Q6_K = 0, 1, 12, 14
+F32, F16, Q6_K, I32 = 0, 1, 14, 26
 
 
 def write_header(
@@ -58,7 +58,11 @@ def model_tensors(
         whole["output.weight"] = (hidden, vocab)
     for i, layer in enumerate(layers):
         whole |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return [(name, shape, F32 if len(shape) == 1 else F16) for name, shape in whole.items() if shape]
+    return [(name, shape, _kind(name, shape)) for name, shape in whole.items() if shape]
+
+
+def _kind(name: str, shape: Shape) -> int:
+    return I32 if "tid2eid" in name else F32 if len(shape) == 1 else F16
 
 
 # Parts of a layer
@@ -123,6 +127,40 @@ def indexer(hidden: int, heads: int, width: int, q_rank: int) -> Tensors:
         "indexer.k_norm.weight": (width,),
         "indexer.k_norm.bias": (width,),
     }
+
+
+def compressed(hidden: int, heads: int, width: int, q_rank: int, groups: int, rank: int, ratio: int = 0) -> Tensors:
+    """Attention of DeepSeek-V4 over a window, a row for every `ratio` tokens, and for 4 an indexer of 64 x 128."""
+    own: Tensors = {
+        "attn_q_a.weight": (hidden, q_rank), "attn_q_a_norm.weight": (q_rank,),
+        "attn_q_b.weight": (q_rank, heads * width), "attn_kv.weight": (hidden, width),
+        "attn_kv_a_norm.weight": (width,), "attn_output_a.weight": (heads * width // groups, groups * rank),
+        "attn_output_b.weight": (groups * rank, hidden), "attn_sinks.weight": (heads,),
+    }  # fmt: skip
+    if ratio:
+        own |= _compressor("attn_compressor", hidden, width, ratio)
+    if ratio == 4:
+        own |= _compressor("indexer_compressor", hidden, 128, ratio)
+        own |= {"indexer.attn_q_b.weight": (q_rank, 64 * 128), "indexer.proj.weight": (hidden, 64)}
+    return own
+
+
+def _compressor(name: str, hidden: int, width: int, ratio: int) -> Tensors:
+    wide = 2 * width if ratio == 4 else width
+    return {
+        f"{name}_kv.weight": (hidden, wide), f"{name}_gate.weight": (hidden, wide),
+        f"{name}_ape.weight": (wide, ratio), f"{name}_norm.weight": (width,),
+    }  # fmt: skip
+
+
+def streams(hidden: int, n: int) -> Tensors:
+    """What mixes `n` residual streams before attention and before the feed-forward."""
+    mixed = (2 + n) * n
+    own: Tensors = {}
+    for place in ("attn", "ffn"):
+        own |= {f"hc_{place}_fn.weight": (n * hidden, mixed), f"hc_{place}_base.weight": (mixed,)}
+        own[f"hc_{place}_scale.weight"] = (3,)
+    return own
 
 
 def mlp(hidden: int, inner: int, *, gated: bool = True, ending: str = "") -> Tensors:

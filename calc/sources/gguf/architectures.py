@@ -12,9 +12,9 @@ from calc.sources.gguf.facts import Facts, Undetermined
 
 BY_LAYERS = frozenset(
     """afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bitnet bloom chameleon chatglm
-    codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32 dots1 ernie4_5
-    ernie4_5-moe exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 glm-dsa glm4 glm4moe
-    glm5-next gpt-oss gpt2 gptj gptneox granite granite_swa granitehybrid granitemoe grok grovemoe hunyuan-dense
+    codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dots1
+    ernie4_5 ernie4_5-moe exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma2 gemma3 gemma3n gemma4 glm-dsa glm4
+    glm4moe glm5-next gpt-oss gpt2 gptj gptneox granite granite_swa granitehybrid granitemoe grok grovemoe hunyuan-dense
     hunyuan-moe hunyuan_vl hy_v3 hy_v4 internlm2 jais jais2 jamba kimi-k3 kimi-linear laguna lfm2 lfm2moe llama llama4
     maincoder mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4 mpt
     muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded
@@ -35,7 +35,6 @@ OTHERWISE: Mapping[str, str] = {
     **dict.fromkeys(("dream", "llada", "llada-moe", "rnd1"), _DIFFUSION),
     **dict.fromkeys(("dflash", "eagle3", "gemma4-assistant"), _DRAFT),
     "clip": "is an encoder of images or sound, which keeps no cache",
-    "deepseek4": "keeps compressed groups of tokens, which kvscope does not count from GGUF",
     "dots3note": "keeps windows of latents, which kvscope does not count from GGUF",
     "graniteswitch": "keeps the signals of its adapters, which kvscope does not count from GGUF",
     "hrm_text": "goes through its layers several times, which kvscope does not count from GGUF",

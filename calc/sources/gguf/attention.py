@@ -1,11 +1,10 @@
-"""Attention and latent attention of a layer, from its matrices and the metadata."""
+"""Attention of a layer, from its matrices and the metadata."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from calc.errors import SpecError
-from calc.model.latent import ExpandedLatent, Latent
 from calc.model.parts import Attention
 from calc.sources.gguf.facts import Block, Facts, Undetermined
 
@@ -96,45 +95,3 @@ def _per_head(block: Block, stem: str, n_heads: int, stated: int | None) -> int:
 
 def _fused_queries(block: Block, n_kv_heads: int, head_dim: int, value_dim: int) -> int:
     return block.rows("attn_qkv") - n_kv_heads * (head_dim + value_dim)
-
-
-# Latent attention
-
-
-def is_latent(block: Block) -> bool:
-    """Whether K and V come from a latent."""
-    return "attn_kv_a_mqa" in block
-
-
-def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
-    """The latent attention of a layer. Raises Undetermined."""
-    if window is not None:
-        raise Undetermined("windows over a latent are not known to kvscope")
-    n_heads, rank = facts.at(HEADS, block.index), _rank(facts, block)
-    if not n_heads:
-        raise facts.missing(HEADS)
-    rope = block.rows("attn_kv_a_mqa") - rank
-    low_rank = "attn_q_a" in block
-    query = block.rows("attn_q_b" if low_rank else "attn_q")
-    # Files from before llama.cpp knew latent caches have no key_length_mla: it keeps K and V of every head.
-    made = Latent if facts.maybe("attention.key_length_mla") else ExpandedLatent
-    indexed = "indexer.attn_k" in block and facts.at("attention.indexer.types", block.index) != 0
-    try:
-        return made(
-            n_heads=n_heads,
-            kv_lora_rank=rank,
-            nope_dim=query // n_heads - rope,
-            rope_dim=rope,
-            value_dim=block.columns("attn_output") // n_heads,
-            q_lora_rank=block.rows("attn_q_a") if low_rank else 0,
-            index_heads=block.rows("indexer.proj") if indexed else 0,
-            index_dim=block.rows("indexer.attn_k") if indexed else 0,
-        )
-    except SpecError as error:
-        raise Undetermined(f"layer {block.index}: {error}") from None
-
-
-def _rank(facts: Facts, block: Block) -> int:
-    if "attn_kv_a_norm" in block:
-        return block.columns("attn_kv_a_norm")
-    return facts.count("attention.kv_lora_rank")

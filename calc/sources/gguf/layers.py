@@ -6,9 +6,10 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from calc.model.parts import Dense, LayerSpec, Norm
-from calc.sources.gguf.attention import attention, is_latent, latent
+from calc.sources.gguf.attention import attention
 from calc.sources.gguf.facts import Block, Facts, Undetermined, check_number, trunk
 from calc.sources.gguf.feed_forward import feed_forwards
+from calc.sources.gguf.latents import compressed, is_compressed, is_latent, latent
 from calc.sources.gguf.recurrences import recurrence
 from calc.sources.gguf.roles import Role, layer_role
 from calc.sources.gguf.windows import is_chunked, windows
@@ -62,21 +63,30 @@ class _Layer:
         if state is not None and state[1]:
             return (self._fitted(state[0], elements),)
         own = self._attention(window, n_layers)
-        if own is None:
+        if not own:
             self.rest += elements  # DeciLM's layers whose attention is one matrix
             return ()
         if state is None:
-            return (self._fitted(own, elements),)
+            return self._together(own, elements)
         of_state = self._params(Role.MIXER, STATES)
-        return self._fitted(state[0], of_state), self._fitted(own, elements - of_state)
+        return self._fitted(state[0], of_state), *self._together(own, elements - of_state)
 
-    def _attention(self, window: int | None, n_layers: int) -> Mixer | None:
+    def _attention(self, window: int | None, n_layers: int) -> tuple[Mixer, ...]:
         if is_latent(self.block):
-            return latent(self.facts, self.block, window=window)
+            return (latent(self.facts, self.block, window=window),)
+        if is_compressed(self.block):
+            return compressed(self.facts, self.block)
         if not self.block.has("attn_q", "attn_qkv"):
-            return None
+            return ()
         chunked = is_chunked(self.facts)
-        return attention(self.facts, self.block, window=window, chunked=chunked, n_layers=n_layers)
+        return (attention(self.facts, self.block, window=window, chunked=chunked, n_layers=n_layers),)
+
+    def _together(self, parts: tuple[Mixer, ...], elements: int) -> tuple[Mixer, ...]:
+        """Parts that share `elements`: the last takes what the others leave."""
+        *others, last = parts
+        for part in others:
+            elements = self._beyond(part, elements)
+        return *others, self._fitted(last, elements)
 
     def _feed_forwards(self) -> tuple[FeedForward, ...]:
         shared = self._params(Role.FEED, tuple(n for n in self.block.tensors if "_shexp." in n))

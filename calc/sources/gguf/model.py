@@ -41,7 +41,7 @@ def read_gguf(path: str | Path) -> ModelSpec:
         total = total_params(facts)
         known = f"its weights are {total:,} parameters in {stored.total_bytes:,} B, its cache is not known"
         raise CacheUnknown(
-            f"{source}: {why}: {known}", name=stem, parameters=total, weight_bytes=stored.total_bytes
+            f"{source}: {why}: {known}", name=stem, parameters=total, components=dict(stored.components)
         ) from None
 
 

@@ -22,7 +22,15 @@ class Role(StrEnum):
 
 
 _MIXER = ("attn_", "ssm_", "shortconv.", "time_mix_", "indexer")
-_INNER_NORMS = ("attn_q_a_norm", "attn_kv_a_norm", "ssm_", "time_mix_", "indexer", "ffn_routed_norm")
+_INNER_NORMS = (
+    "attn_q_a_norm",
+    "attn_kv_a_norm",
+    "attn_compressor_norm",
+    "ssm_",
+    "time_mix_",
+    "indexer",
+    "ffn_routed_norm",
+)
 """Norms that are counted with the part that they are in."""
 _EXPERTS = re.compile(r"ffn_(gate|up|down|gate_up)(_exps|\.\d+)\b")
 _ROUTER = re.compile(r"(ffn_gate_inp|exp_probs_b|ffn_latent_|ffn_routed_|ffn_gate_tid2eid|ffn_\w+_chexps)(?!_shexp)")

@@ -169,6 +169,14 @@ def ling(i):
     return mixer | feed | g.norms(2048)
 
 
+def deepseek4(i):
+    """Two windows alone, then a row for 4 tokens and one for 128 in turn; the first three choose experts by a table."""
+    ratio = 0 if i < 2 else 4 if i % 2 == 0 else 128
+    sparse = g.experts(4096, 2048, 256, shared=2048, biased=i >= 3)
+    table = {"ffn_gate_tid2eid.weight": (6, 129280)} if i < 3 else {}
+    return g.compressed(4096, 64, 512, 1024, 8, 1024, ratio) | g.streams(4096, 4) | sparse | table | g.norms(4096)
+
+
 QWEN2 = g.attention(3584, 3584, 512) | g.mlp(3584, 18944) | g.norms(3584)
 QWEN2 |= {"attn_q.bias": (3584,), "attn_k.bias": (512,), "attn_v.bias": (512,)}
 PERIOD = [True, True, True, True, True, False]
@@ -232,6 +240,14 @@ PUBLISHED = {
         "deepseek32", 671_877_929_216 + 58 * 256,
         [deepseek(i, V3 | g.indexer(7168, 64, 128, 1536)) for i in range(61)], 7168, 129280,
         heads(128, 1) | moe(256, 8) | MLA, latent=61 * 576,
+    ),
+    "DeepSeek-V4-Flash": Published(
+        "deepseek4", 284_332_230_231 + 40 * 256, [deepseek4(i) for i in range(43)], 4096, 129280,
+        heads(64, 1, key=512, value=512) | moe(256, 6) | {
+            "attention.output_group_count": 8, "attention.output_lora_rank": 1024, "attention.sliding_window": 128,
+        },
+        latent=21 * 128 + 20 * 4, windowed={128: 43 * 512},
+        outer={"output_hc_fn.weight": (4 * 4096, 4), "output_hc_base.weight": (4,), "output_hc_scale.weight": (1,)},
     ),
     "DeepSeek-V2-Lite before April 2025": Published(
         "deepseek2", 15_706_484_224, [v2_lite(i) for i in range(27)], 2048, 102400,

@@ -1,8 +1,11 @@
 """Layers of GGUF headers: what each architecture of llama.cpp keeps, windows, odd layers, contradictions."""
 
+import json
+
 import pytest
 
-from calc.commands.memory import memory_document
+from calc.commands.intensity import run_intensity
+from calc.commands.memory import memory_document, run_memory
 from calc.commands.tables import component_table
 from calc.errors import CacheUnknown, SpecError
 from calc.fit.memory import memory_report
@@ -50,6 +53,32 @@ class TestEveryArchitecture:
         assert caught.value.parameters == total
         assert caught.value.weight_bytes == 2 * total + 2 * 9 * H  # norms take four bytes
         assert f"{total:,} parameters" in str(caught.value)
+
+
+class TestWeightsAlone:
+    """`memory` answers with the weights, exit code 0; every other command refuses with the sentence."""
+
+    def path(self, tmp_path):
+        return str(Published("hyena", 0, [PLAIN] * 4, H, VOCAB, FOUR).write(tmp_path / "m.gguf"))
+
+    def test_as_text(self, tmp_path, capsys):
+        assert run_memory(["--model", self.path(tmp_path)], "kvscope memory") == 0
+        out = capsys.readouterr().out
+        assert out.startswith("m: weights alone")
+        assert "architecture 'hyena' is not one that kvscope reads from GGUF" in out
+        assert "80.00 GB more than the weights" in out
+
+    @pytest.mark.parametrize(("memory", "fits"), [("1GB", None), ("1kB", False)])
+    def test_as_json(self, tmp_path, capsys, memory, fits):
+        assert run_memory(["--model", self.path(tmp_path), "--json", "--gpu-memory", memory], "kvscope memory") == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["parameters"]["total"] == 2 * VOCAB * H + H + 4 * (96 * 2 * H + 3 * H * INNER + 2 * H)
+        assert sum(document["weight_bytes_by_component"].values()) == document["weight_bytes"]
+        assert (document["kv_bytes_per_token"], document["max_batch"], document["fits"]) == (None, None, fits)
+
+    def test_other_commands_refuse(self, tmp_path):
+        with pytest.raises(CacheUnknown, match="its cache is not known"):
+            run_intensity(["--model", self.path(tmp_path)], "kvscope intensity")
 
 
 class TestOddLayers:
