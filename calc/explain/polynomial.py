@@ -59,7 +59,7 @@ def expand(node: Expr) -> Polynomial:
         return Polynomial({(): Fraction(node.args[0])} if node.args[0] else {})
     if node.op == "sym":
         return Polynomial({((node.args[0], 1),): Fraction(1)})
-    if node.op == "**":
+    if node.op == "**" and node.args[1].op == "num":
         base, total = expand(node.args[0]), Polynomial({(): Fraction(1)})
         for _ in range(node.args[1].args[0]):
             total = total * base

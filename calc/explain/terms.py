@@ -122,6 +122,21 @@ SYMBOLS: dict[str, Symbol] = {
     "ep": Symbol("X_e", r"X_\mathrm{e}", "expert-parallel GPUs"),
     "dcp": Symbol("X_c", r"X_\mathrm{c}", "GPUs that share the tokens of a request"),
     "rank_elements": Symbol("e_X", "e_X", "cache elements per request on a rank"),
+    # Operators of a pass (calc.step).
+    "tokens": Symbol("t", "t", "tokens of the pass"),
+    "matrix_params": Symbol("P_m", r"P_\mathrm{m}", "weights of a matrix"),
+    "elements": Symbol("e_t", r"e_\mathrm{t}", "elements per token"),
+    "top_k": Symbol("k", "k", "experts per token"),
+    "idle_share": Symbol("i", "i", "share of the experts that a token leaves idle"),
+    "token_elements": Symbol("e", "e", "elements of K and V per token and KV head"),
+    "softmax_flops": Symbol("f", "f", "FLOPs of the softmax per score"),
+    "chosen": Symbol("n_c", r"n_\mathrm{c}", "tokens that an indexer picks"),
+    "index_element_bytes": Symbol("b_x", r"b_\mathrm{x}", "bytes per element of an indexer's key"),
+    "state_flops": Symbol("f_s", r"f_\mathrm{s}", "FLOPs of a recurrence per token"),
+    "element_flops": Symbol("f_e", r"f_\mathrm{e}", "FLOPs per element"),
+    "rotated": Symbol("e_r", r"e_\mathrm{r}", "rotated elements per token"),
+    "cached": Symbol("e_c", r"e_\mathrm{c}", "elements per token that go to the cache"),
+    "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring sends a vector: 2 (X - 1) / X"),
 }
 
 
@@ -159,8 +174,11 @@ class Expr:
     def __floordiv__(self, other: Any) -> Expr:
         return Expr("//", (self, as_expr(other)))
 
-    def __pow__(self, power: int) -> Expr:
+    def __pow__(self, power: Any) -> Expr:
         return Expr("**", (self, as_expr(power)))
+
+    def __rpow__(self, base: Any) -> Expr:
+        return Expr("**", (as_expr(base), self))
 
     def clip(self, *, max: Any = None, min: Any = None) -> Expr:  # noqa: A002 - numpy's own names
         """``minimum`` and ``maximum`` as expressions (numpy arrays have the same method)."""
@@ -194,6 +212,11 @@ def maximum(a: Any, b: Any) -> Any:
     if hasattr(a, "clip"):
         return a.clip(min=b)
     return b.clip(min=a) if hasattr(b, "clip") else max(a, b)
+
+
+def half(a: Any) -> Any:
+    """Half of an even number: of a number, of an array element by element, or as an expression."""
+    return a * Fraction(1, 2) if isinstance(a, Expr) else a // 2
 
 
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 3}
@@ -255,7 +278,7 @@ def to_text(node: Expr, leaf: Leaf = _text_leaf) -> str:
         return f"⌊{a} / {b}⌋"
     a, b = _operands(node, leaf, to_text, ("(", ")"))
     if node.op == "**":
-        return a + b.translate(_SUPERSCRIPT)
+        return a + b.translate(_SUPERSCRIPT) if b.isdecimal() else f"{a}^{b}"
     return f"{a} {_TEXT_SIGN[node.op]} {b}"
 
 

@@ -28,6 +28,7 @@ def latent_mixer(reader: Reader, arch: Architecture) -> Latent:
         q_lora_rank=reader.maybe("q_lora_rank", minimum=0) or 0,
         index_heads=reader.maybe("index_n_heads", minimum=0) or 0,
         index_dim=reader.maybe("index_head_dim", minimum=0) or 0,
+        index_topk=reader.maybe("index_topk", minimum=0) or 0,
         bias=arch.qkv_bias is not False and reader.flag("attention_bias"),
     )
 

@@ -20,6 +20,7 @@ from calc.errors import SpecError
 from calc.explain.polynomial import Ratio, closed_form, ratio
 from calc.explain.terms import Expr, Number, as_expr, evaluate, symbol
 from calc.model.storage import whole
+from calc.step.operators import Phase as Phase
 
 
 class Attention(StrEnum):
@@ -27,13 +28,6 @@ class Attention(StrEnum):
 
     STANDARD = "standard"
     FLASH = "flash"
-
-
-class Phase(StrEnum):
-    """PREFILL attends from all tokens at once, DECODE from one new token."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True)

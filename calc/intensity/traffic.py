@@ -15,7 +15,7 @@ from typing import Any
 from calc.explain.terms import Number
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.model.count import worked_tensors
-from calc.model.parts import LINEAR, ROUTER, fused_name, mixers_of
+from calc.model.parts import LINEAR, ROUTER, mixers_of
 from calc.model.spec import ModelSpec
 
 
@@ -59,7 +59,7 @@ def linear_activations(model: ModelSpec) -> int:
     for tensor, n in worked_tensors(model):
         if tensor.role not in (LINEAR, ROUTER):
             continue
-        group = fused_name(tensor.name)
+        group = tensor.fused_name
         copies = n * (tensor.copies if tensor.active is None else tensor.active)
         total += copies * tensor.rows
         if group != fused_input or group == tensor.name:
@@ -147,15 +147,14 @@ def attention_flops(model: ModelSpec) -> int:
     total = 0
     for mixer, n in mixers_of(model.layers).items():
         if (read := mixer.attended()) is not None:
-            n_heads, key_dim, value_dim = read
-            total += n * n_heads * (2 * key_dim + 2 * value_dim + SOFTMAX_FLOPS)
+            total += n * read.n_heads * (2 * read.key_dim + 2 * read.value_dim + SOFTMAX_FLOPS)
     return total
 
 
 def attending_heads(model: ModelSpec) -> int:
     """Query heads of all layers that attend over a cache."""
     reads = ((mixer.attended(), n) for mixer, n in mixers_of(model.layers).items())
-    return sum(n * read[0] for read, n in reads if read is not None)
+    return sum(n * read.n_heads for read, n in reads if read is not None)
 
 
 def decode_series(model: ModelSpec, batches: Iterable[int], **options: Any) -> tuple[DecodePoint, ...]:

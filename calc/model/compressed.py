@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.parts import NORM, OTHER, PARAMS, WHOLE, Tensor, check_sizes, heads_problem
+from calc.model.parts import NORM, OTHER, PARAMS, WHOLE, Attended, Tensor, check_sizes, heads_problem
 
 
 def window_attention_params(
@@ -71,6 +71,7 @@ class WindowRow(_OneRow):
 
     kind: ClassVar[str] = "window_row"
     state_elements: ClassVar[int] = 0
+    state_flops: ClassVar[int] = 0
     index_elements: ClassVar[int] = 0
     n_heads: int
     head_dim: int
@@ -104,9 +105,10 @@ class WindowRow(_OneRow):
         """Query heads, KV heads and head dimension, for the flat view of a model."""
         return self.n_heads, 1, self.head_dim
 
-    def attended(self) -> tuple[int, int, int]:
-        """Query heads, and the widths of a key and of a value as each head reads them."""
-        return self.n_heads, self.head_dim, self.head_dim
+    def attended(self, *, absorbed: bool = True) -> Attended:
+        """How a token attends: a row is read once, as key and value of all heads."""
+        size = self.head_dim
+        return Attended(self.label, self.n_heads, size, size, kv_heads=1, token_elements=size, window=self.window)
 
     def rank_state_elements(self, tp: int) -> int:
         """None: its memory is the cache."""
@@ -129,7 +131,7 @@ class WindowRow(_OneRow):
         yield Tensor("kv_proj", self.head_dim, hidden_size, WHOLE)
         yield Tensor("kv_norm", self.head_dim, share=WHOLE, role=NORM)
         yield Tensor("o_a_proj", out, inner // self.o_groups)
-        yield Tensor("o_b_proj", hidden_size, out)
+        yield Tensor("o_b_proj", hidden_size, out, summed=True)
         yield Tensor("sinks", self.n_heads, role=OTHER)
 
     def term(self, hidden_size: int) -> Term:
@@ -144,20 +146,24 @@ class WindowRow(_OneRow):
 class Compressor(_OneRow):
     """One row of head_dim for every `ratio` tokens, from them (`overlap`: and from the group before).
 
-    `index_heads` > 0: an indexer picks rows by keys of index_dim, made in the same way, kept in addition to the cache.
-    Tokens that no row has yet are kept per sequence, in fp32: values and weights of up to two groups.
+    `index_heads` > 0: an indexer picks `index_topk` rows by keys of index_dim, made in the same way, kept in addition
+    to the cache. `read_heads` of the layer's window read the rows. Tokens that no row has yet are kept per sequence, in
+    fp32: values and weights of up to two groups.
     """
 
     kind: ClassVar[str] = "compressor"
     window: ClassVar[None] = None
     rope_width: ClassVar[int] = 0
     fp32_state: ClassVar[bool] = True
+    state_flops: ClassVar[int] = 0
     head_dim: int
     ratio: int
     overlap: bool
     q_lora_rank: int
     index_heads: int = 0
     index_dim: int = 0
+    index_topk: int = 0
+    read_heads: int = 0
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -196,9 +202,20 @@ class Compressor(_OneRow):
         """One row that all heads share, for the flat view of a model."""
         return 1, 1, self.head_dim
 
-    def attended(self) -> None:
-        """The heads of the layer's window read its rows."""
-        return
+    def attended(self, *, absorbed: bool = True) -> Attended:
+        """How a token attends: the heads of the layer's window read its rows too."""
+        return Attended(
+            self.label,
+            self.read_heads,
+            self.head_dim,
+            self.head_dim,
+            kv_heads=1,
+            token_elements=self.head_dim,
+            chosen=self.index_topk or None,
+            index_heads=self.index_heads,
+            index_dim=self.index_dim,
+            ratio=self.ratio,
+        )
 
     def rank_state_elements(self, tp: int) -> int:
         """All of it, on every rank."""

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.parts import BIAS, NORM, OTHER, PARAMS, WHOLE, Tensor, check_sizes, heads_problem, kv_heads_per_rank
+from calc.model.parts import (
+    BIAS,
+    NORM,
+    OTHER,
+    PARAMS,
+    WHOLE,
+    Attended,
+    Tensor,
+    check_sizes,
+    heads_problem,
+    kv_heads_per_rank,
+)
 
 
 def latent_attention_params(
@@ -49,15 +60,17 @@ def indexer_params(*, hidden_size: Any, query_dim: Any, index_heads: Any, index_
 class Latent:
     """Latent attention (MLA): one row of kv_lora_rank + rope_dim per token serves all heads, on every rank.
 
-    `gated`: its output is multiplied with a projection of the input, as wide. `index_heads` > 0: a sparse one, whose
-    indexer keeps `index_elements` more per token (usually in fp8). They are not part of `cache_elements`, as
-    transformers and the servers' logs count.
+    `gated`: its output is multiplied with a projection of the input, as wide. `index_topk` > 0: a sparse one, whose
+    queries attend to that many tokens. Its indexer (`index_heads`; an earlier layer's where there are none) keeps
+    `index_elements` more per token (usually in fp8). They are not part of `cache_elements`, as transformers and the
+    servers' logs count.
     """
 
     kind: ClassVar[str] = "latent"
     prefix: ClassVar[str] = "self_attn."
     window: ClassVar[None] = None
     state_elements: ClassVar[int] = 0
+    state_flops: ClassVar[int] = 0
     n_heads: int
     kv_lora_rank: int
     nope_dim: int
@@ -66,6 +79,7 @@ class Latent:
     q_lora_rank: int = 0
     index_heads: int = 0
     index_dim: int = 0
+    index_topk: int = 0
     bias: bool = False
     gated: bool = False
     extra_params: int = 0
@@ -76,7 +90,7 @@ class Latent:
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return "sparse latent attention" if self.index_heads else "latent attention"
+        return "sparse latent attention" if self.index_heads or self.index_topk else "latent attention"
 
     @property
     def cache_elements(self) -> int:
@@ -97,14 +111,28 @@ class Latent:
         """Query heads, KV heads and head dimension, for the flat view of a model."""
         return self.n_heads, self.n_heads, self.nope_dim + self.rope_dim
 
-    def attended(self, *, absorbed: bool = True) -> tuple[int, int, int]:
-        """Query heads, and the widths of a key and of a value as each head reads them.
+    def attended(self, *, absorbed: bool = True) -> Attended:
+        """How a token attends.
 
         Absorbed, every head reads the latent itself: K and V are never built (decoding, and the local engine).
+        Expanded, K and V are built for every head (a prompt). A sparse one is absorbed in both phases: the tokens
+        that it picks differ from query to query (DeepSeek-V3.2, section 2.1).
         """
-        if absorbed:
-            return self.n_heads, self.kv_lora_rank + self.rope_dim, self.kv_lora_rank
-        return self.n_heads, self.nope_dim + self.rope_dim, self.value_dim
+        absorbed = absorbed or bool(self.index_heads or self.index_topk)
+        read = self._absorbed() if absorbed else self._expanded()
+        label = f"{self.label}, {'absorbed' if absorbed else 'expanded'}"
+        return read._replace(
+            form=label, chosen=self.index_topk or None, index_heads=self.index_heads, index_dim=self.index_dim
+        )
+
+    def _absorbed(self) -> Attended:
+        key_dim = self.kv_lora_rank + self.rope_dim
+        return Attended("", self.n_heads, key_dim, self.kv_lora_rank, kv_heads=1, token_elements=key_dim)
+
+    def _expanded(self) -> Attended:
+        key_dim, value_dim = self.nope_dim + self.rope_dim, self.value_dim
+        each = key_dim + value_dim
+        return Attended("", self.n_heads, key_dim, value_dim, kv_heads=self.n_heads, token_elements=each)
 
     def rank_cache_elements(self, tp: int) -> int:
         """Cache elements per token on a rank of `tp`: all of them, since the latent serves all heads."""
@@ -122,8 +150,8 @@ class Latent:
         """What it holds: what goes into a latent is on every rank, what comes out of it is divided by heads."""
         rank, queries = self.kv_lora_rank, self.n_heads * (self.nope_dim + self.rope_dim)
         if self.q_lora_rank:
-            yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE)
-        yield Tensor("kv_a_proj_with_mqa", rank + self.rope_dim, hidden_size, WHOLE)
+            yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE, fused="qkv_a_proj")
+        yield Tensor("kv_a_proj_with_mqa", rank + self.rope_dim, hidden_size, WHOLE, fused="qkv_a_proj")
         if self.q_lora_rank:
             yield Tensor("q_a_layernorm", self.q_lora_rank, share=WHOLE, role=NORM)
             yield Tensor("q_b_proj", queries, self.q_lora_rank)
@@ -133,12 +161,21 @@ class Latent:
         yield Tensor("kv_b_proj", self.n_heads * (self.nope_dim + self.value_dim), rank)
         if self.gated:
             yield Tensor("g_proj", self.n_heads * self.value_dim, hidden_size)
-        yield Tensor("o_proj", hidden_size, self.n_heads * self.value_dim)
+        yield Tensor("o_proj", hidden_size, self.n_heads * self.value_dim, summed=True)
         yield from self._biases(hidden_size)
         if self.index_heads:
             yield from self._indexer(hidden_size)
         if self.extra_params:
             yield Tensor("extra", self.extra_params, share=WHOLE, role=OTHER)
+
+    def absorbed_tensors(self, hidden_size: int) -> Iterator[Tensor]:
+        """`tensors` as absorbed attention multiplies them: each head's K part with its query, its V part at the end."""
+        for tensor in self.tensors(hidden_size):
+            if tensor.name == "kv_b_proj":
+                yield Tensor("kv_b_proj.k", self.kv_lora_rank, self.nope_dim, copies=self.n_heads)
+                yield Tensor("kv_b_proj.v", self.value_dim, self.kv_lora_rank, copies=self.n_heads)
+            else:
+                yield tensor
 
     def _biases(self, hidden_size: int) -> Iterator[Tensor]:
         if self.bias:
@@ -186,9 +223,9 @@ class ExpandedLatent(Latent):
         """Elements per cached token."""
         return self.n_heads * (self.nope_dim + self.rope_dim + self.value_dim)
 
-    def attended(self, *, absorbed: bool = True) -> tuple[int, int, int]:
-        """Query heads, and the widths of a key and of a value as each head reads them."""
-        return self.n_heads, self.nope_dim + self.rope_dim, self.value_dim
+    def attended(self, *, absorbed: bool = True) -> Attended:
+        """How a token attends: over the K and V that are kept."""
+        return self._expanded()._replace(form=self.label)
 
     def rank_cache_elements(self, tp: int) -> int:
         """Cache elements per token on a rank of `tp`: those of its own heads."""

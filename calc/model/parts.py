@@ -57,7 +57,8 @@ class Tensor(NamedTuple):
     """`copies` tensors of rows (out) x columns (in). `name` is the path in a checkpoint, below the part or the model.
 
     `active` says how many of the `copies` a token goes through (None: all of them); `expert` marks those of routed
-    experts; a KV tensor has `kv_heads`.
+    experts; a KV tensor has `kv_heads`. `fused` is the matrix that servers hold and multiply it in, together with
+    others of the same input. `summed`: ranks hold columns of it, and add up what they make of them.
     """
 
     name: str
@@ -68,6 +69,18 @@ class Tensor(NamedTuple):
     copies: int = 1
     active: int | None = None
     kv_heads: int = 1
+    fused: str = ""
+    summed: bool = False
+
+    @property
+    def fused_name(self) -> str:
+        """The path of the matrix that servers hold it in: its own where it stands alone (vLLM packed_modules_mapping).
+
+        >>> Tensor("self_attn.k_proj", 1024, 4096, fused="qkv_proj").fused_name
+        'self_attn.qkv_proj'
+        """
+        prefix, dot, _ = self.name.rpartition(".")
+        return f"{prefix}{dot}{self.fused}" if self.fused else self.name
 
     @property
     def expert(self) -> bool:
@@ -90,31 +103,47 @@ class Tensor(NamedTuple):
         return self.role in (LINEAR, ROUTER, OTHER)
 
 
+def rank_elements(tensor: Tensor, tp: int) -> int:
+    """Elements of `tensor` on a rank of `tp`."""
+    if tensor.share == WHOLE:
+        return tensor.params
+    if tensor.share == KV:
+        heads: int = kv_heads_per_rank(n_kv_heads=tensor.kv_heads, tp=tp)
+        return tensor.params // tensor.kv_heads * heads
+    return tensor.params // tp
+
+
+class Attended(NamedTuple):
+    """How one query token attends: `n_heads` queries of `key_dim`, results of `value_dim` each.
+
+    Of a token in the cache `kv_heads` x `token_elements` are read, once for all the queries that share them. A query
+    sees the last `window` tokens (None: all of them; `chunked`: those of its own chunk), or `chosen` ones that an
+    indexer of `index_heads` x `index_dim` picks (an earlier layer's indexer where it has no heads). With a `ratio`
+    above 1, rows of so many tokens take the place of tokens.
+    """
+
+    form: str
+    n_heads: int
+    key_dim: int
+    value_dim: int
+    kv_heads: int
+    token_elements: int
+    window: int | None = None
+    chunked: bool = False
+    chosen: int | None = None
+    index_heads: int = 0
+    index_dim: int = 0
+    ratio: int = 1
+
+    @property
+    def most(self) -> int | None:
+        """Tokens that a query sees at most; None: as many as there are."""
+        return min((n for n in (self.window, self.chosen) if n is not None), default=None)
+
+
 def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
     """Whole KV heads that a tensor-parallel rank holds; replicated beyond n_kv_heads (vLLM get_num_kv_heads)."""
     return maximum(n_kv_heads // tp, 1)
-
-
-FUSED = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-    "q_a_proj": "qkv_a_proj",
-    "kv_a_proj_with_mqa": "qkv_a_proj",
-}
-"""Matrices with the same input that servers hold and multiply as one (vLLM's packed_modules_mapping)."""
-
-
-def fused_name(name: str) -> str:
-    """The path of the matrix that `name` is a part of; itself where it stands alone.
-
-    >>> fused_name("self_attn.k_proj"), fused_name("self_attn.o_proj")
-    ('self_attn.qkv_proj', 'self_attn.o_proj')
-    """
-    prefix, dot, last = name.rpartition(".")
-    return f"{prefix}{dot}{FUSED.get(last, last)}"
 
 
 # Formulas
@@ -201,10 +230,10 @@ def feed_forward_tensors(
 ) -> Iterator[Tensor]:
     """A feed-forward block from and to `width`, or `copies` of them. The output's bias is on every rank."""
     for name in ("gate_proj", "up_proj") if mlp is Mlp.GATED else ("up_proj",):
-        yield Tensor(f"{prefix}{name}", inner, width, copies=copies, active=active)
+        yield Tensor(f"{prefix}{name}", inner, width, copies=copies, active=active, fused="gate_up_proj")
         if bias:
             yield Tensor(f"{prefix}{name}.bias", inner, role=BIAS, copies=copies, active=active)
-    yield Tensor(f"{prefix}down_proj", width, inner, copies=copies, active=active)
+    yield Tensor(f"{prefix}down_proj", width, inner, copies=copies, active=active, summed=True)
     if bias:
         yield Tensor(f"{prefix}down_proj.bias", width, share=WHOLE, role=BIAS, copies=copies, active=active)
 
@@ -218,6 +247,8 @@ MAY_BE_ZERO = frozenset(
         "q_lora_rank",
         "index_heads",
         "index_dim",
+        "index_topk",
+        "read_heads",
         "gate_rank",
         "params",
         "state_elements",
@@ -239,12 +270,13 @@ class Attention:
 
     `keys` and `values` false: not projected here (V is K, or both come from another layer: then nothing is kept).
     `shared`: its matrices are an earlier layer's and are counted there. `extra_params`: sinks, gates, norms inside.
-    `index_dim`: the key of an indexer that picks blocks of tokens, kept in addition to the cache.
+    `index_heads`, `index_dim`: an indexer that picks `index_topk` tokens in blocks, its key kept beside the cache.
     """
 
     kind: ClassVar[str] = "attention"
     prefix: ClassVar[str] = "self_attn."
     state_elements: ClassVar[int] = 0
+    state_flops: ClassVar[int] = 0
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -258,7 +290,9 @@ class Attention:
     values: bool = True
     shared: bool = False
     extra_params: int = 0
+    index_heads: int = 0
     index_dim: int = 0
+    index_topk: int = 0
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -269,6 +303,8 @@ class Attention:
         """What it is, in words."""
         if not self.keys:
             return "attention over another layer's cache"
+        if self.index_topk:
+            return f"sparse attention over {self.index_topk:,} tokens"
         if self.window is None:
             return "full attention"
         kind, what = ("chunked", "chunk") if self.chunked else ("sliding", "window")
@@ -293,9 +329,21 @@ class Attention:
         """Query heads, KV heads and head dimension, for the flat view of a model."""
         return self.n_heads, self.n_kv_heads, self.head_dim
 
-    def attended(self) -> tuple[int, int, int]:
-        """Query heads, and the widths of a key and of a value as each head reads them."""
-        return self.n_heads, self.head_dim, self.value_dim
+    def attended(self, *, absorbed: bool = True) -> Attended:
+        """How a token attends; the cache may be another layer's."""
+        return Attended(
+            self.label,
+            self.n_heads,
+            self.head_dim,
+            self.value_dim,
+            kv_heads=self.n_kv_heads,
+            token_elements=self.head_dim + self.value_dim,
+            window=self.window,
+            chunked=self.chunked,
+            chosen=self.index_topk or None,
+            index_heads=self.index_heads,
+            index_dim=self.index_dim,
+        )
 
     def rank_cache_elements(self, tp: int) -> int:
         """Cache elements per token on a rank of `tp`: those of its own KV heads."""
@@ -323,7 +371,7 @@ class Attention:
                 yield from self._projection("k_proj", self.n_kv_heads * self.head_dim, hidden_size, KV)
             if self.values:
                 yield from self._projection("v_proj", self.n_kv_heads * self.value_dim, hidden_size, KV)
-            yield Tensor("o_proj", hidden_size, values)
+            yield Tensor("o_proj", hidden_size, values, summed=True)
             if self.o_bias:
                 yield Tensor("o_proj.bias", hidden_size, share=WHOLE, role=BIAS)
         if self.extra_params:
@@ -331,7 +379,7 @@ class Attention:
 
     def _projection(self, name: str, rows: int, columns: int, share: str) -> Iterator[Tensor]:
         heads = self.n_kv_heads if share == KV else 1
-        yield Tensor(name, rows, columns, share, kv_heads=heads)
+        yield Tensor(name, rows, columns, share, kv_heads=heads, fused="qkv_proj")
         if self.qkv_bias:
             yield Tensor(f"{name}.bias", rows, share=share, role=BIAS, kv_heads=heads)
 

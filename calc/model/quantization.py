@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calc.errors import SourceError, SpecError
+from calc.model.components import component_of
 from calc.model.count import EMBED_TOKENS, LM_HEAD, model_tensors, parameters
 from calc.model.parts import EMBEDDING, KV, LINEAR, SPLIT, WHOLE, Tensor
 from calc.model.spec import ModelSpec
@@ -363,6 +364,8 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     if scheme is None:
         return None if each == 2 else unquantized(model, each, str(dtype))
     sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    counts = parameters(model)
+    components = {name: n * each for name, n in counts.components.items()}
     quantized = left_kv = 0
     try:
         size_of = _sizes(scheme)
@@ -373,15 +376,23 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         if size is None:
             left_kv += matrix.params if matrix.share == KV else 0
             continue
-        sizes[matrix.share] += matrix.copies * size(matrix.rows, matrix.columns)
+        n_bytes = matrix.copies * size(matrix.rows, matrix.columns)
+        sizes[matrix.share] += n_bytes
+        components[component_of(matrix)] += n_bytes - matrix.params * each
         quantized += matrix.params
-    rest = parameters(model).total - quantized - left_kv
+    rest = counts.total - quantized - left_kv
     whole = min(rest, _small_params(model))
     sizes[KV] += left_kv * each
     sizes[WHOLE] += whole * each
     sizes[SPLIT] += (rest - whole) * each
     try:
-        return StoredWeights(name=scheme.name, split_bytes=sizes[SPLIT], kv_bytes=sizes[KV], whole_bytes=sizes[WHOLE])
+        return StoredWeights(
+            name=scheme.name,
+            split_bytes=sizes[SPLIT],
+            kv_bytes=sizes[KV],
+            whole_bytes=sizes[WHOLE],
+            components=tuple(components.items()),
+        )
     except SpecError as error:
         raise SourceError(f"{source}: {error}") from None
 
@@ -395,8 +406,15 @@ def unquantized(model: ModelSpec, each: int, name: str) -> StoredWeights:
     """All weights of `model` at `each` bytes per element."""
     kv = sum(matrix.params for matrix in _matrices(model) if matrix.share == KV)
     whole = _small_params(model)
-    rest = parameters(model).total - kv - whole
-    return StoredWeights(name=name, split_bytes=rest * each, kv_bytes=kv * each, whole_bytes=whole * each)
+    counts = parameters(model)
+    rest = counts.total - kv - whole
+    return StoredWeights(
+        name=name,
+        split_bytes=rest * each,
+        kv_bytes=kv * each,
+        whole_bytes=whole * each,
+        components=tuple((part, n * each) for part, n in counts.components.items()),
+    )
 
 
 def _small_params(model: ModelSpec) -> int:

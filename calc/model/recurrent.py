@@ -30,7 +30,7 @@ class _WithoutCache:
         """Heads, heads again and their dimension, for the flat view of a model."""
         return 1, 1, hidden_size
 
-    def attended(self) -> None:
+    def attended(self, *, absorbed: bool = True) -> None:
         """It attends to no token."""
         return
 
@@ -48,6 +48,11 @@ class _Recurrent(_WithoutCache):
     @property
     def state_elements(self) -> int:
         """Elements per sequence."""
+        raise NotImplementedError
+
+    @property
+    def state_flops(self) -> int:
+        """FLOPs per token of the recurrence itself, projections and convolution apart."""
         raise NotImplementedError
 
     def divided(self) -> tuple[tuple[str, int], ...]:
@@ -163,6 +168,11 @@ class Mamba1(_Recurrent):
         """Elements per sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
 
+    @property
+    def state_flops(self) -> int:
+        """Per element of the state: its decay (2), decay, input, sum, and a product and a sum read out."""
+        return 7 * self.inner * self.state
+
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
         """Heads, heads again and their dimension, for the flat view of a model."""
         return 1, 1, self.inner
@@ -181,7 +191,7 @@ class Mamba1(_Recurrent):
         yield Tensor("dt_proj.bias", inner, role=BIAS)
         yield Tensor("A_log", inner, self.state, role=OTHER)
         yield Tensor("D", inner, role=OTHER)
-        yield Tensor("out_proj", hidden_size, inner)
+        yield Tensor("out_proj", hidden_size, inner, summed=True)
         yield from _extra(self.extra_params)
 
     def term(self, hidden_size: int) -> Term:
@@ -217,6 +227,11 @@ class Mamba2(_Recurrent):
         """Elements per sequence."""
         return self.inner * self.state + self.conv_channels * self.kernel
 
+    @property
+    def state_flops(self) -> int:
+        """Per element of the state: decay, input, sum, and a product and a sum read out."""
+        return 5 * self.inner * self.state
+
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
         """Heads, heads again and their dimension, for the flat view of a model."""
         return self.n_heads, self.n_heads, max(1, self.inner // self.n_heads)
@@ -248,7 +263,7 @@ class Mamba2(_Recurrent):
             yield Tensor(name, self.n_heads, role=OTHER)
         if self.norm:
             yield Tensor("norm", self.inner, role=NORM)
-        yield Tensor("out_proj", hidden_size, self.inner)
+        yield Tensor("out_proj", hidden_size, self.inner, summed=True)
         yield from _extra(self.extra_params)
 
     def term(self, hidden_size: int) -> Term:
@@ -282,6 +297,11 @@ class GatedDelta(_Recurrent):
         """Elements per sequence."""
         return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
 
+    @property
+    def state_flops(self) -> int:
+        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
+        return 7 * self.value_heads * self.key_dim * self.value_dim
+
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
         """Heads, heads again and their dimension, for the flat view of a model."""
         return self.value_heads, self.value_heads, self.value_dim
@@ -299,7 +319,7 @@ class GatedDelta(_Recurrent):
         for name in ("dt_bias", "A_log"):
             yield Tensor(name, self.value_heads, role=OTHER)
         yield Tensor("norm", self.value_dim, role=NORM)
-        yield Tensor("out_proj", hidden_size, inner)
+        yield Tensor("out_proj", hidden_size, inner, summed=True)
         yield from _extra(self.extra_params)
 
     def term(self, hidden_size: int) -> Term:
@@ -336,6 +356,11 @@ class KimiDelta(_Recurrent):
         """Elements per sequence."""
         return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
 
+    @property
+    def state_flops(self) -> int:
+        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
+        return 7 * self.n_heads * self.head_dim * self.head_dim
+
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
         """Heads, heads again and their dimension, for the flat view of a model."""
         return self.n_heads, self.n_heads, self.head_dim
@@ -348,7 +373,7 @@ class KimiDelta(_Recurrent):
         """What it holds: q, k and v with their convolutions, decay (f) and output gate (g), b, norm, out."""
         inner = self.n_heads * self.head_dim
         for name in ("q", "k", "v"):
-            yield Tensor(f"{name}_proj", inner, hidden_size)
+            yield Tensor(f"{name}_proj", inner, hidden_size, fused="qkv_proj")
             yield Tensor(f"{name}_conv1d", inner, self.kernel, role=OTHER)
         for name, whole in (("f", not self.gate_rank), ("g", self.whole_gate or not self.gate_rank)):
             if not whole:
@@ -360,7 +385,7 @@ class KimiDelta(_Recurrent):
         yield Tensor("dt_bias", inner, role=OTHER)
         yield Tensor("A_log", self.n_heads, role=OTHER)
         yield Tensor("o_norm", self.head_dim, role=NORM)
-        yield Tensor("o_proj", hidden_size, inner)
+        yield Tensor("o_proj", hidden_size, inner, summed=True)
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -393,6 +418,11 @@ class ShortConv(_Recurrent):
         """Elements per sequence."""
         return self.width * self.kernel
 
+    @property
+    def state_flops(self) -> int:
+        """Two gates per channel."""
+        return 2 * self.width
+
     def divided(self) -> tuple[tuple[str, int], ...]:
         """Its channels."""
         return (("channels", self.width),)
@@ -401,7 +431,7 @@ class ShortConv(_Recurrent):
         """What it holds: into B, C and x, the convolution, out."""
         yield Tensor("in_proj", 3 * hidden_size, hidden_size)
         yield from _convolution(hidden_size, self.kernel, bias=self.bias)
-        yield Tensor("out_proj", hidden_size, hidden_size)
+        yield Tensor("out_proj", hidden_size, hidden_size, summed=True)
         if self.bias:
             yield Tensor("in_proj.bias", 3 * hidden_size, role=BIAS)
             yield Tensor("out_proj.bias", hidden_size, role=BIAS)
@@ -423,6 +453,11 @@ class Stated(_WithoutCache):
 
     def __post_init__(self) -> None:
         check_sizes(self)
+
+    @property
+    def state_flops(self) -> int:
+        """What it computes is not known: as much per element of the state as Mamba-2."""
+        return 5 * self.state_elements
 
     def problem(self, tp: int) -> None:
         """None: what of it could not be divided is not known."""

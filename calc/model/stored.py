@@ -32,8 +32,9 @@ class StoredWeights:
     """Bytes of all weights, scales and zero points included; `name` says how they are stored.
 
     `split_bytes` are divided by tensor parallelism, `kv_bytes` follow the KV heads, `whole_bytes` every rank holds.
-    Where the tensors of a file were read, `components` are its bytes by the names of `Parameters.components`, and
-    `layers` those of each layer, bottom first: what a server needs that puts layers or experts on several devices.
+    `components` are its bytes by the names of `Parameters.components`, empty where they are not known. Where the
+    tensors of a file were read, `layers` are those of each layer, bottom first: what a server needs that puts layers
+    or experts on several devices.
     """
 
     name: str

@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import ceil
 
 from calc.model.count import padded_vocab
-from calc.model.parts import KV, LINEAR, WHOLE, LayerSpec, Tensor, fused_name, kv_heads_per_rank
+from calc.model.parts import LINEAR, LayerSpec, Tensor, rank_elements
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored
@@ -47,16 +47,6 @@ def stage_layers(n_layers: int, pp: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def rank_elements(tensor: Tensor, tp: int) -> int:
-    """Elements of `tensor` on a rank of `tp`."""
-    if tensor.share == WHOLE:
-        return tensor.params
-    if tensor.share == KV:
-        heads: int = kv_heads_per_rank(n_kv_heads=tensor.kv_heads, tp=tp)
-        return tensor.params // tensor.kv_heads * heads
-    return tensor.params // tp
-
-
 def layer_tensors(layer: LayerSpec, tp: int) -> tuple[Held, ...]:
     """The tensors of one layer on a rank, fused as servers hold them; what is small is counted as one.
 
@@ -79,7 +69,7 @@ def _fuse(held: dict[str, int], prefix: str, tensors: Iterable[Tensor], tp: int)
     small = 0
     for tensor in tensors:
         if tensor.role == LINEAR:
-            name = fused_name(prefix + tensor.name)
+            name = prefix + tensor.fused_name
             held[name] = held.get(name, 0) + rank_elements(tensor, tp)
         else:
             small += rank_elements(tensor, tp)

@@ -17,15 +17,17 @@ RATES = {SPARSE: 4, HEAVY: 128}
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    reader.ignore(*N_KV_HEADS, "index_topk", "hc_sinkhorn_iters")
+    reader.ignore(*N_KV_HEADS, "hc_sinkhorn_iters")
     _note_hash_tables(reader, n_layers)
     reader.drop("mlp_layer_types")  # every layer has experts
     rows = _rows(reader)
     of: dict[str, tuple[Mixer, ...]] = {WINDOW: (rows,)}
     types = _types(reader, n_layers)
+    if SPARSE not in types:
+        reader.ignore("index_topk")
     for kind in dict.fromkeys(types):
         if kind != WINDOW:
-            of[kind] = (rows, _compressor(reader, kind, rows.head_dim))
+            of[kind] = (rows, _compressor(reader, kind, rows))
     mixed = replace(arch, extra_params=2 * _streams(reader, hidden_size))
     return stack(reader, mixed, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
 
@@ -58,18 +60,20 @@ def _types(reader: Reader, n_layers: int) -> list[str]:
     return [OF_RATIO[ratio] for ratio in ratios]
 
 
-def _compressor(reader: Reader, kind: str, head_dim: int) -> Compressor:
+def _compressor(reader: Reader, kind: str, rows: WindowRow) -> Compressor:
     rates = reader.section("compress_rates")
     key = "compress_rate_csa" if kind == SPARSE else "compress_rate_hca"
     ratio = (rates and rates.maybe(kind)) or reader.maybe(key) or RATES[kind]
     sparse = kind == SPARSE
     return Compressor(
-        head_dim=head_dim,
+        head_dim=rows.head_dim,
         ratio=ratio,
         overlap=sparse,
         q_lora_rank=reader.count("q_lora_rank"),
         index_heads=reader.count("index_n_heads") if sparse else 0,
         index_dim=reader.count("index_head_dim") if sparse else 0,
+        index_topk=(reader.maybe("index_topk") or 0) if sparse else 0,
+        read_heads=rows.n_heads,
     )
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from calc.model.compressed import Compressor, WindowRow
 from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, Latent, Mamba1, Mamba2, ShortConv
-from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Mlp, Tensor
+from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Attended, Mlp, Tensor
 from calc.sources.catalog import models
 
 CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
@@ -88,13 +88,13 @@ def test_tensors_of_a_short_convolution_sum_to_its_formula(kernel, width, bias):
 def test_a_llama_layer_by_hand():
     layer = models()["llama-3-8b"].spec.layers[0]
     assert list(layer.tensors()) == [
-        Tensor("self_attn.q_proj", 4096, 4096, SPLIT),
-        Tensor("self_attn.k_proj", 1024, 4096, KV, kv_heads=8),
-        Tensor("self_attn.v_proj", 1024, 4096, KV, kv_heads=8),
-        Tensor("self_attn.o_proj", 4096, 4096, SPLIT),
-        Tensor("mlp.gate_proj", 14336, 4096),
-        Tensor("mlp.up_proj", 14336, 4096),
-        Tensor("mlp.down_proj", 4096, 14336),
+        Tensor("self_attn.q_proj", 4096, 4096, SPLIT, fused="qkv_proj"),
+        Tensor("self_attn.k_proj", 1024, 4096, KV, kv_heads=8, fused="qkv_proj"),
+        Tensor("self_attn.v_proj", 1024, 4096, KV, kv_heads=8, fused="qkv_proj"),
+        Tensor("self_attn.o_proj", 4096, 4096, SPLIT, summed=True),
+        Tensor("mlp.gate_proj", 14336, 4096, fused="gate_up_proj"),
+        Tensor("mlp.up_proj", 14336, 4096, fused="gate_up_proj"),
+        Tensor("mlp.down_proj", 4096, 14336, summed=True),
         Tensor("norms", 8192, share=WHOLE, role="norm"),
     ]
 
@@ -109,8 +109,25 @@ def test_a_latent_is_on_every_rank_and_its_heads_are_divided():
         "kv_b_proj": (16, 4, SPLIT),
         "o_proj": (8, 10, SPLIT),
     }
-    assert part.attended() == (2, 4 + 2, 4)
-    assert part.attended(absorbed=False) == (2, 3 + 2, 5)
+    absorbed, expanded = part.attended(), part.attended(absorbed=False)
+    assert absorbed == Attended("latent attention, absorbed", 2, 4 + 2, 4, kv_heads=1, token_elements=6)
+    assert expanded == Attended("latent attention, expanded", 2, 3 + 2, 5, kv_heads=2, token_elements=10)
+
+
+def test_absorbed_attention_multiplies_the_same_weights_in_two_pieces_per_head():
+    part = Latent(n_heads=2, kv_lora_rank=4, nope_dim=3, rope_dim=2, value_dim=5, q_lora_rank=6)
+    pieces = {t.name: t for t in part.absorbed_tensors(8)}
+    assert (pieces["kv_b_proj.k"].rows, pieces["kv_b_proj.k"].columns, pieces["kv_b_proj.k"].copies) == (4, 3, 2)
+    assert (pieces["kv_b_proj.v"].rows, pieces["kv_b_proj.v"].columns, pieces["kv_b_proj.v"].copies) == (5, 4, 2)
+    assert sum(t.params for t in pieces.values()) == sum(t.params for t in part.tensors(8))
+
+
+def test_a_sparse_latent_is_absorbed_in_both_phases_and_attends_to_what_is_picked():
+    part = Latent(
+        n_heads=2, kv_lora_rank=4, nope_dim=3, rope_dim=2, value_dim=5, index_heads=3, index_dim=7, index_topk=9
+    )
+    assert part.attended() == part.attended(absorbed=False)
+    assert (part.attended().most, part.attended().index_heads, part.attended().index_dim) == (9, 3, 7)
 
 
 def test_a_token_goes_through_its_own_experts():

@@ -1,0 +1,149 @@
+"""The linear layers of a pass: the tensors of a model as they are multiplied, those of one input as one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
+
+from calc.explain.terms import Number
+from calc.model.count import LM_HEAD
+from calc.model.parts import KV, LINEAR, ROUTER, WHOLE, Tensor, kv_heads_per_rank
+from calc.model.storage import whole
+from calc.step.formulas import expert_bytes, matrix_bytes, moved_bytes, product_flops
+from calc.step.operators import Amount, Kind, Operator, Pass, Phase
+
+if TYPE_CHECKING:
+    from calc.model.latent import Latent
+    from calc.model.layers import FeedForward, Mixer
+    from calc.model.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """What is multiplied as one on a rank: weights of one copy, elements in and out per token, and its copies.
+
+    `top_k` of the `copies` are gone through by a token (None: all of them). `weight_bytes` is of one copy.
+    """
+
+    name: str
+    kind: Kind
+    params: Number
+    columns: Number
+    rows: Number
+    copies: Number = 1
+    top_k: int | None = None
+    weight_bytes: Number = 0
+
+    @property
+    def active(self) -> Number:
+        """Copies that a token goes through."""
+        return self.copies if self.top_k is None else self.top_k
+
+
+def mixer_matrices(mixer: Mixer, hidden_size: int, work: Pass) -> list[Matrix]:
+    """The projections of a mixer; of latent attention as the phase multiplies them."""
+    tensors: Iterable[Tensor] = mixer.tensors(hidden_size)
+    if mixer.kind == "latent":
+        latent = cast("Latent", mixer)
+        if latent.attended(absorbed=work.phase is Phase.DECODE).kv_heads == 1:
+            tensors = latent.absorbed_tensors(hidden_size)
+    return fused((t._replace(name=mixer.prefix + t.name) for t in tensors if t.multiplied), work, Kind.QKV)
+
+
+def feed_matrices(feeds: tuple[FeedForward, ...], hidden_size: int, work: Pass) -> list[Matrix]:
+    """The matrices of a layer's feed-forwards: a dense one beside experts is their shared expert."""
+    tensors = (t for t in feed_tensors(feeds, hidden_size) if t.multiplied)
+    return fused(tensors, work, Kind.MLP)
+
+
+def feed_tensors(feeds: tuple[FeedForward, ...], hidden_size: int) -> Iterator[Tensor]:
+    """Tensors of the feed-forwards of a layer, with their paths."""
+    experts = any(part.kind == "experts" for part in feeds)
+    for part in feeds:
+        prefix = "mlp.shared_experts." if experts and part.kind == "dense" else "mlp."
+        for tensor in part.tensors(hidden_size):
+            yield tensor._replace(name=prefix + tensor.name)
+
+
+def head_matrix(model: ModelSpec, work: Pass) -> Matrix:
+    """The head, tied or not."""
+    (matrix,) = fused([Tensor(LM_HEAD, model.vocab_size, model.embedding_width)], work, Kind.HEAD)
+    return matrix
+
+
+def fused(tensors: Iterable[Tensor], work: Pass, kind: Kind) -> list[Matrix]:
+    """Matrices of one input as one. What is smaller than a matrix (convolutions, sinks) is one with no activations."""
+    made: dict[str, Matrix] = {}
+    for tensor in tensors:
+        matrix = _on_a_rank(tensor, work, kind)
+        known = made.get(matrix.name)
+        made[matrix.name] = matrix if known is None else _with(known, matrix)
+    return list(made.values())
+
+
+def _on_a_rank(tensor: Tensor, work: Pass, kind: Kind) -> Matrix:
+    """`tensor` as a rank of `work.tp` holds it: some of its copies (one per head), of its rows, or of its columns."""
+    share, small = _share(tensor, work.tp), tensor.role not in (LINEAR, ROUTER)
+    copies, columns, rows = Fraction(tensor.copies), Fraction(tensor.columns), Fraction(tensor.rows)
+    if tensor.copies > 1 and not tensor.expert:
+        copies *= share
+    elif tensor.summed:
+        columns *= share
+    else:
+        rows *= share
+    return Matrix(
+        name=f"{tensor.name.rpartition('.')[0]}.rest" if small else tensor.fused_name,
+        kind=_kind(tensor, kind),
+        params=whole(rows * columns),
+        columns=0 if small else whole(columns),
+        rows=0 if small else whole(rows),
+        copies=whole(copies),
+        top_k=tensor.active,
+        weight_bytes=whole(rows * columns * Fraction(work.weight_bytes(tensor))),
+    )
+
+
+def _share(tensor: Tensor, tp: int) -> Fraction:
+    """What of a tensor is on a rank."""
+    if tensor.share == WHOLE or tp == 1:
+        return Fraction(1)
+    if tensor.share == KV:
+        return Fraction(kv_heads_per_rank(n_kv_heads=tensor.kv_heads, tp=tp), tensor.kv_heads)
+    return Fraction(1, tp)
+
+
+def _kind(tensor: Tensor, kind: Kind) -> Kind:
+    if tensor.role == ROUTER:
+        return Kind.ROUTER
+    if tensor.expert:
+        return Kind.EXPERTS
+    return Kind.OUTPUT if kind is Kind.QKV and tensor.summed else kind
+
+
+def _with(a: Matrix, b: Matrix) -> Matrix:
+    """Two matrices of one input (`columns`) and of as many copies."""
+    return replace(a, rows=a.rows + b.rows, params=a.params + b.params, weight_bytes=a.weight_bytes + b.weight_bytes)
+
+
+def product(matrix: Matrix, count: int, work: Pass, tokens: Any) -> Operator:
+    """The operator that multiplies `tokens` with `matrix`."""
+    each = whole(Fraction(matrix.weight_bytes) / Fraction(matrix.params))
+    sizes: dict[str, Any] = {"tokens": tokens}
+    weights = {"matrix_params": matrix.params * matrix.copies, "weight_element_bytes": each}
+    read = Amount(matrix_bytes, weights)
+    if matrix.top_k is not None and matrix.top_k < matrix.copies:
+        idle = 1 - matrix.top_k / matrix.copies
+        hit = {"n_experts": matrix.copies, "top_k": matrix.top_k, "idle_share": idle, "matrix_params": matrix.params}
+        read = Amount(expert_bytes, {**sizes, **hit, "weight_element_bytes": each})
+    moved = {**sizes, "element_bytes": work.element_bytes}
+    return Operator(
+        name=matrix.name,
+        kind=matrix.kind,
+        count=count,
+        flops_each=Amount(product_flops, {**sizes, "matrix_params": matrix.active * matrix.params}),
+        weights_each=read,
+        reads_each=Amount(moved_bytes, {**moved, "elements": matrix.active * matrix.columns}),
+        writes_each=Amount(moved_bytes, {**moved, "elements": matrix.active * matrix.rows}),
+    )

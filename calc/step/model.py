@@ -1,0 +1,182 @@
+"""The operators of a whole pass, folded over the parts of a model: equal layers are one operator with its count.
+
+Left out: the gather of the head's logits and of the embedding among ranks, the weighted sum of a token's experts, and
+norms inside of a mixer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from calc.model.count import EMBED_TOKENS, unshared
+from calc.model.parts import EMBEDDING, WHOLE, Mlp, Norm, Tensor
+from calc.model.storage import whole
+from calc.step.formulas import all_reduce_bytes, elementwise_flops, matrix_bytes, moved_bytes
+from calc.step.matrices import feed_matrices, head_matrix, mixer_matrices, product
+from calc.step.mixers import mixing, positions
+from calc.step.operators import Amount, Kind, Operator, Pass, merged
+
+if TYPE_CHECKING:
+    from calc.model.layers import FeedForward, Mixer
+    from calc.model.spec import ModelSpec
+
+NORM_FLOPS = {Norm.RMS: 5, Norm.LAYER: 8}
+"""Per element: square and sum, scale, weight (LayerNorm: mean and bias too), and the sum with what goes past."""
+GATED_FLOPS, PLAIN_FLOPS = 5, 4
+"""Per inner element: exponential, sum, division, product, and the product with the gate."""
+SAMPLING_FLOPS = 5
+"""Per logit: maximum, subtraction, exponential, sum, division."""
+
+
+def pass_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
+    """Every operator of a pass of `model`, in the order of a layer. In a prompt the head sees the last token alone."""
+    return merged(_operators(model, work))
+
+
+def mixing_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
+    """Those of a pass that read the sequences' own caches and states."""
+    return merged(operator for mixer, count in mixers(model).items() for operator in mixing(mixer, count, work))
+
+
+def linear_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
+    """Those of a pass that multiply with weights."""
+    return merged(_linear(model, work))
+
+
+def _linear(model: ModelSpec, work: Pass) -> Iterator[Operator]:
+    for mixer, count in mixers(model).items():
+        for matrix in mixer_matrices(mixer, model.hidden_size, work):
+            yield product(matrix, count, work, work.tokens)
+    for feeds, count in feed_forwards(model).items():
+        for matrix in feed_matrices(feeds, model.hidden_size, work):
+            yield product(matrix, count, work, work.tokens)
+    yield product(head_matrix(model, work), 1, work, work.batch)
+
+
+def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
+    yield _embedding(model, work)
+    yield from _norms(model, work)
+    rotary = model.n_learned_positions == 0
+    for mixer, count in mixers(model).items():
+        for matrix in mixer_matrices(mixer, model.hidden_size, work):
+            yield product(matrix, count, work, work.tokens)
+        yield from positions(mixer, count, work, rotary=rotary)
+        yield from mixing(mixer, count, work)
+    for feeds, count in feed_forwards(model).items():
+        for matrix in feed_matrices(feeds, model.hidden_size, work):
+            yield product(matrix, count, work, work.tokens)
+        yield from _activations(feeds, count, work)
+    if work.tp > 1:
+        yield _all_reduce(model, work)
+    yield product(head_matrix(model, work), 1, work, work.batch)
+    yield _sampling(model, work)
+
+
+def mixers(model: ModelSpec) -> Mapping[Mixer, int]:
+    """The different mixers, shared ones with matrices of their own, and how many there are of each."""
+    counts: dict[Mixer, int] = {}
+    for layer, n in model.groups.items():
+        for mixer in unshared(layer).mixers:
+            counts[mixer] = counts.get(mixer, 0) + n
+    return counts
+
+
+def feed_forwards(model: ModelSpec) -> Mapping[tuple[FeedForward, ...], int]:
+    """The different sets of feed-forwards that a layer has, and how many layers have each."""
+    counts: dict[tuple[FeedForward, ...], int] = {}
+    for layer, n in model.groups.items():
+        feeds = unshared(layer).feed_forwards
+        if feeds:
+            counts[feeds] = counts.get(feeds, 0) + n
+    return counts
+
+
+def _embedding(model: ModelSpec, work: Pass) -> Operator:
+    """A row of the table for each token."""
+    table = Tensor(EMBED_TOKENS, model.vocab_size, model.embedding_width, role=EMBEDDING)
+    row = {"tokens": work.tokens, "elements": model.embedding_width}
+    written = {"tokens": work.tokens, "elements": model.hidden_size, "element_bytes": work.element_bytes}
+    return Operator(
+        name=EMBED_TOKENS,
+        kind=Kind.EMBEDDING,
+        count=1,
+        weights_each=Amount(moved_bytes, row | {"element_bytes": work.weight_bytes(table)}),
+        writes_each=Amount(moved_bytes, written),
+    )
+
+
+def _norms(model: ModelSpec, work: Pass) -> Iterator[Operator]:
+    """Norms of the hidden size, with the sum that goes before each: those of the layers and the one before the head."""
+    counts: dict[Norm, int] = {}
+    for layer, n in model.groups.items():
+        counts[layer.norm] = counts.get(layer.norm, 0) + n * (layer.norm_params // _norm_size(model, layer.norm))
+    if model.final_norm_size:
+        counts[model.norm] = counts.get(model.norm, 0) + 1
+    for norm, count in counts.items():
+        if count:
+            yield _norm(model, norm, count, work)
+
+
+def _norm_size(model: ModelSpec, norm: Norm) -> int:
+    return model.hidden_size * (1 if norm is Norm.RMS else 2)
+
+
+def _norm(model: ModelSpec, norm: Norm, count: int, work: Pass) -> Operator:
+    width: dict[str, Any] = {"tokens": work.tokens, "elements": model.hidden_size}
+    weights = Tensor("norm", _norm_size(model, norm), share=WHOLE, role="norm")
+    moved = {"tokens": work.tokens, "elements": 2 * model.hidden_size, "element_bytes": work.element_bytes}
+    held = {"matrix_params": weights.params, "weight_element_bytes": work.weight_bytes(weights)}
+    return Operator(
+        name="norm, residual",
+        kind=Kind.NORM,
+        count=count,
+        flops_each=Amount(elementwise_flops, width | {"element_flops": NORM_FLOPS[norm]}),
+        weights_each=Amount(matrix_bytes, held),
+        reads_each=Amount(moved_bytes, moved),
+        writes_each=Amount(moved_bytes, moved),
+    )
+
+
+def _activations(feeds: tuple[FeedForward, ...], count: int, work: Pass) -> Iterator[Operator]:
+    """The non-linear function between the matrices of each feed-forward."""
+    for part in feeds:
+        gated = part.mlp is Mlp.GATED
+        inner = whole(Fraction(part.inner * getattr(part, "top_k", 1), work.tp))
+        sizes: dict[str, Any] = {"tokens": work.tokens, "elements": inner}
+        moved = sizes | {"element_bytes": work.element_bytes}
+        yield Operator(
+            name=f"activation of {part.label}",
+            kind=Kind.ACTIVATION,
+            count=count,
+            flops_each=Amount(elementwise_flops, sizes | {"element_flops": GATED_FLOPS if gated else PLAIN_FLOPS}),
+            reads_each=Amount(moved_bytes, moved | {"elements": inner * (2 if gated else 1)}),
+            writes_each=Amount(moved_bytes, moved),
+        )
+
+
+def _all_reduce(model: ModelSpec, work: Pass) -> Operator:
+    """The sum over ranks after every mixer, and after a layer's feed-forwards."""
+    count = sum(n * (len(layer.mixers) + bool(layer.feed_forwards)) for layer, n in model.groups.items())
+    moved = {"tokens": work.tokens, "elements": model.hidden_size, "element_bytes": work.element_bytes}
+    return Operator(
+        name="all-reduce",
+        kind=Kind.ALL_REDUCE,
+        count=count,
+        reads_each=Amount(moved_bytes, moved),
+        writes_each=Amount(moved_bytes, moved),
+        link_each=Amount(all_reduce_bytes, moved | {"ring_share": whole(Fraction(2 * (work.tp - 1), work.tp))}),
+    )
+
+
+def _sampling(model: ModelSpec, work: Pass) -> Operator:
+    """Probabilities of one token per sequence."""
+    logits: dict[str, Any] = {"tokens": work.batch, "elements": model.vocab_size}
+    return Operator(
+        name="sampling",
+        kind=Kind.SAMPLING,
+        count=1,
+        flops_each=Amount(elementwise_flops, logits | {"element_flops": SAMPLING_FLOPS}),
+        reads_each=Amount(moved_bytes, logits | {"element_bytes": work.element_bytes}),
+    )

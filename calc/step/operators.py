@@ -1,0 +1,201 @@
+"""An operator of a pass: how often it runs, what it computes and what it moves; and what a pass is.
+
+An amount is a formula and its sizes. Called with integers the formula is exact, with NumPy arrays among the sizes it is
+a sweep, with symbols it is the expression that is shown: the number, the array and the derivation are one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from fractions import Fraction
+from typing import Any
+
+from calc.explain.terms import Number, Term, derive
+from calc.model.parts import Tensor
+from calc.model.storage import whole
+
+
+class Phase(StrEnum):
+    """PREFILL attends from all tokens at once, DECODE from one new token."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Kind(StrEnum):
+    """What an operator is for."""
+
+    EMBEDDING = "embedding"
+    NORM = "norm"
+    QKV = "qkv"
+    ROTARY = "rotary"
+    INDEX = "index"
+    ATTENTION = "attention"
+    RECURRENCE = "recurrence"
+    OUTPUT = "output"
+    ROUTER = "router"
+    MLP = "mlp"
+    EXPERTS = "experts"
+    ACTIVATION = "activation"
+    HEAD = "head"
+    SAMPLING = "sampling"
+    ALL_REDUCE = "all-reduce"
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """FLOPs or bytes of one run: a formula, and the sizes that go into it."""
+
+    formula: Callable[..., Any]
+    sizes: Mapping[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The number (an array where a size is one), exact."""
+        result = self.formula(**self.sizes)
+        return whole(result) if isinstance(result, Fraction) else result
+
+    def term(self, name: str, unit: str) -> Term:
+        """The number with its derivation."""
+        return derive(name, self.formula, unit=unit, **self.sizes)
+
+
+def nothing() -> Any:
+    """None of it."""
+    return 0
+
+
+NONE = Amount(nothing, {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """An operator that runs `count` times in a pass. Amounts are of one run, properties of all.
+
+    What is read: weights, the cache or state of the sequences, activations. `link` goes to the other ranks.
+    """
+
+    name: str
+    kind: Kind
+    count: int
+    flops_each: Amount = NONE
+    weights_each: Amount = NONE
+    cache_each: Amount = NONE
+    reads_each: Amount = NONE
+    writes_each: Amount = NONE
+    link_each: Amount = NONE
+
+    @property
+    def flops(self) -> Any:
+        """FLOPs."""
+        return self.count * self.flops_each.value
+
+    @property
+    def weight_bytes(self) -> Any:
+        """Bytes of weights."""
+        return self.count * self.weights_each.value
+
+    @property
+    def cache_bytes(self) -> Any:
+        """Bytes read of caches or states."""
+        return self.count * self.cache_each.value
+
+    @property
+    def read_bytes(self) -> Any:
+        """All bytes read: weights, caches, activations."""
+        return self.weight_bytes + self.cache_bytes + self.count * self.reads_each.value
+
+    @property
+    def write_bytes(self) -> Any:
+        """Bytes written."""
+        return self.count * self.writes_each.value
+
+    @property
+    def bytes(self) -> Any:
+        """Bytes read and written."""
+        return self.read_bytes + self.write_bytes
+
+    @property
+    def link_bytes(self) -> Any:
+        """Bytes sent to other ranks."""
+        return self.count * self.link_each.value
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The derivations of one run: FLOPs, and every kind of byte that it moves."""
+        amounts = (
+            ("FLOPs", self.flops_each, "FLOP"),
+            ("Weights read", self.weights_each, "B"),
+            ("Cache read", self.cache_each, "B"),
+            ("Activations read", self.reads_each, "B"),
+            ("Written", self.writes_each, "B"),
+            ("Sent to other GPUs", self.link_each, "B"),
+        )
+        return tuple(amount.term(name, unit) for name, amount, unit in amounts if amount is not NONE)
+
+
+def total(operators: Iterable[Operator], what: str) -> Any:
+    """Sum over `operators` of one of their properties: ``flops``, ``bytes``, ``weight_bytes`` …"""
+    return sum(getattr(operator, what) for operator in operators)
+
+
+def merged(operators: Iterable[Operator]) -> tuple[Operator, ...]:
+    """Equal operators as one, their counts added. Those of one pass differ in what is a plain number alone."""
+    made: dict[tuple[Any, ...], Operator] = {}
+    for operator in operators:
+        known = made.get(key := _identity(operator))
+        made[key] = operator if known is None else replace(known, count=known.count + operator.count)
+    return tuple(made.values())
+
+
+def _identity(operator: Operator) -> tuple[Any, ...]:
+    amounts = (operator.flops_each, operator.weights_each, operator.cache_each, operator.reads_each)
+    sizes = (
+        (amount.formula, name, value)
+        for amount in (*amounts, operator.writes_each)
+        for name, value in amount.sizes.items()
+        if isinstance(value, int | float | Fraction)
+    )
+    return operator.name, operator.kind, *sizes
+
+
+def two_bytes(tensor: Tensor) -> Number:
+    """Weights of 16 bits."""
+    return 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One pass of a model on one of `tp` ranks: `batch` sequences, each with new tokens.
+
+    `context`: tokens that the last new one attends to, itself included; `new_tokens` of each sequence (None: one in
+    decode, the whole context in prefill). Sizes may be arrays or symbols. `causal`: a query sees the tokens before
+    it; otherwise each is counted with as many as the last one. `scores_in_memory`: attention writes its scores to
+    device memory and reads them back. `weight_bytes` says what an element of a tensor takes.
+    """
+
+    phase: Phase
+    batch: Any = 1
+    context: Any = 1024
+    new_tokens: Any = None
+    tp: int = 1
+    causal: bool = True
+    scores_in_memory: bool = False
+    softmax_flops: Any = 5
+    element_bytes: Number = 2
+    kv_element_bytes: Number = 2
+    weight_bytes: Callable[[Tensor], Number] = two_bytes
+
+    @property
+    def queries(self) -> Any:
+        """New tokens of each sequence."""
+        if self.new_tokens is not None:
+            return self.new_tokens
+        return self.context if self.phase is Phase.PREFILL else 1
+
+    @property
+    def tokens(self) -> Any:
+        """New tokens of all sequences."""
+        return self.batch * self.queries

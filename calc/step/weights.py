@@ -1,0 +1,38 @@
+"""Bytes of a weight where it is read: as its checkpoint stores that part of the model, else one format for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from calc.explain.terms import Number
+from calc.model.components import component_of
+from calc.model.count import parameters
+from calc.model.parts import Tensor
+from calc.model.storage import whole
+
+if TYPE_CHECKING:
+    from calc.model.spec import ModelSpec
+
+WeightBytes = Callable[[Tensor], Number]
+
+
+def one_format(element_bytes: Number) -> WeightBytes:
+    """Every weight in `element_bytes`."""
+    return lambda tensor: element_bytes
+
+
+def as_stored(model: ModelSpec) -> WeightBytes:
+    """Each part of `model` in the bytes that its checkpoint takes for it, scales among them."""
+    stored = model.stored
+    if stored is None:
+        return one_format(2)
+    counts = parameters(model)
+    average = Fraction(stored.total_bytes, counts.total)
+    held = {name: n_bytes for name, n_bytes in stored.components if n_bytes}
+    each = {name: Fraction(n, counts.components[name]) for name, n in held.items() if counts.components[name]}
+    by_part = {name: whole(each.get(name, average)) for name in counts.components}
+    if not held.get("head"):
+        by_part["head"] = by_part["embedding"]
+    return lambda tensor: by_part[component_of(tensor)]
