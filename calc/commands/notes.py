@@ -36,6 +36,8 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
     notes += context_notes(report.study)
     notes.extend(f"TP {row.tp} cannot be served: {row.problem}." for row in report.tp if row.problem)
     notes.extend(_replication_notes(report) if model.uniform else [])
+    if report.study.weight_format.note:
+        notes.append(report.study.weight_format.note)
     notes.append(f"{_bytes_note(report)}; activations, runtime and graphs are not counted.")
     return (*notes, *model.notes)
 
@@ -70,11 +72,8 @@ def _bytes_note(report: MemoryReport) -> str:
     study = report.study
     value = study.weight_format.bytes_per_element
     each = f"{float(value):g} byte" + ("" if value == 1 else "s")
-    if study.model.stored is not None:
-        from calc.model.stored import is_as_stored
-
-        if is_as_stored(study.model, study.weight_format):
-            return f"A parameter takes {each} on average, as it is stored"
+    if study.weight_format.stored is not None:
+        return f"A parameter takes {each} on average, as it is stored"
     return f"Every parameter is counted at {each}"
 
 

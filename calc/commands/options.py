@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from calc.errors import CalcError, SpecError
 from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit
-from calc.model.storage import StorageFormat, parse_format
+from calc.model.storage import StorageFormat, parse_cache, parse_format, parse_weights
 from calc.plain import one_line
 from calc.units import parse_count, parse_counts, parse_share, parse_size
+
+if TYPE_CHECKING:
+    from calc.model.named import NamedFormat
 
 T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
@@ -57,6 +60,8 @@ count = reader(parse_count)
 counts = reader(parse_counts)
 size = reader(parse_size)
 storage = reader(parse_format)
+weight_storage = reader(parse_weights)
+cache_storage = reader(parse_cache)
 
 
 # --- model, device, formats ---------------------------------------------------------------------------------
@@ -85,10 +90,15 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         "--weight-bytes", dest="weight_format", type=storage, metavar="X",
         help="bytes per weight (default: as the checkpoint stores them, else 2)",
     )  # fmt: skip
-    weights.add_argument("--weight-format", type=storage, metavar="bf16|fp8|int8|q4_k|…")
+    weights.add_argument(
+        "--weight-format", type=weight_storage, metavar="bf16|fp8|int8|q4_k|Q4_K_M|awq|…",
+        help="one size per weight, a GGUF mix, a quantized checkpoint (awq, gptq, nf4, fp4, llm.int8), or auto",
+    )  # fmt: skip
     kv = stored.add_mutually_exclusive_group()
     kv.add_argument("--kv-bytes", dest="kv_format", type=storage, metavar="X", help="bytes per element (default 2)")
-    kv.add_argument("--kv-format", type=storage, metavar="bf16|fp8|int8|…")
+    kv.add_argument(
+        "--kv-format", type=cache_storage, metavar="bf16|fp8|q8_0/q4_0|…", help="K and V alike, K/V apart, or auto"
+    )
 
 
 def model_from(args: argparse.Namespace) -> ModelSpec:
@@ -116,17 +126,33 @@ def device_from(args: argparse.Namespace) -> DeviceSpec:
 
 
 def formats_from(args: argparse.Namespace, model: ModelSpec) -> dict[str, StorageFormat]:
-    """Storage formats that were given; weights as the model's checkpoint stores them where none was."""
-    given = {"weight_format": args.weight_format or _as_stored(model), "kv_format": args.kv_format}
+    """Storage formats that were given, for `model`; weights as its checkpoint stores them where none was."""
+    given = {"weight_format": weights_for(model, args.weight_format), "kv_format": cache_for(model, args.kv_format)}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _as_stored(model: ModelSpec) -> StorageFormat | None:
+def weights_for(model: ModelSpec, chosen: StorageFormat | NamedFormat | None) -> StorageFormat | None:
+    """The weight format for `model`: a mix is worked out over its tensors; None where nothing says one."""
+    if isinstance(chosen, StorageFormat):
+        return chosen
+    if chosen is not None:
+        from calc.model.named import weights_as
+
+        return weights_as(chosen, model)
     if model.stored is None:
         return None
     from calc.model.stored import stored_format
 
     return stored_format(model)
+
+
+def cache_for(model: ModelSpec, chosen: StorageFormat | None) -> StorageFormat | None:
+    """The cache format for `model`: K and V apart are weighed by its own. Raises SpecError."""
+    if chosen is None or chosen.pair is None:
+        return chosen
+    from calc.model.cache_pair import cache_as
+
+    return cache_as(chosen, model)
 
 
 # --- the study ----------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def _refused_context(asked: Question) -> str:
 
 def _solve_notes(asked: Question) -> list[str]:
     study, report = asked.study, asked.report
-    notes = [f"Device memory: {study.device.reading}."]
+    notes = [f"Device memory: {study.device.reading}.", *filter(None, [study.weight_format.note])]
     if asked.server is not None:
         assumed = () if report is None else report.assumptions
         return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]

@@ -8,17 +8,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from calc.commands.options import Parser, add_output_options, add_policy_option, reader, size, storage
+from calc.commands.options import (
+    Parser,
+    add_output_options,
+    add_policy_option,
+    cache_storage,
+    reader,
+    size,
+    weight_storage,
+)
 from calc.commands.output import check_stdout, emit_tables, say
 from calc.commands.tables import Table
 from calc.errors import CalcError, QuantityError
 from calc.files import replacing
 from calc.model.spec import DeviceSpec, Policy
-from calc.model.storage import StorageFormat, parse_format
+from calc.model.storage import FORMATS, StorageFormat
 from calc.units import format_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
     from calc.fit.sweep import Axes, Block
+    from calc.model.named import NamedFormat
 
 MAX_AXIS = 1_000_000
 MAX_POINTS = 10**10
@@ -37,8 +46,12 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _formats(text: str) -> tuple[StorageFormat, ...]:
-    return tuple(dict.fromkeys(storage(name) for name in _names(text)))
+def _weights(text: str) -> tuple[StorageFormat | NamedFormat | None, ...]:
+    return tuple(dict.fromkeys(weight_storage(name) for name in _names(text)))
+
+
+def _caches(text: str) -> tuple[StorageFormat, ...]:
+    return tuple(dict.fromkeys(cache_storage(name) or FORMATS["bf16"] for name in _names(text)))
 
 
 def sweep_parser(prog: str) -> Parser:
@@ -57,8 +70,8 @@ def sweep_parser(prog: str) -> Parser:
     what.add_argument("--tp", type=_axis("tp"), default=(1,), metavar="1..8", help="default 1")
     what.add_argument("--contexts", type=_axis("contexts"), default=(8192,), metavar="1k..128k", help="default 8192")
     what.add_argument("--batches", type=_axis("batches"), default=(1,), metavar="1..256", help="default 1")
-    what.add_argument("--weight-formats", type=_formats, metavar="bf16,fp8,…", help="default: the model's")
-    what.add_argument("--kv-formats", type=_formats, metavar="bf16,fp8,…", help="default bf16")
+    what.add_argument("--weight-formats", type=_weights, metavar="bf16,Q4_K_M,…", help="default: the model's")
+    what.add_argument("--kv-formats", type=_caches, metavar="bf16,q8_0/q4_0,…", help="default bf16")
     add_policy_option(parser)
     add_output_options(parser, form="csv")
     return parser
@@ -73,7 +86,7 @@ def axes_from(args: argparse.Namespace) -> Axes:
     if args.devices and args.gpu_memory is not None:
         raise CalcError("--devices and --gpu-memory cannot be combined: write sizes among the devices (--devices 80GB)")
     devices = [_device(name) for name in args.devices or ()] or [manual_device(args.gpu_memory or 80 * 10**9)]
-    kv_formats = args.kv_formats or (parse_format("bf16"),)
+    kv_formats = args.kv_formats or (FORMATS["bf16"],)
     axes = Axes(
         models=tuple(load_model(name) for name in args.models),
         devices=tuple(devices),

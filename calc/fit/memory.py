@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
-from calc.model.cache import rank_request_term, rank_state_term, request_term, state_term, token_term
+from calc.model.cache import pair_term, rank_request_term, rank_state_term, request_term, state_term, token_term
 from calc.model.count import Parameters, Shares, parameters, rank_weights_term, shares, tp_problem
 from calc.model.spec import Policy, Study
 
@@ -102,13 +102,11 @@ class MemoryReport:
     @property
     def component_bytes(self) -> dict[str, Number]:
         """Weight bytes by component: as the file holds them where it was read, else alike for every parameter."""
-        study, counts = self.study, self.parameters.components
-        if study.model.stored is not None:
-            from calc.model.stored import own_components
-
-            if (own := own_components(study.model, study.weight_format)) is not None:
-                return {name: own.get(name, 0) for name in counts}
-        return {name: n * study.weight_format.bytes_per_element for name, n in counts.items()}
+        weights, counts = self.study.weight_format, self.parameters.components
+        if weights.stored is not None and weights.stored.components:
+            own = dict(weights.stored.components)
+            return {name: own.get(name, 0) for name in counts}
+        return {name: n * weights.bytes_per_element for name, n in counts.items()}
 
     @property
     def tp(self) -> tuple[TpRow, ...]:
@@ -184,6 +182,7 @@ def memory_report(study: Study) -> MemoryReport:
         parameters=counts.total,
         weight_element_bytes=study.weight_format.bytes_per_element,
     )
+    pair = pair_term(study.model, study.kv_format)
     per_token = token_term(study.model, study.kv_format)
     per_request = request_term(study.model, study.kv_format, study.context)
     held, request = ceil(weights.value), ceil(per_request.value)
@@ -206,6 +205,6 @@ def memory_report(study: Study) -> MemoryReport:
             Policy.EQUAL_SPLIT: tuple(_equal_row(study, held, request, tp, state=state) for tp in study.tps),
             Policy.REPLICATED: tuple(_whole_head_row(study, found, tp) for tp in study.tps),
         },
-        steps=(*counts.steps, weights, per_token, per_request, *states, batch),
+        steps=(*counts.steps, weights, *pair, per_token, per_request, *states, batch),
         state_bytes_per_sequence=state,
     )

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from calc.fit.costs import RankCosts, rank_costs
+from calc.model.cache_pair import cache_as
+from calc.model.named import weights_as
 from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, check_count
 from calc.model.storage import StorageFormat
+from calc.model.stored import stored_format
+
+if TYPE_CHECKING:
+    from calc.model.named import NamedFormat
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +56,7 @@ class Axes:
     tps: tuple[int, ...]
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
-    weight_formats: tuple[StorageFormat | None, ...]
+    weight_formats: tuple[StorageFormat | NamedFormat | None, ...]
     kv_formats: tuple[StorageFormat, ...]
     policy: Policy = Policy.EQUAL_SPLIT
 
@@ -117,7 +123,7 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
     """The bytes of a device by weight format, cache format and degree; one report per pair of formats."""
     study = Study(model=model, device=axes.devices[0], tps=axes.tps, policy=axes.policy)
     held = {fmt: rank_costs(_stored(study, fmt)) for fmt in axes.weight_formats}
-    kept = {fmt: rank_costs(replace(study, kv_format=fmt)) for fmt in axes.kv_formats}
+    kept = {fmt: rank_costs(replace(study, kv_format=cache_as(fmt, model))) for fmt in axes.kv_formats}
     return {
         (_stored(study, weight_format).weight_format.name, kv_format.name, cache.tp): replace(
             cache, weight_num=weights.weight_num, weight_den=weights.weight_den
@@ -128,13 +134,10 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
     }
 
 
-def _stored(study: Study, weight_format: StorageFormat | None) -> Study:
+def _stored(study: Study, chosen: StorageFormat | NamedFormat | None) -> Study:
     """`study` with that weight format; None: as the checkpoint stores the weights, or the default format."""
-    if weight_format is None and study.model.stored is not None:
-        from calc.model.stored import stored_format
-
-        weight_format = stored_format(study.model)
-    return study if weight_format is None else replace(study, weight_format=weight_format)
+    found = stored_format(study.model) if chosen is None else weights_as(chosen, study.model)
+    return study if found is None else replace(study, weight_format=found)
 
 
 def _blocks(axes: Axes, device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str]) -> Iterator[Block]:

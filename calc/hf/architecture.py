@@ -47,7 +47,8 @@ class Architecture:
         number per head, `extra_params` and `extra_head_dims` (times head_dim) small parameters of every layer.
         `shared_gate` gates the shared expert; `shared_is_dense` gives it the size of a dense layer; `always_experts`
         keeps the router even for one expert.
-        `state_norms`, `state_biases` (keys for the projections in and out) and `state_norm` describe Mamba layers.
+        `state_norms`, `state_biases` (keys for the projections in and out) and `state_norm` describe Mamba layers;
+        `split_delta` says that a gated delta layer has its projections one by one.
     Which layers slide:
         `window` is "" (the fields say it), "all" (every layer, where a window is given), "upper" (use_sliding_window
         and max_window_layers) or "every:N" (each Nth layer is full); `default_window` is the window of the class.
@@ -91,6 +92,7 @@ class Architecture:
     state_norms: bool = False
     state_biases: tuple[tuple[str, ...], tuple[str, ...]] = (("mamba_proj_bias", "use_bias"),) * 2
     state_norm: Bias = True
+    split_delta: bool = False
     window: str = ""
     default_window: int | None = None
     positions: int | None = None

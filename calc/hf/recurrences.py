@@ -18,6 +18,7 @@ def recurrent_mixer(reader: Reader, arch: Architecture, kind: str, hidden_size: 
             value_heads=reader.count("linear_num_value_heads"),
             value_dim=reader.count("linear_value_head_dim"),
             kernel=reader.count("linear_conv_kernel_dim", default=4),
+            split=arch.split_delta,
         )
     if kind == MAMBA1:
         return _mamba1(reader, arch, hidden_size)

@@ -197,6 +197,15 @@ def state_format(kv_format: StorageFormat) -> StorageFormat:
 # Derivations
 
 
+def pair_term(model: ModelSpec, kv_format: StorageFormat) -> tuple[Term, ...]:
+    """Bytes per cache element where K and V have formats of their own, with the derivation; () where they have one."""
+    if kv_format.pair is None:
+        return ()
+    from calc.model.cache_pair import mean_term
+
+    return (mean_term(model, kv_format),)
+
+
 def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
     """Cache bytes per token, windows included, with the derivation."""
     name, each = "KV cache per token", kv_format.bytes_per_element

@@ -219,7 +219,7 @@ def stated_params(*, params: Any) -> Any:
 
 def derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
     """The parameters of `part` by `formula`, whose arguments are its fields."""
-    sizes = {f.name: getattr(part, f.name) for f in fields(part)}
+    sizes = {f.name: getattr(part, f.name) for f in fields(part) if f.name != "split"}
     if not sizes.get("extra_params", 1):
         del sizes["extra_params"]
     return derive(name, formula, unit=PARAMS, hidden_size=hidden_size, **sizes)

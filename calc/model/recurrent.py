@@ -273,7 +273,10 @@ class Mamba2(_Recurrent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDelta(_Recurrent):
-    """A gated delta layer: a state of key x value dimension a value head, and the last convolution inputs."""
+    """A gated delta layer: a state of key x value dimension a value head, and the last convolution inputs.
+
+    `split`: its checkpoints hold z apart from Q, K and V, and b apart from a (Qwen 3.5), not as one (Qwen3-Next).
+    """
 
     kind: ClassVar[str] = "gated_delta"
     label: ClassVar[str] = "gated delta"
@@ -283,6 +286,7 @@ class GatedDelta(_Recurrent):
     value_dim: int
     kernel: int
     extra_params: int = 0
+    split: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -313,8 +317,14 @@ class GatedDelta(_Recurrent):
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
         """What it holds."""
         inner = self.value_heads * self.value_dim
-        yield Tensor("in_proj_qkvz", self.conv_channels + inner, hidden_size)
-        yield Tensor("in_proj_ba", 2 * self.value_heads, hidden_size)
+        if self.split:
+            yield Tensor("in_proj_qkv", self.conv_channels, hidden_size)
+            yield Tensor("in_proj_z", inner, hidden_size)
+            yield Tensor("in_proj_b", self.value_heads, hidden_size)
+            yield Tensor("in_proj_a", self.value_heads, hidden_size)
+        else:
+            yield Tensor("in_proj_qkvz", self.conv_channels + inner, hidden_size)
+            yield Tensor("in_proj_ba", 2 * self.value_heads, hidden_size)
         yield from _convolution(self.conv_channels, self.kernel, bias=False)
         for name in ("dt_bias", "A_log"):
             yield Tensor(name, self.value_heads, role=OTHER)

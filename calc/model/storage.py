@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from calc.errors import QuantityError
+
+if TYPE_CHECKING:
+    from calc.model.named import NamedFormat
+    from calc.model.stored import StoredWeights
 
 
 @dataclass(frozen=True, slots=True)
 class StorageFormat:
-    """`block_elems` elements are stored in `block_bytes` bytes (scales and zero points included)."""
+    """`block_elems` elements are stored in `block_bytes` bytes (scales and zero points included).
+
+    `stored` is given where the format is that of one model's weights as a whole, tensors of several types among them:
+    then the block is the whole model. `note` is what a reader should know of it. `pair` are the formats of K and V
+    where they differ; the block is then their mean for one model (`calc.model.cache_pair`).
+    """
 
     name: str
     block_elems: int
     block_bytes: int
+    stored: StoredWeights | None = None
+    note: str = field(default="", compare=False)
+    pair: tuple[StorageFormat, StorageFormat] | None = None
 
     @property
     def bytes_per_element(self) -> int | Fraction:
@@ -27,6 +40,12 @@ def whole(value: Fraction) -> int | Fraction:
     return value.numerator if value.denominator == 1 else value
 
 
+def _ggml(name: str, block_elems: int, block_bytes: int) -> StorageFormat:
+    mixes = f"Q{name[1]}_K_S and Q{name[1]}_K_M" if name in ("q4_k", "q5_k") else f"gguf-{name}"
+    note = f"Every weight is counted in {name}; a GGUF file keeps some tensors in other types: --weight-format {mixes}."
+    return StorageFormat(name, block_elems, block_bytes, note=note)
+
+
 # Block layouts of the ggml types: ggml-common.h (Q8_0: one fp16 scale for 32 int8; Q4_K: 256 elements in 144 B).
 FORMATS: dict[str, StorageFormat] = {
     f.name: f
@@ -35,30 +54,67 @@ FORMATS: dict[str, StorageFormat] = {
         StorageFormat("bf16", 1, 2),
         StorageFormat("fp16", 1, 2),
         StorageFormat("fp8", 1, 1),
+        StorageFormat("fp8_e4m3", 1, 1),
+        StorageFormat("fp8_e5m2", 1, 1),
         StorageFormat("int8", 1, 1),
         StorageFormat("int4", 2, 1),
-        StorageFormat("q8_0", 32, 34),
-        StorageFormat("q6_k", 256, 210),
-        StorageFormat("q5_k", 256, 176),
-        StorageFormat("q5_1", 32, 24),
-        StorageFormat("q5_0", 32, 22),
-        StorageFormat("q4_k", 256, 144),
-        StorageFormat("q4_1", 32, 20),
-        StorageFormat("q4_0", 32, 18),
-        StorageFormat("iq4_nl", 32, 18),
+        _ggml("q8_0", 32, 34),
+        _ggml("q6_k", 256, 210),
+        _ggml("q5_k", 256, 176),
+        _ggml("q5_1", 32, 24),
+        _ggml("q5_0", 32, 22),
+        _ggml("q4_k", 256, 144),
+        _ggml("q4_1", 32, 20),
+        _ggml("q4_0", 32, 18),
+        _ggml("iq4_nl", 32, 18),
         StorageFormat("mxfp4", 32, 17),
         StorageFormat("nvfp4", 16, 9),
     )
 }
+ALIASES = {
+    "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32",
+    "f32": "fp32", "float8": "fp8", "fp8_e4m3fn": "fp8_e4m3",
+}  # fmt: skip
+AUTO = "auto"
+"""As the file stores it; 16 bits where nothing says."""
+
+
+def format_key(name: str) -> str:
+    """How a format's name is matched: any case, ``-`` and ``_`` and spaces alike or left out.
+
+    >>> format_key("Q4-K-M") == format_key("q4_k_m") == format_key("Q4KM")
+    True
+    """
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def known_format(name: str) -> StorageFormat | None:
+    """The format of one size per element that is called `name`; None where there is none."""
+    key = format_key(name)
+    return _BY_KEY.get(key)
+
+
+_BY_KEY = {format_key(name): FORMATS[name] for name in FORMATS} | {
+    format_key(other): FORMATS[name] for other, name in ALIASES.items()
+}
 
 
 def storage_format(name: str) -> StorageFormat:
-    """The format called `name` (any case, ``-`` or ``_``). Raises QuantityError with the known names."""
-    key = name.strip().lower().replace("-", "_")
-    key = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(key, key)
-    if key in FORMATS:
-        return FORMATS[key]
-    raise QuantityError(f"unknown storage format {name!r}; known: {', '.join(FORMATS)}")
+    """The format called `name` (any case, ``-`` or ``_``). Raises QuantityError with near names, or all of them."""
+    if (found := known_format(name)) is not None:
+        return found
+    raise unknown_format(name, tuple(FORMATS))
+
+
+def unknown_format(name: str, known: tuple[str, ...], hint: str = "") -> QuantityError:
+    """That no format of `known` is called `name`, with near names where there are any."""
+    from difflib import get_close_matches  # only on failure
+
+    keys = {format_key(each): each for each in known}
+    near = [keys[key] for key in get_close_matches(format_key(name)[:40], keys, n=3, cutoff=0.6)]
+    offered = f"did you mean {' or '.join(near)}? " if near else ""
+    said = hint or f"{offered}known: {', '.join(known)}"
+    return QuantityError(f"unknown storage format {name[:60]!r}; {said}")
 
 
 def bytes_format(text: str) -> StorageFormat:
@@ -82,6 +138,41 @@ def _short(text: str) -> str:
 def parse_format(text: str) -> StorageFormat:
     """A format by name, or by bytes per element when the text starts like a number."""
     stripped = text.strip()
-    if stripped.lstrip("+-")[:1].isdigit() or stripped.lstrip("+-").startswith("."):
+    return bytes_format(stripped) if _starts_as_number(stripped) else storage_format(stripped)
+
+
+def parse_weights(text: str) -> StorageFormat | NamedFormat | None:
+    """How weights are stored: bytes per element, a format of one size, or a mix such as Q4_K_M; None for ``auto``.
+
+    What a mix takes depends on the model: `calc.model.named.weights_as` says it. Raises QuantityError.
+    """
+    stripped = text.strip()
+    if format_key(stripped) == AUTO:
+        return None
+    if _starts_as_number(stripped):
         return bytes_format(stripped)
-    return storage_format(stripped)
+    if (found := known_format(stripped)) is not None:
+        return found
+    from calc.model.named import named_format
+
+    return named_format(stripped)
+
+
+def parse_cache(text: str) -> StorageFormat | None:
+    """How a cache is stored: one format, or those of K and V (``q8_0/q4_0``); None for ``auto``.
+
+    What a pair takes depends on the model: `calc.model.cache_pair.cache_as` says it. Raises QuantityError.
+    """
+    stripped = text.strip()
+    if format_key(stripped) == AUTO:
+        return None
+    if "/" not in stripped or _starts_as_number(stripped):
+        return parse_format(stripped)
+    from calc.model.cache_pair import pair_format
+
+    return pair_format(stripped)
+
+
+def _starts_as_number(text: str) -> bool:
+    unsigned = text.lstrip("+-")
+    return unsigned[:1].isdigit() or unsigned.startswith(".")

@@ -71,7 +71,7 @@ def stored_format(model: ModelSpec) -> StorageFormat | None:
 
     if model.stored is None:
         return None
-    return StorageFormat(model.stored.name, parameters(model).total, model.stored.total_bytes)
+    return StorageFormat(model.stored.name, parameters(model).total, model.stored.total_bytes, stored=model.stored)
 
 
 def named_formats(formats: Mapping[str, int]) -> str:
@@ -82,13 +82,6 @@ def named_formats(formats: Mapping[str, int]) -> str:
     """
     order = sorted(formats, key=lambda name: -formats[name])
     return f"file ({', '.join(order[:3])}{' …' if len(order) > 3 else ''})"
-
-
-def own_components(model: ModelSpec, weight_format: StorageFormat) -> dict[str, int] | None:
-    """Bytes of each component as the model's file holds them; None where they, or this format, are not the file's."""
-    if model.stored is None or not model.stored.components or not is_as_stored(model, weight_format):
-        return None
-    return dict(model.stored.components)
 
 
 def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:

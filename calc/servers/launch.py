@@ -9,10 +9,10 @@ from calc.errors import CalcError
 from calc.model.spec import ModelSpec
 from calc.servers.records import ServerReport
 
-VLLM_CACHE = {"fp8": "fp8"}
-SGLANG_CACHE = {"fp8": "fp8_e4m3"}
+VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
-ONLINE = {"fp8": "fp8"}
+ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
 
 
 def launch_command(report: ServerReport) -> str | None:
@@ -112,7 +112,8 @@ def _llamacpp(report: ServerReport) -> list[str]:
     study, options = report.study, report.options
     name = served_name(study.model)
     file = name if name.endswith(".gguf") else f"{name.rpartition('/')[2]}.gguf"
-    stored = LLAMACPP_CACHE.get(study.kv_format.name, study.kv_format.name)
+    cache = study.kv_format
+    keys, values = (LLAMACPP_CACHE.get(each.name, each.name) for each in cache.pair or (cache, cache))
     slots = report.max_num_seqs or 1
     words = _words(
         [
@@ -121,8 +122,8 @@ def _llamacpp(report: ServerReport) -> list[str]:
             ("--parallel", slots),
             ("--ubatch-size", report.max_num_batched_tokens),
             ("--n-gpu-layers", 999),
-            ("--cache-type-k", stored),
-            ("--cache-type-v", stored),
+            ("--cache-type-k", keys),
+            ("--cache-type-v", values),
             ("--flash-attn", "on"),
         ]
     )

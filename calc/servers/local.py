@@ -14,7 +14,6 @@ from math import ceil
 from calc.errors import SpecError
 from calc.model.count import parameters
 from calc.model.spec import Study
-from calc.model.stored import is_as_stored
 from calc.servers.budget import plain_bytes, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
@@ -122,8 +121,8 @@ def _kept_tokens(layer: CacheLayers, length: int) -> int:
 
 
 def _model_bytes(study: Study, plain: int) -> int:
-    if study.model.stored is not None and is_as_stored(study.model, study.weight_format):
-        return study.model.stored.total_bytes
+    if study.weight_format.stored is not None:
+        return study.weight_format.stored.total_bytes
     each = study.weight_format.bytes_per_element
     counts = parameters(study.model)
     if each >= plain:
@@ -138,7 +137,7 @@ def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
     total, visible = visible_bytes(study.device)
     length, ubatch = options.max_model_len or study.context, options.max_num_batched_tokens or UBATCH
     each = study.weight_format.bytes_per_element
-    stored = model.stored if is_as_stored(model, study.weight_format) else None
+    stored = study.weight_format.stored
     whole = ceil(parameters(model).total * each) if stored is None else stored.total_bytes
     if model.tied and n * options.pp == 1:
         whole += ceil(model.vocab_size * (model.embedding_size or model.hidden_size) * each)

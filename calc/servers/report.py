@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
@@ -24,6 +25,11 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
 
 
 def _counted(study: Study, options: ServerOptions) -> ServerReport:
+    if study.kv_format.pair is not None and options.engine != "llamacpp":
+        raise SpecError(
+            "kv_format",
+            f"{options.engine} keeps K and V in one format, not {study.kv_format.name}: llamacpp keeps them apart",
+        )
     if options.engine == "vllm":
         from calc.servers.vllm import vllm_report
 

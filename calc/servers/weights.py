@@ -16,7 +16,6 @@ from calc.model.count import padded_vocab
 from calc.model.parts import LINEAR, LayerSpec, Tensor, rank_elements
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
-from calc.model.stored import is_as_stored
 from calc.servers.records import ModelFacts
 
 MIB = 2**20
@@ -96,13 +95,13 @@ def format_bytes_each(model: ModelSpec, weight_format: StorageFormat, plain: int
 
     Of a checkpoint that is quantized: what its bytes leave for the linear weights beside the plain ones.
     """
-    if model.stored is not None and is_as_stored(model, weight_format):
+    if (stored := weight_format.stored) is not None:
         tensors = [t for layer in model.layers for t in layer_tensors(layer, 1)]
         tensors += outer_held(model, tp=1, first=True, last=True)
         linear = sum(t.elements for t in tensors if t.linear)
         other = sum(t.elements for t in tensors if not t.linear) * plain
-        if 0 < model.stored.total_bytes - other < linear * plain:
-            return Fraction(model.stored.total_bytes - other, linear)
+        if 0 < stored.total_bytes - other < linear * plain:
+            return Fraction(stored.total_bytes - other, linear)
     each = weight_format.bytes_per_element
     return each + Fraction(5, 2) / INT4_GROUP if weight_format.name == "int4" else each
 

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from calc.errors import CalcError
 from calc.files import write_whole
 from calc.intensity.attention import Attention
+from calc.model.cache_pair import cache_as, pair_format
+from calc.model.named import known_name, weights_as
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, model_of
 from calc.model.storage import StorageFormat
+from calc.model.stored import is_as_stored, stored_format
 from tui.form.state import AppState
 
 if TYPE_CHECKING:
@@ -169,12 +172,13 @@ def _server_from(table: Mapping[str, Any]) -> ServerOptions:
 def state_from(document: Mapping[str, Any]) -> AppState:
     """The app state a document describes. Raises ValueError (a CalcError where a value is impossible)."""
     try:
+        model = _model_from(_table(document["model"], "state.model"))
         study = Study(
-            model=_model_from(_table(document["model"], "state.model")),
+            model=model,
             device=_device_from(_table(document["device"], "state.device")),
             context=document["context"],
-            weight_format=_format_from(document["weight_format"]),
-            kv_format=_format_from(document["kv_format"]),
+            weight_format=_weights_from(document["weight_format"], model),
+            kv_format=_cache_from(document["kv_format"], model),
             tps=tuple(document["tps"]),
             policy=Policy(document["policy"]),
         )
@@ -275,3 +279,17 @@ def _format_from(value: object) -> StorageFormat:
     if not 0 < Fraction(fmt.block_bytes, fmt.block_elems) <= 64:
         raise SettingsError(f"storage format {fmt.name} has {fmt.block_bytes} bytes for {fmt.block_elems} elements")
     return fmt
+
+
+def _weights_from(value: object, model: ModelSpec) -> StorageFormat:
+    """The weight format; one that is worked out over the model's tensors is worked out again."""
+    fmt = _format_from(value)
+    if is_as_stored(model, fmt):
+        return stored_format(model) or fmt
+    return weights_as(named, model) if (named := known_name(fmt.name)) is not None else fmt
+
+
+def _cache_from(value: object, model: ModelSpec) -> StorageFormat:
+    """The cache format; K and V apart are weighed by the model's own again."""
+    fmt = _format_from(value)
+    return cache_as(pair_format(fmt.name), model) if "/" in fmt.name and " " not in fmt.name else fmt

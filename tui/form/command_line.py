@@ -132,6 +132,6 @@ def _weight_options(study: Study) -> list[str]:
 def _format_options(kind: str, fmt: StorageFormat) -> list[str]:
     if fmt.name == "bf16":
         return []
-    if fmt.name in FORMATS:
+    if fmt.name in FORMATS or fmt.stored is not None or fmt.pair is not None:
         return [f"--{kind}-format", fmt.name]
     return [f"--{kind}-bytes", fmt.name.removesuffix(" B")]

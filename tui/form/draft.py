@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from calc.errors import CalcError, SpecError
+from calc.model.cache_pair import cache_as
+from calc.model.named import NamedFormat, weights_as
 from calc.model.spec import (
     DeviceSpec,
     Mlp,
@@ -22,11 +24,12 @@ from calc.model.spec import (
     follows_hidden_size,
     scaled_windows,
 )
-from calc.model.storage import FORMATS, StorageFormat
+from calc.model.storage import FORMATS, StorageFormat, parse_cache
+from calc.model.storage import parse_weights as parse_weight_format
 from calc.model.stored import is_as_stored, stored_format
 from calc.sources.catalog import manual_device, memory_reading
 from calc.units import GB, GIB, format_decimal
-from tui.form.fields import count_parser, parse_memory, parse_storage, parse_tps
+from tui.form.fields import count_parser, parse_memory, parse_tps, without_unit
 
 T = TypeVar("T")
 
@@ -178,24 +181,35 @@ def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
     found = stored_format(model)
     if found is not None:
         return found
-    return FORMATS["bf16"] if is_as_stored(study.model, study.weight_format) else study.weight_format
+    chosen = study.weight_format
+    if is_as_stored(study.model, chosen):
+        return FORMATS["bf16"]
+    return chosen if chosen.stored is None else parse_weights(chosen.name, model)
 
 
 def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
-    """A storage format, or ``stored``: as the model's checkpoint holds its weights. Raises CalcError."""
-    if text.strip().lower() != STORED:
-        return parse_storage(text)
-    found = stored_format(model)
-    if found is None:
+    """How weights are stored; ``stored`` and ``auto``: as the model's checkpoint holds them. Raises CalcError.
+
+    A model that was edited has no checkpoint any more: its weights are counted at 2 bytes then.
+    """
+    chosen = None if text.strip().lower() == STORED else parse_weight_format(without_unit(text))
+    if chosen is not None:
+        return weights_as(chosen, model)
+    if text.strip().lower() == STORED and model.stored is None and not model.edited:
         raise SpecError("weight_format", "no stored weights are known of this model: a format such as bf16 or fp8")
-    return found
+    return stored_format(model) or FORMATS["bf16"]
+
+
+def parse_kv(text: str, model: ModelSpec) -> StorageFormat:
+    """How the cache is stored: one format, or those of K and V (``q8_0/q4_0``). Raises CalcError."""
+    return cache_as(parse_cache(without_unit(text)) or FORMATS["bf16"], model)
 
 
 def _read_workload(draft: Draft, model: ModelSpec, errors: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "context": _parsed("context", count_parser("context"), draft, errors),
         "weight_format": _parsed("weight_format", lambda text: parse_weights(text, model), draft, errors),
-        "kv_format": _parsed("kv_format", parse_storage, draft, errors),
+        "kv_format": _parsed("kv_format", lambda text: parse_kv(text, model), draft, errors),
         "tps": _parsed("tp", parse_tps, draft, errors),
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -251,7 +265,8 @@ def _hint(name: str, text: str) -> str:
     if text.lower() == STORED:
         return "as the checkpoint holds them"
     if name in ("weight_format", "kv_format"):
-        return _format_hint(parse_storage(text))
+        read = parse_weight_format if name == "weight_format" else parse_cache
+        return _format_hint(read(without_unit(text)))
     if name == "tp":
         degrees = parse_tps(text)
         return f"= {', '.join(map(str, degrees))}" if ".." in text else ""
@@ -261,7 +276,14 @@ def _hint(name: str, text: str) -> str:
     return f"= {value:,}" + (" tokens" if name == "context" else "")
 
 
-def _format_hint(fmt: StorageFormat) -> str:
+def _format_hint(fmt: StorageFormat | NamedFormat | None) -> str:
+    if fmt is None:
+        return "as the checkpoint holds them, else 2 B each"
+    if isinstance(fmt, NamedFormat):
+        return "tensor by tensor: some stay wider, see the notes"
+    if fmt.pair is not None:
+        of_keys, of_values = (float(each.bytes_per_element) for each in fmt.pair)
+        return f"K {of_keys:g} B and V {of_values:g} B each"
     value = fmt.bytes_per_element
     blocks = f" ({fmt.block_bytes} B for {fmt.block_elems})" if fmt.block_elems > 2 else ""
     return f"{float(value):g} B each{blocks}"

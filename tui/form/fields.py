@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from calc.model.storage import StorageFormat, parse_format
 from calc.units import parse_count, parse_counts, parse_size
 
 COUNT_FORMS = "4096, 4_096, 4k (4,000), 4Ki (4,096), 1e3"
@@ -289,9 +288,7 @@ def parse_tps(text: str) -> tuple[int, ...]:
     return parse_counts(text, what="TP", maximum=1 << 20)
 
 
-def parse_storage(text: str) -> StorageFormat:
-    """The format of a storage field: a name, or bytes per element (``2``, ``0.5``, ``2 B``)."""
+def without_unit(text: str) -> str:
+    """The text of a storage field; bytes per element may end in their unit (``2 B``)."""
     stripped = text.strip()
-    if stripped[:1].isdigit():
-        stripped = stripped.rstrip("Bb").rstrip()
-    return parse_format(stripped)
+    return stripped.rstrip("Bb").rstrip() if stripped[:1].isdigit() else stripped

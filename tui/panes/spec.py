@@ -15,6 +15,7 @@ from textual.widgets import Input
 from calc.commands.notes import memory_notes
 from calc.commands.tables import Table, answer_table, tp_table
 from calc.fit.memory import MemoryReport
+from calc.model.named import weight_names
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Study
 from calc.model.storage import FORMATS
 from calc.units import format_rate
@@ -24,6 +25,7 @@ from tui.form.draft import (
     MODEL_CHOICES,
     MODEL_COUNTS,
     MODEL_FLAGS,
+    STORED,
     Draft,
     auto_head_dim,
     field_texts,
@@ -159,12 +161,12 @@ class SpecPane(Pane):
         )
 
     def _workload_card(self) -> Widget:
-        formats = ListSuggester(FORMATS)
+        weights, caches = ListSuggester(weight_names()), ListSuggester(FORMATS)
         return card(
             "Workload",
             self._row("context", single=True),
-            self._row("weight_format", single=True, suggester=formats),
-            self._row("kv_format", single=True, suggester=formats),
+            self._row("weight_format", single=True, suggester=weights),
+            self._row("kv_format", single=True, suggester=caches),
             self._row("tp", single=True),
             SwitchRow("Split rule", (FieldDial(FIELDS["policy"], POLICIES),)),
         )
@@ -282,6 +284,8 @@ class SpecPane(Pane):
             return
         reading = read_draft(self._draft(), self._state.study)
         self._errors = dict(reading.errors)
+        if self._inputs["weight_format"].value.strip().lower() == STORED and reading.study.model.stored is None:
+            self._fill(reading.study, ("weight_format",))  # an edited model has no checkpoint any more
         if self._windows_follow and reading.study.model.n_sliding_layers:
             self._fill(reading.study, ("n_sliding_layers",))
         self._inputs["head_dim"].placeholder = auto_head_dim({n: w.value for n, w in self._inputs.items()})

@@ -10,6 +10,7 @@ from calc.hf.reader import Reader
 _QWEN2 = Architecture(qkv_bias=True, window="upper", default_window=4096)
 _QWEN3 = replace(BIASED, qk_norm="head", window="upper", default_window=4096)
 _DELTA = replace(BIASED, qk_norm="head", gated_attention=True)
+_SPLIT_DELTA = replace(_DELTA, split_delta=True)
 _EVERY_FOURTH_FULL = (*("linear_attention",) * 3, "full_attention")
 
 
@@ -32,6 +33,6 @@ ARCHITECTURES = (
     replace(_QWEN3, names=("qwen3", "qwen3_vl_text")),
     replace(_QWEN3, names=("qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text")),
     replace(_DELTA, names=("qwen3_next",), shared_gate=True, layer_types=_EVERY_FOURTH_FULL),
-    replace(_DELTA, names=("qwen3_5_text", "qwen3_5"), layer_types=_EVERY_FOURTH_FULL),
-    replace(_DELTA, names=("qwen3_5_moe_text", "qwen3_5_moe"), shared_gate=True, layer_types=_EVERY_FOURTH_FULL),
+    replace(_SPLIT_DELTA, names=("qwen3_5_text", "qwen3_5"), layer_types=_EVERY_FOURTH_FULL),
+    replace(_SPLIT_DELTA, names=("qwen3_5_moe_text", "qwen3_5_moe"), shared_gate=True, layer_types=_EVERY_FOURTH_FULL),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from calc.model.storage import FORMATS, StorageFormat, bytes_format, parse_forma
 
 # Bits an element: FACTS G14 and ggml-common.h. Written out, not computed.
 BITS = {
-    "fp32": "32", "bf16": "16", "fp16": "16", "fp8": "8", "int8": "8", "int4": "4",
+    "fp32": "32", "bf16": "16", "fp16": "16", "fp8": "8", "fp8_e4m3": "8", "fp8_e5m2": "8", "int8": "8", "int4": "4",
     "q8_0": "8.5", "q6_k": "6.5625", "q5_k": "5.5", "q5_1": "6", "q5_0": "5.5",
     "q4_k": "4.5", "q4_1": "5", "q4_0": "4.5", "iq4_nl": "4.5",
     "mxfp4": "4.25", "nvfp4": "4.5",

@@ -1,0 +1,180 @@
+"""Weight formats that people name and that are no one size per weight: GGUF mixes, and quantized checkpoints.
+
+What each takes is worked out tensor by tensor over one model: a mix by llama.cpp's rule (`calc.model.gguf_rule`), a
+checkpoint by the quantization_config that the method's own tools write (`calc.model.quantization`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from calc.model.gguf_rule import MIXES, PLAIN, GgufTensor, tensor_types, type_bytes
+from calc.model.gguf_tensors import UNKNOWN, file_facts, gguf_tensors
+from calc.model.parts import KV, SPLIT, WHOLE
+from calc.model.storage import FORMATS, StorageFormat, format_key, known_format, unknown_format
+from calc.model.stored import LayerBytes, StoredWeights
+
+if TYPE_CHECKING:
+    from calc.errors import QuantityError
+    from calc.model.spec import ModelSpec
+
+COMPONENTS = ("embedding", "attention", "mlp", "experts", "norms", "head", "other")
+GGUF = "gguf-"
+"""What stands before the name of a mix that is also the name of a format of one size (gguf-q8_0)."""
+BNB_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
+CHECKPOINTS: Mapping[str, Mapping[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "nf4": {**BNB_4BIT, "bnb_4bit_quant_type": "nf4"},
+    "fp4": {**BNB_4BIT, "bnb_4bit_quant_type": "fp4"},
+    "llm.int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+}
+"""What the method's own tool writes into quantization_config when nothing else is asked of it."""
+SAID: Mapping[str, str] = {
+    "awq": "4 bits in groups of 128 with zero points (AutoAWQ)",
+    "gptq": "4 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+    "nf4": "4 bits (bitsandbytes NF4, double quantization of the absmax)",
+    "fp4": "4 bits (bitsandbytes FP4, double quantization of the absmax)",
+    "llm.int8": "8 bits with an absmax per row (bitsandbytes LLM.int8)",
+}
+OTHER_NAMES: Mapping[str, str] = {
+    "q3_k": "Q3_K_M", "awq-int4": "awq", "awq_marlin": "awq", "gptq-int4": "gptq", "gptq_marlin": "gptq",
+    "bnb": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4", "bnb-nf4": "nf4", "qlora": "nf4", "bnb-fp4": "fp4",
+    "bnb-8bit": "llm.int8", "bnb-int8": "llm.int8", "llm_int8": "llm.int8",
+}  # fmt: skip
+"""What people also call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFormat:
+    """A mix or a quantized checkpoint by its name, before a model is known."""
+
+    name: str
+
+
+def named_format(text: str) -> NamedFormat:
+    """The one called `text` (any case, ``-`` or ``_``). Raises QuantityError with near names."""
+    if (found := known_name(text)) is not None:
+        return found
+    raise _unknown(text)
+
+
+def known_name(text: str) -> NamedFormat | None:
+    """The one called `text`; None where there is none, or a format of one size is called so."""
+    found = _BY_KEY.get(format_key(text))
+    return None if found is None or known_format(text) is not None else NamedFormat(found)
+
+
+def _unknown(text: str) -> QuantityError:
+    if format_key(text).startswith("ud"):
+        hint = "Unsloth's dynamic mixes follow no published rule: give the .gguf file itself as --model"
+        return unknown_format(text, (), hint)
+    return unknown_format(text, weight_names())
+
+
+def option_name(mix: str) -> str:
+    """What gives a mix as an option: its name, behind ``gguf-`` where a format of one size has that name."""
+    return mix if known_format(mix) is None else GGUF + mix
+
+
+def weight_names() -> tuple[str, ...]:
+    """Every name that a weight format can be given by."""
+    return (*FORMATS, *CHECKPOINTS, *map(option_name, MIXES))
+
+
+_BY_KEY: Mapping[str, str] = {
+    **{format_key(other): name for other, name in OTHER_NAMES.items()},
+    **{format_key(name): name for name in CHECKPOINTS},
+    **{format_key(name): name for name in MIXES},
+    **{format_key(GGUF + name): name for name in MIXES},
+}
+
+
+def weights_as(chosen: StorageFormat | NamedFormat, model: ModelSpec) -> StorageFormat:
+    """The format that stores the weights of `model` as `chosen` says."""
+    if isinstance(chosen, StorageFormat):
+        return chosen
+    if chosen.name in CHECKPOINTS:
+        return _as_checkpoint(chosen.name, model)
+    return _as_mix(chosen.name, model)
+
+
+def _as_checkpoint(name: str, model: ModelSpec) -> StorageFormat:
+    from calc.model.quantization import stored_weights
+
+    config = {"quantization_config": dict(CHECKPOINTS[name]), "dtype": "bfloat16"}
+    stored = stored_weights(config, model, name)
+    assert stored is not None
+    kept = "the embedding" if model.tied else "embedding, head"
+    note = f"Weights as {name}: {SAID[name]} for the linear layers; {kept}, norms and routers stay in 16 bits."
+    return _of_model(model, replace(stored, name=name), note)
+
+
+def _as_mix(mix: str, model: ModelSpec) -> StorageFormat:
+    importance = mix.startswith("IQ")
+    held = tensor_types(mix, gguf_tensors(model), file_facts(model, importance=importance))
+    matrix = "" if mix in PLAIN else f", {'with' if importance else 'without'} an importance matrix"
+    note = (
+        f"Weights as a GGUF file {mix}, by llama.cpp's rule{matrix}: {_types(held, MIXES[mix])}. "
+        "The file's header and vocabulary come on top."
+    )
+    return _of_model(model, _stored(option_name(mix), held, model.n_layers), note)
+
+
+def _of_model(model: ModelSpec, stored: StoredWeights, note: str) -> StorageFormat:
+    from calc.model.count import parameters
+
+    return StorageFormat(stored.name, parameters(model).total, stored.total_bytes, stored=stored, note=note)
+
+
+def _stored(name: str, held: list[tuple[GgufTensor, str]], n_layers: int) -> StoredWeights:
+    """The bytes of tensors in their types: how they fall on ranks, components and layers."""
+    shares, components = {SPLIT: 0, KV: 0, WHOLE: 0}, dict.fromkeys(COMPONENTS, 0)
+    layers, experts = [0] * n_layers, [0] * n_layers
+    for tensor, type_name in held:
+        n_bytes = type_bytes(type_name, tensor)
+        shares[tensor.share] += n_bytes
+        components[tensor.component] += n_bytes
+        if tensor.layer >= 0:
+            layers[tensor.layer] += n_bytes
+            experts[tensor.layer] += n_bytes if tensor.component == "experts" else 0
+    return StoredWeights(
+        name=name,
+        split_bytes=shares[SPLIT],
+        kv_bytes=shares[KV],
+        whole_bytes=shares[WHOLE],
+        components=tuple(components.items()),
+        layers=tuple(map(LayerBytes, layers, experts)),
+    )
+
+
+def _types(held: list[tuple[GgufTensor, str]], usual: str) -> str:
+    """Which tensors are in which type, in words: the usual one first, norms and other small ones last."""
+    kinds: dict[str, dict[str, int]] = {}
+    for tensor, type_name in held:
+        if not tensor.fixed:
+            counts = kinds.setdefault(type_name, {})
+            kind = _kind(tensor.name)
+            counts[kind] = counts.get(kind, 0) + 1
+    said = [f"{usual} for most matrices"] if usual in kinds else []
+    for type_name, counts in kinds.items():
+        if type_name != usual:
+            said.append(f"{type_name} for {_listed(counts)}")
+    if any(tensor.fixed for tensor, _ in held):
+        said.append("F32 for norms, biases and routers")
+    return ", ".join(said)
+
+
+def _kind(name: str) -> str:
+    """A tensor's name without its layer."""
+    if name.endswith(UNKNOWN):
+        return "parts whose tensors are not known"
+    parts = name.removesuffix(".weight").split(".")
+    return ".".join(parts[2:] if parts[0] == "blk" else parts)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    named = [kind if n == 1 else f"{n} {kind}" for kind, n in counts.items()]
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
