@@ -232,6 +232,19 @@ class TestGroups:
 
 
 class TestModelOpt:
+    def test_projections_as_the_checkpoint_has_them(self):
+        """Qwen 3.5 holds Q, K and V apart from z, each with two scales of its own."""
+        delta = {
+            "model_type": "qwen3_5_text", "layer_types": ["linear_attention"] * 31 + ["full_attention"],
+            "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_num_value_heads": 32,
+            "linear_value_head_dim": 128, "head_dim": 128,
+        }  # fmt: skip
+        listed = {f"model.layers.0.linear_attn.in_proj_{part}": {"quant_algo": "FP8"} for part in ("qkv", "z")}
+        quantization = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed}
+        rows = 2 * 16 * 128 + 32 * 128 + 32 * 128
+        saved = 2 * parameters(spec(**delta)).total - stored(quantization, **delta).total_bytes
+        assert saved == rows * 4096 - 2 * 8
+
     def test_mixed_precision_names_every_module(self):
         listed = {f"model.layers.{i}.mlp.down_proj": {"quant_algo": "NVFP4"} for i in range(32)}
         listed["model.layers.0.self_attn.q_proj"] = {"quant_algo": "FP8"}
