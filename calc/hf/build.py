@@ -17,6 +17,8 @@ from calc.hf.drafts import draft_fields, draft_kind, draft_of, refuse_draft
 from calc.hf.feed_forward import EXPERT_SIZE
 from calc.hf.heads import ENDINGS, class_name, head_of
 from calc.hf.layers import layers_of
+from calc.hf.params import FILE as PARAMS
+from calc.hf.params import as_config, is_params
 from calc.hf.reader import (
     HIDDEN_SIZE,
     INTERMEDIATE_SIZE,
@@ -55,10 +57,12 @@ LISTED_LAYERS = ("layers_block_type", "block_configs")
 
 
 def read_hf_config(path: str | Path) -> ModelSpec:
-    """The model that a config.json describes. Raises SourceError, one sentence that starts with the path."""
+    """The model that a config.json or params.json describes. Raises SourceError that starts with the path."""
     file = Path(path)
-    folder = file.parent.resolve().name if file.name == "config.json" else ""
+    folder = file.parent.resolve().name if file.name in ("config.json", PARAMS) else ""
     config = read_object(file)
+    if is_params(config):
+        config = as_config(config, str(path))
     beside = file.with_name(QUANTIZATION)
     if "quantization_config" not in text_part(config)[0] and file.name == "config.json" and beside.is_file():
         config = {**config, "quantization_config": {"quant_method": "modelopt", **read_object(beside)}}

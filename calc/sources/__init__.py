@@ -85,6 +85,8 @@ def _from_folder(folder: Path) -> ModelSpec:
     config = folder / "config.json"
     if config.exists():
         return _with_weights(_from_file(config), folder)
+    if (params := folder / "params.json").is_file():
+        return _from_file(params)
     found = sorted(folder.glob("*.gguf"))
     if found:
         from calc.sources.gguf import parts_of
@@ -93,7 +95,7 @@ def _from_folder(folder: Path) -> ModelSpec:
             return _from_file(found[0])
     if found:
         raise SourceError(f"{folder}: {len(found)} GGUF files in this folder: name one, such as {found[0].name}")
-    raise SourceError(f"{folder}: no config.json in this folder")
+    raise SourceError(f"{folder}: no config.json or params.json in this folder")
 
 
 def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:

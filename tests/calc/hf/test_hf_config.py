@@ -394,7 +394,7 @@ class TestFiles:
             load_model("org/thing")
 
     def test_folder_without_config(self, tmp_path):
-        with pytest.raises(SourceError, match=r"no config\.json in this folder"):
+        with pytest.raises(SourceError, match=r"no config\.json or params\.json in this folder"):
             load_model(str(tmp_path))
 
     @pytest.mark.parametrize(
