@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document, json_number, term_document
+from calc.commands.headline import Headline, asked_document, headline, sentences, with_headline
 from calc.commands.options import (
     SERVERS,
     Parser,
     add_parallel_options,
     add_server_options,
     check_server_options,
+    count,
     study_from,
     study_parser,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 def memory_parser(prog: str) -> Parser:
     """Options of ``memory``."""
     parser = study_parser(prog, "Parameters, weights, KV cache, largest batch, tensor parallelism.")
+    parser.add_argument("--batch", type=count, metavar="N", help="requests at once: do they fit, and what is left?")
     add_parallel_options(parser)
     add_server_options(parser)
     return parser
@@ -47,11 +50,19 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         return emit_weights(args, known)
     if args.policy in SERVERS:
         return _emit_server(args, report)
-    if any((args.pp, args.ep, args.dp_attention, args.dcp)):
+    if any((args.pp, args.pp_layers, args.ep, args.dp_attention, args.dcp)):
         return _emit_with_plans(args, report)
+    answer = headline(args, report)
     if args.format == "json":
-        return emit_json(args, memory_document(report))
-    return emit_tables(args, *memory_answer(report))
+        return emit_json(args, memory_document(report, devices=answer.devices) | asked_document(args, answer))
+    return emit_tables(args, *_asked(args, report, answer))
+
+
+def _asked(args: argparse.Namespace, report: MemoryReport, answer: Headline) -> Answer:
+    """The answer of ``memory`` with what was asked for in front."""
+    heading, parts, notes = memory_answer(report, answer)
+    said = sentences(answer, args.batch)
+    return heading, [with_headline(parts[0], answer, args.batch), *parts[1:]], [*said, *notes]
 
 
 def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:
@@ -65,30 +76,34 @@ def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
     from calc.commands.parallel import parallel_document, parallel_notes, parallel_tables, plans_from
 
     plans = plans_from(args, report.study)
+    answer = headline(args, report, plans)
     if args.format == "json":
-        return emit_json(args, {**memory_document(report), "parallel": parallel_document(plans)})
-    heading, tables, notes = memory_answer(report)
+        asked = asked_document(args, answer)
+        return emit_json(args, {**memory_document(report), **asked, "parallel": parallel_document(plans)})
+    heading, tables, notes = _asked(args, report, answer)
     tables = [*tables[:-1], *parallel_tables(plans), tables[-1]]
     return emit_tables(args, heading, tables, [*notes, *parallel_notes(plans)])
 
 
-def memory_answer(report: MemoryReport) -> Answer:
-    """Heading, tables and sentences of ``memory``."""
+def memory_answer(report: MemoryReport, answer: Headline | None = None) -> Answer:
+    """Heading, tables and sentences of ``memory``; `answer` where it is not for one device."""
     from calc.commands import tables
     from calc.commands.notes import memory_notes, reading_notes
 
+    steps, devices = ((), 1) if answer is None else (answer.steps, answer.devices)
+    readings = reading_notes(report) if devices == 1 else []
     parts = [
         tables.answer_table(report),
         tables.component_table(report),
         tables.tp_table(report),
-        tables.derivation_table(report.steps),
+        tables.derivation_table((*report.steps[: -1 if steps else None], *steps)),
     ]
     heading = f"{report.study.model.title} on {report.study.device.name}, {report.study.context:,} tokens"
-    return heading, parts, (*memory_notes(report), *reading_notes(report))
+    return heading, parts, (*memory_notes(report, devices=devices), *readings)
 
 
-def memory_document(report: MemoryReport) -> Document:
-    """What ``memory --json`` prints."""
+def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
+    """What ``memory --json`` prints; `devices`: how many its answer is for."""
     from calc.commands.notes import memory_notes
 
     model = report.study.model
@@ -119,7 +134,7 @@ def memory_document(report: MemoryReport) -> Document:
         "tp": [_tp_document(row) for row in report.tp],
         "tp_by_policy": {str(p): [_tp_document(row) for row in rows] for p, rows in report.tp_tables.items()},
         "steps": [term_document(term) for term in report.steps],
-        "notes": list(memory_notes(report)),
+        "notes": list(memory_notes(report, devices=devices)),
     }
 
 

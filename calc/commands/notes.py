@@ -21,16 +21,14 @@ BEYOND_LIMIT = "longer than the model's limit"
 """What the note on a context beyond the model's says."""
 
 
-def memory_notes(report: MemoryReport) -> tuple[str, ...]:
-    """What a reader of the memory table should know: readings, assumptions, and what would fit."""
-    model = report.study.model
-    notes = [f"Device memory: {report.study.device.reading}."]
-    if not model.uniform:
-        from calc.commands.layered_notes import layered_notes
+def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
+    """What a reader of the memory table should know: readings, assumptions, and what would fit.
 
-        notes += [*layered_notes(report), _fit_note(report)]
-    else:
-        notes += [_grouping_note(model), _fit_note(report)]
+    Where the answer is for several `devices`, what fits on one is said to be so.
+    """
+    model = report.study.model
+    alone = _fit_note(report) if devices == 1 else f"On one device: {_lowered(_fit_note(report))}"
+    notes = [*_model_notes(report), alone]
     if model.n_sliding_layers and model.uniform:
         notes.append(_window_note(report))
     notes += context_notes(report.study)
@@ -40,6 +38,27 @@ def memory_notes(report: MemoryReport) -> tuple[str, ...]:
         notes.append(report.study.weight_format.note)
     notes.append(f"{_bytes_note(report)}; activations, runtime and graphs are not counted.")
     return (*notes, *model.notes)
+
+
+def served_notes(report: MemoryReport) -> list[str]:
+    """Those of `memory_notes` that hold where a server counts: what fits, it says itself."""
+    model = report.study.model
+    windows = [_window_note(report)] if model.n_sliding_layers and model.uniform else []
+    return [*_model_notes(report), *windows, *model.notes]
+
+
+def _model_notes(report: MemoryReport) -> list[str]:
+    """How the memory is read, and what the layers are."""
+    model, reading = report.study.model, f"Device memory: {report.study.device.reading}."
+    if model.uniform:
+        return [reading, _grouping_note(model)]
+    from calc.commands.layered_notes import layered_notes
+
+    return [reading, *layered_notes(report)]
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def other_memory(report: MemoryReport) -> MemoryReport | None:

@@ -21,6 +21,8 @@ T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
 SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
 """Policies that count what a server reserves (calc.servers, imported only for them)."""
+TPS = (1, 2, 4, 8)
+"""Degrees of the tensor-parallel table where none is asked for."""
 SERVER_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
 
 
@@ -54,6 +56,11 @@ def policy(text: str) -> str:
 
 def _letters(text: str) -> str:
     return "".join(sign for sign in text.lower() if sign.isalnum())
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """The layers of each pipeline stage: ``27,27,26``."""
+    return tuple(count(part) for part in text.split(","))
 
 
 count = reader(parse_count)
@@ -161,7 +168,10 @@ def cache_for(model: ModelSpec, chosen: StorageFormat | None) -> StorageFormat |
 def add_workload_options(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
     """Options that say what is served, on how many devices, and how that is counted."""
     parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
-    parser.add_argument("--tp", type=counts, default=(1, 2, 4, 8), metavar="1,2,4,8", help="tensor-parallel degrees")
+    parser.add_argument(
+        "--tp", type=counts, metavar="1,2,4,8",
+        help="tensor-parallel degrees; the answer is for the first (default: for one device)",
+    )  # fmt: skip
     add_policy_option(parser, servers=servers)
 
 
@@ -190,13 +200,13 @@ def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
     """The study that the options describe; `servers` where the command takes their policies. Raises CalcError."""
     server = args.policy in SERVERS
     if server and not servers:
-        raise SpecError("policy", f"--policy {args.policy} works with the commands memory and solve only")
+        raise SpecError("policy", f"--policy {args.policy} works with the commands memory, solve and sweep only")
     model = model_from(args)
     return Study(
         model=model,
         device=device_from(args),
         context=args.context,
-        tps=args.tp,
+        tps=args.tp or TPS,
         policy=Policy.REPLICATED if server else Policy(args.policy),
         **formats_from(args, model),
     )
@@ -206,6 +216,7 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
     """Ways to share a model in addition to tensor parallelism; any of them adds a table of stages."""
     shared = parser.add_argument_group("parallelism, in addition to --tp")
     shared.add_argument("--pp", type=count, metavar="N", help="pipeline stages")
+    shared.add_argument("--pp-layers", type=layers, metavar="27,27,26", help="layers of each stage, where uneven")
     shared.add_argument("--ep", type=count, metavar="N", help="expert-parallel degree, within the TP devices")
     shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with their own requests")
     shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")

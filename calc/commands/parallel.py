@@ -16,8 +16,10 @@ Document = dict[str, Any]
 
 def plans_from(args: argparse.Namespace, study: Study) -> tuple[ParallelPlan, ...]:
     """A plan for each TP of `study`."""
-    shared = {"pp": args.pp or 1, "ep": args.ep or 1, "dp_attention": args.dp_attention or 1, "dcp": args.dcp or 1}
-    return tuple(plan(study, ParallelSpec(tp=tp, **shared)) for tp in study.tps)
+    sizes = None if args.pp_layers is None else tuple(args.pp_layers)
+    shared = {name: getattr(args, name) or 1 for name in ("ep", "dp_attention", "dcp")}
+    shared["pp"] = args.pp or len(sizes or (1,))
+    return tuple(plan(study, ParallelSpec(tp=tp, pp_layers=sizes, **shared)) for tp in study.tps)
 
 
 def parallel_document(plans: tuple[ParallelPlan, ...]) -> Document:

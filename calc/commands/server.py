@@ -7,25 +7,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document, term_document
+from calc.commands.headline import batch_document, batch_sentence
 from calc.commands.memory import memory_document
-from calc.commands.notes import BEYOND_LIMIT
 from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Table
 from calc.errors import SpecError
 from calc.model.spec import Study
-from calc.model.storage import FORMATS
 from calc.servers.facts import facts_of
 from calc.servers.launch import launch_command
-from calc.servers.records import ServerOptions, ServerReport
+from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.servers.report import server_report
+from calc.servers.serving import as_served
 from calc.units import Quantity, format_binary, format_bytes_exact, format_count, format_decimal
 
 if TYPE_CHECKING:
     from calc.fit.memory import MemoryReport
 
 
-def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:
-    """The server's options of a command line, for the first of its --tp. Raises SpecError."""
+def options_from(args: argparse.Namespace, study: Study | None = None) -> ServerOptions:
+    """The server's options of a command line, for the first TP and the model of `study`. Raises SpecError."""
     return ServerOptions(
         engine=args.policy,
         version=args.engine_version,
@@ -39,30 +39,13 @@ def options_from(args: argparse.Namespace, study: Study) -> ServerOptions:
         speculative_tokens=args.speculative_tokens,
         prefix_caching_of_states=args.prefix_caching,
         disable_hybrid=args.disable_hybrid,
-        tp=study.tps[0],
-        pp=args.pp or 1,
+        tp=1 if study is None else study.tps[0],
+        pp=args.pp or len(args.pp_layers or (1,)),
+        pp_layers=args.pp_layers,
         dcp=args.dcp or 1,
         dp_attention=args.dp_attention or 1,
-        facts=facts_of(args.model, study.model.name),
+        facts=ModelFacts() if study is None else facts_of(args.model, study.model.name),
     )
-
-
-def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
-    """The study with the formats that a server chooses by itself where none is given.
-
-    vLLM, SGLang and llama.cpp's converter load float32 checkpoints in 16 bits (``--dtype auto``).
-    """
-    if study.weight_format.bytes_per_element >= 4 and not weights_given and options.engine != "transformers":
-        model = replace(study.model, stored=None) if study.model.stored is not None else study.model
-        study = replace(study, model=model, weight_format=FORMATS["bf16"])
-    return cache_as_weights(study, given=cache_given)
-
-
-def cache_as_weights(study: Study, *, given: bool) -> Study:
-    """A server's cache takes the type of the activations where none is given: 4 bytes with float32 weights."""
-    if given or study.weight_format.bytes_per_element < 4:
-        return study
-    return replace(study, kv_format=FORMATS["fp32"])
 
 
 Tried = tuple[int, ServerReport | None, str | None]
@@ -82,21 +65,12 @@ def tried(study: Study, options: ServerOptions) -> tuple[Tried, ...]:
     return tuple(out)
 
 
-def chosen(reports: tuple[Tried, ...], study: Study) -> ServerReport:
-    """The one that the engine block describes: the only TP, else the smallest that fits, else the smallest.
-
-    Raises SpecError where no TP can be served at all.
-    """
-    made = [report for _, report, _ in reports if report is not None]
-    if not made:
+def chosen(reports: tuple[Tried, ...]) -> ServerReport:
+    """The one that the engine block describes: the first TP that can be served. Raises SpecError where none can."""
+    report = next((report for _, report, _ in reports if report is not None), None)
+    if report is None:
         raise SpecError("tp", str(reports[0][2]))
-    if len(reports) == 1:
-        return made[0]
-    if made[0].options.kv_pool_bytes is not None:
-        return replace(made[0], assumptions=("the smallest of --tp, as the pool is given", *made[0].assumptions))
-    report = next((report for report in made if report.fits), made[0])
-    why = "the smallest of --tp that fits" if report.fits else "the smallest of --tp; none of them fits"
-    return replace(report, assumptions=(f"TP {report.options.tp}: {why}", *report.assumptions))
+    return report
 
 
 def engine_document(report: ServerReport) -> Document:
@@ -130,8 +104,12 @@ def engine_document(report: ServerReport) -> Document:
     }
 
 
-def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: ServerReport) -> Document:
+def server_document(
+    base: MemoryReport, reports: tuple[Tried, ...], report: ServerReport, batch: int | None
+) -> Document:
     """``memory --json`` as the server counts: its TP rows, its fit, its batch; and the engine block."""
+    from calc.commands.notes import served_notes
+
     document = memory_document(base)
     document |= {
         "policy": report.options.engine,
@@ -139,20 +117,17 @@ def server_document(base: MemoryReport, reports: tuple[Tried, ...], report: Serv
         "max_batch": report.requests,
         "tp": [_tp_document(*one) for one in reports],
         "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
-        "notes": [*_notes(document["notes"]), *server_notes(report)],
+        "notes": [*server_notes(reports, report, batch), *served_notes(base)],
         "engine": engine_document(report),
         "launch": launch_command(report),
     }
-    return document
+    return document if batch is None else document | batch_document(batch, report.requests, free_bytes(report, batch))
 
 
-def _notes(notes: list[str]) -> list[str]:
-    """Notes of the plain count that still hold. What fits, the server says itself."""
-    gone = (
-        "in the memory that the weights leave", "Does not fit", "are not counted.", "cannot be served", "are repeated:",
-        BEYOND_LIMIT,
-    )  # fmt: skip
-    return [note for note in notes if not any(words in note for words in gone)]
+def free_bytes(report: ServerReport, batch: int) -> int:
+    """Left in the pool of the GPU that binds beside `batch` requests; below zero where they do not fit."""
+    per_group = -(-batch // report.options.dp_attention)
+    return report.kv_pool_bytes - per_group * report.kv_request_bytes
 
 
 def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> Document:
@@ -169,8 +144,8 @@ def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> D
     }
 
 
-def server_notes(report: ServerReport) -> list[str]:
-    """Whether it starts and fits, and what was assumed."""
+def server_notes(reports: tuple[Tried, ...], report: ServerReport, batch: int | None) -> list[str]:
+    """Whether it starts and fits, whether a batch does, what other TPs would do, and what was assumed."""
     name = SERVER_NAMES[report.options.engine]
     if report.refusal is not None:
         said = f"{name} does not start: {report.refusal}."
@@ -180,9 +155,30 @@ def server_notes(report: ServerReport) -> list[str]:
         does = "starts, but" if report.starts else "does not start:"
         said = f"{name} {does} its pool holds {report.max_concurrency:.2f} of one full-length request."
     else:
-        said = f"{name} holds {report.max_concurrency:,.2f} full-length requests at once."
+        said = f"{name} holds {report.max_concurrency:,.2f} full-length requests at once{_where(report)}."
     assumed = f"Assumed: {'; '.join(report.assumptions)}." if report.assumptions else ""
-    return [said, *([assumed] if assumed else [])]
+    asked = [] if batch is None else [_batch_note(report, batch)]
+    return [said, *asked, *_other_tps(reports, report), *([assumed] if assumed else [])]
+
+
+def _where(report: ServerReport) -> str:
+    options = report.options
+    shared = [f"{name} {n:,}" for name, n in (("TP", options.tp), ("PP", options.pp)) if n > 1]
+    return f" at {', '.join(shared)}" if shared else " on one device"
+
+
+def _batch_note(report: ServerReport, batch: int) -> str:
+    where = _where(report).removeprefix(" at ").removeprefix(" on ")
+    return batch_sentence(batch, report.requests, free_bytes(report, batch), where)
+
+
+def _other_tps(reports: tuple[Tried, ...], report: ServerReport) -> list[str]:
+    """Why a TP of the list cannot be served; the smallest that fits where the chosen one does not."""
+    notes = [f"TP {tp:,} cannot be served: {problem}." for tp, _, problem in reports if problem is not None]
+    larger = next((other for _, other, _ in reports if other is not None and other.fits), None)
+    if larger is not None and not report.fits:
+        notes.append(f"With --tp {larger.options.tp} it holds {larger.max_concurrency:,.2f}.")
+    return notes
 
 
 def server_tables(reports: tuple[Tried, ...], report: ServerReport) -> list[Table]:
@@ -257,14 +253,14 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
 
         base = memory_report(study)
     reports = tried(study, options)
-    report = chosen(reports, study)
+    report = chosen(reports)
     if asked_bytes > study.weight_format.bytes_per_element:
         said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
         report = replace(report, assumptions=(*report.assumptions, said))
     if args.format == "json":
-        return server_document(base, reports, report), None
+        return server_document(base, reports, report, args.batch), None
     from calc.commands import tables
-    from calc.commands.notes import memory_notes
+    from calc.commands.notes import served_notes
 
     parts = [
         *server_tables(reports, report),
@@ -273,7 +269,7 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
     ]
     what = f"{study.model.title} on {study.device.name}, {study.context:,} tokens"
     heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
-    notes = [*server_notes(report), *_notes(list(memory_notes(base)))]
+    notes = [*server_notes(reports, report, args.batch), *served_notes(base)]
     if (command := launch_command(report)) is not None:
         notes.append(f"Start it with: {command}")
     return None, (heading, parts, notes)

@@ -64,7 +64,7 @@ def solve_parser(prog: str) -> Parser:
     )
     add_policy_option(parser, servers=True)
     add_server_options(parser)
-    parser.set_defaults(pp=None, ep=None, dcp=None, dp_attention=None)
+    parser.set_defaults(pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser)
     return parser
 
@@ -100,7 +100,8 @@ def question_from(args: argparse.Namespace) -> Question:
     tp, args.tp = args.tp, (args.tp,)
     study, server = study_from(args, servers=True), None
     if args.policy in SERVERS:
-        from calc.commands.server import as_served, options_from
+        from calc.commands.server import options_from
+        from calc.servers.serving import as_served
 
         server = options_from(args, study)
         given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
@@ -126,7 +127,7 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
         return emit_json(args, document)
     study = asked.study
     heading = f"{study.model.title} on {study.device.name}, {requests(asked.batch)}, {study.context:,} tokens"
-    heading += f", TP {asked.tp}" + (f", as {asked.policy} counts" if asked.server else "")
+    heading += f", TP {asked.tp}, as {SERVER_NAMES.get(asked.policy, asked.policy)} counts"
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
 
@@ -192,11 +193,13 @@ def _solve_notes(asked: Question) -> list[str]:
     notes = [f"Device memory: {study.device.reading}.", *filter(None, [study.weight_format.note])]
     if asked.server is not None:
         assumed = () if report is None else report.assumptions
-        return [*notes, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
+        left_out = f"Devices that {SERVER_NAMES[asked.policy]} does not run on are left out."
+        return [*notes, left_out, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
     if problem := tp_problem(study.model, asked.tp):
         notes.append(f"TP {asked.tp} cannot be served: {problem}.")
     notes += context_notes(study)
-    return [*notes, "Weights and cache are counted; activations, runtime and graphs are not."]
+    counted = f"{asked.policy}: weights and cache are counted; activations, runtime and graphs are not"
+    return [*notes, f"{counted} (--policy vllm counts what a server takes)."]
 
 
 def _record(answer: Any) -> Document:
@@ -274,14 +277,28 @@ def _devices_table(answer: Document, document: Document) -> Table:
             f"{plan['pp']:,}",
             f"{plan['max_batch']:,}",
             format_decimal(plan["weight_bytes"]),
-            f"limited by stage {plan['binding_stage']}" if plan["pp"] > 1 and plan["binding_stage"] else "",
+            _plan_remark(plan),
         )
         for plan in answer["plans"]
     ]
     if not rows:
-        rows = [("none", "–", "–", "–", "–", f"short by {format_bytes(answer['missing_bytes'])}")]
+        missing = answer["missing_bytes"]
+        rows = [("none", "–", "–", "–", "–", f"short by {format_bytes(missing)}" if missing else "cannot be shared so")]
     columns = ("Devices", "TP", "PP", "Batch", "Weights per GPU", "Remark")
-    return Table(title="Fewest devices", columns=columns, rows=tuple(rows), numeric=frozenset(range(5)))
+    return Table(
+        title=f"Fewest devices, {_rule(document)}", columns=columns, rows=tuple(rows), numeric=frozenset(range(5))
+    )
+
+
+def _rule(document: Document) -> str:
+    """What was counted, for a title."""
+    policy = document["policy"]
+    return f"as {SERVER_NAMES[policy]} counts" if policy in SERVER_NAMES else f"{policy}: weights and cache alone"
+
+
+def _plan_remark(plan: Document) -> str:
+    limits = f"limited by stage {plan['binding_stage']}" if plan["pp"] > 1 and plan["binding_stage"] else ""
+    return ", ".join(filter(None, (limits, "" if plan["usual"] else "rarely run")))
 
 
 def _device_table(answers: list[Document], document: Document) -> Table:
@@ -291,7 +308,8 @@ def _device_table(answers: list[Document], document: Document) -> Table:
     )
     struck = frozenset(i for i, answer in enumerate(answers) if not answer["fits"])
     columns = ("Device", "Memory", "Batch", "Remark")
-    return Table(title="Devices of the catalog", columns=columns, rows=rows, numeric=frozenset({1, 2}), struck=struck)
+    title = f"Devices of the catalog, {_rule(document)}"
+    return Table(title=title, columns=columns, rows=rows, numeric=frozenset({1, 2}), struck=struck)
 
 
 def _format_table(answers: list[Document], document: Document) -> Table:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from calc.commands.options import (
+    SERVERS,
     Parser,
     add_output_options,
     add_policy_option,
+    add_server_options,
     cache_storage,
+    check_server_options,
     reader,
     size,
     weight_storage,
@@ -22,12 +25,13 @@ from calc.commands.tables import Table
 from calc.errors import CalcError, QuantityError
 from calc.files import replacing
 from calc.model.spec import DeviceSpec, Policy
-from calc.model.storage import FORMATS, StorageFormat
+from calc.model.storage import StorageFormat
 from calc.units import format_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
     from calc.fit.sweep import Axes, Block
     from calc.model.named import NamedFormat
+    from calc.servers.records import ServerOptions
 
 MAX_AXIS = 1_000_000
 MAX_POINTS = 10**10
@@ -50,8 +54,8 @@ def _weights(text: str) -> tuple[StorageFormat | NamedFormat | None, ...]:
     return tuple(dict.fromkeys(weight_storage(name) for name in _names(text)))
 
 
-def _caches(text: str) -> tuple[StorageFormat, ...]:
-    return tuple(dict.fromkeys(cache_storage(name) or FORMATS["bf16"] for name in _names(text)))
+def _caches(text: str) -> tuple[StorageFormat | None, ...]:
+    return tuple(dict.fromkeys(cache_storage(name) for name in _names(text)))
 
 
 def sweep_parser(prog: str) -> Parser:
@@ -72,7 +76,9 @@ def sweep_parser(prog: str) -> Parser:
     what.add_argument("--batches", type=_axis("batches"), default=(1,), metavar="1..256", help="default 1")
     what.add_argument("--weight-formats", type=_weights, metavar="bf16,Q4_K_M,…", help="default: the model's")
     what.add_argument("--kv-formats", type=_caches, metavar="bf16,q8_0/q4_0,…", help="default bf16")
-    add_policy_option(parser)
+    add_policy_option(parser, servers=True)
+    add_server_options(parser)
+    parser.set_defaults(pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser, form="csv")
     return parser
 
@@ -86,7 +92,6 @@ def axes_from(args: argparse.Namespace) -> Axes:
     if args.devices and args.gpu_memory is not None:
         raise CalcError("--devices and --gpu-memory cannot be combined: write sizes among the devices (--devices 80GB)")
     devices = [_device(name) for name in args.devices or ()] or [manual_device(args.gpu_memory or 80 * 10**9)]
-    kv_formats = args.kv_formats or (FORMATS["bf16"],)
     axes = Axes(
         models=tuple(load_model(name) for name in args.models),
         devices=tuple(devices),
@@ -94,14 +99,24 @@ def axes_from(args: argparse.Namespace) -> Axes:
         contexts=args.contexts,
         batches=args.batches,
         weight_formats=args.weight_formats or (None,),
-        kv_formats=kv_formats,
-        policy=Policy(args.policy),
+        kv_formats=args.kv_formats or (None,),
+        policy=Policy.REPLICATED if args.policy in SERVERS else Policy(args.policy),
+        server=_server(args),
     )
     if axes.points > MAX_POINTS:
         raise CalcError(
             f"{axes.points:,} points are more than the maximum of {MAX_POINTS:,}: shorten a list or widen a step"
         )
     return axes
+
+
+def _server(args: argparse.Namespace) -> ServerOptions | None:
+    check_server_options(args)
+    if args.policy not in SERVERS:
+        return None
+    from calc.commands.server import options_from
+
+    return options_from(args)
 
 
 def _device(text: str) -> DeviceSpec:
@@ -148,7 +163,7 @@ def _write(args: argparse.Namespace, axes: Axes, out: TextIO) -> None:
     from calc.fit.sweep import COLUMNS, csv_rows, json_rows, sweep
 
     progress = Progress(axes.points, _progress_stream(args))
-    blocks = progress.follow(sweep(axes))
+    blocks = begun(progress.follow(sweep(axes)))
     if args.format == "csv":
         out.write(",".join(COLUMNS) + "\n")
         for block in blocks:
@@ -163,6 +178,13 @@ def _write(args: argparse.Namespace, axes: Axes, out: TextIO) -> None:
             out.write(before + rows)
             before = ",\n"
     out.write("\n]}\n")
+
+
+def begun(blocks: Iterator[Block]) -> Iterator[Block]:
+    """`blocks` with the first one made: what refuses the whole sweep does so before anything is written."""
+    from itertools import chain
+
+    return chain([next(blocks)], blocks)
 
 
 def _progress_stream(args: argparse.Namespace) -> TextIO | None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WEIGHT_FORMATS = ("fp32", "bf16", "fp8", "q8_0", "q6_k", "q5_k", "q4_1", "q4_k", "nvfp4", "mxfp4", "int4")
 CACHE_FORMATS = ("fp32", "bf16", "q8_0", "fp8", "q5_0", "nvfp4", "q4_0", "int4")
 """What servers store weights and caches in, without those that take the same bytes (fp16, int8)."""
+LEAST_OVERHEAD_BYTES = 2**29
+"""A CUDA context with its kernels: what every server takes besides weights and cache."""
 DIVISORS = 64
 """Degrees above the mean load that are tried for the equal split: rounding a state up takes one more at most."""
 
@@ -62,6 +64,17 @@ class Costs(Protocol):
     @property
     def fewer_never_fit(self) -> bool:
         """Whether what does not fit n pipeline stages does not fit fewer either."""
+
+    @property
+    def rule(self) -> str:
+        """What is counted, in words."""
+
+    @property
+    def any_degree(self) -> bool:
+        """Whether devices share layers, so that any number of them does."""
+
+    def runs_on(self, device: DeviceSpec) -> bool:
+        """Whether the rule's server runs on `device` at all."""
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
         """What is admitted of `context` tokens (None: the study's) for `batch` requests (None: all that fit)."""
@@ -139,6 +152,20 @@ class PlainCosts:
     def fewer_never_fit(self) -> bool:
         """True of a model whose layers are all alike: a stage of fewer layers never holds more."""
         return len(self.study.model.groups) == 1
+
+    @property
+    def rule(self) -> str:
+        """Of every plain policy."""
+        return "weights and cache alone"
+
+    @property
+    def any_degree(self) -> bool:
+        """Heads are shared."""
+        return False
+
+    def runs_on(self, device: DeviceSpec) -> bool:
+        """No server is meant."""
+        return True
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
         """By the formulas of `calc.fit.memory`, before a context is put in."""
@@ -228,7 +255,8 @@ class PlainCosts:
         if not at.runnable:
             return str(at.problem)
         if at.batch >= batch:
-            return f"{format_decimal(at.free_bytes)} stay free"
+            scarce = ": less than any server needs for itself" if at.free_bytes < LEAST_OVERHEAD_BYTES else ""
+            return f"{format_decimal(at.free_bytes)} stay free{scarce}"
         if at.free_bytes < 0:
             return f"the weights alone exceed it by {format_decimal(-at.free_bytes)}"
         return f"{format_decimal(at.missing_bytes)} are missing for {requests(batch)}"

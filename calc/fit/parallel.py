@@ -21,6 +21,7 @@ from typing import Any
 from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
 from calc.model.cache import CacheElements, held_elements, held_request_term, mixers_state_bytes
+from calc.model.checks import partition_problem
 from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.model.parts import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
@@ -72,13 +73,14 @@ def stage_layers(n_layers: int, pp: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelSpec:
-    """How many devices share what. Raises SpecError for a number below 1."""
+    """How many devices share what; `pp_layers`: the layers of each stage. Raises SpecError for a number below 1."""
 
     tp: int = 1
     pp: int = 1
     ep: int = 1
     dp_attention: int = 1
     dcp: int = 1
+    pp_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "ep", "dp_attention", "dcp"):
@@ -146,6 +148,8 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
         return f"{spec.tp:,} devices do not form {spec.dp_attention:,} equal attention groups"
     if spec.pp > model.n_layers:
         return f"{spec.pp:,} stages for {model.n_layers:,} layers: each stage needs one"
+    if problem := partition_problem(model.n_layers, spec.pp, spec.pp_layers):
+        return problem
     different = model.groups
     for mixer in dict.fromkeys(m for layer in different for m in layer.mixers):
         if problem := mixer.problem(spec.attention_tp) or _shared_tokens_problem(mixer, spec):
@@ -315,10 +319,10 @@ class _Part:
         return mixers_of(self.layers)
 
 
-def _parts(model: ModelSpec, pp: int) -> list[_Part]:
+def _parts(model: ModelSpec, pp: int, sizes: tuple[int, ...] | None) -> list[_Part]:
     layers, start, parts = model.layers, 0, []
     owned = _shared_owners(layers)
-    for index, n in enumerate(stage_layers(len(layers), pp)):
+    for index, n in enumerate(sizes or stage_layers(len(layers), pp)):
         held = layers[start : start + n]
         parts.append(_Part(index, start, _with_copies(held, owned) if owned and index else held, index == pp - 1))
         start += n
@@ -412,7 +416,7 @@ def plan(study: Study, spec: ParallelSpec) -> ParallelPlan:
     problem = parallel_problem(study.model, spec)
     if problem is not None:
         return _impossible(spec, problem)
-    stages = tuple(_stage(study, spec, part) for part in _parts(study.model, spec.pp))
+    stages = tuple(_stage(study, spec, part) for part in _parts(study.model, spec.pp, spec.pp_layers))
     binding = min(stages, key=lambda s: (s.max_batch, -s.missing_bytes, -s.weight_bytes))
     steps = (padded_vocab_term(study.model.vocab_size, spec.tp), *(term for stage in stages for term in stage.steps))
     return ParallelPlan(

@@ -12,7 +12,7 @@ from calc.fit.admission import Admission, offered, requests
 from calc.model.spec import DeviceSpec, Study
 from calc.model.storage import StorageFormat
 from calc.servers.records import ServerOptions
-from calc.servers.refusals import pool_refusal
+from calc.servers.refusals import pool_refusal, runs_on
 from calc.servers.report import server_report
 from calc.units import format_bytes, format_decimal
 
@@ -46,6 +46,20 @@ class ServerCosts:
     def fewer_never_fit(self) -> bool:
         """Not certain: a server's overheads change with the number of stages."""
         return False
+
+    @property
+    def rule(self) -> str:
+        """The server's name."""
+        return f"as {self.options.engine} counts"
+
+    @property
+    def any_degree(self) -> bool:
+        """llama.cpp's devices share layers."""
+        return self.options.engine == "llamacpp"
+
+    def runs_on(self, device: DeviceSpec) -> bool:
+        """By the device's maker and generation."""
+        return runs_on(self.options.engine, device)
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
         """By the server's own report."""

@@ -8,12 +8,12 @@ bisection, since what a request takes never falls as its context grows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
 from calc.fit.admission import Admission, Costs, costs_of
-from calc.model.spec import MAX_COUNT, ModelSpec, Study, check_count
+from calc.model.spec import MAX_COUNT, Study, check_count
 from calc.model.storage import StorageFormat
 from calc.units import format_count, format_decimal
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
 
 MOST_DEVICES = 1024
+MOST_PLANS = 8
+"""Plans that are shown where any number of devices shares the layers."""
 
 
 # Context and batch
@@ -132,7 +134,10 @@ def _grid_row(study: Study, tp: int, contexts: Sequence[int], server: ServerOpti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A way to share the model: TP within a stage, PP stages. `weight_bytes` of the stage that decides."""
+    """A way to share the model: TP within a stage, PP stages. `weight_bytes` of the stage that decides.
+
+    `usual`: a plan that people run: a power of two in one machine, or whole machines in a row.
+    """
 
     tp: int
     pp: int
@@ -140,14 +145,16 @@ class Plan:
     max_batch: int
     weight_bytes: int
     binding_stage: int
+    usual: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesAnswer:
-    """The fewest devices, and for every TP the fewest stages that do: fewest devices first, then the largest batch.
+    """The fewest devices of a usual plan, and for every TP the fewest stages that do.
 
-    `devices` is None where up to the most allowed do not do; `missing_bytes` is then what the fullest device of the
-    best way lacks. `equal_split`: as many as the assignment's rule asks for, where everything divides.
+    Usual plans come first, then the fewest devices, then the largest batch. `devices` is None where up to the most
+    allowed do not do; `missing_bytes` is then what the fullest device of the best way lacks. `equal_split`: as many
+    as the assignment's rule asks for, where everything divides.
     """
 
     devices: int | None
@@ -159,14 +166,19 @@ class DevicesAnswer:
 def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) -> DevicesAnswer:
     """The fewest devices that hold the model and `batch` requests of the study's context, in whole heads and layers.
 
-    For each TP the fewest pipeline stages that do. Raises SpecError for a number below 1.
+    For each TP the fewest pipeline stages that do; plans that people run before others. Raises SpecError for a
+    number below 1.
     """
     check_count("batch", batch)
     check_count("most", most)
-    plans, missing = list[Plan](), list[int]()
-    for tp in _legal_tps(costs.study.model, most):
+    plans, missing, tps = list[Plan](), list[int](), _tps(costs, most)
+    machine = max((tp for tp in tps if tp in MACHINES), default=1)
+    for tp in tps:
         plans += _fitting_plan(costs, tp, batch, most // tp, missing)
-    plans.sort(key=lambda plan: (plan.devices, -plan.max_batch, plan.pp))
+        if costs.any_degree and len(plans) == MOST_PLANS:
+            break
+    plans = [replace(plan, usual=costs.any_degree or _is_usual(plan, machine)) for plan in plans]
+    plans.sort(key=lambda plan: (not plan.usual, plan.devices, -plan.max_batch, plan.pp))
     return DevicesAnswer(
         devices=plans[0].devices if plans else None,
         plans=tuple(plans),
@@ -175,17 +187,31 @@ def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) ->
     )
 
 
-def _legal_tps(model: ModelSpec, most: int) -> Iterator[int]:
+MACHINES = (1, 2, 4, 8)
+"""GPUs of a machine."""
+
+
+def _is_usual(plan: Plan, machine: int) -> bool:
+    """Within one machine a power of two; beyond it whole machines of `machine` GPUs, as stages or one TP group."""
+    if plan.pp > 1:
+        return plan.tp == machine
+    return plan.tp in MACHINES or (plan.tp % MACHINES[-1] == 0 and not plan.tp & (plan.tp - 1))
+
+
+def _tps(costs: Costs, most: int) -> tuple[int, ...]:
+    """Degrees that divide the model."""
     from calc.model.count import tp_problem
 
-    for tp in range(1, min(most, MOST_DEVICES, model.n_heads) + 1):
-        if model.n_heads % tp == 0 and tp_problem(model, tp) is None:
-            yield tp
+    model = costs.study.model
+    if costs.any_degree:
+        return tuple(range(1, min(most, MOST_DEVICES, model.n_layers) + 1))
+    degrees = range(1, min(most, MOST_DEVICES, model.n_heads) + 1)
+    return tuple(tp for tp in degrees if model.n_heads % tp == 0 and tp_problem(model, tp) is None)
 
 
 def _fitting_plan(costs: Costs, tp: int, batch: int, most: int, missing: list[int]) -> Iterator[Plan]:
     """The plan of `tp` with the fewest stages, up to `most`, that holds `batch` requests; else what it lacks."""
-    last = min(costs.study.model.n_layers, most)
+    last = 1 if costs.any_degree else min(costs.study.model.n_layers, most)
     if lacking := costs.shared(tp, last, batch).missing_bytes:
         missing.append(lacking)
         if costs.fewer_never_fit:
@@ -220,12 +246,16 @@ class DeviceAnswer:
 
 
 def devices_that_fit(costs: Costs, *, batch: int = 1) -> tuple[DeviceAnswer, ...]:
-    """The whole catalog: the smallest devices that hold `batch` requests first, then the rest, nearest first."""
+    """The catalog's devices that the rule's server runs on: the smallest that hold `batch` requests first, then the
+    rest, nearest first.
+    """
     from calc.sources.catalog import devices
 
     check_count("batch", batch)
     answers = []
     for entry in devices().values():
+        if not costs.runs_on(entry.spec):
+            continue
         own = costs.on(entry.spec)
         at = own.admission(batch=batch)
         answers.append(
@@ -312,7 +342,7 @@ def advice(costs: Costs, *, batch: int = 1) -> tuple[Advice, ...]:
     weights = _format_advice(study, formats, "weight")
     more = [
         *_devices_advice(fewest_devices(costs, batch=batch, most=64)),
-        *_device_advice(devices_that_fit(costs, batch=batch)),
+        *_device_advice(devices_that_fit(costs, batch=batch), costs.rule),
     ]
     heavy = at.weight_bytes >= batch * (at.kv_bytes + at.state_bytes)
     return tuple([*weights, *cache, *more] if heavy else [*cache, *weights, *more])
@@ -362,9 +392,9 @@ def _devices_advice(answer: DevicesAnswer) -> list[Advice]:
     return [Advice(change="tp", text=text, options=options)]
 
 
-def _device_advice(answers: Sequence[DeviceAnswer]) -> list[Advice]:
+def _device_advice(answers: Sequence[DeviceAnswer], rule: str) -> list[Advice]:
     best = answers[0]
     if not best.fits:
         return []
-    text = f"Use {best.name} ({format_decimal(best.memory_bytes)}): {_fitting(best.max_batch)}."
+    text = f"Use {best.name} ({format_decimal(best.memory_bytes)}): {_fitting(best.max_batch)}, {rule}."
     return [Advice(change="device", text=text, options=("--device", best.id))]

@@ -24,6 +24,9 @@ from calc.model.stored import stored_format
 if TYPE_CHECKING:
     from calc.model.named import NamedFormat
 
+if TYPE_CHECKING:
+    from calc.servers.records import ServerOptions, ServerReport
+
 Array = npt.NDArray[Any]
 
 BLOCK_POINTS = 2**18
@@ -57,8 +60,9 @@ class Axes:
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
     weight_formats: tuple[StorageFormat | NamedFormat | None, ...]
-    kv_formats: tuple[StorageFormat, ...]
+    kv_formats: tuple[StorageFormat | None, ...]
     policy: Policy = Policy.EQUAL_SPLIT
+    server: ServerOptions | None = None
 
     def __post_init__(self) -> None:
         for name in ("contexts", "batches", "tps"):
@@ -110,6 +114,11 @@ class Block:
 
 def sweep(axes: Axes) -> Iterator[Block]:
     """All points of `axes`, block by block: models, devices, degrees, formats, then contexts and batches."""
+    if axes.server is not None:
+        from calc.fit.server_sweep import server_reports
+
+        yield from (_served(report, axes) for report in server_reports(axes))
+        return
     for model in axes.models:
         table = _costs(model, axes)
         for device in axes.devices:
@@ -119,13 +128,37 @@ def sweep(axes: Axes) -> Iterator[Block]:
                         yield from _blocks(axes, device, costs, (model.name, weights, cache))
 
 
+def _served(report: ServerReport, axes: Axes) -> Block:
+    """A context as a server counts it: bytes of the GPU that binds; `free_bytes` is what its pool keeps."""
+    study, each, pool = report.study, report.kv_request_bytes, report.kv_pool_bytes
+    batches: Array = np.array(axes.batches, dtype=object)
+    taken = batches[np.newaxis, :] * each
+    return Block(
+        model=study.model.name,
+        device=study.device.name,
+        tp=report.options.tp,
+        weight_format=study.weight_format.name,
+        kv_format=study.kv_format.name,
+        weight_bytes=report.weight_bytes_per_gpu,
+        contexts=np.array([study.context], dtype=object),
+        batches=batches,
+        kv_bytes=taken,
+        free_bytes=pool - taken,
+        fits=batches[np.newaxis, :] <= report.requests,
+        max_batch=np.array([report.requests], dtype=object),
+    )
+
+
 def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts]:
     """The bytes of a device by weight format, cache format and degree; one report per pair of formats."""
     study = Study(model=model, device=axes.devices[0], tps=axes.tps, policy=axes.policy)
-    held = {fmt: rank_costs(_stored(study, fmt)) for fmt in axes.weight_formats}
-    kept = {fmt: rank_costs(replace(study, kv_format=cache_as(fmt, model))) for fmt in axes.kv_formats}
+    held = {fmt: rank_costs(as_stored(study, fmt)) for fmt in axes.weight_formats}
+    kept = {
+        fmt or study.kv_format: rank_costs(study if fmt is None else replace(study, kv_format=cache_as(fmt, model)))
+        for fmt in axes.kv_formats
+    }
     return {
-        (_stored(study, weight_format).weight_format.name, kv_format.name, cache.tp): replace(
+        (as_stored(study, weight_format).weight_format.name, kv_format.name, cache.tp): replace(
             cache, weight_num=weights.weight_num, weight_den=weights.weight_den
         )
         for weight_format, all_weights in held.items()
@@ -134,7 +167,7 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
     }
 
 
-def _stored(study: Study, chosen: StorageFormat | NamedFormat | None) -> Study:
+def as_stored(study: Study, chosen: StorageFormat | NamedFormat | None) -> Study:
     """`study` with that weight format; None: as the checkpoint stores the weights, or the default format."""
     found = stored_format(study.model) if chosen is None else weights_as(chosen, study.model)
     return study if found is None else replace(study, weight_format=found)

@@ -24,12 +24,13 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "prefix_caching_of_states": ("vllm",),
     "disable_hybrid": ("vllm", "sglang"),
     "pp": ("vllm",),
+    "pp_layers": ("vllm",),
     "dcp": ("vllm",),
     "dp_attention": ("sglang",),
 }
 """The servers that each option changes something for."""
 
-INSTEAD = dict.fromkeys(("pp", "dcp", "dp_attention"), "--tp is the number of devices")
+INSTEAD = dict.fromkeys(("pp", "pp_layers", "dcp", "dp_attention"), "--tp is the number of devices")
 
 
 def check_options(study: Study, options: ServerOptions) -> None:

@@ -22,8 +22,10 @@ def launch_command(report: ServerReport) -> str | None:
     engine = report.options.engine
     if engine == "transformers":
         return _transformers(report)
+    sizes = report.options.pp_layers
+    partition = f"VLLM_PP_LAYER_PARTITION={','.join(map(str, sizes))} " if sizes else ""
     makers = {"vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}
-    return shlex.join(makers[engine](report))
+    return partition + shlex.join(makers[engine](report))
 
 
 def served_name(model: ModelSpec) -> str:

@@ -46,9 +46,9 @@ class ModelFacts:
 class ServerOptions:
     """How the server is started. None: the engine's own default for its version and the device.
 
-    `kv_pool_bytes` replaces the derived pool, per GPU. `dp_attention` is SGLang's ``--dp-size`` with attention
-    data-parallel inside the TP group. `state_element_bytes` is of the recurrent state (None: as the version does).
-    Raises SpecError.
+    `kv_pool_bytes` replaces the derived pool, per GPU. `pp_layers`: layers of each stage (VLLM_PP_LAYER_PARTITION).
+    `dp_attention` is SGLang's ``--dp-size`` with attention data-parallel inside the TP group. `state_element_bytes`
+    is of the recurrent state (None: as the version does). Raises SpecError.
     """
 
     engine: str = "vllm"
@@ -65,6 +65,7 @@ class ServerOptions:
     disable_hybrid: bool = False
     tp: int = 1
     pp: int = 1
+    pp_layers: tuple[int, ...] | None = None
     dcp: int = 1
     dp_attention: int = 1
     max_model_len: int | None = None

@@ -6,6 +6,9 @@ of the environment allows it. llama.cpp caps every slot at the model's context, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from calc.model.spec import DeviceSpec
 from calc.servers.budget import visible_bytes
 from calc.servers.records import ServerReport
 from calc.units import format_decimal
@@ -16,6 +19,31 @@ ALLOWED_BY = {
 }
 """The option that asks for a context, and the variable that allows one beyond the model's."""
 OVERHEADS = ("activation_bytes", "non_torch_bytes", "cuda_graph_bytes")
+
+ACCELERATORS = ("Google", "AWS", "Intel Gaudi")
+"""Devices with builds of their own, whose memory is not counted as a GPU's."""
+NOT_ON: Mapping[str, tuple[str, ...]] = {
+    "vllm": (*ACCELERATORS, "Apple", "NVIDIA P40", "NVIDIA P100", "NVIDIA Tesla P", "AMD MI50", "AMD Instinct MI50"),
+    "sglang": (
+        *ACCELERATORS, "Apple", "Intel", "NVIDIA P40", "NVIDIA P100", "NVIDIA Tesla P", "NVIDIA V100", "AMD MI50",
+        "AMD Instinct MI50", "AMD RX", "AMD Radeon", "AMD Ryzen",
+    ),
+    "transformers": ACCELERATORS,
+    "llamacpp": ACCELERATORS,
+}  # fmt: skip
+"""How the names of devices begin that a server's GPU builds do not run on: vLLM asks for compute capability 7.0,
+SGLang for 7.5 or an Instinct."""
+
+
+def runs_on(engine: str, device: DeviceSpec) -> bool:
+    """Whether the GPU builds of `engine` run on `device`."""
+    return not device.name.startswith(NOT_ON[engine])
+
+
+def device_refusal(report: ServerReport) -> str | None:
+    """That the server does not run on the device."""
+    device = report.study.device
+    return None if runs_on(report.options.engine, device) else f"it does not run on {device.name}"
 
 
 def context_refusal(report: ServerReport) -> str | None:
@@ -54,4 +82,14 @@ def pool_refusal(report: ServerReport) -> str | None:
 
 def refusal(report: ServerReport) -> str | None:
     """Why the server of `report` would not start, whatever its cache holds; None where nothing speaks against it."""
-    return context_refusal(report) or pool_refusal(report)
+    return device_refusal(report) or context_refusal(report) or pool_refusal(report)
+
+
+def tokens_remark(report: ServerReport) -> str | None:
+    """Why the pool holds more requests than its tokens come to: layers that keep less than the context."""
+    if int(report.max_concurrency) * report.context <= report.kv_tokens:
+        return None
+    return (
+        f"the log of {report.version} says {report.kv_tokens:,} tokens as if every layer kept the whole context; "
+        "windows and states keep less, so more requests of full length fit"
+    )

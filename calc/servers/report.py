@@ -8,7 +8,7 @@ from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
-from calc.servers.refusals import context_remark, refusal
+from calc.servers.refusals import context_remark, refusal, tokens_remark
 from calc.servers.versions import version_remark
 
 
@@ -19,7 +19,7 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
     """
     check_options(study, options)
     report = _counted(study, options)
-    remarks = (version_remark(options.engine, options.version), context_remark(report))
+    remarks = (version_remark(options.engine, options.version), context_remark(report), tokens_remark(report))
     said = (*report.assumptions, *(remark for remark in remarks if remark))
     return replace(report, refusal=refusal(report), assumptions=said)
 

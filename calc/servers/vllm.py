@@ -10,6 +10,7 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
+from calc.model.checks import partition_problem
 from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
 from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
@@ -214,11 +215,13 @@ def check_heads(study: Study, tp: int) -> None:
                 raise SpecError("tp", f"{heads:,} query heads are not divisible by TP {tp:,}")
 
 
-def check_stages(study: Study, pp: int) -> None:
-    """Raise SpecError where a stage would have no layer, or nothing to cache."""
+def check_stages(study: Study, pp: int, sizes: tuple[int, ...] | None) -> None:
+    """Raise SpecError where a stage would have no layer, or nothing to cache, or its layers are not the model's."""
     if pp > study.model.n_layers:
         raise SpecError("pp", f"{study.model.n_layers:,} layers are fewer than the {pp:,} pipeline stages")
-    for number, stage in enumerate(stage_layers(study.model.n_layers, pp)):
+    if problem := partition_problem(study.model.n_layers, pp, sizes):
+        raise SpecError("pp_layers", problem)
+    for number, stage in enumerate(stage_layers(study.model.n_layers, pp, sizes)):
         if not cache_layers(study.model, *stage):
             raise SpecError("pp", f"stage {number + 1} of {pp:,} has no layer with a cache: there would be no pool")
 
@@ -226,9 +229,9 @@ def check_stages(study: Study, pp: int) -> None:
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
     """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for what it would refuse."""
     check_heads(study, options.tp)
-    check_stages(study, options.pp)
+    check_stages(study, options.pp, options.pp_layers)
     known = resolve(study, options)
-    ranges = stage_layers(study.model.n_layers, options.pp)
+    ranges = stage_layers(study.model.n_layers, options.pp, options.pp_layers)
     stages = [_stage(study, options, known, i, stage) for i, stage in enumerate(ranges)]
     bound = min(stages, key=lambda stage: (stage.blocks, stage.pool))
     blocks, shape = max(0, bound.blocks), bound.shape

@@ -7,9 +7,10 @@ padded to 64 rows and then divided (``vocab_parallel_embedding.py``); what goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from math import ceil
 
 from calc.model.count import padded_vocab
@@ -32,17 +33,19 @@ class Held:
     linear: bool = False
 
 
-def stage_layers(n_layers: int, pp: int) -> tuple[tuple[int, int], ...]:
+def stage_layers(n_layers: int, pp: int, sizes: Sequence[int] | None = None) -> tuple[tuple[int, int], ...]:
     """First and last (excluded) layer of every pipeline stage: what is over goes to the last but one, and before.
+
+    `sizes`: the layers of each stage where they are given.
 
     >>> stage_layers(10, 4)
     ((0, 2), (2, 5), (5, 8), (8, 10))
     """
     each, over = divmod(n_layers, pp)
-    sizes = [each] * pp
+    even = [each] * pp
     for back in range(2, over + 2):
-        sizes[-min(back, pp)] += 1
-    ends = [sum(sizes[: i + 1]) for i in range(pp)]
+        even[-min(back, pp)] += 1
+    ends = list(accumulate(sizes or even))
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 

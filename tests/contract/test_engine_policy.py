@@ -66,13 +66,39 @@ def test_log_of_a_server_from_its_pool(capsys: pytest.CaptureFixture[str]) -> No
     assert block["groups"] == [{"kind": "full", "layers": 32, "blocks_per_request": 512}]
 
 
-def test_several_tp_choose_the_smallest_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    document = answer(capsys, "--policy", "vllm", "--model", "llama-3.1-70b", "--device", "h100-sxm")
-    block = document["engine"]
+def test_the_answer_is_for_the_first_tp(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --tp for one device; what more of them would do comes after."""
+    words = ("--policy", "vllm", "--model", "llama-3.1-70b", "--device", "h100-sxm")
+    alone, four = answer(capsys, *words), answer(capsys, *words, "--tp", "3,4,2")
+    assert isinstance(alone["engine"], dict)
+    assert isinstance(four["engine"], dict)
+    assert (alone["engine"]["tp"], alone["fits"], alone["max_batch"]) == (1, False, 0)
+    assert alone["notes"][0].startswith("vLLM does not start")  # type: ignore[index]
+    assert alone["notes"][1] == "With --tp 2 it holds 1.18."  # type: ignore[index]
+    assert alone["launch"] is None
+    assert (four["engine"]["tp"], four["fits"]) == (4, True)
+    assert four["notes"][1] == "TP 3 cannot be served: 64 query heads are not divisible by TP 3."  # type: ignore[index]
+
+
+def test_a_batch_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy", "vllm", "--model", "llama-3.1-8b", "--device", "h100-sxm", "--kv-pool", "10GiB")
+    document = answer(capsys, *words, "--batch", "8")  # requests of 8,192 tokens take 1 GiB each
+    assert (document["asked_batch"], document["asked_fits"], document["free_bytes"]) == (8, True, 2 * 2**30)
+    more = answer(capsys, *words, "--batch", "11")
+    assert (more["asked_fits"], more["free_bytes"]) == (False, -(2**30))
+    assert more["notes"][1] == "11 requests do not fit on one device: 1.07 GB are missing per device."  # type: ignore[index]
+
+
+def test_no_page_of_a_server_contradicts_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Devices of llama.cpp share layers, not heads: three are served."""
+    notes = answer(capsys, "--policy", "llamacpp", "--tp", "3")["notes"]
+    assert isinstance(notes, list)
+    assert not any("cannot be served" in note or "other reading" in note for note in notes)
+    words = ("--policy", "vllm", "--model", "gemma-3-27b", "--device", "h200-sxm", "--context", "128k")
+    block = answer(capsys, *words, "--engine-version", "0.19.0")["engine"]
     assert isinstance(block, dict)
-    fits = [row["tp"] for row in document["tp"] if row["fits"]]  # type: ignore[attr-defined, index]
-    assert block["tp"] == fits[0] == 2
-    assert "TP 2: the smallest of --tp that fits" in block["assumptions"]
+    assert block["kv_tokens"] < block["max_concurrency"] * 128_000
+    assert any(f"says {block['kv_tokens']:,} tokens as if" in said for said in block["assumptions"])
 
 
 def test_float32_weights_take_a_float32_cache(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +150,7 @@ def test_refused(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> 
 def test_the_whole_study_is_not_a_servers() -> None:
     """Rather than counting it as something else: there the server's options would not be taken either."""
     args = study_parser("kvscope").parse_args(["--policy", "vllm"])
-    with pytest.raises(SpecError, match="--policy vllm works with the commands memory and solve"):
+    with pytest.raises(SpecError, match="--policy vllm works with the commands memory, solve and sweep"):
         study_from(args)
 
 

@@ -14,6 +14,7 @@ from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_tha
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.records import ENGINES, ServerOptions
+from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.strategies import device
@@ -102,7 +103,7 @@ def test_fewest_devices_as_the_server_counts():
 def test_devices_of_the_catalog(engine):
     options = ServerOptions(engine=engine)
     answers = devices_that_fit(server(ON_H100, options), batch=4)
-    assert {a.id for a in answers} == set(devices())
+    assert {a.id for a in answers} == {e.id for e in devices().values() if runs_on(engine, e.spec)}
     assert [a.fits for a in answers] == sorted((a.fits for a in answers), reverse=True)
     for answer in answers[::9]:
         report = server_report(replace(ON_H100, device=find_device(answer.id)), options)
@@ -116,6 +117,25 @@ def test_formats_the_server_knows(engine):
     assert {a.weight_format for a in answers} == {*WEIGHT_FORMATS[engine], "bf16"}
     assert {a.kv_format for a in answers} == {*CACHE_FORMATS[engine], "bf16"}
     assert answers[0].weight_format == answers[0].kv_format == "bf16"
+
+
+def test_where_a_server_runs():
+    left_out = {engine: {e.id for e in devices().values() if not runs_on(engine, e.spec)} for engine in ENGINES}
+    assert all({"tpu-v5e", "trainium2", "gaudi-3"} <= left for left in left_out.values())
+    assert "apple-m2-max" in left_out["vllm"] & left_out["sglang"]
+    assert "apple-m2-max" not in left_out["llamacpp"] | left_out["transformers"]
+    assert {"p40", "p100-pcie-16gb", "mi50-16gb"} <= left_out["vllm"]
+    assert not left_out["llamacpp"] & {"p40", "mi50-16gb", "rtx-3090"}
+    assert "v100-sxm2-32gb" in left_out["sglang"] - left_out["vllm"]
+    report = server_report(replace(ON_H100, device=find_device("tpu-v5e")), ServerOptions(engine="llamacpp"))
+    assert (report.fits, report.refusal) == (False, "it does not run on Google TPU v5e")
+
+
+def test_devices_of_llama_cpp_share_layers():
+    """Any number of them, and no pipeline besides."""
+    answer = fewest_devices(server(replace(ON_H100, device=device(8 * GB)), ServerOptions(engine="llamacpp")))
+    assert answer.devices == 3
+    assert [(p.tp, p.pp) for p in answer.plans] == [(n, 1) for n in range(3, 11)]
 
 
 def test_what_the_server_refuses_is_an_answer():

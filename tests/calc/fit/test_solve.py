@@ -22,6 +22,7 @@ from calc.fit.solve import (
 )
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.stored import stored_format
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies
@@ -131,7 +132,20 @@ def test_uneven_stages_need_more_than_the_equal_split():
     study = Study(model=find_model("llama-3.1-405b"), device=device(24 * GB))
     answer = fewest_devices(costs_of(study))
     assert answer.equal_split == 34
-    assert answer.devices == 36
+    assert min(plan.devices for plan in answer.plans) == 36
+
+
+def test_plans_that_people_run_come_first():
+    """A machine of 8 before a pipeline of 6, two machines before a pipeline of 11."""
+    model = find_model("deepseek-v3")
+    found = fewest_devices(
+        costs_of(Study(model=model, device=find_device("h200-sxm"), weight_format=stored_format(model)))
+    )
+    assert (found.devices, found.plans[0].tp, found.plans[0].pp) == (8, 8, 1)
+    assert (6, 1, 6, False) in [(p.devices, p.tp, p.pp, p.usual) for p in found.plans]
+    large = fewest_devices(costs_of(replace(llama(), model=find_model("llama-3.1-405b"))))
+    assert large.devices == 16
+    assert {(p.tp, p.pp) for p in large.plans if p.usual} >= {(8, 2), (16, 1)}
 
 
 @FEW
@@ -149,7 +163,8 @@ def test_fewest_devices_by_trying_all(study, batch):
         and plan(study, ParallelSpec(tp=tp, pp=pp)).max_batch >= batch
     ]
     answer = fewest_devices(costs_of(study), batch=batch, most=most)
-    assert answer.devices == (min(ways)[0] if ways else None)
+    assert (answer.devices is None) is (not ways)
+    assert min((p.devices for p in answer.plans), default=None) == (min(ways)[0] if ways else None)
     assert {(p.devices, p.tp, p.pp) for p in answer.plans} <= set(ways)
     assert (answer.missing_bytes > 0) is (not ways)
 
@@ -236,10 +251,9 @@ def test_the_options_of_an_advice_are_options():
 def test_advice_of_stages_is_said_in_words():
     study = replace(llama(), model=find_model("llama-3.1-405b"))
     (devices_step,) = [s for s in advice(costs_of(study)) if s.change == "tp"]
-    assert devices_step.text.startswith("Use 11 such devices (pipeline parallelism 11): ")
-    assert devices_step.options == ("--pp", "11")
+    assert devices_step.text.startswith("Use 16 such devices (tensor parallelism ")
     both = advice(costs_of(replace(study, device=device(24 * GB))))
-    assert ("--tp", "4", "--pp", "9") in [s.options for s in both]
+    assert ("--tp", "8", "--pp", "5") in [s.options for s in both]
 
 
 def test_what_weighs_most_is_said_first():

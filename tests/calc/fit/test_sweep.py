@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calc.__main__ import main
 from calc.errors import SpecError
 from calc.fit.costs import rank_costs
 from calc.fit.memory import memory_report
@@ -19,6 +20,9 @@ from calc.fit.sweep import BLOCK_POINTS, COLUMNS, Axes, csv_rows, exact_type, js
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.model.stored import StoredWeights, stored_format
+from calc.servers.records import ServerOptions
+from calc.servers.report import server_report
+from calc.sources.catalog import find_device, find_model
 from tests.calc.layered_models import layered_models
 from tests.calc.strategies import LLAMA, QUICK, device, formats, models
 
@@ -190,3 +194,29 @@ def test_weights_as_a_checkpoint_stores_them():
 def test_numbers_below_one_are_refused(name):
     with pytest.raises(SpecError, match=name):
         llama_axes(**{name: (1, 0)})
+
+
+# As a server counts
+
+
+def test_a_sweep_of_a_server_is_its_reports(capsys):
+    words = ["sweep", "--policy", "vLLM", "--devices", "h100-sxm,rtx-3090", "--tp", "1,3,2", "--batches", "1,64"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert {(row["device"], row["tp"]) for row in found} == {
+        (name, tp) for name in ("NVIDIA H100 SXM", "NVIDIA RTX 3090") for tp in (1, 2)
+    }
+    for row in found:
+        study = Study(model=find_model("llama-3-8b"), device=find_device(row["device"]), policy=Policy.REPLICATED)
+        report = server_report(study, ServerOptions(tp=row["tp"]))
+        assert row["max_batch"] == report.requests
+        assert row["fits"] is (row["batch"] <= report.requests)
+        assert row["free_bytes"] == report.kv_pool_bytes - row["batch"] * report.kv_request_bytes
+
+
+def test_a_sweep_that_a_server_refuses_whole(capsys):
+    assert main(["sweep", "--policy", "vllm", "--tp", "3"]) == 2
+    out = capsys.readouterr()
+    assert (out.out, "32 query heads are not divisible by TP 3" in out.err) == ("", True)
+    assert main(["sweep", "--policy", "vllm", "--contexts", "1..200000:1"]) == 2
+    assert "200,000 reports of a server" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""What a ``memory`` command line asks for: on how many devices, for how many requests; and the answer to just that.
+
+Without --tp the answer is for one device. With it, the first TP of the list; with other parallelism, its plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from calc.commands.documents import Document
+from calc.commands.tables import Row, Table
+from calc.fit.admission import requests, rounded_up
+from calc.units import format_binary, format_count, format_decimal
+
+if TYPE_CHECKING:
+    from calc.explain.terms import Term
+    from calc.fit.memory import MemoryReport, TpRow
+    from calc.fit.parallel import ParallelPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """The answer for `devices`, called `where`. `room_bytes`: what the fullest leaves; below zero without a request.
+
+    `each_bytes`: what a request takes there. `problem`: why nobody can run it so. `steps`: its own calculation.
+    """
+
+    where: str
+    devices: int
+    max_batch: int
+    fits: bool
+    room_bytes: int
+    each_bytes: Fraction
+    groups: int = 1
+    problem: str | None = None
+    steps: tuple[Term, ...] = ()
+
+    def free_bytes(self, batch: int) -> int:
+        """Left on the fullest device beside `batch` requests; below zero where they do not fit."""
+        return self.room_bytes - rounded_up(-(-batch // self.groups) * self.each_bytes)
+
+
+def one_device(report: MemoryReport) -> Headline:
+    """Of a single device."""
+    return Headline(
+        where="one device",
+        devices=1,
+        max_batch=report.max_batch,
+        fits=report.fits,
+        room_bytes=report.free_bytes,
+        each_bytes=Fraction(report.request_bytes),
+    )
+
+
+def of_row(report: MemoryReport, row: TpRow) -> Headline:
+    """Of the devices of a row of the tensor-parallel table."""
+    each = Fraction(row.kv_bytes_per_request_per_gpu) + row.state_bytes_per_sequence_per_gpu
+    return Headline(
+        where=f"TP {row.tp:,}",
+        devices=row.tp,
+        max_batch=row.max_batch,
+        fits=row.fits,
+        room_bytes=report.study.device.memory_bytes - row.weight_bytes_per_gpu,
+        each_bytes=each,
+        problem=None if row.fits else row.problem,
+        steps=row.steps,
+    )
+
+
+def of_plan(report: MemoryReport, plan: ParallelPlan) -> Headline:
+    """Of the devices of a plan: its stage that decides."""
+    spec, memory = plan.spec, report.study.device.memory_bytes
+    stage = plan.stages[plan.binding] if plan.stages else None
+    return Headline(
+        where=f"TP {spec.tp:,}, PP {spec.pp:,}" if spec.pp > 1 else f"TP {spec.tp:,}",
+        devices=plan.devices,
+        max_batch=plan.max_batch,
+        fits=plan.fits,
+        room_bytes=0 if stage is None else memory - stage.weight_bytes,
+        each_bytes=Fraction(0) if stage is None else Fraction(stage.kv_bytes_per_request) + stage.state_bytes,
+        groups=spec.dp_attention,
+        problem=plan.problem,
+        steps=() if stage is None else stage.steps,
+    )
+
+
+def headline(args: argparse.Namespace, report: MemoryReport, plans: Sequence[ParallelPlan] = ()) -> Headline:
+    """The answer that the options ask for."""
+    if plans:
+        return of_plan(report, plans[0])
+    return one_device(report) if args.tp is None or args.tp[0] == 1 else of_row(report, report.tp[0])
+
+
+def asked_document(args: argparse.Namespace, answer: Headline) -> Document:
+    """With --tp, whether and how many requests fit; with --batch, whether those do and what is left."""
+    document: Document = {} if args.tp is None else {"fits": answer.fits, "max_batch": answer.max_batch}
+    if args.batch is None:
+        return document
+    return document | batch_document(args.batch, answer.max_batch, answer.free_bytes(args.batch))
+
+
+def batch_document(batch: int, most: int, free_bytes: int) -> Document:
+    """The keys of --batch."""
+    return {"asked_batch": batch, "asked_fits": batch <= most, "free_bytes": free_bytes}
+
+
+def batch_sentence(batch: int, most: int, free_bytes: int, where: str) -> str:
+    """Whether `batch` requests fit, and what is left or missing on a device."""
+    fit = "fits" if batch == 1 else "fit"
+    if batch <= most:
+        return f"{requests(batch).capitalize()} {fit} on {where}: {format_decimal(free_bytes)} are left per device."
+    does = "does" if batch == 1 else "do"
+    short = f": {format_decimal(-free_bytes)} are missing per device" if free_bytes < 0 else ""
+    return f"{requests(batch).capitalize()} {does} not fit on {where}{short}."
+
+
+def sentences(answer: Headline, batch: int | None) -> list[str]:
+    """What stands first where the answer is not for one device, or a batch was asked for."""
+    said = []
+    if answer.problem is not None:
+        said.append(f"{answer.where} cannot be served: {answer.problem}.")
+    elif answer.devices > 1:
+        held = f"{requests(answer.max_batch)} at once" if answer.fits else "not one request"
+        said.append(f"{answer.where}: {answer.devices:,} devices hold {held}.")
+    if batch is not None:
+        said.append(batch_sentence(batch, answer.max_batch, answer.free_bytes(batch), answer.where))
+    return said
+
+
+def with_headline(table: Table, answer: Headline, batch: int | None) -> Table:
+    """The answer table with its last row, the largest batch, as `answer` says; a row for --batch below it."""
+    rows = list(table.rows)
+    if answer.devices > 1:
+        name = f"Max batch size possible ({answer.where})"
+        note = "" if answer.fits else "cannot be served" if answer.problem else "does not fit"
+        rows[-1] = Row((name, format_count(answer.max_batch), "", note), terms=answer.steps[::-1], strong=True)
+    if batch is not None:
+        free = answer.free_bytes(batch)
+        name = f"Free beside {requests(batch)} ({answer.where})"
+        note = "fits" if batch <= answer.max_batch else "does not fit"
+        rows.append(Row((name, format_decimal(free), format_binary(free), note)))
+    return Table(title=table.title, columns=table.columns, rows=rows)
