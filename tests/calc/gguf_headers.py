@@ -1,10 +1,12 @@
 """Headers of GGUF files, written without a weight: tensor lists as llama.cpp's models have them (src/models/*.cpp)."""
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from calc.errors import SourceError
 
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
@@ -17,9 +19,12 @@ def write_header(
     metadata: Mapping[str, Any],
     tensors: Iterable[tuple[str, Shape, int]],
 ) -> Path:
-    """A file of a header alone; keys of `metadata` get the architecture before them. Shapes are innermost first."""
+    """A file of a header alone; keys of `metadata` get the architecture before them, but for general ones.
+
+    Shapes are innermost first.
+    """
     entries = {"general.architecture": architecture}
-    entries |= {f"{architecture}.{key}": value for key, value in metadata.items()}
+    entries |= {k if k.startswith("general.") else f"{architecture}.{k}": value for k, value in metadata.items()}
     listed = list(tensors)
     data = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(entries))
     data += b"".join(_text(key) + _value(value) for key, value in entries.items())
@@ -47,6 +52,15 @@ def _value(value: Any) -> bytes:
             kind, code = (7, "?") if isinstance(value[0], bool) else (4, "I")
             return struct.pack(f"<IIQ{len(value)}{code}", 9, kind, len(value), *value)
     raise TypeError(value)
+
+
+def refusal(read: Callable[[], object]) -> str | None:
+    """The sentence with which `read` refuses a file; None where it reads."""
+    try:
+        read()
+    except SourceError as error:
+        return str(error)
+    return None
 
 
 def model_tensors(
@@ -256,6 +270,10 @@ def short_conv(hidden: int, kernel: int) -> Tensors:
 
 # Models
 
+SSM_KEYS = {
+    "ssm.group_count": 2, "ssm.state_size": 16, "attention.output_group_count": 2, "attention.output_lora_rank": 8,
+    "attention.sliding_window": 32,
+}  # fmt: skip
 MLA = {"attention.kv_lora_rank": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128}
 
 

@@ -43,12 +43,22 @@ OTHERWISE: Mapping[str, str] = {
 """Why the cache of an architecture is not told by its layers."""
 
 
+def _bare(name: str) -> str:
+    return name.replace("-", "").replace("_", "")
+
+
+_BARE = frozenset(map(_bare, BY_LAYERS))
+"""Names however they are hyphenated (gptj, gpt-j)."""
+
+
 def check_readable(facts: Facts) -> None:
     """Raise Undetermined for an architecture whose cache its layers do not tell."""
-    name = facts.architecture
+    name, kind = facts.architecture, facts.header.metadata.get("general.type", "model")
     if name in OTHERWISE:
         raise Undetermined(f"architecture {name!r} {OTHERWISE[name]}")
-    if name not in BY_LAYERS:
+    if kind != "model":
+        raise Undetermined(f"general.type is {str(kind)[:40]!r}, not a model")
+    if _bare(name) not in _BARE:
         raise Undetermined(f"architecture {name[:40]!r} is not one that kvscope reads from GGUF")
     if any(block.has("ple_key") for block in facts.blocks):
         raise Undetermined("embeddings of n-grams keep a state that kvscope does not count")

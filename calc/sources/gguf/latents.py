@@ -29,8 +29,9 @@ def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
     rope = block.rows("attn_kv_a_mqa") - rank
     low_rank = "attn_q_a" in block
     query = block.rows("attn_q_b" if low_rank else "attn_q")
-    # Files from before llama.cpp knew latent caches have no key_length_mla: it keeps K and V of every head.
-    made = Latent if facts.maybe("attention.key_length_mla") else ExpandedLatent
+    # In files from before llama.cpp had latent caches K and V are one matrix: it keeps both of every head.
+    latent_cache = facts.maybe("attention.key_length_mla") or "attn_k_b" in block
+    made = Latent if latent_cache else ExpandedLatent
     indexed = "indexer.attn_k" in block and facts.at("attention.indexer.types", block.index) != 0
     try:
         return made(

@@ -18,6 +18,8 @@ from calc.sources.gguf.windows import unused_window, windows
 
 EMBEDDING, HEAD, HEAD_BIAS, POSITIONS = "token_embd.weight", "output.weight", "output.bias", "position_embd.weight"
 EXPANDED = "expanded_latent"
+ENCODERS = ("v.", "a.", "mm.")
+"""Prefixes of an encoder's tensors, which Ollama keeps in the same file."""
 FINAL_NORMS = ("output_norm", "token_embd_norm")
 """The norm before the head; LFM2 has it under the second name."""
 
@@ -94,9 +96,11 @@ def _notes(facts: Facts, layers: tuple[LayerSpec, ...], stored: StoredWeights, *
     yield f"{STORED_NOTE}the file holds them: {stored.total_bytes:,} B in {n_tensors:,} tensors ({named})"
     if left_out := predictor_bytes(facts):
         yield f"layers that predict further tokens (MTP), {left_out:,} B, are not counted: llama.cpp leaves them out"
+    if encoder := sum(facts.params(tensor) for each, tensor in facts.outer.items() if each.startswith(ENCODERS)):
+        yield f"the file holds an encoder of images or sound as well: {encoder:,} parameters, under other"
     if tied:
         yield "the head shares the embedding: llama.cpp keeps it twice where all layers are on a GPU"
     if (unused := unused_window(facts, windows(facts, len(layers)))) is not None:
         yield unused
     if any(mixer.kind == EXPANDED for layer in layers for mixer in layer.mixers):
-        yield "K and V of every head are kept, not the latent: the file has no attention.key_length_mla"
+        yield "K and V of every head are kept, not the latent, as llama.cpp does with a file that has attn_kv_b whole"

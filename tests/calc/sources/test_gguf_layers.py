@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from calc.commands.intensity import run_intensity
 from calc.commands.memory import memory_document, run_memory
@@ -16,7 +18,7 @@ from calc.model.stored import stored_document, stored_format, stored_from_docume
 from calc.sources import load_model
 from calc.sources.gguf.architectures import BY_LAYERS, OTHERWISE
 from tests.calc import gguf_headers as g
-from tests.calc.gguf_headers import MLA, Published, heads, moe
+from tests.calc.gguf_headers import MLA, Published, heads, moe, refusal
 
 H, INNER, VOCAB = 64, 96, 128
 PLAIN = g.attention(H, 64, 32) | g.mlp(H, INNER) | g.norms(H)
@@ -159,6 +161,17 @@ class TestOddLayers:
         assert parameters(model).total == parameters(small(tmp_path, "glm4moe", [PLAIN], FOUR)).total
         assert any("further tokens (MTP)" in note for note in model.notes)
 
+    def test_an_adapter_is_no_model(self, tmp_path):
+        tensors = [("blk.0.attn_q.weight.lora_a", (8, 8), g.F32)]
+        path = g.write_header(tmp_path / "m.gguf", "llama", {"general.type": "adapter"}, tensors)
+        with pytest.raises(CacheUnknown, match=r"general\.type is 'adapter', not a model"):
+            load_model(str(path))
+
+    def test_an_encoder_in_the_same_file_is_said(self, tmp_path):
+        model = small(tmp_path, "gemma3", [PLAIN], FOUR, outer={"v.patch_embd.weight": (H, 9)})
+        assert parameters(model).other == 9 * H
+        assert any("an encoder of images or sound as well: 576 parameters" in note for note in model.notes)
+
     def test_scales_of_quantized_matrices_are_no_parameters(self, tmp_path):
         scaled = PLAIN | {"attn_q.scale": (1,), "ffn_up.input_scale": (1,)}
         tensors = [
@@ -215,6 +228,36 @@ class TestWindows:
     def test_a_list_that_must_be_there_is_named(self, tmp_path):
         with pytest.raises(CacheUnknown, match=r"gemma4\.attention\.sliding_window_pattern missing"):
             small(tmp_path, "gemma4", [PLAIN], FOUR | {"attention.sliding_window": 512})
+
+
+HYBRID = [
+    g.gated_delta(H, 2, 4, 16, 4) | g.experts(H, INNER, 4, shared=8) | g.norms(H),
+    g.kimi_delta(H, 4, 16, 4) | g.mlp(H, INNER) | g.norms(H),
+    g.latent(H, 4, 32, 16, 8, 16, 24) | g.indexer(H, 2, 8, 24) | g.mlp(H, INNER) | g.norms(H),
+    g.mamba2(H, 128, 4, 2, 16, 4) | g.fused(H, 64, 32) | g.mlp(H, INNER, gated=False) | g.norms(H),
+    g.mamba(H, 128, 16, 4, 8) | g.norms(H),
+    g.short_conv(H, 3) | g.norms(H),
+    g.compressed(H, 4, 16, 24, 2, 8, 4) | g.norms(H),
+]
+
+
+@given(at=st.integers(0, 20_000), change=st.binary(min_size=1, max_size=8))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_mutated_headers_are_read_or_refused_in_one_sentence(tmp_path, at, change):
+    """Layers of every kind, every number of which may be any other."""
+    whole = tmp_path / "whole.gguf"
+    if not whole.exists():
+        meta = heads([4, 4, 4, 4, 0, 0, 4], [0, 0, 1, 2, 0, 0, 1]) | moe(4, 2) | MLA | g.SSM_KEYS
+        Published("qwen3moe", 0, HYBRID, H, VOCAB, meta).write(whole)
+        assert parameters(load_model(str(whole))).total > 0
+    data = bytearray(whole.read_bytes())
+    at %= len(data)
+    data[at : at + len(change)] = change
+    path = tmp_path / "m.gguf"
+    path.write_bytes(bytes(data))
+    message = refusal(lambda: load_model(str(path)))
+    assert message is None or message.startswith(str(path))
+    assert "\n" not in (message or "")
 
 
 class TestContradictions:

@@ -16,6 +16,7 @@ from calc.sources import load_model
 from calc.sources.gguf import read_gguf, read_header
 from calc.sources.gguf.header import TYPES
 from calc.sources.safetensors import stored_in, tensors_of
+from tests.calc.gguf_headers import refusal
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 128
 
@@ -72,15 +73,6 @@ def write_gguf(
 
 MATRICES = VOCAB * HIDDEN + LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * 32 + 3 * HIDDEN * INNER)
 NORMS = (2 * LAYERS + 1) * HIDDEN
-
-
-def refusal(read):
-    """The sentence with which `read` refuses; None where it reads."""
-    try:
-        read()
-    except SourceError as error:
-        return str(error)
-    return None
 
 
 class TestGguf:
