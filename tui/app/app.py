@@ -180,11 +180,12 @@ class KvscopeApp(Actions):
         self.stylesheet.read_all([PANES_FOLDER / f"{title.lower()}.tcss" for title in PANES[1:]])
         self.stylesheet.parse()
         try:
-            for pane in later_panes():
-                name = pane.TITLE.lower()
-                await self.query_one(f"#tab-{name}", TabPane).mount(pane)
-                self._stale.add(name)
-            await self.query_one(SpecPane).mount_more()
+            with self.batch_update():  # laid out once, not for each widget of a pane that nobody sees yet
+                for pane in later_panes():
+                    name = pane.TITLE.lower()
+                    await self.query_one(f"#tab-{name}", TabPane).mount(pane)
+                    self._stale.add(name)
+                await self.query_one(SpecPane).mount_more()
         except (NoMatches, MountError):  # the user has already left
             return
         self._refresh_active()
