@@ -32,9 +32,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiled steps are kept from run to run, and shared by the processes of one, beside pytest's own cache."""
-    assert config.cache is not None
-    os.environ["KVSCOPE_CACHE"] = str(config.cache.mkdir("kvscope"))
+    """Compiled steps are kept from run to run, and shared by the processes of one, beside pytest's own cache.
+
+    Without that (``-p no:cacheprovider``) they are kept where the program keeps them.
+    """
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        os.environ["KVSCOPE_CACHE"] = str(cache.mkdir("kvscope"))
 
 
 ASSIGNMENT = Path(__file__).parents[2] / "shared" / "reference"

@@ -570,6 +570,7 @@ def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
     assert err == "python -m engine: interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error() -> None:
     argv = [sys.executable, "-m", "engine", "--mode", "generate", "--prompt", "The", "--max-new-tokens", "2000"]
     with subprocess.Popen([*argv, "--quiet"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -147,6 +147,7 @@ def run_often(decoder):
         decoder.forward(torch.tensor([[1, 2, 3]]))
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_process():
     model = load_parallel(None, dtype="float32", tp=2, threads=1)
     ranks = children()

@@ -83,6 +83,7 @@ class TestFormats:
         assert 0.2 * sizes["bfloat16"] < sizes[dtype] < most * sizes["bfloat16"]
         assert len(run(service, prompt_ids=FIRST, dtype=dtype)[1].ids) > 0
 
+    @pytest.mark.slow
     def test_packed_weights_do_not_run_on_several_ranks(self):
         (*_, last) = Service().answer(Generate(prompt_ids=(1, 2), dtype="int8", tp=2))
         assert isinstance(last, Failed)

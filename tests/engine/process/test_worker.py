@@ -529,6 +529,7 @@ def serve(*lines: bytes) -> "subprocess.CompletedProcess[bytes]":
     )
 
 
+@pytest.mark.slow
 def test_piped_requests_are_all_answered_and_stdout_is_protocol_only() -> None:
     done = serve(encode(Load(request_id=1)), b"nonsense\n\n", encode(Generate(request_id=2, prompt_ids=(1,))))
     events = [decode_event(line) for line in done.stdout.splitlines()]
@@ -539,6 +540,7 @@ def test_piped_requests_are_all_answered_and_stdout_is_protocol_only() -> None:
     assert "not an engine request" in bad.message
 
 
+@pytest.mark.slow
 def test_shutdown_exits_with_0_without_working_off_what_waits() -> None:
     done = serve(encode(Benchmark(request_id=1, repeats=1000)), encode(Shutdown()))
     assert done.returncode == 0
@@ -568,6 +570,7 @@ for event in client.stream(Benchmark(lengths=(1000,), repeats=1000)):
     assert time.monotonic() - start < 1.5 * patience()
 
 
+@pytest.mark.slow
 def test_prints_of_libraries_do_not_reach_the_protocol() -> None:
     code = """
 import os
