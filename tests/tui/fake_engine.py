@@ -1,7 +1,9 @@
 """An engine without torch: speaks the protocol with made-up, repeatable results. Run as a script by the tests.
 
 ``python fake_engine.py [--rate TOKENS_PER_S] [--no-tokenizer] [--evaluate-fails] [--crash-after N]
-[--slow-start S] [--row-s S]``
+[--start-gate FILE] [--row-gate FILE] [--row-s S]``
+
+A gate is a file that the engine waits for: before it says that it is ready, or before the third row of a measurement.
 """
 
 from __future__ import annotations
@@ -228,7 +230,7 @@ class FakeEngine:
                 remaining_s=0.1 * (len(request.lengths) - done),
                 detail=f"{n} prompt tokens",
             )
-            if self.wait(stop):
+            if self.wait(done, stop):
                 yield Cancelled()
                 return
             fast, slow = n / 1000, n / 1000 * (1 + n / 100)
@@ -267,7 +269,7 @@ class FakeEngine:
         for done in range(total):
             batch, slower = request.batches[done % len(request.batches)], 2 if done < len(request.batches) else 1
             yield Progress(stage="batch", done=done, total=total, elapsed_ns=done, detail=f"{batch} rows")
-            if self.wait(stop):
+            if self.wait(done, stop):
                 yield Cancelled()
                 return
             step_s = slower * (0.010 + batch / 1000)
@@ -297,10 +299,10 @@ class FakeEngine:
             )
         )
 
-    def wait(self, stop: Callable[[], bool]) -> bool:
-        """Let `row_s` pass; True where it is to stop."""
+    def wait(self, row: int, stop: Callable[[], bool]) -> bool:
+        """Let `row_s` pass, and from row 2 on wait for the gate; True where it is to stop."""
         until = time.perf_counter() + self.options.row_s
-        while time.perf_counter() < until:
+        while time.perf_counter() < until or (row >= 2 and closed(self.options.row_gate)):
             if stop():
                 return True
             time.sleep(0.01)
@@ -315,12 +317,9 @@ class FakeEngine:
         rows = []
         for n, (dtype, cache) in enumerate(choices):
             yield Progress(stage="formats", done=n, total=len(choices), elapsed_ns=n * 10**8, detail=dtype)
-            until = time.perf_counter() + self.options.row_s
-            while time.perf_counter() < until:
-                if stop():
-                    yield Cancelled()
-                    return
-                time.sleep(0.01)
+            if self.wait(n, stop):
+                yield Cancelled()
+                return
             rows.append(
                 FormatRow(
                     dtype="float32" if dtype == "auto" else dtype,
@@ -346,6 +345,11 @@ class FakeEngine:
         yield FormatsFinished(result=FormatsResult(model="fake", rows=tuple(rows), machine=MACHINE, notes=notes))
 
 
+def closed(gate: Path | None) -> bool:
+    """Whether there is a gate whose file is not there yet."""
+    return gate is not None and not gate.exists()
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, default=500.0)
@@ -353,13 +357,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluate-fails", action="store_true")
     parser.add_argument("--crash-after", type=int, default=-1)
     parser.add_argument("--row-s", type=float, default=0.02)
-    parser.add_argument("--slow-start", type=float, default=0.0)
+    parser.add_argument("--start-gate", type=Path)
+    parser.add_argument("--row-gate", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
-    time.sleep(options.slow_start)
+    while closed(options.start_gate):
+        time.sleep(0.01)
     out = sys.stdout.buffer
     todo: queue.Queue[Request | None] = queue.Queue()
     cancelled: set[int] = set()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from textual.pilot import Pilot
 from textual.widget import Widget
 
@@ -17,6 +18,12 @@ from tui.app.settings import Settings
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 W = TypeVar("W", bound=Widget)
+SIZES = [
+    (120, 40),
+    pytest.param((80, 24), marks=pytest.mark.slow),
+    pytest.param((200, 60), marks=pytest.mark.slow),
+]
+"""The screens that a pane is tried on; the fast suite takes the first."""
 
 
 def fake_engine(*options: str) -> list[str]:
@@ -34,7 +41,7 @@ async def until(pilot: Pilot[None], condition: Callable[[], bool], *, timeout_s:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"
-        await pilot.pause(0.01)
+        await asyncio.sleep(0.01)
     await pilot.pause()
 
 

@@ -9,13 +9,17 @@ import pytest
 
 from calc.sources.catalog import find_device
 from tests.tui.hybrid import hybrid
-from tests.tui.live_engine import until
+from tests.tui.live_engine import SIZES, until
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
 
-SIZES = [(80, 24), (120, 40), (200, 60)]
 PANES = {"spec": "f2", "memory": "f3", "intensity": "f4"}
+
+
+def named(size: tuple[int, int]) -> str:
+    """A size as it stands in the name of a picture."""
+    return f"{size[0]}x{size[1]}"
 
 
 def shown_pane(key: str, kind: str) -> Any:
@@ -37,7 +41,7 @@ def shown_pane(key: str, kind: str) -> Any:
     return go
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize("size", SIZES, ids=named)
 @pytest.mark.parametrize("pane", PANES)
 def test_pane(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -45,7 +49,8 @@ def test_pane(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: 
     assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES, ids=named)
 @pytest.mark.parametrize("pane", ["spec", "memory"])
 def test_hybrid(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)

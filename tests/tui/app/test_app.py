@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
 from textual.widgets import TabbedContent
 
@@ -20,7 +21,7 @@ from calc.sources import load_model
 from tests.tui.live_engine import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.actions import as_tsv
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import PANES, KvscopeApp, default_state
 from tui.app.help import HelpScreen
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.panes.base import StateEdited
@@ -61,6 +62,7 @@ async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
             assert app.query_one(TabbedContent).active == f"tab-{name}"
 
 
+@pytest.mark.slow
 async def test_digits_go_to_the_panes_unless_they_are_typed() -> None:
     async with running() as (app, pilot):
         await pilot.press("2")
@@ -102,13 +104,17 @@ def test_the_key_bar_leaves_out_the_least_needed() -> None:
     assert [hint.key for hint in fitting_hints(hints, 3)] == ["a"]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
-async def test_the_needed_keys_are_seen_at_every_size(size: tuple[int, int]) -> None:
-    async with running(size) as (app, _):
-        for part in ("F1 help", "panes", "^p commands", "^q quit"):
-            assert part in lines(app)[-1]
+@pytest.mark.slow
+async def test_the_needed_keys_are_seen_at_every_size() -> None:
+    async with running((80, 24)) as (app, pilot):
+        for size in ((80, 24), (120, 40), (200, 60)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            for part in ("F1 help", "panes", "^p commands", "^q quit"):
+                assert part in lines(app)[-1], size
 
 
+@pytest.mark.slow
 async def test_app_keys_do_nothing_under_a_list_or_the_help() -> None:
     async with running() as (app, pilot):
         await pilot.press("f1")
@@ -144,17 +150,22 @@ async def test_help_explains_the_focused_field() -> None:
         assert app.focused is app.query_one("#field-n_kv_heads")
 
 
-@pytest.mark.parametrize("key", ["f2", "f3", "f4", "f5", "f6"])
-async def test_every_pane_has_help_and_its_keys(key: str) -> None:
+@pytest.mark.slow
+async def test_every_pane_has_help_its_keys_an_export_and_a_command() -> None:
     async with running((120, 60)) as (app, pilot):
-        await pilot.press(key)
-        await pilot.pause()
-        pane = app.active_pane
-        assert pane is not None
-        await pilot.press("f1")
-        await pilot.pause()
-        assert f"{pane.TITLE} pane" in text(app)
-        assert "Keys that work now" in text(app)
+        for key, title in zip(("f2", "f3", "f4", "f5", "f6"), PANES, strict=True):
+            await pilot.press(key)
+            await until(pilot, lambda title=title: app.active_pane is not None and title == app.active_pane.TITLE)
+            pane = app.active_pane
+            assert pane is not None
+            assert pane.export_markdown().startswith("#")
+            assert pane.command_line().startswith("kvscope ")
+            await pilot.press("f1")
+            await until(pilot, lambda: isinstance(app.screen, HelpScreen))
+            assert f"{title} pane" in text(app)
+            assert "Keys that work now" in text(app)
+            await pilot.press("escape")
+            await until(pilot, lambda: not isinstance(app.screen, HelpScreen))
 
 
 def test_keys_are_written_as_on_keyboards() -> None:
@@ -167,13 +178,15 @@ def test_keys_are_written_as_on_keyboards() -> None:
 async def test_the_palette_runs_our_commands() -> None:
     async with running() as (app, pilot):
         await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
         await pilot.press(*"go", "space", *"to", "space", *"mem")
-        await pilot.pause(0.4)
+        found = app.screen.query_one(CommandList)
+        await until(pilot, lambda: [option.hit.text for option in found.options] == ["Go to Memory"])  # type: ignore[attr-defined]
         await pilot.press("enter")
-        await pilot.pause(0.2)
-        assert isinstance(app.active_pane, MemoryPane)
+        await until(pilot, lambda: isinstance(app.active_pane, MemoryPane))
 
 
+@pytest.mark.slow
 async def test_every_command_of_the_palette_has_words() -> None:
     async with running() as (app, _):
         commands = app.get_system_commands(app.screen)
@@ -194,6 +207,7 @@ async def test_the_command_line_is_copied() -> None:
         assert app.clipboard == "kvscope memory --context 32000"
 
 
+@pytest.mark.slow
 async def test_copying_writes_osc_52(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running() as (app, pilot):
         written: list[str] = []
@@ -204,6 +218,7 @@ async def test_copying_writes_osc_52(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"\x1b]52;c;{code}\a" in written
 
 
+@pytest.mark.slow
 async def test_what_has_no_option_is_said_when_copying() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-qkv_bias").focus()
@@ -212,6 +227,7 @@ async def test_what_has_no_option_is_said_when_copying() -> None:
         assert any("The command line cannot express qkv_bias" in note.message for note in app._notifications)
 
 
+@pytest.mark.slow
 async def test_the_table_with_the_cursor_is_copied() -> None:
     async with running() as (app, pilot):
         await pilot.press("f3", "ctrl+t")
@@ -254,6 +270,7 @@ async def test_a_pane_is_exported_and_an_old_file_only_on_a_second_enter(tmp_pat
         assert [p.name for p in tmp_path.iterdir()] == ["answer.md"]
 
 
+@pytest.mark.slow
 async def test_an_export_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     async with running() as (app, pilot):
         await pilot.press("ctrl+e")
@@ -267,17 +284,7 @@ async def test_an_export_that_cannot_be_written_says_why(tmp_path: Path) -> None
         assert app.focused is app.query_one("#field-model")
 
 
-@pytest.mark.parametrize("key", ["f2", "f3", "f4", "f5", "f6"])
-async def test_every_pane_exports_and_names_its_command(key: str) -> None:
-    async with running() as (app, pilot):
-        await pilot.press(key)
-        await pilot.pause()
-        pane = app.active_pane
-        assert pane is not None
-        assert pane.export_markdown().startswith("#")
-        assert pane.command_line().startswith("kvscope ")
-
-
+@pytest.mark.slow
 async def test_a_saved_spec_opens_again(tmp_path: Path) -> None:
     target = tmp_path / "spec.toml"
     async with running() as (app, pilot):
@@ -348,13 +355,14 @@ async def test_the_last_spec_theme_and_marker_are_remembered(config: Path) -> No
         assert "MAX BATCH 119" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_settings_are_saved_soon_after_an_edit(config: Path) -> None:
     async with running(app=KvscopeApp(start_engine=False)) as (_, pilot):
         await type_into(pilot, "#field-context", "4Ki")
-        await pilot.pause(0.8)
-        assert load_settings(config).settings.state is not None
+        await until(pilot, lambda: load_settings(config).settings.state is not None)
 
 
+@pytest.mark.slow
 async def test_a_broken_settings_file_is_reported_and_the_app_starts(config: Path) -> None:
     config.parent.mkdir()
     config.write_text("theme = [")
@@ -364,6 +372,7 @@ async def test_a_broken_settings_file_is_reported_and_the_app_starts(config: Pat
         assert "MAX BATCH 59" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_a_theme_that_no_longer_exists_is_replaced(config: Path) -> None:
     save_settings(config, Settings(theme="gone"))
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
@@ -372,15 +381,16 @@ async def test_a_theme_that_no_longer_exists_is_replaced(config: Path) -> None:
         assert any("'gone'" in note.message for note in app._notifications)
 
 
+@pytest.mark.slow
 async def test_settings_that_cannot_be_saved_stop_nothing(config: Path) -> None:
     config.parent.write_text("a file where the folder should be")
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
         await type_into(pilot, "#field-context", "4Ki")
-        await pilot.pause(0.8)
-        assert any("Cannot save the settings" in note.message for note in app._notifications)
+        await until(pilot, lambda: any("Cannot save the settings" in note.message for note in app._notifications))
         assert "MAX BATCH 119" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_a_state_given_goes_before_the_remembered_one(config: Path) -> None:
     remembered = replace(default_state(), study=replace(default_state().study, context=1024))
     save_settings(config, Settings(state=remembered))
@@ -388,6 +398,7 @@ async def test_a_state_given_goes_before_the_remembered_one(config: Path) -> Non
         assert app.state == default_state()
 
 
+@pytest.mark.slow
 async def test_the_marker_redraws_the_plots() -> None:
     async with running((200, 60)) as (app, pilot):
         await pilot.pause()
@@ -415,16 +426,16 @@ def test_the_strip_chooses_the_longest_that_fits() -> None:
     assert fitting(choices, 2, "  ") == choices[1]
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 78, 98, 118, 198])
-async def test_the_strip_never_overflows_and_keeps_the_batch(width: int) -> None:
+async def test_the_strip_never_overflows_and_keeps_the_batch() -> None:
     async with running() as (app, _):
         strip = app.query_one(StatusStrip)
         strip.show_engine("● ready: a model with a rather long name")
-        shown = strip.plain(width)
-        assert len(shown) == 2
-        assert "MAX BATCH 59" in shown[1]
-        if width >= 60:
-            assert all(len(line) <= width for line in shown)
+        for width in (20, 40, 60, 78, 98, 118, 198):
+            shown = strip.plain(width)
+            assert len(shown) == 2
+            assert "MAX BATCH 59" in shown[1]
+            if width >= 60:
+                assert all(len(line) <= width for line in shown), width
 
 
 # --- what is never imported -------------------------------------------------------------------------------

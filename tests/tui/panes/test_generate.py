@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
@@ -82,13 +84,13 @@ async def test_escape_stops_and_the_run_keeps_its_text_and_numbers() -> None:
         assert str(pane.query_one("#send", Button).label) == "generate"
 
 
+@pytest.mark.slow
 async def test_escape_stops_a_load_too_which_says_how_far_it_is() -> None:
     async with live_app("--rate", "300").run_test(size=(80, 24)) as pilot:
         pane = await opened(pilot)
         await set_option(pilot, pane, "model", "slow.gguf")
         await pilot.press("enter")
-        await until(pilot, lambda: status(pane).startswith("▶ loading 3"))
-        assert status(pane).endswith(" % of slow.gguf · Esc to stop")
+        await until(pilot, lambda: bool(re.fullmatch(r"▶ loading \d\d % of slow.gguf · Esc to stop", status(pane))))
         await pilot.press("escape")
         await until(pilot, lambda: pane.run is not None and pane.run.over)
         assert "stopped by you" in status(pane)
@@ -97,6 +99,7 @@ async def test_escape_stops_a_load_too_which_says_how_far_it_is() -> None:
         assert len(pane.run.ids if pane.run else ()) == 128
 
 
+@pytest.mark.slow
 async def test_both_ways_are_compared_once_both_have_run() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -114,6 +117,7 @@ async def test_both_ways_are_compared_once_both_have_run() -> None:
         assert "no cache: 0 B" in text_of(pane, "#cache")
 
 
+@pytest.mark.slow
 async def test_c_in_the_prompt_is_a_letter() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -122,6 +126,7 @@ async def test_c_in_the_prompt_is_a_letter() -> None:
         assert {"c", "f", "p"} <= set(pane.query_one(Prompt).text)
 
 
+@pytest.mark.slow
 async def test_ctrl_j_begins_a_new_line_and_does_not_send() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -130,27 +135,29 @@ async def test_ctrl_j_begins_a_new_line_and_does_not_send() -> None:
         assert pane.run is None
 
 
-@pytest.mark.parametrize(
-    ("option", "text", "message"),
-    [
-        ("top-p", "1.5", "top-p must be above 0 and at most 1"),
-        ("new", "0", "new tokens must be at least 1"),
-        ("temperature", "hot", "temperature must be a number"),
-        ("seed", "-4", "seed must be at least 0"),
-    ],
-)
-async def test_an_impossible_option_is_named_in_place_and_nothing_is_sent(option: str, text: str, message: str) -> None:
+IMPOSSIBLE = [
+    ("top-p", "1.5", "top-p must be above 0 and at most 1"),
+    ("new", "0", "new tokens must be at least 1"),
+    ("temperature", "hot", "temperature must be a number"),
+    ("seed", "-4", "seed must be at least 0"),
+]
+
+
+@pytest.mark.slow
+async def test_an_impossible_option_is_named_in_place_and_nothing_is_sent() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        await set_option(pilot, pane, option, text)
-        assert message in status(pane)
-        assert pane.query_one(f"#option-{option}").has_class("-invalid")
-        await pilot.press("enter")
-        assert pane.run is None
-        await set_option(pilot, pane, option, "1")
-        assert "✗" not in status(pane)
+        for option, text, message in IMPOSSIBLE:
+            await set_option(pilot, pane, option, text)
+            assert message in status(pane)
+            assert pane.query_one(f"#option-{option}").has_class("-invalid")
+            await pilot.press("enter")
+            assert pane.run is None
+            await set_option(pilot, pane, option, "1")
+            assert "✗" not in status(pane)
 
 
+@pytest.mark.slow
 async def test_an_empty_prompt_is_refused() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -160,6 +167,7 @@ async def test_an_empty_prompt_is_refused() -> None:
         assert pane.run is None
 
 
+@pytest.mark.slow
 async def test_ids_are_sent_as_ids_and_shown_as_ids() -> None:
     async with live_app("--rate", "5000", "--no-tokenizer").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -171,6 +179,7 @@ async def test_ids_are_sent_as_ids_and_shown_as_ids() -> None:
         assert pane.query_one(TokenStream).text.startswith("5 6 7 0 1 2 3")
 
 
+@pytest.mark.slow
 async def test_a_list_of_numbers_is_ids_for_a_weight_file_and_text_for_the_bundled_model() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -184,6 +193,7 @@ async def test_a_list_of_numbers_is_ids_for_a_weight_file_and_text_for_the_bundl
         assert (request.prompt, request.prompt_ids) == (None, (1, 2, 3))
 
 
+@pytest.mark.slow
 async def test_a_refusal_of_the_engine_is_shown_and_the_next_run_works() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -214,6 +224,7 @@ async def test_a_killed_engine_is_said_and_the_next_run_starts_another() -> None
         assert "limit of 5 new tokens" in status(pane)
 
 
+@pytest.mark.slow
 async def test_a_crash_tells_the_engines_last_words() -> None:
     async with live_app("--rate", "5000", "--crash-after", "4").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -222,17 +233,21 @@ async def test_a_crash_tells_the_engines_last_words() -> None:
         assert "the fake was told to crash" in status(pane)
 
 
-async def test_a_run_waits_visibly_for_an_engine_that_is_still_starting() -> None:
-    async with live_app("--rate", "5000", "--slow-start", "2").run_test(size=(120, 40)) as pilot:
+@pytest.mark.slow
+async def test_a_run_waits_visibly_for_an_engine_that_is_still_starting(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with live_app("--rate", "5000", "--start-gate", str(gate)).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
         await pilot.press("enter")
         await pilot.pause()
         assert "waiting for the engine" in status(pane)
         assert "starting" in status(pane)
+        gate.touch()
         await until(pilot, lambda: pane.run is not None and pane.run.over)
         assert "128 tokens" in status(pane)
 
 
+@pytest.mark.slow
 async def test_a_hidden_pane_keeps_the_data_and_shows_it_when_it_is_back() -> None:
     async with live_app("--rate", "500").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -254,6 +269,7 @@ async def test_a_hidden_pane_keeps_the_data_and_shows_it_when_it_is_back() -> No
         assert "".join(WORDS[i % len(WORDS)] for i in range(len(run.ids))) in pane.query_one(TokenStream).text
 
 
+@pytest.mark.slow
 async def test_the_screen_can_be_resized_while_tokens_stream() -> None:
     async with live_app("--rate", "3000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -280,6 +296,7 @@ def test_the_command_line_says_what_differs_from_the_defaults() -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_export_and_copied_command() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -292,6 +309,7 @@ async def test_export_and_copied_command() -> None:
         assert shlex.split(pane.command_line())[:4] == ["kvscope", "generate", "--prompt", "To be, or not to be"]
 
 
+@pytest.mark.slow
 async def test_runs_of_other_prompts_or_models_are_never_compared() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)

@@ -41,6 +41,7 @@ def formats(pane: GeneratePane) -> tuple[tuple[str, ...], ...]:
     return tuple((row[0][0].strip(), row[0][2:], row[1]) for row in tables[0].rows) if tables else ()
 
 
+@pytest.mark.slow
 async def test_every_choice_that_ran_has_a_row_and_the_chosen_one_a_mark() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -61,6 +62,7 @@ async def test_every_choice_that_ran_has_a_row_and_the_chosen_one_a_mark() -> No
         assert "|   bf16/int8 | 1.00 ms |" in pane.export_markdown()
 
 
+@pytest.mark.slow
 async def test_rows_stay_with_their_model() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -99,6 +101,7 @@ async def test_f_measures_the_error_of_what_is_chosen_and_a_run_goes_on_from_it(
         assert pane.tables()[2].rows[1][1:7:5] == ("1.00 ms", "98/99")
 
 
+@pytest.mark.slow
 async def test_escape_stops_the_measurement_and_nothing_else_starts_meanwhile() -> None:
     async with live_app("--rate", "5000", "--row-s", "30").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -118,6 +121,7 @@ async def test_escape_stops_the_measurement_and_nothing_else_starts_meanwhile() 
         assert "128 tokens" in status(pane)
 
 
+@pytest.mark.slow
 async def test_f_during_a_run_does_nothing() -> None:
     async with live_app("--rate", "300").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -132,6 +136,7 @@ async def test_f_during_a_run_does_nothing() -> None:
         await until(pilot, lambda: pane.run is not None and pane.run.over)
 
 
+@pytest.mark.slow
 async def test_without_a_tokenizer_the_engines_refusal_is_shown() -> None:
     async with live_app("--no-tokenizer").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -141,6 +146,7 @@ async def test_without_a_tokenizer_the_engines_refusal_is_shown() -> None:
         assert pane.tables() == ()
 
 
+@pytest.mark.slow
 async def test_a_model_too_large_for_float32_is_refused_before_anything_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,6 +159,7 @@ async def test_a_model_too_large_for_float32_is_refused_before_anything_is_sent(
         assert pane.effect is None
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_ends_the_measurement_in_a_sentence() -> None:
     app = live_app("--row-s", "30")
     async with app.run_test(size=(120, 40)) as pilot:
@@ -165,6 +172,7 @@ async def test_a_killed_engine_ends_the_measurement_in_a_sentence() -> None:
         assert "SIGKILL" in status(pane)
 
 
+@pytest.mark.slow
 async def test_formats_of_the_benchmark_tab_fill_the_same_table() -> None:
     async with live_app("--rate", "5000").run_test(size=(200, 60)) as pilot:
         bench = await open_pane(pilot, "f6", BenchmarkPane)
@@ -180,6 +188,7 @@ async def test_formats_of_the_benchmark_tab_fill_the_same_table() -> None:
         assert formats(pane) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "beside"), [(80, "float32 14.55 MB"), (120, "float32 14.55 MB"), (200, "predicted")])
 async def test_a_turned_dial_says_what_it_will_cost(width: int, beside: str) -> None:
     async with live_app("--rate", "5000").run_test(size=(width, 40)) as pilot:
@@ -203,6 +212,7 @@ async def test_a_turned_dial_says_what_it_will_cost(width: int, beside: str) -> 
         assert "128 tokens" in status(pane)
 
 
+@pytest.mark.slow
 async def test_a_refused_load_leaves_no_figures_of_the_model_before() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -217,6 +227,7 @@ async def test_a_refused_load_leaves_no_figures_of_the_model_before() -> None:
         assert "float32 14.55" not in status(pane)
 
 
+@pytest.mark.slow
 async def test_the_system_prompt_is_there_for_a_chat() -> None:
     async with live_app(start_engine=False).run_test(size=(80, 24)) as pilot:
         pane = await opened(pilot)

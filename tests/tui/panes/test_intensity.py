@@ -62,6 +62,7 @@ async def test_a_number_is_typed_checked_and_taken() -> None:
         assert the_app.state.attention_context == 8000
 
 
+@pytest.mark.slow
 async def test_escape_drops_what_was_typed() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
@@ -71,6 +72,7 @@ async def test_escape_drops_what_was_typed() -> None:
         assert (dial.typed, dial.value, the_app.state.attention_context) == (None, 1024, 1024)
 
 
+@pytest.mark.slow
 async def test_f_switches_the_algorithm_and_every_view_follows() -> None:
     async with (the_app := app()).run_test(size=(200, 60)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
@@ -90,6 +92,7 @@ async def test_f_switches_the_algorithm_and_every_view_follows() -> None:
         assert shown_table(pane, "steps-prefill") == standard
 
 
+@pytest.mark.slow
 async def test_x_leaves_the_softmax_out() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f4", IntensityPane)
@@ -111,6 +114,7 @@ async def test_the_sums_on_screen_are_the_totals() -> None:
         assert "57.4 FLOP/B" in sentences
 
 
+@pytest.mark.slow
 async def test_a_mouse_turns_a_dial_by_its_arrow() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f4", IntensityPane)
@@ -123,6 +127,7 @@ async def test_a_mouse_turns_a_dial_by_its_arrow() -> None:
         assert the_app.state.attention_context == 1024
 
 
+@pytest.mark.slow
 async def test_a_narrow_screen_turns_pages_and_a_wide_one_has_none() -> None:
     async with app().run_test(size=(80, 24)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
@@ -150,24 +155,25 @@ async def test_a_narrow_screen_turns_pages_and_a_wide_one_has_none() -> None:
         assert pane.query_one("#plot-decode").is_on_screen
 
 
-@pytest.mark.parametrize("key", ["right", "f", "x"])
-async def test_the_command_line_gives_the_same_report(key: str) -> None:
-    """What is copied, read by the command line's own parser, asks the same question."""
+async def test_the_command_line_gives_the_same_report() -> None:
+    """What is copied, read by the command line's own parser, asks the same question after each turn of a dial."""
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
-        await pilot.press(key)
-        await pilot.pause()
-        kvscope, command, *options = shlex.split(pane.command_line())
-        assert (kvscope, command) == ("kvscope", "intensity")
-        args = intensity_parser("kvscope intensity").parse_args(options)
-        query = the_app.analysis.intensity.query
-        assert (args.context, args.attention, args.softmax_flops) == (
-            query.context,
-            str(query.attention),
-            query.softmax_flops,
-        )
-        assert model_from(args) == query.model
-        assert device_from(args).memory_bytes == query.device.memory_bytes
+        for key in ("right", "f", "x"):
+            await pilot.press(key)
+            await pilot.pause()
+            kvscope, command, *options = shlex.split(pane.command_line())
+            assert (kvscope, command) == ("kvscope", "intensity")
+            args = intensity_parser("kvscope intensity").parse_args(options)
+            query = the_app.analysis.intensity.query
+            assert (args.context, args.attention, args.softmax_flops) == (
+                query.context,
+                str(query.attention),
+                query.softmax_flops,
+            )
+            assert model_from(args) == query.model
+            assert device_from(args).memory_bytes == query.device.memory_bytes
+        assert (query.context, query.attention, query.softmax_flops) == (2048, Attention.FLASH, 0)
 
 
 async def test_the_export_holds_tables_plots_and_sentences() -> None:

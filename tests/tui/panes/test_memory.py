@@ -15,6 +15,7 @@ from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model, models
+from tests.tui.live_engine import SIZES
 from tests.tui.screen_text import lines, text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -62,6 +63,7 @@ async def test_the_calculation_follows_the_cursor() -> None:
         assert "59 requests" in derivation.plain()
 
 
+@pytest.mark.slow
 async def test_the_cursor_goes_on_from_table_to_table() -> None:
     async with running() as (app, pilot):
         assert app.focused is app.query_one("#table-answer")
@@ -75,6 +77,7 @@ async def test_the_cursor_goes_on_from_table_to_table() -> None:
         assert app.query_one("#table-answer", CalcTable).cursor_row == 4
 
 
+@pytest.mark.slow
 async def test_a_click_selects_a_row() -> None:
     async with running() as (app, pilot):
         await pilot.click("#table-components", offset=(4, 3))
@@ -83,6 +86,7 @@ async def test_a_click_selects_a_row() -> None:
         assert "3 · h1 · h2" in app.query_one("#derivation", Derivation).plain()
 
 
+@pytest.mark.slow
 async def test_a_tp_that_no_server_could_run_is_struck_with_its_reason() -> None:
     study = replace(default_state().study, tps=(1, 3, 16))
     async with running(study=study) as (app, pilot):
@@ -96,6 +100,7 @@ async def test_a_tp_that_no_server_could_run_is_struck_with_its_reason() -> None
         assert "No server could run this" in app.query_one("#derivation", Derivation).plain()
 
 
+@pytest.mark.slow
 async def test_replication_shows_beside_the_equal_split() -> None:
     study = replace(default_state().study, tps=(16,))
     async with running((200, 60), study) as (app, _):
@@ -103,7 +108,8 @@ async def test_replication_shows_beside_the_equal_split() -> None:
         assert [cell.plain for cell in row][:7] == ["16", "1.00 GB", "67.11 MB", "1,177", "1.04 GB", "134.22 MB", "588"]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
 async def test_tables_and_calculation_are_both_seen_at_every_size(size: tuple[int, int]) -> None:
     async with running(size) as (app, pilot):
         await pilot.press("down", "down")
@@ -113,6 +119,7 @@ async def test_tables_and_calculation_are_both_seen_at_every_size(size: tuple[in
         assert "131,072 B" in text(app)
 
 
+@pytest.mark.slow
 async def test_an_edit_elsewhere_is_shown_when_the_pane_is_looked_at() -> None:
     async with running() as (app, pilot):
         await pilot.press("f2")

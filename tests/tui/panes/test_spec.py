@@ -14,7 +14,7 @@ from textual.widgets import Input, OptionList
 from calc.model.spec import Mlp, Policy
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB, GIB
-from tests.tui.live_engine import until
+from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -45,7 +45,7 @@ async def test_the_assignments_numbers_are_on_the_first_screen() -> None:
         assert "weights 16.06 GB (14.96 GiB)   KV 131,072 B/token · 1.07 GB/request   MAX BATCH 59" in lines(app)[1]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", SIZES)
 async def test_the_answer_is_seen_at_every_size(size: tuple[int, int]) -> None:
     async with running(size) as (app, _):
         top = "\n".join(lines(app)[:2])
@@ -63,6 +63,7 @@ RESULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(100, 30), (160, 45), (160, 48)])
 async def test_each_value_stands_beside_its_label_on_the_first_screen(size: tuple[int, int]) -> None:
     async with running(size) as (app, pilot):
@@ -76,6 +77,7 @@ async def test_each_value_stands_beside_its_label_on_the_first_screen(size: tupl
                 assert row.split().count(batch) == 2
 
 
+@pytest.mark.slow
 async def test_results_follow_the_width_of_the_terminal() -> None:
     async with running((100, 30)) as (app, pilot):
         assert "14.96 GiB" not in line_of(app, "Parameter memory")
@@ -115,25 +117,30 @@ async def test_a_bad_number_is_marked_and_the_last_good_answer_stays() -> None:
         assert "llama-3-8b (edited)" in lines(app)[0]
 
 
-@pytest.mark.parametrize(
-    ("field", "typed", "said"),
-    [
-        ("memory_bytes", "80", "Memory 80 has no unit: 80GB is 80,000,000,000 B"),
-        ("n_layers", "0", "Layers must be at least 1, not 0"),
-        ("n_layers", "-2", "Layers must be at least 1, not -2"),
-        ("vocab_size", "lots", "Vocabulary must be a number such as 8192"),
-        ("context", "", "Context is empty"),
-        ("weight_format", "bf15", "unknown storage format 'bf15'"),
-        ("tp", "1,0", "TP must be at least 1, not 0"),
-        ("hidden_size", "4097", "4,097 is not divisible by 32 query heads"),
-    ],
-)
-async def test_each_refusal_stands_on_the_screen(field: str, typed: str, said: str) -> None:
+REFUSALS = [
+    ("memory_bytes", "80", "Memory 80 has no unit: 80GB is 80,000,000,000 B"),
+    ("n_layers", "0", "Layers must be at least 1, not 0"),
+    ("n_layers", "-2", "Layers must be at least 1, not -2"),
+    ("vocab_size", "lots", "Vocabulary must be a number such as 8192"),
+    ("context", "", "Context is empty"),
+    ("weight_format", "bf15", "unknown storage format 'bf15'"),
+    ("tp", "1,0", "TP must be at least 1, not 0"),
+    ("hidden_size", "4097", "4,097 is not divisible by 32 query heads"),
+]
+
+
+@pytest.mark.slow
+async def test_each_refusal_stands_on_the_screen() -> None:
     async with running() as (app, pilot):
-        await type_into(pilot, f"#field-{field}", typed)
-        flat = " ".join(text(app).replace("│", " ").split())
-        assert said in flat
-        assert "MAX BATCH 59" in lines(app)[1]
+        for field, typed, said in REFUSALS:
+            entry = app.query_one(f"#field-{field}", FieldInput)
+            good = entry.value
+            await type_into(pilot, f"#field-{field}", typed)
+            assert said in " ".join(text(app).replace("│", " ").split())
+            assert "MAX BATCH 59" in lines(app)[1]
+            entry.value = good
+            await pilot.pause()
+            assert "✗" not in text(app)
 
 
 async def test_fast_typing_loses_no_key() -> None:
@@ -145,6 +152,7 @@ async def test_fast_typing_loses_no_key() -> None:
         assert app.state.study.context == 131072
 
 
+@pytest.mark.slow
 async def test_a_redrawing_keeps_what_is_typed_and_undo_replaces_it() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-context", "16Ki")
@@ -158,6 +166,7 @@ async def test_a_redrawing_keeps_what_is_typed_and_undo_replaces_it() -> None:
         assert app.query_one("#field-context", FieldInput).value == str(app.state.study.context) != "16Ki"
 
 
+@pytest.mark.slow
 async def test_the_head_dimension_follows_until_it_is_typed() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-hidden_size", "8192")
@@ -205,6 +214,7 @@ async def test_a_model_is_found_by_typing() -> None:
         assert "MAX BATCH 52" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_keys_that_come_faster_than_the_list_join_its_search() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-model").focus()
@@ -220,6 +230,7 @@ async def test_keys_that_come_faster_than_the_list_join_its_search() -> None:
         assert app.query_one(SpecPane).is_on_screen
 
 
+@pytest.mark.slow
 async def test_the_picker_can_be_left_and_says_when_nothing_matches() -> None:
     async with running() as (app, pilot):
         await pilot.press("enter", *"zzz")
@@ -234,6 +245,7 @@ async def test_the_picker_can_be_left_and_says_when_nothing_matches() -> None:
         assert app.focused is app.query_one("#field-model")
 
 
+@pytest.mark.slow
 async def test_a_picked_model_replaces_what_was_wrong() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-n_kv_heads", "5")
@@ -244,6 +256,7 @@ async def test_a_picked_model_replaces_what_was_wrong() -> None:
         assert "✗" not in text(app)
 
 
+@pytest.mark.slow
 async def test_a_device_brings_its_ridge() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-device").focus()
@@ -255,6 +268,7 @@ async def test_a_device_brings_its_ridge() -> None:
         assert "ridge: pick a device" not in text(app)
 
 
+@pytest.mark.slow
 async def test_the_memory_of_a_device_can_be_edited_and_keeps_its_ridge() -> None:
     async with running() as (app, pilot):
         pane = app.query_one(SpecPane)
@@ -265,6 +279,7 @@ async def test_the_memory_of_a_device_can_be_edited_and_keeps_its_ridge() -> Non
         assert device.name.endswith("(edited)")
 
 
+@pytest.mark.slow
 async def test_a_model_too_large_is_an_answer() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-memory_bytes", "16GB")
@@ -299,6 +314,7 @@ async def test_a_path_is_opened_in_place_and_a_bad_one_says_why(tmp_path: Path) 
         assert app.query_one("#field-vocab_size", FieldInput).value == "100"
 
 
+@pytest.mark.slow
 async def test_a_path_can_be_typed_into_the_picker(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     async with running() as (app, pilot):
@@ -311,6 +327,7 @@ async def test_a_path_can_be_typed_into_the_picker(tmp_path: Path) -> None:
         assert app.state == default_state()
 
 
+@pytest.mark.slow
 async def test_arrows_walk_through_the_fields() -> None:
     async with running() as (app, pilot):
         seen = []
@@ -322,12 +339,14 @@ async def test_arrows_walk_through_the_fields() -> None:
         assert app.focused is app.query_one("#field-n_kv_heads")
 
 
+@pytest.mark.slow
 async def test_the_form_scrolls_with_the_focus_on_a_small_screen() -> None:
     async with running((80, 24)) as (app, pilot):
         app.query_one("#field-policy").focus()
         await until(pilot, lambda: "Split rule" in text(app))
 
 
+@pytest.mark.slow
 async def test_a_context_beyond_the_models_own_is_remarked() -> None:
     async with running() as (app, pilot):
         app.query_one(SpecPane).take_model(find_model("llama-2-7b"))

@@ -16,7 +16,7 @@ from calc.model.spec import ModelSpec, Study, edit
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
-from tests.tui.live_engine import until
+from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -130,7 +130,7 @@ def test_the_answer_has_active_parameters_and_the_state_where_there_are_any() ->
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", SIZES)
 async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int]) -> None:
     app = app_on(hybrid())
     async with app.run_test(size=size) as pilot:
@@ -146,6 +146,7 @@ async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int
         assert "e_s · b_s" in app.query_one("#derivation", Derivation).plain()
 
 
+@pytest.mark.slow
 async def test_the_map_goes_when_a_plain_model_comes_and_the_cursor_is_somewhere() -> None:
     app = app_on(hybrid())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -163,7 +164,7 @@ async def test_the_map_goes_when_a_plain_model_comes_and_the_cursor_is_somewhere
         assert app.query_one("#table-tp", CalcTable).show_cursor
 
 
-@pytest.mark.parametrize("make", [hybrid, latent])
+@pytest.mark.parametrize("make", [hybrid, pytest.param(latent, marks=pytest.mark.slow)])
 async def test_the_form_opens_a_layered_model_read_only_with_a_sentence_why(make: Callable[[], ModelSpec]) -> None:
     app = app_on(make())
     async with app.run_test(size=(120, 60)) as pilot:
@@ -179,6 +180,7 @@ async def test_the_form_opens_a_layered_model_read_only_with_a_sentence_why(make
         assert "✗" not in text(app)
 
 
+@pytest.mark.slow
 async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
     app = app_on(hybrid())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -191,6 +193,7 @@ async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
         assert "llama-3-8b (edited)" in lines(app)[0]
 
 
+@pytest.mark.slow
 async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
     app = app_on(edit(find_model("llama-3-8b"), name="half", n_sliding_layers=16, window=512, source="by hand"))
     async with app.run_test(size=(120, 40)) as pilot:
@@ -206,6 +209,7 @@ async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
         assert app.query_one("#field-n_sliding_layers", Input).value == "3"
 
 
+@pytest.mark.slow
 async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
     app = KvscopeApp(settings=Settings(), start_engine=False)
     app.action_go(2)
@@ -215,6 +219,7 @@ async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
         assert app.active_pane.TITLE == "Intensity"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CONFIGS.is_dir(), reason="no published configs beside the project")
 @pytest.mark.parametrize(
     "start", ["Qwen__Qwen3.5-35B", "ai21labs", "openai__gpt-oss", "deepseek-ai__DeepSeek-V3.2", "google__gemma-3-4b"]

@@ -14,7 +14,7 @@ from calc.model.spec import ModelSpec, Policy, Study
 from calc.servers.records import ENGINES
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
-from tests.tui.live_engine import until
+from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -106,7 +106,7 @@ def test_every_kind_of_model_is_answered(make: Callable[[], ModelSpec], width: i
         assert "What grows next?" in drawn
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", SIZES)
 async def test_the_questions_open_turn_and_close(size: tuple[int, int]) -> None:
     app = KvscopeApp(with_study(default_state(), STUDY), settings=Settings(), start_engine=False)
     async with app.run_test(size=size) as pilot:

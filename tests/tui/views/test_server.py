@@ -17,6 +17,7 @@ from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB
 from tests.tui.hybrid import hybrid
+from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings, load_settings, save_settings
@@ -159,7 +160,7 @@ def test_what_was_set_of_a_server_is_remembered(tmp_path: Path) -> None:
 # --- in the app -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("size", SIZES)
 async def test_the_policy_dial_turns_to_a_server_and_back(size: tuple[int, int]) -> None:
     app = app_on(with_study(default_state(), STUDY))
     async with app.run_test(size=size) as pilot:
@@ -202,6 +203,7 @@ async def test_the_options_change_what_the_server_holds() -> None:
         assert "--policy vllm --gpu-memory-utilization 0.5" in app.active_pane.command_line()
 
 
+@pytest.mark.slow
 async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_stays() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -217,6 +219,7 @@ async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_sta
         assert "server: no result" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_a_selected_part_says_where_it_comes_from() -> None:
     app = app_on(with_study(state(), replace(STUDY, model=hybrid())))
     async with app.run_test(size=(120, 40)) as pilot:
@@ -234,6 +237,7 @@ async def test_a_selected_part_says_where_it_comes_from() -> None:
         assert derivation.title.startswith("Activations")
 
 
+@pytest.mark.slow
 async def test_the_launch_command_is_copied() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -244,6 +248,7 @@ async def test_the_launch_command_is_copied() -> None:
         assert app.clipboard.startswith("vllm serve meta-llama/Meta-Llama-3-8B --max-model-len 8192")
 
 
+@pytest.mark.slow
 async def test_the_spec_form_has_the_same_switch() -> None:
     app = app_on(with_study(default_state(), STUDY))
     async with app.run_test(size=(120, 40)) as pilot:
@@ -264,6 +269,7 @@ def test_every_option_has_a_reader_that_takes_a_blank() -> None:
         assert field.read("") == getattr(default, field.name)
 
 
+@pytest.mark.slow
 async def test_placeholders_say_what_a_blank_stands_for() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -289,17 +295,18 @@ def test_the_copied_command_gives_the_same_numbers(engine: str, capsys: pytest.C
     assert (printed["kv_pool_bytes"], printed["kv_tokens"]) == (answer.report.kv_pool_bytes, answer.report.kv_tokens)
 
 
-@pytest.mark.parametrize("name", ["report.md", "report.tex"])
-async def test_the_report_is_written_from_the_app(name: str, tmp_path: Path) -> None:
+async def test_the_report_is_written_from_the_app(tmp_path: Path) -> None:
     app = app_on(with_study(default_state(), replace(STUDY, model=hybrid())))
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.pause(0.2)
+        await until(pilot, lambda: app.pane("memory") is not None)
         app.action_report()
         await type_into(pilot, "#path", "report.pdf")
         await pilot.press("enter")
         await pilot.pause()
         assert "must end in .md (Markdown) or .tex (LaTeX)" in text(app)
-        app.query_one("#path", Input).value = str(tmp_path / name)
-        await pilot.press("enter")
-        await pilot.pause()
-    assert "hybrid-40" in (tmp_path / name).read_text()
+        for name in ("report.md", "report.tex"):
+            app.action_report()
+            app.query_one("#path", Input).value = str(tmp_path / name)
+            await pilot.press("enter")
+            await until(pilot, (tmp_path / name).exists)
+            assert "hybrid-40" in (tmp_path / name).read_text()

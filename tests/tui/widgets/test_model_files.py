@@ -66,6 +66,7 @@ async def choose(pilot: Pilot[None], *keys: str) -> None:
     await until(pilot, lambda: not isinstance(pilot.app.screen, Picker))
 
 
+@pytest.mark.slow
 async def test_f9_offers_models_even_from_the_prompt(models: Path) -> None:
     async with live_app().run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f5", GeneratePane)
