@@ -20,8 +20,10 @@ class CacheLayers:
     """`layers` layers that keep the same.
 
     Per token: n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and the
-    `index_elements` of an indexer. Per sequence: `state_elements` and the last inputs of a convolution over
-    `conv_channels`; `mixer` names the recurrence, because state types differ.
+    `index_elements` of an indexer. Of a latent row the last `rope_dim` are rotary; without a latent cache its
+    `latent_heads` keep keys of `latent_head_dim`. `sparse`: an indexer picks what is read. Per sequence:
+    `state_elements` and the last inputs of a convolution over `conv_channels`; `mixer` names the recurrence, because
+    state types differ.
     """
 
     kind: str
@@ -35,6 +37,10 @@ class CacheLayers:
     conv_channels: int = 0
     conv_kernel: int = 1
     mixer: str = "attention"
+    latent_heads: int = 0
+    latent_head_dim: int = 0
+    rope_dim: int = 0
+    sparse: bool = False
 
 
 def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> tuple[CacheLayers, ...]:
@@ -42,6 +48,20 @@ def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> t
     layers = model.layers[first:last]
     kept = [_of_mixer(mixer) for layer in layers for mixer in layer.mixers]
     return _counted(sorted(kept, key=lambda each: each is not None and each.kind == SLIDING) if model.uniform else kept)
+
+
+PADDED_HEAD = 256
+"""Head dimension to which vLLM padded keys and values of latent attention before it kept the latent."""
+
+
+def expanded(kept: tuple[CacheLayers, ...]) -> tuple[CacheLayers, ...]:
+    """`kept` with keys and values of every head in place of the latent, as servers without a latent cache."""
+    return tuple(_with_heads(layer) if layer.kind == LATENT else layer for layer in kept)
+
+
+def _with_heads(layer: CacheLayers) -> CacheLayers:
+    dim = max(PADDED_HEAD, layer.latent_head_dim)
+    return CacheLayers(kind=FULL, layers=layer.layers, n_kv_heads=layer.latent_heads, key_dim=dim, value_dim=dim)
 
 
 def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
@@ -75,7 +95,17 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
         return CacheLayers(kind=FULL, layers=1, n_kv_heads=mixer.n_heads, key_dim=key_dim, value_dim=mixer.value_dim)
     if isinstance(mixer, Latent):
         index = mixer.index_elements
-        return CacheLayers(kind=LATENT, layers=1, key_dim=mixer.cache_elements, index_elements=index, mixer="latent")
+        return CacheLayers(
+            kind=LATENT,
+            layers=1,
+            key_dim=mixer.cache_elements,
+            index_elements=index,
+            mixer="latent",
+            latent_heads=mixer.n_heads,
+            latent_head_dim=mixer.nope_dim + mixer.rope_dim,
+            rope_dim=mixer.rope_dim,
+            sparse=bool(mixer.index_heads or mixer.index_topk),
+        )
     if isinstance(mixer, WindowRow | Compressor):
         raise SpecError("layers", "how a server stores the cache of compressed attention is not counted")
     if isinstance(mixer, Stated):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,65 @@ def facts_of(model: str | None, name: str = "") -> ModelFacts:
             if path.suffix == ".json" and path.is_file() and path.stat().st_size <= MAX_BYTES:
                 config = json.loads(path.read_bytes())
                 if isinstance(config, dict):
-                    return facts_from_config(config)
+                    return facts_from_config(_with_beside(config, path))
         except (OSError, ValueError, RecursionError):
             return ModelFacts()
     return named_facts(name)
 
 
+def _with_beside(config: Config, path: Path) -> Config:
+    """`config` with ModelOpt's hf_quant_config.json beside it, where it says nothing of a quantization itself."""
+    beside = path.with_name("hf_quant_config.json")
+    if config.get("quantization_config") or not beside.is_file() or beside.stat().st_size > MAX_BYTES:
+        return config
+    return {**config, "quantization_config": {"quant_method": "modelopt", **json.loads(beside.read_bytes())}}
+
+
 def named_facts(name: str) -> ModelFacts:
-    """Facts of well-known catalog models, by the start of their name."""
+    """Facts of well-known catalog models, by the start of their name, and of what their repository stores."""
     key = name.lower()
-    for start, facts in _KNOWN.items():
-        if key.startswith(start):
-            return facts
-    return ModelFacts()
+    known = next((facts for start, facts in _KNOWN.items() if key.startswith(start)), ModelFacts())
+    stored = _stored_config(name)
+    return known if stored is None else replace(known, **cache_of(stored))
+
+
+def _stored_config(name: str) -> Config | None:
+    from calc.sources.catalog import models
+
+    entry = models().get(name)
+    return None if entry is None else entry.stored
+
+
+CACHE_ALGORITHMS = {"fp8": "fp8", "nvfp4": "nvfp4"}
+
+
+def cache_of(config: Config) -> dict[str, Any]:
+    """The checkpoint's own cache format and who quantized it, as fields of ModelFacts; {} where it has none.
+
+    vLLM: get_kv_cache_quant_algo_string (ModelOpt's kv_cache_quant_algo, or a kv_cache_scheme of 8 or 4 bits) and
+    Attention (any kv_cache_scheme of compressed-tensors means fp8).
+    """
+    quant = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(quant, Mapping):
+        return {}
+    inner = quant.get("quantization")
+    inner = inner if isinstance(inner, Mapping) else {}
+    said = [part.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo") for part in (inner, quant)]
+    found = next((value for value in said if value), None)
+    method = str(quant.get("quant_method", ""))
+    if isinstance(found, str):
+        name = CACHE_ALGORITHMS.get(found.lower())
+    elif isinstance(found, Mapping):
+        name = _scheme(found)
+    else:
+        name = None
+    return {} if name is None else {"cache_format": name, "quantizer": "modelopt" if "modelopt" in method else method}
+
+
+def _scheme(scheme: Config) -> str | None:
+    if scheme.get("type", "float") != "float":
+        return None
+    return {8: "fp8", 4: "nvfp4"}.get(_number(scheme, "num_bits"))
 
 
 def facts_from_config(config: Config) -> ModelFacts:
@@ -63,6 +110,7 @@ def facts_from_config(config: Config) -> ModelFacts:
         item_tokens=GEMMA4_VIDEO_TOKENS if kind.startswith("gemma4") and vision else 0,
         state_element_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(str(state)),
         repeated_kv=kind == "falcon" and bool(config.get("new_decoder_architecture")),
+        **cache_of(config if "quantization_config" in config or "compression_config" in config else text),
     )
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from calc.errors import CalcError
 from calc.model.spec import ModelSpec
 from calc.servers.records import ServerReport
+from calc.servers.serving import cache_of_checkpoint
 
 VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
@@ -64,6 +65,13 @@ def _online(report: ServerReport) -> str | None:
     return None if report.study.model.stored is not None else ONLINE.get(report.study.weight_format.name)
 
 
+def _vllm_cache(report: ServerReport) -> str | None:
+    """The cache's format; said too where it overrides the checkpoint's own."""
+    asked = VLLM_CACHE.get(report.study.kv_format.name)
+    own = cache_of_checkpoint(report.options)
+    return "bfloat16" if asked is None and own not in (None, report.study.kv_format.name) else asked
+
+
 def _vllm(report: ServerReport) -> list[str]:
     study, options = report.study, report.options
     guessed = f'{{"num_speculative_tokens": {options.speculative_tokens or 3}, "method": "mtp"}}'
@@ -78,7 +86,7 @@ def _vllm(report: ServerReport) -> list[str]:
             ("--max-num-seqs", report.max_num_seqs),
             ("--block-size", options.block_size),
             ("--kv-cache-memory-bytes", options.kv_pool_bytes),
-            ("--kv-cache-dtype", VLLM_CACHE.get(study.kv_format.name)),
+            ("--kv-cache-dtype", _vllm_cache(report)),
             ("--quantization", _online(report)),
             ("--dtype", _dtype(report)),
             ("--speculative-config", guessed if options.speculative_layers else None),

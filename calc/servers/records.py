@@ -28,7 +28,8 @@ class ModelFacts:
     `vision_params`: parameters of encoders and projectors, part of every rank's share. An image of
     `image_elements` pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video),
     below which vLLM does not set its tokens per step. `state_element_bytes`: the config's own type of recurrent state.
-    `repeated_kv`: transformers caches K and V once per query head (falcon).
+    `repeated_kv`: transformers caches K and V once per query head (falcon). `cache_format`: the checkpoint's own
+    format of the cache, which its `quantizer` (modelopt, compressed-tensors) wrote into it.
     """
 
     rope_elements: int | None = None
@@ -39,6 +40,8 @@ class ModelFacts:
     item_tokens: int = 0
     state_element_bytes: int | None = None
     repeated_kv: bool = False
+    cache_format: str | None = None
+    quantizer: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -9,6 +9,7 @@ from calc.model.spec import Study
 from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.refusals import context_remark, refusal, tokens_remark
+from calc.servers.serving import cache_of_checkpoint
 from calc.servers.versions import version_remark
 
 
@@ -19,9 +20,15 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
     """
     check_options(study, options)
     report = _counted(study, options)
-    remarks = (version_remark(options.engine, options.version), context_remark(report), tokens_remark(report))
-    said = (*report.assumptions, *(remark for remark in remarks if remark))
-    return replace(report, refusal=refusal(report), assumptions=said)
+    said = (_own_cache(study, options), version_remark(options.engine, options.version))
+    remarks = [remark for remark in (*said, context_remark(report), tokens_remark(report)) if remark]
+    return replace(report, refusal=refusal(report), assumptions=(*report.assumptions, *remarks))
+
+
+def _own_cache(study: Study, options: ServerOptions) -> str | None:
+    """That the cache takes the checkpoint's own format, where it does."""
+    own = cache_of_checkpoint(options)
+    return f"the cache in {own}, as the checkpoint says" if own == study.kv_format.name else None
 
 
 def _counted(study: Study, options: ServerOptions) -> ServerReport:

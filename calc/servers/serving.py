@@ -7,6 +7,9 @@ from dataclasses import replace
 from calc.model.spec import Study
 from calc.model.storage import FORMATS
 from calc.servers.records import ServerOptions
+from calc.servers.versions import SGLANG_CACHE_OF_CHECKPOINT, VLLM_CACHE_OF_CHECKPOINT, parse_version
+
+SINCE = {"vllm": VLLM_CACHE_OF_CHECKPOINT, "sglang": SGLANG_CACHE_OF_CHECKPOINT}
 
 
 def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
@@ -17,7 +20,18 @@ def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cach
     if study.weight_format.bytes_per_element >= 4 and not weights_given and options.engine != "transformers":
         model = replace(study.model, stored=None) if study.model.stored is not None else study.model
         study = replace(study, model=model, weight_format=FORMATS["bf16"])
+    if not cache_given and (name := cache_of_checkpoint(options)):
+        return replace(study, kv_format=FORMATS[name])
     return cache_as_weights(study, given=cache_given)
+
+
+def cache_of_checkpoint(options: ServerOptions) -> str | None:
+    """The checkpoint's own cache format where the server's version takes it without being told; None where not."""
+    facts, since = options.facts, SINCE.get(options.engine, {}).get(options.facts.quantizer)
+    if facts.cache_format is None or since is None:
+        return None
+    taken = options.version is None or parse_version(options.version) >= since
+    return facts.cache_format if taken else None
 
 
 def cache_as_weights(study: Study, *, given: bool) -> Study:

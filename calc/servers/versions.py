@@ -23,6 +23,15 @@ VLLM_WHOLE_BLOCKS: Version = (0, 9, 1)
 """Before, concurrency was tokens / length; since, whole blocks of whole groups."""
 VLLM_MLA_SMALL_BLOCKS: Version = (0, 12)
 """Before, FlashMLA and its blocks of 64 were taken for latent attention; since, FlashAttention on Hopper."""
+VLLM_LATENT: Version = (0, 7, 1)
+"""Before, keys and values of latent attention were kept for every head, padded to 256."""
+VLLM_TRITON_EXPERTS: Version = (0, 12)
+"""Since, Triton's kernels for MXFP4 experts come with vLLM."""
+VLLM_SPARSE_FP8_ROWS: Version = (0, 19)
+"""Since, Blackwell keeps plain fp8 rows for sparse latent attention; before, every device kept rows with scales."""
+VLLM_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 14), "compressed-tensors": (0, 15)}
+"""Since, a checkpoint's own cache format is taken where --kv-cache-dtype is auto, by who quantized it."""
+SGLANG_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 5, 6)}
 VLLM_LEAN_SAMPLER: Version = (0, 17)
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)

@@ -13,13 +13,17 @@ from calc.explain.terms import Term, derive
 from calc.model.checks import partition_problem
 from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
-from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers, expanded
+from calc.servers.expert_padding import padding_bytes
+from calc.servers.generations import BLACKWELL, generation
 from calc.servers.records import Band, ServerOptions, ServerReport
 from calc.servers.versions import (
     MEASURED_VLLM,
     VLLM_GRAPHS_IN_BUDGET,
     VLLM_HYBRID,
+    VLLM_LATENT,
     VLLM_MLA_SMALL_BLOCKS,
+    VLLM_SPARSE_FP8_ROWS,
     VLLM_TOKENS_FROM_CONCURRENCY,
     VLLM_V1,
     VLLM_WHOLE_BLOCKS,
@@ -43,6 +47,8 @@ from calc.servers.vllm_budget import (
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
 from calc.servers.weights import stage_layers, stage_weight_bytes
 
+KEPT_PLAIN = 2
+"""Bytes per element from which a cache is not quantized."""
 SPECULATIVE_TOKENS = 3
 """Draft tokens per step in every log of a recurrent model with speculation; --speculative-tokens overrides it."""
 
@@ -121,9 +127,17 @@ class Stage:
         return self.pool // self.shape.block_bytes
 
 
-def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers: int) -> tuple[CacheLayers, ...]:
-    """What the layers of a stage keep; draft layers, on the last stage, keep what its attention layers keep."""
+def vllm_layers(study: Study, version: Version, *stage: int) -> tuple[CacheLayers, ...]:
+    """What the layers of a stage keep in `version`."""
     kept = cache_layers(study.model, *stage)
+    return kept if version >= VLLM_LATENT else expanded(kept)
+
+
+def stage_cache_layers(
+    study: Study, version: Version, stage: tuple[int, int], speculative_layers: int
+) -> tuple[CacheLayers, ...]:
+    """What the layers of a stage keep; draft layers, on the last stage, keep what its attention layers keep."""
+    kept = vllm_layers(study, version, *stage)
     if not speculative_layers or stage[1] != study.model.n_layers:
         return kept
     from dataclasses import replace
@@ -135,7 +149,7 @@ def stage_cache_layers(study: Study, stage: tuple[int, int], speculative_layers:
 def _block_size(study: Study, options: ServerOptions, version: Version) -> tuple[int, str]:
     if options.block_size is not None:
         return options.block_size, ""
-    latent = [kept for kept in cache_layers(study.model) if kept.kind == LATENT]
+    latent = [kept for kept in vllm_layers(study, version) if kept.kind == LATENT]
     if any(kept.index_elements for kept in latent):
         return 64, "blocks of 64 tokens, as sparse latent attention asks for"
     if latent and version < VLLM_MLA_SMALL_BLOCKS:
@@ -160,7 +174,17 @@ def _cache_setting(study: Study, options: ServerOptions, known: Resolved) -> Cac
         speculative_tokens=known.speculative_tokens,
         states_cached=options.prefix_caching_of_states,
         hybrid=hybrid,
+        scaled_rows=_scaled_rows(study, known.version),
     )
+
+
+def _scaled_rows(study: Study, version: Version) -> bool:
+    """Whether fp8 rows of sparse latent attention keep their rotary part in 16 bits and scales (fp8_ds_mla)."""
+    quantized = study.kv_format.bytes_per_element < KEPT_PLAIN
+    plain = version >= VLLM_SPARSE_FP8_ROWS and (
+        generation(study.device) == BLACKWELL or study.device.name.startswith("AMD")
+    )
+    return quantized and not plain
 
 
 def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, stage: tuple[int, int]) -> Stage:
@@ -174,6 +198,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         facts=options.facts,
         speculative_layers=options.speculative_layers,
     )
+    weights += padding_bytes(study, known.version, tp=tp, stage=stage)
     activation = activation_bytes(
         model,
         StepSetting(
@@ -194,7 +219,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
     inside = graphs if known.version >= VLLM_GRAPHS_IN_BUDGET else 0
     requested = ceil(known.total_bytes * known.utilization)
     derived = requested - weights - activation - non_torch - inside
-    kept = stage_cache_layers(study, stage, options.speculative_layers)
+    kept = stage_cache_layers(study, known.version, stage, options.speculative_layers)
     return Stage(
         number=number,
         weights=weights,

@@ -18,6 +18,8 @@ from calc.servers.records import CacheGroup
 
 GROUP_SLACK = Fraction(3, 2)
 """Layer kinds whose numbers differ by less than this form groups of the larger number, padded."""
+SCALE_GROUP = 128
+"""fp8 elements of a sparse latent row that share a scale of 4 bytes."""
 INDEX_ROW_BYTES = 132
 """An indexer's row in vLLM: 128 fp8 elements and a scale of 4 bytes."""
 
@@ -117,13 +119,22 @@ class CacheSetting:
     speculative_tokens: int
     states_cached: bool
     hybrid: bool
+    scaled_rows: bool = False
+
+
+def latent_row_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
+    """Bytes of a latent row; as ``fp8_ds_mla`` 512 in fp8, 4 scales of 4 bytes, 64 rotary elements in 16 bits: 656."""
+    if layer.sparse and setting.scaled_rows:
+        latent = layer.key_dim - layer.rope_dim
+        return latent + 4 * cdiv(latent, SCALE_GROUP) + 2 * layer.rope_dim
+    return ceil(layer.key_dim * setting.kv_element_bytes)
 
 
 def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
     """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
     if layer.kind == LATENT:
         index = INDEX_ROW_BYTES * layer.index_elements // 128
-        return ceil(layer.key_dim * setting.kv_element_bytes) + index
+        return latent_row_bytes(layer, setting) + index
     if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
         raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} and do not repeat evenly")
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)

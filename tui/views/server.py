@@ -33,9 +33,12 @@ class ServerAnswer:
 def server_answer(study: Study, options: ServerOptions) -> ServerAnswer:
     """The report of the server that `options` names, on `study`."""
     from calc.servers.report import server_report
+    from calc.servers.serving import as_served
 
     try:
-        return ServerAnswer(report=server_report(study, known_options(study, options)))
+        known = known_options(study, options)
+        given = study.kv_format.name != "bf16"  # the default: the checkpoint's own format takes its place
+        return ServerAnswer(report=server_report(as_served(study, known, weights_given=True, cache_given=given), known))
     except CalcError as error:
         return ServerAnswer(problem=str(error))
 

@@ -1,0 +1,149 @@
+"""What a server makes of a checkpoint's own formats: caches in fp8, MXFP4 experts, rows of sparse latent attention."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.server_models import models
+from calc import __main__ as calc_main
+from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
+from calc.model.storage import FORMATS
+from calc.model.stored import stored_format
+from calc.servers.expert_padding import expert_bytes, marlin_bytes, triton_bytes
+from calc.servers.facts import facts_from_config
+from calc.servers.records import ServerOptions, ServerReport
+from calc.servers.report import server_report
+from calc.sources.catalog import find_device, find_model
+
+GIB = 2**30
+LLAMA = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 131_072,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "tensor"}}
+    },
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True},
+}
+
+
+def answer(capsys: pytest.CaptureFixture[str], config: dict[str, Any], folder: Path, *words: str) -> dict[str, Any]:
+    (folder / "config.json").write_text(json.dumps(config))
+    common = ["--policy", "vllm", "--device", "h100-sxm", "--tp", "1", "--json"]
+    assert calc_main.main(["memory", "--model", str(folder / "config.json"), *common, *words]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_the_cache_of_a_compressed_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """2 x 32 layers x 8 heads x 128 elements in fp8: 65,536 B per token; told otherwise, or before 0.15, twice that."""
+    config = {**LLAMA, "quantization_config": COMPRESSED}
+    own = answer(capsys, config, tmp_path)
+    assert own["kv_bytes_per_token"] == 65_536
+    assert "the cache in fp8, as the checkpoint says" in own["engine"]["assumptions"]
+    told = answer(capsys, config, tmp_path, "--kv-format", "bf16")
+    assert told["kv_bytes_per_token"] == 131_072
+    assert "--kv-cache-dtype bfloat16" in told["launch"]
+    assert answer(capsys, config, tmp_path, "--engine-version", "0.14.1")["kv_bytes_per_token"] == 131_072
+
+
+def test_modelopt_says_it_beside_the_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+    assert answer(capsys, LLAMA, tmp_path)["kv_bytes_per_token"] == 65_536
+    assert answer(capsys, LLAMA, tmp_path, "--engine-version", "0.13.0")["kv_bytes_per_token"] == 131_072
+
+
+@pytest.mark.parametrize(
+    ("quantization", "found"),
+    [
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, ("fp8", "modelopt")),
+        ({"quant_method": "modelopt_fp4", "quantization": {"kv_cache_quant_algo": "NVFP4"}}, ("nvfp4", "modelopt")),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, ("fp8", "modelopt")),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": None}, (None, "")),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, (None, "")),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "int"}}, (None, "")),
+        ({"quant_method": "fp8"}, (None, "")),
+    ],
+)
+def test_what_a_config_says_of_its_cache(quantization: dict[str, Any], found: tuple[str | None, str]) -> None:
+    facts = facts_from_config({"quantization_config": quantization})
+    assert (facts.cache_format, facts.quantizer) == found
+
+
+def report(model: ModelSpec, device: DeviceSpec, **options: Any) -> ServerReport:
+    study = Study(
+        model=model,
+        device=device,
+        policy=Policy.REPLICATED,
+        weight_format=stored_format(model) or FORMATS["bf16"],
+        kv_format=FORMATS[options.pop("kv", "bf16")],
+    )
+    return server_report(study, ServerOptions(**options))
+
+
+def test_padded_experts_by_hand() -> None:
+    """2,880 to 3,072 and 2,944; 17 bits for 32 values of 4 bits and their scale, per 4 of them."""
+    assert expert_bytes(2880, 2880) == 3 * 2880 * 2880 * 17 // 32
+    assert marlin_bytes(2880, 2880) == 3 * 3072 * 2944 * 17 // 32
+    assert expert_bytes(4096, 2048) == marlin_bytes(4096, 2048) == triton_bytes(4096, 2048)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "version", "gib"),
+    [
+        ("gpt-oss-120b", "h100-sxm", "0.10.1", 65.9651),  # vllm-project/vllm#23278
+        ("gpt-oss-120b", "h100-sxm", "0.14.1", 64.38),  # vllm-project/vllm#33155
+        ("gpt-oss-20b", "a100-80gb", "0.11.0", 13.7164),  # a public log of gpt-oss-20b, Marlin
+    ],
+)
+def test_loaded_experts_are_the_logs(name: str, device: str, version: str, gib: float) -> None:
+    loaded = report(find_model(name), find_device(device), version=version).weight_bytes_per_gpu
+    assert loaded / GIB == pytest.approx(gib, rel=0.004)
+
+
+def test_gpt_oss_120b_on_one_h100_is_the_log() -> None:
+    """-2.14 GiB for the cache at 0.10.1 and 0.9 (vllm-project/vllm#23278)."""
+    pool = report(find_model("gpt-oss-120b"), find_device("h100-sxm"), version="0.10.1").kv_pool_bytes
+    assert pool / GIB == pytest.approx(-2.14, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "row"),
+    [
+        ("h200-sxm", "0.19.0", 656),
+        ("b200-sxm", "0.19.0", 576),
+        ("b200-sxm", "0.17.0", 656),
+        ("h100-sxm", "0.13.0", 656),
+    ],
+)
+def test_fp8_rows_of_sparse_attention(device: str, version: str, row: int) -> None:
+    """61 layers, the indexer's 132 B beside the row: 48,068 B per token on Hopper."""
+    found = report(models()["deepseek-ai/DeepSeek-V3.2"], find_device(device), version=version, tp=8, kv="fp8")
+    assert found.kv_request_bytes == 61 * (row + 132) * 8192
+
+
+def test_rows_that_are_not_sparse_or_not_quantized_are_plain() -> None:
+    device = find_device("h200-sxm")
+    dense = report(models()["deepseek-ai/DeepSeek-R1"], device, tp=8, kv="fp8")
+    assert dense.kv_request_bytes == 61 * 576 * 8192
+    sparse = report(models()["deepseek-ai/DeepSeek-V3.2"], device, tp=8)
+    assert sparse.kv_request_bytes == 61 * (2 * 576 + 132) * 8192
+
+
+@pytest.mark.parametrize(("name", "tp", "token"), [("deepseek-v2", 8, 983_040), ("deepseek-v2-lite", 1, 442_368)])
+def test_before_the_latent_cache_every_head_was_kept(name: str, tp: int, token: int) -> None:
+    """vLLM before 0.7.1: K and V of 256 for 128 (16) heads in 60 (27) layers (vllm-project/vllm#4650)."""
+    old = report(find_model(name), find_device("h100-sxm"), version="0.5.4", tp=tp)
+    new = report(find_model(name), find_device("h100-sxm"), version="0.7.1", tp=tp)
+    assert (old.kv_request_bytes, old.block_size) == (token * 8192, 16)
+    assert new.kv_request_bytes == find_model(name).n_layers * 576 * 2 * 8192
