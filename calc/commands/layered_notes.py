@@ -22,7 +22,7 @@ def layered_notes(report: MemoryReport) -> list[str]:
 def _kinds_note(report: MemoryReport) -> str:
     kinds = [f"{n:,} with {layer.label}" for layer, n in report.study.model.groups.items()]
     shown = [*kinds[:MOST_KINDS], *([f"{len(kinds) - MOST_KINDS} more kinds"] if len(kinds) > MOST_KINDS else [])]
-    return f"Layers: {', '.join(shown)}."
+    return f"Layers: {'; '.join(shown)}."
 
 
 def _active_note(report: MemoryReport) -> str:

@@ -92,7 +92,7 @@ def _bytes_note(report: MemoryReport) -> str:
     value = study.weight_format.bytes_per_element
     each = f"{float(value):g} byte" + ("" if value == 1 else "s")
     if study.weight_format.stored is not None:
-        return f"A parameter takes {each} on average, as it is stored"
+        return f"The weights take {each} per parameter on average, as they are stored"
     return f"Every parameter is counted at {each}"
 
 

@@ -52,7 +52,7 @@ class Experts:
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return f"{self.n_experts:,} experts of {self.expert_size:,}, {self.top_k:,} active"
+        return f"{self.n_experts:,} experts of {self.expert_size:,} ({self.top_k:,} active)"
 
     @property
     def inner(self) -> int:

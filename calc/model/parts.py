@@ -480,7 +480,7 @@ class LayerSpec:
     @property
     def label(self) -> str:
         """What it consists of, in words."""
-        return "; ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "nothing but a norm"
+        return " + ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "nothing but a norm"
 
     def tensors(self) -> Iterator[Tensor]:
         """All of it, names below the layer (``self_attn.q_proj``)."""

@@ -117,7 +117,7 @@ class SpecPane(Pane):
         """What only large screens have room for; the app calls this after the first paint."""
         from tui.widgets.plot import PlotView
 
-        plot = card("Largest batch against context", PlotView(id="spec-plot"), id="card-plot")
+        plot = card("Plot", PlotView(id="spec-plot"), id="card-plot")
         more = VerticalScroll(
             card("Tensor parallelism", CachedStatic(id="spec-tp")),
             card("Calculation", Derivation(id="spec-steps")),

@@ -226,12 +226,6 @@ def _feed_kind(study: Study, part: FeedForward, n: int, hidden: int) -> Kind:
 
 # Shown
 
-LABEL_ROOM = 29
-
-
-def _cut(label: str) -> str:
-    return label if len(label) <= LABEL_ROOM else f"{label[: LABEL_ROOM - 1]}…"
-
 
 def kinds_table(found: LayerMap) -> Table:
     """The legend of the map: mark and kind, layers, cache per token, bytes and of what."""
@@ -252,7 +246,7 @@ def _kind_row(kind: Kind) -> Row:
     held = Quantity(f"{format_decimal(kind.bytes_held)}{kind.held}", kind.bytes_held, "B")
     return Row(
         (
-            f"{kind.mark} {_cut(kind.label)}",
+            f"{kind.mark} {kind.label}",
             format_count(kind.layers),
             format_bytes_exact(kind.per_token) if kind.per_token else "",
             held if kind.bytes_held else "nothing",

@@ -24,7 +24,8 @@ def question(state: AppState) -> list[list[Piece]]:
     """The first line in several lengths, the longest first: model · formats · context ▏ device ▏ rule."""
     study = state.study
     device = device_short_name(study.device)
-    name, weights, kv = study.model.title, study.weight_format.name, study.kv_format.name
+    name, kv = study.model.title, study.kv_format.name
+    weights = study.weight_format.name.partition(",")[0]  # "fp8, blocks of 128 x 128" in one word
     tokens = f"{study.context:,} tokens"
     rule = state.policy.replace("-", " ")
     formats = f"{weights} weights · {kv} KV"

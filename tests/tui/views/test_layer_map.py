@@ -140,7 +140,7 @@ async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int
         await pilot.pause(0.1)
         shown = text(app)
         assert "~~~█~~~█~~~█" in shown
-        for part in ("gated delta", "33.42 MB/seq", "167.77 MB/req", "256 experts of 512, 8 active"):
+        for part in ("gated delta", "33.42 MB/seq", "167.77 MB/req", "256 experts of 512 (8 active)"):
             assert part in shown
         assert app.query_one("#derivation", Derivation).title == "Gated delta: 30 layers"
         assert "e_s · b_s" in app.query_one("#derivation", Derivation).plain()
