@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document, json_number, term_document
 from calc.commands.headline import Headline, asked_document, headline, sentences, with_headline
+from calc.commands.llamacpp import add_llamacpp_options
 from calc.commands.options import (
     SERVERS,
     Parser,
@@ -33,6 +34,7 @@ def memory_parser(prog: str) -> Parser:
     parser.add_argument("--batch", type=count, metavar="N", help="requests at once: do they fit, and what is left?")
     add_parallel_options(parser)
     add_server_options(parser)
+    add_llamacpp_options(parser)
     return parser
 
 

@@ -126,10 +126,20 @@ def device_from(args: argparse.Namespace) -> DeviceSpec:
     memory = args.gpu_memory
     if args.device is None:
         return manual_device(memory if memory is not None else 80 * 10**9)
-    device = find_device(args.device)
+    device = find_device(device_names(args)[0])
     if memory is None or memory == device.memory_bytes:
         return device
     return replace(device, name=f"{device.name} (edited)", memory_bytes=memory, reading=memory_reading(memory))
+
+
+def device_names(args: argparse.Namespace) -> list[str]:
+    """The names of ``--device A,B``, which only llama.cpp runs on at once. Raises SpecError."""
+    names = [name.strip() for name in args.device.split(",")]
+    if len(names) > 1 and args.policy != "llamacpp":
+        raise SpecError("device", f"{len(names)} devices: unlike devices share a model with --policy llamacpp only")
+    if len(names) > 1 and args.gpu_memory is not None:
+        raise SpecError("gpu_memory", "--gpu-memory is of one device: leave it out with --device A,B")
+    return names
 
 
 def formats_from(args: argparse.Namespace, model: ModelSpec) -> dict[str, StorageFormat]:
@@ -206,10 +216,16 @@ def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
         model=model,
         device=device_from(args),
         context=args.context,
-        tps=args.tp or TPS,
+        tps=_degrees(args),
         policy=Policy.REPLICATED if server else Policy(args.policy),
         **formats_from(args, model),
     )
+
+
+def _degrees(args: argparse.Namespace) -> tuple[int, ...]:
+    """The degrees of --tp; of unlike devices their number."""
+    n = 1 if args.device is None else len(device_names(args))
+    return args.tp or TPS if n == 1 else (n,)
 
 
 def add_parallel_options(parser: argparse.ArgumentParser) -> None:
@@ -227,6 +243,7 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
 SERVER_OPTIONS = (
     "engine_version", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs", "block_size", "kv_pool",
     "enforce_eager", "speculative_layers", "speculative_tokens", "prefix_caching", "disable_hybrid",
+    "n_gpu_layers", "n_cpu_moe", "kv_on_host", "tensor_split", "parallel", "swa_full", "cache_ram",
 )  # fmt: skip
 
 
@@ -250,7 +267,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 
 def check_server_options(args: argparse.Namespace) -> None:
     """Raise SpecError for options of a server without its policy, and for what no server counts."""
-    given = [name for name in SERVER_OPTIONS if getattr(args, name)]
+    given = [
+        name for name in SERVER_OPTIONS if getattr(args, name, None) is not None and getattr(args, name) is not False
+    ]
     if given and args.policy not in SERVERS:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         needs = "needs" if len(given) == 1 else "need"

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document, term_document
 from calc.commands.headline import batch_document, batch_sentence
+from calc.commands.llamacpp import (
+    best_split,
+    placement_document,
+    placement_notes,
+    placement_options,
+    placement_table,
+)
 from calc.commands.memory import memory_document
 from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Table
@@ -31,7 +38,6 @@ def options_from(args: argparse.Namespace, study: Study | None = None) -> Server
         version=args.engine_version,
         gpu_memory_utilization=args.gpu_memory_utilization,
         max_num_batched_tokens=args.max_num_batched_tokens,
-        max_num_seqs=args.max_num_seqs,
         block_size=args.block_size,
         kv_pool_bytes=args.kv_pool,
         enforce_eager=args.enforce_eager,
@@ -45,6 +51,7 @@ def options_from(args: argparse.Namespace, study: Study | None = None) -> Server
         dcp=args.dcp or 1,
         dp_attention=args.dp_attention or 1,
         facts=ModelFacts() if study is None else facts_of(args.model, study.model.name),
+        **placement_options(args),
     )
 
 
@@ -101,6 +108,7 @@ def engine_document(report: ServerReport) -> Document:
         "starts": report.starts,
         "fits": report.fits,
         "bands": {name: list(band) for name, band in report.bands.items()},
+        **placement_document(report),
     }
 
 
@@ -127,7 +135,7 @@ def server_document(
 def free_bytes(report: ServerReport, batch: int) -> int:
     """Left in the pool of the GPU that binds beside `batch` requests; below zero where they do not fit."""
     per_group = -(-batch // report.options.dp_attention)
-    return report.kv_pool_bytes - per_group * report.kv_request_bytes
+    return report.cache_room_bytes - per_group * report.kv_request_bytes
 
 
 def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> Document:
@@ -147,6 +155,11 @@ def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> D
 def server_notes(reports: tuple[Tried, ...], report: ServerReport, batch: int | None) -> list[str]:
     """Whether it starts and fits, whether a batch does, what other TPs would do, and what was assumed."""
     name = SERVER_NAMES[report.options.engine]
+    assumed = [f"Assumed: {'; '.join(report.assumptions)}."] if report.assumptions else []
+    if report.devices and report.refusal is None:
+        split = None if report.fits else best_split(report.study, report.options)
+        asked = [] if batch is None else [_batch_note(report, batch)]
+        return [*placement_notes(report, split), *asked, *assumed]
     if report.refusal is not None:
         said = f"{name} does not start: {report.refusal}."
     elif report.kv_pool_bytes <= 0:
@@ -156,9 +169,8 @@ def server_notes(reports: tuple[Tried, ...], report: ServerReport, batch: int | 
         said = f"{name} {does} its pool holds {report.max_concurrency:.2f} of one full-length request."
     else:
         said = f"{name} holds {report.max_concurrency:,.2f} full-length requests at once{_where(report)}."
-    assumed = f"Assumed: {'; '.join(report.assumptions)}." if report.assumptions else ""
     asked = [] if batch is None else [_batch_note(report, batch)]
-    return [said, *asked, *_other_tps(reports, report), *([assumed] if assumed else [])]
+    return [said, *asked, *_other_tps(reports, report), *assumed]
 
 
 def _where(report: ServerReport) -> str:
@@ -183,7 +195,8 @@ def _other_tps(reports: tuple[Tried, ...], report: ServerReport) -> list[str]:
 
 def server_tables(reports: tuple[Tried, ...], report: ServerReport) -> list[Table]:
     """The parts of one GPU's memory, the groups of layers, every TP."""
-    return [_parts_table(report), _groups_table(report), *([_tp_table(reports)] if len(reports) > 1 else [])]
+    parts = placement_table(report) if report.devices else _parts_table(report)
+    return [parts, _groups_table(report), *([_tp_table(reports)] if len(reports) > 1 else [])]
 
 
 def _parts_table(report: ServerReport) -> Table:
@@ -252,6 +265,8 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
         from calc.fit.memory import memory_report
 
         base = memory_report(study)
+    if options.engine == "llamacpp" and options.max_num_seqs is None and args.batch is not None:
+        options = replace(options, max_num_seqs=args.batch)
     reports = tried(study, options)
     report = chosen(reports)
     if asked_bytes > study.weight_format.bytes_per_element:
@@ -267,7 +282,8 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
         tables.component_table(base),
         tables.derivation_table((*base.steps[:-1], *report.steps)),
     ]
-    what = f"{study.model.title} on {study.device.name}, {study.context:,} tokens"
+    devices = " and ".join(device.name for device in options.devices) or study.device.name
+    what = f"{study.model.title} on {devices}, {study.context:,} tokens"
     heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
     notes = [*server_notes(reports, report, args.batch), *served_notes(base)]
     if (command := launch_command(report)) is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from calc.commands.llamacpp import add_llamacpp_options, split_advice, split_document, split_table
 from calc.commands.notes import context_notes
 from calc.commands.options import (
     SERVER_NAMES,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 FINDS = ("context", "batch", "devices", "device", "format")
+SPLIT = "split"
+"""What is on the host: of llama.cpp alone."""
 
 
 def solve_parser(prog: str) -> Parser:
@@ -55,7 +58,9 @@ def solve_parser(prog: str) -> Parser:
         "server policy, the answer is what that server would admit.",
     )
     add_study_options(parser)
-    parser.add_argument("--find", choices=(*FINDS, "all"), default="all", help="the question to answer (default all)")
+    parser.add_argument(
+        "--find", choices=(*FINDS, SPLIT, "all"), default="all", help="the question to answer (default all)"
+    )
     parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that must fit (default 1)")
     parser.add_argument("--tp", type=count, default=1, metavar="N", help="devices that share the model (default 1)")
@@ -64,6 +69,7 @@ def solve_parser(prog: str) -> Parser:
     )
     add_policy_option(parser, servers=True)
     add_server_options(parser)
+    add_llamacpp_options(parser)
     parser.set_defaults(pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser)
     return parser
@@ -121,7 +127,7 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     """``solve``: exit code 0, also where nothing fits (that is an answer)."""
     args = solve_parser(prog).parse_args(argv)
     asked = question_from(args)
-    finds = FINDS if args.find == "all" else (args.find,)
+    finds = _finds(args)
     document = solve_document(asked, finds)
     if args.format == "json":
         return emit_json(args, document)
@@ -130,6 +136,15 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     heading += f", TP {asked.tp}, as {SERVER_NAMES.get(asked.policy, asked.policy)} counts"
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
+
+
+def _finds(args: argparse.Namespace) -> tuple[str, ...]:
+    splits = args.policy == "llamacpp"
+    if args.find == SPLIT and not splits:
+        raise SpecError("find", "--find split is about llama.cpp, which runs layers on the host: add --policy llamacpp")
+    if args.find != "all":
+        return (args.find,)
+    return (*FINDS, SPLIT) if splits else FINDS
 
 
 def _advice_sentences(document: Document) -> list[str]:
@@ -170,6 +185,8 @@ def _verdict(asked: Question) -> Document:
             ),
             *(step for step in steps if step.change != "context"),
         )
+    if asked.policy == "llamacpp" and asked.server is not None and at.batch < batch:
+        steps = (*split_advice(asked.study, replace(asked.server, tp=asked.tp), batch), *steps)
     return {
         "fits": at.batch >= batch and not refused,
         "missing_bytes": at.missing_bytes,
@@ -229,12 +246,18 @@ def _find_format(q: Question) -> list[Document]:
     return [_record(answer) for answer in formats_that_fit(q.costs, batch=q.batch)]
 
 
+def _find_split(q: Question) -> Document:
+    assert q.server is not None
+    return split_document(q.study, replace(q.server, tp=q.tp), q.batch)
+
+
 ANSWERS: dict[str, Callable[[Question], Any]] = {
     "context": _find_context,
     "batch": _find_batch,
     "devices": _find_devices,
     "device": _find_device,
     "format": _find_format,
+    SPLIT: _find_split,
 }
 
 
@@ -334,4 +357,5 @@ TABLES: dict[str, Callable[[Any, Document], Table]] = {
     "devices": _devices_table,
     "device": _device_table,
     "format": _format_table,
+    SPLIT: split_table,
 }

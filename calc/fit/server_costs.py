@@ -128,7 +128,7 @@ def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admis
         return Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
     if problem := pool_refusal(report):
         return Admission(batch=0, missing_bytes=0, problem=problem, runnable=False)
-    most, each, pool = floor(report.max_concurrency + 1e-9), report.kv_request_bytes, report.kv_pool_bytes
+    most, each, pool = floor(report.max_concurrency + 1e-9), report.kv_request_bytes, report.cache_room_bytes
     asked = most or 1 if batch is None else batch
     return Admission(
         batch=most,

@@ -12,7 +12,11 @@ from calc.servers.versions import VLLM_HYBRID, parse_version
 
 Kept = tuple[CacheLayers, ...]
 
-WORDS: Mapping[str, str] = {"prefix_caching_of_states": "--prefix-caching", "kv_pool_bytes": "--kv-pool"}
+WORDS: Mapping[str, str] = {
+    "prefix_caching_of_states": "--prefix-caching",
+    "kv_pool_bytes": "--kv-pool",
+    "cache_ram_bytes": "--cache-ram",
+}
 """Options whose word on the command line is not their name."""
 UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("vllm", "sglang"),
@@ -27,9 +31,17 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "pp_layers": ("vllm",),
     "dcp": ("vllm",),
     "dp_attention": ("sglang",),
+    "kv_pool_bytes": ("vllm", "sglang", "transformers"),
+    "n_gpu_layers": ("llamacpp",),
+    "n_cpu_moe": ("llamacpp",),
+    "kv_on_host": ("llamacpp",),
+    "tensor_split": ("llamacpp",),
+    "swa_full": ("llamacpp",),
+    "cache_ram_bytes": ("llamacpp",),
 }
 """The servers that each option changes something for."""
 
+DEFAULTS = ServerOptions()
 INSTEAD = dict.fromkeys(("pp", "pp_layers", "dcp", "dp_attention"), "--tp is the number of devices")
 
 
@@ -46,8 +58,7 @@ def check_options(study: Study, options: ServerOptions) -> None:
 
 
 def _given(options: ServerOptions, name: str) -> bool:
-    value = getattr(options, name)
-    return value not in (None, 0, False) and not (name in ("pp", "dcp", "dp_attention") and value == 1)
+    return bool(getattr(options, name) != getattr(DEFAULTS, name))
 
 
 def _word(name: str) -> str:
@@ -71,6 +82,7 @@ def _no_draft(options: ServerOptions, kept: Kept) -> str:
 
 _LACKING: Mapping[str, Callable[[ServerOptions, Kept], str]] = {
     "disable_hybrid": _no_windows,
+    "swa_full": _no_windows,
     "prefix_caching_of_states": _no_states,
     "speculative_tokens": _no_draft,
 }

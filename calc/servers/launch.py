@@ -7,12 +7,16 @@ from fractions import Fraction
 
 from calc.errors import CalcError
 from calc.model.spec import ModelSpec
+from calc.servers.llamacpp.builds import FLASH_WORDS, UNIFIED, build_of
 from calc.servers.records import ServerReport
 from calc.servers.serving import cache_of_checkpoint
 
 VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
+MIB = 2**20
+ALL_LAYERS = 999
+"""More than any model has: llama.cpp takes them all."""
 ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
 
 
@@ -119,26 +123,31 @@ def _sglang(report: ServerReport) -> list[str]:
 
 
 def _llamacpp(report: ServerReport) -> list[str]:
-    study, options = report.study, report.options
+    study, options, build = report.study, report.options, build_of(report.version)
     name = served_name(study.model)
     file = name if name.endswith(".gguf") else f"{name.rpartition('/')[2]}.gguf"
     cache = study.kv_format
     keys, values = (LLAMACPP_CACHE.get(each.name, each.name) for each in cache.pair or (cache, cache))
-    slots = report.max_num_seqs or 1
+    slots, layers = report.max_num_seqs or 1, report.n_gpu_layers or 0
     words = _words(
         [
             ("--model", file),
             ("--ctx-size", (options.max_model_len or study.context) * slots),
             ("--parallel", slots),
             ("--ubatch-size", report.max_num_batched_tokens),
-            ("--n-gpu-layers", 999),
+            ("--n-gpu-layers", ALL_LAYERS if layers > study.model.n_layers else layers),
+            ("--n-cpu-moe", report.n_cpu_moe or None),
+            ("--tensor-split", ",".join(_text(share) for share in options.tensor_split) or None),
             ("--cache-type-k", keys),
             ("--cache-type-v", values),
-            ("--flash-attn", "on"),
+            ("--cache-ram", None if options.cache_ram_bytes is None else options.cache_ram_bytes // MIB),
         ]
     )
-    shared = ["--kv-unified"] if slots > 1 else []  # one cache for all slots, as the windows are counted
-    return ["llama-server", *words, *shared]
+    flags = ["--flash-attn", "on"] if build >= FLASH_WORDS else ["--flash-attn"]
+    flags += ["--no-kv-offload"] if options.kv_on_host else []
+    flags += ["--swa-full"] if options.swa_full else []
+    flags += ["--kv-unified"] if slots > 1 and build >= UNIFIED else []  # one cache for all slots, as it is counted
+    return ["llama-server", *words, *flags]
 
 
 def _transformers(report: ServerReport) -> str:

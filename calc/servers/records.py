@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from calc.errors import SpecError
 from calc.explain.terms import Term
-from calc.model.spec import Study, check_count
+from calc.model.spec import DeviceSpec, Study, check_count
 
 ENGINES = ("vllm", "sglang", "transformers", "llamacpp")
 
@@ -51,7 +51,8 @@ class ServerOptions:
 
     `kv_pool_bytes` replaces the derived pool, per GPU. `pp_layers`: layers of each stage (VLLM_PP_LAYER_PARTITION).
     `dp_attention` is SGLang's ``--dp-size`` with attention data-parallel inside the TP group. `state_element_bytes`
-    is of the recurrent state (None: as the version does). Raises SpecError.
+    is of the recurrent state (None: as the version does). From `n_gpu_layers` (None: all of them) on, options are
+    llama.cpp's; `devices` are unlike ones, in order (none: `tp` of the study's). Raises SpecError.
     """
 
     engine: str = "vllm"
@@ -75,13 +76,21 @@ class ServerOptions:
     activation_element_bytes: int = 2
     state_element_bytes: int | None = None
     facts: ModelFacts = field(default_factory=ModelFacts)
+    n_gpu_layers: int | None = None
+    n_cpu_moe: int = 0
+    kv_on_host: bool = False
+    swa_full: bool = False
+    cache_ram_bytes: int | None = None
+    tensor_split: tuple[Fraction, ...] = ()
+    devices: tuple[DeviceSpec, ...] = ()
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise SpecError("engine", f"unknown engine {self.engine!r}: {', '.join(ENGINES)}")
         for name in ("tp", "pp", "dcp", "dp_attention", "activation_element_bytes"):
             check_count(name, getattr(self, name))
-        check_count("speculative_layers", self.speculative_layers, minimum=0)
+        for name in ("speculative_layers", "n_cpu_moe", *(["n_gpu_layers"] if self.n_gpu_layers is not None else [])):
+            check_count(name, getattr(self, name), minimum=0)
         for name in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -117,6 +126,37 @@ class CacheGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceShare:
+    """What llama.cpp puts on one device. `room_bytes`: what its driver's memory leaves for all of it."""
+
+    name: str
+    weight_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    room_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.kv_bytes + self.compute_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """What stays free; below zero where it does not fit."""
+        return self.room_bytes - self.total_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostShare:
+    """What llama.cpp keeps in the memory of the host."""
+
+    weight_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    prompt_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerReport:
     """What the server reserves and what its start-up log says, for the GPU that limits the batch.
 
@@ -147,6 +187,21 @@ class ServerReport:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     refusal: str | None = None
+    devices: tuple[DeviceShare, ...] = ()
+    host: HostShare | None = None
+    n_gpu_layers: int | None = None
+    n_cpu_moe: int = 0
+
+    @property
+    def fullest(self) -> DeviceShare | None:
+        """The device with the least to spare; None where the server divides the model evenly."""
+        return min(self.devices, key=lambda share: share.free_bytes, default=None)
+
+    @property
+    def cache_room_bytes(self) -> int:
+        """What the device that limits the batch has for the cache: its pool, or all that llama.cpp leaves there."""
+        full = self.fullest
+        return self.kv_pool_bytes if full is None else full.free_bytes + full.kv_bytes
 
     @property
     def context(self) -> int:

@@ -45,6 +45,10 @@ def _counted(study: Study, options: ServerOptions) -> ServerReport:
         from calc.servers.sglang import sglang_report
 
         return sglang_report(study, options)
-    from calc.servers.local import llamacpp_report, transformers_report
+    if options.engine == "transformers":
+        from calc.servers.local import transformers_report
 
-    return transformers_report(study, options) if options.engine == "transformers" else llamacpp_report(study, options)
+        return transformers_report(study, options)
+    from calc.servers.llamacpp.report import llamacpp_report
+
+    return llamacpp_report(study, options)

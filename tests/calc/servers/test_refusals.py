@@ -73,7 +73,7 @@ def test_a_pool_larger_than_what_is_left_does_not_start() -> None:
 
 
 def test_who_starts_with_less_than_a_request() -> None:
-    for engine, starts in (("vllm", False), ("sglang", True), ("transformers", True), ("llamacpp", False)):
+    for engine, starts in (("vllm", False), ("sglang", True), ("transformers", True)):
         short = report(engine, context=40_960, kv_pool_bytes=GIB)
         assert not short.fits
         assert short.starts is starts, engine

@@ -18,7 +18,6 @@ from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.facts import facts_from_config
 from calc.servers.launch import launch_command
-from calc.servers.local import cache_bytes, compute_buffer_bytes, window_cells
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.servers.versions import default_batched_tokens, default_max_seqs, default_utilization, is_large, parse_version
@@ -273,52 +272,6 @@ def test_sglang_data_parallel_attention() -> None:
     assert server_report(study(model), options).kv_tokens == 156_800
 
 
-def test_llama_cpp_windows_and_buffers() -> None:
-    assert window_cells(1024, n_seq=4, n_ubatch=512, n_ctx=1_000_000) == 4608
-    assert window_cells(1024, n_seq=1, n_ubatch=512, n_ctx=1024) == 1024
-    assert compute_buffer_bytes(n_ubatch=512, vocab_size=128_256, hidden_size=4096) == 258 * MIB + MIB // 2
-
-
-def test_llama_cpp_allocates_every_slot_whole() -> None:
-    options = ServerOptions(engine="llamacpp", max_num_seqs=4)
-    report = server_report(study(find_model("llama-3-8b")), options)
-    assert report.kv_pool_bytes == 4 * 8192 * 131_072
-    assert report.kv_tokens == 4 * 8192
-    assert report.max_concurrency == 4
-    most = server_report(study(find_model("llama-3-8b")), ServerOptions(engine="llamacpp"))
-    held = most.weight_bytes_per_gpu + most.activation_bytes + most.non_torch_bytes + most.kv_pool_bytes
-    assert held <= H100.memory_bytes < held + 8192 * 131_072
-
-
-def test_llama_cpp_holds_a_tied_embedding_twice() -> None:
-    tied, untied = find_model("qwen2.5-1.5b"), find_model("llama-3-8b")
-    assert _llamacpp(tied) - 2 * parameters(tied).total == 2 * tied.vocab_size * tied.hidden_size
-    assert _llamacpp(untied) == 2 * parameters(untied).total
-
-
-def _llamacpp(model: ModelSpec) -> int:
-    return server_report(study(model), ServerOptions(engine="llamacpp", max_num_seqs=1)).weight_bytes_per_gpu
-
-
-@pytest.mark.parametrize(
-    ("context", "slots", "mib"), [(2048, 1, 45.0), (5000, 1, 112.5), (8192, 1, 180.0), (5000, 4, 444.38)]
-)
-def test_llama_cpp_buffers_as_measured(context: int, slots: int, mib: float) -> None:
-    """SmolLM2-135M, f16 cache, unified: "KV buffer size" of llama.cpp itself."""
-    model = find_model("smollm2-135m")
-    options = ServerOptions(engine="llamacpp", max_num_seqs=slots)
-    report = server_report(study(model, context=context), options)
-    assert report.kv_pool_bytes / MIB == pytest.approx(mib, abs=0.005)
-
-
-def test_llama_cpp_cache_of_windows() -> None:
-    from calc.servers.cache_layers import cache_layers
-
-    kept = cache_layers(models()["google/gemma-3-1b-it"])
-    row = 2 * 256 * 2
-    assert cache_bytes(kept, 2, length=8192, slots=1, ubatch=512) == row * (4 * 8192 + 22 * 1024)
-
-
 def test_transformers_grows_its_cache() -> None:
     report = server_report(study(models()["google/gemma-2-2b-it"]), ServerOptions(engine="transformers"))
     row = 2 * 4 * 256 * 2
@@ -409,9 +362,6 @@ def test_launch_commands() -> None:
     assert "--tp-size 4 --dp-size 2" in sglang
     assert "--enable-dp-attention" in sglang
     assert "--mem-fraction-static 0.8" in sglang
-    llamacpp = launch_command(_report("llamacpp", max_num_seqs=3))
-    assert "--ctx-size 24576 --parallel 3" in llamacpp
-    assert llamacpp.endswith("--kv-unified")
     assert "DynamicCache" in launch_command(_report("transformers"))
 
 

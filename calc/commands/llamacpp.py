@@ -1,0 +1,203 @@
+"""``memory --policy llamacpp``: options of the split between devices and host, and what they come to."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from calc.commands.documents import Document
+from calc.commands.options import count, reader, size
+from calc.commands.tables import Table
+from calc.errors import QuantityError, SpecError
+from calc.units import format_count, format_decimal, parse_count
+
+if TYPE_CHECKING:
+    from calc.fit.solve import Advice
+    from calc.model.spec import DeviceSpec, Study
+    from calc.servers.records import ServerOptions, ServerReport
+
+HELD = ("weight_bytes", "kv_bytes", "compute_bytes")
+ALL = -1
+"""``--n-gpu-layers all``."""
+
+
+def layer_count(text: str) -> int:
+    """A number of layers, 0 among them; ALL for ``all``."""
+    if text.strip().lower() == "all":
+        return ALL
+    return 0 if text.strip() == "0" else parse_count(text, what="a number of layers")
+
+
+def split_shares(text: str) -> tuple[Fraction, ...]:
+    """Shares of the devices: ``3,1``."""
+    try:
+        shares = tuple(Fraction(part.strip()[:12]) for part in text.split(","))
+    except (ValueError, ZeroDivisionError):
+        raise QuantityError(f"a split is one number per device such as 3,1, not {text[:40]!r}") from None
+    if any(share < 0 for share in shares) or not sum(shares):
+        raise QuantityError(f"a split is one number per device, none below 0, such as 3,1, not {text[:40]!r}")
+    return shares
+
+
+def add_llamacpp_options(parser: argparse.ArgumentParser) -> None:
+    """How llama.cpp divides a model between devices and host."""
+    group = parser.add_argument_group("placement, with --policy llamacpp")
+    group.add_argument("--n-gpu-layers", type=reader(layer_count), metavar="N|all", help="upper layers on devices")
+    group.add_argument("--n-cpu-moe", type=count, metavar="N", help="lowest layers whose experts are on the host")
+    group.add_argument("--kv-on-host", action="store_true", help="the cache in host memory (--no-kv-offload)")
+    group.add_argument("--tensor-split", type=reader(split_shares), metavar="a,b", help="shares of the devices")
+    group.add_argument("--parallel", type=count, metavar="N", help="slots, each of --context tokens (default 1)")
+    group.add_argument("--swa-full", action="store_true", help="window layers keep the whole context")
+    group.add_argument("--cache-ram", type=size, metavar="SIZE", help="prompts kept on the host (default 8GiB)")
+
+
+def placement_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of ServerOptions that these options say. Raises SpecError."""
+    if args.parallel is not None and args.max_num_seqs is not None and args.parallel != args.max_num_seqs:
+        raise SpecError("max_num_seqs", "--parallel and --max-num-seqs are both llama.cpp's slots: give one of them")
+    return {
+        "n_gpu_layers": None if args.n_gpu_layers in (None, ALL) else args.n_gpu_layers,
+        "n_cpu_moe": args.n_cpu_moe or 0,
+        "kv_on_host": args.kv_on_host,
+        "tensor_split": args.tensor_split or (),
+        "swa_full": args.swa_full,
+        "cache_ram_bytes": args.cache_ram,
+        "max_num_seqs": args.parallel or args.max_num_seqs,
+        "devices": devices_from(args),
+    }
+
+
+def devices_from(args: argparse.Namespace) -> tuple[DeviceSpec, ...]:
+    """The devices of ``--device A,B``; () where one is named. Raises CalcError."""
+    from calc.sources.catalog import find_device
+
+    names = [name.strip() for name in (args.device or "").split(",")]
+    return tuple(find_device(name) for name in names) if len(names) > 1 else ()
+
+
+def placement_document(report: ServerReport) -> Document:
+    """What is on each device and on the host, for the "engine" block."""
+    if report.host is None:
+        return {}
+    devices = [
+        {
+            "name": share.name,
+            "weight_bytes": share.weight_bytes,
+            "kv_bytes": share.kv_bytes,
+            "compute_bytes": share.compute_bytes,
+            "free_bytes": share.free_bytes,
+        }
+        for share in report.devices
+    ]
+    host = {
+        name: getattr(report.host, name) for name in ("weight_bytes", "kv_bytes", "compute_bytes", "prompt_cache_bytes")
+    }
+    return {"devices": devices, "host": host, "n_gpu_layers": report.n_gpu_layers, "n_cpu_moe": report.n_cpu_moe}
+
+
+def placement_table(report: ServerReport) -> Table:
+    """Weights, cache and compute buffers of each device and of the host."""
+    rows = [
+        (share.name, *map(format_decimal, (share.weight_bytes, share.kv_bytes, share.compute_bytes, share.total_bytes)),
+         _left(share.free_bytes))
+        for share in report.devices
+    ]  # fmt: skip
+    if (host := report.host) is not None:
+        held = (host.weight_bytes, host.kv_bytes, host.compute_bytes)
+        prompts = f"and up to {format_decimal(host.prompt_cache_bytes)} of prompts" if host.prompt_cache_bytes else ""
+        rows.append(("Host", *map(format_decimal, (*held, sum(held))), prompts))
+    return Table(
+        title=f"llama.cpp {report.version}: devices and host",
+        columns=("Place", "Weights", "Cache", "Compute", "Together", "Remark"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def _left(free: int) -> str:
+    return f"{format_decimal(free)} stay free" if free >= 0 else f"short by {format_decimal(-free)}"
+
+
+def placement_notes(report: ServerReport, best: ServerReport | None) -> list[str]:
+    """Whether it starts and with how many slots; else the split that does, with its launch line."""
+    from calc.servers.launch import launch_command
+
+    if report.fits:
+        slots = report.max_num_seqs or 1
+        said = f"llama.cpp starts with {_slots(slots)} of {format_count(report.context)} tokens"
+        more = report.requests
+        return [f"{said}; up to {more:,} would fit." if more > slots else f"{said}."]
+    full = min(report.devices, key=lambda share: share.free_bytes)
+    said = f"llama.cpp does not start: {full.name} is short by {format_decimal(-full.free_bytes)}"
+    said += f" with {placed_words(report)}."
+    if best is None:
+        return [said, "No split between device and host makes it fit."]
+    return [said, f"It fits with {placed_words(best)}: {launch_command(best)}"]
+
+
+def placed_words(report: ServerReport) -> str:
+    """``24 of 33 layers on devices``, and where the experts are."""
+    layers = report.study.model.n_layers + 1
+    on = f"all {layers:,}" if report.n_gpu_layers == layers else f"{report.n_gpu_layers:,} of {layers:,}"
+    words = f"{on} layers on the device" + ("s" if len(report.devices) > 1 else "")
+    if report.n_cpu_moe:
+        words += f" and the experts of {report.n_cpu_moe:,} on the host"
+    return words
+
+
+def _slots(n: int) -> str:
+    return "1 slot" if n == 1 else f"{n:,} slots"
+
+
+def best_split(study: Study, options: ServerOptions) -> ServerReport | None:
+    """The report of the split that fits with the least on the host; None where none does."""
+    from calc.servers.llamacpp.split import largest_split
+
+    return largest_split(study, options)
+
+
+# ``solve``
+
+
+def split_document(study: Study, options: ServerOptions, batch: int) -> Document:
+    """The split that fits `batch` slots: its options, what is where, its launch line; None of it where none fits."""
+    from calc.servers.launch import launch_command
+
+    best = best_split(study, replace(options, max_num_seqs=batch))
+    if best is None:
+        return {"fits": False, "n_gpu_layers": None, "n_cpu_moe": None, "devices": [], "host": None, "launch": None}
+    return {"fits": True, **placement_document(best), "launch": launch_command(best)}
+
+
+def split_table(answer: Document, document: Document) -> Table:
+    """The split as a table of what is where."""
+    rows = [
+        (str(i), *(format_decimal(place[name]) for name in HELD), format_decimal(place["free_bytes"]))
+        for i, place in enumerate(answer["devices"], 1)
+    ]
+    if answer["host"] is not None:
+        rows.append(("host", *(format_decimal(answer["host"][name]) for name in HELD), ""))
+    said = f"{answer['n_gpu_layers']:,} layers on devices" if answer["fits"] else "none fits"
+    if answer["n_cpu_moe"]:
+        said += f", the experts of {answer['n_cpu_moe']:,} on the host"
+    return Table(
+        title=f"Split between devices and host: {said}",
+        columns=("Device", "Weights", "Cache", "Compute", "Free"),
+        rows=tuple(rows or [("none", "–", "–", "–", "–")]),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def split_advice(study: Study, options: ServerOptions, batch: int) -> tuple[Advice, ...]:
+    """To put on the host what the devices do not hold; () where that does not help."""
+    from calc.fit.solve import Advice
+
+    best = best_split(study, replace(options, max_num_seqs=batch))
+    if best is None:
+        return ()
+    given = [("--n-gpu-layers", best.n_gpu_layers or 0)] if (best.n_gpu_layers or 0) <= study.model.n_layers else []
+    given += [("--n-cpu-moe", best.n_cpu_moe)] if best.n_cpu_moe else []
+    words = tuple(word for option, n in given for word in (option, str(n)))
+    return (Advice(change="split", text=f"Start it with {placed_words(best)}.", options=words),)

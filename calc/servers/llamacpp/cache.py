@@ -1,0 +1,116 @@
+"""llama.cpp's cache: cells for all slots, allocated at once, layer by layer.
+
+llama-kv-cache.cpp (contiguous, n_ctx cells for all slots), llama-kv-cache-iswa.cpp (window x slots + one batch, padded
+to 256), llama-memory-recurrent.cpp (one state per slot, in float32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
+
+from calc.model.latent import Latent
+from calc.model.parts import LayerSpec
+from calc.model.spec import ModelSpec
+from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.llamacpp.builds import LATENT_CACHE, WINDOW_CACHE
+
+CELL_PADDING = 256
+STATE_BYTES = 4
+NO_WINDOW = frozenset(
+    ("ministral", "mistral", "mixtral", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
+)
+"""Classes whose window llama.cpp does not use: their layers keep the whole context."""
+
+Each = int | Fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """`context` tokens for each of `slots`, in batches of `ubatch`, K and V at `key_bytes` and `value_bytes` each.
+
+    `whole_windows` (``--swa-full``): window layers keep the whole context.
+    """
+
+    context: int
+    slots: int
+    ubatch: int
+    key_bytes: Each
+    value_bytes: Each
+    whole_windows: bool = False
+
+    @property
+    def cells(self) -> int:
+        """Cells of a layer that keeps every token of every slot."""
+        return padded(self.context * self.slots)
+
+    @property
+    def batch(self) -> int:
+        """Tokens of one step."""
+        return min(self.ubatch, self.cells)
+
+    def cells_of(self, kept: CacheLayers) -> int:
+        """Cells of one such layer."""
+        if kept.window is None or self.whole_windows:
+            return self.cells
+        return window_cells(kept.window, n_seq=self.slots, n_ubatch=self.ubatch, n_ctx=self.cells)
+
+
+def padded(n: int) -> int:
+    """Whole blocks of cells."""
+    return -(-n // CELL_PADDING) * CELL_PADDING
+
+
+def window_cells(window: int, *, n_seq: int, n_ubatch: int, n_ctx: int) -> int:
+    """Cells of a window layer: room for all slots and one batch, padded, at most the context.
+
+    >>> window_cells(1024, n_seq=1, n_ubatch=512, n_ctx=131_072), window_cells(4096, n_seq=2, n_ubatch=512, n_ctx=8192)
+    (1536, 8192)
+    """
+    return min(n_ctx, padded(window * n_seq + n_ubatch))
+
+
+def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...], ...]:
+    """What each layer keeps, bottom first; nothing where it reads another layer's cache."""
+    known: dict[int, tuple[CacheLayers, ...]] = {}  # equal layers are one object
+    for i, layer in enumerate(model.layers):
+        if id(layer) not in known:
+            kept = cache_layers(model, i, i + 1)
+            known[id(layer)] = tuple(_as_kept(each, model, layer, build) for each in kept)
+    return tuple(known[id(layer)] for layer in model.layers)
+
+
+def _as_kept(kept: CacheLayers, model: ModelSpec, layer: LayerSpec, build: int) -> CacheLayers:
+    if kept.kind == LATENT and build < LATENT_CACHE:
+        return _expanded(kept, layer)
+    ignored = build < WINDOW_CACHE or model.model_type in NO_WINDOW
+    return replace(kept, kind=FULL, window=None) if kept.window is not None and ignored else kept
+
+
+def _expanded(kept: CacheLayers, layer: LayerSpec) -> CacheLayers:
+    """K and V of every head, as builds before the latent cache kept them."""
+    mixer = next(mixer for mixer in layer.mixers if isinstance(mixer, Latent))
+    return replace(
+        kept,
+        kind=FULL,
+        n_kv_heads=mixer.n_heads,
+        key_dim=mixer.nope_dim + mixer.rope_dim,
+        value_dim=mixer.value_dim,
+        index_elements=0,
+    )
+
+
+def layer_bytes(kept: CacheLayers, shape: CacheShape) -> int:
+    """Bytes of `kept.layers` such layers: states are float32, an indexer's keys are stored as K."""
+    if kept.kind == RECURRENT:
+        state = kept.state_elements + kept.conv_channels * (kept.conv_kernel - 1)
+        return kept.layers * shape.slots * state * STATE_BYTES
+    return kept.layers * shape.cells_of(kept) * sum(row_bytes(kept, shape))
+
+
+def row_bytes(kept: CacheLayers, shape: CacheShape) -> tuple[int, int]:
+    """Bytes of K and of V in one cell of one layer; a latent is K alone."""
+    keys = kept.n_kv_heads * kept.key_dim + kept.index_elements
+    values = 0 if kept.kind == LATENT else kept.n_kv_heads * kept.value_dim
+    return ceil(keys * shape.key_bytes), ceil(values * shape.value_bytes)
