@@ -754,7 +754,14 @@ def device_records(data: Path) -> Iterator[dict[str, Any]]:
             "source": "; ".join(filter(None, (row["source"], row["second_source"]))),
             "confidence": row["confidence"],
             "notes": notes,
+            **_reported(key),
         }
+
+
+def _reported(key: str) -> dict[str, Any]:
+    """Bytes as torch.cuda reports them and who says so; {} where no log is known."""
+    known = json.loads(Path(__file__).with_name("devices_reported.json").read_text()).get(key)
+    return {} if known is None else {"reported_memory_bytes": int(known[0] * 2**30), "reported_source": known[1]}
 
 
 def _memory(row: dict[str, str], label: int) -> tuple[int, str]:

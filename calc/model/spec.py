@@ -395,7 +395,8 @@ class DeviceSpec:
     """An accelerator. Peaks are dense (no sparsity), by dtype: "bf16", "fp8", "int8", "fp4", "fp32".
 
     `memory_bytes` is what calculations use; `reading` says where that number comes from ("80 GB read as
-    80 x 10^9 B"). What is not known is None or absent, never guessed.
+    80 x 10^9 B"). `reported_memory_bytes` is what PyTorch reports, with which servers budget. What is not known is
+    None or absent, never guessed.
     """
 
     name: str
@@ -406,6 +407,8 @@ class DeviceSpec:
     interconnect: str | None = None
     interconnect_bytes_per_s: float | None = None
     source: str = "typed in"
+    reported_memory_bytes: int | None = None
+    reported_source: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.memory_bytes, bool) or not isinstance(self.memory_bytes, int) or self.memory_bytes <= 0:

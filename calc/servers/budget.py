@@ -9,38 +9,24 @@ from calc.model.spec import DeviceSpec, Study
 from calc.servers.records import Band, ServerOptions
 from calc.units import GIB
 
-CUDA_GIB = {
-    "NVIDIA T4": 14.56,
-    "NVIDIA L4": 22.03,
-    "NVIDIA A10G": 21.98,
-    "NVIDIA L40S": 44.53,
-    "NVIDIA RTX 3090": 23.69,
-    "NVIDIA RTX 4090": 23.65,
-    "NVIDIA RTX 5090": 31.36,
-    "NVIDIA A100 SXM 80GB": 79.25,
-    "NVIDIA A100 PCIe 80GB": 79.25,
-    "NVIDIA H100 PCIe": 79.19,
-    "NVIDIA H200 SXM": 139.81,
-    "NVIDIA B200 SXM": 178.36,
-}
-"""Total memory as torch.cuda reports it in start-up logs, where the catalog has the driver's figure or the label."""
+CUDA_SHARE, LABEL_SHARE = 0.99, 0.985
+"""What CUDA reports of the driver's figure, and of the label's: over the devices whose logs are known."""
 
 
 def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
-    """Bytes that a server sees, and what was assumed where that is not what the device record says.
-
-    CUDA keeps about 1 % of what the driver shows.
-    """
-    own = device.memory_bytes
+    """Bytes that a server sees, and what was assumed where that is not what the device record says."""
+    own, seen = device.memory_bytes, device.reported_memory_bytes
     if device.source == "typed in" or "CUDA reports" in device.reading or "(edited)" in device.name:
         return own, None
-    if device.name in CUDA_GIB:
-        seen = int(CUDA_GIB[device.name] * GIB)
-        return seen, f"{device.name}: {CUDA_GIB[device.name]} GiB of memory as CUDA reports it in start-up logs"
-    if not device.name.startswith("NVIDIA"):
+    if seen is not None:
+        return seen, f"{device.name}: {seen / GIB:.2f} GiB of memory as PyTorch reports it ({device.reported_source})"
+    if "on the label" not in device.reading and not device.name.startswith("NVIDIA"):
         return own, None
-    share = 0.99 if "driver" in device.reading else 0.985
-    return int(own * share), f"{device.name}: CUDA is assumed to report {share:.1%} of {own / GIB:.2f} GiB"
+    if not device.name.startswith("NVIDIA"):
+        return own, f"{device.name}: what its driver reports is not known, its label is taken"
+    share = CUDA_SHARE if "driver" in device.reading else LABEL_SHARE
+    said = f"{device.name}: what CUDA reports is not known, {share:.1%} of {own / GIB:.2f} GiB is assumed"
+    return int(own * share), said
 
 
 def plain_bytes(study: Study, options: ServerOptions) -> int:

@@ -28,8 +28,10 @@ SWA_RATIO = Fraction(4, 5)
 STATE_RATIO = Fraction(9, 10)
 """--mamba-full-memory-ratio: pool of states to pool of tokens."""
 INDEX_ELEMENT_BYTES = 2
-CONTEXT_BYTES = int(0.61 * GIB)
-"""Gone before the weights: the CUDA context (139.20 of 139.81 GiB in a log)."""
+CONTEXT_BYTES, ROCM_CONTEXT_BYTES = int(0.61 * GIB), int(2.76 * GIB)
+"""Gone before the weights: the CUDA context (139.20 of 139.81 GiB in a log), ROCm's (188.32 of 191.98 with TP 8)."""
+GROUP_BYTES = int(0.9 * GIB)
+"""Gone where several GPUs share the model: buffers of the communicator."""
 
 
 def default_fraction(total_bytes: int, *, tp: int, chunk: int, graph_batch: int) -> Fraction:
@@ -101,10 +103,11 @@ def resolve(study: Study, options: ServerOptions) -> Known:
     large, middle = total > 60 * GIB, total > 35 * GIB
     chunk = options.max_num_batched_tokens or (8192 if large else 4096 if middle else 2048)
     batch = 256 if large else 64 if middle else 16
+    context = ROCM_CONTEXT_BYTES if study.device.name.startswith("AMD") else CONTEXT_BYTES
     return Known(
         total=total,
         visible=visible,
-        free=total - CONTEXT_BYTES - (int(0.9 * GIB) if options.tp > 1 else 0),
+        free=total - context - (GROUP_BYTES if options.tp > 1 else 0),
         plain=plain_bytes(study, options),
         length=options.max_model_len or study.context,
         chunk=chunk,

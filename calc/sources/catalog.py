@@ -64,7 +64,11 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceEntry:
-    """A catalog device: `label_bytes` is what is printed on it, `memory_bytes` what calculations use."""
+    """A catalog device: `label_bytes` is what is printed on it, `memory_bytes` what calculations use.
+
+    `reported_memory_bytes`: what PyTorch reports, with which servers budget, as `reported_source` says; None where
+    no log is known.
+    """
 
     id: str
     name: str
@@ -81,6 +85,8 @@ class DeviceEntry:
     source: str
     confidence: str
     notes: str
+    reported_memory_bytes: int | None = None
+    reported_source: str = ""
 
     @property
     def spec(self) -> DeviceSpec:
@@ -94,6 +100,8 @@ class DeviceEntry:
             interconnect=self.interconnect,
             interconnect_bytes_per_s=self.interconnect_bytes_per_s,
             source=self.source,
+            reported_memory_bytes=self.reported_memory_bytes,
+            reported_source=self.reported_source,
         )
 
     @property
