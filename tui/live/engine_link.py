@@ -142,6 +142,8 @@ class EngineLink:
 
     def tick(self) -> None:
         """Hand out what has come since the last call: one call per request, however many events."""
+        if self._app is not None and not self._app.is_running:
+            return  # the app is closing: panes are there without the widgets that an event would change
         events = self._client.poll()
         if not events:
             return

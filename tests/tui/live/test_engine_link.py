@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -14,6 +15,9 @@ from engine.process.events import Cancelled, EngineExited, Failed, Generate, Gen
 from engine.records import Event, Progress
 from tests.tui.live_engine import fake_engine
 from tui.live.engine_link import EngineLink, EngineStatus, Phase, loading_text
+
+if TYPE_CHECKING:
+    from textual.app import App
 
 
 @pytest.fixture
@@ -51,6 +55,32 @@ def test_it_goes_from_off_to_ready_and_tells_every_state(link: EngineLink) -> No
     assert link.status.model is not None
     assert link.status.line == "● ready: fake"
     assert link.status.pid == link.pid
+
+
+class FakeApp:
+    """What the link uses of an app."""
+
+    is_running = True
+
+    def set_interval(self, interval_s: float, callback: Callable[[], None]) -> None:
+        """The test ticks."""
+
+
+def test_panes_of_an_app_that_is_closing_get_no_events(link: EngineLink) -> None:
+    app = FakeApp()
+    link.attach(cast("App[None]", app))
+    spin(link, lambda: link.status.phase is Phase.READY)
+    seen: list[EngineStatus] = []
+    link.watch(seen.append)
+    link.submit(Generate(prompt="a", max_new_tokens=1))
+    seen.clear()
+    app.is_running = False
+    for _ in range(40):
+        link.tick()
+        time.sleep(0.005)
+    assert not seen
+    app.is_running = True
+    spin(link, lambda: bool(seen))
 
 
 def test_starting_twice_is_starting_once(link: EngineLink) -> None:
