@@ -65,6 +65,9 @@ class FakeApp:
     def set_interval(self, interval_s: float, callback: Callable[[], None]) -> None:
         """The test ticks."""
 
+    def post_message(self, message: object) -> None:
+        """Nobody listens."""
+
 
 def test_panes_of_an_app_that_is_closing_get_no_events(link: EngineLink) -> None:
     app = FakeApp()
