@@ -5,7 +5,8 @@ CalcError
 ├── QuantityError          a size or count could not be read ("80", "8 kilo")
 └── SourceError            a file or catalog name could not be used
     ├── UnknownName            not in the catalog (near names are offered)
-    └── UnsupportedArchitecture  the config's model_type is not known: never guessed
+    ├── UnsupportedArchitecture  the config's model_type is not known: never guessed
+    └── UnknownStorage           the model is known, but not the bytes of its quantized weights
         └── CacheUnknown           the same of a file whose weights are known: they stand in the sentence
 
 "Does not fit" is not here: it is an answer.
@@ -14,8 +15,12 @@ CalcError
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from calc.plain import one_line
+
+if TYPE_CHECKING:
+    from calc.model.spec import ModelSpec
 
 
 class CalcError(ValueError):
@@ -65,3 +70,11 @@ class CacheUnknown(UnsupportedArchitecture):
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(self.components.values())
+
+
+class UnknownStorage(SourceError):
+    """A config whose quantization kvscope cannot count. ``model`` is the model without what its checkpoint stores."""
+
+    def __init__(self, message: str, model: ModelSpec) -> None:
+        super().__init__(message)
+        self.model = model

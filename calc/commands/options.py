@@ -112,7 +112,8 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
     """The model of --model with the overrides put in. Raises CalcError."""
     from calc.sources import load_model
 
-    base = load_model(args.model if args.model is not None else "llama-3-8b")
+    name = args.model if args.model is not None else "llama-3-8b"
+    base = load_model(name, any_storage=args.weight_format is not None)
     given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
     if args.mlp is not None:
         given["mlp"] = Mlp(args.mlp)

@@ -92,8 +92,9 @@ def axes_from(args: argparse.Namespace) -> Axes:
     if args.devices and args.gpu_memory is not None:
         raise CalcError("--devices and --gpu-memory cannot be combined: write sizes among the devices (--devices 80GB)")
     devices = [_device(name) for name in args.devices or ()] or [manual_device(args.gpu_memory or 80 * 10**9)]
+    given = None not in (args.weight_formats or (None,))
     axes = Axes(
-        models=tuple(load_model(name) for name in args.models),
+        models=tuple(load_model(name, any_storage=given) for name in args.models),
         devices=tuple(devices),
         tps=args.tp,
         contexts=args.contexts,

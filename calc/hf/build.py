@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calc.errors import CalcError, SourceError, UnsupportedArchitecture
+from calc.errors import CalcError, SourceError, UnknownStorage, UnsupportedArchitecture
 from calc.hf import fallback
 from calc.hf.architecture import Architecture, Outer
 from calc.hf.architectures import BY_MODEL_TYPE
@@ -200,7 +200,10 @@ def _model(name: str, source: str, layers: tuple[LayerSpec, ...], sizes: Mapping
 
 
 def _with_stored(reader: Reader, spec: ModelSpec) -> ModelSpec:
-    stored = stored_weights(_with_expert_dtype(reader.config), spec, reader.source)
+    try:
+        stored = stored_weights(_with_expert_dtype(reader.config), spec, reader.source)
+    except SourceError as error:
+        raise UnknownStorage(str(error), replace(spec, notes=tuple(reader.notes))) from None
     if stored is not None:
         reader.notes.append(f"weights as the config says: {stored.name}, {stored.total_bytes:,} B")
     return replace(spec, stored=stored, notes=tuple(reader.notes))

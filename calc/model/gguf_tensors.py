@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from calc.model.components import component_of
 from calc.model.count import EMBED_TOKENS, LM_HEAD, outer_tensors
 from calc.model.gguf_rule import FileFacts, GgufTensor
-from calc.model.parts import BIAS, LINEAR, NORM, OTHER, LayerSpec, Tensor
+from calc.model.parts import LINEAR, OTHER, LayerSpec, Tensor
 
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
@@ -100,8 +101,7 @@ def _outside(model: ModelSpec) -> Iterator[GgufTensor]:
         elif tensor.name == LM_HEAD:
             yield _matrix("output", tensor)._replace(layer=-1, component="head")
         else:
-            component = "norms" if tensor.role == NORM else "head" if tensor.role == BIAS else "other"
-            yield _unnamed(tensor, model.hidden_size)._replace(layer=-1, component=component)
+            yield _unnamed(tensor, model.hidden_size)._replace(layer=-1, component=component_of(tensor))
 
 
 def _of_layer(layer: LayerSpec, model_type: str) -> list[GgufTensor]:
@@ -131,16 +131,7 @@ def _apart(layer: LayerSpec, model_type: str) -> Iterator[GgufTensor]:
             else:
                 yield _named(path, tensor, layer.hidden_size, model_type)
     for tensor in layer.rest():
-        yield _named(tensor.name, tensor, layer.hidden_size, model_type)._replace(component=_component(tensor))
-
-
-def _component(tensor: Tensor) -> str:
-    """What a tensor that is not in a mixer counts among."""
-    if tensor.role == NORM:
-        return "norms"
-    if tensor.expert:
-        return "experts"
-    return "other" if tensor.name in ("mlp.gate", "mlp.gate.bias") else "mlp"
+        yield _named(tensor.name, tensor, layer.hidden_size, model_type)._replace(component=component_of(tensor))
 
 
 def _named(path: str, tensor: Tensor, hidden_size: int, model_type: str) -> GgufTensor:

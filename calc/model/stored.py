@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STORED_NOTE = "weights as "
 """How a model's note on its stored weights begins: who stores them follows."""
-EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply"
+EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply: weights in the format that is given, or 16 bits"
 
 
 class LayerBytes(NamedTuple):

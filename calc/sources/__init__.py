@@ -9,7 +9,7 @@ import os.path
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from calc.errors import CalcError, SourceError, UnknownName
+from calc.errors import CalcError, SourceError, UnknownName, UnknownStorage
 from calc.plain import one_line
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 READ = (".json", ".toml")
 
 
-def load_model(name_or_path: str) -> ModelSpec:
+def load_model(name_or_path: str, *, any_storage: bool = False) -> ModelSpec:
     """A catalog name, a config.json, a folder that holds one, a ``.gguf`` or a spec ``.toml`` as a ModelSpec.
 
-    A catalog name wins over a file of the same name: write ``./llama-3-8b`` for the folder.
+    A catalog name wins over a file of the same name: write ``./llama-3-8b`` for the folder. With `any_storage`, a
+    quantization that is not counted is no refusal: the model comes without stored weights, and a note says so.
     Raises SourceError (UnknownName where it is neither a name nor an existing path), one sentence.
     """
     from calc.sources.catalog import find_model
@@ -39,7 +40,14 @@ def load_model(name_or_path: str) -> ModelSpec:
             if not _exists(text):
                 either = "; nor is there a file or folder of that name" if "/" in text else ""
                 raise UnknownName(f"{unknown}{either}") from None
-    return _safe(_from_path(text))
+    try:
+        return _safe(_from_path(text))
+    except UnknownStorage as unknown:
+        if not any_storage:
+            raise
+        why = str(unknown).removesuffix(": give --weight-format")
+        note = f"not counted as its checkpoint stores it ({why}): weights in the format that is given, or 16 bits"
+        return _safe(replace(unknown.model, notes=(note, *unknown.model.notes)))
 
 
 def _safe(model: ModelSpec) -> ModelSpec:
@@ -84,7 +92,13 @@ def _from_path(text: str) -> ModelSpec:
 def _from_folder(folder: Path) -> ModelSpec:
     config = folder / "config.json"
     if config.exists():
-        return _with_weights(_from_file(config), folder)
+        try:
+            return _with_weights(_from_file(config), folder)
+        except UnknownStorage as unknown:
+            held = _with_weights(unknown.model, folder)
+            if held.stored is None:
+                raise
+            return held
     if (params := folder / "params.json").is_file():
         return _from_file(params)
     found = sorted(folder.glob("*.gguf"))

@@ -154,7 +154,7 @@ class Actions(App[None]):
         from calc.sources import load_model
 
         try:
-            model = load_model(name_or_path)
+            model = load_model(name_or_path, any_storage=True)
         except CalcError as error:
             return str(error)
         self._take_model(model)

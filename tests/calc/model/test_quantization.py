@@ -270,7 +270,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("quantization", "what"),
         [
-            ({"quant_method": "hqq"}, "'hqq' is not one that kvscope knows"),
+            ({"quant_method": "qqq"}, "'qqq' is not one that kvscope knows"),
+            ({"quant_method": "hqq"}, "quant_config must say weight_quant_params"),
             ({"bits": 4}, "quant_method missing"),
             ({"quant_method": "awq", "bits": "four"}, "bits must be a whole number"),
             ({"quant_method": "gptq", "bits": 4}, "group_size missing"),

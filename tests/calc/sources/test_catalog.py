@@ -218,7 +218,9 @@ class TestStoredWeights:
     def test_an_edited_model_keeps_nothing_of_the_checkpoint(self, capsys):
         found = memory_json(capsys, "--model", "deepseek-v3", "--vocab-size", "1024")
         assert found["weight_bytes"] == 2 * found["parameters"]["total"]
-        assert found["notes"][-1] == "edited: the bytes of its checkpoint no longer apply"
+        assert found["notes"][-1] == (
+            "edited: the bytes of its checkpoint no longer apply: weights in the format that is given, or 16 bits"
+        )
         assert not any(note.startswith("weights as") for note in found["notes"])
 
 

@@ -1,0 +1,111 @@
+"""``quantization_config`` of a config.json as bytes: quantized matrices with scales and zero points, the rest as is.
+
+`methods` finds the method, its family reads the fields (`integers`, `floats`, `compressed`, `codebooks`, `torchao`) and
+makes a `Scheme`; here the scheme meets the model's matrices, whose names `modules` matches. Biases, norms, routers and
+convolutions stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from calc.errors import SourceError, SpecError
+from calc.model.components import component_of
+from calc.model.count import EMBED_TOKENS, model_tensors, parameters
+from calc.model.parts import EMBEDDING, KV, LINEAR, ROUTER, SPLIT, WHOLE, Tensor
+from calc.model.quantization.methods import scheme_of
+from calc.model.quantization.modules import Modules
+from calc.model.quantization.scheme import Scheme, Size, integer_bytes
+from calc.model.spec import ModelSpec
+from calc.model.stored import StoredWeights
+
+__all__ = ["integer_bytes", "scheme_of", "stored_weights", "unquantized"]
+
+DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4, "float64": 8}
+
+
+def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> StoredWeights | None:
+    """Bytes of `model` as its config says they are stored; None for plain 16-bit weights. Raises SourceError."""
+    scheme = scheme_of(config, source)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    each = DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2)
+    if scheme is None:
+        return None if each == 2 else unquantized(model, each, str(dtype))
+    sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    counts = parameters(model)
+    components = {name: n * each for name, n in counts.components.items()}
+    quantized = left_kv = 0
+    try:
+        size_of = _sizes(scheme)
+    except SourceError as error:
+        raise SourceError(f"{source}: {error}") from None
+    for matrix in _matrices(model, routers=scheme.routers_too):
+        size = size_of(matrix)
+        if size is None:
+            left_kv += matrix.params if matrix.share == KV else 0
+            continue
+        n_bytes = matrix.copies * size(matrix.rows, matrix.columns)
+        sizes[matrix.share] += n_bytes
+        components[component_of(matrix)] += n_bytes - matrix.params * each
+        quantized += matrix.params
+    rest = counts.total - quantized - left_kv
+    whole = min(rest, _small_params(model, routers=not scheme.routers_too))
+    sizes[KV] += left_kv * each
+    sizes[WHOLE] += whole * each
+    sizes[SPLIT] += (rest - whole) * each
+    try:
+        return StoredWeights(
+            name=scheme.name,
+            split_bytes=sizes[SPLIT],
+            kv_bytes=sizes[KV],
+            whole_bytes=sizes[WHOLE],
+            components=tuple(components.items()),
+        )
+    except SpecError as error:
+        raise SourceError(f"{source}: {error}") from None
+
+
+def _matrices(model: ModelSpec, *, routers: bool = False) -> Iterator[Tensor]:
+    """What a quantization could apply to: embedding, head and the linear layers, routers where it takes them too."""
+    roles = (LINEAR, EMBEDDING, ROUTER) if routers else (LINEAR, EMBEDDING)
+    return (tensor for tensor in model_tensors(model) if tensor.role in roles)
+
+
+def unquantized(model: ModelSpec, each: int, name: str) -> StoredWeights:
+    """All weights of `model` at `each` bytes per element."""
+    kv = sum(matrix.params for matrix in _matrices(model) if matrix.share == KV)
+    whole = _small_params(model)
+    counts = parameters(model)
+    rest = counts.total - kv - whole
+    return StoredWeights(
+        name=name,
+        split_bytes=rest * each,
+        kv_bytes=kv * each,
+        whole_bytes=whole * each,
+        components=tuple((part, n * each) for part, n in counts.components.items()),
+    )
+
+
+def _small_params(model: ModelSpec, *, routers: bool = True) -> int:
+    """What every rank holds whatever the format: norms and routers."""
+    counts = parameters(model)
+    return counts.norms + (counts.other if routers else 0)
+
+
+def _sizes(scheme: Scheme) -> Callable[[Tensor], Size | None]:
+    """What says the bytes of a matrix; None where it stays as it is. Raises SourceError for a pattern."""
+    ignored = Modules(scheme.ignored)
+    groups = [(Modules(names), size) for names, size in scheme.groups]
+
+    def size_of(matrix: Tensor) -> Size | None:
+        if matrix.name == EMBED_TOKENS and not scheme.embedding_too:
+            return None
+        if (scheme.experts_alone and not matrix.expert) or ignored.name(matrix.name):
+            return None
+        for modules, size in groups:
+            if modules.name(matrix.name):
+                return size
+        return scheme.matrix_bytes if scheme.others_too else None
+
+    return size_of

@@ -1,0 +1,160 @@
+"""Floats of 8 and 4 bits: FP8 in blocks, by row or by matrix, MXFP8, MXFP4, NVFP4; ModelOpt, Quark and FP-Quant.
+
+Sources: transformers' integrations of each method, OCP's microscaling formats, TensorRT Model Optimizer's export,
+fp_quant 0.3.2 (module/linear.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from calc.model.count import LM_HEAD
+from calc.model.quantization.scheme import MAX_PATTERN, Quant, Scheme, Size, cdiv
+
+MAX_MODULES = 200_000
+
+
+def fp8(quant: Quant) -> Scheme:
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
+    block = quant.raw.get("weight_block_size")
+    static = quant.raw.get("activation_scheme") == "static"
+    if block is None:
+        return Scheme("fp8", lambda rows, columns: rows * columns + (8 if static else 4), ignored=ignored)
+    if not isinstance(block, list) or len(block) != 2 or not all(isinstance(n, int) and 0 < n < 2**20 for n in block):
+        raise quant.fail("weight_block_size must be two numbers such as [128, 128]")
+    high, wide = block
+    fp4_experts = str(quant.raw.get("expert_dtype")) == "fp4"
+    scale = 1 if fp4_experts and quant.raw.get("scale_fmt") == "ue8m0" else 4
+
+    def size(rows: int, columns: int) -> int:
+        return rows * columns + scale * cdiv(rows, high) * cdiv(columns, wide)
+
+    name = f"fp8, blocks of {high} x {wide}"
+    if fp4_experts:  # DeepSeek-V4
+        return Scheme(f"{name}, experts in mxfp4", size, ignored=ignored, groups=((("experts",), mxfp4_bytes),))
+    return Scheme(name, size, ignored=ignored)
+
+
+def mxfp8(quant: Quant) -> Scheme:
+    """FP8 of transformers with a power of two as the scale of 32 elements."""
+    return Scheme("mxfp8", mxfp8_bytes, ignored=(LM_HEAD, *quant.names("modules_to_not_convert")))
+
+
+def fbgemm(quant: Quant) -> Scheme:
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
+    return Scheme("fp8 by row", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
+
+
+def mxfp4(quant: Quant) -> Scheme:
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
+    return Scheme("mxfp4", mxfp4_bytes, experts_alone=True, ignored=ignored)
+
+
+def mxfp4_bytes(rows: int, columns: int) -> int:
+    """Half a byte per element and a scale of a byte for 32 of them."""
+    return rows * cdiv(columns, 32) * 17
+
+
+def mxfp8_bytes(rows: int, columns: int) -> int:
+    """A byte per element and a scale of a byte for 32 of them."""
+    return rows * columns + rows * cdiv(columns, 32)
+
+
+def nvfp4_bytes(rows: int, columns: int) -> int:
+    """Half a byte per element, an fp8 scale for 16, a scale of the matrix and one of its inputs."""
+    return rows * (cdiv(columns, 2) + cdiv(columns, 16)) + 8
+
+
+def fp8_bytes(rows: int, columns: int) -> int:
+    """A byte per element, a scale of the matrix and one of its inputs."""
+    return rows * columns + 8
+
+
+MODELOPT: Mapping[str, tuple[str, Size]] = {
+    "NVFP4": ("nvfp4", nvfp4_bytes),
+    "NVFP4_AWQ": ("nvfp4", nvfp4_bytes),
+    "W4A16_NVFP4": ("nvfp4", nvfp4_bytes),
+    "FP8": ("fp8", fp8_bytes),
+    "W4A16_AWQ": ("int4, groups of 128", lambda rows, columns: cdiv(rows * columns, 2) + 2 * rows * cdiv(columns, 128)),
+    "MXFP4": ("mxfp4", mxfp4_bytes),
+    "MXFP8": ("mxfp8", mxfp8_bytes),
+    "FP8_PER_CHANNEL_PER_TOKEN": ("fp8 by row", lambda rows, columns: rows * columns + 4 * rows),
+}
+
+
+def modelopt(quant: Quant) -> Scheme:
+    inner = quant.raw.get("quantization")
+    if isinstance(inner, dict):
+        quant = Quant({**quant.raw, **inner}, quant.where)
+    ignored = (LM_HEAD, *quant.names("ignore", "exclude_modules"))
+    algorithm = str(quant.raw.get("quant_algo", "")).upper()
+    if algorithm == "MIXED_PRECISION":
+        return mixed_precision(quant, ignored)
+    name, size = modelopt_format(quant, algorithm)
+    return Scheme(name, size, ignored=ignored)
+
+
+def modelopt_format(quant: Quant, algorithm: str) -> tuple[str, Size]:
+    if algorithm not in MODELOPT:
+        known = ", ".join((*MODELOPT, "MIXED_PRECISION"))
+        raise quant.fail(f"quant_algo {algorithm[:40]!r} is not one that kvscope knows ({known}): give --weight-format")
+    return MODELOPT[algorithm]
+
+
+def mixed_precision(quant: Quant, ignored: tuple[str, ...]) -> Scheme:
+    """Every quantized module is named with its format; the others stay as they are."""
+    listed = quant.raw.get("quantized_layers")
+    if not isinstance(listed, dict) or not listed or len(listed) > MAX_MODULES:
+        raise quant.fail("quantized_layers missing: it names the format of each module")
+    modules: dict[str, list[str]] = {}
+    for module, values in listed.items():
+        algorithm = values.get("quant_algo") if isinstance(values, dict) else None
+        modules.setdefault(str(algorithm or "").upper(), []).append(str(module)[:MAX_PATTERN])
+    formats = {algorithm: modelopt_format(quant, algorithm) for algorithm in modules}
+    groups = tuple((tuple(names), formats[algorithm][1]) for algorithm, names in modules.items())
+    named = " and ".join(dict.fromkeys(name for name, _ in formats.values()))
+    kept = tuple(name for name in ignored if name != LM_HEAD)
+    return Scheme(named, fp8_bytes, ignored=kept, groups=groups, others_too=False)
+
+
+def quark(quant: Quant) -> Scheme:
+    whole = quant.raw.get("global_quant_config")
+    weight = whole.get("weight") if isinstance(whole, dict) else None
+    if not isinstance(weight, dict):
+        raise quant.fail("global_quant_config must say weight")
+    dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
+    ignored = quant.names("exclude")
+    if dtype == "fp4" and weight.get("group_size") == 32:
+        return Scheme("mxfp4", mxfp4_bytes, ignored=ignored)
+    if dtype == "fp8_e4m3" and scheme == "per_tensor":
+        return Scheme("fp8", fp8_bytes, ignored=ignored)
+    raise quant.fail(
+        f"weights of {dtype[:20]!r} {scheme[:20]!r} are not ones that kvscope counts: give --weight-format"
+    )
+
+
+def fp_quant(quant: Quant) -> Scheme:
+    """FP-Quant: packed 4-bit floats, their scales, two global scales, and two Hadamard matrices per linear layer."""
+    kind = str(quant.raw.get("forward_dtype", "nvfp4"))
+    if kind not in ("mxfp4", "nvfp4"):
+        raise quant.fail(f"forward_dtype {kind[:20]!r} is not mxfp4 or nvfp4")
+    if quant.flag("pseudoquantization") or quant.flag("store_master_weights"):
+        raise quant.fail("weights that are kept in 16 bits beside the quantized ones are not counted")
+    group = 32 if kind == "mxfp4" else 16
+    width = quant.count("hadamard_group_size", default=group)
+
+    def size(rows: int, columns: int) -> int:
+        return rows * (columns // 2 + cdiv(columns, group)) + 2 * 2 + 2 * width * width * 2
+
+    return Scheme(f"fp_quant {kind}", size, ignored=(LM_HEAD, *quant.names("modules_to_not_convert")))
+
+
+READERS: Mapping[str, Callable[[Quant], Scheme]] = {
+    "fp8": fp8,
+    "fbgemm-fp8": fbgemm,
+    "mxfp8": mxfp8,
+    "mxfp4": mxfp4,
+    "modelopt": modelopt,
+    "quark": quark,
+    "fp-quant": fp_quant,
+}

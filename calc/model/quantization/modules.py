@@ -1,0 +1,81 @@
+"""Modules by the names that checkpoints give them: plain paths, globs and ``re:`` patterns, whatever the prefix."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from calc.errors import SourceError
+
+PREFIXES = frozenset("model language_model backbone transformer thinker text_model llm".split())
+"""What a checkpoint may put before a module's path below the model."""
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "mixer": ("mixer", "linear_attn", "mamba", "self_attn", "conv", "short_conv"),
+    "self_attn": ("self_attn", "attention", "attn", "mixer"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mixer"),
+    "shared_experts": ("shared_experts", "shared_expert", "shared_mlp"),
+    "in_proj_qkvz": ("in_proj_qkvz", "in_proj_qkv"),
+    "in_proj_ba": ("in_proj_ba", "in_proj_b"),
+}
+"""Parts of a module's path that checkpoints call by different names."""
+
+
+class Modules:
+    """A set of modules by the names of a checkpoint: plain paths, globs and ``re:`` patterns."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.everything = "Linear" in names
+        self.plain = {_below_model(name) for name in names if "*" not in name and not name.startswith("re:")}
+        globs = [_below_model(name) for name in names if "*" in name and not name.startswith("re:")]
+        self.starts = tuple(
+            glob[:-1] for glob in globs if glob.startswith("layers.") and glob.index("*") == len(glob) - 1
+        )
+        others = [_glob(glob) for glob in globs if glob[:-1] not in self.starts]
+        self.patterns = [*others, *(pattern for name in names if (pattern := _pattern(name)) is not None)]
+
+    def name(self, path: str) -> bool:
+        """Whether the module of that path, or one that it lies in, is one of them."""
+        return self.everything or any(self._names(alias) for alias in _aliases(path))
+
+    def _names(self, path: str) -> bool:
+        parts = path.split(".")
+        within = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if path.startswith(self.starts) or self.plain & (within | set(parts)):
+            return True
+        full = (path, f"model.{path}", f"model.language_model.{path}", f"language_model.model.{path}")
+        return any(pattern.search(each) for pattern in self.patterns for each in full)
+
+
+def _aliases(path: str) -> list[str]:
+    """The names that checkpoints give the module of that path."""
+    found = [""]
+    for part in path.split("."):
+        found = [f"{start}.{name}" if start else name for start in found for name in ALIASES.get(part, (part,))]
+    return found
+
+
+def _below_model(name: str) -> str:
+    """A module's path without what stands before the layers: ``model.language_model.layers.0`` is ``layers.0``."""
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in PREFIXES:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _glob(name: str) -> re.Pattern[str]:
+    body = ".*".join(map(re.escape, name.split("*")))
+    return re.compile(rf"(^|\.){body}($|\.)")
+
+
+def _pattern(name: str) -> re.Pattern[str] | None:
+    """A ``re:`` entry as a pattern. Raises SourceError for one that could take for ever: files are untrusted."""
+    if not name.startswith("re:"):
+        return None
+    text = name[3:]
+    repeated = re.search(r"[*+?}]\s*[*+{]|\([^)]*[*+][^)]*\)[*+{]", text)
+    if re.fullmatch(r"[\w.,*^$|()\[\]\\/?+!:=-]*", text) is None or repeated or text.count("*") > 8:
+        raise SourceError(f"the pattern {text[:60]!r} of a quantization_config is not one that kvscope follows")
+    try:
+        return re.compile(text)
+    except re.error:
+        raise SourceError(f"the pattern {text[:60]!r} of a quantization_config cannot be read") from None
