@@ -307,7 +307,7 @@ class TestStored:
         assert sum(report.component_bytes.values()) == report.weight_bytes == model.stored.total_bytes
         assert "30.08 MB" in component_table(report).rows[0]
         assert memory_document(report)["weight_bytes_by_component"]["embedding"] == 30_081_024
-        assert any(note.startswith("A parameter takes 0.") for note in memory_document(report)["notes"])
+        assert any(note.startswith("The weights take 0.") for note in memory_document(report)["notes"])
 
     def test_another_format_counts_every_parameter_alike(self, tmp_path):
         report = memory_report(Study(model=self.model(tmp_path), device=DEVICE))
