@@ -15,15 +15,15 @@ COMMANDS = {
     ),
     "intensity": (
         "calc.commands.intensity:run_intensity",
-        "FLOPs, bytes and arithmetic intensity of attention and of a decode step",
+        "FLOPs, bytes and intensity of attention and of a decode step",
     ),
     "solve": (
         "calc.commands.solve:run_solve",
-        "inverse questions: largest context or batch, fewest devices, which device or format",
+        "inverse questions: largest context or batch, fewest devices, …",
     ),
     "sweep": (
         "calc.commands.sweep:run_sweep",
-        "memory over lists of contexts, batches, TP, formats, devices and models",
+        "memory over lists of contexts, batches, TP, formats and devices",
     ),
     "models": ("calc.commands.catalog:run_models", "the catalog of models"),
     "devices": ("calc.commands.catalog:run_devices", "the catalog of devices"),

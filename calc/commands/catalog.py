@@ -13,7 +13,7 @@ from calc.sources.catalog import devices, models, nothing_matches, search_device
 
 def catalog_parser(prog: str, what: str) -> Parser:
     """Options of ``models`` and ``devices``."""
-    parser = Parser(prog=prog, description=f"The catalog of {what}.")
+    parser = Parser(prog=prog, usage="%(prog)s [TEXT] [OPTIONS]", description=f"The catalog of {what}.")
     parser.add_argument("search", nargs="?", default="", metavar="TEXT", help="show only the entries that match")
     add_output_options(parser)
     return parser

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from calc.errors import CalcError, SpecError
 from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit
@@ -27,7 +27,10 @@ SERVER_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformer
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusal is one sentence (exit code 2)."""
+    """An argument parser whose refusal is one sentence (exit code 2), and whose usage leaves options to the list."""
+
+    def __init__(self, usage: str = "%(prog)s [OPTIONS]", **settings: Any) -> None:
+        super().__init__(usage=usage, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")

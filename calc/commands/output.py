@@ -67,13 +67,17 @@ def emit_json(args: argparse.Namespace, document: Mapping[str, object]) -> int:
 
 def emit_tables(args: argparse.Namespace, heading: str, parts: list[Table], sentences: Sequence[str]) -> int:
     """Print or write tables, then sentences, in --format; text is fitted to the terminal if it goes to one."""
-    on_screen = args.output is None and sys.stdout is not None and sys.stdout.isatty()
-    return emit(args, rendered(args.format, heading, parts, sentences, on_screen=on_screen))
+    return emit(args, rendered(args.format, heading, parts, sentences, on_screen=on_screen(args)))
+
+
+def on_screen(args: argparse.Namespace) -> bool:
+    """Whether the answer goes to a terminal."""
+    return args.output is None and sys.stdout is not None and sys.stdout.isatty()
 
 
 def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[str], *, on_screen: bool = False) -> str:
     """The answer as text, Markdown or CSV (tables one after another, an empty line between)."""
-    from calc.commands.render import as_csv, as_markdown, as_sentences, as_text
+    from calc.commands.render import as_csv, as_heading, as_markdown, as_sentences, as_text
 
     if form == "csv":
         return "\n\n".join(as_csv(table) for table in parts)
@@ -81,13 +85,13 @@ def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[st
         blocks = [f"## {one_line(heading)}", *map(as_markdown, parts)]
         blocks.append("\n".join(f"- {one_line(sentence)}" for sentence in sentences))
     else:
-        width, styled = _screen() if on_screen else (None, False)
+        width, styled = screen() if on_screen else (None, False)
         texts = (as_text(table, width=width, styled=styled) for table in parts)
-        blocks = [one_line(heading), *texts, as_sentences(sentences, width=width)]
+        blocks = [as_heading(heading, width=width), *texts, as_sentences(sentences, width=width)]
     return "\n\n".join(blocks[not heading : None if sentences else -1])
 
 
-def _screen() -> tuple[int, bool]:
+def screen() -> tuple[int, bool]:
     """Columns of the terminal, and whether it wants bold and dim (https://no-color.org)."""
     import os
     import shutil

@@ -128,6 +128,12 @@ def column_labels(table: Table, layout: Layout) -> list[str]:
     return ["\n".join(label) for label in labels]
 
 
+def as_heading(heading: str, *, width: int | None = None) -> str:
+    """A heading, wrapped where it is too long for `width`."""
+    heading = one_line(heading)
+    return heading if width is None else "\n".join(_wrap(heading, width))
+
+
 def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
     """Sentences as a list, one per line, or wrapped with a hanging indent."""
     sentences = [one_line(sentence) for sentence in sentences]
@@ -248,7 +254,7 @@ def _stacked(table: Table, width: int) -> list[str]:
     margin = max(map(len, headings), default=0) + 6
     lines = []
     for row in table.rows:
-        lines.append(f"  {row[0]}".rstrip())
+        lines += _wrap(row[0], width, "  ", "  ")
         for heading, cell in zip(headings, row[1:], strict=True):
             if cell:
                 lines += _wrap(cell, width, f"    {heading}".ljust(margin), " " * margin)
@@ -266,7 +272,8 @@ def _chained(table: Table, width: int) -> list[str]:
             continue
         beside = margin + 2 + max(map(len, cells)) <= width
         indent = " " * (margin if beside else 6)
-        first = [lead + cells[0]] if beside else [f"  {name}", *_wrap(cells[0], width, indent, indent)]
+        below = [*_wrap(name, width, "  ", "  "), *_wrap(cells[0], width, indent, indent)]
+        first = [lead + cells[0]] if beside else below
         lines += [*first, *(x for cell in cells[1:] for x in _wrap(cell, width, f"{indent}= ", f"{indent}  "))]
     return [line.rstrip() for line in lines]
 

@@ -197,9 +197,7 @@ def _progress_stream(args: argparse.Namespace) -> TextIO | None:
 
 
 class Progress:
-    """A bar on a terminal: shown after one second, drawn ten times per second, wiped at the end."""
-
-    WIDTH = 30
+    """How far the sweep is, on a terminal: shown after a second, drawn ten times per second, wiped at the end."""
 
     def __init__(self, points: int, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.points = points
@@ -220,17 +218,15 @@ class Progress:
             self.wipe()
 
     def show(self, done: int) -> None:
-        """Draw the bar if it is due."""
+        """Draw the line if it is due."""
         now = self.clock()
         due = self.started + 1.0 if self.shown_at is None else self.shown_at + 0.1
         if self.stream is None or now < due:
             return
         self.shown_at = now
-        filled = self.WIDTH * done // max(1, self.points)
         rate = done / max(now - self.started, 1e-9)
-        left = (self.points - done) / rate if rate else 0.0
-        bar = "█" * filled + "░" * (self.WIDTH - filled)
-        self.stream.write(f"\r{bar} {done / max(1, self.points):4.0%}  {_millions(done)} rows, {left:.0f} s left\x1b[K")
+        left = f", about {(self.points - done) / rate:.0f} s left" if rate else ""
+        self.stream.write(f"\rsweep {_millions(done)} of {_millions(self.points)} rows{left}\x1b[K")
         self.stream.flush()
 
     def wipe(self) -> None:

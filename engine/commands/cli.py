@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from engine.errors import EngineError, OptionError
 from engine.files import check_writable
@@ -90,7 +90,7 @@ def make_parser() -> Parser:
 
 def mode_parser(mode: str, prog: str, description: str) -> Parser:
     """The options of one mode alone, without those of output: for a front end with commands of its own."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, usage="%(prog)s [OPTIONS]", description=description, allow_abbrev=False)
     parser.set_defaults(mode=mode, **UNUSED)
     if mode == GENERATE:
         _add_options(parser, "model", MODEL_OPTIONS)
@@ -129,14 +129,16 @@ def _add_options(parser: Parser, title: str, options: Iterable[Option], *, hidde
                 *option.flags, dest=option.name, action="store_const", const=option.constant, help=option.help
             )
             continue
-        group.add_argument(
-            *option.flags,
-            dest=option.name,
-            type=option.read if option.read in (int, float, str) else reader(option.read),
-            choices=option.choices or None,
-            metavar=option.metavar or None,
-            help=argparse.SUPPRESS if option.name in hidden else option.help,
-        )
+        shown, aliases = option.flags[:2], option.flags[2:]
+        reads: dict[str, Any] = {
+            "dest": option.name,
+            "type": option.read if option.read in (int, float, str) else reader(option.read),
+            "choices": option.choices or None,
+            "metavar": option.metavar or None,
+        }
+        group.add_argument(*shown, help=argparse.SUPPRESS if option.name in hidden else option.help, **reads)
+        if aliases:
+            group.add_argument(*aliases, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **reads)
 
 
 def _add_modes(parser: Parser) -> None:

@@ -1,6 +1,7 @@
 """The modes of `python -m engine`: requests answered in this process and printed as text or JSON."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.files import write_whole
 from engine.measure.measurement import Document, Measurement
 from engine.measure.registry import measurement_of
+from engine.measure.timing import NS_PER_S
 from engine.plain import one_line, plain
 from engine.process.events import EngineExited, Failed, Generate, GenerationFinished, Loaded, TokenGenerated
 from engine.records import Event, MeasurementFinished, ModelInfo, Progress, Request
-from engine.text import duration, size
+from engine.text import duration, plural, size
 
 DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
@@ -48,13 +50,13 @@ class Answered:
         assert self.measurement is not None
         return self.measurement.document(self._measured)
 
-    def text(self, *, ids: bool = False) -> str:
-        """Plain text: a table, or the text of a generation (its ids where asked for, or where there is no text)."""
+    def text(self, *, ids: bool = False, width: int | None = None) -> str:
+        """For people: a table within `width`, or a generation as its text, or as ids if asked for or all there is."""
         if isinstance(self.result, GenerationFinished):
             text = self.result.text
             return ",".join(map(str, self.result.ids)) if ids or text is None else text
         assert self.measurement is not None
-        return str(self.measurement.table(self._measured))
+        return self.measurement.table(self._measured).text(width)
 
     @property
     def _measured(self) -> Any:
@@ -63,6 +65,8 @@ class Answered:
 
 
 _REDRAW_S = 0.1
+LONG_S = 5.0
+"""What takes at least this long says beforehand how long it will take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Out
 def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
     """Write the results as text to --output or stdout. A streamed generation has been written already."""
     if not _streams(args):
-        emit(args, "\n\n".join(answered.text(ids=args.ids) for answered in outcome.answers))
+        width = shutil.get_terminal_size().columns if args.output is None and sys.stdout.isatty() else None
+        emit(args, "\n\n".join(answered.text(ids=args.ids, width=width) for answered in outcome.answers))
 
 
 def emit(args: argparse.Namespace, text: str) -> None:
@@ -186,28 +191,45 @@ class _Printer:
 
 
 class ProgressLine:
-    """A status line, rewritten a few times per second on a terminal; nothing elsewhere."""
+    """One line on a terminal that is rewritten a few times per second; nothing elsewhere.
+
+    What takes long says so once, on a line that stays, as soon as its first runs tell how long.
+    """
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
         self._stream = stream
         self._enabled = enabled and stream.isatty()
         self._width = 0
         self._last_s = 0.0
+        self._announced: set[str] = set()
 
     def show(self, event: Progress) -> None:
         """Replace the line."""
+        if not self._enabled:
+            return
+        self._announce(event)
         now_s = time.monotonic()
-        if not self._enabled or now_s - self._last_s < _REDRAW_S:
+        if now_s - self._last_s < _REDRAW_S:
             return
         self._last_s = now_s
-        self._write(one_line(progress_text(event)))
+        self._write(one_line(progress_text(event))[: shutil.get_terminal_size().columns - 1])
 
     def clear(self) -> None:
-        """Erase the line."""
+        """Take the line away."""
         if self._width:
             self._write("")
             self._stream.write("\r")
             self._stream.flush()
+
+    def _announce(self, event: Progress) -> None:
+        if event.stage in self._announced or event.stage == "load" or event.remaining_s is None:
+            return
+        self._announced.add(event.stage)
+        whole_s = event.elapsed_ns / NS_PER_S + event.remaining_s
+        if whole_s >= LONG_S:
+            self.clear()
+            self._width = 0
+            self._stream.write(f"{event.stage} takes about {duration(whole_s)} ({plural(event.total, 'run')})\n")
 
     def _write(self, text: str) -> None:
         self._stream.write("\r" + text.ljust(self._width))

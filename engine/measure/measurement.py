@@ -5,6 +5,7 @@ records of the protocol; its options make the request from words, and words from
 `engine.measure.runners` with the same name carries it out; it imports torch, so it is loaded when it is needed.
 """
 
+import textwrap
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -31,8 +32,14 @@ class PlainTable:
     rows: tuple[tuple[str, ...], ...]
     after: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return "\n".join([self.title, *table(self.header, self.rows), *self.after])
+    def text(self, width: int | None = None) -> str:
+        """The lines; within `width` sentences are wrapped, and rows that are too long become a line for each cell."""
+        lines = table(self.header, self.rows)
+        if width is not None and max(map(len, lines)) > width:
+            lines = [line for row in self.rows for line in (*map(": ".join, zip(self.header, row, strict=True)), "")]
+        sentences = (self.title, *self.after)
+        title, *after = sentences if width is None else (textwrap.fill(each, width) for each in sentences)
+        return "\n".join([title, *lines, *after])
 
 
 def plain_document(record: msgspec.Struct) -> Document:

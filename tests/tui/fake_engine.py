@@ -203,6 +203,7 @@ class FakeEngine:
                     cache_max_abs_error=others[0],
                     sequential_max_abs_error=others[1],
                     chunked_max_abs_error=others[2],
+                    cache_max_abs_difference=others[0],
                 )
             )
             yield CaseEvaluated(case=cases[-1])

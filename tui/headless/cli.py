@@ -22,17 +22,19 @@ COMMANDS = {
 """Those that are known without a look at the engine: a cold ``memory`` imports nothing of it."""
 
 USAGE = """\
-usage: {prog} [OPTIONS]                 the full-screen app, opened on a model and device of your choice
+usage: {prog} [OPTIONS]                 the full-screen app, on this model
        {prog} [--no-tui] COMMAND [...]  one answer, printed
        {prog} --no-tui                  the whole study, printed
 
 commands (each has --help):
 {commands}
 
-Every command takes --json, --format text|json|csv|md, --output FILE and --quiet.
-Sizes need a unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30. Counts: 8192, 8k (8000) or 8Ki (8192).
+Every command takes --json, --format text|json|csv|md, --output FILE, --quiet.
+Sizes need a unit: 80GB is 80 x 10^9 bytes, 80GiB is 80 x 2^30.
+Counts: 8192, 8k (8000) or 8Ki (8192).
 Lists of counts: 1,2,8 or 64..16k (doubling) or 1k..8k:1k (with a step).
-Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed,
+130 interrupted.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from calc.commands.intensity import intensity_answer, intensity_document
 from calc.commands.memory import memory_answer, memory_document
 from calc.commands.options import add_output_options, counts, reader, study_from, study_parser
-from calc.commands.output import emit, emit_tables, rendered, say
+from calc.commands.output import emit, on_screen, rendered, say, screen
 from calc.commands.render import as_csv, as_markdown
 from calc.commands.tables import Table
 from calc.units import parse_count
@@ -35,6 +36,9 @@ from tui.views.chart_file import check_plot_path, render
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
+
+PLOT_WIDTH, PLOT_HEIGHT = 100, 20
+"""A plot on the terminal, at most."""
 
 whole_number = reader(partial(parse_count, minimum=0, maximum=2**63))
 """A count that may be nothing (--warmup 0), or a seed."""
@@ -98,13 +102,12 @@ def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
     job = _job(answered)
     if args.format == "json":
         emit(args, to_json(_document(answered)))
-    elif job is not None and job.presentation.predict is not None:
-        machine = f"Measured on {machine_text(job.result.machine)}."
-        emit_tables(args, job.measurement.table(job.result).title, [job.data_table], (*job.notes, machine))
+    elif job is not None:
+        emit(args, "\n\n".join([_measured_text(args, job), *_screen_plot(args, job)]))
     elif args.format == "text":
         commands.print_text(args, outcome)
     else:
-        emit(args, _written(args.format, answered))
+        emit(args, (as_csv if args.format == "csv" else as_markdown)(_generation_table(answered)))
 
 
 def _job(answered: commands.Answered) -> Job | None:
@@ -114,11 +117,24 @@ def _job(answered: commands.Answered) -> Job | None:
     return Job.finished(answered.request, answered.result, answered.model)
 
 
-def _written(form: str, answered: commands.Answered) -> str:
-    """An answer as CSV or Markdown."""
-    job = _job(answered)
-    table = _generation_table(answered) if job is None else job.data_table
-    return (as_csv if form == "csv" else as_markdown)(table)
+def _measured_text(args: argparse.Namespace, job: Job) -> str:
+    """The one table of a measurement, the same in every format, with how it ended and what is to be known of it."""
+    machine = getattr(job.result, "machine", None)
+    where = [] if machine is None else [f"Measured on {machine_text(machine)}."]
+    sentences = [job.outcome, *job.notes, *where]
+    heading = job.measurement.table(job.result).title
+    return rendered(args.format, heading, [job.data_table], sentences, on_screen=on_screen(args))
+
+
+def _screen_plot(args: argparse.Namespace, job: Job) -> list[str]:
+    """The chart of a measurement in characters, where its text goes to a terminal."""
+    if args.format != "text" or job.presentation.figure is None or not on_screen(args):
+        return []
+    from tui.views.chart_text import draw
+
+    utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
+    width = min(screen()[0], PLOT_WIDTH)
+    return [draw(job.presentation.figure(job), width=width, height=PLOT_HEIGHT, marker="braille" if utf8 else "dot")]
 
 
 def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
@@ -177,7 +193,7 @@ def _run_study(args: argparse.Namespace, state: AppState, client: ClientFactory)
     if args.format == "json":
         emit(args, to_json(_study_document(analyse(state), outcome)))
     else:
-        emit(args, _study_text(args.format, analyse(state), outcome))
+        emit(args, _study_text(args, analyse(state), outcome))
     return outcome.exit_code
 
 
@@ -192,8 +208,9 @@ def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
     return {"command": "study", "schema": 1, **{part["command"]: part for part in parts}}
 
 
-def _study_text(form: str, analysis: Analysis, outcome: commands.Outcome) -> str:
+def _study_text(args: argparse.Namespace, analysis: Analysis, outcome: commands.Outcome) -> str:
     answers = (memory_answer(analysis.memory), intensity_answer(analysis.intensity))
-    blocks = [rendered(form, *answer) for answer in answers]
-    blocks += [answered.text() if form == "text" else _written(form, answered) for answered in outcome.answers]
+    blocks = [rendered(args.format, *answer, on_screen=on_screen(args)) for answer in answers]
+    for job in filter(None, map(_job, outcome.answers)):
+        blocks += [_measured_text(args, job), *_screen_plot(args, job)]
     return "\n\n".join(blocks)

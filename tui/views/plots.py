@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -132,8 +132,14 @@ def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window
     )
 
 
+def by_length(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
+    """Rows of a latency sweep by prompt length: they are measured in another order."""
+    return sorted(rows, key=lambda row: row.prompt_tokens)
+
+
 def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Chart:
     """Medians of both arms with their spread against prompt length, both axes logarithmic."""
+    rows = by_length(rows)
     highest = max((max(r.with_cache_max_s, r.without_cache_max_s) for r in rows), default=0.0)
     axis, scale = _time_axis("time", highest, log=True)
     what = f" for {new_tokens} new tokens" if new_tokens is not None else ""

@@ -1,5 +1,8 @@
 """benchmark: the time of a prompt and new tokens, with and without the KV cache, by prompt length."""
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import msgspec
 
 from engine.errors import OptionError
@@ -90,6 +93,24 @@ def check(request: Benchmark) -> None:
     check_count("warmup", request.warmup, low=0, high=MAX_REPEATS)
     check_threads(request.threads)
     check_ranks(request.tp)
+
+
+def falling_notes(rows: Sequence[BenchmarkRow]) -> tuple[str, ...]:
+    """A warning for each arm whose times fall with the prompt length beyond their spread, which no work explains."""
+    ordered = sorted(rows, key=lambda row: row.prompt_tokens)
+    return tuple(note for arm in ("with", "without") if (note := _falling_note(ordered, arm)))
+
+
+def _falling_note(rows: Sequence[BenchmarkRow], arm: str) -> str:
+    for shorter, longer in combinations(rows, 2):
+        least, most = getattr(shorter, f"{arm}_cache_min_s"), getattr(longer, f"{arm}_cache_max_s")
+        if most < least:
+            return (
+                f"These times cannot be right: {arm} the cache every run of {longer.prompt_tokens:,} prompt tokens "
+                f"took less ({duration(most)} at most) than every run of {shorter.prompt_tokens:,} ({duration(least)} "
+                "at least), although it is more work. Measure again when the machine is idle."
+            )
+    return ""
 
 
 def document(result: BenchmarkResult) -> Document:

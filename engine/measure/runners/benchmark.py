@@ -4,7 +4,7 @@ Both arms process the same ids at the same positions: the prompt is drawn from t
 seed, the first run (with the cache, greedy) says which tokens follow, and every other run must make the same
 ones. Where rounding makes an argmax differ, the recorded tokens are forced on both arms and a note says so.
 Without the cache every token is a full recompute of all tokens so far, with logits for the last one only.
-The arms take turns, so that a machine that slows down slows both.
+The arms take turns and so do the lengths, in rounds, so that a machine that slows down slows all of them.
 """
 
 import random
@@ -21,6 +21,7 @@ from engine.measure.kinds.benchmark import (
     BenchmarkRow,
     BenchmarkRowMeasured,
     check,
+    falling_notes,
 )
 from engine.measure.rates import machine_facts
 from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
@@ -84,22 +85,19 @@ def run_benchmark(
         notes=notes,
         prefill_chunk=prefill_chunk,
     )
-    rows = []
-    for length in options.lengths:
-        runs = yield from sweep.measure(length)
-        if runs is None:
-            yield Cancelled()
-            return
-        rows.append(make_row(length, runs, warmup=options.warmup))
-        yield BenchmarkRowMeasured(row=rows[-1])
+    finished = yield from sweep.measure()
+    if not finished:
+        yield Cancelled()
+        return
+    rows = tuple(sweep.row(length) for length in options.lengths)
     result = BenchmarkResult(
         model=model_name,
         new_tokens=options.new_tokens,
         repeats=options.repeats,
         warmup=options.warmup,
-        rows=tuple(rows),
+        rows=rows,
         machine=machine_facts(decoder),
-        notes=tuple(sweep.notes),
+        notes=(*sweep.notes, *falling_notes(rows)),
     )
     yield BenchmarkFinished(result=result)
 
@@ -148,6 +146,16 @@ def make_row(length: int, runs: dict[Arm, list[Run]], *, warmup: int) -> Benchma
 
 
 @dataclass(slots=True, kw_only=True)
+class _Prompt:
+    """A prompt length: its ids, the tokens that must follow, and its runs so far. `forced`: tokens made to follow."""
+
+    ids: tuple[int, ...]
+    runs: dict[Arm, list[Run]] = field(default_factory=lambda: {arm: [] for arm in ARMS})
+    recorded: tuple[int, ...] | None = None
+    forced: tuple[int, ...] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
 class _Sweep:
     """The runs of one benchmark in their order, and the results so far."""
 
@@ -158,81 +166,87 @@ class _Sweep:
     notes: list[str]
     prefill_chunk: int | None
     done: int = 0
-    prompt_ids: tuple[int, ...] = ()
-    recorded: tuple[int, ...] | None = None
-    forced: tuple[int, ...] | None = None
     start_ns: int = field(init=False)
     remaining: RemainingTime = field(init=False)
+    prompts: dict[int, _Prompt] = field(init=False)
 
     def __post_init__(self) -> None:
         self.start_ns = self.clock_ns()
         self.remaining = RemainingTime(lengths=self.options.lengths, runs_per_length=self._runs_per_arm)
+        vocab_size = self.decoder.config.vocab_size
+        self.prompts = {length: _Prompt(ids=make_prompt(length, vocab_size)) for length in self.options.lengths}
 
     @property
     def _runs_per_arm(self) -> int:
         return self.options.warmup + self.options.repeats
 
-    def measure(self, length: int) -> Generator[Progress, None, dict[Arm, list[Run]] | None]:
-        """All runs at one prompt length; what comes next is announced before each. None when stopped."""
-        self.prompt_ids = make_prompt(length, self.decoder.config.vocab_size)
-        self.recorded = self.forced = None
-        runs: dict[Arm, list[Run]] = {arm: [] for arm in ARMS}
+    def row(self, length: int) -> BenchmarkRow:
+        """The figures of one prompt length so far."""
+        return make_row(length, self.prompts[length].runs, warmup=self.options.warmup)
+
+    def measure(self) -> Generator[Progress | BenchmarkRowMeasured, None, bool]:
+        """All runs, each announced before it starts, and a row whenever a length has one more. False when stopped.
+
+        In rounds over the lengths, so that a machine that grows slower slows all of them alike; the longest first,
+        so that the time left is known after its first runs.
+        """
         for number in range(self._runs_per_arm):
-            for arm in ARMS:
-                yield self._progress(length, arm, number)
-                run = self._same_tokens(length, arm)
-                if run is None:
-                    return None
-                runs[arm].append(run)
-                self.remaining.add(arm, length, run.total_s)
-                self.done += 1
-        yield self._progress(length, None, self._runs_per_arm)
-        return runs
+            for length in sorted(self.prompts, reverse=True):
+                for arm in ARMS:
+                    yield self._progress(self._detail(length, arm, number))
+                    run = self._same_tokens(length, arm)
+                    if run is None:
+                        return False
+                    self.prompts[length].runs[arm].append(run)
+                    self.remaining.add(arm, length, run.total_s)
+                    self.done += 1
+                if number >= self.options.warmup:
+                    yield BenchmarkRowMeasured(row=self.row(length))
+        yield self._progress("all prompts measured")
+        return True
 
     def _same_tokens(self, length: int, arm: Arm) -> Run | None:
-        """A run that produces the recorded tokens; the first run records them."""
-        run = self._run(arm)
+        """A run that produces the recorded tokens; the first run of a prompt records them."""
+        prompt = self.prompts[length]
+        run = self._run(prompt, arm)
         if run is None:
             return None
-        if self.recorded is None:
-            self.recorded = run.ids
-        elif run.ids != self.recorded:
-            self.notes.append(_forcing_note(length, run.ids, self.recorded))
-            self.forced = self.recorded
-            return self._run(arm)
+        if prompt.recorded is None:
+            prompt.recorded = run.ids
+        elif run.ids != prompt.recorded:
+            self.notes.append(_forcing_note(length, run.ids, prompt.recorded))
+            prompt.forced = prompt.recorded
+            return self._run(prompt, arm)
         return run
 
-    def _run(self, arm: Arm) -> Run | None:
+    def _run(self, prompt: _Prompt, arm: Arm) -> Run | None:
         options = GenerationOptions(
             max_new_tokens=self.options.new_tokens,
             use_cache=arm == "with_cache",
             stop_at_eos=False,
             prefill_chunk=self.prefill_chunk,
-            forced_ids=self.forced,
+            forced_ids=prompt.forced,
         )
-        for event in generate(self.decoder, self.prompt_ids, options, should_stop=self.should_stop):
+        for event in generate(self.decoder, prompt.ids, options, should_stop=self.should_stop):
             if isinstance(event, GenerationFinished) and event.reason != "cancelled":
                 return _to_run(event)
         return None
 
-    def _progress(self, length: int, arm: Arm | None, number: int) -> Progress:
+    def _progress(self, detail: str) -> Progress:
         return Progress(
             stage="benchmark",
             done=self.done,
             total=len(self.options.lengths) * len(ARMS) * self._runs_per_arm,
             elapsed_ns=self.clock_ns() - self.start_ns,
             remaining_s=self.remaining.remaining_s(),
-            detail=self._detail(length, arm, number),
+            detail=detail,
         )
 
-    def _detail(self, length: int, arm: Arm | None, number: int) -> str:
-        tokens = plural(length, "prompt token")
-        if arm is None:
-            return f"{tokens} measured"
+    def _detail(self, length: int, arm: Arm, number: int) -> str:
+        what = f"{plural(length, 'prompt token')} {_ARM_WORDS[arm]}"
         if number < self.options.warmup:
-            return f"{tokens} {_ARM_WORDS[arm]}, warm-up {number + 1} of {self.options.warmup}"
-        repeat = number - self.options.warmup + 1
-        return f"{tokens} {_ARM_WORDS[arm]}, {repeat} of {self.options.repeats}"
+            return f"{what}, warm-up {number + 1} of {self.options.warmup}"
+        return f"{what}, {number - self.options.warmup + 1} of {self.options.repeats}"
 
 
 def _to_run(finished: GenerationFinished) -> Run:

@@ -235,8 +235,8 @@ def test_progress_appears_after_a_second_and_is_wiped():
     assert len(list(progress.follow(Points(1_000_000) for _ in range(4)))) == 4
     drawn = out.getvalue().split("\r")
     assert len(drawn) == 4  # nothing, at 1.5 s, at 2.0 s (1.55 s is too soon), wiped
-    assert " 50%  2.0 million rows, 2 s left" in drawn[1]
-    assert "100%" in drawn[2]
+    assert "sweep 2.0 million of 4.0 million rows, about 2 s left" in drawn[1]
+    assert "4.0 million of 4.0 million rows" in drawn[2]
     assert drawn[3] == "\x1b[K"
 
 

@@ -436,7 +436,7 @@ def test_json_is_standard() -> None:
 
 
 def test_texts_for_people() -> None:
-    text = str(benchmark.table(RESULT)).splitlines()
+    text = benchmark.table(RESULT).text().splitlines()
     assert text[0].startswith("benchmark two & layers: the prompt and 40 new tokens, median of 5 repeats")
     assert re.search(r"^ +10 +3\.25 ms +2\.92 ms\.\.3\.90 ms +5\.40 ms .* 1\.66x .* 78\.0 us +- +40,000 B$", text[2])
     assert text[-1] == "A note."
@@ -444,8 +444,8 @@ def test_texts_for_people() -> None:
     result = EvaluationResult(
         command="kv-evaluate", weights="w", dtype="float64", atol=1e-4, passed=False, cases=(case,)
     )
-    assert "FAILED   5.00e-01    2.50e-01           -          -" in str(evaluate.table(result))
-    assert str(evaluate.table(result)).endswith("FAILED: 0 of 1 cases within 0.0001 in float64")
+    assert "FAILED   5.00e-01    2.50e-01           -          -" in evaluate.table(result).text()
+    assert evaluate.table(result).text().endswith("FAILED: 0 of 1 cases within 0.0001 in float64")
     assert generation_text(FINISHED) == (
         "3 tokens (length) · first after 250 ms · then 100 ms each · 10.0 tokens/s · KV cache 4,096 B"
     )
@@ -547,7 +547,11 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: p
     assert progress_text(load) == "load 120 MB of 270 MB, about 1.20 s left: m.gguf"
     assert progress_text(Progress(stage="load", done=0, total=0, elapsed_ns=0, detail="m.gguf")) == "load: m.gguf"
     monkeypatch.setattr(commands, "_REDRAW_S", 0.0)
-    for tty, enabled, expected in ((True, True, "\rbenchmark 3 of 60"), (False, True, ""), (True, False, "")):
+    for tty, enabled, expected in (
+        (True, True, "benchmark takes about 12.0 s (60 runs)\n\rbenchmark 3 of 60"),
+        (False, True, ""),
+        (True, False, ""),
+    ):
         terminal = Terminal(tty=tty)
         line = ProgressLine(terminal, enabled=enabled)  # type: ignore[arg-type]
         line.show(event)

@@ -13,7 +13,7 @@ from tui.form.sampling import COMPILED_CHOICES, COMPILED_HELP, read_lengths, rea
 from tui.live.presentation import DialField, Presentation, TextField
 from tui.live.result_text import medians, spread_text, times
 from tui.views.chart import Chart
-from tui.views.plots import benchmark_chart, benchmark_figure
+from tui.views.plots import benchmark_chart, benchmark_figure, by_length
 
 if TYPE_CHECKING:
     from tui.live.measurement import Job
@@ -50,7 +50,7 @@ def benchmark_table(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
     return Table(
         title="Latency sweep" + (f", {new_tokens} new tokens" if new_tokens else ""),
         columns=[Column(name, numeric=True, priority=priority) for name, priority in names.items()],
-        rows=[_benchmark_cells(row) for row in rows],
+        rows=[_benchmark_cells(row) for row in by_length(rows)],
     )
 
 

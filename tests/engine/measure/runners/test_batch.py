@@ -271,7 +271,7 @@ def test_text_for_people_has_rises_over_the_smallest_batch() -> None:
     request = Batch(batches=(2, 1), context=8, new_tokens=2, repeats=1, ragged=False)
     with timed(model, clock, lambda rows, *_: 10 + 5 * rows):
         result = result_of(events_of(model, request, clock))
-    lines = str(table(result)).splitlines()
+    lines = table(result).text().splitlines()
     assert lines[0] == title(result)
     assert lines[0] == "batch tiny: 2 steps after rows of 8 tokens, medians of 1 round after 1 to warm up"
     assert lines[1].split() == ["batch", "tokens/s", "rise", "step", "min..max", "KV", "cache"]

@@ -91,11 +91,12 @@ def test_a_row_holds_medians_of_the_runs_after_the_warmup(
     assert row.tpot_p50_s == (pytest.approx(sorted(later_ms)[1] / 1000) if later_ms else None)
 
 
-def test_the_arms_take_turns_and_make_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arms_and_lengths_take_turns_and_make_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = FakeRuns(cached_ms=[1] * 4, full_ms=[1] * 4)
     monkeypatch.setattr(benchmark, "generate", runs)
     result = result_of(list(run_benchmark(decoder(), Benchmark(lengths=(3, 5), new_tokens=2, repeats=1))))
-    assert runs.asked == [(n, arm, None) for n in (3, 5) for _ in range(2) for arm in (True, False)]
+    assert runs.asked == [(n, arm, None) for _ in range(2) for n in (5, 3) for arm in (True, False)]
+    assert [row.prompt_tokens for row in result.rows] == [3, 5]
     assert result.notes == ()
 
 
@@ -144,8 +145,8 @@ def test_real_runs_of_both_arms_make_the_same_tokens(variant: str, monkeypatch: 
     options = Benchmark(lengths=(3, 9), new_tokens=6, repeats=2, warmup=0)
     result = result_of(list(run_benchmark(model, options, model_name="tiny")))
     assert [arm for arm, _ in made] == [True, False] * 4
-    assert len({ids for _, ids in made[:4]}) == 1
-    assert len({ids for _, ids in made[4:]}) == 1
+    assert len({ids for _, ids in made[:2] + made[4:6]}) == 1
+    assert len({ids for _, ids in made[2:4] + made[6:]}) == 1
     config = model.config
     per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim * 8
     assert [row.kv_cache_bytes for row in result.rows] == [(3 + 6) * per_token, (9 + 6) * per_token]
@@ -154,7 +155,8 @@ def test_real_runs_of_both_arms_make_the_same_tokens(variant: str, monkeypatch: 
         assert row.tpot_s is not None
         assert row.with_cache_min_s <= row.with_cache_s <= row.with_cache_max_s
         assert row.without_cache_min_s <= row.without_cache_s <= row.without_cache_max_s
-    assert (result.model, result.repeats, result.warmup, result.notes) == ("tiny", 2, 0, ())
+    assert (result.model, result.repeats, result.warmup) == ("tiny", 2, 0)
+    assert not any("forced" in note for note in result.notes)
 
 
 def test_without_the_cache_every_step_recomputes_all_tokens_for_the_last_logits() -> None:
@@ -202,23 +204,34 @@ def test_prompts_are_the_same_every_time_and_inside_the_vocabulary() -> None:
 # --- progress, stopping -----------------------------------------------------------------------------------
 
 
-def test_progress_comes_before_every_run_and_rows_as_they_are_done() -> None:
-    options = Benchmark(lengths=(2, 3), new_tokens=2, repeats=1, warmup=1)
+def test_progress_comes_before_every_run_and_rows_as_they_grow() -> None:
+    options = Benchmark(lengths=(2, 3), new_tokens=2, repeats=2, warmup=1)
     events = list(run_benchmark(decoder(), options))
     progress = [event for event in events if isinstance(event, Progress)]
-    assert [event.done for event in progress] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
-    assert {event.total for event in progress} == {8}
+    assert [event.done for event in progress] == list(range(13))
+    assert {event.total for event in progress} == {12}
     assert progress[0].remaining_s is None
     assert progress[1].remaining_s is None  # only one arm has run
-    assert progress[2].remaining_s is not None
+    assert progress[2].remaining_s is not None  # the longest prompt says how long all of them will take
     assert progress[-1].remaining_s == 0
-    assert progress[0].detail == "2 prompt tokens with the cache, warm-up 1 of 1"
-    assert progress[3].detail == "2 prompt tokens without the cache, 1 of 1"
-    assert progress[4].detail == "2 prompt tokens measured"
+    assert progress[0].detail == "3 prompt tokens with the cache, warm-up 1 of 1"
+    assert progress[7].detail == "2 prompt tokens without the cache, 1 of 2"
+    assert progress[12].detail == "all prompts measured"
     assert all(a.elapsed_ns <= b.elapsed_ns for a, b in pairwise(progress))
-    kinds = [type(event).__name__ for event in events]
-    assert kinds.index("BenchmarkRowMeasured") == 5
-    assert kinds[-2:] == ["BenchmarkRowMeasured", "BenchmarkFinished"]
+    rows = [event.row.prompt_tokens for event in events if isinstance(event, BenchmarkRowMeasured)]
+    assert rows == [3, 2, 3, 2]
+    assert [type(event).__name__ for event in events].index("BenchmarkRowMeasured") == 6
+
+
+def test_times_that_fall_with_the_length_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer prompt is run first: 4 and 5 ms, below 7 and 8 of the shorter one; without the cache they overlap."""
+    runs = FakeRuns(cached_ms=[4, 8, 5, 7], full_ms=[4, 3, 6, 7])
+    monkeypatch.setattr(benchmark, "generate", runs)
+    result = result_of(list(run_benchmark(decoder(), Benchmark(lengths=(3, 5), new_tokens=2, repeats=2, warmup=0))))
+    assert result.notes == (
+        "These times cannot be right: with the cache every run of 5 prompt tokens took less (5.00 ms at most) than "
+        "every run of 3 (7.00 ms at least), although it is more work. Measure again when the machine is idle.",
+    )
 
 
 def stop_after(calls: int) -> Callable[[], bool]:
@@ -231,11 +244,10 @@ def test_it_can_be_stopped_within_a_run_and_keeps_the_rows_done() -> None:
     # Asked before every forward pass, and before each of two layers where a pass is over many tokens.
     one_length = (3 + options.new_tokens - 1) + 3 * options.new_tokens
     for extra in (0, 1, 5):
-        events = list(run_benchmark(decoder(), options, stop_after(one_length + extra)))
-        assert [event for event in events if not isinstance(event, Progress)] == [
-            next(event for event in events if isinstance(event, BenchmarkRowMeasured)),
-            Cancelled(),
-        ]
+        *measured, last = run_benchmark(decoder(), options, stop_after(one_length + extra))
+        rows = [event.row for event in measured if isinstance(event, BenchmarkRowMeasured)]
+        assert [row.prompt_tokens for row in rows] == [3]
+        assert last == Cancelled()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_auto_is_reported_as_what_it_runs() -> None:
 
 def test_text_for_people() -> None:
     result, _ = result_of(Formats(choices=CHOICES, n_tokens=4, compile="off"))
-    lines = str(table(result)).splitlines()
+    lines = table(result).text().splitlines()
     assert lines[0] == "formats of bundled against float32, on 3 tokens of text"
     assert lines[2].split()[:2] == ["float32", "full"]
     assert "3 of 3" in lines[2]
