@@ -14,6 +14,12 @@ STARTS: Mapping[str, tuple[str, ...]] = {
 """How the names of a generation begin; Blackwell's are those of compute capability 10."""
 
 
+BEYOND_HOPPER_BYTES = 160 * 2**30
+"""No Hopper has this much: a memory that was typed in then is taken for a Blackwell's."""
+
+
 def generation(device: DeviceSpec) -> str:
     """The generation of `device`."""
+    if device.source == "typed in" and device.memory_bytes >= BEYOND_HOPPER_BYTES:
+        return BLACKWELL
     return next((name for name, starts in STARTS.items() if device.name.startswith(starts)), OTHER)

@@ -16,6 +16,8 @@ from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
+from calc.servers.sglang_budget import SglangSetting, graph_batch, static_fraction, tier
+from calc.servers.versions import NEWEST, parse_version
 from calc.servers.vllm import check_heads
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
 from calc.servers.vllm_cache import attention_token_bytes, kv_heads_per_rank, recurrent_page_bytes
@@ -32,19 +34,6 @@ CONTEXT_BYTES, ROCM_CONTEXT_BYTES = int(0.61 * GIB), int(2.76 * GIB)
 """Gone before the weights: the CUDA context (139.20 of 139.81 GiB in a log), ROCm's (188.32 of 191.98 with TP 8)."""
 GROUP_BYTES = int(0.9 * GIB)
 """Gone where several GPUs share the model: buffers of the communicator."""
-
-
-def default_fraction(total_bytes: int, *, tp: int, chunk: int, graph_batch: int) -> Fraction:
-    """--mem-fraction-static: what activations of a chunk and CUDA graphs leave (server_args.py, 0.4.9 and later).
-
-    >>> float(default_fraction(46_068 * MIB, tp=1, chunk=4096, graph_batch=64))
-    0.85
-    """
-    total = total_bytes // MIB
-    reserved = 512 + max(chunk, 2048) * 3 // 2 + graph_batch * 2 + tp * 1024 // 8
-    if total > 60 * 1024:
-        reserved = max(reserved, 10 * 1024)
-    return max(Fraction(1, 10), Fraction(round(1000 * (total - reserved) / total), 1000))
 
 
 def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction) -> int:
@@ -86,6 +75,7 @@ def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int)
 class Known:
     """The options with every default filled in."""
 
+    version: str
     total: int
     visible: str | None
     free: int
@@ -98,22 +88,30 @@ class Known:
 
 
 def resolve(study: Study, options: ServerOptions) -> Known:
-    """Defaults by device (server_args.py)."""
+    """Defaults by device and version."""
     total, visible = visible_bytes(study.device)
-    large, middle = total > 60 * GIB, total > 35 * GIB
-    chunk = options.max_num_batched_tokens or (8192 if large else 4096 if middle else 2048)
-    batch = 256 if large else 64 if middle else 16
+    text = options.version or NEWEST["sglang"]
+    setting = SglangSetting(
+        total_mib=total // MIB,
+        tp=options.tp,
+        dp_attention=options.dp_attention,
+        version=parse_version(text),
+        latent=any(layer.kind == LATENT for layer in cache_layers(study.model)),
+        multimodal=options.facts.multimodal,
+        drafted=options.speculative_layers > 0,
+    )
+    chunk = options.max_num_batched_tokens or tier(setting).chunk
     context = ROCM_CONTEXT_BYTES if study.device.name.startswith("AMD") else CONTEXT_BYTES
     return Known(
+        version=text,
         total=total,
         visible=visible,
         free=total - context - (GROUP_BYTES if options.tp > 1 else 0),
         plain=plain_bytes(study, options),
         length=options.max_model_len or study.context,
         chunk=chunk,
-        graph_batch=batch,
-        fraction=options.gpu_memory_utilization
-        or default_fraction(total, tp=options.tp, chunk=chunk, graph_batch=batch),
+        graph_batch=graph_batch(setting),
+        fraction=options.gpu_memory_utilization or static_fraction(setting, chunk),
         page=options.block_size or 1,
     )
 
@@ -159,7 +157,13 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
     check_heads(study, options.tp // options.dp_attention)
     model, known = study.model, resolve(study, options)
     weights = stage_weight_bytes(
-        model, study.weight_format, tp=options.tp, stage=(0, model.n_layers), plain=known.plain, facts=options.facts
+        model,
+        study.weight_format,
+        tp=options.tp,
+        stage=(0, model.n_layers),
+        plain=known.plain,
+        facts=options.facts,
+        attention_tp=options.tp // options.dp_attention,
     )
     kept = cache_layers(model)
     if options.speculative_layers:
@@ -176,7 +180,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
         study=study,
         options=options,
         name="sglang",
-        version=options.version or "0.5",
+        version=known.version,
         block_size=known.page,
         weight_bytes_per_gpu=weights,
         activation_bytes=int(activation),
@@ -207,7 +211,7 @@ def _group(layer: CacheLayers, known: Known, pool: Pool) -> CacheGroup:
 def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], pool: Pool) -> list[str]:
     said = [known.visible] if known.visible else []
     if options.gpu_memory_utilization is None:
-        said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of 0.4.9 and later for this device")
+        said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of {known.version} for this device")
     said.append(f"pages of {known.page} tokens" if known.page > 1 else "tokens are allocated one by one (page size 1)")
     windows = {layer.window is not None for layer in kept if layer.kind != RECURRENT}
     if len(windows) > 1 and not options.disable_hybrid:
@@ -249,6 +253,6 @@ def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tu
 
 
 def _bands(options: ServerOptions, pool: int) -> dict[str, tuple[int, int]]:
-    """5 % either way where the pool is derived."""
-    margin = abs(pool) // 20
+    """Either way where the pool is derived: 5 % of a share that was given, 8 % of the default one."""
+    margin = abs(pool) * (5 if options.gpu_memory_utilization is not None else 8) // 100
     return {} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (pool - margin, pool + margin)}

@@ -32,6 +32,10 @@ VLLM_SPARSE_FP8_ROWS: Version = (0, 19)
 VLLM_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 14), "compressed-tensors": (0, 15)}
 """Since, a checkpoint's own cache format is taken where --kv-cache-dtype is auto, by who quantized it."""
 SGLANG_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 5, 6)}
+SGLANG_BY_CHUNK: Version = (0, 5)
+"""Since, SGLang reserves by the tokens of a chunk; before, by a table of devices."""
+SGLANG_PREFILL_GRAPHS: Version = (0, 5, 10)
+"""Since, graphs of prefills are captured too."""
 VLLM_LEAN_SAMPLER: Version = (0, 17)
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)

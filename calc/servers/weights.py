@@ -49,8 +49,10 @@ def stage_layers(n_layers: int, pp: int, sizes: Sequence[int] | None = None) -> 
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def layer_tensors(layer: LayerSpec, tp: int) -> tuple[Held, ...]:
+def layer_tensors(layer: LayerSpec, tp: int, attention_tp: int | None = None) -> tuple[Held, ...]:
     """The tensors of one layer on a rank, fused as servers hold them; what is small is counted as one.
+
+    `attention_tp`: the ranks that share attention where data-parallel groups each hold all of it.
 
     A recurrence is one linear tensor: which of its parts a server quantizes is not known.
     """
@@ -59,9 +61,10 @@ def layer_tensors(layer: LayerSpec, tp: int) -> tuple[Held, ...]:
     for mixer in layer.mixers:
         tensors = list(mixer.tensors(layer.hidden_size))
         if mixer.kind not in ("attention", "latent", "expanded_latent"):
-            held[mixer.kind] = held.get(mixer.kind, 0) + -(-sum(tensor.params for tensor in tensors) // tp)
+            shared = -(-sum(tensor.params for tensor in tensors) // (attention_tp or tp))
+            held[mixer.kind] = held.get(mixer.kind, 0) + shared
             continue
-        small += _fuse(held, mixer.prefix, tensors, tp)
+        small += _fuse(held, mixer.prefix, tensors, attention_tp or tp)
     small += _fuse(held, "", layer.rest(), tp)
     return tuple(Held(n, linear) for n, linear in [*((n, True) for n in held.values()), (small, False)] if n)
 
@@ -78,9 +81,12 @@ def _fuse(held: dict[str, int], prefix: str, tensors: Iterable[Tensor], tp: int)
     return small
 
 
-def outer_held(model: ModelSpec, *, tp: int, first: bool, last: bool) -> tuple[Held, ...]:
+def outer_held(
+    model: ModelSpec, *, tp: int, first: bool, last: bool, attention_tp: int | None = None
+) -> tuple[Held, ...]:
     """Embedding and positions on the first stage, head and final norm on the last; a tied head needs both there."""
-    rows, head = (padded_vocab(n, tp) // tp for n in (model.vocab_size, model.head_size))
+    shared = ((model.vocab_size, attention_tp or tp), (model.head_size, tp))
+    rows, head = (padded_vocab(n, ranks) // ranks for n, ranks in shared)
     width = model.embedding_width
     tensors = []
     if first:
@@ -148,6 +154,7 @@ def stage_weight_bytes(
     plain: int,
     facts: ModelFacts,
     speculative_layers: int = 0,
+    attention_tp: int | None = None,
 ) -> int:
     """Weight bytes of a rank of one stage, as its allocator counts them, tables and encoders included."""
     first, last = stage[0] == 0, stage[1] == model.n_layers
@@ -159,10 +166,10 @@ def stage_weight_bytes(
     if last and speculative_layers:
         counts[layers[-1]] = counts.get(layers[-1], 0) + speculative_layers
     total = sum(
-        n * sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in layer_tensors(layer, tp))
+        n * sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in layer_tensors(layer, tp, attention_tp))
         for layer, n in counts.items()
     )
-    outer = outer_held(model, tp=tp, first=first, last=last)
+    outer = outer_held(model, tp=tp, first=first, last=last, attention_tp=attention_tp)
     total += sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in outer)
     total += rope_bytes(model, facts, plain)
     return total + (-(-facts.vision_params * plain // tp) if first else 0)

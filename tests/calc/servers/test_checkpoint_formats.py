@@ -17,6 +17,7 @@ from calc.servers.expert_padding import expert_bytes, marlin_bytes, triton_bytes
 from calc.servers.facts import facts_from_config
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report
+from calc.sources import load_model
 from calc.sources.catalog import find_device, find_model
 
 GIB = 2**30
@@ -147,3 +148,18 @@ def test_before_the_latent_cache_every_head_was_kept(name: str, tp: int, token: 
     new = report(find_model(name), find_device("h100-sxm"), version="0.7.1", tp=tp)
     assert (old.kv_request_bytes, old.block_size) == (token * 8192, 16)
     assert new.kv_request_bytes == find_model(name).n_layers * 576 * 2 * 8192
+
+
+def test_metas_own_fp8_file_keeps_attention_in_16_bits(tmp_path: Path) -> None:
+    """57.7520 GiB per GPU at TP 8 (vllm-project/vllm#6746); its file of July 2024 had 16 KV heads."""
+    kept = [f"model.layers.{i}.self_attn.{name}_proj" for i in range(126) for name in "qkvo"]
+    kept += [f"model.layers.{i}.mlp.{name}_proj" for i in (0, 125) for name in ("gate", "up", "down")]
+    config = {
+        **LLAMA, "hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 126,
+        "num_attention_heads": 128, "num_key_value_heads": 16,
+        "quantization_config": {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["lm_head", *kept]},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(str(tmp_path / "config.json"))
+    loaded = report(model, find_device("h100-sxm"), version="0.5.3", tp=8).weight_bytes_per_gpu
+    assert loaded / GIB == pytest.approx(57.7520, rel=0.001)

@@ -361,7 +361,7 @@ def test_launch_commands() -> None:
     sglang = launch_command(_report("sglang", tp=4, dp_attention=2))
     assert "--tp-size 4 --dp-size 2" in sglang
     assert "--enable-dp-attention" in sglang
-    assert "--mem-fraction-static 0.8" in sglang
+    assert "--mem-fraction-static 0.761" in sglang
     assert "DynamicCache" in launch_command(_report("transformers"))
 
 
