@@ -121,6 +121,7 @@ def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
             "total": report.parameters.total,
             "active_per_token": report.parameters.active,
             "components": report.parameters.components,
+            "encoders": _encoders_document(model.encoder_params),
         },
         "context": report.study.context,
         "weight_bytes": report.weight_bytes,
@@ -138,6 +139,11 @@ def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
         "steps": [term_document(term) for term in report.steps],
         "notes": list(memory_notes(report, devices=devices)),
     }
+
+
+def _encoders_document(params: int) -> Document | None:
+    """Encoders and projectors beside the text model, in 16 bits as servers load them; None where none are counted."""
+    return {"parameters": params, "bytes": 2 * params} if params else None
 
 
 def _tp_document(row: TpRow) -> Document:

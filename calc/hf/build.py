@@ -79,23 +79,41 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     fields, part = text_part(config) if draft is None else (draft_fields(config), None)
     model_type = _model_type(fields, config.get("model_type"), source)
     reader, arch = _opened(fields, model_type, source, inner=part is not None)
-    if model_type != fields.get("model_type", model_type):
+    if model_type != fields.get("model_type", model_type) and fields["model_type"] not in BY_MODEL_TYPE:
         reader.notes.append(
             f"kvscope does not know model_type {shown(fields['model_type'])}: it is read as {model_type}, which its "
             "class in architectures is"
         )
-    if part is not None:
-        reader.notes.append(f"the text model alone ({part}): encoders of images or sound are not counted")
-    elif any(reader.has(key) for key in ENCODERS):
-        reader.notes.append("the text model alone: encoders of images or sound are not counted")
+    encoders = _encoders(reader, config, part)
     try:
         if draft is not None:
             return _draft_spec(draft, reader, arch, name)
-        return _spec(reader, arch, name, class_name(config))
+        return _spec(reader, arch, name, class_name(config), encoders)
     except SourceError:
         raise
     except CalcError as error:
         raise SourceError(f"{source}: {error}") from None
+
+
+def _encoders(reader: Reader, config: Mapping[str, Any], part: str | None) -> int:
+    """Parameters of encoders and projectors beside the text model, which the counts leave out; 0 with a note."""
+    if part is None and not any(reader.has(key) for key in ENCODERS):
+        return 0
+    from calc.hf.projectors import encoder_params  # only for who brings a multimodal model
+
+    alone = "the text model alone" + (f" ({part})" if part else "")
+    hidden_size = reader.maybe(*HIDDEN_SIZE)
+    params = None if hidden_size is None else encoder_params(config, hidden_size)
+    if params is None:
+        reader.notes.append(
+            f"{alone}: encoders of images or sound are not counted, because how many parameters they have is not known"
+        )
+        return 0
+    reader.notes.append(
+        f"{alone}: encoders and projectors have {params:,} parameters more ({2 * params:,} B in 16 bits), which a "
+        "server loads as well"
+    )
+    return params
 
 
 def _opened(fields: Mapping[str, Any], model_type: str, source: str, *, inner: bool) -> tuple[Reader, Architecture]:
@@ -167,7 +185,7 @@ def _draft_spec(kind: str, reader: Reader, arch: Architecture, name: str) -> Mod
     return _with_stored(reader, _model(name, reader.source, tuple(made.layers), sizes))
 
 
-def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str) -> ModelSpec:
+def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str, encoders: int) -> ModelSpec:
     _check_stated(reader, arch)
     if arch.adapt is not None:
         arch = arch.adapt(reader, arch)
@@ -183,6 +201,7 @@ def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str) -> 
         "max_context": context,
         "other_params": outer.params + (2 * hidden_size if arch.embedding_norm else 0),
         "embedding_size": outer.embedding_size,
+        "encoder_params": encoders,
         "final_norm_params": arch.norm_params(hidden_size) if arch.final_norm else 0,
         "model_type": reader.model_type[:MAX_TYPE],
     }

@@ -54,7 +54,8 @@ class ModelSpec:
     keep a window is not known, they are taken as evenly spread. `other_params` are outside of layers, embedding and
     head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
     `head_rows` is given where the head has not a row for each token (a classifier's labels, a draft head's
-    vocabulary; 0 for no head); `embeds` is false where the embedding is another model's.
+    vocabulary; 0 for no head); `embeds` is false where the embedding is another model's. `encoder_params` are those of
+    encoders of images and sound and of their projectors, which are no part of the counts.
     `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read; `model_type` is
     what its config calls its class, empty where nothing says it.
 
@@ -75,6 +76,7 @@ class ModelSpec:
     final_norm_params: int | None = None
     head_rows: int | None = None
     embeds: bool = True
+    encoder_params: int = 0
     stored: StoredWeights | None = None
     spread: bool = False
     edited: bool = False
@@ -100,6 +102,7 @@ class ModelSpec:
         check_count("vocab_size", self.vocab_size)
         check_count("n_learned_positions", self.n_learned_positions, minimum=0)
         check_count("other_params", self.other_params, minimum=0)
+        check_count("encoder_params", self.encoder_params, minimum=0)
         for name in ("embedding_size", "final_norm_params", "head_rows"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value, minimum=0)
@@ -357,8 +360,8 @@ def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
     if not of_layers:
         return replace(model, edited=True, **wanted)
     outer = (
-        "name", "vocab_size", "tied", "head_bias", "head_rows", "embeds", "n_learned_positions", "max_context",
-        "source", "notes", "model_type",
+        "name", "vocab_size", "tied", "head_bias", "head_rows", "embeds", "encoder_params", "n_learned_positions",
+        "max_context", "source", "notes", "model_type",
     )  # fmt: skip
     kept = {name: getattr(model, name) for name in outer}
     return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})

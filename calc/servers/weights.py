@@ -172,7 +172,8 @@ def stage_weight_bytes(
     outer = outer_held(model, tp=tp, first=first, last=last, attention_tp=attention_tp)
     total += sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in outer)
     total += rope_bytes(model, facts, plain)
-    return total + (-(-facts.vision_params * plain // tp) if first else 0)
+    encoders = model.encoder_params or facts.vision_params
+    return total + (-(-encoders * plain // tp) if first else 0)
 
 
 def widest_dense(model: ModelSpec) -> int:

@@ -61,6 +61,7 @@ def test_memory_of_llama():
             "head": 525_336_576,
             "other": 0,
         },
+        "encoders": None,
     }
     assert document["weight_bytes"] == 16_060_522_496
     assert document["kv_bytes_per_token"] == 131_072
