@@ -1,4 +1,4 @@
-"""Files written whole or not at all: the one writer of calc and of the front ends."""
+"""Files read within a limit, and written whole or not at all: the one writer of calc and of the front ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from pathlib import Path
 from typing import TextIO
 
 from calc.errors import CalcError, SourceError
+
+
+def read_bounded(file: Path, *, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes. Raises SourceError that starts with the path."""
+    try:
+        if not file.is_file():
+            raise SourceError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
+        with file.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from None
+    if len(data) > limit:
+        raise SourceError(f"{file}: larger than {limit // 2**20} MiB, so not a description of a model")
+    return data
 
 
 def check_writable(path: Path) -> None:

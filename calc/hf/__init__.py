@@ -8,6 +8,6 @@ refused by name.
 """
 
 from calc.hf.build import read_hf_config, spec_from_config
-from calc.hf.reader import MAX_CONFIG_BYTES, read_bounded
+from calc.hf.reader import MAX_CONFIG_BYTES
 
-__all__ = ["MAX_CONFIG_BYTES", "read_bounded", "read_hf_config", "spec_from_config"]
+__all__ = ["MAX_CONFIG_BYTES", "read_hf_config", "spec_from_config"]

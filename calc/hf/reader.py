@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import SourceError
+from calc.files import read_bounded
 from calc.model.spec import MAX_COUNT
 
 MAX_CONFIG_BYTES = 4 * 2**20
@@ -231,17 +232,3 @@ def read_object(file: Path, *, limit: int = MAX_CONFIG_BYTES) -> Mapping[str, An
     if not isinstance(value, dict):
         raise SourceError(f"{file}: a config.json holds an object {{...}}, not {shown(value)}")
     return value
-
-
-def read_bounded(file: Path, *, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes. Raises SourceError that starts with the path."""
-    try:
-        if not file.is_file():
-            raise SourceError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
-        with file.open("rb") as stream:
-            data = stream.read(limit + 1)
-    except OSError as error:
-        raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from None
-    if len(data) > limit:
-        raise SourceError(f"{file}: larger than {limit // 2**20} MiB, so not a model's config")
-    return data

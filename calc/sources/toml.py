@@ -1,4 +1,4 @@
-"""A model written by hand as TOML: the fields of ModelSpec, under their own names, at the top level.
+"""A model as TOML, written by hand or by kvscope: the fields of ModelSpec, under their own names, at the top level.
 
 ::
 
@@ -15,11 +15,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from calc.errors import CalcError, SourceError
-from calc.hf import read_bounded
+from calc.files import read_bounded
 from calc.model.spec import DIMENSIONS, MAX_COUNT, Mlp, ModelSpec, Norm, field_names, model_of
 
 MAX_SPEC_BYTES = 2**20
@@ -40,35 +41,57 @@ def read_spec_toml(path: str | Path) -> ModelSpec:
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{file}: not TOML: {error}") from None
     try:
-        return _spec(fields, file)
+        return spec_from({"name": file.stem, "source": str(file), **fields}, where=str(file))
     except SourceError:
         raise
     except CalcError as error:
         raise SourceError(f"{file}: {error}") from None
 
 
-def _spec(fields: dict[str, Any], file: Path) -> ModelSpec:
+def spec_document(model: ModelSpec) -> dict[str, Any]:
+    """A model as the fields that `spec_from` reads. Its notes are left out."""
+    left_out = {*NOT_TYPED, "layers", "spread", "stored", *(() if model.edited else ("edited",))}
+    values = {name: getattr(model, name) for name in field_names(ModelSpec) if name not in left_out}
+    document = {name: _plain(value) for name, value in values.items() if value is not None}
+    if model.stored is not None:
+        from calc.model.stored import stored_document
+
+        document["stored"] = stored_document(model.stored)
+    if not model.uniform or (0 < model.n_sliding_layers < model.n_layers and not model.spread):
+        from calc.model.layers import layers_document
+
+        document["layers"] = layers_document(model.layers)
+    return document
+
+
+def _plain(value: Any) -> Any:
+    """A choice (`Mlp`, `Norm`) as its text."""
+    return str(value) if isinstance(value, str) else value
+
+
+def spec_from(fields: Mapping[str, Any], *, where: str) -> ModelSpec:
+    """The model of `fields`, which stand in the file `where`. Raises CalcError: SourceError names the file."""
     known = [name for name in field_names(ModelSpec) if name not in NOT_TYPED]
     unknown = [key for key in fields if key not in known]
     if unknown:
-        raise SourceError(f"{file}: unknown {', '.join(unknown[:4])}; the fields are {', '.join(known)}")
+        raise SourceError(f"{where}: unknown {', '.join(unknown[:4])}; the fields are {', '.join(known)}")
     missing = [name for name in DIMENSIONS if name not in fields]
     if missing:
-        raise SourceError(f"{file}: {', '.join(missing)} missing")
+        raise SourceError(f"{where}: {', '.join(missing)} missing")
     for name in (*TEXTS, *FLAGS):
         wanted = str if name in TEXTS else bool
         if not isinstance(fields.get(name, wanted()), wanted):
-            raise SourceError(f"{file}: {name} must be {'text' if wanted is str else 'true or false'}")
+            raise SourceError(f"{where}: {name} must be {'text' if wanted is str else 'true or false'}")
     for name in known:
         if name not in (*TEXTS, *FLAGS, "mlp", "norm", "layers", "stored"):
-            _check_number(fields.get(name, 1), name, file)
-    choices = {"mlp": _choice(fields, "mlp", Mlp, file), "norm": _choice(fields, "norm", Norm, file)}
+            _check_number(fields.get(name, 1), name, where)
+    choices = {"mlp": _choice(fields, "mlp", Mlp, where), "norm": _choice(fields, "norm", Norm, where)}
     parts: dict[str, Any] = {"layers": _layers(fields["layers"])} if "layers" in fields else {}
     if "stored" in fields:
         from calc.model.stored import stored_from_document
 
         parts["stored"] = stored_from_document(fields["stored"])
-    return model_of(**{"name": file.stem, "source": str(file), **fields, **choices, **parts})
+    return model_of(**{**fields, **choices, **parts})
 
 
 def _layers(document: Any) -> tuple[Any, ...]:
@@ -78,14 +101,14 @@ def _layers(document: Any) -> tuple[Any, ...]:
     return layers_from_document(document)
 
 
-def _check_number(value: object, name: str, file: Path) -> None:
+def _check_number(value: object, name: str, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_COUNT:
-        raise SourceError(f"{file}: {name} must be a whole number up to {MAX_COUNT:,}")
+        raise SourceError(f"{where}: {name} must be a whole number up to {MAX_COUNT:,}")
 
 
-def _choice(fields: dict[str, Any], name: str, kind: type[Mlp] | type[Norm], file: Path) -> Mlp | Norm:
+def _choice(fields: Mapping[str, Any], name: str, kind: type[Mlp] | type[Norm], where: str) -> Mlp | Norm:
     default = Mlp.GATED if kind is Mlp else Norm.RMS
     try:
         return kind(fields.get(name, default))
     except ValueError:
-        raise SourceError(f"{file}: {name} must be {' or '.join(kind)}, not {fields[name]!r}") from None
+        raise SourceError(f"{where}: {name} must be {' or '.join(kind)}, not {fields[name]!r}") from None

@@ -133,11 +133,11 @@ class Actions(App[None]):
         """Ask in place for a file and write the model to it, as TOML that opens again."""
         import tomli_w
 
-        from tui.app.settings import model_document
+        from calc.sources.toml import spec_document
 
         model = self.state.study.model
         name = model.name.replace("/", "-")
-        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(model_document(model)))
+        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(spec_document(model)))
 
     def _ask_to_write(self, label: str, value: str, text: str) -> None:
         writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +19,10 @@ from calc.files import write_whole
 from calc.intensity.attention import Attention
 from calc.model.cache_pair import cache_as, pair_format
 from calc.model.named import known_name, weights_as
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, model_of
+from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored, stored_format
+from calc.sources.toml import spec_document, spec_from
 from tui.form.state import AppState
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ def state_document(state: AppState) -> dict[str, Any]:
         "kv_format": _format_document(study.kv_format),
         "tps": list(study.tps),
         "policy": str(study.policy),
-        "model": _model_document(study.model),
-        "device": _record_document(study.device),
+        "model": {**spec_document(study.model), "notes": list(study.model.notes)},
+        "device": _device_document(study.device),
     }
     if state.server is not None:
         document["server"] = _server_document(state.server)
@@ -211,31 +212,9 @@ def _positive(document: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _record_document(record: ModelSpec | DeviceSpec) -> dict[str, Any]:
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
+def _device_document(device: DeviceSpec) -> dict[str, Any]:
+    values = {f.name: getattr(device, f.name) for f in fields(device)}
     return {name: _plain(value) for name, value in values.items() if value is not None}
-
-
-def model_document(model: ModelSpec) -> dict[str, Any]:
-    """A model as the TOML that ``--model spec.toml`` reads (notes are not kept)."""
-    document = _model_document(model)
-    document.pop("notes", None)
-    return document
-
-
-def _model_document(model: ModelSpec) -> dict[str, Any]:
-    document = _record_document(model)
-    for name in ("layers", "groups", "uniform", "spread", *(() if model.edited else ("edited",))):
-        document.pop(name)
-    if model.stored is not None:
-        from calc.model.stored import stored_document
-
-        document["stored"] = stored_document(model.stored)
-    if not model.uniform or (0 < model.n_sliding_layers < model.n_layers and not model.spread):
-        from calc.model.layers import layers_document
-
-        document["layers"] = layers_document(model.layers)
-    return document
 
 
 def _plain(value: Any) -> Any:
@@ -247,21 +226,14 @@ def _plain(value: Any) -> Any:
 
 
 def _model_from(table: Mapping[str, Any]) -> ModelSpec:
-    values = {**table, "mlp": Mlp(table["mlp"]), "norm": Norm(table["norm"]), "notes": tuple(table.get("notes", ()))}
-    if "layers" in table:
-        from calc.model.layers import layers_from_document
-
-        values["layers"] = layers_from_document(_table(table["layers"], "the layers"))
-    if "stored" in table:
-        from calc.model.stored import stored_from_document
-
-        values["stored"] = stored_from_document(table["stored"])
     from tui.form.draft import EDITED
 
-    if values["name"].endswith(EDITED):  # as states of versions before 0.2 say it
+    values = dict(table)
+    notes = tuple(values.pop("notes", ()))
+    if str(values.get("name")).endswith(EDITED):  # as states of versions before 0.2 say it
         name, source = values["name"].removesuffix(EDITED), str(values["source"]).removesuffix(", edited")
         values |= {"name": name, "source": source, "edited": True}
-    return model_of(**values)
+    return replace(spec_from(values, where="state.model"), notes=notes)
 
 
 def _device_from(table: Mapping[str, Any]) -> DeviceSpec:
