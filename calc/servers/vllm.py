@@ -328,7 +328,7 @@ def _bands(options: ServerOptions, known: Resolved, bound: Stage) -> dict[str, B
     parts = {
         "weight_bytes_per_gpu": (bound.weights, (bound.weights - small, bound.weights + small)),
         "activation_bytes": (bound.activation, activation_band(known.version, bound.activation, large=known.large)),
-        "non_torch_bytes": (bound.non_torch, non_torch_band(bound.non_torch, tp=options.tp)),
+        "non_torch_bytes": (bound.non_torch, non_torch_band(known.version, bound.non_torch, tp=options.tp)),
         "cuda_graph_bytes": (bound.graphs, cuda_graph_band(bound.graphs)),
     }
     bands = {name: band for name, (_, band) in parts.items()}

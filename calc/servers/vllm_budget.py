@@ -154,8 +154,10 @@ def activation_band(version: Version, value: int, *, large: bool) -> Band:
     return int(value * (1 - share)), int(value * (1 + share))
 
 
-def non_torch_band(value: int, *, tp: int) -> Band:
+def non_torch_band(version: Version, value: int, *, tp: int) -> Band:
     """Low and high over versions and machines seen."""
+    if tp == 1 and version < VLLM_V1:
+        return int(0.02 * GIB), value + int(0.25 * GIB)
     return (int(0.05 * GIB), value + int(0.25 * GIB)) if tp == 1 else (int(0.7 * GIB), value + int(0.2 * GIB))
 
 
