@@ -15,7 +15,7 @@ from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model, models
-from tests.tui.live_engine import SIZES
+from tests.tui.live_engine import SIZES, open_pane
 from tests.tui.screen_text import lines, text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
@@ -36,8 +36,7 @@ async def running(
     state = default_state() if study is None else replace(default_state(), study=study)
     app = KvscopeApp(state, settings=Settings(), start_engine=False)
     async with app.run_test(size=size) as pilot:
-        await pilot.pause()
-        await pilot.press("f3")
+        await open_pane(pilot, "f3", MemoryPane)
         await pilot.pause()
         yield app, pilot
 
@@ -113,7 +112,7 @@ async def test_replication_shows_beside_the_equal_split() -> None:
 async def test_tables_and_calculation_are_both_seen_at_every_size(size: tuple[int, int]) -> None:
     async with running(size) as (app, pilot):
         await pilot.press("down", "down")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert "KV cache per token" in text(app)
         assert "2 · L · n_kv · d · b" in text(app)
         assert "131,072 B" in text(app)

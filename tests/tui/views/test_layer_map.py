@@ -16,11 +16,12 @@ from calc.model.spec import ModelSpec, Study, edit
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
-from tests.tui.live_engine import SIZES, until
+from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
+from tui.panes.memory import MemoryPane
 from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import kinds_table, layer_map, map_lines
 from tui.views.rule import Rule
@@ -134,10 +135,9 @@ def test_the_answer_has_active_parameters_and_the_state_where_there_are_any() ->
 async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int]) -> None:
     app = app_on(hybrid())
     async with app.run_test(size=size) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         await pilot.press(*["down"] * 7)
-        await pilot.pause(0.1)
+        await pilot.pause()
         shown = text(app)
         assert "~~~█~~~█~~~█" in shown
         for part in ("gated delta", "33.42 MB/seq", "167.77 MB/req", "256 experts of 512 (8 active)"):
@@ -150,8 +150,7 @@ async def test_the_memory_pane_shows_the_map_and_its_legend(size: tuple[int, int
 async def test_the_map_goes_when_a_plain_model_comes_and_the_cursor_is_somewhere() -> None:
     app = app_on(hybrid())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         await pilot.press(*["down"] * 7)
         assert app.focused is app.query_one("#table-layers")
         app.take_state(default_state())
@@ -168,7 +167,7 @@ async def test_the_map_goes_when_a_plain_model_comes_and_the_cursor_is_somewhere
 async def test_the_form_opens_a_layered_model_read_only_with_a_sentence_why(make: Callable[[], ModelSpec]) -> None:
     app = app_on(make())
     async with app.run_test(size=(120, 60)) as pilot:
-        await pilot.pause(0.1)
+        await pilot.pause()
         flat = " ".join(text(app).replace("│", " ").split())
         assert f"Read-only: the {make().n_layers} layers are not all alike" in flat
         assert app.query_one("#field-n_layers", Input).disabled
@@ -184,7 +183,7 @@ async def test_the_form_opens_a_layered_model_read_only_with_a_sentence_why(make
 async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
     app = app_on(hybrid())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert app.open_model("llama-3-8b") is None
         await pilot.pause()
         assert "Read-only" not in text(app)
@@ -197,7 +196,7 @@ async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
 async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
     app = app_on(edit(find_model("llama-3-8b"), name="half", n_sliding_layers=16, window=512, source="by hand"))
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.pause(0.1)
+        await pilot.pause()
         await type_into(pilot, "#field-n_layers", "9")
         assert app.query_one("#field-n_sliding_layers", Input).value == "5"
         assert app.state.study.model.n_sliding_layers == 5
@@ -214,9 +213,7 @@ async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
     app = KvscopeApp(settings=Settings(), start_engine=False)
     app.action_go(2)
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.pause(0.5)
-        assert app.active_pane is not None
-        assert app.active_pane.TITLE == "Intensity"
+        await until(pilot, lambda: app.active_pane is not None and app.active_pane.TITLE == "Intensity")
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB
 from tests.tui.hybrid import hybrid
-from tests.tui.live_engine import SIZES, until
+from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings, load_settings, save_settings
 from tui.form.command_line import memory_command
 from tui.form.state import AppState, analyse, with_policy, with_study
 from tui.headless.cli import main
+from tui.panes.memory import MemoryPane
 from tui.views.server import (
     OPTION_FIELDS,
     POLICIES,
@@ -164,17 +165,16 @@ def test_what_was_set_of_a_server_is_remembered(tmp_path: Path) -> None:
 async def test_the_policy_dial_turns_to_a_server_and_back(size: tuple[int, int]) -> None:
     app = app_on(with_study(default_state(), STUDY))
     async with app.run_test(size=size) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         app.query_one("#dial-policy").focus()
         await pilot.press("right", "right")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert app.state.policy == "vllm"
         assert "vllm HOLDS" in lines(app)[1]
         assert "version" in text(app)
         assert app.query_one("#card-parts").display
         await pilot.press("left", "left")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert app.state.policy == "equal-split"
         assert not app.query_one("#card-parts").display
         assert "MAX BATCH" in lines(app)[1]
@@ -183,8 +183,7 @@ async def test_the_policy_dial_turns_to_a_server_and_back(size: tuple[int, int])
 async def test_the_options_change_what_the_server_holds() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         answer = app.analysis.server
         assert answer is not None
         assert answer.report is not None
@@ -207,8 +206,7 @@ async def test_the_options_change_what_the_server_holds() -> None:
 async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_stays() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         await type_into(pilot, "#server-gpu_memory_utilization Input", "2")
         assert "✗ utilization must be above 0 and at most 1, not 2" in text(app)
         assert app.state.server == ServerOptions()
@@ -223,8 +221,7 @@ async def test_an_option_that_cannot_be_is_said_in_place_and_the_last_answer_sta
 async def test_a_selected_part_says_where_it_comes_from() -> None:
     app = app_on(with_study(state(), replace(STUDY, model=hybrid())))
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         table = app.query_one("#table-parts", CalcTable)
         table.focus()
         await pilot.press(*["down"] * 4)
@@ -241,8 +238,7 @@ async def test_a_selected_part_says_where_it_comes_from() -> None:
 async def test_the_launch_command_is_copied() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         await pilot.press("ctrl+l")
         await pilot.pause()
         assert app.clipboard.startswith("vllm serve meta-llama/Meta-Llama-3-8B --max-model-len 8192")
@@ -255,7 +251,7 @@ async def test_the_spec_form_has_the_same_switch() -> None:
         await pilot.pause(0.2)
         app.query_one("#field-policy").focus()
         await pilot.press(*["right"] * POLICIES.index("vllm"))
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert app.state.policy == "vllm"
         assert app.active_pane is not None
         assert app.active_pane.command_line() == "kvscope memory --device h100-sxm --tp 1 --policy vllm"
@@ -273,8 +269,7 @@ def test_every_option_has_a_reader_that_takes_a_blank() -> None:
 async def test_placeholders_say_what_a_blank_stands_for() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
-        await pilot.press("f3")
-        await pilot.pause(0.2)
+        await open_pane(pilot, "f3", MemoryPane)
         answer = app.analysis.server
         assert answer is not None
         assert answer.report is not None
