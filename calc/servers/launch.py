@@ -122,10 +122,17 @@ def _sglang(report: ServerReport) -> list[str]:
     return ["python", "-m", "sglang.launch_server", *words, *flags]
 
 
+def _mix(report: ServerReport) -> str:
+    """What a file's name says of its mix, where one was named."""
+    weights = report.study.weight_format
+    mixed = weights.stored is not None and report.study.model.stored is None
+    return f"-{weights.name.removeprefix('gguf-')}" if mixed else ""
+
+
 def _llamacpp(report: ServerReport) -> list[str]:
     study, options, build = report.study, report.options, build_of(report.version)
     name = served_name(study.model)
-    file = name if name.endswith(".gguf") else f"{name.rpartition('/')[2]}.gguf"
+    file = name if name.endswith(".gguf") else f"{name.rpartition('/')[2]}{_mix(report)}.gguf"
     cache = study.kv_format
     keys, values = (LLAMACPP_CACHE.get(each.name, each.name) for each in cache.pair or (cache, cache))
     slots, layers = report.max_num_seqs or 1, report.n_gpu_layers or 0

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from calc.errors import SpecError
 from calc.model.spec import Study
+from calc.model.stored import is_as_stored
 from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.refusals import context_remark, refusal, tokens_remark
@@ -20,7 +21,7 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
     """
     check_options(study, options)
     report = _counted(study, options)
-    said = (_own_cache(study, options), version_remark(options.engine, options.version))
+    said = (_own_cache(study, options), _other_file(study), version_remark(options.engine, options.version))
     remarks = [remark for remark in (*said, context_remark(report), tokens_remark(report)) if remark]
     return replace(report, refusal=refusal(report), assumptions=(*report.assumptions, *remarks))
 
@@ -29,6 +30,12 @@ def _own_cache(study: Study, options: ServerOptions) -> str | None:
     """That the cache takes the checkpoint's own format, where it does."""
     own = cache_of_checkpoint(options)
     return f"the cache in {own}, as the checkpoint says" if own == study.kv_format.name else None
+
+
+def _other_file(study: Study) -> str | None:
+    """That the weights are those of another file than the model's own, where a mix or a checkpoint was named."""
+    named = study.weight_format.stored is not None and not is_as_stored(study.model, study.weight_format)
+    return f"a file or repository that holds the weights as {study.weight_format.name} is served" if named else None
 
 
 def _counted(study: Study, options: ServerOptions) -> ServerReport:

@@ -89,7 +89,13 @@ class TestCheckpoints:
     def test_the_note_says_what_stays(self, capsys):
         notes = memory(capsys, "--weight-format", "awq")["notes"]
         assert any("embedding, head, norms and routers stay in 16 bits" in note for note in notes)
-        assert any("bytes on average" in note for note in notes)
+        assert any("bytes per parameter on average" in note for note in notes)
+
+    def test_a_server_is_told_that_another_file_is_served(self, capsys):
+        found = memory(capsys, "--weight-format", "awq", "--policy", "vllm", "--tp", "1")
+        assert any("holds the weights as awq is served" in note for note in found["notes"])
+        found = memory(capsys, "--weight-format", "Q4_K_M", "--policy", "llamacpp", "--tp", "1")
+        assert "--model Meta-Llama-3-8B-Q4_K_M.gguf" in found["launch"]
 
     def test_a_catalog_model_that_is_quantized_already(self):
         """The name given counts, not the repository's own format."""

@@ -10,6 +10,8 @@ import pytest
 
 from calc.errors import SourceError
 from calc.intensity.attention import Attention
+from calc.model.cache_pair import cache_as, pair_format
+from calc.model.named import named_format, weights_as
 from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
 from calc.sources.catalog import devices, find_device, find_model, models
@@ -44,6 +46,16 @@ def test_what_is_saved_is_what_is_read(path: Path) -> None:
     assert load_settings(path).settings == settings
     assert load_settings(path).problem is None
     assert [p.name for p in path.parent.iterdir()] == ["settings.toml"]
+
+
+@pytest.mark.parametrize("weights", ["Q4_K_M", "gguf-q8_0", "awq"])
+def test_formats_worked_out_over_a_model_survive(path: Path, weights: str) -> None:
+    model = STATE.study.model
+    stored = weights_as(named_format(weights), model)
+    study = replace(STATE.study, weight_format=stored, kv_format=cache_as(pair_format("q8_0/q4_0"), model))
+    settings = Settings(state=replace(STATE, study=study))
+    save_settings(path, settings)
+    assert load_settings(path).settings == settings
 
 
 @pytest.mark.parametrize("name", [*models(), *devices()])

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from calc.commands.options import study_from, study_parser
+from calc.model.cache_pair import pair_format
+from calc.model.named import named_format, weights_as
 from calc.model.spec import Mlp, Policy, Study
-from calc.model.storage import parse_format
+from calc.model.storage import StorageFormat, parse_format
 from calc.sources import load_model
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB
@@ -36,6 +38,11 @@ def test_the_default_study_needs_no_options() -> None:
     assert parsed("kvscope memory") == STUDY
 
 
+def mix(name: str) -> StorageFormat:
+    """A mix of the study's model."""
+    return weights_as(named_format(name), STUDY.model)
+
+
 @pytest.mark.parametrize(
     ("study", "command"),
     [
@@ -45,6 +52,9 @@ def test_the_default_study_needs_no_options() -> None:
         (replace(STUDY, device=manual_device(24 * GIB)), "kvscope memory --gpu-memory 24GiB"),
         (replace(STUDY, weight_format=parse_format("fp8")), "kvscope memory --weight-format fp8"),
         (replace(STUDY, kv_format=parse_format("0.5")), "kvscope memory --kv-bytes 0.5"),
+        (replace(STUDY, weight_format=mix("Q4_K_M")), "kvscope memory --weight-format Q4_K_M"),
+        (replace(STUDY, weight_format=mix("gguf-q8_0")), "kvscope memory --weight-format gguf-Q8_0"),
+        (replace(STUDY, kv_format=pair_format("q8_0/q4_0")), "kvscope memory --kv-format q8_0/q4_0"),
         (replace(STUDY, tps=(1, 3), policy=Policy.REPLICATED), "kvscope memory --tp 1,3 --policy replicated"),
         (edited(n_kv_heads=32), "kvscope memory --n-kv-heads 32"),
         (edited(tied=True, mlp=Mlp.PLAIN), "kvscope memory --mlp plain --tied"),

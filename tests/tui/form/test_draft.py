@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.model.spec import Mlp, Norm, Policy, Study
+from calc.model.storage import FORMATS
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB, parse_size
 from tui.form.draft import (
@@ -19,6 +20,7 @@ from tui.form.draft import (
     auto_head_dim,
     device_with_memory,
     field_texts,
+    format_beside,
     hint,
     memory_text,
     origin_of_model,
@@ -190,4 +192,57 @@ def test_a_memory_text_reads_back_exactly(n_bytes: int) -> None:
     ],
 )
 def test_hints_say_how_a_text_was_read(name: str, text: str, shown: str) -> None:
+    assert hint(name, text) == shown
+
+
+def quantized(**changes: Any) -> Study:
+    """A study of a model whose repository is quantized, as the app opens it."""
+    model = find_model("qwen3-32b-fp8")
+    return replace(STUDY, model=model, weight_format=format_beside(STUDY, model), **changes)
+
+
+def test_an_edited_quantized_model_is_counted_in_16_bits_and_says_so() -> None:
+    study = quantized()
+    assert field_texts(study)["weight_format"] == "stored"
+    reading = read_draft(draft(study, vocab_size="151937"), study)
+    assert reading.errors == {}
+    assert reading.study.weight_format is FORMATS["bf16"]
+    assert any("16 bits" in note and note.startswith("edited") for note in reading.study.model.notes)
+    back = read_draft(draft(study), reading.study)
+    assert back.study == study
+
+
+def test_stored_is_an_error_where_nothing_was_stored() -> None:
+    reading = read_draft(draft(weight_format="stored"), STUDY)
+    assert "no stored weights are known" in reading.errors["weight_format"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "cache", "shown"),
+    [("q4-k-m", "q8_0/q4_0", "Q4_K_M"), ("AWQ", "bf16/FP8", "awq"), ("gguf-q8_0", "auto", "gguf-Q8_0")],
+)
+def test_formats_by_name_are_read_and_shown_again(weights: str, cache: str, shown: str) -> None:
+    reading = read_draft(draft(weight_format=weights, kv_format=cache), STUDY)
+    assert reading.errors == {}
+    texts = field_texts(reading.study)
+    assert texts["weight_format"] == shown
+    assert read_draft(draft(reading.study), STUDY).study == reading.study
+
+
+def test_a_mix_is_worked_out_again_for_the_model_as_it_is_edited() -> None:
+    reading = read_draft(draft(weight_format="Q4_K_M", n_layers="16"), STUDY)
+    whole = read_draft(draft(weight_format="Q4_K_M"), STUDY).study.weight_format
+    assert reading.study.weight_format.block_bytes < whole.block_bytes
+    assert format_beside(reading.study, find_model("llama-3.1-8b")).name == "Q4_K_M"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("weight_format", "Q4_K_M", "tensor by tensor: some stay wider, see the notes"),
+        ("weight_format", "auto", "as the checkpoint holds them, else 2 B each"),
+        ("kv_format", "q8_0/q4_0", "K 1.0625 B and V 0.5625 B each"),
+    ],
+)
+def test_hints_of_named_formats(name: str, text: str, shown: str) -> None:
     assert hint(name, text) == shown
