@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document
 from calc.commands.options import count, reader, size
-from calc.commands.tables import Table
+from calc.commands.tables import Column, Row, Table
 from calc.errors import QuantityError, SpecError
 from calc.units import format_count, format_decimal, parse_count
 
@@ -98,26 +98,27 @@ def placement_document(report: ServerReport) -> Document:
 
 
 def placement_table(report: ServerReport) -> Table:
-    """Weights, cache and compute buffers of each device and of the host."""
+    """Weights, cache and compute buffers of each device and of the host, and what stays free."""
     rows = [
         (share.name, *map(format_decimal, (share.weight_bytes, share.kv_bytes, share.compute_bytes, share.total_bytes)),
-         _left(share.free_bytes))
+         format_decimal(share.free_bytes))
         for share in report.devices
     ]  # fmt: skip
     if (host := report.host) is not None:
         held = (host.weight_bytes, host.kv_bytes, host.compute_bytes)
-        prompts = f"and up to {format_decimal(host.prompt_cache_bytes)} of prompts" if host.prompt_cache_bytes else ""
-        rows.append(("Host", *map(format_decimal, (*held, sum(held))), prompts))
+        rows.append(("Host", *map(format_decimal, (*held, sum(held))), ""))
+        if host.prompt_cache_bytes:
+            rows.append(("  kept prompts", "", format_decimal(host.prompt_cache_bytes), "", "at most", ""))
     return Table(
         title=f"llama.cpp {report.version}: devices and host",
-        columns=("Place", "Weights", "Cache", "Compute", "Together", "Remark"),
-        rows=tuple(rows),
-        numeric=frozenset({1, 2, 3, 4}),
+        columns=(
+            Column("Place"),
+            *(Column(name, numeric=True) for name in ("Weights", "Cache", "Compute")),
+            Column("Together", numeric=True, priority=1),
+            Column("Free", numeric=True),
+        ),
+        rows=tuple(Row(row) for row in rows),
     )
-
-
-def _left(free: int) -> str:
-    return f"{format_decimal(free)} stay free" if free >= 0 else f"short by {format_decimal(-free)}"
 
 
 def placement_notes(report: ServerReport, best: ServerReport | None) -> list[str]:

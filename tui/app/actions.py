@@ -63,11 +63,11 @@ class Actions(App[None]):
 
     def action_copy_launch(self) -> None:
         """Copy the command that starts the chosen server."""
-        from calc.servers.launch import launch_command
+        from tui.views.placement import launch_words
 
         answer = self.analysis.server
         report = None if answer is None else answer.report
-        command = None if report is None else launch_command(report)
+        command = "" if report is None else launch_words(report)
         if command:
             self._copy(command, command)
         elif report is not None:

@@ -42,8 +42,9 @@ heads is what servers do: each GPU holds whole KV heads, and copies of them if T
 server can run is struck through, with the reason. The last two tables show what else would fit under the chosen rule
 or server: ◂ marks the current case, – means that no request fits, ✗ that the rule cannot split the model that way."""
 
-PARTS, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
+PARTS, PLACES, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-parts",
+    "table-places",
     "table-answer",
     "table-layers",
     "table-tp",
@@ -52,6 +53,7 @@ PARTS, ANSWER, LAYERS, TP, COMPONENTS, CONTEXTS, FORMATS = TABLES = (
     "table-formats",
 )
 NO_PARTS = Table(title="Parts", columns=("Part",), rows=())
+NO_PLACES = Table(title="Devices and host", columns=("Place",), rows=())
 NO_LAYERS = Table(title="Layers", columns=("Kind",), rows=())
 
 
@@ -78,9 +80,15 @@ def _built(state: AppState, report: MemoryReport) -> dict[str, Table]:
 
 
 def _launch(server: ServerReport) -> str:
-    from calc.servers.launch import launch_command
+    from tui.views.placement import launch_words
 
-    return launch_command(server) or ""
+    return launch_words(server)
+
+
+def _places(server: ServerReport) -> Table:
+    from calc.commands.llamacpp import placement_table
+
+    return placement_table(server)
 
 
 class MemoryPane(Pane):
@@ -104,6 +112,7 @@ class MemoryPane(Pane):
     def _columns(self) -> ComposeResult:
         with VerticalScroll(id="memory-tables", can_focus=False):
             yield card("", PartsBar(id="memory-parts"), CalcTable(id=PARTS, marks=MARKS), id="card-parts")
+            yield card("Devices and host", CalcTable(id=PLACES), id="card-places")
             yield card("Memory", CalcTable(id=ANSWER))
             yield card(
                 "Layers", LayerStrip(id="memory-layers"), CalcTable(id=LAYERS, marks=LAYER_MARKS), id="card-layers"
@@ -153,9 +162,18 @@ class MemoryPane(Pane):
             self.query_one("#card-parts").border_title = parts_table(server).title
         elif self._current == PARTS:
             self._leave(PARTS)
+        self._show_places(server)
         command = "" if server is None else _launch(server)
         self.query_one("#card-launch").display = bool(command)
         self.query_one("#memory-launch", CachedStatic).show(command, lambda _: command)
+
+    def _show_places(self, server: ServerReport | None) -> None:
+        """What llama.cpp puts on each device and on the host."""
+        placed = server is not None and bool(server.devices)
+        self.query_one("#card-places").display = placed
+        self._table(PLACES).show(_places(server) if server is not None and placed else NO_PLACES)
+        if not placed and self._current == PLACES:
+            self._leave(PLACES)
 
     def _leave(self, name: str) -> None:
         """The table `name` is gone: its cursor goes to the answer."""
@@ -238,7 +256,8 @@ class MemoryPane(Pane):
             return ()
         built = _built(self._state, self._report)
         if self._server is not None:
-            built = {PARTS: parts_table(self._server), **built}
+            places = {PLACES: _places(self._server)} if self._server.devices else {}
+            built = {PARTS: parts_table(self._server), **places, **built}
         others = [table for name, table in built.items() if name != self._current and table.rows]
         first = built.get(self._current, built[ANSWER])
         return (first, *others, derivation_table(self._report.steps))

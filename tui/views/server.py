@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from calc.commands.llamacpp import ALL, layer_count
 from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Column, Row, Table, share
 from calc.errors import CalcError, QuantityError
@@ -16,6 +17,7 @@ from calc.explain.terms import Term
 from calc.model.spec import Policy, Study
 from calc.servers.records import ENGINES, ModelFacts, ServerOptions, ServerReport
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_gib, parse_count
+from tui.views.placement import SOURCES, notes, slot_rows
 
 POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
 """The rules of the assignment, then the servers."""
@@ -94,6 +96,18 @@ class OptionField:
     read: Callable[[str], Any]
     meaning: str
     word: str
+    engines: tuple[str, ...] = ENGINES
+    blank: Any = None
+
+
+WITH_POOL = ("vllm", "sglang")
+EAGER_ENGINES = WITH_POOL
+"""Servers with CUDA graphs."""
+
+
+def _gpu_layers(text: str) -> int | None:
+    n = layer_count(text) if text.strip() else ALL
+    return None if n == ALL else n
 
 
 OPTION_FIELDS: tuple[OptionField, ...] = (
@@ -120,6 +134,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         read=read_utilization,
         meaning="Share of the device that the server may use. Blank: the default of the version.",
         word="--gpu-memory-utilization",
+        engines=WITH_POOL,
     ),
     OptionField(
         name="max_num_batched_tokens",
@@ -134,8 +149,9 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="seqs",
         width=6,
         read=_count("seqs"),
-        meaning="Most sequences of one step. Blank: by version and device.",
+        meaning="Most sequences of one step; slots of llama.cpp. Blank: by version and device, one slot.",
         word="--max-num-seqs",
+        engines=(*WITH_POOL, "llamacpp"),
     ),
     OptionField(
         name="block_size",
@@ -144,15 +160,35 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         read=_count("block"),
         meaning="Tokens of a block of the cache. Blank: the server's own.",
         word="--block-size",
+        engines=WITH_POOL,
+    ),
+    OptionField(
+        name="n_gpu_layers",
+        label="GPU layers",
+        width=5,
+        read=_gpu_layers,
+        meaning="Upper layers on devices, the output among them. Blank: all; the others are in host memory.",
+        word="--n-gpu-layers",
+        engines=("llamacpp",),
+    ),
+    OptionField(
+        name="n_cpu_moe",
+        label="CPU experts",
+        width=5,
+        read=lambda text: layer_count(text) if text.strip() else 0,
+        meaning="Lowest layers whose experts are in host memory. Blank: none.",
+        word="--n-cpu-moe",
+        engines=("llamacpp",),
+        blank=0,
     ),
 )
 
 
 def option_text(options: ServerOptions, name: str) -> str:
     """What the field of `name` shows."""
-    value = getattr(options, name)
-    if value is None or (name == "tp" and value == 1):
-        return "" if name != "tp" else "1"
+    value, blank = getattr(options, name), next(field.blank for field in OPTION_FIELDS if field.name == name)
+    if value == blank:
+        return ""
     return f"{float(value):g}" if isinstance(value, Fraction) else str(value)
 
 
@@ -161,7 +197,7 @@ def option_words(options: ServerOptions) -> list[str]:
     words: list[str] = ["--policy", options.engine]
     for field in OPTION_FIELDS:
         value = getattr(options, field.name)
-        if value is None or field.name == "tp":
+        if value == field.blank or field.name == "tp":
             continue
         words += [field.word, option_text(options, field.name)]
     if options.kv_pool_bytes is not None:
@@ -198,8 +234,11 @@ class Part:
 
 
 def device_bytes(report: ServerReport) -> int:
-    """Memory as the server sees it."""
+    """Memory as the server sees it, of the device that limits it."""
     from calc.servers.budget import visible_bytes
+
+    if report.fullest is not None:
+        return report.fullest.room_bytes + report.non_torch_bytes
 
     return visible_bytes(report.study.device)[0]
 
@@ -242,7 +281,7 @@ def parts(report: ServerReport) -> tuple[Part, ...]:
         Part(
             name="KV cache",
             field="kv_pool_bytes",
-            size=max(0, report.kv_pool_bytes),
+            size=max(0, report.kv_pool_bytes) if report.fullest is None else report.fullest.kv_bytes,
             mark="▒",
             style="cache",
             source="The pool: what the share of the device leaves after the other parts.",
@@ -261,7 +300,11 @@ def parts(report: ServerReport) -> tuple[Part, ...]:
             else "The parts are more than the device has.",
         )
     )
-    return tuple(part for part in held if part.size)
+    return tuple(_as_placed(report, part) for part in held if part.size)
+
+
+def _as_placed(report: ServerReport, part: Part) -> Part:
+    return replace(part, source=SOURCES.get(part.field, part.source)) if report.devices else part
 
 
 def band_text(report: ServerReport, field: str) -> str:
@@ -314,6 +357,9 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
     if report.refusal is not None:
         yield Row(("  Does not start", "", "", "", ""), title="Does not start", note=f"{report.refusal}.", struck=True)
         return
+    if report.devices:
+        yield from slot_rows(report)
+        return
     if report.kv_pool_bytes <= 0:
         short, name = -report.kv_pool_bytes, "Does not start: no room for the cache"
         cells = (f"  {name}", format_decimal(short), format_gib(short), "", "missing")
@@ -354,10 +400,11 @@ def groups_sentence(report: ServerReport) -> str:
 
 
 def server_notes(report: ServerReport) -> tuple[str, ...]:
-    """What was assumed, and how layers share blocks."""
+    """What was assumed, and how layers share blocks; of llama.cpp what starts, or the split that does."""
+    if report.devices:
+        return (*notes(report), *report.assumptions)
     shared = groups_sentence(report)
-    refused = [f"Does not start: {report.refusal}."] if report.refusal is not None else []
-    return (*refused, *report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
+    return (*report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
 
 
 def defaults(report: ServerReport) -> Mapping[str, str]:
@@ -369,6 +416,8 @@ def defaults(report: ServerReport) -> Mapping[str, str]:
         "max_num_seqs": report.max_num_seqs,
         "block_size": report.block_size,
         "tp": 1,
+        "n_gpu_layers": "all",
+        "n_cpu_moe": 0,
     }
     return {name: str(value) for name, value in known.items() if value is not None}
 

@@ -14,7 +14,7 @@ from textual.widgets import Input, Static
 from calc.errors import CalcError
 from calc.servers.records import ServerOptions
 from tui.form.fields import FIELDS
-from tui.views.server import OPTION_FIELDS, POLICIES, option_text
+from tui.views.server import EAGER_ENGINES, OPTION_FIELDS, POLICIES, option_text
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.form import Toggle
 from tui.widgets.option import Option
@@ -40,6 +40,7 @@ class ServerForm(VerticalGroup):
         .server { display: none; }
         #server-problem { display: none; color: $text-error; height: auto; padding: 0 1; }
         &.-server .server { display: block; }
+        &.-server .server.-other { display: none; }
         &.-problem #server-problem { display: block; }
         Option Input { background: $foreground 8%; }
     }
@@ -79,6 +80,8 @@ class ServerForm(VerticalGroup):
         """Show what is set; a field that holds the same value keeps its text."""
         self.query_one(PolicyDial).value = policy
         self.set_class(options is not None, "-server")
+        if options is not None:
+            self._show_own(options.engine)
         if options is not None and options != self._options:
             self.query_one("#field-enforce_eager", Toggle).value = options.enforce_eager
             with self.prevent(Input.Changed):
@@ -92,6 +95,12 @@ class ServerForm(VerticalGroup):
         if options is None:
             self._refused = ""
         self._say()
+
+    def _show_own(self, engine: str) -> None:
+        """Only the options that this server has."""
+        for field in OPTION_FIELDS:
+            self.query_one(f"#server-{field.name}", Option).set_class(engine not in field.engines, "-other")
+        self.query_one("#field-enforce_eager", Toggle).set_class(engine not in EAGER_ENGINES, "-other")
 
     def show_defaults(self, known: Mapping[str, str]) -> None:
         """What a blank field stands for, as far as the server's report says."""
