@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from calc.errors import SourceError
 Shape = tuple[int, ...]
 Tensors = dict[str, Shape]
 F32, F16, Q6_K, I32 = 0, 1, 14, 26
+BYTES_EACH = {F32: 4, F16: 2, I32: 4}
+NO_MODELS = ("general.", "tokenizer.")
 
 
 def write_header(
@@ -18,20 +21,31 @@ def write_header(
     architecture: str,
     metadata: Mapping[str, Any],
     tensors: Iterable[tuple[str, Shape, int]],
+    *,
+    hole: bool = False,
 ) -> Path:
-    """A file of a header alone; keys of `metadata` get the architecture before them, but for general ones.
+    """A file of a header alone; keys of `metadata` get the architecture before them, but for those of no model.
 
-    Shapes are innermost first.
+    Shapes are innermost first. `hole`: with a hole of the data's size, and offsets as llama.cpp checks them.
     """
     entries = {"general.architecture": architecture}
-    entries |= {k if k.startswith("general.") else f"{architecture}.{k}": value for k, value in metadata.items()}
+    entries |= {k if k.startswith(NO_MODELS) else f"{architecture}.{k}": value for k, value in metadata.items()}
     listed = list(tensors)
     data = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(entries))
     data += b"".join(_text(key) + _value(value) for key, value in entries.items())
+    offset = 0
     for name, shape, kind in listed:
-        data += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, 0)
-    path.write_bytes(data)
+        data += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset if hole else 0)
+        offset += _aligned(prod(shape) * BYTES_EACH.get(kind, 0))
+    with path.open("wb") as file:
+        file.write(data)
+        if hole:
+            file.truncate(_aligned(len(data)) + offset)
     return path
+
+
+def _aligned(n: int) -> int:
+    return -(-n // 32) * 32
 
 
 def _text(text: str) -> bytes:

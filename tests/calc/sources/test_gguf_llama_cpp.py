@@ -2,7 +2,8 @@
 
 ``llama_cpp_headers.json`` has a line for each: the metadata and tensors that llama.cpp asked for when it loaded a file
 that had none (the wheel xllamacpp 2026.10.11549; it names each missing key and tensor, and its shape), and what it then
-printed for 65,536 tokens in F16: cells, layers and MiB of each cache, MiB of the recurrent state.
+printed for 65,536 tokens in F16: cells, layers and MiB of each cache, MiB of the recurrent state
+(``bench/llama_cpp_headers.py`` repeats that).
 """
 
 import json
