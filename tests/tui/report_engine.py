@@ -1,7 +1,7 @@
 """A stand-in for the engine process in the tests of the report: fixed results at once, no torch.
 
 The first argument says what goes wrong: "good" (nothing), "mismatch" (a case fails), "input" (weights refused),
-"crash" (dies in the sweep), "cancel" (the sweep is stopped), "short" (a generation without its model).
+"crash" (dies in the sweep), "cancel" (the sweep is stopped), "short" (a sweep without its model).
 """
 
 import os
@@ -26,6 +26,7 @@ from tests.records import benchmark_row, machine, model_info
 MODEL = model_info(
     name="tiny_model", path="/models/tiny_model", n_heads=4, head_dim=16, hidden_size=64, intermediate_size=128,
     vocab_size=256, max_positions=128, n_parameters=1, weight_bytes=4, kv_bytes_per_token=512, tied=False,
+    read_bytes_per_s=1e9, matmul_flops_per_s=1e9,
 )  # fmt: skip
 MACHINE = machine("Test & Co 100%", torch="2.x", python="3.11")
 
@@ -40,7 +41,10 @@ ROWS = (row(10, 0.010, 0.030), row(1000, 0.080, 1.600))
 
 
 def evaluation(cached, *, passed):
-    errors = dict.fromkeys(("cache_max_abs_error", "sequential_max_abs_error", "chunked_max_abs_error"), 3e-9)
+    ways = ("cache", "sequential", "chunked")
+    errors = {
+        f"{way}_max_abs_{what}": value for way in ways for what, value in (("error", 3e-9), ("difference", 4e-15))
+    }
     case = CaseResult(case=7, prompt_tokens=12, passed=passed, max_abs_error=2.5e-8, **(errors if cached else {}))
     return EvaluationResult(
         command="kv-evaluate" if cached else "evaluate",
@@ -49,6 +53,8 @@ def evaluation(cached, *, passed):
         atol=1e-4,
         passed=passed,
         cases=(case,),
+        expected_decimals=7,
+        notes=("Rounded.",),
     )
 
 
@@ -84,8 +90,7 @@ def answers(kind, request):
         result = evaluation(request.cached, passed=kind != "mismatch")
         return [EvaluationFinished(request_id=number, result=result)]
     if isinstance(request, Generate):
-        loaded = [] if kind == "short" else [Loaded(request_id=number, model=MODEL)]
-        return [*loaded, *sample(number, request)]
+        return list(sample(number, request))
     if kind == "crash":
         os._exit(9)
     if kind == "cancel":
@@ -100,7 +105,8 @@ def answers(kind, request):
         notes=("So.",),
     )
     progress = Progress(request_id=number, stage="benchmark", done=1, total=4, elapsed_ns=1, remaining_s=2.6)
-    return [progress, BenchmarkFinished(request_id=number, result=result)]
+    loaded = [] if kind == "short" else [Loaded(request_id=number, model=MODEL)]
+    return [*loaded, progress, BenchmarkFinished(request_id=number, result=result)]
 
 
 def main(kind):

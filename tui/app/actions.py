@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textual import on
 from textual.app import App
@@ -17,6 +20,9 @@ from tui.panes.base import Pane
 from tui.panes.spec import SpecPane
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
 from tui.widgets.picker_field import PickerField
+
+if TYPE_CHECKING:
+    from tui.report.measured_part import Measurements
 
 
 class Actions(App[None]):
@@ -111,8 +117,31 @@ class Actions(App[None]):
         self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
 
     def action_report(self) -> None:
-        """Ask in place for a file and write the whole report to it, as LaTeX or Markdown by its ending."""
+        """Ask in place for a file and write the whole report to it, with what was measured in this session."""
+        measured = self._measured()
+        held = (
+            "with what was measured in this session"
+            if measured
+            else "nothing was measured in this session: calculated numbers only"
+        )
+        self._ask_for_report(measured, hint=f"{held} · Enter to write · Esc to cancel")
 
+    def action_measured_report(self) -> None:
+        """The same after running the evaluations, the latency sweep and a sample in an engine of its own."""
+        hint = "measures first, which takes about a minute · Enter to start · Esc to cancel"
+        self._ask_for_report(self._measured(), hint=hint, then=self._measure_report)
+
+    def _measured(self) -> Measurements | None:
+        """What the Benchmark tab has measured so far."""
+        from tui.app.report import measured_in
+        from tui.panes.benchmark import BenchmarkPane
+
+        pane = self.pane("benchmark")
+        return measured_in(pane.finished) if isinstance(pane, BenchmarkPane) else None
+
+    def _ask_for_report(
+        self, measured: Measurements | None, *, hint: str, then: Callable[[Path], None] | None = None
+    ) -> None:
         def accept(typed: str) -> str | None:
             from tui.report.command import renderer_for
             from tui.report.content import build_report
@@ -121,13 +150,18 @@ class Actions(App[None]):
                 render = renderer_for(Path(typed))
             except CalcError:
                 return "The name must end in .md (Markdown) or .tex (LaTeX)."
-            writer.text = render(build_report(self.state, None))
+            writer.text = render(build_report(self.state, measured))
             return writer(typed)
 
-        writer = FileWriter("", done=lambda path: self.notify(f"Wrote {path}.", markup=False))
-        hint = "calculated numbers only; kvscope report also measures · Enter to write · Esc to cancel"
-        request = PathRequest(label="Report to", value="report.md", accept=accept, hint=hint)
-        self.query_one(PathBar).ask(request)
+        writer = FileWriter("", done=then or (lambda path: self.notify(f"Wrote {path}.", markup=False)))
+        self.query_one(PathBar).ask(PathRequest(label="Report to", value="report.md", accept=accept, hint=hint))
+
+    def _measure_report(self, path: Path) -> None:
+        """Measure beside the app, then write the report again with what was found."""
+        from tui.app.report import measured_report
+
+        self.notify(f"Measuring for {path}.", markup=False)
+        self.run_worker(partial(measured_report, self, self.state, path), thread=True, group="report", exclusive=True)
 
     def action_save_spec(self) -> None:
         """Ask in place for a file and write the model to it, as TOML that opens again."""

@@ -40,6 +40,11 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     yield SystemCommand("Copy table as TSV", "Tab-separated, for a spreadsheet", partial(app.action_copy_table, "tsv"))
     yield SystemCommand("Export this pane", "Write it to a Markdown file", app.action_export)
     yield SystemCommand("Write the report", "All results as LaTeX or Markdown", app.action_report)
+    yield SystemCommand(
+        "Measure and write the report",
+        "The same after both evaluations and a latency sweep",
+        app.action_measured_report,
+    )
     yield SystemCommand("Undo the last edit", "Return to the state before it", app.action_undo)
     yield SystemCommand("Start over", "Return to Llama-3-8B on 80 GB", app.action_start_over)
     for marker in MARKERS:

@@ -85,6 +85,8 @@ class BenchmarkPane(Pane):
         self.job: Job | None = None
         self.jobs: dict[str, Job] = {}
         """The latest job of each view."""
+        self.finished: dict[str, Job] = {}
+        """The latest job with a result of each measurement."""
         self._request_id: int | None = None
         self._seen = False
 
@@ -231,6 +233,8 @@ class BenchmarkPane(Pane):
         if self.job is None:
             return
         self.job.feed(batch)
+        if self.job.result is not None:
+            self.finished[self.job.name] = self.job
         if isinstance(self.job.request, Formats):  # the Generate tab shows them too
             self._effects.take_formats(self.job.request, batch)
         if self._seen or self.job.over:

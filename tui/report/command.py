@@ -35,7 +35,12 @@ def report_parser(prog: str) -> Parser:
     intensity = parser.add_argument_group("intensity, (c) and (d)")
     intensity.add_argument("--attention-context", type=count, default=1024, metavar="N", help="tokens (default 1024)")
     add_attention_options(intensity)
-    parser.add_argument("--no-measure", action="store_true", help="leave the engine out: calculated numbers only")
+    measured = parser.add_argument_group("problem 2, measured")
+    measured.add_argument(
+        "--weights", metavar="FILE", help=".pt, .safetensors, .gguf or a model folder (default: the bundled model)"
+    )
+    measured.add_argument("--cases", metavar="FILE", help="JSON of expected logits (default: the bundled cases)")
+    measured.add_argument("--no-measure", action="store_true", help="leave the engine out: calculated numbers only")
     add_output_options(
         parser,
         answer="the path of the report and its verdict",
@@ -52,9 +57,11 @@ def run_report(argv: Sequence[str], prog: str) -> int:
     args = report_parser(prog).parse_args(argv)
     render = renderer_for(args.output)
     check_writable(args.output)
+    if args.no_measure and (args.weights or args.cases):
+        raise SourceError("--no-measure leaves out what --weights and --cases are for: give one or the other")
     state = state_from(args)
     try:
-        measured = None if args.no_measure else _measured(quiet=args.quiet)
+        measured = None if args.no_measure else _measured(args)
     except EngineError as error:
         remedy = "" if args.no_measure else " (--no-measure leaves the engine out)"
         say(f"{prog}: {error.message}{remedy}")
@@ -118,13 +125,13 @@ def state_from(args: argparse.Namespace) -> AppState:
     )
 
 
-def _measured(*, quiet: bool) -> Measurements:
+def _measured(args: argparse.Namespace) -> Measurements:
     from engine.commands.run import ProgressLine
     from engine.process.client import EngineClient
     from engine.records import Event, Progress
     from tui.report.measure import measure
 
-    line = ProgressLine(sys.stderr, enabled=not quiet)
+    line = ProgressLine(sys.stderr, enabled=not args.quiet)
 
     def watch(event: Event) -> None:
         if isinstance(event, Progress):
@@ -132,6 +139,6 @@ def _measured(*, quiet: bool) -> Measurements:
 
     try:
         with EngineClient() as client:
-            return measure(client, watch=watch)
+            return measure(client, weights=args.weights, cases=args.cases, watch=watch)
     finally:
         line.clear()

@@ -15,6 +15,7 @@ from calc.explain.terms import Term
 from tui.report.latex_text import escape
 from tui.report.model import (
     Bullets,
+    Code,
     Derivation,
     Figure,
     Grid,
@@ -120,6 +121,12 @@ def _bullets(block: Bullets) -> str:
 def _verbatim(block: Verbatim) -> str:
     lines = [escape(line) or r"\strut" for line in block.text.splitlines()] or [r"\strut"]
     return r"\begin{quote}\small" + "\n" + "\\\\\n".join(lines) + "\n" + r"\end{quote}"
+
+
+@_block.register
+def _code(block: Code) -> str:
+    plain = block.text.encode("ascii", "replace").decode()
+    return r"{\footnotesize\begin{verbatim}" + f"\n{plain}\n" + r"\end{verbatim}}"
 
 
 # Tables

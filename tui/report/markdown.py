@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from tui.report.model import Bullets, Derivation, Figure, Grid, Heading, Inline, Math, Paragraph, Report, Text, Verbatim
+from tui.report.model import (
+    Bullets,
+    Code,
+    Derivation,
+    Figure,
+    Grid,
+    Heading,
+    Inline,
+    Math,
+    Paragraph,
+    Report,
+    Text,
+    Verbatim,
+)
 
 PLOT_WIDTH, PLOT_HEIGHT = 84, 22
 _SPECIAL = frozenset("\\`*_[]<>|#~&")
@@ -102,7 +115,12 @@ def _verbatim(block: Verbatim) -> str:
     return fenced(block.text)
 
 
-def fenced(text: str) -> str:
+@_block.register
+def _code(block: Code) -> str:
+    return fenced(block.text, language="python")
+
+
+def fenced(text: str, language: str = "text") -> str:
     """`text` in a code fence longer than any run of backticks in it."""
     longest = run = 0
     for character in text:
@@ -110,4 +128,4 @@ def fenced(text: str) -> str:
         longest = max(longest, run)
     fence = "`" * max(3, longest + 1)
     body = "\n".join(line.rstrip() for line in text.splitlines())
-    return f"{fence}text\n{body}\n{fence}"
+    return f"{fence}{language}\n{body}\n{fence}"

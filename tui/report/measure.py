@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
+
 from calc.plain import plain
 from engine.errors import EngineError, EngineFailure, InputError
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
@@ -19,7 +21,7 @@ from engine.process.events import (
     GenerationStarted,
     Loaded,
 )
-from engine.records import Event, Request
+from engine.records import Event, ModelInfo, Request
 from tui.live.predict import predicted_cache_bytes
 from tui.report.measured_part import Measurements, Sample
 
@@ -28,7 +30,7 @@ Watcher = Callable[[Event], None]
 
 Found = TypeVar("Found")
 
-SAMPLE = Generate(prompt="The king", max_new_tokens=48)
+PROMPT, NEW_TOKENS = "The king", 48
 SWEEP = Benchmark(new_tokens=20, repeats=3)
 """Fewer tokens and repeats than the benchmark command's own five: a report is waited for."""
 
@@ -38,21 +40,38 @@ def _ignore(event: Event) -> None:
 
 
 def measure(
-    client: EngineClient, *, watch: Watcher = _ignore, benchmark: Benchmark = SWEEP, sample: Generate | None = SAMPLE
+    client: EngineClient,
+    *,
+    weights: str | None = None,
+    cases: str | None = None,
+    watch: Watcher = _ignore,
+    sweep: Benchmark = SWEEP,
 ) -> Measurements:
-    """Run everything the report shows of problem 2 with the bundled model.
+    """Run everything the report shows of problem 2, with the given weights and cases or the bundled ones.
 
     Raises InputError, or EngineFailure where the engine failed, was stopped or died.
     """
-    evaluations = [
-        _last(client, Evaluate(cached=cached), EvaluationFinished, watch=watch).result for cached in (False, True)
-    ]
-    return Measurements(
-        evaluate=evaluations[0],
-        kv_evaluate=evaluations[1],
-        sample=_run_sample(client, sample, watch=watch) if sample is not None else None,
-        benchmark=_last(client, benchmark, BenchmarkFinished, watch=watch).result,
+    evaluate, kv_evaluate = (
+        _last(client, Evaluate(weights=weights, cases=cases, cached=cached), EvaluationFinished, watch=watch).result
+        for cached in (False, True)
     )
+    events = _events(client, msgspec.structs.replace(sweep, model=weights), watch=watch)
+    model = _only(events, Loaded).model
+    return Measurements(
+        evaluate=evaluate,
+        kv_evaluate=kv_evaluate,
+        benchmark=_only(events, BenchmarkFinished).result,
+        sample=_run_sample(client, sample_request(model, weights), model, watch=watch),
+        model=model,
+    )
+
+
+def sample_request(model: ModelInfo, weights: str | None) -> Generate:
+    """A short continuation: of words where the model has a tokenizer, else of its first token ids."""
+    room = min(NEW_TOKENS, model.max_positions // 2)
+    if model.has_tokenizer:
+        return Generate(model=weights, prompt=PROMPT, max_new_tokens=room)
+    return Generate(model=weights, prompt_ids=tuple(range(1, min(4, model.vocab_size))), max_new_tokens=room)
 
 
 def _events(client: EngineClient, request: Request, *, watch: Watcher) -> list[Event]:
@@ -87,18 +106,21 @@ def _only(events: list[Event], kind: type[Found]) -> Found:
     return found[-1]
 
 
-def _run_sample(client: EngineClient, request: Generate, *, watch: Watcher) -> Sample:
+def _run_sample(client: EngineClient, request: Generate, model: ModelInfo, *, watch: Watcher) -> Sample:
     events = _events(client, request, watch=watch)
-    model = _only(events, Loaded).model
     started, finished = _only(events, GenerationStarted), _only(events, GenerationFinished)
     capacity = finished.kv_capacity or len(finished.prompt_ids) + request.max_new_tokens
     return Sample(
         model=model.name,
-        prompt=started.prompt_text or request.prompt or "",
-        text=plain(finished.text) if finished.text is not None else " ".join(map(str, finished.ids)),
+        prompt=started.prompt_text or request.prompt or f"token ids {_ids(finished.prompt_ids)}",
+        text=plain(finished.text) if finished.text is not None else f"token ids {_ids(finished.ids)}",
         n_prompt_tokens=len(finished.prompt_ids),
         start_ns=finished.start_ns,
         token_times_ns=finished.token_times_ns,
         kv_cache_bytes=finished.kv_cache_bytes,
         predicted_kv_cache_bytes=int(predicted_cache_bytes(model, capacity, finished.cache)),
     )
+
+
+def _ids(ids: tuple[int, ...]) -> str:
+    return ", ".join(map(str, ids))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from calc.units import format_bytes, format_count, format_duration_s
-from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
-from engine.measure.kinds.evaluate import CaseResult, EvaluationResult
+from engine.measure.kinds.benchmark import BenchmarkResult
+from engine.measure.kinds.evaluate import EvaluationResult
 from engine.measure.timing import timing
-from engine.records import Machine
-from tui.report.model import Block, Figure, Grid, Heading, Text, Verbatim, cells, paragraph, plain_items
-from tui.views.plots import benchmark_chart
+from engine.records import ModelInfo
+from tui.live.measured.evaluate import error_text, evaluation_table, worst_error
+from tui.report.latency_part import latency_part
+from tui.report.model import Block, Figure, Grid, Heading, Verbatim, cells, grid_of, paragraph, plain_items
+from tui.report.model_part import model_name, model_part
+from tui.views.chart import Axis, Chart, Level, Point, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class Measurements:
     kv_evaluate: EvaluationResult | None = None
     benchmark: BenchmarkResult | None = None
     sample: Sample | None = None
+    model: ModelInfo | None = None
+    """The model of the sweep and the sample."""
 
     @property
     def passed(self) -> bool | None:
@@ -51,69 +56,103 @@ LEFT_OUT = (
 
 
 def measured_part(measured: Measurements | None) -> list[Block]:
-    """Evaluation, sample and latency sweep, or a sentence that says they were left out."""
+    """The model, both evaluations, the latency sweep and a sample, or a sentence that says they were left out."""
     head: list[Block] = [Heading(1, "Problem 2: a transformer with a KV cache, measured")]
     if measured is None or measured == Measurements():
         return [*head, paragraph(LEFT_OUT)]
     return [
         *head,
+        *model_part(measured.model),
         *_evaluation(measured.evaluate),
         *_evaluation(measured.kv_evaluate),
+        *latency_part(measured.benchmark, measured.model),
         *_sample(measured.sample),
-        *_benchmark(measured.benchmark),
     ]
 
 
 # Evaluation
 
 
-def _error(value: float | None) -> str:
-    return "not run" if value is None else f"{value:.2e}"
-
-
 def _evaluation(result: EvaluationResult | None) -> list[Block]:
     if result is None:
         return []
     cached = result.command == "kv-evaluate"
-    title = "Evaluation with the KV cache (kv-evaluate)" if cached else "Evaluation (evaluate)"
+    title = "(c) Evaluation with the KV cache (kv-evaluate)" if cached else "(b) Evaluation (evaluate)"
     return [
         Heading(2, title),
         paragraph(_verdict(result)),
-        Grid(
+        grid_of(
+            evaluation_table(result.cases, cached=cached),
             title=f"Largest |logit - expected| by case, tolerance {result.atol:g}",
-            columns=cells("Case", "Prompt tokens", "Without cache", *(_CACHED if cached else ()), "Result"),
-            rows=tuple(_case(case, cached=cached) for case in result.cases),
-            numeric=frozenset(range(6 if cached else 3)),
         ),
+        *(_differences(result) if cached else ()),
+        plain_items(result.notes),
     ]
 
 
-_CACHED = ("With cache", "Token by token", "In chunks")
+def _differences(result: EvaluationResult) -> list[Block]:
+    """Cached against uncached by itself: the three ways through the cache, and how far below the rest it lies."""
+    rows = tuple(
+        cells(
+            format_count(case.case),
+            format_count(case.prompt_tokens),
+            error_text(case.cache_max_abs_difference),
+            error_text(case.sequential_max_abs_difference),
+            error_text(case.chunked_max_abs_difference),
+        )
+        for case in result.cases
+    )
+    caption = (
+        "Cached against uncached beside the error against the expected logits, both axes logarithmic; a difference of "
+        "exactly zero is not drawn."
+    )
+    return [
+        Grid(
+            title="Cached against uncached: largest |cached - uncached| by case",
+            columns=cells("Case", "Tokens", "Whole prompt at once", "Token by token", "In chunks"),
+            rows=rows,
+            numeric=frozenset(range(5)),
+        ),
+        Figure(chart=difference_chart(result), caption=(caption,)),
+    ]
 
 
-def case_errors(case: CaseResult) -> tuple[float | None, ...]:
-    """The errors of one case: without the cache, with it, token by token, in chunks."""
-    return (
-        case.max_abs_error,
-        case.cache_max_abs_error,
-        case.sequential_max_abs_error,
-        case.chunked_max_abs_error,
+def difference_chart(result: EvaluationResult) -> Chart:
+    """Error against the expected logits, and cached against uncached, by prompt length."""
+    cases = sorted(result.cases, key=lambda case: case.prompt_tokens)
+
+    def points(name: str) -> tuple[Point, ...]:
+        return tuple((float(case.prompt_tokens), value) for case in cases if (value := getattr(case, name)))
+
+    return Chart(
+        title="Largest difference of the logits",
+        x=Axis(title="prompt, tokens", log=True, tick=format_count),
+        y=Axis(title="|difference|", log=True, tick=lambda value: f"{value:.0e}"),
+        series=(
+            Series(label="uncached - expected", symbol="×", colour=1, points=points("max_abs_error")),
+            Series(label="cached - uncached", symbol="●", colour=0, points=points("max_abs_difference")),
+        ),
+        levels=tuple(_levels(result)),
+        empty="every difference is exactly zero",
     )
 
 
-def _case(case: CaseResult, *, cached: bool) -> tuple[Text, ...]:
-    errors = case_errors(case)[: 4 if cached else 1]
-    shown = "passed" if case.passed else "FAILED"
-    return cells(str(case.case), format_count(case.prompt_tokens), *map(_error, errors), shown)
+def _levels(result: EvaluationResult) -> Iterator[Level]:
+    """The tolerance, and half a unit in the last place of the expected logits."""
+    if result.atol:
+        yield Level(label=f"tolerance {result.atol:g}", value=result.atol)
+    if result.expected_decimals is not None:
+        rounding = 0.5 / 10**result.expected_decimals
+        yield Level(label=f"rounding of the file {rounding:.0e}", value=rounding, symbol="┄")
 
 
 def _verdict(result: EvaluationResult) -> str:
     passed = sum(case.passed for case in result.cases)
-    errors = [error for case in result.cases for error in case_errors(case) if error is not None]
-    worst = f"; the largest error is {max(errors):.2e}" if errors else ""
+    worst = max((error for case in result.cases if (error := worst_error(case)) is not None), default=None)
     held = "every case passes" if result.passed else f"{passed} of {len(result.cases)} cases pass"
     setting = f"Weights: {_weights(result.weights)}; arithmetic in {result.dtype}"
-    return f"{setting}: {held} at a tolerance of {result.atol:g}{worst}."
+    largest = "" if worst is None else f"; the largest error is {worst:.2e}"
+    return f"Answer: {held} at a tolerance of {result.atol:g}{largest}. {setting}."
 
 
 def _weights(path: str) -> str:
@@ -132,7 +171,7 @@ def _sample(sample: Sample | None) -> list[Block]:
     rates = timing(sample.start_ns, sample.token_times_ns)
     return [
         Heading(2, "A sample"),
-        paragraph(f"{_named(sample.model)}, prompt “{sample.prompt}”, greedy, with the cache, continues:"),
+        paragraph(f"{model_name(sample.model)}, prompt “{sample.prompt}”, greedy, with the cache, continues:"),
         Verbatim(sample.text),
         Grid(
             title=f"{rates.n_tokens} tokens after a prompt of {sample.n_prompt_tokens}",
@@ -141,16 +180,14 @@ def _sample(sample: Sample | None) -> list[Block]:
                 cells("Time to first token (prefill)", _duration(rates.ttft_s)),
                 cells("Time per output token after the first", _duration(rates.tpot_s)),
                 cells("KV cache allocated by the engine", format_bytes(sample.kv_cache_bytes)),
-                cells("KV cache predicted by the formula of (a)", format_bytes(sample.predicted_kv_cache_bytes)),
+                cells(
+                    "KV cache predicted by the formula of Problem 1 (a)", format_bytes(sample.predicted_kv_cache_bytes)
+                ),
                 cells("Measured over predicted", _over(sample.kv_cache_bytes, sample.predicted_kv_cache_bytes)),
             ),
             numeric=frozenset({1}),
         ),
     ]
-
-
-def _named(model: str) -> str:
-    return "The bundled model" if model == "bundled" else model
 
 
 def _duration(seconds: float | None) -> str:
@@ -159,108 +196,3 @@ def _duration(seconds: float | None) -> str:
 
 def _over(measured: int, predicted: int) -> str:
     return f"{measured / predicted:.4f}" if predicted else "nothing predicted"
-
-
-# Latency sweep
-
-
-def _benchmark(result: BenchmarkResult | None) -> list[Block]:
-    if result is None or not result.rows:
-        return []
-    caption = (
-        f"Time for {result.new_tokens} new tokens against prompt length, both axes logarithmic; "
-        f"medians of {result.repeats} runs."
-    )
-    return [
-        Heading(2, "Latency with and without the cache"),
-        paragraph(
-            f"{_named(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same "
-            f"tokens in both arms, {result.warmup} warm-up and {result.repeats} timed runs each. Without the cache "
-            "every token recomputes the whole sequence."
-        ),
-        sweep_grid(result.rows),
-        Figure(chart=benchmark_chart(result.rows, new_tokens=result.new_tokens), caption=(caption,)),
-        plain_items([*sweep_sentences(result), *result.notes]),
-        machine_grid(result.machine),
-    ]
-
-
-def prefill_share(row: BenchmarkRow) -> float:
-    """The part of the time with the cache that is prefill."""
-    return row.prefill_s / row.with_cache_s if row.with_cache_s else 0.0
-
-
-def _spread(middle: float, low: float, high: float) -> str:
-    return f"{format_duration_s(middle)} ({format_duration_s(low)} to {format_duration_s(high)})"
-
-
-def sweep_grid(rows: Sequence[BenchmarkRow]) -> Grid:
-    """One row per prompt length: medians with their ranges, what is prefill and what is per token."""
-    return Grid(
-        title="Latency by prompt length: median (least to most)",
-        columns=cells("Prompt", "With cache", "Without cache", "Speed-up", "Prefill", "Share", "Per token", "KV cache"),
-        rows=tuple(
-            cells(
-                format_count(row.prompt_tokens),
-                _spread(row.with_cache_s, row.with_cache_min_s, row.with_cache_max_s),
-                _spread(row.without_cache_s, row.without_cache_min_s, row.without_cache_max_s),
-                f"{row.speedup:.2f}",
-                format_duration_s(row.prefill_s),
-                f"{prefill_share(row):.0%}",
-                _duration(row.tpot_s),
-                format_count(row.kv_cache_bytes) + " B",
-            )
-            for row in rows
-        ),
-        numeric=frozenset(range(8)),
-    )
-
-
-def sweep_sentences(result: BenchmarkResult) -> list[str]:
-    """What the sweep shows: growth of both arms, the gain at the ends, the part that is prefill."""
-    first, last = result.rows[0], result.rows[-1]
-    sentences = [_gain(first, last)]
-    if last.prompt_tokens > first.prompt_tokens:
-        sentences.append(
-            f"From {first.prompt_tokens:,} to {last.prompt_tokens:,} prompt tokens the time grows "
-            f"{last.with_cache_s / first.with_cache_s:.1f} times with the cache and "
-            f"{last.without_cache_s / first.without_cache_s:.1f} times without."
-        )
-    if last is first:
-        return [*sentences, f"{prefill_share(last):.0%} of the time with the cache is prefill."]
-    sentences.append(
-        f"With the cache {prefill_share(first):.0%} of the time is prefill at {first.prompt_tokens:,} tokens and "
-        f"{prefill_share(last):.0%} at {last.prompt_tokens:,}."
-    )
-    if first.tpot_s and last.tpot_s:
-        longer = ", since every token reads the whole cache" if last.tpot_s > 1.05 * first.tpot_s else ""
-        sentences.append(
-            f"A token after the first takes {format_duration_s(first.tpot_s)} at {first.prompt_tokens:,} tokens and "
-            f"{format_duration_s(last.tpot_s)} at {last.prompt_tokens:,}{longer}."
-        )
-    return sentences
-
-
-def _gain(first: BenchmarkRow, last: BenchmarkRow) -> str:
-    def words(row: BenchmarkRow) -> str:
-        if row.speedup >= 1:
-            return f"{row.speedup:.1f} times faster with the cache at {row.prompt_tokens:,} tokens"
-        return f"{1 / row.speedup:.1f} times slower with the cache at {row.prompt_tokens:,} tokens"
-
-    ends = words(last) if last is first else f"{words(first)}, {words(last)}"
-    return f"Generation is {ends}."
-
-
-def machine_grid(machine: Machine) -> Grid:
-    """Where the sweep was measured."""
-    return Grid(
-        title="The machine",
-        columns=cells("Fact", "Value"),
-        rows=(
-            cells("Processor", machine.cpu),
-            cells("Cores, threads used", f"{machine.cores}, {machine.threads}"),
-            cells("Device, arithmetic", f"{machine.device}, {machine.dtype}"),
-            cells("PyTorch, Python", f"{machine.torch}, {machine.python}"),
-            cells("System", machine.system),
-        ),
-    )

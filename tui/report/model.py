@@ -117,7 +117,14 @@ class Verbatim:
     text: str
 
 
-Block: TypeAlias = Heading | Paragraph | Bullets | Grid | Derivation | Figure | Verbatim
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Lines of this program's source."""
+
+    text: str
+
+
+Block: TypeAlias = Heading | Paragraph | Bullets | Grid | Derivation | Figure | Verbatim | Code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

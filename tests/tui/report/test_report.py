@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,8 +30,11 @@ from calc.sources import load_model
 from calc.sources.catalog import find_device, manual_device
 from calc.units import format_decimal
 from engine.errors import EngineFailure, InputError
+from engine.measure.kinds.evaluate import Evaluate
 from engine.process.client import EngineClient
+from engine.records import Event, Request
 from tui.form.state import AppState, analyse, intensity_query
+from tui.live.measured.benchmark import benchmark_table
 from tui.live.predict import predicted_cache_bytes
 from tui.report import command
 from tui.report.attention_part import addends, part_d, step_grid, step_sentences, tensors
@@ -38,14 +42,16 @@ from tui.report.content import build_report
 from tui.report.latex import to_latex as document_latex
 from tui.report.latex_text import escape
 from tui.report.markdown import fenced, to_markdown
-from tui.report.measure import measure
+from tui.report.measure import measure, sample_request
 from tui.report.measured_part import LEFT_OUT, Measurements
 from tui.report.memory_part import DERIVED, derived_step, rule_steps
-from tui.report.model import Derivation, Figure, Grid, Math, paragraph
+from tui.report.model import Derivation, Figure, Grid, Heading, Math, grid_of, paragraph
+from tui.report.source import source_of
 
 LAST_PLACE = Fraction(1, 1000)
 """Parts of a byte are written to three places."""
 
+ROOT = Path(__file__).parents[3]
 FAKE = Path(__file__).parents[1] / "report_engine.py"
 _spec = importlib.util.spec_from_file_location("report_engine", FAKE)
 assert _spec is not None
@@ -578,8 +584,8 @@ def test_measuring_asks_for_everything_once(measured: Measurements) -> None:
         again = measure(engine, watch=lambda event: seen.append(type(event).__name__))
     assert again == measured
     assert seen == [
-        "EvaluationFinished", "EvaluationFinished", "Loaded", "GenerationStarted", "GenerationFinished", "Progress",
-        "BenchmarkFinished",
+        "EvaluationFinished", "EvaluationFinished", "Loaded", "Progress", "BenchmarkFinished", "GenerationStarted",
+        "GenerationFinished",
     ]  # fmt: skip
     assert measured.passed is True
     assert measured.evaluate == fake.evaluation(False, passed=True)
@@ -614,25 +620,29 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
     assert report.passed is True
     tables = grids(report)
     cases = tables["Largest |logit - expected| by case, tolerance 0.0001"]
-    assert [shown(cell) for cell in cases.rows[0]] == ["7", "12", "2.50e-08", *["3.00e-09"] * 3, "passed"]
-    sweep = tables["Latency by prompt length: median (least to most)"]
-    assert [[shown(cell) for cell in row] for row in sweep.rows] == [
-        ["10", "10.0 ms (9.00 ms to 15.0 ms)", "30.0 ms (27.0 ms to 45.0 ms)", "3.00", "2.50 ms", "25%", "395 µs",
-         "15,360 B"],
-        ["1,000", "80.0 ms (72.0 ms to 120 ms)", "1.60 s (1.44 s to 2.40 s)", "20.00", "20.0 ms", "25%", "3.16 ms",
-         "522,240 B"],
+    assert [shown(cell) for cell in cases.rows[0]] == [
+        "✓ pass", "7", "12", "2.5e-08", *["3.0e-09"] * 3, "4.0e-15",
+    ]  # fmt: skip
+    apart = tables["Cached against uncached: largest |cached - uncached| by case"]
+    assert [shown(cell) for cell in apart.rows[0]] == ["7", "12", *["4.0e-15"] * 3]
+    sweep = tables["Latency by prompt length: medians; TTFT is the prefill, p50 and p95 are of single later tokens"]
+    assert sweep.rows == grid_of(benchmark_table(fake.ROWS)).rows  # the table of `kvscope benchmark` itself
+    assert [shown(cell) for cell in sweep.rows[1]][:6] == [
+        "1,000", "80.0 ms", "72.0–120 ms", "1.60 s", "1.44–2.40 s", "20.00x",
     ]  # fmt: skip
     sample = tables["3 tokens after a prompt of 3"]
     assert {shown(a): shown(b) for a, b in sample.rows} == {
         "Time to first token (prefill)": "2.00 ms",
         "Time per output token after the first": "1.00 ms",
         "KV cache allocated by the engine": "26.11 kB (25.50 KiB)",
-        "KV cache predicted by the formula of (a)": "26.11 kB (25.50 KiB)",
+        "KV cache predicted by the formula of Problem 1 (a)": "26.11 kB (25.50 KiB)",
         "Measured over predicted": "1.0000",
     }
     latex, markdown = document_latex(report), to_markdown(report)
     assert "3.0 times faster with the cache at 10 tokens, 20.0 times faster with the cache at 1,000 tokens" in markdown
-    assert "grows 8.0 times with the cache and 53.3 times without" in markdown
+    assert "FLOPs, since every new token passes the whole text again; the time grows 53.3 times." in markdown
+    # 20 times the weights, 360,448 B, and 512 B for each of 380 or 19,190 tokens: 17,034,240 over 7,403,520 B
+    assert "2.30 times in bytes; the time grows 8.0 times." in markdown
     assert "With the cache 25% of the time is prefill at 10 tokens and 25% at 1,000." in markdown
     assert "takes 395 µs at 10 tokens and 3.16 ms at 1,000" in markdown
     assert r"Test \& Co 100\%" in latex
@@ -643,12 +653,38 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
     check_balanced(latex)
 
 
+def test_problem_2_describes_the_model_and_the_append_from_its_source(llama: AppState, measured: Measurements) -> None:
+    report = build_report(llama, measured)
+    markdown, latex = to_markdown(report), document_latex(report)
+    headings = [block.text for block in report.blocks if isinstance(block, Heading) and block.level == 2]
+    assert [text for text in headings if text.startswith("(")] == [
+        "(a) The model and its KV cache",
+        "(b) Evaluation (evaluate)",
+        "(c) Evaluation with the KV cache (kv-evaluate)",
+        "(d) Latency with and without the cache (benchmark)",
+    ]
+    assert "= (2, 2, rows, 2, capacity, 16)" in markdown
+    for module, names in (("plain", ("Attention", "forward")), ("cache", ("KVCache", "append"))):
+        lines = [line for line in source_of(f"engine.model.{module}", *names).splitlines() if line]
+        text = (ROOT / "engine" / "model" / f"{module}.py").read_text()
+        assert all(line.strip() in text and line in markdown and line in latex for line in lines)
+    assert "torch.cat((cache[0], k), dim=1)" in markdown
+    assert latex.count(r"\begin{verbatim}") == 2
+
+
+def test_the_sample_of_a_model_without_a_tokenizer_is_of_ids() -> None:
+    assert sample_request(fake.MODEL, None).prompt == "The king"
+    bare = msgspec.structs.replace(fake.MODEL, has_tokenizer=False, max_positions=20)
+    request = sample_request(bare, "w.pt")
+    assert (request.model, request.prompt, request.prompt_ids, request.max_new_tokens) == ("w.pt", None, (1, 2, 3), 10)
+
+
 def test_a_failed_case_is_said(llama: AppState) -> None:
     wrong = Measurements(evaluate=fake.evaluation(False, passed=False))
     report = build_report(llama, wrong)
     assert report.passed is False
     assert "0 of 1 cases pass" in to_markdown(report)
-    assert "FAILED" in to_markdown(report)
+    assert "✗ FAIL" in to_markdown(report)
 
 
 def test_without_measurements_the_document_says_so(llama: AppState) -> None:
@@ -732,6 +768,28 @@ def test_bad_input_is_one_sentence_and_no_file(
     assert said in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_cases_are_measured(fake_engine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_engine("good")  # type: ignore[operator]
+    asked: list[Request] = []
+    stream = EngineClient.stream
+
+    def recording(self: EngineClient, request: Request) -> Iterator[Event]:
+        asked.append(request)
+        return stream(self, request)
+
+    monkeypatch.setattr(EngineClient, "stream", recording)
+    assert run("--weights", "w.pt", "--cases", "c.json", "--output", tmp_path / "r.md") == 0
+    evaluate, kv_evaluate, benchmark, sample = asked
+    assert evaluate == Evaluate(weights="w.pt", cases="c.json")
+    assert kv_evaluate == Evaluate(weights="w.pt", cases="c.json", cached=True)
+    assert (benchmark.model, sample.model) == ("w.pt", "w.pt")  # type: ignore[attr-defined]
+
+
+def test_weights_without_measuring_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--weights", "w.pt", "--no-measure", "--output", tmp_path / "r.md") == 2
+    assert "--no-measure leaves out what --weights and --cases are for" in capsys.readouterr().err
 
 
 def test_output_is_required(capsys: pytest.CaptureFixture[str]) -> None:
