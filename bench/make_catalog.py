@@ -539,6 +539,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "pythia-6.9b": {"max_position_embeddings": 2048},
 }
 """Keys that the file leaves out, as published."""
+# Configs that name no dtype, whose published weight files have 4 bytes for each element of weights and mask buffers:
+# gpt2's model.safetensors is 548,105,171 B, 8 + 14,283 of header; gpt2-medium's and -xl's pytorch_model.bin are
+# 1,520,013,706 and 6,431,878,936 B (public code that checks these sizes).
+FILES_SAY: dict[str, dict[str, Any]] = {key: {"dtype": "float32"} for key in ("gpt2", "gpt2-medium", "gpt2-xl")}
 NOT_FIELDS = ("name", "source", "notes", "layers", "stored", "groups", "uniform", "spread", "edited")
 
 
@@ -638,7 +642,7 @@ def _record(
         "source": source,
         "date": DATE,
         "notes": [*(n for n in notes if _worth_noting(n)), *filter(None, [NOTES.get(key)])],
-        **stored_as(config),
+        **stored_as({**config, **FILES_SAY.get(key, {})}),
         "layers": layers,
     }
 

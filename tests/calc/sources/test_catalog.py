@@ -123,8 +123,11 @@ PUBLISHED_BYTES = {
     "gpt-oss-120b": 65_248_815_744,
     "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
 }
-FLOAT32 = {"gemma-2-2b", "gemma-2-9b", "olmo-2-7b", "olmo-2-32b", "exaone-3-7.8b"}
-"""Their published config.json says torch_dtype float32."""
+FLOAT32 = {
+    *("gemma-2-2b", "gemma-2-9b", "olmo-2-7b", "olmo-2-32b", "exaone-3-7.8b"),
+    *("gpt2", "gpt2-medium", "gpt2-xl"),
+}
+"""Their published config.json says torch_dtype float32, or (GPT-2) their weight files have 4 bytes per element."""
 QUANTIZED = {
     *PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "kimi-k2.5", "devstral-2-123b", "devstral-small-2-24b", "glm-5-fp8",
     "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
@@ -143,6 +146,11 @@ class TestStoredWeights:
 
     def test_which_records_are_not_16_bit(self):
         assert {key for key, entry in models().items() if entry.spec.stored is not None} == QUANTIZED | FLOAT32
+
+    def test_gpt2_as_its_file_has_it(self):
+        """model.safetensors: 548,105,171 B, 8 + 14,283 of them header; twelve masks of 1,024 x 1,024."""
+        held = find_model("gpt2").stored.total_bytes
+        assert held + 4 * 12 * 1024 * 1024 == 548_105_171 - 8 - 14_283
 
     @pytest.mark.parametrize("key", sorted(FLOAT32))
     def test_float32_takes_four_bytes_per_parameter(self, key, capsys):
