@@ -9,7 +9,7 @@ from calc.commands.documents import json_number, term_document
 from calc.commands.tables import Table
 from calc.fit.parallel import UNLIMITED, ParallelPlan, ParallelSpec, Stage, plan
 from calc.model.spec import Study
-from calc.units import format_bytes, format_decimal
+from calc.units import format_bytes, format_count, format_decimal
 
 Document = dict[str, Any]
 
@@ -87,7 +87,7 @@ def _title(spec: ParallelSpec) -> str:
 
 def _stage_cells(found: ParallelPlan, stage: Stage) -> tuple[str, ...]:
     groups = found.spec.dp_attention
-    batch = "any" if stage.max_batch == UNLIMITED else f"{stage.max_batch * groups:,}"
+    batch = "any" if stage.max_batch == UNLIMITED else format_count(stage.max_batch * groups)
     return (
         str(found.spec.tp),
         str(found.devices),

@@ -258,7 +258,7 @@ def _stacked(table: Table, width: int) -> list[str]:
         for heading, cell in zip(headings, row[1:], strict=True):
             if cell:
                 lines += _wrap(cell, width, f"    {heading}".ljust(margin), " " * margin)
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def _chained(table: Table, width: int) -> list[str]:

@@ -17,7 +17,7 @@ from calc.commands.llamacpp import (
 )
 from calc.commands.memory import memory_document
 from calc.commands.options import SERVER_NAMES
-from calc.commands.tables import Table
+from calc.commands.tables import Column, Table
 from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.servers.facts import facts_of
@@ -209,27 +209,40 @@ def _parts_table(report: ServerReport) -> Table:
     }
     rows = [_part_row(title, getattr(report, field), report.bands.get(field)) for title, field in fields.items()]
     rows += [
-        ("Block", f"{format_count(report.block_size)} tokens", "", ""),
-        ("KV blocks", format_count(report.kv_blocks), "", ""),
-        ("KV tokens", format_count(report.kv_tokens), "", ""),
+        ("Block", Quantity(f"{report.block_size:,} tokens", report.block_size, "tokens"), *EMPTY),
+        ("KV blocks", format_count(report.kv_blocks), *EMPTY),
+        ("KV tokens", format_count(report.kv_tokens), *EMPTY),
         _requests_row(report),
     ]
     options = report.options
     shared = f", PP {options.pp}" if options.pp > 1 else ""
     title = f"{SERVER_NAMES[options.engine]} {report.version}, per GPU at TP {options.tp}{shared}"
-    return Table(title=title, columns=("Part", "Size", "Also", "Band"), rows=tuple(rows), numeric=frozenset({1, 2}))
+    return Table(title=title, columns=PART_COLUMNS, rows=tuple(rows))
 
 
-def _requests_row(report: ServerReport) -> tuple[str, str, str, str]:
+PART_COLUMNS = (
+    Column("Part"),
+    Column("Size", numeric=True),
+    Column("Binary units", numeric=True, priority=2, repeats=True),
+    Column("from", numeric=True, priority=1, group="Band"),
+    Column("to", numeric=True, priority=1, group="Band"),
+    Column("Remark"),
+)
+EMPTY = ("", "", "", "")
+
+
+def _requests_row(report: ServerReport) -> tuple[str, ...]:
+    name = "Requests of full length"
     if report.refusal is not None:
-        return "Requests of full length", "–", "", "does not start"
+        return name, "–", "", "", "", "does not start"
     held = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
-    return "Requests of full length", held, "", "" if report.fits else "does not fit"
+    return name, held, "", "", "", "" if report.fits else "does not fit"
 
 
-def _part_row(title: str, size: int, band: tuple[int, int] | None) -> tuple[str, str, str, str]:
-    shown = "" if band is None or not size else f"{format_binary(band[0])} to {format_binary(band[1])}"
-    return title, format_decimal(size), format_binary(size), shown
+def _part_row(title: str, size: int, band: tuple[int, int] | None) -> tuple[str, ...]:
+    known = band if band is not None and size else None
+    low, high = ("", "") if known is None else map(format_binary, known)
+    return title, format_decimal(size), format_binary(size), low, high, ""
 
 
 def _groups_table(report: ServerReport) -> Table:

@@ -22,7 +22,7 @@ from calc.commands.options import (
     study_from,
 )
 from calc.commands.output import emit_json, emit_tables
-from calc.commands.tables import Table
+from calc.commands.tables import Column, Table
 from calc.errors import SpecError
 from calc.fit.admission import costs_of, requests
 from calc.fit.solve import (
@@ -36,7 +36,7 @@ from calc.fit.solve import (
 )
 from calc.model.count import tp_problem
 from calc.model.spec import Study
-from calc.units import format_binary, format_bytes, format_decimal
+from calc.units import Quantity, format_binary, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
     from calc.fit.admission import Costs
@@ -261,8 +261,23 @@ ANSWERS: dict[str, Callable[[Question], Any]] = {
 }
 
 
+SIZE_COLUMNS = (
+    Column("Quantity"),
+    Column("Value", numeric=True),
+    Column("Binary units", numeric=True, repeats=True),
+    Column("Remark"),
+)
+
+
+def _repeated(also: str) -> tuple[str, str]:
+    """A size in other units, or a remark: each in its own column."""
+    return (also, "") if isinstance(also, Quantity) else ("", also)
+
+
 def _quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
-    return Table(title=title, columns=("Quantity", "Value", "Also"), rows=tuple(rows), numeric=frozenset({1, 2}))
+    return Table(
+        title=title, columns=SIZE_COLUMNS, rows=tuple((name, value, *_repeated(also)) for name, value, also in rows)
+    )
 
 
 def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
@@ -273,7 +288,7 @@ def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
 
 
 def _context_table(answer: Document, document: Document) -> Table:
-    shown = "none" if answer["context"] is None else f"{answer['context']:,}"
+    shown = "none" if answer["context"] is None else Quantity(f"{answer['context']:,}", answer["context"], "tokens")
     also = "every layer keeps a window or a state" if answer["unbounded"] else ""
     also = "longer than the model's context limit" if answer["beyond_model"] else also
     rows = [
@@ -286,7 +301,7 @@ def _context_table(answer: Document, document: Document) -> Table:
 def _batch_table(answer: Document, document: Document) -> Table:
     first = (
         f"Requests of {document['context']:,} tokens",
-        f"{answer['batch']:,}",
+        Quantity(f"{answer['batch']:,}", answer["batch"], "requests"),
         "" if answer["fits"] else "none fits",
     )
     return _quantities("Largest batch", [first, *_sizes(answer, "Short by, for one request")])
@@ -295,10 +310,7 @@ def _batch_table(answer: Document, document: Document) -> Table:
 def _devices_table(answer: Document, document: Document) -> Table:
     rows: list[tuple[str, ...]] = [
         (
-            f"{plan['devices']:,}",
-            f"{plan['tp']:,}",
-            f"{plan['pp']:,}",
-            f"{plan['max_batch']:,}",
+            *(format_count(plan[name]) for name in ("devices", "tp", "pp", "max_batch")),
             format_decimal(plan["weight_bytes"]),
             _plan_remark(plan),
         )
@@ -326,7 +338,7 @@ def _plan_remark(plan: Document) -> str:
 
 def _device_table(answers: list[Document], document: Document) -> Table:
     rows = tuple(
-        (a["id"], format_binary(a["memory_bytes"]), f"{a['max_batch']:,}" if a["fits"] else "–", a["reason"])
+        (a["id"], format_binary(a["memory_bytes"]), format_count(a["max_batch"]) if a["fits"] else "–", a["reason"])
         for a in answers
     )
     struck = frozenset(i for i, answer in enumerate(answers) if not answer["fits"])
@@ -340,8 +352,8 @@ def _format_table(answers: list[Document], document: Document) -> Table:
         (
             a["weight_format"],
             a["kv_format"],
-            f"{a['max_batch']:,}" if a["fits"] else "–",
-            "none" if a["largest_context"] is None else f"{a['largest_context']:,}",
+            format_count(a["max_batch"]) if a["fits"] else "–",
+            "none" if a["largest_context"] is None else format_count(a["largest_context"]),
             "" if a["fits"] else f"short by {format_decimal(a['missing_bytes'])}",
         )
         for a in answers

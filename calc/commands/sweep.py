@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from calc.commands.llamacpp import add_llamacpp_options
 from calc.commands.options import (
     SERVERS,
     Parser,
@@ -78,7 +79,8 @@ def sweep_parser(prog: str) -> Parser:
     what.add_argument("--kv-formats", type=_caches, metavar="bf16,q8_0/q4_0,…", help="default bf16")
     add_policy_option(parser, servers=True)
     add_server_options(parser)
-    parser.set_defaults(pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
+    add_llamacpp_options(parser)
+    parser.set_defaults(device=None, pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
     add_output_options(parser, form="csv")
     return parser
 

@@ -282,7 +282,7 @@ def term_value(term: Term) -> str:
 
 def derivation_table(terms: tuple[Term, ...], title: str = "Calculation") -> Table:
     """One row per step: what, formula, numbers put in, result with unit."""
-    rows = tuple((t.name, t.formula, t.substituted, term_value(t)) for t in terms)
+    rows = tuple((t.name, t.formula, t.substituted, Quantity(term_value(t), t.value, t.unit)) for t in terms)
     return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows, chain=True)
 
 
@@ -327,9 +327,14 @@ def formula_table(report: IntensityReport) -> Table:
         phase = str(cost.phase)
         limit = "grows without limit" if cost.limit is None else f"→ {cost.limit:.4g} as N grows"
         rows += [
-            (phase, "FLOPs", to_text(cost.flops_formula), f"{cost.flops:,} FLOP"),
+            (phase, "FLOPs", to_text(cost.flops_formula), Quantity(f"{cost.flops:,} FLOP", cost.flops, "FLOP")),
             (phase, "bytes", to_text(cost.bytes_formula), format_bytes_exact(cost.bytes)),
-            (phase, "intensity", to_text(cost.intensity_formula), f"{cost.intensity:.4g} FLOP/B, {limit}"),
+            (
+                phase,
+                "intensity",
+                to_text(cost.intensity_formula),
+                Quantity(f"{cost.intensity:.4g} FLOP/B, {limit}", cost.intensity, "FLOP/B"),
+            ),
         ]
     return Table(title="Formulas", columns=("Phase", "Quantity", "Formula", "Value"), rows=tuple(rows))
 

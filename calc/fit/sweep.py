@@ -130,7 +130,7 @@ def sweep(axes: Axes) -> Iterator[Block]:
 
 def _served(report: ServerReport, axes: Axes) -> Block:
     """A context as a server counts it: bytes of the GPU that binds; `free_bytes` is what its pool keeps."""
-    study, each, pool = report.study, report.kv_request_bytes, report.kv_pool_bytes
+    study, each, pool = report.study, report.kv_request_bytes, report.cache_room_bytes
     batches: Array = np.array(axes.batches, dtype=object)
     taken = batches[np.newaxis, :] * each
     return Block(

@@ -220,3 +220,10 @@ def test_a_sweep_that_a_server_refuses_whole(capsys):
     assert (out.out, "32 query heads are not divisible by TP 3" in out.err) == ("", True)
     assert main(["sweep", "--policy", "vllm", "--contexts", "1..200000:1"]) == 2
     assert "200,000 reports of a server" in capsys.readouterr().err
+
+
+def test_a_sweep_of_llama_cpp_counts_what_is_left(capsys):
+    words = ["sweep", "--policy", "llama.cpp", "--devices", "rtx-4090", "--batches", "1,4,12", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["fits"] for row in found] == [row["free_bytes"] >= 0 for row in found] == [True, True, False]
