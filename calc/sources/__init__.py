@@ -101,15 +101,22 @@ def _from_folder(folder: Path) -> ModelSpec:
             return held
     if (params := folder / "params.json").is_file():
         return _from_file(params)
-    found = sorted(folder.glob("*.gguf"))
-    if found:
-        from calc.sources.gguf import parts_of
-
-        if len(found) == 1 or found == parts_of(found[0]):
-            return _from_file(found[0])
-    if found:
-        raise SourceError(f"{folder}: {len(found)} GGUF files in this folder: name one, such as {found[0].name}")
+    if found := sorted(folder.glob("*.gguf")):
+        return _from_gguf_files(found, folder)
     raise SourceError(f"{folder}: no config.json or params.json in this folder")
+
+
+def _from_gguf_files(found: list[Path], folder: Path) -> ModelSpec:
+    """The one model that is in GGUF files, and a note on the encoder that llama.cpp loads beside it (mmproj)."""
+    from calc.sources.gguf import encoder_note, parts_of
+
+    encoders = [file for file in found if file.name.lower().startswith("mmproj")]
+    models = [file for file in found if file not in encoders] or found
+    if len(models) > 1 and models != parts_of(models[0]):
+        raise SourceError(f"{folder}: {len(models)} GGUF files in this folder: name one, such as {models[0].name}")
+    model = _from_file(models[0])
+    notes = [encoder_note(file) for file in encoders if file not in models]
+    return replace(model, notes=(*model.notes, *notes))
 
 
 def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:

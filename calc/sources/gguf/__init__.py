@@ -7,6 +7,6 @@ of the metadata. What llama.cpp writes into its code (windows, shared caches) is
 from __future__ import annotations
 
 from calc.sources.gguf.header import parts_of, read_header
-from calc.sources.gguf.model import read_gguf
+from calc.sources.gguf.model import encoder_note, read_gguf
 
-__all__ = ["parts_of", "read_gguf", "read_header"]
+__all__ = ["encoder_note", "parts_of", "read_gguf", "read_header"]

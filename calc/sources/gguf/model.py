@@ -47,6 +47,13 @@ def read_gguf(path: str | Path) -> ModelSpec:
         ) from None
 
 
+def encoder_note(file: Path) -> str:
+    """The note on an encoder of images or sound that is in a file beside the model. Raises SourceError."""
+    facts = facts_of(read_parts(file), str(file))
+    n_bytes = sum(tensor.n_bytes for _, _, tensor in held_tensors(facts))
+    return f"{file.name} beside it, {total_params(facts):,} parameters in {n_bytes:,} B, is not counted"
+
+
 def _model(facts: Facts, *, name: str, source: str, stored: StoredWeights) -> ModelSpec:
     embedding, head = _embedding(facts), facts.outer.get(HEAD)
     width, vocab_size = embedding.shape

@@ -172,6 +172,13 @@ class TestOddLayers:
         assert parameters(model).other == 9 * H
         assert any("an encoder of images or sound as well: 576 parameters" in note for note in model.notes)
 
+    def test_an_encoder_beside_the_model_is_said(self, tmp_path):
+        alone = small(tmp_path, "gemma3", [PLAIN], FOUR)
+        g.write_header(tmp_path / "mmproj-F16.gguf", "clip", {}, [("v.patch_embd.weight", (H, 9), g.F16)])
+        model = load_model(str(tmp_path))
+        assert (model.layers, model.stored) == (alone.layers, alone.stored)
+        assert model.notes[-1] == "mmproj-F16.gguf beside it, 576 parameters in 1,152 B, is not counted"
+
     def test_scales_of_quantized_matrices_are_no_parameters(self, tmp_path):
         scaled = PLAIN | {"attn_q.scale": (1,), "ffn_up.input_scale": (1,)}
         tensors = [
