@@ -102,7 +102,8 @@ def _notes(facts: Facts, layers: tuple[LayerSpec, ...], stored: StoredWeights, *
     n_tensors = sum(1 for _ in held_tensors(facts))
     yield f"{STORED_NOTE}the file holds them: {stored.total_bytes:,} B in {n_tensors:,} tensors ({named})"
     if left_out := predictor_bytes(facts):
-        yield f"layers that predict further tokens (MTP), {left_out:,} B, are not counted: llama.cpp leaves them out"
+        whole = stored.total_bytes + left_out
+        yield f"layers that predict further tokens (MTP), {left_out:,} of {whole:,} B, are left out, as in llama.cpp"
     if encoder := sum(facts.params(tensor) for each, tensor in facts.outer.items() if each.startswith(ENCODERS)):
         yield f"the file holds an encoder of images or sound as well: {encoder:,} parameters, under other"
     if tied:
