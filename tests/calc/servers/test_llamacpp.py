@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
-from calc.model.spec import ModelSpec, Study
+from calc.model.named import NamedFormat, weights_as
+from calc.model.spec import ModelSpec, Study, uniform
 from calc.model.storage import FORMATS
 from calc.servers.launch import launch_command
 from calc.servers.llamacpp.builds import build_of
@@ -85,6 +86,42 @@ def test_a_tied_embedding_is_on_the_host_and_once_on_a_device() -> None:
     kept = layout_of(study(tied), ServerOptions(engine="llamacpp", n_gpu_layers=0)).weight_bytes
     assert kept[HOST] == whole[0]  # layers and table; the head is that table
     assert kept[0] == 0
+
+
+def on_host_and_device(model: ModelSpec, **changes: Any) -> tuple[float, float]:
+    """MiB of weights on the host and on one device."""
+    held = layout_of(study(model, **changes), ServerOptions(engine="llamacpp")).weight_bytes
+    return held[HOST] / MIB, held[0] / MIB
+
+
+def test_model_buffers_of_public_logs() -> None:
+    """TinyLlama in F32 on a GTX 1050 Ti: CPU 250.00 MiB, CUDA0 3,946.35 MiB."""
+    host, device = on_host_and_device(find_model("tinyllama-1.1b"), weights="fp32")
+    assert host == pytest.approx(250.00, abs=0.005)
+    assert device == pytest.approx(3946.35, abs=0.005)
+
+
+def test_two_unlike_devices_of_a_public_log() -> None:
+    """Command R in Q4_K_S, tied, 12 of 40 layers on a 4070 Ti (llama.cpp 6122): the head is on the second device."""
+    model = find_model("command-r")
+    asked = replace(study(model, context=4096), weight_format=weights_as(NamedFormat("Q4_K_S"), model))
+    devices = (find_device("rtx-3090"), find_device("rtx-3090"))
+    split = (Fraction(12), Fraction(29))
+    layout = layout_of(asked, ServerOptions(engine="llamacpp", devices=devices, tensor_split=split))
+    held = {place: round(n / MIB, 2) for place, n in layout.weight_bytes.items()}
+    assert held == {HOST: 1640.62, 0: 5434.38, 1: 13_989.53}
+    assert layout.cache_bytes(1) == {HOST: 0, 0: 1536 * MIB, 1: 3584 * MIB}
+
+
+def test_a_load_of_the_wheel_on_a_cpu() -> None:
+    """xllamacpp 2026.10.11549, eight small layers in Q8_0: model buffer 140.32 MiB, KV 64.00 MiB for two slots."""
+    small = uniform(
+        name="small", n_layers=8, n_heads=16, n_kv_heads=4, head_dim=64, hidden_size=1024, intermediate_size=4096,
+        vocab_size=8192,
+    )  # fmt: skip
+    layout = layout_of(study(small, context=4096), ServerOptions(engine="llamacpp", n_gpu_layers=0))
+    assert layout.weight_bytes[HOST] / MIB == pytest.approx(140.32, abs=0.005)
+    assert layout.cache_bytes(2)[HOST] / MIB == 64
 
 
 # Placement
