@@ -7,9 +7,13 @@ from calc.hf.layer_kinds import CHUNKED, FULL, Kind
 from calc.hf.reader import HEAD_DIM, HIDDEN_SIZE, N_HEADS, N_KV_HEADS, Reader
 from calc.model.layers import Attention
 
+BIAS_FLAGS = ("attention_bias", "qkv_bias", "use_qkv_bias", "add_qkv_bias", "attn_bias", "bias")
+
 
 def has_bias(reader: Reader, bias: Bias) -> bool:
     """What a bias of an architecture comes to in this config."""
+    if isinstance(bias, bool):
+        reader.ignore(*BIAS_FLAGS)  # its class has them, or has none, whatever they say
     return bias if isinstance(bias, bool) else reader.flag(*bias)
 
 

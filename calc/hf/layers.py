@@ -16,6 +16,7 @@ from calc.hf.recurrences import recurrent_mixer
 from calc.model.layers import Attention, Experts, FeedForward, LayerSpec, Mixer
 from calc.model.spec import Norm
 
+QK_NORM_FLAGS = ("use_qk_norm", "qk_norm", "use_qk_layernorm", "qk_layernorm", "normalize_qk_projections")
 Block = tuple[FeedForward, ...]
 
 
@@ -62,6 +63,8 @@ def stack(
 
 def norm_params(reader: Reader, arch: Architecture, hidden_size: int, mixers: tuple[Mixer, ...], block: Block) -> int:
     """Norms of a layer, and its other small parameters."""
+    if arch.qk_norm and arch.qk_key is None:
+        reader.ignore(*QK_NORM_FLAGS)  # its class has these norms whatever they say
     params = arch.norms * arch.norm_params(hidden_size) + arch.extra_params
     params += sum(qk_norm_params(reader, arch, mixer) for mixer in mixers if isinstance(mixer, Attention))
     if any(isinstance(part, Experts) for part in block):

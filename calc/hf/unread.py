@@ -1,4 +1,4 @@
-"""Keys that look like a size and that nothing has read: a model that has one is refused, whatever its model_type.
+"""Keys that look like a size or a part and that nothing has read: a model that has one is refused, whatever its type.
 
 A config that is read without them would be counted wrong and nobody would know (Kimi K3's experts read an input of
 routed_expert_hidden_size). What a reader has decided not to need it marks with `Reader.ignore`; what never says
@@ -19,6 +19,8 @@ SIZE_WORDS = frozenset(
     """.split()
 )
 """Words of a key, between its underscores, that say that its number is a size or a count."""
+PART_WORDS = frozenset("gate gates gated gating bias biases norm norms layernorm layernorms sink sinks".split())
+"""Words of a key that say that a flag that is true adds weights (use_full_rank_gate, attention_output_gate)."""
 
 NO_SIZE: Mapping[str, frozenset[str]] = {
     "how text is generated": frozenset(
@@ -38,6 +40,14 @@ NO_SIZE: Mapping[str, frozenset[str]] = {
         "rotary_dim no_rope_layers no_rope_layer_interval rope_scaling rope_parameters".split()
     ),
     "how long the context is, not what a token takes": frozenset("n_ctx n_positions".split()),
+    "how experts are weighed, and what weights are multiplied with": frozenset(
+        """
+        norm_topk_prob moe_renormalize use_routing_bias use_moe_router_bias moe_router_enable_expert_bias
+        moe_router_use_expert_bias use_expert_bias use_gemma_norm use_rmsnorm norm_softmax norm_before_gate
+        mamba_norm_before_gate rms_norm
+        rescale_prenorm_residual norm_after_topk use_router_bias router_bias normalize_router_prob norm_expert_weight
+        """.split()
+    ),
     "a size that another key states": frozenset("num_attention_heads_per_group org_vocab_size".split()),
 }
 """Keys that look like sizes and change neither weights nor caches, by what they are about."""
@@ -75,7 +85,7 @@ def _unread(config: Mapping[str, Any], reader: Reader | None, read_by_path: set[
                     for inner in _unread(value, section, set(), depth + 1)
                     if (path := f"{key}.{inner}") not in read_by_path
                 )
-        elif key not in read and SIZE_WORDS & _words(key) and _is_size(value):
+        elif key not in read and ((SIZE_WORDS & _words(key) and _is_size(value)) or _is_part(key, value)):
             yield key
 
 
@@ -87,6 +97,11 @@ def _says_no_size(key: str) -> bool:
 
 def _words(key: str) -> set[str]:
     return set(key.lower().split("_"))
+
+
+def _is_part(key: str, value: object) -> bool:
+    """Whether a flag is true whose key names a part that has weights."""
+    return value is True and bool(PART_WORDS & _words(key))
 
 
 def _is_size(value: object) -> bool:

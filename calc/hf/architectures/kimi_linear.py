@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calc.hf.architecture import BIASED, Architecture
+from calc.hf.attention import full_attention, head_size
 from calc.hf.feed_forward import feed_forwards
-from calc.hf.latent import latent_mixer
+from calc.hf.latent import is_latent, latent_mixer
 from calc.hf.layer_kinds import FULL_TYPE, LINEAR_TYPE, linear_or_full
 from calc.hf.layers import Block, stack
 from calc.hf.reader import N_HEADS, Reader
-from calc.model.layers import Experts, FeedForward, KimiDelta, LayerSpec, Mixer
+from calc.model.layers import Experts, FeedForward, KimiDelta, LayerSpec, Mixer, Stated
 
 
 def _kimi_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
@@ -65,7 +66,14 @@ def _listed_types(reader: Reader, own: Reader | None, n_layers: int) -> list[str
 
 
 def _bailing_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Bailing hybrid: gates that are not of low rank, and the last layer of each group is latent."""
+    """Bailing hybrid: gates that are not of low rank, and the last layer of each group is latent.
+
+    Ling 2.5 and Ring 2.5 have the same model_type, and lightning attention, whose outputs are normed in groups.
+    """
+    if reader.has("group_norm_size") and not reader.has("linear_head_dim"):
+        return _lightning_layers(reader, arch, n_layers, hidden_size)
+    if not reader.has("linear_head_dim"):
+        raise reader.fail("linear_head_dim missing: a bailing_hybrid config states it")
     n_heads = reader.count(*N_HEADS)
     head_dim = reader.maybe("linear_head_dim") or reader.count("head_dim")
     kernel = reader.count("linear_conv_kernel_dim", "short_conv_kernel_size")
@@ -83,14 +91,41 @@ def _bailing_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_si
     return stack(reader, arch, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
 
 
+def _lightning_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
+    """Ling and Ring linear: lightning attention with an output gate and a norm of groups of heads.
+
+    The last layer of each group is full, as are the layers after the last whole group: latent in 2.5, plain before.
+    """
+    reader.ignore("group_norm_size", "linear_backend", "num_kv_heads_for_linear_attn")
+    n_heads = reader.count(*N_HEADS)
+    head_dim = head_size(reader, n_heads)
+    inner, normed = n_heads * head_dim, reader.flag("use_qk_norm")
+    biases = (3 * inner if reader.flag("use_qkv_bias") else 0) + (hidden_size if reader.flag("use_bias") else 0)
+    lightning = Stated(
+        label="lightning attention",
+        params=5 * hidden_size * inner + inner + biases + (2 * head_dim if normed else 0),
+        state_elements=n_heads * head_dim * head_dim,
+    )
+    group = reader.count("layer_group_size")
+    whole = n_layers // group * group
+    full: Mixer = latent_mixer(reader, arch) if is_latent(reader) else full_attention(reader, arch)
+    mixers: list[tuple[Mixer, ...]] = [
+        (full,) if (i + 1) % group == 0 or i >= whole else (lightning,) for i in range(n_layers)
+    ]
+    return stack(reader, arch, hidden_size, mixers, feed_forwards(reader, arch, n_layers))
+
+
+_BAILING = Architecture(
+    qkv_bias=("use_qkv_bias", False),
+    o_bias=("use_bias", False),
+    mlp_bias=("use_bias", False),
+    qk_norm="head",
+    qk_key=("use_qk_norm", False),
+)
+
 ARCHITECTURES = (
     replace(BIASED, names=("kimi_linear",), first_dense=True, sparse_from_first=True, layers=_kimi_layers),
-    replace(BIASED, names=("bailing_hybrid",), required=("linear_head_dim",), layers=_bailing_layers),
-    Architecture(
-        names=("bailing_moe", "bailing_moe_v2"),
-        qkv_bias=("use_qkv_bias", False),
-        o_bias=("use_bias", False),
-        qk_norm="head",
-        qk_key=("use_qk_norm", False),
-    ),
+    replace(BIASED, names=("bailing_hybrid",), unused=("kda_safe_gate",), layers=_bailing_layers),
+    replace(_BAILING, names=("bailing_moe", "bailing_moe_v2")),
+    replace(_BAILING, names=("bailing_moe_linear", "bailing_moe_linear_v2"), layers=_lightning_layers),
 )

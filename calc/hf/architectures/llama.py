@@ -103,7 +103,7 @@ def _with_gate(mixer: Mixer, hidden_size: int, *, per_head: bool) -> Mixer:
 
 ARCHITECTURES = (
     replace(_LLAMA, names=("llama", "llava", "llava_llama", "iquestcoder")),
-    replace(BIASED, names=("llama4_text", "llama4"), shared_is_dense=True),
+    replace(BIASED, names=("llama4_text", "llama4"), unused=("use_qk_norm",), shared_is_dense=True),
     Architecture(names=("mllama_text_model", "mllama"), layers=_llama_vision_layers, outer=_llama_vision_outer),
     Architecture(names=("skywork",)),
     Architecture(names=("xverse",)),

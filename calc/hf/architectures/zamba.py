@@ -128,7 +128,7 @@ ARCHITECTURES = (
     Architecture(names=("zamba",), unused=("n_mamba_heads",), tied=True, layers=_zamba_layers),
     Architecture(
         names=("zamba2",),
-        unused=("kv_channels",),
+        unused=("kv_channels", "use_conv_bias"),
         tied=True,
         needs_inner=False,
         required=("layers_block_type",),

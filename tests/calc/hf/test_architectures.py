@@ -64,6 +64,22 @@ class TestUnreadSizes:
         with pytest.raises(UnsupportedArchitecture, match="memory_heads, routed_memory_size mean"):
             spec(KIMI | {"routed_memory_size": 3584, "memory_heads": 12})
 
+    @pytest.mark.parametrize("key", ["attention_output_gate", "use_attn_sinks", "extra_norm", "output_bias"])
+    def test_a_flag_that_adds_a_part(self, key):
+        """A gate of each head, say: true it adds weights, false it is what the class has anyway."""
+        with pytest.raises(UnsupportedArchitecture, match=f"does not know what {key} means"):
+            spec(LLAMA | {key: True})
+        assert parameters(spec(LLAMA | {key: False})).total == 8_030_261_248
+
+    def test_a_flag_for_what_the_class_always_has(self):
+        sizes = LLAMA | {"model_type": "qwen3", "head_dim": 128}
+        assert parameters(spec(sizes | {"use_qk_norm": True})).total == parameters(spec(sizes)).total
+
+    def test_a_flag_of_a_section(self):
+        section = KIMI["linear_attn_config"] | {"use_output_gate": True}
+        with pytest.raises(UnsupportedArchitecture, match=r"linear_attn_config\.use_output_gate"):
+            spec(KIMI | {"linear_attn_config": section})
+
     def test_a_section_that_nothing_reads(self):
         with pytest.raises(UnsupportedArchitecture, match=r"depth_config\.num_layers"):
             spec(LLAMA | {"depth_config": {"num_layers": 4, "name": "x"}})

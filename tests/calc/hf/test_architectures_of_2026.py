@@ -231,3 +231,42 @@ def test_glm_5_2():
     total = parameters(read(sizes)).total
     assert parameters(read(sizes | {"layer_types": ["deepseek_sparse_attention"] * 78})).total == total
     assert total == 743_377_000_704
+
+
+RING_MINI = {
+    "model_type": "bailing_moe_linear", "first_k_dense_replace": 1, "group_norm_size": 4, "head_dim": 128,
+    "hidden_size": 2048, "intermediate_size": 5120, "layer_group_size": 5, "moe_intermediate_size": 512,
+    "moe_router_enable_expert_bias": True, "moe_shared_expert_intermediate_size": 512, "n_group": 8,
+    "num_attention_heads": 16, "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 20,
+    "num_key_value_heads": 4, "num_shared_experts": 1, "use_qk_norm": True, "vocab_size": 157184,
+    "tie_word_embeddings": False, "linear_silu": False,
+}  # fmt: skip
+
+
+class TestBailingLinear:
+    """Ring-mini-linear-2.0 by hand from modeling_bailing_moe_linear_v2.py; public: 16.4 B, 1.6 B active."""
+
+    def test_parameters(self):
+        h, inner = 2048, 16 * 128
+        linear = 3 * h * inner + h * inner + h * inner + inner + 2 * 128
+        full = h * (inner + 2 * 4 * 128) + inner * h + 2 * 128
+        experts = 257 * 3 * h * 512 + 256 * h
+        total = 2 * 157_184 * h + h + 16 * linear + 4 * full + 20 * 2 * h + 3 * h * 5120 + 19 * experts
+        found = parameters(read(RING_MINI))
+        assert found.total == total == 16_423_443_456
+        assert found.active == total - 19 * 248 * 3 * h * 512 == 1_600_773_120
+
+    def test_cache_and_state(self):
+        spec = read(RING_MINI)
+        assert cache_elements(spec).full == 4 * 2 * 4 * 128
+        assert state_elements(spec) == 16 * 16 * 128 * 128
+
+    def test_layers_after_the_last_whole_group_are_full(self):
+        spec = read(RING_MINI | {"num_hidden_layers": 22})
+        assert [not mixer.cache_elements for layer in spec.layers for mixer in layer.mixers][19:] == [False] * 3
+
+    def test_ring_2_5_has_latent_layers_under_the_model_type_of_ling_3(self):
+        latent = {"kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+        spec = read(RING_MINI | latent | {"model_type": "bailing_hybrid", "v_head_dim": 128})
+        assert cache_elements(spec).latent == 4 * 576
+        assert state_elements(spec) == 16 * 16 * 128 * 128
