@@ -18,7 +18,7 @@ TEXT_PARTS = ("text_config", "llm_config", "language_config", "language_model_co
 """Where multimodal configs keep the text model's fields."""
 MAX_NESTED = 4
 """A text model stands at most two keys deep in a published config."""
-OF_ALL_PARTS = ("tie_word_embeddings", "quantization_config", "dtype", "torch_dtype", "model_type")
+OF_ALL_PARTS = ("tie_word_embeddings", "quantization_config", "quantization", "dtype", "torch_dtype", "model_type")
 """What a multimodal config says of all its parts."""
 
 N_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

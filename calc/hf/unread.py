@@ -32,7 +32,7 @@ NO_SIZE: Mapping[str, frozenset[str]] = {
     "how the model is trained or run": frozenset(
         """
         ep_size pretraining_tp num_labels chunk_size_feed_forward prefill_chunk_size context_window_size chunk_size
-        mamba_chunk_size dim_model_base quantization_config compression_config
+        mamba_chunk_size dim_model_base quantization_config quantization compression_config
         """.split()
     ),
     "how tokens choose experts": frozenset("n_group topk_group num_expert_group".split()),

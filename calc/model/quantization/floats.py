@@ -118,19 +118,38 @@ def mixed_precision(quant: Quant, ignored: tuple[str, ...]) -> Scheme:
 
 
 def quark(quant: Quant) -> Scheme:
-    whole = quant.raw.get("global_quant_config")
-    weight = whole.get("weight") if isinstance(whole, dict) else None
-    if not isinstance(weight, dict):
+    """Quark: one format for the linear layers, and formats of their own for patterns of names."""
+    whole, layers = quant.section("global_quant_config"), quant.section("layer_quant_config")
+    if whole is None or whole.section("weight") is None:
         raise quant.fail("global_quant_config must say weight")
-    dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme"))
-    ignored = quant.names("exclude")
-    if dtype == "fp4" and weight.get("group_size") == 32:
-        return Scheme("mxfp4", mxfp4_bytes, ignored=ignored)
-    if dtype == "fp8_e4m3" and scheme == "per_tensor":
-        return Scheme("fp8", fp8_bytes, ignored=ignored)
-    raise quant.fail(
-        f"weights of {dtype[:20]!r} {scheme[:20]!r} are not ones that kvscope counts: give --weight-format"
-    )
+    name, size = _quark_format(whole)
+    kept: list[str] = []
+    groups: list[tuple[tuple[str, ...], Size]] = []
+    names = [name]
+    for pattern in {} if layers is None else layers.raw:
+        own = layers.section(pattern) if layers is not None else None
+        if own is None or own.section("weight") is None:
+            kept.append(pattern)
+            continue
+        named, its_size = _quark_format(own)
+        names.append(named)
+        groups.append(((pattern,), its_size))
+    ignored = (*quant.names("exclude"), *kept)
+    return Scheme(" and ".join(dict.fromkeys(names)), size, ignored=ignored, groups=tuple(groups))
+
+
+def _quark_format(own: Quant) -> tuple[str, Size]:
+    weight = own.raw["weight"]
+    dtype, scheme, group = str(weight.get("dtype")), str(weight.get("qscheme")), weight.get("group_size")
+    if group == 32 and dtype == "fp4":
+        return "mxfp4", mxfp4_bytes
+    if group == 32 and dtype in ("fp6_e2m3", "fp6_e3m2"):
+        return "mxfp6", lambda rows, columns: rows * (columns * 3 // 4 + cdiv(columns, 32))
+    if dtype in ("fp8_e4m3", "int8") and scheme == "per_tensor":
+        return dtype.partition("_")[0], fp8_bytes
+    if dtype in ("fp8_e4m3", "int8") and scheme == "per_channel":
+        return f"{dtype.partition('_')[0]} by row", lambda rows, columns: rows * columns + 4 * rows
+    raise own.fail(f"weights of {dtype[:20]!r} {scheme[:20]!r} are not ones that kvscope counts: give --weight-format")
 
 
 def fp_quant(quant: Quant) -> Scheme:

@@ -91,6 +91,15 @@ class TestIntegers:
         up = 14336 * 4096
         assert total(eight) - total(plain) == HEAD // 2 + 2 * up - (up // 2 + 4 * up // 64)
 
+    def test_mlx_by_its_own_key(self):
+        """Older files say quantization alone."""
+        plain = {"group_size": 64, "bits": 4}
+        found = spec_from_config({**LLAMA_31_8B, "quantization": plain}, name="m", source="c")
+        assert found.stored.total_bytes == total(plain)
+        mx = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+        everything = LINEAR + 2 * HEAD
+        assert total(mx) == everything // 32 * 17 + 2 * (8_030_261_248 - everything)
+
     def test_mlx_routers(self):
         """Qwen3-30B-A3B: the router of a layer is a matrix like any other."""
         moe = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
@@ -126,6 +135,18 @@ class TestFloats:
         found = total({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": kept})
         mlp, rows = 3 * 4096 * 14336, 2 * 14336 + 4096
         assert found == (LINEAR - mlp) + 4 * (ROWS - rows) + 2 * (REST + mlp)
+
+    def test_quark_patterns_have_formats_of_their_own(self):
+        mx = {"weight": {"dtype": "fp4", "group_size": 32, "qscheme": "per_group"}}
+        fp8 = {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel"}}
+        quark = {"quant_method": "quark", "global_quant_config": mx, "exclude": ["lm_head"]}
+        attention = LINEAR - 32 * 3 * 4096 * 14336
+        rows = 32 * (4096 + 1024 + 1024 + 4096)
+        mixed = {**quark, "layer_quant_config": {"*self_attn*": fp8}}
+        assert total(mixed) - total(quark) == attention + 4 * rows - attention // 32 * 17
+        assert stored(mixed).name == "mxfp4 and fp8 by row"
+        kept = {**quark, "layer_quant_config": {"*self_attn*": {"weight": None}}}
+        assert total(kept) - total(quark) == 2 * attention - attention // 32 * 17
 
 
 class TestCodebooks:
