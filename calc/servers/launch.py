@@ -9,7 +9,7 @@ from calc.errors import CalcError
 from calc.model.spec import ModelSpec
 from calc.servers.llamacpp.builds import FLASH_WORDS, UNIFIED, build_of
 from calc.servers.records import ServerReport
-from calc.servers.serving import cache_of_checkpoint
+from calc.servers.serving import cache_of_checkpoint, quantized_online
 
 VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
@@ -17,7 +17,8 @@ LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
 MIB = 2**20
 ALL_LAYERS = 999
 """More than any model has: llama.cpp takes them all."""
-ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
+WITHOUT_BF16 = ("NVIDIA V100", "NVIDIA T4", "NVIDIA P100", "NVIDIA P40")
+"""Compute capability below 8.0."""
 
 
 def launch_command(report: ServerReport) -> str | None:
@@ -61,12 +62,9 @@ def _above_one(value: int) -> int | None:
 
 
 def _dtype(report: ServerReport) -> str | None:
-    return {"fp32": "float32", "fp16": "float16"}.get(report.study.weight_format.name)
-
-
-def _online(report: ServerReport) -> str | None:
-    """Quantization while loading, where the checkpoint itself is not quantized."""
-    return None if report.study.model.stored is not None else ONLINE.get(report.study.weight_format.name)
+    """The type of weights and activations, where it is not the checkpoint's or the device lacks bfloat16."""
+    said = {"fp32": "float32", "fp16": "float16"}.get(report.study.weight_format.name)
+    return said or ("float16" if report.study.device.name.startswith(WITHOUT_BF16) else None)
 
 
 def _vllm_cache(report: ServerReport) -> str | None:
@@ -91,7 +89,7 @@ def _vllm(report: ServerReport) -> list[str]:
             ("--block-size", options.block_size),
             ("--kv-cache-memory-bytes", options.kv_pool_bytes),
             ("--kv-cache-dtype", _vllm_cache(report)),
-            ("--quantization", _online(report)),
+            ("--quantization", quantized_online(study)),
             ("--dtype", _dtype(report)),
             ("--speculative-config", guessed if options.speculative_layers else None),
         ]
@@ -113,7 +111,7 @@ def _sglang(report: ServerReport) -> list[str]:
             ("--max-running-requests", options.max_num_seqs),
             ("--page-size", options.block_size),
             ("--kv-cache-dtype", SGLANG_CACHE.get(study.kv_format.name)),
-            ("--quantization", _online(report)),
+            ("--quantization", quantized_online(study)),
             ("--dtype", _dtype(report)),
         ]
     )

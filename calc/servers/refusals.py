@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 from calc.model.spec import DeviceSpec
 from calc.servers.budget import visible_bytes
+from calc.servers.cache_layers import RECURRENT
 from calc.servers.records import ServerReport
+from calc.servers.versions import VLLM_STATE_PER_SEQUENCE, parse_version
 from calc.units import format_decimal
 
 ALLOWED_BY = {
@@ -80,9 +82,23 @@ def pool_refusal(report: ServerReport) -> str | None:
     return f"--kv-pool of {format_decimal(asked)} is more than the {format_decimal(max(0, left))} that are left per GPU"
 
 
+def state_refusal(report: ServerReport) -> str | None:
+    """That there are fewer blocks than sequences of a step, each of which needs one for its recurrent state."""
+    options, most, blocks = report.options, report.max_num_seqs, report.kv_blocks
+    asked = options.engine == "vllm" and not options.enforce_eager and parse_version(report.version)
+    if not asked or asked < VLLM_STATE_PER_SEQUENCE or most is None or not 0 < blocks < most:
+        return None
+    if not any(group.kind == RECURRENT for group in report.groups):
+        return None
+    return (
+        f"--max-num-seqs {most:,} is more than the {blocks:,} blocks for recurrent states: ask for {blocks:,} or less"
+    )
+
+
 def refusal(report: ServerReport) -> str | None:
     """Why the server of `report` would not start, whatever its cache holds; None where nothing speaks against it."""
-    return device_refusal(report) or context_refusal(report) or pool_refusal(report)
+    checks = (device_refusal, context_refusal, pool_refusal, state_refusal)
+    return next((said for check in checks if (said := check(report)) is not None), None)
 
 
 def tokens_remark(report: ServerReport) -> str | None:

@@ -10,7 +10,7 @@ from calc.model.stored import is_as_stored
 from calc.servers.idle_options import check_options
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.refusals import context_remark, refusal, tokens_remark
-from calc.servers.serving import cache_of_checkpoint
+from calc.servers.serving import cache_of_checkpoint, quantized_online
 from calc.servers.versions import version_remark
 
 
@@ -21,9 +21,18 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
     """
     check_options(study, options)
     report = _counted(study, options)
-    said = (_own_cache(study, options), _other_file(study), version_remark(options.engine, options.version))
-    remarks = [remark for remark in (*said, context_remark(report), tokens_remark(report)) if remark]
+    stored = (_online(study, options), _own_cache(study, options), _other_file(study))
+    asked = (version_remark(options.engine, options.version), context_remark(report), tokens_remark(report))
+    remarks = [remark for remark in (*stored, *asked) if remark]
     return replace(report, refusal=refusal(report), assumptions=(*report.assumptions, *remarks))
+
+
+def _online(study: Study, options: ServerOptions) -> str | None:
+    """That all linear layers are quantized, where the server does it while loading."""
+    method = quantized_online(study) if options.engine in ("vllm", "sglang") else None
+    if method is None:
+        return None
+    return f"every linear layer in fp8, as --quantization {method} makes it; a published file may keep some in 16 bits"
 
 
 def _own_cache(study: Study, options: ServerOptions) -> str | None:

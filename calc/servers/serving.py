@@ -11,6 +11,14 @@ from calc.servers.versions import SGLANG_CACHE_OF_CHECKPOINT, VLLM_CACHE_OF_CHEC
 
 SINCE = {"vllm": VLLM_CACHE_OF_CHECKPOINT, "sglang": SGLANG_CACHE_OF_CHECKPOINT}
 
+ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
+"""Quantization while loading, by the weight format that was asked for."""
+
+
+def quantized_online(study: Study) -> str | None:
+    """The --quantization that makes the study's weights of a checkpoint that is not quantized; None where none does."""
+    return None if study.model.stored is not None else ONLINE.get(study.weight_format.name)
+
 
 def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
     """The study with the formats that a server chooses by itself where none is given.

@@ -37,6 +37,8 @@ SGLANG_BY_CHUNK: Version = (0, 5)
 SGLANG_PREFILL_GRAPHS: Version = (0, 5, 10)
 """Since, graphs of prefills are captured too."""
 VLLM_LEAN_SAMPLER: Version = (0, 17)
+VLLM_STATE_PER_SEQUENCE: Version = (0, 20)
+"""Since, vLLM does not start where --max-num-seqs is more than the blocks for recurrent states."""
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
 VLLM_UTILIZATION_92: Version = (0, 22)

@@ -12,6 +12,7 @@ from bench.server_models import models
 from calc import __main__ as calc_main
 from calc.errors import SpecError
 from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.storage import FORMATS
 from calc.servers.launch import launch_command
 from calc.servers.records import ENGINES, ServerOptions, ServerReport
 from calc.servers.report import server_report
@@ -150,3 +151,31 @@ def test_defaults_of_the_largest_devices() -> None:
         server_report(study, ServerOptions(version=version)).max_num_batched_tokens for version in ("0.27.1", "0.28")
     ]
     assert tokens == [8192, 16_384]
+
+
+def test_a_sequence_needs_a_block_for_its_state() -> None:
+    """Qwen3.6-27B on 0.25.1: "max_num_seqs (1024) exceeds available Mamba cache blocks" (kaito-project/kaito#2319)."""
+    model, device = find_model("qwen3.6-27b"), find_device("h100-sxm")
+    study = Study(model=model, device=device, context=32_768, policy=Policy.REPLICATED)
+    new = server_report(study, ServerOptions(version="0.25.1"))
+    assert new.max_num_seqs == 1024 > new.kv_blocks
+    assert new.refusal == (
+        f"--max-num-seqs 1,024 is more than the {new.kv_blocks:,} blocks for recurrent states: "
+        f"ask for {new.kv_blocks:,} or less"
+    )
+    assert server_report(study, ServerOptions(version="0.19.0")).refusal is None
+    assert server_report(study, ServerOptions(version="0.25.1", max_num_seqs=new.kv_blocks)).starts
+    assert server_report(study, ServerOptions(version="0.25.1", enforce_eager=True)).refusal is None
+
+
+def test_a_card_without_bfloat16_is_told_the_type() -> None:
+    study = Study(model=QWEN, device=find_device("v100-sxm2-32gb"), context=8192, policy=Policy.REPLICATED)
+    assert "--dtype float16" in str(launch_command(server_report(study, ServerOptions())))
+    assert "--dtype" not in str(launch_command(report("vllm")))
+
+
+def test_fp8_while_loading_is_said() -> None:
+    study = Study(model=QWEN, device=H200, policy=Policy.REPLICATED, weight_format=FORMATS["fp8"])
+    assert "every linear layer in fp8, as --quantization fp8 makes it" in "; ".join(
+        server_report(study, ServerOptions()).assumptions
+    )
