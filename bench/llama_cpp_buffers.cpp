@@ -132,7 +132,7 @@ std::vector<double> numbers(const std::string & text) {
 int main(int argc, char ** argv) {
     if (argc < 3) return std::puts("usage: buffers MODEL.gguf MIB[,MIB] [option=value ...]"), 2;
     std::map<std::string, std::string> given;
-    for (const std::string word : std::vector<std::string>(argv + 3, argv + argc)) {
+    for (const std::string & word : std::vector<std::string>(argv + 3, argv + argc)) {
         const size_t sign = std::min(word.find('='), word.size() - 1);
         given[word.substr(0, sign)] = word.substr(sign + 1);
     }

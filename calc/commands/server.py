@@ -159,7 +159,7 @@ def server_notes(reports: tuple[Tried, ...], report: ServerReport, batch: int | 
     if report.devices and report.refusal is None:
         split = None if report.fits else best_split(report.study, report.options)
         asked = [] if batch is None else [_batch_note(report, batch)]
-        return [*placement_notes(report, split), *asked, *assumed]
+        return [*placement_notes(report, split), *asked, *_other_tps(reports, report), *assumed]
     if report.refusal is not None:
         said = f"{name} does not start: {report.refusal}."
     elif report.kv_pool_bytes <= 0:
@@ -264,6 +264,11 @@ def _tp_table(reports: tuple[Tried, ...]) -> Table:
         held = format_bytes_exact(report.kv_request_bytes)
         remark = "" if report.fits else "does not fit" if report.starts else "does not start"
         rows.append((str(tp), format_decimal(report.weight_bytes_per_gpu), held, format_count(report.requests), remark))
+    if any(report is not None and report.devices for _, report, _ in reports):
+        columns = ("Devices", "Weights, fullest", "KV/request there", "Slots", "Remark")
+        return Table(
+            title="Devices that share the layers", columns=columns, rows=tuple(rows), numeric=frozenset(range(4))
+        )
     columns = ("TP", "Weights per GPU", "KV/request per GPU", "Batch", "Remark")
     return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
 

@@ -1,8 +1,9 @@
 """Buffers that llama.cpp itself reserves, of Q8_0 files: what the predictions are held against.
 
-Made by llama.cpp's own allocator (its memory fit, which measures and allocates nothing) on headers of files with the
-tensors of these models, for devices with CUDA's alignment, row padding and rules for what a batch is computed on
-(October 2026). The first case agrees with public logs of CUDA builds: 258.50 MiB and 24.01 MiB before b9510.
+Made with bench/llama_cpp_buffers.cpp: llama.cpp's own allocator (its memory fit, which measures and allocates nothing)
+on headers of files with the tensors of these models, for devices with CUDA's alignment, row padding and rules for what
+a batch is computed on (October 2026). The first case agrees with public logs of CUDA builds: 258.50 MiB and 24.01 MiB
+before b9510.
 """
 
 from __future__ import annotations
