@@ -167,13 +167,20 @@ def manual_device(memory_bytes: int, reading: str | None = None) -> DeviceSpec:
 
 def memory_reading(memory_bytes: int) -> str:
     """How many bytes a size is, in words: whole GB or whole GiB, whichever it is, and the other unit."""
-    gb, rest = divmod(memory_bytes, GB)
-    if not rest:
-        return f"{gb:,} GB read as {gb:,} x 10^9 B = {format_gib(memory_bytes)}"
-    gib, rest = divmod(memory_bytes, GIB)
-    if not rest:
-        return f"{gib:,} GiB read as {gib:,} x 2^30 B = {format_gb(memory_bytes)}"
-    return f"{memory_bytes:,} B = {format_gb(memory_bytes)} = {format_gib(memory_bytes)}"
+    written = power_text(memory_bytes)
+    if memory_bytes % GB == 0:
+        return f"{memory_bytes // GB:,} GB read as {written} = {format_gib(memory_bytes)}"
+    if memory_bytes % GIB == 0:
+        return f"{memory_bytes // GIB:,} GiB read as {written} = {format_gb(memory_bytes)}"
+    return f"{written} = {format_gb(memory_bytes)} = {format_gib(memory_bytes)}"
+
+
+def power_text(memory_bytes: int) -> str:
+    """A size as whole GB or GiB written out, else in bytes: ``80 x 10^9 B``, ``80 x 2^30 B``, ``7,900,000,001 B``."""
+    for unit, power in ((GB, "10^9"), (GIB, "2^30")):
+        if memory_bytes % unit == 0:
+            return f"{memory_bytes // unit:,} x {power} B"
+    return f"{memory_bytes:,} B"
 
 
 def other_reading(memory_bytes: int) -> int | None:

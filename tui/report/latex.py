@@ -126,7 +126,7 @@ def _verbatim(block: Verbatim) -> str:
 @_block.register
 def _code(block: Code) -> str:
     plain = block.text.encode("ascii", "replace").decode()
-    return r"{\footnotesize\begin{verbatim}" + f"\n{plain}\n" + r"\end{verbatim}}"
+    return r"{\scriptsize\begin{verbatim}" + f"\n{plain}\n" + r"\end{verbatim}}"
 
 
 # Tables

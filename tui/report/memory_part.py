@@ -11,6 +11,7 @@ from calc.commands.notes import memory_notes, other_memory, reading_notes
 from calc.explain.terms import SYMBOLS, Expr, Number, Term, to_latex, to_text
 from calc.fit.memory import MemoryReport, TpRow
 from calc.model.spec import ModelSpec, Policy
+from calc.sources.catalog import power_text
 from calc.units import format_bytes, format_bytes_exact, format_count, format_rate
 from tui.form.state import Analysis
 from tui.report.model import (
@@ -176,7 +177,7 @@ def _answer(report: MemoryReport) -> Paragraph:
     batch = f"the largest batch is {report.max_batch:,}" if report.fits else "not one request fits"
     also = ""
     if other is not None:
-        also = f" ({other.max_batch:,} with the memory as {other.study.device.reading.partition(' read as ')[2]})"
+        also = f" ({other.max_batch:,} in {power_text(other.study.device.memory_bytes)}, its other reading)"
     return paragraph(
         f"Answer: {format_count(report.parameters.total)} parameters take {format_bytes(report.weight_bytes)}; a "
         f"request of {study.context:,} tokens takes {format_bytes(report.request_bytes)}; {batch} in "
@@ -345,7 +346,7 @@ def _readings(report: MemoryReport) -> list[Block]:
     return [
         Grid(
             title="Both readings of the device's memory: largest batch, equal split",
-            columns=cells("TP", *(each.study.device.reading.partition(" = ")[0] for each in both)),
+            columns=cells("TP", *(power_text(each.study.device.memory_bytes) for each in both)),
             rows=tuple(
                 cells(format_count(row[0].tp), *(format_count(one.max_batch) if one.fits else "–" for one in row))
                 for row in zip(*tables_by_reading, strict=True)
