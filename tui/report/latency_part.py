@@ -93,9 +93,9 @@ def work_sentences(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> l
     return [
         f"{span} the work without the cache grows {_growth(*plain)} in FLOPs, since every new token passes the whole "
         f"text again; the time grows {last.without_cache_s / first.without_cache_s:.1f} times.",
-        f"{span} the work with the cache grows {_growth(*cached)} in FLOPs, all of it in the one pass over the prompt, "
-        f"and {cached[0].moved_bytes / cached[1].moved_bytes:.2f} times in bytes; the time grows "
-        f"{last.with_cache_s / first.with_cache_s:.1f} times.",
+        f"{span} the work with the cache grows {_growth(*cached)} in FLOPs and "
+        f"{cached[0].moved_bytes / cached[1].moved_bytes:.2f} times in bytes: the text passes once, later tokens pass "
+        f"alone; the time grows {last.with_cache_s / first.with_cache_s:.1f} times.",
         f"At {last.prompt_tokens:,} tokens the cache leaves 1/{plain[0].flops / cached[0].flops:.1f} of the FLOPs, and "
         f"the run is {last.speedup:.1f} times as fast; at {first.prompt_tokens:,} tokens it leaves "
         f"1/{plain[1].flops / cached[1].flops:.1f}, and the run is {first.speedup:.1f} times as fast.",

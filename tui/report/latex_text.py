@@ -33,7 +33,7 @@ _MATHS = {
     "µ": r"\mu", "μ": r"\mu", "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "λ": r"\lambda",
     "π": r"\pi", "σ": r"\sigma", "θ": r"\theta", "Δ": r"\Delta", "Σ": r"\Sigma", "Ω": r"\Omega", "ω": r"\omega",
     "ε": r"\varepsilon", "φ": r"\varphi", "ρ": r"\rho", "τ": r"\tau", "°": r"^{\circ}", "ᵀ": r"^{\mathsf{T}}",
-    "•": r"\bullet",
+    "•": r"\bullet", "●": r"\bullet", "○": r"\circ", "✓": r"\surd", "✗": r"\times",
 }  # fmt: skip
 _WORDS = {
     "–": "--", "—": "---", "‐": "-", "‑": "-", "‘": "{`}", "’": "'", "“": "``", "”": "''", "„": "``", "…": r"\dots{}",

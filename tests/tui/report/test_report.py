@@ -495,6 +495,7 @@ def test_letters_and_signs_keep_their_look() -> None:
     assert escape("N² · d₁ → 模") == r"N$^{2}$ $\cdot$ d$_{1}$ $\to$ {[}U+6A21{]}"
     assert escape("80 x 10^9 B = 74.51 GiB, 95 %") == r"80 x 10$^{9}$~B = 74.51~GiB, 95~\%"
     assert escape("a\n\n b\x00\u200b") == "a b"
+    assert escape("✓ pass ✗ FAIL ● ○") == r"$\surd$ pass $\times$ FAIL $\bullet$ $\circ$"
     assert escape("--no-measure") == "-{}-no-measure"
 
 
@@ -640,10 +641,11 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
     assert "3.0 times faster with the cache at 10 tokens, 20.0 times faster with the cache at 1,000 tokens" in markdown
     assert "FLOPs, since every new token passes the whole text again; the time grows 53.3 times." in markdown
     # 20 times the weights, 360,448 B, and 512 B for each of 380 or 19,190 tokens: 17,034,240 over 7,403,520 B
-    assert "2.30 times in bytes; the time grows 8.0 times." in markdown
+    assert "2.30 times in bytes: the text passes once, later tokens pass alone; the time grows 8.0 times." in markdown
     assert "With the cache 25% of the time is prefill at 10 tokens and 25% at 1,000." in markdown
     assert "takes 395 µs at 10 tokens and 3.16 ms at 1,000" in markdown
     assert r"Test \& Co 100\%" in latex
+    assert "[}U+" not in latex  # every sign of the tables has a LaTeX form
     assert ("with cache", [(10, 0.01), (1000, 0.08)]) in plotted(latex)
     assert ("without", [(10, 0.03), (1000, 1.6)]) in plotted(latex)
     assert latex.count("error bars/.cd,y dir=both,y explicit] coordinates") == 2  # both arms with their spread
