@@ -8,6 +8,7 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.model.compressed import Compressor, WindowRow
+from calc.model.delta import GatedDelta, KimiDelta, gated_delta_params, kimi_delta_params
 from calc.model.experts import Experts, expert_params, routed_params
 from calc.model.latent import ExpandedLatent, Latent, indexer_params, latent_attention_params
 from calc.model.parts import (
@@ -22,14 +23,10 @@ from calc.model.parts import (
     shared_objects,
 )
 from calc.model.recurrent import (
-    GatedDelta,
-    KimiDelta,
     Mamba1,
     Mamba2,
     ShortConv,
     Stated,
-    gated_delta_params,
-    kimi_delta_params,
     mamba1_params,
     mamba2_params,
     short_conv_params,

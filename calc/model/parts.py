@@ -7,7 +7,7 @@ list. The count of parameters has a formula of its own besides (`term`), because
 the two against each other.
 
 Here are the parts of the common decoder. The others are in `calc.model.latent`, `calc.model.experts` and
-`calc.model.recurrent`, which only a model that has them imports.
+`calc.model.recurrent` (with `delta`), which only a model that has them imports.
 
 Sources: Vaswani et al. 2017 and Ainslie et al. 2023 (attention), Touvron et al. 2023 (the gated feed-forward).
 Which projections a published model has: transformers 5.23, ``modeling_*.py``.

@@ -1,7 +1,7 @@
 """Recurrent layers: what they keep per sequence does not grow with it.
 
-Sources: Gu and Dao 2023 (mamba1), Dao and Gu 2024 (mamba2), Yang et al. 2024 (gated delta), Kimi Team 2025 (Kimi
-delta), LFM2 2025 (short convolution).
+Sources: Gu and Dao 2023 (mamba1), Dao and Gu 2024 (mamba2), LFM2 2025 (short convolution). Gated and Kimi
+delta layers are in `calc.model.delta`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.latent import is_zero
 from calc.model.parts import BIAS, NORM, OTHER, PARAMS, Tensor, check_sizes, derived, stated_params
 
 
@@ -39,7 +38,7 @@ class _WithoutCache:
         return 0
 
 
-class _Recurrent(_WithoutCache):
+class Recurrent(_WithoutCache):
     """A recurrence that tensor parallelism divides by heads, or by channels where it has none."""
 
     __slots__ = ()
@@ -108,34 +107,6 @@ def mamba2_params(
     return total + inner if norm else total
 
 
-def gated_delta_params(
-    *,
-    hidden_size: Any,
-    key_heads: Any,
-    key_dim: Any,
-    value_heads: Any,
-    value_dim: Any,
-    kernel: Any,
-    extra_params: Any = 0,
-) -> Any:
-    """A gated delta layer: q, k, v, z, b and a projections, convolution, dt and A of a head, norm, out."""
-    convolved = 2 * key_heads * key_dim + value_heads * value_dim
-    into = hidden_size * (convolved + value_heads * value_dim + 2 * value_heads)
-    rest = convolved * kernel + 2 * value_heads + value_dim
-    return into + rest + value_heads * value_dim * hidden_size + extra_params
-
-
-def kimi_delta_params(
-    *, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0, whole_gate: bool = False
-) -> Any:
-    """A Kimi delta layer: q, k and v with convolutions, decay and output gate (of a rank, or whole), b, norm, out."""
-    inner = n_heads * head_dim
-    decay = hidden_size * inner if is_zero(gate_rank) else gate_rank * (hidden_size + inner)
-    gate = hidden_size * inner if whole_gate else decay
-    into = 3 * hidden_size * inner + decay + gate + hidden_size * n_heads
-    return into + 3 * inner * kernel + inner + n_heads + head_dim + inner * hidden_size
-
-
 def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> Any:
     """A gated short convolution (LFM2): into B, C and x, a convolution of each channel, out."""
     total = 4 * hidden_size * hidden_size + hidden_size * kernel
@@ -143,7 +114,7 @@ def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba1(_Recurrent):
+class Mamba1(Recurrent):
     """A selective state space layer: a state of inner x state and the last `kernel` inputs of the convolution."""
 
     kind: ClassVar[str] = "mamba1"
@@ -185,14 +156,14 @@ class Mamba1(_Recurrent):
         """What it holds."""
         inner = self.inner
         yield Tensor("in_proj", 2 * inner, hidden_size)
-        yield from _convolution(inner, self.kernel, bias=self.conv_bias)
+        yield from convolution(inner, self.kernel, bias=self.conv_bias)
         yield Tensor("x_proj", self.dt_rank + 2 * self.state, inner)
         yield Tensor("dt_proj", inner, self.dt_rank)
         yield Tensor("dt_proj.bias", inner, role=BIAS)
         yield Tensor("A_log", inner, self.state, role=OTHER)
         yield Tensor("D", inner, role=OTHER)
         yield Tensor("out_proj", hidden_size, inner, summed=True)
-        yield from _extra(self.extra_params)
+        yield from extra(self.extra_params)
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -200,7 +171,7 @@ class Mamba1(_Recurrent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2(_Recurrent):
+class Mamba2(Recurrent):
     """A Mamba-2 layer: a state of n_heads x head dimension x state and the last `kernel` convolution inputs."""
 
     kind: ClassVar[str] = "mamba2"
@@ -242,7 +213,7 @@ class Mamba2(_Recurrent):
 
     def problem(self, tp: int) -> str | None:
         """Heads that do not divide, or groups that neither divide nor repeat."""
-        if (text := _Recurrent.problem(self, tp)) is not None:
+        if (text := Recurrent.problem(self, tp)) is not None:
             return text
         if self.groups % tp and tp % self.groups:
             return f"the {self.groups:,} groups of a mamba-2 layer are not divisible by {tp:,} and do not repeat evenly"
@@ -258,13 +229,13 @@ class Mamba2(_Recurrent):
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
         """What it holds: z, x, B, C and dt are one projection."""
         yield Tensor("in_proj", self.inner + self.conv_channels + self.n_heads, hidden_size)
-        yield from _convolution(self.conv_channels, self.kernel, bias=self.conv_bias)
+        yield from convolution(self.conv_channels, self.kernel, bias=self.conv_bias)
         for name in ("dt_bias", "A_log", "D"):
             yield Tensor(name, self.n_heads, role=OTHER)
         if self.norm:
             yield Tensor("norm", self.inner, role=NORM)
         yield Tensor("out_proj", hidden_size, self.inner, summed=True)
-        yield from _extra(self.extra_params)
+        yield from extra(self.extra_params)
 
     def term(self, hidden_size: int) -> Term:
         """Its parameters."""
@@ -272,141 +243,7 @@ class Mamba2(_Recurrent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta(_Recurrent):
-    """A gated delta layer: a state of key x value dimension a value head, and the last convolution inputs.
-
-    `split`: its checkpoints hold z apart from Q, K and V, and b apart from a (Qwen 3.5), not as one (Qwen3-Next).
-    """
-
-    kind: ClassVar[str] = "gated_delta"
-    label: ClassVar[str] = "gated delta"
-    key_heads: int
-    key_dim: int
-    value_heads: int
-    value_dim: int
-    kernel: int
-    extra_params: int = 0
-    split: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
-
-    @property
-    def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    @property
-    def state_elements(self) -> int:
-        """Elements per sequence."""
-        return self.value_heads * self.key_dim * self.value_dim + self.conv_channels * self.kernel
-
-    @property
-    def state_flops(self) -> int:
-        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
-        return 7 * self.value_heads * self.key_dim * self.value_dim
-
-    def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
-        return self.value_heads, self.value_heads, self.value_dim
-
-    def divided(self) -> tuple[tuple[str, int], ...]:
-        """Its key heads and value heads."""
-        return (("key heads", self.key_heads), ("value heads", self.value_heads))
-
-    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds."""
-        inner = self.value_heads * self.value_dim
-        if self.split:
-            yield Tensor("in_proj_qkv", self.conv_channels, hidden_size)
-            yield Tensor("in_proj_z", inner, hidden_size)
-            yield Tensor("in_proj_b", self.value_heads, hidden_size)
-            yield Tensor("in_proj_a", self.value_heads, hidden_size)
-        else:
-            yield Tensor("in_proj_qkvz", self.conv_channels + inner, hidden_size)
-            yield Tensor("in_proj_ba", 2 * self.value_heads, hidden_size)
-        yield from _convolution(self.conv_channels, self.kernel, bias=False)
-        for name in ("dt_bias", "A_log"):
-            yield Tensor(name, self.value_heads, role=OTHER)
-        yield Tensor("norm", self.value_dim, role=NORM)
-        yield Tensor("out_proj", hidden_size, inner, summed=True)
-        yield from _extra(self.extra_params)
-
-    def term(self, hidden_size: int) -> Term:
-        """Its parameters."""
-        return derived(self, "Gated delta (per layer)", gated_delta_params, hidden_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KimiDelta(_Recurrent):
-    """Kimi delta attention: a state of head dimension x head dimension a head, and the last convolution inputs.
-
-    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0; the gate
-    directly with `whole_gate` as well.
-    """
-
-    kind: ClassVar[str] = "kimi_delta"
-    label: ClassVar[str] = "kimi delta"
-    n_heads: int
-    head_dim: int
-    kernel: int
-    gate_rank: int = 0
-    whole_gate: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self)
-
-    @property
-    def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
-        return 3 * self.n_heads * self.head_dim
-
-    @property
-    def state_elements(self) -> int:
-        """Elements per sequence."""
-        return self.n_heads * self.head_dim * self.head_dim + self.conv_channels * self.kernel
-
-    @property
-    def state_flops(self) -> int:
-        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
-        return 7 * self.n_heads * self.head_dim * self.head_dim
-
-    def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
-        return self.n_heads, self.n_heads, self.head_dim
-
-    def divided(self) -> tuple[tuple[str, int], ...]:
-        """Its heads."""
-        return (("heads", self.n_heads),)
-
-    def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: q, k and v with their convolutions, decay (f) and output gate (g), b, norm, out."""
-        inner = self.n_heads * self.head_dim
-        for name in ("q", "k", "v"):
-            yield Tensor(f"{name}_proj", inner, hidden_size, fused="qkv_proj")
-            yield Tensor(f"{name}_conv1d", inner, self.kernel, role=OTHER)
-        for name, whole in (("f", not self.gate_rank), ("g", self.whole_gate or not self.gate_rank)):
-            if not whole:
-                yield Tensor(f"{name}_a_proj", self.gate_rank, hidden_size, role=OTHER)
-                yield Tensor(f"{name}_b_proj", inner, self.gate_rank, role=OTHER)
-            else:
-                yield Tensor(f"{name}_proj", inner, hidden_size, role=OTHER)
-        yield Tensor("b_proj", self.n_heads, hidden_size, role=OTHER)
-        yield Tensor("dt_bias", inner, role=OTHER)
-        yield Tensor("A_log", self.n_heads, role=OTHER)
-        yield Tensor("o_norm", self.head_dim, role=NORM)
-        yield Tensor("o_proj", hidden_size, inner, summed=True)
-
-    def term(self, hidden_size: int) -> Term:
-        """Its parameters."""
-        sizes: dict[str, Any] = {n: getattr(self, n) for n in ("n_heads", "head_dim", "kernel")}
-        if self.gate_rank:
-            sizes |= {"gate_rank": self.gate_rank, "whole_gate": self.whole_gate}
-        return derive("Kimi delta (per layer)", kimi_delta_params, unit=PARAMS, hidden_size=hidden_size, **sizes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConv(_Recurrent):
+class ShortConv(Recurrent):
     """A gated short convolution over `width` channels: the last `kernel` inputs are kept."""
 
     kind: ClassVar[str] = "conv"
@@ -440,7 +277,7 @@ class ShortConv(_Recurrent):
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
         """What it holds: into B, C and x, the convolution, out."""
         yield Tensor("in_proj", 3 * hidden_size, hidden_size)
-        yield from _convolution(hidden_size, self.kernel, bias=self.bias)
+        yield from convolution(hidden_size, self.kernel, bias=self.bias)
         yield Tensor("out_proj", hidden_size, hidden_size, summed=True)
         if self.bias:
             yield Tensor("in_proj.bias", 3 * hidden_size, role=BIAS)
@@ -486,12 +323,14 @@ class Stated(_WithoutCache):
         return derive(f"{self.label.capitalize()} (per layer)", stated_params, unit=PARAMS, params=self.params)
 
 
-def _convolution(channels: int, kernel: int, *, bias: bool) -> Iterator[Tensor]:
+def convolution(channels: int, kernel: int, *, bias: bool) -> Iterator[Tensor]:
+    """A convolution of each channel over its last `kernel` inputs."""
     yield Tensor("conv1d", channels, kernel, role=OTHER)
     if bias:
         yield Tensor("conv1d.bias", channels, role=BIAS)
 
 
-def _extra(params: int) -> Iterator[Tensor]:
+def extra(params: int) -> Iterator[Tensor]:
+    """What a part has in addition to its matrices, by its count."""
     if params:
         yield Tensor("extra", params, role=OTHER)

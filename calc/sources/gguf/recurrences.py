@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
-from calc.model.recurrent import GatedDelta, KimiDelta, Mamba1, Mamba2, ShortConv, Stated
+from calc.model.delta import GatedDelta, KimiDelta
+from calc.model.recurrent import Mamba1, Mamba2, ShortConv, Stated
 from calc.sources.gguf.attention import heads
 from calc.sources.gguf.facts import Block, Facts, Undetermined
 
