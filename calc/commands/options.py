@@ -102,7 +102,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     weights.add_argument(
         "--weight-format", type=weight_storage, metavar="bf16|fp8|int8|q4_k|Q4_K_M|awq|…",
-        help="one size per weight, a GGUF mix, a quantized checkpoint (awq, gptq, nf4, fp4, llm.int8), or auto",
+        help="one size per weight, a GGUF mix, a quantized checkpoint (awq, gptq, nf4, w4a16, mlx-4bit, …), or auto",
     )  # fmt: skip
     kv = stored.add_mutually_exclusive_group()
     kv.add_argument("--kv-bytes", dest="kv_format", type=storage, metavar="X", help="bytes per element (default 2)")

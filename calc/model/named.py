@@ -24,24 +24,60 @@ COMPONENTS = ("embedding", "attention", "mlp", "experts", "norms", "head", "othe
 GGUF = "gguf-"
 """What stands before the name of a mix that is also the name of a format of one size (gguf-q8_0)."""
 BNB_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
-CHECKPOINTS: Mapping[str, Mapping[str, Any]] = {
-    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
-    "nf4": {**BNB_4BIT, "bnb_4bit_quant_type": "nf4"},
-    "fp4": {**BNB_4BIT, "bnb_4bit_quant_type": "fp4"},
-    "llm.int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+
+
+def _compressed(layout: str, **weights: Any) -> dict[str, Any]:
+    """What llm-compressor writes for all linear layers but the head."""
+    group = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}}
+    whole = {"quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"]}
+    return {**whole, "config_groups": {"group_0": group}}
+
+
+CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
+    "awq": (
+        {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+        "4 bits in groups of 128 with zero points (AutoAWQ)",
+    ),
+    "gptq": (
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        "4 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+    ),
+    "nf4": (
+        {**BNB_4BIT, "bnb_4bit_quant_type": "nf4"},
+        "4 bits (bitsandbytes NF4, double quantization of the absmax)",
+    ),
+    "fp4": (
+        {**BNB_4BIT, "bnb_4bit_quant_type": "fp4"},
+        "4 bits (bitsandbytes FP4, double quantization of the absmax)",
+    ),
+    "llm.int8": (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        "8 bits with an absmax per row (bitsandbytes LLM.int8)",
+    ),
+    "w4a16": (
+        _compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=128),
+        "4 bits in groups of 128 (llm-compressor W4A16)",
+    ),
+    "w8a8": (
+        _compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
+        "8 bits with a scale per row (llm-compressor W8A8)",
+    ),
+    "fp8-dynamic": (
+        _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
+        "fp8 with a scale per row (llm-compressor FP8-dynamic)",
+    ),
+    "fp8-block": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+        "fp8 with a scale for 128 x 128 (DeepSeek's, Qwen's own)",
+    ),
+    "mlx-4bit": ({"bits": 4, "group_size": 64}, "4 bits in groups of 64 with a scale and a bias (MLX)"),
+    "mlx-8bit": ({"bits": 8, "group_size": 64}, "8 bits in groups of 64 with a scale and a bias (MLX)"),
 }
-"""What the method's own tool writes into quantization_config when nothing else is asked of it."""
-SAID: Mapping[str, str] = {
-    "awq": "4 bits in groups of 128 with zero points (AutoAWQ)",
-    "gptq": "4 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
-    "nf4": "4 bits (bitsandbytes NF4, double quantization of the absmax)",
-    "fp4": "4 bits (bitsandbytes FP4, double quantization of the absmax)",
-    "llm.int8": "8 bits with an absmax per row (bitsandbytes LLM.int8)",
-}
+"""What the method's own tool writes into quantization_config when nothing else is asked of it; and that in words."""
 OTHER_NAMES: Mapping[str, str] = {
     "q3_k": "Q3_K_M", "awq-int4": "awq", "awq_marlin": "awq", "gptq-int4": "gptq", "gptq_marlin": "gptq",
     "bnb": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4", "bnb-nf4": "nf4", "qlora": "nf4", "bnb-fp4": "fp4",
+    "w8a8-int8": "w8a8", "int8-w8a8": "w8a8", "int4-w4a16": "w4a16", "mlx": "mlx-4bit",
     "bnb-8bit": "llm.int8", "bnb-int8": "llm.int8", "llm_int8": "llm.int8",
 }  # fmt: skip
 """What people also call them."""
@@ -104,11 +140,14 @@ def weights_as(chosen: StorageFormat | NamedFormat, model: ModelSpec) -> Storage
 def _as_checkpoint(name: str, model: ModelSpec) -> StorageFormat:
     from calc.model.quantization import stored_weights
 
-    config = {"quantization_config": dict(CHECKPOINTS[name]), "dtype": "bfloat16"}
-    stored = stored_weights(config, model, name)
+    config, said = CHECKPOINTS[name]
+    stored = stored_weights({"quantization_config": dict(config), "dtype": "bfloat16"}, model, name)
     assert stored is not None
     kept = "the embedding" if model.tied else "embedding, head"
-    note = f"Weights as {name}: {SAID[name]} for the linear layers; {kept}, norms and routers stay in 16 bits."
+    where = f"for the linear layers; {kept}, norms and routers stay in 16 bits"
+    if "quant_method" not in config:  # MLX
+        where = "for every matrix, embedding, head and routers among them; norms stay in 16 bits"
+    note = f"Weights as {name}: {said} {where}."
     return _of_model(model, replace(stored, name=name), note)
 
 

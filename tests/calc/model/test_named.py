@@ -86,6 +86,21 @@ class TestCheckpoints:
         rows = 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
         assert weights_as(named_format("llm.int8"), LLAMA).stored.total_bytes == LINEAR + 4 * rows + 2 * REST
 
+    def test_of_llm_compressor_and_mlx(self):
+        rows = 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+        found = {
+            name: weights_as(named_format(name), LLAMA).stored.total_bytes
+            for name in ("w4a16", "W8A8", "FP8-dynamic", "fp8_block", "mlx-4bit")
+        }
+        everything = 8_030_261_248 - 65 * 4096
+        assert found == {
+            "w4a16": LINEAR // 2 + 2 * LINEAR // 128 + 16 * 224 + 2 * REST,
+            "W8A8": LINEAR + 2 * rows + 2 * REST,
+            "FP8-dynamic": LINEAR + 2 * rows + 2 * REST,
+            "fp8_block": LINEAR + 4 * LINEAR // 128**2 + 2 * REST,
+            "mlx-4bit": everything // 2 + 4 * everything // 64 + 2 * 65 * 4096,
+        }
+
     def test_the_note_says_what_stays(self, capsys):
         notes = memory(capsys, "--weight-format", "awq")["notes"]
         assert any("embedding, head, norms and routers stay in 16 bits" in note for note in notes)
