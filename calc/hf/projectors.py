@@ -161,6 +161,7 @@ MODELS: Mapping[str, Counted] = {
     "llava_next_video": _llava_next,
     "llava_onevision": _onevision,
     "mistral3": _mistral3,
+    "mistral_large4": _mistral3,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
     "qwen2_vl": _tower_alone("qwen2_vl"),

@@ -250,6 +250,7 @@ MAY_BE_ZERO = frozenset(
         "index_topk",
         "read_heads",
         "gate_rank",
+        "rope_dim",
         "params",
         "state_elements",
     )

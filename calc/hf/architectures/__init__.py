@@ -26,6 +26,8 @@ from calc.hf.architectures import (
     mimo,
     minimax,
     mistral,
+    molmo,
+    muse,
     nemotron,
     olmo,
     phi,
@@ -37,7 +39,8 @@ from calc.hf.architectures import (
 
 LINEAGES = (
     cohere, dbrx, deepseek, deepseek_v4, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm,
-    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, nemotron, olmo, phi, qwen, stablelm, step, zamba,
+    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, molmo, muse, nemotron, olmo, phi, qwen, stablelm, step,
+    zamba,
 )  # fmt: skip
 ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}

@@ -91,7 +91,7 @@ class TestUnreadSizes:
 
     @pytest.mark.parametrize("key", sorted(set().union(*NO_SIZE.values())))
     def test_what_says_no_size_changes_nothing(self, key):
-        if key in ("n_positions", "n_ctx", "quantization_config"):
+        if key in ("n_positions", "n_ctx", "quantization_config", "quantization"):
             return
         assert spec(LLAMA | {key: 2}) == spec(LLAMA)
 

@@ -270,3 +270,52 @@ class TestBailingLinear:
         spec = read(RING_MINI | latent | {"model_type": "bailing_hybrid", "v_head_dim": 128})
         assert cache_elements(spec).latent == 4 * 576
         assert state_elements(spec) == 16 * 16 * 128 * 128
+
+
+LARGE_4 = {
+    "model_type": "mistral_large4_text", "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 72,
+    "num_attention_heads": 64, "num_key_value_heads": 64, "vocab_size": 204800, "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 128,
+    "n_shared_experts": 1, "num_experts_per_tok": 4, "moe_intermediate_size": 6144, "first_k_dense_replace": 1,
+    "index_head_dim": 128, "index_n_heads": 32, "index_topk": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+MUSE = {
+    "model_type": "muse_spark_text", "hidden_size": 8192, "intermediate_size": 16384, "num_hidden_layers": 62,
+    "num_attention_heads": 128, "num_key_value_heads": 16, "head_dim": 64, "vocab_size": 202048,
+    "sliding_window": 2048, "moe_intermediate_size": 4096, "num_local_experts": 256, "num_experts_per_tok": 8,
+    "moe_hidden_size": 4096, "mlp_layer_types": ["sparse"] * 62, "tie_word_embeddings": False,
+    "layer_types": ["full_attention" if i % 4 == 1 else "sliding_attention" for i in range(62)],
+}  # fmt: skip
+MOLMO = {
+    "model_type": "molmo2_text", "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "additional_vocab_size": 128, "tie_word_embeddings": False, "rope_scaling_layers": list(range(9)),
+}  # fmt: skip
+
+
+class TestClassesOfTransformers:
+    """Totals of the classes of transformers 5.23 on the meta device, without their encoders."""
+
+    @pytest.mark.parametrize(
+        ("config", "total"),
+        [(LARGE_4, 1_050_118_202_880), (MUSE, 819_990_536_192), (MOLMO, 8_191_259_648)],
+        ids=["mistral_large4", "muse_spark", "molmo2"],
+    )
+    def test_parameters(self, config, total):
+        assert parameters(read(config)).total == total
+
+    def test_layers_without_positions_keep_no_rotary_key(self):
+        spec = read(LARGE_4)
+        assert cache_elements(spec).latent == 54 * 576 + 18 * 512
+        assert index_elements(spec) == 72 * 128
+
+    def test_layers_that_share_a_latent_are_refused(self):
+        with pytest.raises(SourceError, match="kv_source_layers lists layers that share a latent"):
+            read(LARGE_4 | {"kv_source_layers": [0, *range(71)]})
+        assert read(LARGE_4 | {"kv_source_layers": list(range(72))}) == read(LARGE_4)
+
+    def test_shared_indexers(self):
+        types = ["full", "shared"] * 36
+        less = 36 * (4096 * 6144 + 128 * 6144 + 2 * 128 + 32 * 6144 + 2 * 6144 + 2 * 32)
+        total = parameters(read(LARGE_4)).total
+        assert total - parameters(read(LARGE_4 | {"indexer_types": types})).total == less
