@@ -278,6 +278,14 @@ def test_every_derivation_of_the_report_ends_in_its_cell(model: str, memory: int
     assert checked == 3
 
 
+@pytest.mark.parametrize("model", KINDS)
+def test_every_term_of_every_model_evaluates_to_its_value(model: str) -> None:
+    """All calculations of the report, (a) to (d), on models of every kind and formats whose bytes are fractions."""
+    state = edited(state_of(model, kv="q8_0"), weight_format=FORMATS["q4_k"])
+    for term in build_report(state, None).terms():
+        assert Fraction(evaluate(term.expression, term.values)) == Fraction(term.value), term.name
+
+
 GROUP_TABLE = "By the number of GPUs (TP): weights and cache of one GPU, largest batch of the whole group"
 
 
