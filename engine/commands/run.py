@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ class _Printer:
     def remark(self, text: str) -> None:
         """A line on stderr, unless --quiet."""
         if not self._quiet:
-            print(one_line(text), file=sys.stderr)
+            print(_fitted(one_line(text), sys.stderr), file=sys.stderr)
 
     def _show(self, event: Event) -> None:
         match event:
@@ -188,6 +189,11 @@ class _Printer:
             if self._streams:
                 print(flush=True)
             self.remark(generation_text(event))
+
+
+def _fitted(text: str, stream: TextIO) -> str:
+    """A sentence, wrapped where it goes to a terminal that is narrower."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns) if stream.isatty() else text
 
 
 class ProgressLine:

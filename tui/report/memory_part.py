@@ -25,6 +25,7 @@ from tui.report.model import (
     Step,
     Text,
     cells,
+    formula,
     grid_of,
     paragraph,
     plain_items,
@@ -235,12 +236,21 @@ def part_b(report: MemoryReport) -> list[Block]:
 
 
 def _group_answer(report: MemoryReport) -> Paragraph:
-    """The answer to (b): the batch of every X, by the assignment's rule."""
+    """The answer to (b) by the assignment's rule: the formulas in X, and the batch of every X."""
     rows = report.tp_tables[Policy.EQUAL_SPLIT]
-    batches = ", ".join(
-        f"{row.max_batch:,} for X = {row.tp:,}" if row.fits else f"none for X = {row.tp:,}" for row in rows
+    shown = next((row for row in rows if row.fits), rows[-1])
+    weights, cache, *_ = shown.steps
+    batches = [f"{row.max_batch:,} for X = {row.tp:,}" if row.fits else f"none for X = {row.tp:,}" for row in rows]
+    batch: Text = (", so that the largest batch of all X is ", formula(_composed(report, shown).expression))
+    return paragraph(
+        "Answer: when everything divides evenly, one of X GPUs holds ",
+        formula(weights.expression),
+        " bytes of weights and ",
+        formula(cache.expression),
+        " bytes of cache per request",
+        *(batch if shown.fits else (". The largest batch of all X",)),
+        f": {', '.join(batches)}.",
     )
-    return paragraph(f"Answer: when everything divides evenly, the largest batch of the whole group is {batches}.")
 
 
 RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
