@@ -109,7 +109,7 @@ def _counted(model: ModelSpec, weight_format: StorageFormat) -> Weights:
     shared = tensor_bytes(embedding, weight_format) if model.tied else 0
     head = shared or max((tensor_bytes(tensor, weight_format) for tensor in last), default=0)
     return Weights(
-        input=_sum(first, weight_format),
+        input=sum(table_bytes(tensor, weight_format) for tensor in first),
         output=_sum(last, weight_format) + shared,
         head=head,
         layers=tuple(_layer(layer, weight_format) for layer in model.layers),
@@ -136,3 +136,9 @@ def tensor_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
     """Bytes of a tensor in a GGUF file of one format."""
     plain = tensor.role not in (LINEAR, EMBEDDING)
     return ceil(tensor.params * (PLAIN_BYTES if plain else weight_format.bytes_per_element))
+
+
+def table_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
+    """Bytes of a table outside of the layers: those for every layer are stored as the embedding is."""
+    kept = tensor._replace(role=EMBEDDING) if tensor.role == OTHER else tensor
+    return tensor_bytes(kept, weight_format)

@@ -124,6 +124,18 @@ def test_a_load_of_the_wheel_on_a_cpu() -> None:
     assert layout.cache_bytes(2)[HOST] / MIB == 64
 
 
+def test_tables_for_every_layer_are_on_the_host() -> None:
+    """Gemma 3n: 262,144 rows for each layer, stored as the embedding is and only looked up."""
+    plain = uniform(
+        name="plain", n_layers=2, n_heads=4, n_kv_heads=4, head_dim=64, hidden_size=256, intermediate_size=512,
+        vocab_size=1024,
+    )  # fmt: skip
+    more = replace(plain, other_params=64_000)
+    with_tables, without = on_host_and_device(more), on_host_and_device(plain)
+    assert (with_tables[0] - without[0]) * MIB == 64_000 * 34 / 32
+    assert with_tables[1] == without[1]
+
+
 # Placement
 
 
