@@ -14,6 +14,7 @@ from calc.errors import QuantityError, SpecError
 from calc.units import format_count, format_decimal, parse_count
 
 if TYPE_CHECKING:
+    from calc.fit.admission import Costs
     from calc.fit.solve import Advice
     from calc.model.spec import DeviceSpec, Study
     from calc.servers.records import ServerOptions, ServerReport
@@ -189,6 +190,17 @@ def split_table(answer: Document, document: Document) -> Table:
         rows=tuple(rows or [("none", "–", "–", "–", "–")]),
         numeric=frozenset({1, 2, 3, 4}),
     )
+
+
+def every_advice(costs: Costs, batch: int) -> tuple[Advice, ...]:
+    """What to change so that `batch` requests fit; of llama.cpp first what to put on the host."""
+    from calc.fit.server_costs import ServerCosts
+    from calc.fit.solve import advice
+
+    found = advice(costs, batch=batch)
+    if isinstance(costs, ServerCosts) and costs.options.engine == "llamacpp" and costs.shortage(batch):
+        return (*split_advice(costs.study, costs.options, batch), *found)
+    return found
 
 
 def split_advice(study: Study, options: ServerOptions, batch: int) -> tuple[Advice, ...]:

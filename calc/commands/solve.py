@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from calc.commands.llamacpp import add_llamacpp_options, split_advice, split_document, split_table
+from calc.commands.llamacpp import add_llamacpp_options, every_advice, split_document, split_table
 from calc.commands.notes import context_notes
 from calc.commands.options import (
     SERVER_NAMES,
@@ -27,7 +27,6 @@ from calc.errors import SpecError
 from calc.fit.admission import costs_of, requests
 from calc.fit.solve import (
     Advice,
-    advice,
     devices_that_fit,
     fewest_devices,
     formats_that_fit,
@@ -176,7 +175,7 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
 def _verdict(asked: Question) -> Document:
     """Whether it fits, what is missing and what to change."""
     costs, batch = asked.costs, asked.batch
-    at, steps, refused = costs.admission(batch=batch), advice(costs, batch=batch), _refused_context(asked)
+    at, steps, refused = costs.admission(batch=batch), every_advice(costs, batch), _refused_context(asked)
     if refused:
         limit = asked.study.model.max_context
         steps = (
@@ -185,8 +184,6 @@ def _verdict(asked: Question) -> Document:
             ),
             *(step for step in steps if step.change != "context"),
         )
-    if asked.policy == "llamacpp" and asked.server is not None and at.batch < batch:
-        steps = (*split_advice(asked.study, replace(asked.server, tp=asked.tp), batch), *steps)
     return {
         "fits": at.batch >= batch and not refused,
         "missing_bytes": at.missing_bytes,

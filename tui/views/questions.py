@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from calc.commands.llamacpp import every_advice
 from calc.commands.tables import Table
 from calc.fit.admission import Costs
 from calc.fit.solve import (
     ContextAnswer,
-    advice,
     devices_that_fit,
     fewest_devices,
     formats_that_fit,
@@ -55,7 +55,7 @@ def _what_fits(costs: Costs, batch: int, tp: int) -> tuple[str, ...]:
             f"{_requests(found.batch)} of {costs.study.context:,} tokens on {_gpus(tp)}. Each device holds {weights} "
             f"of weights and {held} of cache per request; {format_decimal(found.free_bytes)} stay free.",
         )
-    ways = tuple(f"{item.text} ({' '.join(item.options)})" for item in advice(costs, batch=batch))
+    ways = tuple(f"{item.text} ({' '.join(item.options)})" for item in every_advice(costs, batch))
     remedy = ways or ("No single change makes it fit.",)
     return (f"Does not fit: {costs.shortage(batch)}", "Each of these changes makes it fit by itself:", *remedy)
 

@@ -13,6 +13,8 @@ from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_policy, with_study
 from tui.views.placement import launch_words, notes, slot_rows, split_of
+from tui.views.questions import whole_answer
+from tui.views.rule import rule_of
 from tui.views.server import OPTION_FIELDS, option_words, parts, server_answer
 from tui.widgets.option import Option
 
@@ -70,3 +72,9 @@ async def test_the_pane_shows_devices_and_host() -> None:
         await pilot.press("ctrl+l")
         await pilot.pause()
         assert app.clipboard.startswith("llama-server --model Meta-Llama-3-8B.gguf --ctx-size 8192 --parallel 1 ")
+
+
+def test_the_questions_name_the_split_first() -> None:
+    rule = rule_of(with_policy(with_study(default_state(), SMALL), "llamacpp"))
+    (_, sentences, _), *_ = whole_answer(rule, batch=1, tp=1)
+    assert "--n-gpu-layers" in sentences[2]
