@@ -35,7 +35,7 @@ MEMORY = (
     "--tp 2 --policy llamacpp --device a100-80gb",
 )
 EDITED = ("--n-layers 3", "--hidden-size 8192", "--n-kv-heads 4", "--vocab-size 1000 --tied")
-INTENSITY = ("", "--attention flash --context 8k --group-size 4 --weight-format fp8")
+INTENSITY = ("", "--attention flash --context 8k --causal --softmax-flops 0 --weight-format fp8")
 SOLVE = ("--find all --device l40s --tp 4", "--find all --device h200-sxm --tp 8 --policy vllm")
 HELP = ("memory", "intensity", "solve", "sweep", "generate", "evaluate", "kv-evaluate", "benchmark", "batch", "formats",
         "report", "models", "devices")  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
-from calc.commands import tables
+from calc.commands import intensity_tables as tables
 from calc.commands.documents import Document, json_number
 from calc.commands.options import (
     Parser,
@@ -18,20 +19,28 @@ from calc.commands.options import (
     device_from,
     formats_from,
     model_from,
+    reader,
     storage,
 )
 from calc.commands.output import emit_json, emit_tables
-from calc.explain.terms import to_text
-from calc.intensity.attention import Attention, PhaseCost
+from calc.errors import SpecError
+from calc.explain.terms import Number, to_text
+from calc.intensity.attention import Attention, PhaseCost, StepCost
+from calc.intensity.layers import LayersCost, is_plain
 from calc.intensity.observations import intensity_observations
 from calc.intensity.study import (
     DEFAULT_BATCHES,
     DEFAULT_CONTEXTS,
+    MAX_SOFTMAX_FLOPS,
     IntensityQuery,
     IntensityReport,
+    default_attention,
     intensity_report,
 )
-from calc.intensity.traffic import DecodePoint
+from calc.intensity.traffic import DecodePoint, commonest_experts, expected_experts
+from calc.model.storage import FORMATS, whole
+from calc.model.stored import is_as_stored
+from calc.step.operators import Operator
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
@@ -46,7 +55,9 @@ def intensity_parser(prog: str) -> Parser:
         "--element-bytes", type=storage, metavar="X", help="bytes per element of activations and cache (default 2)"
     )
     add_attention_options(parser)
-    parser.add_argument("--group-size", type=count, default=1, metavar="G", help="query heads per KV head (default 1)")
+    parser.add_argument(
+        "--group-size", type=count, metavar="G", help="query heads per KV head, for plain attention (default 1)"
+    )
     parser.add_argument(
         "--contexts", type=counts, default=DEFAULT_CONTEXTS, metavar="64..16384", help="contexts of the prefill table"
     )
@@ -58,11 +69,32 @@ def intensity_parser(prog: str) -> Parser:
 
 
 def add_attention_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Which attention is counted, and what its softmax costs."""
-    parser.add_argument("--attention", choices=[str(a) for a in Attention], default="standard", help="default standard")
+    """Which attention is counted, what its softmax costs, and whether a mask hides what comes after."""
     parser.add_argument(
-        "--softmax-flops", type=int, choices=(5, 0), default=5, help="FLOPs per element of the softmax (default 5)"
+        "--attention",
+        choices=[str(a) for a in Attention],
+        help="default standard; flash where the model's layers are not all plain attention",
     )
+    parser.add_argument(
+        "--softmax-flops", type=softmax, default=5, metavar="5|0|N", help="FLOPs per element of the softmax (default 5)"
+    )
+    parser.add_argument(
+        "--causal", action="store_true", help="count the lower triangle of the scores alone (default: all of them)"
+    )
+
+
+def _softmax(text: str) -> Number:
+    """FLOPs per element: a number of at least 0. Raises SpecError."""
+    try:
+        value = Fraction(text.strip().replace("_", "")) if len(text) <= 12 and "e" not in text.lower() else None
+    except (ValueError, ZeroDivisionError):
+        value = None
+    if value is None or not 0 <= value <= MAX_SOFTMAX_FLOPS:
+        raise SpecError("softmax_flops", f"FLOPs per element must be a number from 0 to a million, not {text[:40]!r}")
+    return whole(value)
+
+
+softmax = reader(_softmax)
 
 
 def query_from(args: argparse.Namespace) -> IntensityQuery:
@@ -70,17 +102,25 @@ def query_from(args: argparse.Namespace) -> IntensityQuery:
     model = model_from(args)
     formats = formats_from(args, model)
     element = args.element_bytes or formats.get("kv_format")
-    weight = formats.get("weight_format")
+    weight = formats.get("weight_format", FORMATS["bf16"])
+    if args.group_size is not None and not is_plain(model):
+        raise SpecError(
+            "group_size",
+            f"--group-size is for models whose layers all have plain attention: those of {model.title} are counted "
+            "with the heads that they have",
+        )
     return IntensityQuery(
         model=model,
         device=device_from(args),
-        attention=Attention(args.attention),
+        attention=Attention(args.attention) if args.attention else default_attention(model),
         context=args.context,
         head_dim=model.head_dim,
-        group_size=args.group_size,
+        group_size=args.group_size or 1,
         element_bytes=element.bytes_per_element if element else 2,
-        weight_element_bytes=weight.bytes_per_element if weight else 2,
+        weight_element_bytes=weight.bytes_per_element,
+        stored=is_as_stored(model, weight),
         softmax_flops=args.softmax_flops,
+        causal=args.causal,
         contexts=args.contexts,
         batches=args.batches,
     )
@@ -98,21 +138,22 @@ def run_intensity(argv: Sequence[str], prog: str) -> int:
 def intensity_answer(report: IntensityReport) -> Answer:
     """Heading, tables and sentences of ``intensity``."""
     query = report.query
-    shown = f"{query.attention} attention, one KV head, N = {query.context:,}, d = {query.head_dim}"
-    parts = [
-        tables.step_table(report.prefill, f"Prefill, {shown}"),
-        tables.step_table(report.decode, f"Decode, {shown}"),
-        tables.formula_table(report),
-        tables.context_table(report),
-        tables.batch_table(report),
-    ]
+    if report.layers is not None:
+        kept = "S and P through memory" if query.attention is Attention.STANDARD else "S and P on the chip"
+        shown = f"the layers of {query.model.title}, one sequence, N = {query.context:,}, {kept}"
+    else:
+        shown = f"{query.attention} attention, one KV head, N = {query.context:,}, d = {query.head_dim}"
+    shown += ", causal" if query.causal else ""
+    parts = [*tables.phase_tables(report, f"Prefill, {shown}", f"Decode, {shown}"), *tables.sweep_tables(report)]
     return "Arithmetic intensity", parts, intensity_observations(report)
 
 
 def intensity_document(report: IntensityReport) -> Document:
-    """What ``intensity --json`` prints. Phases are of one KV head; `limit` is null where there is none.
+    """What ``intensity --json`` prints. `limit` is null where there is none.
 
-    `bytes` is whole (rounded up); `intensity` is worked out before that.
+    `counted` says of what phases are: one KV head, or all layers of a model that is not plain, for one sequence.
+    `flops` and `bytes` are whole (rounded up); `intensity` is worked out before that. `ridges` are those of common
+    devices where the device has none of its own.
     """
     query = report.query
     return {
@@ -123,25 +164,28 @@ def intensity_document(report: IntensityReport) -> Document:
         "context": query.context,
         "head_dim": query.head_dim,
         "group_size": query.group_size,
-        "softmax_flops": query.softmax_flops,
+        "softmax_flops": json_number(query.softmax_flops),
+        "causal": query.causal,
+        "counted": "one KV head" if report.layers is None else "all layers",
         "model": query.model.title,
         "device": query.device.name,
         "ridge": query.device.ridge(),
-        "prefill": _phase_document(report.prefill),
-        "decode": _phase_document(report.decode),
+        "ridges": [{"device": r.name, "value": r.value, "common": r.common} for r in report.ridges],
+        "prefill": _phase_document(report.shown_prefill),
+        "decode": _phase_document(report.shown_decode),
         "prefill_by_context": [
-            {"context": p.context, "flops": p.flops, "bytes": ceil(p.bytes), "intensity": p.intensity}
+            {"context": p.context, "flops": ceil(p.flops), "bytes": ceil(p.bytes), "intensity": p.intensity}
             for p in report.prefill_by_context
         ],
-        "decode_by_batch": _batch_documents(report.decode_by_batch),
-        "decode_by_batch_model_groups": _batch_documents(report.decode_by_batch_grouped),
+        "decode_by_batch": _batch_documents(report, report.decode_by_batch),
+        "decode_by_batch_model_groups": _batch_documents(report, report.decode_by_batch_grouped),
         "observations": list(intensity_observations(report)),
     }
 
 
-def _phase_document(cost: PhaseCost) -> Document:
+def _phase_document(cost: PhaseCost | LayersCost) -> Document:
     return {
-        "flops": cost.flops,
+        "flops": ceil(cost.flops),
         "bytes": ceil(cost.bytes),
         "intensity": cost.intensity,
         "formula_flops": to_text(cost.flops_formula),
@@ -149,25 +193,32 @@ def _phase_document(cost: PhaseCost) -> Document:
         "formula_intensity": to_text(cost.intensity_formula),
         "limit": cost.limit,
         "formula_limit": to_text(cost.limit_formula) if cost.limit_formula else None,
-        "steps": [
-            {
-                "name": step.name,
-                "flops": step.flops,
-                "read_bytes": json_number(step.read_bytes),
-                "write_bytes": json_number(step.write_bytes),
-            }
-            for step in cost.steps
-        ],
+        "steps": [_step_document(step) for step in (cost.steps if isinstance(cost, PhaseCost) else cost.operators)],
     }
 
 
-def _batch_documents(points: tuple[DecodePoint, ...]) -> list[Document]:
+def _step_document(step: StepCost | Operator) -> Document:
+    document = {
+        "name": step.name,
+        "flops": json_number(step.flops),
+        "read_bytes": json_number(step.read_bytes),
+        "write_bytes": json_number(step.write_bytes),
+    }
+    return document if isinstance(step, StepCost) else {"layers": step.count, **document}
+
+
+def _batch_documents(report: IntensityReport, points: tuple[DecodePoint, ...]) -> list[Document]:
+    experts = commonest_experts(report.query.model)
     return [
         {
             "batch": p.batch,
             "attention_intensity": p.attention_intensity,
             "linear_intensity": p.linear_intensity,
             "step_intensity": p.step_intensity,
+            "weight_bytes": p.weight_bytes,
+            "activation_bytes": p.activation_bytes,
+            "attention_bytes": p.attention_bytes,
+            "experts_hit": None if experts is None else expected_experts(experts, p.batch),
         }
         for p in points
     ]

@@ -11,8 +11,6 @@ from calc.units import Quantity, format_binary, format_bytes_exact, format_count
 if TYPE_CHECKING:
     from calc.explain.terms import Term
     from calc.fit.memory import MemoryReport, TpRow
-    from calc.intensity.attention import PhaseCost
-    from calc.intensity.study import IntensityReport
     from calc.sources.catalog import DeviceEntry, ModelEntry
 
 
@@ -118,7 +116,8 @@ class Table:
         return replace(self, columns=tuple(self.columns[i] for i in indexes), rows=rows)
 
 
-def _numbers(*names: str, priority: int = KEPT) -> tuple[Column, ...]:
+def numbers(*names: str, priority: int = KEPT) -> tuple[Column, ...]:
+    """Columns of numbers."""
     return tuple(Column(name, numeric=True, priority=priority) for name in names)
 
 
@@ -198,7 +197,7 @@ def component_table(report: MemoryReport) -> Table:
     cells = ("total", format_count(counts.total), share(1, 1), format_decimal(report.weight_bytes))
     first = next(_answer_rows(report))
     rows.append(Row(cells, terms=first.terms, title=first.title, strong=True))
-    return Table(title="Parameters", columns=("Component", *_numbers("Parameters", "Share", "Bytes")), rows=rows)
+    return Table(title="Parameters", columns=("Component", *numbers("Parameters", "Share", "Bytes")), rows=rows)
 
 
 _STEPS_OF = {
@@ -250,7 +249,7 @@ def tp_table(report: MemoryReport) -> Table:
 
     return Table(
         title="Tensor parallelism",
-        columns=(*_numbers("TP"), *rule("Equal split"), *rule("Whole heads"), Column("Remark", priority=1)),
+        columns=(*numbers("TP"), *rule("Equal split"), *rule("Whole heads"), Column("Remark", priority=1)),
         rows=[_tp_row(a, b) for a, b in zip(equal, whole, strict=True)],
     )
 
@@ -284,90 +283,6 @@ def derivation_table(terms: tuple[Term, ...], title: str = "Calculation") -> Tab
     """One row per step: what, formula, numbers put in, result with unit."""
     rows = tuple((t.name, t.formula, t.substituted, Quantity(term_value(t), t.value, t.unit)) for t in terms)
     return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows, chain=True)
-
-
-def step_table(cost: PhaseCost, title: str) -> Table:
-    """FLOPs, bytes read and bytes written by each step of the algorithm; the last row is their sum."""
-    from calc.explain.terms import to_text
-
-    rows = [
-        Row(
-            (
-                s.name,
-                to_text(s.flops_formula),
-                format_count(s.flops),
-                to_text(s.reads_formula),
-                format_count(s.read_bytes),
-                to_text(s.writes_formula),
-                format_count(s.write_bytes),
-            )
-        )
-        for s in cost.steps
-    ]
-    reads, writes = sum(s.read_bytes for s in cost.steps), sum(s.write_bytes for s in cost.steps)
-    total = ("sum", "", format_count(cost.flops), "", format_count(reads), "", format_count(writes))
-    columns = (
-        Column("Step"),
-        Column("FLOP formula", priority=3),
-        Column("FLOPs", numeric=True),
-        Column("Elements read", priority=2),
-        Column("Bytes read", numeric=True),
-        Column("Elements written", priority=1),
-        Column("Bytes written", numeric=True),
-    )
-    return Table(title=title, columns=columns, rows=(*rows, Row(total, strong=True)))
-
-
-def formula_table(report: IntensityReport) -> Table:
-    """FLOPs, bytes and intensity of both phases as formulas in N and d with their values."""
-    from calc.explain.terms import to_text
-
-    rows = []
-    for cost in (report.prefill, report.decode):
-        phase = str(cost.phase)
-        limit = "grows without limit" if cost.limit is None else f"→ {cost.limit:.4g} as N grows"
-        rows += [
-            (phase, "FLOPs", to_text(cost.flops_formula), Quantity(f"{cost.flops:,} FLOP", cost.flops, "FLOP")),
-            (phase, "bytes", to_text(cost.bytes_formula), format_bytes_exact(cost.bytes)),
-            (
-                phase,
-                "intensity",
-                to_text(cost.intensity_formula),
-                Quantity(f"{cost.intensity:.4g} FLOP/B, {limit}", cost.intensity, "FLOP/B"),
-            ),
-        ]
-    return Table(title="Formulas", columns=("Phase", "Quantity", "Formula", "Value"), rows=tuple(rows))
-
-
-def context_table(report: IntensityReport) -> Table:
-    """Prefill attention against context."""
-    rows = [
-        (
-            format_count(p.context),
-            format_count(p.flops),
-            format_count(p.bytes),
-            Quantity(f"{p.intensity:.2f}", p.intensity),
-        )
-        for p in report.prefill_by_context
-    ]
-    return Table(title="Prefill by context", columns=_numbers("N", "FLOPs", "Bytes", "FLOP/B"), rows=rows)
-
-
-def batch_table(report: IntensityReport) -> Table:
-    """Decode against batch: attention alone, linear layers, whole step; as queried and with the model's own groups."""
-    asked, own = report.query.group_size, report.query.model.group_size
-    series = {asked: report.decode_by_batch, own: report.decode_by_batch_grouped}
-    rows = [
-        (
-            format_count(points[0].batch),
-            *(Quantity(f"{p.attention_intensity:.3f}", p.attention_intensity) for p in points),
-            Quantity(f"{points[0].linear_intensity:.2f}", points[0].linear_intensity),
-            *(Quantity(f"{p.step_intensity:.2f}", p.step_intensity) for p in points),
-        )
-        for points in zip(*series.values(), strict=True)
-    ]
-    names = ("Batch", *(f"Attention g={g}" for g in series), "Linear", *(f"Step g={g}" for g in series))
-    return Table(title="Decode by batch, FLOP/B", columns=_numbers(*names), rows=rows)
 
 
 def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
@@ -406,7 +321,7 @@ def device_catalog_table(entries: Iterable[DeviceEntry]) -> Table:
     columns = (
         Column("Name"),
         Column("Device", priority=2),
-        *_numbers("Memory", "Bandwidth", "bf16 dense"),
-        *_numbers("Ridge, FLOP/B", priority=1),
+        *numbers("Memory", "Bandwidth", "bf16 dense"),
+        *numbers("Ridge, FLOP/B", priority=1),
     )
     return Table(title="Devices", columns=columns, rows=rows)

@@ -94,8 +94,12 @@ def to_expr(polynomial: Polynomial) -> Expr:
     keys = sorted(polynomial.terms, key=lambda k: (-dict(k).get("n_keys", 0), -dict(k).get("head_dim", 0)))
     total: Expr = as_expr(0)
     for i, key in enumerate(keys):
-        term = _monomial_expr(key, polynomial.terms[key])
-        total = term if i == 0 else total + term
+        coefficient = polynomial.terms[key]
+        if i and coefficient < 0:
+            total = total - _monomial_expr(key, -coefficient)
+        else:
+            term = _monomial_expr(key, coefficient)
+            total = total + term if i else term
     return total
 
 

@@ -5,7 +5,8 @@ to device memory, read for the softmax, P written, and read again for O = P V. F
 keeps S and P on the chip; its traffic is counted at the minimum: Q, K, V and O once each.
 
 A multiply-add is two FLOPs. The softmax counts `softmax_flops` per element: 5 for maximum, subtraction,
-exponential, sum and division, or 0 to leave it out. There is no causal mask: Algorithm 0 has none.
+exponential, sum and division, or 0 to leave it out. There is no causal mask, as Algorithm 0 has none, unless `causal`
+asks for it: then the lower triangle of S and P alone is computed and moved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from calc.errors import SpecError
 from calc.explain.polynomial import Ratio, closed_form, ratio
 from calc.explain.terms import Expr, Number, as_expr, evaluate, symbol
 from calc.model.storage import whole
+from calc.step.formulas import pairs
 from calc.step.operators import Phase as Phase
 
 
@@ -40,12 +42,14 @@ class Step:
     writes: Any
 
 
-def standard_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: int) -> list[Step]:
+def standard_steps(
+    *, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: Number, causal: bool = False
+) -> list[Step]:
     """The three steps of Algorithm 0 for one KV head and its `group_size` query heads.
 
     K and V are read once for the whole group; Q, S, P and O belong to each query head.
     """
-    scores = group_size * n_queries * n_keys
+    scores = group_size * pairs(n_queries=n_queries, n_keys=n_keys, causal=causal)
     queries, keys = group_size * n_queries * head_dim, n_keys * head_dim
     return [
         Step("S = Q Kᵀ", 2 * scores * head_dim, queries + keys, scores),
@@ -54,9 +58,11 @@ def standard_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: An
     ]
 
 
-def flash_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: int) -> list[Step]:
+def flash_steps(
+    *, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: Number, causal: bool = False
+) -> list[Step]:
     """The same FLOPs with S and P kept on the chip: only Q, K, V are read and O written."""
-    scores = group_size * n_queries * n_keys
+    scores = group_size * pairs(n_queries=n_queries, n_keys=n_keys, causal=causal)
     queries, keys = group_size * n_queries * head_dim, n_keys * head_dim
     return [
         Step("S = Q Kᵀ", 2 * scores * head_dim, queries + keys, 0),
@@ -65,10 +71,12 @@ def flash_steps(*, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, 
     ]
 
 
-def attention_steps(kind: Attention, phase: Phase, *, n_keys: Any, **sizes: Any) -> list[Step]:
-    """The steps for `phase`: as many queries as keys in prefill, one in decode."""
+def attention_steps(kind: Attention, phase: Phase, *, n_keys: Any, causal: bool = False, **sizes: Any) -> list[Step]:
+    """The steps for `phase`: as many queries as keys in prefill; one in decode, with no token after it to hide."""
     steps = standard_steps if kind is Attention.STANDARD else flash_steps
-    return steps(n_queries=n_keys if phase is Phase.PREFILL else 1, n_keys=n_keys, **sizes)
+    if phase is Phase.DECODE:
+        return steps(n_queries=1, n_keys=n_keys, **sizes)
+    return steps(n_queries=n_keys, n_keys=n_keys, causal=causal, **sizes)
 
 
 def attention_work(kind: Attention, phase: Phase, *, element_bytes: Any, **sizes: Any) -> tuple[Any, Any]:
@@ -92,7 +100,7 @@ class StepCost:
     flops_formula: Expr
     reads_formula: Expr
     writes_formula: Expr
-    flops: int
+    flops: Number
     read_bytes: Number
     write_bytes: Number
 
@@ -106,7 +114,7 @@ class PhaseCost:
     """
 
     phase: Phase
-    flops: int
+    flops: Number
     bytes: Number
     flops_formula: Expr
     bytes_formula: Expr
@@ -134,7 +142,7 @@ def _step_costs(traced: list[Step], values: Mapping[str, Number]) -> tuple[StepC
             flops_formula=closed_form(as_expr(s.flops)),
             reads_formula=closed_form(as_expr(s.reads)),
             writes_formula=closed_form(as_expr(s.writes)),
-            flops=value(s.flops),
+            flops=_exact(value(s.flops)),
             read_bytes=_exact(value(s.reads) * element_bytes),
             write_bytes=_exact(value(s.writes) * element_bytes),
         )
@@ -154,7 +162,8 @@ def phase_cost(
     head_dim: int,
     group_size: int = 1,
     element_bytes: Number = 2,
-    softmax_flops: int = 5,
+    softmax_flops: Number = 5,
+    causal: bool = False,
 ) -> PhaseCost:
     """Work of one KV head with its `group_size` query heads at `context` tokens, values and formulas.
 
@@ -165,16 +174,15 @@ def phase_cost(
             raise SpecError(name, f"{name} must be at least 1, not {size}")
     values = {"n_keys": context, "head_dim": head_dim, "element_bytes": element_bytes, "group_size": group_size}
     group = 1 if group_size == 1 else symbol("group_size")
-    sizes = {"n_keys": symbol("n_keys"), "head_dim": symbol("head_dim"), "group_size": group}
-    traced = attention_steps(kind, phase, softmax_flops=softmax_flops, **sizes)
-    flops, moved = attention_work(
-        kind, phase, softmax_flops=softmax_flops, element_bytes=symbol("element_bytes"), **sizes
-    )
+    sizes: dict[str, Any] = {"n_keys": symbol("n_keys"), "head_dim": symbol("head_dim"), "group_size": group}
+    counted: dict[str, Any] = {"softmax_flops": softmax_flops, "causal": causal}
+    traced = attention_steps(kind, phase, **counted, **sizes)
+    flops, moved = attention_work(kind, phase, element_bytes=symbol("element_bytes"), **counted, **sizes)
     quotient: Ratio = ratio(flops, moved)
     limit = quotient.limit("n_keys", values)
     return PhaseCost(
         phase=phase,
-        flops=evaluate(flops, values),
+        flops=_exact(evaluate(flops, values)),
         bytes=_exact(evaluate(moved, values)),
         flops_formula=closed_form(flops),
         bytes_formula=_bytes_formula(moved),

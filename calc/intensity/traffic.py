@@ -3,20 +3,47 @@
 Linear layers read their weights once for the whole batch; attention reads each sequence's own cache. That
 difference is why batching raises the intensity of one and not of the other (Pope et al. 2022, section 3).
 Norms, activations and the embedding look-up are left out: together well under a percent of either sum.
+The sums are those of the operators of a pass (`calc.step`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from calc.explain.terms import Number
-from calc.intensity.attention import Attention, Phase, attention_work
-from calc.model.count import worked_tensors
-from calc.model.parts import LINEAR, ROUTER, mixers_of
+from calc.model.parts import mixers_of
 from calc.model.spec import ModelSpec
+from calc.step.formulas import experts_hit
+from calc.step.model import feed_forwards, linear_operators
+from calc.step.operators import Pass, Phase, total
+from calc.step.weights import WeightBytes, one_format
+
+if TYPE_CHECKING:
+    from calc.model.experts import Experts
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The linear layers of a decode step: FLOPs, bytes of the weights, bytes of what goes in and out."""
+
+    flops: Number
+    weight_bytes: Number
+    activation_bytes: Number
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return float(Fraction(self.flops) / Fraction(self.weight_bytes + self.activation_bytes))
+
+
+def linear_step(model: ModelSpec, batch: int, *, weights: WeightBytes, element_bytes: Number = 2) -> Linear:
+    """The linear layers of a step of `batch` tokens; of routed experts those that are expected to be hit are read."""
+    work = Pass(phase=Phase.DECODE, batch=batch, element_bytes=element_bytes, weight_bytes=weights)
+    operators = linear_operators(model, work)
+    read = total(operators, "weight_bytes")
+    return Linear(total(operators, "flops"), read, total(operators, "bytes") - read)
 
 
 def linear_params(model: ModelSpec) -> int:
@@ -24,30 +51,12 @@ def linear_params(model: ModelSpec) -> int:
 
     Of routed experts those that the token goes through: a batch that hits more of them reads more weights.
     """
-    return sum(n * tensor.active_params for tensor, n in worked_tensors(model))
+    return int(linear_step(model, 1, weights=one_format(1)).flops) // 2
 
 
 def read_params(model: ModelSpec, batch: int) -> Number:
     """Weights that a step of `batch` tokens reads: of routed experts those that are expected to be hit."""
-    idle: dict[Fraction, int] = {}
-    for tensor, n in worked_tensors(model):
-        if (active := tensor.active) is not None and active < tensor.copies:
-            share = Fraction(tensor.copies - active, tensor.copies)
-            idle[share] = idle.get(share, 0) + n * (tensor.params - tensor.active_params)
-    if not idle:
-        return linear_params(model)
-    return linear_params(model) + sum(params * share_of_others(float(share), batch) for share, params in idle.items())
-
-
-def share_of_others(idle_share: float, batch: int) -> float:
-    """1 - i^(B-1): of the experts that one token leaves idle, the share that B - 1 further tokens are expected to hit.
-
-    With i = 1 - k/E that makes E (1 - (1 - k/E)^B) experts in all, each token's k as likely as any others.
-
-    >>> share_of_others(6 / 8, 1), 2 + 6 * share_of_others(6 / 8, 4)
-    (0.0, 5.46875)
-    """
-    return 1 - idle_share ** (batch - 1)
+    return linear_step(model, batch, weights=one_format(1)).weight_bytes
 
 
 def linear_activations(model: ModelSpec) -> int:
@@ -55,83 +64,59 @@ def linear_activations(model: ModelSpec) -> int:
 
     Each of a token's experts reads and writes for itself.
     """
-    total, fused_input = 0, ""
-    for tensor, n in worked_tensors(model):
-        if tensor.role not in (LINEAR, ROUTER):
-            continue
-        group = tensor.fused_name
-        copies = n * (tensor.copies if tensor.active is None else tensor.active)
-        total += copies * tensor.rows
-        if group != fused_input or group == tensor.name:
-            total += copies * tensor.columns
-        fused_input = group
-    return total
+    return int(linear_step(model, 1, weights=one_format(0), element_bytes=1).activation_bytes)
+
+
+def commonest_experts(model: ModelSpec) -> Experts | None:
+    """The experts that most layers have; None where a token goes through all there are."""
+    counts: dict[Any, int] = {}
+    for feeds, n in feed_forwards(model).items():
+        for part in feeds:
+            if part.kind == "experts" and cast("Experts", part).top_k < cast("Experts", part).n_experts:
+                counts[part] = counts.get(part, 0) + n
+    return max(counts, key=lambda part: counts[part], default=None)
+
+
+def expected_experts(part: Experts, batch: int) -> float:
+    """Distinct experts of a layer that a batch is expected to hit, every choice of a token as likely as any other."""
+    idle = 1 - part.top_k / part.n_experts
+    return float(experts_hit(tokens=batch, n_experts=part.n_experts, top_k=part.top_k, idle_share=idle))
 
 
 def linear_flops(*, batch: Any, parameters: Any) -> Any:
-    """A multiply and an add a weight and token."""
+    """A multiply and an add per weight and token."""
     return 2 * batch * parameters
-
-
-def linear_bytes(
-    *, batch: Any, parameters: Any, weight_element_bytes: Any, activations: Any, element_bytes: Any
-) -> Any:
-    """Weights once for the batch, activations for each token."""
-    return parameters * weight_element_bytes + batch * activations * element_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePoint:
-    """Intensities (FLOP per byte) of a decode step at one batch size."""
+    """Intensities (FLOP per byte) of a decode step at one batch size, and the bytes that they come from."""
 
     batch: int
     attention_intensity: float
     linear_intensity: float
     step_intensity: float
+    weight_bytes: float
+    activation_bytes: float
+    attention_bytes: float
+
+    @property
+    def linear_bytes(self) -> float:
+        """Bytes of the linear layers: weights and activations."""
+        return self.weight_bytes + self.activation_bytes
 
 
-def decode_point(
-    model: ModelSpec,
-    batch: int,
-    *,
-    context: int,
-    group_size: int,
-    head_dim: int | None = None,
-    kind: Attention = Attention.STANDARD,
-    weight_element_bytes: Number = 2,
-    element_bytes: Number = 2,
-    softmax_flops: int = 5,
-) -> DecodePoint:
-    """Intensity of attention alone, of the linear layers, and of the whole step at `batch`.
-
-    `group_size` query heads share a KV head: 1 for multi-head attention, whatever the model has; `head_dim` may
-    likewise differ from the model's. Of a model with layers of several kinds, all that attend are taken as standard
-    attention over the whole context.
-    """
-    per_kv_head = attention_work(
-        kind,
-        Phase.DECODE,
-        n_keys=context,
-        head_dim=head_dim or model.head_dim,
-        group_size=group_size,
-        softmax_flops=softmax_flops,
-        element_bytes=element_bytes,
-    )
-    heads = Fraction(attending_heads(model), group_size)
-    attention_flops, attention_bytes = (batch * heads * work for work in per_kv_head)
-    flops = linear_flops(batch=batch, parameters=linear_params(model))
-    moved = linear_bytes(
-        batch=batch,
-        parameters=read_params(model, batch),
-        weight_element_bytes=weight_element_bytes,
-        activations=linear_activations(model),
-        element_bytes=element_bytes,
-    )
+def point_of(batch: int, linear: Linear, *, attention_flops: Any, attention_bytes: Any) -> DecodePoint:
+    """A decode step of `batch` sequences, whose attention takes that work in all."""
+    moved = linear.weight_bytes + linear.activation_bytes + attention_bytes
     return DecodePoint(
         batch=batch,
-        attention_intensity=float(attention_flops / attention_bytes) if heads else 0.0,
-        linear_intensity=float(Fraction(flops) / Fraction(moved)),
-        step_intensity=float((flops + attention_flops) / (moved + attention_bytes)),
+        attention_intensity=float(Fraction(attention_flops) / Fraction(attention_bytes)) if attention_bytes else 0.0,
+        linear_intensity=linear.intensity,
+        step_intensity=float((linear.flops + attention_flops) / moved),
+        weight_bytes=float(linear.weight_bytes),
+        activation_bytes=float(linear.activation_bytes),
+        attention_bytes=float(attention_bytes),
     )
 
 
@@ -144,19 +129,14 @@ def attention_flops(model: ModelSpec) -> int:
 
     Latent attention is counted absorbed, as servers decode and the local engine runs it: every head reads the latent.
     """
-    total = 0
+    total_flops = 0
     for mixer, n in mixers_of(model.layers).items():
         if (read := mixer.attended()) is not None:
-            total += n * read.n_heads * (2 * read.key_dim + 2 * read.value_dim + SOFTMAX_FLOPS)
-    return total
+            total_flops += n * read.n_heads * (2 * read.key_dim + 2 * read.value_dim + SOFTMAX_FLOPS)
+    return total_flops
 
 
 def attending_heads(model: ModelSpec) -> int:
     """Query heads of all layers that attend over a cache."""
     reads = ((mixer.attended(), n) for mixer, n in mixers_of(model.layers).items())
     return sum(n * read.n_heads for read, n in reads if read is not None)
-
-
-def decode_series(model: ModelSpec, batches: Iterable[int], **options: Any) -> tuple[DecodePoint, ...]:
-    """`decode_point` at every batch size."""
-    return tuple(decode_point(model, batch, **options) for batch in batches)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calc.explain.terms import half, minimum
+from calc.explain.terms import Expr, half, minimum
 
 # Linear layers
 
@@ -62,6 +62,8 @@ def keys_seen(*, n_keys: Any, window: Any = None, ratio: Any = None) -> Any:
 def keys_read(*, n_queries: Any, n_keys: Any, window: Any = None, chosen: Any = None, ratio: Any = None) -> Any:
     """Tokens (or rows) whose K and V are read for all queries of a sequence: those that any of them could see, once."""
     rows = n_keys if ratio is None else n_keys // ratio
+    if _is_whole(n_queries, n_keys):
+        return rows
     if chosen is not None:
         return minimum(rows, chosen * n_queries)
     return rows if window is None else minimum(rows, window + n_queries - 1)
@@ -83,12 +85,20 @@ def pairs(
     """
     if not causal:
         return n_queries * keys_seen(n_keys=n_keys, window=window, ratio=ratio)
-    if ratio is not None:
-        return _row_pairs(n_keys, window, ratio) - _row_pairs(n_keys - n_queries, window, ratio)
-    if window is None:  # the lower triangle, and the whole rows of what was there before
+    if window is None and ratio is None:  # the lower triangle, and the whole rows of what was there before
         return half(n_queries * (2 * n_keys - n_queries + 1))
-    below = _chunked_pairs if chunked else _windowed_pairs
-    return below(n_keys, window) - below(n_keys - n_queries, window)
+
+    def first(n: Any) -> Any:
+        if ratio is not None:
+            return _row_pairs(n, window, ratio)
+        return _chunked_pairs(n, window) if chunked else _windowed_pairs(n, window)
+
+    return first(n_keys) if _is_whole(n_queries, n_keys) else first(n_keys) - first(n_keys - n_queries)
+
+
+def _is_whole(n_queries: Any, n_keys: Any) -> bool:
+    """Whether a formula is of a whole prompt: one symbol is both. (A number comes out the same either way.)"""
+    return n_queries is n_keys and isinstance(n_keys, Expr)
 
 
 def _windowed_pairs(n: Any, window: Any) -> Any:

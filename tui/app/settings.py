@@ -134,10 +134,11 @@ def state_document(state: AppState) -> dict[str, Any]:
     """An app state as TOML tables."""
     study = state.study
     document = {
-        "attention": str(state.attention),
+        **({"attention": str(state.attention)} if state.attention else {}),
+        **({"causal": True} if state.causal else {}),
         "attention_context": state.attention_context,
         "attention_head_dim": state.attention_head_dim,
-        "softmax_flops": state.softmax_flops,
+        "softmax_flops": int(state.softmax_flops),
         "context": study.context,
         "weight_format": _format_document(study.weight_format),
         "kv_format": _format_document(study.kv_format),
@@ -185,7 +186,8 @@ def state_from(document: Mapping[str, Any]) -> AppState:
         )
         return AppState(
             study=study,
-            attention=Attention(document["attention"]),
+            attention=Attention(document["attention"]) if "attention" in document else None,
+            causal=bool(document.get("causal")),
             attention_context=_positive(document, "attention_context"),
             attention_head_dim=_positive(document, "attention_head_dim"),
             softmax_flops=5 if document.get("softmax_flops", 5) else 0,

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from calc.explain.terms import Number
 from calc.fit.memory import MemoryReport, memory_report
 from calc.intensity.attention import Attention
-from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
+from calc.intensity.study import IntensityQuery, IntensityReport, default_attention, intensity_report
 from calc.model.spec import Policy, Study
+from calc.model.stored import is_as_stored
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppState:
-    """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d."""
+    """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d.
+
+    `attention` is None where it is the usual one of the model's layers.
+    """
 
     study: Study
-    attention: Attention = Attention.STANDARD
+    attention: Attention | None = None
     attention_context: int = 1024
     attention_head_dim: int = 128
-    softmax_flops: int = 5
+    softmax_flops: Number = 5
+    causal: bool = False
     server: ServerOptions | None = None
 
     @property
@@ -62,15 +68,18 @@ def with_study(state: AppState, study: Study) -> AppState:
 
 def intensity_query(state: AppState) -> IntensityQuery:
     """The question of the intensity pane."""
+    study = state.study
     return IntensityQuery(
-        model=state.study.model,
-        device=state.study.device,
-        attention=state.attention,
+        model=study.model,
+        device=study.device,
+        attention=state.attention or default_attention(study.model),
         context=state.attention_context,
         head_dim=state.attention_head_dim,
-        element_bytes=state.study.kv_format.bytes_per_element,
-        weight_element_bytes=state.study.weight_format.bytes_per_element,
+        element_bytes=study.kv_format.bytes_per_element,
+        weight_element_bytes=study.weight_format.bytes_per_element,
+        stored=is_as_stored(study.model, study.weight_format),
         softmax_flops=state.softmax_flops,
+        causal=state.causal,
     )
 
 

@@ -12,11 +12,13 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Label, Static
 
+from calc.commands.intensity_tables import batch_table, context_table, flash_table, formula_table, phase_tables
 from calc.commands.render import as_markdown
-from calc.commands.tables import Table, batch_table, context_table, formula_table, step_table
+from calc.commands.tables import Table
 from calc.intensity.attention import Attention
+from calc.intensity.layers import is_plain
 from calc.intensity.observations import intensity_observations
-from calc.intensity.study import IntensityReport
+from calc.intensity.study import IntensityReport, default_attention
 from tui.form.command_line import study_options
 from tui.form.state import Analysis, AppState
 from tui.panes.base import Pane, StateEdited
@@ -31,23 +33,28 @@ EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
 
 
 class IntensityPane(Pane):
-    """Two plots, the step tables whose sums are the totals, the formulas, and sentences about them."""
+    """Two plots, the tables whose sums are the totals, the formulas, and sentences about them.
+
+    A model whose layers are not all plain attention is shown by its kinds of layers instead of one KV head.
+    """
 
     TITLE: ClassVar[str] = "Intensity"
     HELP: ClassVar[str] = (
         "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one KV "
-        "head.\n\n"
+        "head; where layers have windows, latents, indexers or states, for all layers of the model, as each is.\n\n"
         "↑ ↓ select a setting · ← → halve or double it · type a number (1024, 8k, 8Ki) and press Enter · "
-        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · F8 or p: next page on a narrow "
-        "screen.\n\n"
+        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · m: causal mask or none · F8 or p: "
+        "next page on a narrow screen.\n\n"
         "N is the context in tokens, d the head dimension. The dashed line is the limit as N grows. The dotted line is "
-        "the ridge point of the device: below it, memory bandwidth limits the speed."
+        "the ridge point of the device (of common devices where it has none): below it, memory bandwidth limits the "
+        "speed."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "f", "toggle_attention", "standard/flash", tooltip="Switch between standard attention and FlashAttention"
         ),
         Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count softmax as 5 FLOPs per element, or as 0"),
+        Binding("m", "toggle_mask", "causal", tooltip="Count the lower triangle of the scores alone, or all of them"),
         Binding("f8", "next_page", "page", tooltip="Show the next plot or table"),
         Binding("p", "next_page", "page", show=False),
         Binding("up", "previous_dial", "choose", show=False),
@@ -78,6 +85,13 @@ class IntensityPane(Pane):
             yield ChoiceDial(
                 "softmax", ["5", "0"], "5", unit="FLOP", help="Softmax FLOPs per element of S", id="dial-softmax"
             )
+            yield ChoiceDial(
+                "mask",
+                ["none", "causal"],
+                "none",
+                help="causal: the lower triangle of the scores alone",
+                id="dial-mask",
+            )
         yield Label("", id="intensity-problem", markup=False)
         yield Label("", id="intensity-page")
         with VerticalScroll(id="intensity-body", can_focus=False):
@@ -90,6 +104,7 @@ class IntensityPane(Pane):
                         yield TableView(id="steps-prefill", continued=True)
                         yield TableView(id="steps-decode", continued=True)
                         yield TableView(id="formulas")
+                        yield TableView(id="flash")
                     with Horizontal(id="intensity-sweeps", classes="page-3 tables"):
                         yield TableView(id="by-context")
                         yield TableView(id="by-batch")
@@ -110,18 +125,16 @@ class IntensityPane(Pane):
         self._state, self._report = state, analysis.intensity
         self.query_one("#dial-n", NumberDial).value = state.attention_context
         self.query_one("#dial-d", NumberDial).value = state.attention_head_dim
-        self.query_one("#dial-attention", ChoiceDial).value = str(state.attention)
-        self.query_one("#dial-softmax", ChoiceDial).value = str(state.softmax_flops)
         report = analysis.intensity
+        self.query_one("#dial-d").display = report.layers is None
+        self.query_one("#dial-attention", ChoiceDial).value = str(report.query.attention)
+        self.query_one("#dial-softmax", ChoiceDial).value = str(state.softmax_flops)
+        self.query_one("#dial-mask", ChoiceDial).value = "causal" if state.causal else "none"
         self.query_one("#plot-prefill", PlotView).show(prefill_chart(report))
         self.query_one("#plot-decode", PlotView).show(decode_chart(report))
-        prefill, decode, *others = report_tables(report)
-        self.query_one("#steps-prefill", TableView).show(prefill)
-        self.query_one("#steps-decode", TableView).show(decode)
-        formulas, by_context, by_batch = others
-        self.query_one("#formulas", TableView).show(formulas)
-        self.query_one("#by-context", TableView).show(by_context)
-        self.query_one("#by-batch", TableView).show(by_batch)
+        for name, table in tables_by_place(report).items():
+            self.query_one(f"#{name}", TableView).show(table)
+        self.query_one("#flash").display = report.layers is None
         self.query_one("#observations", Static).update("\n\n".join(intensity_observations(report)))
 
     def tables(self) -> tuple[Table, ...]:
@@ -145,9 +158,12 @@ class IntensityPane(Pane):
     def _propose(self) -> None:
         if self._state is None:
             return
+        attention = Attention(self.query_one("#dial-attention", ChoiceDial).value)
+        usual = default_attention(self._state.study.model)
         state = replace(
             self._state,
-            attention=Attention(self.query_one("#dial-attention", ChoiceDial).value),
+            attention=None if attention is usual else attention,
+            causal=self.query_one("#dial-mask", ChoiceDial).value == "causal",
             attention_context=self.query_one("#dial-n", NumberDial).value,
             attention_head_dim=self.query_one("#dial-d", NumberDial).value,
             softmax_flops=int(self.query_one("#dial-softmax", ChoiceDial).value),
@@ -163,6 +179,10 @@ class IntensityPane(Pane):
         """Count the softmax's FLOPs, or not."""
         self.query_one("#dial-softmax", ChoiceDial).action_turn(1)
 
+    def action_toggle_mask(self) -> None:
+        """A causal mask, or none."""
+        self.query_one("#dial-mask", ChoiceDial).action_turn(1)
+
     def action_previous_dial(self) -> None:
         """Focus the dial before."""
         self._focus_dial(-1)
@@ -172,7 +192,7 @@ class IntensityPane(Pane):
         self._focus_dial(1)
 
     def _focus_dial(self, by: int) -> None:
-        dials = list(self.query(Dial))
+        dials = [dial for dial in self.query(Dial) if dial.display]
         focused = self.screen.focused
         at = dials.index(focused) if isinstance(focused, Dial) and focused in dials else -1
         dials[(at + by) % len(dials)].focus()
@@ -215,7 +235,9 @@ class IntensityPane(Pane):
         ]
         tables = [as_markdown(table) for table in report_tables(report)]
         sentences = "\n".join(f"- {sentence}" for sentence in intensity_observations(report))
-        heading = f"# Arithmetic intensity of {report.query.attention} attention"
+        layered = report.layers is not None
+        what = f"the layers of {report.query.model.title}" if layered else f"{report.query.attention} attention"
+        heading = f"# Arithmetic intensity of {what}"
         return "\n\n".join([heading, *plots, *tables, "### Observations", sentences]) + "\n"
 
     def command_line(self) -> str:
@@ -226,14 +248,18 @@ class IntensityPane(Pane):
 
 
 def report_tables(report: IntensityReport) -> tuple[Table, ...]:
-    """The five tables of the pane, in its order."""
-    return (
-        step_table(report.prefill, "Prefill, step by step"),
-        step_table(report.decode, "Decode, step by step"),
-        formula_table(report),
-        context_table(report),
-        batch_table(report),
-    )
+    """The tables of the pane, in its order."""
+    return tuple(tables_by_place(report).values())
+
+
+def tables_by_place(report: IntensityReport) -> dict[str, Table]:
+    """The tables of the pane by the id of their place; FlashAttention stands beside plain attention alone."""
+    how = "by kind of layer" if report.layers is not None else "step by step"
+    prefill, decode = phase_tables(report, f"Prefill, {how}", f"Decode, {how}")
+    tables = {"steps-prefill": prefill, "steps-decode": decode, "formulas": formula_table(report)}
+    if report.layers is None:
+        tables["flash"] = flash_table(report)
+    return tables | {"by-context": context_table(report), "by-batch": batch_table(report)}
 
 
 def intensity_options(state: AppState) -> Sequence[str]:
@@ -241,10 +267,11 @@ def intensity_options(state: AppState) -> Sequence[str]:
     options = study_options(state.study)
     if state.attention_context != 1024:
         options += ["--context", str(state.attention_context)]
-    if state.attention_head_dim != state.study.model.head_dim:
+    plain = is_plain(state.study.model)
+    if plain and state.attention_head_dim != state.study.model.head_dim:
         options += ["--head-dim", str(state.attention_head_dim)]
-    if state.attention is not Attention.STANDARD:
+    if state.attention not in (None, default_attention(state.study.model)):
         options += ["--attention", str(state.attention)]
     if state.softmax_flops != 5:
         options += ["--softmax-flops", str(state.softmax_flops)]
-    return options
+    return [*options, "--causal"] if state.causal else options

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
-from calc.commands import tables
+from calc.commands import intensity_tables as tables
 from calc.explain.polynomial import closed_form, ratio, to_expr
-from calc.explain.terms import Expr, Term, as_expr, substituted, symbol, to_text
+from calc.explain.terms import Expr, Term, as_expr, number_text, substituted, symbol, to_text
 from calc.intensity.attention import Attention, Phase, PhaseCost, StepCost, attention_steps
-from calc.intensity.observations import intensity_observations
-from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
+from calc.intensity.observations import intensity_observations, textbook_observations
+from calc.intensity.study import IntensityQuery, IntensityReport, textbook_report
 from calc.model.storage import whole
 from calc.units import format_count
 from tui.report.model import (
@@ -33,17 +34,22 @@ from tui.report.model import (
     plain_items,
     symbol_math,
 )
-from tui.views.chart import Axis, Chart, Series
-from tui.views.plots import decode_chart, prefill_chart
+from tui.views.chart import Chart
+from tui.views.plots import decode_chart, flash_chart, prefill_chart
 
 PHASES = {Phase.PREFILL: "Prefill: all N tokens at once", Phase.DECODE: "Decode: one new token"}
 
 
 def standard_report(report: IntensityReport) -> IntensityReport:
-    """The same study with standard attention as the algorithm, FlashAttention as the other one."""
-    if report.query.attention is Attention.STANDARD:
+    """The same study of plain attention, with standard attention as the algorithm and FlashAttention as the other."""
+    if report.query.attention is Attention.STANDARD and report.layers is None:
         return report
-    return intensity_report(replace(report.query, attention=Attention.STANDARD))
+    return textbook_report(replace(report.query, attention=Attention.STANDARD))
+
+
+def studied_report(report: IntensityReport) -> IntensityReport:
+    """The study of one head that (d) shows: with the algorithm that was chosen, where the layers are plain."""
+    return report if report.layers is None else standard_report(report)
 
 
 # (c)
@@ -63,12 +69,6 @@ def part_c(report: IntensityReport) -> list[Block]:
 
 def _setting(report: IntensityReport) -> list[Block]:
     query = report.query
-    softmax = (
-        "the softmax is left out"
-        if query.softmax_flops == 0
-        else f"the softmax counts {query.softmax_flops} FLOP per element "
-        "(maximum, subtraction, exponential, sum, division)"
-    )
     return [
         paragraph(
             "Counted is one head: ",
@@ -78,12 +78,25 @@ def _setting(report: IntensityReport) -> list[Block]:
             ", an element takes ",
             symbol_math("element_bytes"),
             " bytes. A multiply and an add are two FLOP; ",
-            f"{softmax}; there is no causal mask. Algorithm 0 (Dao et al. 2022, section 2.2) computes S, P and O one "
-            "after the other, and S and P go to device memory and come back. With K and V of its own for every head, "
-            "heads and layers multiply FLOPs and bytes alike and the intensity of one head is that of the whole "
-            "model's attention; query heads that share K and V follow in (d).",
+            f"{_softmax_words(query)}; {_mask_words(query)}. Algorithm 0 (Dao et al. 2022, section 2.2) computes S, P "
+            "and O one after the other, and S and P go to device memory and come back. With K and V of its own for "
+            "every head, heads and layers multiply FLOPs and bytes alike and the intensity of one head is that of the "
+            "whole model's attention; query heads that share K and V follow in (d).",
         )
     ]
+
+
+def _softmax_words(query: IntensityQuery) -> str:
+    if not query.softmax_flops:
+        return "the softmax is left out"
+    of = " (maximum, subtraction, exponential, sum, division)" if query.softmax_flops == 5 else ""
+    return f"the softmax counts {number_text(query.softmax_flops)} FLOP per element{of}"
+
+
+def _mask_words(query: IntensityQuery) -> str:
+    if query.causal:
+        return "a causal mask leaves the lower triangle of S and P, and it alone is computed and moved in prefill"
+    return "there is no causal mask"
 
 
 def _phase_blocks(query: IntensityQuery, cost: PhaseCost) -> list[Block]:
@@ -108,7 +121,7 @@ def _phase_opening(cost: PhaseCost) -> list[Block]:
     ]
 
 
-def _symbols(query: IntensityQuery) -> dict[str, object]:
+def _symbols(query: IntensityQuery) -> dict[str, Any]:
     """Arguments of `attention_steps` that trace formulas in N and d (and g where heads are grouped)."""
     group = 1 if query.group_size == 1 else symbol("group_size")
     return {
@@ -116,6 +129,7 @@ def _symbols(query: IntensityQuery) -> dict[str, object]:
         "head_dim": symbol("head_dim"),
         "group_size": group,
         "softmax_flops": query.softmax_flops,
+        "causal": query.causal,
     }
 
 
@@ -292,45 +306,84 @@ def _flash_blocks(report: IntensityReport) -> list[Block]:
 
 
 def part_d(report: IntensityReport) -> list[Block]:
-    """Intensity at N and d, the two plots with their numbers, and the observations."""
-    query = report.query
+    """Intensity at N and d, the two plots with their numbers and observations; FlashAttention and the layers apart."""
+    study = studied_report(report)
+    query = study.query
     return [
-        Heading(1, f"Problem 1 (d): arithmetic intensity at N = {query.context:,} and d = {query.head_dim:,}"),
-        *_algorithm_note(query),
-        intensity_grid(report),
-        *_limits(report),
+        Heading(1, f"(d) Arithmetic intensity at N = {query.context:,} and d = {query.head_dim:,}"),
+        *_algorithm_note(report),
+        intensity_grid(study),
+        *_limits(study),
         Heading(2, "Prefill against context, batch 1"),
-        Figure(chart=prefill_figure(report), caption=_prefill_caption(report)),
-        grid_of(tables.context_table(report), title=f"Prefill by context, {query.attention} attention"),
+        Figure(chart=prefill_figure(study), caption=_prefill_caption(study)),
+        grid_of(tables.context_table(study), title=f"Prefill by context, {query.attention} attention"),
         Heading(2, "Decode against batch"),
-        Figure(chart=decode_chart(report), caption=_decode_caption(report)),
-        grid_of(tables.batch_table(report), title="Decode by batch, FLOP/B (g: query heads per KV head)"),
+        Figure(chart=decode_chart(study), caption=_decode_caption(study)),
+        grid_of(tables.batch_table(study), title="Decode by batch, FLOP/B (g: query heads per KV head)"),
         Heading(2, "What the numbers show"),
+        plain_items(textbook_observations(study) if report.layers else intensity_observations(study)),
+        *_flash_comparison(study),
+        *_layers_blocks(report),
+    ]
+
+
+def _algorithm_note(report: IntensityReport) -> list[Block]:
+    if report.layers is not None:
+        return [
+            paragraph(
+                "Studied first is the plain attention of the question, with the head dimension of "
+                f"{report.query.model.title}; what the layers of the model really do follows at the end.",
+            )
+        ]
+    if report.query.attention is Attention.STANDARD:
+        return []
+    return [
+        paragraph("This part studies FlashAttention, as chosen; standard attention is compared with it at the end.")
+    ]
+
+
+def _flash_comparison(report: IntensityReport) -> list[Block]:
+    """Both algorithms in one figure of their own."""
+    standard = standard_report(report)
+    flash = textbook_report(replace(report.query, attention=Attention.FLASH))
+    other = flash if report.query.attention is Attention.STANDARD else standard
+    return [
+        Heading(2, "For comparison: FlashAttention"),
+        intensity_grid(other),
+        Figure(
+            chart=flash_chart(standard, flash),
+            caption=("Prefill of both algorithms against context, batch 1, both axes logarithmic.",),
+        ),
+        grid_of(tables.flash_table(report), title="Bytes and intensity of both algorithms (FLOPs are the same)"),
+    ]
+
+
+def _layers_blocks(report: IntensityReport) -> list[Block]:
+    """What the model's own layers do, where they are not all plain attention."""
+    if report.layers is None:
+        return []
+    prefill, decode = tables.phase_tables(report, "Prefill by kind of layer", "Decode by kind of layer")
+    return [
+        Heading(2, f"The layers of {report.query.model.title} as they are"),
+        paragraph(
+            "The layers of this model are not all plain attention over the whole context. Counted here is what each of "
+            "them does, for one sequence and all layers.",
+        ),
+        grid_of(prefill, title=prefill.title),
+        grid_of(decode, title=decode.title),
+        Figure(chart=decode_chart(report), caption=_decode_caption(report)),
+        grid_of(tables.batch_table(report), title="Decode of all layers by batch, FLOP/B"),
         plain_items(intensity_observations(report)),
     ]
 
 
-def _algorithm_note(query: IntensityQuery) -> list[Block]:
-    if query.attention is Attention.STANDARD:
-        return []
-    return [paragraph("This part studies FlashAttention, as chosen; standard attention stands beside it.")]
-
-
 def intensity_grid(report: IntensityReport) -> Grid:
-    """FLOPs over bytes of both phases, both algorithms."""
-    standard = standard_report(report)
-    labelled = (
-        ("standard", standard.prefill),
-        ("standard", standard.decode),
-        ("flash", standard.other_prefill),
-        ("flash", standard.other_decode),
-    )
+    """FLOPs over bytes of both phases."""
     return Grid(
-        title="Intensity: FLOPs over bytes",
-        columns=cells("Algorithm", "Phase", "Formula", "FLOP", "Bytes", "FLOP/B", "As N grows"),
+        title=f"Intensity of {report.query.attention} attention: FLOPs over bytes",
+        columns=cells("Phase", "Formula", "FLOP", "Bytes", "FLOP/B", "As N grows"),
         rows=tuple(
             cells(
-                kind,
                 str(cost.phase),
                 formula(cost.intensity_formula),
                 format_count(cost.flops),
@@ -338,9 +391,9 @@ def intensity_grid(report: IntensityReport) -> Grid:
                 f"{cost.intensity:,.3f}",
                 "no limit" if cost.limit is None else f"→ {cost.limit:.4g}",
             )
-            for kind, cost in labelled
+            for cost in (report.prefill, report.decode)
         ),
-        numeric=frozenset({3, 4, 5}),
+        numeric=frozenset({2, 3, 4}),
     )
 
 
@@ -369,34 +422,14 @@ def _limits(report: IntensityReport) -> list[Block]:
 
 
 def prefill_figure(report: IntensityReport) -> Chart:
-    """Both algorithms on logarithmic axes, with the limit of the standard one and the ridge where known."""
-    standard = standard_report(report)
-    flash = intensity_report(replace(report.query, attention=Attention.FLASH))
-    base, other = prefill_chart(standard), prefill_chart(flash)
-    series = (
-        *(replace(line, label="standard attention") for line in base.series),
-        *(_restyled(line, label="FlashAttention", symbol="×", colour=1) for line in other.series),
-    )
-    limits = tuple(level for level in base.levels if level.label.startswith("limit"))
-    ridge = tuple(level for level in other.levels if level.label.startswith("ridge"))
-    return replace(
-        base,
-        title=f"Prefill · d = {report.query.head_dim}",
-        y=Axis(title=base.y.title, log=True, tick=other.y.tick),
-        series=series,
-        levels=(*limits, *ridge),
-        notes=() if ridge else other.notes,
-    )
-
-
-def _restyled(line: Series, *, label: str, symbol: str, colour: int) -> Series:
-    return replace(line, label=label, symbol=symbol, colour=colour)
+    """The curve of prefill alone on linear axes, with its limit, and the ridge where it lies near."""
+    return replace(prefill_chart(report), title=f"Prefill · d = {report.query.head_dim}")
 
 
 def _prefill_caption(report: IntensityReport) -> Text:
-    limit = standard_report(report).prefill.limit
-    drawn = "" if limit is None else f"; dashed, the limit {limit:,.2f} FLOP/B of standard attention"
-    return (f"Prefill attention against context, batch 1, both axes logarithmic{drawn}{_ridge_words(report)}.",)
+    limit = report.prefill.limit
+    drawn = "" if limit is None else f"; dashed, the limit {limit:,.2f} FLOP/B"
+    return (f"Prefill attention against context, batch 1, both axes linear{drawn}{_ridge_words(report)}.",)
 
 
 def _decode_caption(report: IntensityReport) -> Text:
@@ -406,8 +439,9 @@ def _decode_caption(report: IntensityReport) -> Text:
 
 
 def _ridge_words(report: IntensityReport) -> str:
-    device = report.query.device
-    ridge = device.ridge()
-    if ridge is None:
-        return f"; {device.name} has no known bandwidth or peak, so no ridge is drawn"
-    return f"; the ridge of {device.name} lies at {ridge:,.0f} FLOP/B"
+    values = ", ".join(f"{ridge.name} {ridge.value:,.0f} FLOP/B" for ridge in report.ridges)
+    if not report.ridges[0].common:
+        return f"; the ridge: {values}"
+    return (
+        f"; {report.query.device.name} has no known bandwidth or peak, so ridges of common devices stand in: {values}"
+    )

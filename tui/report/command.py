@@ -118,10 +118,11 @@ def state_from(args: argparse.Namespace) -> AppState:
     study = study_from(args)
     return AppState(
         study=study,
-        attention=Attention(args.attention),
+        attention=Attention(args.attention) if args.attention else None,
         attention_context=args.attention_context,
         attention_head_dim=study.model.head_dim,
         softmax_flops=args.softmax_flops,
+        causal=args.causal,
     )
 
 

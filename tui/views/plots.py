@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from calc.intensity.ridges import Ridge
 from calc.intensity.study import IntensityReport
 from calc.intensity.traffic import DecodePoint
+from calc.intensity.words import figures
 from calc.units import format_count, format_duration_s
 from engine.measure.kinds.batch import BatchResult, BatchRow
 from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
@@ -19,7 +21,7 @@ from tui.views.chart import Axis, Chart, Level, Point, Series
 if TYPE_CHECKING:
     from tui.live.predict import BatchPrediction
 
-NEAR = 1.6
+NEAR = 2.6
 """A ridge up to this many times the highest point still belongs in a linear plot."""
 NEAR_LOG = 6.0
 """The same on a logarithmic axis."""
@@ -34,38 +36,80 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
-def _ridge(report: IntensityReport, *, highest: float, near: float) -> tuple[tuple[Level, ...], tuple[str, ...]]:
-    """The device's ridge as a level, or as a note where it would squeeze the points into a corner."""
-    device = report.query.device
-    ridge = device.ridge()
-    if ridge is None:
-        return (), ("no ridge: bandwidth or peak of the device unknown",)
-    if ridge <= near * highest:
-        return (Level(label=f"ridge {device.name} {ridge:,.0f}", value=ridge, symbol="┄"),), ()
-    return (), (f"ridge of {device.name} at {ridge:,.0f}: above this scale",)
+def _ridges(report: IntensityReport, *, highest: float, near: float) -> tuple[tuple[Level, ...], tuple[str, ...]]:
+    """Ridges as levels, or as a note where they would squeeze the points into a corner. Common ones are marked so."""
+    drawn = [ridge for ridge in report.ridges if ridge.value <= near * highest]
+    levels = tuple(
+        Level(label=f"ridge {_ridge_name(ridge)} {ridge.value:,.0f}", value=ridge.value, symbol="┄") for ridge in drawn
+    )
+    above = [f"{_ridge_name(ridge)} {ridge.value:,.0f}" for ridge in report.ridges if ridge not in drawn]
+    return levels, (f"above this scale: ridge {', '.join(above)}",) if above else ()
+
+
+def _ridge_name(ridge: Ridge) -> str:
+    return f"of a common {ridge.name}" if ridge.common else ridge.name
 
 
 def prefill_chart(report: IntensityReport) -> Chart:
-    """Intensity of prefill attention against context; logarithmic where it spans decades (flash)."""
-    query, limit = report.query, report.prefill.limit
+    """Intensity of prefill attention against context, alone, on linear axes; what limits decoding in a note."""
+    limit = report.shown_prefill.limit
     points = tuple((float(p.context), p.intensity) for p in report.prefill_by_context)
-    values = [y for _, y in points]
-    log = max(values) > 20 * min(values)
     levels = () if limit is None else (Level(label=f"limit {limit:,.1f}", value=limit),)
-    highest = max([*values, *(v.value for v in levels)])
-    ridge, notes = _ridge(report, highest=highest, near=NEAR_LOG if log else NEAR)
+    highest = max([*(y for _, y in points), *(level.value for level in levels)])
+    ridges, notes = _ridges(report, highest=highest, near=NEAR)
     return Chart(
-        title=f"Prefill · {query.attention} · d = {query.head_dim}",
-        x=Axis(title="context N, tokens", log=True, doubling=True, tick=format_count),
-        y=Axis(title="FLOP/B", log=log, tick=_number, from_zero=not log),
+        title=f"Prefill · {_what(report)}",
+        x=Axis(title="context N, tokens", tick=format_count, from_zero=True),
+        y=Axis(title="FLOP/B", tick=_number, from_zero=True),
         series=(Series(label="attention", symbol="●", points=points, colour=0),),
-        levels=(*levels, *ridge),
-        notes=notes,
+        levels=(*levels, *ridges),
+        notes=(_decode_limit(report), *notes),
     )
+
+
+def _what(report: IntensityReport) -> str:
+    query = report.query
+    mask = " · causal" if query.causal else ""
+    if report.layers is not None:
+        return f"all layers of {query.model.title}{mask}"
+    return f"{query.attention} · d = {query.head_dim}{mask}"
+
+
+def _decode_limit(report: IntensityReport) -> str:
+    """What limits the attention of a decode step: ``decode 0.993: memory limits it (ridge 153, A100)``."""
+    value, ridge = report.shown_decode.intensity, report.ridges[0]
+    limit = "arithmetic" if value >= ridge.value else "memory"
+    name = f", {ridge.name.split()[0]}" if ridge.common else ""
+    return f"decode {figures(value)}: {limit} limits it (ridge {ridge.value:,.0f}{name})"
 
 
 def decode_chart(report: IntensityReport) -> Chart:
     """Intensity of a decode step against batch, as queried and with the model's own grouping."""
+    series = _layered_series(report) if report.layers is not None else _textbook_series(report)
+    highest = max(y for s in series for _, y in s.points)
+    levels, notes = _ridges(report, highest=highest, near=NEAR_LOG)
+    query = report.query
+    kind = "all layers" if report.layers is not None else str(query.attention)
+    return Chart(
+        title=f"Decode · {kind} · N = {query.context:,}",
+        x=Axis(title="batch B, sequences", log=True, doubling=True, tick=format_count),
+        y=Axis(title="FLOP/B", log=True, tick=_number),
+        series=tuple(series),
+        levels=levels,
+        notes=notes,
+    )
+
+
+def _layered_series(report: IntensityReport) -> list[Series]:
+    points = report.decode_by_batch
+    return [
+        Series(label="attention", symbol="+", colour=4, points=_points(points, "attention_intensity")),
+        Series(label="linear layers", symbol="◆", colour=2, points=_points(points, "linear_intensity")),
+        Series(label="step", symbol="●", colour=0, points=_points(points, "step_intensity")),
+    ]
+
+
+def _textbook_series(report: IntensityReport) -> list[Series]:
     query = report.query
     asked, own = query.group_size, query.model.group_size
     plain, grouped = report.decode_by_batch, report.decode_by_batch_grouped
@@ -81,14 +125,30 @@ def decode_chart(report: IntensityReport) -> Chart:
             1, Series(label=f"attention {name}", symbol="+", colour=4, points=_points(grouped, "attention_intensity"))
         )
         series.append(Series(label=f"step {name}", symbol="●", colour=0, points=_points(grouped, "step_intensity")))
-    highest = max(y for s in series for _, y in s.points)
-    levels, notes = _ridge(report, highest=highest, near=NEAR_LOG)
+    return series
+
+
+def flash_chart(report: IntensityReport, flash: IntensityReport) -> Chart:
+    """Prefill of standard attention and of FlashAttention beside each other, on logarithmic axes."""
+    lines = (("standard attention", "●", 0, report), ("FlashAttention", "×", 1, flash))
+    series = tuple(
+        Series(
+            label=label,
+            symbol=symbol,
+            colour=colour,
+            points=tuple((float(p.context), p.intensity) for p in each.prefill_by_context),
+        )
+        for label, symbol, colour, each in lines
+    )
+    limit = report.prefill.limit
+    levels = () if limit is None else (Level(label=f"limit {limit:,.1f}", value=limit),)
+    ridges, notes = _ridges(report, highest=max(y for s in series for _, y in s.points), near=NEAR_LOG)
     return Chart(
-        title=f"Decode · {query.attention} · N = {query.context:,}",
-        x=Axis(title="batch B, sequences", log=True, doubling=True, tick=format_count),
+        title=f"Prefill · d = {report.query.head_dim}",
+        x=Axis(title="context N, tokens", log=True, doubling=True, tick=format_count),
         y=Axis(title="FLOP/B", log=True, tick=_number),
-        series=tuple(series),
-        levels=levels,
+        series=series,
+        levels=(*levels, *ridges),
         notes=notes,
     )
 

@@ -101,18 +101,20 @@ def test_policy_chooses_the_rows():
 def test_intensity_documents_agree_with_the_report(query):
     report = intensity_report(query)
     document = strict(intensity_document(report))
-    for name, cost in (("prefill", report.prefill), ("decode", report.decode)):
+    for name, cost in (("prefill", report.shown_prefill), ("decode", report.shown_decode)):
         phase = document[name]
-        assert (phase["flops"], phase["bytes"], phase["intensity"]) == (cost.flops, ceil(cost.bytes), cost.intensity)
-        assert phase["flops"] == sum(step["flops"] for step in phase["steps"])
+        whole = (ceil(cost.flops), ceil(cost.bytes), cost.intensity)
+        assert (phase["flops"], phase["bytes"], phase["intensity"]) == whole
+        assert phase["flops"] == ceil(sum(Fraction(step["flops"]) for step in phase["steps"]))
         moved = sum(Fraction(step["read_bytes"]) + Fraction(step["write_bytes"]) for step in phase["steps"])
         assert moved == pytest.approx(float(cost.bytes), rel=1e-12)
     for point in (*document["prefill_by_context"], document["prefill"], document["decode"]):
         assert type(point["flops"]) is type(point["bytes"]) is int
-        assert point["intensity"] == pytest.approx(point["flops"] / point["bytes"], rel=1 / point["bytes"])
+        rounded = 1 / point["bytes"] + 1 / point["flops"]
+        assert point["intensity"] == pytest.approx(point["flops"] / point["bytes"], rel=rounded)
     assert [p["context"] for p in document["prefill_by_context"]] == list(query.contexts)
     assert [p["batch"] for p in document["decode_by_batch"]] == list(query.batches)
-    assert len(document["observations"]) == 7
+    assert len(document["observations"]) >= 7
 
 
 def test_limit_is_null_where_there_is_none():

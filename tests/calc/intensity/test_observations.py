@@ -13,9 +13,10 @@ from calc.fit.memory import memory_report
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.observations import critical_batch, intensity_observations, knee
 from calc.intensity.study import IntensityQuery, intensity_report
-from calc.intensity.traffic import decode_point
 from calc.model.spec import DeviceSpec, Policy, Study, edit
 from calc.model.storage import FORMATS, StorageFormat
+from calc.sources.catalog import find_model
+from tests.calc.intensity.points import decode_point
 from tests.calc.intensity.test_study import queries
 from tests.calc.strategies import LLAMA, QUICK, device, models, studies
 
@@ -155,8 +156,57 @@ def test_linear_layers_held_by_their_activations():
     """A model with huge activations: a vocabulary of a million on a width of 8."""
     model = edit(LLAMA, hidden_size=8, n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=10**6)
     sentence = said(replace(QUERY, model=model), LINEAR)
-    assert sentence.endswith("but activations are moved for each sequence and take a growing share.")
+    assert sentence.endswith("but activations are moved for each sequence: 11 % of the bytes at first, 97 % at last.")
     assert "the linear layers never reach the ridge" in said(replace(QUERY, model=model), RIDGE)
+
+
+def test_experts_are_what_holds_deepseek_back_and_activations_are_not():
+    """Shares by hand at B = 256: all experts are read, 17.8 times what one token reads; activations are 2 % of all."""
+    model = find_model("deepseek-v3")
+    query = IntensityQuery(model=model, device=H100, attention=Attention.FLASH, stored=True)
+    report = intensity_report(query)
+    first, last = report.decode_by_batch[0], report.decode_by_batch[-1]
+    sentence = next(s for s in intensity_observations(report) if s.startswith("The linear layers"))
+    times = last.weight_bytes / first.weight_bytes
+    assert "but new tokens hit experts that no token hit before" in sentence
+    assert f"{times:.1f} times as many weights are read" in sentence
+    share = (last.weight_bytes - first.weight_bytes) / (last.linear_bytes - first.linear_bytes)
+    assert f"{100 * share:.0f} % of the bytes that come on top" in sentence
+    assert f"activations are {100 * last.activation_bytes / last.linear_bytes:.0f} % of all" in sentence
+    assert "256 of 256 experts per layer are hit at B = 256" in sentence
+    assert "activations are moved for each sequence" not in sentence
+
+
+def test_latent_attention_is_said_with_its_form_and_its_limit():
+    model = find_model("deepseek-v3")
+    report = intensity_report(IntensityQuery(model=model, device=H100, attention=Attention.FLASH))
+    text = " ".join(intensity_observations(report))
+    assert "Counted in decode: 61 x latent attention, absorbed. In prefill: 61 x latent attention, expanded." in text
+    assert "128 heads read one row of 576 elements per token" in text
+    assert "As N grows, decode tends to 242 FLOP/B." in text
+    assert "0.995" not in text
+    h200 = replace(H100, name="H200", bandwidth_bytes_per_s=4.8e12)
+    crossing = intensity_observations(intensity_report(replace(report.query, device=h200)))[-1]
+    assert "1/1.05 of the ridge at N = 1,024, and above it as N grows" in crossing
+
+
+def test_attention_above_the_linear_layers_raises_the_step():
+    model = find_model("deepseek-v3")
+    report = intensity_report(IntensityQuery(model=model, device=H100, attention=Attention.FLASH, batches=(1,)))
+    point = report.decode_by_batch[0]
+    sentence = next(s for s in intensity_observations(report) if s.startswith("The whole decode step"))
+    assert f"raises it to {point.step_intensity / point.linear_intensity:.2f} times the linear layers'" in sentence
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "qwen3.5-35b-a3b", "deepseek-v3.2", "llama-4-scout", "gemma-3-27b"])
+def test_shares_of_a_decode_step_are_the_reports(name):
+    report = intensity_report(IntensityQuery(model=find_model(name), device=H100, attention=Attention.FLASH))
+    decode = report.layers.decode
+    sentence = next(s for s in intensity_observations(report) if s.startswith("Of the bytes that decode moves"))
+    most = max(decode.operators, key=lambda o: o.bytes)
+    assert f"{most.count:,} x {most.name} moves {100 * most.bytes / decode.bytes:.0f} % of them" in sentence
+    states = sum(o.bytes for o in decode.operators if o.kind == "recurrence")
+    assert ("states (read and written)" in sentence) == (states > 0)
 
 
 def test_step():
@@ -169,7 +219,7 @@ def test_step():
 
 
 def test_step_over_a_tiny_context():
-    assert "hardly lowers the linear layers'" in said(replace(QUERY, context=1), STEP)
+    assert "hardly changes the linear layers'" in said(replace(QUERY, context=1), STEP)
 
 
 def test_a_single_batch():
@@ -197,10 +247,13 @@ def test_ridge_from_the_other_side():
     assert "Prefill attention (517) is compute bound, 1.75 times the ridge" in sentence
 
 
-def test_unknown_ridge_is_said_and_not_guessed():
+def test_without_a_ridge_common_devices_stand_in_and_are_marked_so():
+    """A100 80 GB: 312 TFLOP/s over 2.039 TB/s; H100 SXM: 989.4 over 3.35."""
     sentence = said(replace(QUERY, device=device()), RIDGE)
-    assert sentence.startswith("No ridge: the bandwidth or peak of test device is not known")
-    assert not numbers(sentence)
+    assert sentence.startswith("Ridges of common devices, FLOP/B (bf16): A100 80 GB 153, H100 80 GB 295 (")
+    assert "the bandwidth or peak of test device is not known" in sentence
+    assert "On A100: prefill attention (57.4) is memory bound, 1/2.66 of the ridge; decode" in sentence
+    assert "On H100: prefill attention (57.4) is memory bound, 1/5.14 of the ridge; decode" in sentence
 
 
 @QUICK
@@ -216,7 +269,7 @@ def test_the_critical_batch_is_the_first(model, ridge, each):
         return point.linear_intensity
 
     if batch is None:
-        assert linear(10**15) <= ridge * (1 + 1e-9)
+        assert linear(10**12) <= ridge * (1 + 1e-9)
     else:
         assert linear(batch) >= ridge * (1 - 1e-9)
         assert batch == 1 or linear(batch - 1) < ridge * (1 + 1e-9)
@@ -242,7 +295,7 @@ def test_sentences_change_with_the_numbers():
 @given(queries, st.sampled_from([device(), H100]))
 def test_observations_never_fail(query, where):
     sentences = intensity_observations(intensity_report(replace(query, device=where)))
-    assert len(sentences) == 7
+    assert len(sentences) >= 7
     for sentence in sentences:
         assert re.fullmatch(r"[A-Z].*\.", sentence)
         assert not re.search(r"nan|inf\b|None|Fraction|e[+-]\d|  ", sentence)

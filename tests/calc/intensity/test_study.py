@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 
 from calc.errors import SpecError
 from calc.intensity.attention import Attention, Phase, attention_work, phase_cost
-from calc.intensity.study import DEFAULT_BATCHES, DEFAULT_CONTEXTS, IntensityQuery, intensity_report
-from calc.intensity.traffic import decode_point
+from calc.intensity.study import (
+    DEFAULT_BATCHES,
+    DEFAULT_CONTEXTS,
+    IntensityQuery,
+    intensity_report,
+    textbook_report,
+)
 from calc.model.spec import edit
+from tests.calc.intensity.points import decode_point
 from tests.calc.strategies import LLAMA, QUICK, device, models
 
 QUERY = IntensityQuery(model=LLAMA, device=device())
@@ -27,7 +33,8 @@ queries = st.builds(
     group_size=st.integers(1, 16),
     element_bytes=st.sampled_from([1, 2, Fraction(17, 16), Fraction(9, 16)]),
     weight_element_bytes=st.sampled_from([2, Fraction(9, 16), Fraction(17, 32)]),
-    softmax_flops=st.sampled_from([0, 5]),
+    softmax_flops=st.sampled_from([0, 5, 3, Fraction(7, 2)]),
+    causal=st.booleans(),
     contexts=st.lists(st.integers(1, 10**6), min_size=1, max_size=4).map(tuple),
     batches=st.lists(st.integers(1, 10**6), min_size=1, max_size=4).map(tuple),
 )
@@ -50,8 +57,9 @@ def test_default_series():
 @QUICK
 @given(queries)
 def test_every_point_is_the_formulas(query):
-    report = intensity_report(query)
-    sizes = {n: getattr(query, n) for n in ("head_dim", "group_size", "element_bytes", "softmax_flops")}
+    report = textbook_report(query)
+    names = ("head_dim", "group_size", "element_bytes", "softmax_flops", "causal")
+    sizes = {n: getattr(query, n) for n in names}
     for point in report.prefill_by_context:
         work = attention_work(query.attention, Phase.PREFILL, n_keys=point.context, **sizes)
         assert (point.flops, point.bytes) == work
@@ -68,7 +76,7 @@ def test_every_point_is_the_formulas(query):
 @QUICK
 @given(queries)
 def test_prefill_rises_towards_its_limit(query):
-    report = intensity_report(query)
+    report = textbook_report(query)
     points = sorted(report.prefill_by_context, key=lambda p: p.context)
     assert all(a.intensity <= b.intensity for a, b in pairwise(points))
     limit = report.prefill.limit

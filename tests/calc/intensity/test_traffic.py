@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import (
     attention_flops,
-    decode_point,
-    decode_series,
+    commonest_experts,
+    expected_experts,
     linear_activations,
-    linear_bytes,
     linear_flops,
     linear_params,
+    linear_step,
     read_params,
 )
 from calc.model.count import parameters
 from calc.model.spec import Mlp, edit
 from calc.sources.catalog import find_model
+from calc.step.weights import as_stored, one_format
+from tests.calc.intensity.points import decode_point
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models
 
 
@@ -60,10 +62,11 @@ def test_a_step_of_llama_by_hand():
     kv_heads = 32 * 8
     weights = 7_504_658_432
     assert linear_flops(batch=1, parameters=weights) == 15_009_316_864
-    linear_moved = linear_bytes(
-        batch=1, parameters=weights, weight_element_bytes=2, activations=linear_activations(LLAMA), element_bytes=2
-    )
+    linear = linear_step(LLAMA, 1, weights=one_format(2))
+    linear_moved = linear.weight_bytes + linear.activation_bytes
     assert linear_moved == 15_009_316_864 + 2 * (32 * (4 * 4096 + 2 * 4096 + 2 * 1024 + 3 * 14336) + 4096 + 128256)
+    assert (point.weight_bytes, point.activation_bytes) == (linear.weight_bytes, linear.activation_bytes)
+    assert point.attention_bytes == kv_heads * moved
     assert point.linear_intensity == float(Fraction(15_009_316_864, linear_moved))
     assert point.attention_intensity == flops / moved
     assert point.step_intensity == float(Fraction(15_009_316_864 + kv_heads * flops, linear_moved + kv_heads * moved))
@@ -72,7 +75,7 @@ def test_a_step_of_llama_by_hand():
 @QUICK
 @given(models(), st.integers(1, 1000), st.integers(1, 10_000), st.integers(1, 8))
 def test_attention_is_flat_and_linear_layers_rise(model, batch, context, group):
-    low, high = decode_series(model, (batch, batch + 1), context=context, group_size=group)
+    low, high = (decode_point(model, n, context=context, group_size=group) for n in (batch, batch + 1))
     assert low.attention_intensity == high.attention_intensity
     assert low.linear_intensity < high.linear_intensity
 
@@ -104,11 +107,6 @@ def test_plain_mlp_has_two_matrices():
     assert linear_params(LLAMA) - linear_params(edit(LLAMA, mlp=Mlp.PLAIN)) == 32 * 4096 * 14336
 
 
-@pytest.mark.parametrize("batches", [(1,), (8, 1, 4)])
-def test_series_keeps_its_order(batches):
-    assert tuple(p.batch for p in decode_series(LLAMA, batches, context=16, group_size=1)) == batches
-
-
 def test_a_batch_reads_the_experts_that_it_hits() -> None:
     """Mixtral: 8 experts, 2 per token. B tokens hit 8 (1 - (6/8)^B) of them on average; the rest is read once."""
     model = find_model("mixtral-8x22b")
@@ -126,7 +124,7 @@ def test_a_batch_reads_the_experts_that_it_hits() -> None:
 def test_intensity_of_experts_rises_more_slowly() -> None:
     """New tokens hit new experts, so that the weights read grow with them, until all are read."""
     model, batches = find_model("mixtral-8x22b"), (1, 2, 4096)
-    first, *others = decode_series(model, batches, context=1024, group_size=6)
+    first, *others = (decode_point(model, n, context=1024, group_size=6) for n in batches)
     for point in others:
         expected = point.batch * read_params(model, 1) / read_params(model, point.batch)
         activations = 1 + point.batch * linear_activations(model) / read_params(model, point.batch)
@@ -155,3 +153,24 @@ def test_attention_of_a_plain_model_is_that_of_the_study(model):
         softmax_flops=5, element_bytes=1,
     )  # fmt: skip
     assert attention_flops(model) == model.n_layers * model.n_kv_heads * each
+
+
+def test_expected_experts_of_the_commonest_kind() -> None:
+    """DeepSeek-V3: 8 of 256; 32 tokens hit 256 (1 - (31/32)^32) of them, 163.3."""
+    part = commonest_experts(find_model("deepseek-v3"))
+    assert part is not None
+    assert expected_experts(part, 1) == 8
+    assert expected_experts(part, 32) == pytest.approx(256 * (1 - (31 / 32) ** 32), rel=1e-12)
+    assert commonest_experts(LLAMA) is None
+
+
+def test_weights_are_read_at_the_bytes_of_their_part() -> None:
+    """gpt-oss-20b: experts in MXFP4, attention, router and head in 16 bits, whatever the average is."""
+    model = find_model("gpt-oss-20b")
+    linear = linear_step(model, 1, weights=as_stored(model))
+    attention = 24 * (2880 * (4096 + 2 * 512) + 4096 * 2880 + 64)
+    rest = 24 * (2880 * 32 + 32) + 2880 * 201_088
+    experts = 24 * 4 * 3 * 2880 * 2880
+    assert model.stored is not None
+    per_expert_weight = dict(model.stored.components)["experts"] / (24 * 32 * (3 * 2880 * 2880 + 3 * 2880))
+    assert float(linear.weight_bytes) == pytest.approx(2 * (attention + rest) + experts * per_expert_weight, rel=1e-12)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 from textual.widgets import Label, Static
 
-from calc.commands.intensity import intensity_parser
-from calc.commands.options import device_from, model_from
+from calc.commands.intensity import intensity_parser, query_from
 from calc.commands.tables import Table
 from calc.intensity.attention import Attention
+from calc.sources.catalog import find_model
 from tests.tui.live_engine import live_app, open_pane
 from tui.app.app import KvscopeApp
+from tui.form.state import with_study
+from tui.panes.base import StateEdited
 from tui.panes.intensity import IntensityPane, report_tables
 from tui.widgets.dial import ChoiceDial, NumberDial
 from tui.widgets.plot import PlotView
@@ -115,6 +118,25 @@ async def test_the_sums_on_screen_are_the_totals() -> None:
 
 
 @pytest.mark.slow
+async def test_a_model_of_several_kinds_of_layers_is_shown_by_kind() -> None:
+    async with (the_app := app()).run_test(size=(160, 45)) as pilot:
+        pane = await open_pane(pilot, "f4", IntensityPane)
+        assert pane.query_one("#dial-d").display
+        study = replace(the_app.state.study, model=find_model("gpt-oss-20b"))
+        pane.post_message(StateEdited(with_study(the_app.state, study), pane))
+        await pilot.pause()
+        assert not pane.query_one("#dial-d").display
+        assert not pane.query_one("#flash").display
+        assert pane.query_one("#dial-attention", ChoiceDial).value == "flash"
+        kinds = [row[1] for row in shown_table(pane, "steps-decode").rows]
+        assert kinds == ["sliding attention, window 128", "full attention", "sum"]
+        assert pane.command_line() == "kvscope intensity --model gpt-oss-20b --weight-format bf16"
+        await pilot.press("f")
+        await pilot.pause()
+        assert the_app.state.attention is Attention.STANDARD
+        assert the_app.analysis.intensity.layers is not None
+
+
 async def test_a_mouse_turns_a_dial_by_its_arrow() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f4", IntensityPane)
@@ -159,21 +181,16 @@ async def test_the_command_line_gives_the_same_report() -> None:
     """What is copied, read by the command line's own parser, asks the same question after each turn of a dial."""
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
-        for key in ("right", "f", "x"):
+        for key in ("right", "f", "x", "m"):
             await pilot.press(key)
             await pilot.pause()
             kvscope, command, *options = shlex.split(pane.command_line())
             assert (kvscope, command) == ("kvscope", "intensity")
-            args = intensity_parser("kvscope intensity").parse_args(options)
             query = the_app.analysis.intensity.query
-            assert (args.context, args.attention, args.softmax_flops) == (
-                query.context,
-                str(query.attention),
-                query.softmax_flops,
-            )
-            assert model_from(args) == query.model
-            assert device_from(args).memory_bytes == query.device.memory_bytes
-        assert (query.context, query.attention, query.softmax_flops) == (2048, Attention.FLASH, 0)
+            asked = query_from(intensity_parser("kvscope intensity").parse_args(options))
+            assert asked.device.memory_bytes == query.device.memory_bytes
+            assert replace(asked, device=query.device) == query
+        assert (query.context, query.attention, query.softmax_flops, query.causal) == (2048, Attention.FLASH, 0, True)
 
 
 async def test_the_export_holds_tables_plots_and_sentences() -> None:

@@ -27,13 +27,13 @@ from calc.intensity.study import intensity_report
 from calc.model.spec import DIMENSIONS, Mlp, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS
 from calc.sources import load_model
-from calc.sources.catalog import find_device, manual_device
+from calc.sources.catalog import find_device, find_model, manual_device
 from calc.units import format_decimal
 from engine.errors import EngineFailure, InputError
 from engine.measure.kinds.evaluate import Evaluate
 from engine.process.client import EngineClient
 from engine.records import Event, Request
-from tui.form.state import AppState, analyse, intensity_query
+from tui.form.state import AppState, analyse, initial_state, intensity_query
 from tui.live.measured.benchmark import benchmark_table
 from tui.live.predict import predicted_cache_bytes
 from tui.report import command
@@ -421,13 +421,14 @@ def test_plots_hold_the_points_of_the_sweeps(llama: AppState) -> None:
     lines = plotted(document_latex(build_report(state, None)))
     flash = intensity_report(replace(report.query, attention=Attention.FLASH))
     sweeps = [[(p.context, p.intensity) for p in r.prefill_by_context] for r in (report, flash)]
-    for (_, points), sweep in zip(lines[:2], sweeps, strict=True):
+    compared = [points for name, points in lines if name in ("standard attention", "FlashAttention")]
+    for points, sweep in zip([lines[0][1], *compared], [sweeps[0], *sweeps], strict=True):
         assert points == [pytest.approx(point, rel=1e-7) for point in sweep]
     levels = {name: points for name, points in lines if len(points) == 2 and points[0][1] == points[1][1]}
-    assert levels["limit 64.6"] == [(64, pytest.approx(64.625)), (16384, pytest.approx(64.625))]
+    assert [y for _, y in levels["limit 64.6"]] == [pytest.approx(64.625)] * 2
     ridge = report.query.device.ridge()
     assert [points[0][1] for name, points in levels.items() if name.startswith("ridge")] == [pytest.approx(ridge)]
-    decode = [points for name, points in lines if name.startswith(("attention", "linear", "step"))]
+    decode = [points for name, points in lines[1:] if name.startswith(("attention", "linear", "step"))]
     names = ("attention_intensity", "attention_intensity", "linear_intensity", "step_intensity", "step_intensity")
     sources = (0, 1, 0, 0, 1)
     series = (report.decode_by_batch, report.decode_by_batch_grouped)
@@ -439,19 +440,38 @@ def test_plots_hold_the_points_of_the_sweeps(llama: AppState) -> None:
         assert line == [pytest.approx(point, rel=1e-7) for point in sweep]
 
 
-def test_a_ridge_is_drawn_only_where_it_is_known(llama: AppState) -> None:
+def test_common_ridges_are_drawn_and_marked_where_the_device_has_none(llama: AppState) -> None:
     latex, markdown = both(llama)
-    assert "ridge" not in " ".join(name for name, _ in plotted(latex))
-    assert "no known bandwidth or peak, so no ridge is drawn" in markdown
+    drawn = {name.replace("~", " ") for name, _ in plotted(latex) if name.startswith("ridge")}
+    assert drawn == {"ridge of a common A100 80 GB 153", "ridge of a common H100 80 GB 295"}
+    assert "no known bandwidth or peak, so ridges of common devices stand in: A100 80 GB 153 FLOP/B" in markdown
+
+
+def test_prefill_is_alone_on_linear_axes_and_flash_is_compared_apart(llama: AppState) -> None:
+    report = build_report(llama, None)
+    prefill, decode, compared = (block.chart for block in report.blocks if isinstance(block, Figure))
+    assert (prefill.x.log, prefill.y.log, [s.label for s in prefill.series]) == (False, False, ["attention"])
+    assert (decode.x.log, decode.y.log) == (True, True)
+    assert [s.label for s in compared.series] == ["standard attention", "FlashAttention"]
+    latex = document_latex(report)
     assert len(re.findall("xmode=log", latex)) == len(re.findall("ymode=log", latex)) == 2
+
+
+def test_the_layers_of_a_model_that_is_not_plain_are_counted_at_the_end(llama: AppState) -> None:
+    model = find_model("deepseek-v3")
+    markdown = to_markdown(build_report(initial_state(replace(llama.study, model=model)), None))
+    _, _, layers = markdown.partition("### The layers of deepseek-v3 as they are")
+    assert "Studied first is the plain attention of the question" in markdown
+    assert "61 x latent attention, absorbed" in layers
+    assert "decode tends to 242 FLOP/B" in layers
 
 
 def test_markdown_draws_its_plots_as_text(llama: AppState) -> None:
     report = build_report(llama, None)
     figures = [block for block in report.blocks if isinstance(block, Figure)]
-    assert len(figures) == 2
+    assert len(figures) == 3
     markdown = to_markdown(report)
-    assert markdown.count("```text") == 2
+    assert markdown.count("```text") == 3
     assert "limit 64.6" in markdown
     assert "\x1b" not in markdown
 

@@ -22,6 +22,7 @@ from tui.views.plots import (
     batch_decode_chart,
     benchmark_chart,
     decode_chart,
+    flash_chart,
     latency_chart,
     prefill_chart,
 )
@@ -124,26 +125,53 @@ def test_plain_marker_is_ascii_apart_from_axes() -> None:
     assert drawn == set()
 
 
-def test_prefill_shows_the_limit_and_says_where_the_ridge_is() -> None:
+def test_prefill_is_alone_on_linear_axes_with_its_limit_and_what_limits_decoding() -> None:
     built = prefill_chart(report())
+    assert (built.x.log, built.y.log, len(built.series)) == (False, False, 1)
     assert [level.label for level in built.levels] == ["limit 64.6"]
     assert built.levels[0].value == pytest.approx(64.625)
-    assert built.notes == ("ridge of NVIDIA H100 SXM at 295: above this scale",)
-    assert "ridge of NVIDIA H100 SXM at 295" in draw(prefill_chart(report()), width=100, height=20).split("\n")[0]
+    assert built.notes == (
+        "decode 0.993: memory limits it (ridge 295)",
+        "above this scale: ridge NVIDIA H100 SXM 295",
+    )
+    assert "decode 0.993: memory limits it" in draw(prefill_chart(report()), width=100, height=20).split("\n")[0]
 
 
-def test_flash_prefill_is_logarithmic_with_the_ridge_drawn_and_no_limit() -> None:
+def test_flash_prefill_has_the_ridge_drawn_and_no_limit() -> None:
     built = prefill_chart(report(Attention.FLASH))
-    assert built.y.log
+    assert (built.x.log, built.y.log) == (False, False)
     assert [level.label for level in built.levels] == ["ridge NVIDIA H100 SXM 295"]
     assert built.levels[0].value == pytest.approx(989e12 / 3.35e12, rel=0.01)
 
 
-def test_an_unknown_device_has_no_ridge_and_that_is_said() -> None:
+def test_flash_stands_beside_standard_in_a_chart_of_its_own() -> None:
+    built = flash_chart(report(), report(Attention.FLASH))
+    assert (built.x.log, built.y.log) == (True, True)
+    assert [series.label for series in built.series] == ["standard attention", "FlashAttention"]
+    for series, source in zip(built.series, (report(), report(Attention.FLASH)), strict=True):
+        assert series.points == tuple((float(p.context), p.intensity) for p in source.prefill_by_context)
+
+
+def test_common_ridges_stand_in_for_an_unknown_device_and_are_marked() -> None:
     query = IntensityQuery(model=find_model("llama-3-8b"), device=manual_device(80 * 10**9))
-    built = decode_chart(intensity_report(query))
-    assert not built.levels
-    assert "bandwidth or peak of the device unknown" in built.notes[0]
+    decode, prefill = decode_chart(intensity_report(query)), prefill_chart(intensity_report(query))
+    assert [level.label for level in decode.levels] == [
+        "ridge of a common A100 80 GB 153",
+        "ridge of a common H100 80 GB 295",
+    ]
+    assert [level.label for level in prefill.levels] == ["limit 64.6", "ridge of a common A100 80 GB 153"]
+    assert prefill.notes[0] == "decode 0.993: memory limits it (ridge 153, A100)"
+    assert draw(prefill, width=58, height=20).split("\n")[1] == prefill.notes[0]
+
+
+def test_a_model_of_several_kinds_of_layers_has_one_series_each() -> None:
+    model = find_model("deepseek-v3")
+    query = IntensityQuery(model=model, device=manual_device(80 * 10**9), attention=Attention.FLASH)
+    source = intensity_report(query)
+    built = decode_chart(source)
+    assert [series.label for series in built.series] == ["attention", "linear layers", "step"]
+    assert built.series[0].points[0][1] == source.decode_by_batch[0].attention_intensity > 190
+    assert prefill_chart(source).notes[0] == "decode 196: arithmetic limits it (ridge 153, A100)"
 
 
 def test_decode_series_carry_the_reports_numbers() -> None:
