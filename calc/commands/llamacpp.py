@@ -78,6 +78,12 @@ def devices_from(args: argparse.Namespace) -> tuple[DeviceSpec, ...]:
     return tuple(find_device(name) for name in names) if len(names) > 1 else ()
 
 
+def device_words(study: Study, options: ServerOptions | None) -> str:
+    """The device, or the unlike ones that share the model."""
+    unlike = () if options is None else options.devices
+    return " and ".join(device.name for device in unlike) or study.device.name
+
+
 def placement_document(report: ServerReport) -> Document:
     """What is on each device and on the host, for the "engine" block."""
     if report.host is None:

@@ -10,6 +10,7 @@ from calc.commands.documents import Document, term_document
 from calc.commands.headline import batch_document, batch_sentence
 from calc.commands.llamacpp import (
     best_split,
+    device_words,
     placement_document,
     placement_notes,
     placement_options,
@@ -300,8 +301,7 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
         tables.component_table(base),
         tables.derivation_table((*base.steps[:-1], *report.steps)),
     ]
-    devices = " and ".join(device.name for device in options.devices) or study.device.name
-    what = f"{study.model.title} on {devices}, {study.context:,} tokens"
+    what = f"{study.model.title} on {device_words(study, options)}, {study.context:,} tokens"
     heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
     notes = [*server_notes(reports, report, args.batch), *served_notes(base)]
     if (command := launch_command(report)) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from calc.commands.llamacpp import add_llamacpp_options, every_advice, split_document, split_table
+from calc.commands.llamacpp import add_llamacpp_options, device_words, every_advice, split_document, split_table
 from calc.commands.notes import context_notes
 from calc.commands.options import (
     SERVER_NAMES,
@@ -102,7 +102,7 @@ class Question:
 def question_from(args: argparse.Namespace) -> Question:
     """The question that the options ask. Raises CalcError."""
     check_server_options(args)
-    tp, args.tp = args.tp, (args.tp,)
+    args.tp = (args.tp,)
     study, server = study_from(args, servers=True), None
     if args.policy in SERVERS:
         from calc.commands.server import options_from
@@ -111,6 +111,7 @@ def question_from(args: argparse.Namespace) -> Question:
         server = options_from(args, study)
         given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
         study = as_served(study, server, **given)
+    tp = study.tps[0]  # of unlike devices their number
     return Question(
         study=study,
         policy=args.policy,
@@ -131,7 +132,8 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     if args.format == "json":
         return emit_json(args, document)
     study = asked.study
-    heading = f"{study.model.title} on {study.device.name}, {requests(asked.batch)}, {study.context:,} tokens"
+    devices = device_words(study, asked.server)
+    heading = f"{study.model.title} on {devices}, {requests(asked.batch)}, {study.context:,} tokens"
     heading += f", TP {asked.tp}, as {SERVER_NAMES.get(asked.policy, asked.policy)} counts"
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
@@ -158,7 +160,7 @@ def solve_document(asked: Question, finds: Sequence[str]) -> Document:
         "command": "solve",
         "schema": 1,
         "model": study.model.title,
-        "device": study.device.name,
+        "device": device_words(study, asked.server),
         "device_memory_bytes": study.device.memory_bytes,
         "context": study.context,
         "batch": asked.batch,

@@ -75,8 +75,8 @@ class ServerCosts:
         return self.admission(context, batch).batch >= batch
 
     def on(self, device: DeviceSpec) -> ServerCosts:
-        """The same server on another device."""
-        return replace(self, study=replace(self.study, device=device))
+        """The same server on another device, or as many of it as share the model."""
+        return replace(self, study=replace(self.study, device=device), options=_alike(self.options))
 
     def stored(self, weights: StorageFormat, cache: StorageFormat) -> ServerCosts:
         """The same server with other storage formats."""
@@ -89,7 +89,7 @@ class ServerCosts:
 
     def shared(self, tp: int, pp: int, batch: int) -> Admission:
         """The same server with other degrees of parallelism."""
-        return _admission(self.study, replace(self.options, tp=tp, pp=pp), batch)
+        return _admission(self.study, replace(_alike(self.options), tp=tp, pp=pp), batch)
 
     def least_stages(self, tp: int, batch: int) -> int:
         """Stages below which the weights alone exceed the devices."""
@@ -119,6 +119,11 @@ class ServerCosts:
             return ""
         start = "; it does not even start" if at.free_bytes <= 0 else ""
         return f"{format_bytes(at.missing_bytes)} per GPU are missing in the cache pool for {requests(batch)}{start}."
+
+
+def _alike(options: ServerOptions) -> ServerOptions:
+    """`options` for devices that are all alike: what named unlike ones, or shares of them, is left out."""
+    return replace(options, devices=(), tensor_split=())
 
 
 def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admission:

@@ -58,6 +58,19 @@ def test_unlike_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unlike devices share a model with --policy llamacpp only" in err
 
 
+def test_solve_over_unlike_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other devices and their number are asked of such as are alike."""
+    two = answer(
+        capsys, "solve", "--model", "llama-3-70b", "--weight-format", "Q4_K_M", "--device", "rtx-3090,rtx-4060",
+        "--tensor-split", "3,1",
+    )  # fmt: skip
+    assert (two["tp"], two["device"]) == (2, "NVIDIA RTX 3090 and NVIDIA RTX 4060")
+    assert 0 < two["answers"]["split"]["n_gpu_layers"] < 81
+    assert len(two["answers"]["split"]["devices"]) == 2
+    assert len({row["max_batch"] for row in two["answers"]["device"]}) > 3
+    assert two["answers"]["devices"]["devices"] == 2  # such as the first
+
+
 def test_k_and_v_apart(capsys: pytest.CaptureFixture[str]) -> None:
     """K of 32 layers x 1,024 elements at 34/32 B, V at 18/32 B."""
     mixed = answer(capsys, *EIGHT, "--device", "rtx-4090", "--kv-format", "q8_0/q4_0")
