@@ -67,10 +67,10 @@ def feed_tensors(feeds: tuple[FeedForward, ...], hidden_size: int) -> Iterator[T
             yield tensor._replace(name=prefix + tensor.name)
 
 
-def head_matrix(model: ModelSpec, work: Pass) -> Matrix:
-    """The head, tied or not."""
-    (matrix,) = fused([Tensor(LM_HEAD, model.vocab_size, model.embedding_width)], work, Kind.HEAD)
-    return matrix
+def head_matrices(model: ModelSpec, work: Pass) -> list[Matrix]:
+    """The head, tied or not; none where the model has none."""
+    rows = model.head_size
+    return fused([Tensor(LM_HEAD, rows, model.embedding_width)] if rows else [], work, Kind.HEAD)
 
 
 def fused(tensors: Iterable[Tensor], work: Pass, kind: Kind) -> list[Matrix]:

@@ -14,7 +14,7 @@ from calc.model.count import EMBED_TOKENS, unshared
 from calc.model.parts import EMBEDDING, WHOLE, Mlp, Norm, Tensor
 from calc.model.storage import whole
 from calc.step.formulas import all_reduce_bytes, elementwise_flops, matrix_bytes, moved_bytes
-from calc.step.matrices import feed_matrices, head_matrix, mixer_matrices, product
+from calc.step.matrices import feed_matrices, head_matrices, mixer_matrices, product
 from calc.step.mixers import mixing, positions
 from calc.step.operators import Amount, Kind, Operator, Pass, merged
 
@@ -52,7 +52,8 @@ def _linear(model: ModelSpec, work: Pass) -> Iterator[Operator]:
     for feeds, count in feed_forwards(model).items():
         for matrix in feed_matrices(feeds, model.hidden_size, work):
             yield product(matrix, count, work, work.tokens)
-    yield product(head_matrix(model, work), 1, work, work.batch)
+    for matrix in head_matrices(model, work):
+        yield product(matrix, 1, work, work.batch)
 
 
 def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
@@ -70,8 +71,9 @@ def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
         yield from _activations(feeds, count, work)
     if work.tp > 1:
         yield _all_reduce(model, work)
-    yield product(head_matrix(model, work), 1, work, work.batch)
-    yield _sampling(model, work)
+    for matrix in head_matrices(model, work):
+        yield product(matrix, 1, work, work.batch)
+        yield _sampling(model, work)
 
 
 def mixers(model: ModelSpec) -> Mapping[Mixer, int]:
@@ -172,7 +174,7 @@ def _all_reduce(model: ModelSpec, work: Pass) -> Operator:
 
 def _sampling(model: ModelSpec, work: Pass) -> Operator:
     """Probabilities of one token per sequence."""
-    logits: dict[str, Any] = {"tokens": work.batch, "elements": model.vocab_size}
+    logits: dict[str, Any] = {"tokens": work.batch, "elements": model.head_size}
     return Operator(
         name="sampling",
         kind=Kind.SAMPLING,

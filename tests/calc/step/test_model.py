@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -268,6 +269,15 @@ def test_work_never_falls_as_batch_or_context_grow(model: ModelSpec, phase: Phas
         sums = [float(total(operators, what)) for what in ("flops", "read_bytes", "write_bytes")]
         assert all(now >= before for before, now in zip(last, sums, strict=False))
         last = sums
+
+
+def test_a_model_without_a_head_has_none_in_its_pass() -> None:
+    bare = replace(LLAMA, head_rows=0)
+    names = [o.name for o in pass_operators(bare, Pass(phase=Phase.DECODE))]
+    assert "lm_head" not in names
+    assert "sampling" not in names
+    scored = {o.name: o for o in pass_operators(replace(LLAMA, head_rows=2), Pass(phase=Phase.DECODE))}
+    assert scored["lm_head"].flops == 2 * 2 * 4096
 
 
 def test_a_gated_feed_forward_reads_its_input_once() -> None:
