@@ -105,8 +105,8 @@ def _counted(model: ModelSpec, weight_format: StorageFormat) -> Weights:
     outer = list(outer_tensors(model))
     first = [tensor for tensor in outer if tensor.role in LOOKED_UP]
     last = [tensor for tensor in outer if tensor.role not in LOOKED_UP]
-    embedding = next(tensor for tensor in first if tensor.role == EMBEDDING)
-    shared = tensor_bytes(embedding, weight_format) if model.tied else 0
+    embedding = next((tensor for tensor in first if tensor.role == EMBEDDING), None)
+    shared = tensor_bytes(embedding, weight_format) if model.tied and embedding is not None else 0
     head = shared or max((tensor_bytes(tensor, weight_format) for tensor in last), default=0)
     return Weights(
         input=sum(table_bytes(tensor, weight_format) for tensor in first),

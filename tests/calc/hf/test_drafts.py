@@ -1,6 +1,8 @@
 """Draft heads: totals of SpecForge's own classes on the meta device (its 45 public configs, commit a6b6b02, without
 the embedding, which its checkpoints leave to the target), the pieces by hand, and what is refused."""
 
+import json
+
 import pytest
 
 from calc.errors import SourceError
@@ -168,3 +170,15 @@ class TestWhatIsSaid:
     def test_a_vision_model_that_is_called_eagle_is_whole(self):
         config = draft("Eagle2_5_VLForConditionalGeneration", "2 32 8 4096 14336", V)
         assert total(config) == 2 * LAYER + 2 * V * H + H
+
+
+@pytest.mark.parametrize("policy", ["equal-split", "replicated", "vllm", "sglang", "llamacpp"])
+@pytest.mark.parametrize("name", ["llama3-8B-eagle3", "qwen3-8b-dspark"])
+def test_every_policy_answers(name, policy, tmp_path, capsys):
+    """A model without an embedding, and one without a head besides."""
+    from calc.__main__ import main
+
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(SPECFORGE[name][0]))
+    assert main(["memory", "--model", str(file), "--device", "h100-sxm", "--policy", policy, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["total"] == SPECFORGE[name][1]
