@@ -66,7 +66,7 @@ def of_row(report: MemoryReport, row: TpRow) -> Headline:
         fits=row.fits,
         room_bytes=report.study.device.memory_bytes - row.weight_bytes_per_gpu,
         each_bytes=each,
-        problem=None if row.fits else row.problem,
+        problem=row.problem,
         steps=row.steps,
     )
 
@@ -121,8 +121,11 @@ def batch_sentence(batch: int, most: int, free_bytes: int, where: str) -> str:
 def sentences(answer: Headline, batch: int | None) -> list[str]:
     """What stands first where the answer is not for one device, or a batch was asked for."""
     said = []
-    if answer.problem is not None:
+    if answer.problem is not None and not answer.fits:
         said.append(f"{answer.where} cannot be served: {answer.problem}.")
+    elif answer.problem is not None:
+        held = requests(answer.max_batch)
+        said.append(f"{answer.where}: {held} by arithmetic alone; no server divides the model so.")
     elif answer.devices > 1:
         held = f"{requests(answer.max_batch)} at once" if answer.fits else "not one request"
         said.append(f"{answer.where}: {answer.devices:,} devices hold {held}.")
@@ -136,7 +139,7 @@ def with_headline(table: Table, answer: Headline, batch: int | None) -> Table:
     rows = list(table.rows)
     if answer.devices > 1:
         name = f"Max batch size possible ({answer.where})"
-        note = "" if answer.fits else "cannot be served" if answer.problem else "does not fit"
+        note = "cannot be served" if answer.problem else "" if answer.fits else "does not fit"
         rows[-1] = Row((name, format_count(answer.max_batch), "", note), terms=answer.steps[::-1], strong=True)
     if batch is not None:
         free = answer.free_bytes(batch)

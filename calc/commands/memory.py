@@ -64,7 +64,7 @@ def _asked(args: argparse.Namespace, report: MemoryReport, answer: Headline) -> 
     """The answer of ``memory`` with what was asked for in front."""
     heading, parts, notes = memory_answer(report, answer)
     said = sentences(answer, args.batch)
-    return heading, [with_headline(parts[0], answer, args.batch), *parts[1:]], [*said, *notes]
+    return heading, [with_headline(parts[0], answer, args.batch), *parts[1:]], list(dict.fromkeys((*said, *notes)))
 
 
 def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:

@@ -69,3 +69,12 @@ def test_layers_that_are_not_the_models(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_batch_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "One request fits on one device: 62.87 GB are left per device." in run(["--batch", "1"], capsys)
     assert "60 requests do not fit on one device: 485.03 MB are missing per device." in run(["--batch", "60"], capsys)
+
+
+def test_what_no_server_divides_is_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    """The equal split counts TP 3 as the assignment does; 32 query heads are not divisible by it."""
+    text = run(["--tp", "3"], capsys)
+    assert "TP 3: 208 requests by arithmetic alone; no server divides the model so." in text
+    assert "hold 208" not in text
+    whole = run(["--tp", "3", "--policy", "replicated"], capsys)
+    assert "TP 3 cannot be served: 32 query heads are not divisible by 3." in whole
