@@ -144,6 +144,23 @@ def parse_share(text: str) -> Fraction:
     return value
 
 
+_SECONDS = {"s": 1, "ms": 10**-3, "us": 10**-6, "µs": 10**-6, "min": 60}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a time such as ``500ms``, ``1.5 s`` or ``2min``, more than 0. Raises QuantityError.
+
+    >>> parse_duration("500ms"), parse_duration("1.5 s")
+    (0.5, 1.5)
+    """
+    number, unit = _split(text, what="time", example="500ms")
+    if unit not in _SECONDS:
+        raise QuantityError(f"a time needs a unit: 500ms or 1.5s, not {_shown(text.strip())}")
+    if number <= 0:
+        raise QuantityError(f"a time must be more than 0, not {_shown(text.strip())}")
+    return float(number) * _SECONDS[unit]
+
+
 def _split(text: str, *, what: str, example: str) -> tuple[Fraction, str]:
     """The exact number at the start of `text`, and the letters after it in lower case."""
     stripped = text.strip()

@@ -17,6 +17,10 @@ COMMANDS = {
         "calc.commands.intensity:run_intensity",
         "FLOPs, bytes and intensity of attention and of a decode step",
     ),
+    "estimate": (
+        "calc.commands.estimate:run_estimate",
+        "TTFT, TPOT and tokens per second, with a bound and a band",
+    ),
     "solve": (
         "calc.commands.solve:run_solve",
         "inverse questions: largest context or batch, fewest devices, …",

@@ -69,7 +69,8 @@ def as_text(table: Table, *, width: int | None = None, styled: bool = False) -> 
     even that fits, each row becomes a block of lines.
     """
     table = _safe(table)
-    title = _bold(table.title) if styled else table.title
+    heading = [table.title] if width is None else _wrap(table.title, width)
+    title = "\n".join(_bold(line) if styled else line for line in heading)
     layout = laid_out(table, None if table.chain else width)
     if table.chain and width is not None and layout is not None and layout.total > width:
         return "\n".join([title, *_chained(table, width)])

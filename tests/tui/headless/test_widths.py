@@ -27,6 +27,8 @@ CALCULATED = (
     "memory --model llama-3-70b --tp 8 --pp 2",
     "solve --model qwen3-32b --device l40s --find all",
     "sweep --models llama-3-8b,qwen3-8b --contexts 1k..16k --batches 1..4 --format text",
+    "estimate --device h100-sxm --concurrency 8 --batches 1..64 --limit tpot=20ms --price 2",
+    "estimate --model deepseek-v3 --device h200-sxm --tp 8 --max-load",
     "intensity",
     "intensity --model deepseek-v3 --device h100-sxm",
     "models qwen",

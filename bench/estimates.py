@@ -1,0 +1,238 @@
+"""Estimates against public measurements: errors, bands and bounds, by kind of load.
+
+    python bench/estimates.py ../shared/data/throughput_more.csv [--pairs] [--write]
+
+Nothing is fitted here. A row is left out where its source calls it impossible or not to be used, where its model,
+device or format is not in the catalog, and where it ran over pipeline stages or attention groups, which `estimate`
+does not have. ``--pairs`` lists the pairs of model and device with their bias; ``--write`` writes
+assets/estimate_accuracy.json, which `kvscope estimate` quotes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import exp, log
+from pathlib import Path
+
+from calc.errors import CalcError
+from calc.model.named import weights_as
+from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.storage import StorageFormat, parse_cache, parse_weights
+from calc.sources.catalog import devices, find_model
+from calc.speed.estimate import Asked, Estimate, Load, Room, estimate
+from calc.speed.room import room_of
+from calc.speed.spans import Span
+
+TARGET = Path(__file__).parent.parent / "assets" / "estimate_accuracy.json"
+ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "TensorRT-LLM": "trtllm", "TRT-LLM": "trtllm", "llama.cpp": "llamacpp"}
+FORMATS = {"BF16": "bf16", "FP16": "bf16", "F16": "bf16", "FP8": "fp8", "FP4": "nvfp4", "NVFP4": "nvfp4"}
+LOADS = {"static": Load.STATIC, "batch1": Load.STATIC, "closed_loop": Load.CLOSED, "max_load": Load.MAX}
+DRAWN = 0.9
+"""InferenceX draws lengths from 80 to 100 % of the stated ones."""
+OLD = "2024"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A measured number beside its estimate; times as seconds, rates as tokens per second."""
+
+    group: tuple[str, str, str]
+    pair: tuple[str, str, str, str]
+    measured: float
+    span: Span
+    is_rate: bool
+
+    @property
+    def error(self) -> float:
+        """log(measured / expected) of the time, also for a rate."""
+        ratio = log(self.measured / self.span.mid)
+        return -ratio if self.is_rate else ratio
+
+    @property
+    def in_band(self) -> bool:
+        """Whether the band holds the number."""
+        return self.span.low <= self.measured <= self.span.high
+
+    @property
+    def beats_bound(self) -> bool:
+        """Whether the number is better than possible."""
+        bound = self.span.bound
+        return self.measured > 1.001 * bound if self.is_rate else self.measured < 0.999 * bound
+
+
+class LeftOut(Exception):
+    """Why a row is not compared."""
+
+
+def compared(row: dict[str, str]) -> Compared:
+    """The row beside its estimate. Raises LeftOut and CalcError."""
+    if "IMPOSSIBLE" in row["note"] or "do not use" in row["note"]:
+        raise LeftOut("marked by its source")
+    engine = ENGINES.get(row["engine"])
+    if engine is None:
+        raise LeftOut(f"engine {row['engine']}")
+    if int(row["pp"] or 1) > 1 or int(row["dp"] or 1) > 1:
+        raise LeftOut("pipeline stages or attention groups")
+    asked = _asked(row, engine)
+    if engine == "llamacpp" and (asked.count or 1) > 1:
+        raise LeftOut("llama.cpp batches that share a prompt")
+    study = _study(row, asked)
+    answer = estimate(study, asked, _room(study, asked))
+    if not answer.fits:
+        raise LeftOut("does not fit here")
+    span, is_rate, scale = _span(row["metric"], answer)
+    pair = (row["catalog_model"], row["gpu"], row["engine"], row["precision"])
+    return Compared(_group(row, asked, study.model), pair, float(row["value"]) * scale, span, is_rate)
+
+
+def _asked(row: dict[str, str], engine: str) -> Asked:
+    drawn = DRAWN if "nference" in row["note"] else 1.0
+    stated = row["batch_or_concurrency"].replace(".", "")
+    load = LOADS[row["kind"]]
+    return Asked(
+        engine=engine,
+        version="0.5.0" if row["engine_version"] == OLD else None,
+        prompt_tokens=max(1, int(float(row["isl"] or 1) * drawn)),
+        new_tokens=max(1, int(float(row["osl"] or 1) * drawn)),
+        load=load,
+        count=None if load is Load.MAX else int(float(row["batch_or_concurrency"])) if stated.isdigit() else 1,
+        tp=int(row["tp"] or 1),
+    )
+
+
+def _study(row: dict[str, str], asked: Asked) -> Study:
+    if not row["catalog_model"]:
+        raise LeftOut("model not in the catalog")
+    names = {device.name.removeprefix("NVIDIA ").removeprefix("AMD "): device.spec for device in devices().values()}
+    if row["gpu"] not in names:
+        raise LeftOut(f"device {row['gpu']}")
+    model = find_model(row["catalog_model"])
+    own_cache = row["kv_precision"] or ("FP8" if asked.engine == "trtllm" and row["precision"] != "BF16" else "BF16")
+    cache = parse_cache("fp8" if own_cache == "FP8" else "bf16")
+    return Study(
+        model=model,
+        device=names[row["gpu"]],
+        context=asked.context,
+        tps=(asked.tp,),
+        policy=Policy.REPLICATED,
+        weight_format=_weights(row["precision"], model),
+        kv_format=cache,
+    )
+
+
+def _weights(precision: str, model: ModelSpec) -> StorageFormat:
+    try:
+        chosen = parse_weights(FORMATS.get(precision, precision))
+    except CalcError:
+        raise LeftOut(f"format {precision}") from None
+    return chosen if isinstance(chosen, StorageFormat) else weights_as(chosen, model)
+
+
+def _room(study: Study, asked: Asked) -> Room:
+    """What fits here, but never less than what is known to have run."""
+    plain = replace(asked, engine="trtllm")  # 90 % less 2 GB for all: the sources say little of their settings
+    room = room_of(study, plain)
+    ran = asked.count or 1 if asked.load is Load.STATIC else 0
+    return Room(max(room.fitting, ran), room.most)
+
+
+def _span(metric: str, answer: Estimate) -> tuple[Span, bool, float]:
+    """The estimate of a metric, whether it is a rate, and what the metric's unit is in ours."""
+    ttft, tpot, e2e, rate = answer.ttft, answer.tpot, answer.e2e, answer.output_rate
+    assert ttft is not None
+    assert tpot is not None
+    assert e2e is not None
+    assert rate is not None
+    known = {
+        "latency_s": (e2e, False, 1.0),
+        "ttft_ms": (ttft, False, 1e-3),
+        "tpot_ms": (tpot, False, 1e-3),
+        "prefill_tokens_per_s": (ttft.rate(answer.batch * answer.asked.prompt_tokens), True, 1.0),
+        "decode_tokens_per_s": (tpot.rate(answer.batch), True, 1.0),
+        "output_tokens_per_s_per_gpu": (rate, True, float(answer.asked.tp)),
+        "output_tokens_per_s_total": (rate, True, 1.0),
+    }
+    if metric not in known:
+        raise LeftOut(f"metric {metric}")
+    return known[metric]
+
+
+def _group(row: dict[str, str], asked: Asked, model: ModelSpec) -> tuple[str, str, str]:
+    experts = any(part.kind == "experts" for layer in model.groups for part in layer.feed_forwards)
+    vendor = "NVIDIA"
+    if row["gpu"].startswith(("MI", "Ryzen", "RX")):
+        vendor = "AMD"
+    if row["gpu"].startswith(("Apple", "M1", "M2", "M3", "M4")):
+        vendor = "Apple"
+    if asked.engine == "llamacpp":
+        return ("llama.cpp, batch 1", row["metric"], vendor)
+    if row["metric"] == "ttft_ms" and asked.load is Load.CLOSED and asked.count != 1:
+        return (row["kind"], "ttft_ms loaded", vendor)
+    return (row["kind"], row["metric"], f"{vendor}, {'experts' if experts else 'dense'}")
+
+
+def report(all_rows: list[Compared], *, pairs: bool) -> dict[str, dict[str, float]]:
+    """Print a line per group; what the estimates quote."""
+    groups: dict[tuple[str, str, str], list[Compared]] = defaultdict(list)
+    for one in all_rows:
+        groups[one.group].append(one)
+    print(f"{'load':20} {'metric':28} {'devices, model':18} {'rows':>5} {'error':>7} {'bias':>6} {'in band':>8}")
+    quoted = {}
+    for group, rows in sorted(groups.items()):
+        error = statistics.median(abs(exp(one.error) - 1) for one in rows)
+        bias, covers = statistics.median(one.error for one in rows), statistics.mean(one.in_band for one in rows)
+        print(f"{group[0]:20} {group[1]:28} {group[2]:18} {len(rows):5} {error:7.1%} {bias:+6.2f} {covers:8.0%}")
+        quoted[" · ".join(group)] = {
+            "rows": len(rows),
+            "median_error": round(error, 3),
+            "band_covers": round(covers, 3),
+        }
+        if pairs:
+            _print_pairs(rows)
+    return quoted
+
+
+def _print_pairs(rows: list[Compared]) -> None:
+    by_pair: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    for one in rows:
+        by_pair[one.pair].append(one.error)
+    for pair, errors in sorted(by_pair.items(), key=lambda item: -abs(statistics.median(item[1]))):
+        print(f"    {', '.join(pair):70} {len(errors):5} {statistics.median(errors):+6.2f}")
+
+
+def _compare_all(path: Path, left_out: Counter[str]) -> Iterator[Compared]:
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                yield compared(row)
+            except (LeftOut, CalcError) as reason:
+                left_out[str(reason)[:70]] += 1
+
+
+def main() -> None:
+    """Compare, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--pairs", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    left_out: Counter[str] = Counter()
+    rows = list(_compare_all(args.rows, left_out))
+    quoted = report(rows, pairs=args.pairs)
+    beaten = [one for one in rows if one.beats_bound]
+    print(f"\n{len(rows):,} numbers compared; the bound is beaten by {len(beaten)}")
+    for one in beaten[:20]:
+        print("  ", one.group, one.pair, f"{one.measured:.4g}", f"bound {one.span.bound:.4g}")
+    print("left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.most_common()))
+    if args.write:
+        TARGET.write_text(json.dumps({"about": "made by bench/estimates.py", "groups": quoted}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

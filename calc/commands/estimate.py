@@ -1,0 +1,344 @@
+"""``estimate``: TTFT, TPOT and throughput of a load on a device, with a bound, a middle and a band."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from calc.commands.documents import Document
+from calc.commands.estimate_tables import answer_table, frontier_table, operator_table
+from calc.commands.options import (
+    Parser,
+    add_output_options,
+    add_study_options,
+    count,
+    counts,
+    device_from,
+    formats_from,
+    model_from,
+    reader,
+)
+from calc.commands.output import emit_json, emit_tables
+from calc.errors import QuantityError, SpecError
+from calc.model.spec import DIMENSIONS, Policy, Study
+from calc.speed.accuracy import accuracy_of
+from calc.speed.crossings import cache_over_weights, compute_bound_batch
+from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate
+from calc.speed.room import COUNTED, room_of
+from calc.units import format_duration_s, parse_duration, parse_share
+
+if TYPE_CHECKING:
+    from calc.commands.output import Answer
+    from calc.speed.passes import PassTime
+    from calc.speed.spans import Span
+
+LIMITS = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A point of the frontier: the estimate of a batch, and whether it keeps the limits (None: there are none)."""
+
+    batch: int
+    answer: Estimate
+    meets_limits: bool | None
+
+
+def limits(text: str) -> dict[str, float]:
+    """``ttft=500ms,tpot=50ms`` in seconds. Raises QuantityError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, given, value = part.partition("=")
+        if name.strip().lower() not in LIMITS or not given:
+            raise QuantityError(f"limit {part.strip()!r} is not one of ttft, tpot and e2e with a time: ttft=500ms")
+        found[name.strip().lower()] = parse_duration(value)
+    return found
+
+
+def drafts(text: str) -> tuple[int, Fraction]:
+    """``4,0.8``: tokens drafted per step, and the share of them that is accepted. Raises QuantityError."""
+    drafted, comma, accepted = text.partition(",")
+    if not comma:
+        raise QuantityError(f"{text!r} is not K,A: tokens drafted per step and their acceptance, such as 4,0.8")
+    return count(drafted), parse_share(accepted)
+
+
+def price(text: str) -> float:
+    """Money per device and hour. Raises QuantityError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise QuantityError(f"{text!r} is not a price per device and hour, such as 2.5")
+    return value
+
+
+def estimate_parser(prog: str) -> Parser:
+    """Options of ``estimate``."""
+    parser = Parser(prog=prog, description="TTFT, TPOT and tokens per second of a load, with a bound and a band.")
+    add_study_options(parser)
+    served = parser.add_argument_group("what is served")
+    served.add_argument("--prompt-tokens", type=count, default=1024, metavar="P", help="tokens in (default 1024)")
+    served.add_argument("--new-tokens", type=count, default=256, metavar="G", help="tokens out (default 256)")
+    load = served.add_mutually_exclusive_group()
+    load.add_argument("--batch", type=count, metavar="B", help="one static batch (default 1)")
+    load.add_argument(
+        "--concurrency", type=count, metavar="C", help="clients; each sends its next request when the last one ends"
+    )
+    load.add_argument("--max-load", action="store_true", help="all requests at once: the batch is what fits")
+    served.add_argument("--batches", type=counts, metavar="1..256", help="a row for each batch or number of clients")
+    served.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="times to keep")
+    served.add_argument("--price", type=reader(price), metavar="X", help="money per device and hour")
+    served.add_argument(
+        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is found in the cache"
+    )
+    served.add_argument("--chunk", type=count, metavar="N", help="tokens of a prefill chunk")
+    served.add_argument("--speculate", type=reader(drafts), metavar="K,A", help="K drafted tokens, acceptance A each")
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
+    engine.add_argument("--policy", type=str.lower, choices=ENGINES, default="vllm", help="engine (default vllm)")
+    engine.add_argument("--engine-version", metavar="V", help="such as 0.19.0")
+    add_output_options(parser)
+    return parser
+
+
+def run_estimate(argv: Sequence[str], prog: str) -> int:
+    """``estimate``: exit code 0, also where the plan does not fit (that is an answer)."""
+    args = estimate_parser(prog).parse_args(argv)
+    study, asked = _study(args), _asked(args)
+    answer = estimate(study, asked, room_of(study, asked))
+    rows = _frontier(study, asked, args)
+    if args.format == "json":
+        return emit_json(args, estimate_document(study, answer, rows, args))
+    return emit_tables(args, *_text(study, answer, rows, args))
+
+
+def _study(args: argparse.Namespace) -> Study:
+    model = model_from(args)
+    return Study(
+        model=model,
+        device=device_from(args),
+        context=args.prompt_tokens + args.new_tokens,
+        tps=(args.tp,),
+        policy=Policy.REPLICATED,
+        **formats_from(args, model),
+    )
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    load = Load.MAX if args.max_load else Load.CLOSED if args.concurrency else Load.STATIC
+    drafted, acceptance = args.speculate or (0, Fraction(0))
+    if args.chunk is not None and load is Load.MAX:
+        raise SpecError("chunk", "--chunk changes nothing at maximum load: leave one of them out")
+    return Asked(
+        engine=args.policy,
+        version=args.engine_version,
+        prompt_tokens=args.prompt_tokens,
+        new_tokens=args.new_tokens,
+        load=load,
+        count=None if load is Load.MAX else args.concurrency or args.batch or 1,
+        tp=args.tp,
+        chunk=args.chunk,
+        prefix_hit=args.prefix_hit or Fraction(0),
+        drafted=drafted,
+        acceptance=acceptance,
+    )
+
+
+def _frontier(study: Study, asked: Asked, args: argparse.Namespace) -> list[Row]:
+    if not args.batches:
+        return []
+    load = Load.STATIC if asked.load is Load.MAX else asked.load
+    each = [replace(asked, load=load, count=n) for n in args.batches]
+    room = room_of(study, each[0])
+    answers = [estimate(study, one, room) for one in each]
+    return [Row(n, answer, _meets(answer, args.limit)) for n, answer in zip(args.batches, answers, strict=True)]
+
+
+def _meets(answer: Estimate, limit: Mapping[str, float] | None) -> bool | None:
+    """Whether the expected times keep every limit."""
+    if limit is None:
+        return None
+    spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
+    return all((span := spans[name]) is not None and span.mid <= most for name, most in limit.items())
+
+
+def _cost(answer: Estimate, args: argparse.Namespace) -> float | None:
+    """Money per million tokens made, at the expected rate."""
+    if args.price is None or answer.output_rate is None:
+        return None
+    return float(args.price * args.tp / 3600 / answer.output_rate.mid * 1e6)
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Document:
+    """What ``estimate --json`` prints."""
+    model, steps = study.model, Steps(study=study, asked=answer.asked)
+    return {
+        "command": "estimate",
+        "schema": 1,
+        "model": {
+            "name": model.title,
+            **{name: getattr(model, name) for name in DIMENSIONS},
+            "source": model.provenance,
+        },
+        "device": study.device.name,
+        "policy": answer.asked.engine,
+        "tp": answer.asked.tp,
+        "pp": 1,
+        "ep": 1,
+        "load": {"kind": str(answer.asked.load), "batch": answer.batch, "asked": answer.asked.count},
+        "ttft_s": _time(answer.ttft),
+        "tpot_s": _time(answer.tpot),
+        "e2e_s": _time(answer.e2e),
+        "output_tokens_per_s": _time(answer.output_rate),
+        "tokens_per_s_per_user": _band(answer.user_rate),
+        "limited_by": answer.limited_by,
+        "fits": answer.fits,
+        "prefill": _pass(answer.prefill),
+        "decode": _pass(answer.decode),
+        "crossovers": {
+            "batch_compute_bound": compute_bound_batch(steps),
+            "context_kv_exceeds_weights": cache_over_weights(steps, max(1, int(answer.batch))),
+        },
+        "cost_per_million_output_tokens": _cost(answer, args),
+        "frontier": [_row(row) for row in rows],
+        "meets_limits": _meets(answer, args.limit),
+        "calibration": _calibration(study, steps),
+        "assumptions": assumptions(study, answer),
+    }
+
+
+def _time(span: Span | None) -> Document | None:
+    return None if span is None else {"bound": span.bound, **(_band(span) or {})}
+
+
+def _band(span: Span | None) -> Document | None:
+    return None if span is None else {"low": span.low, "mid": span.mid, "high": span.high}
+
+
+def _calibration(study: Study, steps: Steps) -> Document:
+    """What the constants come from, and how far estimates of this kind were off (None: no such run is known)."""
+    known, constants = accuracy_of(study, steps.asked), steps.device.constants
+    return {
+        "family": constants.family,
+        "source": constants.source,
+        "rows": 0 if known is None else known.rows,
+        "median_error": None if known is None else known.median_error,
+        "band_covers": None if known is None else known.band_covers,
+    }
+
+
+def _row(row: Row) -> Document:
+    answer = row.answer
+    return {
+        "batch": row.batch,
+        "ttft_s": _time(answer.ttft),
+        "tpot_s": _time(answer.tpot),
+        "output_tokens_per_s": _time(answer.output_rate),
+        "tokens_per_s_per_user": _band(answer.user_rate),
+        "fits": answer.fits,
+        "meets_limits": row.meets_limits,
+    }
+
+
+def _pass(time: PassTime | None) -> Document | None:
+    if time is None:
+        return None
+    operators = [
+        {
+            "name": one.operator.name,
+            "count": one.operator.count,
+            "flops": float(one.operator.flops),
+            "bytes": float(one.operator.bytes),
+            "intensity": float(one.operator.flops) / float(one.operator.bytes) if one.operator.bytes else 0.0,
+            "limited_by": one.limited_by,
+            "time_s": one.time_s,
+        }
+        for one in time.operators
+    ]
+    return {"flops": time.flops, "bytes": time.bytes, "time_s": time.expected_s, "operators": operators}
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+
+def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Answer:
+    parts = [answer_table(answer, _cost(answer, args), _meets(answer, args.limit))]
+    if rows:
+        parts.append(frontier_table(rows))
+    for title, time in (("Prefill, operator by operator", answer.prefill), ("Decode step", answer.decode)):
+        if time is not None:
+            parts.append(operator_table(title, time))
+    return sentence(study, answer), parts, [*crossings(study, answer), *assumptions(study, answer)]
+
+
+def sentence(study: Study, answer: Estimate) -> str:
+    """The answer in one sentence."""
+    asked, devices = answer.asked, "one" if answer.asked.tp == 1 else f"{answer.asked.tp} x"
+    where = f"{study.model.title} on {devices} {study.device.name}"
+    if answer.ttft is None or answer.user_rate is None:
+        return f"{where}: does not fit. {answer.problem}."
+    users = "1 user" if answer.batch == 1 else f"{int(answer.batch):,} users"
+    sees = "sees" if answer.batch == 1 else "see"
+    ttft, rate = answer.ttft, answer.user_rate
+    each = "" if answer.batch == 1 else " each"
+    return (
+        f"{where}: {users} with {asked.prompt_tokens:,} tokens in and {asked.new_tokens:,} out {sees} the first token "
+        f"after {format_duration_s(ttft.low)} to {format_duration_s(ttft.high)} and {rate.low:.3g} to {rate.high:.3g} "
+        f"tokens per second{each}. {answer.limited_by.capitalize()} limits decoding."
+    )
+
+
+def crossings(study: Study, answer: Estimate) -> list[str]:
+    """Where the limit changes."""
+    steps = Steps(study=study, asked=answer.asked)
+    batch, context = compute_bound_batch(steps), cache_over_weights(steps, max(1, int(answer.batch)))
+    return [
+        f"Arithmetic limits decoding from a batch of {batch:,} on."
+        if batch is not None
+        else "At no batch does arithmetic limit decoding: every sequence reads a cache of its own.",
+        *([f"From a context of {context:,} tokens on a step reads more cache than weights."] if context else []),
+    ]
+
+
+def assumptions(study: Study, answer: Estimate) -> list[str]:
+    """What the estimate takes for granted."""
+    asked, device = answer.asked, Steps(study=study, asked=answer.asked).device
+    family = device.constants
+    said = [f"{answer.problem}."] if answer.problem else []
+    if family.known:
+        said.append(f"Operators reach what was measured on the family {family.family} ({family.source}).")
+    else:
+        said.append(f"No operator of {study.device.name} was measured: default constants and a wide band.")
+    if asked.engine == "transformers":
+        said.append("transformers launches each operator from Python; its overhead is recalled, not measured.")
+    if asked.engine not in COUNTED:
+        said.append("Requests that fit: 90 % of the memory less 2 GB, the weights and the caches.")
+    if asked.engine == "llamacpp" and asked.tp > 1:
+        said.append("llama.cpp divides layers among devices: a token passes through them one after the other.")
+    if asked.load is not Load.STATIC and answer.batch > 1:
+        said.append("TTFT under load depends on how requests arrive and wait: only its band is promised.")
+    if answer.fits and answer.batch < FEW and asked.load is Load.MAX:
+        said.append(f"Fewer than {FEW} requests fit: a GB of reserve more or less decides the batch.")
+    if asked.drafted:
+        said.append("Speculation: the verified tokens are counted, the draft model's own time is not.")
+    if any(part.kind == "experts" for layer in study.model.groups for part in layer.feed_forwards):
+        said.append("Experts: each token takes its own evenly at random; the bound counts those of one token.")
+    return [*said, _accuracy_sentence(study, asked)]
+
+
+def _accuracy_sentence(study: Study, asked: Asked) -> str:
+    known = accuracy_of(study, asked)
+    if known is None:
+        return "No public run of this kind was compared: take the band for a guess (docs/estimates.md)."
+    return (
+        f"On {known.rows:,} public measurements of this kind the middle was off by {known.median_error:.0%} in the "
+        f"median, and the band held {known.band_covers:.0%} of them (docs/estimates.md)."
+    )

@@ -1,0 +1,97 @@
+"""The tables of ``estimate``: the answer, the frontier, and the operators of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from calc.commands.tables import Column, Row, Table, share
+from calc.units import Quantity, format_count, format_decimal, format_duration_s, format_flops
+
+if TYPE_CHECKING:
+    from calc.commands.estimate import Row as Point
+    from calc.speed.estimate import Estimate
+    from calc.speed.passes import PassTime
+    from calc.speed.spans import Span
+
+
+def answer_table(answer: Estimate, cost: float | None, meets_limits: bool | None) -> Table:
+    """Bound, low, middle and high of every quantity."""
+    times = (("TTFT", answer.ttft), ("TPOT", answer.tpot), ("End to end", answer.e2e))
+    rows = [_time_row(name, span) for name, span in times]
+    rows.append(_rate_row("Output tokens/s", answer.output_rate))
+    rows.append(_rate_row("Tokens/s per user", answer.user_rate))
+    if cost is not None:
+        rows.append(Row(("Cost per million tokens out", "", "", f"{cost:.3g}", "")))
+    if meets_limits is not None:
+        rows.append(Row(("Keeps the limits", "", "", "yes" if meets_limits else "no", "")))
+    names = ("Bound", "Low", "Mid", "High")
+    return Table(title="Estimate", columns=(Column("Quantity"), *(Column(n, numeric=True) for n in names)), rows=rows)
+
+
+def _time_row(name: str, span: Span | None) -> Row:
+    if span is None:
+        return Row((name, "", "", "–", ""))
+    return Row((name, *(format_duration_s(value) for value in (span.bound, span.low, span.mid, span.high))))
+
+
+def _rate_row(name: str, span: Span | None) -> Row:
+    if span is None:
+        return Row((name, "", "", "–", ""))
+    return Row((name, *(_rate(value) for value in (span.bound, span.low, span.mid, span.high))))
+
+
+def _rate(value: float) -> Quantity:
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return Quantity(text, value, "tokens/s")
+
+
+def frontier_table(points: Sequence[Point]) -> Table:
+    """A row for each batch: times, rates and limits."""
+    columns = (
+        Column("Batch", numeric=True),
+        Column("TTFT", numeric=True),
+        Column("TPOT", numeric=True),
+        Column("low to high", numeric=True, priority=2),
+        Column("Tokens/s per user", numeric=True, priority=3),
+        Column("Tokens/s in all", numeric=True),
+        Column("Limited by", priority=1),
+        Column("Limits", priority=4),
+    )
+    return Table(title="By batch", columns=columns, rows=[_point(point) for point in points])
+
+
+def _point(point: Point) -> Row:
+    answer = point.answer
+    kept = {None: "", True: "kept", False: "not kept"}[point.meets_limits]
+    if answer.tpot is None or answer.ttft is None or answer.output_rate is None or answer.user_rate is None:
+        return Row((format_count(point.batch), "–", "–", "", "–", "–", "capacity", kept), struck=True)
+    band = f"{format_duration_s(answer.tpot.low)} to {format_duration_s(answer.tpot.high)}"
+    times = (format_duration_s(answer.ttft.mid), format_duration_s(answer.tpot.mid), band)
+    rates = (_rate(answer.user_rate.mid), _rate(answer.output_rate.mid))
+    return Row((format_count(point.batch), *times, *rates, answer.limited_by, kept))
+
+
+def operator_table(title: str, time: PassTime) -> Table:
+    """The operators of a pass, those that take longest first."""
+    columns = (
+        Column("Operator"),
+        Column("Runs", numeric=True, priority=1),
+        Column("FLOPs", numeric=True, priority=3),
+        Column("Bytes", numeric=True, priority=3),
+        Column("FLOP/B", numeric=True, priority=2),
+        Column("Limited by", priority=4),
+        Column("Time", numeric=True),
+        Column("Share", numeric=True),
+    )
+    whole = sum(one.time_s for one in time.operators)
+    rows = []
+    for one in sorted(time.operators, key=lambda one: -one.time_s):
+        flops, n_bytes = float(one.operator.flops), float(one.operator.bytes)
+        amounts = (format_flops(flops), format_decimal(round(n_bytes)))
+        each = Quantity(f"{flops / n_bytes:.3g}", flops / n_bytes, "FLOP/B") if n_bytes else ""
+        spent = (format_duration_s(one.time_s), share(one.time_s, whole))
+        rows.append(Row((one.operator.name, format_count(one.operator.count), *amounts, each, one.limited_by, *spent)))
+    total = (format_flops(time.flops), format_decimal(round(time.bytes)), "", time.limited_by, format_duration_s(whole))
+    rows.append(Row(("sum", "", *total, share(1, 1)), strong=True))
+    return Table(title=title, columns=columns, rows=rows)

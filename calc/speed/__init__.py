@@ -1,0 +1,1 @@
+"""How fast? Times of passes and of loads, from operators and constants of a device family."""

@@ -1,0 +1,50 @@
+"""How far estimates were off where public runs of the same kind are known: what bench/estimates.py found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import assets
+from calc.speed.estimate import Asked, Load
+
+if TYPE_CHECKING:
+    from calc.model.spec import Study
+
+METRICS = {
+    Load.STATIC: ("static", "latency_s"),
+    Load.CLOSED: ("closed_loop", "tpot_ms"),
+    Load.MAX: ("max_load", "output_tokens_per_s_per_gpu"),
+}
+VENDORS = ("NVIDIA", "AMD", "Apple")
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Public runs of this kind: how many numbers, the median error of the middle, the share that the band held."""
+
+    rows: int
+    median_error: float
+    band_covers: float
+
+
+def accuracy_of(study: Study, asked: Asked) -> Accuracy | None:
+    """For this load, vendor and class of model; None where no such run was compared."""
+    vendor = next((name for name in VENDORS if study.device.name.startswith(name)), "")
+    experts = any(part.kind == "experts" for layer in study.model.groups for part in layer.feed_forwards)
+    if asked.engine == "llamacpp":
+        key = f"llama.cpp, batch 1 · decode_tokens_per_s · {vendor}"
+    else:
+        kind, metric = METRICS[asked.load]
+        key = f"{kind} · {metric} · {vendor}, {'experts' if experts else 'dense'}"
+    found = _groups().get(key)
+    return None if found is None else Accuracy(**found)
+
+
+@cache
+def _groups() -> dict[str, Any]:
+    document = json.loads(assets.path("estimate_accuracy.json").read_text(encoding="utf-8"))
+    groups: dict[str, Any] = document["groups"]
+    return groups

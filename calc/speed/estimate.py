@@ -1,0 +1,277 @@
+"""TTFT, TPOT and throughput of a load: one static batch, clients in a closed loop, or all requests at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from fractions import Fraction
+from functools import cached_property
+from math import ceil, floor, sqrt
+from typing import TYPE_CHECKING
+
+from calc.model.spec import Study
+from calc.model.stored import is_as_stored
+from calc.servers.versions import parse_version
+from calc.speed import spans
+from calc.speed.constants import constants_of
+from calc.speed.kernels import Device, device_for_times
+from calc.speed.passes import PassTime, pass_time
+from calc.speed.spans import Band, Span, widened
+from calc.step.operators import Pass, Phase
+from calc.step.weights import as_stored, one_format
+
+if TYPE_CHECKING:
+    from calc.model.spec import ModelSpec
+
+ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
+HOST_S = {"vllm": 0.4e-3, "trtllm": 0.4e-3, "sglang": 1.5e-3, "transformers": 2.7e-3, "llamacpp": 0.1e-3}
+"""Scheduling, sampling and launch of a step (2025 and later; of SGLang 1.4 to 3.5 ms were seen)."""
+OLD_VLLM, OLD_VLLM_HOST_S = (0, 8), 2.7e-3
+"""Before its V1 engine vLLM scheduled between steps, in Python."""
+EAGER_LAYER_S = 0.5e-3
+"""transformers launches every kernel from Python: about 25 ms per token for 32 layers (recalled, not measured)."""
+QUEUE_FACTOR = 0.74
+"""Of sqrt(clients - 1): how prompts wait for one another, fitted on public closed-loop runs."""
+MOST_BATCH = 2048
+FEW = 8
+"""Below so many requests a GB more or less decides the batch."""
+
+
+class Load(StrEnum):
+    """How requests come."""
+
+    STATIC = "static"
+    CLOSED = "closed"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk."""
+
+    engine: str = "vllm"
+    prompt_tokens: int = 1024
+    new_tokens: int = 256
+    load: Load = Load.STATIC
+    count: int | None = 1
+    tp: int = 1
+    version: str | None = None
+    chunk: int | None = None
+    prefix_hit: Fraction = Fraction(0)
+    drafted: int = 0
+    acceptance: Fraction = Fraction(0)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a finished request."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of a prompt that are not found in the cache."""
+        return max(1, self.prompt_tokens - floor(self.prompt_tokens * self.prefix_hit))
+
+    @property
+    def step_tokens(self) -> float:
+        """Tokens that a step is expected to give: 1 + A + A² + … of K drafted ones (Leviathan et al. 2022, (1))."""
+        return float(sum(self.acceptance**i for i in range(self.drafted + 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Requests that are in memory at once: as the engine reserves memory, and with nothing reserved at all."""
+
+    fitting: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The answer. Times are None where the plan does not fit; then `problem` says why."""
+
+    asked: Asked
+    batch: float
+    fits: bool
+    problem: str | None = None
+    ttft: Span | None = None
+    tpot: Span | None = None
+    e2e: Span | None = None
+    output_rate: Span | None = None
+    prefill: PassTime | None = None
+    decode: PassTime | None = None
+
+    @property
+    def user_rate(self) -> Span | None:
+        """Tokens per second that one user sees."""
+        return None if self.tpot is None else self.tpot.rate(1)
+
+    @property
+    def limited_by(self) -> str:
+        """What decides the speed of a token."""
+        return "capacity" if self.decode is None else self.decode.limited_by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The passes of a model on a device, as an engine runs them."""
+
+    study: Study
+    asked: Asked
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model."""
+        return self.study.model
+
+    @cached_property
+    def device(self) -> Device:
+        """The device with what operators reach on it. Raises SpecError where it has no bandwidth or peak."""
+        device = self.study.device
+        return device_for_times(device, constants_of(device), self.study.weight_format.name)
+
+    @cached_property
+    def base(self) -> Pass:
+        """A pass of one token. llama.cpp's cards work one after the other: each layer has one card."""
+        study, stored = self.study, is_as_stored(self.model, self.study.weight_format)
+        each = study.weight_format.bytes_per_element
+        return Pass(
+            phase=Phase.DECODE,
+            tp=1 if self.asked.engine == "llamacpp" else self.asked.tp,
+            kv_element_bytes=study.kv_format.bytes_per_element,
+            weight_bytes=as_stored(self.model) if stored else one_format(each),
+        )
+
+    @property
+    def host_s(self) -> float:
+        """Seconds of a step that are not the device's."""
+        engine, version = self.asked.engine, self.asked.version
+        if engine == "vllm" and version is not None and parse_version(version)[:2] < OLD_VLLM:
+            return OLD_VLLM_HOST_S
+        return HOST_S[engine] + (self.model.n_layers * EAGER_LAYER_S if engine == "transformers" else 0.0)
+
+    def prefill(self, batch: int = 1) -> PassTime:
+        """The last chunk of a prompt, or the whole of it."""
+        asked = self.asked
+        new = min(asked.computed_tokens, asked.chunk or asked.computed_tokens)
+        work = replace(self.base, phase=Phase.PREFILL, batch=batch, context=asked.prompt_tokens, new_tokens=new)
+        return pass_time(self.model, work, self.device)
+
+    def prefill_s(self, batch: int = 1) -> tuple[float, float]:
+        """Expected seconds of a prompt, chunk after chunk, with the host's; and the least of one chunk."""
+        new = self.asked.computed_tokens
+        chunks = ceil(new / (self.asked.chunk or new))
+        one = self.prefill(batch)
+        return chunks * (one.expected_s + self.host_s), one.bound_s
+
+    def decode(self, batch: int, context: int) -> PassTime:
+        """A step of `batch` sequences: one token each, and those that were drafted."""
+        work = replace(self.base, batch=batch, context=context, new_tokens=1 + self.asked.drafted)
+        return pass_time(self.model, work, self.device)
+
+    @property
+    def middle(self) -> int:
+        """Tokens of a request that is half done."""
+        return self.asked.prompt_tokens + self.asked.new_tokens // 2
+
+
+def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
+    """Times of `asked` with `room` for so many requests at once.
+
+    Raises SpecError for a device without bandwidth or peak, also where nothing fits.
+    """
+    steps = Steps(study=study, asked=asked)
+    batch = _batch(asked, room.fitting)
+    if steps.device and not batch:
+        return Estimate(asked=asked, batch=0, fits=False, problem=_problem(asked, room.fitting))
+    if asked.load is Load.STATIC:
+        return _static(steps, batch)
+    return _closed(steps, batch) if asked.load is Load.CLOSED else _max_load(steps, batch, room.most)
+
+
+def _batch(asked: Asked, fitting: int) -> int:
+    """Requests in a step; 0 where the plan does not fit."""
+    if fitting < 1 or (asked.load is Load.STATIC and (asked.count or 1) > fitting):
+        return 0
+    most = min(fitting, MOST_BATCH)
+    return most if asked.count is None else min(asked.count, most)
+
+
+def _problem(asked: Asked, fitting: int) -> str:
+    whole = f"{asked.context:,} tokens ({asked.prompt_tokens:,} in, {asked.new_tokens:,} out)"
+    if fitting < 1:
+        return f"not one request of {whole} fits beside the weights"
+    return f"{fitting:,} requests of {whole} fit, not {asked.count:,}"
+
+
+def _static(steps: Steps, batch: int) -> Estimate:
+    prefill_s, least_s = steps.prefill_s(batch)
+    decode = steps.decode(batch, steps.middle)
+    band = spans.LLAMACPP if steps.asked.engine == "llamacpp" else spans.STATIC
+    first = spans.LOADED_TTFT if steps.asked.engine == "llamacpp" else spans.IDLE_TTFT
+    ttft = _fitted(steps, first).around(prefill_s, least_s)
+    return _answer(steps, batch, ttft, _per_token(steps, decode, band), decode)
+
+
+def _closed(steps: Steps, batch: int) -> Estimate:
+    """While one request makes its tokens, each other client sends one prompt, which is computed between its steps."""
+    prefill_s, least_s = steps.prefill_s()
+    decode = steps.decode(batch, steps.middle)
+    between_s = (batch - 1) * prefill_s / steps.asked.new_tokens
+    tpot = _per_token(steps, decode, spans.CLOSED, between_s=between_s)
+    waiting = 1 + QUEUE_FACTOR * sqrt(batch - 1)
+    step_s = decode.expected_s + steps.host_s if batch > 1 else 0.0
+    band = spans.IDLE_TTFT if batch == 1 else spans.LOADED_TTFT
+    return _answer(steps, batch, _fitted(steps, band).around(prefill_s * waiting + step_s, least_s), tpot, decode)
+
+
+def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
+    """Every request's prompt and tokens pass through the device; its memory is full of requests half done."""
+    prefill_s, least_s = steps.prefill_s()
+    decode, new_tokens = steps.decode(batch, steps.middle), steps.asked.new_tokens
+    experts = any(part.kind == "experts" for layer in steps.model.groups for part in layer.feed_forwards)
+    band = spans.MAX_LOAD_EXPERTS if experts else spans.MAX_LOAD
+    tpot = _per_token(steps, decode, band, between_s=batch * prefill_s / new_tokens)
+    alone = steps.decode(1, steps.asked.prompt_tokens).bound_s / steps.asked.step_tokens
+    ttft = _fitted(steps, spans.LOADED_TTFT).around((batch + 1) / 2 * prefill_s + decode.expected_s, least_s)
+    answer = _answer(steps, batch, ttft, replace(tpot, bound=min(tpot.bound, alone)), decode)
+    assert answer.output_rate is not None
+    return replace(answer, output_rate=answer.output_rate.capped(_most_tokens(steps, max(batch, most))))
+
+
+def _most_tokens(steps: Steps, most: int) -> float:
+    """Tokens per second that nothing beats: the whole memory full, steps and prompts overlapping with each other."""
+    decode, prefill = steps.decode(most, steps.asked.prompt_tokens), steps.prefill()
+    new_tokens, each = steps.asked.new_tokens, steps.asked.step_tokens
+    compute_s = new_tokens * decode.least_compute_s / each + most * prefill.least_compute_s
+    return most * new_tokens / max(compute_s, new_tokens * decode.least_memory_s / each)
+
+
+def _per_token(steps: Steps, decode: PassTime, band: Band, *, between_s: float = 0.0) -> Span:
+    """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
+    each = steps.asked.step_tokens
+    expected_s = (decode.expected_s + steps.host_s) / each + between_s
+    return _fitted(steps, band).around(expected_s, decode.bound_s / each)
+
+
+def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span, decode: PassTime) -> Estimate:
+    asked = steps.asked
+    e2e = ttft + tpot.times(asked.new_tokens - 1)
+    # In a closed loop and at maximum load the prompts of the others are in the time per token already.
+    whole = e2e if asked.load is Load.STATIC else tpot.times(asked.new_tokens)
+    return Estimate(
+        asked=asked,
+        batch=batch,
+        fits=True,
+        ttft=ttft,
+        tpot=tpot,
+        e2e=e2e,
+        output_rate=whole.rate(batch * asked.new_tokens),
+        prefill=steps.prefill(batch if asked.load is Load.STATIC else 1),
+        decode=decode,
+    )
+
+
+def _fitted(steps: Steps, band: Band) -> Band:
+    """`band`, wider where no operator of the device's family, or nothing of the engine, was measured."""
+    known = steps.device.constants.known and steps.asked.engine != "transformers"
+    return band if known else widened(band)

@@ -1,0 +1,113 @@
+"""The time of an operator: what starting it takes, and the slower of its arithmetic and its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+from calc.errors import SpecError
+from calc.model.spec import DeviceSpec
+from calc.speed.constants import ELEMENTWISE, Constants, Reach
+from calc.step.operators import Kind, Operator, Pass, Phase
+
+PRODUCTS = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.ROUTER, Kind.HEAD})
+EXPERT_PRODUCTS = 2
+"""Experts were measured as one operator: both products, and the sorting of tokens around them."""
+TILE, LARGE_TILE = 16, 64
+"""Rows of an expert's product are filled up to whole tiles, small ones up to 16 rows."""
+SIXTEEN_BITS, EIGHT_BITS = 1.9, 0.75
+"""Bytes per weight from which a matrix is multiplied in 16 bits, and from which in 8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device as times need it. `paths`: the arithmetic of matrices that are stored in 16, 8 and 4 bits."""
+
+    spec: DeviceSpec
+    constants: Constants
+    bandwidth_bytes_per_s: float
+    peaks: Mapping[str, float]
+    quantized: frozenset[str]
+
+    def path(self, element_bytes: float) -> str:
+        """The arithmetic of a matrix of weights of so many bytes."""
+        if element_bytes >= SIXTEEN_BITS:
+            return "bf16"
+        path = "fp8" if element_bytes >= EIGHT_BITS else "fp4"
+        return path if path in self.quantized and path in self.peaks else "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An operator with the time of all its runs: to start, and the longer of arithmetic and bytes.
+
+    `limited_by` is the largest of these parts: ``overhead``, ``arithmetic``, ``memory bandwidth``; or
+    ``communication``.
+    """
+
+    operator: Operator
+    time_s: float
+    limited_by: str
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+
+
+def device_for_times(device: DeviceSpec, constants: Constants, weight_format: str) -> Device:
+    """`device` with weights in `weight_format`. Raises SpecError where bandwidth or peak is not known."""
+    bandwidth, peaks = device.bandwidth_bytes_per_s, device.peak_flops_per_s
+    missing = [name for name, known in (("bandwidth", bandwidth), ("16-bit peak", peaks.get("bf16"))) if not known]
+    if bandwidth is None or missing:
+        raise SpecError(
+            "device", f"times need the {' and the '.join(missing)} of {device.name}: pick a device from the catalog"
+        )
+    name = weight_format.lower()
+    quantized = {path for path in ("fp8", "fp4") if path in name}
+    return Device(
+        spec=device,
+        constants=constants,
+        bandwidth_bytes_per_s=bandwidth,
+        peaks=peaks,
+        quantized=frozenset(quantized),
+    )
+
+
+def timed(operator: Operator, work: Pass, device: Device) -> Timed:
+    """The expected time of `operator` in the pass `work`."""
+    if operator.kind is Kind.ALL_REDUCE:
+        link = device.constants.link(work.tp, device.spec)
+        each = float(operator.link_bytes) / operator.count / link.bytes_per_s
+        return Timed(operator, operator.count * (link.t0_s + each), "communication")
+    reach, path = _reach(operator, work, device)
+    flops = float(operator.flops) * _tiles(operator, work)
+    compute_s = flops / (device.peaks[path] * reach.peak)
+    memory_s = float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
+    start_s = operator.count * reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)
+    names = {"overhead": start_s, "arithmetic": compute_s, "memory bandwidth": memory_s}
+    limit = max(names, key=lambda name: names[name])
+    return Timed(operator, start_s + max(compute_s, memory_s), limit, compute_s, memory_s)
+
+
+def _reach(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
+    """What the operator reaches, and in which arithmetic."""
+    kinds = device.constants
+    if operator.kind in PRODUCTS or operator.kind is Kind.EXPERTS:
+        path = device.path(float(operator.weights_each.sizes["weight_element_bytes"]))
+        table = kinds.experts if operator.kind is Kind.EXPERTS else kinds.product
+        return table[path], path
+    if operator.kind in (Kind.ATTENTION, Kind.INDEX):
+        if work.phase is Phase.PREFILL:
+            return kinds.prefill_attention["bf16"], "bf16"
+        return kinds.decode_attention["bf16" if work.kv_element_bytes >= SIXTEEN_BITS else "fp8"], "bf16"
+    return ELEMENTWISE, "bf16"
+
+
+def _tiles(operator: Operator, work: Pass) -> float:
+    """How many times as much an expert multiplies because its rows are filled up to whole tiles."""
+    sizes = operator.weights_each.sizes
+    if operator.kind is not Kind.EXPERTS or "top_k" not in sizes:
+        return 1.0
+    hit = sizes["top_k"] + (sizes["n_experts"] - sizes["top_k"]) * (1 - sizes["idle_share"] ** (work.tokens - 1))
+    rows = work.tokens * sizes["top_k"] / hit
+    tile = TILE if rows <= TILE else LARGE_TILE
+    return float(ceil(rows / tile) * tile / rows)

@@ -1,0 +1,106 @@
+"""The time of a whole pass on one rank: the expected one, operator by operator, and the least that is possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calc.speed.kernels import Device, Timed, timed
+from calc.step.model import pass_operators
+from calc.step.operators import Kind, Operator, Pass
+
+if TYPE_CHECKING:
+    from calc.model.spec import ModelSpec
+
+MATRICES = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.EXPERTS, Kind.HEAD, Kind.ATTENTION})
+"""Operators without which no engine computes the pass; what is between them can be fused away."""
+GEFORCE = ("NVIDIA RTX 30", "NVIDIA RTX 40", "NVIDIA RTX 50")
+"""Cards whose 16-bit peak doubles when sums are kept in 16 bits too, as llama.cpp does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTime:
+    """A pass: its operators with their times, and the least that its arithmetic and its bytes take."""
+
+    operators: tuple[Timed, ...]
+    least_compute_s: float
+    least_memory_s: float
+
+    @property
+    def bound_s(self) -> float:
+        """Seconds that no engine beats: all operators may overlap."""
+        return max(self.least_compute_s, self.least_memory_s)
+
+    @property
+    def expected_s(self) -> float:
+        """The sum over the operators, never below the bound."""
+        return max(self.bound_s, sum(one.time_s for one in self.operators))
+
+    @property
+    def compute_s(self) -> float:
+        """Arithmetic alone, at the rates that operators reach."""
+        return sum(one.compute_s for one in self.operators)
+
+    @property
+    def memory_s(self) -> float:
+        """Bytes alone, at the bandwidth that operators reach."""
+        return sum(one.memory_s for one in self.operators)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of all operators."""
+        return float(sum(one.operator.flops for one in self.operators))
+
+    @property
+    def bytes(self) -> float:
+        """Bytes moved by all operators."""
+        return float(sum(one.operator.bytes for one in self.operators))
+
+    @property
+    def limited_by(self) -> str:
+        """What bounds the operators that take most of the time."""
+        shares: dict[str, float] = {}
+        for one in self.operators:
+            shares[one.limited_by] = shares.get(one.limited_by, 0.0) + one.time_s
+        return max(shares, key=lambda name: shares[name])
+
+
+def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
+    """The time of `work` on `device`.
+
+    The bound takes arithmetic at the highest rate of any path and bytes at the full bandwidth. It counts products and
+    attention, weights once, of experts only as many as one token takes, and the caches; no softmax, no activations.
+    """
+    operators = pass_operators(model, work)
+    needed = [operator for operator in operators if operator.kind in MATRICES]
+    flops = sum(float(operator.flops) * _least_share(operator, work) for operator in needed)
+    return PassTime(
+        operators=tuple(timed(operator, work, device) for operator in operators),
+        least_compute_s=flops / highest_peak(device),
+        least_memory_s=sum(map(_least_bytes, needed)) / device.bandwidth_bytes_per_s,
+    )
+
+
+def highest_peak(device: Device) -> float:
+    """The highest rate of any arithmetic that the device has for these weights."""
+    if device.quantized:
+        return max(device.peaks.values())
+    twice = 2 if device.spec.name.startswith(GEFORCE) else 1
+    return max(twice * device.peaks["bf16"], device.peaks.get("int8", 0.0) if twice == 2 else 0.0)
+
+
+def _least_share(operator: Operator, work: Pass) -> float:
+    """Products alone: what remains of attention without its softmax."""
+    if operator.kind is not Kind.ATTENTION or not work.softmax_flops:
+        return 1.0
+    sizes = operator.flops_each.sizes
+    products = 2 * sizes["key_dim"] + 2 * sizes["value_dim"]
+    return float(products / (products + work.softmax_flops))
+
+
+def _least_bytes(operator: Operator) -> float:
+    sizes = operator.weights_each.sizes
+    weights = float(operator.weight_bytes)
+    if operator.kind is Kind.EXPERTS and "top_k" in sizes:
+        weights = operator.count * sizes["top_k"] * float(sizes["matrix_params"] * sizes["weight_element_bytes"])
+    return weights + float(operator.cache_bytes)

@@ -1,0 +1,229 @@
+"""Loads: what the engine does with the steps, what fits, and how the command says it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calc.__main__ import main
+from calc.errors import CalcError
+from calc.model.spec import Policy, Study
+from calc.sources.catalog import find_device, find_model
+from calc.speed.crossings import cache_over_weights, compute_bound_batch
+from calc.speed.estimate import Asked, Load, Room, Steps, estimate
+from calc.speed.room import room_of
+from calc.speed.spans import Span
+
+ROOM = Room(10**6, 10**6)
+QUICK = settings(max_examples=30, deadline=None)
+PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "throughput_more.csv"
+
+
+def study(model: str = "llama-3-8b", device: str = "h100-sxm") -> Study:
+    return Study(model=find_model(model), device=find_device(device), policy=Policy.REPLICATED)
+
+
+def test_a_static_batch_is_a_prompt_and_its_steps() -> None:
+    asked = Asked(prompt_tokens=1024, new_tokens=256, count=16)
+    steps, answer = Steps(study=study(), asked=asked), estimate(study(), asked, ROOM)
+    assert answer.ttft is not None
+    assert answer.tpot is not None
+    assert answer.e2e is not None
+    assert answer.output_rate
+    assert answer.tpot.mid == pytest.approx(steps.decode(16, 1024 + 128).expected_s + 0.4e-3)
+    assert answer.ttft.mid == pytest.approx(steps.prefill(16).expected_s + 0.4e-3)
+    assert answer.e2e.mid == pytest.approx(answer.ttft.mid + 255 * answer.tpot.mid)
+    assert answer.output_rate.mid == pytest.approx(16 * 256 / answer.e2e.mid)
+
+
+def test_in_a_closed_loop_the_prompts_of_the_others_come_between_the_steps() -> None:
+    asked = Asked(prompt_tokens=1024, new_tokens=256, load=Load.CLOSED, count=16)
+    steps, answer = Steps(study=study(), asked=asked), estimate(study(), asked, ROOM)
+    prompt_s, _ = steps.prefill_s()
+    step_s = steps.decode(16, 1024 + 128).expected_s + 0.4e-3
+    assert answer.tpot is not None
+    assert answer.ttft is not None
+    assert answer.tpot.mid == pytest.approx(step_s + 15 * prompt_s / 256)
+    assert answer.ttft.mid == pytest.approx(prompt_s * (1 + 0.74 * sqrt(15)) + step_s)
+
+
+def test_one_client_in_a_closed_loop_is_a_batch_of_one() -> None:
+    asked = Asked(load=Load.CLOSED, count=1)
+    alone, static = estimate(study(), asked, ROOM), estimate(study(), replace(asked, load=Load.STATIC), ROOM)
+    assert alone.tpot is not None
+    assert static.tpot is not None
+    assert alone.tpot.mid == static.tpot.mid
+    assert alone.ttft == static.ttft
+
+
+def test_clients_beyond_what_fits_wait() -> None:
+    asked = Asked(load=Load.CLOSED, count=100)
+    assert estimate(study(), asked, Room(10, 20)).batch == 10
+
+
+def test_a_static_batch_that_does_not_fit_has_no_times() -> None:
+    answer = estimate(study(), Asked(count=100), Room(10, 20))
+    assert (answer.fits, answer.ttft, answer.tpot, answer.limited_by) == (False, None, None, "capacity")
+    assert answer.problem == "10 requests of 1,280 tokens (1,024 in, 256 out) fit, not 100"
+
+
+def test_speculation_divides_a_longer_step_by_the_tokens_it_gives() -> None:
+    """4 drafted at 0.5: 1 + 0.5 + 0.25 + 0.125 + 0.0625 tokens per step."""
+    asked = Asked(drafted=4, acceptance=Fraction(1, 2))
+    assert asked.step_tokens == 1.9375
+    fast, plain = estimate(study(), asked, ROOM), estimate(study(), Asked(), ROOM)
+    assert fast.tpot is not None
+    assert plain.tpot is not None
+    assert plain.tpot.mid / 1.9375 < fast.tpot.mid < plain.tpot.mid
+
+
+def test_a_prefix_that_is_found_leaves_less_to_compute() -> None:
+    whole = Steps(study=study(), asked=Asked(prompt_tokens=4000))
+    half = Steps(study=study(), asked=Asked(prompt_tokens=4000, prefix_hit=Fraction(1, 2)))
+    assert half.asked.computed_tokens == 2000
+    assert 0.4 < half.prefill_s()[0] / whole.prefill_s()[0] < 0.65
+
+
+def test_crossings_are_where_the_sides_meet() -> None:
+    """Cache over weights, a batch of one: 15.0 GB of weights read over 131,072 B per token, no queries."""
+    steps = Steps(study=study(), asked=Asked())
+    context = cache_over_weights(steps, 1)
+    assert context is not None
+    assert context == pytest.approx(7_504_924_672 * 2 / 131_072, rel=1e-3)
+    assert compute_bound_batch(steps) is None  # every sequence reads 151 MB for 16 GFLOP
+    short = Steps(study=study(), asked=Asked(prompt_tokens=16, new_tokens=16))
+    batch = compute_bound_batch(short)
+    assert batch is not None
+    one, before = short.decode(batch, short.middle), short.decode(batch - 1, short.middle)
+    assert one.compute_s >= one.memory_s
+    assert before.compute_s < before.memory_s
+
+
+def ordered(span: Span, *, rate: bool = False) -> bool:
+    bound = span.high <= span.bound * (1 + 1e-9) if rate else span.bound <= span.low
+    return bound and span.low <= span.mid <= span.high
+
+
+@QUICK
+@given(
+    model=st.sampled_from(("llama-3-8b", "deepseek-v3", "gemma-3-27b", "qwen3-30b-a3b")),
+    device=st.sampled_from(("h100-sxm", "rtx-4090", "mi300x", "apple-m2-ultra")),
+    load=st.sampled_from(tuple(Load)),
+    engine=st.sampled_from(("vllm", "sglang", "trtllm", "transformers", "llamacpp")),
+    count=st.integers(1, 300),
+    lengths=st.tuples(st.integers(1, 20_000), st.integers(1, 3_000)),
+)
+def test_bound_low_middle_high(
+    model: str, device: str, load: Load, engine: str, count: int, lengths: tuple[int, int]
+) -> None:
+    asked = Asked(
+        engine=engine,
+        load=load,
+        count=None if load is Load.MAX else count,
+        prompt_tokens=lengths[0],
+        new_tokens=lengths[1],
+    )
+    answer = estimate(study(model, device), asked, Room(400, 500))
+    assert answer.ttft
+    assert answer.tpot
+    assert answer.e2e
+    assert answer.output_rate
+    assert answer.user_rate
+    assert ordered(answer.ttft)
+    assert ordered(answer.tpot)
+    assert ordered(answer.e2e)
+    assert ordered(answer.output_rate, rate=True)
+    assert ordered(answer.user_rate, rate=True)
+
+
+def test_room_is_the_servers_own_account() -> None:
+    """vLLM on one H100: what `memory --policy vllm` says holds for requests of the asked length."""
+    from calc.servers.records import ServerOptions
+    from calc.servers.report import server_report
+
+    asked = Asked(prompt_tokens=7000, new_tokens=1192)
+    one = replace(study(), context=8192, tps=(1,))
+    assert room_of(study(), asked).fitting == int(server_report(one, ServerOptions()).max_concurrency)
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert main(["estimate", *words, "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_the_document_has_the_keys_that_scripts_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "h100-sxm", "--concurrency", "8", "--batches", "1..4", "--price", "2"]
+    found = answered(capsys, *words, "--limit", "tpot=20ms")
+    assert set(found) >= {
+        "command", "schema", "model", "device", "tp", "pp", "ep", "load", "ttft_s", "tpot_s", "e2e_s",
+        "output_tokens_per_s", "tokens_per_s_per_user", "limited_by", "fits", "prefill", "decode", "crossovers",
+        "cost_per_million_output_tokens", "frontier", "calibration", "assumptions",
+    }  # fmt: skip
+    assert found["load"] == {"kind": "closed", "batch": 8, "asked": 8}
+    assert set(found["calibration"]) >= {"family", "rows", "median_error", "band_covers"}  # type: ignore[call-overload]
+    frontier = found["frontier"]
+    assert isinstance(frontier, list)
+    assert [row["batch"] for row in frontier] == [1, 2, 4]
+    assert all(row["meets_limits"] for row in frontier)
+    rate = found["output_tokens_per_s"]
+    assert isinstance(rate, dict)
+    assert found["cost_per_million_output_tokens"] == pytest.approx(2 / 3600 / rate["mid"] * 1e6)
+
+
+def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(capsys, "--model", "llama-3-70b", "--device", "rtx-4090")
+    assert (found["fits"], found["ttft_s"], found["limited_by"]) == (False, None, "capacity")
+    assumptions = found["assumptions"]
+    assert isinstance(assumptions, list)
+    assert assumptions[0].startswith("not one request of 1,280 tokens")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--gpu-memory", "80GB"), "times need the bandwidth and the 16-bit peak of a device with 80 GB"),
+        (("--device", "h100-sxm", "--limit", "fast=1s"), "is not one of ttft, tpot and e2e"),
+        (("--device", "h100-sxm", "--limit", "ttft=5"), "a time needs a unit"),
+        (("--device", "h100-sxm", "--price", "-1"), "is not a price per device and hour"),
+        (("--device", "h100-sxm", "--speculate", "4"), "is not K,A"),
+        (("--device", "h100-sxm", "--policy", "ollama"), "invalid choice"),
+        (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PUBLIC.exists(), reason="the public measurements are not in this checkout")
+def test_no_public_run_beats_the_bound() -> None:
+    """Every third number of them: bench/estimates.py compares all."""
+    found = importlib.util.spec_from_file_location("estimates", Path(__file__).parents[3] / "bench" / "estimates.py")
+    assert found is not None
+    assert found.loader is not None
+    bench = importlib.util.module_from_spec(found)
+    sys.modules["estimates"] = bench
+    found.loader.exec_module(bench)
+    rows = []
+    with PUBLIC.open(encoding="utf-8") as file:
+        for i, row in enumerate(csv.DictReader(file)):
+            if i % 3 == 0:
+                try:
+                    rows.append(bench.compared(row))
+                except (bench.LeftOut, CalcError):
+                    continue
+    assert len(rows) > 1000
+    assert not [one for one in rows if one.beats_bound]

@@ -1,0 +1,141 @@
+"""Times of operators and passes, worked by hand, and what must hold for any of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calc.errors import SpecError
+from calc.model.spec import DeviceSpec
+from calc.sources.catalog import devices, find_device, find_model, manual_device
+from calc.speed.constants import DEFAULTS, constants_of
+from calc.speed.kernels import Device, device_for_times, timed
+from calc.speed.passes import pass_time
+from calc.step.model import pass_operators
+from calc.step.operators import Kind, Operator, Pass, Phase
+from calc.step.weights import as_stored, one_format
+
+QUICK = settings(max_examples=40, deadline=None)
+LLAMA = find_model("llama-3-8b")
+
+
+def device(name: str = "h100-sxm", weights: str = "bf16") -> Device:
+    spec = find_device(name)
+    return device_for_times(spec, constants_of(spec), weights)
+
+
+def operator(name: str, work: Pass) -> Operator:
+    return next(one for one in pass_operators(LLAMA, work) if one.name == name)
+
+
+def test_a_product_of_one_row_is_read_at_the_bandwidth_that_products_reach() -> None:
+    """Gate and up of Llama-3-8B on an H100: 2 · 4,096 · 28,672 B and vectors, at 0.807 of 3.35 TB/s after 3.9 us."""
+    work = Pass(phase=Phase.DECODE, batch=1, context=1024)
+    found = timed(operator("mlp.gate_up_proj", work), work, device())
+    moved = 2 * (4096 * 28_672 + 4096 + 28_672)
+    assert found.time_s == pytest.approx(32 * (3.9e-6 + moved / (3.35e12 * 0.807)))
+    assert found.limited_by == "memory bandwidth"
+
+
+def test_a_product_of_many_rows_is_computed_at_the_peak_that_products_reach() -> None:
+    """4,096 tokens: 2 · 4,096 · 4,096 · 28,672 FLOPs at 0.758 of 989 TFLOP/s."""
+    work = Pass(phase=Phase.PREFILL, batch=1, context=4096)
+    found = timed(operator("mlp.gate_up_proj", work), work, device())
+    assert found.time_s == pytest.approx(32 * (3.9e-6 + 2 * 4096 * 4096 * 28_672 / (989.4e12 * 0.758)), rel=2e-3)
+    assert found.limited_by == "arithmetic"
+
+
+def test_decode_attention_reads_the_cache_at_its_own_rate() -> None:
+    """8 rows of 1,024 tokens: 8 · 1,024 · 2 · 8 · 128 · 2 B per layer at 0.73 of the bandwidth, after 13 us."""
+    work = Pass(phase=Phase.DECODE, batch=8, context=1024)
+    found = timed(operator("full attention", work), work, device())
+    moved = 8 * 1024 * 2 * 8 * 128 * 2 + 2 * 8 * 32 * 128 * 2
+    assert found.time_s == pytest.approx(32 * (13e-6 + moved / (3.35e12 * 0.73)))
+
+
+def test_all_reduces_take_the_measured_link() -> None:
+    """Llama-3-8B on 8 H100: 64 sums of 4,096 · 2 B, a rank sends 7/4 of that, at 328.95 GB/s after 5.4 us."""
+    work = Pass(phase=Phase.DECODE, batch=1, context=1024, tp=8)
+    found = timed(operator("all-reduce", work), work, device())
+    assert found.time_s == pytest.approx(64 * (5.4e-6 + 4096 * 2 * 7 / 4 / 328.95e9))
+    assert found.limited_by == "communication"
+
+
+def test_nothing_beats_reading_the_weights_and_the_cache_once() -> None:
+    """(8,030,261,248 - 525,336,576 of the embedding - 266,240 of norms) · 2 B and 1,024 · 131,072 B at 3.35 TB/s."""
+    found = pass_time(LLAMA, Pass(phase=Phase.DECODE, batch=1, context=1024), device())
+    assert found.bound_s == pytest.approx((7_504_658_432 * 2 + 1024 * 131_072) / 3.35e12)
+    assert found.expected_s > found.bound_s
+
+
+def test_nothing_beats_the_arithmetic_of_a_prompt() -> None:
+    """2 FLOPs per weight and token, the head once, and the causal half of attention: 2 · 2 · 32 · 128 per pair."""
+    n = 4096
+    found = pass_time(LLAMA, Pass(phase=Phase.PREFILL, batch=1, context=n), device())
+    flops = 2 * n * (7_504_658_432 - 525_336_576) + 2 * 525_336_576 + 32 * 4 * 32 * 128 * n * (n + 1) / 2
+    assert found.bound_s == pytest.approx(flops / find_device("h100-sxm").peak_flops_per_s["bf16"])
+
+
+def test_the_bound_takes_the_experts_of_one_token_and_the_middle_those_that_are_hit() -> None:
+    model = find_model("mixtral-8x7b")
+    work = Pass(phase=Phase.DECODE, batch=64, context=128)
+    found = pass_time(model, work, device())
+    experts = sum(one.operator.weight_bytes for one in found.operators if one.operator.kind is Kind.EXPERTS)
+    one_expert = 3 * 4096 * 14_336 * 2
+    assert experts == pytest.approx(32 * 8 * one_expert, rel=1e-6)
+    dense = (model.n_layers * (4096 * 4096 * 2 + 2 * 4096 * 1024 + 4096 * 8) + 4096 * 32_000) * 2
+    cache = 64 * 128 * 32 * 2 * 8 * 128 * 2
+    assert found.least_memory_s * 3.35e12 == pytest.approx(dense + 32 * 2 * one_expert + cache, rel=1e-3)
+
+
+def test_weights_in_8_bits_are_multiplied_in_8_bits_only_where_they_are_floats() -> None:
+    assert device(weights="fp8, blocks of 128 x 128").path(1.0) == "fp8"
+    assert device(weights="int8").path(1.0) == "bf16"
+    assert device(weights="nvfp4").path(0.5625) == "bf16"  # no FP4 units on Hopper
+    assert device("b200-sxm", weights="nvfp4").path(0.5625) == "fp4"
+    assert device("a100-80gb", weights="fp8").path(1.0) == "bf16"  # no FP8 units on Ampere
+
+
+def test_what_is_not_known_is_refused_by_name() -> None:
+    with pytest.raises(SpecError, match="the bandwidth and the 16-bit peak of a device with 80 GB"):
+        device_for_times(manual_device(80 * 10**9), DEFAULTS, "bf16")
+
+
+def test_every_device_has_constants_and_most_families_were_measured() -> None:
+    known = [entry.name for entry in devices().values() if constants_of(entry.spec).known]
+    assert {"NVIDIA H100 SXM", "NVIDIA A100 SXM 80GB", "NVIDIA B200 SXM", "NVIDIA RTX 4090"} <= set(known)
+    assert not any(name.startswith(("AMD", "Apple", "Google", "Intel")) for name in known)
+
+
+def spec(bandwidth: float, peak: float) -> DeviceSpec:
+    return replace(manual_device(80 * 10**9), bandwidth_bytes_per_s=bandwidth, peak_flops_per_s={"bf16": peak})
+
+
+@QUICK
+@given(batch=st.integers(1, 300), context=st.integers(1, 20_000), tp=st.sampled_from((1, 2, 4, 8)))
+def test_time_never_falls_as_there_is_more_to_do(batch: int, context: int, tp: int) -> None:
+    work = Pass(phase=Phase.DECODE, batch=batch, context=context, tp=tp, weight_bytes=one_format(2))
+    here = device()
+    now = pass_time(LLAMA, work, here).expected_s
+    assert pass_time(LLAMA, replace(work, batch=batch + 1), here).expected_s >= now
+    assert pass_time(LLAMA, replace(work, context=context + 100), here).expected_s >= now
+
+
+@QUICK
+@given(name=st.sampled_from(("llama-3-8b", "deepseek-v3", "gpt-oss-120b", "qwen3.5-35b-a3b")), batch=st.integers(1, 64))
+def test_the_bound_is_below_what_is_expected_for_every_kind_of_model(name: str, batch: int) -> None:
+    model = find_model(name)
+    work = Pass(phase=Phase.DECODE, batch=batch, context=2048, weight_bytes=as_stored(model))
+    stored = "bf16" if model.stored is None else model.stored.name
+    found = pass_time(model, work, device("b200-sxm", stored))
+    assert 0 < found.bound_s <= found.expected_s
+    assert sum(one.time_s for one in found.operators) == pytest.approx(found.expected_s)
+
+
+def test_a_slower_device_is_slower() -> None:
+    work = Pass(phase=Phase.DECODE, batch=4, context=512)
+    times = [pass_time(LLAMA, work, device_for_times(spec(b, 1e14), DEFAULTS, "bf16")).expected_s for b in (1e12, 2e12)]
+    assert times[0] > times[1]
