@@ -291,7 +291,7 @@ class BenchmarkPane(Pane):
         if job is None:
             verdict.update("Press e or k to compare the bundled model with its expected logits.")
             return
-        verdict.update(job.outcome or f"▶ {len(job.rows)} cases so far")
+        verdict.update("\n".join([job.outcome or f"▶ {len(job.rows)} cases so far", *job.notes]))
         verdict.set_class(job.failed, "-problem")
         verdict.set_class(job.over and not job.failed, "-good")
 
