@@ -182,7 +182,10 @@ def _where(report: ServerReport) -> str:
 
 def _batch_note(report: ServerReport, batch: int) -> str:
     where = _where(report).removeprefix(" at ").removeprefix(" on ")
-    return batch_sentence(batch, report.requests, free_bytes(report, batch), where)
+    said = batch_sentence(batch, report.requests, free_bytes(report, batch), where)
+    most = report.max_num_seqs
+    waiting = most is not None and most < batch <= report.requests
+    return f"{said} At most {most:,} of them run at once (--max-num-seqs)." if waiting else said
 
 
 def _other_tps(reports: tuple[Tried, ...], report: ServerReport) -> list[str]:

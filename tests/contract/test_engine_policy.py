@@ -89,6 +89,13 @@ def test_a_batch_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert more["notes"][1] == "11 requests do not fit on one device: 1.07 GB are missing per device."  # type: ignore[index]
 
 
+def test_more_requests_than_sequences_of_a_step_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--policy", "vllm", "--model", "qwen3-0.6b", "--device", "h200-sxm", "--context", "512", "--batch", "2000")
+    document = answer(capsys, *words)
+    assert document["asked_fits"] is True
+    assert document["notes"][1].endswith("At most 1,024 of them run at once (--max-num-seqs).")  # type: ignore[index]
+
+
 def test_no_page_of_a_server_contradicts_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """Devices of llama.cpp share layers, not heads: three are served."""
     notes = answer(capsys, "--policy", "llamacpp", "--tp", "3")["notes"]
