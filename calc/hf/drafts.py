@@ -32,6 +32,8 @@ KEYS = (
     ("medusa_num_layers", ""), ("speculators_model_type", ""),
 )  # fmt: skip
 """Keys that only draft heads have."""
+OF_TYPE = {"eagle": EAGLE, "medusa": "", "mlp_speculator": ""}
+"""Model_types that only draft heads have; those of Gemma 4 and Muse Glimmer end in "_assistant"."""
 LAYERS_OF_CLASS = (
     ("llama", "llama"), ("peagle", "llama"), ("dflashdraft", "qwen3"), ("dsparkdraft", "qwen3"),
     ("dominodraft", "qwen3"),
@@ -64,8 +66,9 @@ def draft_kind(config: Mapping[str, Any]) -> str | None:
     found = None
     if not name.endswith(NO_DRAFTS):
         found = next((kind for word, kind in CLASSES if word in name.lower()), None)
-    if found is None and config.get("model_type") in ("eagle", "medusa", "mlp_speculator"):
-        found = EAGLE if config["model_type"] == "eagle" else ""
+    model_type = str(config.get("model_type", ""))
+    if found is None and (model_type in OF_TYPE or model_type.endswith("_assistant")):
+        found = OF_TYPE.get(model_type, "")
     return found if found is not None else next((kind for key, kind in KEYS if config.get(key) is not None), None)
 
 

@@ -159,6 +159,7 @@ class TestWhatIsSaid:
         [
             ({"architectures": ["MedusaModel"], "model_type": "medusa"}, "MedusaModel"),
             ({"model_type": "mlp_speculator", "architectures": ["MLPSpeculatorPreTrainedModel"]}, "not a whole model"),
+            ({"model_type": "gemma4_unified_assistant", "num_hidden_layers": 4}, "gemma4_unified_assistant"),
             (draft("Qwen3NextMTP", "1 16 2 2048 512", 151_936, "qwen3_next"), "not known"),
             (eagle3("1 32 8 4096 14336", 128_256) | {"hidden_size": None}, "hidden_size missing"),
         ],
