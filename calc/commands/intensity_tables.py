@@ -55,7 +55,7 @@ def layers_table(cost: LayersCost, title: str) -> Table:
                 format_decimal(o.read_bytes),
                 format_decimal(o.write_bytes),
                 share(float(o.bytes), float(cost.bytes)),
-                Quantity(f"{float(o.flops) / float(o.bytes):.2f}", float(o.flops) / float(o.bytes)),
+                Quantity(f"{float(o.flops) / float(o.bytes):,.2f}", float(o.flops) / float(o.bytes)),
             ),
             terms=o.terms,
             title=f"{o.count:,} x {o.name}: each",
@@ -65,7 +65,7 @@ def layers_table(cost: LayersCost, title: str) -> Table:
     read, written = (sum(getattr(o, name) for o in cost.operators) for name in ("read_bytes", "write_bytes"))
     total = (
         "", "sum", format_flops(cost.flops), format_decimal(read),
-        format_decimal(written), "", Quantity(f"{cost.intensity:.2f}", cost.intensity),
+        format_decimal(written), "", Quantity(f"{cost.intensity:,.2f}", cost.intensity),
     )  # fmt: skip
     columns = (
         Column("Layers", numeric=True),
@@ -138,7 +138,7 @@ def context_table(report: IntensityReport) -> Table:
             format_count(p.context),
             format_count(p.flops),
             format_count(p.bytes),
-            Quantity(f"{p.intensity:.2f}", p.intensity),
+            Quantity(f"{p.intensity:,.2f}", p.intensity),
         )
         for p in report.prefill_by_context
     ]
