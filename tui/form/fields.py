@@ -164,15 +164,18 @@ OTHERS = _by_name(
         name="weight_format",
         label="Weights",
         unit="bytes per element",
-        meaning="Storage format of the weights, scales included. Every parameter is counted at this size.",
-        forms=FORMAT_FORMS,
+        meaning=(
+            "Storage format of the weights, scales included: one size for each parameter, or a GGUF mix or a quantized "
+            "checkpoint, worked out tensor by tensor."
+        ),
+        forms=f"{FORMAT_FORMS}; Q4_K_M, awq, …; stored, auto",
         symbol="weight_element_bytes",
     ),
     Field(
         name="kv_format",
         label="KV cache",
         unit="bytes per element",
-        meaning="Storage format of the K and V cache.",
+        meaning="Storage format of the K and V cache; K and V apart as q8_0/q4_0.",
         forms=FORMAT_FORMS,
         symbol="kv_element_bytes",
     ),

@@ -51,7 +51,7 @@ def scheme_of(config: Mapping[str, Any], source: str) -> Scheme | None:
 
     Raises SourceError for a method that is not known, or one whose fields do not determine the bytes.
     """
-    raw = config.get("quantization_config") or config.get("quantization")
+    raw = config.get("quantization_config") or _of_mlx(config.get("quantization"))
     if raw is None or raw == {}:
         return None
     if not isinstance(raw, dict):
@@ -66,6 +66,11 @@ def scheme_of(config: Mapping[str, Any], source: str) -> Scheme | None:
         raise quant.fail(f"{named} that kvscope knows ({', '.join(FAMILIES)}): give --weight-format")
     readers = import_module(f"calc.model.quantization.{FAMILIES[method]}").READERS
     return cast(Callable[[Quant], Scheme], readers[method])(quant)
+
+
+def _of_mlx(raw: object) -> Mapping[str, Any] | None:
+    """What MLX says under a key of its own; None where it is something else."""
+    return raw if isinstance(raw, dict) and {"bits", "group_size"} <= set(raw) else None
 
 
 def _method(raw: Mapping[str, Any]) -> str:
