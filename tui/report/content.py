@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tui.form.state import AppState, analyse
-from tui.report.attention_part import part_c, part_d
+from tui.report.attention_part import part_d
+from tui.report.formulas_part import part_c
 from tui.report.measured_part import Measurements, measured_part
 from tui.report.memory_part import inputs_part, part_a, part_b
 from tui.report.model import Block, Heading, Report, plain_items

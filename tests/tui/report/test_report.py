@@ -37,8 +37,9 @@ from tui.form.state import AppState, analyse, initial_state, intensity_query
 from tui.live.measured.benchmark import benchmark_table
 from tui.live.predict import predicted_cache_bytes
 from tui.report import command
-from tui.report.attention_part import addends, part_d, step_grid, step_sentences, tensors
+from tui.report.attention_part import part_d
 from tui.report.content import build_report
+from tui.report.formulas_part import addends, step_grid, step_sentences, tensors
 from tui.report.latex import to_latex as document_latex
 from tui.report.latex_text import escape
 from tui.report.markdown import fenced, to_markdown
