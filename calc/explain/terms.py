@@ -229,12 +229,24 @@ _LATEX_SIGN = {"+": "+", "-": "-", "*": r"\cdot"}
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+LONG_DENOMINATOR, LEAST_SHORTENED = 10_000, Fraction(1, 100)
+"""From these on a fraction is shown by the beginning of its digits: an average over a checkpoint's tensors."""
+
+
 def number_text(value: Number) -> str:
-    """A number as a person writes it: grouped digits, decimals only where it has them, 17/32 where it has no end."""
+    """A number as a person writes it: grouped digits, decimals only where it has them, 17/32 where they do not end.
+
+    >>> number_text(Fraction(17, 32)), number_text(Fraction(1, 3)), number_text(Fraction(9_057_967, 14_908_263))
+    ('0.53125', '1/3', '0.607580…')
+    """
     if isinstance(value, Fraction) and value.denominator != 1:
         decimal = f"{float(value):,.12g}"
         exact = "e" not in decimal and Fraction(decimal.replace(",", "")) == value
-        return decimal if exact else f"{value.numerator:,}/{value.denominator:,}"
+        if exact:
+            return decimal
+        if value.denominator < LONG_DENOMINATOR or abs(value) < LEAST_SHORTENED:
+            return f"{value.numerator:,}/{value.denominator:,}"
+        return f"{float(int(value * 10**6)) / 10**6:,.6f}…"
     if isinstance(value, float) and not value.is_integer():
         return f"{value:,.6g}" if abs(value) < 1000 else f"{value:,.2f}"
     return f"{int(value):,}"

@@ -240,8 +240,12 @@ def test_number_text(value, text):
 
 
 @given(st.fractions(0, 10**15, max_denominator=10**6))
-def test_number_text_of_a_fraction_is_exact(value):
-    assert Fraction(number_text(value).replace(",", "")) == value
+def test_number_text_of_a_fraction_is_exact_or_the_beginning_of_its_digits(value):
+    text = number_text(value).replace(",", "")
+    if text.endswith("…"):
+        assert 0 <= value - Fraction(text[:-1]) < Fraction(2, 10**6) or value > 10**9
+    else:
+        assert Fraction(text) == value
 
 
 def test_division_by_a_fraction_is_bracketed():
