@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STORED_NOTE = "weights as "
 """How a model's note on its stored weights begins: who stores them follows."""
+OF_FILE, OF_INDEX = "file", "index"
+"""How stored weights are called, or begin, that are those of files or of their index."""
 EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply: weights in the format that is given, or 16 bits"
 
 
@@ -55,6 +57,11 @@ class StoredWeights:
         """All of it."""
         return self.split_bytes + self.kv_bytes + self.whole_bytes
 
+    @property
+    def of_files(self) -> bool:
+        """Whether they are what files hold, encoders among them; otherwise a config says them, of the text model."""
+        return self.name == OF_INDEX or self.name.startswith(OF_FILE)
+
     def rank_bytes(self, *, tp: int, n_kv_heads: int) -> int:
         """Bytes of a rank of `tp` that keeps whole KV heads (at least one)."""
         kept = Fraction(max(1, n_kv_heads // tp), n_kv_heads)
@@ -81,7 +88,7 @@ def named_formats(formats: Mapping[str, int]) -> str:
     'file (Q4_K, Q6_K, F32 …)'
     """
     order = sorted(formats, key=lambda name: -formats[name])
-    return f"file ({', '.join(order[:3])}{' …' if len(order) > 3 else ''})"
+    return f"{OF_FILE} ({', '.join(order[:3])}{' …' if len(order) > 3 else ''})"
 
 
 def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:

@@ -172,8 +172,9 @@ def stage_weight_bytes(
     outer = outer_held(model, tp=tp, first=first, last=last, attention_tp=attention_tp)
     total += sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in outer)
     total += rope_bytes(model, facts, plain)
-    encoders = model.encoder_params or facts.vision_params
-    return total + (-(-encoders * plain // tp) if first else 0)
+    if not first or (each < plain and weight_format.stored is not None and weight_format.stored.of_files):
+        return total  # the linear weights were given what the files hold, encoders included
+    return total + -(-(model.encoder_params or facts.vision_params) * plain // tp)
 
 
 def widest_dense(model: ModelSpec) -> int:

@@ -19,7 +19,7 @@ from calc.hf.reader import read_object
 from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.quantization import unquantized
 from calc.model.spec import MAX_BYTES, ModelSpec
-from calc.model.stored import StoredWeights, named_formats
+from calc.model.stored import OF_INDEX, StoredWeights, named_formats
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""
@@ -101,7 +101,7 @@ def stored_by_index(model: ModelSpec, folder: Path) -> StoredWeights | None:
         return None
     known = model.stored or unquantized(model, 2, "bfloat16")
     kv, whole = (part * total // known.total_bytes for part in (known.kv_bytes, known.whole_bytes))
-    return StoredWeights(name="index", split_bytes=total - kv - whole, kv_bytes=kv, whole_bytes=whole)
+    return StoredWeights(name=OF_INDEX, split_bytes=total - kv - whole, kv_bytes=kv, whole_bytes=whole)
 
 
 def _shards(index: Path) -> list[str]:

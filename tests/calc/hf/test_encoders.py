@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -162,3 +163,27 @@ def test_every_model_is_as_its_class(model_type):
         config = CONFIG_MAPPING[model_type](**changes)
         written = json.loads(json.dumps(config.to_dict(), default=str))
         assert encoder_params(written, config.get_text_config().hidden_size) == built(model_type, config), changes
+
+
+def test_a_server_loads_them_once(tmp_path):
+    """An index of files has them in already."""
+    from calc.model.storage import FORMATS
+    from calc.model.stored import stored_format
+    from calc.servers.facts import facts_from_config
+    from calc.servers.weights import stage_weight_bytes
+    from calc.sources import load_model
+
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA3_4B))
+    plain = load_model(str(tmp_path))
+    of_text = 2 * parameters(plain).total
+    index = {"metadata": {"total_size": of_text + 839_632_608}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed = load_model(str(tmp_path))
+    facts = facts_from_config(GEMMA3_4B)
+
+    def loaded(model, weight_format):
+        return stage_weight_bytes(model, weight_format, tp=1, stage=(0, model.n_layers), plain=2, facts=facts)
+
+    without = loaded(replace(plain, encoder_params=1), FORMATS["bf16"])
+    assert loaded(plain, FORMATS["bf16"]) - without == pytest.approx(839_632_608, abs=4)
+    assert loaded(indexed, stored_format(indexed)) == pytest.approx(loaded(plain, FORMATS["bf16"]), rel=0.02)
