@@ -53,11 +53,10 @@ class ModelSpec:
     alike but for a window (`uniform`), the view says everything, and `edit` can change it. `spread`: which layers
     keep a window is not known, they are taken as evenly spread. `other_params` are outside of layers, embedding and
     head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
-    `head_rows` is given where the head has not a row for each token (a classifier's labels, a draft head's
-    vocabulary; 0 for no head); `embeds` is false where the embedding is another model's. `encoder_params` are those of
-    encoders of images and sound and of their projectors, which are no part of the counts.
-    `stored` are the weights as a checkpoint holds them, where they are quantized or a file was read; `model_type` is
-    what its config calls its class, empty where nothing says it.
+    `head_rows` is given where the head has not a row for each token (a classifier's labels; 0 for no head); `embeds` is
+    false where the embedding is another model's. `encoder_params` are those of encoders of images and sound and their
+    projectors, which no count has. `stored` are the weights as a checkpoint holds them, where they are quantized or a
+    file was read; `model_type` is what its config calls its class, empty where nothing says it.
 
     Raises SpecError (with the field's name) when a field is impossible.
     """
@@ -100,9 +99,8 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         check_count("vocab_size", self.vocab_size)
-        check_count("n_learned_positions", self.n_learned_positions, minimum=0)
-        check_count("other_params", self.other_params, minimum=0)
-        check_count("encoder_params", self.encoder_params, minimum=0)
+        for name in ("n_learned_positions", "other_params", "encoder_params"):
+            check_count(name, getattr(self, name), minimum=0)
         for name in ("embedding_size", "final_norm_params", "head_rows"):
             if (value := getattr(self, name)) is not None:
                 check_count(name, value, minimum=0)
