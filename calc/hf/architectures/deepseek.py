@@ -81,7 +81,7 @@ def _v2(reader: Reader, arch: Architecture) -> Architecture:
 ARCHITECTURES = (
     replace(BIASED, names=("deepseek",)),
     replace(BIASED, names=("deepseek_v2",), mlp_bias=MLP_BIAS, adapt=_v2),
-    replace(BIASED, names=("deepseek_v3", "deepseek_r1")),
+    replace(BIASED, names=("deepseek_v3", "deepseek_r1", "mistral4")),
     replace(BIASED, names=("deepseek_v32",)),
     replace(BIASED, names=("kimi_k2", "kimi_k25")),
     replace(BIASED, names=("youtu",), tied=True),

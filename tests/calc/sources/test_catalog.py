@@ -60,16 +60,38 @@ PUBLISHED = {
     "mixtral-8x7b": 46_702_792_704,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v3": 671_026_404_352,
+    "deepseek-v3.1": 671_026_404_352,
     "gemma-2-27b": 27_227_128_320,
     "gpt-oss-20b": 20_914_757_184,
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-next-80b-a3b": 79_674_391_296,
 }
 
+# Models of 2026, in billions as their makers and servers print them: all, active (0: dense, or not printed), and where.
+# Encoders and multi-token prediction are not in the catalog's count.
+PRINTED = {
+    "deepseek-v4-flash": (284, 13, "vLLM's recipe and NVIDIA's lists: 284B"),
+    "deepseek-v4-pro": (1_600, 49, "vLLM's announcement: 1.6T; active recalled"),
+    "kimi-k2.6": (1_000, 32, "its model card: 1T, 32B active"),
+    "kimi-k3": (2_800, 104, "lablup/mlxcel#1331: 2.8T, 104B active"),
+    "glm-4.6": (355, 32, "zai-org/GLM-4.5 README: 355B-A32B"),
+    "glm-4.7": (355, 32, "zai-org/GLM-4.5 README: 355B-A32B"),
+    "glm-4.7-flash": (30, 3, "its model card, recalled: 30B-A3B"),
+    "minimax-m2": (229, 10, "public listings: 229B-A10B"),
+    "minimax-m3": (428, 23, "docs.nvidia.com/nemo/megatron-bridge: 428B with its encoder, about 23B active"),
+    "step-3.7-flash": (198, 11, "NVIDIA's lists: 198B with its encoder, 11B active"),
+    "qwen3.5-0.8b": (0.8, 0, "its name; 0.75 with a tied head"),
+    "qwen3.8-2.4t-a95b": (2_400, 95, "its model card: 2.4T, 95B active"),
+    "mistral-small-4-119b": (119, 6.63, "Raschka's gallery of architectures: 119B, 6.63B active"),
+    "mistral-large-3-675b": (673, 39, "its model card, recalled: 673B, 39B active, and an encoder of 2.5B"),
+    "nemotron-3-super-120b-a12b": (120, 12, "its name"),
+    "nemotron-3.5-lightning-30b-a3b-nvfp4": (30, 3, "its name"),
+}
+
 
 def test_enough_models_and_devices():
-    assert len(models()) >= 28
-    assert len(devices()) >= 40
+    assert len(models()) >= 141
+    assert len(devices()) >= 141
 
 
 @pytest.mark.parametrize("key", models())
@@ -85,6 +107,48 @@ def test_calc_counts_what_was_counted_independently(key):
 @pytest.mark.parametrize(("key", "total"), PUBLISHED.items())
 def test_published_totals(key, total):
     assert models()[key].parameters == total
+
+
+@pytest.mark.parametrize(("key", "printed"), PRINTED.items())
+def test_models_of_2026_have_the_size_that_is_printed(key, printed):
+    """Within 6 % in all; active counts differ by whether embedding and head are in them: 30 %, or a billion."""
+    total, active, _ = printed
+    found = parameters(models()[key].spec)
+    assert found.total / 1e9 == pytest.approx(total, rel=0.06)
+    assert found.active / 1e9 == pytest.approx(active or total, rel=0.3, abs=1)
+
+
+class TestTotalsOfQwen38:
+    """Parameters that the Hugging Face API lists for the files, encoder and prediction layer (MTP) included."""
+
+    @staticmethod
+    def prediction_layer(hidden: int, heads: int, kv_heads: int, feed_forward: int) -> int:
+        """One full attention layer with a gate, a matrix over two hidden states, three norms of its own."""
+        attention = hidden * 256 * (3 * heads + 2 * kv_heads) + 2 * 256
+        return attention + feed_forward + 2 * hidden * hidden + 5 * hidden
+
+    def test_27b(self):
+        entry = models()["qwen3.8-27b"]
+        own = self.prediction_layer(5120, 24, 4, 3 * 5120 * 17408)
+        assert entry.parameters + entry.spec.encoder_params + own == 27_781_427_952
+
+    def test_2_4t(self):
+        experts = 513 * 3 * 8192 * 2048 + 512 * 8192 + 8192
+        own = self.prediction_layer(8192, 64, 4, experts)
+        assert models()["qwen3.8-2.4t-a95b"].parameters + own == 2_446_182_725_504
+
+
+@pytest.mark.parametrize("policy", [(), ("--policy", "vllm", "--device", "h200-sxm")], ids=["equal-split", "vllm"])
+def test_memory_answers_every_name_or_refuses_in_a_sentence(policy, capsys):
+    for key in models():
+        code = main(["memory", "--model", key, "--json", *policy])
+        said = capsys.readouterr()
+        if code == 0:
+            assert json.loads(said.out)["parameters"]["total"] == models()[key].parameters, key
+        else:
+            assert policy, key
+            assert (code, said.out, len(said.err.splitlines())) == (2, "", 1), key
+            assert "is not counted" in said.err or "is not known" in said.err, key
 
 
 def test_shapes_that_are_easily_got_wrong():
@@ -122,6 +186,7 @@ PUBLISHED_BYTES = {
     "deepseek-r1": 673_150_552_416,
     "gpt-oss-120b": 65_248_815_744,
     "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
+    "kimi-k3": 1_559_937_995_968,  # lablup/mlxcel#1331: 1.56 TB on disk
 }
 FLOAT32 = {
     *("gemma-2-2b", "gemma-2-9b", "olmo-2-7b", "olmo-2-32b", "exaone-3-7.8b"),
@@ -131,7 +196,8 @@ FLOAT32 = {
 QUANTIZED = {
     *PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "kimi-k2.5", "devstral-2-123b", "devstral-small-2-24b", "glm-5-fp8",
     "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
-    "qwen3-235b-a22b-fp8",
+    "qwen3-235b-a22b-fp8", "deepseek-v3.1", "deepseek-v4-flash", "deepseek-v4-pro", "kimi-k2.6", "minimax-m2",
+    "mistral-small-4-119b", "mistral-large-3-675b", "nemotron-3.5-lightning-30b-a3b-nvfp4",
 }  # fmt: skip
 
 
@@ -191,6 +257,24 @@ class TestStoredWeights:
         plain = models()["kimi-k2.5"].parameters - quantized
         packed = quantized // 2 + 2 * quantized // 32 + 16 * matrices  # 16: the shape of each matrix, two int64
         assert find_model("kimi-k2.5").stored.total_bytes == packed + 2 * plain
+
+    def test_fp8_in_blocks_with_the_first_projections_left_out_by_hand(self):
+        """Mistral Large 3: q_a and kv_a, router, embedding and head in 16 bits; else a byte, a scale per block."""
+        width, heads, experts, inner = 7168, 128, 128, 4096
+        attention = [(heads * 192, 1536), (heads * 256, 512), (width, heads * 128)]
+        gated = {size: [(size, width), (size, width), (width, size)] for size in (16_384, inner)}
+        shapes = 61 * attention + 3 * gated[16_384] + 58 * (experts + 1) * gated[inner]
+        quantized = sum(rows * columns for rows, columns in shapes)
+        scales = sum(-(-rows // 128) * -(-columns // 128) for rows, columns in shapes)
+        entry = models()["mistral-large-3-675b"]
+        found = entry.spec.stored.total_bytes - (quantized + 2 * (entry.parameters - quantized))
+        assert found == 4 * scales
+
+    def test_modules_named_one_by_one_are_patterns(self):
+        """Nemotron 3.5 Lightning: 579,000 characters of module names say what seven patterns do."""
+        scheme = models()["nemotron-3.5-lightning-30b-a3b-nvfp4"].stored["quantization_config"]["quantization"]
+        assert len(scheme["quantized_layers"]) == 7
+        assert find_model("nemotron-3.5-lightning-30b-a3b-nvfp4").stored.total_bytes == 18_873_122_408
 
     def test_a_model_that_is_published_twice_has_two_names(self):
         assert find_model("zai-org/GLM-5").stored is None
@@ -360,6 +444,46 @@ class TestDevices:
         assert spec.source
         assert entry.confidence
         assert "GB" in spec.reading
+
+    @pytest.mark.parametrize(
+        ("name", "gib", "gb_per_s", "tflops"),
+        [
+            ("h20-141gb", 140.4, 4800, 148), ("h20-3e", 140.4, 4800, 148), ("h20", 95.58, 4000, 148),
+            ("p100-pcie-12gb", 11.18, 549, 19.1), ("p100-sxm2-16gb", 14.90, 732, 21.2), ("p100", 14.90, 732, 19.1),
+            ("mi50-32gb", 29.80, 1024, 26.8), ("p40", 22.5, 347, None), ("m1-8gb", 16 / 3, 68.25, 2.6),
+            ("apple m2 ultra 64gb", 48, 800, 27.2), ("m3-max-36gb", 27, 300, 10.7), ("m3-max-64gb", 48, 400, 14.3),
+            ("m4-max", 96, 546, 17.2), ("m4-max-128gb", 96, 546, 17.2), ("m4-max-36gb", 27, 410, 13.8),
+            ("m5-pro-24gb", 16, 307, 11.4), ("m5-ultra-256gb", 192, 1200, 45.6),
+        ],
+    )  # fmt: skip
+    def test_devices_that_came_later(self, name, gib, gb_per_s, tflops):
+        device = find_device(name)
+        assert device.memory_bytes / 2**30 == pytest.approx(gib, abs=0.006)
+        assert device.bandwidth_bytes_per_s == gb_per_s * 1e9
+        assert device.peak_flops_per_s.get("bf16", 0) == pytest.approx((tflops or 0) * 1e12)
+
+    def test_every_memory_size_of_a_mac(self):
+        sizes: dict[str, set[int]] = {}
+        for entry in devices().values():
+            if entry.vendor == "Apple":
+                chip = " ".join(word for word in entry.name.split("(")[0].split() if not word.endswith("GB"))
+                sizes.setdefault(chip, set()).add(entry.label_bytes // 10**9)
+                share = 2 / 3 if entry.label_bytes <= 32e9 else 3 / 4
+                assert entry.memory_bytes == pytest.approx(entry.label_bytes / 10**9 * 2**30 * share, rel=0.001), (
+                    entry.id
+                )
+        assert {chip.removeprefix("Apple "): sorted(found) for chip, found in sizes.items()} == {
+            "M1": [8, 16], "M1 Pro": [16, 32], "M1 Max": [32, 64], "M1 Ultra": [64, 128],
+            "M2": [8, 16, 24], "M2 Pro": [16, 32], "M2 Max": [32, 64, 96], "M2 Ultra": [64, 128, 192],
+            "M3": [8, 16, 24], "M3 Pro": [18, 36], "M3 Max": [36, 48, 64, 96, 128], "M3 Ultra": [96, 256, 512],
+            "M4": [16, 24, 32], "M4 Pro": [24, 48, 64], "M4 Max": [36, 48, 64, 128],
+            "M5": [16, 24, 32], "M5 Pro": [24, 48, 64], "M5 Max": [36, 48, 64, 128], "M5 Ultra": [96, 256, 512],
+        }  # fmt: skip
+
+    def test_sources_say_what_was_recalled_and_nothing_of_how_they_were_collected(self):
+        for entry in devices().values():
+            assert "find_string" not in entry.source, entry.id
+        assert "recalled" in devices()["h20-141gb"].confidence
 
     def test_dense_peaks_double_with_half_the_width(self):
         for entry in devices().values():
