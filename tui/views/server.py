@@ -336,15 +336,16 @@ def _part_row(report: ServerReport, part: Part) -> Row:
     known = (
         f" Between {format_decimal(band[0])} and {format_decimal(band[1])}." if band else " Exact." * bool(part.field)
     )
+    size = abs(part.size)  # what is missing is said as an amount
     return Row(
         (
             f"{part.mark} {part.name}",
-            format_decimal(part.size),
-            format_gib(part.size),
+            format_decimal(size),
+            format_gib(size),
             band_text(report, part.field),
-            share(part.size, device_bytes(report)),
+            share(size, device_bytes(report)),
         ),
-        title=f"{part.name}: {format_bytes_exact(part.size)}",
+        title=f"{part.name}: {format_bytes_exact(size)}",
         terms=_steps_of(part, report.steps),
         note=part.source + known,
     )

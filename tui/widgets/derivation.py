@@ -50,10 +50,11 @@ def wrap(text: str, width: int, *, hang: int = 0) -> list[str]:
     return [line if i == 0 else " " * hang + line for i, line in enumerate(lines)]
 
 
-def step_lines(term: Term, width: int) -> Text:
+def step_lines(term: Term, width: int, *, named: bool = True) -> Text:
     """One step: its name, then formula = numbers = result, in one line where it fits."""
     text = Text()
-    text.append("\n".join(wrap(term.name, width)), "name").append("\n")
+    if named:
+        text.append("\n".join(wrap(term.name, width)), "name").append("\n")
     parts = [(term.formula, "formula"), (term.substituted, ""), (term_value(term), "value")]
     if term.formula == term.substituted:
         del parts[1]
@@ -80,8 +81,9 @@ def derivation_text(title: str, terms: Sequence[Term], width: int, *, remark: st
     for words, style in ((remark, "remark"), (note, "")):
         if words:
             text.append("\n".join(wrap(words, width)), style).append("\n\n")
-    for term in terms:
-        text.append_text(step_lines(term, width)).append("\n\n")
+    for i, term in enumerate(terms):
+        named = i > 0 or term.name != title or bool(remark or note)
+        text.append_text(step_lines(term, width, named=named)).append("\n\n")
     meanings = legend(terms)
     if meanings:
         text.append("\n".join(wrap(meanings, width)), "legend")
