@@ -80,9 +80,9 @@ PRINTED = {
     "minimax-m2": (229, 10, "public listings: 229B-A10B"),
     "minimax-m3": (428, 23, "docs.nvidia.com/nemo/megatron-bridge: 428B with its encoder, about 23B active"),
     "step-3.7-flash": (198, 11, "NVIDIA's lists: 198B with its encoder, 11B active"),
-    "qwen3.5-0.8b": (0.8, 0, "its name; 0.75 with a tied head"),
     "qwen3.8-2.4t-a95b": (2_400, 95, "its model card: 2.4T, 95B active"),
     "mistral-small-4-119b": (119, 6.63, "Raschka's gallery of architectures: 119B, 6.63B active"),
+    "mistral-medium-3.5-128b": (128, 0, "docs.nvidia.com/nemo/automodel: 128B with its encoder"),
     "mistral-large-3-675b": (673, 39, "its model card, recalled: 673B, 39B active, and an encoder of 2.5B"),
     "nemotron-3-super-120b-a12b": (120, 12, "its name"),
     "nemotron-3.5-lightning-30b-a3b-nvfp4": (30, 3, "its name"),
@@ -90,7 +90,7 @@ PRINTED = {
 
 
 def test_enough_models_and_devices():
-    assert len(models()) >= 141
+    assert len(models()) >= 147
     assert len(devices()) >= 141
 
 
@@ -118,24 +118,49 @@ def test_models_of_2026_have_the_size_that_is_printed(key, printed):
     assert found.active / 1e9 == pytest.approx(active or total, rel=0.3, abs=1)
 
 
-class TestTotalsOfQwen38:
-    """Parameters that the Hugging Face API lists for the files, encoder and prediction layer (MTP) included."""
+# Totals that the Hugging Face API lists for the files, encoder and one prediction layer (MTP) included; heads, KV heads
+# and feed-forward parameters of that layer.
+EXPERTS_OF_2_4T = 513 * 3 * 8192 * 2048 + 512 * 8192 + 8192
+TOTALS_OF_QWEN = {
+    "qwen3.5-0.8b": (873_438_784, 8, 2, 3 * 1024 * 3584),
+    "qwen3.5-2b": (2_274_069_824, 8, 2, 3 * 2048 * 6144),
+    "qwen3.5-4b": (4_659_865_088, 16, 4, 3 * 2560 * 9216),
+    "qwen3.5-9b": (9_653_104_368, 16, 4, 3 * 4096 * 12288),
+    "qwen3.5-122b-a10b": (125_086_497_008, 32, 2, 257 * 3 * 3072 * 1024 + 256 * 3072 + 3072),
+    "qwen3.5-397b-a17b": (403_397_928_944, 32, 2, 513 * 3 * 4096 * 1024 + 512 * 4096 + 4096),
+    "qwen3.6-27b": (27_781_427_952, 24, 4, 3 * 5120 * 17408),
+    "qwen3.6-35b-a3b": (35_951_822_704, 16, 2, 257 * 3 * 2048 * 512 + 256 * 2048 + 2048),
+    "qwen3.8-27b": (27_781_427_952, 24, 4, 3 * 5120 * 17408),
+    "qwen3.8-2.4t-a95b": (2_446_182_725_504, 64, 4, EXPERTS_OF_2_4T),
+}
 
-    @staticmethod
-    def prediction_layer(hidden: int, heads: int, kv_heads: int, feed_forward: int) -> int:
-        """One full attention layer with a gate, a matrix over two hidden states, three norms of its own."""
-        attention = hidden * 256 * (3 * heads + 2 * kv_heads) + 2 * 256
-        return attention + feed_forward + 2 * hidden * hidden + 5 * hidden
 
-    def test_27b(self):
-        entry = models()["qwen3.8-27b"]
-        own = self.prediction_layer(5120, 24, 4, 3 * 5120 * 17408)
-        assert entry.parameters + entry.spec.encoder_params + own == 27_781_427_952
+@pytest.mark.parametrize(("key", "published"), TOTALS_OF_QWEN.items())
+def test_totals_of_the_files_of_qwen(key, published):
+    """The prediction layer: full attention with a gate, a matrix over two hidden states, five norms."""
+    total, heads, kv_heads, feed_forward = published
+    spec = models()[key].spec
+    hidden = spec.hidden_size
+    attention = hidden * 256 * (3 * heads + 2 * kv_heads) + 2 * 256
+    prediction_layer = attention + feed_forward + 2 * hidden * hidden + 5 * hidden
+    assert parameters(spec).total + spec.encoder_params + prediction_layer == total
 
-    def test_2_4t(self):
-        experts = 513 * 3 * 8192 * 2048 + 512 * 8192 + 8192
-        own = self.prediction_layer(8192, 64, 4, experts)
-        assert models()["qwen3.8-2.4t-a95b"].parameters + own == 2_446_182_725_504
+
+def test_totals_of_the_files_of_gemma_4():
+    """Files of E2B and E4B also hold K and V of layers that share them, a scalar per layer, and the same encoders.
+
+    Their encoders differ by what maps 768 (image) and 1,536 (sound) features to the hidden size.
+    """
+
+    def encoders(key: str, total: int, n_layers: int, n_shared: int, every: int, kv_heads: int) -> int:
+        spec = models()[key].spec
+        widths = [512 if (i + 1) % every == 0 else 256 for i in range(n_layers - n_shared, n_layers)]
+        unused = sum(2 * spec.hidden_size * kv_heads * width + width for width in widths)
+        return total - parameters(spec).total - unused - n_layers
+
+    e2b = encoders("gemma-4-e2b", 5_123_178_051, 35, 20, 5, 1)
+    e4b = encoders("gemma-4-e4b", 7_996_156_490, 42, 18, 6, 2)
+    assert e4b - e2b == (2560 - 1536) * (768 + 1536)
 
 
 @pytest.mark.parametrize("policy", [(), ("--policy", "vllm", "--device", "h200-sxm")], ids=["equal-split", "vllm"])
@@ -197,7 +222,7 @@ QUANTIZED = {
     *PUBLISHED_BYTES, "deepseek-v3.2", "kimi-k2", "kimi-k2.5", "devstral-2-123b", "devstral-small-2-24b", "glm-5-fp8",
     "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
     "qwen3-235b-a22b-fp8", "deepseek-v3.1", "deepseek-v4-flash", "deepseek-v4-pro", "kimi-k2.6", "minimax-m2",
-    "mistral-small-4-119b", "mistral-large-3-675b", "nemotron-3.5-lightning-30b-a3b-nvfp4",
+    "mistral-small-4-119b", "mistral-medium-3.5-128b", "mistral-large-3-675b", "nemotron-3.5-lightning-30b-a3b-nvfp4",
 }  # fmt: skip
 
 
