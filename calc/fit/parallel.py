@@ -24,8 +24,8 @@ from calc.model.cache import CacheElements, held_elements, held_request_term, mi
 from calc.model.checks import partition_problem
 from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
-from calc.model.parts import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
 from calc.model.spec import ModelSpec, Study, check_count
+from calc.model.tensors import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
 
 
 def rank_expert_params(*, n_experts: Any, ep: Any, expert: Any, tp: Any) -> Any:

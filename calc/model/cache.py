@@ -12,9 +12,10 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Term, derive, minimum
-from calc.model.parts import Attention, kv_heads_per_rank, mixers_of
+from calc.model.parts import Attention, mixers_of
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.tensors import kv_heads_per_rank
 
 if TYPE_CHECKING:
     from calc.model.layers import Mixer

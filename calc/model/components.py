@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calc.model.count import LM_HEAD
-from calc.model.parts import EMBEDDING, Tensor
+from calc.model.tensors import EMBEDDING, Tensor
 
 
 def component_of(tensor: Tensor) -> str:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.parts import NORM, OTHER, PARAMS, WHOLE, Attended, Tensor, check_sizes, heads_problem
+from calc.model.parts import PARAMS, check_sizes, heads_problem
+from calc.model.tensors import NORM, OTHER, WHOLE, Attended, Tensor
 
 
 def window_attention_params(

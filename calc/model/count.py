@@ -14,22 +14,9 @@ from math import lcm
 from typing import Any
 
 from calc.explain.terms import Expr, Term, derive
-from calc.model.parts import (
-    BIAS,
-    EMBEDDING,
-    KV,
-    NORM,
-    OTHER,
-    PARAMS,
-    POSITIONS,
-    WHOLE,
-    LayerSpec,
-    Norm,
-    Tensor,
-    kv_heads_per_rank,
-    layer_norm_params,
-)
+from calc.model.parts import PARAMS, LayerSpec, Norm, layer_norm_params
 from calc.model.spec import ModelSpec
+from calc.model.tensors import BIAS, EMBEDDING, KV, NORM, OTHER, POSITIONS, WHOLE, Tensor, kv_heads_per_rank
 
 EMBED_TOKENS, LM_HEAD = "embed_tokens", "lm_head"
 

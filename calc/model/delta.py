@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
 from calc.model.latent import is_zero
-from calc.model.parts import NORM, OTHER, PARAMS, Tensor, check_sizes, derived
+from calc.model.parts import PARAMS, check_sizes, derived
 from calc.model.recurrent import Recurrent, convolution, extra
+from calc.model.tensors import NORM, OTHER, Tensor
 
 
 def gated_delta_params(

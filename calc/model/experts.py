@@ -8,17 +8,8 @@ from typing import Any, ClassVar
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.parts import (
-    OTHER,
-    PARAMS,
-    ROUTER,
-    WHOLE,
-    Mlp,
-    Tensor,
-    check_sizes,
-    feed_forward_params,
-    feed_forward_tensors,
-)
+from calc.model.parts import PARAMS, Mlp, check_sizes, feed_forward_params, feed_forward_tensors
+from calc.model.tensors import OTHER, ROUTER, WHOLE, Tensor
 
 
 def expert_params(*, hidden_size: Any, expert_size: Any, mlp: Mlp = Mlp.GATED, bias: bool = False) -> Any:

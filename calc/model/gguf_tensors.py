@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from calc.model.components import component_of
 from calc.model.count import EMBED_TOKENS, LM_HEAD, outer_tensors
 from calc.model.gguf_rule import FileFacts, GgufTensor
-from calc.model.parts import LINEAR, OTHER, LayerSpec, Tensor
+from calc.model.parts import LayerSpec
+from calc.model.tensors import LINEAR, OTHER, Tensor
 
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.parts import (
-    BIAS,
-    NORM,
-    OTHER,
-    PARAMS,
-    WHOLE,
-    Attended,
-    Tensor,
-    check_sizes,
-    heads_problem,
-    kv_heads_per_rank,
-)
+from calc.model.parts import PARAMS, check_sizes, heads_problem
+from calc.model.tensors import BIAS, NORM, OTHER, WHOLE, Attended, Tensor, kv_heads_per_rank
 
 
 def latent_attention_params(

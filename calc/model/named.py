@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from calc.model.gguf_rule import MIXES, PLAIN, GgufTensor, tensor_types, type_bytes
 from calc.model.gguf_tensors import UNKNOWN, file_facts, gguf_tensors
-from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.storage import FORMATS, StorageFormat, format_key, known_format, unknown_format
 from calc.model.stored import LayerBytes, StoredWeights
+from calc.model.tensors import KV, SPLIT, WHOLE
 
 if TYPE_CHECKING:
     from calc.errors import QuantityError

@@ -12,7 +12,8 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.parts import BIAS, NORM, OTHER, PARAMS, Tensor, check_sizes, derived, stated_params
+from calc.model.parts import PARAMS, check_sizes, derived, stated_params
+from calc.model.tensors import BIAS, NORM, OTHER, Tensor
 
 
 class _WithoutCache:

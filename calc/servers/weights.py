@@ -14,9 +14,10 @@ from itertools import accumulate
 from math import ceil
 
 from calc.model.count import padded_vocab
-from calc.model.parts import LINEAR, LayerSpec, Tensor, rank_elements
+from calc.model.parts import LayerSpec
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
+from calc.model.tensors import LINEAR, Tensor, rank_elements
 from calc.servers.records import ModelFacts
 
 MIB = 2**20

@@ -6,8 +6,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Number
-from calc.model.parts import Attended, kv_heads_per_rank
 from calc.model.storage import whole
+from calc.model.tensors import Attended, kv_heads_per_rank
 from calc.step.formulas import (
     append_bytes,
     attention_flops,

@@ -11,8 +11,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from calc.model.count import EMBED_TOKENS, unshared
-from calc.model.parts import EMBEDDING, WHOLE, Mlp, Norm, Tensor
+from calc.model.parts import Mlp, Norm
 from calc.model.storage import whole
+from calc.model.tensors import EMBEDDING, WHOLE, Tensor
 from calc.step.formulas import all_reduce_bytes, elementwise_flops, matrix_bytes, moved_bytes
 from calc.step.matrices import feed_matrices, head_matrices, mixer_matrices, product
 from calc.step.mixers import mixing, positions

@@ -13,8 +13,8 @@ from fractions import Fraction
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
-from calc.model.parts import Tensor
 from calc.model.storage import whole
+from calc.model.tensors import Tensor
 
 
 class Phase(StrEnum):

@@ -13,12 +13,12 @@ from typing import Any
 from calc.errors import SourceError, SpecError
 from calc.model.components import component_of
 from calc.model.count import EMBED_TOKENS, model_tensors, parameters
-from calc.model.parts import EMBEDDING, KV, LINEAR, ROUTER, SPLIT, WHOLE, Tensor
 from calc.model.quantization.methods import scheme_of
 from calc.model.quantization.modules import Modules
 from calc.model.quantization.scheme import Scheme, Size, integer_bytes
 from calc.model.spec import ModelSpec
 from calc.model.stored import StoredWeights
+from calc.model.tensors import EMBEDDING, KV, LINEAR, ROUTER, SPLIT, WHOLE, Tensor
 
 __all__ = ["integer_bytes", "scheme_of", "stored_weights", "unquantized"]
 

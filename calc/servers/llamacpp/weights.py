@@ -13,10 +13,11 @@ from functools import lru_cache
 from math import ceil
 
 from calc.model.count import outer_tensors
-from calc.model.parts import EMBEDDING, LINEAR, OTHER, POSITIONS, LayerSpec, Tensor
+from calc.model.parts import LayerSpec
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.stored import LayerBytes, StoredWeights
+from calc.model.tensors import EMBEDDING, LINEAR, OTHER, POSITIONS, Tensor
 
 LOOKED_UP = (EMBEDDING, POSITIONS, OTHER)
 """Outside of the layers: tables, those for every layer (Gemma 3n) among them."""

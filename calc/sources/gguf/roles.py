@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from calc.model.parts import KV, SPLIT, WHOLE
+from calc.model.tensors import KV, SPLIT, WHOLE
 
 
 class Role(StrEnum):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from calc.model.parts import KV, SPLIT, WHOLE
 from calc.model.stored import LayerBytes, StoredWeights, named_formats
+from calc.model.tensors import KV, SPLIT, WHOLE
 from calc.sources.gguf.facts import Facts, is_predictor, predictors
 from calc.sources.gguf.header import Tensor
 from calc.sources.gguf.roles import Role, layer_role, outer_role, share

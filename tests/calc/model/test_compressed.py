@@ -6,9 +6,9 @@ from calc.errors import SpecError
 from calc.model.cache import cache_elements, fp32_elements, mixers_state_bytes, rank_cache_elements, state_elements
 from calc.model.compressed import Compressor, WindowRow
 from calc.model.layers import Dense, LayerSpec
-from calc.model.parts import OTHER, WHOLE
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.tensors import OTHER, WHOLE
 
 ROWS = WindowRow(n_heads=4, head_dim=16, rope_dim=4, q_lora_rank=6, o_groups=2, o_lora_rank=3, window=8)
 SPARSE = Compressor(head_dim=16, ratio=4, overlap=True, q_lora_rank=6, index_heads=2, index_dim=8)

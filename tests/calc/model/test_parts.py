@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from calc.model.compressed import Compressor, WindowRow
 from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, Latent, Mamba1, Mamba2, ShortConv
-from calc.model.parts import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Attended, Mlp, Tensor
+from calc.model.parts import Mlp
+from calc.model.tensors import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Attended, Tensor
 from calc.sources.catalog import models
 
 CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]

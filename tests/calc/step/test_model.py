@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from calc.explain.terms import evaluate, symbol
 from calc.model.count import model_tensors, worked_tensors
 from calc.model.layers import Compressor, Dense, LayerSpec, WindowRow
-from calc.model.parts import LINEAR, ROUTER, Mlp
+from calc.model.parts import Mlp
 from calc.model.spec import ModelSpec
+from calc.model.tensors import LINEAR, ROUTER
 from calc.sources.catalog import find_model, models
 from calc.step.model import linear_operators, mixing_operators, pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase, total
