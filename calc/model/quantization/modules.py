@@ -16,6 +16,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "shared_experts": ("shared_experts", "shared_expert", "shared_mlp"),
     "in_proj_qkvz": ("in_proj_qkvz", "in_proj_qkv"),
     "in_proj_ba": ("in_proj_ba", "in_proj_b"),
+    "gate_proj": ("gate_proj", "w1"),
+    "down_proj": ("down_proj", "w2"),
+    "up_proj": ("up_proj", "w3"),
 }
 """Parts of a module's path that checkpoints call by different names."""
 

@@ -254,6 +254,21 @@ class TestModelOpt:
         assert found.total_bytes == by_hand
         assert found.name == "nvfp4 and fp8"
 
+    def test_experts_are_also_called_w1_w2_and_w3(self):
+        """As MiniMax and Mixtral have them: gate, down and up below block_sparse_moe."""
+        mixtral = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+        inner, width = LLAMA_31_8B["intermediate_size"], LLAMA_31_8B["hidden_size"]
+        listed = {
+            f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w{number}": {"quant_algo": "NVFP4"}
+            for layer in range(32) for expert in range(8) for number in (1, 2)
+        }  # fmt: skip
+        found = stored(
+            {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed}, **mixtral
+        )
+        quantized, matrices = 32 * 8 * 2 * inner * width, 32 * 8 * 2
+        plain = parameters(spec(**mixtral)).total - quantized
+        assert found.total_bytes == 2 * plain + quantized // 16 * 9 + matrices * 8
+
     def test_its_own_file_beside_a_config_that_says_nothing(self, tmp_path):
         said = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
         (tmp_path / "config.json").write_text(json.dumps(LLAMA_31_8B))
