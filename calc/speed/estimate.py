@@ -127,7 +127,8 @@ class Steps:
     def device(self) -> Device:
         """The device with what operators reach on it. Raises SpecError where it has no bandwidth or peak."""
         device = self.study.device
-        return device_for_times(device, constants_of(device), self.study.weight_format.name)
+        name, tiled = self.study.weight_format.name, self.asked.engine != "llamacpp"  # a row by itself is no tile there
+        return device_for_times(device, constants_of(device), name, tiled=tiled)
 
     @cached_property
     def base(self) -> Pass:

@@ -22,13 +22,14 @@ SIXTEEN_BITS, EIGHT_BITS = 1.9, 0.75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device as times need it. `paths`: the arithmetic of matrices that are stored in 16, 8 and 4 bits."""
+    """A device as times need it. `quantized`: both factors are; `tiled`: experts fill whole tiles."""
 
     spec: DeviceSpec
     constants: Constants
     bandwidth_bytes_per_s: float
     peaks: Mapping[str, float]
     quantized: frozenset[str]
+    tiled: bool = True
 
     def path(self, element_bytes: float) -> str:
         """The arithmetic of a matrix of weights of so many bytes."""
@@ -53,7 +54,7 @@ class Timed:
     memory_s: float = 0.0
 
 
-def device_for_times(device: DeviceSpec, constants: Constants, weight_format: str) -> Device:
+def device_for_times(device: DeviceSpec, constants: Constants, weight_format: str, *, tiled: bool = True) -> Device:
     """`device` with weights in `weight_format`. Raises SpecError where bandwidth or peak is not known."""
     bandwidth, peaks = device.bandwidth_bytes_per_s, device.peak_flops_per_s
     missing = [name for name, known in (("bandwidth", bandwidth), ("16-bit peak", peaks.get("bf16"))) if not known]
@@ -69,6 +70,7 @@ def device_for_times(device: DeviceSpec, constants: Constants, weight_format: st
         bandwidth_bytes_per_s=bandwidth,
         peaks=peaks,
         quantized=frozenset(quantized),
+        tiled=tiled,
     )
 
 
@@ -79,7 +81,7 @@ def timed(operator: Operator, work: Pass, device: Device) -> Timed:
         each = float(operator.link_bytes) / operator.count / link.bytes_per_s
         return Timed(operator, operator.count * (link.t0_s + each), "communication")
     reach, path = _reach(operator, work, device)
-    flops = float(operator.flops) * _tiles(operator, work)
+    flops = float(operator.flops) * (_tiles(operator, work) if device.tiled else 1.0)
     compute_s = flops / (device.peaks[path] * reach.peak)
     memory_s = float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
     start_s = operator.count * reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)

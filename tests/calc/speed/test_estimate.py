@@ -66,6 +66,12 @@ def test_one_client_in_a_closed_loop_is_a_batch_of_one() -> None:
     assert alone.ttft == static.ttft
 
 
+def test_llama_cpp_multiplies_a_row_by_an_expert_without_filling_a_tile() -> None:
+    """Mixtral on an M2 Max: 2 of 8 experts are read, and 16 rows of each would take longer to multiply than to read."""
+    one = Steps(study=study("mixtral-8x7b", "apple-m2-max"), asked=Asked(engine="llamacpp")).decode(1, 1024)
+    assert one.limited_by == "memory bandwidth"
+
+
 def test_clients_beyond_what_fits_wait() -> None:
     asked = Asked(load=Load.CLOSED, count=100)
     assert estimate(study(), asked, Room(10, 20)).batch == 10
