@@ -14,7 +14,7 @@ from calc.errors import SourceError, SpecError
 from calc.model.components import component_of
 from calc.model.count import EMBED_TOKENS, model_tensors, parameters
 from calc.model.quantization.methods import scheme_of
-from calc.model.quantization.modules import Modules
+from calc.model.quantization.modules import Modules, published
 from calc.model.quantization.scheme import Scheme, Size, integer_bytes
 from calc.model.spec import ModelSpec
 from calc.model.stored import StoredWeights
@@ -37,7 +37,7 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     components = {name: n * each for name, n in counts.components.items()}
     quantized = left_kv = 0
     try:
-        size_of = _sizes(scheme)
+        size_of = _sizes(scheme, model.model_type)
     except SourceError as error:
         raise SourceError(f"{source}: {error}") from None
     for matrix in _matrices(model, routers=scheme.routers_too):
@@ -93,7 +93,7 @@ def _small_params(model: ModelSpec, *, routers: bool = True) -> int:
     return counts.norms + (counts.other if routers else 0)
 
 
-def _sizes(scheme: Scheme) -> Callable[[Tensor], Size | None]:
+def _sizes(scheme: Scheme, model_type: str) -> Callable[[Tensor], Size | None]:
     """What says the bytes of a matrix; None where it stays as it is. Raises SourceError for a pattern."""
     ignored = Modules(scheme.ignored)
     groups = [(Modules(names), size) for names, size in scheme.groups]
@@ -101,10 +101,11 @@ def _sizes(scheme: Scheme) -> Callable[[Tensor], Size | None]:
     def size_of(matrix: Tensor) -> Size | None:
         if matrix.name == EMBED_TOKENS and not scheme.embedding_too:
             return None
-        if (scheme.experts_alone and not matrix.expert) or ignored.name(matrix.name):
+        name = published(matrix.name, model_type)
+        if (scheme.experts_alone and not matrix.expert) or ignored.name(name):
             return None
         for modules, size in groups:
-            if modules.name(matrix.name):
+            if modules.name(name):
                 return size
         return scheme.matrix_bytes if scheme.others_too else None
 

@@ -22,6 +22,19 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 """Parts of a module's path that checkpoints call by different names."""
 
+LAYOUTS: Mapping[str, Mapping[str, str]] = {
+    "gemma4_text": {"mlp.experts.": "experts.", "mlp.shared_experts.": "mlp.", "mlp.gate": "router.proj"},
+}
+"""Types whose modules stand elsewhere than in other checkpoints: Gemma 4 has its experts beside `mlp`, not in it."""
+
+
+def published(path: str, model_type: str) -> str:
+    """Where checkpoints of that type have the module."""
+    for usual, own in LAYOUTS.get(model_type, {}).items():
+        if f".{usual}" in path:
+            return path.replace(f".{usual}", f".{own}")
+    return path
+
 
 class Modules:
     """A set of modules by the names of a checkpoint: plain paths, globs and ``re:`` patterns."""

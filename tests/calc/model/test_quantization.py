@@ -254,6 +254,29 @@ class TestModelOpt:
         assert found.total_bytes == by_hand
         assert found.name == "nvfp4 and fp8"
 
+    def test_gemma_4_has_its_experts_beside_the_mlp(self):
+        """nvidia/Gemma-4-26B-A4B-NVFP4 leaves out every `mlp*`, router and attention: its experts alone are 4-bit."""
+        gemma = {
+            "model_type": "gemma4_text", "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2, "head_dim": 256,
+            "global_head_dim": 512, "attention_k_eq_v": True, "enable_moe_block": True, "num_experts": 128,
+            "top_k_experts": 8, "moe_intermediate_size": 704, "hidden_size_per_layer_input": 0, "vocab_size": 262_144,
+            "tie_word_embeddings": True, "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 5,
+            "sliding_window": 1024,
+        }  # fmt: skip
+        left = [
+            f"model.language_model.layers.{i}.{part}*" for i in range(30) for part in ("mlp", "router", "self_attn")
+        ]
+        scheme = {"num_bits": 4, "type": "float", "group_size": 16, "dynamic": False}
+        quantization = {
+            "quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", *left],
+            "config_groups": {"group_0": {"weights": scheme, "targets": ["Linear"]}},
+        }  # fmt: skip
+        experts = 30 * 128 * 3 * 2816 * 704
+        assert parameters(spec(**gemma)).total == 25_233_141_760
+        by_hand = 2 * (25_233_141_760 - experts) + experts // 16 * 9 + 30 * 128 * 3 * 8
+        assert stored(quantization, **gemma).total_bytes == by_hand == 17_636_771_840
+
     def test_experts_are_also_called_w1_w2_and_w3(self):
         """As MiniMax and Mixtral have them: gate, down and up below block_sparse_moe."""
         mixtral = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
