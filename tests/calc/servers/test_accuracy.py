@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.accuracy import CONFIG_OF, Tally, document, file_pairs, from_file, run_cases, table
+from bench.accuracy import document
+from bench.accuracy_files import Case, Kind, gguf_files, our_gguf, rows
+from bench.accuracy_servers import CONFIG_OF, file_pairs, from_file
+from bench.questions import Verdict, answered, check, value_at
+from bench.server_logs import run_cases
+from bench.tally import Tally, table
 
+CASES = Path(__file__).resolve().parents[4] / "shared" / "cases" / "calc"
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
@@ -27,9 +33,76 @@ def test_a_table_in_markdown() -> None:
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
+def test_a_cell_of_the_summary() -> None:
+    tally = Tally()
+    assert tally.short() == "–"
+    for answer in (100, 100.5, 90, None):
+        tally.add(answer, 100)
+    assert tally.short() == "1 / 1 / 1 / 1"
+
+
+DOCUMENT = {
+    "pool": 4 * 2**30,
+    "band": [3 * 2**30, 5 * 2**30],
+    "fits": True,
+    "tp": [{"tp": 1, "b": 2}, {"tp": 2, "b": 5}],
+}
+
+
+def test_values_are_found_by_their_path() -> None:
+    assert value_at(DOCUMENT, "tp[tp=2].b") == 5
+    assert value_at(DOCUMENT, "tp[].b") == 7
+    assert value_at(DOCUMENT, "tp[tp=3].b") is None
+    assert value_at(DOCUMENT, "engine.pool") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ({"right": "4.00"}, Verdict.EXACT),
+        ({"right": "3.97"}, Verdict.CLOSE),
+        ({"right": "3.9"}, Verdict.WRONG),
+        ({"right": "3.9", "about": True}, Verdict.EXACT),
+        ({"right": "3.9", "band": "band"}, Verdict.IN_BAND),
+        ({"right": "2.9", "band": "band"}, Verdict.WRONG),
+        ({"right": "3.5", "to": "4.0"}, Verdict.EXACT),
+        ({"right": "4.1", "to": "4.5"}, Verdict.WRONG),
+    ],
+)
+def test_a_number_against_what_is_right(rule: dict[str, object], verdict: Verdict) -> None:
+    assert check({"what": "pool", "at": "pool", "unit": "GiB", **rule}, DOCUMENT).verdict is verdict
+
+
+def test_words_and_refusals() -> None:
+    rule = {"what": "it fits", "at": "fits", "right": False}
+    assert check(rule, DOCUMENT).verdict is Verdict.WRONG
+    assert check(rule, None).verdict is Verdict.REFUSED
+    assert check({**rule, "at": "missing"}, DOCUMENT).verdict is Verdict.REFUSED
+
+
+def test_public_questions() -> None:
+    """Every question is answered; those that are wrong say why."""
+    for question in answered():
+        assert question.verdict < Verdict.WRONG or (question.verdict is Verdict.WRONG and question.cause), question.id
+
+
+def test_gguf_headers_against_llama_cpp() -> None:
+    with gguf_files() as cases:
+        dense = [case for case in cases if case.path.stem in ("llama", "gemma3", "qwen35")]
+        (row,) = rows(Kind("gguf", "bytes", "cache", 65_536, dense, our_gguf), None, {})
+    assert (row.first.exact, row.second.exact) == (3, 3)
+
+
+def test_a_case_without_a_truth_is_not_counted() -> None:
+    kind = Kind("config", "parameters", "cache", 8192, [Case(Path("x.json"), (7, None))], lambda path, case: (7, 1))
+    (row,) = rows(kind, None, {})
+    assert (row.first.answered, row.second.answered) == (1, 0)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the collected data is not beside the project")
 def test_the_document_says_what_was_measured() -> None:
-    text = document(SHARED, None)
+    text = document(SHARED, CASES, None, "2026-11-30")
+    assert "offline, on 2026-11-30" in text
     assert "| **kvscope** | 71 | 71 | 0 | 0 | 0 | 0 % |" in text
     assert "| tokens | 43 | 43 | 0 | 0 | 3 |" in text
 
