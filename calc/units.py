@@ -144,6 +144,14 @@ def parse_share(text: str) -> Fraction:
     return value
 
 
+def parse_rate(text: str) -> float:
+    """A number per second such as ``2.5`` or ``40``, more than 0. Raises QuantityError."""
+    number, unit = _split(text, what="rate", example="2.5")
+    if unit or number <= 0:
+        raise QuantityError(f"a rate is a number per second, more than 0, such as 2.5, not {_shown(text.strip())}")
+    return float(number)
+
+
 _SECONDS = {"s": 1, "ms": 10**-3, "us": 10**-6, "µs": 10**-6, "min": 60}
 
 

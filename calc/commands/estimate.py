@@ -12,6 +12,7 @@ from calc.commands.documents import Document
 from calc.commands.estimate_tables import answer_table, frontier_table, operator_table
 from calc.commands.options import (
     Parser,
+    add_limit_option,
     add_output_options,
     add_study_options,
     count,
@@ -27,15 +28,14 @@ from calc.model.spec import DIMENSIONS, Policy, Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate
+from calc.speed.plans import keeps
 from calc.speed.room import COUNTED, room_of
-from calc.units import format_duration_s, parse_duration, parse_share
+from calc.units import format_duration_s, parse_share
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
     from calc.speed.passes import PassTime
     from calc.speed.spans import Span
-
-LIMITS = ("ttft", "tpot", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +45,6 @@ class Row:
     batch: int
     answer: Estimate
     meets_limits: bool | None
-
-
-def limits(text: str) -> dict[str, float]:
-    """``ttft=500ms,tpot=50ms`` in seconds. Raises QuantityError."""
-    found: dict[str, float] = {}
-    for part in text.split(","):
-        name, given, value = part.partition("=")
-        if name.strip().lower() not in LIMITS or not given:
-            raise QuantityError(f"limit {part.strip()!r} is not one of ttft, tpot and e2e with a time: ttft=500ms")
-        found[name.strip().lower()] = parse_duration(value)
-    return found
 
 
 def drafts(text: str) -> tuple[int, Fraction]:
@@ -91,7 +80,7 @@ def estimate_parser(prog: str) -> Parser:
     )
     load.add_argument("--max-load", action="store_true", help="all requests at once: the batch is what fits")
     served.add_argument("--batches", type=counts, metavar="1..256", help="a row for each batch or number of clients")
-    served.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="times to keep")
+    add_limit_option(served)
     served.add_argument("--price", type=reader(price), metavar="X", help="money per device and hour")
     served.add_argument(
         "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is found in the cache"
@@ -161,10 +150,7 @@ def _frontier(study: Study, asked: Asked, args: argparse.Namespace) -> list[Row]
 
 def _meets(answer: Estimate, limit: Mapping[str, float] | None) -> bool | None:
     """Whether the expected times keep every limit."""
-    if limit is None:
-        return None
-    spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
-    return all((span := spans[name]) is not None and span.mid <= most for name, most in limit.items())
+    return None if limit is None else keeps(answer, limit)
 
 
 def _cost(answer: Estimate, args: argparse.Namespace) -> float | None:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from calc.errors import CalcError, SpecError
+from calc.errors import CalcError, QuantityError, SpecError
 from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit
 from calc.model.storage import StorageFormat, parse_cache, parse_format, parse_weights
 from calc.plain import one_line
-from calc.units import parse_count, parse_counts, parse_share, parse_size
+from calc.units import parse_count, parse_counts, parse_duration, parse_rate, parse_share, parse_size
 
 if TYPE_CHECKING:
     from calc.model.named import NamedFormat
@@ -240,6 +240,34 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
     shared.add_argument("--ep", type=count, metavar="N", help="expert-parallel degree, within the TP devices")
     shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with their own requests")
     shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")
+
+
+LIMITS = ("ttft", "tpot", "e2e")
+
+
+def limits(text: str) -> dict[str, float]:
+    """``ttft=500ms,tpot=50ms`` in seconds. Raises QuantityError."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, given, value = part.partition("=")
+        if name.strip().lower() not in LIMITS or not given:
+            raise QuantityError(f"limit {part.strip()!r} is not one of ttft, tpot and e2e with a time: ttft=500ms")
+        found[name.strip().lower()] = parse_duration(value)
+    return found
+
+
+def add_limit_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Times that an answer has to keep."""
+    parser.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="times to keep")
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Limits on time, and the load that they are kept under."""
+    timed = parser.add_argument_group("limits on time: batch, tp, device, and with --rate devices")
+    add_limit_option(timed)
+    timed.add_argument("--rate", type=reader(parse_rate), metavar="R", help="requests per second")
+    timed.add_argument("--prompt-tokens", type=count, default=1024, metavar="P", help="tokens in (default 1024)")
+    timed.add_argument("--new-tokens", type=count, default=256, metavar="G", help="tokens out (default 256)")
 
 
 # --- a server -----------------------------------------------------------------------------------------------

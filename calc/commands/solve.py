@@ -13,6 +13,7 @@ from calc.commands.options import (
     SERVER_NAMES,
     SERVERS,
     Parser,
+    add_limit_options,
     add_output_options,
     add_policy_option,
     add_server_options,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 FINDS = ("context", "batch", "devices", "device", "format")
+WITH_LIMITS = "tp"
+"""A question of time alone: the best tensor parallelism within --limit."""
 SPLIT = "split"
 """What is on the host: of llama.cpp alone."""
 
@@ -58,7 +61,10 @@ def solve_parser(prog: str) -> Parser:
     )
     add_study_options(parser)
     parser.add_argument(
-        "--find", choices=(*FINDS, SPLIT, "all"), default="all", help="the question to answer (default all)"
+        "--find",
+        choices=(*FINDS, WITH_LIMITS, SPLIT, "all"),
+        default="all",
+        help="the question to answer (default all)",
     )
     parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that must fit (default 1)")
@@ -66,6 +72,7 @@ def solve_parser(prog: str) -> Parser:
     parser.add_argument(
         "--most", type=count, default=1024, metavar="N", help="largest number of devices to try (default 1024)"
     )
+    add_limit_options(parser)
     add_policy_option(parser, servers=True)
     add_server_options(parser)
     add_llamacpp_options(parser)
@@ -126,6 +133,11 @@ def question_from(args: argparse.Namespace) -> Question:
 def run_solve(argv: Sequence[str], prog: str) -> int:
     """``solve``: exit code 0, also where nothing fits (that is an answer)."""
     args = solve_parser(prog).parse_args(argv)
+    if args.limit is not None:
+        from calc.commands.solve_limits import run_with_limits
+
+        return run_with_limits(args)
+    _check_no_limit(args)
     asked = question_from(args)
     finds = _finds(args)
     document = solve_document(asked, finds)
@@ -137,6 +149,13 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
     heading += f", TP {asked.tp}, as {SERVER_NAMES.get(asked.policy, asked.policy)} counts"
     tables = [TABLES[find](document["answers"][find], document) for find in finds]
     return emit_tables(args, heading, tables, [*_advice_sentences(document), *document["notes"]])
+
+
+def _check_no_limit(args: argparse.Namespace) -> None:
+    """Raise SpecError for questions of time without a limit."""
+    if args.find == WITH_LIMITS or args.rate is not None:
+        what = "--rate" if args.rate is not None else "--find tp"
+        raise SpecError("limit", f"{what} needs limits on time: add --limit ttft=500ms,tpot=50ms")
 
 
 def _finds(args: argparse.Namespace) -> tuple[str, ...]:

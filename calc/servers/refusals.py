@@ -30,6 +30,7 @@ NOT_ON: Mapping[str, tuple[str, ...]] = {
         *ACCELERATORS, "Apple", "Intel", "NVIDIA P40", "NVIDIA P100", "NVIDIA Tesla P", "NVIDIA V100", "AMD MI50",
         "AMD Instinct MI50", "AMD RX", "AMD Radeon", "AMD Ryzen",
     ),
+    "trtllm": (*ACCELERATORS, "Apple", "Intel", "AMD", "NVIDIA P40", "NVIDIA P100", "NVIDIA Tesla P", "NVIDIA V100"),
     "transformers": ACCELERATORS,
     "llamacpp": ACCELERATORS,
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
+from calc.servers.refusals import runs_on
 from calc.servers.versions import parse_version
 from calc.speed import spans
 from calc.speed.constants import constants_of
@@ -181,8 +182,11 @@ def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
     Raises SpecError for a device without bandwidth or peak, also where nothing fits.
     """
     steps = Steps(study=study, asked=asked)
+    if steps.device and not runs_on(asked.engine, study.device):
+        problem = f"{asked.engine} does not run on {study.device.name}"
+        return Estimate(asked=asked, batch=0, fits=False, problem=problem)
     batch = _batch(asked, room.fitting)
-    if steps.device and not batch:
+    if not batch:
         return Estimate(asked=asked, batch=0, fits=False, problem=_problem(asked, room.fitting))
     if asked.load is Load.STATIC:
         return _static(steps, batch)

@@ -12,12 +12,13 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from calc.__main__ import main
 from calc.errors import CalcError
 from calc.model.spec import Policy, Study
+from calc.servers.refusals import runs_on
 from calc.sources.catalog import find_device, find_model
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import Asked, Load, Room, Steps, estimate
@@ -139,7 +140,9 @@ def test_bound_low_middle_high(
         prompt_tokens=lengths[0],
         new_tokens=lengths[1],
     )
-    answer = estimate(study(model, device), asked, Room(400, 500))
+    one = study(model, device)
+    assume(runs_on(engine, one.device))
+    answer = estimate(one, asked, Room(400, 500))
     assert answer.ttft
     assert answer.tpot
     assert answer.e2e
@@ -165,6 +168,12 @@ def test_room_is_the_servers_own_account() -> None:
 def answered(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
     assert main(["estimate", *words, "--json"]) == 0
     return dict(json.loads(capsys.readouterr().out))
+
+
+def test_an_engine_that_does_not_run_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(capsys, "--device", "apple-m2-ultra")
+    assert (found["fits"], found["tpot_s"]) == (False, None)
+    assert found["assumptions"][0] == "vllm does not run on Apple M2 Ultra (76-core)."  # type: ignore[index]
 
 
 def test_the_document_has_the_keys_that_scripts_rely_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,112 @@
+"""Plans that keep limits on time: the largest batch, the tensor parallelism, the fewest devices, which device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING
+
+from calc.errors import CalcError
+from calc.speed.estimate import MOST_BATCH, Asked, Estimate, Load, estimate
+from calc.speed.room import room_of
+
+if TYPE_CHECKING:
+    from calc.model.spec import DeviceSpec, Study
+
+LIMITS = ("ttft", "tpot", "e2e")
+TPS = (1, 2, 4, 8, 16)
+"""Tensor parallelism that people run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One replica of a model on `tp` devices, and the largest number of clients that it serves within the limits."""
+
+    device: str
+    tp: int
+    answer: Estimate
+
+    @property
+    def batch(self) -> int:
+        """Clients at once."""
+        return int(self.answer.batch)
+
+    @property
+    def requests_per_s(self) -> float:
+        """Requests finished per second, expected."""
+        assert self.answer.e2e is not None
+        return self.answer.batch / self.answer.e2e.mid
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        """Output tokens per second and device, expected."""
+        assert self.answer.output_rate is not None
+        return self.answer.output_rate.mid / self.tp
+
+    def replicas(self, rate: float) -> int:
+        """How many replicas serve `rate` requests per second."""
+        return ceil(rate / self.requests_per_s)
+
+    def devices(self, rate: float) -> int:
+        """Devices of all those replicas."""
+        return self.replicas(rate) * self.tp
+
+
+def keeps(answer: Estimate, limits: Mapping[str, float]) -> bool:
+    """Whether the expected times keep every limit (seconds by name)."""
+    spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
+    return all((span := spans[name]) is not None and span.mid <= most for name, most in limits.items())
+
+
+def largest_plan(study: Study, asked: Asked, limits: Mapping[str, float]) -> Plan | None:
+    """The most clients in a closed loop that keep `limits` on one replica; None where not even one does.
+
+    Times grow with the number of clients, so the largest is found by halving. Raises SpecError.
+    """
+    room = room_of(study, replace(asked, load=Load.CLOSED, count=1))
+
+    def tried(n: int) -> Estimate:
+        return estimate(study, replace(asked, load=Load.CLOSED, count=n), room)
+
+    low, high, best = 0, min(room.fitting, MOST_BATCH) + 1, None
+    while high - low > 1:
+        middle = (low + high) // 2
+        answer = tried(middle)
+        if keeps(answer, limits):
+            low, best = middle, answer
+        else:
+            high = middle
+    return None if best is None else Plan(study.device.name, asked.tp, best)
+
+
+def plans_by_tp(study: Study, asked: Asked, limits: Mapping[str, float], most: int) -> list[Plan]:
+    """The largest plan for each tensor parallelism up to `most` that the model and the limits allow."""
+    found = []
+    for tp in TPS:
+        if tp <= most and (plan := _or_none(study, replace(asked, tp=tp), limits)) is not None:
+            found.append(plan)
+    return found
+
+
+def fewest(plans: Sequence[Plan], rate: float) -> Plan | None:
+    """Of `plans` the one that serves `rate` requests per second with the fewest devices, then the smallest TP."""
+    return min(plans, key=lambda plan: (plan.devices(rate), plan.tp), default=None)
+
+
+def plans_by_device(
+    study: Study, asked: Asked, limits: Mapping[str, float], devices: Sequence[DeviceSpec]
+) -> Iterator[Plan]:
+    """The largest plan on each of `devices` that keeps the limits."""
+    for device in devices:
+        plan = _or_none(replace(study, device=device), asked, limits)
+        if plan is not None:
+            yield plan
+
+
+def _or_none(study: Study, asked: Asked, limits: Mapping[str, float]) -> Plan | None:
+    """The largest plan; None also where the model cannot be divided so, or the device is not known well enough."""
+    try:
+        return largest_plan(study, asked, limits)
+    except CalcError:
+        return None
