@@ -20,6 +20,7 @@ from calc.commands.options import (
     device_from,
     formats_from,
     model_from,
+    named_in,
     reader,
 )
 from calc.commands.output import emit_json, emit_tables
@@ -89,7 +90,13 @@ def estimate_parser(prog: str) -> Parser:
     served.add_argument("--speculate", type=reader(drafts), metavar="K,A", help="K drafted tokens, acceptance A each")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
-    engine.add_argument("--policy", type=str.lower, choices=ENGINES, default="vllm", help="engine (default vllm)")
+    engine.add_argument(
+        "--policy",
+        type=named_in(ENGINES, tensorrtllm="trtllm"),
+        choices=ENGINES,
+        default="vllm",
+        help="engine (default vllm)",
+    )
     engine.add_argument("--engine-version", metavar="V", help="such as 0.19.0")
     add_output_options(parser)
     return parser

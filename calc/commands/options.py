@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -53,8 +53,13 @@ def reader(read: Callable[[str], T]) -> Callable[[str], T]:
 
 def policy(text: str) -> str:
     """A policy's name as it is written here, whatever its case and signs: ``vLLM``, ``llama.cpp``, ``Equal Split``."""
-    names = {_letters(name): name for name in (*map(str, Policy), *SERVERS)}
-    return names.get(_letters(text), text)
+    return named_in((*map(str, Policy), *SERVERS))(text)
+
+
+def named_in(names: Iterable[str], **others: str) -> Callable[[str], str]:
+    """A reader that finds one of `names` whatever its case and signs; `others` are further spellings."""
+    known = {**others, **{_letters(name): name for name in names}}
+    return lambda text: known.get(_letters(text), text)
 
 
 def _letters(text: str) -> str:

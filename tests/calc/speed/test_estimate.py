@@ -170,6 +170,11 @@ def answered(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, objec
     return dict(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.parametrize(("word", "name"), [("vLLM", "vllm"), ("TensorRT-LLM", "trtllm"), ("llama.cpp", "llamacpp")])
+def test_engines_are_known_however_they_are_written(word: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answered(capsys, "--device", "h100-sxm", "--policy", word)["policy"] == name
+
+
 def test_an_engine_that_does_not_run_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(capsys, "--device", "apple-m2-ultra")
     assert (found["fits"], found["tpot_s"]) == (False, None)
