@@ -93,6 +93,18 @@ def wrong_ones(found: list[Question]) -> str:
     return bullets(f"**{question.id}** is {question.verdict.words}: {question.cause}" for question in wrong)
 
 
+def missed(found: list[Row]) -> str:
+    """Files that kvscope gets wrong or refuses."""
+    own = [(row.kind.second, row.missed) for row in found if row.tool == OURS and row.missed]
+    return bullets(f"**{name}** wrong or refused: {', '.join(names)}." for name, names in own)
+
+
+def question_table(found: list[Question]) -> str:
+    """A line per question."""
+    lines = [f"| {question.id} | {question.text} | {question.verdict.words} |" for question in found]
+    return "\n".join(["|  | question | kvscope |", "| --- | --- | --- |", *lines])
+
+
 def question_text(question: Question) -> str:
     """A question with its values and the commands that repeat it."""
     lines = [f"**{question.id}, {question.verdict.words}.** {question.text} ({question.source})"]
@@ -157,20 +169,22 @@ A cell counts answers: exact / within 1 % / wrong / refused. A dash: the tool do
 {question_counts(asked)}
 
 {wrong_ones(asked)}
+{missed(found)}
 
 ## Questions
 
 A number is exact when it is right to the digits that the source gives, inside the range that it gives, or within 5 %
-where it says about. A question counts as its worst value. `python bench/questions.py` repeats this part, and with
-`--write FOLDER` leaves the two configs that commands below read.
+where it says about. A question counts as its worst value; every value and command
+[is below](#questions-value-by-value). `python bench/questions.py` asks them again;
+`--write FOLDER` leaves the configs that three commands read.
 
-{(chr(10) * 2).join(question_text(question) for question in asked)}
+{question_table(asked)}
 
 ## Configs
 
 Truth: counts and caches of transformers' classes on the meta device. innards keeps one token less of a window, as
-transformers does and servers do not. For DeepSeek-V3.2 it adds the indexer's keys, which servers keep and transformers
-does not.
+transformers does and servers do not. For DeepSeek-V3.2 it and aiconfigurator add the indexer's keys, which servers
+keep and transformers does not; aiconfigurator adds recurrent states too.
 
 {details(found, config)}
 
@@ -224,6 +238,10 @@ devices below 70 GiB, rest on single logs: their bands are a third of the activa
 
 {table(["concurrency", *HEAD], ([tool, *requests.cells()] for tool, (_, requests) in served.items()))}
 
+## Questions, value by value
+
+{(chr(10) * 2).join(question_text(question) for question in asked)}
+
 ## The tools
 
 Each row is repeated by its command, in an environment without a network (`HF_HUB_OFFLINE=1`):
@@ -236,9 +254,9 @@ Each row is repeated by its command, in an environment without a network (`HF_HU
 """
 
 
-UNUSED = """Tried and left out: llm-resource-planner, llm-mem and llm-x-py read a model from the Hub and none from a
-config.json; gpu-fit-llm and hf-vram-calc did not install within a minute and a half; modelinfo is another package than
-modelinfo-cli, and measures models that it runs."""
+UNUSED = """Tried and left out: llm-mem and hf-vram-calc (model-vram-calc) ask the Hub alone; llm-x-py wants weights;
+gpu-fit-llm did not install within 90 s, llm-analysis not at all; genz-llm has models of its own and reads no config;
+modelinfo, another package than modelinfo-cli, measures models that it runs."""
 
 
 def main() -> int:

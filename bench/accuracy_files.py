@@ -58,6 +58,8 @@ class Row:
     kind: Kind
     first: Tally = field(default_factory=Tally)
     second: Tally = field(default_factory=Tally)
+    missed: list[str] = field(default_factory=list)
+    """Files whose second value is wrong or refused."""
 
 
 def configs(data: Path) -> list[Case]:
@@ -165,4 +167,6 @@ def _row(tool: str, kind: Kind, found: list[Pair]) -> Row:
         for tally, said, true, exact in zip((row.first, row.second), pair, case.truth, case.exact, strict=True):
             if true is not None:
                 tally.add(said, true, exact=exact)
+        if row.second.wrong + row.second.refused > len(row.missed):
+            row.missed.append(case.path.stem)
     return row

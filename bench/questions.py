@@ -94,7 +94,13 @@ def configs() -> dict[str, dict[str, Any]]:
         "vocab_size": 152_064, "max_position_embeddings": 128_000, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
         "torch_dtype": "bfloat16", "vision_config": vision,
     }  # fmt: skip
-    return {"llama-3.1-405b-fp8": llama, "qwen2.5-vl-72b": qwen}
+    gptq = {
+        **qwen, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "intermediate_size": 29_696,
+        "max_position_embeddings": 32_768, "torch_dtype": "float16",
+        "quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": 128, "desc_act": False, "sym": True},
+    }  # fmt: skip
+    gptq.pop("vision_config")
+    return {"llama-3.1-405b-fp8": llama, "qwen2.5-vl-72b": qwen, "qwen2-72b-gptq-int8": gptq}
 
 
 def value_at(document: Any, path: str) -> Any:

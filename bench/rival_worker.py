@@ -41,9 +41,11 @@ def told(distribution, *words):
 
 @contextlib.contextmanager
 def as_folder(path):
-    """A folder that has the file as its config.json."""
+    """A folder that has the file as its config.json, and its hf_quant_config.json."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "config.json")
+        if (more := Path(path).with_name("hf_quant_config.json")).exists():
+            shutil.copy(more, folder)
         yield folder
 
 
@@ -119,6 +121,31 @@ def innards(ask):
     return None, found["kv_bytes"]
 
 
+def aiconfigurator(ask):
+    from aiconfigurator_core.sdk.memory import build_model_config, estimate_kv_cache, get_model
+
+    formats = {}
+    whole = {"max_num_tokens": ask["context"], "max_batch_size": 256, "memory_fraction_kind": "of_total"}
+    if ask["kind"] == "run":
+        given = {"memory_fraction_value": 0.95, "gpu_memory_capacity_bytes_override": int(79.19 * GIB)}
+        given["tp_size"] = ask["tp"]
+    else:
+        given = {"memory_fraction_value": 1.0, "gpu_memory_capacity_bytes_override": 10**15}
+    if ask["kind"] == "config":
+        formats = dict.fromkeys(("gemm_quant_mode", "moe_quant_mode", "kvcache_quant_mode"), "bfloat16")
+    with as_folder(ask["path"]) as folder:
+        found = estimate_kv_cache(folder, "h100_sxm", "vllm", "current", **whole, **given, **formats)
+        one = {"tp_size": 1, "pp_size": 1, "attention_dp_size": 1, "moe_tp_size": 1, "moe_ep_size": 1}
+        others = dict.fromkeys(("fmha_quant_mode", "comm_quant_mode"))
+        model = get_model(folder, build_model_config(**one, **others, **formats), "vllm") if formats else None
+    if ask["kind"] == "run":
+        return found["total_kv_size_bytes"] / GIB, found["total_kv_size_tokens"] / ask["context"]
+    weights = found["memory_breakdown"]["weights_bytes"]
+    if ask["kind"] == "checkpoint":
+        return None, weights
+    return weights / 2, model.get_kvcache_bytes_per_sequence(ask["context"])
+
+
 def vllm_wizard(ask):
     words = ["--max-model-len", ask["context"], "--vram-gb", 100000, "--json"]
     with as_folder(ask["path"]) as folder:
@@ -157,10 +184,10 @@ def oldiron(ask):
 
 
 ASKED = {
-    "vramscout": vramscout, "vramcalc": vramcalc, "servcalc": servcalc, "llm-mem-planner": planner, "hf-mem": hf_mem,
-    "kvfit": kvfit, "innards": innards, "vllm-wizard": vllm_wizard, "llm-resource-planner": resource_planner,
-    "llm-sizer": llm_sizer, "ridgepoint": ridgepoint,
-    "modelinfo-cli": modelinfo, "oldiron": oldiron,
+    "vramscout": vramscout, "vramcalc": vramcalc, "servcalc": servcalc, "aiconfigurator-core": aiconfigurator,
+    "vllm-wizard": vllm_wizard, "llm-resource-planner": resource_planner, "llm-mem-planner": planner, "kvfit": kvfit,
+    "innards": innards, "hf-mem": hf_mem, "llm-sizer": llm_sizer, "ridgepoint": ridgepoint, "modelinfo-cli": modelinfo,
+    "oldiron": oldiron,
 }  # fmt: skip
 
 
