@@ -244,7 +244,11 @@ devices below 70 GiB, rest on single logs: their bands are a third of the activa
 
 ## The tools
 
-Each row is repeated by its command, in an environment without a network (`HF_HUB_OFFLINE=1`):
+Each row is repeated by its command, without a network (`HF_HUB_OFFLINE=1`), in an environment of
+
+```sh
+pip install {" ".join(f"{name}=={version}" for name, version in versions.items())}
+```
 
 - `kvscope memory --model config.json --context {CONTEXT} --kv-format bf16 --json`; a folder for checkpoints;
   `kvscope memory --model FILE.gguf --policy llamacpp --context {GGUF_CONTEXT} --json` for GGUF files

@@ -47,7 +47,7 @@ RIVALS = (
         "aiconfigurator-core",
         ("config", "checkpoint", "run"),
         'aiconfigurator_core.sdk.memory.estimate_kv_cache(FOLDER, "h100_sxm", "vllm", "current", …)',
-        "a library; without norms, a tied embedding twice; its cache by `get_kvcache_bytes_per_sequence`, with states",
+        "a library, for vLLM 0.24; a tied embedding twice; cache by `get_kvcache_bytes_per_sequence`, with states",
     ),
     Rival(
         "vllm-wizard",
