@@ -82,9 +82,12 @@ def summary(found: list[Row], served: dict[str, tuple[Tally, Tally]]) -> str:
 
 
 def question_counts(found: list[Question]) -> str:
-    """How many questions are answered how."""
-    counts = [str(sum(question.verdict is verdict for question in found)) for verdict in Verdict]
-    return table(["", *(verdict.words for verdict in Verdict)], [["kvscope", *counts]])
+    """How many questions and values are answered how."""
+    whole = [question.verdict for question in found]
+    values = [one.verdict for question in found for one in question.checked]
+    named = (("questions, by their worst value", whole), ("values", values))
+    lines = [[name, *(str(own.count(verdict)) for verdict in Verdict)] for name, own in named]
+    return table(["kvscope", *(verdict.words for verdict in Verdict)], lines)
 
 
 def wrong_ones(found: list[Question]) -> str:
@@ -174,7 +177,8 @@ A cell counts answers: exact / within 1 % / wrong / refused. A dash: the tool do
 ## Questions
 
 A number is exact when it is right to the digits that the source gives, inside the range that it gives, or within 5 %
-where it says about. A question counts as its worst value; every value and command
+where it says about. A question counts as its worst value. Those marked L are start-up logs, taken because they name
+model, device and number; what a log does not say is left at its default. Every value and command
 [is below](#questions-value-by-value). `python bench/questions.py` asks them again;
 `--write FOLDER` leaves the configs that three commands read.
 
@@ -191,7 +195,8 @@ keep and transformers does not; aiconfigurator adds recurrent states too.
 ## Checkpoints
 
 Truth: every module of the published checkpoint with the format that its own files give it, worked out apart from
-kvscope; for Gemma-4-31B NVFP4 what vLLM said it had loaded.
+kvscope; for Gemma-4-31B NVFP4 what vLLM said it had loaded,
+29.39 GiB, because the worked-out 28,663,195,552 bytes lack the embedding.
 
 {details(found, checkpoint)}
 

@@ -126,7 +126,7 @@ def check(rule: dict[str, Any], document: Any) -> Checked:
         return Checked(rule["what"], _right(rule), "–", Verdict.REFUSED)
     if "says" in rule or isinstance(rule.get("right"), bool):
         return _check_words(rule, found[0])
-    number = sum(found) * (value_at(document, rule["times"]) if "times" in rule else 1)
+    number = sum(found)
     unit = rule.get("unit", "")
     number = 1 / number if unit == "per s" else number / UNITS[unit]
     if "below" in rule:
@@ -157,7 +157,8 @@ def _right(rule: dict[str, Any]) -> str:
 
 
 def _shown(number: float, rule: dict[str, Any]) -> str:
-    digits = max(_digits(rule["right"]), 1 if rule.get("unit") or ("to" in rule and abs(number) < 100) else 0)
+    more = 1 if "to" in rule and abs(number) < 100 else 0
+    digits = max(_digits(rule["right"]) + more, 1 if rule.get("unit") else 0)
     return f"{number:,.{digits}f}{_unit(rule)}"
 
 
@@ -174,7 +175,7 @@ def _band(rule: dict[str, Any], document: Any) -> tuple[float, float] | None:
         return None
     band = value_at(document, rule["band"])
     low, high = (band["low"], band["high"]) if isinstance(band, dict) else band
-    scale = UNITS.get(rule.get("unit", ""), 1)
+    scale = value_at(document, rule["band_per"]) if "band_per" in rule else UNITS.get(rule.get("unit", ""), 1)
     return low / scale, high / scale
 
 
