@@ -47,6 +47,7 @@ def unsafe(text: str) -> list[str]:
     return [character for character in text if acts(character) and character not in "\t\n"]
 
 
+@pytest.mark.slow
 def test_every_character_is_judged_right_and_alike_in_both_packages() -> None:
     for code in range(sys.maxunicode + 1):
         character = chr(code)

@@ -58,6 +58,7 @@ def test_unlike_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unlike devices share a model with --policy llamacpp only" in err
 
 
+@pytest.mark.slow
 def test_solve_over_unlike_devices(capsys: pytest.CaptureFixture[str]) -> None:
     """Other devices and their number are asked of such as are alike."""
     two = answer(
@@ -98,6 +99,7 @@ def test_what_does_not_fit_names_the_split_that_does(capsys: pytest.CaptureFixtu
     assert any("llama-server" in note and "--n-gpu-layers" in note for note in document["notes"])
 
 
+@pytest.mark.slow
 def test_solve_finds_the_split(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("solve", "--model", "gpt-oss-120b", "--device", "rtx-4090", "--find", "split")
     document = answer(capsys, *words)

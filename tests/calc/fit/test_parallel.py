@@ -94,6 +94,7 @@ def test_a_tied_head_is_copied_to_the_last_stage():
 # Against what is there already
 
 
+@pytest.mark.slow
 @QUICK
 @given(any_study, degrees)
 def test_tensor_parallelism_alone_is_the_memory_tables_whole_heads(study, tp):

@@ -62,6 +62,7 @@ def test_the_context_is_admitted_and_one_token_more_is_not(study, engine, batch)
         assert server_report(replace(study, context=answer.context + 1), options).max_concurrency < batch
 
 
+@pytest.mark.slow
 @FEW
 @given(studies, engines, st.integers(1, 8))
 def test_missing_and_advice_go_together(study, engine, batch):

@@ -81,6 +81,7 @@ def test_words_and_refusals() -> None:
     assert check({**rule, "at": "missing"}, DOCUMENT).verdict is Verdict.REFUSED
 
 
+@pytest.mark.slow
 def test_public_questions() -> None:
     """Those that are wrong or refused say why."""
     for question in answered():

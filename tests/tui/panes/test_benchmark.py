@@ -225,6 +225,7 @@ async def test_export_has_tables_plot_and_machine() -> None:
         assert shlex.split(pane.command_line()) == ["kvscope", "benchmark"]
 
 
+@pytest.mark.slow
 async def test_f_fills_the_table_of_formats() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
@@ -323,6 +324,7 @@ async def test_batches_fit_a_narrow_screen_and_half_a_wider_one() -> None:
             assert laid_out(table, view.size.width) is not None
 
 
+@pytest.mark.slow
 async def test_batches_can_be_stopped_and_keep_their_rows(tmp_path: Path) -> None:
     async with live_app("--row-gate", str(tmp_path / "never")).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)

@@ -78,6 +78,7 @@ async def test_rows_stay_with_their_model() -> None:
         assert pane.query_one("#effects").display
 
 
+@pytest.mark.slow
 async def test_f_measures_the_error_of_what_is_chosen_and_a_run_goes_on_from_it() -> None:
     async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)

@@ -177,6 +177,7 @@ async def test_a_narrow_screen_turns_pages_and_a_wide_one_has_none() -> None:
         assert pane.query_one("#plot-decode").is_on_screen
 
 
+@pytest.mark.slow
 async def test_the_command_line_gives_the_same_report() -> None:
     """What is copied, read by the command line's own parser, asks the same question after each turn of a dial."""
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
@@ -193,6 +194,7 @@ async def test_the_command_line_gives_the_same_report() -> None:
         assert (query.context, query.attention, query.softmax_flops, query.causal) == (2048, Attention.FLASH, 0, True)
 
 
+@pytest.mark.slow
 async def test_the_export_holds_tables_plots_and_sentences() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)

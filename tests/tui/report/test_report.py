@@ -560,6 +560,7 @@ def cell_count(line: str) -> int:
     return len(re.findall(r"(?<!\\)\|", line)) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["llama", "nasty"])
 def test_markdown_tables_are_rectangular(which: str, request: pytest.FixtureRequest) -> None:
     _, markdown = both(request.getfixturevalue(which))

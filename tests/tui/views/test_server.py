@@ -180,6 +180,7 @@ async def test_the_policy_dial_turns_to_a_server_and_back(size: tuple[int, int])
         assert "MAX BATCH" in lines(app)[1]
 
 
+@pytest.mark.slow
 async def test_the_options_change_what_the_server_holds() -> None:
     app = app_on(state())
     async with app.run_test(size=(120, 40)) as pilot:
@@ -290,6 +291,7 @@ def test_the_copied_command_gives_the_same_numbers(engine: str, capsys: pytest.C
     assert (printed["kv_pool_bytes"], printed["kv_tokens"]) == (answer.report.kv_pool_bytes, answer.report.kv_tokens)
 
 
+@pytest.mark.slow
 async def test_the_report_is_written_from_the_app(tmp_path: Path) -> None:
     app = app_on(with_study(default_state(), replace(STUDY, model=hybrid())))
     async with app.run_test(size=(120, 40)) as pilot:

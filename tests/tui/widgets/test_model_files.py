@@ -88,6 +88,7 @@ async def test_f9_offers_models_even_from_the_prompt(models: Path) -> None:
         assert pane.run.request.model is None
 
 
+@pytest.mark.slow
 async def test_a_path_can_be_typed_with_completion(models: Path) -> None:
     async with live_app().run_test(size=(80, 24)) as pilot:
         pane = await open_pane(pilot, "f6", BenchmarkPane)
