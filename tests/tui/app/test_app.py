@@ -326,6 +326,7 @@ def test_paths_are_completed(tmp_path: Path) -> None:
 # --- state, undo, settings --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_undo_and_start_over() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-tp", "4")
@@ -338,6 +339,7 @@ async def test_undo_and_start_over() -> None:
         assert app.query_one("#field-tp").value == "4"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 async def test_the_last_spec_theme_and_marker_are_remembered(config: Path) -> None:
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
         assert not config.exists()
@@ -426,6 +428,7 @@ def test_the_strip_chooses_the_longest_that_fits() -> None:
     assert fitting(choices, 2, "  ") == choices[1]
 
 
+@pytest.mark.slow
 async def test_the_strip_never_overflows_and_keeps_the_batch() -> None:
     async with running() as (app, _):
         strip = app.query_one(StatusStrip)
@@ -455,6 +458,7 @@ print(sorted({"torch", "numpy", "sympy", "tokenizers", "safetensors"} & sys.modu
 """
 
 
+@pytest.mark.slow
 def test_the_app_never_imports_torch_or_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -25,6 +25,7 @@ async def written(pilot: Pilot[None], path: Path) -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 async def test_what_the_session_measured_is_in_the_report(tmp_path: Path) -> None:
     app = live_app()
     async with app.run_test(size=(120, 40)) as pilot:

@@ -87,6 +87,7 @@ async def test_a_failed_case_fails_the_whole() -> None:
         assert "✗ FAIL" in pane.export_markdown()
 
 
+@pytest.mark.slow
 async def test_s_fills_rows_and_plot_as_they_come(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     async with live_app("--row-gate", str(gate)).run_test(size=(120, 40)) as pilot:

@@ -206,6 +206,7 @@ async def test_a_refusal_of_the_engine_is_shown_and_the_next_run_works() -> None
         assert "128 tokens" in status(pane)
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_is_said_and_the_next_run_starts_another() -> None:
     app = live_app("--rate", "300")
     async with app.run_test(size=(120, 40)) as pilot:

@@ -105,6 +105,7 @@ async def test_x_leaves_the_softmax_out() -> None:
         assert the_app.analysis.intensity.prefill.flops == 4 * 1024**2 * 128
 
 
+@pytest.mark.slow
 async def test_the_sums_on_screen_are_the_totals() -> None:
     async with (the_app := app()).run_test(size=(200, 60)) as pilot:
         pane = await open_pane(pilot, "f4", IntensityPane)
@@ -137,6 +138,7 @@ async def test_a_model_of_several_kinds_of_layers_is_shown_by_kind() -> None:
         assert the_app.analysis.intensity.layers is not None
 
 
+@pytest.mark.slow
 async def test_a_mouse_turns_a_dial_by_its_arrow() -> None:
     async with (the_app := app()).run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f4", IntensityPane)

@@ -143,6 +143,7 @@ async def test_each_refusal_stands_on_the_screen() -> None:
             assert "✗" not in text(app)
 
 
+@pytest.mark.slow
 async def test_fast_typing_loses_no_key() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-context").focus()
