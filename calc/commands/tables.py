@@ -289,7 +289,7 @@ def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
     """Names, parameters and shape of catalog models."""
     rows = []
     for entry in entries:
-        m = entry.spec
+        m = entry.sizes
         shape = f"{m.n_layers} x ({m.n_heads} q, {m.n_kv_heads} kv, {m.head_dim})"
         rows.append((entry.id, entry.hf_id, format_count(entry.parameters), shape, format_count(m.hidden_size)))
     columns = (

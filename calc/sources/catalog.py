@@ -51,6 +51,11 @@ class ModelEntry:
         return _spec(self)
 
     @property
+    def sizes(self) -> ModelSpec:
+        """The same model without the bytes of its repository, which take long to count: for lists of many."""
+        return _sizes(self)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """All names it answers to, as matched."""
         full = (self.id, self.name, self.hf_id, *self.aliases)
@@ -223,12 +228,17 @@ def _layers(key: str) -> tuple[LayerSpec, ...]:
 
 @cache
 def _spec(entry: ModelEntry) -> ModelSpec:
+    sizes = _sizes(entry)
+    return sizes if entry.stored is None else _as_stored(sizes, entry.stored, entry.hf_id)
+
+
+@cache
+def _sizes(entry: ModelEntry) -> ModelSpec:
     fields = dict(entry.fields)
     fields["mlp"], fields["norm"] = Mlp(fields.get("mlp", "gated")), Norm(fields.get("norm", "rms"))
     if fields.pop("layers", False):
         fields["layers"] = _layers(entry.id)
-    spec = model_of(name=entry.id, source=entry.source, notes=entry.notes, **fields)
-    return spec if entry.stored is None else _as_stored(spec, entry.stored, entry.hf_id)
+    return model_of(name=entry.id, source=entry.source, notes=entry.notes, **fields)
 
 
 def _as_stored(model: ModelSpec, config: Mapping[str, Any], repository: str) -> ModelSpec:

@@ -32,7 +32,7 @@ def model_list(study: Study) -> PickList:
 
 
 def _model_choice(entry: ModelEntry, study: Study) -> Choice:
-    m = entry.spec
+    m = entry.sizes
     shape = f"{m.n_layers}L {m.n_heads}q {m.n_kv_heads}kv d{m.head_dim}"
     cells = (entry.id, f"{entry.parameters / 1e9:,.2f} B", shape, entry.hf_id)
     return Choice(key=entry.id, cells=cells, preview=lambda: model_preview(entry.spec, study))
