@@ -571,7 +571,9 @@ def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "python -m engine: interrupted\n"
+    *remarks, sentence = err.splitlines()  # where the compiled step is being built, a remark says so first
+    assert sentence == "python -m engine: interrupted"
+    assert len(remarks) <= 1
 
 
 @pytest.mark.slow
