@@ -25,7 +25,7 @@ from calc.model.named import weights_as
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat, parse_cache, parse_weights
 from calc.sources.catalog import devices, find_model
-from calc.speed.estimate import Asked, Estimate, Load, Room, estimate
+from calc.speed.estimate import Asked, Estimate, Load, Room, estimate, has_experts
 from calc.speed.room import room_of
 from calc.speed.spans import Span
 
@@ -136,7 +136,7 @@ def _weights(precision: str, model: ModelSpec) -> StorageFormat:
 
 def _room(study: Study, asked: Asked) -> Room:
     """What fits here, but never less than what is known to have run."""
-    plain = replace(asked, engine="trtllm")  # 90 % less 2 GB for all: the sources say little of their settings
+    plain = replace(asked, engine="transformers")  # 90 % less 2 GB for all: the sources say little of their settings
     room = room_of(study, plain)
     ran = asked.count or 1 if asked.load is Load.STATIC else 0
     return Room(max(room.fitting, ran), room.most)
@@ -164,7 +164,6 @@ def _span(metric: str, answer: Estimate) -> tuple[Span, bool, float]:
 
 
 def _group(row: dict[str, str], asked: Asked, model: ModelSpec) -> tuple[str, str, str]:
-    experts = any(part.kind == "experts" for layer in model.groups for part in layer.feed_forwards)
     vendor = "NVIDIA"
     if row["gpu"].startswith(("MI", "Ryzen", "RX")):
         vendor = "AMD"
@@ -174,7 +173,7 @@ def _group(row: dict[str, str], asked: Asked, model: ModelSpec) -> tuple[str, st
         return ("llama.cpp, batch 1", row["metric"], vendor)
     if row["metric"] == "ttft_ms" and asked.load is Load.CLOSED and asked.count != 1:
         return (row["kind"], "ttft_ms loaded", vendor)
-    return (row["kind"], row["metric"], f"{vendor}, {'experts' if experts else 'dense'}")
+    return (row["kind"], row["metric"], f"{vendor}, {'experts' if has_experts(model) else 'dense'}")
 
 
 def report(all_rows: list[Compared], *, pairs: bool) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ from calc.errors import QuantityError, SpecError
 from calc.model.spec import DIMENSIONS, Policy, Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
-from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate
+from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
 from calc.speed.plans import keeps
 from calc.speed.room import COUNTED, room_of
 from calc.units import format_duration_s, parse_share
@@ -105,7 +105,7 @@ def estimate_parser(prog: str) -> Parser:
 def run_estimate(argv: Sequence[str], prog: str) -> int:
     """``estimate``: exit code 0, also where the plan does not fit (that is an answer)."""
     args = estimate_parser(prog).parse_args(argv)
-    study, asked = _study(args), _asked(args)
+    study, asked = served(args, _asked(args))
     answer = estimate(study, asked, room_of(study, asked))
     rows = _frontier(study, asked, args)
     if args.format == "json":
@@ -113,16 +113,28 @@ def run_estimate(argv: Sequence[str], prog: str) -> int:
     return emit_tables(args, *_text(study, answer, rows, args))
 
 
-def _study(args: argparse.Namespace) -> Study:
+def served(args: argparse.Namespace, asked: Asked) -> tuple[Study, Asked]:
+    """The study as the engine runs it, and what is asked, with what it reads of the model. Raises CalcError."""
+    from calc.servers.facts import facts_of
+    from calc.servers.records import ENGINES as SERVERS
+    from calc.servers.records import ServerOptions
+    from calc.servers.serving import as_served
+
     model = model_from(args)
-    return Study(
+    study = Study(
         model=model,
         device=device_from(args),
-        context=args.prompt_tokens + args.new_tokens,
-        tps=(args.tp,),
+        context=asked.context,
+        tps=(asked.tp,),
         policy=Policy.REPLICATED,
         **formats_from(args, model),
     )
+    facts = facts_of(args.model, model.name)
+    if asked.engine in SERVERS:
+        options = ServerOptions(engine=asked.engine, version=asked.version, tp=asked.tp, facts=facts)
+        given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
+        study = as_served(study, options, **given)
+    return study, replace(asked, facts=facts)
 
 
 def _asked(args: argparse.Namespace) -> Asked:
@@ -322,7 +334,7 @@ def assumptions(study: Study, answer: Estimate) -> list[str]:
         said.append(f"Fewer than {FEW} requests fit: a GB of reserve more or less decides the batch.")
     if asked.drafted:
         said.append("Speculation: the verified tokens are counted, the draft model's own time is not.")
-    if any(part.kind == "experts" for layer in study.model.groups for part in layer.feed_forwards):
+    if has_experts(study.model):
         said.append("Experts: each token takes its own evenly at random; the bound counts those of one token.")
     return [*said, _accuracy_sentence(study, asked)]
 

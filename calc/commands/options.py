@@ -21,6 +21,8 @@ T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
 SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
 """Policies that count what a server reserves (calc.servers, imported only for them)."""
+DEFAULT_CONTEXT = 8192
+"""Tokens per request where none are asked for."""
 TPS = (1, 2, 4, 8)
 """Degrees of the tensor-parallel table where none is asked for."""
 SERVER_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
@@ -186,7 +188,9 @@ def cache_for(model: ModelSpec, chosen: StorageFormat | None) -> StorageFormat |
 
 def add_workload_options(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
     """Options that say what is served, on how many devices, and how that is counted."""
-    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
+    parser.add_argument(
+        "--context", type=count, default=DEFAULT_CONTEXT, metavar="N", help="tokens per request (default 8192)"
+    )
     parser.add_argument(
         "--tp", type=counts, metavar="1,2,4,8",
         help="tensor-parallel degrees; the answer is for the first (default: for one device)",
@@ -271,8 +275,8 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
     timed = parser.add_argument_group("limits on time: batch, tp, device, and with --rate devices")
     add_limit_option(timed)
     timed.add_argument("--rate", type=reader(parse_rate), metavar="R", help="requests per second")
-    timed.add_argument("--prompt-tokens", type=count, default=1024, metavar="P", help="tokens in (default 1024)")
-    timed.add_argument("--new-tokens", type=count, default=256, metavar="G", help="tokens out (default 256)")
+    timed.add_argument("--prompt-tokens", type=count, metavar="P", help="tokens in (default 1024)")
+    timed.add_argument("--new-tokens", type=count, metavar="G", help="tokens out (default 256)")
 
 
 # --- a server -----------------------------------------------------------------------------------------------

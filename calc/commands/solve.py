@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from calc.commands.llamacpp import add_llamacpp_options, device_words, every_advice, split_document, split_table
 from calc.commands.notes import context_notes
 from calc.commands.options import (
+    DEFAULT_CONTEXT,
     SERVER_NAMES,
     SERVERS,
     Parser,
@@ -66,7 +67,9 @@ def solve_parser(prog: str) -> Parser:
         default="all",
         help="the question to answer (default all)",
     )
-    parser.add_argument("--context", type=count, default=8192, metavar="N", help="tokens per request (default 8192)")
+    parser.add_argument(
+        "--context", type=count, default=DEFAULT_CONTEXT, metavar="N", help="tokens per request (default 8192)"
+    )
     parser.add_argument("--batch", type=count, default=1, metavar="N", help="requests that must fit (default 1)")
     parser.add_argument("--tp", type=count, default=1, metavar="N", help="devices that share the model (default 1)")
     parser.add_argument(
@@ -153,8 +156,9 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
 
 def _check_no_limit(args: argparse.Namespace) -> None:
     """Raise SpecError for questions of time without a limit."""
-    if args.find == WITH_LIMITS or args.rate is not None:
-        what = "--rate" if args.rate is not None else "--find tp"
+    given = [name for name in ("rate", "prompt_tokens", "new_tokens") if getattr(args, name) is not None]
+    if args.find == WITH_LIMITS or given:
+        what = f"--{given[0].replace('_', '-')}" if given else "--find tp"
         raise SpecError("limit", f"{what} needs limits on time: add --limit ttft=500ms,tpot=50ms")
 
 

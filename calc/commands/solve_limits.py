@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document
-from calc.commands.options import formats_from, model_from
+from calc.commands.estimate import served
+from calc.commands.options import DEFAULT_CONTEXT, SERVER_OPTIONS
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Row, Table
 from calc.errors import SpecError
-from calc.model.spec import Policy, Study
+from calc.model.spec import Policy
 from calc.sources.catalog import devices
 from calc.speed.estimate import ENGINES, Asked, estimate
 from calc.speed.plans import Plan, fewest, largest_plan, plans_by_device, plans_by_tp
@@ -20,14 +21,17 @@ from calc.units import Quantity, format_count, format_duration_s
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
+    from calc.model.spec import Study
 
 FINDS = ("batch", "tp", "devices", "device")
+DEFAULT_PROMPT, DEFAULT_NEW = 1024, 256
 
 
 def run_with_limits(args: argparse.Namespace) -> int:
     """``solve --limit``: exit code 0, also where nothing keeps the limits (that is an answer)."""
-    study, asked = _asked(args)
+    _check_idle(args)
     finds = _finds(args)
+    study, asked = served(args, _asked(args))
     found = {find: _found(find, study, asked, args) for find in finds}
     if args.format == "json":
         return emit_json(args, _document(study, asked, found, args))
@@ -44,29 +48,29 @@ def _finds(args: argparse.Namespace) -> tuple[str, ...]:
     return (args.find,)
 
 
-def _asked(args: argparse.Namespace) -> tuple[Study, Asked]:
-    from calc.commands.options import device_from
-
+def _asked(args: argparse.Namespace) -> Asked:
     engine = "vllm" if args.policy == str(Policy.EQUAL_SPLIT) else args.policy
     if engine not in ENGINES:
         raise SpecError("policy", f"--limit needs an engine: --policy {', '.join(ENGINES)}")
-    model = model_from(args)
-    asked = Asked(
+    return Asked(
         engine=engine,
         version=args.engine_version,
-        prompt_tokens=args.prompt_tokens,
-        new_tokens=args.new_tokens,
+        prompt_tokens=args.prompt_tokens or DEFAULT_PROMPT,
+        new_tokens=args.new_tokens or DEFAULT_NEW,
         tp=args.tp,
     )
-    study = Study(
-        model=model,
-        device=device_from(args),
-        context=asked.context,
-        tps=(args.tp,),
-        policy=Policy.REPLICATED,
-        **formats_from(args, model),
-    )
-    return study, asked
+
+
+def _check_idle(args: argparse.Namespace) -> None:
+    """Raise SpecError for options that say nothing about time."""
+    names = [name for name in SERVER_OPTIONS if name != "engine_version" and getattr(args, name, None)]
+    names += [name for name, default in (("context", DEFAULT_CONTEXT), ("batch", 1)) if getattr(args, name) != default]
+    if names:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise SpecError(
+            names[0],
+            f"{words} changes nothing with --limit, which takes --prompt-tokens, --new-tokens and --engine-version",
+        )
 
 
 def _found(find: str, study: Study, asked: Asked, args: argparse.Namespace) -> list[Plan]:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import assets
-from calc.speed.estimate import Asked, Load
+from calc.speed.estimate import Asked, Load, has_experts
 
 if TYPE_CHECKING:
     from calc.model.spec import Study
@@ -33,12 +33,11 @@ class Accuracy:
 def accuracy_of(study: Study, asked: Asked) -> Accuracy | None:
     """For this load, vendor and class of model; None where no such run was compared."""
     vendor = next((name for name in VENDORS if study.device.name.startswith(name)), "")
-    experts = any(part.kind == "experts" for layer in study.model.groups for part in layer.feed_forwards)
     if asked.engine == "llamacpp":
         key = f"llama.cpp, batch 1 · decode_tokens_per_s · {vendor}"
     else:
         kind, metric = METRICS[asked.load]
-        key = f"{kind} · {metric} · {vendor}, {'experts' if experts else 'dense'}"
+        key = f"{kind} · {metric} · {vendor}, {'experts' if has_experts(study.model) else 'dense'}"
     found = _groups().get(key)
     return None if found is None else Accuracy(**found)
 

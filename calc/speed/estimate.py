@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
-from calc.servers.refusals import runs_on
 from calc.servers.versions import parse_version
 from calc.speed import spans
 from calc.speed.constants import constants_of
@@ -23,6 +22,7 @@ from calc.step.weights import as_stored, one_format
 
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
+    from calc.servers.records import ModelFacts
 
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
 HOST_S = {"vllm": 0.4e-3, "trtllm": 0.4e-3, "sglang": 1.5e-3, "transformers": 2.7e-3, "llamacpp": 0.1e-3}
@@ -48,7 +48,10 @@ class Load(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk."""
+    """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk.
+
+    `facts`: what a server reads from the model's own files.
+    """
 
     engine: str = "vllm"
     prompt_tokens: int = 1024
@@ -61,6 +64,7 @@ class Asked:
     prefix_hit: Fraction = Fraction(0)
     drafted: int = 0
     acceptance: Fraction = Fraction(0)
+    facts: ModelFacts | None = None
 
     @property
     def context(self) -> int:
@@ -80,10 +84,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Requests that are in memory at once: as the engine reserves memory, and with nothing reserved at all."""
+    """Requests that are in memory at once: as the engine reserves memory, and with nothing reserved at all.
+
+    `refusal`: why the engine would not start at all.
+    """
 
     fitting: int
     most: int
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +136,8 @@ class Steps:
     def device(self) -> Device:
         """The device with what operators reach on it. Raises SpecError where it has no bandwidth or peak."""
         device = self.study.device
-        name, tiled = self.study.weight_format.name, self.asked.engine != "llamacpp"  # a row by itself is no tile there
-        return device_for_times(device, constants_of(device), name, tiled=tiled)
+        tiled = self.asked.engine != "llamacpp"  # which multiplies a row as it is
+        return device_for_times(device, constants_of(device), self.study.weight_format, tiled=tiled)
 
     @cached_property
     def base(self) -> Pass:
@@ -152,18 +160,27 @@ class Steps:
         return HOST_S[engine] + (self.model.n_layers * EAGER_LAYER_S if engine == "transformers" else 0.0)
 
     def prefill(self, batch: int = 1) -> PassTime:
-        """The last chunk of a prompt, or the whole of it."""
-        asked = self.asked
-        new = min(asked.computed_tokens, asked.chunk or asked.computed_tokens)
-        work = replace(self.base, phase=Phase.PREFILL, batch=batch, context=asked.prompt_tokens, new_tokens=new)
+        """The whole of what is computed of a prompt, or the chunk in the middle of it."""
+        chunk, new = self.chunk, self.asked.computed_tokens
+        context = self.asked.prompt_tokens - (new - chunk) // 2
+        work = replace(self.base, phase=Phase.PREFILL, batch=batch, context=context, new_tokens=chunk)
         return pass_time(self.model, work, self.device)
 
     def prefill_s(self, batch: int = 1) -> tuple[float, float]:
-        """Expected seconds of a prompt, chunk after chunk, with the host's; and the least of one chunk."""
+        """Expected and least seconds of a prompt. Every chunk counts as the one in the middle: later ones read more.
+
+        The host's part is taken for every chunk. What is least has no chunks: they only add to it.
+        """
+        new, one = self.asked.computed_tokens, self.prefill(batch)
+        expected_s = new / self.chunk * one.expected_s + ceil(new / self.chunk) * self.host_s
+        least = one if self.chunk == new else replace(self, asked=replace(self.asked, chunk=None)).prefill(batch)
+        return max(expected_s, least.bound_s), least.bound_s
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt in one pass."""
         new = self.asked.computed_tokens
-        chunks = ceil(new / (self.asked.chunk or new))
-        one = self.prefill(batch)
-        return chunks * (one.expected_s + self.host_s), one.bound_s
+        return min(new, self.asked.chunk or new)
 
     def decode(self, batch: int, context: int) -> PassTime:
         """A step of `batch` sequences: one token each, and those that were drafted."""
@@ -176,18 +193,20 @@ class Steps:
         return self.asked.prompt_tokens + self.asked.new_tokens // 2
 
 
+def has_experts(model: ModelSpec) -> bool:
+    """Whether any layer routes its tokens to experts."""
+    return any(part.kind == "experts" for layer in model.groups for part in layer.feed_forwards)
+
+
 def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
     """Times of `asked` with `room` for so many requests at once.
 
     Raises SpecError for a device without bandwidth or peak, also where nothing fits.
     """
     steps = Steps(study=study, asked=asked)
-    if steps.device and not runs_on(asked.engine, study.device):
-        problem = f"{asked.engine} does not run on {study.device.name}"
-        return Estimate(asked=asked, batch=0, fits=False, problem=problem)
-    batch = _batch(asked, room.fitting)
+    batch = 0 if steps.device and room.refusal else _batch(asked, room.fitting)
     if not batch:
-        return Estimate(asked=asked, batch=0, fits=False, problem=_problem(asked, room.fitting))
+        return Estimate(asked=asked, batch=0, fits=False, problem=room.refusal or _problem(asked, room.fitting))
     if asked.load is Load.STATIC:
         return _static(steps, batch)
     return _closed(steps, batch) if asked.load is Load.CLOSED else _max_load(steps, batch, room.most)
@@ -233,8 +252,7 @@ def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
     """Every request's prompt and tokens pass through the device; its memory is full of requests half done."""
     prefill_s, least_s = steps.prefill_s()
     decode, new_tokens = steps.decode(batch, steps.middle), steps.asked.new_tokens
-    experts = any(part.kind == "experts" for layer in steps.model.groups for part in layer.feed_forwards)
-    band = spans.MAX_LOAD_EXPERTS if experts else spans.MAX_LOAD
+    band = spans.MAX_LOAD_EXPERTS if has_experts(steps.model) else spans.MAX_LOAD
     tpot = _per_token(steps, decode, band, between_s=batch * prefill_s / new_tokens)
     alone = steps.decode(1, steps.asked.prompt_tokens).bound_s / steps.asked.step_tokens
     ttft = _fitted(steps, spans.LOADED_TTFT).around((batch + 1) / 2 * prefill_s + decode.expected_s, least_s)

@@ -8,7 +8,9 @@ from math import ceil
 
 from calc.errors import SpecError
 from calc.model.spec import DeviceSpec
+from calc.model.storage import StorageFormat
 from calc.speed.constants import ELEMENTWISE, Constants, Reach
+from calc.step.formulas import experts_hit
 from calc.step.operators import Kind, Operator, Pass, Phase
 
 PRODUCTS = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.ROUTER, Kind.HEAD})
@@ -22,13 +24,18 @@ SIXTEEN_BITS, EIGHT_BITS = 1.9, 0.75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device as times need it. `quantized`: both factors are; `tiled`: experts fill whole tiles."""
+    """A device as times need it.
+
+    `quantized`: the arithmetic of fewer bits that the weight format is made for. `narrow`: weights of fewer than 16
+    bits, whose activations an engine may quantize too. `tiled`: experts fill whole tiles.
+    """
 
     spec: DeviceSpec
     constants: Constants
     bandwidth_bytes_per_s: float
     peaks: Mapping[str, float]
     quantized: frozenset[str]
+    narrow: bool = False
     tiled: bool = True
 
     def path(self, element_bytes: float) -> str:
@@ -54,15 +61,15 @@ class Timed:
     memory_s: float = 0.0
 
 
-def device_for_times(device: DeviceSpec, constants: Constants, weight_format: str, *, tiled: bool = True) -> Device:
-    """`device` with weights in `weight_format`. Raises SpecError where bandwidth or peak is not known."""
+def device_for_times(device: DeviceSpec, constants: Constants, weights: StorageFormat, *, tiled: bool = True) -> Device:
+    """`device` with `weights` in their format. Raises SpecError where bandwidth or peak is not known."""
     bandwidth, peaks = device.bandwidth_bytes_per_s, device.peak_flops_per_s
     missing = [name for name, known in (("bandwidth", bandwidth), ("16-bit peak", peaks.get("bf16"))) if not known]
     if bandwidth is None or missing:
         raise SpecError(
             "device", f"times need the {' and the '.join(missing)} of {device.name}: pick a device from the catalog"
         )
-    name = weight_format.lower()
+    name = weights.name.lower()
     quantized = {path for path in ("fp8", "fp4") if path in name}
     return Device(
         spec=device,
@@ -70,6 +77,7 @@ def device_for_times(device: DeviceSpec, constants: Constants, weight_format: st
         bandwidth_bytes_per_s=bandwidth,
         peaks=peaks,
         quantized=frozenset(quantized),
+        narrow=weights.bytes_per_element < SIXTEEN_BITS,
         tiled=tiled,
     )
 
@@ -109,7 +117,8 @@ def _tiles(operator: Operator, work: Pass) -> float:
     sizes = operator.weights_each.sizes
     if operator.kind is not Kind.EXPERTS or "top_k" not in sizes:
         return 1.0
-    hit = sizes["top_k"] + (sizes["n_experts"] - sizes["top_k"]) * (1 - sizes["idle_share"] ** (work.tokens - 1))
+    routing = {name: sizes[name] for name in ("n_experts", "top_k", "idle_share")}
+    hit = experts_hit(tokens=work.tokens, **routing)
     rows = work.tokens * sizes["top_k"] / hit
     tile = TILE if rows <= TILE else LARGE_TILE
     return float(ceil(rows / tile) * tile / rows)

@@ -83,10 +83,8 @@ def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
 
 def highest_peak(device: Device) -> float:
     """The highest rate of any arithmetic that the device has for these weights."""
-    if device.quantized:
-        return max(device.peaks.values())
-    twice = 2 if device.spec.name.startswith(GEFORCE) else 1
-    return max(twice * device.peaks["bf16"], device.peaks.get("int8", 0.0) if twice == 2 else 0.0)
+    sixteen_bits = device.peaks["bf16"] * (2 if device.spec.name.startswith(GEFORCE) else 1)
+    return max(sixteen_bits, *device.peaks.values()) if device.narrow else sixteen_bits
 
 
 def _least_share(operator: Operator, work: Pass) -> float:

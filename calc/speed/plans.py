@@ -14,7 +14,6 @@ from calc.speed.room import room_of
 if TYPE_CHECKING:
     from calc.model.spec import DeviceSpec, Study
 
-LIMITS = ("ttft", "tpot", "e2e")
 TPS = (1, 2, 4, 8, 16)
 """Tensor parallelism that people run."""
 

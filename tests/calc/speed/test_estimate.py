@@ -101,6 +101,35 @@ def test_a_prefix_that_is_found_leaves_less_to_compute() -> None:
     assert 0.4 < half.prefill_s()[0] / whole.prefill_s()[0] < 0.65
 
 
+def test_chunks_read_what_is_there_when_they_come() -> None:
+    """65,536 tokens: chunks add starts, reads of weights and of the cache, but attention is the same triangle."""
+    whole = Steps(study=study(), asked=Asked(prompt_tokens=65_536))
+    chunked = replace(whole, asked=replace(whole.asked, chunk=2048))
+    exact = sum(
+        replace(chunked, asked=Asked(prompt_tokens=2048 * (i + 1), prefix_hit=Fraction(i, i + 1))).prefill_s()[0]
+        for i in range(32)
+    )
+    assert chunked.prefill_s()[0] == pytest.approx(exact, rel=0.01)
+    assert chunked.prefill_s()[1] == whole.prefill_s()[1]
+    assert whole.prefill_s()[0] < chunked.prefill_s()[0] < 1.3 * whole.prefill_s()[0]
+
+
+def test_why_an_engine_does_not_start_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["--model", "qwen3-8b", "--device", "h200-sxm", "--prompt-tokens", "1M"]
+    assert "longer than the model's context limit of 40,960 tokens" in str(answered(capsys, *long)["assumptions"])
+    three = ["--model", "llama-3-70b", "--device", "h100-sxm", "--tp", "3", "--policy", "trtllm"]
+    assert "64 query heads are not divisible by 3" in str(answered(capsys, *three)["assumptions"])
+
+
+def test_vllm_loads_float32_in_16_bits(capsys: pytest.CaptureFixture[str]) -> None:
+    """gpt2 is stored in float32; its head is read at 2 bytes per weight."""
+    words = ("--model", "gpt2", "--device", "h100-sxm", "--prompt-tokens", "500")
+    decode = answered(capsys, *words)["decode"]
+    assert isinstance(decode, dict)
+    head = next(one for one in decode["operators"] if one["name"] == "lm_head")
+    assert head["bytes"] == pytest.approx(50_257 * 768 * 2, rel=0.01)
+
+
 def test_crossings_are_where_the_sides_meet() -> None:
     """Cache over weights, a batch of one: 15.0 GB of weights read over 131,072 B per token, no queries."""
     steps = Steps(study=study(), asked=Asked())

@@ -73,6 +73,12 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
         (("--limit", "tpot=20ms", "--find", "context"), "--limit answers batch, tp, devices, device"),
         (("--limit", "tpot=20ms", "--find", "devices"), "add --rate, requests per second"),
         (("--limit", "tpot=20ms", "--rate", "0"), "a rate is a number per second, more than 0"),
+        (
+            ("--limit", "tpot=20ms", "--context", "32k", "--batch", "9"),
+            "--context, --batch changes nothing with --limit",
+        ),
+        (("--limit", "tpot=20ms", "--gpu-memory-utilization", "0.5"), "--gpu-memory-utilization changes nothing"),
+        (("--new-tokens", "5"), "--new-tokens needs limits on time"),
         (("--limit", "tpot=20ms", "--policy", "replicated"), "--limit needs an engine"),
     ],
 )
