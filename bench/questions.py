@@ -100,7 +100,12 @@ def configs() -> dict[str, dict[str, Any]]:
         "quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": 128, "desc_act": False, "sym": True},
     }  # fmt: skip
     gptq.pop("vision_config")
-    return {"llama-3.1-405b-fp8": llama, "qwen2.5-vl-72b": qwen, "qwen2-72b-gptq-int8": gptq}
+    long = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+        "max_position_embeddings": 1_048_576, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    return {"llama-3-8b-1048k": long, "llama-3.1-405b-fp8": llama, "qwen2.5-vl-72b": qwen, "qwen2-72b-gptq-int8": gptq}
 
 
 def value_at(document: Any, path: str) -> Any:

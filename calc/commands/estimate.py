@@ -289,7 +289,7 @@ def sentence(study: Study, answer: Estimate) -> str:
     asked, devices = answer.asked, "one" if answer.asked.tp == 1 else f"{answer.asked.tp} x"
     where = f"{study.model.title} on {devices} {study.device.name}"
     if answer.ttft is None or answer.user_rate is None:
-        return f"{where}: does not fit. {answer.problem}."
+        return f"{where}: {answer.problem}."
     users = "1 user" if answer.batch == 1 else f"{int(answer.batch):,} users"
     sees = "sees" if answer.batch == 1 else "see"
     ttft, rate = answer.ttft, answer.user_rate
