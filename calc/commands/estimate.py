@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from calc.model.spec import DIMENSIONS, Policy, Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
-from calc.speed.plans import keeps
+from calc.speed.plans import Broken, broken_limits
 from calc.speed.room import COUNTED, room_of
 from calc.units import format_duration_s, parse_share
 
@@ -41,11 +41,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A point of the frontier: the estimate of a batch, and whether it keeps the limits (None: there are none)."""
+    """A point of the frontier: the estimate of a batch, the limits it breaks (None: there are none), what it costs.
+
+    `cost`: money per million tokens out; None where no price is given or the batch does not fit.
+    """
 
     batch: int
     answer: Estimate
-    meets_limits: bool | None
+    broken: tuple[Broken, ...] | None = None
+    cost: float | None = None
+
+    @property
+    def meets_limits(self) -> bool | None:
+        """Whether the expected times keep every limit."""
+        return None if self.broken is None else self.answer.fits and not self.broken
 
 
 def drafts(text: str) -> tuple[int, Fraction]:
@@ -107,7 +116,7 @@ def run_estimate(argv: Sequence[str], prog: str) -> int:
     args = estimate_parser(prog).parse_args(argv)
     study, asked = served(args, _asked(args))
     answer = estimate(study, asked, room_of(study, asked))
-    rows = _frontier(study, asked, args)
+    rows = list(frontier(study, asked, args.batches or (), limits=args.limit, price=args.price))
     if args.format == "json":
         return emit_json(args, estimate_document(study, answer, rows, args))
     return emit_tables(args, *_text(study, answer, rows, args))
@@ -116,9 +125,6 @@ def run_estimate(argv: Sequence[str], prog: str) -> int:
 def served(args: argparse.Namespace, asked: Asked) -> tuple[Study, Asked]:
     """The study as the engine runs it, and what is asked, with what it reads of the model. Raises CalcError."""
     from calc.servers.facts import facts_of
-    from calc.servers.records import ENGINES as SERVERS
-    from calc.servers.records import ServerOptions
-    from calc.servers.serving import as_served
 
     model = model_from(args)
     study = Study(
@@ -129,12 +135,21 @@ def served(args: argparse.Namespace, asked: Asked) -> tuple[Study, Asked]:
         policy=Policy.REPLICATED,
         **formats_from(args, model),
     )
-    facts = facts_of(args.model, model.name)
-    if asked.engine in SERVERS:
-        options = ServerOptions(engine=asked.engine, version=asked.version, tp=asked.tp, facts=facts)
-        given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
-        study = as_served(study, options, **given)
-    return study, replace(asked, facts=facts)
+    asked = replace(asked, facts=facts_of(args.model, model.name))
+    given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
+    return as_run(study, asked, **given), asked
+
+
+def as_run(study: Study, asked: Asked, *, weights_given: bool, cache_given: bool) -> Study:
+    """`study` with the formats that the engine of `asked` chooses by itself where none is given."""
+    from calc.servers.records import ENGINES as SERVERS
+    from calc.servers.records import ModelFacts, ServerOptions
+    from calc.servers.serving import as_served
+
+    if asked.engine not in SERVERS:
+        return study
+    options = ServerOptions(engine=asked.engine, version=asked.version, tp=asked.tp, facts=asked.facts or ModelFacts())
+    return as_served(study, options, weights_given=weights_given, cache_given=cache_given)
 
 
 def _asked(args: argparse.Namespace) -> Asked:
@@ -157,26 +172,35 @@ def _asked(args: argparse.Namespace) -> Asked:
     )
 
 
-def _frontier(study: Study, asked: Asked, args: argparse.Namespace) -> list[Row]:
-    if not args.batches:
-        return []
+def frontier(
+    study: Study,
+    asked: Asked,
+    batches: Sequence[int],
+    *,
+    limits: Mapping[str, float] | None = None,
+    price: float | None = None,
+) -> Iterator[Row]:
+    """A row for each batch or number of clients. At maximum load the rows are static batches. Raises SpecError."""
     load = Load.STATIC if asked.load is Load.MAX else asked.load
-    each = [replace(asked, load=load, count=n) for n in args.batches]
-    room = room_of(study, each[0])
-    answers = [estimate(study, one, room) for one in each]
-    return [Row(n, answer, _meets(answer, args.limit)) for n, answer in zip(args.batches, answers, strict=True)]
+    each = [replace(asked, load=load, count=n) for n in batches]
+    room = room_of(study, each[0]) if each else None
+    for one in each:
+        assert room is not None
+        yield judged(estimate(study, one, room), limits, price)
 
 
-def _meets(answer: Estimate, limit: Mapping[str, float] | None) -> bool | None:
-    """Whether the expected times keep every limit."""
-    return None if limit is None else keeps(answer, limit)
+def judged(answer: Estimate, limits: Mapping[str, float] | None = None, price: float | None = None) -> Row:
+    """`answer` with the limits that it breaks, and its cost at `price` per device and hour."""
+    broken = None if limits is None else broken_limits(answer, limits)
+    batch = answer.asked.count if answer.asked.count is not None else int(answer.batch)
+    return Row(batch, answer, broken, cost_per_million(answer, price))
 
 
-def _cost(answer: Estimate, args: argparse.Namespace) -> float | None:
-    """Money per million tokens made, at the expected rate."""
-    if args.price is None or answer.output_rate is None:
+def cost_per_million(answer: Estimate, price: float | None) -> float | None:
+    """Money per million tokens out, at the expected rate and `price` per device and hour."""
+    if price is None or answer.output_rate is None:
         return None
-    return float(args.price * args.tp / 3600 / answer.output_rate.mid * 1e6)
+    return float(price * answer.asked.tp / 3600 / answer.output_rate.mid * 1e6)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -212,9 +236,9 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
             "batch_compute_bound": compute_bound_batch(steps),
             "context_kv_exceeds_weights": cache_over_weights(steps, max(1, int(answer.batch))),
         },
-        "cost_per_million_output_tokens": _cost(answer, args),
+        "cost_per_million_output_tokens": cost_per_million(answer, args.price),
         "frontier": [_row(row) for row in rows],
-        "meets_limits": _meets(answer, args.limit),
+        "meets_limits": judged(answer, args.limit).meets_limits,
         "calibration": _calibration(study, steps),
         "assumptions": assumptions(study, answer),
     }
@@ -275,7 +299,7 @@ def _pass(time: PassTime | None) -> Document | None:
 
 
 def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Answer:
-    parts = [answer_table(answer, _cost(answer, args), _meets(answer, args.limit))]
+    parts = [answer_table(judged(answer, args.limit, args.price))]
     if rows:
         parts.append(frontier_table(rows))
     for title, time in (("Prefill, operator by operator", answer.prefill), ("Decode step", answer.decode)):

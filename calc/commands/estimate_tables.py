@@ -10,21 +10,21 @@ from calc.units import Quantity, format_count, format_decimal, format_duration_s
 
 if TYPE_CHECKING:
     from calc.commands.estimate import Row as Point
-    from calc.speed.estimate import Estimate
     from calc.speed.passes import PassTime
     from calc.speed.spans import Span
 
 
-def answer_table(answer: Estimate, cost: float | None, meets_limits: bool | None) -> Table:
+def answer_table(point: Point) -> Table:
     """Bound, low, middle and high of every quantity."""
+    answer = point.answer
     times = (("TTFT", answer.ttft), ("TPOT", answer.tpot), ("End to end", answer.e2e))
     rows = [_time_row(name, span) for name, span in times]
     rows.append(_rate_row("Output tokens/s", answer.output_rate))
     rows.append(_rate_row("Tokens/s per user", answer.user_rate))
-    if cost is not None:
-        rows.append(Row(("Cost per million tokens out", "", "", f"{cost:.3g}", "")))
-    if meets_limits is not None:
-        rows.append(Row(("Keeps the limits", "", "", "yes" if meets_limits else "no", "")))
+    if point.cost is not None:
+        rows.append(Row(("Cost per million tokens out", "", "", f"{point.cost:.3g}", "")))
+    if point.meets_limits is not None:
+        rows.append(Row(("Keeps the limits", "", "", "yes" if point.meets_limits else "no", "")))
     names = ("Bound", "Low", "Mid", "High")
     return Table(title="Estimate", columns=(Column("Quantity"), *(Column(n, numeric=True) for n in names)), rows=rows)
 
@@ -47,7 +47,7 @@ def _rate(value: float) -> Quantity:
 
 
 def frontier_table(points: Sequence[Point]) -> Table:
-    """A row for each batch: times, rates and limits."""
+    """A row for each batch: times, rates, what limits, which limits on time it breaks, and what it costs."""
     columns = (
         Column("Batch", numeric=True),
         Column("TTFT", numeric=True),
@@ -57,19 +57,46 @@ def frontier_table(points: Sequence[Point]) -> Table:
         Column("Tokens/s in all", numeric=True),
         Column("Limited by", priority=1),
         Column("Limits", priority=4),
+        Column("Cost per million", numeric=True, priority=4),
     )
-    return Table(title="By batch", columns=columns, rows=[_point(point) for point in points])
+    table = Table(title="By batch", columns=columns, rows=[_point(point) for point in points])
+    return table.with_columns([i for i in range(len(columns)) if i < LIMITS or any(row[i] for row in table.rows)])
+
+
+LIMITS = 7
+"""Where the columns begin that stand there only when there are limits, or a price."""
 
 
 def _point(point: Point) -> Row:
     answer = point.answer
-    kept = {None: "", True: "kept", False: "not kept"}[point.meets_limits]
+    cost = "" if point.cost is None else Quantity(f"{point.cost:.3g}", point.cost)
     if answer.tpot is None or answer.ttft is None or answer.output_rate is None or answer.user_rate is None:
-        return Row((format_count(point.batch), "–", "–", "", "–", "–", "capacity", kept), struck=True)
+        cells = (format_count(point.batch), "–", "–", "", "–", "–", "capacity", limits_kept(point), cost)
+        return Row(cells, struck=True, remark=f"{answer.problem}." if answer.problem else "")
     band = f"{format_duration_s(answer.tpot.low)} to {format_duration_s(answer.tpot.high)}"
     times = (format_duration_s(answer.ttft.mid), format_duration_s(answer.tpot.mid), band)
     rates = (_rate(answer.user_rate.mid), _rate(answer.output_rate.mid))
-    return Row((format_count(point.batch), *times, *rates, answer.limited_by, kept))
+    waiting = f"{int(answer.batch):,} of {point.batch:,} requests fit at once: the others wait."
+    return Row(
+        (format_count(point.batch), *times, *rates, answer.limited_by, limits_kept(point), cost),
+        remark=waiting if answer.batch < point.batch else "",
+    )
+
+
+def limits_kept(point: Point) -> str:
+    """``kept``; ``no: TPOT 61.0 ms > 50 ms`` where one is not; nothing where there are no limits."""
+    if point.broken is None:
+        return ""
+    if not point.answer.fits:
+        return "no: does not fit"
+    words = (
+        f"{NAMES[one.name]} {format_duration_s(one.expected_s)} > {format_duration_s(one.most_s)}"
+        for one in point.broken
+    )
+    return f"no: {', '.join(words)}" if point.broken else "kept"
+
+
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
 
 
 def operator_table(title: str, time: PassTime) -> Table:

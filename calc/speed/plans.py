@@ -52,10 +52,25 @@ class Plan:
         return self.replicas(rate) * self.tp
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A limit by name, the seconds it allows, and those that are expected."""
+
+    name: str
+    most_s: float
+    expected_s: float
+
+
+def broken_limits(answer: Estimate, limits: Mapping[str, float]) -> tuple[Broken, ...]:
+    """The limits (seconds by name) that the expected times do not keep; none of a plan that has no times."""
+    spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
+    known = ((name, most_s, spans[name]) for name, most_s in limits.items())
+    return tuple(Broken(name, most_s, span.mid) for name, most_s, span in known if span and span.mid > most_s)
+
+
 def keeps(answer: Estimate, limits: Mapping[str, float]) -> bool:
     """Whether the expected times keep every limit (seconds by name)."""
-    spans = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
-    return all((span := spans[name]) is not None and span.mid <= most for name, most in limits.items())
+    return answer.fits and not broken_limits(answer, limits)
 
 
 def largest_plan(study: Study, asked: Asked, limits: Mapping[str, float]) -> Plan | None:
