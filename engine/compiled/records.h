@@ -36,6 +36,8 @@ struct Layer {
     const float *q_norm, *k_norm;   // (h), or null
     const float *sinks;             // (H): a score of each head that leads to no token, or null
     const double *frequencies;      // rotation per token of each pair of dimensions (rotary_dim / 2), or null
+    const double *long_frequencies; // those of a text of more than `original_context` tokens, or null
+    int64_t original_context;
     int64_t window;                 // tokens in sight, counting the new one; 0: all
 };
 

@@ -347,7 +347,7 @@ class Worker {
             const int64_t b = head / m.n_heads, kv = head % m.n_heads / group;
             const int64_t group_first = b * m.n_heads + kv * group;
             const int64_t stop = group_first + group < last ? group_first + group : last;
-            if (b != turned_for) angles(layer, s.past[b] - padding(b));
+            if (b != turned_for) angles(layer, s.past[b], padding(b));
             turned_for = b;
             const int64_t at = (b * m.n_kv_heads + kv) * store.slots;
             const Heads heads{b, kv, head % m.n_heads, stop - head, head == group_first};
@@ -356,12 +356,14 @@ class Worker {
         }
     }
 
-    // cos and sin of one position.
-    void angles(const Layer &layer, int64_t position) {
+    // cos and sin of a row's new token.
+    void angles(const Layer &layer, int64_t past, int64_t padding) {
         if (!layer.frequencies) return;
+        const bool beyond = layer.long_frequencies && past + 1 > layer.original_context;
+        const double *frequencies = beyond ? layer.long_frequencies : layer.frequencies;
         const int64_t half = m.rotary_dim / 2;
         for (int64_t i = 0; i < half; i++) {
-            const double angle = double(position) * layer.frequencies[i];
+            const double angle = double(past - padding) * frequencies[i];
             turns[i] = float(std::cos(angle)) * m.rotary_scale;
             turns[half + i] = float(std::sin(angle)) * m.rotary_scale;
         }

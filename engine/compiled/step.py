@@ -16,7 +16,7 @@ from engine.compiled.build import BuildError, build_apart, build_library, cached
 from engine.errors import EngineError, Stopped
 from engine.model.block import SandwichBlock
 from engine.model.cache import KeysValues, Store
-from engine.model.config import LongRopeScaling, ModelConfig
+from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.experts import Experts
 from engine.model.layers import MLP, Attention, Linear, Norm
@@ -51,7 +51,8 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         ("qkv", _Linear), ("output", _Linear), ("mlp", _Expert), ("router", _Linear), ("experts", _Pointer),
         ("attention_norm", _Norm), ("mlp_norm", _Norm), ("post_attention_norm", _Norm), ("post_mlp_norm", _Norm),
-        ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer), ("frequencies", _Pointer), ("window", _Int),
+        ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer), ("frequencies", _Pointer),
+        ("long_frequencies", _Pointer), ("original_context", _Int), ("window", _Int),
     ]  # fmt: skip
 
 
@@ -89,8 +90,6 @@ def unsupported(decoder: Decoder) -> str | None:
     if config.experts is not None and (config.experts.n_groups > 1 or config.post_norms):
         return "experts in groups, or with norms after them, run layer by layer"
     ropes = [kind.rope for kind in decoder.kinds if kind.rope is not None]
-    if any(isinstance(rope.scaling, LongRopeScaling) for rope in ropes):
-        return "positions that change with the context's length run layer by layer"
     if len({(rope.rotary_dim, rope_magnitude(rope.scaling)) for rope in ropes}) > 1:
         return "layers that turn different parts of a head run layer by layer"
     return None
@@ -169,6 +168,7 @@ class CompiledStep:
         routed = mlp if isinstance(mlp, Experts) else None
         plain = mlp.shared if isinstance(mlp, Experts) else mlp
         rotary = decoder.rotaries[attention.kind]
+        long = rotary.long_frequencies if rotary is not None else None
         sandwich = block if isinstance(block, SandwichBlock) else None
         q_norm, k_norm = self._qk_norms(attention, decoder.config)
         return _Layer(
@@ -185,6 +185,8 @@ class CompiledStep:
             k_norm=k_norm,
             sinks=self._keep(attention.sinks.float()) if attention.sinks is not None else None,
             frequencies=self._keep(rotary.inverse_frequencies) if rotary is not None else None,
+            long_frequencies=self._keep(long) if long is not None else None,
+            original_context=rotary.original_context if rotary is not None else 0,
             window=kind.window or 0,
         )
 

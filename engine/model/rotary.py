@@ -27,16 +27,21 @@ class Rotary:
         self.dim = rope.rotary_dim
         self._short = _Table(short, magnitude, dtype, device)
         self._long: _Table | None = None
-        self._original = 0
+        self.original_context = 0
         if isinstance(rope.scaling, LongRopeScaling):
             frequencies = rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling, long=True)
             self._long = _Table(frequencies, magnitude, dtype, device)
-            self._original = rope.scaling.original_max_positions
+            self.original_context = rope.scaling.original_max_positions
 
     @property
     def inverse_frequencies(self) -> Tensor:
         """Turns per token of each pair, float64 (r/2,); those of the original context for LongRoPE."""
         return self._short.frequencies
+
+    @property
+    def long_frequencies(self) -> Tensor | None:
+        """Those of a text longer than ``original_context``; None where its length does not matter."""
+        return self._long.frequencies if self._long is not None else None
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """cos and sin of positions start..stop-1, each (stop - start, 1, r)."""
@@ -48,7 +53,7 @@ class Rotary:
         return cos[positions], sin[positions]
 
     def _table(self, stop: int) -> "_Table":
-        return self._long if self._long is not None and stop > self._original else self._short
+        return self._long if self._long is not None and stop > self.original_context else self._short
 
 
 class _Table:

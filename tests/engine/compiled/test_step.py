@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.compiled import build
 from engine.compiled.step import MAX_ROWS, attach
 from engine.model.cache import CacheKind
-from engine.model.config import ExpertsConfig, ModelConfig
+from engine.model.config import ExpertsConfig, LongRopeScaling, ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.generate import GenerationOptions, generate
 from engine.model.layers import Linear, LinearMaker, Weights
@@ -81,6 +81,20 @@ def test_sizes_that_are_no_multiple_of_a_vector(sizes: tuple[int, int, int, int,
     eager, compiled = _pair(config)
     ids = _ids(config, 2, 270)  # past two chunks of the running softmax
     torch.testing.assert_close(_steps(compiled, ids, 255), _steps(eager, ids, 255), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["even", "ragged"])
+def test_factors_of_every_pair(padding: list[int] | None) -> None:
+    """LongRoPE's, of which a longer text takes others, and those of a Llama 3 in a GGUF file, which are the same."""
+    for long in ((3.0, 4.0, 6.0), (1.0, 1.5, 2.0)):
+        scaling = LongRopeScaling(
+            short_factors=(1.0, 1.5, 2.0), long_factors=long, original_max_positions=12, magnitude=1.1
+        )
+        eager, compiled = _pair(llama_config(rope_scaling=scaling))
+        ids = _ids(eager.config, 3, 20)
+        expected, got = (_steps(decoder, ids, 5, padding=padding) for decoder in (eager, compiled))
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+        assert not torch.equal(got[:, 1:], expected[:, 1:])
 
 
 @pytest.mark.parametrize("name", ["experts", "sinks", "shared"])

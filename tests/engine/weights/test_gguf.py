@@ -15,10 +15,19 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
+from engine.compiled.step import unsupported
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.families.gguf_tokenizer import _SPLITS
-from engine.model.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling, n_parameters
+from engine.model.config import (
+    ExpertsConfig,
+    LatentConfig,
+    Llama3RopeScaling,
+    ModelConfig,
+    YarnRopeScaling,
+    n_parameters,
+)
 from engine.model.decoder import Decoder, random_weights
+from engine.model.rotary import rope_frequencies
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.gguf import read_gguf
 from tests.engine.gguf_files import write_gguf
@@ -383,3 +392,16 @@ def test_text_is_cut_as_transformers_cuts_it() -> None:
         ours = pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated")
         other = pre_tokenizers.Split(Regex(theirs[name]), "isolated")
         assert [ours.pre_tokenize_str(text) for text in texts] == [other.pre_tokenize_str(text) for text in texts], name
+
+
+def test_llama_3_factors_of_a_file_turn_as_its_config_would(tmp_path: Path) -> None:
+    """The conversion writes one factor for each pair; a decoder with them has its compiled step."""
+    scaling = Llama3RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32)
+    config = small(rope_scaling=scaling)
+    weights = random_weights(config)
+    factors = rope_frequencies(8, 1e4, None) / rope_frequencies(8, 1e4, scaling)
+    name = "rope_freqs.weight"
+    path = write_gguf(tmp_path / "m.gguf", config, weights | {name: factors}, renames={name: name})
+    loaded = load_checkpoint(path, dtype="float32").decoder
+    torch.testing.assert_close(logits(loaded), logits(Decoder(config, weights)), rtol=0, atol=1e-5)
+    assert unsupported(loaded) is None
