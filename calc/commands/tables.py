@@ -6,7 +6,15 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from calc.units import Quantity, format_binary, format_bytes_exact, format_count, format_decimal, format_rate
+from calc.units import (
+    Quantity,
+    format_binary,
+    format_bytes_exact,
+    format_count,
+    format_decimal,
+    format_duration_s,
+    format_rate,
+)
 
 if TYPE_CHECKING:
     from calc.explain.terms import Term
@@ -274,6 +282,10 @@ def _tp_row(equal: TpRow, whole: TpRow) -> Row:
 
 def term_value(term: Term) -> str:
     """``131,072 B``; bytes in larger units after it where that helps."""
+    if term.unit == "s":
+        return format_duration_s(term.value)
+    if term.unit in ("B/s", "FLOP/s"):
+        return format_rate(term.value, term.unit)
     if term.unit == "B" and term.value >= 10**6:
         return f"{format_bytes_exact(term.value)} = {format_decimal(term.value)} ({format_binary(term.value)})"
     return format_bytes_exact(term.value) if term.unit == "B" else f"{format_count(term.value)} {term.unit}"

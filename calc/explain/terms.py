@@ -140,6 +140,20 @@ SYMBOLS: dict[str, Symbol] = {
     "element_flops": Symbol("f_e", r"f_\mathrm{e}", "FLOPs per element"),
     "rotated": Symbol("e_r", r"e_\mathrm{r}", "rotated elements per token"),
     "cached": Symbol("e_c", r"e_\mathrm{c}", "elements per token that go to the cache"),
+    # The time of an operator (calc.speed).
+    "count": Symbol("n", "n", "runs of the operator in the pass"),
+    "run_s": Symbol("t_1", "t_1", "seconds of one run"),
+    "start_s": Symbol("t_0", "t_0", "seconds that even an empty run takes"),
+    "run_flops": Symbol("F", "F", "FLOPs of one run"),
+    "run_bytes": Symbol("Q", "Q", "bytes that one run moves"),
+    "filling": Symbol("c_f", r"c_\mathrm{f}", "rows of whole tiles per row that is needed"),
+    "peak_flops_per_s": Symbol("π", r"\pi", "peak of the device, FLOP/s"),
+    "peak_share": Symbol("u_π", r"u_\pi", "share of the peak that such an operator reaches"),
+    "flops_per_s": Symbol("π_r", r"\pi_\mathrm{r}", "FLOP/s that it reaches"),
+    "bandwidth_bytes_per_s": Symbol("β", r"\beta", "bandwidth of the device, B/s"),
+    "bandwidth_share": Symbol("u_β", r"u_\beta", "share of the bandwidth that such an operator reaches"),
+    "bytes_per_s": Symbol("β_r", r"\beta_\mathrm{r}", "B/s that it reaches"),
+    "link_bytes": Symbol("Q_l", r"Q_\mathrm{l}", "bytes that one run sends to other GPUs"),
     "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring sends a vector: 2 (X - 1) / X"),
 }
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from calc.speed.estimate import Steps
-from calc.step.operators import total
+from calc.speed.kernels import PRODUCTS
+from calc.step.operators import Kind, total
 
 MOST_BATCH, MOST_CONTEXT = 2**20, 2**27
+WEIGHTED = PRODUCTS | {Kind.EXPERTS}
+"""Operators that multiply with weights."""
 
 
 def compute_bound_batch(steps: Steps) -> int | None:
@@ -21,6 +25,26 @@ def compute_bound_batch(steps: Steps) -> int | None:
         return step.compute_s >= step.memory_s
 
     return _first(computes, MOST_BATCH)
+
+
+def products_compute_bound_batch(steps: Steps) -> int | None:
+    """The smallest batch whose products with weights take longer to compute than to read; None where none does."""
+
+    def computes(batch: int) -> bool:
+        products = [one for one in steps.decode(batch, steps.middle).operators if one.operator.kind in WEIGHTED]
+        return sum(one.compute_s for one in products) >= sum(one.memory_s for one in products)
+
+    return _first(computes, MOST_BATCH)
+
+
+def compute_bound_prompt(steps: Steps) -> int | None:
+    """The shortest prompt that takes longer to compute than to read, all alone; None where none does."""
+
+    def computes(tokens: int) -> bool:
+        one = replace(steps, asked=replace(steps.asked, prompt_tokens=tokens)).prefill()
+        return one.compute_s >= one.memory_s
+
+    return _first(computes, MOST_CONTEXT)
 
 
 def cache_over_weights(steps: Steps, batch: int) -> int | None:

@@ -88,17 +88,22 @@ def timed(operator: Operator, work: Pass, device: Device) -> Timed:
         link = device.constants.link(work.tp, device.spec)
         each = float(operator.link_bytes) / operator.count / link.bytes_per_s
         return Timed(operator, operator.count * (link.t0_s + each), "communication")
-    reach, path = _reach(operator, work, device)
-    flops = float(operator.flops) * (_tiles(operator, work) if device.tiled else 1.0)
+    reach, path = reach_of(operator, work, device)
+    flops = float(operator.flops) * (filling(operator, work) if device.tiled else 1.0)
     compute_s = flops / (device.peaks[path] * reach.peak)
     memory_s = float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
-    start_s = operator.count * reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)
+    start_s = operator.count * start_of(operator, reach)
     names = {"overhead": start_s, "arithmetic": compute_s, "memory bandwidth": memory_s}
     limit = max(names, key=lambda name: names[name])
     return Timed(operator, start_s + max(compute_s, memory_s), limit, compute_s, memory_s)
 
 
-def _reach(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
+def start_of(operator: Operator, reach: Reach) -> float:
+    """Seconds that one run takes even where it has nothing to do."""
+    return reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)
+
+
+def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
     """What the operator reaches, and in which arithmetic."""
     kinds = device.constants
     if operator.kind in PRODUCTS or operator.kind is Kind.EXPERTS:
@@ -112,7 +117,7 @@ def _reach(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
     return ELEMENTWISE, "bf16"
 
 
-def _tiles(operator: Operator, work: Pass) -> float:
+def filling(operator: Operator, work: Pass) -> float:
     """How many times as much an expert multiplies because its rows are filled up to whole tiles."""
     sizes = operator.weights_each.sizes
     if operator.kind is not Kind.EXPERTS or "top_k" not in sizes:

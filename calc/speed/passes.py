@@ -22,6 +22,7 @@ GEFORCE = ("NVIDIA RTX 30", "NVIDIA RTX 40", "NVIDIA RTX 50")
 class PassTime:
     """A pass: its operators with their times, and the least that its arithmetic and its bytes take."""
 
+    work: Pass
     operators: tuple[Timed, ...]
     least_compute_s: float
     least_memory_s: float
@@ -75,6 +76,7 @@ def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
     needed = [operator for operator in operators if operator.kind in MATRICES]
     flops = sum(float(operator.flops) * _least_share(operator, work) for operator in needed)
     return PassTime(
+        work=work,
         operators=tuple(timed(operator, work, device) for operator in operators),
         least_compute_s=flops / highest_peak(device),
         least_memory_s=sum(map(_least_bytes, needed)) / device.bandwidth_bytes_per_s,

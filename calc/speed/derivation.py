@@ -1,0 +1,84 @@
+"""How the time of an operator comes about, step by step: what `kernels.timed` computes, as formulas that are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from calc.explain.terms import Term, derive, maximum
+from calc.speed.kernels import Device, filling, reach_of, start_of
+from calc.step.operators import NONE, Kind, Operator, Pass
+
+
+def reached_flops_per_s(*, peak_flops_per_s: Any, peak_share: Any) -> Any:
+    """FLOP/s that an operator reaches."""
+    return peak_flops_per_s * peak_share
+
+
+def reached_bytes_per_s(*, bandwidth_bytes_per_s: Any, bandwidth_share: Any) -> Any:
+    """B/s that an operator reaches."""
+    return bandwidth_bytes_per_s * bandwidth_share
+
+
+def one_run_s(
+    *, start_s: Any, run_flops: Any, flops_per_s: Any, run_bytes: Any, bytes_per_s: Any, filling: Any = 1
+) -> Any:
+    """To start, and the longer of arithmetic and bytes."""
+    return start_s + maximum(run_flops * filling / flops_per_s, run_bytes / bytes_per_s)
+
+
+def one_exchange_s(*, start_s: Any, link_bytes: Any, bytes_per_s: Any) -> Any:
+    """To start, and what a rank sends to the others."""
+    return start_s + link_bytes / bytes_per_s
+
+
+def all_runs_s(*, count: Any, run_s: Any) -> Any:
+    """All runs of a pass, one after the other."""
+    return count * run_s
+
+
+def flops_per_byte(*, run_flops: Any, run_bytes: Any) -> Any:
+    """Arithmetic intensity."""
+    return run_flops / run_bytes
+
+
+def time_terms(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
+    """The time of all runs of `operator` in the pass `work`, then each step that leads to it."""
+    run, *steps = (
+        _exchange(operator, work, device) if operator.kind is Kind.ALL_REDUCE else _run(operator, work, device)
+    )
+    whole = derive("Time in the pass", all_runs_s, unit="s", count=operator.count, run_s=run.value)
+    return (whole, run, *steps, *operator.terms)
+
+
+def _exchange(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
+    link, sent = device.constants.link(work.tp, device.spec), operator.link_each.value
+    sizes: dict[str, Any] = {"start_s": link.t0_s, "link_bytes": sent, "bytes_per_s": link.bytes_per_s}
+    return (derive("Time of one run", one_exchange_s, unit="s", **sizes),)
+
+
+def _run(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
+    reach, path = reach_of(operator, work, device)
+    flops, moved = operator.flops_each.value, operator.bytes / operator.count
+    peak, bandwidth = device.peaks[path], device.bandwidth_bytes_per_s
+    arithmetic = derive(
+        f"FLOP/s reached ({path})", reached_flops_per_s, unit="FLOP/s", peak_flops_per_s=peak, peak_share=reach.peak
+    )
+    memory = derive(
+        "B/s reached", reached_bytes_per_s, unit="B/s", bandwidth_bytes_per_s=bandwidth, bandwidth_share=reach.bandwidth
+    )
+    amounts: dict[str, Any] = {"run_flops": flops, "run_bytes": moved}
+    tiles = filling(operator, work) if device.tiled else 1.0
+    filled: dict[str, Any] = {} if tiles == 1 else {"filling": tiles}
+    run = derive(
+        "Time of one run",
+        one_run_s,
+        unit="s",
+        start_s=start_of(operator, reach),
+        flops_per_s=arithmetic.value,
+        bytes_per_s=memory.value,
+        **amounts,
+        **filled,
+    )
+    has_both = operator.flops_each is not NONE and moved
+    intensity = (derive("Intensity", flops_per_byte, unit="FLOP/B", **amounts),) if has_both else ()
+    return (run, *intensity, arithmetic, memory)
