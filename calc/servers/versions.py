@@ -88,10 +88,8 @@ def is_large(device: str, memory_bytes: int) -> bool:
     return memory_bytes >= LARGE_DEVICE_BYTES and not small
 
 
-def default_batched_tokens(version: Version, *, large: bool, max_model_len: int, memory_bytes: int = 0) -> int:
-    """vLLM's --max-num-batched-tokens; before V1, prompts up to 32k were not cut into chunks."""
-    if version < VLLM_V1:
-        return max(max_model_len, 2048) if max_model_len <= 32_768 else 2048
+def default_batched_tokens(version: Version, *, large: bool, memory_bytes: int = 0) -> int:
+    """vLLM's --max-num-batched-tokens since V1."""
     if version >= VLLM_LARGEST_DEVICES and memory_bytes >= LARGEST_DEVICE_BYTES:
         return 16_384
     return 8192 if large else 2048

@@ -45,7 +45,9 @@ from calc.servers.vllm_budget import (
     non_torch_bytes,
 )
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
+from calc.servers.vllm_v0 import CONTEXT_BYTES, batched_tokens, unreturned_bytes
 from calc.servers.weights import stage_layers, stage_weight_bytes
+from calc.units import format_bytes
 
 KEPT_PLAIN = 2
 """Bytes per element from which a cache is not quantized."""
@@ -83,9 +85,7 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
     utilization = options.gpu_memory_utilization or default_utilization(version)
     if options.gpu_memory_utilization is None:
         said.append(f"--gpu-memory-utilization {float(utilization):g}, the default of this version")
-    tokens = options.max_num_batched_tokens or default_batched_tokens(
-        version, large=large, max_model_len=length, memory_bytes=total
-    )
+    tokens = options.max_num_batched_tokens or _batched_tokens(study, options, version, large, total)
     if options.max_num_batched_tokens is None:
         tokens = max(tokens, options.facts.item_tokens)
         why = "the longest image or video" if tokens == options.facts.item_tokens else "this version and device size"
@@ -109,13 +109,25 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
     )
 
 
+def _batched_tokens(study: Study, options: ServerOptions, version: Version, large: bool, total: int) -> int:
+    if version >= VLLM_V1:
+        return default_batched_tokens(version, large=large, memory_bytes=total)
+    windowed = any(kept.window is not None for kept in cache_layers(study.model))
+    whole = windowed or options.facts.multimodal or options.speculative_layers > 0
+    return batched_tokens(version, options.max_model_len or study.context, whole_prompts=whole)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One pipeline stage's rank. Pool and blocks are below zero where it does not start."""
+    """One pipeline stage's rank. Pool and blocks are below zero where it does not start.
+
+    `activation` has half of the `unreturned` bytes in it: how much of them is there is not known.
+    """
 
     number: int
     weights: int
     activation: int
+    unreturned: int
     non_torch: int
     graphs: int
     pool: int
@@ -213,6 +225,15 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         ),
     )
     non_torch = non_torch_bytes(known.version, tp=tp, pp=options.pp, hidden_size=model.hidden_size)
+    unreturned = unreturned_bytes(
+        model,
+        known.version,
+        tp=tp,
+        batched_tokens=known.batched_tokens,
+        element_bytes=known.plain,
+        room_bytes=known.total_bytes - CONTEXT_BYTES - weights - activation - non_torch,
+    )
+    activation += unreturned // 2
     graphs = cuda_graph_bytes(
         n_layers=stage[1] - stage[0], sizes=capture_sizes(known.max_num_seqs), eager=options.enforce_eager
     )
@@ -224,6 +245,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         number=number,
         weights=weights,
         activation=activation,
+        unreturned=unreturned,
         non_torch=non_torch,
         graphs=graphs,
         pool=derived if options.kv_pool_bytes is None else options.kv_pool_bytes,
@@ -320,14 +342,22 @@ def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage
         said.append("in this version CUDA graphs are captured after the pool and outside the utilization")
     if known.version < VLLM_V1:
         said.append("the profile run of the V0 engine is known from few logs")
+    if bound.unreturned:
+        most = format_bytes(bound.unreturned)
+        said.append(
+            f"before 0.6.4 tensors that NCCL was still reading counted as used, up to {most}: half is taken, the band"
+            " holds none and all"
+        )
     return said
 
 
 def _bands(options: ServerOptions, known: Resolved, bound: Stage) -> dict[str, Band]:
     small = bound.weights // 200
+    half = bound.unreturned // 2
+    low, high = activation_band(known.version, bound.activation - half, large=known.large)
     parts = {
         "weight_bytes_per_gpu": (bound.weights, (bound.weights - small, bound.weights + small)),
-        "activation_bytes": (bound.activation, activation_band(known.version, bound.activation, large=known.large)),
+        "activation_bytes": (bound.activation, (low, high + 2 * half)),
         "non_torch_bytes": (bound.non_torch, non_torch_band(known.version, bound.non_torch, tp=options.tp)),
         "cuda_graph_bytes": (bound.graphs, cuda_graph_band(bound.graphs)),
     }

@@ -115,9 +115,8 @@ def test_defaults_by_version_and_device() -> None:
     assert is_large("NVIDIA H100 SXM", gib(79.19))
     assert not is_large("NVIDIA A100 SXM 80GB", gib(79.25))
     assert not is_large("NVIDIA L40S", gib(44.5))
-    assert default_batched_tokens((0, 19), large=True, max_model_len=2048) == 8192
-    assert default_batched_tokens((0, 19), large=False, max_model_len=2048) == 2048
-    assert default_batched_tokens((0, 6, 6), large=True, max_model_len=8192) == 8192
+    assert default_batched_tokens((0, 19), large=True) == 8192
+    assert default_batched_tokens((0, 19), large=False) == 2048
     assert default_max_seqs((0, 19), large=True) == 1024
     assert default_max_seqs((0, 6), large=True) == 256
 
