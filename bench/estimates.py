@@ -16,7 +16,7 @@ import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from calc.errors import CalcError
 from calc.model.named import weights_as
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat, parse_cache, parse_weights
+from calc.model.stored import stored_format
 from calc.sources.catalog import devices, find_model
 from calc.speed.estimate import Asked, Estimate, Load, Room, estimate, has_experts
-from calc.speed.room import room_of
+from calc.speed.room import reserved_room
 from calc.speed.spans import Span
 
 TARGET = Path(__file__).parent.parent / "assets" / "estimate_accuracy.json"
@@ -36,6 +37,18 @@ LOADS = {"static": Load.STATIC, "batch1": Load.STATIC, "closed_loop": Load.CLOSE
 DRAWN = 0.9
 """InferenceX draws lengths from 80 to 100 % of the stated ones."""
 OLD = "2024"
+MOST_DEVICES = 8
+"""Of one node; links between nodes are others."""
+DRAFTING = ("release:1.2.0rc6.post3", "release:1.1.0rc2.post2", "sglang:v0.5.9-cu130")
+"""Images with which InferenceX ran DeepSeek-R1 with its draft layers too (its configurations on the days of the runs);
+the table does not say which runs did."""
+FP8_ON_HOPPER = {
+    ("qwen3.5-397b-a17b", "H200 SXM", "sglang"),
+    ("minimax-m2.5", "H200 SXM", "vllm"),
+    ("deepseek-r1", "H200 SXM", "trtllm"),
+}
+"""InferenceX's scripts (SemiAnalysisAI/InferenceX, benchmarks/single_node/fixed_seq_len, August 2026) start servers on
+B200 and B300 with an fp8 cache for every model here, on Hopper for these."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,13 @@ def compared(row: dict[str, str]) -> Compared:
     engine = ENGINES.get(row["engine"])
     if engine is None:
         raise LeftOut(f"engine {row['engine']}")
-    if int(row["pp"] or 1) > 1 or int(row["dp"] or 1) > 1:
-        raise LeftOut("pipeline stages or attention groups")
     asked = _asked(row, engine)
     if engine == "llamacpp" and (asked.count or 1) > 1:
         raise LeftOut("llama.cpp batches that share a prompt")
+    if row["catalog_model"] == "deepseek-r1" and any(image in row["note"] for image in DRAFTING):
+        raise LeftOut("runs that may have drafted tokens")
+    if asked.devices > MOST_DEVICES:
+        raise LeftOut("more than one node")
     study = _study(row, asked)
     answer = estimate(study, asked, _room(study, asked))
     if not answer.fits:
@@ -102,8 +117,26 @@ def _asked(row: dict[str, str], engine: str) -> Asked:
         new_tokens=max(1, int(float(row["osl"] or 1) * drawn)),
         load=load,
         count=None if load is Load.MAX else int(float(row["batch_or_concurrency"])) if stated.isdigit() else 1,
-        tp=int(row["tp"] or 1),
+        **shared_by(row, engine),
     )
+
+
+def shared_by(row: dict[str, str], engine: str) -> dict[str, int]:
+    """How the devices of a run share the model.
+
+    InferenceX starts a node as --tp T with --ep or attention groups among the same T devices. aiconfigurator's table
+    multiplies them (64 B200 for T = 8 with 8 groups of experts), which is undone here.
+    """
+    tp, pp, dp, ep = (int(row[name] or 1) for name in ("tp", "pp", "dp", "ep"))
+    if engine == "llamacpp":
+        return {"tp": pp}
+    devices = tp * dp
+    if "nference" in row["note"]:
+        if tp > 1 and dp > 1:
+            devices = dp
+        elif ep > 1 and "moe_tp 1;" not in row["note"]:
+            devices //= ep
+    return {"tp": devices, "pp": pp, "dp_attention": min(dp, devices), "ep": min(ep, devices)}
 
 
 def _study(row: dict[str, str], asked: Asked) -> Study:
@@ -113,8 +146,6 @@ def _study(row: dict[str, str], asked: Asked) -> Study:
     if row["gpu"] not in names:
         raise LeftOut(f"device {row['gpu']}")
     model = find_model(row["catalog_model"])
-    own_cache = row["kv_precision"] or ("FP8" if asked.engine == "trtllm" and row["precision"] != "BF16" else "BF16")
-    cache = parse_cache("fp8" if own_cache == "FP8" else "bf16")
     return Study(
         model=model,
         device=names[row["gpu"]],
@@ -122,11 +153,26 @@ def _study(row: dict[str, str], asked: Asked) -> Study:
         tps=(asked.tp,),
         policy=Policy.REPLICATED,
         weight_format=_weights(row["precision"], model),
-        kv_format=cache,
+        kv_format=parse_cache(_cache(row, asked.engine)),
     )
 
 
+def _cache(row: dict[str, str], engine: str) -> str:
+    """The format of the cache: stated, as InferenceX starts its servers, or fp8 in TensorRT-LLM with narrow weights."""
+    model, device = row["catalog_model"], row["gpu"]
+    if row["kv_precision"]:
+        return "fp8" if row["kv_precision"] == "FP8" else "bf16"
+    if "nference" in row["note"] and row["precision"] != "BF16":
+        return "fp8" if device.startswith(("B200", "B300")) or (model, device, engine) in FP8_ON_HOPPER else "bf16"
+    return "fp8" if engine == "trtllm" and row["precision"] != "BF16" else "bf16"
+
+
 def _weights(precision: str, model: ModelSpec) -> StorageFormat:
+    """As the checkpoint stores them where it is of that precision; of mxfp4 (gpt-oss) no other is run."""
+    if model.stored is not None:
+        own = stored_format(model)
+        if own.name == "mxfp4" or (precision == "FP8" and own.name.startswith("fp8")):
+            return own
     try:
         chosen = parse_weights(FORMATS.get(precision, precision))
     except CalcError:
@@ -136,8 +182,7 @@ def _weights(precision: str, model: ModelSpec) -> StorageFormat:
 
 def _room(study: Study, asked: Asked) -> Room:
     """What fits here, but never less than what is known to have run."""
-    plain = replace(asked, engine="transformers")  # 90 % less 2 GB for all: the sources say little of their settings
-    room = room_of(study, plain)
+    room = reserved_room(study, asked)  # the sources say little of their settings
     ran = asked.count or 1 if asked.load is Load.STATIC else 0
     return Room(max(room.fitting, ran), room.most)
 
@@ -155,7 +200,7 @@ def _span(metric: str, answer: Estimate) -> tuple[Span, bool, float]:
         "tpot_ms": (tpot, False, 1e-3),
         "prefill_tokens_per_s": (ttft.rate(answer.batch * answer.asked.prompt_tokens), True, 1.0),
         "decode_tokens_per_s": (tpot.rate(answer.batch), True, 1.0),
-        "output_tokens_per_s_per_gpu": (rate, True, float(answer.asked.tp)),
+        "output_tokens_per_s_per_gpu": (rate, True, float(answer.asked.devices)),
         "output_tokens_per_s_total": (rate, True, 1.0),
     }
     if metric not in known:

@@ -36,7 +36,12 @@ DEVICES = {
 }
 """How the names of a family's devices begin. One device of each was measured; the others share its kernels."""
 GEMM = {"bf16": "bfloat16", "fp8": "fp8", "fp4": "nvfp4"}
-EXPERTS = {"bf16": "bfloat16 balanced", "fp8": "fp8_block balanced", "fp4": "nvfp4 balanced"}
+EXPERTS = {
+    "bf16": "bfloat16 balanced",
+    "fp8": "fp8_block balanced",
+    "fp4": "nvfp4 balanced",
+    "w4a16": "w4a16_mxfp4 balanced",
+}
 ATTENTION = {"bf16": "bfloat16", "fp8": "fp8"}
 Rows = list[dict[str, str]]
 

@@ -99,6 +99,11 @@ def estimate_parser(prog: str) -> Parser:
     served.add_argument("--speculate", type=reader(drafts), metavar="K,A", help="K drafted tokens, acceptance A each")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
+    engine.add_argument("--pp", type=count, default=1, metavar="N", help="pipeline stages of TP devices (default 1)")
+    engine.add_argument("--ep", type=count, default=1, metavar="N", help="of the TP devices, those that share experts")
+    engine.add_argument(
+        "--dp-attention", type=count, default=1, metavar="N", help="attention groups with their own requests"
+    )
     engine.add_argument(
         "--policy",
         type=named_in(ENGINES, tensorrtllm="trtllm"),
@@ -165,6 +170,9 @@ def _asked(args: argparse.Namespace) -> Asked:
         load=load,
         count=None if load is Load.MAX else args.concurrency or args.batch or 1,
         tp=args.tp,
+        pp=args.pp,
+        ep=args.ep,
+        dp_attention=args.dp_attention,
         chunk=args.chunk,
         prefix_hit=args.prefix_hit or Fraction(0),
         drafted=drafted,
@@ -200,7 +208,7 @@ def cost_per_million(answer: Estimate, price: float | None) -> float | None:
     """Money per million tokens out, at the expected rate and `price` per device and hour."""
     if price is None or answer.output_rate is None:
         return None
-    return float(price * answer.asked.tp / 3600 / answer.output_rate.mid * 1e6)
+    return float(price * answer.asked.devices / 3600 / answer.output_rate.mid * 1e6)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------
@@ -220,8 +228,10 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
         "device": study.device.name,
         "policy": answer.asked.engine,
         "tp": answer.asked.tp,
-        "pp": 1,
-        "ep": 1,
+        "pp": answer.asked.pp,
+        "ep": answer.asked.ep,
+        "dp_attention": answer.asked.dp_attention,
+        "devices": answer.asked.devices,
         "load": {"kind": str(answer.asked.load), "batch": answer.batch, "asked": answer.asked.count},
         "ttft_s": _time(answer.ttft),
         "tpot_s": _time(answer.tpot),
@@ -310,7 +320,7 @@ def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Na
 
 def sentence(study: Study, answer: Estimate) -> str:
     """The answer in one sentence."""
-    asked, devices = answer.asked, "one" if answer.asked.tp == 1 else f"{answer.asked.tp} x"
+    asked, devices = answer.asked, "one" if answer.asked.devices == 1 else f"{answer.asked.devices:,} x"
     where = f"{study.model.title} on {devices} {study.device.name}"
     if answer.ttft is None or answer.user_rate is None:
         return f"{where}: {answer.problem}."

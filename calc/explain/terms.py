@@ -147,6 +147,8 @@ SYMBOLS: dict[str, Symbol] = {
     "run_flops": Symbol("F", "F", "FLOPs of one run"),
     "run_bytes": Symbol("Q", "Q", "bytes that one run moves"),
     "filling": Symbol("c_f", r"c_\mathrm{f}", "rows of whole tiles per row that is needed"),
+    "fullest_flops": Symbol("c_g", r"c_\mathrm{g}", "FLOPs of the fullest rank per FLOP of the mean one"),
+    "fullest_bytes": Symbol("c_h", r"c_\mathrm{h}", "bytes that the fullest rank reads per byte of the mean one"),
     "peak_flops_per_s": Symbol("π", r"\pi", "peak of the device, FLOP/s"),
     "peak_share": Symbol("u_π", r"u_\pi", "share of the peak that such an operator reaches"),
     "flops_per_s": Symbol("π_r", r"\pi_\mathrm{r}", "FLOP/s that it reaches"),
@@ -154,6 +156,7 @@ SYMBOLS: dict[str, Symbol] = {
     "bandwidth_share": Symbol("u_β", r"u_\beta", "share of the bandwidth that such an operator reaches"),
     "bytes_per_s": Symbol("β_r", r"\beta_\mathrm{r}", "B/s that it reaches"),
     "link_bytes": Symbol("Q_l", r"Q_\mathrm{l}", "bytes that one run sends to other GPUs"),
+    "copies": Symbol("c_x", r"c_\mathrm{x}", "ranks that a token goes to"),
     "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring sends a vector: 2 (X - 1) / X"),
 }
 

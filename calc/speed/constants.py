@@ -12,7 +12,7 @@ import assets
 from calc.model.spec import DeviceSpec
 
 PATHS = ("bf16", "fp8", "fp4")
-"""Arithmetic of a product: 16 bits, or both factors in 8 or 4 bits."""
+"""Arithmetic of a product: 16 bits, or both factors in 8 or 4 bits. Of experts ``w4a16`` too: 4 bits times 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,12 @@ DEFAULTS = Constants(
     family="none measured",
     known=False,
     product={"bf16": Reach(4e-6, 0.75, 0.6), "fp8": Reach(8e-6, 0.7, 0.45), "fp4": Reach(8e-6, 0.55, 0.35)},
-    experts={"bf16": Reach(30e-6, 0.75, 0.45), "fp8": Reach(35e-6, 0.7, 0.3), "fp4": Reach(30e-6, 0.65, 0.25)},
+    experts={
+        "bf16": Reach(30e-6, 0.75, 0.45),
+        "fp8": Reach(35e-6, 0.7, 0.3),
+        "fp4": Reach(30e-6, 0.65, 0.25),
+        "w4a16": Reach(35e-6, 0.7, 0.35),
+    },
     decode_attention={"bf16": Reach(11e-6, 0.75, 0.3), "fp8": Reach(12e-6, 0.65, 0.3)},
     prefill_attention={"bf16": Reach(12e-6, 0.5, 0.45)},
     all_reduce={},

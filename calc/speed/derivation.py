@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from calc.explain.terms import Term, derive, maximum
-from calc.speed.kernels import Device, filling, reach_of, start_of
-from calc.step.operators import NONE, Kind, Operator, Pass
+from calc.speed.kernels import Device, filling, fullest_rank, link_of, reach_of, start_of
+from calc.step.operators import BETWEEN_RANKS, NONE, Operator, Pass
 
 
 def reached_flops_per_s(*, peak_flops_per_s: Any, peak_share: Any) -> Any:
@@ -20,10 +20,19 @@ def reached_bytes_per_s(*, bandwidth_bytes_per_s: Any, bandwidth_share: Any) -> 
 
 
 def one_run_s(
-    *, start_s: Any, run_flops: Any, flops_per_s: Any, run_bytes: Any, bytes_per_s: Any, filling: Any = 1
+    *,
+    start_s: Any,
+    run_flops: Any,
+    flops_per_s: Any,
+    run_bytes: Any,
+    bytes_per_s: Any,
+    filling: Any = 1,
+    fullest_flops: Any = 1,
+    fullest_bytes: Any = 1,
 ) -> Any:
     """To start, and the longer of arithmetic and bytes."""
-    return start_s + maximum(run_flops * filling / flops_per_s, run_bytes / bytes_per_s)
+    compute_s = run_flops * filling * fullest_flops / flops_per_s
+    return start_s + maximum(compute_s, run_bytes * fullest_bytes / bytes_per_s)
 
 
 def one_exchange_s(*, start_s: Any, link_bytes: Any, bytes_per_s: Any) -> Any:
@@ -43,16 +52,14 @@ def flops_per_byte(*, run_flops: Any, run_bytes: Any) -> Any:
 
 def time_terms(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
     """The time of all runs of `operator` in the pass `work`, then each step that leads to it."""
-    run, *steps = (
-        _exchange(operator, work, device) if operator.kind is Kind.ALL_REDUCE else _run(operator, work, device)
-    )
+    run, *steps = _exchange(operator, work, device) if operator.kind in BETWEEN_RANKS else _run(operator, work, device)
     whole = derive("Time in the pass", all_runs_s, unit="s", count=operator.count, run_s=run.value)
     return (whole, run, *steps, *operator.terms)
 
 
 def _exchange(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
-    link, sent = device.constants.link(work.tp, device.spec), operator.link_each.value
-    sizes: dict[str, Any] = {"start_s": link.t0_s, "link_bytes": sent, "bytes_per_s": link.bytes_per_s}
+    start_s, bytes_per_s = link_of(operator, work, device)
+    sizes: dict[str, Any] = {"start_s": start_s, "link_bytes": operator.link_each.value, "bytes_per_s": bytes_per_s}
     return (derive("Time of one run", one_exchange_s, unit="s", **sizes),)
 
 
@@ -68,7 +75,9 @@ def _run(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
     )
     amounts: dict[str, Any] = {"run_flops": flops, "run_bytes": moved}
     tiles = filling(operator, work) if device.tiled else 1.0
-    filled: dict[str, Any] = {} if tiles == 1 else {"filling": tiles}
+    fullest = fullest_rank(operator, work)
+    factors = {"filling": tiles, "fullest_flops": fullest.compute, "fullest_bytes": fullest.memory}
+    filled: dict[str, Any] = {name: factor for name, factor in factors.items() if factor != 1}
     run = derive(
         "Time of one run",
         one_run_s,

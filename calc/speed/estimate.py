@@ -9,6 +9,7 @@ from functools import cached_property
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING
 
+from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
 from calc.servers.versions import parse_version
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
     from calc.servers.records import ModelFacts
 
+SERVERS = ("vllm", "sglang", "trtllm")
+"""Those that spread experts, attend in groups, and have several batches under way in a pipeline."""
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
 HOST_S = {"vllm": 0.4e-3, "trtllm": 0.4e-3, "sglang": 1.5e-3, "transformers": 2.7e-3, "llamacpp": 0.1e-3}
 """Scheduling, sampling and launch of a step (2025 and later; of SGLang 1.4 to 3.5 ms were seen)."""
@@ -33,6 +36,8 @@ EAGER_LAYER_S = 0.5e-3
 """transformers launches every kernel from Python: about 25 ms per token for 32 layers (recalled, not measured)."""
 QUEUE_FACTOR = 0.74
 """Of sqrt(clients - 1): how prompts wait for one another, fitted on public closed-loop runs."""
+UBATCH = 512
+"""Tokens that llama.cpp computes at once (its --ubatch-size)."""
 MOST_BATCH = 2048
 FEW = 8
 """Below so many requests a GB more or less decides the batch."""
@@ -59,12 +64,34 @@ class Asked:
     load: Load = Load.STATIC
     count: int | None = 1
     tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp_attention: int = 1
     version: str | None = None
     chunk: int | None = None
     prefix_hit: Fraction = Fraction(0)
     drafted: int = 0
     acceptance: Fraction = Fraction(0)
     facts: ModelFacts | None = None
+
+    def __post_init__(self) -> None:
+        """Raises SpecError for ways to share a model that the engine does not have."""
+        if self.pp > 1 and self.engine == "llamacpp":
+            raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave --pp out")
+        for name in ("ep", "dp_attention"):
+            if getattr(self, name) > 1 and self.engine not in SERVERS:
+                word = name.replace("_", "-")
+                raise SpecError(name, f"{self.engine} has no --{word}: use --policy {', '.join(SERVERS)}")
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.tp * self.pp
+
+    @property
+    def stages(self) -> int:
+        """Groups of devices that have a part of the layers each. llama.cpp's cards work one after the other."""
+        return self.tp if self.engine == "llamacpp" else self.pp
 
     @property
     def context(self) -> int:
@@ -141,12 +168,15 @@ class Steps:
 
     @cached_property
     def base(self) -> Pass:
-        """A pass of one token. llama.cpp's cards work one after the other: each layer has one card."""
+        """A pass of one token."""
         study, stored = self.study, is_as_stored(self.model, self.study.weight_format)
         each = study.weight_format.bytes_per_element
         return Pass(
             phase=Phase.DECODE,
             tp=1 if self.asked.engine == "llamacpp" else self.asked.tp,
+            ep=self.asked.ep,
+            groups=self.asked.dp_attention,
+            stages=self.asked.stages,
             kv_element_bytes=study.kv_format.bytes_per_element,
             weight_bytes=as_stored(self.model) if stored else one_format(each),
         )
@@ -159,33 +189,67 @@ class Steps:
             return OLD_VLLM_HOST_S
         return HOST_S[engine] + (self.model.n_layers * EAGER_LAYER_S if engine == "transformers" else 0.0)
 
+    @cached_property
+    def _made(self) -> dict[Pass, PassTime]:
+        return {}
+
+    def _timed(self, work: Pass) -> PassTime:
+        """The time of a pass, worked out once."""
+        if work not in self._made:
+            self._made[work] = pass_time(self.model, work, self.device)
+        return self._made[work]
+
     def prefill(self, batch: int = 1) -> PassTime:
         """The whole of what is computed of a prompt, or the chunk in the middle of it."""
-        chunk, new = self.chunk, self.asked.computed_tokens
-        context = self.asked.prompt_tokens - (new - chunk) // 2
-        work = replace(self.base, phase=Phase.PREFILL, batch=batch, context=context, new_tokens=chunk)
-        return pass_time(self.model, work, self.device)
+        return self._prompt(batch, self.chunk)
+
+    def _prompt(self, batch: int, chunk: int) -> PassTime:
+        context = self.asked.prompt_tokens - (self.asked.computed_tokens - chunk) // 2
+        return self._timed(replace(self.base, phase=Phase.PREFILL, batch=batch, context=context, new_tokens=chunk))
 
     def prefill_s(self, batch: int = 1) -> tuple[float, float]:
         """Expected and least seconds of a prompt. Every chunk counts as the one in the middle: later ones read more.
 
-        The host's part is taken for every chunk. What is least has no chunks: they only add to it.
+        The host's part is taken for every chunk. In a pipeline a chunk follows the one before it, a stage behind.
         """
-        new, one = self.asked.computed_tokens, self.prefill(batch)
-        expected_s = new / self.chunk * one.expected_s + ceil(new / self.chunk) * self.host_s
-        least = one if self.chunk == new else replace(self, asked=replace(self.asked, chunk=None)).prefill(batch)
-        return max(expected_s, least.bound_s), least.bound_s
+        n_chunks, stages = self.asked.computed_tokens / self.chunk, self.asked.stages
+        in_turn = n_chunks if stages == 1 else 1 + (n_chunks - 1) / stages
+        expected_s = in_turn * self.prefill(batch).expected_s + ceil(n_chunks) * self.host_s
+        least_s = self._least_prompt_s(batch)
+        return max(expected_s, least_s), least_s
+
+    def _least_prompt_s(self, batch: int) -> float:
+        """Seconds of a prompt that nothing beats: no chunks, which only add to it; or through the stages bit by bit."""
+        whole_s = self._prompt(batch, self.asked.computed_tokens).bound_s
+        return max(whole_s / self.asked.stages, self._prompt(1, 1).bound_s)
+
+    @cached_property
+    def prompt_share_s(self) -> float:
+        """What one more prompt takes where all attention groups and all stages have one to compute."""
+        at_once, n_chunks = self.asked.dp_attention, self.asked.computed_tokens / self.chunk
+        expected_s = n_chunks * self.prefill(at_once).expected_s / self.asked.stages
+        return (expected_s + ceil(n_chunks) * self.host_s) / at_once
 
     @property
     def chunk(self) -> int:
-        """Tokens of a prompt in one pass."""
+        """Tokens of a prompt in one pass. llama.cpp's cards pass a prompt on in parts."""
+        parts = UBATCH if self.asked.engine == "llamacpp" and self.asked.stages > 1 else None
         new = self.asked.computed_tokens
-        return min(new, self.asked.chunk or new)
+        return min(new, self.asked.chunk or parts or new)
 
     def decode(self, batch: int, context: int) -> PassTime:
         """A step of `batch` sequences: one token each, and those that were drafted."""
-        work = replace(self.base, batch=batch, context=context, new_tokens=1 + self.asked.drafted)
-        return pass_time(self.model, work, self.device)
+        return self._timed(replace(self.base, batch=batch, context=context, new_tokens=1 + self.asked.drafted))
+
+    def step(self, batch: int) -> PassTime:
+        """A step of requests that are half done: of all of them, or in a pipeline of as many as pass it at once."""
+        under_way = min(self.asked.stages, batch) if self.asked.engine in SERVERS else 1
+        return self.decode(-(-batch // under_way), self.middle)
+
+    def least_step_s(self, batch: int) -> float:
+        """Seconds of a step that nothing beats: every stage computes and reads for all, and for one after another."""
+        whole_s = self.decode(batch, self.middle).bound_s
+        return max(whole_s / self.asked.stages, self.decode(1, self.middle).bound_s)
 
     @property
     def middle(self) -> int:
@@ -229,54 +293,53 @@ def _problem(asked: Asked, fitting: int) -> str:
 
 def _static(steps: Steps, batch: int) -> Estimate:
     prefill_s, least_s = steps.prefill_s(batch)
-    decode = steps.decode(batch, steps.middle)
     band = spans.LLAMACPP if steps.asked.engine == "llamacpp" else spans.STATIC
     first = spans.LOADED_TTFT if steps.asked.engine == "llamacpp" else spans.IDLE_TTFT
     ttft = _fitted(steps, first).around(prefill_s, least_s)
-    return _answer(steps, batch, ttft, _per_token(steps, decode, band), decode)
+    return _answer(steps, batch, ttft, _per_token(steps, batch, band))
 
 
 def _closed(steps: Steps, batch: int) -> Estimate:
     """While one request makes its tokens, each other client sends one prompt, which is computed between its steps."""
     prefill_s, least_s = steps.prefill_s()
-    decode = steps.decode(batch, steps.middle)
-    between_s = (batch - 1) * prefill_s / steps.asked.new_tokens
-    tpot = _per_token(steps, decode, spans.CLOSED, between_s=between_s)
-    waiting = 1 + QUEUE_FACTOR * sqrt(batch - 1)
-    step_s = decode.expected_s + steps.host_s if batch > 1 else 0.0
+    between_s = (batch - 1) * steps.prompt_share_s / steps.asked.new_tokens
+    tpot = _per_token(steps, batch, spans.CLOSED, between_s=between_s)
+    waiting = 1 + QUEUE_FACTOR * sqrt(max(0.0, batch / steps.asked.dp_attention - 1))
+    step_s = steps.step(batch).expected_s + steps.host_s if batch > 1 else 0.0
     band = spans.IDLE_TTFT if batch == 1 else spans.LOADED_TTFT
-    return _answer(steps, batch, _fitted(steps, band).around(prefill_s * waiting + step_s, least_s), tpot, decode)
+    return _answer(steps, batch, _fitted(steps, band).around(prefill_s * waiting + step_s, least_s), tpot)
 
 
 def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
     """Every request's prompt and tokens pass through the device; its memory is full of requests half done."""
-    prefill_s, least_s = steps.prefill_s()
-    decode, new_tokens = steps.decode(batch, steps.middle), steps.asked.new_tokens
+    _, least_s = steps.prefill_s()
     band = spans.MAX_LOAD_EXPERTS if has_experts(steps.model) else spans.MAX_LOAD
-    tpot = _per_token(steps, decode, band, between_s=batch * prefill_s / new_tokens)
+    tpot = _per_token(steps, batch, band, between_s=batch * steps.prompt_share_s / steps.asked.new_tokens)
     alone = steps.decode(1, steps.asked.prompt_tokens).bound_s / steps.asked.step_tokens
-    ttft = _fitted(steps, spans.LOADED_TTFT).around((batch + 1) / 2 * prefill_s + decode.expected_s, least_s)
-    answer = _answer(steps, batch, ttft, replace(tpot, bound=min(tpot.bound, alone)), decode)
+    waited_s = (batch + 1) / 2 * steps.prompt_share_s + steps.step(batch).expected_s
+    ttft = _fitted(steps, spans.LOADED_TTFT).around(waited_s, least_s)
+    answer = _answer(steps, batch, ttft, replace(tpot, bound=min(tpot.bound, alone)))
     assert answer.output_rate is not None
     return replace(answer, output_rate=answer.output_rate.capped(_most_tokens(steps, max(batch, most))))
 
 
 def _most_tokens(steps: Steps, most: int) -> float:
     """Tokens per second that nothing beats: the whole memory full, steps and prompts overlapping with each other."""
-    decode, prefill = steps.decode(most, steps.asked.prompt_tokens), steps.prefill()
+    decode, prefill = steps.decode(most, steps.asked.prompt_tokens), steps.prefill(steps.asked.dp_attention)
     new_tokens, each = steps.asked.new_tokens, steps.asked.step_tokens
-    compute_s = new_tokens * decode.least_compute_s / each + most * prefill.least_compute_s
-    return most * new_tokens / max(compute_s, new_tokens * decode.least_memory_s / each)
+    prompts_s = most / steps.asked.dp_attention * prefill.least_compute_s
+    compute_s = new_tokens * decode.least_compute_s / each + prompts_s
+    return steps.asked.stages * most * new_tokens / max(compute_s, new_tokens * decode.least_memory_s / each)
 
 
-def _per_token(steps: Steps, decode: PassTime, band: Band, *, between_s: float = 0.0) -> Span:
+def _per_token(steps: Steps, batch: int, band: Band, *, between_s: float = 0.0) -> Span:
     """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
     each = steps.asked.step_tokens
-    expected_s = (decode.expected_s + steps.host_s) / each + between_s
-    return _fitted(steps, band).around(expected_s, decode.bound_s / each)
+    expected_s = (steps.step(batch).expected_s + steps.host_s) / each + between_s
+    return _fitted(steps, band).around(expected_s, steps.least_step_s(batch) / each)
 
 
-def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span, decode: PassTime) -> Estimate:
+def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span) -> Estimate:
     asked = steps.asked
     e2e = ttft + tpot.times(asked.new_tokens - 1)
     # In a closed loop and at maximum load the prompts of the others are in the time per token already.
@@ -290,7 +353,7 @@ def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span, decode: PassTime) 
         e2e=e2e,
         output_rate=whole.rate(batch * asked.new_tokens),
         prefill=steps.prefill(batch if asked.load is Load.STATIC else 1),
-        decode=decode,
+        decode=steps.step(batch),
     )
 
 

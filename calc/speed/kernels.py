@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 from calc.errors import SpecError
 from calc.model.spec import DeviceSpec
 from calc.model.storage import StorageFormat
 from calc.speed.constants import ELEMENTWISE, Constants, Reach
 from calc.step.formulas import experts_hit
-from calc.step.operators import Kind, Operator, Pass, Phase
+from calc.step.operators import BETWEEN_RANKS, Kind, Operator, Pass, Phase
 
 PRODUCTS = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.ROUTER, Kind.HEAD})
 EXPERT_PRODUCTS = 2
@@ -84,14 +84,14 @@ def device_for_times(device: DeviceSpec, constants: Constants, weights: StorageF
 
 def timed(operator: Operator, work: Pass, device: Device) -> Timed:
     """The expected time of `operator` in the pass `work`."""
-    if operator.kind is Kind.ALL_REDUCE:
-        link = device.constants.link(work.tp, device.spec)
-        each = float(operator.link_bytes) / operator.count / link.bytes_per_s
-        return Timed(operator, operator.count * (link.t0_s + each), "communication")
+    if operator.kind in BETWEEN_RANKS:
+        start_s, bytes_per_s = link_of(operator, work, device)
+        return Timed(operator, operator.count * start_s + float(operator.link_bytes) / bytes_per_s, "communication")
     reach, path = reach_of(operator, work, device)
-    flops = float(operator.flops) * (filling(operator, work) if device.tiled else 1.0)
+    fullest = fullest_rank(operator, work)
+    flops = fullest.compute * float(operator.flops) * (filling(operator, work) if device.tiled else 1.0)
     compute_s = flops / (device.peaks[path] * reach.peak)
-    memory_s = float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
+    memory_s = fullest.memory * float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
     start_s = operator.count * start_of(operator, reach)
     names = {"overhead": start_s, "arithmetic": compute_s, "memory bandwidth": memory_s}
     limit = max(names, key=lambda name: names[name])
@@ -103,13 +103,23 @@ def start_of(operator: Operator, reach: Reach) -> float:
     return reach.t0_s / (EXPERT_PRODUCTS if operator.kind is Kind.EXPERTS else 1)
 
 
+def link_of(operator: Operator, work: Pass, device: Device) -> tuple[float, float]:
+    """Seconds that one sum, exchange (there and back) or send takes even when empty, and the bytes per second."""
+    ranks = {Kind.ALL_REDUCE: work.own.tp, Kind.EXCHANGE: work.tp, Kind.SEND: 2}[operator.kind]
+    link = device.constants.link(ranks, device.spec)
+    return link.t0_s * (2 if operator.kind is Kind.EXCHANGE else 1), link.bytes_per_s
+
+
 def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:
     """What the operator reaches, and in which arithmetic."""
     kinds = device.constants
     if operator.kind in PRODUCTS or operator.kind is Kind.EXPERTS:
-        path = device.path(float(operator.weights_each.sizes["weight_element_bytes"]))
-        table = kinds.experts if operator.kind is Kind.EXPERTS else kinds.product
-        return table[path], path
+        element_bytes = float(operator.weights_each.sizes["weight_element_bytes"])
+        path = device.path(element_bytes)
+        if operator.kind is not Kind.EXPERTS:
+            return kinds.product[path], path
+        unpacked = device.tiled and path == "bf16" and element_bytes < EIGHT_BITS
+        return kinds.experts["w4a16" if unpacked else path], path
     if operator.kind in (Kind.ATTENTION, Kind.INDEX):
         if work.phase is Phase.PREFILL:
             return kinds.prefill_attention["bf16"], "bf16"
@@ -127,3 +137,32 @@ def filling(operator: Operator, work: Pass) -> float:
     rows = work.tokens * sizes["top_k"] / hit
     tile = TILE if rows <= TILE else LARGE_TILE
     return float(ceil(rows / tile) * tile / rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Fullest:
+    """How many times the mean the fullest of the ranks that share experts computes and reads."""
+
+    compute: float = 1.0
+    memory: float = 1.0
+
+
+EVEN = Fullest()
+
+
+def fullest_rank(operator: Operator, work: Pass) -> Fullest:
+    """Experts over `work.ep` ranks: all wait for the one that most tokens go to, each going anywhere alike.
+
+    The largest of X normal numbers lies c deviations above their mean: c = 1.4 for 8 (Blom 1958). Tokens per rank are
+    binomial, and so are its experts that any token goes to.
+    """
+    sizes = operator.weights_each.sizes
+    if work.ep == 1 or operator.kind is not Kind.EXPERTS or "top_k" not in sizes:
+        return EVEN
+    from statistics import NormalDist
+
+    above = NormalDist().inv_cdf((work.ep - 0.375) / (work.ep + 0.25))
+    rows, held = float(work.tokens * sizes["top_k"]), float(sizes["n_experts"])
+    hit = float(experts_hit(tokens=work.tokens, **{name: sizes[name] for name in ("n_experts", "top_k", "idle_share")}))
+    most_hit = min(held, hit + above * sqrt(hit * max(0.0, 1 - hit / held)))
+    return Fullest(1 + above * sqrt((1 - 1 / work.ep) / rows), most_hit / hit)

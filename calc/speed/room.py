@@ -21,25 +21,68 @@ def room_of(study: Study, asked: Asked) -> Room:
 
     Raises SpecError for a TP that the server refuses.
     """
-    tokens = asked.context if asked.load is not Load.MAX else asked.prompt_tokens + asked.new_tokens // 2
-    one = replace(study, context=tokens, tps=(asked.tp,))
-    most = memory_report(replace(one, context=asked.prompt_tokens, policy=Policy.EQUAL_SPLIT)).tp[0].max_batch
+    one = replace(study, context=_tokens(asked), tps=(asked.tp,))
+    most = _most(one, asked)
     if not runs_on(asked.engine, study.device):
         return Room(0, most, f"{asked.engine} does not run on {study.device.name}")
-    fitting, refusal = _by_server(one, asked) if asked.engine in COUNTED else _by_reserve(one, asked)
+    fitting, refusal = _by_server(one, asked) if by_server(asked) else _by_reserve(one, asked)
     return Room(fitting, most, refusal)
+
+
+def reserved_room(study: Study, asked: Asked) -> Room:
+    """The same with a plain reserve, whatever the engine's own account, on any device."""
+    one = replace(study, context=_tokens(asked), tps=(asked.tp,))
+    return Room(_by_reserve(one, asked)[0], _most(one, asked))
+
+
+def _tokens(asked: Asked) -> int:
+    """Tokens that a request has room for: all of its own, or at maximum load those of one that is half done.
+
+    TensorRT-LLM starts a request when all of its tokens have room (GUARANTEED_NO_EVICT, its default).
+    """
+    half_done = asked.load is Load.MAX and asked.engine != "trtllm"
+    return asked.prompt_tokens + asked.new_tokens // 2 if half_done else asked.context
+
+
+def by_server(asked: Asked) -> bool:
+    """Whether the engine's account of its memory is known for these devices: vLLM's with stages, SGLang's with groups.
+
+    Whole experts on each rank take as many bytes as all experts in parts.
+    """
+    if asked.engine == "vllm":
+        return asked.dp_attention == 1
+    return asked.engine == "sglang" and asked.pp == 1
+
+
+def _most(study: Study, asked: Asked) -> int:
+    """Requests with nothing reserved: all memory of all devices, whatever divides."""
+    memory = study.device.memory_bytes * asked.devices
+    device = replace(study.device, memory_bytes=memory)
+    whole = replace(study, device=device, context=asked.prompt_tokens, tps=(1,), policy=Policy.EQUAL_SPLIT)
+    return memory_report(whole).tp[0].max_batch
 
 
 def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     """Requests beside one another, and why the server does not start. It is started for requests of full length."""
+    from calc.fit.parallel import ParallelSpec, parallel_problem
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.report import server_report
 
-    options = ServerOptions(engine=asked.engine, version=asked.version, tp=asked.tp, facts=asked.facts or ModelFacts())
+    if asked.ep > 1 and (problem := parallel_problem(study.model, ParallelSpec(tp=asked.tp, ep=asked.ep))):
+        return 0, problem
+    options = ServerOptions(
+        engine=asked.engine,
+        version=asked.version,
+        tp=asked.tp,
+        pp=asked.pp,
+        dp_attention=asked.dp_attention,
+        facts=asked.facts or ModelFacts(),
+    )
     report = server_report(study, options)
     whole = report if study.context == asked.context else server_report(replace(study, context=asked.context), options)
-    held = floor(report.max_concurrency)
-    return min(held, report.max_num_seqs or held), whole.refusal
+    held = floor(report.max_concurrency) * asked.dp_attention
+    most = held if report.max_num_seqs is None else report.max_num_seqs * asked.dp_attention
+    return min(held, most), whole.refusal
 
 
 def _by_reserve(study: Study, asked: Asked) -> tuple[int, str | None]:
@@ -49,5 +92,11 @@ def _by_reserve(study: Study, asked: Asked) -> tuple[int, str | None]:
     device = replace(study.device, memory_bytes=left)
     if asked.engine == "llamacpp":  # divides layers, not heads: any number of devices can share them
         return memory_report(replace(study, device=device, policy=Policy.EQUAL_SPLIT)).tp[0].max_batch, None
-    row = memory_report(replace(study, device=device, policy=Policy.REPLICATED)).tp[0]
-    return row.max_batch, row.problem
+    if asked.devices == asked.tp and asked.ep == asked.dp_attention == 1:
+        row = memory_report(replace(study, device=device, policy=Policy.REPLICATED)).tp[0]
+        return row.max_batch, row.problem
+    from calc.fit.parallel import UNLIMITED, ParallelSpec, plan
+
+    spec = ParallelSpec(tp=asked.tp, pp=asked.pp, ep=asked.ep, dp_attention=asked.dp_attention)
+    found = plan(replace(study, device=device), spec)
+    return (0 if found.max_batch >= UNLIMITED else found.max_batch), found.problem

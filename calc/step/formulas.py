@@ -202,3 +202,13 @@ def append_bytes(*, tokens: Any, rotated: Any, cached: Any, element_bytes: Any, 
 def all_reduce_bytes(*, tokens: Any, elements: Any, element_bytes: Any, ring_share: Any) -> Any:
     """What a rank sends in a ring of X: the sums are made in X - 1 steps and spread in as many, each 1/X of it."""
     return tokens * elements * element_bytes * ring_share
+
+
+def exchanged_bytes(*, tokens: Any, elements: Any, element_bytes: Any, copies: Any, ring_share: Any) -> Any:
+    """Tokens of a rank's attention group, to the ranks that need them and back: X - 1 of X are others'."""
+    return tokens * elements * element_bytes * copies * ring_share
+
+
+def sent_bytes(*, tokens: Any, elements: Any, element_bytes: Any) -> Any:
+    """A vector for each token, to the next stage."""
+    return tokens * elements * element_bytes

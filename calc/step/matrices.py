@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Matrix:
     """What is multiplied as one on a rank: weights of one copy, elements in and out per token, and its copies.
 
-    `top_k` of the `copies` are gone through by a token (None: all of them). `weight_bytes` is of one copy.
+    `top_k` of the `copies` are gone through by a token (None: all of them), a part of one where ranks share experts.
+    `weight_bytes` is of one copy.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Matrix:
     columns: Number
     rows: Number
     copies: Number = 1
-    top_k: int | None = None
+    top_k: Number | None = None
     weight_bytes: Number = 0
 
     @property
@@ -84,9 +85,16 @@ def fused(tensors: Iterable[Tensor], work: Pass, kind: Kind) -> list[Matrix]:
 
 
 def _on_a_rank(tensor: Tensor, work: Pass, kind: Kind) -> Matrix:
-    """`tensor` as a rank of `work.tp` holds it: some of its copies (one per head), of its rows, or of its columns."""
+    """`tensor` as a rank of `work.tp` holds it: some of its copies (one per head), of its rows, or of its columns.
+
+    Experts: `work.ep` ranks have as many whole ones each, and a token finds its own on any of them.
+    """
     share, small = _share(tensor, work.tp), tensor.role not in (LINEAR, ROUTER)
     copies, columns, rows = Fraction(tensor.copies), Fraction(tensor.columns), Fraction(tensor.rows)
+    top_k: Number | None = tensor.active
+    if tensor.expert and work.ep > 1:
+        copies, share = copies / work.ep, min(Fraction(1), share * work.ep)
+        top_k = None if top_k is None else top_k / work.ep
     if tensor.copies > 1 and not tensor.expert:
         copies *= share
     elif tensor.summed:
@@ -100,7 +108,7 @@ def _on_a_rank(tensor: Tensor, work: Pass, kind: Kind) -> Matrix:
         columns=0 if small else whole(columns),
         rows=0 if small else whole(rows),
         copies=whole(copies),
-        top_k=tensor.active,
+        top_k=top_k,
         weight_bytes=whole(rows * columns * Fraction(work.weight_bytes(tensor))),
     )
 
@@ -134,7 +142,7 @@ def product(matrix: Matrix, count: int, work: Pass, tokens: Any) -> Operator:
     weights = {"matrix_params": matrix.params * matrix.copies, "weight_element_bytes": each}
     read = Amount(matrix_bytes, weights)
     if matrix.top_k is not None and matrix.top_k < matrix.copies:
-        idle = 1 - matrix.top_k / matrix.copies
+        idle = 1 - float(matrix.top_k / matrix.copies)
         hit = {"n_experts": matrix.copies, "top_k": matrix.top_k, "idle_share": idle, "matrix_params": matrix.params}
         read = Amount(expert_bytes, {**sizes, **hit, "weight_element_bytes": each})
     moved = {**sizes, "element_bytes": work.element_bytes}

@@ -14,7 +14,8 @@ from calc.model.count import EMBED_TOKENS, unshared
 from calc.model.parts import Mlp, Norm
 from calc.model.storage import whole
 from calc.model.tensors import EMBEDDING, WHOLE, Tensor
-from calc.step.formulas import all_reduce_bytes, elementwise_flops, matrix_bytes, moved_bytes
+from calc.step.between import between_ranks
+from calc.step.formulas import elementwise_flops, matrix_bytes, moved_bytes
 from calc.step.matrices import feed_matrices, head_matrices, mixer_matrices, product
 from calc.step.mixers import mixing, positions
 from calc.step.operators import Amount, Kind, Operator, Pass, merged
@@ -38,7 +39,7 @@ def pass_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
 
 def mixing_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
     """Those of a pass that read the sequences' own caches and states."""
-    return merged(operator for mixer, count in mixers(model).items() for operator in mixing(mixer, count, work))
+    return merged(operator for mixer, count in mixers(model).items() for operator in mixing(mixer, count, work.own))
 
 
 def linear_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
@@ -47,9 +48,10 @@ def linear_operators(model: ModelSpec, work: Pass) -> tuple[Operator, ...]:
 
 
 def _linear(model: ModelSpec, work: Pass) -> Iterator[Operator]:
+    own = work.own
     for mixer, count in mixers(model).items():
-        for matrix in mixer_matrices(mixer, model.hidden_size, work):
-            yield product(matrix, count, work, work.tokens)
+        for matrix in mixer_matrices(mixer, model.hidden_size, own):
+            yield product(matrix, count, own, own.tokens)
     for feeds, count in feed_forwards(model).items():
         for matrix in feed_matrices(feeds, model.hidden_size, work):
             yield product(matrix, count, work, work.tokens)
@@ -58,23 +60,23 @@ def _linear(model: ModelSpec, work: Pass) -> Iterator[Operator]:
 
 
 def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
-    yield _embedding(model, work)
-    yield from _norms(model, work)
+    own = work.own
+    yield _embedding(model, own)
+    yield from _norms(model, own)
     rotary = model.n_learned_positions == 0
     for mixer, count in mixers(model).items():
-        for matrix in mixer_matrices(mixer, model.hidden_size, work):
-            yield product(matrix, count, work, work.tokens)
-        yield from positions(mixer, count, work, rotary=rotary)
-        yield from mixing(mixer, count, work)
+        for matrix in mixer_matrices(mixer, model.hidden_size, own):
+            yield product(matrix, count, own, own.tokens)
+        yield from positions(mixer, count, own, rotary=rotary)
+        yield from mixing(mixer, count, own)
     for feeds, count in feed_forwards(model).items():
         for matrix in feed_matrices(feeds, model.hidden_size, work):
             yield product(matrix, count, work, work.tokens)
         yield from _activations(feeds, count, work)
-    if work.tp > 1:
-        yield _all_reduce(model, work)
+    yield from between_ranks(work, model.hidden_size, sum(mixers(model).values()), feed_forwards(model))
     for matrix in head_matrices(model, work):
         yield product(matrix, 1, work, work.batch)
-        yield _sampling(model, work)
+        yield _sampling(model, own)
 
 
 def mixers(model: ModelSpec) -> Mapping[Mixer, int]:
@@ -157,20 +159,6 @@ def _activations(feeds: tuple[FeedForward, ...], count: int, work: Pass) -> Iter
             reads_each=Amount(moved_bytes, moved | {"elements": inner * (2 if gated else 1)}),
             writes_each=Amount(moved_bytes, moved),
         )
-
-
-def _all_reduce(model: ModelSpec, work: Pass) -> Operator:
-    """The sum over ranks after every mixer, and after a layer's feed-forwards."""
-    count = sum(n * (len(layer.mixers) + bool(layer.feed_forwards)) for layer, n in model.groups.items())
-    moved = {"tokens": work.tokens, "elements": model.hidden_size, "element_bytes": work.element_bytes}
-    return Operator(
-        name="all-reduce",
-        kind=Kind.ALL_REDUCE,
-        count=count,
-        reads_each=Amount(moved_bytes, moved),
-        writes_each=Amount(moved_bytes, moved),
-        link_each=Amount(all_reduce_bytes, moved | {"ring_share": whole(Fraction(2 * (work.tp - 1), work.tp))}),
-    )
 
 
 def _sampling(model: ModelSpec, work: Pass) -> Operator:

@@ -42,6 +42,12 @@ class Kind(StrEnum):
     HEAD = "head"
     SAMPLING = "sampling"
     ALL_REDUCE = "all-reduce"
+    EXCHANGE = "exchange"
+    SEND = "send"
+
+
+BETWEEN_RANKS = frozenset({Kind.ALL_REDUCE, Kind.EXCHANGE, Kind.SEND})
+"""What waits for other ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +176,9 @@ def two_bytes(tensor: Tensor) -> Number:
 class Pass:
     """One pass of a model on one of `tp` ranks: `batch` sequences, each with new tokens.
 
+    Of the `tp` ranks `ep` share the experts as whole ones, and `groups` attend each to its own sequences; `batch` is of
+    all groups. With `stages` the ranks of a stage have a part of the layers, and the pass goes through all of them.
+
     `context`: tokens that the last new one attends to, itself included; `new_tokens` of each sequence (None: one in
     decode, the whole context in prefill). Sizes may be arrays or symbols. `causal`: a query sees the tokens before
     it; otherwise each is counted with as many as the last one. `scores_in_memory`: attention writes its scores to
@@ -181,6 +190,9 @@ class Pass:
     context: Any = 1024
     new_tokens: Any = None
     tp: int = 1
+    ep: int = 1
+    groups: int = 1
+    stages: int = 1
     causal: bool = True
     scores_in_memory: bool = False
     softmax_flops: Any = 5
@@ -199,3 +211,10 @@ class Pass:
     def tokens(self) -> Any:
         """New tokens of all sequences."""
         return self.batch * self.queries
+
+    @property
+    def own(self) -> Pass:
+        """The same of one attention group: its ranks, and the largest share of the sequences."""
+        if self.groups == 1:
+            return self
+        return replace(self, batch=-(-self.batch // self.groups), tp=self.tp // self.groups, groups=1)

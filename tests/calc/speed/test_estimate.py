@@ -17,14 +17,23 @@ from hypothesis import strategies as st
 
 from calc.__main__ import main
 from calc.errors import CalcError
+from calc.fit.parallel import ParallelSpec, plan
 from calc.model.spec import Policy, Study
 from calc.servers.refusals import runs_on
 from calc.sources.catalog import find_device, find_model
+from calc.speed.constants import constants_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
-from calc.speed.estimate import Asked, Load, Room, Steps, estimate
+from calc.speed.estimate import SERVERS, Asked, Load, Room, Steps, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
 
+SHARED: tuple[dict[str, int], ...] = (
+    {},
+    {"tp": 4},
+    {"tp": 2, "pp": 4},
+    {"tp": 8, "ep": 8},
+    {"tp": 8, "ep": 4, "dp_attention": 4},
+)
 ROOM = Room(10**6, 10**6)
 QUICK = settings(max_examples=30, deadline=None)
 PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "throughput_more.csv"
@@ -82,6 +91,62 @@ def test_a_static_batch_that_does_not_fit_has_no_times() -> None:
     answer = estimate(study(), Asked(count=100), Room(10, 20))
     assert (answer.fits, answer.ttft, answer.tpot, answer.limited_by) == (False, None, None, "capacity")
     assert answer.problem == "10 requests of 1,280 tokens (1,024 in, 256 out) fit, not 100"
+
+
+def test_a_pipeline_has_as_many_steps_under_way_as_stages() -> None:
+    """16 requests on 2 stages: steps of 8, twice as many tokens; one request waits for both stages."""
+    one, two = Asked(count=16), Asked(count=16, pp=2)
+    eight = Steps(study=study(), asked=one).decode(8, 1024 + 128)
+    found, alone = estimate(study(), two, ROOM), estimate(study(), replace(two, count=1), ROOM)
+    whole = estimate(study(), replace(one, count=1), ROOM)
+    assert found.tpot is not None
+    assert alone.tpot is not None
+    assert whole.tpot is not None
+    link = constants_of(study().device).all_reduce[2]
+    send_s = link.t0_s + 8 * 4096 * 2 / link.bytes_per_s
+    assert found.tpot.mid == pytest.approx(eight.expected_s + send_s + 0.4e-3)
+    assert alone.tpot.mid == pytest.approx(whole.tpot.mid + link.t0_s + 4096 * 2 / link.bytes_per_s)
+    assert alone.tpot.bound == whole.tpot.bound
+
+
+def test_chunks_follow_one_another_through_a_pipeline() -> None:
+    """8 chunks on 4 stages: the first through all of them, then one per quarter of its time."""
+    asked = Asked(prompt_tokens=4096, chunk=512, pp=4)
+    steps = Steps(study=study(), asked=asked)
+    assert steps.prefill_s()[0] == pytest.approx((1 + 7 / 4) * steps.prefill().expected_s + 8 * 0.4e-3)
+    assert steps.prefill_s()[1] == Steps(study=study(), asked=Asked(prompt_tokens=4096)).prefill_s()[1] / 4
+
+
+def test_the_cards_of_llama_cpp_share_a_prompt_and_wait_for_one_another_in_a_step() -> None:
+    """Two cards: parts of 512 tokens go through one after the other; a step takes as long as on one, and a send."""
+    one, two = (Steps(study=study(), asked=Asked(engine="llamacpp", prompt_tokens=4096, tp=n)) for n in (1, 2))
+    assert two.step(8).expected_s == pytest.approx(one.step(8).expected_s, rel=0.01)
+    assert two.chunk == 512
+    assert two.prefill_s()[0] < 0.65 * one.prefill_s()[0]
+
+
+def test_room_of_shared_devices_is_that_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM's own account with stages, SGLang's with groups; the plan of calc.fit.parallel for what neither counts."""
+    from calc.servers.records import ServerOptions
+    from calc.servers.report import server_report
+
+    asked = Asked(prompt_tokens=7000, new_tokens=1192, pp=2)
+    said = server_report(replace(study(), context=8192, tps=(1,)), ServerOptions(pp=2))
+    assert room_of(study(), asked).fitting == min(int(said.max_concurrency), said.max_num_seqs or 10**9)
+    deepseek = study("deepseek-v3", "h200-sxm")
+    groups = Asked(engine="sglang", tp=8, dp_attention=8, prompt_tokens=7000, new_tokens=1192)
+    grouped = ServerOptions(engine="sglang", tp=8, dp_attention=8)
+    said = server_report(replace(deepseek, context=8192, tps=(8,)), grouped)
+    assert room_of(deepseek, groups).fitting == 8 * min(int(said.max_concurrency), said.max_num_seqs or 10**9)
+    spread = Asked(engine="vllm", tp=8, ep=8, dp_attention=8, prompt_tokens=7000, new_tokens=1192)
+    left = replace(deepseek.device, memory_bytes=int(deepseek.device.memory_bytes * 0.9) - 2 * 10**9)
+    held = plan(replace(deepseek, device=left, context=8192), ParallelSpec(tp=8, ep=8, dp_attention=8)).max_batch
+    assert room_of(deepseek, spread).fitting == held
+
+
+def test_tensorrt_llm_starts_a_request_when_all_its_tokens_have_room() -> None:
+    asked = Asked(engine="trtllm", load=Load.MAX, count=None, prompt_tokens=1000, new_tokens=9000)
+    assert room_of(study(), asked).fitting == room_of(study(), replace(asked, load=Load.STATIC, count=1)).fitting
 
 
 def test_speculation_divides_a_longer_step_by_the_tokens_it_gives() -> None:
@@ -158,16 +223,25 @@ def ordered(span: Span, *, rate: bool = False) -> bool:
     engine=st.sampled_from(("vllm", "sglang", "trtllm", "transformers", "llamacpp")),
     count=st.integers(1, 300),
     lengths=st.tuples(st.integers(1, 20_000), st.integers(1, 3_000)),
+    shared=st.sampled_from(SHARED),
 )
 def test_bound_low_middle_high(
-    model: str, device: str, load: Load, engine: str, count: int, lengths: tuple[int, int]
+    model: str,
+    device: str,
+    load: Load,
+    engine: str,
+    count: int,
+    lengths: tuple[int, int],
+    shared: dict[str, int],
 ) -> None:
+    assume(engine in SERVERS or set(shared) <= {"tp"})
     asked = Asked(
         engine=engine,
         load=load,
         count=None if load is Load.MAX else count,
         prompt_tokens=lengths[0],
         new_tokens=lengths[1],
+        **shared,
     )
     one = study(model, device)
     assume(runs_on(engine, one.device))
@@ -229,6 +303,18 @@ def test_the_document_has_the_keys_that_scripts_rely_on(capsys: pytest.CaptureFi
     assert found["cost_per_million_output_tokens"] == pytest.approx(2 / 3600 / rate["mid"] * 1e6)
 
 
+def test_all_devices_are_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ("--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--tp", "4", "--ep", "4", "--pp", "2", "--batch", "8")
+    found = answered(capsys, *shared, "--price", "3")
+    assert (found["tp"], found["pp"], found["ep"], found["devices"]) == (4, 2, 4, 8)
+    rate = found["output_tokens_per_s"]
+    assert isinstance(rate, dict)
+    assert found["cost_per_million_output_tokens"] == pytest.approx(8 * 3 / 3600 / rate["mid"] * 1e6)
+    uneven = answered(capsys, "--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--tp", "4", "--ep", "3")
+    assert (uneven["fits"], uneven["tpot_s"]) == (False, None)
+    assert "4 devices do not form equal groups of 3 for the experts" in str(uneven["assumptions"])
+
+
 def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(capsys, "--model", "llama-3-70b", "--device", "rtx-4090")
     assert (found["fits"], found["ttft_s"], found["limited_by"]) == (False, None, "capacity")
@@ -247,6 +333,9 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--speculate", "4"), "is not K,A"),
         (("--device", "h100-sxm", "--policy", "ollama"), "invalid choice"),
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
+        (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),
+        (("--device", "h100-sxm", "--policy", "transformers", "--ep", "2"), "transformers has no --ep"),
+        (("--device", "h100-sxm", "--policy", "llamacpp", "--dp-attention", "2"), "llamacpp has no --dp-attention"),
     ],
 )
 def test_bad_input_is_one_sentence(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from calc.model.spec import DeviceSpec
 from calc.model.storage import FORMATS, StorageFormat
 from calc.sources.catalog import devices, find_device, find_model, manual_device
 from calc.speed.constants import DEFAULTS, constants_of
-from calc.speed.kernels import Device, device_for_times, timed
+from calc.speed.kernels import Device, Fullest, device_for_times, fullest_rank, reach_of, timed
 from calc.speed.passes import highest_peak, pass_time
 from calc.step.model import pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase
@@ -153,3 +153,40 @@ def test_a_slower_device_is_slower() -> None:
         for b in (1e12, 2e12)
     ]
     assert times[0] > times[1]
+
+
+def test_the_fullest_rank_is_waited_for() -> None:
+    """Two ranks, 8 tokens of Qwen3-30B-A3B: 32 rows in the mean, and the fuller one has 0.589 deviations more: 4·√½·…
+
+    Deviation of the rows: sqrt(32 · 1/2) = 4. Of 64 experts a rank expects to use 64 (1 - (15/16)^8) = 25.81 with a
+    deviation of sqrt(25.81 · (1 - 25.81/64)) = 3.92.
+    """
+    model, work = find_model("qwen3-30b-a3b"), Pass(phase=Phase.DECODE, batch=8, context=100, tp=2, ep=2)
+    experts = next(one for one in pass_operators(model, work) if one.kind is Kind.EXPERTS)
+    found = fullest_rank(experts, work)
+    assert found.compute == pytest.approx(1 + 0.589 * 4 / 32, rel=1e-3)
+    assert found.memory == pytest.approx(1 + 0.589 * 3.924 / 25.81, rel=1e-3)
+    assert fullest_rank(experts, replace(work, ep=1)) == Fullest()
+
+
+@QUICK
+@given(batch=st.integers(1, 3000), ep=st.sampled_from((2, 4, 8, 16)))
+def test_the_fullest_rank_never_does_less_with_more_tokens(batch: int, ep: int) -> None:
+    model = find_model("qwen3-30b-a3b")
+
+    def time_s(n: int) -> float:
+        work = Pass(phase=Phase.DECODE, batch=n, context=100, tp=ep, ep=ep)
+        return sum(timed(one, work, device()).memory_s for one in pass_operators(model, work))
+
+    assert time_s(batch + 1) >= time_s(batch) * (1 - 1e-12)
+
+
+def test_narrow_experts_times_16_bits_are_an_operator_of_their_own() -> None:
+    """gpt-oss on Hopper, which has no FP4: what was measured for mxfp4 weights times 16 bits; llama.cpp has its own."""
+    model, work = find_model("gpt-oss-20b"), Pass(phase=Phase.DECODE, batch=64, context=100)
+    narrow = replace(work, weight_bytes=as_stored(model))
+    experts = next(one for one in pass_operators(model, narrow) if one.kind is Kind.EXPERTS)
+    known = constants_of(find_device("h100-sxm")).experts
+    assert reach_of(experts, narrow, device("h100-sxm", "mxfp4")) == (known["w4a16"], "bf16")
+    assert reach_of(experts, narrow, replace(device("h100-sxm", "mxfp4"), tiled=False)) == (known["bf16"], "bf16")
+    assert reach_of(experts, narrow, device("b200-sxm", "mxfp4"))[1] == "fp4"

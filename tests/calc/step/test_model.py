@@ -286,3 +286,53 @@ def test_a_gated_feed_forward_reads_its_input_once() -> None:
     assert gated.read_bytes - gated.weight_bytes == 32 * 4096 * 2
     assert gated.write_bytes == 32 * 2 * 14336 * 2
     assert LLAMA.mlp is Mlp.GATED
+
+
+# Experts on ranks of their own, attention groups, stages
+
+
+def test_whole_experts_on_ranks_are_as_much_work_as_parts_of_all() -> None:
+    """DeepSeek-V3 over 8: 32 of 256 experts, of a token's 8 one in the mean, each whole; the input goes to one rank."""
+    model = find_model("deepseek-v3")
+    split, spread = (
+        {o.name: o for o in pass_operators(model, Pass(phase=Phase.DECODE, batch=64, context=2048, tp=8, ep=ep))}
+        for ep in (1, 8)
+    )
+    for name in ("mlp.experts.0.gate_up_proj", "mlp.experts.0.down_proj"):
+        assert spread[name].flops == split[name].flops
+        assert float(spread[name].weight_bytes) == pytest.approx(float(split[name].weight_bytes))
+    up = spread["mlp.experts.0.gate_up_proj"]
+    assert (up.weights_each.sizes["n_experts"], up.weights_each.sizes["top_k"]) == (32, 1)
+    assert up.reads_each.value == 64 * 1 * 7168 * 2
+    assert spread["all-reduce"].link_bytes == split["all-reduce"].link_bytes
+
+
+def test_attention_groups_have_their_own_requests_and_exchange_tokens() -> None:
+    """8 groups of one GPU: a group's 8 of 64 sequences with all 128 heads; each token to 8 ranks and back, 7/8 of them
+    others'. The experts see the tokens of all groups."""
+    model = find_model("deepseek-v3")
+    work = Pass(phase=Phase.DECODE, batch=64, context=2048, tp=8, ep=8, groups=8)
+    operators = {o.name: o for o in pass_operators(model, work)}
+    alone = {o.name: o for o in pass_operators(model, Pass(phase=Phase.DECODE, batch=8, context=2048))}
+    attention = next(o for o in operators.values() if o.kind is Kind.ATTENTION)
+    assert attention.flops == alone[attention.name].flops
+    assert attention.cache_bytes == alone[attention.name].cache_bytes
+    assert "all-reduce" not in operators
+    exchange = operators["gather, scatter"]
+    assert exchange.count == 61
+    assert exchange.link_each.value == 8 * 7168 * 2 * 8 * 2 * 7 // 8
+    assert operators["mlp.experts.0.gate_up_proj"].flops == 58 * 2 * 64 * 2 * 7168 * 2048
+
+
+def test_experts_alone_are_sent_to_as_many_ranks_as_a_token_needs() -> None:
+    """Qwen3-30B-A3B has no shared expert: 16 groups, 8 experts per token."""
+    work = Pass(phase=Phase.DECODE, batch=16, context=100, tp=16, ep=16, groups=16)
+    (exchange,) = of_kind(pass_operators(find_model("qwen3-30b-a3b"), work), Kind.EXCHANGE)
+    assert (exchange.name, exchange.count) == ("all-to-all", 48)
+    assert exchange.link_each.value == 2048 * 2 * 8 * 2 * 15 / 16
+
+
+def test_a_stage_sends_a_vector_per_token_to_the_next() -> None:
+    work = Pass(phase=Phase.PREFILL, batch=2, context=300, tp=2, stages=4)
+    (send,) = of_kind(pass_operators(LLAMA, work), Kind.SEND)
+    assert (send.count, send.link_each.value) == (3, 2 * 300 * 4096 * 2)

@@ -1,0 +1,81 @@
+"""What goes between ranks in a pass: sums, tokens for the experts of others, and what the next stage goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from calc.explain.terms import Number
+from calc.model.storage import whole
+from calc.step.formulas import all_reduce_bytes, exchanged_bytes, moved_bytes, sent_bytes
+from calc.step.operators import Amount, Kind, Operator, Pass
+
+if TYPE_CHECKING:
+    from calc.model.layers import FeedForward
+
+    Feeds = Mapping[tuple[FeedForward, ...], int]
+
+
+def between_ranks(work: Pass, hidden_size: int, n_mixers: int, feeds: Feeds) -> Iterator[Operator]:
+    """The sums after every mixer and after a layer's feed-forwards, or the exchange around these; sends to stages."""
+    own = work.own
+    n_sums = n_mixers + (sum(feeds.values()) if work.groups == 1 else 0)
+    if own.tp > 1 and n_sums:
+        yield _all_reduce(own, hidden_size, n_sums)
+    if work.groups > 1:
+        for parts, n in feeds.items():
+            yield _exchange(work, hidden_size, parts, n)
+    if work.stages > 1:
+        yield _send(own, hidden_size)
+
+
+def _moved(work: Pass, hidden_size: int) -> dict[str, Any]:
+    return {"tokens": work.tokens, "elements": hidden_size, "element_bytes": work.element_bytes}
+
+
+def _ring_share(ranks: int) -> Number:
+    """Of a ring of X: X - 1 steps there and as many back, each 1/X of it."""
+    return whole(Fraction(2 * (ranks - 1), ranks))
+
+
+def _all_reduce(own: Pass, hidden_size: int, count: int) -> Operator:
+    """The sum over the ranks of a group."""
+    moved = _moved(own, hidden_size)
+    return Operator(
+        name="all-reduce",
+        kind=Kind.ALL_REDUCE,
+        count=count,
+        reads_each=Amount(moved_bytes, moved),
+        writes_each=Amount(moved_bytes, moved),
+        link_each=Amount(all_reduce_bytes, moved | {"ring_share": _ring_share(own.tp)}),
+    )
+
+
+def _exchange(work: Pass, hidden_size: int, feeds: tuple[FeedForward, ...], count: int) -> Operator:
+    """Tokens to the ranks that have a part of what they go through, and the results back.
+
+    A dense feed-forward is on all ranks, of its experts a token needs at most k ranks.
+    """
+    dense = any(part.kind == "dense" for part in feeds)
+    copies = work.groups if dense else min(work.groups, max(getattr(part, "top_k", 1) for part in feeds))
+    moved = _moved(work.own, hidden_size)
+    return Operator(
+        name="gather, scatter" if dense else "all-to-all",
+        kind=Kind.EXCHANGE,
+        count=count,
+        reads_each=Amount(moved_bytes, moved),
+        writes_each=Amount(moved_bytes, moved),
+        link_each=Amount(exchanged_bytes, moved | {"copies": copies, "ring_share": _ring_share(work.tp)}),
+    )
+
+
+def _send(own: Pass, hidden_size: int) -> Operator:
+    """What a stage makes, to the next one."""
+    moved = _moved(own, hidden_size)
+    return Operator(
+        name="send to the next stage",
+        kind=Kind.SEND,
+        count=own.stages - 1,
+        link_each=Amount(sent_bytes, moved),
+    )
