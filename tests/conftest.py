@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Without that (``-p no:cacheprovider``) they are kept where the program keeps them.
     """
+    os.environ["KVSCOPE_MACHINE"] = os.devnull + ".none"  # what was measured of this machine is no part of a test
     cache = getattr(config, "cache", None)
     if cache is not None:
         os.environ["KVSCOPE_CACHE"] = str(cache.mkdir("kvscope"))

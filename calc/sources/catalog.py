@@ -143,8 +143,49 @@ def find_model(name: str) -> ModelSpec:
 
 
 def find_device(name: str) -> DeviceSpec:
-    """The catalog device called `name`. Raises UnknownName with near names, or with those it could mean."""
+    """The catalog device called `name`, or this machine ("this") as it was measured.
+
+    Raises UnknownName with near names, or with those it could mean, or where this machine was never measured.
+    """
+    if _key(name).startswith("this"):
+        from calc.sources.machine import NAMES, measured_machine
+
+        if _key(name) in NAMES:
+            return measured_machine().device(gpu=_key(name) != "this-cpu")
     return _find(name, devices(), what="device").spec
+
+
+def this_machine() -> DeviceEntry | None:
+    """This machine as an entry beside the catalog's; None where it was never measured."""
+    from calc.sources.machine import machine_or_none
+
+    measured = machine_or_none()
+    if measured is None or (measured.memory_bytes is None and not measured.gpus):
+        return None
+    device = measured.device()
+    return DeviceEntry(
+        id="this",
+        name=device.name,
+        vendor="this machine",
+        aliases=("this machine",),
+        label_bytes=device.memory_bytes,
+        memory_bytes=device.memory_bytes,
+        reading=device.reading,
+        bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+        peak_flops_per_s=device.peak_flops_per_s,
+        interconnect=None,
+        interconnect_bytes_per_s=None,
+        power_w=None,
+        source=device.source,
+        confidence="measured",
+        notes="rates that products of the engine reach, not those of a data sheet",
+    )
+
+
+def all_devices() -> Mapping[str, DeviceEntry]:
+    """This machine, where it was measured, and then the catalog's devices, by id."""
+    measured = this_machine()
+    return devices() if measured is None else MappingProxyType({measured.id: measured, **devices()})
 
 
 def search_models(text: str) -> list[ModelEntry]:
@@ -153,8 +194,8 @@ def search_models(text: str) -> list[ModelEntry]:
 
 
 def search_devices(text: str) -> list[DeviceEntry]:
-    """Devices in which every word of `text` occurs, best first; all of them for an empty text."""
-    return _search(text, devices().values())
+    """Devices in which every word of `text` occurs, best first; all of them for an empty text, this machine first."""
+    return _search(text, all_devices().values())
 
 
 def manual_device(memory_bytes: int, reading: str | None = None) -> DeviceSpec:

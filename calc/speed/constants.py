@@ -10,6 +10,7 @@ from typing import Any
 
 import assets
 from calc.model.spec import DeviceSpec
+from calc.sources.machine import MARK, machine_or_none
 
 PATHS = ("bf16", "fp8", "fp4")
 """Arithmetic of a product: 16 bits, or both factors in 8 or 4 bits. Of experts ``w4a16`` too: 4 bits times 16."""
@@ -79,10 +80,35 @@ AMD_BANDWIDTH = 0.4
 
 def constants_of(device: DeviceSpec) -> Constants:
     """The constants of the device's family; `DEFAULTS` where no device of it was measured."""
+    if MARK in device.name:
+        return _of_this_machine() or DEFAULTS
     for family in _families():
         if device.name.startswith(tuple(family["devices"])):
             return _constants(family)
     return _slower(DEFAULTS) if device.name.startswith("AMD") else DEFAULTS
+
+
+def _of_this_machine() -> Constants | None:
+    """What `kvscope machine` measured: its rates are those that operators reach, so shares are of the fastest dtype."""
+    machine = machine_or_none()
+    if machine is None:
+        return None
+    rates = machine.gpus[0][2] if machine.gpus else machine.rates
+    start_s, fastest = rates.operator_overhead_s, max(rates.read_bytes_per_s.values())
+    reached = {dtype: Reach(start_s, read / fastest, 1.0) for dtype, read in rates.read_bytes_per_s.items()}
+    sixteen_bits = reached.get("bf16") or reached.get("fp16") or reached.get("fp32") or Reach(start_s, 1.0, 1.0)
+    product = {"bf16": sixteen_bits, "fp8": reached.get("int8", sixteen_bits), "fp4": reached.get("int4", sixteen_bits)}
+    whole = {"bf16": sixteen_bits, "fp8": sixteen_bits}
+    return Constants(
+        family="this machine",
+        known=True,
+        product={**product, **({"fp32": reached["fp32"]} if "fp32" in reached else {})},
+        experts=product,
+        decode_attention=whole,
+        prefill_attention=whole,
+        all_reduce={},
+        source=f"kvscope machine, {machine.measured_at}",
+    )
 
 
 def _slower(constants: Constants) -> Constants:

@@ -18,8 +18,8 @@ EXPERT_PRODUCTS = 2
 """Experts were measured as one operator: both products, and the sorting of tokens around them."""
 TILE, LARGE_TILE = 16, 64
 """Rows of an expert's product are filled up to whole tiles, small ones up to 16 rows."""
-SIXTEEN_BITS, EIGHT_BITS = 1.9, 0.75
-"""Bytes per weight from which a matrix is multiplied in 16 bits, and from which in 8."""
+THIRTY_TWO_BITS, SIXTEEN_BITS, EIGHT_BITS = 3.9, 1.9, 0.75
+"""Bytes per weight from which a matrix is multiplied in 32 bits, from which in 16, and from which in 8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,8 @@ class Device:
 
     def path(self, element_bytes: float) -> str:
         """The arithmetic of a matrix of weights of so many bytes."""
+        if element_bytes >= THIRTY_TWO_BITS and "fp32" in self.constants.product and "fp32" in self.peaks:
+            return "fp32"  # of this machine alone: the others are described by what servers run
         if element_bytes >= SIXTEEN_BITS:
             return "bf16"
         path = "fp8" if element_bytes >= EIGHT_BITS else "fp4"

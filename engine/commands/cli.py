@@ -97,8 +97,9 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
         _add_generate_options(parser)
         return parser
     measurement = _BY_MODE[mode]
-    taken = {option.name for option in measurement.options}
-    _add_options(parser, "model", MODEL_OPTIONS, hidden={option.name for option in MODEL_OPTIONS} - taken)
+    own = {option.name: option for option in measurement.options}
+    shared = [own.get(option.name, option) for option in MODEL_OPTIONS]
+    _add_options(parser, "model", shared, hidden={option.name for option in MODEL_OPTIONS} - own.keys())
     _add_options(parser, measurement.name, [option for option in measurement.options if not _is_models(option)])
     return parser
 

@@ -54,12 +54,17 @@ def probe(decoder: Decoder) -> Rates | None:
 
 def machine_facts(decoder: Decoder) -> Machine:
     """The processor, what torch may use of it, and the versions, at this moment."""
+    return facts(decoder.device, str(decoder.dtype).removeprefix("torch."))
+
+
+def facts(device: torch.device, dtype: str) -> Machine:
+    """The same for any device and dtype."""
     return Machine(
         cpu=cpu_name(),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
-        device=device_name(decoder.device),
-        dtype=str(decoder.dtype).removeprefix("torch."),
+        device=device_name(device),
+        dtype=dtype,
         torch=str(torch.__version__),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -8,12 +8,15 @@ from dataclasses import replace
 from calc.errors import CalcError
 from calc.fit.memory import memory_report
 from calc.model.spec import DeviceSpec, ModelSpec, Study
-from calc.sources.catalog import DeviceEntry, ModelEntry, devices, manual_device, search_devices, search_models
+from calc.sources.catalog import DeviceEntry, ModelEntry, all_devices, manual_device, search_devices, search_models
+from calc.sources.machine import NEVER
 from calc.units import format_bytes_exact, format_decimal, format_gib, format_rate
 from tui.form.draft import EDITED, format_beside
 from tui.form.pick_list import Choice, PickList
 
 MANUAL = "(by hand)"
+THIS = "this"
+"""The line of this machine, which stands first."""
 
 
 def model_list(study: Study) -> PickList:
@@ -58,18 +61,24 @@ def _path(text: str) -> str | None:
 
 
 def device_list(study: Study) -> PickList:
-    """Catalog devices, and a line for a device of which only the memory is known."""
+    """This machine, a line for a device of which only the memory is known, and the catalog's devices."""
 
     def search(text: str) -> Sequence[Choice]:
-        found = [_device_choice(entry, study) for entry in search_devices(text)]
+        entries = search_devices(text)
+        found = [_device_choice(entry, study) for entry in entries if entry.id != THIS]
+        mine = [_device_choice(entry, study) for entry in entries if entry.id == THIS]
+        if not mine and THIS not in all_devices() and text.lower() in "this machine":
+            mine = [
+                Choice(key=THIS, cells=(THIS, "", "", "", "not measured"), preview=lambda: f"{NEVER}.".capitalize())
+            ]
         if text and text.lower() not in MANUAL:
-            return found
+            return [*mine, *found]
         by_hand = Choice(
             key=MANUAL,
             cells=(MANUAL, "", "", "", ""),
             preview=lambda: "You type the memory; bandwidth and peak stay unknown.",
         )
-        return [by_hand, *found]
+        return [*mine, by_hand, *found]
 
     return PickList(
         title="Device",
@@ -102,9 +111,15 @@ def device_preview(device: DeviceSpec, study: Study) -> str:
 def current_device(device: DeviceSpec) -> str:
     """The line of the device list that `device` came from."""
     name = device.name.removesuffix(EDITED)
-    return next((entry.id for entry in devices().values() if entry.name == name), MANUAL)
+    return next((entry.id for entry in all_devices().values() if entry.name == name), MANUAL)
 
 
 def device_called(key: str, present: DeviceSpec) -> DeviceSpec:
-    """The device of a chosen line; by hand keeps the present memory and drops what else was known."""
-    return manual_device(present.memory_bytes) if key == MANUAL else devices()[key].spec
+    """The device of a chosen line; by hand keeps the present memory and drops what else was known.
+
+    This machine before it was measured leaves the present device.
+    """
+    if key == MANUAL:
+        return manual_device(present.memory_bytes)
+    entry = all_devices().get(key)
+    return present if entry is None else entry.spec

@@ -10,7 +10,7 @@ from calc.errors import CalcError
 from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names, follows_hidden_size
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored import is_as_stored
-from calc.sources.catalog import devices, find_model
+from calc.sources.catalog import all_devices, find_model
 from tui.form.draft import EDITED, memory_text
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
 def device_options(device: DeviceSpec) -> list[str]:
     """``--device`` or ``--gpu-memory``; 80 GB is the default."""
     name = device.name.removesuffix(EDITED)
-    entry = next((entry for entry in devices().values() if entry.name == name), None)
+    entry = next((entry for entry in all_devices().values() if entry.name == name), None)
     if entry is None:
         memory = memory_text(device.memory_bytes).replace(" ", "")
         return [] if device.memory_bytes == DEFAULT_MEMORY else ["--gpu-memory", memory]

@@ -6,7 +6,9 @@ import re
 
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
+from engine.errors import OptionError
 from engine.measure.kinds.batch import MAX_BATCH
+from engine.measure.kinds.machine import dtypes_of
 from engine.measure.options import MAX_TOKENS
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
@@ -73,6 +75,15 @@ def read_path(text: str) -> str | None:
     from os.path import expanduser
 
     return expanduser(stripped)
+
+
+def read_dtypes(text: str) -> str:
+    """Names of dtypes with commas between them; blank is the usual ones."""
+    try:
+        dtypes_of(text.strip())
+    except OptionError as error:
+        raise QuantityError(error.message) from None
+    return text.strip()
 
 
 def read_atol(text: str) -> float | None:

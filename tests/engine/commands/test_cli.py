@@ -163,7 +163,7 @@ BAD_WORDS = [
     (["--mode", "benchmark", "--threads", "0"], "threads must be a whole number from 1"),
     (
         ["--mode", "benchmark", "--plot", "x.svg"],
-        "plots are drawn by kvscope: run kvscope benchmark or kvscope batch with --plot x.svg",
+        "plots are drawn by kvscope: run kvscope benchmark or kvscope batch or kvscope machine with --plot x.svg",
     ),
     (["--mode", "benchmark", "--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
     (["--mode", "batch", "--batches", "8..1"], "the range 8..1 does not go up from 1 or more"),

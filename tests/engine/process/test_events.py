@@ -14,6 +14,14 @@ from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchR
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRowMeasured
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.kinds.formats import FormatChoice, FormatMeasured, Formats, FormatsFinished, FormatsResult
+from engine.measure.kinds.machine import (
+    Gpu,
+    MachineFinished,
+    MachineResult,
+    MachineRow,
+    MachineRowMeasured,
+    MeasureMachine,
+)
 from engine.process import events as protocol
 from engine.process.events import (
     Cancel,
@@ -55,6 +63,7 @@ FORMAT_ROW = format_row(
     n_tokens=8, n_same=7, mean_error=0.01, max_error=0.5, perplexity=12.5, compiled=False,
 )  # fmt: skip
 BATCH_ROW = batch_row(4, 0.02, 56.5, step_min_s=0.01, step_max_s=0.03, kv_cache_bytes=160_000, weight_bytes=14_000_000)
+MACHINE_ROW = MachineRow(dtype="bf16", read_bytes_per_s=1e10, matmul_flops_per_s={"1": 1e10, "128": 1e11})
 MACHINE = Machine(
     cpu="x", cores=2, threads=1, device="cpu", dtype="float32", torch="2.13", python="3.11", system="Linux"
 )
@@ -66,6 +75,7 @@ REQUESTS: list[Request] = [
     Benchmark(request_id=4, lengths=(10, 50)),
     Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
     Batch(request_id=6, batches=(1, 8), context=32, new_tokens=4, ragged=False),
+    MeasureMachine(request_id=7, measure=True, dtypes="bf16", threads=2),
     Cancel(target_id=4),
     Shutdown(),
 ]
@@ -115,6 +125,34 @@ EVENTS: list[Event] = [
             prefill_s=0.1,
             machine=MACHINE,
             notes=("n",),
+        ),
+    ),
+    MachineRowMeasured(request_id=7, row=MACHINE_ROW),
+    MachineFinished(
+        request_id=7,
+        result=MachineResult(
+            cpu="c",
+            cores=2,
+            threads=1,
+            memory_bytes=None,
+            last_cache_bytes=8,
+            gpus=(
+                Gpu(
+                    name="g",
+                    memory_bytes=9,
+                    read_bytes_per_s={"bf16": 2.0},
+                    matmul_flops_per_s={"bf16": {"1": 3.0}},
+                    operator_overhead_s=1e-6,
+                ),
+            ),
+            rows=(MACHINE_ROW,),
+            operator_overhead_s=1e-6,
+            load_average=None,
+            spread=0.1,
+            rounds=5,
+            measured_at="2026-12-01T12:00:00+00:00",
+            versions={"torch": "2"},
+            machine=MACHINE,
         ),
     ),
     Failed(request_id=4, kind="memory", message="no room"),
@@ -223,7 +261,7 @@ def test_records_are_frozen() -> None:
 
 def test_which_events_end_which_requests() -> None:
     final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished", "BatchFinished"}
-    final |= {"Failed", "Cancelled", "EngineExited"}
+    final |= {"MachineFinished", "Failed", "Cancelled", "EngineExited"}
     for request in REQUESTS:
         ending = {type(event).__name__ for event in EVENTS if ends(request, event)}
         assert ending == (final | {"Loaded"} if isinstance(request, Load) else final)

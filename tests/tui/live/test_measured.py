@@ -123,7 +123,8 @@ def test_batches_stand_measured_beside_predicted() -> None:
 
 def test_every_measurement_is_presented_by_a_module_of_its_own_name() -> None:
     """Nothing lists them: the modules of engine and app are found by the same name."""
-    assert list(PRESENTATIONS) == list(MEASUREMENTS) == ["evaluate", "kv-evaluate", "benchmark", "batch", "formats"]
+    offered = ["evaluate", "kv-evaluate", "benchmark", "batch", "formats", "machine"]
+    assert list(PRESENTATIONS) == list(MEASUREMENTS) == offered
     keys = [presentation.key for presentation in PRESENTATIONS.values()]
     assert len(set(keys)) == len(keys)
     for measurement in MEASUREMENTS.values():

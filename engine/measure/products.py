@@ -1,0 +1,163 @@
+"""Products of a large matrix with few or many rows, each as a thing to time, in the ways that the engine has."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.compiled.build import BuildError, build_library
+from engine.compiled.step import attach
+from engine.measure.kinds.machine import ROWS
+from engine.model.config import ModelConfig
+from engine.model.decoder import Decoder, random_weights
+from engine.model.devices import synchronize
+from engine.model.layers import Linear, LinearLike
+from engine.weights.formats import GROUP, SCALE_SLACK, GroupedLinear, Packed, compute_dtype
+
+COLUMNS = 2048
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 34 / GROUP, "int4": 20 / GROUP}
+"""As the engine keeps them: int8 and int4 have scales for 32."""
+READING_ROWS = 16
+"""Up to so many rows the whole matrix is read; products of more rows are bound by arithmetic, and take a part of it."""
+LARGE_FLOPS = 2e9
+"""Work of a product of many rows: some tens of milliseconds on a core."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A product to time. `way`: by the layers or by the compiled step."""
+
+    way: str
+    rows: int
+    weight_bytes: float
+    flops: float
+    run: Callable[[], object]
+
+
+def products(dtype: str, device: torch.device, matrix_bytes: int) -> Iterator[Product]:
+    """The products of a dtype on a device, over a matrix of about `matrix_bytes`."""
+    outputs = max(GROUP, int(matrix_bytes / WEIGHT_BYTES[dtype]) // COLUMNS)
+    matrix = _matrix(dtype, outputs, device)
+    compute = DTYPES.get(dtype) or compute_dtype(device)
+    compiled = _compiled(matrix, outputs, compute) if device.type == "cpu" and dtype != "fp16" else None
+    grouped = isinstance(matrix, GroupedLinear)
+    for rows in ROWS:
+        if rows > READING_ROWS:
+            part = max(GROUP, min(outputs, int(LARGE_FLOPS / (2 * rows * COLUMNS))))
+            yield _by_layers(_part(matrix, part), dtype, rows, part, compute, device)
+        elif not grouped or compiled is None:
+            yield _by_layers(matrix, dtype, rows, outputs, compute, device)
+        if compiled is not None and rows <= READING_ROWS:
+            yield _product("compiled", dtype, rows, outputs, compiled(rows))
+
+
+def _product(way: str, dtype: str, rows: int, outputs: int, run: Callable[[], object]) -> Product:
+    weights = outputs * COLUMNS
+    return Product(way=way, rows=rows, weight_bytes=weights * WEIGHT_BYTES[dtype], flops=2.0 * rows * weights, run=run)
+
+
+def _by_layers(
+    layer: LinearLike, dtype: str, rows: int, outputs: int, compute: torch.dtype, device: torch.device
+) -> Product:
+    x = torch.ones(rows, COLUMNS, dtype=compute, device=device)
+
+    def run() -> None:
+        with torch.inference_mode():
+            layer(x)
+        synchronize(device)
+
+    return _product("layers", dtype, rows, outputs, run)
+
+
+def _matrix(dtype: str, outputs: int, device: torch.device) -> Linear | GroupedLinear:
+    """A matrix (outputs, COLUMNS) of small numbers, kept as the engine keeps that dtype."""
+    if dtype in DTYPES:
+        return Linear(torch.full((outputs, COLUMNS), 0.01, dtype=DTYPES[dtype], device=device))
+    per_byte, scales = (1, 1) if dtype == "int8" else (2, 2)
+    return GroupedLinear(
+        Packed(
+            format="int8" if dtype == "int8" else "int4",
+            rows=outputs,
+            cols=COLUMNS,
+            values=torch.full((outputs, COLUMNS // per_byte), 3, dtype=torch.int8 if per_byte == 1 else torch.uint8),
+            scales=torch.full((outputs * scales * COLUMNS // GROUP + SCALE_SLACK,), 0.01, dtype=torch.float16),
+        )
+    )
+
+
+def _part(layer: Linear | GroupedLinear, outputs: int) -> LinearLike:
+    """The first rows of a matrix as a matrix."""
+    if isinstance(layer, Linear):
+        return Linear(layer.weight[:outputs])
+    whole = layer.packed
+    assert whole.scales is not None
+    per_row = (len(whole.scales) - SCALE_SLACK) // whole.rows
+    part = GroupedLinear(
+        Packed(
+            format=whole.format,
+            rows=outputs,
+            cols=whole.cols,
+            values=whole.values[:outputs],
+            scales=whole.scales[: outputs * per_row + SCALE_SLACK],
+        )
+    )
+    widen = layer.unpack  # the compiled step's, where there is one
+    part.unpack = lambda dtype, start=0, stop=None: widen(dtype, start, outputs if stop is None else min(stop, outputs))
+    return part
+
+
+def _compiled(matrix: LinearLike, outputs: int, compute: torch.dtype) -> Callable[[int], Callable[[], Tensor]] | None:
+    """The head of a model whose one layer is tiny, run as a compiled step; None where there is no compiler."""
+    try:
+        build_library()
+    except BuildError:
+        return None
+    decoder = _tiny_decoder(compute)
+    decoder.head = matrix
+    decoder.config = _config(vocab_size=outputs)
+    attach(decoder)
+    if decoder.decode_step is None:
+        return None
+
+    def of(rows: int) -> Callable[[], Tensor]:
+        cache, ids = decoder.new_cache(8, rows), torch.zeros(rows, 1, dtype=torch.int64)
+
+        def run() -> Tensor:
+            cache.truncate(0)
+            return decoder.forward(ids, cache)
+
+        return run
+
+    return of
+
+
+def _tiny_decoder(compute: torch.dtype) -> Decoder:
+    config = _config(vocab_size=GROUP)
+    return Decoder(config, random_weights(config, dtype=compute))
+
+
+def _config(*, vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=GROUP,
+        hidden_size=COLUMNS,
+        intermediate_size=GROUP,
+        vocab_size=vocab_size,
+        max_positions=GROUP,
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        positions="rope",
+        activation="silu",
+        gated_mlp=True,
+        qkv_bias=False,
+        o_bias=False,
+        mlp_bias=False,
+        head_bias=False,
+        qk_norm=False,
+        tied=False,
+        attention_scale=GROUP**-0.5,
+    )
