@@ -29,7 +29,7 @@ LEFT_OUT = frozenset(
     model_type dtype is_encoder_decoder tie_word_embeddings rms_norm_eps sliding_window use_sliding_window
     max_window_layers sliding_window_pattern query_pre_attn_scalar num_nextn_predict_layers mtp_num_hidden_layers
     num_mtp_layers num_mtp_modules n_positions global_attn_every_n_layers keep_window_size window_size block_size
-    index_block_size index_local_blocks index_topk_blocks
+    index_block_size index_local_blocks index_topk_blocks hidden_act post_norm_eps
     """.split()
 )
 """Not taken from here: what adds nothing, and what the reader decides itself."""

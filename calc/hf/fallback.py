@@ -25,10 +25,12 @@ NOT_DECODERS = frozenset(
     "mpnet m2m_100 nllb-moe pegasus roberta siglip switch_transformers t5 mt5 umt5 t5gemma vit whisper "
     "wav2vec2 xlm-roberta xlnet".split()
 )
-NOT_COUNTED = frozenset("jetmoe blt rwkv rwkv6 xlstm plamo2 arctic".split())
+NOT_COUNTED = frozenset("blt rwkv rwkv6 xlstm plamo2 arctic".split())
 """Decoders that are known to hold more than their fields say, or other things."""
-OTHER_NORMS = ("query_pre_attn_scalar",)
-"""Keys of Gemma's descendants, whose layers have more norms than a Llama's."""
+OTHER_NORMS = ("query_pre_attn_scalar", "post_norm_eps")
+"""Keys of architectures whose layers have more norms than a Llama's (Gemma, Muse)."""
+UNGATED = ("relu2", "relu", "xielu", "gelu_new", "gelu_fast")
+"""Activations of feed-forwards that have no gate, in almost every architecture that names them."""
 
 
 def refuse_by_name(reader: Reader) -> None:
@@ -67,6 +69,11 @@ def assumed(reader: Reader) -> Architecture:
         raise UnsupportedArchitecture(
             f"{reader.source}: kvscope does not know model_type {named}, and {hints[0]} hints at norms that its "
             f"fields do not state: {BY_HAND}"
+        )
+    if (activation := reader.get("hidden_act")) in UNGATED:
+        raise UnsupportedArchitecture(
+            f"{reader.source}: kvscope does not know model_type {named}, and hidden_act {activation} hints at a "
+            f"feed-forward without a gate: {BY_HAND}"
         )
     qk_key = "use_qk_norm" if reader.has("use_qk_norm") else "qk_layernorm"
     return Architecture(

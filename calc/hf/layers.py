@@ -9,7 +9,7 @@ from typing import Any
 from calc.hf.architecture import Architecture
 from calc.hf.attention import attention_mixer, qk_norm_params
 from calc.hf.feed_forward import feed_forwards
-from calc.hf.latent import is_latent, latent_mixer, share_indexers
+from calc.hf.latent import is_latent, latent_mixer, share_indexers, shares_indexers
 from calc.hf.layer_kinds import CHUNKED, FULL, NONE, SLIDING, Kind, layer_kinds
 from calc.hf.reader import HEAD_DIM, N_HEADS, N_KV_HEADS, Reader
 from calc.hf.recurrences import recurrent_mixer
@@ -34,7 +34,7 @@ def layers_by_fields(reader: Reader, arch: Architecture, n_layers: int, hidden_s
     each = [mixers[kind] for kind in kinds]
     if reader.has("num_key_value_heads_per_layer", "num_attention_heads_per_layer"):
         each = _heads_per_layer(reader, each)
-    if reader.has("indexer_types"):
+    if shares_indexers(reader):
         each = share_indexers(reader, each)
     if not {kind.name for kind in kinds} & {FULL, SLIDING, CHUNKED}:
         reader.ignore(*N_HEADS, *N_KV_HEADS, *HEAD_DIM)

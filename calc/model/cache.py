@@ -130,12 +130,12 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
     windowed: dict[int, int] = {}
     for mixer, n in mixers.items():
         each = n * (mixer.cache_elements if elements is None else elements(mixer))
-        if mixer.kind in ONE_ROW:
-            latent += each
-        elif mixer.window is None:
-            full += each
-        elif each:
+        if each and mixer.window is not None:
             windowed[mixer.window] = windowed.get(mixer.window, 0) + each
+        elif mixer.kind in ONE_ROW:
+            latent += each
+        else:
+            full += each
     return CacheElements(full, latent, windowed)
 
 

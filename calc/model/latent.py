@@ -53,12 +53,11 @@ class Latent:
     `gated`: its output is multiplied with a projection of the input, as wide. `index_topk` > 0: a sparse one, whose
     queries attend to that many tokens. Its indexer (`index_heads`; an earlier layer's where there are none) keeps
     `index_elements` more per token (usually in fp8). They are not part of `cache_elements`, as transformers and the
-    servers' logs count.
+    servers' logs count. No `window`: every token is kept.
     """
 
     kind: ClassVar[str] = "latent"
     prefix: ClassVar[str] = "self_attn."
-    window: ClassVar[None] = None
     state_elements: ClassVar[int] = 0
     state_flops: ClassVar[int] = 0
     n_heads: int
@@ -73,6 +72,7 @@ class Latent:
     bias: bool = False
     gated: bool = False
     extra_params: int = 0
+    window: int | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -80,7 +80,8 @@ class Latent:
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return "sparse latent attention" if self.index_heads or self.index_topk else "latent attention"
+        kind = "sparse latent attention" if self.index_heads or self.index_topk else "latent attention"
+        return kind if self.window is None else f"{kind}, window {self.window:,}"
 
     @property
     def cache_elements(self) -> int:
@@ -112,7 +113,11 @@ class Latent:
         read = self._absorbed() if absorbed else self._expanded()
         label = f"{self.label}, {'absorbed' if absorbed else 'expanded'}"
         return read._replace(
-            form=label, chosen=self.index_topk or None, index_heads=self.index_heads, index_dim=self.index_dim
+            form=label,
+            window=self.window,
+            chosen=self.index_topk or None,
+            index_heads=self.index_heads,
+            index_dim=self.index_dim,
         )
 
     def _absorbed(self) -> Attended:

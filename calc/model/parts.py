@@ -151,6 +151,7 @@ MAY_BE_ZERO = frozenset(
         "rope_dim",
         "params",
         "state_elements",
+        "top_k",
     )
 )
 

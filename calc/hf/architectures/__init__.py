@@ -10,6 +10,7 @@ from calc.hf.architectures import (
     dbrx,
     deepseek,
     deepseek_v4,
+    dots,
     ernie,
     exaone,
     falcon,
@@ -17,8 +18,11 @@ from calc.hf.architectures import (
     glm,
     gpt,
     granite,
+    hrm,
     hunyuan,
+    inkling,
     internlm,
+    jetmoe,
     kimi_linear,
     lfm,
     llama,
@@ -32,15 +36,17 @@ from calc.hf.architectures import (
     olmo,
     phi,
     qwen,
+    qwen4,
     stablelm,
     step,
     zamba,
+    zaya,
 )
 
 LINEAGES = (
-    cohere, dbrx, deepseek, deepseek_v4, ernie, exaone, falcon, gemma, glm, gpt, granite, hunyuan, internlm,
-    kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, molmo, muse, nemotron, olmo, phi, qwen, stablelm, step,
-    zamba,
+    cohere, dbrx, deepseek, deepseek_v4, dots, ernie, exaone, falcon, gemma, glm, gpt, granite, hrm, hunyuan, inkling,
+    internlm, jetmoe, kimi_linear, lfm, llama, mamba, mimo, minimax, mistral, molmo, muse, nemotron, olmo, phi, qwen,
+    qwen4, stablelm, step, zamba, zaya,
 )  # fmt: skip
 ARCHITECTURES: tuple[Architecture, ...] = tuple(record for lineage in LINEAGES for record in lineage.ARCHITECTURES)
 BY_MODEL_TYPE: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.names}

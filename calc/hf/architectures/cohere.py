@@ -13,4 +13,5 @@ ARCHITECTURES = (
     replace(_COHERE, names=("cohere",), qk_norm="each", qk_key=("use_qk_norm", False)),
     replace(_COHERE2, names=("cohere2", "cohere2_vision"), defaults={"head_dim": 128}),
     replace(_COHERE2, names=("cohere2_moe",)),
+    replace(_COHERE, names=("cohere_compass_text",), default_window=4096, layer_types=("full_attention",)),
 )

@@ -28,7 +28,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     for kind in dict.fromkeys(types):
         if kind != WINDOW:
             of[kind] = (rows, _compressor(reader, kind, rows))
-    mixed = replace(arch, extra_params=2 * _streams(reader, hidden_size))
+    mixed = replace(arch, extra_params=2 * residual_streams(reader, hidden_size))
     return stack(reader, mixed, hidden_size, [of[kind] for kind in types], feed_forwards(reader, arch, n_layers))
 
 
@@ -77,7 +77,7 @@ def _compressor(reader: Reader, kind: str, rows: WindowRow) -> Compressor:
     )
 
 
-def _streams(reader: Reader, hidden_size: int) -> int:
+def residual_streams(reader: Reader, hidden_size: int) -> int:
     """What mixes the residual streams at one place: weights of streams in, out and among them, a bias, 3 scales."""
     streams = reader.count("hc_mult")
     mixed = (2 + streams) * streams

@@ -112,7 +112,7 @@ ARCHITECTURES = (
     Architecture(names=("aquila",)),
     Architecture(names=("orion",), norm="layer"),
     replace(_LLAMA, names=("smollm3",), window="upper", tied=True),
-    replace(_LLAMA, names=("arcee",), gated=False),
+    replace(_LLAMA, names=("arcee", "cosmos3_edge_text"), gated=False),
     replace(_LLAMA, names=("aria_text",)),
     replace(_LLAMA, names=("hyperclovax",), adapt=_hyperclovax),
     replace(_LLAMA, names=("doge",), unused=("keep_window_size",), qk_norm="head", window="all", adapt=_doge),

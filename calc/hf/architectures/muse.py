@@ -1,4 +1,4 @@
-"""Muse Spark: gates of attention and of both residuals, experts that work in a smaller width."""
+"""Muse Spark: gates of attention and of both residuals, experts that work in a smaller width; Muse Glimmer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from calc.hf.architecture import BIASED, Architecture
 from calc.hf.layers import layers_by_fields
-from calc.hf.reader import Reader
+from calc.hf.reader import N_LAYERS, Reader
 from calc.model.layers import Experts, FeedForward, LayerSpec
 
 
@@ -25,4 +25,17 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     return [replace(layer, feed_forwards=tuple(map(narrow, layer.feed_forwards))) for layer in layers]
 
 
-ARCHITECTURES = (replace(BIASED, names=("muse_spark_text",), norms=3, separate_gate=True, layers=_layers),)
+def _glimmer(reader: Reader, arch: Architecture) -> Architecture:
+    """Muse Glimmer: the last layer is full, and every fourth one below it."""
+    if not reader.has("layer_types"):
+        n_layers = reader.count(*N_LAYERS)
+        reader.assume("layer_types", "the last layer and every fourth one below it full")
+        kinds = ["sliding_attention" if (n_layers - 1 - i) % 4 else "full_attention" for i in range(n_layers)]
+        reader.put("layer_types", kinds)
+    return arch
+
+
+ARCHITECTURES = (
+    replace(BIASED, names=("muse_spark_text",), norms=3, separate_gate=True, layers=_layers),
+    replace(BIASED, names=("muse_glimmer_text",), norms=4, separate_gate=True, default_window=2048, adapt=_glimmer),
+)

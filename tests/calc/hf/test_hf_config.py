@@ -269,9 +269,13 @@ class TestRefusals:
         )
 
     def test_known_to_be_more_than_its_fields_is_refused_by_name_with_the_way_out(self):
-        message = refusal({**LLAMA, "model_type": "jetmoe"}, UnsupportedArchitecture)
-        assert message.startswith('model_type "jetmoe" has layers that kvscope does not count')
+        message = refusal({**LLAMA, "model_type": "blt"}, UnsupportedArchitecture)
+        assert message.startswith('model_type "blt" has layers that kvscope does not count')
         assert all(f"--{name.replace('_', '-')}" in message for name in DIMENSIONS)
+
+    @pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu2"), ("post_norm_eps", 1e-8)])
+    def test_unknown_with_a_hint_at_other_parts_is_refused(self, key, value):
+        assert key in refusal({**BRAND_NEW, key: value}, UnsupportedArchitecture)
 
     def test_unknown_is_read_by_its_fields_and_says_so(self):
         m = spec(BRAND_NEW)

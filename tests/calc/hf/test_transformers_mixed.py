@@ -29,6 +29,7 @@ DEEPSEEK = {**EQUAL_HEADS, **EXPERTS, "n_routed_experts": 8, "n_shared_experts":
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_expand": 2, "mamba_n_groups": 2}
 DELTA = {"linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_num_value_heads": 4, "linear_value_head_dim": 12}
 MIXED_TYPES = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+COMPASS_ROPE = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
 
 MODELS = {
     "mixtral": {**SMALL, **HEADS, "num_local_experts": 8, "num_experts_per_tok": 2},
@@ -87,6 +88,37 @@ MODELS = {
                            "layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
     "kolibri1": {**SMALL, **HEADS, **EXPERTS, "num_local_experts": 8, "head_dim": 16, "sliding_window": 500,
                  "shared_expert_intermediate_size": 24},
+    "inkling_text": {**SMALL, **HEADS, "head_dim": 12, "swa_num_attention_heads": 6, "swa_num_key_value_heads": 3,
+                     "swa_head_dim": 8, "sliding_window_size": 500, "d_rel": 4, "rel_extent": 64,
+                     "local_layer_ids": [0, 2], "mlp_layer_types": ["dense", "sparse", "sparse", "dense"],
+                     "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 2},
+    "inkling2_text": {**SMALL, **HEADS, "intermediate_size": 24, "moe_intermediate_size": 24, "head_dim": 12,
+                      "swa_num_attention_heads": 6, "swa_num_key_value_heads": 3, "swa_head_dim": 8,
+                      "sliding_window_size": 500, "d_rel": 4, "rel_extent": 64, "n_routed_experts": 8,
+                      "num_experts_per_tok": 2, "n_layers_per_attn_res_block": 2,
+                      "layer_types": ["hybrid", "hybrid_sliding", "hybrid_sliding", "hybrid"]},
+    "qwen4_exp_text": {**SMALL, **HEADS, **EXPERTS, **DELTA, "num_experts": 8, "head_dim": 16, "hc_lowrank": 5,
+                       "shared_expert_intermediate_size": 40, "layer_types": [*MIXED_TYPES[:3], "indexed_attention"],
+                       "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 24, "indexer_budget": 64,
+                       "indexer_compress_ratio": 4, "ple_layer_ids": [1, 2], "ngram_vocab_size_base": 1000},
+    "glm5_next_text": {**SMALL, **DEEPSEEK, **LATENT, **INDEXER, "qk_rope_head_dim": 0, "linear_num_heads": 4,
+                       "linear_head_dim": 16, "index_kpool": 4, "index_topk_pattern": "FSFF",
+                       "layer_types": ["indexed_attention"] * 2 + ["linear_attention", "indexed_attention"]},
+    "zaya": {**SMALL, **HEADS, **EXPERTS, "num_experts": 8, "head_dim": 16, "router_hidden_size": 12,
+             "sliding_window": 500, "layer_types": ["hybrid", "hybrid_sliding", "hybrid", "hybrid"],
+             "cca_time0": 3, "num_experts_per_tok": 1},
+    "jetmoe": {**SMALL, "num_key_value_heads": 4, "kv_channels": 16, "num_local_experts": 4,
+               "num_experts_per_tok": 2},
+    "hrm_text": {**SMALL, "num_attention_heads": 4, "head_dim": 12, "num_hidden_layers": 2, "H_cycles": 2,
+                 "L_cycles": 3},
+    "dots3_note_text": {**SMALL, **DEEPSEEK, **LATENT, **INDEXER, "shared_experts_intermediate_size": 24,
+                        "sliding_window": 500, "swa_num_attention_heads": 2, "swa_num_key_value_heads": 2,
+                        "swa_kv_lora_rank": 20, "swa_q_lora_rank": 12, "swa_qk_nope_head_dim": 12,
+                        "swa_v_head_dim": 8, "swa_head_dim": 16,
+                        "layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"]},
+    "cohere_compass_text": {**SMALL, **HEADS, "sliding_window": 500, "rope_parameters": COMPASS_ROPE,
+                            "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "muse_glimmer_text": {**SMALL, **HEADS, "head_dim": 12, "sliding_window": 500},
 }  # fmt: skip
 TURNED_OVER = ("attention_bias", "mlp_bias", "use_bias", "conv_bias", "use_conv_bias", "mamba_conv_bias",
                "mamba_proj_bias", "projectors_bias", "mamba_rms_norm", "add_bias_linear", "use_qk_norm",
@@ -100,16 +132,24 @@ def config_of(model_type, **more):
     return CONFIG_MAPPING[model_type](**{**MODELS[model_type], **more})
 
 
+BARE = {"glm5_next_text": "Glm5NextTextModel", "muse_glimmer_text": "MuseGlimmerTextModel"}
+"""Their class with a head holds encoders as well."""
+WITH_GATES, INDEXERS = ("glm5_next_text",), 2
+"""Its indexers pool keys; the class keeps the gate of each key, and a flag, beside it."""
+
+
 def built(config, *, meta):
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    made = AutoModel if config.model_type in BARE else AutoModelForCausalLM
     with contextlib.redirect_stdout(io.StringIO()), torch.device("meta" if meta else "cpu"):
-        return AutoModelForCausalLM.from_config(config).eval()
+        return made.from_config(config).eval()
 
 
 def spec_of(config):
-    return spec_from_config(config.to_dict(), name=config.model_type, source=config.model_type)
+    named = {"architectures": [BARE[config.model_type]]} if config.model_type in BARE else {}
+    return spec_from_config({**config.to_dict(), **named}, name=config.model_type, source=config.model_type)
 
 
 def held(cache):
@@ -121,7 +161,7 @@ def held(cache):
             n = sum(t.numel() for t in tensors if hasattr(t, "numel"))
             if "state" in name:
                 states += n
-            elif "index" in name or name == "idx_keys":
+            elif ("index" in name and "position" not in name) or name == "idx_keys":
                 index += n
             elif name in ("keys", "values"):
                 tokens += n
@@ -146,7 +186,8 @@ def test_cache_and_parameters_of_the_running_class(model_type):
     assert parameters(ours).total == sum(p.numel() for p in model.parameters())
     short, long = measured(model, 16), measured(model, 32)
     tokens = cache_elements(ours).per_token if ours.layers else 2 * ours.n_layers * ours.n_kv_heads * ours.head_dim
-    assert (tokens, index_elements(ours)) == tuple((long[i] - short[i]) / 16 for i in (0, 1))
+    index = index_elements(ours) if model_type not in WITH_GATES else 2 * index_elements(ours) + INDEXERS
+    assert (tokens, index) == tuple((long[i] - short[i]) / 16 for i in (0, 1))
     assert state_elements(ours) == long[2] == short[2]
 
 

@@ -177,7 +177,7 @@ def test_a_changed_config_means_what_it_means_to_the_class():
 
 
 HEADS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
-HOLD_MORE = ("qwen3_5", "qwen3_5_moe", "nemotron", "minicpm_ocr")
+HOLD_MORE = ("qwen3_5", "qwen3_5_moe", "nemotron", "minicpm_ocr", "dots3_note")
 """Their bare or classifying class holds encoders as well, or cannot be built."""
 
 
