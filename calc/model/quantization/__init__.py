@@ -49,6 +49,8 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         sizes[matrix.share] += n_bytes
         components[component_of(matrix)] += n_bytes - matrix.params * each
         quantized += matrix.params
+    if not quantized and (scheme.groups or scheme.others_too):
+        raise SourceError(f"{source}: quantization_config ({scheme.name}) names no matrix of this model")
     rest = counts.total - quantized - left_kv
     whole = min(rest, _small_params(model, routers=not scheme.routers_too))
     sizes[KV] += left_kv * each

@@ -7,6 +7,7 @@ fp_quant 0.3.2 (module/linear.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from calc.model.count import LM_HEAD
 from calc.model.quantization.scheme import MAX_PATTERN, Quant, Scheme, Size, cdiv
@@ -33,6 +34,19 @@ def fp8(quant: Quant) -> Scheme:
     if fp4_experts:  # DeepSeek-V4
         return Scheme(f"{name}, experts in mxfp4", size, ignored=ignored, groups=((("experts",), mxfp4_bytes),))
     return Scheme(name, size, ignored=ignored)
+
+
+def int8_blocks(quant: Quant) -> Scheme:
+    """Integers of 8 bits in blocks, as FP8's (SGLang's blockwise_int8)."""
+    found = fp8(Quant({"weight_block_size": [128, 128], **quant.raw}, quant.where))
+    return replace(found, name=found.name.replace("fp8", "int8"))
+
+
+def by_row(quant: Quant) -> Scheme:
+    """A byte per element and a float32 scale per row (SGLang's w8a8_int8 and w8a8_fp8)."""
+    kind = str(quant.raw.get("quant_method"))[-4:].strip("_-")
+    ignored = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
+    return Scheme(f"{kind} by row", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
 
 
 def mxfp8(quant: Quant) -> Scheme:
@@ -78,6 +92,10 @@ MODELOPT: Mapping[str, tuple[str, Size]] = {
     "W4A16_AWQ": ("int4, groups of 128", lambda rows, columns: cdiv(rows * columns, 2) + 2 * rows * cdiv(columns, 128)),
     "MXFP4": ("mxfp4", mxfp4_bytes),
     "MXFP8": ("mxfp8", mxfp8_bytes),
+    "FP8_PB_WO": (
+        "fp8, blocks of 128 x 128",
+        lambda rows, columns: rows * columns + 4 * cdiv(rows, 128) * cdiv(columns, 128),
+    ),
     "FP8_PER_CHANNEL_PER_TOKEN": ("fp8 by row", lambda rows, columns: rows * columns + 4 * rows),
 }
 
@@ -176,4 +194,7 @@ READERS: Mapping[str, Callable[[Quant], Scheme]] = {
     "modelopt": modelopt,
     "quark": quark,
     "fp-quant": fp_quant,
+    "blockwise-int8": int8_blocks,
+    "w8a8-int8": by_row,
+    "w8a8-fp8": by_row,
 }

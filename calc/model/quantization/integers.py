@@ -28,12 +28,39 @@ def gptq(quant: Quant) -> Scheme:
     bits, group = quant.count("bits"), quant.count("group_size", lowest=-1)
     ignored = () if quant.flag("lm_head") else (LM_HEAD,)
     skipped, groups = _dynamic(quant, bits, group)
-    return Scheme(
-        grouped(f"gptq int{bits}", group),
-        gptq_size(bits, group),
-        ignored=(*ignored, *quant.names("modules_to_not_convert"), *skipped),
-        groups=groups,
-    )
+    kept = (*ignored, *quant.names("modules_to_not_convert"), *skipped)
+    name, size = grouped(f"gptq int{bits}", group), gptq_size(bits, group)
+    if chosen := _inside(quant):
+        head = () if ignored else (LM_HEAD,)
+        return Scheme(name, size, ignored=kept, groups=(*groups, ((*chosen, *head), size)), others_too=False)
+    return Scheme(name, size, ignored=kept, groups=groups)
+
+
+def _inside(quant: Quant) -> tuple[str, ...]:
+    """The modules of a layer that are quantized, where not all are: lists of those that are done together."""
+    listed = quant.raw.get("modules_in_block_to_quantize") or quant.raw.get("inside_layer_modules") or []
+    if not isinstance(listed, list) or len(listed) > MAX_PATTERNS:
+        raise quant.fail("modules_in_block_to_quantize must be a list of names")
+    flat = [name for each in listed for name in (each if isinstance(each, list) else [each])]
+    return Quant({"names": flat}, quant.where).names("names")
+
+
+def marlin(quant: Quant) -> Scheme:
+    """Marlin: 4 bits and a 16-bit scale for each group, without zero points or an index; or two of four elements."""
+    bits, group = quant.count("bits", default=4), quant.count("group_size", lowest=-1)
+    ignored = () if quant.flag("lm_head") else (LM_HEAD,)
+    if "24" in str(quant.raw.get("quant_method")):
+        from calc.model.quantization.compressed import marlin_24_bytes
+
+        half = f"marlin int{bits}, 2 of 4"
+        return Scheme(
+            half, lambda rows, columns: marlin_24_bytes(rows, columns, bits=bits, group=group), ignored=ignored
+        )
+
+    def size(rows: int, columns: int) -> int:
+        return integer_bytes(rows, columns, bits=bits, group=group, zeros=False, order=False, scale=2)
+
+    return Scheme(grouped(f"marlin int{bits}", group), size, ignored=ignored)
 
 
 def gptq_size(bits: int, group: int) -> Size:
@@ -230,6 +257,8 @@ def _fraction(quant: Quant, key: str, default: int | None = None) -> Fraction:
 READERS: Mapping[str, Callable[[Quant], Scheme]] = {
     "awq": awq,
     "gptq": gptq,
+    "marlin": marlin,
+    "gptq-marlin-24": marlin,
     "auto-round": auto_round,
     "hqq": hqq,
     "eetq": eetq,

@@ -12,6 +12,8 @@ from calc.model.quantization.scheme import Quant, Scheme
 FAMILIES: Mapping[str, str] = {
     "awq": "integers", "gptq": "integers", "auto-round": "integers", "hqq": "integers", "eetq": "integers",
     "bitsandbytes": "integers", "mlx": "integers", "metal": "integers", "exl2": "integers", "exl3": "integers",
+    "marlin": "integers", "gptq-marlin-24": "integers", "blockwise-int8": "floats", "w8a8-int8": "floats",
+    "w8a8-fp8": "floats",
     "fp8": "floats", "fbgemm-fp8": "floats", "mxfp8": "floats", "mxfp4": "floats", "modelopt": "floats",
     "quark": "floats", "fp-quant": "floats", "compressed-tensors": "compressed", "aqlm": "codebooks",
     "vptq": "codebooks", "spqr": "codebooks", "higgs": "codebooks", "bitnet": "codebooks", "torchao": "torchao",
@@ -19,10 +21,13 @@ FAMILIES: Mapping[str, str] = {
 """The methods that kvscope counts, and the module of this package that reads each."""
 OTHER_NAMES: Mapping[str, str] = {
     "intel/auto-round": "auto-round", "autoround": "auto-round", "inc": "auto-round", "awq-marlin": "awq",
-    "gptq-marlin": "gptq", "modelopt-fp4": "modelopt", "modelopt-mixed": "modelopt", "bnb": "bitsandbytes",
+    "gptq-marlin": "gptq", "modelopt-fp4": "modelopt", "petit-nvfp4": "modelopt", "modelopt-mixed": "modelopt",
+    "bnb": "bitsandbytes",
 }  # fmt: skip
 WHILE_LOADING: Mapping[str, str] = {
-    "quanto": "it quantizes while it loads",
+    **dict.fromkeys(
+        ("quanto", "rtn", "experts-int8", "ptpc-fp8", "tpu-int8", "deepspeedfp"), "it quantizes while it loads"
+    ),
     "sinq": "the layout of its files is not documented",
     "fouroversix": "the layout of its files is not documented",
     "gemma": "the layout of its files is not documented",

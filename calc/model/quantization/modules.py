@@ -50,13 +50,13 @@ class Modules:
         self.patterns = [*others, *(pattern for name in names if (pattern := _pattern(name)) is not None)]
 
     def name(self, path: str) -> bool:
-        """Whether the module of that path, or one that it lies in, is one of them."""
+        """Whether the module of that path, or one that it lies in, is one of them: by its path or a part of it."""
         return self.everything or any(self._names(alias) for alias in _aliases(path))
 
     def _names(self, path: str) -> bool:
         parts = path.split(".")
-        within = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-        if path.startswith(self.starts) or self.plain & (within | set(parts)):
+        within = {".".join(parts[i:n]) for i in range(len(parts)) for n in range(i + 1, len(parts) + 1)}
+        if path.startswith(self.starts) or self.plain & within:
             return True
         full = (path, f"model.{path}", f"model.language_model.{path}", f"language_model.model.{path}")
         return any(pattern.search(each) for pattern in self.patterns for each in full)
