@@ -11,8 +11,8 @@ from typing import TextIO
 from calc.errors import CalcError, SourceError
 
 
-def read_bounded(file: Path, *, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes. Raises SourceError that starts with the path."""
+def read_bounded(file: Path, *, limit: int, what: str = "a description of a model") -> bytes:
+    """All bytes of a regular file of at most `limit` bytes: `what`. Raises SourceError that starts with the path."""
     try:
         if not file.is_file():
             raise SourceError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
@@ -21,7 +21,7 @@ def read_bounded(file: Path, *, limit: int) -> bytes:
     except OSError as error:
         raise SourceError(f"{file}: cannot be read: {error.strerror or error}") from None
     if len(data) > limit:
-        raise SourceError(f"{file}: larger than {limit // 2**20} MiB, so not a description of a model")
+        raise SourceError(f"{file}: larger than {limit // 2**20} MiB, so not {what}")
     return data
 
 

@@ -21,6 +21,10 @@ COMMANDS = {
         "calc.commands.estimate:run_estimate",
         "TTFT, TPOT and tokens per second, with a bound and a band",
     ),
+    "simulate": (
+        "calc.commands.simulate:run_simulate",
+        "a load over time: percentiles, queue, the highest rate that keeps limits",
+    ),
     "solve": (
         "calc.commands.solve:run_solve",
         "inverse questions: largest context or batch, fewest devices, …",
