@@ -14,29 +14,37 @@ import argparse
 import csv
 import json
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
-from calc.errors import CalcError
-from calc.model.named import weights_as
-from calc.model.spec import ModelSpec, Policy, Study
-from calc.model.storage import StorageFormat, parse_cache, parse_weights
-from calc.model.stored import stored_format
-from calc.sources.catalog import devices, find_model
-from calc.speed.estimate import Asked, Estimate, Load, Room, estimate, has_experts
-from calc.speed.room import reserved_room
-from calc.speed.spans import Span
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-TARGET = Path(__file__).parent.parent / "assets" / "estimate_accuracy.json"
+from bench.estimate_bands import Bands, Pair  # noqa: E402
+from calc.errors import CalcError  # noqa: E402
+from calc.model.named import weights_as  # noqa: E402
+from calc.model.spec import ModelSpec, Policy, Study  # noqa: E402
+from calc.model.storage import StorageFormat, parse_cache, parse_weights  # noqa: E402
+from calc.model.stored import stored_format  # noqa: E402
+from calc.sources.catalog import devices, find_model  # noqa: E402
+from calc.speed.bands import STUDIED, class_of, kind_of  # noqa: E402
+from calc.speed.constants import constants_of  # noqa: E402
+from calc.speed.estimate import Asked, Estimate, Load, Room, estimate, has_experts  # noqa: E402
+from calc.speed.room import reserved_room  # noqa: E402
+from calc.speed.spans import Span  # noqa: E402
+
+TARGET = ROOT / "assets" / "estimate_accuracy.json"
 ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "TensorRT-LLM": "trtllm", "TRT-LLM": "trtllm", "llama.cpp": "llamacpp"}
 FORMATS = {"BF16": "bf16", "FP16": "bf16", "F16": "bf16", "FP8": "fp8", "FP4": "nvfp4", "NVFP4": "nvfp4"}
 LOADS = {"static": Load.STATIC, "batch1": Load.STATIC, "closed_loop": Load.CLOSED, "max_load": Load.MAX}
 DRAWN = 0.9
 """InferenceX draws lengths from 80 to 100 % of the stated ones."""
 OLD = "2024"
+QUEUED = 0.3
 MOST_DEVICES = 8
 """Of one node; links between nodes are others."""
 DRAFTING = ("release:1.2.0rc6.post3", "release:1.1.0rc2.post2", "sglang:v0.5.9-cu130")
@@ -56,6 +64,8 @@ class Compared:
     """A measured number beside its estimate; times as seconds, rates as tokens per second."""
 
     group: tuple[str, str, str]
+    kind: tuple[str, str]
+    wide: bool
     pair: tuple[str, str, str, str]
     measured: float
     span: Span
@@ -66,11 +76,6 @@ class Compared:
         """log(measured / expected) of the time, also for a rate."""
         ratio = log(self.measured / self.span.mid)
         return -ratio if self.is_rate else ratio
-
-    @property
-    def in_band(self) -> bool:
-        """Whether the band holds the number."""
-        return self.span.low <= self.measured <= self.span.high
 
     @property
     def beats_bound(self) -> bool:
@@ -103,7 +108,21 @@ def compared(row: dict[str, str]) -> Compared:
         raise LeftOut("does not fit here")
     span, is_rate, scale = _span(row["metric"], answer)
     pair = (row["catalog_model"], row["gpu"], row["engine"], row["precision"])
-    return Compared(_group(row, asked, study.model), pair, float(row["value"]) * scale, span, is_rate)
+    return Compared(
+        group=_group(row, asked, study.model),
+        kind=_kind(row, study, asked),
+        wide=not constants_of(study.device).known,
+        pair=pair,
+        measured=float(row["value"]) * scale,
+        span=span,
+        is_rate=is_rate,
+    )
+
+
+def _kind(row: dict[str, str], study: Study, asked: Asked) -> tuple[str, str]:
+    """Whose band the number has a part in: a kind and a class."""
+    what = "ttft" if row["metric"] in ("ttft_ms", "prefill_tokens_per_s") else "tpot"
+    return kind_of(asked, what), class_of(study.device.name, experts=has_experts(study.model))
 
 
 def _asked(row: dict[str, str], engine: str) -> Asked:
@@ -221,25 +240,45 @@ def _group(row: dict[str, str], asked: Asked, model: ModelSpec) -> tuple[str, st
     return (row["kind"], row["metric"], f"{vendor}, {'experts' if has_experts(model) else 'dense'}")
 
 
-def report(all_rows: list[Compared], *, pairs: bool) -> dict[str, dict[str, float]]:
+def bands_of(rows: list[Compared]) -> Bands:
+    """The residuals by kind and class. llama.cpp's runs of 2024 are another program: they make no band."""
+    bands = Bands()
+    for one in rows:
+        if one.group[:2] != ("llama.cpp, batch 1", "latency_s"):
+            bands.add(*one.kind, (one.pair[:2], one.error, one.wide))
+    return bands
+
+
+def report(all_rows: list[Compared], bands: Bands, *, pairs: bool) -> dict[str, dict[str, float]]:
     """Print a line per group; what the estimates quote."""
+    held = bands.covered({name: (band.low, band.high) for name, band in STUDIED.items()})
     groups: dict[tuple[str, str, str], list[Compared]] = defaultdict(list)
     for one in all_rows:
         groups[one.group].append(one)
-    print(f"{'load':20} {'metric':28} {'devices, model':18} {'rows':>5} {'error':>7} {'bias':>6} {'in band':>8}")
+    print(f"{'load':20} {'metric':28} {'devices, model':18}  rows pairs   error   bias  in band")
     quoted = {}
     for group, rows in sorted(groups.items()):
         error = statistics.median(abs(exp(one.error) - 1) for one in rows)
-        bias, covers = statistics.median(one.error for one in rows), statistics.mean(one.in_band for one in rows)
-        print(f"{group[0]:20} {group[1]:28} {group[2]:18} {len(rows):5} {error:7.1%} {bias:+6.2f} {covers:8.0%}")
+        bias, covers = statistics.median(one.error for one in rows), coverage(rows, held)
+        n_pairs = len({one.pair[:2] for one in rows})
+        counts = f"{len(rows):5} {n_pairs:5}"
+        print(f"{group[0]:20} {group[1]:28} {group[2]:18} {counts} {error:7.1%} {bias:+6.2f} {covers:8.0%}")
         quoted[" · ".join(group)] = {
             "rows": len(rows),
+            "pairs": n_pairs,
             "median_error": round(error, 3),
             "band_covers": round(covers, 3),
         }
         if pairs:
             _print_pairs(rows)
     return quoted
+
+
+def coverage(rows: list[Compared], held: dict[tuple[str, str, Pair], list[bool]]) -> float:
+    """The share of numbers in the band that was made without their pair, every pair weighing alike."""
+    pairs = {(*one.kind, one.pair[:2]) for one in rows}
+    shares = [statistics.mean(held[pair]) for pair in pairs if held.get(pair)]
+    return statistics.mean(shares) if shares else 0.0
 
 
 def _print_pairs(rows: list[Compared]) -> None:
@@ -252,11 +291,25 @@ def _print_pairs(rows: list[Compared]) -> None:
 
 def _compare_all(path: Path, left_out: Counter[str]) -> Iterator[Compared]:
     with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                yield compared(row)
-            except (LeftOut, CalcError) as reason:
-                left_out[str(reason)[:70]] += 1
+        rows = list(csv.DictReader(file))
+    waited = queued(rows)
+    for row in rows:
+        try:
+            if row["source"] in waited:
+                raise LeftOut("queued: the concurrency is not the batch")
+            yield compared(row)
+        except (LeftOut, CalcError) as reason:
+            left_out[str(reason)[:70]] += 1
+
+
+def queued(rows: list[dict[str, str]]) -> set[str]:
+    """Runs whose requests wait for a place: the first token takes longer than QUEUED of all the others."""
+    times: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        if row["kind"] == "closed_loop" and row["metric"] in ("ttft_ms", "tpot_ms") and row["osl"]:
+            times[row["source"]] |= {row["metric"]: float(row["value"]), "osl": float(row["osl"])}
+    whole = {source: t for source, t in times.items() if len(t) == 3}
+    return {source for source, t in whole.items() if t["ttft_ms"] > QUEUED * t["osl"] * t["tpot_ms"]}
 
 
 def main() -> None:
@@ -268,14 +321,18 @@ def main() -> None:
     args = parser.parse_args()
     left_out: Counter[str] = Counter()
     rows = list(_compare_all(args.rows, left_out))
-    quoted = report(rows, pairs=args.pairs)
+    bands = bands_of(rows)
+    quoted = report(rows, bands, pairs=args.pairs)
+    found = bands.found()
+    print("\nbands:", ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in found.items()))
     beaten = [one for one in rows if one.beats_bound]
     print(f"\n{len(rows):,} numbers compared; the bound is beaten by {len(beaten)}")
     for one in beaten[:20]:
         print("  ", one.group, one.pair, f"{one.measured:.4g}", f"bound {one.span.bound:.4g}")
     print("left out:", ", ".join(f"{n} {reason}" for reason, n in left_out.most_common()))
     if args.write:
-        TARGET.write_text(json.dumps({"about": "made by bench/estimates.py", "groups": quoted}, indent=1) + "\n")
+        document = {"about": "made by bench/estimates.py", "bands": found, "groups": quoted}
+        TARGET.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

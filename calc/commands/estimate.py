@@ -269,6 +269,7 @@ def _calibration(study: Study, steps: Steps) -> Document:
         "family": constants.family,
         "source": constants.source,
         "rows": 0 if known is None else known.rows,
+        "pairs": 0 if known is None else known.pairs,
         "median_error": None if known is None else known.median_error,
         "band_covers": None if known is None else known.band_covers,
     }
@@ -379,5 +380,5 @@ def _accuracy_sentence(study: Study, asked: Asked) -> str:
         return "No public run of this kind was compared: take the band for a guess (docs/estimates.md)."
     return (
         f"On {known.rows:,} public measurements of this kind the middle was off by {known.median_error:.0%} in the "
-        f"median, and the band held {known.band_covers:.0%} of them (docs/estimates.md)."
+        f"median; a band made from other models and devices held {known.band_covers:.0%} of them (docs/estimates.md)."
     )

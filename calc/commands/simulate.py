@@ -31,8 +31,9 @@ from calc.simulate.step_times import StepTimes
 from calc.simulate.summary import NEEDED, Outcome
 from calc.simulate.traces import MOST_REQUESTS, read_trace
 from calc.simulate.workload import Arrival, Mix
-from calc.speed import spans
-from calc.speed.estimate import Asked, Steps
+from calc.speed.bands import band_for
+from calc.speed.estimate import Asked, Steps, has_experts
+from calc.speed.estimate import Load as Kind
 from calc.speed.spans import Band
 from calc.units import parse_count, parse_duration, parse_rate, parse_share
 
@@ -70,11 +71,11 @@ class Simulated:
     served: Served
     args: argparse.Namespace
     requests: Sequence[Arrival]
+    band: Band
     mix: Mix | None = None
     load: Load | None = None
     points: tuple[Point, ...] = ()
     found: Found | None = None
-    band: Band = spans.CLOSED
 
     @property
     def problem(self) -> str | None:
@@ -271,8 +272,9 @@ def _server(study: Study, asked: Asked, args: argparse.Namespace, longest: int) 
 
 
 def _band(study: Study, asked: Asked) -> Band:
-    known = Steps(study=study, asked=asked).device.constants.known
-    return spans.CLOSED if known else spans.widened(spans.CLOSED)
+    """Of a step in a closed loop."""
+    steps = Steps(study=study, asked=replace(asked, load=Kind.CLOSED))
+    return band_for(steps, "tpot", experts=has_experts(study.model))
 
 
 def _run(answer: Simulated, args: argparse.Namespace) -> Simulated:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import assets
+from calc.speed.bands import accuracy_document
 from calc.speed.estimate import Asked, Load, has_experts
 
 if TYPE_CHECKING:
@@ -23,9 +21,13 @@ VENDORS = ("NVIDIA", "AMD", "Apple")
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Public runs of this kind: how many numbers, the median error of the middle, the share that the band held."""
+    """Public runs of this kind: numbers, pairs of model and device, the median error of the middle.
+
+    `band_covers`: the share that a band made from the other pairs held.
+    """
 
     rows: int
+    pairs: int
     median_error: float
     band_covers: float
 
@@ -38,12 +40,5 @@ def accuracy_of(study: Study, asked: Asked) -> Accuracy | None:
     else:
         kind, metric = METRICS[asked.load]
         key = f"{kind} · {metric} · {vendor}, {'experts' if has_experts(study.model) else 'dense'}"
-    found = _groups().get(key)
+    found = accuracy_document()["groups"].get(key)
     return None if found is None else Accuracy(**found)
-
-
-@cache
-def _groups() -> dict[str, Any]:
-    document = json.loads(assets.path("estimate_accuracy.json").read_text(encoding="utf-8"))
-    groups: dict[str, Any] = document["groups"]
-    return groups

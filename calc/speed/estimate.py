@@ -13,11 +13,11 @@ from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
 from calc.servers.versions import parse_version
-from calc.speed import spans
+from calc.speed.bands import band_for
 from calc.speed.constants import constants_of
 from calc.speed.kernels import Device, device_for_times
 from calc.speed.passes import PassTime, pass_time
-from calc.speed.spans import Band, Span, widened
+from calc.speed.spans import Band, Span
 from calc.step.operators import Pass, Phase
 from calc.step.weights import as_stored, one_format
 
@@ -293,31 +293,27 @@ def _problem(asked: Asked, fitting: int) -> str:
 
 def _static(steps: Steps, batch: int) -> Estimate:
     prefill_s, least_s = steps.prefill_s(batch)
-    band = spans.LLAMACPP if steps.asked.engine == "llamacpp" else spans.STATIC
-    first = spans.LOADED_TTFT if steps.asked.engine == "llamacpp" else spans.IDLE_TTFT
-    ttft = _fitted(steps, first).around(prefill_s, least_s)
-    return _answer(steps, batch, ttft, _per_token(steps, batch, band))
+    ttft = _band(steps, "ttft").around(prefill_s, least_s)
+    return _answer(steps, batch, ttft, _per_token(steps, batch))
 
 
 def _closed(steps: Steps, batch: int) -> Estimate:
     """While one request makes its tokens, each other client sends one prompt, which is computed between its steps."""
     prefill_s, least_s = steps.prefill_s()
     between_s = (batch - 1) * steps.prompt_share_s / steps.asked.new_tokens
-    tpot = _per_token(steps, batch, spans.CLOSED, between_s=between_s)
+    tpot = _per_token(steps, batch, between_s=between_s)
     waiting = 1 + QUEUE_FACTOR * sqrt(max(0.0, batch / steps.asked.dp_attention - 1))
     step_s = steps.step(batch).expected_s + steps.host_s if batch > 1 else 0.0
-    band = spans.IDLE_TTFT if batch == 1 else spans.LOADED_TTFT
-    return _answer(steps, batch, _fitted(steps, band).around(prefill_s * waiting + step_s, least_s), tpot)
+    return _answer(steps, batch, _band(steps, "ttft").around(prefill_s * waiting + step_s, least_s), tpot)
 
 
 def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
     """Every request's prompt and tokens pass through the device; its memory is full of requests half done."""
     _, least_s = steps.prefill_s()
-    band = spans.MAX_LOAD_EXPERTS if has_experts(steps.model) else spans.MAX_LOAD
-    tpot = _per_token(steps, batch, band, between_s=batch * steps.prompt_share_s / steps.asked.new_tokens)
+    tpot = _per_token(steps, batch, between_s=batch * steps.prompt_share_s / steps.asked.new_tokens)
     alone = steps.decode(1, steps.asked.prompt_tokens).bound_s / steps.asked.step_tokens
     waited_s = (batch + 1) / 2 * steps.prompt_share_s + steps.step(batch).expected_s
-    ttft = _fitted(steps, spans.LOADED_TTFT).around(waited_s, least_s)
+    ttft = _band(steps, "ttft").around(waited_s, least_s)
     answer = _answer(steps, batch, ttft, replace(tpot, bound=min(tpot.bound, alone)))
     assert answer.output_rate is not None
     return replace(answer, output_rate=answer.output_rate.capped(_most_tokens(steps, max(batch, most))))
@@ -332,11 +328,11 @@ def _most_tokens(steps: Steps, most: int) -> float:
     return steps.asked.stages * most * new_tokens / max(compute_s, new_tokens * decode.least_memory_s / each)
 
 
-def _per_token(steps: Steps, batch: int, band: Band, *, between_s: float = 0.0) -> Span:
+def _per_token(steps: Steps, batch: int, *, between_s: float = 0.0) -> Span:
     """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
     each = steps.asked.step_tokens
     expected_s = (steps.step(batch).expected_s + steps.host_s) / each + between_s
-    return _fitted(steps, band).around(expected_s, steps.least_step_s(batch) / each)
+    return _band(steps, "tpot").around(expected_s, steps.least_step_s(batch) / each)
 
 
 def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span) -> Estimate:
@@ -357,7 +353,5 @@ def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span) -> Estimate:
     )
 
 
-def _fitted(steps: Steps, band: Band) -> Band:
-    """`band`, wider where no operator of the device's family, or nothing of the engine, was measured."""
-    known = steps.device.constants.known and steps.asked.engine != "transformers"
-    return band if known else widened(band)
+def _band(steps: Steps, what: str) -> Band:
+    return band_for(steps, what, experts=has_experts(steps.model))

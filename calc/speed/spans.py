@@ -48,13 +48,6 @@ class Band:
         return Span(bound, max(bound, mid * self.low), mid, mid * self.high)
 
 
-STATIC = Band(0.78, 1.38)
-CLOSED = Band(0.71, 1.39)
-MAX_LOAD, MAX_LOAD_EXPERTS = Band(0.5, 1.5), Band(0.4, 2.0)
-IDLE_TTFT, LOADED_TTFT = Band(0.85, 1.9), Band(0.5, 3.4)
-LLAMACPP = Band(0.82, 1.39)
-"""Quantiles (6 and 94 %) of residuals on public runs; docs/estimates.md says which. The prompts of llama.cpp, whose
-kernels differ by format and build, have the band of TTFT under load."""
 WIDE = 1.5
 """How much wider the band is on each side where no operator of the device, or of the engine, was measured."""
 

@@ -1,0 +1,54 @@
+"""How wide a band is: what public runs of its kind were off by (bench/estimates.py)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import assets
+from calc.speed.spans import Band, widened
+
+if TYPE_CHECKING:
+    from calc.speed.estimate import Asked, Steps
+
+STUDIED = {"ttft idle": Band(0.85, 1.9)}
+"""From a study of the same public data, for kinds of which too few pairs of model and device were compared."""
+
+
+def kind_of(asked: Asked, what: str) -> str:
+    """The kind of a number: ``ttft`` with nothing else under way or loaded, or a token of the load."""
+    if asked.engine == "llamacpp":
+        return f"llama.cpp {what}"
+    if what == "tpot":
+        return str(asked.load)
+    idle = asked.load == "static" or (asked.load == "closed" and asked.count == 1)
+    return f"ttft {'idle' if idle else 'loaded'}"
+
+
+def class_of(device_name: str, *, experts: bool) -> str:
+    """What runs are alike: those of AMD, where software decides, else those of a class of models."""
+    return "AMD" if device_name.startswith("AMD") else "experts" if experts else "dense"
+
+
+def band_for(steps: Steps, what: str, *, experts: bool) -> Band:
+    """The band of a time; wider where no operator of the device, or nothing of the engine, was measured."""
+    kind, name = kind_of(steps.asked, what), class_of(steps.device.spec.name, experts=experts)
+    known = known_bands()
+    if (own := known.get(f"{kind}, {name}")) is not None and name == "AMD":
+        return own
+    band = own or known.get(kind) or STUDIED[kind]  # of all classes where its own has too few pairs
+    measured = steps.device.constants.known and steps.asked.engine != "transformers"
+    return band if measured else widened(band)
+
+
+def known_bands() -> dict[str, Band]:
+    """By kind, and by kind and class."""
+    return {name: Band(low, high) for name, (low, high) in accuracy_document()["bands"].items()}
+
+
+@cache
+def accuracy_document() -> dict[str, Any]:
+    """What bench/estimates.py found."""
+    document: dict[str, Any] = json.loads(assets.path("estimate_accuracy.json").read_text(encoding="utf-8"))
+    return document
