@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from engine.compiled.step import attach
-from engine.model.config import ModelConfig, to_reference_name
+from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.plain import PlainTransformer
+from engine.model.reference import to_reference_name
 from engine.weights.checkpoint import load_checkpoint
 
 PROMPT_TOKENS = 10

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.compiled.build import BuildError, build_apart, build_library, cached_library
 from engine.errors import EngineError, Stopped
-from engine.model.block import SandwichBlock
+from engine.model.block import Block, SandwichBlock
 from engine.model.cache import KeysValues, Store
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
@@ -85,6 +85,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return "it runs on the CPU only"
     if decoder.dtype not in FLOATING:
         return "it computes in float32; float64 was asked for"
+    if config.rarity is not None:
+        return f"{config.rarity} run layer by layer"
     if config.latent is not None:
         return "latent attention runs layer by layer"
     if config.experts is not None and (config.experts.n_groups > 1 or config.post_norms):
@@ -164,7 +166,8 @@ class CompiledStep:
     def _layer(self, decoder: Decoder, index: int) -> _Layer:
         block, kind = decoder.blocks[index], decoder.config.layer(index)
         attention, mlp = block.attention, block.mlp
-        assert isinstance(attention, Attention)  # `unsupported` has seen to it
+        assert isinstance(block, Block)  # `unsupported` has seen to it
+        assert isinstance(attention, Attention)
         routed = mlp if isinstance(mlp, Experts) else None
         plain = mlp.shared if isinstance(mlp, Experts) else mlp
         rotary = decoder.rotaries[attention.kind]
@@ -212,6 +215,7 @@ class CompiledStep:
 
     def _norm(self, norm: Norm) -> _Norm:
         bias = self._keep(norm.bias.float()) if norm.bias is not None else None
+        assert norm.weight is not None  # as above
         return _Norm(weight=self._keep(norm.weight.float()), bias=bias)
 
     def _keep(self, tensor: Tensor) -> int:

@@ -20,6 +20,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "relu2": "relu2",
+    "quick_gelu": "gelu_sigmoid",
 }
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -67,6 +69,14 @@ def n_layers_of(raw: Keys) -> int:
     if n > MAX_LAYERS:
         raise ConfigError(f"{raw.where}: num_hidden_layers is {n}; at most {MAX_LAYERS} are supported")
     return n
+
+
+def partial_rope(raw: Keys, head_dim: int, *, theta: float = 1e4, share: float = 1.0) -> dict[str, Any]:
+    """The fields of heads of which only the first ``share`` turns, which ``partial_rotary_factor`` may state."""
+    parameters = raw.section("rope_parameters") or raw
+    share = parameters.positive("partial_rotary_factor", raw.positive("partial_rotary_factor", share))
+    rotary_dim = int(head_dim * share)
+    return {"rotary_dim": rotary_dim, **rope_fields(read_rope(raw, theta=theta, rotary_dim=rotary_dim))}
 
 
 def rope_fields(rope: RopeKeys) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DeepSeek-V2: latent attention, experts in groups, heads rotated in pairs side by side."""
+"""DeepSeek-V2 and V3: latent attention, experts in groups, heads rotated in pairs side by side."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,33 @@ from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored, StoredTensor
 
 
-def _config(raw: Keys) -> ModelConfig:
+def _v2_config(raw: Keys) -> ModelConfig:
+    return _config(raw, _v2_experts(raw))
+
+
+def _v3_config(raw: Keys) -> ModelConfig:
+    method, scoring = raw.text("topk_method", "noaux_tc"), raw.text("scoring_func", "sigmoid")
+    if (method, scoring) != ("noaux_tc", "sigmoid"):
+        raise UnsupportedArchitecture(
+            f"config.json: experts chosen by {method} of {scoring}; noaux_tc of sigmoid is supported in DeepSeek-V3"
+        )
+    experts = ExpertsConfig(
+        n_experts=raw.count("n_routed_experts", 256),
+        n_active=raw.count("num_experts_per_tok", 8),
+        intermediate_size=raw.count("moe_intermediate_size", 2048),
+        normalize=raw.flag("norm_topk_prob", True),
+        scale=raw.positive("routed_scaling_factor", 2.5),
+        shared_size=raw.count("moe_intermediate_size", 2048) * raw.whole("n_shared_experts", 1),
+        n_groups=raw.count("n_group", 8),
+        n_active_groups=raw.count("topk_group", 4),
+        group_best=2,
+        scoring="sigmoid",
+        choice_bias=True,
+    )
+    return _config(raw, _layers_with(experts, raw, n_dense=raw.whole("first_k_dense_replace", 3)))
+
+
+def _config(raw: Keys, experts: dict[str, Any]) -> ModelConfig:
     raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads"), "q_lora_rank": 1536})
     latent = LatentConfig(
         rank=raw.count("kv_lora_rank", 512),
@@ -39,11 +65,11 @@ def _config(raw: Keys) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         mlp_bias=raw.flag("mlp_bias", False),
-        **_expert_fields(raw),
+        **experts,
     )
 
 
-def _expert_fields(raw: Keys) -> dict[str, Any]:
+def _v2_experts(raw: Keys) -> dict[str, Any]:
     method, scoring = raw.text("topk_method", "greedy"), raw.text("scoring_func", "softmax")
     if method not in ("greedy", "group_limited_greedy") or scoring != "softmax" or raw.flag("norm_topk_prob", False):
         raise UnsupportedArchitecture(
@@ -52,20 +78,22 @@ def _expert_fields(raw: Keys) -> dict[str, Any]:
         )
     inner = raw.count("moe_intermediate_size", 1407)
     grouped = method == "group_limited_greedy"
-    n_dense = raw.whole("first_k_dense_replace", 0)
-    return {
-        "experts": ExpertsConfig(
-            n_experts=raw.count("n_routed_experts", 64),
-            n_active=raw.count("num_experts_per_tok"),
-            intermediate_size=inner,
-            normalize=False,
-            scale=raw.positive("routed_scaling_factor", 1.0),
-            shared_size=inner * raw.whole("n_shared_experts", 2),
-            n_groups=raw.count("n_group") if grouped else 1,
-            n_active_groups=raw.count("topk_group") if grouped else 1,
-        ),
-        "expert_layers": tuple(i >= n_dense for i in range(n_layers_of(raw))),
-    }
+    experts = ExpertsConfig(
+        n_experts=raw.count("n_routed_experts", 64),
+        n_active=raw.count("num_experts_per_tok"),
+        intermediate_size=inner,
+        normalize=False,
+        scale=raw.positive("routed_scaling_factor", 1.0),
+        shared_size=inner * raw.whole("n_shared_experts", 2),
+        n_groups=raw.count("n_group") if grouped else 1,
+        n_active_groups=raw.count("topk_group") if grouped else 1,
+    )
+    return _layers_with(experts, raw, n_dense=raw.whole("first_k_dense_replace", 0))
+
+
+def _layers_with(experts: ExpertsConfig, raw: Keys, *, n_dense: int) -> dict[str, Any]:
+    """Experts in every layer but the first ``n_dense``."""
+    return {"experts": experts, "expert_layers": tuple(i >= n_dense for i in range(n_layers_of(raw)))}
 
 
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
@@ -124,8 +152,9 @@ def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTens
 
 FAMILIES = {
     "deepseek_v2": Family(
-        config=_config,
+        config=_v2_config,
         tensors=_tensors,
         gguf=GGUFForm(architecture="deepseek2", keys=_gguf_keys, restore=_restore),
-    )
+    ),
+    "deepseek_v3": Family(config=_v3_config, tensors=_tensors),
 }

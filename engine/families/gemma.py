@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: windows in most layers, norms on both sides, norm weights counted from 1."""
+"""Gemma: norm weights counted from 1, scaled embeddings; from Gemma 2 on windows and norms on both sides."""
 
 import math
 import re
@@ -42,6 +42,23 @@ _GEMMA3 = _GEMMA2 | {
     "vocab_size": 262_208,
     "max_position_embeddings": 131_072,
 }
+
+
+def _gemma_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True})
+    if raw.get("use_bidirectional_attention"):
+        raise UnsupportedArchitecture("config.json: use_bidirectional_attention is not supported")
+    # The releases write "gelu", and mean the approximation.
+    activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu"
+    tanh = {"hidden_act": "gelu_pytorch_tanh" if activation == "gelu" else activation}
+    bias = raw.flag("attention_bias", False)
+    return common_config(
+        Keys({**raw.document, **tanh}),
+        norm_offset=1.0,
+        qkv_bias=bias,
+        o_bias=bias,
+        embed_scale=math.sqrt(raw.count("hidden_size")),
+    )
 
 
 def _gemma2_config(raw: Keys) -> ModelConfig:
@@ -89,7 +106,7 @@ def _gemma_fields(raw: Keys, *, pattern: int) -> dict[str, Any]:
         kinds = [SLIDING if (i + 1) % pattern else FULL for i in range(n_layers_of(raw))]
     return {
         "norm_offset": 1.0,
-        "post_norms": True,
+        "block": "sandwich",
         "activation": activation_of(raw, "hidden_activation"),
         "qkv_bias": bias,
         "o_bias": bias,
@@ -132,12 +149,19 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     return own
 
 
+def _gemma1_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"hidden_act": "gelu_pytorch_tanh"}
+
+
 def _gguf(architecture: str) -> GGUFForm:
     parts = {"ffn_norm": "pre_feedforward_layernorm"}
     return GGUFForm(architecture=architecture, keys=_gguf_keys, parts=parts, adds_norm_offset=True)
 
 
 FAMILIES = {
+    "gemma": Family(
+        config=_gemma_config, gguf=GGUFForm(architecture="gemma", keys=_gemma1_keys, adds_norm_offset=True)
+    ),
     "gemma2": Family(config=_gemma2_config, gguf=_gguf("gemma2")),
     "gemma3_text": Family(config=_gemma3_config, gguf=_gguf("gemma3")),
     "gemma3": Family(config=_gemma3_config, tensors=_text_tensors),

@@ -1,5 +1,6 @@
 """Typed access to the JSON object of a config file; every refusal names the file and the key."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,15 @@ def _shown(value: object) -> str:
         return "beyond all sizes"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _number(value: object) -> object:
+    """Numbers as some writers spell them: "10000" and 4.0 mean 10000 and 4."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _LIMIT
+    return int(value) if whole and isinstance(value, float) else value
 
 
 class Keys:
@@ -34,14 +44,14 @@ class Keys:
 
     def count(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
-        value = self._or_default(key, default)
+        value = _number(self._or_default(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LIMIT:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 1")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 0."""
-        value = self._or_default(key, default)
+        value = _number(self._or_default(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LIMIT:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a whole number of at least 0")
         return value
@@ -52,7 +62,7 @@ class Keys:
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
-        value = self._or_default(key, default)
+        value = _number(self._or_default(key, default))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LIMIT:
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a number above 0")
         return float(value)
@@ -84,12 +94,12 @@ class Keys:
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """A token id or a list of them; none when absent."""
+        """A token id or a list of them; none when absent. Some writers say -1 for none."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= -1 for i in ids):
             raise ConfigError(f"{self.where}: {key} is {_shown(value)}; expected a token id or a list of token ids")
-        return tuple(ids)
+        return tuple(i for i in ids if i >= 0)
 
     def items(self, key: str, *, n: int) -> list[Any] | None:
         """A list with one item per layer, cut to ``n`` layers; None when absent."""

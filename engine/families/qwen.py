@@ -1,5 +1,6 @@
-"""Qwen2, Qwen3 and Qwen3 with experts."""
+"""Qwen2 and Qwen3, each with experts too."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ConfigError
@@ -8,6 +9,7 @@ from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import Stored
 
 
 def _qwen_windows(raw: Keys) -> dict[str, Any]:
@@ -31,11 +33,52 @@ def _qwen3_config(raw: Keys) -> ModelConfig:
     return common_config(raw, qkv_bias=bias, o_bias=bias, qk_norm=True, **_qwen_windows(raw))
 
 
-def _qwen3_moe_config(raw: Keys) -> ModelConfig:
+def expert_layers(raw: Keys) -> tuple[bool, ...]:
+    """Which layers have experts: every ``decoder_sparse_step``-th, but for ``mlp_only_layers``."""
     n_layers, step = n_layers_of(raw), raw.count("decoder_sparse_step", 1)
     dense = raw.get("mlp_only_layers") or []
     if not isinstance(dense, list):
         raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; expected a list of layers")
+    return tuple(i not in dense and (i + 1) % step == 0 for i in range(n_layers))
+
+
+def shared_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The expert that every token passes through, under our name of it."""
+    return {name.replace(".mlp.shared_expert.", ".mlp.shared_experts."): stored for name, stored in tensors.items()}
+
+
+def _qwen2_moe_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": 16})
+    return common_config(
+        raw,
+        qkv_bias=raw.flag("qkv_bias", True),
+        experts=ExpertsConfig(
+            n_experts=raw.count("num_experts", 60),
+            n_active=raw.count("num_experts_per_tok", 4),
+            intermediate_size=raw.count("moe_intermediate_size", 1408),
+            normalize=raw.flag("norm_topk_prob", False),
+            shared_size=raw.count("shared_expert_intermediate_size", 5632),
+            shared_gate=True,
+        ),
+        expert_layers=expert_layers(raw),
+        **_qwen2_moe_windows(raw),
+    )
+
+
+def _qwen2_moe_windows(raw: Keys) -> dict[str, Any]:
+    """A window, where it is switched on, in every other layer before ``max_window_layers``."""
+    if not raw.flag("use_sliding_window", False):
+        return {}
+    last = raw.whole("max_window_layers", 28)
+    kinds = layer_types(raw) or [SLIDING if i % 2 == 0 and i < last else FULL for i in range(n_layers_of(raw))]
+    return window_fields(raw, kinds)
+
+
+def _qwen2_moe_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    return shared_names(tensors)
+
+
+def _qwen3_moe_config(raw: Keys) -> ModelConfig:
     n_experts = raw.count("num_experts", raw.get("num_local_experts") or 128)
     bias = raw.flag("attention_bias", False)
     return common_config(
@@ -49,7 +92,7 @@ def _qwen3_moe_config(raw: Keys) -> ModelConfig:
             intermediate_size=raw.count("moe_intermediate_size", 768),
             normalize=raw.flag("norm_topk_prob", False),
         ),
-        expert_layers=tuple(i not in dense and (i + 1) % step == 0 for i in range(n_layers)),
+        expert_layers=expert_layers(raw),
         **(window_fields(raw, None) if raw.flag("use_sliding_window", False) else {}),
     )
 
@@ -66,5 +109,6 @@ def _qwen3_moe_keys(file: GGUFFile) -> dict[str, Any]:
 FAMILIES = {
     "qwen2": Family(config=_qwen2_config, gguf=GGUFForm(architecture="qwen2")),
     "qwen3": Family(config=_qwen3_config, gguf=GGUFForm(architecture="qwen3")),
+    "qwen2_moe": Family(config=_qwen2_moe_config, tensors=_qwen2_moe_tensors),
     "qwen3_moe": Family(config=_qwen3_moe_config, gguf=GGUFForm(architecture="qwen3moe", keys=_qwen3_moe_keys)),
 }

@@ -3,7 +3,29 @@
 from collections.abc import Mapping
 
 from engine.errors import ConfigError, UnsupportedArchitecture
-from engine.families import deepseek, gemma, gpt2, gpt_oss, llama, mixtral, phi3, qwen
+from engine.families import (
+    cohere,
+    deepseek,
+    exaone,
+    falcon,
+    gemma,
+    glm,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    lfm2,
+    llama,
+    mixtral,
+    nanochat,
+    olmo,
+    phi,
+    phi3,
+    qwen,
+    qwen3_next,
+    stablelm,
+    starcoder2,
+)
 from engine.families.family import Family
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
@@ -18,6 +40,19 @@ FAMILIES: dict[str, Family] = {
     **mixtral.FAMILIES,
     **deepseek.FAMILIES,
     **gpt_oss.FAMILIES,
+    **olmo.FAMILIES,
+    **granite.FAMILIES,
+    **stablelm.FAMILIES,
+    **starcoder2.FAMILIES,
+    **cohere.FAMILIES,
+    **glm.FAMILIES,
+    **exaone.FAMILIES,
+    **phi.FAMILIES,
+    **falcon.FAMILIES,
+    **gpt_neox.FAMILIES,
+    **nanochat.FAMILIES,
+    **lfm2.FAMILIES,
+    **qwen3_next.FAMILIES,
 }
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables that old writers stored
 

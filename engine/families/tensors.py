@@ -1,5 +1,6 @@
 """Tensors of fused projections taken apart, and rotated heads put into the engine's order."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -30,6 +31,82 @@ def split_qkv(tensor: Tensor, prefix: str, kind: str, config: ModelConfig) -> di
         )
     parts = torch.split(tensor, list(sizes.values()))
     return {f"{prefix}.{name}.{kind}": part for name, part in zip(sizes, parts, strict=True)}
+
+
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.(\d{1,5})\.(.+)\.(weight|bias)")
+
+
+def renamed(name: str, parts: Mapping[str, str], ends: Mapping[str, str]) -> str:
+    """Our name of a tensor by the family's names of what a layer has (``parts``) and what is outside (``ends``).
+
+    A name that is in neither stays. A leading "transformer." or the like is no part of the names in ``ends``.
+    """
+    match = _LAYER.fullmatch(name)
+    if match is not None:
+        layer, part, kind = match.groups()
+        return f"model.layers.{layer}.{parts[part]}.{kind}" if part in parts else name
+    stem, _, kind = name.rpartition(".")
+    ours = next((ends[end] for end in (stem, stem.partition(".")[2]) if end in ends), stem)
+    return f"{ours}.{kind}"
+
+
+def split_gate_up(name: str, stored: Stored, config: ModelConfig) -> dict[str, Stored]:
+    """``mlp.gate_up_proj`` as gate_proj and up_proj; anything else as it is."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.endswith(".gate_up_proj"):
+        return {name: stored}
+    inner, prefix = config.intermediate_size, stem.removesuffix("gate_up_proj")
+    return {
+        f"{prefix}{part}.{kind}": _rows(stored, i * inner, (i + 1) * inner)
+        for i, part in enumerate(("gate_proj", "up_proj"))
+    }
+
+
+def split_groups(name: str, stored: Stored, config: ModelConfig) -> dict[str, Stored]:
+    """``qkv_proj`` with the queries of a group, its key, its value, then the next group. Raises CheckpointError."""
+    stem, _, kind = name.rpartition(".")
+    prefix, per_group, h = stem.removesuffix("qkv_proj"), config.group_size, config.head_dim
+    n_rows = config.n_kv_heads * (per_group + 2) * h
+    if stored.shape[0] != n_rows:
+        raise CheckpointError(f"{name} has {stored.shape[0]} rows; expected {n_rows}")
+    places = {"q_proj": (0, per_group), "k_proj": (per_group, 1), "v_proj": (per_group + 1, 1)}
+    return {f"{prefix}{part}.{kind}": _of_groups(stored, first, n, config) for part, (first, n) in places.items()}
+
+
+def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Stored:
+    """``n`` heads of each group, from its head ``first`` on."""
+
+    def change(tensor: Tensor) -> Tensor:
+        groups = tensor.reshape(config.n_kv_heads, -1, config.head_dim, *tensor.shape[1:])
+        return groups[:, first : first + n].reshape(-1, *tensor.shape[1:])
+
+    shape = (config.n_kv_heads * n * config.head_dim, *stored.shape[1:])
+    return change(stored) if isinstance(stored, Tensor) else stored.then(change, shape)
+
+
+def _rows(stored: Stored, start: int, stop: int) -> Stored:
+    return stored[start:stop] if isinstance(stored, Tensor) else stored.rows(start, stop)
+
+
+_TURNED = re.compile(r".+\.[qk]_(proj|norm)\.(weight|bias)")
+
+
+def in_halves(name: str, stored: Stored, config: ModelConfig) -> Stored:
+    """Queries and keys that turn in pairs side by side, and norms of each head, put into the engine's order."""
+    match = _TURNED.fullmatch(name)
+    if match is None or (stored.shape[0] % config.head_dim and match[1] == "proj"):
+        return stored  # a wrong shape is refused where all shapes are checked
+    rotary_dim = config.rotary_dim or config.head_dim
+
+    def change(tensor: Tensor) -> Tensor:
+        flat = tensor if tensor.dim() == 2 and match[1] == "proj" else tensor.reshape(-1, 1)
+        heads = flat.reshape(-1, config.head_dim, flat.size(1))
+        turned = half_split(heads[:, :rotary_dim], rotary_dim=rotary_dim)
+        return torch.cat((turned, heads[:, rotary_dim:]), 1).reshape(tensor.shape)
+
+    if isinstance(stored, Tensor):
+        return change(stored)
+    return stored.reordered(change, config.head_dim) if match[1] == "proj" else stored.then(change)
 
 
 def half_split(weight: Tensor, *, rotary_dim: int) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.measure.machine import cpu_name, usable_cores
-from engine.model.config import ModelConfig, n_parameters
+from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.devices import device_name, synchronize
 from engine.model.layers import Linear
+from engine.model.shapes import n_parameters
 from engine.records import Machine
 from engine.weights.formats import GroupedLinear, linear_layers, packed
 

@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from engine.model.cache import Cache
-from engine.model.config import ModelConfig
+from engine.model.config import ConvConfig, DeltaConfig, ModelConfig
 from engine.model.experts import Experts
 from engine.model.latent import LatentAttention
 from engine.model.layers import MLP, Attention, ForwardContext, Linear, LinearMaker, Norm, Weights
+from engine.model.recurrent import GatedDelta, ShortConv
 
 
 class Block:
@@ -18,16 +19,30 @@ class Block:
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
     ) -> None:
         name = f"model.layers.{layer}"
-        eps, offset = config.norm_eps, config.norm_offset
-        self.attention_norm = Norm.of(weights, f"{name}.input_layernorm", eps, offset=offset)
+        self.attention_norm = Norm.of(weights, f"{name}.input_layernorm", config)
         self.attention = make_attention(config, weights, layer, kind=kind, linear=linear)
-        self.mlp_norm = Norm.of(weights, f"{name}.{self.mlp_norm_name}", eps, offset=offset)
+        self.mlp_norm = Norm.of(weights, f"{name}.{self.mlp_norm_name}", config)
         self.mlp = make_mlp(config, weights, layer, linear=linear)
 
     def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """x (N, D) -> (N, D)."""
         x = self.attention.add_to(x, self.attention_norm(x), context, cache)
         return self.mlp.add_to(x, self.mlp_norm(x))
+
+
+class ScaledBlock(Block):
+    """Granite: what a layer adds is scaled."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
+    ) -> None:
+        super().__init__(config, weights, layer, kind=kind, linear=linear)
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
+        """x (N, D) -> (N, D)."""
+        x = x + self.attention(self.attention_norm(x), context, cache) * self.scale
+        return x + self.mlp(self.mlp_norm(x)) * self.scale
 
 
 class SandwichBlock(Block):
@@ -40,9 +55,8 @@ class SandwichBlock(Block):
     ) -> None:
         super().__init__(config, weights, layer, kind=kind, linear=linear)
         name = f"model.layers.{layer}"
-        eps, offset = config.norm_eps, config.norm_offset
-        self.post_attention_norm = Norm.of(weights, f"{name}.post_attention_layernorm", eps, offset=offset)
-        self.post_mlp_norm = Norm.of(weights, f"{name}.post_feedforward_layernorm", eps, offset=offset)
+        self.post_attention_norm = Norm.of(weights, f"{name}.post_attention_layernorm", config)
+        self.post_mlp_norm = Norm.of(weights, f"{name}.post_feedforward_layernorm", config)
 
     def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """x (N, D) -> (N, D)."""
@@ -50,16 +64,70 @@ class SandwichBlock(Block):
         return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
 
 
-def make_block(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> Block:
+class PostBlock:
+    """OLMo 2 and EXAONE 4: only what attention and MLP give is normalised."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
+    ) -> None:
+        name = f"model.layers.{layer}"
+        self.attention = make_attention(config, weights, layer, kind=kind, linear=linear)
+        self.post_attention_norm = Norm.of(weights, f"{name}.post_attention_layernorm", config)
+        self.mlp = make_mlp(config, weights, layer, linear=linear)
+        self.post_mlp_norm = Norm.of(weights, f"{name}.post_feedforward_layernorm", config)
+
+    def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
+        """x (N, D) -> (N, D)."""
+        x = x + self.post_attention_norm(self.attention(x, context, cache))
+        return x + self.post_mlp_norm(self.mlp(x))
+
+
+class ParallelBlock:
+    """Falcon, Phi, Cohere, GPT-NeoX: attention and MLP read the same x, each through its norm or both through one."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
+    ) -> None:
+        name = f"model.layers.{layer}"
+        self.attention_norm = Norm.of(weights, f"{name}.input_layernorm", config)
+        self.attention = make_attention(config, weights, layer, kind=kind, linear=linear)
+        self.mlp_norm = self.attention_norm
+        if config.parallel_norms == 2:
+            self.mlp_norm = Norm.of(weights, f"{name}.post_attention_layernorm", config)
+        self.mlp = make_mlp(config, weights, layer, linear=linear)
+
+    def forward(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
+        """x (N, D) -> (N, D)."""
+        read = self.attention_norm(x)
+        inner = read if self.mlp_norm is self.attention_norm else self.mlp_norm(x)
+        return self.mlp.add_to(self.attention.add_to(x, read, context, cache), inner)
+
+
+AnyBlock = Block | PostBlock | ParallelBlock
+Mixer = Attention | LatentAttention | ShortConv | GatedDelta
+"""What mixes the tokens of a text: attention, or what keeps a state in its place."""
+
+
+def make_block(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> AnyBlock:
     """The block that the config asks for."""
-    block = SandwichBlock if config.post_norms else Block
-    return block(config, weights, layer, kind=kind, linear=linear)
+    match config.block:
+        case "sandwich":
+            return SandwichBlock(config, weights, layer, kind=kind, linear=linear)
+        case "post":
+            return PostBlock(config, weights, layer, kind=kind, linear=linear)
+        case "parallel":
+            return ParallelBlock(config, weights, layer, kind=kind, linear=linear)
+        case "pre":
+            block = Block if config.residual_scale == 1.0 else ScaledBlock
+            return block(config, weights, layer, kind=kind, linear=linear)
 
 
-def make_attention(
-    config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker
-) -> Attention | LatentAttention:
-    """Attention of one layer."""
+def make_attention(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> Mixer:
+    """What mixes tokens in one layer."""
+    if isinstance(config.recurrent, ConvConfig) and config.layer(layer).recurrent:
+        return ShortConv(config, config.recurrent, weights, layer, linear=linear)
+    if isinstance(config.recurrent, DeltaConfig) and config.layer(layer).recurrent:
+        return GatedDelta(config, config.recurrent, weights, layer, linear=linear)
     if config.latent is not None:
         return LatentAttention(config, config.latent, weights, layer, kind=kind, linear=linear)
     return Attention(config, weights, layer, kind=kind, linear=linear)

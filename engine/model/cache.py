@@ -8,6 +8,7 @@ Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_di
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -331,8 +332,33 @@ def make_cache(
     padding: Sequence[int] | None = None,
 ) -> Cache:
     """The cache of a kind for a model. Raises OptionError for a kind the model has no use for."""
-    make = _class_for(config, kind)
-    return make(config, capacity, batch_size=batch_size, dtype=dtype, device=device, padding=padding)
+
+    def make(of: ModelConfig) -> Cache:
+        cache = _class_for(of, kind)
+        return cache(of, capacity, batch_size=batch_size, dtype=dtype, device=device, padding=padding)
+
+    if config.recurrent is None:
+        return make(config)
+    from engine.model.states import StateCache
+
+    return StateCache(config, make, attention_only=attention_only(config))
+
+
+def attention_only(config: ModelConfig) -> ModelConfig:
+    """The config of the layers that have attention, whose keys and values a cache keeps."""
+    kept = [i for i, recurrent in enumerate(config.recurrent_layers) if not recurrent]
+    if not kept:
+        raise CacheError("no layer of this model has attention, so that there are no keys and values to keep")
+    slides = tuple(config.sliding_layers[i] for i in kept) if config.sliding_layers else ()
+    return replace(
+        config,
+        n_layers=len(kept),
+        sliding_layers=slides,
+        rope_layers=(),
+        expert_layers=(),
+        recurrent=None,
+        recurrent_layers=(),
+    )
 
 
 def _class_for(config: ModelConfig, kind: CacheKind) -> "type[KeysValues | LatentCache]":
@@ -352,6 +378,8 @@ def cache_bytes(
     config: ModelConfig, capacity: int, *, batch_size: int = 1, dtype: torch.dtype, kind: CacheKind = "full"
 ) -> int:
     """Bytes a cache would take, without allocating it: 2 L B K S h b, or the formula of its class."""
+    if config.recurrent is not None:
+        config = attention_only(config)
     chosen = _class_for(config, kind)
     if chosen is LatentCache:
         assert config.latent is not None

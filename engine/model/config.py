@@ -1,13 +1,8 @@
-"""What a decoder looks like: one frozen record, whatever file it came from.
+"""What a decoder looks like: one frozen record, whatever file it came from. No torch in this module.
 
-Also here, because both follow from the config alone: the names and shapes every weight must have
-(`parameter_shapes`) and the table between those names and the assignment's. No torch in this module.
 Families differ in switches of this record; `engine.families` makes it from a config.json.
 """
 
-import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +10,9 @@ from engine.errors import ConfigError
 
 NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope"]
-Activation = Literal["relu", "silu", "gelu", "gelu_tanh"]
-Shape = tuple[int, ...]
-
-REFERENCE_NORM_EPS = 1e-5  # torch's LayerNorm default, which the assignment's model keeps
+Activation = Literal["relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_sigmoid"]
+BlockKind = Literal["pre", "sandwich", "post", "parallel"]
+QKNormKind = Literal["head", "each", "all"]
 MAX_LAYERS = 10_000  # far above any model; keeps a hostile config from exhausting memory by names alone
 MAX_EXPERTS = 10_000
 MAX_ALL_EXPERTS = 200_000  # of all layers: each has weights with names of their own
@@ -33,7 +27,7 @@ _SIZE_FIELDS = (
     "vocab_size",
     "max_positions",
 )
-_PER_LAYER_FIELDS = ("sliding_layers", "rope_layers", "expert_layers")
+_PER_LAYER_FIELDS = ("sliding_layers", "rope_layers", "expert_layers", "recurrent_layers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +91,14 @@ class Rope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsConfig:
-    """Routed experts in place of the MLP: ``n_active`` of ``n_experts`` per token, chosen by softmax.
+    """Routed experts in place of the MLP: ``n_active`` of ``n_experts`` per token, chosen by their scores.
 
-    ``normalize``: the chosen weights are divided by their sum. ``scale`` multiplies them. With ``n_groups``
-    above 1 only the experts of the best ``n_active_groups`` groups can be chosen (DeepSeek-V2).
-    ``router_bias``: the router's scores have a bias (gpt-oss).
-    ``shared_size``: inner size of the expert that every token passes through, 0: none.
+    ``scoring``: softmax over all experts, or each one's sigmoid (DeepSeek-V3). ``normalize``: the chosen weights are
+    divided by their sum. ``scale`` multiplies them. With ``n_groups`` above 1 only the experts of the best
+    ``n_active_groups`` groups can be chosen; a group is as good as the sum of its best ``group_best`` experts.
+    ``router_bias``: the router's scores have a bias (gpt-oss). ``choice_bias``: one is added for the choice alone
+    (DeepSeek-V3). ``shared_size``: inner size of the expert that every token passes through, 0: none.
+    ``shared_gate``: what that one gives is weighed by a sigmoid of its own (Qwen2-MoE).
     """
 
     n_experts: int
@@ -113,7 +109,11 @@ class ExpertsConfig:
     shared_size: int = 0
     n_groups: int = 1
     n_active_groups: int = 1
+    group_best: int = 1
     router_bias: bool = False
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    choice_bias: bool = False
+    shared_gate: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
@@ -156,12 +156,52 @@ class LatentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConvConfig:
+    """LFM2's layers without attention: a gated convolution over each token and the ``width`` - 1 before it."""
+
+    width: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaConfig:
+    """Qwen3-Next's layers without attention: a gated delta rule (arXiv 2412.06464) after a short convolution.
+
+    Each of ``n_key_heads`` heads of queries and keys serves n_value_heads / n_key_heads heads of values in turn.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.n_value_heads % self.n_key_heads:
+            raise ConfigError(f"{self.n_value_heads} value heads are not divisible by {self.n_key_heads} key heads")
+
+    @property
+    def key_size(self) -> int:
+        """Keys of all heads."""
+        return self.n_key_heads * self.key_dim
+
+    @property
+    def value_size(self) -> int:
+        """Values of all heads."""
+        return self.n_value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerKind:
-    """What sets one layer apart: the window it sees (None: everything), its positions, whether it has experts."""
+    """What sets one layer apart: the window it sees (None: everything), its positions, whether it has experts.
+
+    ``recurrent``: it has no attention, and keeps a state of fixed size.
+    """
 
     window: int | None
     rope: Rope | None
     experts: bool
+    recurrent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +212,15 @@ class ModelConfig:
     ``sliding_layers`` marks. Per-layer tuples hold one flag per layer; an empty one means every layer (no layer
     has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
     where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
-    declares. ``norm_offset`` is added to every stored RMSNorm weight. ``post_norms``: attention and MLP
-    results are normalised before they are added, too. ``sinks``: a learned score a head joins each softmax
-    and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
-    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). Raises ConfigError.
+    declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: a LayerNorm has one.
+    ``norm_weights`` False: norms only normalise. ``block``: what is normalised, the input of attention and MLP, what
+    they give, or both ("sandwich"); "parallel": both read the same input, through one or two ``parallel_norms``.
+    ``qk_norm_kind``: queries and keys are normalised head by head with one weight for all heads, with one for each
+    ("each", the kind of ``norm``), or over all heads together. ``residual_scale`` multiplies what a layer adds.
+    ``attention_gate``: what attention gives is weighed by a sigmoid. ``sinks``: a learned score per head joins each
+    softmax and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
+    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``recurrent``: what the layers that ``recurrent_layers``
+    marks have in place of attention. Raises ConfigError.
     """
 
     n_layers: int
@@ -189,7 +234,11 @@ class ModelConfig:
     norm: NormKind
     norm_eps: float
     norm_offset: float = 0.0
-    post_norms: bool = False
+    norm_bias: bool = True
+    norm_weights: bool = True
+    block: BlockKind = "pre"
+    parallel_norms: int = 1
+    residual_scale: float = 1.0
     positions: PositionKind
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
@@ -203,11 +252,15 @@ class ModelConfig:
     mlp_bias: bool
     head_bias: bool
     qk_norm: bool
+    qk_norm_kind: QKNormKind = "head"
     tied: bool
     attention_scale: float
     attention_softcap: float | None = None
+    attention_gate: bool = False
     logit_softcap: float | None = None
+    logit_scale: float = 1.0
     embed_scale: float = 1.0
+    embed_norm: bool = False
     sinks: bool = False
     swiglu_limit: float | None = None
     sliding_window: int | None = None
@@ -215,6 +268,8 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     expert_layers: tuple[bool, ...] = ()
     latent: LatentConfig | None = None
+    recurrent: ConvConfig | DeltaConfig | None = None
+    recurrent_layers: tuple[bool, ...] = ()
     eos_ids: tuple[int, ...] = ()
     bos_id: int | None = None
 
@@ -250,6 +305,29 @@ class ModelConfig:
             )
 
     @property
+    def post_norms(self) -> bool:
+        """Whether what attention and MLP give is normalised before it is added."""
+        return self.block in ("sandwich", "post")
+
+    @property
+    def rarity(self) -> str | None:
+        """What of this model only the layers of `engine.model.layers` know, for those who do without them."""
+        rare = {
+            "recurrent layers": self.recurrent is not None,
+            "attention and MLP side by side": self.block == "parallel",
+            "norms after the layers alone": self.block == "post",
+            "norms without weights": not self.norm_weights,
+            "norms of queries and keys over several heads": self.qk_norm and self.qk_norm_kind != "head",
+            "scaled residuals or logits": (self.residual_scale, self.logit_scale) != (1.0, 1.0),
+            "gated attention": self.attention_gate,
+            "a norm of the embeddings": self.embed_norm,
+            f"the activation {self.activation}": self.activation in ("relu2", "gelu_sigmoid"),
+            "experts chosen by sigmoid": self.experts is not None and self.experts.scoring == "sigmoid",
+            "a gated shared expert": self.experts is not None and self.experts.shared_gate,
+        }
+        return next((name for name, there in rare.items() if there), None)
+
+    @property
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.n_heads // self.n_kv_heads
@@ -257,12 +335,14 @@ class ModelConfig:
     def layer(self, index: int) -> LayerKind:
         """What sets layer ``index`` apart."""
         slides = self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[index])
+        recurrent = self.recurrent is not None and self.recurrent_layers[index]
         has_experts = self.experts is not None and (not self.expert_layers or self.expert_layers[index])
-        turns = self.positions == "rope" and (not self.rope_layers or self.rope_layers[index])
+        turns = self.positions == "rope" and not recurrent and (not self.rope_layers or self.rope_layers[index])
         return LayerKind(
-            window=self.sliding_window if slides else None,
+            window=self.sliding_window if slides and not recurrent else None,
             rope=self._rope(local=slides) if turns else None,
             experts=has_experts,
+            recurrent=recurrent,
         )
 
     def layers(self) -> tuple[LayerKind, ...]:
@@ -274,179 +354,3 @@ class ModelConfig:
         if local and self.local_rope_theta is not None:
             return Rope(theta=self.local_rope_theta, rotary_dim=dim)
         return Rope(theta=self.rope_theta, rotary_dim=dim, scaling=self.rope_scaling)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every weight a checkpoint must hold, by its Hugging Face name, in the order of the data's way.
-
-    The names are Llama's for every family (those of Gemma, Qwen-MoE and DeepSeek for what Llama lacks);
-    `engine.families` translates. A linear layer's weight is (outputs, inputs). Tied models have no
-    ``lm_head.weight``.
-    """
-    c = config
-    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
-    if c.positions == "learned":
-        shapes["model.embed_positions.weight"] = (c.max_positions, c.hidden_size)
-    for i in range(c.n_layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer_shapes(c, i).items()}
-    shapes |= _norm_shapes(c, "model.norm")
-    if not c.tied:
-        shapes["lm_head.weight"] = (c.vocab_size, c.hidden_size)
-    if c.head_bias:
-        shapes["lm_head.bias"] = (c.vocab_size,)
-    return shapes
-
-
-def n_parameters(config: ModelConfig) -> int:
-    """Parameters as a checkpoint stores them; a tied head is counted once."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
-
-
-def _layer_shapes(c: ModelConfig, layer: int) -> dict[str, Shape]:
-    shapes = _norm_shapes(c, "input_layernorm")
-    shapes |= _attention_shapes(c) if c.latent is None else _latent_shapes(c, c.latent)
-    shapes |= _norm_shapes(c, "post_attention_layernorm")
-    if c.post_norms:
-        shapes |= _norm_shapes(c, "pre_feedforward_layernorm")
-    if c.experts is not None and c.layer(layer).experts:
-        shapes |= _expert_shapes(c, c.experts)
-    else:
-        shapes |= _mlp_shapes(c, "mlp", c.intermediate_size)
-    return shapes | _norm_shapes(c, "post_feedforward_layernorm") if c.post_norms else shapes
-
-
-def _attention_shapes(c: ModelConfig) -> dict[str, Shape]:
-    q_size, kv_size = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    shapes = _linear_shapes("self_attn.q_proj", c.hidden_size, q_size, c.qkv_bias)
-    shapes |= _linear_shapes("self_attn.k_proj", c.hidden_size, kv_size, c.qkv_bias)
-    shapes |= _linear_shapes("self_attn.v_proj", c.hidden_size, kv_size, c.qkv_bias)
-    shapes |= _linear_shapes("self_attn.o_proj", q_size, c.hidden_size, c.o_bias)
-    if c.qk_norm:
-        shapes |= {"self_attn.q_norm.weight": (c.head_dim,), "self_attn.k_norm.weight": (c.head_dim,)}
-    return shapes | {"self_attn.sinks.weight": (c.n_heads,)} if c.sinks else shapes
-
-
-def _latent_shapes(c: ModelConfig, latent: LatentConfig) -> dict[str, Shape]:
-    query_size = c.n_heads * (latent.nope_dim + latent.rope_dim)
-    if latent.query_rank is None:
-        shapes = _linear_shapes("self_attn.q_proj", c.hidden_size, query_size, False)
-    else:
-        shapes = _linear_shapes("self_attn.q_a_proj", c.hidden_size, latent.query_rank, c.qkv_bias)
-        shapes |= {"self_attn.q_a_layernorm.weight": (latent.query_rank,)}
-        shapes |= _linear_shapes("self_attn.q_b_proj", latent.query_rank, query_size, False)
-    shapes |= _linear_shapes("self_attn.kv_a_proj_with_mqa", c.hidden_size, latent.width, c.qkv_bias)
-    shapes |= {"self_attn.kv_a_layernorm.weight": (latent.rank,)}
-    kv_size = c.n_heads * (latent.nope_dim + latent.value_dim)
-    shapes |= _linear_shapes("self_attn.kv_b_proj", latent.rank, kv_size, False)
-    return shapes | _linear_shapes("self_attn.o_proj", c.n_heads * latent.value_dim, c.hidden_size, c.o_bias)
-
-
-def _mlp_shapes(c: ModelConfig, name: str, inner: int) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for part in ("gate_proj", "up_proj") if c.gated_mlp else ("up_proj",):
-        shapes |= _linear_shapes(f"{name}.{part}", c.hidden_size, inner, c.mlp_bias)
-    return shapes | _linear_shapes(f"{name}.down_proj", inner, c.hidden_size, c.mlp_bias)
-
-
-def _expert_shapes(c: ModelConfig, experts: ExpertsConfig) -> dict[str, Shape]:
-    shapes = _linear_shapes("mlp.gate", c.hidden_size, experts.n_experts, experts.router_bias)
-    for i in range(experts.n_experts):
-        shapes |= _mlp_shapes(c, f"mlp.experts.{i}", experts.intermediate_size)
-    if experts.shared_size:
-        shapes |= _mlp_shapes(c, "mlp.shared_experts", experts.shared_size)
-    return shapes
-
-
-def _linear_shapes(name: str, inputs: int, outputs: int, bias: bool) -> dict[str, Shape]:
-    weight: dict[str, Shape] = {f"{name}.weight": (outputs, inputs)}
-    return weight | {f"{name}.bias": (outputs,)} if bias else weight
-
-
-def _norm_shapes(c: ModelConfig, name: str) -> dict[str, Shape]:
-    weight: dict[str, Shape] = {f"{name}.weight": (c.hidden_size,)}
-    return weight | {f"{name}.bias": (c.hidden_size,)} if c.norm == "layernorm" else weight
-
-
-# --- the assignment's names -------------------------------------------------------------------------
-
-# (assignment's name, ours); inside a layer both follow "layers.{i}."
-_REFERENCE_NAMES = (
-    ("token_embedding", "model.embed_tokens"),
-    ("pos_embedding", "model.embed_positions"),
-    ("attention.W_q", "self_attn.q_proj"),
-    ("attention.W_k", "self_attn.k_proj"),
-    ("attention.W_v", "self_attn.v_proj"),
-    ("attention.W_o", "self_attn.o_proj"),
-    ("feed_forward.fc1", "mlp.up_proj"),
-    ("feed_forward.fc2", "mlp.down_proj"),
-    ("norm1", "input_layernorm"),
-    ("norm2", "post_attention_layernorm"),
-    ("norm", "model.norm"),
-    ("output_projection", "lm_head"),
-)
-_FROM_REFERENCE = dict(_REFERENCE_NAMES)
-_TO_REFERENCE = {ours: theirs for theirs, ours in _REFERENCE_NAMES}
-_REFERENCE_LAYER = re.compile(r"layers\.(\d{1,5})\.(.+)")
-
-
-def is_reference(names: Mapping[str, object]) -> bool:
-    """Whether a state dict uses the assignment's names."""
-    return "token_embedding.weight" in names
-
-
-def from_reference_name(name: str) -> str:
-    """``layers.0.attention.W_q.weight`` -> ``model.layers.0.self_attn.q_proj.weight``; unknown: unchanged."""
-    match = _REFERENCE_LAYER.fullmatch(name)
-    prefix, rest = (f"model.layers.{match[1]}.", match[2]) if match else ("", name)
-    stem, _, kind = rest.rpartition(".")
-    return f"{prefix}{_FROM_REFERENCE[stem]}.{kind}" if stem in _FROM_REFERENCE else name
-
-
-def to_reference_name(name: str) -> str:
-    """The inverse of `from_reference_name`, for messages that speak of the file's own keys."""
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-    prefix, rest = (f"layers.{match[1]}.", match[2]) if match else ("", name)
-    stem, _, kind = rest.rpartition(".")
-    return f"{prefix}{_TO_REFERENCE[stem]}.{kind}" if stem in _TO_REFERENCE else name
-
-
-def config_from_reference(shapes: Mapping[str, Shape]) -> ModelConfig:
-    """The config that the shapes of an assignment-style state dict imply. Raises ConfigError.
-
-    One attention head of the full width with scale 1/sqrt(d_model); every size is read from a shape.
-    """
-    vocab_size, hidden_size = _matrix(shapes, "token_embedding.weight")
-    max_positions, _ = _matrix(shapes, "pos_embedding.weight")
-    intermediate_size, _ = _matrix(shapes, "layers.0.feed_forward.fc1.weight")
-    layers = {int(match[1]) for name in shapes if (match := _REFERENCE_LAYER.fullmatch(name))}
-    return ModelConfig(
-        n_layers=max(layers) + 1,
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=hidden_size,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        max_positions=max_positions,
-        norm="layernorm",
-        norm_eps=REFERENCE_NORM_EPS,
-        positions="learned",
-        activation="relu",
-        gated_mlp=False,
-        qkv_bias="layers.0.attention.W_q.bias" in shapes,
-        o_bias="layers.0.attention.W_o.bias" in shapes,
-        mlp_bias="layers.0.feed_forward.fc1.bias" in shapes,
-        head_bias="output_projection.bias" in shapes,
-        qk_norm=False,
-        tied="output_projection.weight" not in shapes,
-        attention_scale=1 / math.sqrt(hidden_size),
-    )
-
-
-def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
-    shape = shapes.get(name)
-    if shape is None:
-        raise ConfigError(f"the weight file has no {name}, which gives the model's sizes")
-    if len(shape) != 2:
-        raise ConfigError(f"{name} has shape {list(shape)}; expected a matrix")
-    return shape[0], shape[1]

@@ -14,9 +14,10 @@ from torch import Tensor
 from engine.errors import PromptError, Stopped
 from engine.model.block import make_block
 from engine.model.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
-from engine.model.config import LayerKind, ModelConfig, n_parameters, parameter_shapes
+from engine.model.config import LayerKind, ModelConfig
 from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm
 from engine.model.rotary import Rotary
+from engine.model.shapes import n_parameters, parameter_shapes
 
 
 class DecodeStep(Protocol):
@@ -56,7 +57,7 @@ class Decoder:
             make_block(config, weights, layer, kind=self.kinds.index(kind), linear=linear)
             for layer, kind in enumerate(kinds)
         ]
-        self.norm = Norm.of(weights, "model.norm", config.norm_eps, offset=config.norm_offset)
+        self.norm = Norm.of(weights, "model.norm", config)
         self.head = self._make_head(weights, linear)
         self.decode_step: DecodeStep | None = None
 
@@ -159,7 +160,8 @@ class Decoder:
                 x.add_(self.position_embedding[past : past + ids.size(1)])
             else:
                 x.add_(self.position_embedding[_row_positions(past, ids.size(1), cache.padding)])
-        return x.view(-1, self.config.hidden_size)
+        x = x.view(-1, self.config.hidden_size)
+        return self.norm(x) if self.config.embed_norm else x  # the last norm, which has no weights there
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), a fresh tensor."""
@@ -168,6 +170,8 @@ class Decoder:
     def _logits(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""
         logits = self.head(self.norm(x))
+        if self.config.logit_scale != 1.0:
+            logits.mul_(self.config.logit_scale)
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
@@ -253,7 +257,7 @@ def _row_positions(past: int, n_new: int, padding: Tensor) -> Tensor:
 
 def _seeing(kind: LayerKind) -> LayerKind:
     """What of a layer's kind its attention depends on."""
-    return replace(kind, experts=False)
+    return replace(kind, experts=False, recurrent=False)
 
 
 def _extend(table: Tensor, n_rows: int, seed: int) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: N tokens, D hidden size, E experts, k of them chosen for a token.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from engine.model.layers import MLP, Linear, LinearMaker, Weights
 
 
 class Experts:
-    """Takes the place of the MLP (Mixtral, Qwen3-MoE, DeepSeek-V2)."""
+    """Takes the place of the MLP (Mixtral, Qwen-MoE, DeepSeek)."""
 
     def __init__(
         self,
@@ -25,8 +27,10 @@ class Experts:
         self.config = experts
         self.router = Linear.of(weights, f"{name}.gate")  # never in a coarser format: a wrong choice is a leap
         self.experts = [MLP(config, weights, f"{name}.experts.{i}", linear=linear) for i in range(experts.n_experts)]
+        self.choice_bias = weights[f"{name}.gate.e_score_correction_bias"] if experts.choice_bias else None
         shared = f"{name}.shared_experts"
         self.shared = MLP(config, weights, shared, linear=linear) if experts.shared_size else None
+        self.shared_gate = Linear.of(weights, f"{name}.shared_expert_gate") if experts.shared_gate else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The experts' results weighed and summed, (N, D)."""
@@ -43,6 +47,8 @@ class Experts:
                 out.add_(self.experts[expert](x), alpha=weight)
         else:
             self._run_many(x, out, weights, chosen)
+        if self.shared is not None and self.shared_gate is not None:
+            return out.add_(self.shared(x).mul_(self.shared_gate(x).sigmoid()))
         return out if self.shared is None else self.shared.add_to(out, x)
 
     def _run_many(self, x: Tensor, out: Tensor, weights: Tensor, chosen: Tensor) -> None:
@@ -56,21 +62,26 @@ class Experts:
                 out.index_add_(0, tokens, self.experts[expert](x[tokens]).mul_(flat[entries, None]))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(weights, experts) of each token, both (N, k); the weights are softmax scores over all experts."""
+        """(weights, experts) of each token, both (N, k)."""
         c = self.config
         logits = self.router(x)
-        scores = logits.softmax(-1, dtype=torch.float32 if logits.dtype.itemsize == 2 else None)
+        if logits.dtype.itemsize == 2:
+            logits = logits.float()
+        scores = logits.softmax(-1) if c.scoring == "softmax" else logits.sigmoid()
+        ranked = scores if self.choice_bias is None else scores + self.choice_bias
         if c.n_groups > 1:
-            scores = _best_groups(scores, c)
-        weights, chosen = scores.topk(c.n_active, -1)
+            ranked = _best_groups(ranked, c)
+        chosen = ranked.topk(c.n_active, -1).indices
+        weights = scores.gather(-1, chosen)
         if c.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return (weights * c.scale).to(x.dtype), chosen
 
 
 def _best_groups(scores: Tensor, c: ExpertsConfig) -> Tensor:
-    """Scores (N, E) with those outside the best groups at 0; a group is as good as its best expert."""
+    """Scores (N, E) with those outside the best groups out of reach."""
     groups = scores.view(scores.size(0), c.n_groups, -1)
-    best = groups.amax(-1).topk(c.n_active_groups, -1).indices
+    worth = groups.topk(min(c.group_best, groups.size(-1)), -1).values.sum(-1)
+    best = worth.topk(c.n_active_groups, -1).indices
     kept = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter_(1, best, True)
-    return groups.masked_fill(~kept[..., None], 0.0).view_as(scores)
+    return groups.masked_fill(~kept[..., None], -math.inf).view_as(scores)

@@ -44,10 +44,10 @@ class LatentAttention:
         if latent.query_rank is not None:
             query = "q_b_proj"
             self.compress_query = linear(weights, f"{name}.q_a_proj")
-            self.query_norm = Norm.of(weights, f"{name}.q_a_layernorm", _NORM_EPS)
+            self.query_norm = Norm(weights[f"{name}.q_a_layernorm.weight"], None, _NORM_EPS)
         self.query = linear(weights, f"{name}.{query}")
         self.compress = linear(weights, f"{name}.kv_a_proj_with_mqa")
-        self.norm = Norm.of(weights, f"{name}.kv_a_layernorm", _NORM_EPS)
+        self.norm = Norm(weights[f"{name}.kv_a_layernorm.weight"], None, _NORM_EPS)
         both = weights[f"{name}.kv_b_proj.weight"].view(config.n_heads, latent.nope_dim + latent.value_dim, latent.rank)
         self.key_weight = both[:, : latent.nope_dim]  # (H, n, r)
         self.value_weight = both[:, latent.nope_dim :].transpose(1, 2)  # (H, r, v)

@@ -28,6 +28,10 @@ def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
     match kind:
         case "relu":
             return torch.relu_
+        case "relu2":
+            return lambda x: torch.relu_(x).square_()
+        case "gelu_sigmoid":
+            return lambda x: x.mul_((1.702 * x).sigmoid_())
         case "silu":
             return partial(F.silu, inplace=True)
         case "gelu":
@@ -94,21 +98,26 @@ def join(weights: Weights, *names: str) -> Tensor:
 
 
 class Norm:
-    """LayerNorm (with a bias) or RMSNorm (without) over the last dimension."""
+    """LayerNorm or RMSNorm over the last dimension. A LayerNorm has a bias, zeros where the model has none."""
 
-    __slots__ = ("bias", "eps", "shape", "signs", "twice", "weight")
+    __slots__ = ("bias", "centred", "eps", "shape", "signs", "twice", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    def __init__(
+        self, weight: Tensor | None, bias: Tensor | None, eps: float, *, width: int = 0, centred: bool | None = None
+    ) -> None:
+        """``weight`` None: a norm of ``width`` values without weights."""
         self.weight = weight
         self.bias = bias
         self.eps = eps
-        self.shape = (weight.size(-1),)
-        mirrored = bias is None and weight.device.type == "cpu"
-        self.twice = torch.stack((weight, weight)) if mirrored else None
-        self.signs = weight.new_tensor([[1.0], [-1.0]]) if mirrored else None
+        self.centred = bias is not None if centred is None else centred
+        self.shape = (width if weight is None else weight.size(-1),)
+        self.twice = self.signs = None
+        if not self.centred and weight is not None and weight.device.type == "cpu":
+            self.twice = torch.stack((weight, weight))
+            self.signs = weight.new_tensor([[1.0], [-1.0]])
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.bias is not None:
+        if self.centred:
             return torch.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         if self.twice is not None and self.signs is not None and x.dim() == 2 and x.size(0) == 1:
             # RMSNorm as the first half of a LayerNorm of (x, -x), whose mean is 0 and whose variance is x's mean
@@ -117,10 +126,16 @@ class Norm:
         return torch.rms_norm(x, self.shape, self.weight, self.eps)
 
     @classmethod
-    def of(cls, weights: Weights, name: str, eps: float, *, offset: float = 0.0) -> "Norm":
-        """The norm by name; ``offset`` is added to its stored weight (Gemma keeps w - 1)."""
+    def of(cls, weights: Weights, name: str, config: ModelConfig) -> "Norm":
+        """The norm by name, of the kind that the config asks for."""
+        centred = config.norm == "layernorm"
+        if not config.norm_weights:
+            return cls(None, None, config.norm_eps, width=config.hidden_size, centred=centred)
         weight = weights[f"{name}.weight"]
-        return cls(weight + offset if offset else weight, weights.get(f"{name}.bias"), eps)
+        if config.norm_offset:  # Gemma keeps w - 1
+            weight = weight + config.norm_offset
+        bias = weights[f"{name}.bias"] if centred and config.norm_bias else None
+        return cls(weight, torch.zeros_like(weight) if centred and bias is None else bias, config.norm_eps)
 
 
 class KindContext(NamedTuple):
@@ -159,7 +174,10 @@ class Attention:
         self.rotary_dim = config.rotary_dim if config.rotary_dim != config.head_dim else None
         self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
         self.output = linear(weights, f"{name}.o_proj")
-        self.qk_norm = _qk_norm(config, weights, name) if config.qk_norm else None
+        by_head = config.qk_norm and config.norm_weights and config.qk_norm_kind == "head"
+        self.qk_norm = _qk_norm(config, weights, name) if by_head else None
+        self.normalize = _rare_qk_norm(config, weights, name) if config.qk_norm and not by_head else None
+        self.gate = linear(weights, f"{name}.q_gate_proj") if config.attention_gate else None
         # (K, g, 1): a score of each query head that attends to nothing
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
@@ -181,11 +199,14 @@ class Attention:
         if self.qk_norm is not None:
             qk = heads[:, :, :n_turned]
             qk.copy_(torch.rms_norm(qk, (self.head_dim,), None, self.norm_eps)).mul_(self.qk_norm)
+        elif self.normalize is not None:
+            self.normalize(heads[:, :, :n_turned])
         if shared.cos is not None and shared.sin is not None:
             turned = heads[:, :, :n_turned]
             rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], shared.cos, shared.sin)
         keys, values = self._keys_values(heads, context, cache)
-        return self._attend(heads[:, :, : self.n_heads], keys, values, context)
+        mixed = self._attend(heads[:, :, : self.n_heads], keys, values, context)
+        return mixed if self.gate is None else mixed * self.gate(x).sigmoid()
 
     def _keys_values(self, heads: Tensor, context: ForwardContext, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """All keys and values in sight, each (B, K, S, h)."""
@@ -266,6 +287,28 @@ def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
     k = weights[f"{name}.k_norm.weight"].expand(config.n_kv_heads, -1)
     both = torch.cat((q, k))
     return both + config.norm_offset if config.norm_offset else both
+
+
+def _rare_qk_norm(config: ModelConfig, weights: Weights, name: str) -> Callable[[Tensor], None]:
+    """What normalises queries and keys side by side (B, T, H + K, h) in place: without weights, "each", or "all"."""
+    if not config.norm_weights:
+        return lambda qk: _overwrite(qk, torch.rms_norm(qk, (config.head_dim,), None, config.norm_eps))
+    q, k = weights[f"{name}.q_norm.weight"], weights[f"{name}.k_norm.weight"]
+    if config.qk_norm_kind == "each":
+        each = torch.cat((q, k))
+        norm = torch.layer_norm if config.norm == "layernorm" else torch.rms_norm
+        return lambda qk: _overwrite(qk, norm(qk, (config.head_dim,), eps=config.norm_eps) * each)
+
+    def all_heads(qk: Tensor) -> None:
+        parts = torch.split(qk, [config.n_heads, config.n_kv_heads], 2)
+        for part, weight in zip(parts, (q, k), strict=True):
+            _overwrite(part, torch.rms_norm(part.flatten(2), weight.shape, weight, config.norm_eps).view_as(part))
+
+    return all_heads
+
+
+def _overwrite(x: Tensor, values: Tensor) -> None:
+    x.copy_(values)
 
 
 class MLP:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engine.errors import OutOfMemory
 from engine.model.cache import Cache, CacheKind, make_cache
-from engine.model.config import ModelConfig, n_parameters
+from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.layers import Linear, LinearLike, Weights
+from engine.model.shapes import n_parameters
 from engine.parallel.group import Group, RankLost
 from engine.parallel.shard import Shard, ShardedWeights, shard_config
 

@@ -26,6 +26,10 @@ def check_tp(config: ModelConfig, tp: int) -> None:
     """Raise OptionError unless `tp` ranks can share the model in whole heads."""
     if not 1 <= tp <= MAX_RANKS:
         raise OptionError("tp", f"tp is {tp}; from 1 to {MAX_RANKS} ranks can be started")
+    if tp > 1 and config.qk_norm and config.qk_norm_kind != "head":
+        raise OptionError(
+            "tp", "queries and keys are normalised over several heads, which ranks do not share; use tp 1"
+        )
     if config.n_heads % tp:
         raise OptionError("tp", f"{config.n_heads} query heads are not divisible by {tp}; {_legal(config)}")
     kv = config.n_kv_heads

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import assets
 from engine.errors import OptionError
-from engine.model.config import ModelConfig, n_parameters
+from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.devices import pick_device
+from engine.model.shapes import n_parameters
 from engine.plain import one_line
 from engine.weights.chat import ChatTemplate
 from engine.weights.convert import DTYPES, Converted, Taken

@@ -12,14 +12,9 @@ from engine.errors import CheckpointError, ConfigError
 from engine.families.gguf import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
 from engine.families.registry import canonical_names, config_from_hf
-from engine.model.config import (
-    ModelConfig,
-    config_from_reference,
-    from_reference_name,
-    is_reference,
-    parameter_shapes,
-    to_reference_name,
-)
+from engine.model.config import ModelConfig
+from engine.model.reference import config_from_reference, from_reference_name, is_reference, to_reference_name
+from engine.model.shapes import parameter_shapes
 from engine.weights.chat import ChatTemplate, read_chat_template
 from engine.weights.gguf import read_gguf
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json

@@ -39,6 +39,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     }
     | EXPERTS,
+    "deepseek-v3": {
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 14,
+        "num_key_value_heads": 6,
+        "first_k_dense_replace": 1,
+    }
+    | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
+    | {"n_routed_experts": 6, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 0}
+    | EXPERTS,
+    "gemma": {"model_type": "gemma", "head_dim": 20},
+    "olmo2": {"model_type": "olmo2"},
+    "olmo3": {"model_type": "olmo3", "sliding_window": 16},
+    "granite": {"model_type": "granite", "residual_multiplier": 0.5},
+    "stablelm": {"model_type": "stablelm", "use_parallel_residual": True, "qk_layernorm": True},
+    "starcoder2": {"model_type": "starcoder2", "sliding_window": None},
+    "cohere": {"model_type": "cohere", "use_qk_norm": True},
+    "cohere2": {"model_type": "cohere2", "sliding_window": 16, "head_dim": 8},
+    "glm4": {"model_type": "glm4", "head_dim": 8},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 16},
+    "phi": {"model_type": "phi"},
+    "falcon": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 100},
+    "gpt-neox": {"model_type": "gpt_neox", "num_key_value_heads": 6},
+    "nanochat": {"model_type": "nanochat"},
+    "qwen2-moe": {"model_type": "qwen2_moe", "num_experts": 5, "shared_expert_intermediate_size": 14} | EXPERTS,
+    "lfm2": {"model_type": "lfm2", "full_attn_idxs": [2, 5], "block_multiple_of": 8},
+    "qwen3-next": {"model_type": "qwen3_next", "head_dim": 16, "num_experts": 5, "shared_expert_intermediate_size": 14}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5}
+    | EXPERTS,
 }
 
 

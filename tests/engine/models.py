@@ -64,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = PLAIN_VARIANTS | {
         "local_rope_theta": 100.0,
         "qk_norm": True,
         "norm_offset": 1.0,
-        "post_norms": True,
+        "block": "sandwich",
         "embed_scale": 4.0,
         "attention_softcap": 5.0,
         "logit_softcap": 30.0,

@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.registry import config_from_hf
-from engine.model.config import (
-    Llama3RopeScaling,
-    config_from_reference,
-    from_reference_name,
-    parameter_shapes,
-    to_reference_name,
-)
+from engine.model.config import Llama3RopeScaling
 from engine.model.decoder import Decoder, empty_weights
+from engine.model.reference import config_from_reference, from_reference_name, to_reference_name
+from engine.model.shapes import parameter_shapes
 from tests.engine import oracle
 from tests.engine.hf_configs import FAMILIES, document
 from tests.engine.models import llama_config
@@ -183,13 +179,19 @@ def test_kv_heads_are_not_guessed_for_families_whose_default_is_another() -> Non
         config_from_hf(hf(model_type="qwen2", num_key_value_heads=None))
 
 
+def test_numbers_in_other_spellings_are_read() -> None:
+    spelled = {"hidden_size": "4096", "num_attention_heads": 32.0, "rope_theta": "5e5", "eos_token_id": -1}
+    config = config_from_hf(LLAMA_3_8B | spelled)
+    assert (config.hidden_size, config.n_heads, config.rope_theta, config.eos_ids) == (4096, 32, 5e5, ())
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_size": -4}, "hidden_size is -4"),
-        ({"hidden_size": 4096.0}, "hidden_size is 4096.0"),
-        ({"hidden_size": "4096"}, "hidden_size is '4096'"),
+        ({"hidden_size": 4096.5}, "hidden_size is 4096.5"),
+        ({"hidden_size": "4096 wide"}, "hidden_size is '4096 wide'"),
         ({"vocab_size": True}, "vocab_size is True"),
         (
             {"num_attention_heads": 30},

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import CacheError, PromptError
-from engine.model.config import config_from_reference, from_reference_name, n_parameters, parameter_shapes
 from engine.model.decoder import Decoder, attention_mask, check_ids, empty_weights, random_weights
+from engine.model.reference import config_from_reference, from_reference_name
 from engine.model.rotary import rope_frequencies, rotate_
+from engine.model.shapes import n_parameters, parameter_shapes
 from tests.engine import oracle
 from tests.engine.models import VARIANTS, decoder, llama_config
 

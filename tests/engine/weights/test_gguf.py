@@ -18,16 +18,10 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from engine.compiled.step import unsupported
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.families.gguf_tokenizer import _SPLITS
-from engine.model.config import (
-    ExpertsConfig,
-    LatentConfig,
-    Llama3RopeScaling,
-    ModelConfig,
-    YarnRopeScaling,
-    n_parameters,
-)
+from engine.model.config import ExpertsConfig, LatentConfig, Llama3RopeScaling, ModelConfig, YarnRopeScaling
 from engine.model.decoder import Decoder, random_weights
 from engine.model.rotary import rope_frequencies
+from engine.model.shapes import n_parameters
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.gguf import read_gguf
 from tests.engine.gguf_files import write_gguf
@@ -161,7 +155,7 @@ def test_qwen3_is_not_reordered_and_keeps_its_norms(tmp_path: Path) -> None:
 def test_gemmas_norms_have_their_one_already(tmp_path: Path) -> None:
     """And its windows, caps and scale are read; the four norms of a layer are told apart."""
     config = small(
-        post_norms=True, norm_offset=1.0, activation="gelu_tanh", tied=True, embed_scale=math.sqrt(32),
+        block="sandwich", norm_offset=1.0, activation="gelu_tanh", tied=True, embed_scale=math.sqrt(32),
         attention_softcap=50.0, logit_softcap=30.0, sliding_window=4, sliding_layers=(True, False),
     )  # fmt: skip
     weights = random_weights(config)

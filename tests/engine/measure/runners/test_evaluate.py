@@ -21,8 +21,8 @@ from engine.measure.runners.evaluate import (
     load_cases,
     max_abs_error,
 )
-from engine.model.config import config_from_reference, from_reference_name
 from engine.model.decoder import Decoder
+from engine.model.reference import config_from_reference, from_reference_name
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine import oracle
 from tests.engine.reference import Reference

@@ -1,0 +1,36 @@
+"""EXAONE 4: norms after attention and MLP alone; in the large one a window in most layers, positions only there."""
+
+from typing import Any
+
+from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.model.config import ModelConfig
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults(
+        {"num_key_value_heads": 32, "rms_norm_eps": 1e-5, "sliding_window": 4096, "max_position_embeddings": 2048}
+    )
+    return common_config(raw, block="post", qk_norm=True, **_windows(raw))
+
+
+def _windows(raw: Keys) -> dict[str, Any]:
+    if raw.get("sliding_window") is None:
+        return {}
+    kinds = layer_types(raw) or _kinds(raw)
+    return {"rope_layers": tuple(kind == SLIDING for kind in kinds), **window_fields(raw, kinds)}
+
+
+def _kinds(raw: Keys) -> list[str]:
+    """Every fourth layer sees everything; or a pattern of letters, L for those with a window, the last one without."""
+    pattern, n_layers = raw.get("sliding_window_pattern"), n_layers_of(raw)
+    if isinstance(pattern, str) and pattern:
+        local = [pattern[i % len(pattern)] == "L" and i < n_layers - 1 for i in range(n_layers)]
+    else:
+        every = raw.count("sliding_window_pattern", 4)
+        local = [(i + 1) % every != 0 for i in range(n_layers)]
+    return [SLIDING if near else FULL for near in local]
+
+
+FAMILIES = {"exaone4": Family(config=_config)}

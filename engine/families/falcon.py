@@ -1,0 +1,68 @@
+"""Falcon: parallel layers through one norm or two, queries, keys and values in one matrix."""
+
+from collections.abc import Mapping
+
+from engine.errors import UnsupportedArchitecture
+from engine.families.common import common_config
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.families.tensors import renamed, split_groups
+from engine.model.config import ModelConfig
+from engine.weights.lazy import Stored
+
+
+def _config(raw: Keys) -> ModelConfig:
+    old = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_kv_heads": "n_head_kv"}
+    raw = Keys({**{new: raw.get(name) for new, name in old.items() if raw.get(name) is not None}, **raw.document})
+    if raw.flag("alibi", False):
+        raise UnsupportedArchitecture("config.json: alibi is true; positions by ALiBi are not supported")
+    heads, width = raw.count("num_attention_heads"), raw.count("hidden_size", raw.get("n_embed"))
+    grouped = raw.flag("new_decoder_architecture", False)
+    n_kv = raw.count("num_kv_heads", heads) if grouped or not raw.flag("multi_query", True) else 1
+    bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True) or grouped
+    norms = raw.optional_count("num_ln_in_parallel_attn") or (2 if grouped else 1)
+    names = {
+        "hidden_size": width,
+        "num_key_value_heads": n_kv,
+        "intermediate_size": raw.get("ffn_hidden_size") or 4 * width,
+        "hidden_act": raw.get("activation") or "gelu",
+    }
+    defaults = {"tie_word_embeddings": True, "max_position_embeddings": 2048}
+    return common_config(
+        Keys({**defaults, **raw.document, **names}),
+        norm="layernorm",
+        norm_eps=raw.positive("layer_norm_epsilon", 1e-5),
+        block="parallel" if parallel else "pre",
+        parallel_norms=norms if grouped else 1,
+        gated_mlp=False,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=bias,
+    )
+
+
+_PARTS = {
+    "self_attention.query_key_value": "self_attn.qkv_proj",
+    "self_attention.dense": "self_attn.o_proj",
+    "mlp.dense_h_to_4h": "mlp.up_proj",
+    "mlp.dense_4h_to_h": "mlp.down_proj",
+    "ln_attn": "input_layernorm",
+    "ln_mlp": "post_attention_layernorm",
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "post_attention_layernorm",
+}
+_ENDS = {"word_embeddings": "model.embed_tokens", "ln_f": "model.norm"}
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    out: dict[str, Stored] = {}
+    for theirs, stored in tensors.items():
+        name = renamed(theirs, _PARTS, _ENDS)
+        if ".self_attn.qkv_proj." in name:
+            out |= split_groups(name, stored, config)
+        else:
+            out[name] = stored
+    return out
+
+
+FAMILIES = {"falcon": Family(config=_config, tensors=_tensors)}

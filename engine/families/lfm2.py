@@ -1,0 +1,61 @@
+"""LFM2: short convolutions in most layers, attention in the others."""
+
+from collections.abc import Mapping
+
+from engine.families.common import FULL, common_config, layer_types, n_layers_of
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.families.tensors import renamed
+from engine.model.config import ConvConfig, ModelConfig
+from engine.weights.lazy import Stored
+
+_DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 128_000}
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults(_DEFAULTS | {"tie_word_embeddings": raw.flag("tie_embedding", True)})
+    kinds = layer_types(raw)
+    if kinds is None:
+        with_attention = raw.get("full_attn_idxs")
+        kinds = [FULL if with_attention is None or i in with_attention else "conv" for i in range(n_layers_of(raw))]
+    conv = ConvConfig(width=raw.count("conv_L_cache", 3), bias=raw.flag("conv_bias", False))
+    recurrent = tuple(kind != FULL for kind in kinds)
+    return common_config(
+        raw,
+        theta=1e6,
+        norm_eps=raw.positive("norm_eps", 1e-5),
+        qk_norm=True,
+        intermediate_size=_inner_size(raw),
+        recurrent=conv if any(recurrent) else None,
+        recurrent_layers=recurrent if any(recurrent) else (),
+    )
+
+
+def _inner_size(raw: Keys) -> int:
+    """Two thirds of what is stated, times a factor, up to a whole multiple; unless the config says not to."""
+    stated = raw.count("block_ff_dim", raw.get("intermediate_size"))
+    if not raw.flag("block_auto_adjust_ff_dim", True):
+        return stated
+    inner = int(raw.positive("block_ffn_dim_multiplier", 1.0) * int(2 * stated / 3))
+    multiple = raw.count("block_multiple_of", 256)
+    return -(-inner // multiple) * multiple
+
+
+_PARTS = {
+    "operator_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "self_attn.out_proj": "self_attn.o_proj",
+    "self_attn.q_layernorm": "self_attn.q_norm",
+    "self_attn.k_layernorm": "self_attn.k_norm",
+}
+_ENDS = {"model.embedding_norm": "model.norm"}
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    return {renamed(name, _PARTS, _ENDS): stored for name, stored in tensors.items()}
+
+
+FAMILIES = {"lfm2": Family(config=_config, tensors=_tensors)}

@@ -1,0 +1,50 @@
+"""OLMo 2 and 3: norms after attention and MLP alone, queries and keys normalised over all heads."""
+
+from typing import Any
+
+from engine.errors import UnsupportedArchitecture
+from engine.families.common import (
+    FULL,
+    SLIDING,
+    common_config,
+    head_dim_of,
+    layer_types,
+    n_layers_of,
+    rope_fields,
+    window_fields,
+)
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.families.rope import read_rope, read_scaling
+from engine.model.config import ModelConfig
+
+
+def _olmo2_config(raw: Keys, **changes: Any) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads"), "rms_norm_eps": 1e-5})
+    bias = raw.flag("attention_bias", False)
+    return common_config(raw, block="post", qk_norm=True, qk_norm_kind="all", qkv_bias=bias, o_bias=bias, **changes)
+
+
+def _olmo3_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"sliding_window": 4096, "max_position_embeddings": 2048})
+    kinds = layer_types(raw) or [SLIDING if (i + 1) % 4 else FULL for i in range(n_layers_of(raw))]
+    return _olmo2_config(raw, **_olmo3_rope(raw), **window_fields(raw, kinds))
+
+
+def _olmo3_rope(raw: Keys) -> dict[str, Any]:
+    """The scaling is that of the layers that see everything; those with a window turn by the plain base."""
+    head_dim = head_dim_of(raw, raw.count("hidden_size"), raw.count("num_attention_heads"))
+    both, theta = raw.section("rope_parameters"), 5e5
+    far = both.section(FULL) if both is not None else None
+    if far is None:
+        rope = read_rope(raw, theta=theta, rotary_dim=head_dim)
+        return {**rope_fields(rope), "local_rope_theta": rope.theta}
+    near = both.section(SLIDING) if both is not None else None
+    if near is not None and (near.get("rope_type") or "default") != "default":
+        raise UnsupportedArchitecture(f"{near.where}: type {near.get('rope_type')!r} is not supported in local layers")
+    rope = read_scaling(raw, far, far.positive("rope_theta", theta), rotary_dim=head_dim, aliases={})
+    local = near.positive("rope_theta", theta) if near is not None else theta
+    return {**rope_fields(rope), "local_rope_theta": local}
+
+
+FAMILIES = {"olmo2": Family(config=_olmo2_config), "olmo3": Family(config=_olmo3_config)}

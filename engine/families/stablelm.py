@@ -1,0 +1,48 @@
+"""StableLM: LayerNorm, partly rotated heads, and in the later ones norms of each head and parallel layers."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from engine.families.common import common_config, head_dim_of, partial_rope
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.model.config import ModelConfig
+from engine.weights.lazy import Stored, loaded
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads")})
+    head_dim = head_dim_of(raw, raw.count("hidden_size"), raw.count("num_attention_heads"))
+    return common_config(
+        raw,
+        norm="layernorm",
+        norm_eps=raw.positive("layer_norm_eps", 1e-5),
+        qkv_bias=raw.flag("use_qkv_bias", False),
+        qk_norm=raw.flag("qk_layernorm", False),
+        qk_norm_kind="each",
+        block="parallel" if raw.flag("use_parallel_residual", False) else "pre",
+        **partial_rope(raw, head_dim, share=0.25),
+    )
+
+
+_NORM = re.compile(r"(.+\.[qk])_layernorm\.norms\.(\d{1,5})\.weight")
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    """The norms of the heads, one tensor each, as one of shape (heads, h)."""
+    out: dict[str, Stored] = {}
+    norms: dict[str, dict[int, Stored]] = {}
+    for name, stored in tensors.items():
+        match = _NORM.fullmatch(name)
+        if match is None:
+            out[name] = stored
+        else:
+            norms.setdefault(f"{match[1]}_norm.weight", {})[int(match[2])] = stored
+    for name, heads in norms.items():
+        out[name] = torch.stack([loaded(heads[i]) for i in sorted(heads)])
+    return out
+
+
+FAMILIES = {"stablelm": Family(config=_config, tensors=_tensors)}

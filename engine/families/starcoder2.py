@@ -1,0 +1,35 @@
+"""StarCoder2: LayerNorm, biases everywhere, an MLP without a gate, windows."""
+
+from collections.abc import Mapping
+
+from engine.families.common import common_config, window_fields
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.families.tensors import renamed
+from engine.model.config import ModelConfig
+from engine.weights.lazy import Stored
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "num_key_value_heads": 2})
+    bias = raw.flag("use_bias", True)
+    return common_config(
+        raw,
+        norm="layernorm",
+        norm_eps=raw.positive("norm_epsilon", 1e-5),
+        gated_mlp=False,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=bias,
+        **window_fields(raw, None),
+    )
+
+
+_PARTS = {"mlp.c_fc": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    return {renamed(name, _PARTS, {}): stored for name, stored in tensors.items()}
+
+
+FAMILIES = {"starcoder2": Family(config=_config, tensors=_tensors)}
