@@ -17,6 +17,7 @@ ENGINE_COMMAND = "tui.headless.engine:run_engine_command"
 
 COMMANDS = {
     **calc_commands.COMMANDS,
+    "simulate": ("tui.headless.simulate:run_simulate", calc_commands.COMMANDS["simulate"][1]),
     "report": ("tui.report.command:run_report", "the complete write-up, as LaTeX or Markdown"),
 }
 """Those that are known without a look at the engine: a cold ``memory`` imports nothing of it."""

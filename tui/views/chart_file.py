@@ -18,7 +18,7 @@ _WIDTH, _HEIGHT = 760, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 92, 24, 62, 92
 _INSET = 14
 """Pixels between an axis and the first point."""
-_Y_TICKS = 8
+_X_TICKS, _Y_TICKS = 24, 8
 _COLOURS = ("#1f5fa8", "#b3432b", "#2f7d4f", "#8a5a00", "#6b4fa0", "#6b6b6b")
 _BLACK, _GREY = "#222", "#e4e4e4"
 
@@ -103,11 +103,17 @@ Place = Callable[[float], float]
 
 
 def _x_axis(chart: Chart, x: Place) -> Iterator[str]:
-    """The axis with a tick at every x that has a point; labels that would touch the one before are left out."""
+    """The axis with a tick at every x that has a point, at round ones where there are many.
+
+    Labels that would touch the one before are left out.
+    """
     bottom = _HEIGHT - _BOTTOM
     yield _segment(_LEFT, bottom, _WIDTH - _RIGHT, bottom, _BLACK)
     last = -inf
-    for value in sorted({x for series in chart.series for x, _ in series.points}):
+    values = sorted({x for series in chart.series for x, _ in series.points})
+    if len(values) > _X_TICKS:
+        values = ticks(chart.scales[0], count=_X_TICKS, doubling=chart.x.doubling)
+    for value in values:
         at, label = x(value), chart.x.tick(value)
         yield _segment(at, bottom, at, bottom + 5, _BLACK)
         if at - last > 4 + 8 * len(label):
