@@ -39,10 +39,15 @@ def count(config: dict[str, Any]) -> int:
 
 def _causal_model(config: Any) -> Any:
     """The class with a head; a few types have one that AutoModelForCausalLM does not list."""
+    import torch
     import transformers
 
     if config.model_type == "mistral4":
         return transformers.Mistral4ForCausalLM(config)
+    if config.model_type == "glm5_next_text":
+        bare = transformers.AutoModel.from_config(config)
+        bare.head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        return bare
     return transformers.AutoModelForCausalLM.from_config(config)
 
 

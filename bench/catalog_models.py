@@ -17,6 +17,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 from catalog_counts import count, counted_by
 
+from calc.errors import SourceError
 from calc.hf import spec_from_config
 from calc.model.layers import layers_document
 from calc.model.quantization import stored_weights
@@ -167,8 +169,9 @@ def stored_as(config: dict[str, Any]) -> dict[str, Any]:
     model = spec_from_config(config, name="x", source="x")
     assert stored_weights(kept, model, "x") == model.stored
     for trial in _shorter(kept):
-        if stored_weights(trial, model, "x") == model.stored:
-            return {"stored": trial}
+        with suppress(SourceError):  # a list cut so far that it names nothing
+            if stored_weights(trial, model, "x") == model.stored:
+                return {"stored": trial}
     return {"stored": kept}
 
 

@@ -6,6 +6,7 @@ checkpoint by the quantization_config that the method's own tools write (`calc.m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,23 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
         {"quant_method": "gptq", "bits": 4, "group_size": 128},
         "4 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
     ),
+    "gptq-int8": (
+        {"quant_method": "gptq", "bits": 8, "group_size": 128},
+        "8 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+    ),
+    "gptq-int3": (
+        {"quant_method": "gptq", "bits": 3, "group_size": 128},
+        "3 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+    ),
+    "auto-round": (
+        {"quant_method": "auto-round", "bits": 4, "group_size": 128},
+        "4 bits in groups of 128 with zero points (AutoRound)",
+    ),
+    "hqq": (
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+        "4 bits in groups of 64 with a scale and a zero point (HQQ)",
+    ),
+    "eetq": ({"quant_method": "eetq"}, "8 bits with a scale per row (EETQ)"),
     "nf4": (
         {**BNB_4BIT, "bnb_4bit_quant_type": "nf4"},
         "4 bits (bitsandbytes NF4, double quantization of the absmax)",
@@ -58,6 +76,10 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
         _compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=128),
         "4 bits in groups of 128 (llm-compressor W4A16)",
     ),
+    "w8a16": (
+        _compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
+        "8 bits with a scale per row (llm-compressor W8A16)",
+    ),
     "w8a8": (
         _compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
         "8 bits with a scale per row (llm-compressor W8A8)",
@@ -65,6 +87,10 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "fp8-dynamic": (
         _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
         "fp8 with a scale per row (llm-compressor FP8-dynamic)",
+    ),
+    "fp8-static": (
+        {"quant_method": "fp8", "activation_scheme": "static"},
+        "fp8 with a scale of each matrix and one of its inputs (AutoFP8, llm-compressor FP8)",
     ),
     "fp8-block": (
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
@@ -75,12 +101,21 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
 }
 """What the method's own tool writes into quantization_config when nothing else is asked of it; and that in words."""
 OTHER_NAMES: Mapping[str, str] = {
-    "q3_k": "Q3_K_M", "awq-int4": "awq", "awq_marlin": "awq", "gptq-int4": "gptq", "gptq_marlin": "gptq",
+    "q3_k": "Q3_K_M", "awq-int4": "awq", "awq-4bit": "awq", "int4-awq": "awq", "awq_marlin": "awq",
+    "gptq-int4": "gptq", "gptq-4bit": "gptq", "int4-gptq": "gptq", "gptq_marlin": "gptq", "gptq-8bit": "gptq-int8",
+    "int8-gptq": "gptq-int8", "gptq-3bit": "gptq-int3", "autoround-int4": "auto-round", "autoround-4bit": "auto-round",
+    "int4-autoround": "auto-round", "hqq-int4": "hqq", "hqq-4bit": "hqq", "fp8-per-tensor": "fp8-static",
+    "fp8-per-channel": "fp8-dynamic", "smoothquant": "w8a8", "int8-w8a16": "w8a16", "w8a16-int8": "w8a16",
     "bnb": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4", "bnb-nf4": "nf4", "qlora": "nf4", "bnb-fp4": "fp4",
     "w8a8-int8": "w8a8", "int8-w8a8": "w8a8", "int4-w4a16": "w4a16", "mlx": "mlx-4bit",
     "bnb-8bit": "llm.int8", "bnb-int8": "llm.int8", "llm_int8": "llm.int8",
 }  # fmt: skip
 """What people also call them."""
+
+
+EXL = re.compile(r"exl([23])(\d+(?:\.\d+)?)(?:bpw|bits?)?")
+"""An ExLlama file by its format and its bits per weight, as `format_key` leaves it: exl2-4.25bpw."""
+EXL_HEAD_BITS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +134,34 @@ def named_format(text: str) -> NamedFormat:
 
 def known_name(text: str) -> NamedFormat | None:
     """The one called `text`; None where there is none, or a format of one size is called so."""
-    found = _BY_KEY.get(format_key(text))
+    found = _BY_KEY.get(format_key(text)) or _exl_name(text)
     return None if found is None or known_format(text) is not None else NamedFormat(found)
 
 
+def _exl_name(text: str) -> str | None:
+    """The usual name of an ExLlama file of so many bits per weight.
+
+    >>> _exl_name("EXL3_4.0bpw"), _exl_name("exl2-4.25")
+    ('exl3-4bpw', 'exl2-4.25bpw')
+    """
+    found = EXL.fullmatch(format_key(text))
+    return f"exl{found[1]}-{float(found[2]):g}bpw" if found is not None and 1 <= float(found[2]) <= 8 else None
+
+
+def _checkpoint(name: str) -> tuple[Mapping[str, Any], str] | None:
+    """The quantization_config of a checkpoint by its usual name, and that in words; None for a mix."""
+    if name in CHECKPOINTS:
+        return CHECKPOINTS[name]
+    if not name.startswith("exl"):
+        return None
+    method, _, bits = name.removesuffix("bpw").partition("-")
+    config = {"quant_method": method, "bits": float(bits), "head_bits": EXL_HEAD_BITS}
+    return config, f"{bits} bits on average, and {EXL_HEAD_BITS} in the head (ExLlama{method[-1]})"
+
+
 def _unknown(text: str) -> QuantityError:
+    if format_key(text) in ("exl2", "exl3"):
+        return unknown_format(text, (), f"its size is its bits per weight: write {text.strip().lower()}-4.0bpw")
     if format_key(text).startswith("ud"):
         hint = "Unsloth's dynamic mixes follow no published rule: give the .gguf file itself as --model"
         return unknown_format(text, (), hint)
@@ -132,19 +190,20 @@ def weights_as(chosen: StorageFormat | NamedFormat, model: ModelSpec) -> Storage
     """The format that stores the weights of `model` as `chosen` says."""
     if isinstance(chosen, StorageFormat):
         return chosen
-    if chosen.name in CHECKPOINTS:
-        return _as_checkpoint(chosen.name, model)
+    if (checkpoint := _checkpoint(chosen.name)) is not None:
+        return _as_checkpoint(chosen.name, *checkpoint, model)
     return _as_mix(chosen.name, model)
 
 
-def _as_checkpoint(name: str, model: ModelSpec) -> StorageFormat:
+def _as_checkpoint(name: str, config: Mapping[str, Any], said: str, model: ModelSpec) -> StorageFormat:
     from calc.model.quantization import stored_weights
 
-    config, said = CHECKPOINTS[name]
     stored = stored_weights({"quantization_config": dict(config), "dtype": "bfloat16"}, model, name)
     assert stored is not None
     kept = "the embedding" if model.tied else "embedding, head"
     where = f"for the linear layers; {kept}, norms and routers stay in 16 bits"
+    if name.startswith("exl"):
+        where = "for the linear layers; the embedding and norms stay in 16 bits"
     if "quant_method" not in config:  # MLX
         where = "for every matrix, embedding, head and routers among them; norms stay in 16 bits"
     note = f"Weights as {name}: {said} {where}."

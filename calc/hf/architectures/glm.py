@@ -24,6 +24,7 @@ def _next_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size:
     """GLM-5.3: Kimi delta attention, sparse latent attention in every fourth layer, several residual streams."""
     reader.ignore("hc_sinkhorn_iters")
     own = reader.section("linear_attn_config") or reader
+    own.ignore("kda_layers", "full_attn_layers")  # layer_types lists them
     heads, head_dim = own.count("linear_num_heads", "num_heads"), own.count("linear_head_dim", "head_dim")
     kernel = own.count("linear_conv_kernel_dim", "short_conv_kernel_size")
     delta = KimiDelta(n_heads=heads, head_dim=head_dim, kernel=kernel, gate_rank=head_dim)
@@ -44,7 +45,7 @@ def _next_types(reader: Reader, n_layers: int) -> list[bool]:
     listed = reader.per_layer("layer_types", n_layers)
     if listed is None:
         return [i % 4 != 3 for i in range(n_layers)]
-    known = (LINEAR_TYPE, "indexed_attention", "full_attention")
+    known = (LINEAR_TYPE, "deepseek_sparse_attention", "indexed_attention", "full_attention")
     if unknown := [kind for kind in listed if kind not in known]:
         raise reader.fail(f"layer_types has {shown(unknown[0])}: kvscope knows {', '.join(known)}")
     return [kind == LINEAR_TYPE for kind in listed]

@@ -96,6 +96,11 @@ def _outer(reader: Reader) -> Outer:
             start = next_prime(start)
             table += start
         rows += -(-table // multiple) * multiple
+    if rows:
+        reader.notes.append(
+            f"embeddings of n-grams have {rows * width:,} parameters, counted as active; "
+            f"a token reads {n_tables * heads} rows"
+        )
     return Outer(_residual(reader, hidden_size, inject=False) + rows * width)
 
 

@@ -101,6 +101,27 @@ class TestCheckpoints:
             "mlx-4bit": everything // 2 + 4 * everything // 64 + 2 * 65 * 4096,
         }
 
+    def test_eight_and_three_bits(self):
+        order, rows = 4 * 32 * (6 * 4096 + 14336), 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+        found = {
+            name: weights_as(named_format(name), LLAMA).stored.total_bytes - 2 * REST
+            for name in ("gptq-8bit", "w8a16", "autoround", "fp8-static", "eetq", "exl3-4.0bpw", "EXL2_6")
+        }
+        assert found == {
+            "gptq-8bit": LINEAR + 2 * LINEAR // 128 + LINEAR // 128 + order,
+            "w8a16": LINEAR + 2 * rows + 16 * 224,
+            "autoround": LINEAR // 2 + 2 * LINEAR // 128 + LINEAR // 256,
+            "fp8-static": LINEAR + 8 * 224,
+            "eetq": LINEAR + 2 * rows,
+            "exl3-4.0bpw": LINEAR // 2 + 128256 * 4096 * 6 // 8 - 2 * 128256 * 4096,
+            "EXL2_6": LINEAR * 6 // 8 + 128256 * 4096 * 6 // 8 - 2 * 128256 * 4096,
+        }
+
+    @pytest.mark.parametrize("name", ["exl2", "EXL3"])
+    def test_an_exllama_file_needs_its_bits(self, name):
+        with pytest.raises(QuantityError, match=r"its size is its bits per weight: write exl[23]-4\.0bpw"):
+            parse_weights(name)
+
     def test_the_note_says_what_stays(self, capsys):
         notes = memory(capsys, "--weight-format", "awq")["notes"]
         assert any("embedding, head, norms and routers stay in 16 bits" in note for note in notes)

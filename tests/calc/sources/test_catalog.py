@@ -85,12 +85,16 @@ PRINTED = {
     "mistral-medium-3.5-128b": (128, 0, "docs.nvidia.com/nemo/automodel: 128B with its encoder"),
     "mistral-large-3-675b": (673, 39, "its model card, recalled: 673B, 39B active, and an encoder of 2.5B"),
     "nemotron-3-super-120b-a12b": (120, 12, "its name"),
+    "nemotron-3-ultra-550b-a55b-nvfp4": (550, 55, "its name"),
+    "gemma-4-12b": (12, 0, "its name"),
+    "glm-5.3-flash": (321, 18, "public notes: 321B-A18B with its encoder and multi-token prediction"),
+    "qwen3.8-flash-next": (176, 57, "public notes: 125B-A6B and 51B of n-grams, which count as active"),
     "nemotron-3.5-lightning-30b-a3b-nvfp4": (30, 3, "its name"),
 }
 
 
 def test_enough_models_and_devices():
-    assert len(models()) >= 147
+    assert len(models()) >= 157
     assert len(devices()) >= 141
 
 
@@ -212,6 +216,8 @@ PUBLISHED_BYTES = {
     "gpt-oss-120b": 65_248_815_744,
     "gpt-oss-20b": 13_761_264_768,  # also metadata.total_size of the published index
     "kimi-k3": 1_559_937_995_968,  # lablup/mlxcel#1331: 1.56 TB on disk
+    # MLPs of 124 layers in fp8 with a float32 scale per row, all else in 16 bits.
+    "llama-3.1-405b-fp8": 2 * 405_853_388_800 - 124 * (3 * 16_384 * 53_248 - 4 * (2 * 53_248 + 16_384)),
 }
 FLOAT32 = {
     *("gemma-2-2b", "gemma-2-9b", "olmo-2-7b", "olmo-2-32b", "exaone-3-7.8b"),
@@ -223,6 +229,8 @@ QUANTIZED = {
     "glm-5.1-fp8", "glm-5.2-fp8", "minimax-m2.5", "minimax-m2.7", "mimo-v2-flash", "qwen3-32b-fp8", "qwen3-30b-a3b-fp8",
     "qwen3-235b-a22b-fp8", "deepseek-v3.1", "deepseek-v4-flash", "deepseek-v4-pro", "kimi-k2.6", "minimax-m2",
     "mistral-small-4-119b", "mistral-medium-3.5-128b", "mistral-large-3-675b", "nemotron-3.5-lightning-30b-a3b-nvfp4",
+    "nemotron-3-super-120b-a12b-fp8", "nemotron-3-super-120b-a12b-nvfp4", "nemotron-3-ultra-550b-a55b-fp8",
+    "nemotron-3-ultra-550b-a55b-nvfp4", "gemma-4-31b-nvfp4", "glm-5.2-nvfp4",
 }  # fmt: skip
 
 
