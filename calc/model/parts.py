@@ -152,6 +152,7 @@ MAY_BE_ZERO = frozenset(
         "params",
         "state_elements",
         "top_k",
+        "conv_channels",
     )
 )
 

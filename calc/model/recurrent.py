@@ -292,12 +292,17 @@ class ShortConv(Recurrent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stated(_WithoutCache):
-    """A rarer recurrence, given by its counts: parameters and state, worked out where its config is read."""
+    """A rarer recurrence, given by its counts: parameters and state, worked out where its config is read.
+
+    Of the state the last `kernel` inputs of a convolution over `conv_channels` are a part, where it has one.
+    """
 
     kind: ClassVar[str] = "stated"
     label: str
     params: int
     state_elements: int
+    conv_channels: int = 0
+    kernel: int = 1
 
     def __post_init__(self) -> None:
         check_sizes(self)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from calc.errors import SpecError
 from calc.model.spec import ModelSpec
 
 if TYPE_CHECKING:
     from calc.model.layers import Mixer
 
 FULL, SLIDING, CHUNKED, LATENT, RECURRENT = "full", "sliding", "chunked", "latent", "recurrent"
+COMPRESSED = "compressed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class CacheLayers:
 
     Per token: n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and the
     `index_elements` of an indexer. Of a latent row the last `rope_dim` are rotary; without a latent cache its
-    `latent_heads` keep keys of `latent_head_dim`. `sparse`: an indexer picks what is read. Per sequence:
+    `latent_heads` keep keys of `latent_head_dim`. `sparse`: an indexer picks what is read. COMPRESSED: a row of key_dim
+    and its index key for every `ratio` tokens, made from them (`overlap`: and from those before). Per sequence:
     `state_elements` and the last inputs of a convolution over `conv_channels`; `mixer` names the recurrence, because
     state types differ.
     """
@@ -41,6 +42,8 @@ class CacheLayers:
     latent_head_dim: int = 0
     rope_dim: int = 0
     sparse: bool = False
+    ratio: int = 1
+    overlap: bool = False
 
 
 def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> tuple[CacheLayers, ...]:
@@ -74,13 +77,11 @@ def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
 
 def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     """What one mixer keeps; None where it reads another layer's cache."""
-    from calc.model.layers import Attention, Compressor, ExpandedLatent, Latent, Stated, WindowRow
+    from calc.model.layers import Attention, Compressor, ExpandedLatent, Latent, WindowRow
 
     if isinstance(mixer, Attention):
         if not mixer.keys:
             return None
-        if mixer.index_dim:
-            raise SpecError("layers", "how a server stores the keys of a block indexer is not known")
         kind = FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING
         return CacheLayers(
             kind=kind,
@@ -89,6 +90,7 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
             key_dim=mixer.head_dim,
             value_dim=mixer.value_dim,
             window=mixer.window,
+            index_elements=mixer.index_dim,
         )
     if isinstance(mixer, ExpandedLatent):
         key_dim = mixer.nope_dim + mixer.rope_dim
@@ -108,15 +110,26 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
             rope_dim=mixer.rope_dim,
             sparse=bool(mixer.index_heads or mixer.index_topk),
         )
-    if isinstance(mixer, WindowRow | Compressor):
-        raise SpecError("layers", "how a server stores the cache of compressed attention is not counted")
-    if isinstance(mixer, Stated):
-        raise SpecError("layers", f"how a server stores the state of a {mixer.label} layer is not known")
+    if isinstance(mixer, WindowRow):
+        return CacheLayers(kind=SLIDING, layers=1, key_dim=mixer.head_dim, window=mixer.window, mixer=mixer.kind)
+    if isinstance(mixer, Compressor):
+        return CacheLayers(
+            kind=COMPRESSED,
+            layers=1,
+            key_dim=mixer.head_dim,
+            index_elements=mixer.index_dim if mixer.index_heads else 0,
+            state_elements=mixer.state_elements,
+            mixer=mixer.kind,
+            ratio=mixer.ratio,
+            overlap=mixer.overlap,
+        )
     return _recurrent(mixer)
 
 
 def _recurrent(mixer: Any) -> CacheLayers:
     """A state of heads x head dimension x state (none of a short convolution), and the inputs of a convolution."""
+    from calc.model.layers import Stated
+
     channels = mixer.conv_channels
     state = mixer.state_elements - channels * mixer.kernel
     return CacheLayers(
@@ -125,5 +138,5 @@ def _recurrent(mixer: Any) -> CacheLayers:
         state_elements=state,
         conv_channels=channels,
         conv_kernel=mixer.kernel,
-        mixer=mixer.kind,
+        mixer=mixer.label if isinstance(mixer, Stated) else mixer.kind,
     )

@@ -42,7 +42,7 @@ def _m3_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: i
     if any(sparse):
         indexed = _m3_indexed(reader, full, hidden_size)
     else:
-        reader.ignore("index_n_heads", "index_head_dim")
+        reader.ignore("index_n_heads", "index_head_dim", "index_block_size", "index_topk_blocks")
     mixers: list[tuple[Mixer, ...]] = [(indexed,) if is_sparse else (full,) for is_sparse in sparse]
     return stack(reader, arch, hidden_size, mixers, feed_forwards(reader, arch, n_layers))
 
@@ -65,15 +65,20 @@ def _m3_indexed(reader: Reader, full: Attention, hidden_size: int) -> Attention:
     source = own if own is not None and legacy else reader
     heads = source.count("sparse_num_index_heads" if legacy else "index_n_heads")
     head_dim = source.count("sparse_index_dim" if legacy else "index_head_dim")
+    block = source.count("sparse_block_size" if legacy else "index_block_size")
+    blocks = source.count("sparse_topk_blocks" if legacy else "index_topk_blocks")
     indexer = hidden_size * (heads + 1) * head_dim + 2 * head_dim
-    return replace(full, index_dim=head_dim, extra_params=full.extra_params + indexer)
+    return replace(
+        full,
+        index_heads=heads,
+        index_dim=head_dim,
+        index_topk=blocks * block,
+        extra_params=full.extra_params + indexer,
+    )
 
 
-_M3_CHOICE = (
-    "index_block_size", "index_local_blocks", "index_topk_blocks", "sparse_attention_config.sparse_block_size",
-    "sparse_attention_config.sparse_topk_blocks",
-)  # fmt: skip
-"""How many blocks of tokens an indexer picks."""
+_M3_LOCAL = ("index_local_blocks",)
+"""Of the blocks that an indexer picks, those that it always picks."""
 
 ARCHITECTURES = (
     Architecture(
@@ -84,5 +89,5 @@ ARCHITECTURES = (
     ),
     Architecture(names=("minimax_text_01", "minimax_m1"), unused=("block_size",), layers=_lightning_layers),
     Architecture(names=("minimax_m2",), qk_norm="full", qk_key=("use_qk_norm", True)),
-    Architecture(names=("minimax_m3_vl_text", "minimax_m3"), unused=_M3_CHOICE, qk_norm="head", layers=_m3_layers),
+    Architecture(names=("minimax_m3_vl_text", "minimax_m3"), unused=_M3_LOCAL, qk_norm="head", layers=_m3_layers),
 )

@@ -97,9 +97,14 @@ def _mamba2(facts: Facts, block: Block, elements: int) -> Mixer:
 
 def _plamo2(facts: Facts, block: Block, elements: int) -> Mixer:
     """PLaMo 2: a Mamba whose steps are those of heads, not of channels."""
-    inner = block.columns("ssm_out")
-    state = inner * (facts.count("ssm.state_size") + block.columns("ssm_conv1d"))
-    return Stated(label="mamba with heads", params=elements, state_elements=state)
+    inner, kernel = block.columns("ssm_out"), block.columns("ssm_conv1d")
+    return Stated(
+        label="mamba with heads",
+        params=elements,
+        state_elements=inner * (facts.count("ssm.state_size") + kernel),
+        conv_channels=inner,
+        kernel=kernel,
+    )
 
 
 def _short_conv(facts: Facts, block: Block, elements: int) -> Mixer:
