@@ -52,9 +52,10 @@ def _forms(model: ModelSpec, layers: Layers) -> Iterator[str]:
             "and V are never built: the products that would build them act on queries and results instead."
             f"{' Expanded, K and V are built for every head, once per token.' if expanded else ''}"
         )
-    if any(read.index_heads for _, read in reads):
+    if indexed := [read for _, read in reads if read.index_heads]:
         most = max(read.chosen or 0 for _, read in reads)
-        yield f"An indexer scores every token with small keys in fp8; attention then reads {most:,} of them at most."
+        kept = "fp8" if indexed[0].index_element_bytes == 1 else "16 bits"
+        yield f"An indexer scores every token with small keys in {kept}; attention then reads {most:,} of them at most."
 
 
 def _listed(cost: LayersCost) -> str:

@@ -244,6 +244,7 @@ class Attention:
             chosen=self.index_topk or None,
             index_heads=self.index_heads,
             index_dim=self.index_dim,
+            index_element_bytes=2,
         )
 
     def rank_cache_elements(self, tp: int) -> int:

@@ -79,8 +79,8 @@ class Attended(NamedTuple):
 
     Of a token in the cache `kv_heads` x `token_elements` are read, once for all the queries that share them. A query
     sees the last `window` tokens (None: all of them; `chunked`: those of its own chunk), or `chosen` ones that an
-    indexer of `index_heads` x `index_dim` picks (an earlier layer's indexer where it has no heads). With a `ratio`
-    above 1, rows of so many tokens take the place of tokens.
+    indexer of `index_heads` x `index_dim` picks by keys of `index_element_bytes` (an earlier layer's indexer where it
+    has no heads). With a `ratio` above 1, rows of so many tokens take the place of tokens.
     """
 
     form: str
@@ -94,6 +94,7 @@ class Attended(NamedTuple):
     chosen: int | None = None
     index_heads: int = 0
     index_dim: int = 0
+    index_element_bytes: int = 1
     ratio: int = 1
 
     @property

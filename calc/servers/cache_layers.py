@@ -20,11 +20,11 @@ class CacheLayers:
     """`layers` layers that keep the same.
 
     Per token: n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and the
-    `index_elements` of an indexer. Of a latent row the last `rope_dim` are rotary; without a latent cache its
-    `latent_heads` keep keys of `latent_head_dim`. `sparse`: an indexer picks what is read. COMPRESSED: a row of key_dim
-    and its index key for every `ratio` tokens, made from them (`overlap`: and from those before). Per sequence:
-    `state_elements` and the last inputs of a convolution over `conv_channels`; `mixer` names the recurrence, because
-    state types differ.
+    `index_elements` of an indexer (`index_values` beside them: what llama.cpp allocates). Of a latent row the last
+    `rope_dim` are rotary; without a latent cache its `latent_heads` keep keys of `latent_head_dim`. `sparse`: an
+    indexer picks what is read. COMPRESSED: a row of key_dim and its index key for every `ratio` tokens, made from them
+    (`overlap`: and from those before). Per sequence: `state_elements` and the last inputs of a convolution over
+    `conv_channels`; `mixer` names the recurrence, because state types differ.
     """
 
     kind: str
@@ -34,6 +34,7 @@ class CacheLayers:
     value_dim: int = 0
     window: int | None = None
     index_elements: int = 0
+    index_values: int = 0
     state_elements: int = 0
     conv_channels: int = 0
     conv_kernel: int = 1

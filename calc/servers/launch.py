@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from calc.errors import CalcError
 from calc.model.spec import ModelSpec
+from calc.servers.cache_layers import COMPRESSED
 from calc.servers.llamacpp.builds import FLASH_WORDS, UNIFIED, build_of
 from calc.servers.records import ServerReport
 from calc.servers.serving import cache_of_checkpoint, quantized_online
@@ -74,6 +75,14 @@ def _vllm_cache(report: ServerReport) -> str | None:
     return "bfloat16" if asked is None and own not in (None, report.study.kv_format.name) else asked
 
 
+def _rows_block(report: ServerReport) -> int | None:
+    """Tokens of a block of compressed attention, which is counted with that of its kernels."""
+    from calc.servers.vllm_compressed import ROWS_BLOCK
+
+    mixers = (mixer for layer in report.study.model.groups for mixer in layer.mixers)
+    return ROWS_BLOCK if any(mixer.kind == "compressor" for mixer in mixers) else None
+
+
 def _vllm(report: ServerReport) -> list[str]:
     study, options = report.study, report.options
     guessed = f'{{"num_speculative_tokens": {options.speculative_tokens or 3}, "method": "mtp"}}'
@@ -86,7 +95,7 @@ def _vllm(report: ServerReport) -> list[str]:
             ("--gpu-memory-utilization", None if options.kv_pool_bytes else report.utilization),
             ("--max-num-batched-tokens", report.max_num_batched_tokens),
             ("--max-num-seqs", report.max_num_seqs),
-            ("--block-size", options.block_size),
+            ("--block-size", options.block_size or _rows_block(report)),
             ("--kv-cache-memory-bytes", options.kv_pool_bytes),
             ("--kv-cache-dtype", _vllm_cache(report)),
             ("--quantization", quantized_online(study)),
@@ -151,7 +160,8 @@ def _llamacpp(report: ServerReport) -> list[str]:
     flags = ["--flash-attn", "on"] if build >= FLASH_WORDS else ["--flash-attn"]
     flags += ["--no-kv-offload"] if options.kv_on_host else []
     flags += ["--swa-full"] if options.swa_full else []
-    flags += ["--kv-unified"] if slots > 1 and build >= UNIFIED else []  # one cache for all slots, as it is counted
+    shared = not any(group.kind == COMPRESSED for group in report.groups)  # else every slot has cells of its own
+    flags += ["--kv-unified"] if slots > 1 and build >= UNIFIED and shared else []  # one cache for all, as counted
     return ["llama-server", *words, *flags]
 
 

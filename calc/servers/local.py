@@ -13,7 +13,7 @@ from calc.errors import SpecError
 from calc.model.count import parameters
 from calc.model.spec import Study
 from calc.servers.budget import plain_bytes, visible_bytes
-from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.cache_layers import COMPRESSED, LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.servers.vllm_budget import forward_peak
 from calc.servers.weights import widest_dense
@@ -21,13 +21,15 @@ from calc.units import GIB
 
 CONTEXT_BYTES = int(0.5 * GIB)
 """A CUDA context with its kernels loaded."""
+AS_ACTIVATIONS = ("lightning attention", "compressor")
+"""What keeps its states in the type of the activations; others keep them in float32."""
 
 
 def row_bytes(layer: CacheLayers, each: int | Fraction) -> int:
-    """Bytes per token and layer, all heads."""
+    """Bytes per token (or row) and layer, all heads, the key of a block indexer among them."""
     if layer.kind == LATENT:
         return ceil(layer.key_dim * each)
-    return ceil(layer.n_kv_heads * (layer.key_dim + layer.value_dim) * each)
+    return ceil((layer.n_kv_heads * (layer.key_dim + layer.value_dim) + layer.index_elements) * each)
 
 
 def state_bytes(layer: CacheLayers, element_bytes: int) -> int:
@@ -56,7 +58,7 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     kept, each = cache_layers(model), study.kv_format.bytes_per_element
     heads = model.group_size if options.facts.repeated_kv else 1
     request = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in kept if k.kind != RECURRENT)
-    request += sum(k.layers * state_bytes(k, max(plain, 4)) for k in kept if k.kind == RECURRENT)
+    request += sum(k.layers * state_bytes(k, plain if k.mixer in AS_ACTIVATIONS else max(plain, 4)) for k in kept)
     if tp > 1 and any(k.n_kv_heads % tp for k in kept if k.kind not in (LATENT, RECURRENT)):
         raise SpecError("tp", f"transformers splits whole KV heads and repeats none: they are not divisible by TP {tp}")
     weights = -(-int(_model_bytes(study, plain)) // tp)
@@ -94,6 +96,8 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
 
 
 def _kept_tokens(layer: CacheLayers, length: int) -> int:
+    if layer.kind == COMPRESSED:
+        return length // layer.ratio
     return length if layer.window is None else min(length, max(1, layer.window - 1))
 
 

@@ -8,6 +8,7 @@ from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
 from calc.servers.idle_options import check_options
+from calc.servers.layouts import check_layouts
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.refusals import context_remark, refusal, tokens_remark
 from calc.servers.serving import cache_of_checkpoint, quantized_online
@@ -19,6 +20,7 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
 
     Raises SpecError for a parallelism that the server does not have, and for an option that changes nothing.
     """
+    check_layouts(study.model, options.engine, options.version)
     check_options(study, options)
     report = _counted(study, options)
     stored = (_online(study, options), _own_cache(study, options), _other_file(study))

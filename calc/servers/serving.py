@@ -28,9 +28,15 @@ def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cach
     if study.weight_format.bytes_per_element >= 4 and not weights_given and options.engine != "transformers":
         model = replace(study.model, stored=None) if study.model.stored is not None else study.model
         study = replace(study, model=model, weight_format=FORMATS["bf16"])
-    if not cache_given and (name := cache_of_checkpoint(options)):
+    if not cache_given and (name := cache_of_checkpoint(options) or _cache_of_model(study, options)):
         return replace(study, kv_format=FORMATS[name])
     return cache_as_weights(study, given=cache_given)
+
+
+def _cache_of_model(study: Study, options: ServerOptions) -> str | None:
+    """The one cache format that the server has for the model's attention, where there is one alone."""
+    compressed = any(mixer.kind == "compressor" for layer in study.model.groups for mixer in layer.mixers)
+    return "fp8" if compressed and options.engine == "vllm" else None
 
 
 def cache_of_checkpoint(options: ServerOptions) -> str | None:

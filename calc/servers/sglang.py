@@ -48,7 +48,7 @@ def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int 
     each: int | Fraction = attention_token_bytes(
         heads_per_rank=heads, key_dim=layer.key_dim, value_dim=layer.value_dim, kv_element_bytes=kv_element_bytes
     )
-    return ceil(each)
+    return ceil(each) + layer.index_elements * INDEX_ELEMENT_BYTES
 
 
 def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int) -> int:

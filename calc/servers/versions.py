@@ -42,6 +42,10 @@ VLLM_STATE_PER_SEQUENCE: Version = (0, 20)
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
 VLLM_UTILIZATION_92: Version = (0, 22)
+VLLM_STEPS_AT_ONCE: Version = (0, 26)
+"""Since, a window keeps the tokens of every step that is under way: two with asynchronous scheduling, the default."""
+VLLM_RUNNER_V2: Version = (0, 33)
+"""Since, a pipeline has one step more under way than it has stages."""
 VLLM_LARGEST_DEVICES: Version = (0, 28)
 LARGE_DEVICE_BYTES = 70 * GIB
 """From here on, but not on an A100, vLLM takes more tokens and sequences per step."""
@@ -93,6 +97,17 @@ def default_batched_tokens(version: Version, *, large: bool, memory_bytes: int =
     if version >= VLLM_LARGEST_DEVICES and memory_bytes >= LARGEST_DEVICE_BYTES:
         return 16_384
     return 8192 if large else 2048
+
+
+def steps_at_once(version: Version, pp: int) -> int:
+    """Steps that vLLM counts as under way when it sizes windows.
+
+    >>> steps_at_once((0, 25, 1), 1), steps_at_once((0, 26), 1), steps_at_once((0, 33), 2)
+    (1, 2, 3)
+    """
+    if version < VLLM_STEPS_AT_ONCE:
+        return 1
+    return pp + 1 if pp == 1 or version >= VLLM_RUNNER_V2 else pp
 
 
 def default_max_seqs(version: Version, *, large: bool) -> int:

@@ -13,9 +13,10 @@ from calc.explain.terms import Term, derive
 from calc.model.checks import partition_problem
 from calc.model.spec import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
-from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers, expanded
+from calc.servers.cache_layers import COMPRESSED, FULL, LATENT, RECURRENT, CacheLayers, cache_layers, expanded
 from calc.servers.expert_padding import padding_bytes
 from calc.servers.generations import BLACKWELL, generation
+from calc.servers.layouts import default_version
 from calc.servers.records import Band, ServerOptions, ServerReport
 from calc.servers.versions import (
     MEASURED_VLLM,
@@ -33,6 +34,7 @@ from calc.servers.versions import (
     default_utilization,
     is_large,
     parse_version,
+    steps_at_once,
 )
 from calc.servers.vllm_budget import (
     StepSetting,
@@ -74,10 +76,11 @@ class Resolved:
 
 def resolve(study: Study, options: ServerOptions) -> Resolved:
     """Defaults by version and device."""
-    text = options.version or MEASURED_VLLM
+    text = options.version or default_version("vllm", study.model)
     version, said = parse_version(text), []
     if options.version is None:
-        said.append(f"vLLM {text}: no version was given, and this one was measured part by part")
+        why = "this one was measured part by part" if text == MEASURED_VLLM else "older ones do not have this model"
+        said.append(f"vLLM {text}: no version was given, and {why}")
     total, visible = visible_bytes(study.device)
     said += [visible] if visible else []
     large = is_large(study.device.name, total)
@@ -154,7 +157,8 @@ def stage_cache_layers(
         return kept
     from dataclasses import replace
 
-    target = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), kept[-1])
+    whole = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), kept[-1])
+    target = next((k for k in kept if k.mixer == "window_row"), whole)
     return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in kept)
 
 
@@ -181,7 +185,7 @@ def _cache_setting(study: Study, options: ServerOptions, known: Resolved) -> Cac
         block_size=_block_size(study, options, known.version)[0],
         kv_element_bytes=study.kv_format.bytes_per_element,
         max_model_len=known.max_model_len,
-        max_num_batched_tokens=known.batched_tokens,
+        in_flight_tokens=known.batched_tokens * steps_at_once(known.version, options.pp),
         state_element_bytes=_state_element_bytes(options, known.plain),
         speculative_tokens=known.speculative_tokens,
         states_cached=options.prefix_caching_of_states,
@@ -249,8 +253,18 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         non_torch=non_torch,
         graphs=graphs,
         pool=derived if options.kv_pool_bytes is None else options.kv_pool_bytes,
-        shape=cache_shape(kept, _cache_setting(study, options, known)),
+        shape=_shape(kept, _cache_setting(study, options, known), known.version),
     )
+
+
+def _shape(kept: tuple[CacheLayers, ...], setting: CacheSetting, version: Version) -> CacheShape:
+    if any(layer.kind == COMPRESSED for layer in kept):
+        from calc.servers.vllm_compressed import compressed_shape
+
+        if setting.kv_element_bytes >= KEPT_PLAIN:
+            raise SpecError("kv_format", "vLLM keeps compressed attention in fp8 alone: --kv-format fp8")
+        return compressed_shape(kept, setting, version)
+    return cache_shape(kept, setting)
 
 
 def check_heads(study: Study, tp: int) -> None:
@@ -332,6 +346,11 @@ def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage
         )
     if known.speculative_tokens and options.speculative_tokens is None:
         said.append(f"{known.speculative_tokens} draft tokens per step: their number was not given")
+    if any(layer.kind == COMPRESSED for layer in vllm_layers(study, known.version)):
+        said.append(
+            "rows of 584 bytes as FlashMLA keeps them, index keys in fp8; the states of tokens without a row are in"
+            " pages of windows"
+        )
     if bound.shape.padding_layers:
         said.append(f"{bound.shape.padding_layers} padding layers make the groups equal")
     if n_stages > 1:

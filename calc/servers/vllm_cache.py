@@ -22,6 +22,8 @@ SCALE_GROUP = 128
 """fp8 elements of a sparse latent row that share a scale of 4 bytes."""
 INDEX_ROW_BYTES = 132
 """An indexer's row in vLLM: 128 fp8 elements and a scale of 4 bytes."""
+BLOCK_INDEX_BYTES = 2
+"""Per element of the key of an indexer that picks blocks: 16 bits, whatever the cache is in (MiniMax-M3)."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -70,11 +72,11 @@ def aligned_block_size(*, page_bytes: int, token_bytes: int, multiple: int = 16)
     return multiple * cdiv(page_bytes, multiple * token_bytes)
 
 
-def request_tokens(kind: str, window: int | None, *, max_model_len: int, max_num_batched_tokens: int) -> int:
+def request_tokens(kind: str, window: int | None, *, max_model_len: int, in_flight_tokens: int) -> int:
     """Tokens of a request that a layer of this kind may hold at once."""
     if window is None or kind in (FULL, LATENT):
         return max_model_len
-    kept = window + max_num_batched_tokens - (1 if kind == SLIDING else 0)
+    kept = window + in_flight_tokens - (1 if kind == SLIDING else 0)
     return min(kept, max_model_len)
 
 
@@ -107,14 +109,14 @@ class CacheShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSetting:
-    """What the layout depends on besides the layers."""
+    """What the layout depends on besides the layers. `in_flight_tokens`: those of the steps that run at once."""
 
     tp: int
     dcp: int
     block_size: int
     kv_element_bytes: int | Fraction
     max_model_len: int
-    max_num_batched_tokens: int
+    in_flight_tokens: int
     state_element_bytes: int
     speculative_tokens: int
     states_cached: bool
@@ -144,7 +146,7 @@ def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
         value_dim=layer.value_dim,
         kv_element_bytes=setting.kv_element_bytes,
     )
-    return ceil(each)
+    return ceil(each) + layer.index_elements * BLOCK_INDEX_BYTES
 
 
 def state_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
@@ -266,7 +268,7 @@ def request_blocks(spec: KvSpec, setting: CacheSetting) -> int:
         spec.kind,
         spec.window,
         max_model_len=setting.max_model_len,
-        max_num_batched_tokens=setting.max_num_batched_tokens,
+        in_flight_tokens=setting.in_flight_tokens,
     )
     if spec.kind == SLIDING:
         return cdiv(tokens, spec.block_tokens) + 1

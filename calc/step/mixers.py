@@ -28,8 +28,6 @@ from calc.step.operators import Amount, Kind, Operator, Pass, Phase
 if TYPE_CHECKING:
     from calc.model.layers import Mixer
 
-INDEX_ELEMENT_BYTES = 1
-"""Indexers keep their keys in fp8 (DeepSeek-V3.2; the scale of 128 elements is left out)."""
 STATE_ELEMENT_BYTES = 2
 """A state is kept as the cache is, but never in less (no server quantizes states)."""
 ROTATION_FLOPS = 3
@@ -92,7 +90,7 @@ def _indexer(read: Attended, count: int, work: Pass) -> Operator:
     queries = {"n_queries": work.queries, "index_heads": read.index_heads, "index_dim": read.index_dim}
     width = read.index_heads * read.index_dim
     moved = {"tokens": work.tokens, "elements": width, "element_bytes": work.element_bytes}
-    keys = {"index_dim": read.index_dim, "index_element_bytes": INDEX_ELEMENT_BYTES}
+    keys = {"index_dim": read.index_dim, "index_element_bytes": read.index_element_bytes}
     return Operator(
         name=f"indexer of {read.form}",
         kind=Kind.INDEX,

@@ -1,7 +1,9 @@
 """llama.cpp's cache: cells for all slots, allocated at once, layer by layer.
 
 llama-kv-cache.cpp (contiguous, n_ctx cells for all slots), llama-kv-cache-iswa.cpp (window x slots + one batch, padded
-to 256), llama-memory-recurrent.cpp (one state per slot, in float32).
+to 256), llama-memory-recurrent.cpp (one state per slot, in float32), llama-kv-cache-dsa.cpp, -msa.cpp and
+llama-memory-hybrid-idx.cpp (a cache for the keys of indexers), llama-kv-cache-dsv4.cpp (compressed rows, every slot
+with cells of its own). Held against what the build of October 2026 allocates for every architecture.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
+from typing import Any
 
 from calc.model.latent import Latent
 from calc.model.parts import LayerSpec
 from calc.model.spec import ModelSpec
-from calc.servers.cache_layers import FULL, LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.cache_layers import COMPRESSED, FULL, LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.llamacpp.builds import LATENT_CACHE, WINDOW_CACHE
 
 CELL_PADDING = 256
@@ -22,6 +25,8 @@ NO_WINDOW = frozenset(
     ("ministral", "mistral", "mixtral", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
 )
 """Classes whose window llama.cpp does not use: their layers keep the whole context."""
+OWN_CELLS = "window_row"
+"""Layers of which every slot has cells of its own: windows of rows, beside compressed ones."""
 
 Each = int | Fraction
 
@@ -52,9 +57,19 @@ class CacheShape:
 
     def cells_of(self, kept: CacheLayers) -> int:
         """Cells of one such layer."""
+        if kept.kind == COMPRESSED:
+            return self.slots * padded(-(-padded(self.context) // kept.ratio))
+        if kept.mixer == OWN_CELLS:
+            return self.slots * self._own_cells(kept)
         if kept.window is None or self.whole_windows:
             return self.cells
         return window_cells(kept.window, n_seq=self.slots, n_ubatch=self.ubatch, n_ctx=self.cells)
+
+    def _own_cells(self, kept: CacheLayers) -> int:
+        whole = padded(self.context)
+        if kept.window is None or self.whole_windows:
+            return whole
+        return window_cells(kept.window, n_seq=1, n_ubatch=self.ubatch, n_ctx=whole)
 
 
 def padded(n: int) -> int:
@@ -74,11 +89,24 @@ def window_cells(window: int, *, n_seq: int, n_ubatch: int, n_ctx: int) -> int:
 def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...], ...]:
     """What each layer keeps, bottom first; nothing where it reads another layer's cache."""
     known: dict[int, tuple[CacheLayers, ...]] = {}  # equal layers are one object
+    recurrent = any(mixer.state_elements for layer in model.groups for mixer in layer.mixers)
     for i, layer in enumerate(model.layers):
         if id(layer) not in known:
-            kept = cache_layers(model, i, i + 1)
-            known[id(layer)] = tuple(_as_kept(each, model, layer, build) for each in kept)
+            kept = [_as_kept(each, model, layer, build) for each in cache_layers(model, i, i + 1)]
+            known[id(layer)] = tuple(_with_index_values(each, layer, recurrent=recurrent) for each in kept)
     return tuple(known[id(layer)] for layer in model.layers)
+
+
+def _with_index_values(kept: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
+    """`kept` with the values that llama.cpp allocates beside the keys of an indexer, and that nothing reads.
+
+    Its cache for index keys is one more cache of the model, whose values have one head of the model's width: of
+    attention in blocks (llama_kv_cache_msa), and of a latent beside recurrent layers (llama_memory_hybrid_idx).
+    """
+    if not kept.index_elements or (kept.kind == LATENT) is not recurrent or kept.kind not in (FULL, LATENT):
+        return kept
+    mixer: Any = layer.mixers[0]
+    return replace(kept, index_values=mixer.kv_lora_rank if kept.kind == LATENT else mixer.value_dim)
 
 
 def _as_kept(kept: CacheLayers, model: ModelSpec, layer: LayerSpec, build: int) -> CacheLayers:
@@ -103,14 +131,15 @@ def _expanded(kept: CacheLayers, layer: LayerSpec) -> CacheLayers:
 
 def layer_bytes(kept: CacheLayers, shape: CacheShape) -> int:
     """Bytes of `kept.layers` such layers: states are float32, an indexer's keys are stored as K."""
+    state = kept.state_elements + kept.conv_channels * (kept.conv_kernel - 1)
+    states = kept.layers * shape.slots * state * STATE_BYTES
     if kept.kind == RECURRENT:
-        state = kept.state_elements + kept.conv_channels * (kept.conv_kernel - 1)
-        return kept.layers * shape.slots * state * STATE_BYTES
-    return kept.layers * shape.cells_of(kept) * sum(row_bytes(kept, shape))
+        return states
+    return states + kept.layers * shape.cells_of(kept) * sum(row_bytes(kept, shape))
 
 
 def row_bytes(kept: CacheLayers, shape: CacheShape) -> tuple[int, int]:
     """Bytes of K and of V in one cell of one layer; a latent is K alone."""
     keys = kept.n_kv_heads * kept.key_dim + kept.index_elements
-    values = 0 if kept.kind == LATENT else kept.n_kv_heads * kept.value_dim
+    values = (0 if kept.kind == LATENT else kept.n_kv_heads * kept.value_dim) + kept.index_values
     return ceil(keys * shape.key_bytes), ceil(values * shape.value_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from calc.errors import SpecError
 from calc.model.parts import Attention
@@ -10,6 +11,8 @@ from calc.sources.gguf.facts import Block, Facts, Undetermined
 
 HEADS, KV_HEADS = "attention.head_count", "attention.head_count_kv"
 SHARED_KV = "attention.shared_kv_layers"
+PICKED, BLOCK_SIZE = "attention.indexer.top_k", "attention.indexer.block_size"
+"""Blocks that an indexer picks, and their tokens; without a size it picks tokens."""
 KEEPS_FROM_START: Mapping[str, int] = {"gemma3n": 20}
 """Layers from the first on that have a cache of their own, where llama.cpp writes their number into its code."""
 
@@ -35,10 +38,21 @@ def attention(facts: Facts, block: Block, *, window: int | None, chunked: bool, 
             gated=queries == 2 * n_heads * head_dim,
             keys=not shared,
             values=not shared and (fused or "attn_v" in block),
-            index_dim=block.rows("indexer.k_proj") if "indexer.k_proj" in block else 0,
+            **_block_indexer(facts, block),
         )
     except SpecError as error:
         raise Undetermined(f"layer {i}: {error}") from None
+
+
+def _block_indexer(facts: Facts, block: Block) -> dict[str, Any]:
+    """Heads, width and tokens of an indexer that picks blocks; the width alone where the blocks are not stated."""
+    if "indexer.k_proj" not in block:
+        return {}
+    width, size, blocks = block.rows("indexer.k_proj"), facts.maybe(BLOCK_SIZE), facts.maybe(PICKED)
+    if not size or not blocks:
+        return {"index_dim": width}
+    heads = block.rows("indexer.q_proj") // width
+    return {"index_dim": width, "index_heads": heads, "index_topk": blocks * size}
 
 
 def heads(facts: Facts, layer: int) -> tuple[int, int]:

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
 from calc.model.latent import ExpandedLatent, Latent
-from calc.sources.gguf.attention import HEADS
+from calc.sources.gguf.attention import HEADS, PICKED
 from calc.sources.gguf.facts import Block, Facts, Undetermined
 from calc.sources.gguf.windows import WINDOW
 
 if TYPE_CHECKING:
     from calc.model.layers import Mixer
+
+POOLED = "attention.indexer.kpool"
+"""Tokens whose keys an indexer pools: what its top_k then counts is not known here."""
 
 
 def is_latent(block: Block) -> bool:
@@ -43,6 +46,7 @@ def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
             q_lora_rank=block.rows("attn_q_a") if low_rank else 0,
             index_heads=block.rows("indexer.proj") if indexed else 0,
             index_dim=block.rows("indexer.attn_k") if indexed else 0,
+            index_topk=0 if facts.maybe(POOLED) else facts.maybe(PICKED) or 0,
         )
     except SpecError as error:
         raise Undetermined(f"layer {block.index}: {error}") from None
@@ -82,8 +86,10 @@ def compressed(facts: Facts, block: Block) -> tuple[Mixer, ...]:
             ratio=block.rows("attn_compressor_ape"),
             overlap=block.rows("attn_compressor_kv") == 2 * head_dim,
             q_lora_rank=q_lora_rank,
+            read_heads=rows.n_heads,
             index_heads=heads,
             index_dim=block.rows("indexer.attn_q_b") // heads if heads else 0,
+            index_topk=(facts.maybe(PICKED) or 0) if heads else 0,
         )
     except SpecError as error:
         raise Undetermined(f"layer {block.index}: {error}") from None

@@ -1,0 +1,97 @@
+"""Which server keeps which rarer cache, and since when: what is not in this table is refused by name.
+
+Sources: models/deepseek_v4, models/minimax_m3 and layers/mamba of vLLM 0.19 to 0.33 and its list of models that were
+taken out; mem_cache/memory_pool.py of SGLang 0.5.23; modeling_deepseek_v4.py, modeling_minimax_m3_vl.py and
+modeling_minimax.py of transformers 5.23; llama-kv-cache-dsv4.cpp, -msa.cpp and llama-memory-recurrent.cpp of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from calc.errors import SpecError
+from calc.model.spec import ModelSpec
+from calc.servers.cache_layers import COMPRESSED, LATENT, RECURRENT, CacheLayers, cache_layers
+from calc.servers.llamacpp.builds import build_of
+from calc.servers.versions import MEASURED_VLLM, NEWEST, Version, parse_version
+
+
+class Since(NamedTuple):
+    """Versions that have a layout: from `first` on, before `gone`; None where there is no such end."""
+
+    first: Version | None = None
+    gone: Version | None = None
+
+    def has(self, version: Version | None) -> bool:
+        """Whether `version` has it; a server whose version does not matter has it."""
+        if version is None:
+            return True
+        return (self.first is None or version >= self.first) and (self.gone is None or version < self.gone)
+
+
+COMPRESSED_ROWS, BLOCK_INDEX = "the cache of compressed attention", "the keys of a block indexer"
+LIGHTNING = "the state of a lightning attention layer"
+ALWAYS = Since()
+KNOWN: Mapping[str, Mapping[str, Since]] = {
+    COMPRESSED_ROWS: {"vllm": Since((0, 20)), "transformers": ALWAYS, "llamacpp": Since((9510,))},
+    BLOCK_INDEX: {
+        "vllm": Since((0, 24)), "sglang": Since((0, 5, 20)), "transformers": ALWAYS, "llamacpp": Since((9510,)),
+    },
+    LIGHTNING: {"vllm": Since((0, 11), (0, 23)), "transformers": ALWAYS, "llamacpp": ALWAYS},
+    "the state of a RWKV layer": {"llamacpp": ALWAYS},
+    "the state of a mamba with heads layer": {"llamacpp": ALWAYS},
+}  # fmt: skip
+"""By what is kept: the servers that keep it. DeepSeek-V4 (pull request 24162) cannot be in llama.cpp before b9510; the
+oldest SGLang that was read and has MiniMax-M3 is 0.5.20."""
+USUAL = frozenset(("mamba1", "mamba2", "gated_delta", "kimi_delta", "conv"))
+"""Recurrences whose states every server keeps."""
+
+
+def check_layouts(model: ModelSpec, engine: str, version: str | None) -> None:
+    """Raise SpecError where it is not known how the server keeps what the model's layers keep."""
+    for what in _rarer(cache_layers(model)):
+        since = KNOWN.get(what, {}).get(engine)
+        if since is None:
+            raise SpecError("layers", f"how {engine} stores {what} is not known")
+        asked = version or default_version(engine, model)
+        if not since.has(_version(engine, asked)):
+            raise SpecError("engine_version", f"{engine} {asked} does not keep {what}: {_when(engine, since)}")
+
+
+def _rarer(kept: Sequence[CacheLayers]) -> list[str]:
+    found = {_what(layer): None for layer in kept}
+    return [what for what in found if what is not None]
+
+
+def _what(layer: CacheLayers) -> str | None:
+    if layer.kind == COMPRESSED:
+        return COMPRESSED_ROWS
+    if layer.kind == RECURRENT and layer.mixer not in USUAL:
+        return f"the state of a {layer.mixer} layer"
+    return BLOCK_INDEX if layer.index_elements and layer.kind != LATENT else None
+
+
+def default_version(engine: str, model: ModelSpec) -> str:
+    """The version that is taken where none is given: vLLM's measured one, or its newest where that lacks the model."""
+    newest = NEWEST.get(engine, "")
+    if engine != "vllm":
+        return newest
+    rarer = [KNOWN.get(what, {}).get(engine, ALWAYS) for what in _rarer(cache_layers(model))]
+    measured = parse_version(MEASURED_VLLM)
+    return MEASURED_VLLM if all(since.has(measured) for since in rarer) else newest
+
+
+def _version(engine: str, text: str) -> Version | None:
+    if engine == "llamacpp":
+        return (build_of(text or None),)
+    return parse_version(text) if text and engine != "transformers" else None
+
+
+def _when(engine: str, since: Since) -> str:
+    first = ".".join(map(str, since.first)) if since.first else ""
+    gone = ".".join(map(str, since.gone)) if since.gone else ""
+    build = "b" if engine == "llamacpp" else ""
+    if not gone:
+        return f"it came with {build}{first}" if build else f"ask for --engine-version {first} or later"
+    return f"it had it from {first} to before {gone}"
