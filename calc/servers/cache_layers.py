@@ -96,14 +96,13 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     if isinstance(mixer, ExpandedLatent):
         key_dim = mixer.nope_dim + mixer.rope_dim
         return CacheLayers(kind=FULL, layers=1, n_kv_heads=mixer.n_heads, key_dim=key_dim, value_dim=mixer.value_dim)
-    if isinstance(mixer, Latent) and mixer.window is not None:
-        raise SpecError("layers", "how a server stores a latent of the last tokens alone is not known")
     if isinstance(mixer, Latent):
         index = mixer.index_elements
         return CacheLayers(
             kind=LATENT,
             layers=1,
             key_dim=mixer.cache_elements,
+            window=mixer.window,
             index_elements=index,
             mixer="latent",
             latent_heads=mixer.n_heads,

@@ -31,6 +31,9 @@ class Since(NamedTuple):
 
 
 COMPRESSED_ROWS, BLOCK_INDEX = "the cache of compressed attention", "the keys of a block indexer"
+MIXED_INDEX, POOLED_INDEX = (
+    "the keys of a block indexer beside recurrent layers", "the keys of a latent's indexer beside recurrent layers",
+)  # fmt: skip
 LIGHTNING = "the state of a lightning attention layer"
 ALWAYS = Since()
 KNOWN: Mapping[str, Mapping[str, Since]] = {
@@ -38,6 +41,8 @@ KNOWN: Mapping[str, Mapping[str, Since]] = {
     BLOCK_INDEX: {
         "vllm": Since((0, 24)), "sglang": Since((0, 5, 20)), "transformers": ALWAYS, "llamacpp": Since((9510,)),
     },
+    MIXED_INDEX: {"transformers": ALWAYS, "llamacpp": Since((9510,))},
+    POOLED_INDEX: {"llamacpp": Since((9510,))},
     LIGHTNING: {"vllm": Since((0, 11), (0, 23)), "transformers": ALWAYS, "llamacpp": ALWAYS},
     "the state of a RWKV layer": {"llamacpp": ALWAYS},
     "the state of a mamba with heads layer": {"llamacpp": ALWAYS},
@@ -60,16 +65,23 @@ def check_layouts(model: ModelSpec, engine: str, version: str | None) -> None:
 
 
 def _rarer(kept: Sequence[CacheLayers]) -> list[str]:
-    found = {_what(layer): None for layer in kept}
+    recurrent = any(layer.kind == RECURRENT for layer in kept)
+    found = {_what(layer, recurrent=recurrent): None for layer in kept}
     return [what for what in found if what is not None]
 
 
-def _what(layer: CacheLayers) -> str | None:
+def _what(layer: CacheLayers, *, recurrent: bool) -> str | None:
     if layer.kind == COMPRESSED:
         return COMPRESSED_ROWS
-    if layer.kind == RECURRENT and layer.mixer not in USUAL:
-        return f"the state of a {layer.mixer} layer"
-    return BLOCK_INDEX if layer.index_elements and layer.kind != LATENT else None
+    if layer.kind == RECURRENT:
+        return None if layer.mixer in USUAL else f"the state of a {layer.mixer} layer"
+    if layer.kind == LATENT and layer.window is not None:
+        return "a latent of the last tokens alone"
+    if not layer.index_elements:
+        return None
+    if layer.kind == LATENT:
+        return POOLED_INDEX if recurrent else None
+    return MIXED_INDEX if recurrent else BLOCK_INDEX
 
 
 def default_version(engine: str, model: ModelSpec) -> str:

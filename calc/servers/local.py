@@ -26,9 +26,9 @@ AS_ACTIVATIONS = ("lightning attention", "compressor")
 
 
 def row_bytes(layer: CacheLayers, each: int | Fraction) -> int:
-    """Bytes per token (or row) and layer, all heads, the key of a block indexer among them."""
+    """Bytes per token (or row) and layer, all heads, the key of an indexer among them."""
     if layer.kind == LATENT:
-        return ceil(layer.key_dim * each)
+        return ceil((layer.key_dim + layer.index_elements) * each)
     return ceil((layer.n_kv_heads * (layer.key_dim + layer.value_dim) + layer.index_elements) * each)
 
 

@@ -135,3 +135,17 @@ def test_transformers_keeps_a_window_and_rows() -> None:
     rows = 43 * 127 * 512 + 21 * 16_384 * (512 + 128) + 20 * 512 * 512
     states = 21 * 2 * 4 * 2 * 2 * (512 + 128) + 20 * 128 * 2 * 512
     assert found.kv_request_bytes == 2 * (rows + states)
+
+
+def test_transformers_keeps_the_key_of_a_latent_indexer() -> None:
+    found = report(find_model("deepseek-v3.2"), context=4096, device="mi300x", engine="transformers")
+    assert found.kv_request_bytes == 4096 * 61 * (576 + 128) * 2
+
+
+def test_indexers_beside_recurrent_layers_are_known_to_llama_cpp_alone(tmp_path: Any) -> None:
+    for arch, words in (("qwen4exp", "a block indexer"), ("glm5-next", "a latent's indexer")):
+        model = load(tmp_path / f"{arch}.gguf", arch, LINES[arch])
+        with pytest.raises(
+            SpecError, match=f"how vllm stores the keys of {words} beside recurrent layers is not known"
+        ):
+            report(model, context=4096)
