@@ -37,6 +37,8 @@ class OnModel(Request, frozen=True, kw_only=True):
     """Tensor-parallel ranks, each a process of its own."""
     compile: CompileMode = "auto"
     """The compiled decode step: "auto" builds it in the background and uses it when ready, "on" waits for it."""
+    n_heads: int | None = None
+    """Attention heads of weights of the assignment's form, which do not say it; None: one."""
     device: Device = "auto"
     """Where it runs; "auto" takes a GPU where torch sees one. With tensor parallelism each rank has its own GPU."""
 
@@ -120,6 +122,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How fast this machine reads the model's weights; None where it was not measured (see `engine.measure.rates`)."""
     matmul_flops_per_s: float | None = None
     """How fast it multiplies a prefill's tokens with one of its matrices."""
+    notes: tuple[str, ...] = ()
+    """What people should know of how its files were read, one sentence each."""
     step_note: str = ""
     """Why decode steps run layer by layer; empty where they do not, or were asked to."""
     device: str = "cpu"

@@ -166,6 +166,8 @@ class _Printer:
             case Loaded():
                 self.model = event.model
                 self._progress.clear()  # tokens come next
+                for note in event.model.notes:
+                    self.remark(note)
                 if event.model.step_note:
                     self.remark(event.model.step_note)
             case EngineExited():

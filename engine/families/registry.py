@@ -30,6 +30,7 @@ from engine.families.family import Family
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
 from engine.weights.lazy import Stored
+from engine.weights.quantized import METHODS
 
 FAMILIES: dict[str, Family] = {
     **llama.FAMILIES,
@@ -62,28 +63,40 @@ def config_from_hf(document: object) -> ModelConfig:
     if not isinstance(document, dict):
         raise ConfigError("config.json must hold one JSON object")
     raw = Keys(document)
-    model_type = raw.text("model_type")
+    model_type = model_type_of(raw)
     family = FAMILIES.get(model_type)
     if family is None:
         raise UnsupportedArchitecture(
             f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(FAMILIES)}'
         )
-    if raw.get("quantization_config") is not None and not _is_widened(raw, family):
-        raise UnsupportedArchitecture(
-            "config.json has a quantization_config; the engine loads unquantised weights only"
-        )
+    _check_quantization(raw, family)
     return family.config(raw)
 
 
-def _is_widened(raw: Keys, family: Family) -> bool:
-    section = raw.section("quantization_config") if family.quantization else None
-    return section is not None and section.get("quant_method") in family.quantization
+def model_type_of(raw: Keys) -> str:
+    """The model_type; where there is none, that of the class in ``architectures``. Raises ConfigError."""
+    classes = raw.get("architectures")
+    if raw.get("model_type") is None and isinstance(classes, list) and classes:
+        wanted = str(classes[0]).removesuffix("ForCausalLM").removesuffix("LMHeadModel").lower()
+        found = next((name for name in FAMILIES if name.replace("_", "") == wanted), None)
+        if found is not None:
+            return found
+    return raw.text("model_type")
+
+
+def _check_quantization(raw: Keys, family: Family) -> None:
+    section = raw.section("quantization_config")
+    if section is None or (method := section.get("quant_method")) in (*METHODS, *family.quantization):
+        return
+    raise UnsupportedArchitecture(
+        f"config.json has a quantization_config of {method!r}; weights of {', '.join(METHODS)} are widened, no others"
+    )
 
 
 def canonical_names(tensors: Mapping[str, Stored], *, model_type: str, config: ModelConfig) -> dict[str, Stored]:
     """Tensors of a Hugging Face checkpoint under our names; views where possible. Unknown names are kept."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
     if config.tied:
-        kept.pop("lm_head.weight", None)
+        kept.pop("lm_head.weight", None)  # stored a second time
     family = FAMILIES.get(model_type)
     return kept if family is None or family.tensors is None else family.tensors(kept, config)

@@ -81,7 +81,15 @@ THREADS = Option(
     metavar="N",
     help="threads of torch (default: 1 for a small model)",
 )
-MODEL_OPTIONS = (MODEL, DTYPE, COMPILE, TP, DEVICE, THREADS)
+N_HEADS = Option(
+    name="n_heads",
+    flags=("--n-heads",),
+    field="n_heads",
+    read=int,
+    metavar="N",
+    help="attention heads of weights of the assignment's form (default 1)",
+)
+MODEL_OPTIONS = (MODEL, DTYPE, COMPILE, TP, DEVICE, THREADS, N_HEADS)
 """What every command takes that runs a model."""
 NEW_TOKENS = Option(
     name="new_tokens",

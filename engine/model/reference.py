@@ -51,26 +51,32 @@ def to_reference_name(name: str) -> str:
     return f"{prefix}{_TO_REFERENCE[stem]}.{kind}" if stem in _TO_REFERENCE else name
 
 
-def config_from_reference(shapes: Mapping[str, Shape]) -> ModelConfig:
+def config_from_reference(shapes: Mapping[str, Shape], *, n_heads: int = 1) -> ModelConfig:
     """The config that the shapes of an assignment-style state dict imply. Raises ConfigError.
 
-    One attention head of the full width with scale 1/sqrt(d_model); every size is read from a shape.
+    ``n_heads`` of them divide the width, one by default, each with scale 1/sqrt(head_dim); every other size is read
+    from a shape. Norms may lack their biases, or all their weights; a head that is missing is refused elsewhere.
     """
     vocab_size, hidden_size = _matrix(shapes, "token_embedding.weight")
     max_positions, _ = _matrix(shapes, "pos_embedding.weight")
     intermediate_size, _ = _matrix(shapes, "layers.0.feed_forward.fc1.weight")
+    if n_heads < 1 or hidden_size % n_heads:
+        raise ConfigError(f"the width {hidden_size} is not divisible by {n_heads} heads")
+    norms = [name for name in shapes if name.partition(".")[0] == "norm" or ".norm1." in name or ".norm2." in name]
     layers = {int(match[1]) for name in shapes if (match := _REFERENCE_LAYER.fullmatch(name))}
     return ModelConfig(
         n_layers=max(layers) + 1,
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=hidden_size,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=hidden_size // n_heads,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         vocab_size=vocab_size,
         max_positions=max_positions,
         norm="layernorm",
         norm_eps=REFERENCE_NORM_EPS,
+        norm_bias=any(name.endswith(".bias") for name in norms),
+        norm_weights=bool(norms),
         positions="learned",
         activation="relu",
         gated_mlp=False,
@@ -79,8 +85,8 @@ def config_from_reference(shapes: Mapping[str, Shape]) -> ModelConfig:
         mlp_bias="layers.0.feed_forward.fc1.bias" in shapes,
         head_bias="output_projection.bias" in shapes,
         qk_norm=False,
-        tied="output_projection.weight" not in shapes,
-        attention_scale=1 / math.sqrt(hidden_size),
+        tied=False,
+        attention_scale=1 / math.sqrt(hidden_size // n_heads),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.errors import EngineError
+from engine.errors import EngineError, OptionError
 from engine.measure.options import check_ranks, check_threads
 from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache import cache_bytes
@@ -175,13 +175,16 @@ def _load(request: OnModel, watch: Watch) -> _Held:
     key, start_ns = _key(request), time.perf_counter_ns()
     path, dtype = model_path(request.model), request.dtype
     if request.tp > 1:
+        if request.n_heads is not None:
+            raise OptionError("n_heads", "n-heads is for one process; use tp 1")
         from engine.parallel.launch import load_parallel  # torch.distributed
 
         loaded = load_parallel(
             path, dtype=dtype, device=request.device, tp=request.tp, threads=request.threads, watch=watch
         )
     else:
-        loaded = load_checkpoint(path, dtype=dtype, device=pick_device(request.device), watch=watch)
+        device = pick_device(request.device)
+        loaded = load_checkpoint(path, dtype=dtype, device=device, watch=watch, n_heads=request.n_heads)
     synchronize(loaded.decoder.device)
     return _Held(key=key, model=loaded, load_ns=time.perf_counter_ns() - start_ns)
 
@@ -193,7 +196,8 @@ def model_path(model: str | None) -> Path | None:
 
 def _key(request: OnModel) -> tuple[object, ...]:
     """What makes two requests mean the same model: the same path, unchanged since, dtype, device and ranks."""
-    path, how = model_path(request.model), (request.dtype, pick_device(request.device).type, request.tp)
+    path, device = model_path(request.model), pick_device(request.device).type
+    how = (request.dtype, device, request.tp, request.n_heads)
     if path is None:
         return (BUNDLED, *how)
     try:
@@ -239,6 +243,7 @@ def model_info(
         rank_weight_bytes=getattr(decoder, "rank_weight_bytes", None),
         has_chat=model.chat is not None and model.tokenizer is not None,
         step_note=step_note,
+        notes=model.notes,
         read_bytes_per_s=rates.read_bytes_per_s if rates is not None else None,
         matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
         cache_dtype=str(decoder.dtype).removeprefix("torch."),

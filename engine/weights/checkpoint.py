@@ -41,6 +41,8 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None = None
+    notes: tuple[str, ...] = ()
+    """What people should know of how the file was read, one sentence each."""
     weight_format: str | None = None
     """int8 or int4 where linear layers are kept so; None: in the decoder's dtype."""
 
@@ -67,6 +69,7 @@ def load_checkpoint(
     make: MakeDecoder = Decoder,
     select: Select | None = None,
     watch: Watch | None = None,
+    n_heads: int | None = None,
 ) -> LoadedModel:
     """Load a .pt, .safetensors, .gguf or model folder; None or "bundled": the model shipped with the engine.
 
@@ -75,15 +78,15 @@ def load_checkpoint(
     as stored, but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: see
     `engine.model.devices.pick_device`.
     ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
-    converted. ``watch`` counts the bytes of the file as the decoder takes them. Raises CheckpointError, OptionError,
-    and Stopped when the watch says so.
+    converted. ``n_heads``: of weights of the assignment's form, which do not say it (1). ``watch`` counts the bytes of
+    the file as the decoder takes them. Raises CheckpointError, OptionError, and Stopped when the watch says so.
     """
     bundled = path is None or str(path) == BUNDLED
     watch = watch or Watch()
     location = assets.path("model") if bundled else locate(str(path), watch)
     target = device if isinstance(device, torch.device) else pick_device(device)
     _map_large_blocks()
-    source = read_source(location)
+    source = read_source(location, n_heads=n_heads)
     return_freed_memory()  # a vocabulary's texts
     watch.begin(sum(map(file_bytes, source.weights.values())))
     with _one_thread():
@@ -97,6 +100,7 @@ def load_checkpoint(
         decoder=decoder,
         tokenizer=source.tokenizer,
         chat=source.chat,
+        notes=source.notes,
         weight_format=dtype if dtype in QUANTIZED else None,
     )
 

@@ -4,27 +4,33 @@ Reads .pt, safetensors, GGUF and Hugging Face folders. Every fault of a file bec
 that names the file, what is wrong and what was expected.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.errors import CheckpointError, ConfigError
+from engine.errors import CheckpointError, ConfigError, OptionError
 from engine.families.gguf import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
-from engine.families.registry import canonical_names, config_from_hf
+from engine.families.keys import Keys
+from engine.families.registry import canonical_names, config_from_hf, model_type_of
 from engine.model.config import ModelConfig
 from engine.model.reference import config_from_reference, from_reference_name, is_reference, to_reference_name
 from engine.model.shapes import parameter_shapes
+from engine.weights.arrays import read_npz
 from engine.weights.chat import ChatTemplate, read_chat_template
+from engine.weights.folder import is_part, read_folder, read_parts
 from engine.weights.gguf import read_gguf
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
-from engine.weights.lazy import Stored, StoredTensor, read_safetensors
+from engine.weights.lazy import Stored, read_safetensors
 from engine.weights.local_models import is_gguf
+from engine.weights.names import check_extra, is_buffer, plain_names, reference_names, some
 from engine.weights.pt import read_pt
+from engine.weights.quantized import widened
 from engine.weights.tokenizer import Tokenizer
 
-_PT_SUFFIXES = (".pt", ".pth", ".bin")
-_NAMES_SHOWN = 3
+_PT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_ZIP_OR_PICKLE = (b"PK", b"\x80")
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +41,40 @@ class Source:
     weights: Mapping[str, Stored]
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None
+    notes: tuple[str, ...] = ()
+    """What people should know of how the file was read, one sentence each."""
 
 
-def read_source(location: Path) -> Source:
-    """What a file or folder holds. Raises CheckpointError, ConfigError, TokenizerError."""
-    return _read_gguf(location) if is_gguf(location) else _read_other(location)
+def read_source(location: Path, *, n_heads: int | None = None) -> Source:
+    """What a file or folder holds. ``n_heads``: of a state dict of the assignment's form, which does not say it.
+
+    Raises CheckpointError, ConfigError, TokenizerError, OptionError.
+    """
+    if is_gguf(location):
+        if n_heads is not None:
+            raise OptionError("n_heads", "n-heads is for weights of the assignment's form; this model states its heads")
+        return _read_gguf(location)
+    return _read_other(location, n_heads)
 
 
-def _read_other(location: Path) -> Source:
-    folder, tensors = _read(location)
-    config, model_type = _read_config(folder, tensors)
+def _read_other(location: Path, n_heads: int | None) -> Source:
+    folder, stored = _read(location)
+    tensors = reference_names(plain_names(stored))
+    config, document = _read_config(folder, tensors, n_heads)
+    weights, note = _canonical(tensors, config, document, location)
     return Source(
         config=config,
-        weights=_canonical(tensors, config, model_type, location),
+        weights=weights,
         tokenizer=_read_tokenizer(folder),
         chat=read_chat_template(folder),
+        notes=tuple(each for each in (note, _norm_note(config, document)) if each),
     )
+
+
+def _norm_note(config: ModelConfig, document: Keys | None) -> str:
+    if document is not None or config.norm_bias:
+        return ""
+    return "the norms have no biases; they are taken as LayerNorm, which subtracts the mean"
 
 
 def _read_gguf(location: Path) -> Source:
@@ -69,52 +93,47 @@ def _read(path: Path) -> tuple[Path, Mapping[str, Stored]]:
     if path.name == "config.json":
         path = path.parent
     if path.is_dir():
-        return path, _read_folder(path)
+        return path, read_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    if is_part(path):
+        return path.parent, read_parts(path)
+    return path.parent, _reader_of(path)(path)
+
+
+def _reader_of(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
+    """By the suffix; without one that is known, by the first bytes. Raises CheckpointError."""
     if path.suffix == ".safetensors":
-        return path.parent, read_safetensors(path)
+        return read_safetensors
+    if path.suffix == ".npz":
+        return read_npz
     if path.suffix in _PT_SUFFIXES:
-        return path.parent, read_pt(path)
+        return read_pt
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    if start.startswith(_ZIP_OR_PICKLE):
+        return read_pt
+    if start[8:] == b"{":
+        return read_safetensors
     raise CheckpointError(
         f"{path} is not a weight file this engine reads; use .pt, .safetensors, .gguf or a Hugging Face folder"
     )
 
 
-def _read_folder(folder: Path) -> Mapping[str, Stored]:
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():
-        return read_safetensors(whole)
-    if index.exists():
-        tensors: dict[str, StoredTensor] = {}
-        for shard in _shards(index):
-            tensors |= read_safetensors(folder / shard)
-        return tensors
-    if (folder / "pytorch_model.bin").exists():
-        return read_pt(folder / "pytorch_model.bin")
-    raise CheckpointError(f"{folder} holds no weights: no model.safetensors, its index.json or pytorch_model.bin")
-
-
-def _shards(index: Path) -> Sequence[str]:
-    """File names in an index; they must be plain names, so that it cannot point outside its folder."""
-    document = read_json(index, CheckpointError, max_bytes=MAX_CONFIG_BYTES)
-    files = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(files, dict) or not files:
-        raise CheckpointError(f"{index} has no weight_map")
-    names = sorted({str(name) for name in files.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f'{index} names "{name}"; expected a .safetensors file beside it')
-    return names
-
-
 # --- config and weights against each other ----------------------------------------------------------------
 
 
-def _read_config(folder: Path, tensors: Mapping[str, Stored]) -> tuple[ModelConfig, str | None]:
-    """The config, and the model_type whose weight names are to be translated (None: the assignment's model)."""
+def _read_config(folder: Path, tensors: Mapping[str, Stored], n_heads: int | None) -> tuple[ModelConfig, Keys | None]:
+    """The config, and the config.json it comes from (None: the assignment's model)."""
     if is_reference(tensors):
-        return config_from_reference({name: tuple(t.shape) for name, t in tensors.items()}), None
+        return config_from_reference(
+            {name: tuple(t.shape) for name, t in tensors.items()}, n_heads=1 if n_heads is None else n_heads
+        ), None
+    if n_heads is not None:
+        raise OptionError("n_heads", "n-heads is for weights of the assignment's form; this model states its heads")
     path = folder / "config.json"
     if not path.exists():
         raise ConfigError(
@@ -124,7 +143,7 @@ def _read_config(folder: Path, tensors: Mapping[str, Stored]) -> tuple[ModelConf
     document = read_json(path, ConfigError, max_bytes=MAX_CONFIG_BYTES)
     config = config_from_hf(document)
     config = replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + _generation_eos(folder))))
-    return config, str(document["model_type"]) if isinstance(document, dict) else None
+    return config, Keys(document) if isinstance(document, dict) else None
 
 
 def _generation_eos(folder: Path) -> tuple[int, ...]:
@@ -144,17 +163,21 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _canonical(
-    tensors: Mapping[str, Stored], config: ModelConfig, model_type: str | None, path: Path
-) -> dict[str, Stored]:
-    """Tensors by our names, checked to be exactly those the config asks for. Raises CheckpointError."""
-    reference = model_type is None
-    if model_type is None:
-        ours = {from_reference_name(name): t for name, t in tensors.items()}
-    else:
-        ours = canonical_names(tensors, model_type=model_type, config=config)
-    implied = "the other weights imply" if reference else "config.json implies"
-    _check_shapes(ours, config, path, implied=implied, shown=to_reference_name if reference else str)
-    return ours
+    tensors: Mapping[str, Stored], config: ModelConfig, document: Keys | None, path: Path
+) -> tuple[dict[str, Stored], str]:
+    """Tensors by our names, checked to be those the config asks for, and a note on what was left out."""
+    if document is None:
+        ours = {from_reference_name(name): t for name, t in tensors.items() if not is_buffer(name, t)}
+        left = some([name for name, t in tensors.items() if is_buffer(name, t)])
+        _check_shapes(ours, config, path, implied="the other weights imply", shown=to_reference_name)
+        return ours, f"left out, because they are no weights: {left}" if left else ""
+    wide = widened(tensors, document.section("quantization_config"))
+    ours = canonical_names(wide, model_type=model_type_of(document), config=config)
+    expected = parameter_shapes(config)
+    extra = {name: ours.pop(name) for name in list(ours) if name not in expected}
+    note = check_extra(extra, expected, config.n_layers, str(path))
+    _check_shapes(ours, config, path, implied="config.json implies")
+    return ours, note
 
 
 def _check_shapes(
@@ -168,15 +191,11 @@ def _check_shapes(
     expected = parameter_shapes(config)
     missing = [shown(name) for name in expected if name not in ours]
     if missing:
-        raise CheckpointError(f"{path} lacks {_some(missing)}")
+        head = "; a head that is not stored is not taken as tied to the embeddings" if missing == [shown(_HEAD)] else ""
+        raise CheckpointError(f"{path} lacks {some(missing)}{head}")
     extra = [shown(name) for name in ours if name not in expected]
     if extra:
-        raise CheckpointError(f"{path} holds weights that this model does not have: {_some(extra)}")
+        raise CheckpointError(f"{path} holds weights that this model does not have: {some(extra)}")
     for name, shape in expected.items():
         if tuple(ours[name].shape) != shape:
             raise CheckpointError(f"{path}: {shown(name)} has shape {list(ours[name].shape)}; {implied} {list(shape)}")
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,5 +1,6 @@
 """Reading a JSON file that a user named: bounded, and refused in one sentence."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,23 @@ def read_json(path: Path, error: type[InputError], *, max_bytes: int = _MAX_BYTE
         size = path.stat().st_size
         if size > max_bytes:
             raise error(f"{path} is {size:,} bytes; at most {max_bytes:,} are read")
-        document: object = msgspec.json.decode(path.read_bytes())
+        document = _decoded(path.read_bytes())
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"{path} is not JSON: {reason}") from None
+    return document
+
+
+def _decoded(data: bytes) -> object:
+    """JSON, and what Python's writers make of it: NaN and Infinity, and a mark of the byte order."""
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        if not data.startswith(b"\xef\xbb\xbf") and not any(word in data for word in (b"NaN", b"Infinity")):
+            raise
+    try:
+        document: object = json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from None
     return document

@@ -186,6 +186,8 @@ def _check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
+    if start == b"version ":
+        raise ValueError("it is a pointer of Git LFS, not the weights; fetch them with git lfs pull")
     header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
         raise ValueError(f"its header would be {header_bytes:,} bytes in a file of {size:,}")

@@ -1,4 +1,4 @@
-"""Tensors of .pt files. Nothing in them is executed."""
+"""Tensors of .pt files, and of pickles of arrays. Nothing in them is executed."""
 
 import re
 import warnings
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.weights.arrays import MAX_PICKLE_BYTES, NotArrays, unpickle
 
-_MAX_PICKLE_BYTES = 64 << 20  # the index of a .pt: a few hundred bytes per tensor
+_WRAPPERS = ("model_state_dict", "state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 
 
 def read_pt(path: Path) -> dict[str, Tensor]:
-    """Tensors of a torch.save file: only tensors and plain containers load. Raises CheckpointError."""
+    """Tensors of a torch.save file: only tensors, arrays and plain containers load. Raises CheckpointError."""
     try:
         path.open("rb").close()
     except OSError as error:
@@ -26,11 +27,11 @@ def read_pt(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # about old formats; what matters is refused below
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
-        raise CheckpointError(f"{path} {_pickle_fault(str(error))}") from None
+        document = _arrays(path, str(error))
     except CheckpointError:
         raise
-    except Exception:  # a damaged file fails anywhere inside torch.load, in any way
-        raise CheckpointError(f"{path} is damaged or not a PyTorch weight file") from None
+    except Exception as error:  # a damaged file fails anywhere inside torch.load, in any way
+        document = _arrays(path, str(error))
     return _state_dict(document, path)
 
 
@@ -42,27 +43,77 @@ def _check_zip(path: Path) -> bool:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(f"{path} holds compressed entries, which torch.save never makes; refused")
-            if entry.filename.endswith(".pkl") and entry.file_size > _MAX_PICKLE_BYTES:
+            if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES:
                 raise CheckpointError(f"{path} holds a pickle of {entry.file_size:,} bytes; refused")
     return True
 
 
-def _pickle_fault(message: str) -> str:
-    forbidden = re.search(r"GLOBAL ([\w.]+)", message)
-    if forbidden:
-        return f"is not a plain weight file: it asks to call {forbidden[1]}; refused, nothing was executed"
-    return "is damaged or not a PyTorch weight file"
+def _arrays(path: Path, fault: str) -> object:
+    """The document of a pickle of arrays; for any other, the refusal that torch's ``fault`` stands for."""
+    named = re.search(r"GLOBAL ([\w.]+)", fault)
+    if named and not named[1].startswith(("numpy.", "_codecs.")):
+        raise CheckpointError(f"{path} {_refusal(named[1])}")
+    try:
+        document = _unpickled(path)
+    except NotArrays as error:
+        raise CheckpointError(f"{path} {_refusal(str(error))}") from None
+    except Exception:  # a damaged file fails anywhere, in any way
+        document = None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} is damaged or not a PyTorch weight file")
+    return document
+
+
+def _unpickled(path: Path) -> object:
+    if not zipfile.is_zipfile(path):
+        if path.stat().st_size > MAX_PICKLE_BYTES:
+            return None
+        with path.open("rb") as file:
+            return unpickle(file)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(name) as entry:
+            return unpickle(entry)
+
+
+def _refusal(name: str) -> str:
+    return f"is not a plain weight file: it asks to call {name}; refused, nothing was executed"
 
 
 def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
-    for wrapper in ("model_state_dict", "state_dict"):
-        if isinstance(document, dict) and isinstance(document.get(wrapper), dict):
-            document = document[wrapper]
+    while (inner := _inside(document, path)) is not None:
+        document = inner
     if not isinstance(document, dict) or not document:
         raise CheckpointError(f"{path} holds no state dict (a dictionary of names and tensors)")
+    tensors: dict[str, Tensor] = {}
+    any_weights = any(isinstance(value, Tensor) for value in document.values())
     for name, value in document.items():
+        if any_weights and isinstance(value, int | float | str | None):
+            continue  # a step or a date beside the weights
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: the entry {name!r} is not a tensor with a name")
         if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: {name} claims more elements than the file stores; refused")
-    return dict(document)
+        tensors[name] = value
+    return tensors
+
+
+def _inside(document: object, path: Path) -> object | None:
+    """The state dict that a training script has put into a larger dictionary; None where this is it already."""
+    if not isinstance(document, dict):
+        return None
+    inner = {key: value for key, value in document.items() if isinstance(value, dict) and _has_tensors(value)}
+    for wrapper in _WRAPPERS:
+        if wrapper in inner:
+            return inner[wrapper]
+    if not inner or any(isinstance(value, Tensor) for value in document.values()):
+        return None
+    if len(inner) > 1:
+        raise CheckpointError(f"{path} holds several state dicts ({', '.join(map(str, inner))}); save one alone")
+    return next(iter(inner.values()))
+
+
+def _has_tensors(document: dict[object, object]) -> bool:
+    return any(isinstance(value, Tensor) for value in document.values()) or any(
+        isinstance(document.get(wrapper), dict) for wrapper in _WRAPPERS
+    )

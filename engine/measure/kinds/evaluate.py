@@ -8,7 +8,7 @@ import msgspec
 
 from engine.errors import OptionError
 from engine.measure.measurement import Measurement, PlainTable, plain_document
-from engine.measure.options import DEVICE, DTYPE, MODEL_HELP, Option
+from engine.measure.options import DEVICE, DTYPE, MODEL_HELP, N_HEADS, Option
 from engine.records import Device, DType, MeasurementFinished, Request, RowMeasured
 from engine.text import plural
 
@@ -183,6 +183,7 @@ OPTIONS = (
     ),
     DTYPE,
     DEVICE,
+    N_HEADS,
 )
 
 

@@ -1,0 +1,88 @@
+"""Which files of a folder hold a model's weights: one file, or the parts that an index or their names tell."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engine.errors import CheckpointError
+from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
+from engine.weights.lazy import Stored, read_safetensors
+from engine.weights.pt import read_pt
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_ADAPTER = "adapter_model.safetensors"
+_SHOWN = 3
+
+
+def read_folder(folder: Path) -> Mapping[str, Stored]:
+    """Tensors of a Hugging Face folder by the file's names. Raises CheckpointError."""
+    for whole in _WHOLE:
+        if (folder / whole).exists():
+            return _read(folder, [whole])
+        if (folder / f"{whole}.index.json").exists():
+            return _read(folder, _indexed(folder / f"{whole}.index.json"))
+    numbered = sorted(path for path in folder.glob("*-of-*") if _PART.fullmatch(path.name))
+    if numbered:
+        return _read(folder, parts_of(next((p for p in numbered if p.name.startswith("model-")), numbered[0])))
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != _ADAPTER)
+    if len(others) == 1:
+        return _read(folder, others)
+    if others:
+        raise CheckpointError(
+            f"{folder} holds {len(others)} weight files ({', '.join(others[:_SHOWN])}) and none is model.safetensors; "
+            "name the one to read"
+        )
+    if (folder / _ADAPTER).exists():
+        raise CheckpointError(f"{folder} holds an adapter alone; merge it into its model first")
+    raise CheckpointError(f"{folder} holds no weights: no model.safetensors, pytorch_model.bin, nor an index of parts")
+
+
+def read_parts(part: Path) -> Mapping[str, Stored]:
+    """Tensors of all files that a name like model-00001-of-00003.safetensors belongs to. Raises CheckpointError."""
+    return _read(part.parent, parts_of(part))
+
+
+def is_part(path: Path) -> bool:
+    """Whether the name says that a file is one of several."""
+    return _PART.fullmatch(path.name) is not None
+
+
+def parts_of(part: Path) -> list[str]:
+    """The names of the whole set that a part belongs to. Raises CheckpointError where one is missing."""
+    match = _PART.fullmatch(part.name)
+    assert match is not None
+    stem, _, total, suffix = match.groups()
+    first = 0 if (part.parent / f"{stem}-00000-of-{total}.{suffix}").exists() else 1
+    names = [f"{stem}-{i:05d}-of-{total}.{suffix}" for i in range(first, int(total) + first)]
+    missing = [name for name in names if not (part.parent / name).exists()]
+    if missing:
+        raise CheckpointError(f"{part.parent} lacks {', '.join(missing[:_SHOWN])} of {int(total)} parts")
+    return names
+
+
+def _indexed(index: Path) -> Sequence[str]:
+    """File names in an index, and the other parts of their set: an index that was edited may forget some.
+
+    They must be plain names, so that an index cannot point outside its folder.
+    """
+    document = read_json(index, CheckpointError, max_bytes=MAX_CONFIG_BYTES)
+    files = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise CheckpointError(f"{index} has no weight_map")
+    names = {str(name) for name in files.values()}
+    suffix = index.name.split(".")[1]
+    for name in sorted(names):
+        if Path(name).name != name or not name.endswith(f".{suffix}"):
+            raise CheckpointError(f'{index} names "{name}"; expected a .{suffix} file beside it')
+        if is_part(index.parent / name):
+            names.update(parts_of(index.parent / name))
+    return sorted(names)
+
+
+def _read(folder: Path, names: Sequence[str]) -> Mapping[str, Stored]:
+    tensors: dict[str, Stored] = {}
+    for name in names:
+        path = folder / name
+        tensors |= read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
+    return tensors
