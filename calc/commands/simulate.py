@@ -38,14 +38,15 @@ from calc.speed.spans import Band
 from calc.units import parse_count, parse_duration, parse_rate, parse_share
 
 PROMPT, NEW, REQUESTS = fixed(1024), fixed(256), 1000
+PERCENTILE = 99
 ROUNDS, MOST_DRAWN = 10, 10_000
 """Where their number is not said: as many requests as fit at once, ten times over, and never fewer than 1000."""
 SHARES = (0.2, 0.5, 0.8, 0.95)
 """Of the full load: the rates that are shown where none is asked for."""
 MOST_RATES = 64
 FINDS = ("rate", "users")
-DRAWN = ("requests", "prompt_tokens", "new_tokens", "prefix_hit", "prefixes")
-TRACE_ALONE = ("rate", "concurrency", "think", "find", *DRAWN)
+DRAWN = ("requests", "prompt_tokens", "new_tokens", "prefix_hit", "prefixes", "seed")
+TRACE_ALONE = ("rate", "arrivals", "concurrency", "think", "find", *DRAWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +84,14 @@ class Simulated:
         return self.served.problem
 
     @property
+    def percentile(self) -> int:
+        """The percentile that is to keep the limits."""
+        return self.args.percentile or PERCENTILE
+
+    @property
     def aim(self) -> Aim | None:
         """Limits and the percentile that is to keep them."""
-        return None if self.args.limit is None else Aim(limits=self.args.limit, percent=self.args.percentile)
+        return None if self.args.limit is None else Aim(limits=self.args.limit, percent=self.percentile)
 
     def utilization(self, point: Point) -> float | None:
         """The rate as a share of the full load."""
@@ -106,7 +112,7 @@ def simulate_parser(prog: str) -> Parser:
     add_study_options(parser)
     load = parser.add_argument_group("load")
     load.add_argument("--rate", type=reader(rates), metavar="1,2,4", help="requests per second, a row for each rate")
-    load.add_argument("--arrivals", choices=("poisson", "constant"), default="poisson", help="default poisson")
+    load.add_argument("--arrivals", choices=("poisson", "constant"), help="default poisson")
     load.add_argument(
         "--concurrency", type=counts, metavar="1..64", help="users; each sends its next request when the last one ends"
     )
@@ -125,15 +131,12 @@ def simulate_parser(prog: str) -> Parser:
     load.add_argument("--new-tokens", type=reader(parse_lengths), metavar="G", help="tokens out, alike (default 256)")
     load.add_argument("--prefix-hit", type=reader(parse_share), metavar="F", help="share of a prompt that is common")
     load.add_argument("--prefixes", type=count, metavar="N", help="different beginnings that are shared (default 1)")
-    load.add_argument(
-        "--seed", type=reader(partial(parse_count, minimum=0, maximum=2**63)), default=0, help="default 0"
-    )
+    load.add_argument("--seed", type=reader(partial(parse_count, minimum=0, maximum=2**63)), help="default 0")
     add_limit_option(load)
     load.add_argument(
         "--percentile",
         type=int,
         choices=sorted(NEEDED),
-        default=99,
         help="that keeps them (default 99)",
     )
     load.add_argument("--find", choices=FINDS, help="the highest rate, or the most users, that keep --limit")
@@ -175,15 +178,25 @@ def printed(answer: Simulated, args: argparse.Namespace) -> int:
 
 def simulated(args: argparse.Namespace) -> Simulated:
     """Everything that the options ask for. Raises CalcError."""
+    answer = prepared(args)
+    if answer.load is None:
+        return answer
+    if args.find is not None:
+        return _searched(answer, answer.load, args)
+    return replace(answer, points=_points(answer.load, args, answer.band))
+
+
+def prepared(args: argparse.Namespace) -> Simulated:
+    """The server and the requests, before any of them is sent. Raises CalcError."""
     _check(args)
     if args.trace is not None:
         answer = _asked(args, read_trace(args.trace))
     else:
         mix = _mix(args)
-        answer = replace(_asked(args, mix.drawn(args.requests or REQUESTS, args.seed)), mix=mix)
+        answer = replace(_asked(args, mix.drawn(args.requests or REQUESTS, args.seed or 0)), mix=mix)
         if args.requests is None and (n := _enough(answer)) > REQUESTS:
-            answer = replace(_asked(args, mix.drawn(n, args.seed)), mix=mix)
-    return answer if answer.served.server is None else _run(answer, args)
+            answer = replace(_asked(args, mix.drawn(n, args.seed or 0)), mix=mix)
+    return answer if answer.served.server is None else _with_load(answer, args)
 
 
 def _asked(args: argparse.Namespace, requests: Sequence[Arrival]) -> Simulated:
@@ -221,13 +234,17 @@ def _check(args: argparse.Namespace) -> None:
         for name in ("rate", "concurrency"):
             if getattr(args, name) is not None:
                 raise SpecError(name, f"--find {args.find} looks for the load: leave --{name} out")
-        if (args.requests or REQUESTS) < NEEDED[args.percentile]:
-            raise SpecError(
-                "requests", f"percentile {args.percentile} needs at least {NEEDED[args.percentile]} requests"
-            )
+        percent = args.percentile or PERCENTILE
+        if (args.requests or REQUESTS) < NEEDED[percent]:
+            raise SpecError("requests", f"percentile {percent} needs at least {NEEDED[percent]} requests")
     if args.rate is not None and args.concurrency is not None:
         raise SpecError("rate", "--rate is an open loop, --concurrency a closed one: leave one of them out")
-    if args.think is not None and args.concurrency is None and args.find != "users":
+    closed = args.concurrency is not None or args.find == "users"
+    if args.arrivals is not None and closed:
+        raise SpecError("arrivals", "--arrivals is of an open loop: users send when their last request has ended")
+    if args.percentile is not None and args.limit is None:
+        raise SpecError("percentile", "--percentile says which share of requests keeps --limit: add the limits")
+    if args.think is not None and not closed:
         raise SpecError("think", "--think is the time between requests of a user: add --concurrency or --find users")
     if args.prefixes is not None and args.prefix_hit is None:
         raise SpecError("prefixes", "--prefixes needs --prefix-hit: how much of a prompt is shared")
@@ -277,21 +294,18 @@ def _band(study: Study, asked: Asked) -> Band:
     return band_for(steps, "tpot", experts=has_experts(study.model))
 
 
-def _run(answer: Simulated, args: argparse.Namespace) -> Simulated:
+def _with_load(answer: Simulated, args: argparse.Namespace) -> Simulated:
     assert answer.served.server is not None
     load = Load(
         server=answer.served.server,
         times=StepTimes(Steps(study=answer.study, asked=answer.asked)),
         requests=answer.requests,
-        seed=args.seed,
+        seed=args.seed or 0,
         even=args.arrivals == "constant",
         think_s=args.think or 0.0,
         limits=args.limit,
     )
-    answer = replace(answer, load=load)
-    if args.find is not None:
-        return _searched(answer, load, args)
-    return replace(answer, points=_points(load, args, answer.band))
+    return replace(answer, load=load)
 
 
 def _searched(answer: Simulated, load: Load, args: argparse.Namespace) -> Simulated:

@@ -30,7 +30,7 @@ def document(answer: Simulated) -> Document:
         "server": _server(answer),
         "load": _load(answer),
         "full_load_requests_per_s": None if load is None else load.full_load,
-        "runs": [_run(answer, point) for point in answer.points],
+        "runs": [run_document(answer, point) for point in answer.points],
         "found": _found(answer),
         "notes": ([f"{answer.problem}."] if answer.problem else []) + notes(answer),
     }
@@ -53,16 +53,16 @@ def _load(answer: Simulated) -> Document:
     args, requests = answer.args, answer.requests
     closed = args.concurrency is not None or args.find == "users"
     return {
-        "kind": "trace" if args.trace else "closed" if closed else args.arrivals,
+        "kind": "trace" if args.trace else "closed" if closed else args.arrivals or "poisson",
         "requests": len(requests),
-        "seed": args.seed,
+        "seed": args.seed or 0,
         "think_s": args.think or 0.0,
         "prompt_tokens": _lengths([one.prompt_tokens for one in requests]),
         "new_tokens": _lengths([one.new_tokens for one in requests]),
         "prefix_hit": float(args.prefix_hit or 0),
         "prefixes": 0 if args.prefix_hit is None else args.prefixes or 1,
         "limits_s": args.limit,
-        "percentile": args.percentile,
+        "percentile": answer.percentile,
     }
 
 
@@ -70,7 +70,8 @@ def _lengths(tokens: Sequence[int]) -> Document:
     return {"mean": sum(tokens) / len(tokens), "min": min(tokens), "max": max(tokens)}
 
 
-def _run(answer: Simulated, point: Point) -> Document:
+def run_document(answer: Simulated, point: Point) -> Document:
+    """One load."""
     used, course = answer.utilization(point), point.seen.course
     return {
         "rate": point.rate,

@@ -72,20 +72,16 @@ def _write(args: argparse.Namespace, answer: Simulated) -> None:
 
 def chart_of(answer: Simulated) -> Chart:
     """One load over time, or times by load where there are several."""
+    from calc.commands.simulate_document import run_document
     from calc.commands.simulate_tables import load_said, where
     from tui.views.load import course_chart, rate_chart
 
-    if len(answer.points) == 1:
-        return course_chart(answer.points[0].seen, title=f"{where(answer)} · {load_said(answer.points[0])}")
-    closed = answer.points[0].users is not None
-    points = [(float(point.users or point.rate or 0), point.seen) for point in answer.points]
-    return rate_chart(
-        points,
-        limits=answer.args.limit,
-        percent=answer.args.percentile,
-        unit="users" if closed else "requests per second",
-        title=f"{where(answer)} · times by {'users' if closed else 'rate'}",
-    )
+    runs = [run_document(answer, point) for point in answer.points]
+    if len(runs) == 1:
+        return course_chart(runs[0], title=f"{where(answer)} · {load_said(answer.points[0])}")
+    by = "users" if answer.points[0].users is not None else "rate"
+    title = f"{where(answer)} · times by {by}"
+    return rate_chart(runs, limits=answer.args.limit, percent=answer.percentile, title=title)
 
 
 def _drawn(chart: Chart) -> str:

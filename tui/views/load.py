@@ -1,31 +1,37 @@
-"""The plots of a simulated load: its course over time, and how times grow with the rate. Pure."""
+"""A simulated load as plots, tables and sentences, from the documents that ``simulate`` prints for each run. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from calc.units import format_duration_s
+from calc.commands.tables import Column, Row, Table
+from calc.units import Quantity, format_count, format_duration_s
 from tui.views.chart import Axis, Chart, Level, Point, Series
 
-if TYPE_CHECKING:
-    from calc.simulate.summary import Outcome, Spread
+Run = Mapping[str, Any]
+"""A run of the JSON document of ``simulate``."""
 
 DRAWN = 30
 """Points of the course that are drawn: means over as many equal stretches of time."""
 TIMES = (("ttft", "TTFT", "●", "○"), ("tpot", "TPOT", "◆", "+"))
+SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("End to end", "e2e_s"), ("In the queue", "wait_s"))
+PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
 
 
-def course_chart(seen: Outcome, *, title: str = "Over time") -> Chart:
+# --- plots --------------------------------------------------------------------------------------------------
+
+
+def course_chart(run: Run | None, *, title: str = "Over time") -> Chart:
     """Requests that run and wait, and the share of the cache that is held, over time."""
-    course = seen.course
+    course = {"time_s": (), "running": (), "waiting": (), "kv_used_share": ()} if run is None else run["over_time"]
     columns = (
-        ("running", "●", course.running),
-        ("waiting", "○", course.waiting),
-        ("cache held, %", "×", tuple(100 * share for share in course.cache)),
+        ("running", "●", course["running"]),
+        ("waiting", "○", course["waiting"]),
+        ("cache held, %", "×", tuple(100 * share for share in course["kv_used_share"])),
     )
     series = tuple(
-        Series(label=label, symbol=symbol, colour=colour, points=_thinned(course.time_s, values))
+        Series(label=label, symbol=symbol, colour=colour, points=_thinned(course["time_s"], values))
         for colour, (label, symbol, values) in enumerate(columns)
     )
     return Chart(
@@ -46,20 +52,16 @@ def _thinned(times: Sequence[float], values: Sequence[float]) -> tuple[Point, ..
 
 
 def rate_chart(
-    points: Sequence[tuple[float, Outcome]],
-    *,
-    limits: Mapping[str, float] | None = None,
-    percent: int = 99,
-    unit: str = "requests per second",
-    title: str = "By rate",
+    runs: Sequence[Run], *, limits: Mapping[str, float] | None = None, percent: int = 99, title: str = "Times by rate"
 ) -> Chart:
-    """The median and p99 of TTFT and TPOT against the rate, or the number of users, with the limits as levels."""
-    drawn = sorted(points, key=lambda point: point[0])
+    """The median and a percentile of TTFT and TPOT against the rate, or the number of users, and the limits."""
+    closed = bool(runs) and runs[0]["users"] is not None
+    placed = sorted((float(run["users"] or run["rate"] or 0), run) for run in runs)
     series = []
     for colour, (name, label, high, middle) in enumerate(TIMES):
         for at, symbol in ((percent, high), (50, middle)):
-            found = tuple((rate, value) for rate, seen in drawn if (value := _at(seen.spread(name), at)) is not None)
-            series.append(Series(label=f"{label} p{at}", symbol=symbol, colour=colour, points=found))
+            points = tuple((x, value) for x, run in placed if (value := _said(run, f"{name}_s", f"p{at}")) is not None)
+            series.append(Series(label=f"{label} p{at}", symbol=symbol, colour=colour, points=points))
     levels = tuple(
         Level(label=f"{name.upper()} {format_duration_s(value)}", value=value)
         for name, value in (limits or {}).items()
@@ -67,7 +69,7 @@ def rate_chart(
     )
     return Chart(
         title=title,
-        x=Axis(title=unit, tick=lambda value: f"{value:.3g}"),
+        x=Axis(title="users" if closed else "requests per second", tick=lambda value: f"{value:.3g}"),
         y=Axis(title="time", log=True, tick=lambda value: str(format_duration_s(value))),
         series=tuple(series),
         levels=levels,
@@ -75,5 +77,86 @@ def rate_chart(
     )
 
 
-def _at(spread: Spread | None, percent: int) -> float | None:
-    return None if spread is None else spread.percentile(percent)
+def _said(run: Run, name: str, at: str) -> float | None:
+    spread = run[name]
+    value: float | None = None if spread is None else spread[at]
+    return value
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def rates_table(runs: Sequence[Run], most: float | None) -> Table:
+    """A row for each rate; `most` is the highest that keeps the limits."""
+    columns = (
+        Column("Rate", numeric=True),
+        Column("Of full load", numeric=True, priority=2),
+        Column("TTFT p50", numeric=True, priority=3),
+        Column("TTFT p99", numeric=True),
+        Column("TPOT p50", numeric=True, priority=3),
+        Column("TPOT p99", numeric=True),
+        Column("Waiting", numeric=True, priority=1),
+        Column("Running", numeric=True, priority=1),
+        Column("Preempted", numeric=True, priority=0),
+        Column("Limits", priority=4),
+    )
+    return Table(title="By rate", columns=columns, rows=[_rate_row(run, most) for run in runs])
+
+
+def _rate_row(run: Run, most: float | None) -> Row:
+    mark = " ◂" if most is not None and run["rate"] == most else ""
+    times = [_time(_said(run, f"{name}_s", at)) for name in ("ttft", "tpot") for at in ("p50", "p99")]
+    kept = {None: "", True: "kept", False: "not kept"}[run["keeps_limits"]]
+    cells = (
+        Quantity(f"{run['rate']:.3g}/s{mark}", run["rate"], "requests/s"),
+        Quantity(f"{run['utilization']:.0%}", run["utilization"]),
+        *times,
+        _number(run["waiting_mean"]),
+        _number(run["running_mean"]),
+        format_count(run["preemptions"]),
+        kept,
+    )
+    return Row(cells, struck=not run["stable"])
+
+
+def times_table(run: Run | None) -> Table:
+    """Percentiles of every time of one rate."""
+    columns = (Column("Time"), *(Column(name.capitalize(), numeric=True) for name in PERCENTILES))
+    rows = [] if run is None else [(name, *(_time(_said(run, key, at)) for at in PERCENTILES)) for name, key in SPREADS]
+    title = "Times" if run is None else f"Times at {run['rate']:.3g} per second"
+    return Table(title=title, columns=columns, rows=[*map(Row, rows)])
+
+
+def _time(value: float | None) -> str:
+    return "–" if value is None else format_duration_s(value)
+
+
+def _number(value: float) -> Quantity:
+    return Quantity(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)
+
+
+# --- sentences ----------------------------------------------------------------------------------------------
+
+
+def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
+    """Where the limits break."""
+    if not limits:
+        return "Set limits to see the rate at which p99 breaks."
+    if found is None:
+        return ""
+    kept = " and ".join(f"{name.upper()} {format_duration_s(value)}" for name, value in limits.items())
+    broken = " and ".join(name.upper() for name in found["breaks_above"])
+    if found["value"] is None:
+        return f"Nothing keeps {kept} at p99: alone a request does not keep {broken}."
+    if found["above"] is None:
+        return f"{kept} are kept at p99 up to the full load, {found['value']:.3g} requests per second."
+    return f"p99 keeps {kept} up to {found['value']:.3g} requests per second; then {broken} breaks."
+
+
+def rate_sentence(run: Run) -> str:
+    """What users see at one rate."""
+    ttft, tpot = run["ttft_s"], run["tpot_s"]
+    sees = f"the first token after {_time(ttft['p50'])} in the median, {_time(ttft['p99'])} at p99"
+    then = "" if tpot is None else f", then {_time(tpot['p50'])} per token"
+    unstable = "" if run["stable"] else " It is above the full load: the queue grows and never drains."
+    return f"At {run['rate']:.3g} requests per second: {sees}{then}.{unstable}"
