@@ -25,7 +25,7 @@ from calc.commands.options import (
 )
 from calc.commands.output import emit_json, emit_tables
 from calc.errors import QuantityError, SpecError
-from calc.model.spec import DIMENSIONS, Policy, Study
+from calc.model.spec import DIMENSIONS, DeviceSpec, Policy, Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
@@ -76,6 +76,19 @@ def price(text: str) -> float:
     return value
 
 
+def prices(text: str) -> tuple[float, ...]:
+    """A price, or one for each of ``--devices``. Raises QuantityError."""
+    return tuple(price(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names, separated by commas. Raises QuantityError."""
+    found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise QuantityError("expected one or more names, separated by commas")
+    return found
+
+
 def estimate_parser(prog: str) -> Parser:
     """Options of ``estimate``."""
     parser = Parser(prog=prog, description="TTFT, TPOT and tokens per second of a load, with a bound and a band.")
@@ -91,7 +104,10 @@ def estimate_parser(prog: str) -> Parser:
     load.add_argument("--max-load", action="store_true", help="all requests at once: the batch is what fits")
     served.add_argument("--batches", type=counts, metavar="1..256", help="a row for each batch or number of clients")
     add_limit_option(served)
-    served.add_argument("--price", type=reader(price), metavar="X", help="money per device and hour")
+    served.add_argument("--price", type=reader(prices), metavar="X", help="money per device and hour")
+    served.add_argument(
+        "--devices", type=reader(names), metavar="A,B|all", help="several devices side by side, or the whole catalog"
+    )
     served.add_argument(
         "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is found in the cache"
     )
@@ -119,22 +135,41 @@ def estimate_parser(prog: str) -> Parser:
 def run_estimate(argv: Sequence[str], prog: str) -> int:
     """``estimate``: exit code 0, also where the plan does not fit (that is an answer)."""
     args = estimate_parser(prog).parse_args(argv)
-    study, asked = served(args, _asked(args))
+    if args.devices is not None:
+        from calc.commands.estimate_devices import run_devices
+
+        return run_devices(args, _asked(args))
+    study, asked = served(args, _asked(args), device=_one_device(args))
     answer = estimate(study, asked, room_of(study, asked))
-    rows = list(frontier(study, asked, args.batches or (), limits=args.limit, price=args.price))
+    rows = list(frontier(study, asked, args.batches or (), limits=args.limit, price=_one_price(args)))
     if args.format == "json":
         return emit_json(args, estimate_document(study, answer, rows, args))
     return emit_tables(args, *_text(study, answer, rows, args))
 
 
-def served(args: argparse.Namespace, asked: Asked) -> tuple[Study, Asked]:
-    """The study as the engine runs it, and what is asked, with what it reads of the model. Raises CalcError."""
+def _one_device(args: argparse.Namespace) -> DeviceSpec:
+    if args.device is not None and "," in args.device:
+        raise SpecError("device", f"--device takes one name: --devices {args.device} puts several side by side")
+    return device_from(args)
+
+
+def _one_price(args: argparse.Namespace) -> float | None:
+    if args.price is not None and len(args.price) > 1:
+        raise SpecError("price", f"{len(args.price)} prices for one device: give one, or name --devices")
+    return None if args.price is None else float(args.price[0])
+
+
+def served(args: argparse.Namespace, asked: Asked, *, device: DeviceSpec | None = None) -> tuple[Study, Asked]:
+    """The study as the engine runs it, and what is asked, with what it reads of the model.
+
+    `device`: instead of the one that the options name. Raises CalcError.
+    """
     from calc.servers.facts import facts_of
 
     model = model_from(args)
     study = Study(
         model=model,
-        device=device_from(args),
+        device=device or device_from(args),
         context=asked.context,
         tps=(asked.tp,),
         policy=Policy.REPLICATED,
@@ -231,13 +266,13 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
         "pp": answer.asked.pp,
         "ep": answer.asked.ep,
         "dp_attention": answer.asked.dp_attention,
-        "devices": answer.asked.devices,
+        "n_devices": answer.asked.devices,
         "load": {"kind": str(answer.asked.load), "batch": answer.batch, "asked": answer.asked.count},
-        "ttft_s": _time(answer.ttft),
-        "tpot_s": _time(answer.tpot),
-        "e2e_s": _time(answer.e2e),
-        "output_tokens_per_s": _time(answer.output_rate),
-        "tokens_per_s_per_user": _band(answer.user_rate),
+        "ttft_s": time_document(answer.ttft),
+        "tpot_s": time_document(answer.tpot),
+        "e2e_s": time_document(answer.e2e),
+        "output_tokens_per_s": time_document(answer.output_rate),
+        "tokens_per_s_per_user": band_document(answer.user_rate),
         "limited_by": answer.limited_by,
         "fits": answer.fits,
         "prefill": _pass(answer.prefill),
@@ -246,7 +281,7 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
             "batch_compute_bound": compute_bound_batch(steps),
             "context_kv_exceeds_weights": cache_over_weights(steps, max(1, int(answer.batch))),
         },
-        "cost_per_million_output_tokens": cost_per_million(answer, args.price),
+        "cost_per_million_output_tokens": cost_per_million(answer, None if args.price is None else args.price[0]),
         "frontier": [_row(row) for row in rows],
         "meets_limits": judged(answer, args.limit).meets_limits,
         "calibration": _calibration(study, steps),
@@ -254,11 +289,11 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
     }
 
 
-def _time(span: Span | None) -> Document | None:
-    return None if span is None else {"bound": span.bound, **(_band(span) or {})}
+def time_document(span: Span | None) -> Document | None:
+    return None if span is None else {"bound": span.bound, **(band_document(span) or {})}
 
 
-def _band(span: Span | None) -> Document | None:
+def band_document(span: Span | None) -> Document | None:
     return None if span is None else {"low": span.low, "mid": span.mid, "high": span.high}
 
 
@@ -279,10 +314,10 @@ def _row(row: Row) -> Document:
     answer = row.answer
     return {
         "batch": row.batch,
-        "ttft_s": _time(answer.ttft),
-        "tpot_s": _time(answer.tpot),
-        "output_tokens_per_s": _time(answer.output_rate),
-        "tokens_per_s_per_user": _band(answer.user_rate),
+        "ttft_s": time_document(answer.ttft),
+        "tpot_s": time_document(answer.tpot),
+        "output_tokens_per_s": time_document(answer.output_rate),
+        "tokens_per_s_per_user": band_document(answer.user_rate),
         "fits": answer.fits,
         "meets_limits": row.meets_limits,
     }
@@ -310,7 +345,7 @@ def _pass(time: PassTime | None) -> Document | None:
 
 
 def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Answer:
-    parts = [answer_table(judged(answer, args.limit, args.price))]
+    parts = [answer_table(judged(answer, args.limit, _one_price(args)))]
     if rows:
         parts.append(frontier_table(rows))
     for title, time in (("Prefill, operator by operator", answer.prefill), ("Decode step", answer.decode)):

@@ -48,31 +48,32 @@ def _rate(value: float) -> Quantity:
 
 def frontier_table(points: Sequence[Point]) -> Table:
     """A row for each batch: times, rates, what limits, which limits on time it breaks, and what it costs."""
-    columns = (
-        Column("Batch", numeric=True),
-        Column("TTFT", numeric=True),
-        Column("TPOT", numeric=True),
-        Column("low to high", numeric=True, priority=2),
-        Column("Tokens/s per user", numeric=True, priority=3),
-        Column("Tokens/s in all", numeric=True),
-        Column("Limited by", priority=1),
-        Column("Limits", priority=4),
-        Column("Cost per million", numeric=True, priority=4),
-    )
-    table = Table(title="By batch", columns=columns, rows=[_point(point) for point in points])
-    return table.with_columns([i for i in range(len(columns)) if i < LIMITS or any(row[i] for row in table.rows)])
+    table = Table(title="By batch", columns=COLUMNS, rows=[cells(point) for point in points])
+    return table.with_columns([i for i in range(len(COLUMNS)) if i < LIMITS or any(row[i] for row in table.rows)])
 
 
+COLUMNS = (
+    Column("Batch", numeric=True),
+    Column("TTFT", numeric=True),
+    Column("TPOT", numeric=True),
+    Column("low to high", numeric=True, priority=2),
+    Column("Tokens/s per user", numeric=True, priority=3),
+    Column("Tokens/s in all", numeric=True),
+    Column("Limited by", priority=1),
+    Column("Limits", priority=4),
+    Column("Cost per million", numeric=True, priority=4),
+)
 LIMITS = 7
 """Where the columns begin that stand there only when there are limits, or a price."""
 
 
-def _point(point: Point) -> Row:
+def cells(point: Point) -> Row:
+    """A row of `COLUMNS`."""
     answer = point.answer
     cost = "" if point.cost is None else Quantity(f"{point.cost:.3g}", point.cost)
     if answer.tpot is None or answer.ttft is None or answer.output_rate is None or answer.user_rate is None:
-        cells = (format_count(point.batch), "–", "–", "", "–", "–", "capacity", limits_kept(point), cost)
-        return Row(cells, struck=True, remark=f"{answer.problem}." if answer.problem else "")
+        missing = (format_count(point.batch), "–", "–", "", "–", "–", "capacity", limits_kept(point), cost)
+        return Row(missing, struck=True, remark=f"{answer.problem}." if answer.problem else "")
     band = f"{format_duration_s(answer.tpot.low)} to {format_duration_s(answer.tpot.high)}"
     times = (format_duration_s(answer.ttft.mid), format_duration_s(answer.tpot.mid), band)
     rates = (_rate(answer.user_rate.mid), _rate(answer.output_rate.mid))

@@ -166,7 +166,7 @@ def _through(a: float, at_a: Timed, b: float, at_b: Timed) -> Line:
 
 
 def _start_s(one: Timed) -> float:
-    return one.time_s - max(one.compute_s, one.memory_s)
+    return float(one.time_s - max(one.compute_s, one.memory_s))
 
 
 class _DecodeMixing:

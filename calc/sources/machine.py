@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +133,8 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "cpu model") and value.strip():
             return value.strip()
+    import platform
+
     return platform.processor() or "unknown"
 
 

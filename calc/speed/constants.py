@@ -103,7 +103,7 @@ def _of_this_machine() -> Constants | None:
         family="this machine",
         known=True,
         product={**product, **({"fp32": reached["fp32"]} if "fp32" in reached else {})},
-        experts=product,
+        experts={**product, "w4a16": product["fp4"]},
         decode_attention=whole,
         prefill_attention=whole,
         all_reduce={},

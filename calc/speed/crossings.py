@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
 from calc.speed.estimate import Steps
 from calc.speed.kernels import PRODUCTS
+from calc.step.model import mixing_operators
 from calc.step.operators import Kind, total
 
 MOST_BATCH, MOST_CONTEXT = 2**20, 2**27
@@ -20,52 +22,59 @@ def compute_bound_batch(steps: Steps) -> int | None:
     Attention reads a cache of its own for every sequence, so that many models never get there.
     """
 
-    def computes(batch: int) -> bool:
+    def excess_s(batch: int) -> float:
         step = steps.decode(batch, steps.middle)
-        return step.compute_s >= step.memory_s
+        return float(step.compute_s - step.memory_s)
 
-    return _first(computes, MOST_BATCH)
+    return _first(excess_s, MOST_BATCH)
 
 
 def products_compute_bound_batch(steps: Steps) -> int | None:
     """The smallest batch whose products with weights take longer to compute than to read; None where none does."""
 
-    def computes(batch: int) -> bool:
+    def excess_s(batch: int) -> float:
         products = [one for one in steps.decode(batch, steps.middle).operators if one.operator.kind in WEIGHTED]
-        return sum(one.compute_s for one in products) >= sum(one.memory_s for one in products)
+        return float(sum(one.compute_s for one in products) - sum(one.memory_s for one in products))
 
-    return _first(computes, MOST_BATCH)
+    return _first(excess_s, MOST_BATCH)
 
 
 def compute_bound_prompt(steps: Steps) -> int | None:
     """The shortest prompt that takes longer to compute than to read, all alone; None where none does."""
 
-    def computes(tokens: int) -> bool:
+    def excess_s(tokens: int) -> float:
         one = replace(steps, asked=replace(steps.asked, prompt_tokens=tokens)).prefill()
-        return one.compute_s >= one.memory_s
+        return float(one.compute_s - one.memory_s)
 
-    return _first(computes, MOST_CONTEXT)
+    return _first(excess_s, MOST_CONTEXT)
 
 
 def cache_over_weights(steps: Steps, batch: int) -> int | None:
     """The shortest context at which a step of `batch` reads more cache than weights; None where none does."""
+    step = replace(steps.base, batch=batch, new_tokens=1 + steps.asked.drafted)
+    weights = total((one.operator for one in steps.decode(batch, steps.middle).operators), "weight_bytes")
 
-    def more(context: int) -> bool:
-        operators = [one.operator for one in steps.decode(batch, context).operators]
-        return bool(total(operators, "cache_bytes") >= total(operators, "weight_bytes"))
+    def excess_bytes(context: int) -> float:
+        read = total(mixing_operators(steps.model, replace(step, context=context)), "cache_bytes")
+        return float(read - weights)
 
-    return _first(more, MOST_CONTEXT)
+    return _first(excess_bytes, MOST_CONTEXT)
 
 
-def _first(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest number up to `most` for which `holds`, which stays true from there on."""
-    high = 1
-    while not holds(high):
-        if high >= most:
-            return None
-        high *= 2
-    low = high // 2  # does not hold, or is 0
+def _first(excess: Callable[[int], float], most: int) -> int | None:
+    """The smallest number up to `most` with no negative excess, which stays so from there on.
+
+    Excess is nearly straight: where the line between both ends crosses is tried first, then the middle, in turn.
+    """
+    ends = {1: excess(1), most: excess(most)}
+    if ends[1] >= 0:
+        return 1
+    if ends[most] < 0:
+        return None
+    low, high, straight = 1, most, True
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
+        share = ends[low] / (ends[low] - ends[high]) if straight else 0.5
+        tried = min(max(low + ceil(share * (high - low)), low + 1), high - 1)
+        ends[tried], straight = excess(tried), not straight
+        low, high = (low, tried) if ends[tried] >= 0 else (tried, high)
     return high

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
-from math import ceil, floor, sqrt
-from typing import TYPE_CHECKING
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
+from calc.explain.terms import maximum, minimum
 from calc.model.spec import Study
 from calc.model.stored import is_as_stored
 from calc.servers.versions import parse_version
 from calc.speed.bands import band_for
 from calc.speed.constants import constants_of
 from calc.speed.kernels import Device, device_for_times
-from calc.speed.passes import PassTime, pass_time
+from calc.speed.passes import PassTime, Worked, time_of, worked
 from calc.speed.spans import Band, Span
 from calc.step.operators import Pass, Phase
 from calc.step.weights import as_stored, one_format
@@ -39,6 +40,7 @@ QUEUE_FACTOR = 0.74
 UBATCH = 512
 """Tokens that llama.cpp computes at once (its --ubatch-size)."""
 MOST_BATCH = 2048
+"""Requests that any engine has under way at once (TensorRT-LLM's default; vLLM and SGLang count fewer)."""
 FEW = 8
 """Below so many requests a GB more or less decides the batch."""
 
@@ -123,7 +125,10 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The answer. Times are None where the plan does not fit; then `problem` says why."""
+    """The answer. Times are None where the plan does not fit; then `problem` says why.
+
+    `limit`: what limits a step, where its operators are not at hand.
+    """
 
     asked: Asked
     batch: float
@@ -135,6 +140,7 @@ class Estimate:
     output_rate: Span | None = None
     prefill: PassTime | None = None
     decode: PassTime | None = None
+    limit: str = "capacity"
 
     @property
     def user_rate(self) -> Span | None:
@@ -144,15 +150,19 @@ class Estimate:
     @property
     def limited_by(self) -> str:
         """What decides the speed of a token."""
-        return "capacity" if self.decode is None else self.decode.limited_by
+        return self.limit if self.decode is None else self.decode.limited_by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The passes of a model on a device, as an engine runs them."""
+    """The passes of a model on a device, as an engine runs them. Batches may be an array; so are the times then.
+
+    `done`: passes that are worked out, which other devices may share.
+    """
 
     study: Study
     asked: Asked
+    done: dict[Any, Worked] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def model(self) -> ModelSpec:
@@ -190,24 +200,27 @@ class Steps:
         return HOST_S[engine] + (self.model.n_layers * EAGER_LAYER_S if engine == "transformers" else 0.0)
 
     @cached_property
-    def _made(self) -> dict[Pass, PassTime]:
+    def _times(self) -> dict[Any, PassTime]:
         return {}
 
     def _timed(self, work: Pass) -> PassTime:
         """The time of a pass, worked out once."""
-        if work not in self._made:
-            self._made[work] = pass_time(self.model, work, self.device)
-        return self._made[work]
+        key = work if isinstance(work.batch, int) else (id(work.batch), replace(work, batch=0))
+        if key not in self._times:
+            if key not in self.done:
+                self.done[key] = worked(self.model, work)
+            self._times[key] = time_of(self.done[key], self.device)
+        return self._times[key]
 
-    def prefill(self, batch: int = 1) -> PassTime:
+    def prefill(self, batch: Any = 1) -> PassTime:
         """The whole of what is computed of a prompt, or the chunk in the middle of it."""
         return self._prompt(batch, self.chunk)
 
-    def _prompt(self, batch: int, chunk: int) -> PassTime:
+    def _prompt(self, batch: Any, chunk: int) -> PassTime:
         context = self.asked.prompt_tokens - (self.asked.computed_tokens - chunk) // 2
         return self._timed(replace(self.base, phase=Phase.PREFILL, batch=batch, context=context, new_tokens=chunk))
 
-    def prefill_s(self, batch: int = 1) -> tuple[float, float]:
+    def prefill_s(self, batch: Any = 1) -> tuple[Any, Any]:
         """Expected and least seconds of a prompt. Every chunk counts as the one in the middle: later ones read more.
 
         The host's part is taken for every chunk. In a pipeline a chunk follows the one before it, a stage behind.
@@ -216,15 +229,15 @@ class Steps:
         in_turn = n_chunks if stages == 1 else 1 + (n_chunks - 1) / stages
         expected_s = in_turn * self.prefill(batch).expected_s + ceil(n_chunks) * self.host_s
         least_s = self._least_prompt_s(batch)
-        return max(expected_s, least_s), least_s
+        return maximum(expected_s, least_s), least_s
 
-    def _least_prompt_s(self, batch: int) -> float:
+    def _least_prompt_s(self, batch: Any) -> Any:
         """Seconds of a prompt that nothing beats: no chunks, which only add to it; or through the stages bit by bit."""
         whole_s = self._prompt(batch, self.asked.computed_tokens).bound_s
-        return max(whole_s / self.asked.stages, self._prompt(1, 1).bound_s)
+        return whole_s if self.asked.stages == 1 else maximum(whole_s / self.asked.stages, self._prompt(1, 1).bound_s)
 
     @cached_property
-    def prompt_share_s(self) -> float:
+    def prompt_share_s(self) -> Any:
         """What one more prompt takes where all attention groups and all stages have one to compute."""
         at_once, n_chunks = self.asked.dp_attention, self.asked.computed_tokens / self.chunk
         expected_s = n_chunks * self.prefill(at_once).expected_s / self.asked.stages
@@ -237,19 +250,22 @@ class Steps:
         new = self.asked.computed_tokens
         return min(new, self.asked.chunk or parts or new)
 
-    def decode(self, batch: int, context: int) -> PassTime:
+    def decode(self, batch: Any, context: int) -> PassTime:
         """A step of `batch` sequences: one token each, and those that were drafted."""
         return self._timed(replace(self.base, batch=batch, context=context, new_tokens=1 + self.asked.drafted))
 
-    def step(self, batch: int) -> PassTime:
+    def step(self, batch: Any) -> PassTime:
         """A step of requests that are half done: of all of them, or in a pipeline of as many as pass it at once."""
-        under_way = min(self.asked.stages, batch) if self.asked.engine in SERVERS else 1
-        return self.decode(-(-batch // under_way), self.middle)
+        if self.asked.stages == 1 or self.asked.engine not in SERVERS:
+            return self.decode(batch, self.middle)
+        return self.decode(-(-batch // minimum(batch, self.asked.stages)), self.middle)
 
-    def least_step_s(self, batch: int) -> float:
+    def least_step_s(self, batch: Any) -> Any:
         """Seconds of a step that nothing beats: every stage computes and reads for all, and for one after another."""
         whole_s = self.decode(batch, self.middle).bound_s
-        return max(whole_s / self.asked.stages, self.decode(1, self.middle).bound_s)
+        if self.asked.stages == 1:
+            return whole_s
+        return maximum(whole_s / self.asked.stages, self.decode(1, self.middle).bound_s)
 
     @property
     def middle(self) -> int:
@@ -270,40 +286,46 @@ def estimate(study: Study, asked: Asked, room: Room) -> Estimate:
     steps = Steps(study=study, asked=asked)
     batch = 0 if steps.device and room.refusal else _batch(asked, room.fitting)
     if not batch:
-        return Estimate(asked=asked, batch=0, fits=False, problem=room.refusal or _problem(asked, room.fitting))
+        return Estimate(asked=asked, batch=0, fits=False, problem=room.refusal or shortage(asked, room.fitting))
     if asked.load is Load.STATIC:
         return _static(steps, batch)
     return _closed(steps, batch) if asked.load is Load.CLOSED else _max_load(steps, batch, room.most)
 
 
+def at_once(steps: Steps, batches: Any) -> Estimate:
+    """Static batches, or clients of a closed loop (two and more), all of which fit: an array of them at once."""
+    return _static(steps, batches) if steps.asked.load is Load.STATIC else _closed(steps, batches)
+
+
 def _batch(asked: Asked, fitting: int) -> int:
     """Requests in a step; 0 where the plan does not fit."""
-    if fitting < 1 or (asked.load is Load.STATIC and (asked.count or 1) > fitting):
-        return 0
-    most = min(fitting, MOST_BATCH)
+    if asked.load is Load.STATIC:
+        return 0 if (asked.count or 1) > fitting else asked.count or 1
+    most = min(max(0, fitting), MOST_BATCH)
     return most if asked.count is None else min(asked.count, most)
 
 
-def _problem(asked: Asked, fitting: int) -> str:
+def shortage(asked: Asked, fitting: int) -> str:
+    """Why requests do not fit, of which `fitting` would."""
     whole = f"{asked.context:,} tokens ({asked.prompt_tokens:,} in, {asked.new_tokens:,} out)"
     if fitting < 1:
         return f"not one request of {whole} fits beside the weights"
     return f"{fitting:,} requests of {whole} fit, not {asked.count:,}"
 
 
-def _static(steps: Steps, batch: int) -> Estimate:
+def _static(steps: Steps, batch: Any) -> Estimate:
     prefill_s, least_s = steps.prefill_s(batch)
     ttft = _band(steps, "ttft").around(prefill_s, least_s)
     return _answer(steps, batch, ttft, _per_token(steps, batch))
 
 
-def _closed(steps: Steps, batch: int) -> Estimate:
+def _closed(steps: Steps, batch: Any) -> Estimate:
     """While one request makes its tokens, each other client sends one prompt, which is computed between its steps."""
     prefill_s, least_s = steps.prefill_s()
     between_s = (batch - 1) * steps.prompt_share_s / steps.asked.new_tokens
     tpot = _per_token(steps, batch, between_s=between_s)
-    waiting = 1 + QUEUE_FACTOR * sqrt(max(0.0, batch / steps.asked.dp_attention - 1))
-    step_s = steps.step(batch).expected_s + steps.host_s if batch > 1 else 0.0
+    waiting = 1 + QUEUE_FACTOR * maximum(batch / steps.asked.dp_attention - 1, 0.0) ** 0.5
+    step_s = (steps.step(batch).expected_s + steps.host_s) * (batch > 1)
     return _answer(steps, batch, _band(steps, "ttft").around(prefill_s * waiting + step_s, least_s), tpot)
 
 
@@ -319,7 +341,7 @@ def _max_load(steps: Steps, batch: int, most: int) -> Estimate:
     return replace(answer, output_rate=answer.output_rate.capped(_most_tokens(steps, max(batch, most))))
 
 
-def _most_tokens(steps: Steps, most: int) -> float:
+def _most_tokens(steps: Steps, most: int) -> Any:
     """Tokens per second that nothing beats: the whole memory full, steps and prompts overlapping with each other."""
     decode, prefill = steps.decode(most, steps.asked.prompt_tokens), steps.prefill(steps.asked.dp_attention)
     new_tokens, each = steps.asked.new_tokens, steps.asked.step_tokens
@@ -328,14 +350,14 @@ def _most_tokens(steps: Steps, most: int) -> float:
     return steps.asked.stages * most * new_tokens / max(compute_s, new_tokens * decode.least_memory_s / each)
 
 
-def _per_token(steps: Steps, batch: int, *, between_s: float = 0.0) -> Span:
+def _per_token(steps: Steps, batch: Any, *, between_s: Any = 0.0) -> Span:
     """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
     each = steps.asked.step_tokens
     expected_s = (steps.step(batch).expected_s + steps.host_s) / each + between_s
     return _band(steps, "tpot").around(expected_s, steps.least_step_s(batch) / each)
 
 
-def _answer(steps: Steps, batch: int, ttft: Span, tpot: Span) -> Estimate:
+def _answer(steps: Steps, batch: Any, ttft: Span, tpot: Span) -> Estimate:
     asked = steps.asked
     e2e = ttft + tpot.times(asked.new_tokens - 1)
     # In a closed loop and at maximum load the prompts of the others are in the time per token already.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, sqrt
+from typing import Any
 
 from calc.errors import SpecError
+from calc.explain.terms import maximum, minimum
 from calc.model.spec import DeviceSpec
 from calc.model.storage import StorageFormat
 from calc.speed.constants import ELEMENTWISE, Constants, Reach
@@ -52,15 +53,31 @@ class Device:
 class Timed:
     """An operator with the time of all its runs: to start, and the longer of arithmetic and bytes.
 
-    `limited_by` is the largest of these parts: ``overhead``, ``arithmetic``, ``memory bandwidth``; or
-    ``communication``.
+    Where batches are an array, so are the times. Of what goes between ranks `start_s` is all of it.
     """
 
     operator: Operator
-    time_s: float
-    limited_by: str
-    compute_s: float = 0.0
-    memory_s: float = 0.0
+    start_s: Any
+    compute_s: Any = 0.0
+    memory_s: Any = 0.0
+
+    @property
+    def time_s(self) -> Any:
+        """Seconds of all runs."""
+        return self.start_s + maximum(self.compute_s, self.memory_s)
+
+    @property
+    def limited_by_link(self) -> bool:
+        """Whether it waits for other ranks."""
+        return self.operator.kind in BETWEEN_RANKS
+
+    @property
+    def limited_by(self) -> str:
+        """The largest part: ``overhead``, ``arithmetic``, ``memory bandwidth``; or ``communication``."""
+        if self.limited_by_link:
+            return "communication"
+        parts = {"overhead": self.start_s, "arithmetic": self.compute_s, "memory bandwidth": self.memory_s}
+        return max(parts, key=lambda name: parts[name])
 
 
 def device_for_times(device: DeviceSpec, constants: Constants, weights: StorageFormat, *, tiled: bool = True) -> Device:
@@ -88,16 +105,13 @@ def timed(operator: Operator, work: Pass, device: Device) -> Timed:
     """The expected time of `operator` in the pass `work`."""
     if operator.kind in BETWEEN_RANKS:
         start_s, bytes_per_s = link_of(operator, work, device)
-        return Timed(operator, operator.count * start_s + float(operator.link_bytes) / bytes_per_s, "communication")
+        return Timed(operator, operator.count * start_s + operator.link_bytes * 1.0 / bytes_per_s)
     reach, path = reach_of(operator, work, device)
     fullest = fullest_rank(operator, work)
-    flops = fullest.compute * float(operator.flops) * (filling(operator, work) if device.tiled else 1.0)
-    compute_s = flops / (device.peaks[path] * reach.peak)
-    memory_s = fullest.memory * float(operator.bytes) / (device.bandwidth_bytes_per_s * reach.bandwidth)
-    start_s = operator.count * start_of(operator, reach)
-    names = {"overhead": start_s, "arithmetic": compute_s, "memory bandwidth": memory_s}
-    limit = max(names, key=lambda name: names[name])
-    return Timed(operator, start_s + max(compute_s, memory_s), limit, compute_s, memory_s)
+    filled = fullest.compute * (filling(operator, work) if device.tiled else 1.0)
+    compute_s = operator.flops * (filled / (device.peaks[path] * reach.peak))
+    memory_s = operator.bytes * (fullest.memory / (device.bandwidth_bytes_per_s * reach.bandwidth))
+    return Timed(operator, operator.count * start_of(operator, reach), compute_s, memory_s)
 
 
 def start_of(operator: Operator, reach: Reach) -> float:
@@ -129,7 +143,7 @@ def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str
     return ELEMENTWISE, "bf16"
 
 
-def filling(operator: Operator, work: Pass) -> float:
+def filling(operator: Operator, work: Pass) -> Any:
     """How many times as much an expert multiplies because its rows are filled up to whole tiles."""
     sizes = operator.weights_each.sizes
     if operator.kind is not Kind.EXPERTS or "top_k" not in sizes:
@@ -137,16 +151,16 @@ def filling(operator: Operator, work: Pass) -> float:
     routing = {name: sizes[name] for name in ("n_experts", "top_k", "idle_share")}
     hit = experts_hit(tokens=work.tokens, **routing)
     rows = work.tokens * sizes["top_k"] / hit
-    tile = TILE if rows <= TILE else LARGE_TILE
-    return float(ceil(rows / tile) * tile / rows)
+    tile = TILE + (LARGE_TILE - TILE) * (rows > TILE)
+    return -(-rows // tile) * tile / rows
 
 
 @dataclass(frozen=True, slots=True)
 class Fullest:
     """How many times the mean the fullest of the ranks that share experts computes and reads."""
 
-    compute: float = 1.0
-    memory: float = 1.0
+    compute: Any = 1.0
+    memory: Any = 1.0
 
 
 EVEN = Fullest()
@@ -164,7 +178,7 @@ def fullest_rank(operator: Operator, work: Pass) -> Fullest:
     from statistics import NormalDist
 
     above = NormalDist().inv_cdf((work.ep - 0.375) / (work.ep + 0.25))
-    rows, held = float(work.tokens * sizes["top_k"]), float(sizes["n_experts"])
-    hit = float(experts_hit(tokens=work.tokens, **{name: sizes[name] for name in ("n_experts", "top_k", "idle_share")}))
-    most_hit = min(held, hit + above * sqrt(hit * max(0.0, 1 - hit / held)))
-    return Fullest(1 + above * sqrt((1 - 1 / work.ep) / rows), most_hit / hit)
+    rows, held = work.tokens * sizes["top_k"], float(sizes["n_experts"])
+    hit = experts_hit(tokens=work.tokens, **{name: sizes[name] for name in ("n_experts", "top_k", "idle_share")})
+    most_hit = minimum(hit + above * (hit * maximum(1 - hit / held, 0.0)) ** 0.5, held)
+    return Fullest(1 + above * ((1 - 1 / work.ep) / rows) ** 0.5, most_hit / hit)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from calc.explain.terms import maximum
 from calc.speed.kernels import Device, Timed, timed
 from calc.step.model import pass_operators
 from calc.step.operators import Kind, Operator, Pass
@@ -18,32 +20,35 @@ GEFORCE = ("NVIDIA RTX 30", "NVIDIA RTX 40", "NVIDIA RTX 50")
 """Cards whose 16-bit peak doubles when sums are kept in 16 bits too, as llama.cpp does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PassTime:
-    """A pass: its operators with their times, and the least that its arithmetic and its bytes take."""
+    """A pass: its operators with their times, and the least that its arithmetic and its bytes take.
+
+    Where batches are an array, so are the times.
+    """
 
     work: Pass
     operators: tuple[Timed, ...]
-    least_compute_s: float
-    least_memory_s: float
+    least_compute_s: Any
+    least_memory_s: Any
 
     @property
-    def bound_s(self) -> float:
+    def bound_s(self) -> Any:
         """Seconds that no engine beats: all operators may overlap."""
-        return max(self.least_compute_s, self.least_memory_s)
+        return maximum(self.least_compute_s, self.least_memory_s)
 
-    @property
-    def expected_s(self) -> float:
+    @cached_property
+    def expected_s(self) -> Any:
         """The sum over the operators, never below the bound."""
-        return max(self.bound_s, sum(one.time_s for one in self.operators))
+        return maximum(sum(one.time_s for one in self.operators), self.bound_s)
 
     @property
-    def compute_s(self) -> float:
+    def compute_s(self) -> Any:
         """Arithmetic alone, at the rates that operators reach."""
         return sum(one.compute_s for one in self.operators)
 
     @property
-    def memory_s(self) -> float:
+    def memory_s(self) -> Any:
         """Bytes alone, at the bandwidth that operators reach."""
         return sum(one.memory_s for one in self.operators)
 
@@ -66,20 +71,44 @@ class PassTime:
         return max(shares, key=lambda name: shares[name])
 
 
-def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
-    """The time of `work` on `device`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worked:
+    """What a pass does, on any device: its operators, and the FLOPs and bytes without which nobody computes it.
 
-    The bound takes arithmetic at the highest rate of any path and bytes at the full bandwidth. It counts products and
-    attention, weights once, of experts only as many as one token takes, and the caches; no softmax, no activations.
+    Products and attention, weights once, of experts only as many as one token takes, and the caches; no softmax, no
+    activations.
     """
+
+    work: Pass
+    operators: tuple[Operator, ...]
+    least_flops: Any
+    least_bytes: Any
+
+
+def worked(model: ModelSpec, work: Pass) -> Worked:
+    """What `work` does."""
     operators = pass_operators(model, work)
     needed = [operator for operator in operators if operator.kind in MATRICES]
-    flops = sum(float(operator.flops) * _least_share(operator, work) for operator in needed)
-    return PassTime(
+    return Worked(
         work=work,
-        operators=tuple(timed(operator, work, device) for operator in operators),
-        least_compute_s=flops / highest_peak(device),
-        least_memory_s=sum(map(_least_bytes, needed)) / device.bandwidth_bytes_per_s,
+        operators=operators,
+        least_flops=sum(operator.flops * _least_share(operator, work) for operator in needed),
+        least_bytes=sum(map(_least_bytes, needed)),
+    )
+
+
+def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
+    """The time of `work` on `device`."""
+    return time_of(worked(model, work), device)
+
+
+def time_of(done: Worked, device: Device) -> PassTime:
+    """The time on `device`; the least takes the highest rate of any path, and the full bandwidth."""
+    return PassTime(
+        work=done.work,
+        operators=tuple(timed(operator, done.work, device) for operator in done.operators),
+        least_compute_s=done.least_flops / highest_peak(device),
+        least_memory_s=done.least_bytes / device.bandwidth_bytes_per_s,
     )
 
 
@@ -98,9 +127,9 @@ def _least_share(operator: Operator, work: Pass) -> float:
     return float(products / (products + work.softmax_flops))
 
 
-def _least_bytes(operator: Operator) -> float:
+def _least_bytes(operator: Operator) -> Any:
     sizes = operator.weights_each.sizes
-    weights = float(operator.weight_bytes)
+    weights = operator.weight_bytes
     if operator.kind is Kind.EXPERTS and "top_k" in sizes:
         weights = operator.count * sizes["top_k"] * float(sizes["matrix_params"] * sizes["weight_element_bytes"])
-    return weights + float(operator.cache_bytes)
+    return weights * 1.0 + operator.cache_bytes * 1.0

@@ -35,13 +35,13 @@ class Plan:
     def requests_per_s(self) -> float:
         """Requests finished per second, expected."""
         assert self.answer.e2e is not None
-        return self.answer.batch / self.answer.e2e.mid
+        return float(self.answer.batch / self.answer.e2e.mid)
 
     @property
     def tokens_per_s_per_device(self) -> float:
         """Output tokens per second and device, expected."""
         assert self.answer.output_rate is not None
-        return self.answer.output_rate.mid / self.tp
+        return float(self.answer.output_rate.mid / self.tp)
 
     def replicas(self, rate: float) -> int:
         """How many replicas serve `rate` requests per second."""

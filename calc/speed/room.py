@@ -22,11 +22,10 @@ def room_of(study: Study, asked: Asked) -> Room:
     Raises SpecError for a TP that the server refuses.
     """
     one = replace(study, context=_tokens(asked), tps=(asked.tp,))
-    most = _most(one, asked)
     if not runs_on(asked.engine, study.device):
-        return Room(0, most, f"{asked.engine} does not run on {study.device.name}")
+        return Room(0, 0, f"{asked.engine} does not run on {study.device.name}")
     fitting, refusal = _by_server(one, asked) if by_server(asked) else _by_reserve(one, asked)
-    return Room(fitting, most, refusal)
+    return Room(fitting, _most(one, asked) if asked.load is Load.MAX else fitting, refusal)
 
 
 def reserved_room(study: Study, asked: Asked) -> Room:
@@ -64,11 +63,10 @@ def _most(study: Study, asked: Asked) -> int:
 
 def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     """Requests beside one another, and why the server does not start. It is started for requests of full length."""
-    from calc.fit.parallel import ParallelSpec, parallel_problem
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.report import server_report
 
-    if asked.ep > 1 and (problem := parallel_problem(study.model, ParallelSpec(tp=asked.tp, ep=asked.ep))):
+    if asked.ep > 1 and (problem := _uneven_experts(study, asked)):
         return 0, problem
     options = ServerOptions(
         engine=asked.engine,
@@ -83,6 +81,12 @@ def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     held = floor(report.max_concurrency) * asked.dp_attention
     most = held if report.max_num_seqs is None else report.max_num_seqs * asked.dp_attention
     return min(held, most), whole.refusal
+
+
+def _uneven_experts(study: Study, asked: Asked) -> str | None:
+    from calc.fit.parallel import ParallelSpec, parallel_problem
+
+    return parallel_problem(study.model, ParallelSpec(tp=asked.tp, ep=asked.ep))
 
 
 def _by_reserve(study: Study, asked: Asked) -> tuple[int, str | None]:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from calc.explain.terms import maximum, minimum
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time or a rate. Of a time `bound` is the least possible, of a rate the most; low <= mid <= high."""
+    """A time or a rate. Of a time `bound` is the least possible, of a rate the most; low <= mid <= high.
 
-    bound: float
-    low: float
-    mid: float
-    high: float
+    Each may be an array, of as many loads.
+    """
+
+    bound: Any
+    low: Any
+    mid: Any
+    high: Any
 
     def __add__(self, other: Span) -> Span:
         """The sum of two times that err alike."""
         return Span(self.bound + other.bound, self.low + other.low, self.mid + other.mid, self.high + other.high)
 
-    def times(self, factor: float) -> Span:
+    def times(self, factor: Any) -> Span:
         """So many of it."""
         return Span(self.bound * factor, self.low * factor, self.mid * factor, self.high * factor)
 
-    def capped(self, most: float) -> Span:
+    def capped(self, most: Any) -> Span:
         """A rate of which nothing is above `most`, its new bound."""
-        return Span(most, min(self.low, most), min(self.mid, most), min(self.high, most))
+        return Span(most, minimum(self.low, most), minimum(self.mid, most), minimum(self.high, most))
 
-    def rate(self, amount: float) -> Span:
+    def rate(self, amount: Any) -> Span:
         """`amount` of something in this time, per second."""
         return Span(amount / self.bound, amount / self.high, amount / self.mid, amount / self.low)
 
@@ -38,14 +44,14 @@ class Band:
     low: float
     high: float
 
-    def around(self, mid: float, bound: float) -> Span:
+    def around(self, mid: Any, bound: Any) -> Span:
         """The time `mid` with this band, none of it below `bound`.
 
         >>> Band(0.5, 2.0).around(10.0, 6.0)
         Span(bound=6.0, low=6.0, mid=10.0, high=20.0)
         """
-        mid = max(mid, bound)
-        return Span(bound, max(bound, mid * self.low), mid, mid * self.high)
+        mid = maximum(mid, bound)
+        return Span(bound, maximum(mid * self.low, bound), mid, mid * self.high)
 
 
 WIDE = 1.5

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
@@ -50,17 +51,19 @@ BETWEEN_RANKS = frozenset({Kind.ALL_REDUCE, Kind.EXCHANGE, Kind.SEND})
 """What waits for other ranks."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Amount:
     """FLOPs or bytes of one run: a formula, and the sizes that go into it."""
 
     formula: Callable[..., Any]
     sizes: Mapping[str, Any]
 
-    @property
+    @cached_property
     def value(self) -> Any:
         """The number (an array where a size is one), exact."""
         result = self.formula(**self.sizes)
+        if getattr(getattr(result, "dtype", None), "kind", "") == "O":  # fractions times an array
+            return result.astype(float)
         return whole(result) if isinstance(result, Fraction) else result
 
     def term(self, name: str, unit: str) -> Term:
@@ -76,7 +79,7 @@ def nothing() -> Any:
 NONE = Amount(nothing, {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Operator:
     """An operator that runs `count` times in a pass. Amounts are of one run, properties of all.
 
@@ -93,7 +96,7 @@ class Operator:
     writes_each: Amount = NONE
     link_each: Amount = NONE
 
-    @property
+    @cached_property
     def flops(self) -> Any:
         """FLOPs."""
         return self.count * self.flops_each.value
@@ -118,7 +121,7 @@ class Operator:
         """Bytes written."""
         return self.count * self.writes_each.value
 
-    @property
+    @cached_property
     def bytes(self) -> Any:
         """Bytes read and written."""
         return self.read_bytes + self.write_bytes

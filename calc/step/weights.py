@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
 
 from calc.explain.terms import Number
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 WeightBytes = Callable[[Tensor], Number]
 
 
+@cache
 def one_format(element_bytes: Number) -> WeightBytes:
     """Every weight in `element_bytes`."""
     return lambda tensor: element_bytes
 
 
+@cache
 def as_stored(model: ModelSpec) -> WeightBytes:
     """Each part of `model` in the bytes that its checkpoint takes for it, scales among them."""
     stored = model.stored

@@ -26,7 +26,7 @@ HEAVY = {
     "tui",
     "engine",
 }
-MAY_USE_NUMPY = {"calc.fit.sweep", "calc.fit.server_sweep"}
+MAY_USE_NUMPY = {"calc.fit.sweep", "calc.fit.server_sweep", "calc.speed.sweep"}
 REPORT = "import json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})), file=sys.stderr)"
 
 

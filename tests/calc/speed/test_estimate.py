@@ -306,7 +306,7 @@ def test_the_document_has_the_keys_that_scripts_rely_on(capsys: pytest.CaptureFi
 def test_all_devices_are_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
     shared = ("--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--tp", "4", "--ep", "4", "--pp", "2", "--batch", "8")
     found = answered(capsys, *shared, "--price", "3")
-    assert (found["tp"], found["pp"], found["ep"], found["devices"]) == (4, 2, 4, 8)
+    assert (found["tp"], found["pp"], found["ep"], found["n_devices"]) == (4, 2, 4, 8)
     rate = found["output_tokens_per_s"]
     assert isinstance(rate, dict)
     assert found["cost_per_million_output_tokens"] == pytest.approx(8 * 3 / 3600 / rate["mid"] * 1e6)
