@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from calc.errors import CalcError, QuantityError, SpecError
-from calc.model.spec import DIMENSIONS, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit
+from calc.model.spec import DIMENSIONS, TYPED_IN, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit, edit_unnamed, uniform
 from calc.model.storage import StorageFormat, parse_cache, parse_format, parse_weights
 from calc.plain import one_line
 from calc.units import parse_count, parse_counts, parse_duration, parse_rate, parse_share, parse_size
@@ -119,15 +119,17 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_from(args: argparse.Namespace) -> ModelSpec:
-    """The model of --model with the overrides put in. Raises CalcError."""
-    from calc.sources import load_model
+    """The model of --model with the overrides put in; all sizes without it are a model typed in. Raises CalcError."""
+    from calc.sources import DEFAULT_MODEL, load_model
 
-    name = args.model if args.model is not None else "llama-3-8b"
-    base = load_model(name, any_storage=args.weight_format is not None)
     given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
     if args.mlp is not None:
         given["mlp"] = Mlp(args.mlp)
-    return edit(base, **given)
+    if args.model is not None:
+        return edit(load_model(args.model, any_storage=args.weight_format is not None), **given)
+    if given.keys() >= {*DIMENSIONS}:
+        return uniform(name=TYPED_IN, **given)
+    return edit_unnamed(load_model(DEFAULT_MODEL), **given)
 
 
 def device_from(args: argparse.Namespace) -> DeviceSpec:

@@ -36,6 +36,8 @@ class Policy(StrEnum):
 
 
 MAX_LAYERS = 10_000
+TYPED_IN = "typed-in model"
+"""The name of a model that is given by its sizes alone."""
 
 DIMENSIONS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
 SIZES = (
@@ -363,6 +365,13 @@ def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
     )  # fmt: skip
     kept = {name: getattr(model, name) for name in outer}
     return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})
+
+
+def edit_unnamed(model: ModelSpec, **changes: Any) -> ModelSpec:
+    """`edit` of a default that nobody asked for: with other sizes its context has no known limit."""
+    edited = edit(model, **changes)
+    resized = any(getattr(edited, name) != getattr(model, name) for name in DIMENSIONS)
+    return replace(edited, max_context=None) if resized else edited
 
 
 def _refusal(model: ModelSpec, name: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 from fractions import Fraction
 
 from calc.errors import CalcError
-from calc.model.spec import ModelSpec
+from calc.model.spec import TYPED_IN, ModelSpec
 from calc.servers.cache_layers import COMPRESSED
 from calc.servers.llamacpp.builds import FLASH_WORDS, UNIFIED, build_of
 from calc.servers.records import ServerReport
@@ -18,6 +18,7 @@ LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
 MIB = 2**20
 ALL_LAYERS = 999
 """More than any model has: llama.cpp takes them all."""
+NAMELESS = "your-model"
 WITHOUT_BF16 = ("NVIDIA V100", "NVIDIA T4", "NVIDIA P100", "NVIDIA P40")
 """Compute capability below 8.0."""
 
@@ -36,9 +37,14 @@ def launch_command(report: ServerReport) -> str | None:
 
 
 def served_name(model: ModelSpec) -> str:
-    """What the server loads: the Hugging Face id of a catalog model, else the folder or file it was read from."""
+    """What the server loads: the Hugging Face id of a catalog model, else the folder or file it was read from.
+
+    A model of other sizes is in no repository that is known.
+    """
     from calc.sources.catalog import models
 
+    if model.edited or model.name == TYPED_IN:
+        return NAMELESS
     name = model.name
     try:
         entry = models().get(name)

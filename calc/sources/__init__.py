@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from calc.model.spec import ModelSpec
 
+DEFAULT_MODEL = "llama-3-8b"
+"""The model where nobody names one."""
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 READ = (".json", ".toml")
 

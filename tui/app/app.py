@@ -61,9 +61,10 @@ def later_panes() -> tuple[Pane, ...]:
 
 def default_state() -> AppState:
     """The assignment's case: Llama-3-8B, 80 GB, 8,192 tokens, 16 bits."""
+    from calc.sources import DEFAULT_MODEL
     from calc.sources.catalog import find_model, manual_device
 
-    return AppState(study=Study(model=find_model("llama-3-8b"), device=manual_device(80 * GB)))
+    return AppState(study=Study(model=find_model(DEFAULT_MODEL), device=manual_device(80 * GB)))
 
 
 class KvscopeApp(Actions):

@@ -10,13 +10,13 @@ from calc.errors import CalcError
 from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names, follows_hidden_size
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored import is_as_stored
+from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import all_devices, find_model
 from tui.form.draft import EDITED, memory_text
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
 
-DEFAULT_MODEL = "llama-3-8b"
 DEFAULT_MEMORY = 80 * 10**9
 NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform", "model_type")
 

@@ -21,12 +21,14 @@ from calc.model.spec import (
     Policy,
     Study,
     edit,
+    edit_unnamed,
     follows_hidden_size,
     scaled_windows,
 )
 from calc.model.storage import FORMATS, StorageFormat, parse_cache
 from calc.model.storage import parse_weights as parse_weight_format
 from calc.model.stored import is_as_stored, stored_format
+from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import manual_device, memory_reading
 from calc.units import GB, GIB, format_decimal
 from tui.form.fields import count_parser, parse_memory, parse_tps, without_unit
@@ -155,8 +157,11 @@ def auto_head_dim(texts: Mapping[str, str]) -> str:
 
 
 def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
-    """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError."""
-    return edit(origin, **values)
+    """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError.
+
+    The default is nobody's choice: with other sizes the limit of its context goes, as on the command line.
+    """
+    return edit_unnamed(origin, **values) if origin.name == DEFAULT_MODEL else edit(origin, **values)
 
 
 def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:

@@ -27,6 +27,19 @@ def test_overrides_change_what_they_say_and_mark_the_model():
     assert study("--n-layers", "32", "--untied").model == study().model
 
 
+def test_sizes_without_a_model_bring_no_limit_of_the_default():
+    assert study("--n-layers", "16").model.max_context is None
+    assert study("--tied").model.max_context == study().model.max_context == 8192
+    assert study("--model", "llama-3-8b", "--n-layers", "16").model.max_context == 8192
+
+
+def test_all_sizes_are_a_model_typed_in():
+    words = ["--n-layers", "2", "--n-heads", "8", "--n-kv-heads", "2", "--head-dim", "16", "--hidden-size", "64"]
+    made = study(*words, "--intermediate-size", "96", "--vocab-size", "1000", "--mlp", "plain", "--tied").model
+    assert (made.title, made.source, made.max_context) == ("typed-in model", "typed in", None)
+    assert (made.n_layers, made.head_dim, made.vocab_size, made.mlp, made.tied) == (2, 16, 1000, Mlp.PLAIN, True)
+
+
 def test_the_head_dimension_follows_the_hidden_size_unless_it_is_given():
     assert study("--hidden-size", "8192").model.head_dim == 256
     assert study("--hidden-size", "8192", "--head-dim", "128").model.head_dim == 128
