@@ -19,6 +19,10 @@ MAX_BYTES = 4 * 2**20
 GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
 GEMMA4_VIDEO_TOKENS = 2496
 """vLLM raises its tokens per step to this for Gemma 4, one video of 32 frames (pull request 43051; logs of 0.25.1)."""
+ANY_SIZE, ANY_SIZE_TOKENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), 16_384
+"""Families whose images keep their size, and the tokens of the largest one that their published processors take."""
+LAID_OUT, ROTATED = 6, 11
+"""Q, K and V as they come and as they are laid out anew; and with K while it is rotated in float32."""
 Config = Mapping[str, Any]
 
 
@@ -100,13 +104,11 @@ def facts_from_config(config: Config) -> ModelFacts:
     vision = vision if isinstance(vision, dict) else {}
     kind = str(config.get("model_type", ""))
     state = text.get("mamba_ssm_dtype") or text.get("mamba_ssm_cache_dtype")
-    elements, tokens = image(vision, config)
     return ModelFacts(
         rope_elements=rope_elements(text),
         vision_params=encoder_params(vision, text, config),
         multimodal=bool(vision),
-        image_elements=elements,
-        image_tokens=tokens,
+        **image(vision, config),
         item_tokens=GEMMA4_VIDEO_TOKENS if kind.startswith("gemma4") and vision else 0,
         state_element_bytes={"float32": 4, "bfloat16": 2, "float16": 2}.get(str(state)),
         repeated_kv=kind == "falcon" and bool(config.get("new_decoder_architecture")),
@@ -165,28 +167,60 @@ def _table_length(scaling: Config, context: int, text: Config) -> int:
     return context
 
 
-def image(vision: Config, config: Config) -> tuple[int, int]:
-    """Elements of the largest image and its tokens; zeros where the config does not say."""
-    side, patch = _number(vision, "image_size"), _number(vision, "patch_size")
-    if not side or not patch:
-        return 0, 0
+def image(vision: Config, config: Config) -> dict[str, Any]:
+    """Elements, patches and tokens of the largest image, as fields of ModelFacts; {} where nothing says them."""
+    patch = _number(vision, "patch_size", "spatial_patch_size")
     merge = _number(vision, "spatial_merge_size") or _number(config, "spatial_merge_size") or 1
-    tokens = _number(config, "mm_tokens_per_image") or (side // patch // merge) ** 2
-    return 3 * side * side, max(1, tokens)
+    if not patch:
+        return {}
+    frames = 1
+    if side := _number(vision, "image_size"):
+        patches = (side // patch) ** 2
+        pixels = side * side
+    elif str(config.get("model_type", "")).startswith(ANY_SIZE):
+        patches = ANY_SIZE_TOKENS * merge * merge
+        pixels, frames = patches * patch * patch, _number(vision, "temporal_patch_size") or 1
+    else:
+        return {}
+    tokens = _number(config, "mm_tokens_per_image") or patches // merge**2
+    return {
+        "image_elements": 3 * frames * pixels,
+        "image_tokens": max(1, tokens),
+        "image_patches": patches,
+        **_live(vision),
+    }
+
+
+def _live(vision: Config) -> dict[str, int]:
+    """Elements per patch that a layer of the encoder holds at once: of attention and of its MLP."""
+    hidden, inner = encoder_widths(vision)
+    kind = str(vision.get("model_type", ""))
+    rotated = ROTATED if kind.startswith(ANY_SIZE) else LAID_OUT
+    return {
+        "encoder_hidden": hidden,
+        "encoder_attention": rotated * hidden,
+        "encoder_mlp": (4 if kind.startswith(GATED_ENCODERS) else 2) * inner,
+    }
+
+
+def encoder_widths(vision: Config) -> tuple[int, int]:
+    """Hidden and inner size of the image encoder."""
+    h = _number(vision, "hidden_size", "embed_dim")
+    if str(vision.get("model_type", "")).startswith("qwen2_vl"):
+        h = _number(vision, "embed_dim") or h
+        return h, 4 * h
+    ratio = vision.get("mlp_ratio")
+    return h, _number(vision, "intermediate_size") or int(h * ratio if isinstance(ratio, int | float) else 4 * h)
 
 
 def encoder_params(vision: Config, text: Config, config: Config) -> int:
     """Parameters of the image encoder and its projector; 0 where there is none."""
-    h = _number(vision, "hidden_size", "embed_dim")
+    h, inner = encoder_widths(vision)
     n = _number(vision, "num_hidden_layers", "depth", "num_layers")
-    ratio = vision.get("mlp_ratio")
-    inner = _number(vision, "intermediate_size") or int(h * ratio if isinstance(ratio, int | float) else 4 * h)
     if not h or not n:
         return 0
     kind = str(vision.get("model_type", ""))
     gated = kind.startswith(GATED_ENCODERS)
-    if kind.startswith("qwen2_vl"):
-        h, inner = _number(vision, "embed_dim") or h, int(4 * (_number(vision, "embed_dim") or h))
     biases = 0 if kind in ("pixtral",) else 9 * h + inner
     layers = n * (4 * h * h + (3 if gated else 2) * h * inner + 2 * h + biases)
     patch, side = _number(vision, "patch_size"), _number(vision, "image_size")

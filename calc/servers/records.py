@@ -25,11 +25,13 @@ class ModelFacts:
     """What a server loads besides the text model, which a ModelSpec does not say.
 
     `rope_elements`: elements of the precomputed cos/sin tables (None: one table of the model's context).
-    `vision_params`: parameters of encoders and projectors, part of every rank's share. An image of
-    `image_elements` pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video),
-    below which vLLM does not set its tokens per step. `state_element_bytes`: the config's own type of recurrent state.
-    `repeated_kv`: transformers caches K and V once per query head (falcon). `cache_format`: the checkpoint's own
-    format of the cache, which its `quantizer` (modelopt, compressed-tensors) wrote into it.
+    `vision_params`: parameters of encoders and projectors, part of every rank's share. An image of `image_elements`
+    pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video), below which vLLM
+    does not set its tokens per step. An image is cut into `image_patches`; per patch a layer of the encoder has
+    `encoder_hidden` elements, and inside at once `encoder_attention` or `encoder_mlp`. `state_element_bytes`: the
+    config's own type of recurrent state. `repeated_kv`: transformers caches K and V once per query head (falcon).
+    `cache_format`: the checkpoint's own format of the cache, which its `quantizer` (modelopt, compressed-tensors)
+    wrote into it.
     """
 
     rope_elements: int | None = None
@@ -37,6 +39,10 @@ class ModelFacts:
     multimodal: bool = False
     image_elements: int = 0
     image_tokens: int = 0
+    image_patches: int = 0
+    encoder_hidden: int = 0
+    encoder_attention: int = 0
+    encoder_mlp: int = 0
     item_tokens: int = 0
     state_element_bytes: int | None = None
     repeated_kv: bool = False

@@ -37,6 +37,8 @@ SGLANG_BY_CHUNK: Version = (0, 5)
 SGLANG_PREFILL_GRAPHS: Version = (0, 5, 10)
 """Since, graphs of prefills are captured too."""
 VLLM_LEAN_SAMPLER: Version = (0, 17)
+VLLM_PIXELS_CAST: Version = (0, 9, 2)
+"""Since, pixels reach the device in the type of the model; before, in float32 as well."""
 VLLM_STATE_PER_SEQUENCE: Version = (0, 20)
 """Since, vLLM does not start where --max-num-seqs is more than the blocks for recurrent states."""
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)

@@ -15,7 +15,7 @@ from typing import Any
 from calc.model.layers import Experts
 from calc.model.spec import ModelSpec
 from calc.servers.records import Band, ModelFacts
-from calc.servers.versions import VLLM_LEAN_SAMPLER, VLLM_V1, Version
+from calc.servers.versions import VLLM_LEAN_SAMPLER, VLLM_PIXELS_CAST, VLLM_V1, Version
 from calc.servers.vllm_v0 import counted_context_bytes
 from calc.servers.weights import widest_dense
 from calc.units import GIB
@@ -65,8 +65,26 @@ def encoder_bytes(*, batched_tokens: int, hidden_size: int, element_bytes: int, 
     """Outputs of the encoder for a whole step and the pixels they come from."""
     if not facts.multimodal:
         return 0
-    images = max(1, batched_tokens // facts.image_tokens) if facts.image_tokens else 0
-    return batched_tokens * hidden_size * element_bytes + images * facts.image_elements * element_bytes
+    images = _images(batched_tokens, facts)
+    outputs = max(batched_tokens, images * facts.image_tokens)
+    return outputs * hidden_size * element_bytes + images * facts.image_elements * element_bytes
+
+
+def _images(batched_tokens: int, facts: ModelFacts) -> int:
+    """The largest images of a step, one at least."""
+    return max(1, batched_tokens // facts.image_tokens) if facts.image_tokens else 0
+
+
+def encoder_peak(*, batched_tokens: int, tp: int, element_bytes: int, facts: ModelFacts) -> int:
+    """Bytes inside a layer of the encoder, and the pixels (qwen2_5_vl.py: Qwen2_5_VisionBlock).
+
+    Beside its input and the norm of it: what attention holds, with Q, K and V of all heads where ranks gather them, or
+    what its MLP holds.
+    """
+    h, images = facts.encoder_hidden, _images(batched_tokens, facts)
+    gathered = 3 * h + 6 * h / tp if tp > 1 else 0
+    inside = max(gathered, facts.encoder_attention / tp, facts.encoder_mlp / tp)
+    return int(images * (facts.image_patches * (2 * h + inside) + facts.image_elements) * element_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +147,12 @@ def activation_bytes(model: ModelSpec, setting: StepSetting) -> int:
     outside = encoder_bytes(
         batched_tokens=tokens, hidden_size=model.hidden_size, element_bytes=each, facts=setting.facts
     )
+    if setting.version < VLLM_PIXELS_CAST:
+        outside += _images(tokens, setting.facts) * setting.facts.image_elements * each
+    encoder = encoder_peak(batched_tokens=tokens, tp=setting.tp, element_bytes=each, facts=setting.facts)
     if lean:
-        return int(max(sampler + BASE_BYTES, forward + passed) + workspace + outside)
-    return int(max(sampler, forward + passed + workspace) + BASE_BYTES // 2 + outside)
+        return int(max(max(sampler + BASE_BYTES, forward + passed) + workspace + outside, encoder))
+    return int(max(max(sampler, forward + passed + workspace) + outside, encoder) + BASE_BYTES // 2)
 
 
 def non_torch_bytes(version: Version, *, tp: int, pp: int, hidden_size: int) -> int:

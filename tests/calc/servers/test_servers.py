@@ -21,7 +21,7 @@ from calc.servers.launch import launch_command
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.servers.versions import default_batched_tokens, default_max_seqs, default_utilization, is_large, parse_version
-from calc.servers.vllm_budget import capture_sizes, sampler_peak
+from calc.servers.vllm_budget import capture_sizes, encoder_peak, sampler_peak
 from calc.servers.vllm_cache import aligned_block_size, group_size
 from calc.servers.weights import allocated, stage_layers, stage_weight_bytes
 from calc.sources.catalog import find_device, find_model, manual_device
@@ -387,3 +387,14 @@ def test_attention_layers_of_another_width_share_one_pool() -> None:
     assert by_kind["full"].block_tokens == 2 * by_kind["sliding"].block_tokens == 32
     assert by_kind["full"].blocks_per_request == 1024
     assert by_kind["sliding"].blocks_per_request == -(-(1023 + 1024) // 16) + 1
+
+
+def test_the_largest_image_goes_through_the_encoder() -> None:
+    """Qwen2.5-VL: 65,536 patches of 2 x 3 x 14 x 14 elements; TP 4 gathers Q, K and V of all heads of 1,280."""
+    vision = {"model_type": "qwen2_5_vl", "hidden_size": 1280, "intermediate_size": 3420, "depth": 32, "patch_size": 14,
+              "spatial_merge_size": 2, "temporal_patch_size": 2}  # fmt: skip
+    known = facts_from_config({"model_type": "qwen2_5_vl", "vision_config": vision, "hidden_size": 8192})
+    assert (known.image_patches, known.image_tokens, known.image_elements) == (65_536, 16_384, 65_536 * 1176)
+    peaks = [encoder_peak(batched_tokens=2048, tp=tp, element_bytes=2, facts=known) for tp in (1, 4)]
+    whole, gathered = 2 * 1280 + max(11 * 1280, 4 * 3420), 2 * 1280 + 3 * 1280 + 6 * 320
+    assert peaks == [65_536 * (inside + 1176) * 2 for inside in (whole, gathered)]
