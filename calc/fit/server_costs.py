@@ -14,6 +14,7 @@ from calc.model.storage import StorageFormat
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import pool_refusal, runs_on
 from calc.servers.report import server_report
+from calc.servers.serving import fp8_refusal
 from calc.units import format_bytes, format_decimal
 
 WEIGHT_FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -131,7 +132,7 @@ def _admission(study: Study, options: ServerOptions, batch: int | None) -> Admis
         report = server_report(study, options)
     except SpecError as error:
         return Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
-    if problem := pool_refusal(report):
+    if problem := pool_refusal(report) or fp8_refusal(report.study, options):
         return Admission(batch=0, missing_bytes=0, problem=problem, runnable=False)
     most, each, pool = floor(report.max_concurrency + 1e-9), report.kv_request_bytes, report.cache_room_bytes
     asked = most or 1 if batch is None else batch

@@ -76,6 +76,8 @@ def cache_of(config: Config) -> dict[str, Any]:
     quant = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(quant, Mapping):
         return {}
+    if quant.get("quant_method") == "quark":
+        return {"cache_scales": "fp8"} if _quark_scales(quant) else {}
     inner = quant.get("quantization")
     inner = inner if isinstance(inner, Mapping) else {}
     said = [part.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo") for part in (inner, quant)]
@@ -88,6 +90,13 @@ def cache_of(config: Config) -> dict[str, Any]:
     else:
         name = None
     return {} if name is None else {"cache_format": name, "quantizer": "modelopt" if "modelopt" in method else method}
+
+
+def _quark_scales(quant: Config) -> bool:
+    """Whether Quark's layer_quant_config gives the outputs of kv_cache_group a type: vLLM reads the scales alone."""
+    export, layers = quant.get("export"), quant.get("layer_quant_config")
+    group = export.get("kv_cache_group") if isinstance(export, Mapping) else None
+    return bool(group) and isinstance(layers, Mapping) and bool(layers)
 
 
 def _scheme(scheme: Config) -> str | None:

@@ -23,3 +23,22 @@ def generation(device: DeviceSpec) -> str:
     if device.source == "typed in" and device.memory_bytes >= BEYOND_HOPPER_BYTES:
         return BLACKWELL
     return next((name for name, starts in STARTS.items() if device.name.startswith(starts)), OTHER)
+
+
+BEFORE_ADA = (
+    "NVIDIA A2", "NVIDIA A10", "NVIDIA A16", "NVIDIA A30", "NVIDIA A40", "NVIDIA A100", "NVIDIA A800",
+    "NVIDIA RTX A", "NVIDIA RTX 30", "NVIDIA RTX 20", "NVIDIA Titan", "NVIDIA T4", "NVIDIA V100", "NVIDIA P",
+    "NVIDIA Tesla", "NVIDIA Quadro", "NVIDIA Jetson AGX Orin", "NVIDIA Jetson Orin",
+)  # fmt: skip
+"""How names begin of compute capability below 8.9, which has no instructions for fp8."""
+VOLTA = ("NVIDIA V100", "NVIDIA Titan V", "NVIDIA Tesla V100")
+
+
+def lacks_fp8(device: DeviceSpec) -> bool:
+    """Whether the device has no instructions for fp8 (E4M3)."""
+    return device.name.startswith(BEFORE_ADA)
+
+
+def is_volta(device: DeviceSpec) -> bool:
+    """Whether the device has compute capability 7.0: FlashInfer does not run on it."""
+    return device.name.startswith(VOLTA)

@@ -31,7 +31,7 @@ class ModelFacts:
     `encoder_hidden` elements, and inside at once `encoder_attention` or `encoder_mlp`. `state_element_bytes`: the
     config's own type of recurrent state. `repeated_kv`: transformers caches K and V once per query head (falcon).
     `cache_format`: the checkpoint's own format of the cache, which its `quantizer` (modelopt, compressed-tensors)
-    wrote into it.
+    wrote into it; `cache_scales`: one that it has scales for, and that has to be asked for (Quark).
     """
 
     rope_elements: int | None = None
@@ -48,6 +48,7 @@ class ModelFacts:
     repeated_kv: bool = False
     cache_format: str | None = None
     quantizer: str = ""
+    cache_scales: str | None = None
     notes: tuple[str, ...] = ()
 
 

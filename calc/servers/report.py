@@ -11,7 +11,7 @@ from calc.servers.idle_options import check_options
 from calc.servers.layouts import check_layouts
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.refusals import context_remark, refusal, tokens_remark
-from calc.servers.serving import cache_of_checkpoint, quantized_online
+from calc.servers.serving import cache_of_checkpoint, fp8_refusal, fp8_remark, quantized_online, scales_remark
 from calc.servers.versions import version_remark
 
 
@@ -23,10 +23,13 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
     check_layouts(study.model, options.engine, options.version)
     check_options(study, options)
     report = _counted(study, options)
-    stored = (_online(study, options), _own_cache(study, options), _other_file(study))
+    stored = (_online(study, options), _own_cache(study, options), _other_file(study), _left_in_16_bits(study))
+    cache = (None if fp8_refusal(study, options) else fp8_remark(study, options), scales_remark(study, options))
     asked = (version_remark(options.engine, options.version), context_remark(report), tokens_remark(report))
-    remarks = [remark for remark in (*stored, *asked) if remark]
-    return replace(report, refusal=refusal(report), assumptions=(*report.assumptions, *remarks))
+    remarks = [remark for remark in (*stored, *cache, *asked) if remark]
+    return replace(
+        report, refusal=fp8_refusal(study, options) or refusal(report), assumptions=(*report.assumptions, *remarks)
+    )
 
 
 def _online(study: Study, options: ServerOptions) -> str | None:
@@ -47,6 +50,16 @@ def _other_file(study: Study) -> str | None:
     """That the weights are those of another file than the model's own, where a mix or a checkpoint was named."""
     named = study.weight_format.stored is not None and not is_as_stored(study.model, study.weight_format)
     return f"a file or repository that holds the weights as {study.weight_format.name} is served" if named else None
+
+
+def _left_in_16_bits(study: Study) -> str | None:
+    """That a file whose modules are chosen one by one holds more than a format that is the same for all."""
+    if study.weight_format.name not in ("nf4", "fp4") or study.model.stored is not None:
+        return None
+    return (
+        "every linear layer in 4 bits; a file of dynamic quantization (unsloth) leaves some in 16 bits, which its "
+        "config lists (llm_int8_skip_modules): give that as --model"
+    )
 
 
 def _counted(study: Study, options: ServerOptions) -> ServerReport:

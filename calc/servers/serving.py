@@ -6,10 +6,13 @@ from dataclasses import replace
 
 from calc.model.spec import Study
 from calc.model.storage import FORMATS
+from calc.servers.generations import is_volta, lacks_fp8
 from calc.servers.records import ServerOptions
 from calc.servers.versions import SGLANG_CACHE_OF_CHECKPOINT, VLLM_CACHE_OF_CHECKPOINT, parse_version
 
 SINCE = {"vllm": VLLM_CACHE_OF_CHECKPOINT, "sglang": SGLANG_CACHE_OF_CHECKPOINT}
+
+E4M3 = ("fp8", "fp8_e4m3")
 
 ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
 """Quantization while loading, by the weight format that was asked for."""
@@ -53,3 +56,28 @@ def cache_as_weights(study: Study, *, given: bool) -> Study:
     if given or study.weight_format.bytes_per_element < 4:
         return study
     return replace(study, kv_format=FORMATS["fp32"])
+
+
+def fp8_remark(study: Study, options: ServerOptions) -> str | None:
+    """That fp8 (E4M3) is not in the instructions of the device, and what works there."""
+    if study.kv_format.name not in E4M3 or options.engine != "vllm" or not lacks_fp8(study.device):
+        return None
+    return (
+        f"{study.device.name} has no instructions for fp8 (E4M3): of vLLM's kernels FlashInfer's alone keep it there, "
+        "--kv-format fp8_e5m2 works with all of them"
+    )
+
+
+def fp8_refusal(study: Study, options: ServerOptions) -> str | None:
+    """That no kernel keeps an fp8 (E4M3) cache on the device."""
+    if study.kv_format.name not in E4M3 or options.engine != "vllm" or not is_volta(study.device):
+        return None
+    return f"it has no kernel for a cache in fp8 (E4M3) on {study.device.name}: --kv-format fp8_e5m2 works"
+
+
+def scales_remark(study: Study, options: ServerOptions) -> str | None:
+    """That a Quark checkpoint has scales for an fp8 cache, which has to be asked for."""
+    scaled = options.facts.cache_scales
+    if scaled is None or options.engine != "vllm" or study.kv_format.name == scaled:
+        return None
+    return f"the checkpoint has scales for a cache in {scaled}: vLLM keeps it so with --kv-format {scaled} alone"

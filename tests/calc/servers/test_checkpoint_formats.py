@@ -163,3 +163,25 @@ def test_metas_own_fp8_file_keeps_attention_in_16_bits(tmp_path: Path) -> None:
     model = load_model(str(tmp_path / "config.json"))
     loaded = report(model, find_device("h100-sxm"), version="0.5.3", tp=8).weight_bytes_per_gpu
     assert loaded / GIB == pytest.approx(57.7520, rel=0.001)
+
+
+def test_fp8_caches_on_devices_without_fp8() -> None:
+    """vllm-project/vllm#26431 (RTX 3090) and 1CatAI/1Cat-vLLM#27 (V100): type fp8e4nv not supported."""
+    model = find_model("llama-3.1-8b")
+    volta, ampere, ada = (report(model, find_device(name), kv="fp8") for name in ("v100-sxm2-32gb", "rtx-3090", "l40s"))
+    assert volta.refusal is not None
+    assert "--kv-format fp8_e5m2 works" in volta.refusal
+    assert ampere.refusal is None
+    assert any("no instructions for fp8" in said for said in ampere.assumptions)
+    assert not any("fp8 (E4M3)" in said for said in ada.assumptions)
+    other = report(model, find_device("v100-sxm2-32gb"), kv="fp8_e5m2")
+    assert other.refusal is None
+
+
+def test_quark_has_scales_of_a_cache_and_no_format() -> None:
+    quark = {"quant_method": "quark", "export": {"kv_cache_group": ["*k_proj", "*v_proj"]},
+             "layer_quant_config": {"*k_proj": {"output_tensors": {"dtype": "fp8_e4m3"}}}}  # fmt: skip
+    known = facts_from_config({**LLAMA, "quantization_config": quark})
+    assert (known.cache_format, known.cache_scales) == (None, "fp8")
+    found = report(find_model("llama-3.1-8b"), find_device("mi300x"), facts=known)
+    assert any("has scales for a cache in fp8" in said for said in found.assumptions)
