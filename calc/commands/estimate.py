@@ -31,12 +31,15 @@ from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
 from calc.speed.plans import Broken, broken_limits
 from calc.speed.room import COUNTED, room_of
-from calc.units import format_duration_s, parse_share
+from calc.units import format_duration_s, parse_count, parse_share
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
     from calc.speed.passes import PassTime
     from calc.speed.spans import Span
+
+MOST_DRAFTED = 256
+"""Tokens drafted per step: no draft is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def drafts(text: str) -> tuple[int, Fraction]:
     drafted, comma, accepted = text.partition(",")
     if not comma:
         raise QuantityError(f"{text!r} is not K,A: tokens drafted per step and their acceptance, such as 4,0.8")
-    return count(drafted), parse_share(accepted)
+    return parse_count(drafted, what="drafted tokens", maximum=MOST_DRAFTED), parse_share(accepted)
 
 
 def price(text: str) -> float:
@@ -138,8 +141,8 @@ def run_estimate(argv: Sequence[str], prog: str) -> int:
     if args.devices is not None:
         from calc.commands.estimate_devices import run_devices
 
-        return run_devices(args, _asked(args))
-    study, asked = served(args, _asked(args), device=_one_device(args))
+        return run_devices(args, asked_from(args))
+    study, asked = served(args, asked_from(args), device=_one_device(args))
     answer = estimate(study, asked, room_of(study, asked))
     rows = list(frontier(study, asked, args.batches or (), limits=args.limit, price=_one_price(args)))
     if args.format == "json":
@@ -192,7 +195,8 @@ def as_run(study: Study, asked: Asked, *, weights_given: bool, cache_given: bool
     return as_served(study, options, weights_given=weights_given, cache_given=cache_given)
 
 
-def _asked(args: argparse.Namespace) -> Asked:
+def asked_from(args: argparse.Namespace) -> Asked:
+    """What the options ask for. Raises SpecError."""
     load = Load.MAX if args.max_load else Load.CLOSED if args.concurrency else Load.STATIC
     drafted, acceptance = args.speculate or (0, Fraction(0))
     if args.chunk is not None and load is Load.MAX:

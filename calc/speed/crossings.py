@@ -39,11 +39,11 @@ def products_compute_bound_batch(steps: Steps) -> int | None:
     return _first(excess_s, MOST_BATCH)
 
 
-def compute_bound_prompt(steps: Steps) -> int | None:
-    """The shortest prompt that takes longer to compute than to read, all alone; None where none does."""
+def compute_bound_prompt(steps: Steps, batch: int = 1) -> int | None:
+    """The shortest prompts of a `batch` that take longer to compute than to read; None where none do."""
 
     def excess_s(tokens: int) -> float:
-        one = replace(steps, asked=replace(steps.asked, prompt_tokens=tokens)).prefill()
+        one = replace(steps, asked=replace(steps.asked, prompt_tokens=tokens)).prefill(batch)
         return float(one.compute_s - one.memory_s)
 
     return _first(excess_s, MOST_CONTEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,11 @@ from tests.tui.live_engine import SIZES, until
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
+from tui.panes.estimate import EstimatePane
+from tui.panes.roofline import RooflinePane
+from tui.widgets.status import StatusStrip
 
-PANES = {"spec": "f2", "memory": "f3", "intensity": "f4"}
+PANES = {"spec": "f2", "memory": "f3", "intensity": "f4", "roofline": "f5", "estimate": "f6"}
 
 
 def named(size: tuple[int, int]) -> str:
@@ -22,7 +26,7 @@ def named(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def shown_pane(key: str, kind: str) -> Any:
+def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lambda app: True) -> Any:
     """What to do before the picture: open the pane, wait until it stands there, and still its cursor."""
 
     async def go(pilot: Any) -> None:
@@ -32,6 +36,7 @@ def shown_pane(key: str, kind: str) -> Any:
         pane = f"#pane-{kind}"
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
+        await until(pilot, lambda: settled(app))
         for _ in range(5):  # layouts that ask for another
             await pilot.pause(0.02)
         for field in app.query("Input"):
@@ -42,11 +47,29 @@ def shown_pane(key: str, kind: str) -> Any:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=named)
-@pytest.mark.parametrize("pane", PANES)
+@pytest.mark.parametrize("pane", ["spec", "memory", "intensity"])
 def test_pane(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     app = KvscopeApp(settings=Settings(), start_engine=False)
     assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane))
+
+
+def worked_out(app: KvscopeApp) -> bool:
+    """Whether the strip, the rows and the marks of the scales are there: they come after the pane."""
+    estimate, roofline = app.query_one(EstimatePane), app.query_one(RooflinePane)
+    own = estimate.is_settled if app.active_pane is estimate else roofline.is_settled
+    return own and "tok/s" in "".join(app.query_one(StatusStrip).plain(200))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=named)
+@pytest.mark.parametrize("pane", ["roofline", "estimate"])
+def test_times(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With limits and a price, on a device of which times are known."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    state = with_study(default_state(), replace(default_state().study, device=find_device("h100-sxm")))
+    serving = replace(state.serving, limits=(("ttft", 0.5), ("tpot", 0.02)), price=2.5)
+    app = KvscopeApp(replace(state, serving=serving), settings=Settings(), start_engine=False)
+    assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane, worked_out))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from textual.css.query import NoMatches
 from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.timer import Timer
 from textual.widget import MountError
 from textual.widgets import TabbedContent, TabPane
 
@@ -34,11 +35,13 @@ from tui.widgets.status import StatusStrip
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
 
-PANES = ("Spec", "Memory", "Intensity", "Generate", "Benchmark")
+PANES = ("Spec", "Memory", "Intensity", "Roofline", "Estimate", "Generate", "Benchmark")
 """Titles of the tabs; all but the first are imported after the first paint."""
 FOLDER = Path(__file__).parent
 PANES_FOLDER = FOLDER.parent / "panes"
 SAVE_AFTER_S = 0.5
+SETTLE_S = 0.05
+"""How long an edit waits for the next one before its estimate is worked out."""
 MAX_UNDO = 100
 
 
@@ -46,14 +49,18 @@ def later_panes() -> tuple[Pane, ...]:
     """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure."""
     from tui.live.formats import Effects
     from tui.panes.benchmark import BenchmarkPane
+    from tui.panes.estimate import EstimatePane
     from tui.panes.generate import GeneratePane
     from tui.panes.intensity import IntensityPane
     from tui.panes.memory import MemoryPane
+    from tui.panes.roofline import RooflinePane
 
     effects = Effects()
     return (
         MemoryPane(id="pane-memory"),
         IntensityPane(id="pane-intensity"),
+        RooflinePane(id="pane-roofline"),
+        EstimatePane(id="pane-estimate"),
         GeneratePane(effects, id="pane-generate"),
         BenchmarkPane(effects, id="pane-benchmark"),
     )
@@ -85,7 +92,7 @@ class KvscopeApp(Actions):
             Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"Show the {title} pane")
             for i, title in enumerate(PANES)
         ),
-        Binding("f7", "questions", "questions", priority=True, tooltip="Inverse questions: what fits where"),
+        Binding("ctrl+f", "questions", "questions", priority=True, tooltip="Inverse questions: what fits where"),
         *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),
         Binding("ctrl+o", "open", "open", priority=True, tooltip="Open a config.json, .gguf, folder or spec .toml"),
         Binding("ctrl+y", "copy_command", "copy command", priority=True, tooltip="Copy the equivalent command"),
@@ -124,6 +131,7 @@ class KvscopeApp(Actions):
         self._dirty = False
         self._settled = False
         self._wanted: int | None = None
+        self._estimate_timer: Timer | None = None
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), self._plain]
@@ -191,6 +199,7 @@ class KvscopeApp(Actions):
             return
         self._refresh_active()
         self._settled = True
+        self._estimate_soon()
         if self._wanted is not None:
             self.action_go(self._wanted)
         self.engine.attach(self, start=self._start_engine)
@@ -226,6 +235,19 @@ class KvscopeApp(Actions):
         self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory, self.analysis.server)
         self._stale = {title.lower() for title in PANES}
         self._refresh_active(origin)
+        self._estimate_soon()
+
+    def _estimate_soon(self) -> None:
+        """The strip says the estimate when it is worked out; never before the first paint, nor at every keystroke."""
+        if self._estimate_timer is not None:
+            self._estimate_timer.stop()
+        if self._settled:
+            self._estimate_timer = self.set_timer(SETTLE_S, self._show_estimate)
+
+    def _show_estimate(self) -> None:
+        from tui.views.estimate import strip_words
+
+        self.query_one("#strip", StatusStrip).show_estimate(strip_words(self.analysis.estimate))
 
     def _refresh_active(self, origin: Pane | None = None) -> None:
         name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")

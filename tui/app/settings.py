@@ -23,6 +23,7 @@ from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored, stored_format
 from calc.sources.toml import spec_document, spec_from
+from tui.app.serving_document import serving_document, serving_from
 from tui.form.state import AppState
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def state_document(state: AppState) -> dict[str, Any]:
         "attention_context": state.attention_context,
         "attention_head_dim": state.attention_head_dim,
         "softmax_flops": int(state.softmax_flops),
+        "step_batch": state.step_batch,
+        "step_context": state.step_context,
         "context": study.context,
         "weight_format": _format_document(study.weight_format),
         "kv_format": _format_document(study.kv_format),
@@ -149,6 +152,8 @@ def state_document(state: AppState) -> dict[str, Any]:
     }
     if state.server is not None:
         document["server"] = _server_document(state.server)
+    if serving := serving_document(state.serving):
+        document["serving"] = serving
     return document
 
 
@@ -192,6 +197,9 @@ def state_from(document: Mapping[str, Any]) -> AppState:
             attention_head_dim=_positive(document, "attention_head_dim"),
             softmax_flops=5 if document.get("softmax_flops", 5) else 0,
             server=_server_from(_table(document["server"], "state.server")) if "server" in document else None,
+            serving=serving_from(_table(document.get("serving", {}), "state.serving")),
+            step_batch=_positive({"step_batch": 32, **document}, "step_batch"),
+            step_context=_positive({"step_context": 2048, **document}, "step_context"),
         )
     except KeyError as error:
         raise SettingsError(f"the saved state lacks {error.args[0]}") from None

@@ -13,9 +13,11 @@ from calc.model.stored import is_as_stored
 from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import all_devices, find_model
 from tui.form.draft import EDITED, memory_text
+from tui.form.serving import Serving, serving_words
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
+    from tui.form.state import AppState
 
 DEFAULT_MEMORY = 80 * 10**9
 NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform", "model_type")
@@ -33,6 +35,26 @@ def memory_command(study: Study, server: ServerOptions | None = None) -> str:
 
     own = workload_options(replace(study, tps=(server.tp,), policy=Policy.EQUAL_SPLIT))
     return " ".join(["kvscope", "memory", *study_options(study), *own, *option_words(server)])
+
+
+def estimate_command(study: Study, serving: Serving) -> str:
+    """``kvscope estimate …`` for `study`, served so."""
+    return " ".join(["kvscope", "estimate", *study_options(study), *map(shlex.quote, serving_words(serving))])
+
+
+def step_command(state: AppState) -> str:
+    """``kvscope estimate …`` that prints the operators of the state's step: a static batch, one new token each."""
+    serving = Serving(
+        engine=state.serving.engine,
+        version=state.serving.version,
+        tp=state.serving.tp,
+        load="batch",
+        count=state.step_batch,
+        prompt_tokens=state.step_context,
+        new_tokens=1,
+        batches=(),
+    )
+    return estimate_command(state.study, serving)
 
 
 def workload_options(study: Study) -> list[str]:

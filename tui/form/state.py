@@ -12,17 +12,22 @@ from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, IntensityReport, default_attention, intensity_report
 from calc.model.spec import Policy, Study
 from calc.model.stored import is_as_stored
+from tui.form.serving import Serving
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
+    from tui.views.estimate import EstimateAnswer
     from tui.views.server import ServerAnswer
+
+SERVING = Serving()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppState:
     """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d.
 
-    `attention` is None where it is the usual one of the model's layers.
+    `attention` is None where it is the usual one of the model's layers. `step_batch` and `step_context` are of the
+    roofline pane.
     """
 
     study: Study
@@ -32,6 +37,9 @@ class AppState:
     softmax_flops: Number = 5
     causal: bool = False
     server: ServerOptions | None = None
+    serving: Serving = SERVING
+    step_batch: int = 32
+    step_context: int = 2048
 
     @property
     def policy(self) -> str:
@@ -43,6 +51,7 @@ class AppState:
 class Analysis:
     """What is computed from a state after each edit. `server` is None under the rules of the assignment."""
 
+    state: AppState
     memory: MemoryReport
     query: IntensityQuery
     server: ServerAnswer | None = None
@@ -51,6 +60,13 @@ class Analysis:
     def intensity(self) -> IntensityReport:
         """Computed when first looked at: it takes several times as long as `memory`, and only one tab shows it."""
         return intensity_report(self.query)
+
+    @cached_property
+    def estimate(self) -> EstimateAnswer:
+        """The times of what is served: some ten milliseconds, so that nobody waits for it before the first paint."""
+        from tui.views.estimate import estimate_answer
+
+        return estimate_answer(self.state)
 
 
 def initial_state(study: Study) -> AppState:
@@ -87,10 +103,10 @@ def analyse(state: AppState) -> Analysis:
     """The reports of `state`. Raises CalcError if it is impossible."""
     memory, query = memory_report(state.study), intensity_query(state)
     if state.server is None:
-        return Analysis(memory=memory, query=query)
+        return Analysis(state=state, memory=memory, query=query)
     from tui.views.server import server_answer
 
-    return Analysis(memory=memory, query=query, server=server_answer(state.study, state.server))
+    return Analysis(state=state, memory=memory, query=query, server=server_answer(state.study, state.server))
 
 
 def with_policy(state: AppState, name: str) -> AppState:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import asyncio
+from collections.abc import Iterator
+from typing import ClassVar, TypeVar
 
 from textual.containers import Container
 from textual.message import Message
 
 from calc.commands.tables import Table
 from tui.form.state import Analysis, AppState
+
+T = TypeVar("T")
 
 
 class StateEdited(Message):
@@ -43,3 +47,12 @@ class Pane(Container):
     def command_line(self) -> str:
         """The ``kvscope …`` command that prints what the pane shows."""
         raise NotImplementedError
+
+
+async def collected(items: Iterator[T]) -> list[T]:
+    """All items, each worked out between other messages: a key never waits for more than one of them."""
+    found = []
+    for item in items:
+        found.append(item)
+        await asyncio.sleep(0)
+    return found

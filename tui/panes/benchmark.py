@@ -52,7 +52,7 @@ def _views(side: Side) -> list[Presentation]:
 def _key_help() -> str:
     lines = [f"{p.key} {p.button}: {p.help}" for p in PRESENTATIONS.values() if p.key]
     rest = (
-        "F9 or m lists the models on this machine. Esc stops. F8 or p turns the page on a narrow screen. Leave a path "
+        "F9 or m lists the models on this machine. Esc stops. ^n or p turns the page on a narrow screen. Leave a path "
         "empty to use the bundled file. The bar shows the worst error on a logarithmic scale up to the tolerance."
     )
     return "\n\n".join([*lines, rest])
@@ -72,7 +72,7 @@ class BenchmarkPane(Pane):
         Binding("f9", "pick_model", "model", tooltip="Choose the model to measure from those on this machine"),
         Binding("m", "pick_model", "model", show=False),
         Binding("escape", "stop", "stop", tooltip="Stop; what was measured stays"),
-        Binding("f8", "next_page", "page", tooltip="Evaluation or measurements, on a narrow screen"),
+        Binding("ctrl+n", "next_page", "page", tooltip="Evaluation or measurements, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
         Binding("pageup", "scroll_page(-1)", "scroll", show=False),
         Binding("pagedown", "scroll_page(1)", "scroll", show=False),

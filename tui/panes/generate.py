@@ -68,7 +68,7 @@ ID_FILES = (".pt", ".pth")
 HELP = """\
 A model in the engine process continues your prompt.
 
-Enter: generate · Ctrl+J: new line · Esc: stop · c: cache on or off (outside a text field) · F8 or p: next page on a
+Enter: generate · Ctrl+J: new line · Esc: stop · c: cache on or off (outside a text field) · ^n or p: next page on a
 narrow screen.
 
 dtype, cache kind and tp (keys d, k and t) choose a format. When you change one, its expected cost is shown. Each run
@@ -96,7 +96,7 @@ class GeneratePane(Pane):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "stop", tooltip="Stop the run and keep its text and numbers"),
         Binding("c", "turn('cache')", "cache on/off", tooltip="Generate with or without the KV cache"),
-        Binding("f8", "next_page", "page", tooltip="Switch between text and numbers"),
+        Binding("ctrl+n", "next_page", "page", tooltip="Switch between text and numbers"),
         Binding("p", "next_page", "page", show=False),
         Binding("d", "turn('dtype')", "dtype", show=False, tooltip="Next data type of the weights"),
         Binding("k", "turn('cache-kind')", "cache kind", show=False, tooltip="Next kind of KV cache"),

@@ -43,7 +43,7 @@ class IntensityPane(Pane):
         "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one KV "
         "head; where layers have windows, latents, indexers or states, for all layers of the model, as each is.\n\n"
         "↑ ↓ select a setting · ← → halve or double it · type a number (1024, 8k, 8Ki) and press Enter · "
-        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · m: causal mask or none · F8 or p: "
+        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · m: causal mask or none · ^n or p: "
         "next page on a narrow screen.\n\n"
         "N is the context in tokens, d the head dimension. The dashed line is the limit as N grows. The dotted line is "
         "the ridge point of the device (of common devices where it has none): below it, memory bandwidth limits the "
@@ -55,7 +55,7 @@ class IntensityPane(Pane):
         ),
         Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count softmax as 5 FLOPs per element, or as 0"),
         Binding("m", "toggle_mask", "causal", tooltip="Count the lower triangle of the scores alone, or all of them"),
-        Binding("f8", "next_page", "page", tooltip="Show the next plot or table"),
+        Binding("ctrl+n", "next_page", "page", tooltip="Show the next plot or table"),
         Binding("p", "next_page", "page", show=False),
         Binding("up", "previous_dial", "choose", show=False),
         Binding("down", "next_dial", "choose", show=False),
@@ -212,7 +212,7 @@ class IntensityPane(Pane):
         self.remove_class(f"-page-{self._page}").add_class(f"-page-{page}")
         self._page = page
         self.query_one("#intensity-page", Label).update(
-            f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · F8: next page"
+            f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · ^n: next page"
         )
         self.query_one("#intensity-body").scroll_home(animate=False)
 

@@ -19,7 +19,7 @@ class Series:
     """A line through `points` (x, y). `symbol` marks each point, so that no series depends on its colour.
 
     `spread` has the least and the greatest y seen at each point, where it was measured. `colour` is an index into
-    the palette of whoever draws; `joined` False draws the points alone.
+    the palette of whoever draws; `joined` False draws the points alone. Without a label it is not in the legend.
     """
 
     label: str

@@ -73,7 +73,7 @@ def _head(chart: Chart, *, width: int, height: int, marker: Marker, colours: Col
     if chart.notes and title == chart.title and height >= MIN_HEIGHT + 3:
         lines.append(_clip(chart.notes[0], width))
     entries: list[tuple[str, Rgb | None]] = [(f"{chart.y.title} ↑", None)]
-    entries += [(f"{_symbol(s.symbol, marker)} {s.label}", _series_colour(s, colours)) for s in chart.series]
+    entries += [(f"{_sign(s, marker)} {s.label}", _series_colour(s, colours)) for s in chart.series if s.label]
     entries += [(f"{_symbol(v.symbol, marker) * 2} {v.label}", colours.line if colours else None) for v in chart.levels]
     room = max(1, min(4, (height - MIN_HEIGHT) // 3 + 1))
     return lines + _flow(entries, width=width, room=room)
@@ -101,6 +101,11 @@ def _coloured(text: str, colour: Rgb | None) -> str:
 
 def _series_colour(series: Series, colours: Colours | None) -> Rgb | None:
     return colours.series[series.colour % len(colours.series)] if colours else None
+
+
+def _sign(series: Series, marker: Marker) -> str:
+    """What stands for a series in the legend: a dash where its points have no symbol."""
+    return _symbol(series.symbol, marker) if series.symbol.strip() else "─"
 
 
 def _symbol(symbol: str, marker: Marker) -> str:

@@ -17,7 +17,7 @@ from tui.widgets.styling import component_style
 if TYPE_CHECKING:
     from textual.screen import Screen
 
-PANES = "F2–F6"
+PANES = "F2–F8"
 RANK = ("help", "go", "command_palette", "quit", "questions", "export", "copy_command", "open", "copy_table")
 """The app's keys, the most needed first: the last are left out where there is no room."""
 ORDER = ("help", "go", "questions", "command_palette", "open", "copy_command", "copy_table", "export", "quit")

@@ -51,7 +51,7 @@ class Questions(ModalScreen[None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,f7", "leave", "back"),
+        Binding("escape,ctrl+f", "leave", "back"),
         Binding("ctrl+q", "app.quit", "quit", priority=True),
     ]
     AUTO_FOCUS = "#answers"

@@ -50,13 +50,19 @@ def _served(server: ServerAnswer) -> Piece:
     return (f"{name} HOLDS {held:,.1f}", "good") if server.report.fits else (f"{name}: does not fit", "bad")
 
 
-def answer(report: MemoryReport, server: ServerAnswer | None = None) -> list[list[Piece]]:
-    """The second line in several lengths: weights, KV per token and per request, the largest batch, the ridge."""
+NO_DEVICE = ("estimate: pick a device",)
+"""In place of an estimate where bandwidth and peak of the device are not known."""
+
+
+def answer(report: MemoryReport, server: ServerAnswer | None = None, estimate: Sequence[str] = ()) -> list[list[Piece]]:
+    """The second line in several lengths: weights, KV per token and per request, the largest batch, the estimate.
+
+    `estimate` is in several lengths, the longest first. Until it is there, the ridge stands in its place.
+    """
     weights, kv = report.weight_bytes, report.kv_bytes_per_request
     token = format_bytes_exact(report.kv_bytes_per_token)
     ridge = report.study.device.ridge()
-    ridge_long = f"ridge {ridge:,.0f} FLOP/B (bf16)" if ridge else "ridge: pick a device"
-    ridge_short = f"ridge {ridge:,.0f}" if ridge else "ridge ?"
+    longest, *shorter = (estimate or [f"ridge {ridge:,.0f} FLOP/B"]) if ridge else NO_DEVICE
     batch = _batch(report) if server is None else _served(server)
     state = report.state_bytes_per_sequence
     held = f" + {format_decimal(state)} state" if state else ""
@@ -68,9 +74,10 @@ def answer(report: MemoryReport, server: ServerAnswer | None = None) -> list[lis
         batch,
     ]
     return [
-        [long_weights, long_kv, batch, (ridge_long, "")],
-        [long_weights, long_kv, batch, (ridge_short, "")],
-        [*short, (ridge_short, "")],
+        *([long_weights, long_kv, batch, (words, ""), (f"ridge {ridge:,.0f}", "")] for words in estimate if ridge),
+        *([long_weights, long_kv, batch, (words, "")] for words in (longest, *shorter)),
+        *([*short, (words, "")] for words in (longest, *shorter)),
+        *([[(f"W {format_decimal(weights)}", ""), *short[1:], (shorter[-1], "")]] if shorter else []),
         short,
         [(f"W {format_decimal(weights)}", ""), (f"KV {format_decimal(kv)}", ""), batch],
         [batch],
@@ -105,12 +112,19 @@ class StatusStrip(Widget):
         self._state: AppState | None = None
         self._report: MemoryReport | None = None
         self._server: ServerAnswer | None = None
+        self._estimate: tuple[str, ...] = ()
         self._engine = "○ off"
 
     def show(self, state: AppState, report: MemoryReport, server: ServerAnswer | None = None) -> None:
         """Show `state` and its answer, a server's where there is one."""
         self._state, self._report, self._server = state, report, server
         self.refresh()
+
+    def show_estimate(self, words: Sequence[str]) -> None:
+        """Show the estimate of the state, in several lengths."""
+        if tuple(words) != self._estimate:
+            self._estimate = tuple(words)
+            self.refresh()
 
     def show_engine(self, line: str) -> None:
         """Show what the engine is doing."""
@@ -140,7 +154,7 @@ class StatusStrip(Widget):
         if engine:
             line.append(" " * max(2, width - line.cell_len - len(engine)))
             line.append(engine, "engine")
-        second = _line(fitting(answer(self._report, self._server), width, "   "), "   ")
+        second = _line(fitting(answer(self._report, self._server, self._estimate), width, "   "), "   ")
         return line.append("\n").append_text(second)
 
 

@@ -55,7 +55,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-context").focus()
-        names = {"f3": "memory", "f4": "intensity", "f5": "generate", "f6": "benchmark", "f2": "spec"}
+        names = {
+            "f3": "memory", "f4": "intensity", "f5": "roofline", "f6": "estimate", "f7": "generate", "f8": "benchmark",
+            "f2": "spec",
+        }  # fmt: skip
         for key, name in names.items():
             await pilot.press(key)
             await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors_with_self)
@@ -84,7 +87,7 @@ async def test_a_click_on_a_tab_shows_its_pane() -> None:
 
 async def test_the_key_bar_shows_what_works_now_and_can_be_clicked() -> None:
     async with running() as (app, pilot):
-        assert lines(app)[-1].strip().startswith("F1 help  F2–F6 panes")
+        assert lines(app)[-1].strip().startswith("F1 help  F2–F8 panes")
         assert "^q quit" in lines(app)[-1]
         await pilot.press("ctrl+e")
         await pilot.pause()
@@ -153,7 +156,7 @@ async def test_help_explains_the_focused_field() -> None:
 @pytest.mark.slow
 async def test_every_pane_has_help_its_keys_an_export_and_a_command() -> None:
     async with running((120, 60)) as (app, pilot):
-        for key, title in zip(("f2", "f3", "f4", "f5", "f6"), PANES, strict=True):
+        for key, title in zip(("f2", "f3", "f4", "f5", "f6", "f7", "f8"), PANES, strict=True):
             await pilot.press(key)
             await until(pilot, lambda title=title: app.active_pane is not None and title == app.active_pane.TITLE)
             pane = app.active_pane
@@ -451,7 +454,7 @@ async def main():
     app = KvscopeApp(settings=Settings(), start_engine=False)
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
-        for key in ("f3", "f5", "f6", "f2"):
+        for key in ("f3", "f5", "f6", "f7", "f8", "f2"):
             await pilot.press(key)
 asyncio.run(main())
 print(sorted({"torch", "numpy", "sympy", "tokenizers", "safetensors"} & sys.modules.keys()))

@@ -29,7 +29,7 @@ async def written(pilot: Pilot[None], path: Path) -> str:
 async def test_what_the_session_measured_is_in_the_report(tmp_path: Path) -> None:
     app = live_app()
     async with app.run_test(size=(120, 40)) as pilot:
-        pane = await open_pane(pilot, "f6", BenchmarkPane)
+        pane = await open_pane(pilot, "f8", BenchmarkPane)
         app.action_report()
         assert LEFT_OUT in await written(pilot, tmp_path / "before.md")
         for key in ("e", "k"):
@@ -46,7 +46,7 @@ async def test_the_report_can_be_measured_from_the_app(tmp_path: Path, monkeypat
     monkeypatch.setattr("engine.process.client.default_command", lambda: (sys.executable, str(FAKE), "good"))
     app, path = live_app(), tmp_path / "r.md"
     async with app.run_test(size=(120, 40)) as pilot:
-        await open_pane(pilot, "f6", BenchmarkPane)
+        await open_pane(pilot, "f8", BenchmarkPane)
         app.action_measured_report()
         assert await written(pilot, path)
         await until(pilot, lambda: "(d) Latency with and without the cache" in path.read_text())

@@ -28,7 +28,7 @@ from tui.widgets.table_view import TableView
 
 
 async def opened(pilot: Pilot[None]) -> BenchmarkPane:
-    return await open_pane(pilot, "f6", BenchmarkPane)
+    return await open_pane(pilot, "f8", BenchmarkPane)
 
 
 async def run_to_end(pilot: Pilot[None], pane: BenchmarkPane, key: str) -> None:
@@ -191,7 +191,7 @@ async def test_a_narrow_screen_shows_what_was_started() -> None:
         await run_to_end(pilot, pane, "s")
         assert pane.query_one("#table-benchmark").is_on_screen
         assert not pane.query_one("#table-evaluate").is_on_screen
-        await pilot.press("f8")
+        await pilot.press("ctrl+n")
         await pilot.pause()
         assert pane.query_one("#table-evaluate").is_on_screen
 

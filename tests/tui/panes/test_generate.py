@@ -24,7 +24,7 @@ from tui.widgets.token_stream import TokenStream
 
 
 async def opened(pilot: Pilot[None]) -> GeneratePane:
-    return await open_pane(pilot, "f5", GeneratePane)
+    return await open_pane(pilot, "f7", GeneratePane)
 
 
 async def run_to_end(pilot: Pilot[None], pane: GeneratePane, key: str = "enter") -> None:
@@ -263,7 +263,7 @@ async def test_a_hidden_pane_keeps_the_data_and_shows_it_when_it_is_back() -> No
         painted, made = len(pane.query_one(TokenStream).text), len(run.ids)
         await until(pilot, lambda: len(run.ids) > made + 50)
         assert len(pane.query_one(TokenStream).text) == painted, "nothing is painted off the screen"
-        await pilot.press("f5")
+        await pilot.press("f7")
         await until(pilot, lambda: len(pane.query_one(TokenStream).text) > painted)
         pane.action_stop()
         await until(pilot, lambda: run.over)

@@ -176,7 +176,7 @@ async def test_a_killed_engine_ends_the_measurement_in_a_sentence() -> None:
 @pytest.mark.slow
 async def test_formats_of_the_benchmark_tab_fill_the_same_table() -> None:
     async with live_app("--rate", "5000").run_test(size=(200, 60)) as pilot:
-        bench = await open_pane(pilot, "f6", BenchmarkPane)
+        bench = await open_pane(pilot, "f8", BenchmarkPane)
         await pilot.press("f")
         await until(pilot, lambda: bench.job is not None and bench.job.over)
         pane = await opened(pilot)

@@ -164,7 +164,7 @@ async def test_a_narrow_screen_turns_pages_and_a_wide_one_has_none() -> None:
                     if pane.query_one(f"#{name}").is_on_screen
                 )
             )
-            await pilot.press("f8")
+            await pilot.press("ctrl+n")
             await pilot.pause()
         assert [seen[i] for i in (0, 1, 2, 4)] == [
             ("plot-prefill",),

@@ -110,7 +110,7 @@ def test_every_kind_of_model_is_answered(make: Callable[[], ModelSpec], width: i
 async def test_the_questions_open_turn_and_close(size: tuple[int, int]) -> None:
     app = KvscopeApp(with_study(default_state(), STUDY), settings=Settings(), start_engine=False)
     async with app.run_test(size=size) as pilot:
-        await pilot.press("f7")
+        await pilot.press("ctrl+f")
         await until(pilot, lambda: "59 requests of 8,192 tokens on 1 device" in text(app))
         dial = app.screen.query_one("#question-tp", NumberDial)
         dial.focus()

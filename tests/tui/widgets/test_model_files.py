@@ -69,7 +69,7 @@ async def choose(pilot: Pilot[None], *keys: str) -> None:
 @pytest.mark.slow
 async def test_f9_offers_models_even_from_the_prompt(models: Path) -> None:
     async with live_app().run_test(size=(120, 40)) as pilot:
-        pane = await open_pane(pilot, "f5", GeneratePane)
+        pane = await open_pane(pilot, "f7", GeneratePane)
         option = pane.query_one("#option-model", Option)
         await choose(pilot, *"beta", "enter")
         assert option.text == str(models / "beta.gguf")
@@ -91,7 +91,7 @@ async def test_f9_offers_models_even_from_the_prompt(models: Path) -> None:
 @pytest.mark.slow
 async def test_a_path_can_be_typed_with_completion(models: Path) -> None:
     async with live_app().run_test(size=(80, 24)) as pilot:
-        pane = await open_pane(pilot, "f6", BenchmarkPane)
+        pane = await open_pane(pilot, "f8", BenchmarkPane)
         await choose(pilot, "down", "enter")
         bar = pilot.app.screen.query_one(PathBar)
         await until(pilot, lambda: bar.is_open)

@@ -1,0 +1,56 @@
+"""Pages of a pane: on a narrow screen its parts are shown one after the other."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.widget import Widget
+from textual.widgets import Label
+
+from tui.panes.base import Pane
+
+NEXT_PAGE: tuple[BindingType, ...] = (
+    Binding("ctrl+n", "next_page", "page", tooltip="Show the next page of this pane"),
+    Binding("p", "next_page", "page", show=False),
+)
+PICK_DEVICE = Binding("d", "app.pick_device", "device", tooltip="Choose a device from the catalog")
+
+
+class PagedPane(Pane):
+    """A pane whose parts have classes ``page-0``, ``page-1`` …; its style shows those of the class ``-page-N``.
+
+    It composes `page_label`, which says which page is shown.
+    """
+
+    PAGES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id, classes=classes)
+        self.page = 0
+
+    def page_label(self) -> Label:
+        """The line that says which page is shown."""
+        return Label("", classes="page-label")
+
+    def first_focus(self) -> Widget:
+        """What takes the focus on the page that is shown."""
+        raise NotImplementedError
+
+    def action_next_page(self) -> None:
+        """Turn the page; the focus goes along."""
+        self.show_page((self.page + 1) % len(self.PAGES))
+        self.call_after_refresh(lambda: self.first_focus().focus())
+
+    def show_page(self, page: int) -> None:
+        """Show a page."""
+        self.remove_class(f"-page-{self.page}").add_class(f"-page-{page}")
+        self.page = page
+        words = f"page {page + 1} of {len(self.PAGES)}: {self.PAGES[page]} · ^n: next page"
+        self.query_one(".page-label", Label).update(words)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Pages exist on narrow screens only."""
+        if action == "next_page":
+            return self.screen.has_class("-narrow")
+        return True

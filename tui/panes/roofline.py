@@ -1,0 +1,226 @@
+"""The Roofline pane: the operators of a step under the roofs of the device, and where the limits change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.widget import Widget
+from textual.widgets import DataTable, Label, Static
+
+from calc.commands.tables import Table
+from tui.form.command_line import step_command
+from tui.form.state import Analysis, AppState
+from tui.panes.base import StateEdited, collected
+from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane
+from tui.views.roofline import (
+    PHASES,
+    Crossings,
+    MeasuredPoint,
+    StepView,
+    crossing_sentences,
+    crossings_of,
+    explained_step,
+    roofline_chart,
+    roofline_markdown,
+    step_table,
+    step_view,
+)
+from tui.widgets.card import card
+from tui.widgets.data_table import CalcTable
+from tui.widgets.derivation import Derivation
+from tui.widgets.dial import Dial, NumberDial
+from tui.widgets.roofline_plot import RooflinePlot
+from tui.widgets.slider import Slider
+
+HELP = """\
+A roofline: FLOP/s against FLOPs per byte. The slope is the memory bandwidth of the device, the flat roofs are its peaks
+by data type. Each operator of a decode step is a small letter, each of a prefill a capital; ○ and ◇ are whole passes.
+An operator under the slope waits for memory, one under the flat roof for arithmetic; one far below both for its start.
+
+In the plot ← → halve or double the batch, ↑ ↓ the context; drag it, or drag the scales, or type a number into one. ┿ on
+a scale marks where the limit changes. s: decode or prefill in the table and in front. In the table ↑ ↓ choose an
+operator, whose time is worked out beside it. d picks another device. Points are estimates; what the engine measured
+here is marked ●."""
+
+SETTLE_S = 0.05
+"""How long an edit waits for the next one before the crossings are looked for."""
+
+
+class RooflinePane(PagedPane):
+    """Two scales with their marks, the plot, the table of a pass, and the calculation of its chosen row."""
+
+    TITLE: ClassVar[str] = "Roofline"
+    HELP: ClassVar[str] = HELP
+    PAGES = ("plot", "operators")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("s", "other_phase", "phase", tooltip="Show the operators of decode, or of prefill"),
+        PICK_DEVICE,
+        *NEXT_PAGE,
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._state: AppState | None = None
+        self._view: StepView | None = None
+        self._phase = PHASES[0]
+        self._measured: tuple[MeasuredPoint, ...] = ()
+        self._held = (1, 1)
+        self.is_settled = False
+        """Whether everything that follows from the state is shown."""
+
+    def compose(self) -> ComposeResult:
+        yield Slider(
+            "batch",
+            32,
+            minimum=1,
+            maximum=2**16,
+            unit="",
+            help="Sequences of the step: decode computes one token of each, prefill all their prompts",
+            id="step-batch",
+        )
+        yield Slider(
+            "context",
+            2048,
+            minimum=1,
+            maximum=2**20,
+            unit="",
+            help="Tokens of each sequence: those that decode attends to, and those of the prompt",
+            id="step-context",
+        )
+        yield Label("", id="roofline-problem", markup=False)
+        yield Static(id="roofline-crossings", markup=False)
+        yield self.page_label()
+        with Horizontal(id="roofline-main"):
+            yield card("", RooflinePlot(id="roofline-plot"), id="card-roofline")
+            with Horizontal(id="roofline-tables", classes="page-1"):
+                yield card("Operators", CalcTable(id="roofline-operators"), id="card-operators")
+                with VerticalScroll(id="roofline-behind"):
+                    yield card("Calculation", Derivation(id="roofline-derivation"), id="card-roofline-derivation")
+
+    def on_mount(self) -> None:
+        plot = self.query_one("#card-roofline")
+        plot.add_class("page-0")
+        plot.border_subtitle = "← → batch · ↑ ↓ context · or drag"
+        self.show_page(0)
+
+    def first_focus(self) -> Widget:
+        """The plot: arrows move its points at once."""
+        return self.query_one(RooflinePlot if self.page == 0 else CalcTable)
+
+    # --- what is shown ------------------------------------------------------------------------------------
+
+    def show(self, state: AppState, analysis: Analysis) -> None:
+        """Show the passes of `state` at once; where limits change is looked for afterwards."""
+        self._state = state
+        self.query_one("#step-batch", Slider).value = state.step_batch
+        self.query_one("#step-context", Slider).value = state.step_context
+        self._view = view = step_view(state)
+        self._show_plot()
+        self._show_table()
+        self.is_settled = False
+        self._look_for_crossings(view)
+
+    def lay_over(self, measured: Sequence[MeasuredPoint]) -> None:
+        """Operators that the local engine was timed on, shown as ● over the estimates until others come."""
+        self._measured = tuple(measured)
+        self._show_plot()
+
+    def _show_plot(self) -> None:
+        if self._view is not None:
+            chart = roofline_chart(self._view, front=self._phase, measured=self._measured)
+            self.query_one(RooflinePlot).show(chart)
+
+    def _show_table(self) -> None:
+        assert self._view is not None
+        table = step_table(self._view, self._phase)
+        place = self.query_one("#card-operators")
+        self.query_one("#roofline-tables").set_class(table is None, "-nothing")
+        if table is not None:
+            place.border_title = table.title
+            self.query_one(CalcTable).show(table)
+        self._show_behind()
+
+    @work(group="crossings", exclusive=True)
+    async def _look_for_crossings(self, view: StepView) -> None:
+        await asyncio.sleep(SETTLE_S)
+        found = await collected(crossings_of(view))
+        self._show_crossings(view, found[-1] if found else Crossings())
+        self.is_settled = True
+
+    def _show_crossings(self, view: StepView, at: Crossings) -> None:
+        batch, context = self.query_one("#step-batch", Slider), self.query_one("#step-context", Slider)
+        batch.marks = tuple(filter(None, (at.batch_products, at.batch_step)))
+        context.marks = tuple(filter(None, (at.context_cache, at.context_prompt)))
+        words = crossing_sentences(view, at) or (f"No roofline: {view.problem}",)
+        self.query_one("#roofline-crossings", Static).update("\n".join(words))
+
+    # --- the row that is explained ------------------------------------------------------------------------
+
+    @on(DataTable.RowHighlighted)
+    def _moved(self) -> None:
+        self._show_behind()
+
+    def _show_behind(self) -> None:
+        if self._view is not None:
+            shown = explained_step(self._view, self._phase, self.query_one(CalcTable).cursor_row)
+            place = self.query_one(Derivation)
+            place.show(shown.title, shown.terms, remark=shown.remark, note=shown.note)
+
+    # --- editing ------------------------------------------------------------------------------------------
+
+    def on_dial_changed(self, message: Dial.Changed) -> None:
+        """A scale was turned, dragged or typed into."""
+        message.stop()
+        self._propose(self.query_one("#step-batch", Slider).value, self.query_one("#step-context", Slider).value)
+
+    def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
+        """Say at once what is wrong with what is being typed."""
+        message.stop()
+        label = self.query_one("#roofline-problem", Label)
+        label.update(f"✗ {message.dial.problem}" if message.dial.problem else "")
+        label.display = bool(message.dial.problem)
+
+    @on(RooflinePlot.Moved)
+    def _plot_moved(self, event: RooflinePlot.Moved) -> None:
+        event.stop()
+        batch, context = self.query_one("#step-batch", Slider), self.query_one("#step-context", Slider)
+        if event.begins:
+            self._held = batch.value, context.value
+        self._propose(batch.doubled(self._held[0], event.batch), context.doubled(self._held[1], event.context))
+
+    def _propose(self, batch: int, context: int) -> None:
+        if self._state is None:
+            return
+        state = replace(self._state, step_batch=batch, step_context=context)
+        if state != self._state:
+            self._state = state
+            self.post_message(StateEdited(state, self))
+
+    def action_other_phase(self) -> None:
+        """Decode or prefill in the table and in front."""
+        self._phase = PHASES[1 - PHASES.index(self._phase)]
+        self._show_plot()
+        self._show_table()
+
+    # --- what the app asks for ----------------------------------------------------------------------------
+
+    def tables(self) -> tuple[Table, ...]:
+        """The operators of both passes, the shown one first."""
+        phases = (self._phase, PHASES[1 - PHASES.index(self._phase)])
+        found = () if self._view is None else (step_table(self._view, phase) for phase in phases)
+        return tuple(table for table in found if table is not None)
+
+    def export_markdown(self) -> str:
+        """The plot as text, both tables, and where the limits change."""
+        return "# Roofline\n" if self._state is None else roofline_markdown(self._state)
+
+    def command_line(self) -> str:
+        """``kvscope estimate …``, which prints the operators of both passes."""
+        return "" if self._state is None else step_command(self._state)

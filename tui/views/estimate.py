@@ -1,0 +1,350 @@
+"""What the Estimate pane and the strip show: the estimate of a state, its sentences, its tables and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from calc.commands.estimate import (
+    Row,
+    as_run,
+    asked_from,
+    assumptions,
+    crossings,
+    estimate_parser,
+    frontier,
+    judged,
+    sentence,
+)
+from calc.commands.estimate_tables import NAMES, answer_table, frontier_table, limits_kept, operator_table
+from calc.commands.render import as_markdown
+from calc.commands.tables import Column, Table
+from calc.commands.tables import Row as TableRow
+from calc.errors import CalcError
+from calc.model.spec import DeviceSpec, Policy, Study
+from calc.sources.catalog import devices
+from calc.speed.estimate import Asked, Estimate, Load, Steps, estimate
+from calc.speed.plans import largest_plan
+from calc.speed.room import room_of
+from calc.units import Quantity, format_duration_s
+from tui.form.command_line import study_options
+from tui.form.serving import Serving, serving_words
+from tui.views.chart import Axis, Chart, Series
+from tui.views.chart_text import draw
+from tui.views.operators import Explained, explained
+from tui.views.server import model_facts
+
+if TYPE_CHECKING:
+    from tui.form.state import AppState
+
+EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateAnswer:
+    """The study as the engine runs it, what is asked of it, and the answer; `problem` says why there is none."""
+
+    study: Study
+    serving: Serving
+    asked: Asked | None = None
+    row: Row | None = None
+    problem: str = ""
+
+    @property
+    def limits(self) -> Mapping[str, float] | None:
+        """Seconds by name; None where there are none."""
+        return dict(self.serving.limits) or None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The estimate itself."""
+        return None if self.row is None else self.row.answer
+
+
+def estimate_answer(state: AppState) -> EstimateAnswer:
+    """The answer to what the state serves, as ``kvscope estimate`` gives it. Never raises CalcError."""
+    serving = state.serving
+    empty = EstimateAnswer(study=state.study, serving=serving)
+    try:
+        study, asked = served(state)
+        answer = estimate(study, asked, room_of(study, asked))
+    except CalcError as error:
+        return replace(empty, problem=f"{error}.")
+    found = replace(empty, study=study, asked=asked)
+    return replace(found, row=judged(answer, found.limits, serving.price))
+
+
+def served(state: AppState) -> tuple[Study, Asked]:
+    """The study of `state` as the engine runs it, and what is asked. Raises CalcError."""
+    asked = asked_of(state.serving)
+    model = state.study.model
+    asked = replace(asked, facts=model_facts(model.source, model.name))
+    study = replace(state.study, context=asked.context, tps=(asked.tp,), policy=Policy.REPLICATED)
+    words = study_options(state.study)
+    given = {
+        "weights_given": any(word.startswith("--weight-") for word in words),
+        "cache_given": any(word.startswith("--kv-") for word in words),
+    }
+    return as_run(study, asked, **given), asked
+
+
+@lru_cache(maxsize=16)
+def asked_of(serving: Serving) -> Asked:
+    """What `serving` asks, read by the command's own parser. Raises SpecError."""
+    return asked_from(estimate_parser("kvscope estimate").parse_args(serving_words(serving)))
+
+
+# The rows, one after the other: what asks for them may do something else in between
+
+
+def frontier_rows(answer: EstimateAnswer) -> Iterator[Row]:
+    """A row for each batch or number of clients that is asked for."""
+    if answer.asked is not None:
+        serving = answer.serving
+        yield from frontier(answer.study, answer.asked, serving.batches, limits=answer.limits, price=serving.price)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceAnswer:
+    """A device beside others: what it gives, or why it gives nothing."""
+
+    study: Study
+    row: Row | None = None
+    problem: str = ""
+
+    @property
+    def device(self) -> DeviceSpec:
+        """The device."""
+        return self.study.device
+
+
+def device_rows(state: AppState) -> Iterator[DeviceAnswer]:
+    """The same question on the state's own device and on those that it is compared with."""
+    own = state.study.device
+    others = (devices()[name].spec for name in state.serving.devices if name in devices())
+    for device in (own, *(other for other in others if other.name != own.name)):
+        answer = estimate_answer(replace(state, study=replace(state.study, device=device)))
+        price = state.serving.price if device is own else None  # the price is that of the own device
+        row = None if answer.estimate is None else judged(answer.estimate, answer.limits, price)
+        yield DeviceAnswer(study=answer.study, row=row, problem=answer.problem)
+
+
+def most_users(answer: EstimateAnswer) -> str:
+    """How many clients keep the limits at once, as a sentence; nothing where there are no limits."""
+    if answer.limits is None or answer.asked is None or answer.estimate is None:
+        return ""
+    plan = largest_plan(answer.study, answer.asked, answer.limits)
+    what = " and ".join(f"{NAMES[name]} of {format_duration_s(most_s)}" for name, most_s in answer.limits.items())
+    limits = f"the limit{'s' if len(answer.limits) > 1 else ''} ({what})"
+    if plan is None:
+        return f"Not even one user stays within {limits}."
+    each = "1 user" if plan.batch == 1 else f"Up to {plan.batch:,} users at once"
+    return f"{each} {'stays' if plan.batch == 1 else 'stay'} within {limits}."
+
+
+# Sentences
+
+
+def headline(answer: EstimateAnswer) -> str:
+    """The answer in a sentence; the reason where there is none."""
+    return f"No estimate: {answer.problem}" if answer.estimate is None else sentence(answer.study, answer.estimate)
+
+
+def remarks(answer: EstimateAnswer) -> tuple[str, ...]:
+    """Where the limit changes, and what is taken for granted."""
+    found = answer.estimate
+    return () if found is None else (*crossings(answer.study, found), *assumptions(answer.study, found))
+
+
+def strip_words(answer: EstimateAnswer) -> tuple[str, ...]:
+    """The estimate in the strip, the longest form first."""
+    found = answer.estimate
+    if found is None:
+        return ("estimate: pick a device",) if "pick a device" in answer.problem else ("no estimate",)
+    if found.user_rate is None or found.ttft is None:
+        return ("estimate: does not fit",)
+    users = "1 user" if found.batch == 1 else f"{int(found.batch):,} users"
+    rate = f"{figures(found.user_rate.low)}–{figures(found.user_rate.high)} tok/s"
+    each = "" if found.batch == 1 else " each"
+    first = f"TTFT {format_duration_s(found.ttft.low)}–{format_duration_s(found.ttft.high)}"
+    return (f"{users}: {rate}{each}, {first}", f"{users}: {rate}{each}", rate)
+
+
+def figures(value: float) -> str:
+    """Two or three figures of a rate."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+# Tables
+
+
+def device_table(rows: Sequence[DeviceAnswer], price: float | None) -> Table:
+    """The devices beside each other, with the price per hour at which each costs as much per token as the own one."""
+    columns = (
+        Column("Device"),
+        Column("Users", numeric=True, priority=3),
+        Column("TTFT", numeric=True, priority=2),
+        Column("Tokens/s per user", numeric=True),
+        Column("Tokens/s in all", numeric=True),
+        Column("Limits", priority=4),
+        Column("Same cost at", numeric=True, priority=5),
+        Column("Limited by", priority=1),
+    )
+    rate = next((rate for row in rows[:1] if (rate := _rate_of(row)) is not None), None)
+    made = [_device_row(row, price, rate, own=i == 0) for i, row in enumerate(rows)]
+    kept = [i for i in range(len(columns)) if i not in (5, 6) or any(row[i] for row in made)]
+    return Table(title="Devices", columns=columns, rows=made).with_columns(kept)
+
+
+def _rate_of(row: DeviceAnswer) -> float | None:
+    rate = None if row.row is None else row.row.answer.output_rate
+    return None if rate is None else rate.mid
+
+
+def _device_row(one: DeviceAnswer, price: float | None, own_rate: float | None, *, own: bool) -> TableRow:
+    name = f"{one.device.name}{' ◂' if own else ''}"
+    rate, found = _rate_of(one), None if one.row is None else one.row.answer
+    if one.row is None or found is None or rate is None or found.user_rate is None or found.ttft is None:
+        problem = one.problem or ("" if found is None else f"{found.problem}.")
+        return TableRow(
+            (name, "–", "–", "–", "–", "", "", "" if found is None else "capacity"),
+            title=one.device.name,
+            remark=problem,
+            struck=True,
+            strong=own,
+        )
+    worth = Quantity(f"{price * rate / own_rate:,.3g}", price * rate / own_rate) if price and own_rate else ""
+    users = f"{int(found.batch):,}"
+    cells = (
+        name,
+        users,
+        format_duration_s(found.ttft.mid),
+        Quantity(f"{figures(found.user_rate.low)}–{figures(found.user_rate.high)}", found.user_rate.mid),
+        Quantity(f"{rate:,.0f}", rate),
+        limits_kept(one.row),
+        worth,
+        found.limited_by,
+    )
+    return TableRow(cells, title=one.device.name, strong=own)
+
+
+def operator_tables(row: Row | None) -> tuple[Table, Table]:
+    """The operators of a batch's decode step and of its prompt; empty where it does not fit."""
+    found = None if row is None else row.answer
+    if row is None or found is None or found.decode is None or found.prefill is None:
+        return NO_OPERATORS, NO_OPERATORS
+    prompts = "1 prompt" if found.asked.load is not Load.STATIC or row.batch == 1 else f"{row.batch:,} prompts"
+    return (
+        operator_table(f"Decode step, batch {int(found.batch):,}", found.decode),
+        operator_table(f"Prefill, {prompts}", found.prefill),
+    )
+
+
+NO_OPERATORS = Table(title="Operators", columns=("Operator",), rows=())
+
+
+# How the chosen line came about
+
+
+def explained_row(answer: EstimateAnswer, row: Row | None) -> Explained:
+    """A batch: what it sees, in a sentence."""
+    if row is None:
+        return Explained(title="No estimate", remark=answer.problem)
+    (shown,) = frontier_table([row]).rows
+    clients = "clients" if row.answer.asked.load is Load.CLOSED else "sequences"
+    note = "" if row.answer.decode is None else sentence(answer.study, row.answer)
+    return Explained(
+        title=f"{row.batch:,} {clients if row.batch > 1 else clients[:-1]}", remark=shown.remark, note=note
+    )
+
+
+def explained_device(rows: Sequence[DeviceAnswer], at: int) -> Explained:
+    """A device: its sentence, or why it has none."""
+    if not rows:
+        return Explained(title="")
+    one = rows[min(at, len(rows) - 1)]
+    if one.row is None or one.row.answer.decode is None:
+        problem = one.problem if one.row is None else f"{one.row.answer.problem}."
+        return Explained(title=one.device.name, remark=problem)
+    return Explained(title=one.device.name, note=sentence(one.study, one.row.answer))
+
+
+def explained_operator(answer: EstimateAnswer, row: Row, at: int, *, prefill: bool) -> Explained:
+    """An operator of the batch's step or prompt."""
+    time = row.answer.prefill if prefill else row.answer.decode
+    if time is None:
+        return Explained(title="")
+    return explained(time, Steps(study=answer.study, asked=row.answer.asked).device, at)
+
+
+# The plot and the document
+
+
+def frontier_chart(answer: EstimateAnswer, rows: Sequence[Row]) -> Chart:
+    """Tokens per second in all against those of one user: a point for each batch, lines for the band."""
+    kept = [row for row in rows if row.meets_limits is not False]
+    broken = [row for row in rows if row.meets_limits is False]
+    series = [
+        Series(label="expected", symbol="○", colour=0, points=_points(kept, "mid")),
+        Series(label="breaks a limit", symbol="×", colour=1, joined=False, points=_points(broken, "mid")),
+        Series(label="low", symbol="-", colour=2, points=_points(rows, "low")),
+        Series(label="high", symbol="+", colour=2, points=_points(rows, "high")),
+        *_limit(answer, rows),
+        *_own(answer),
+    ]
+    return Chart(
+        title="Speed of one user against all",
+        x=Axis(title="tokens/s of one user", tick=_tick, log=True),
+        y=Axis(title="tokens/s in all", tick=_tick, log=True),
+        series=tuple(one for one in series if one.points),
+        levels=(),
+        empty=answer.problem or "nothing fits: no point to draw",
+    )
+
+
+def _limit(answer: EstimateAnswer, rows: Sequence[Row]) -> list[Series]:
+    """The speed of one user that the limit on TPOT asks for, as an upright line."""
+    most_s = (answer.limits or {}).get("tpot")
+    heights = [y for name in ("low", "high") for _, y in _points(rows, name)]
+    if most_s is None or not heights:
+        return []
+    line = ((1 / most_s, min(heights)), (1 / most_s, max(heights)))
+    return [Series(label=f"TPOT {format_duration_s(most_s)}", symbol="┆", colour=4, points=line)]
+
+
+def _own(answer: EstimateAnswer) -> list[Series]:
+    found = answer.estimate
+    if found is None or found.user_rate is None or found.output_rate is None:
+        return []
+    point = (found.user_rate.mid, found.output_rate.mid)
+    return [Series(label="asked", symbol="◆", colour=3, joined=False, points=(point,))]
+
+
+def _points(rows: Sequence[Row], name: str) -> tuple[tuple[float, float], ...]:
+    spans = ((row.answer.user_rate, row.answer.output_rate) for row in rows)
+    return tuple((getattr(user, name), getattr(every, name)) for user, every in spans if user and every)
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def estimate_markdown(state: AppState) -> str:
+    """The pane as a document: sentence, tables, plot, notes."""
+    answer = estimate_answer(state)
+    rows = list(frontier_rows(answer))
+    chart = draw(frontier_chart(answer, rows), width=EXPORT_WIDTH, height=EXPORT_HEIGHT)
+    own = () if answer.row is None else (answer_table(answer.row),)
+    beside = device_table(list(device_rows(state)), state.serving.price)
+    tables = (*own, frontier_table(rows), beside, *operator_tables(answer.row))
+    model, device = state.study.model.title, state.study.device.name
+    parts = [
+        f"# Estimate of {model} on {device}",
+        " ".join(filter(None, (headline(answer), most_users(answer)))),
+        *(as_markdown(table) for table in tables if table.rows),
+        f"```text\n{chart}\n```",
+        "\n".join(f"- {remark}" for remark in remarks(answer)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"

@@ -1,0 +1,241 @@
+"""The Roofline pane's content: a step's operators under the roofs of the device, and where its limits change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from calc.commands.render import as_markdown
+from calc.errors import CalcError
+from calc.speed.crossings import (
+    cache_over_weights,
+    compute_bound_batch,
+    compute_bound_prompt,
+    products_compute_bound_batch,
+)
+from calc.speed.estimate import Load, Steps
+from calc.units import format_flops, format_rate
+from tui.views.chart import Axis, Chart, Point, Series
+from tui.views.chart_text import draw
+from tui.views.estimate import EXPORT_HEIGHT, EXPORT_WIDTH, served
+from tui.views.operators import LETTERS, Explained, explained, kind_words, letter_of, lettered_table, ordered
+
+if TYPE_CHECKING:
+    from calc.commands.tables import Table
+    from calc.speed.kernels import Device
+    from calc.speed.passes import PassTime
+    from tui.form.state import AppState
+
+PHASES = ("decode", "prefill")
+CROSSING = "┿ "
+"""The mark of a crossing, on its scale and before its sentence."""
+LEAST_INTENSITY = 0.25
+COLOURS = {"decode": 0, "prefill": 1}
+WHOLE = {"decode": "○", "prefill": "◇"}
+ROOFS = ("bf16", "fp8", "int8", "fp4")
+"""Arithmetic whose roofs are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredPoint:
+    """An operator that the local engine was timed on: it is laid over the estimated points, marked ●."""
+
+    name: str
+    flops_per_byte: float
+    flops_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepView:
+    """The passes of a batch and context; `problem` says why there are none."""
+
+    device: str
+    batch: int
+    context: int
+    steps: Steps | None = None
+    decode: PassTime | None = None
+    prefill: PassTime | None = None
+    problem: str = ""
+
+    def phase(self, name: str) -> PassTime | None:
+        """The pass of a phase."""
+        return self.decode if name == "decode" else self.prefill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossings:
+    """Where the limit changes: batches, at the context; contexts, at the batch. None where it never does."""
+
+    batch_products: int | None = None
+    batch_step: int | None = None
+    context_cache: int | None = None
+    context_prompt: int | None = None
+
+
+def step_view(state: AppState) -> StepView:
+    """The passes that the pane shows: `step_batch` sequences of `step_context` tokens. Never raises CalcError."""
+    empty = StepView(device=state.study.device.name, batch=state.step_batch, context=state.step_context)
+    try:
+        steps = steps_of(state)
+        decode = steps.decode(state.step_batch, state.step_context)
+        return replace(empty, steps=steps, decode=decode, prefill=steps.prefill(state.step_batch))
+    except CalcError as error:
+        return replace(empty, problem=f"{error}.")
+
+
+def steps_of(state: AppState) -> Steps:
+    """The passes of the state's model as its engine runs them. Raises CalcError."""
+    plain = replace(state.serving, chunk=None, prefix_hit=None, drafted=0, limits=(), price=None)
+    study, asked = served(replace(state, serving=plain))
+    asked = replace(asked, load=Load.STATIC, count=state.step_batch, prompt_tokens=state.step_context, new_tokens=1)
+    return Steps(study=study, asked=asked)
+
+
+def crossings_of(view: StepView) -> Iterator[Crossings]:
+    """Where the limit changes, found one after the other: each search takes some ten passes."""
+    if view.steps is None:
+        return
+    found = Crossings(batch_products=products_compute_bound_batch(view.steps))
+    yield found
+    found = replace(found, batch_step=compute_bound_batch(view.steps))
+    yield found
+    found = replace(found, context_cache=cache_over_weights(view.steps, view.batch))
+    yield found
+    yield replace(found, context_prompt=compute_bound_prompt(view.steps, view.batch))
+
+
+def crossing_sentences(view: StepView, at: Crossings) -> tuple[str, ...]:
+    """The marks of the scales in words: a line for the batch, and one for the context."""
+    if view.steps is None:
+        return ()
+    products = "never" if at.batch_products is None else f"from {at.batch_products:,}"
+    whole = "never" if at.batch_step is None else f"from {at.batch_step:,}"
+    cache = "never" if at.context_cache is None else f"from {at.context_cache:,}"
+    prompt = "never" if at.context_prompt is None else f"from {at.context_prompt:,}"
+    return (
+        f"{CROSSING}Batch: arithmetic limits the products {products}, the whole step {whole}.",
+        f"{CROSSING}Context: cache over weights {cache}; arithmetic limits prefill {prompt}.",
+    )
+
+
+def step_table(view: StepView, phase: str) -> Table | None:
+    """The operators of a phase, those that take longest first."""
+    time = view.phase(phase)
+    if time is None:
+        return None
+    what = f"batch {view.batch:,}, {view.context:,} tokens"
+    title = f"Decode step, {what}" if phase == "decode" else f"Prefill, {what} each"
+    return lettered_table(title, time, prefill=phase == "prefill")
+
+
+def explained_step(view: StepView, phase: str, index: int) -> Explained:
+    """How the time of a line of `step_table` came about."""
+    time = view.phase(phase)
+    if time is None or view.steps is None:
+        return Explained(title="No roofline", remark=view.problem)
+    return explained(time, view.steps.device, index)
+
+
+def roofline_markdown(state: AppState) -> str:
+    """The pane as a document: plot, both tables, where the limits change."""
+    view = step_view(state)
+    crossings = list(crossings_of(view))
+    tables = [table for phase in PHASES if (table := step_table(view, phase)) is not None]
+    sentences = crossing_sentences(view, crossings[-1]) if crossings else ()
+    parts = [
+        f"# Roofline of {state.study.model.title} on {state.study.device.name}",
+        f"```text\n{draw(roofline_chart(view), width=EXPORT_WIDTH, height=EXPORT_HEIGHT)}\n```",
+        *map(as_markdown, tables),
+        "\n".join(f"- {sentence.removeprefix(CROSSING)}" for sentence in sentences),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+# The plot
+
+
+def roofline_chart(view: StepView, *, front: str = "decode", measured: Sequence[MeasuredPoint] = ()) -> Chart:
+    """FLOP/s against FLOP/B: the roofs, a letter for each operator, ○ and ◇ for whole passes.
+
+    The pass `front` is drawn over the other. What was `measured` lies over the estimates, marked ●.
+    """
+    back = "prefill" if front == "decode" else "decode"
+    points = [*_phase_series(view, back), *_phase_series(view, front)]
+    laid_over = tuple((one.flops_per_byte, one.flops_per_s) for one in measured)
+    series = [
+        *_roofs(view, [x for one in points for x, _ in one.points]),
+        *points,
+        Series(label="measured here" if measured else "", symbol="●", colour=3, joined=False, points=laid_over),
+        *_legend(view),
+    ]
+    return Chart(
+        title=f"{view.device} · batch {view.batch:,} · {view.context:,} tokens",
+        x=Axis(title="FLOP/B", log=True, tick=_intensity),
+        y=Axis(title="FLOP/s", log=True, tick=_rate),
+        series=tuple(series),
+        notes=("small letters: decode, capitals: prefill",),
+        empty="nothing to draw",
+    )
+
+
+def _legend(view: StepView) -> Iterator[Series]:
+    """The letters that are drawn, in one order whatever takes longest; ○ and ◇ are in front."""
+    if view.decode is None:
+        return
+    yield Series(label="whole step", symbol=WHOLE["decode"], colour=COLOURS["decode"], points=())
+    yield Series(label="whole prompt", symbol=WHOLE["prefill"], colour=COLOURS["prefill"], points=())
+    kinds = {one.operator.kind for one in view.decode.operators}
+    for kind, letter in LETTERS.items():
+        if kind in kinds:
+            yield Series(label=kind_words(kind), symbol=letter, colour=COLOURS["decode"], points=())
+
+
+def _phase_series(view: StepView, phase: str) -> list[Series]:
+    """A series for each letter, the longest last: what takes the time is drawn over the rest; then the whole pass."""
+    time = view.phase(phase)
+    if time is None:
+        return []
+    by_letter: dict[str, list[Point]] = {}
+    for one in reversed(ordered(time)):
+        if letter := letter_of(one, prefill=phase == "prefill"):
+            flops, moved = float(one.operator.flops), float(one.operator.bytes)
+            by_letter.setdefault(letter, []).append((flops / moved, flops / one.time_s))
+    by_letter[WHOLE[phase]] = [(time.flops / time.bytes, time.flops / time.expected_s)]
+    return [
+        Series(label="", symbol=letter, colour=COLOURS[phase], joined=False, points=tuple(at))
+        for letter, at in by_letter.items()
+    ]
+
+
+def _roofs(view: StepView, intensities: Sequence[float]) -> Iterator[Series]:
+    """The roof of each arithmetic that the device has: bandwidth times intensity up to its peak."""
+    if view.steps is None:
+        return
+    device = view.steps.device
+    bandwidth, by_peak = device.bandwidth_bytes_per_s, _by_peak(device)
+    least = min([*intensities, LEAST_INTENSITY])
+    most = max([*intensities, *(2 * peak / bandwidth for peak in by_peak)])
+    start = (least, least * bandwidth)
+    for number, (peak, names) in enumerate(by_peak.items()):
+        corner = (peak / bandwidth, peak)
+        label = f"{', '.join(names)} {format_rate(peak, 'FLOP/s')}, ridge {peak / bandwidth:,.0f}"
+        yield Series(label=label, symbol=" ", colour=2 + number, points=(start, corner, (most, peak)))
+        start = corner  # the slope is drawn once
+
+
+def _by_peak(device: Device) -> dict[float, list[str]]:
+    """The peaks from the lowest to the highest, each with the arithmetic that has it."""
+    found: dict[float, list[str]] = {}
+    for dtype in ROOFS:
+        if peak := device.peaks.get(dtype):
+            found.setdefault(peak, []).append(dtype)
+    return dict(sorted(found.items()))
+
+
+def _intensity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:.2g}"
+
+
+def _rate(value: float) -> str:
+    return str(format_flops(value)).replace("FLOP", "").replace(" ", "").replace(".0", "")
