@@ -26,6 +26,7 @@ from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import SERVERS, Asked, Load, Room, Steps, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
+from tests.calc.servers.test_checkpoint_formats import COMPRESSED, LLAMA
 
 SHARED: tuple[dict[str, int], ...] = (
     {},
@@ -365,3 +366,33 @@ def test_no_public_run_beats_the_bound() -> None:
                     continue
     assert len(rows) > 1000
     assert not [one for one in rows if one.beats_bound]
+
+
+def test_a_checkpoints_own_cache_format_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Llama-3.1-8B in fp8 whose config says an fp8 cache: half of 131,072 B per token are read, weights as stored."""
+    config = {**LLAMA, "quantization_config": COMPRESSED}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    words = ("--model", str(tmp_path), "--device", "h100-sxm", "--prompt-tokens", "8000", "--new-tokens", "2")
+
+    def step(*more: str) -> dict[str, float]:
+        decode = answered(capsys, *words, *more)["decode"]
+        assert isinstance(decode, dict)
+        return {one["name"]: one["bytes"] for one in decode["operators"]}
+
+    own, told, old = step(), step("--kv-format", "bf16"), step("--engine-version", "0.14.1")
+    queries = 2 * 32 * 32 * 128 * 2
+    assert own["full attention"] == 8001 * 65_536 + queries
+    assert told["full attention"] == old["full attention"] == 8001 * 131_072 + queries
+    moved = 32 * 2 * (4096 + 28_672)
+    assert own["mlp.gate_up_proj"] == pytest.approx(32 * 4096 * 28_672 + moved, rel=0.002), "one byte, and scales"
+    assert own["lm_head"] == pytest.approx(2 * 128_256 * 4096, rel=0.001), "left in 16 bits"
+
+
+def test_stored_weights_of_the_catalog_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """gpt-oss-20b: experts in mxfp4 (17 bytes for 32 weights), attention in 16 bits. 4 of 32 experts of a layer."""
+    decode = answered(capsys, "--model", "gpt-oss-20b", "--device", "h100-sxm")["decode"]
+    assert isinstance(decode, dict)
+    moved = {one["name"]: one["bytes"] for one in decode["operators"]}
+    up = 24 * 4 * (2 * 2880 * 2880) * 17 / 32
+    assert moved["mlp.experts.0.gate_up_proj"] == pytest.approx(up, rel=0.01)
+    assert moved["self_attn.o_proj"] == pytest.approx(24 * 4096 * 2880 * 2, rel=0.01)

@@ -13,7 +13,7 @@ from calc.model.spec import DeviceSpec
 from calc.model.storage import FORMATS, StorageFormat
 from calc.sources.catalog import devices, find_device, find_model, manual_device
 from calc.speed.constants import DEFAULTS, constants_of
-from calc.speed.kernels import Device, Fullest, device_for_times, fullest_rank, reach_of, timed
+from calc.speed.kernels import Device, Fullest, device_for_times, filling, fullest_rank, reach_of, timed
 from calc.speed.passes import highest_peak, pass_time
 from calc.step.model import pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase
@@ -190,3 +190,69 @@ def test_narrow_experts_times_16_bits_are_an_operator_of_their_own() -> None:
     assert reach_of(experts, narrow, device("h100-sxm", "mxfp4")) == (known["w4a16"], "bf16")
     assert reach_of(experts, narrow, replace(device("h100-sxm", "mxfp4"), tiled=False)) == (known["bf16"], "bf16")
     assert reach_of(experts, narrow, device("b200-sxm", "mxfp4"))[1] == "fp4"
+
+
+# Operators by hand
+
+
+def test_prefill_attention_computes_its_triangle() -> None:
+    """2,048 tokens: half of 32 heads x 2,048² scores of 2 · 128 products each for K and V and 5 FLOPs of softmax."""
+    work = Pass(phase=Phase.PREFILL, batch=1, context=2048)
+    found = timed(operator("full attention", work), work, device())
+    flops = 32 * 2048 * 2049 // 2 * (4 * 128 + 5)
+    assert found.time_s == pytest.approx(32 * (13e-6 + flops / (989.5e12 * 0.548)), rel=1e-3)
+    assert found.limited_by == "arithmetic"
+
+
+def test_the_head_sees_one_token_of_a_prompt() -> None:
+    """128,256 x 4,096 weights of 2 B, whatever the prompt."""
+    work = Pass(phase=Phase.PREFILL, batch=1, context=2048)
+    moved = 2 * (128_256 * 4096 + 4096 + 128_256)
+    found = timed(operator("lm_head", work), work, device())
+    assert found.time_s == pytest.approx(3.9e-6 + moved / (3.35e12 * 0.807))
+
+
+def test_experts_of_one_token_are_read_and_start_once_for_both_products() -> None:
+    """Qwen3-30B-A3B: 8 of 128 experts, gate and up of 768 x 2,048; half of 35.65 us; a tile of 16 rows for one row."""
+    model, work = find_model("qwen3-30b-a3b"), Pass(phase=Phase.DECODE, batch=1, context=100)
+    up = next(one for one in pass_operators(model, work) if one.name == "mlp.experts.0.gate_up_proj")
+    moved = 8 * 2 * (2 * 768 * 2048 + 2048 + 2 * 768)
+    found = timed(up, work, device())
+    assert found.time_s == pytest.approx(48 * (35.65e-6 / 2 + moved / (3.35e12 * 0.891)))
+    flops = 8 * 16 * 2 * 2 * 768 * 2048
+    assert found.compute_s == pytest.approx(48 * flops / (989.5e12 * 0.482), rel=1e-3)
+
+
+def test_experts_of_many_tokens_fill_tiles_of_64_rows() -> None:
+    """1,024 tokens: 8,192 rows over all 128 experts, 64 each: whole tiles. 1,152 tokens: 72 rows fill two, 128."""
+    model = find_model("qwen3-30b-a3b")
+    for tokens, factor in ((1024, 1.0), (1152, 128 / 72)):
+        work = Pass(phase=Phase.DECODE, batch=tokens, context=100)
+        up = next(one for one in pass_operators(model, work) if one.kind is Kind.EXPERTS)
+        assert filling(up, work) == pytest.approx(factor, rel=1e-3)
+
+
+def test_an_element_by_element_operator_moves_vectors() -> None:
+    """65 norms of Llama-3-8B: 2 us each, and for 4 tokens twice read, twice written 4,096 x 2 B, and the weights."""
+    work = Pass(phase=Phase.DECODE, batch=4, context=100)
+    found = timed(operator("norm, residual", work), work, device())
+    moved = 4 * 2 * 2 * 4096 * 2 + 4096 * 2
+    assert found.time_s == pytest.approx(65 * (2e-6 + moved / (3.35e12 * 0.7)))
+    assert found.limited_by == "overhead"
+
+
+def test_an_exchange_starts_twice() -> None:
+    """DeepSeek-V3 in 8 groups: 61 exchanges of 8 tokens, there and back."""
+    model = find_model("deepseek-v3")
+    work = Pass(phase=Phase.DECODE, batch=64, context=2048, tp=8, ep=8, groups=8)
+    exchange = next(one for one in pass_operators(model, work) if one.kind is Kind.EXCHANGE)
+    link = constants_of(find_device("h100-sxm")).all_reduce[8]
+    sent = 8 * 7168 * 2 * 8 * 2 * 7 / 8
+    assert timed(exchange, work, device()).time_s == pytest.approx(61 * (2 * link.t0_s + sent / link.bytes_per_s))
+
+
+def test_a_send_crosses_one_link() -> None:
+    work = Pass(phase=Phase.DECODE, batch=8, context=100, tp=2, stages=4)
+    send = next(one for one in pass_operators(LLAMA, work) if one.kind is Kind.SEND)
+    link = constants_of(find_device("h100-sxm")).all_reduce[2]
+    assert timed(send, work, device()).time_s == pytest.approx(3 * (link.t0_s + 8 * 4096 * 2 / link.bytes_per_s))
