@@ -133,8 +133,7 @@ class Bench:
 
 def stored_in(layer: object) -> list[torch.Tensor]:
     """What of a linear layer is read for every token."""
-    kept = packed(layer)
-    return [kept.values] if kept.scales is None else [kept.values, kept.scales]
+    return [t for part in packed(layer) for t in (part.values, part.scales) if t is not None]
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:

@@ -117,7 +117,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one tensor-parallel rank's weights; None on a single rank."""
     has_chat: bool = False
     cache_dtype: str = ""
-    """Dtype of the cache and of arithmetic, where it is not `dtype` (int8 and int4 weights)."""
+    """Dtype of the cache and of arithmetic, where it is not `dtype` (weights of few bits)."""
+    step_weight_bytes: int | None = None
+    """Bytes of the weights that a decode step reads, where `dtype` is a mix of formats ("int4+int6")."""
     read_bytes_per_s: float | None = None
     """How fast this machine reads the model's weights; None where it was not measured (see `engine.measure.rates`)."""
     matmul_flops_per_s: float | None = None

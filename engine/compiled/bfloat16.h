@@ -43,39 +43,25 @@ inline void lay_in_blocks(const float *x, int64_t cols, int64_t n, BFloat *out) 
         }
 }
 
-// 16 rows of 32 columns: where they lie, or unpacked into `block`; gcc does not know that tiles read memory.
-inline const BFloat *rows_of(const Linear &m, int64_t row, int64_t c, BFloat *block) {
-    if (m.format == BF16) return (const BFloat *)m.weight + row * m.cols + c;
-    for (int r = 0; r < TILE; r++) {
-        if (m.format == INT8) unpack_group<int8_t>(m, row + r, c / GROUP, block + r * GROUP);
-        else unpack_group<uint8_t>(m, row + r, c / GROUP, block + r * GROUP);
-    }
-    asm volatile("" ::: "memory");
-    return block;
-}
-
 // y[b TILE + r] of 16 rows for one or two blocks of vectors; every other group of columns has sums of its own.
 template <int BLOCKS> void tile_product(const Linear &m, int64_t row, const BFloat *blocks, float *y) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    alignas(64) BFloat unpacked[2][TILE * GROUP];  // one ahead: a tile cannot be read before it is written out
-    const int64_t stride = m.format == BF16 ? m.cols * sizeof(BFloat) : GROUP * sizeof(BFloat);
-    const BFloat *next = rows_of(m, row, 0, unpacked[0]);
-    asm volatile("" ::: "memory");
+    const BFloat *rows = (const BFloat *)m.weight + row * m.cols;
+    const int64_t stride = m.cols * sizeof(BFloat);
+    asm volatile("" ::: "memory");  // gcc does not know that tiles read memory
     for (int64_t c = 0; c < m.cols; c += GROUP) {
         const BFloat *first = blocks + c * BLOCK, *second = first + BLOCK * m.cols;
-        const BFloat *rows = next;
-        if (c + GROUP < m.cols) next = rows_of(m, row, c + GROUP, unpacked[(c / GROUP + 1) % 2]);
         _tile_loadd(6, first, 64);
         if (BLOCKS == 2) _tile_loadd(7, second, 64);
         if (c / GROUP % 2 == 0) {
-            _tile_loadd(4, rows, stride);
+            _tile_loadd(4, rows + c, stride);
             _tile_dpbf16ps(0, 4, 6);
             if (BLOCKS == 2) _tile_dpbf16ps(2, 4, 7);
         } else {
-            _tile_loadd(5, rows, stride);
+            _tile_loadd(5, rows + c, stride);
             _tile_dpbf16ps(1, 5, 6);
             if (BLOCKS == 2) _tile_dpbf16ps(3, 5, 7);
         }

@@ -35,11 +35,12 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w")
 TUNINGS = ("-march=native", "-mcpu=native", "")
 # What a library may use, and the flags for it. "native": all that this processor has. The others build on this
-# machine what machines without AMX, without AVX-512 or without either and AVX2 run.
+# machine what machines without AMX, without products of bytes, without AVX-512 or without either and AVX2 run.
 _NO_AMX = ("-mno-amx-bf16", "-mno-amx-int8", "-mno-amx-tile")
 LIMITS = {
     "native": (),
     "without-amx": _NO_AMX,
+    "without-vnni": (*_NO_AMX, "-mno-avx512vnni"),
     "without-avx512": (*_NO_AMX, "-mno-avx512f"),
     "baseline": None,  # the compiler's default for the platform
 }

@@ -15,7 +15,6 @@
 namespace {
 
 constexpr int LANES = 16, TILE = 16, GROUP = 32, TOGETHER = 8;
-constexpr int AHEAD = 12288;  // bytes that reads of a matrix are announced ahead: rows are too short for the hardware to see
 
 typedef float Vec __attribute__((vector_size(64)));
 typedef int32_t IVec __attribute__((vector_size(64)));
@@ -24,7 +23,6 @@ typedef uint32_t UVec __attribute__((vector_size(64)));
 struct BFloat { uint16_t bits; };
 struct Half { uint16_t bits; };
 
-template <class T> constexpr int64_t group_bytes = std::is_signed<T>::value ? GROUP : GROUP / 2;  // INT8, INT4
 
 template <class V, class T> inline V read(const T *p) { V v; std::memcpy(&v, p, sizeof v); return v; }
 
@@ -137,30 +135,6 @@ inline Vec exp16(Vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     return (Vec)((IVec)p + (__builtin_convertvector(n, IVec) << 23));
-}
-
-// ---- packed weights -----------------------------------------------------------------------------------------------
-
-inline void unpack(const int8_t *w, Vec &low, Vec &high) {
-    low = __builtin_convertvector(whole(w), Vec);
-    high = __builtin_convertvector(whole(w + LANES), Vec);
-}
-inline void unpack(const uint8_t *w, Vec &low, Vec &high) {
-    const IVec pairs = whole(w);
-    low = __builtin_convertvector(pairs & 15, Vec);
-    high = __builtin_convertvector(pairs >> 4, Vec);
-}
-
-// One group of a packed row as 32 numbers.
-template <class T, class Out> void unpack_group(const Linear &m, int64_t row, int64_t g, Out *out) {
-    constexpr bool minima = std::is_unsigned<T>::value;
-    const int64_t groups = m.cols / GROUP;
-    const Half *scales = (const Half *)m.scales + row * groups * (minima ? 2 : 1);
-    const float scale = widen(scales[g]), lowest = minima ? widen(scales[groups + g]) : 0;
-    Vec low, high;
-    unpack((const T *)m.weight + (row * groups + g) * group_bytes<T>, low, high);
-    store(out, low * scale + lowest);
-    store(out + LANES, high * scale + lowest);
 }
 
 }  // namespace

@@ -8,13 +8,14 @@
 using std::int32_t;
 using std::int64_t;
 
-enum Format : int32_t { F32, BF16, F16, INT8, INT4 };
+enum Format : int32_t { F32, BF16, F16, INT8, INT4, INT4_ZERO, INT2, INT3, INT5, INT6, IQ4, FP4 };  // panels.h: from INT8 on
 enum Activation : int32_t { RELU, SILU, GELU, GELU_TANH };
 
-struct Linear {           // y = W x + b, W (rows, cols) row by row; a table of embeddings is one too
-    const void *weight;   // INT8: one signed byte per weight. INT4: 16 bytes per group, low nibbles the first 16 columns
-    const uint16_t *scales;  // float16. INT8: (rows, groups). INT4: (rows, 2, groups), scales then minima
+struct Linear {              // y = W x + b, W (rows, cols); a table of embeddings is one too
+    const void *weight;      // row by row, or in panels of 16 rows (panels.h)
+    const uint16_t *scales;  // of panels: float16
     const float *bias;       // (rows), or null
+    const Linear *next;      // whose rows follow, of the same columns in whatever format; or null
     int64_t rows, cols;
     int32_t format;
 };

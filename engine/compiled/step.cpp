@@ -5,10 +5,10 @@
 // its share of the rows of each matrix (or of the heads), and meets the others at a barrier that spins.
 //
 // Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py.
-// Activations are float32; weights are read as stored (float32, bfloat16, float16, or groups of 32 columns in 8 or 4
-// bits) and widened in registers. To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many
-// rows), then this file.
+// Activations are float32; weights are read as stored: plain numbers row by row, those of few bits in panels of 16 rows.
+// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, then this file.
 
+#include "panels.h"
 #include "products.h"
 
 #include <atomic>
@@ -114,7 +114,7 @@ struct Chosen {  // a row of the batch and one of its experts
 };
 
 struct Sizes {  // floats of each part of the scratch memory
-    int64_t width, inner, qkv, heads, routes, rotary, sums, blocks, own;
+    int64_t width, inner, qkv, heads, routes, rotary, room, own;
     Sizes(const Model &m, int64_t batch) {
         const auto padded = [](int64_t n) { return (n + LANES - 1) / LANES * LANES; };
         const int64_t group = m.n_heads / m.n_kv_heads, rows = batch * std::max<int64_t>(m.n_active, 1);
@@ -124,11 +124,11 @@ struct Sizes {  // floats of each part of the scratch memory
         qkv = std::max(width, padded(batch * (m.n_heads + 2 * m.n_kv_heads) * m.head_dim));
         routes = padded(batch * m.n_experts);
         rotary = padded(m.rotary_dim);
-        sums = padded(std::max({width, inner, heads}) / GROUP);
-        blocks = padded(std::max({width, inner, heads}) + BLOCK);  // eight vectors may be laid out as sixteen
-        own = 2 * width + sums + blocks + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
+        const int64_t most = std::max({width, inner, heads});
+        room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
+        own = 2 * width + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
-    int64_t shared() const { return width + inner + qkv + heads + routes; }
+    int64_t shared() const { return width + 2 * inner + qkv + heads + routes; }
 };
 
 class Worker {
@@ -137,14 +137,14 @@ class Worker {
         : m(m), s(s), barrier(barrier), thread(thread), threads(threads), sizes(m, s.batch) {
         x = s.scratch;
         inner = x + sizes.width;
-        qkv = inner + sizes.inner;
+        raised = inner + sizes.inner;
+        qkv = raised + sizes.inner;
         mixed = qkv + sizes.qkv;
         routes = mixed + sizes.heads;
         own = routes + sizes.routes + thread * sizes.own;
         gathered = own + sizes.width;
-        sums = gathered + sizes.width;
-        blocks = (BFloat *)(sums + sizes.sums);
-        turns = sums + sizes.sums + sizes.blocks;
+        room = gathered + sizes.width;
+        turns = room + sizes.room;
     }
 
     void run() {
@@ -164,11 +164,11 @@ class Worker {
     Barrier &barrier;
     const int thread, threads;
     const Sizes sizes;
-    // Shared: residual stream (B, D); MLP (B, F); (B, (H + 2K) h); (B, H h); routers' scores (B, experts).
-    float *x, *inner, *qkv, *mixed, *routes;
-    // This thread's: (B, D) after a norm; the rows of each expert; sums of groups; cos and sin, then attention's.
-    float *own, *gathered, *sums, *turns;
-    BFloat *blocks;
+    // Shared: residual stream (B, D); MLP (B, F), twice; (B, (H + 2K) h); (B, H h); routers' scores (B, experts).
+    float *x, *inner, *raised, *qkv, *mixed, *routes;
+    // This thread's: (B, D) after a norm; the rows of each expert; vectors laid out for a product; cos and sin, then
+    // attention's.
+    float *own, *gathered, *room, *turns;
     std::vector<Chosen> chosen;
 
     bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER; }
@@ -186,7 +186,7 @@ class Worker {
     }
 
     void layer(const Layer &layer, const Store &store) {
-        const int64_t width = layer.qkv.rows;
+        const int64_t width = (m.n_heads + 2 * m.n_kv_heads) * m.head_dim;
         matmul(layer.qkv, normed(layer.attention_norm), s.batch, [&](int64_t b, int64_t r, float y) { qkv[b * width + r] = y; });
         barrier.wait(threads);
         switch (s.cache_format) {
@@ -280,34 +280,79 @@ class Worker {
 
     // This thread's rows of W in, each given to `put(vector, row, value)`.
     template <class Put> void matmul(const Linear &linear, const float *in, int64_t n, Put put) {
-        const Vectors all = vectors(linear, in, n);
-        const auto [first, last] = share((linear.rows + TILE - 1) / TILE);
-        for (int64_t row = first * TILE; row < last * TILE; row += TILE)
+        int64_t before = 0;
+        for (const Linear *part = &linear; part; before += part->rows, part = part->next)
+            product(*part, in, n, [&](int64_t b, int64_t r, float y) { put(b, before + r, y); });
+    }
+
+    template <class Put> void product(const Linear &linear, const float *in, int64_t n, Put put) {
+        if (is_packed(linear)) return packed(linear, in, n, put);
+        if (n > 1) return together(linear, in, n, put);
+        const auto [first, last] = rows_of(linear.rows);
+        const auto one = [&](int64_t r, float y) { put(0, r, y); };
+        switch (linear.format) {
+            case F32: each_row<float>(linear, first, last, in, room, one); break;
+            case BF16: each_row<BFloat>(linear, first, last, in, room, one); break;
+            case F16: each_row<Half>(linear, first, last, in, room, one); break;
+        }
+    }
+
+    template <class Put> void packed(const Linear &linear, const float *in, int64_t n, Put put) {
+        const PanelVectors all = vectors_for(linear, in, n, room);
+        each_tile(linear.rows, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
+            panel_tile(linear, row, all.from(b), count, y);
+        }, put);
+    }
+
+    template <class Put> void together(const Linear &linear, const float *in, int64_t n, Put put) {
+        const bool tiled = in_tiles() && linear.format == BF16 && n > TOGETHER && linear.cols % GROUP == 0;
+        BFloat *blocks = (BFloat *)room;
+        if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
+        each_tile(linear.rows, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
+            const int64_t at = b * linear.cols;
+            tile(linear, row, linear.rows, {in + at, tiled ? blocks + at : nullptr}, count, y);
+        }, put);
+    }
+
+    // work(row, vector, how many vectors, their 16 sums each) for this thread's rows, as many vectors at once as may be.
+    template <class Work, class Put> void each_tile(int64_t n_rows, int64_t n, Work work, Put put) {
+        const auto [first, last] = rows_of(n_rows);
+        for (int64_t row = first; row < last; row += TILE)
             for (int64_t b = 0; b < n; b += AT_MOST) {
-                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(linear.rows - row, TILE);
+                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(last - row, TILE);
                 float y[AT_MOST * TILE];
-                tile(linear, row, linear.rows, from(all, b, linear.cols), count, y);
+                work(row, b, count, y);
                 for (int64_t j = 0; j < count; j++)
                     for (int64_t r = 0; r < rows; r++) put(b + j, row + r, y[j * TILE + r]);
             }
     }
 
-    // out = act(gate) * up of n vectors, or act(up); as many rows at a time as an activation takes.
+    // out = act(gate) * up of n vectors, or act(up): all gates of a thread, then all its ups, one stream after the other.
     void raise(const Linear &up, const float *in, int64_t n, float *out) {
-        const Vectors all = vectors(up, in, n);
-        const int64_t wide = m.gated ? up.rows / 2 : up.rows;
-        const auto [first, last] = share((wide + TILE - 1) / TILE);
-        for (int64_t row = first * TILE; row < last * TILE; row += TILE)
-            for (int64_t b = 0; b < n; b += AT_MOST) {
-                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(wide - row, TILE);
-                float gates[AT_MOST * TILE] = {}, ups[AT_MOST * TILE] = {};
-                tile(up, row, wide, from(all, b, up.cols), count, gates);
-                if (m.gated) tile(up, wide + row, 2 * wide, from(all, b, up.cols), count, ups);
-                for (int64_t j = 0; j < count; j++) {
-                    const Vec result = activated(load(gates + j * TILE), load(ups + j * TILE));
-                    std::memcpy(out + (b + j) * wide + row, &result, rows * sizeof(float));
-                }
+        const int64_t wide = m.gated ? (up.next ? up.rows : up.rows / 2) : up.rows;
+        float *ups = raised + (out - inner);
+        const auto into = [wide](float *to) { return [=](int64_t b, int64_t r, float y) { to[b * wide + r] = y; }; };
+        product(rows_from(up, 0, wide), in, n, into(out));
+        if (m.gated) product(up.next ? *up.next : rows_from(up, wide, wide), in, n, into(ups));
+        const auto [first, last] = rows_of(wide);
+        for (int64_t b = 0; b < n; b++)
+            for (int64_t row = first; row < last; row += TILE) {
+                const int64_t at = b * wide + row, bytes = std::min<int64_t>(last - row, TILE) * sizeof(float);
+                Vec gate = {}, other = {};
+                std::memcpy(&gate, out + at, bytes);
+                std::memcpy(&other, ups + at, bytes);
+                const Vec result = activated(gate, other);
+                std::memcpy(out + at, &result, bytes);
             }
+    }
+
+    // Some rows of a matrix as a matrix; of panels only all there are.
+    static Linear rows_from(Linear linear, int64_t first, int64_t n) {
+        const int64_t size = linear.format == F32 ? 4 : 2;
+        if (first) linear.weight = (const char *)linear.weight + first * linear.cols * size;
+        if (linear.bias) linear.bias += first;
+        linear.rows = n;
+        return linear;
     }
 
     Vec activated(Vec gate, Vec up) const {
@@ -319,23 +364,12 @@ class Worker {
         return gate / (1 + exp16(-1.702f * gate)) * (up + 1);
     }
 
-    Vectors vectors(const Linear &linear, const float *in, int64_t n) {
-        if (linear.format == INT4)
-            for (int64_t g = 0; g < n * linear.cols / GROUP; g++)
-                sums[g] = sum(load(in + g * GROUP) + load(in + g * GROUP + LANES));
-        const bool rounded = linear.format == BF16 || linear.format == INT8 || linear.format == INT4;
-        const bool tiled = in_tiles() && rounded && n > TOGETHER && linear.cols % GROUP == 0;
-        if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
-        return {in, sums, tiled ? blocks : nullptr};
-    }
-
-    static Vectors from(const Vectors &all, int64_t first, int64_t cols) {
-        const int64_t at = first * cols;
-        return {all.x + at, all.sums + at / GROUP, all.blocks ? all.blocks + at : nullptr};
-    }
-
     struct Range { int64_t first, last; };
     Range share(int64_t n) const { return {n * thread / threads, n * (thread + 1) / threads}; }
+    Range rows_of(int64_t n) const {
+        const auto [first, last] = share((n + TILE - 1) / TILE);
+        return {first * TILE, std::min(last * TILE, n)};
+    }
 
     // Attention of this thread's query heads, those of one row that share a key/value head together.
     template <class T> void attend(const Layer &layer, const Store &store) {
@@ -497,7 +531,7 @@ int64_t scratch_floats(const Model *m, int64_t batch, int32_t threads) {
 // Whether `Model.tiles` may be set: the processor has them, and the system lets this process use them.
 int32_t tiles_allowed() { return tiles_granted(); }
 
-// Rows `first` to before `last` of an INT8 or INT4 matrix as BF16 or F32, for products with many vectors.
+// Rows `first` to before `last` of a packed matrix as BF16 or F32, for products with many vectors.
 void unpack_matrix(const Linear *m, int64_t first, int64_t last, void *out, int32_t format, int32_t threads) {
     if (format == BF16) unpack_rows(*m, first, last, (BFloat *)out, threads);
     else unpack_rows(*m, first, last, (float *)out, threads);

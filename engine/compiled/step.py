@@ -7,6 +7,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,20 @@ from engine.model.cache import KeysValues, Store
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.experts import Experts
-from engine.model.layers import MLP, Attention, Linear, Norm
+from engine.model.layers import MLP, Attention, Linear, Norm, Table
 from engine.model.rotary import rope_magnitude
-from engine.weights.formats import CODES, FLOATING, GroupedLinear, Packed, linear_layers, packed, prepack
+from engine.weights.formats import (
+    CODES,
+    FLOATING,
+    GroupedLinear,
+    Packed,
+    PackedTable,
+    Unpack,
+    linear_layers,
+    packed,
+    prepack,
+    unpack,
+)
 
 CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
@@ -34,8 +46,8 @@ _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float,
 
 class _Linear(ctypes.Structure):
     _fields_ = [
-        ("weight", _Pointer), ("scales", _Pointer), ("bias", _Pointer), ("rows", _Int), ("cols", _Int),
-        ("format", _Code),
+        ("weight", _Pointer), ("scales", _Pointer), ("bias", _Pointer), ("next", _Pointer), ("rows", _Int),
+        ("cols", _Int), ("format", _Code),
     ]  # fmt: skip
 
 
@@ -111,7 +123,7 @@ class CompiledStep:
         self.config = decoder.config
         self._library = library
         self._kept: list[Tensor] = []
-        self._experts: list[ctypes.Array[_Expert]] = []
+        self._records: list[_Linear | ctypes.Array[_Expert]] = []  # that others point at
         self._layers = (_Layer * decoder.config.n_layers)(
             *[self._layer(decoder, i) for i in range(len(decoder.blocks))]
         )
@@ -145,7 +157,7 @@ class CompiledStep:
         table, experts = decoder.position_embedding, c.experts
         return _Model(
             layers=ctypes.addressof(self._layers),
-            embedding=self._linear(Linear(decoder.embedding)),
+            embedding=self._table(decoder.embedding),
             positions=self._linear(Linear(table)) if table is not None else _Linear(),
             head=self._linear(decoder.head),
             norm=self._norm(decoder.norm),
@@ -198,7 +210,7 @@ class CompiledStep:
 
     def _all_experts(self, routed: Experts) -> int:
         records = (_Expert * len(routed.experts))(*map(self._expert, routed.experts))
-        self._experts.append(records)
+        self._records.append(records)
         return ctypes.addressof(records)
 
     def _qk_norms(self, attention: Attention, config: ModelConfig) -> tuple[int | None, int | None]:
@@ -208,10 +220,22 @@ class CompiledStep:
         return self._keep(rows[0].float()), self._keep(rows[config.n_heads].float())
 
     def _linear(self, layer: object) -> _Linear:
-        weight = packed(layer)
-        bias = self._keep(weight.bias.float()) if weight.bias is not None else None
-        self._kept += [weight.values] if weight.scales is None else [weight.values, weight.scales]
-        return _record(weight, bias)
+        record: _Linear | None = None
+        for part in reversed(packed(layer)):
+            bias = self._keep(part.bias.float()) if part.bias is not None else None
+            self._kept += [part.values] if part.scales is None else [part.values, part.scales]
+            following, record = record, _record(part, bias)
+            if following is not None:
+                self._records.append(following)
+                record.next = ctypes.addressof(following)
+        assert record is not None
+        return record
+
+    def _table(self, table: Tensor | Table) -> _Linear:
+        if isinstance(table, Tensor):
+            return self._linear(Linear(table))
+        assert isinstance(table, PackedTable)
+        return self._linear(GroupedLinear(table.part))
 
     def _norm(self, norm: Norm) -> _Norm:
         bias = self._keep(norm.bias.float()) if norm.bias is not None else None
@@ -223,11 +247,34 @@ class CompiledStep:
         return self._kept[-1].data_ptr()
 
 
-class CompiledUnpack:
-    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once."""
+class Scratch:
+    """Memory for one matrix at a time. Taken anew for every product, its pages would be fetched anew each time."""
 
-    def __init__(self, packed: Packed, library: ctypes.CDLL) -> None:
+    def __init__(self) -> None:
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+        """Room for a matrix, with whatever the last one has left there."""
+        n_bytes = rows * cols * dtype.itemsize
+        if n_bytes > self._room.numel():
+            self._room = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._room[:n_bytes].view(dtype).view(rows, cols)
+
+
+def compiled_unpack(part: Packed, library: ctypes.CDLL, scratch: Scratch) -> Unpack:
+    """The fastest way to widen a matrix; of plain numbers torch's own."""
+    return partial(unpack, part) if part.scales is None else CompiledUnpack(part, library, scratch)
+
+
+class CompiledUnpack:
+    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once.
+
+    What it gives is ``scratch``'s, and good until the next call of any that shares it.
+    """
+
+    def __init__(self, packed: Packed, library: ctypes.CDLL, scratch: Scratch) -> None:
         self._packed = packed
+        self._scratch = scratch
         self._record = _record(packed, None)
         self._address = ctypes.addressof(self._record)
         self._call = library.unpack_matrix
@@ -236,9 +283,8 @@ class CompiledUnpack:
 
     def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         last = self._packed.rows if stop is None else min(stop, self._packed.rows)
-        out = torch.empty(
-            last - start, self._packed.cols, dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        )
+        narrow = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        out = self._scratch.matrix(last - start, self._packed.cols, narrow)
         code = _CODES_OF_DTYPES[out.dtype]
         self._call(self._address, start, last, out.data_ptr(), code, torch.get_num_threads())
         return out.to(dtype)
@@ -359,9 +405,12 @@ class Compilation:
         step = CompiledStep(decoder, library)
         with self._lock:
             decoder.decode_step = None if self._dropped else step
+        scratch = Scratch()
         for layer in linear_layers(decoder):
             if isinstance(layer, GroupedLinear):
-                layer.unpack = CompiledUnpack(layer.packed, library)
+                layer.unpack = [compiled_unpack(part, library, scratch) for part in layer.parts]
+        if isinstance(decoder.embedding, PackedTable):
+            decoder.embedding.unpack = compiled_unpack(decoder.embedding.part, library, scratch)
         self.note = ""
 
 

@@ -1,7 +1,8 @@
 """Products of a large matrix with few or many rows, each as a thing to time, in the ways that the engine has."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.devices import synchronize
 from engine.model.layers import Linear, LinearLike
-from engine.weights.formats import GROUP, SCALE_SLACK, GroupedLinear, Packed, compute_dtype
+from engine.weights.formats import GROUP, GroupedLinear, Packed, compute_dtype
+from engine.weights.panels import FORMS
+from engine.weights.panels import ROWS as PANEL
 
 COLUMNS = 2048
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,19 +41,24 @@ class Product:
 
 def products(dtype: str, device: torch.device, matrix_bytes: int) -> Iterator[Product]:
     """The products of a dtype on a device, over a matrix of about `matrix_bytes`."""
-    outputs = max(GROUP, int(matrix_bytes / WEIGHT_BYTES[dtype]) // COLUMNS)
+    outputs = _in_panels(int(matrix_bytes / WEIGHT_BYTES[dtype]) // COLUMNS)
     matrix = _matrix(dtype, outputs, device)
     compute = DTYPES.get(dtype) or compute_dtype(device)
     compiled = _compiled(matrix, outputs, compute) if device.type == "cpu" and dtype != "fp16" else None
     grouped = isinstance(matrix, GroupedLinear)
     for rows in ROWS:
         if rows > READING_ROWS:
-            part = max(GROUP, min(outputs, int(LARGE_FLOPS / (2 * rows * COLUMNS))))
+            part = _in_panels(min(outputs, int(LARGE_FLOPS / (2 * rows * COLUMNS))))
             yield _by_layers(_part(matrix, part), dtype, rows, part, compute, device)
         elif not grouped or compiled is None:
             yield _by_layers(matrix, dtype, rows, outputs, compute, device)
         if compiled is not None and rows <= READING_ROWS:
             yield _product("compiled", dtype, rows, outputs, compiled(rows))
+
+
+def _in_panels(rows: int) -> int:
+    """So many rows or a few fewer, in whole panels."""
+    return max(GROUP, rows // PANEL * PANEL)
 
 
 def _product(way: str, dtype: str, rows: int, outputs: int, run: Callable[[], object]) -> Product:
@@ -75,14 +83,15 @@ def _matrix(dtype: str, outputs: int, device: torch.device) -> Linear | GroupedL
     """A matrix (outputs, COLUMNS) of small numbers, kept as the engine keeps that dtype."""
     if dtype in DTYPES:
         return Linear(torch.full((outputs, COLUMNS), 0.01, dtype=DTYPES[dtype], device=device))
-    per_byte, scales = (1, 1) if dtype == "int8" else (2, 2)
+    name: Literal["int8", "int4"] = "int8" if dtype == "int8" else "int4"
+    form, n_panels = FORMS[name], outputs // PANEL
     return GroupedLinear(
         Packed(
-            format="int8" if dtype == "int8" else "int4",
+            format=name,
             rows=outputs,
             cols=COLUMNS,
-            values=torch.full((outputs, COLUMNS // per_byte), 3, dtype=torch.int8 if per_byte == 1 else torch.uint8),
-            scales=torch.full((outputs * scales * COLUMNS // GROUP + SCALE_SLACK,), 0.01, dtype=torch.float16),
+            values=torch.full((n_panels, COLUMNS // GROUP * form.block_bytes), 3, dtype=torch.uint8),
+            scales=torch.full((n_panels, PANEL * form.numbers(COLUMNS)), 0.01, dtype=torch.float16),
         )
     )
 
@@ -91,20 +100,13 @@ def _part(layer: Linear | GroupedLinear, outputs: int) -> LinearLike:
     """The first rows of a matrix as a matrix."""
     if isinstance(layer, Linear):
         return Linear(layer.weight[:outputs])
-    whole = layer.packed
+    (whole,), (widen,) = layer.parts, layer.unpack  # the compiled step's, where there is one
     assert whole.scales is not None
-    per_row = (len(whole.scales) - SCALE_SLACK) // whole.rows
-    part = GroupedLinear(
-        Packed(
-            format=whole.format,
-            rows=outputs,
-            cols=whole.cols,
-            values=whole.values[:outputs],
-            scales=whole.scales[: outputs * per_row + SCALE_SLACK],
-        )
-    )
-    widen = layer.unpack  # the compiled step's, where there is one
-    part.unpack = lambda dtype, start=0, stop=None: widen(dtype, start, outputs if stop is None else min(stop, outputs))
+    n_panels = outputs // PANEL
+    part = GroupedLinear(replace(whole, rows=outputs, values=whole.values[:n_panels], scales=whole.scales[:n_panels]))
+    part.unpack = [
+        lambda dtype, start=0, stop=None: widen(dtype, start, outputs if stop is None else min(stop, outputs))
+    ]
     return part
 
 

@@ -95,13 +95,13 @@ def layer_flops(config: ModelConfig) -> float:
 
 def packed_values(layer: Linear | GroupedLinear) -> Tensor:
     """The numbers of a matrix as they lie in memory."""
-    return packed(layer).values if isinstance(layer, GroupedLinear) else layer.weight
+    return max((part.values for part in packed(layer)), key=Tensor.numel)
 
 
 def each_flops(layer: Linear | GroupedLinear) -> int:
     """FLOPs of one token through a layer: a multiply and an add a weight."""
     if isinstance(layer, GroupedLinear):
-        return 2 * layer.packed.rows * layer.packed.cols
+        return 2 * layer.rows * layer.cols
     return 2 * layer.weight.numel()
 
 
@@ -129,7 +129,7 @@ def _read(weight: Tensor) -> None:
 
 
 def _flops_per_s(layer: Linear | GroupedLinear, decoder: Decoder) -> float:
-    inputs = layer.packed.cols if isinstance(layer, GroupedLinear) else layer.weight.size(1)
+    inputs = layer.cols if isinstance(layer, GroupedLinear) else layer.weight.size(1)
     x = torch.ones(PREFILL_TOKENS, inputs, dtype=decoder.dtype, device=decoder.device)
     times: list[float] = []
     while len(times) < ROUNDS and sum(times) < MAX_S:

@@ -15,7 +15,7 @@ from engine.errors import PromptError, Stopped
 from engine.model.block import make_block
 from engine.model.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
 from engine.model.config import LayerKind, ModelConfig
-from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm
+from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm, Table
 from engine.model.rotary import Rotary
 from engine.model.shapes import n_parameters, parameter_shapes
 
@@ -36,12 +36,20 @@ class Decoder:
 
     ``weights``: every name of `parameter_shapes`, in one dtype on one device. Projections that read the
     same input (q, k, v; gate, up) are laid side by side, so that each pair or triple is one product.
-    ``linear`` makes the linear layers, in whatever format (`engine.model.layers.LinearMaker`).
+    ``linear`` makes the linear layers, in whatever format (`engine.model.layers.LinearMaker`); ``table`` stands for the
+    embeddings where they are not among the weights.
     ``decode_step``, when set, runs the steps of one new token instead of the layers here.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], *, linear: LinearMaker = Linear.of) -> None:
-        embedding = weights["model.embed_tokens.weight"]
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        *,
+        linear: LinearMaker = Linear.of,
+        table: Table | None = None,
+    ) -> None:
+        embedding = weights["model.embed_tokens.weight"] if table is None else table
         self.config = config
         self.dtype = embedding.dtype
         self.device = embedding.device
@@ -62,10 +70,11 @@ class Decoder:
         self.decode_step: DecodeStep | None = None
 
     def _make_head(self, weights: Mapping[str, Tensor], linear: LinearMaker) -> LinearLike:
-        if self.config.tied and (self.config.head_bias or linear == Linear.of):  # one matrix, held once
-            return Linear(self.embedding, weights.get("lm_head.bias"))
-        if self.config.tied:  # the embedding itself, not a second copy that the loader would make
-            return linear({"model.embed_tokens.weight": self.embedding}, "model.embed_tokens")
+        plain = self.embedding if isinstance(self.embedding, Tensor) else None
+        if self.config.tied and plain is not None and (self.config.head_bias or linear == Linear.of):
+            return Linear(plain, weights.get("lm_head.bias"))
+        if self.config.tied:  # held once: the embedding itself, not a second copy that the loader would make
+            return linear({} if plain is None else {"model.embed_tokens.weight": plain}, "model.embed_tokens")
         return linear(weights, "lm_head")
 
     def _make_rotaries(self) -> tuple[Rotary | None, ...]:
@@ -165,7 +174,8 @@ class Decoder:
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), a fresh tensor."""
-        return torch.embedding(self.embedding, ids)
+        table = self.embedding
+        return torch.embedding(table, ids) if isinstance(table, Tensor) else table.rows(ids)
 
     def _logits(self, x: Tensor) -> Tensor:
         """(N, D) -> (N, V)."""

@@ -97,6 +97,18 @@ def join(weights: Weights, *names: str) -> Tensor:
     return weights.joined(*names) if isinstance(weights, Joining) else torch.cat([weights[name] for name in names])
 
 
+@runtime_checkable
+class Table(Protocol):
+    """A table of embeddings in a format of its own."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Of ids of any shape, in ``dtype``: a fresh tensor (.., hidden size)."""
+        ...
+
+
 class Norm:
     """LayerNorm or RMSNorm over the last dimension. A LayerNorm has a bias, zeros where the model has none."""
 

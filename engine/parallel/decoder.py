@@ -89,6 +89,7 @@ class RankDecoder(Decoder):
 
     def _linear(self, weights: Weights, *names: str) -> LinearLike:
         if names == ("model.embed_tokens",):
+            assert isinstance(self.embedding, Tensor)  # ranks hold plain tables
             return Linear(self.embedding)
         made = Linear.of(weights, *names)
         return RowParallel(made, self.group) if names[0].endswith(ROW_PARALLEL) else made
@@ -96,6 +97,7 @@ class RankDecoder(Decoder):
     def _lookup(self, ids: Tensor) -> Tensor:
         own = ids - self._first_row
         elsewhere = (own < 0) | (own >= self.local.vocab_size)
+        assert isinstance(self.embedding, Tensor)
         x = torch.embedding(self.embedding, own.masked_fill(elsewhere, 0))
         return self.group.all_reduce(x.masked_fill_(elsewhere[..., None], 0))
 

@@ -17,6 +17,7 @@ from engine.model.generate import ReusableCache
 from engine.process.events import Load, Loaded
 from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
 from engine.weights.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
+from engine.weights.formats import read_bytes
 from engine.weights.loading import Watch, followed
 
 if TYPE_CHECKING:
@@ -248,4 +249,5 @@ def model_info(
         matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
         cache_dtype=str(decoder.dtype).removeprefix("torch."),
         device=decoder.device.type,
+        step_weight_bytes=read_bytes(decoder) if model.is_mix else None,
     )

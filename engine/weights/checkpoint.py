@@ -19,9 +19,18 @@ from engine.plain import one_line
 from engine.weights.chat import ChatTemplate
 from engine.weights.convert import DTYPES, Converted, Taken
 from engine.weights.files import Source, read_source
-from engine.weights.formats import QUANTIZED, FormatMaker, QuantizedFormat, compute_dtype, held_bytes
+from engine.weights.formats import (
+    QUANTIZED,
+    FormatMaker,
+    PackedTable,
+    QuantizedFormat,
+    StoredMaker,
+    compute_dtype,
+    form_names,
+    held_bytes,
+)
 from engine.weights.hub import locate
-from engine.weights.lazy import file_bytes
+from engine.weights.lazy import Stored, StoredTensor, file_bytes
 from engine.weights.loading import Watch
 from engine.weights.tokenizer import Tokenizer
 
@@ -44,12 +53,17 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     """What people should know of how the file was read, one sentence each."""
     weight_format: str | None = None
-    """int8 or int4 where linear layers are kept so; None: in the decoder's dtype."""
+    """What linear layers are kept as where that is not the decoder's dtype: int4, or int4+int6."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take in memory."""
         return self.decoder.weight_bytes if self.weight_format is None else held_bytes(self.decoder)
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether matrices are kept as a file has them, each in its own format."""
+        return isinstance(self.decoder.embedding, PackedTable)
 
     @property
     def dtype_name(self) -> str:
@@ -75,7 +89,7 @@ def load_checkpoint(
 
     ``path`` may be org/name of a model in the local Hugging Face cache (see `engine.weights.hub`).
     dtype: one of DTYPES; "int8" or "int4" (linear layers in groups of 32, see `engine.weights.formats`); or "auto":
-    as stored, but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: see
+    every matrix as stored, but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: see
     `engine.model.devices.pick_device`.
     ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
     converted. ``n_heads``: of weights of the assignment's form, which do not say it (1). ``watch`` counts the bytes of
@@ -101,14 +115,22 @@ def load_checkpoint(
         tokenizer=source.tokenizer,
         chat=source.chat,
         notes=source.notes,
-        weight_format=dtype if dtype in QUANTIZED else None,
+        weight_format=_weight_format(decoder, dtype),
     )
+
+
+def _weight_format(decoder: Decoder, dtype: str) -> str | None:
+    if dtype in QUANTIZED:
+        return dtype
+    return form_names(decoder) if isinstance(decoder.embedding, PackedTable) else None
 
 
 def _decoder(
     source: Source, dtype: str, device: torch.device, make: MakeDecoder, select: Select | None, taken: Taken
 ) -> Decoder:
     chosen = _bound(select, source.config)
+    if dtype == "auto" and select is None and make is Decoder and device.type == "cpu" and keeps_forms(source.weights):
+        return _as_stored(source, device, taken)
     if dtype not in QUANTIZED:
         stored = source.weights["model.embed_tokens.weight"].dtype
         wanted = pick_dtype(dtype, stored=stored, device=device, n_parameters=n_parameters(source.config))
@@ -119,6 +141,22 @@ def _decoder(
     exact = Converted(source.weights, torch.float32, device, taken)
     weights = Converted(source.weights, compute_dtype(device), device, taken)
     return Decoder(source.config, weights, linear=FormatMaker(kind, exact))
+
+
+def keeps_forms(weights: Mapping[str, Stored]) -> bool:
+    """Whether some matrix has a form that widening would lose: blocks of few bits, or float16."""
+    matrices = [stored for stored in weights.values() if isinstance(stored, StoredTensor) and len(stored.shape) == 2]
+    return any(stored.groups is not None or stored.dtype == torch.float16 for stored in matrices)
+
+
+def _as_stored(source: Source, device: torch.device, taken: Taken) -> Decoder:
+    """Every matrix as the file has it; activations in bfloat16 beside blocks where that is fast, else in float32."""
+    blocks = any(isinstance(stored, StoredTensor) and stored.groups is not None for stored in source.weights.values())
+    large = n_parameters(source.config) >= SMALL_MODEL_PARAMETERS
+    dtype = compute_dtype(device) if blocks and large else torch.float32
+    weights = Converted(source.weights, dtype, device, taken)
+    maker = StoredMaker(weights, dtype)
+    return Decoder(source.config, weights, linear=maker, table=maker.table())
 
 
 def _bound(select: Select | None, config: ModelConfig) -> Callable[[str, Tensor], Tensor] | None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.weights.formats import QuantizedFormat
-from engine.weights.lazy import Groups, Stored, StoredGroups, StoredTensor, file_bytes, loaded
+from engine.weights.lazy import Stored, StoredTensor, file_bytes, loaded
 from engine.weights.loading import Watch
+from engine.weights.panels import Groups, PanelForm
 
 DTYPES = {
     "float64": torch.float64,
@@ -100,17 +100,27 @@ class Converted(Mapping[str, Tensor]):
         if n_rows != stored.shape[0]:
             raise _wrong_shape(name, self.shape(name))
 
-    def groups(self, name: str, kind: QuantizedFormat) -> Iterator[Groups] | None:
-        """The same of a matrix stored in groups of that format; None where it is not."""
-        stored = self._tensors[name]
-        if not isinstance(stored, StoredTensor) or stored.groups is None or stored.groups.kind != kind:
-            return None
-        return self._parts(name, stored, stored.groups)
+    def dtype(self, name: str) -> torch.dtype:
+        """As stored."""
+        return self._tensors[name].dtype
 
-    def _parts(self, name: str, stored: StoredTensor, groups: StoredGroups) -> Iterator[Groups]:
+    def as_stored(self, name: str) -> Tensor:
+        """A matrix in the dtype it is stored in."""
+        return Converted(self._tensors, self.dtype(name), self._device, self._taken)[name]
+
+    def form(self, name: str) -> PanelForm | None:
+        """The format whose groups a matrix is stored in, if it is."""
+        stored = self._tensors[name]
+        return stored.groups.kind if isinstance(stored, StoredTensor) and stored.groups is not None else None
+
+    def groups(self, name: str) -> Iterator[Groups]:
+        """Rows of such a matrix in order, unwidened, some at a time."""
+        stored = self._tensors[name]
+        assert isinstance(stored, StoredTensor)
+        assert stored.groups is not None
         width = math.prod(stored.shape[1:])
         for start, stop in stored.spans(_PIECE):
-            yield _finite(name, groups.part(start, stop))
+            yield _finite(name, stored.groups.part(start, stop))
             self._taken.add(name, (stop - start) * width)
 
     def __contains__(self, name: object) -> bool:

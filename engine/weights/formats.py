@@ -1,7 +1,7 @@
 """Weight formats: how a linear layer's matrix is kept, and what a format costs in accuracy.
 
-float32, bfloat16 and float16 are plain tensors (`engine.model.layers.Linear`). int8 and int4 keep the weights of 32
-neighbouring columns as whole numbers of one step, as fine as GGUF's Q8_0 and Q4_1, which they hold without loss:
+float32, bfloat16 and float16 are plain tensors (`engine.model.layers.Linear`). Others keep whole numbers of a step for
+each 32 or 16 neighbouring columns (`engine.weights.panels`). Two of them can be asked for:
 
     int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes per group
     int4: w = q d + m      q in 0..15, 20 bytes per group    (d, m: float16)
@@ -13,33 +13,34 @@ int8, as llama.cpp does. A matrix whose columns are not divisible by 32 stays as
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.layers import MLP, Attention, Linear, LinearLike, Weights, join
-from engine.weights.lazy import Groups
+from engine.model.layers import MLP, Attention, Linear, LinearLike, Weights
+from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, from_panels, to_panels
 
 if TYPE_CHECKING:
     from engine.model.decoder import Decoder
 
-WeightFormat = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+FloatingFormat = Literal["float32", "bfloat16", "float16"]
 QuantizedFormat = Literal["int8", "int4"]
+WeightFormat = FloatingFormat | PanelForm
 QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
-CODES: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}  # of records.h
-GROUP = 32
+CODES = {name: code for code, name in enumerate((*get_args(FloatingFormat), *PANEL_FORMS))}
+"""Formats as records.h numbers them."""
+GROUP = BLOCK
 _PACKED_AT_ONCE = 1 << 20  # weights
 _WIDENED_AT_ONCE = 1 << 20
-SCALE_SLACK = 16  # float16 numbers after the last scale that products.h may read and ignores
-FLOATING: dict[torch.dtype, WeightFormat] = {
+FLOATING: dict[torch.dtype, FloatingFormat] = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
 _HEADS = ("lm_head", "model.embed_tokens")
+_HELD_BY: dict[QuantizedFormat, tuple[PanelForm, ...]] = {"int8": ("int8",), "int4": ("int4", "int4-zero")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,30 +62,41 @@ class Unpack(Protocol):
 
 
 class GroupedLinear:
-    """y = x W^T + b with W in int8 or int4, widened to the dtype of x for each product.
+    """y = x W^T + b with W in packed formats, widened to the dtype of x for each product.
 
-    That is right for prefill, where one widening serves many rows; decode steps read the packed form itself
-    (`engine.compiled`, which brings a faster ``unpack`` too).
+    ``parts``: matrices whose outputs lie side by side, each in a format of its own. That is right for prefill, where
+    one widening serves many rows; decode steps read the packed form itself (`engine.compiled`, which brings a faster
+    ``unpack`` of each part too).
     """
 
-    def __init__(self, packed: Packed) -> None:
-        self.packed = packed
-        self.unpack: Unpack = partial(unpack, packed)
+    def __init__(self, *parts: Packed) -> None:
+        self.parts = parts
+        self.unpack: list[Unpack] = [partial(unpack, part) for part in parts]
+
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def cols(self) -> int:
+        """Inputs."""
+        return self.parts[0].cols
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The matrix (outputs, inputs) that the packed numbers stand for."""
-        return self.unpack(dtype)
+        return torch.cat([unpack(dtype).clone() for unpack in self.unpack])
 
     def __call__(self, x: Tensor) -> Tensor:
-        kept = self.packed
-        if kept.rows * kept.cols <= _WIDENED_AT_ONCE:
-            return F.linear(x, self.weight(x.dtype), kept.bias)
-        # A head of 50,000 rows, widened whole, would take as much memory as all layers as they are kept.
-        at_once = max(1, _WIDENED_AT_ONCE // kept.cols)
-        y = x.new_empty(len(x), kept.rows)
-        for start in range(0, kept.rows, at_once):
-            y[:, start : start + at_once] = F.linear(x, self.unpack(x.dtype, start, start + at_once))
-        return y if kept.bias is None else y.add_(kept.bias)
+        y, at = x.new_empty(len(x), self.rows), 0
+        at_once = max(1, _WIDENED_AT_ONCE // self.cols // ROWS) * ROWS
+        for part, wide in zip(self.parts, self.unpack, strict=True):
+            for start in range(0, part.rows, at_once):
+                stop = min(start + at_once, part.rows)
+                bias = part.bias[start:stop] if part.bias is not None else None
+                y[:, at + start : at + stop] = F.linear(x, wide(x.dtype, start, stop), bias)
+            at += part.rows
+        return y
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """residual + x W^T + b."""
@@ -136,7 +148,17 @@ class InPieces(Protocol):
 
     def pieces(self, name: str) -> Iterator[Tensor]: ...
 
-    def groups(self, name: str, kind: QuantizedFormat) -> Iterator[Groups] | None: ...
+    def form(self, name: str) -> PanelForm | None: ...
+
+    def groups(self, name: str) -> Iterator[Groups]: ...
+
+
+class StoredWeights(InPieces, Protocol):
+    """Weights that can be had as they are stored."""
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def as_stored(self, name: str) -> Tensor: ...
 
 
 class FormatMaker:
@@ -148,44 +170,115 @@ class FormatMaker:
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
-        shapes = [self._shape(f"{name}.weight") for name in names]
-        cols = shapes[0][1]
-        if cols % GROUP:
+        if self._shape(f"{names[0]}.weight")[1] % GROUP:
             return Linear.of(weights, *names)
-        biases = [f"{name}.bias" for name in names if f"{name}.bias" in weights]
-        bias = join(weights, *biases) if biases else None
-        pieces = chain.from_iterable(self._pieces(f"{name}.weight", kind) for name in names)
-        return GroupedLinear(fill(pieces, kind, sum(shape[0] for shape in shapes), cols, bias))
+        return GroupedLinear(*(self._packed(weights, name, kind) for name in names))
+
+    def _packed(self, weights: Weights, name: str, kind: QuantizedFormat) -> Packed:
+        rows, cols = self._shape(f"{name}.weight")
+        form, pieces = self._pieces(f"{name}.weight", kind)
+        bias = f"{name}.bias"
+        return fill(pieces, form, rows, cols, weights.get(bias))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
 
-    def _pieces(self, name: str, kind: QuantizedFormat) -> Iterable[Groups]:
+    def _pieces(self, name: str, kind: QuantizedFormat) -> tuple[PanelForm, Iterable[Groups]]:
         """Rows of a matrix in order: of a large one some at a time, where the source can do that."""
         if not isinstance(self.source, InPieces):
-            return group_pieces(_split(self.source[name]), kind)
-        return self.source.groups(name, kind) or group_pieces(self.source.pieces(name), kind)
+            return kind, group_pieces(_split(self.source[name]), kind)
+        stored = self.source.form(name)
+        if stored in _HELD_BY[kind]:
+            return stored, self.source.groups(name)
+        return kind, group_pieces(self.source.pieces(name), kind)
+
+
+class PackedTable:
+    """A table of embeddings in any format, of which a few rows at a time are widened."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, part: Packed, dtype: torch.dtype) -> None:
+        self.part = part
+        self.dtype = dtype
+        self.unpack: Unpack = partial(unpack, part)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Of ids of any shape, in ``dtype``."""
+        flat = ids.flatten().tolist()
+        wide = {i: self.unpack(self.dtype, i, i + 1).clone() for i in dict.fromkeys(flat)}
+        return torch.cat([wide[i] for i in flat]).view(*ids.shape, self.part.cols)
+
+
+class StoredMaker:
+    """A `LinearMaker` that keeps every matrix as the file has it: packed forms, bfloat16, float16 or float32.
+
+    A tied head and the table of embeddings are one matrix, held once.
+    """
+
+    def __init__(self, source: StoredWeights, dtype: torch.dtype) -> None:
+        self.source = source
+        self.dtype = dtype
+        self._table: Packed | None = None
+
+    def table(self) -> PackedTable:
+        """The embeddings."""
+        self._table = self._part("model.embed_tokens", {})
+        return PackedTable(self._table, self.dtype)
+
+    def __call__(self, weights: Weights, *names: str) -> LinearLike:
+        if names == ("model.embed_tokens",) and self._table is not None:
+            return GroupedLinear(self._table)
+        stored = {self.source.form(f"{name}.weight") or self.source.dtype(f"{name}.weight") for name in names}
+        return (
+            Linear.of(weights, *names)
+            if stored == {self.dtype}
+            else GroupedLinear(*(self._part(name, weights) for name in names))
+        )
+
+    def _part(self, name: str, weights: Weights) -> Packed:
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        rows, cols = self.source.shape(weight)
+        of_rows = weights.get(bias)
+        form = self.source.form(weight)
+        if form is not None:
+            return fill(self.source.groups(weight), form, rows, cols, of_rows)
+        values = self.source.as_stored(weight)
+        return Packed(format=FLOATING[values.dtype], rows=rows, cols=cols, values=values, bias=of_rows)
 
 
 def held_bytes(decoder: "Decoder") -> int:
     """Bytes of all weights in memory, packed ones as they are packed."""
     total = decoder.weight_bytes
+    tied = decoder.config.tied  # the table of embeddings stays beside its head, unless it is packed itself
     for layer in linear_layers(decoder):
         if isinstance(layer, GroupedLinear):
-            kept = layer.packed
-            assert kept.scales is not None
-            plain = kept.rows * kept.cols * decoder.dtype.itemsize
-            tied = layer is decoder.head and decoder.config.tied  # the table of embeddings stays beside it
-            total += kept.values.nbytes + kept.scales.nbytes - (0 if tied else plain)
+            plain = layer.rows * layer.cols * decoder.dtype.itemsize
+            total += sum(map(packed_bytes, layer.parts)) - (0 if layer is decoder.head and tied else plain)
+    if isinstance(decoder.embedding, PackedTable):
+        size = decoder.config.vocab_size * decoder.config.hidden_size * decoder.dtype.itemsize
+        total += (0 if tied else packed_bytes(decoder.embedding.part)) - size
     return total
 
 
 def read_bytes(decoder: "Decoder") -> int:
     """Bytes of the weights that a decode step reads: all but tables of embeddings that serve for look-ups alone."""
-    config = decoder.config
+    config, table = decoder.config, decoder.embedding
+    positions = config.max_positions if config.positions == "learned" else 0
+    read = held_bytes(decoder) - positions * config.hidden_size * decoder.dtype.itemsize
+    if isinstance(table, PackedTable):
+        return read if config.tied else read - packed_bytes(table.part)
     is_head = config.tied and not isinstance(decoder.head, GroupedLinear)
-    n_rows = (0 if is_head else config.vocab_size) + (config.max_positions if config.positions == "learned" else 0)
-    return held_bytes(decoder) - n_rows * config.hidden_size * decoder.dtype.itemsize
+    return read if is_head else read - config.vocab_size * config.hidden_size * decoder.dtype.itemsize
+
+
+def form_names(decoder: "Decoder") -> str:
+    """The formats of the linear layers, those of most bytes first: "int4+int6"."""
+    sizes: dict[str, int] = {}
+    for layer in linear_layers(decoder):
+        for part in () if isinstance(layer, PrepackedLinear) else packed(layer):
+            sizes[part.format] = sizes.get(part.format, 0) + packed_bytes(part)
+    return "+".join(sorted(sizes, key=lambda name: -sizes[name]))
 
 
 def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
@@ -201,16 +294,20 @@ def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
             todo += [each for value in vars(part).values() for each in (value if isinstance(value, list) else [value])]
 
 
-def packed(layer: object) -> Packed:
-    """Any linear layer as the compiled step reads it, without copying."""
+def packed_bytes(part: Packed) -> int:
+    """Bytes of a matrix, bias apart."""
+    return part.values.nbytes + (part.scales.nbytes if part.scales is not None else 0)
+
+
+def packed(layer: object) -> tuple[Packed, ...]:
+    """Any linear layer as the compiled step reads it, without copying: matrices whose outputs lie side by side."""
     if isinstance(layer, GroupedLinear):
-        return layer.packed
+        return layer.parts
     if not isinstance(layer, Linear) or layer.weight.dtype not in FLOATING:
         raise TypeError(f"a {type(layer).__name__} has no packed form")
     rows, cols = layer.weight.shape
-    return Packed(
-        format=FLOATING[layer.weight.dtype], rows=rows, cols=cols, values=layer.weight.contiguous(), bias=layer.bias
-    )
+    values = layer.weight.contiguous()
+    return (Packed(format=FLOATING[values.dtype], rows=rows, cols=cols, values=values, bias=layer.bias),)
 
 
 def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
@@ -220,7 +317,7 @@ def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> P
 
 
 def _split(weight: Tensor) -> Sequence[Tensor]:
-    return torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1)))
+    return torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1) // ROWS) * ROWS)
 
 
 def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Groups]:
@@ -231,49 +328,50 @@ def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Gr
         yield make(piece.float().view(rows, cols // GROUP, GROUP))
 
 
-def fill(pieces: Iterable[Groups], kind: QuantizedFormat, rows: int, cols: int, bias: Tensor | None = None) -> Packed:
-    """A packed matrix from its rows in order."""
-    dtype, per_byte, per_group = (torch.int8, 1, 1) if kind == "int8" else (torch.uint8, 2, 2)
-    values = torch.empty(rows, cols // per_byte, dtype=dtype)
-    scales = torch.zeros(rows * per_group * cols // GROUP + SCALE_SLACK, dtype=torch.float16)
-    by_row, at = scales[:-SCALE_SLACK].view(rows, -1), 0
+def fill(pieces: Iterable[Groups], kind: PanelForm, rows: int, cols: int, bias: Tensor | None = None) -> Packed:
+    """A packed matrix from its rows in order, in pieces of whole panels but for the last."""
+    form, n_panels = FORMS[kind], -(-rows // ROWS)
+    values = torch.empty(n_panels, cols // BLOCK * form.block_bytes, dtype=torch.uint8)
+    scales = torch.empty(n_panels, ROWS * form.numbers(cols), dtype=torch.float16)
+    at = 0
     for piece in pieces:
-        last = at + len(piece.values)
-        values[at:last], by_row[at:last] = piece
+        panels = to_panels(piece, kind)
+        last = at + len(panels.values)
+        values[at:last], scales[at:last] = panels
         at = last
-    assert at == rows, f"{at} rows of {rows}"
+    assert at == n_panels, f"{at} panels of {n_panels}"
     return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:
     """The matrix (rows, cols) that packed numbers stand for; of rows ``start`` to ``stop`` where these are given."""
-    assert packed.scales is not None
-    last = packed.rows if stop is None else min(stop, packed.rows)
-    n_rows, n_groups = last - start, packed.cols // GROUP
-    if packed.format == "int8":
-        scales = packed.scales[start * n_groups : last * n_groups].view(n_rows, n_groups, 1).to(dtype)
-        values = packed.values[start:last].view(n_rows, n_groups, GROUP).to(dtype)
-        return (values * scales).view(n_rows, packed.cols)
-    scales = packed.scales[start * 2 * n_groups : last * 2 * n_groups].view(n_rows, 2, n_groups, 1).to(dtype)
-    pairs = packed.values[start:last].view(n_rows, n_groups, GROUP // 2)
-    whole = torch.cat((pairs & 15, pairs >> 4), -1).to(dtype)
-    return torch.addcmul(scales[:, 1], whole, scales[:, 0]).view(n_rows, packed.cols)
+    stop = packed.rows if stop is None else min(stop, packed.rows)
+    if packed.scales is None:
+        return packed.values[start:stop].to(dtype)
+    first, last = start // ROWS, -(-stop // ROWS)
+    wide = from_panels(Groups(packed.values[first:last], packed.scales[first:last]), panel_form(packed.format))
+    return wide[start - first * ROWS : stop - first * ROWS].to(dtype)
+
+
+def panel_form(name: WeightFormat) -> PanelForm:
+    """The name, known to be a packed form's."""
+    assert name in FORMS
+    return name
 
 
 def _pack_int8(groups: Tensor) -> Groups:
-    """Values (rows, cols) int8, scales (rows, groups)."""
+    """A byte for each weight, 128 above it, and steps (rows, groups)."""
     scales = (groups.abs().amax(-1) / 127).half()
-    whole = (groups / _divisor(scales)[..., None]).round_().clamp_(-127, 127)
-    return Groups(whole.to(torch.int8).flatten(1), scales)
+    whole = (groups / _divisor(scales)[..., None]).round_().clamp_(-127, 127).add_(128)
+    return Groups(whole.to(torch.uint8).flatten(1), scales)
 
 
 def _pack_int4(groups: Tensor) -> Groups:
-    """Values (rows, cols / 2) uint8, scales and minima (rows, 2 groups)."""
+    """A byte for each weight, steps and minima (rows, 2 groups)."""
     low, high = groups.aminmax(dim=-1)
     minima, scales = low.half(), ((high - low) / 15).half()
-    whole = ((groups - minima.float()[..., None]) / _divisor(scales)[..., None]).round_().clamp_(0, 15).to(torch.uint8)
-    first, second = whole.chunk(2, -1)  # columns 0..15 in the low halves of the bytes, 16..31 in the high ones
-    return Groups((first | second << 4).flatten(1), torch.cat((scales, minima), 1))
+    whole = ((groups - minima.float()[..., None]) / _divisor(scales)[..., None]).round_().clamp_(0, 15)
+    return Groups(whole.to(torch.uint8).flatten(1), torch.cat((scales, minima), 1))
 
 
 def _divisor(scales: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.weights.formats import GROUP
-from engine.weights.gguf_blocks import BLOCK_BYTES, GROUPED, repack, widen
-from engine.weights.lazy import Groups, StoredGroups, StoredTensor
+from engine.weights.gguf_blocks import GROUPED, repack, widen
+from engine.weights.lazy import StoredGroups, StoredTensor
+from engine.weights.panels import Groups
 
 _MAGIC = b"GGUF"
 _MAX_ENTRIES = 1 << 20  # of metadata, and of tensors: the largest models have some thousands
@@ -65,14 +65,14 @@ class GGUFTensor:
 
     def stored(self) -> StoredTensor:
         """The whole tensor."""
-        kind = GROUPED.get(self.kind) if len(self.shape) == 2 and self.shape[1] % GROUP == 0 else None
+        held = GROUPED.get(self.kind) if len(self.shape) == 2 else None
         return StoredTensor(
             shape=self.shape,
             dtype=_PLAIN.get(self.kind, torch.float32),
             load=lambda: self._rows(0, self.shape[0]),
             part=self._rows if len(self.shape) > 1 else None,
             element_bytes=_element_bytes(self.kind),
-            groups=StoredGroups(kind=kind, part=self._groups) if kind is not None else None,
+            groups=StoredGroups(kind=held.form, part=self._groups) if held is not None else None,
         )
 
     def part(self, index: int) -> StoredTensor:
@@ -82,7 +82,7 @@ class GGUFTensor:
 
     def _rows(self, start: int, stop: int) -> Tensor:
         shape = (stop - start, *self.shape[1:])
-        if self.kind in GROUPED:
+        if self.kind in GROUPED and GROUPED[self.kind].exact:
             return widen(self._groups(start, stop), self.kind, shape)
         data = self._data(start, stop)
         if self.kind in _PLAIN:
@@ -208,8 +208,8 @@ def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
     """Bytes a tensor takes. Raises CheckpointError for a type that cannot be widened."""
     if kind in _PLAIN:
         return math.prod(shape) * _PLAIN[kind].itemsize
-    if kind in GROUPED and shape[-1] % GROUP == 0:
-        return math.prod(shape) // GROUP * BLOCK_BYTES[kind]
+    if kind in GROUPED and shape[-1] % GROUPED[kind].weights == 0:
+        return math.prod(shape) // GROUPED[kind].weights * GROUPED[kind].size
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import _type_traits
 

@@ -1,43 +1,148 @@
-"""GGUF blocks of 32 weights that the engine's formats hold as they are: Q8_0 as int8, Q4_0 and Q4_1 as int4.
+"""GGUF blocks that the engine's formats hold: their whole numbers side by side, their steps and minima multiplied out.
 
-    Q8_0: d, 32 whole numbers     w = q d
-    Q4_0: d, 16 pairs             w = (q - 8) d, which is q d + m with m = -8 d, exact in float16
-    Q4_1: d, m, 16 pairs          w = q d + m
-
-A pair holds columns i and i + 16 of its block, as `engine.weights.formats` has them.
+Those of 32 weights and IQ4_NL, IQ4_XS and MXFP4 are held exactly. A K-quant's step is a product of two numbers, which
+is rounded to float16. Layouts: ggml-common.h, and the gguf package's `quants`, which the tests hold this against.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from engine.weights.formats import GROUP, Packed, QuantizedFormat, unpack
-from engine.weights.lazy import Groups
+from engine.weights.panels import Groups, PanelForm, widened
 
-GROUPED: dict[int, QuantizedFormat] = {2: "int4", 3: "int4", 8: "int8"}
-"""Formats by GGUF's numbers for its types."""
-BLOCK_BYTES = {2: 18, 3: 20, 8: 34}
-_SCALE_BYTES = {2: 2, 3: 4, 8: 2}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """A type of GGUF: the format that holds it, weights and bytes of a block, whether every number is the file's.
+
+    ``read`` takes blocks (rows, blocks, bytes) to whole numbers and steps, each (rows, blocks, ..), and minima.
+    """
+
+    form: PanelForm
+    weights: int
+    size: int
+    exact: bool
+    read: Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def repack(data: bytearray, kind: int, n_rows: int) -> Groups:
-    """The blocks of ``n_rows`` rows with their numbers side by side; the numbers themselves stay as they are."""
-    blocks = torch.frombuffer(data, dtype=torch.uint8).view(n_rows, -1, BLOCK_BYTES[kind])
-    head = _SCALE_BYTES[kind]
-    values = blocks[..., head:].flatten(1)
-    scales = blocks[..., :head].contiguous().view(torch.float16)  # (rows, groups, 1 or 2)
-    if kind == 2:
-        scales = torch.cat((scales, scales * -8), -1)
-    if GROUPED[kind] == "int8":
-        values = values.view(torch.int8)
-    return Groups(values, scales.transpose(1, 2).flatten(1))
+    """The blocks of ``n_rows`` rows as the engine's groups."""
+    blocks = torch.frombuffer(data, dtype=torch.uint8).view(n_rows, -1, GROUPED[kind].size)
+    values, *numbers = GROUPED[kind].read(blocks)
+    return Groups(values.flatten(1), torch.cat([number.half().flatten(1) for number in numbers], 1))
 
 
 def widen(groups: Groups, kind: int, shape: Sequence[int]) -> Tensor:
-    """The weights in float32, as the gguf package gives them."""
-    rows, numbers = groups.scales.shape
-    form = GROUPED[kind]
-    cols = numbers * GROUP // (1 if form == "int8" else 2)
-    packed = Packed(format=form, rows=rows, cols=cols, values=groups.values, scales=groups.scales.flatten())
-    return unpack(packed).view(*shape)
+    """The weights in float32, as the gguf package gives them; of exact kinds."""
+    return widened(groups, GROUPED[kind].form).view(*shape)
+
+
+def _floats(part: Tensor) -> Tensor:
+    """float16 numbers of every block."""
+    return part.contiguous().view(torch.float16).float()
+
+
+def _halves(part: Tensor) -> Tensor:
+    """16 bytes: their low halves, then their high ones."""
+    return torch.cat((part & 15, part >> 4), -1)
+
+
+def _shifted(part: Tensor, shifts: Sequence[int], width: int, mask: int) -> Tensor:
+    """Of every ``width`` bytes the bits at each shift: (rows, blocks, weights)."""
+    units = part.reshape(*part.shape[:2], -1, 1, width)
+    return (units >> torch.tensor(shifts, dtype=torch.uint8)[:, None] & mask).flatten(2)
+
+
+def _q8_0(blocks: Tensor) -> tuple[Tensor, ...]:
+    return blocks[..., 2:] ^ 128, _floats(blocks[..., :2])
+
+
+def _q4_0(blocks: Tensor) -> tuple[Tensor, ...]:
+    return _halves(blocks[..., 2:]), _floats(blocks[..., :2])
+
+
+def _q4_1(blocks: Tensor) -> tuple[Tensor, ...]:
+    return _halves(blocks[..., 4:]), _floats(blocks[..., :2]), _floats(blocks[..., 2:4])
+
+
+def _fifth_bits(part: Tensor) -> Tensor:
+    """Bit i of four bytes for weight i."""
+    return (part[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(2) << 4
+
+
+def _q5_0(blocks: Tensor) -> tuple[Tensor, ...]:
+    steps = _floats(blocks[..., :2])
+    return _halves(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6]), steps, -16 * steps
+
+
+def _q5_1(blocks: Tensor) -> tuple[Tensor, ...]:
+    whole = _halves(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
+    return whole, _floats(blocks[..., :2]), _floats(blocks[..., 2:4])
+
+
+def _q2_k(blocks: Tensor) -> tuple[Tensor, ...]:
+    both, step, least = blocks[..., :16], _floats(blocks[..., 80:82]), _floats(blocks[..., 82:84])
+    return _shifted(blocks[..., 16:80], (0, 2, 4, 6), 32, 3), step * (both & 15), -least * (both >> 4)
+
+
+def _q3_k(blocks: Tensor) -> tuple[Tensor, ...]:
+    high, packed = _shifted(blocks[..., :32], range(8), 32, 1), blocks[..., 96:108]
+    whole = _shifted(blocks[..., 32:96], (0, 2, 4, 6), 32, 3) | high << 2
+    low = _shifted(packed[..., :8], (0, 4), 8, 15)
+    scales = low | _shifted(packed[..., 8:], (0, 2, 4, 6), 4, 3) << 4
+    return whole, _floats(blocks[..., 108:]) * (scales.float() - 32)
+
+
+def _of_eight(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and minima of the eight groups of Q4_K and Q5_K: 6 bits each in 12 bytes."""
+    first, second, rest = torch.split(packed, 4, -1)
+    scales = torch.cat((first & 63, rest & 15 | first >> 2 & 48), -1)
+    return scales, torch.cat((second & 63, rest >> 4 | second >> 2 & 48), -1)
+
+
+def _q4_k(blocks: Tensor) -> tuple[Tensor, ...]:
+    scales, minima = _of_eight(blocks[..., 4:16])
+    whole = _shifted(blocks[..., 16:], (0, 4), 32, 15)
+    return whole, _floats(blocks[..., :2]) * scales, -_floats(blocks[..., 2:4]) * minima
+
+
+def _q5_k(blocks: Tensor) -> tuple[Tensor, ...]:
+    scales, minima = _of_eight(blocks[..., 4:16])
+    whole = _shifted(blocks[..., 48:], (0, 4), 32, 15) | _shifted(blocks[..., 16:48], range(8), 32, 1) << 4
+    return whole, _floats(blocks[..., :2]) * scales, -_floats(blocks[..., 2:4]) * minima
+
+
+def _q6_k(blocks: Tensor) -> tuple[Tensor, ...]:
+    whole = _shifted(blocks[..., :128], (0, 4), 64, 15) | _shifted(blocks[..., 128:192], (0, 2, 4, 6), 32, 3) << 4
+    return whole, _floats(blocks[..., 208:]) * blocks[..., 192:208].view(torch.int8)
+
+
+def _iq4_xs(blocks: Tensor) -> tuple[Tensor, ...]:
+    low = _shifted(blocks[..., 4:8], (0, 4), 1, 15)
+    high = _shifted(blocks[..., 2:4], (0, 2, 4, 6), 1, 3)
+    scales = (low | high << 4).float() - 32
+    return _shifted(blocks[..., 8:], (0, 4), 16, 15), _floats(blocks[..., :2]) * scales
+
+
+def _mxfp4(blocks: Tensor) -> tuple[Tensor, ...]:
+    return _halves(blocks[..., 1:]), torch.exp2(blocks[..., :1].float() - 128)
+
+
+GROUPED: dict[int, Blocks] = {
+    2: Blocks(form="int4-zero", weights=32, size=18, exact=True, read=_q4_0),
+    3: Blocks(form="int4", weights=32, size=20, exact=True, read=_q4_1),
+    6: Blocks(form="int5", weights=32, size=22, exact=True, read=_q5_0),
+    7: Blocks(form="int5", weights=32, size=24, exact=True, read=_q5_1),
+    8: Blocks(form="int8", weights=32, size=34, exact=True, read=_q8_0),
+    10: Blocks(form="int2", weights=256, size=84, exact=False, read=_q2_k),
+    11: Blocks(form="int3", weights=256, size=110, exact=False, read=_q3_k),
+    12: Blocks(form="int4", weights=256, size=144, exact=False, read=_q4_k),
+    13: Blocks(form="int5", weights=256, size=176, exact=False, read=_q5_k),
+    14: Blocks(form="int6", weights=256, size=210, exact=False, read=_q6_k),
+    20: Blocks(form="iq4", weights=32, size=18, exact=True, read=_q4_0),
+    23: Blocks(form="iq4", weights=256, size=136, exact=False, read=_iq4_xs),
+    39: Blocks(form="fp4", weights=32, size=17, exact=False, read=_mxfp4),
+}
+"""By GGUF's numbers for its types."""

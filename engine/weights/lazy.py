@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.weights.panels import ROWS, Groups, PanelForm
 
 _MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; the format's own limit
 _SAFETENSORS = {
@@ -22,18 +23,11 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 
-class Groups(NamedTuple):
-    """Some rows of a matrix in the groups of 32 of `engine.weights.formats`; a row's scales, then its minima if any."""
-
-    values: Tensor  # (rows, bytes of a row)
-    scales: Tensor  # (rows, numbers of a row) float16
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGroups:
-    """Rows of a matrix whose blocks are the groups of one of the engine's formats: ``part`` reads them unwidened."""
+    """Rows of a matrix whose blocks one of the engine's formats holds: ``part`` reads them unwidened."""
 
-    kind: Literal["int8", "int4"]
+    kind: PanelForm
     part: Callable[[int, int], Groups]
 
     def then(self, change: Callable[[Tensor], Tensor], unit: int) -> "StoredGroups":
@@ -65,8 +59,8 @@ class StoredTensor:
     groups: StoredGroups | None = None
 
     def spans(self, n_elements: int) -> Iterator[tuple[int, int]]:
-        """First row and the one after the last, in order, of parts of about ``n_elements`` each."""
-        at_once = max(1, n_elements * self.shape[0] // math.prod(self.shape))
+        """First row and the one after the last, in order, of parts of about ``n_elements`` each, in whole panels."""
+        at_once = max(1, n_elements * self.shape[0] // math.prod(self.shape) // ROWS) * ROWS
         for start in range(0, self.shape[0], at_once):
             yield start, min(start + at_once, self.shape[0])
 

@@ -42,7 +42,10 @@ def expected(choice: Choice, path: str, info: ModelInfo | None, *, prompt_tokens
     weights = weight_bytes(spec, choice.dtype)
     if info is None:
         return Expected(weight_bytes=weights)
-    as_chosen = msgspec.structs.replace(info, dtype=choice.dtype, cache_dtype=_cache_dtype(choice.dtype, info))
+    as_chosen = info
+    if choice.dtype != info.dtype:
+        cache_dtype = _cache_dtype(choice.dtype, info)
+        as_chosen = msgspec.structs.replace(info, dtype=choice.dtype, cache_dtype=cache_dtype, step_weight_bytes=None)
     times = predicted_times(as_chosen, choice.cache, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
     return Expected(
         weight_bytes=weights,

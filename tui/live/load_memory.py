@@ -41,9 +41,9 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
         return ""
     weights, free = weight_bytes(spec, request.dtype), available_bytes()
     needed = weights + cache_bytes(spec, request) + ENGINE_BYTES * request.tp + RANK_BYTES * (request.tp - 1)
-    sure = request.dtype != "auto"
+    sure = request.dtype != "auto" or stored_bytes(spec) is not None
     text = f"loading {spec.name}: {'about' if sure else 'at most'} {format_decimal(weights)} of weights"
-    text += f" on {request.tp} ranks" if request.tp > 1 else packed_hint(spec) if not sure else ""
+    text += f" on {request.tp} ranks" if request.tp > 1 else ""
     text += f", {format_decimal(needed)} with cache and engine"
     if free is None:
         return text
@@ -74,26 +74,23 @@ def cache_bytes(spec: ModelSpec, request: Generate) -> float:
     turns = "".join(turn.content for turn in request.turns or ())
     prompt = len(request.prompt_ids or ()) or len(request.prompt or turns) // _CHARACTERS_A_TOKEN + 1
     tokens = min(prompt + request.max_new_tokens, spec.max_context or MAX_BYTES)
-    kept = "bfloat16" if request.dtype in ("int8", "int4") else "float32" if request.dtype == "auto" else request.dtype
+    packed = request.dtype in ("int8", "int4") or (request.dtype == "auto" and stored_bytes(spec) is not None)
+    kept = "bfloat16" if packed else "float32" if request.dtype == "auto" else request.dtype
     return float(request_term(spec, DTYPES[kept], tokens).value)
 
 
-PACKED = (("int4", {"Q4_0", "Q4_1"}), ("int8", {"Q8_0"}))
-"""The engine's formats, and the GGUF blocks that fit them exactly."""
-
-
-def packed_hint(spec: ModelSpec) -> str:
-    """Which dtype keeps a GGUF file's blocks packed; empty where none does."""
-    name = spec.stored.name if spec.stored is not None else ""
-    kinds = set(re.findall(r"[A-Z]+\d+(?:_\w+)?", name))
-    for dtype, blocks in PACKED:
-        if kinds & blocks and kinds <= blocks | {"Q8_0", "F32", "F16", "BF16"}:
-            return f" (dtype {dtype} keeps it packed: about {format_decimal(weight_bytes(spec, dtype))})"
-    return ""
+def stored_bytes(spec: ModelSpec) -> float | None:
+    """Bytes of a GGUF file's weights where the engine keeps them as they are; None where it may widen them."""
+    kinds = re.findall(r"[A-Z]+\d+(?:_\w+)?", spec.stored.name if spec.stored is not None else "")
+    if spec.stored is None or not set(kinds) - {"F32", "BF16"}:
+        return None
+    return float(spec.stored.total_bytes)
 
 
 def weight_bytes(spec: ModelSpec, dtype: str) -> float:
     """Bytes of the weights as the engine would hold them: of int8 and int4 the table of embeddings stays bfloat16."""
     if dtype in ("int8", "int4"):
         return read_weight_bytes(spec, dtype) + spec.vocab_size * spec.hidden_size * ELEMENT_BYTES["bfloat16"]
+    if dtype not in ELEMENT_BYTES and (kept := stored_bytes(spec)) is not None:
+        return kept
     return parameters(spec).total * ELEMENT_BYTES.get(dtype, AUTO)

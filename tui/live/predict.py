@@ -170,7 +170,7 @@ def predicted_times(
     if not info.read_bytes_per_s or not info.matmul_flops_per_s or not prompt_tokens:
         return None
     spec = spec_of(info)
-    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info, kind).value)
+    weights, token = step_weight_bytes(info), float(cache_token_term(info, kind).value)
     rates = {"bytes_per_s": info.read_bytes_per_s, "flops_per_s": info.matmul_flops_per_s}
     middle = prompt_tokens + new_tokens / 2
     step_bytes = decode_bytes(weight_bytes=weights, kv_token_bytes=token, context=middle)
@@ -223,7 +223,7 @@ def predicted_batches(
     token = float(cache_token_term(info).value)
     moved = [
         decode_bytes(
-            weight_bytes=read_weight_bytes(spec, info.dtype, batch=row.batch),
+            weight_bytes=step_weight_bytes(info, batch=row.batch),
             kv_token_bytes=token,
             context=row.batch * row.context_tokens,
         )
@@ -254,6 +254,14 @@ def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:
 def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
     """FLOPs of a whole prompt."""
     return prefill_flops(spec, n_tokens, attention_flops=attention_flops(spec) * n_tokens**2)
+
+
+def step_weight_bytes(info: ModelInfo, *, batch: int = 1) -> float:
+    """`read_weight_bytes` of a loaded model, whatever its formats."""
+    spec = spec_of(info)
+    if info.step_weight_bytes is None:
+        return read_weight_bytes(spec, info.dtype, batch=batch)
+    return info.step_weight_bytes * float(read_params(spec, batch)) / float(read_params(spec, 1))
 
 
 def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:

@@ -9,7 +9,7 @@ from calc.intensity.roofline import bound_s, decode_bytes, prefill_flops
 from calc.intensity.traffic import attention_flops, linear_flops, linear_params
 from calc.model.spec import ModelSpec
 from engine.records import ModelInfo
-from tui.live.predict import cache_token_term, read_weight_bytes, spec_of
+from tui.live.predict import cache_token_term, spec_of, step_weight_bytes
 
 Pass = tuple[float, float]
 """FLOPs and bytes of one pass through the model."""
@@ -41,7 +41,7 @@ def sweep_work(info: ModelInfo, lengths: Sequence[int], *, new_tokens: int) -> t
     the cache too.
     """
     spec = spec_of(info)
-    weights, token = read_weight_bytes(spec, info.dtype), float(cache_token_term(info).value)
+    weights, token = step_weight_bytes(info), float(cache_token_term(info).value)
 
     def whole(n_tokens: int) -> Pass:
         attention = attention_flops(spec) * n_tokens**2

@@ -135,7 +135,7 @@ def test_without_a_compiler_bfloat16_matrices_are_reordered(monkeypatch: pytest.
 def test_unknown_instructions_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVSCOPE_INSTRUCTIONS", "sse2")
     with pytest.raises(
-        build.BuildError, match=r'"sse2" is not known; use native, without-amx, without-avx512, baseline'
+        build.BuildError, match=r'"sse2" is not known; use native, without-amx, without-vnni, without-avx512, baseline'
     ):
         build.build_library()
 

@@ -26,17 +26,19 @@ def test_int8_by_hand() -> None:
     weight[0, :4] = torch.tensor([127.0, -64.0, 1.4, -1.6])
     result = pack(weight, "int8")
     assert result.scales is not None
-    assert result.scales[0] == 1.0
-    assert result.values[0, :5].tolist() == [127, -64, 1, -2, 0]
+    assert result.scales[0, 0] == 1.0
+    # A panel: 16 rows of 32 columns, four columns of a row side by side; 128 stands for 0.
+    assert result.values.view(8, 16, 4)[:2, 0].flatten()[:5].tolist() == [255, 64, 129, 126, 128]
 
 
 def test_int4_by_hand() -> None:
     weight = torch.arange(GROUP, dtype=torch.float32).clamp_max(15)[None] * 0.5 - 2
     result = pack(weight, "int4")
     assert result.scales is not None
-    assert result.scales[:2].tolist() == [0.5, -2.0]
-    assert result.values.shape == (1, GROUP // 2)
-    assert result.values[0, 3] == 3 | 15 << 4  # column 3 is step 3, column 19 the highest
+    assert result.scales.view(2, 16)[:, 0].tolist() == [0.5, -2.0]
+    assert result.values.shape == (1, 16 * GROUP // 2)
+    # Columns 0 to 3 are in the low halves of the first vector, 16 to 19, all at the highest step, in the high ones.
+    assert result.values.view(4, 16, 4)[0, 0].tolist() == [step | 15 << 4 for step in range(4)]
     assert torch.equal(unpack(result), weight)
 
 
@@ -73,15 +75,14 @@ def test_bytes_of_a_group() -> None:
     for kind, group_bytes in (("int8", 34), ("int4", 20)):
         result = pack(_matrix(64, 128), kind)  # type: ignore[arg-type]
         assert result.scales is not None
-        slack = 2 * 16
-        assert result.values.nbytes + result.scales.nbytes == 64 * 128 // GROUP * group_bytes + slack
+        assert result.values.nbytes + result.scales.nbytes == 64 * 128 // GROUP * group_bytes
 
 
 def test_linear_is_the_product_with_what_it_stands_for() -> None:
     weight, bias, x = _matrix(24, 64), _matrix(1, 24, seed=1)[0], _matrix(5, 64, seed=2)
     for kind in ("int8", "int4"):
         layer = GroupedLinear(pack(weight, kind, bias))  # type: ignore[arg-type]
-        expected = x @ unpack(layer.packed).t() + bias
+        expected = x @ unpack(layer.parts[0]).t() + bias
         torch.testing.assert_close(layer(x), expected)
         torch.testing.assert_close(layer.add_to(x[:, :24], x), expected + x[:, :24])
 
@@ -91,9 +92,9 @@ def test_maker_packs_what_divides_and_keeps_the_rest() -> None:
     weights = random_weights(config)
     decoder = Decoder(config, weights, linear=FormatMaker("int4", weights))
     mlp = decoder.blocks[0].mlp
-    assert packed(mlp.up).format == "int4"  # type: ignore[union-attr]
+    assert [part.format for part in packed(mlp.up)] == ["int4", "int4"]  # type: ignore[union-attr]  # gate and up
     assert isinstance(mlp.down, Linear)  # type: ignore[union-attr]  # 48 columns are not divisible by 32
-    assert packed(decoder.head).format == "int8"
+    assert packed(decoder.head)[0].format == "int8"
 
 
 def test_loss_of_a_model_against_itself_is_nothing() -> None:

@@ -14,7 +14,7 @@ from calc.model.stored import StoredWeights
 from engine.process.events import Generate
 from engine.weights.local_models import FoundModel
 from tests.tui.live_engine import live_app, open_pane, until
-from tui.live.load_memory import forecast, packed_hint, weight_bytes
+from tui.live.load_memory import forecast, stored_bytes, weight_bytes
 from tui.live.predict import read_spec
 from tui.panes.benchmark import BenchmarkPane
 from tui.panes.generate import GeneratePane
@@ -124,18 +124,18 @@ def test_what_a_model_will_take_is_said_before_it_is_loaded(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("stored", "hint"),
+    ("stored", "kept"),
     [
-        ("file (Q8_0, F32)", " (dtype int8 keeps it packed: about 83.78 kB)"),
-        ("file (Q4_1, Q8_0, F32)", " (dtype int4 keeps it packed: about 53.32 kB)"),
-        ("file (Q4_K, Q6_K, F32)", ""),
-        ("file (BF16, F32)", ""),
+        ("file (Q8_0, F32)", 1003.0),
+        ("file (Q4_K, Q6_K, F32)", 1003.0),
+        ("file (F16, F32)", 1003.0),
+        ("file (BF16, F32)", 292_608.0),  # at most: a small model is widened
     ],
 )
-def test_a_packed_file_names_the_dtype_that_keeps_it_so(stored: str, hint: str, tmp_path: Path) -> None:
+def test_a_files_blocks_are_kept_as_they_are(stored: str, kept: float, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     spec = read_spec(str(tmp_path))
     assert spec is not None
-    assert packed_hint(spec) == ""
-    facts = StoredWeights(name=stored, split_bytes=1, kv_bytes=1, whole_bytes=1)
-    assert packed_hint(replace(spec, stored=facts)) == hint
+    assert stored_bytes(spec) is None
+    facts = StoredWeights(name=stored, split_bytes=1000, kv_bytes=1, whole_bytes=2)
+    assert weight_bytes(replace(spec, stored=facts), "auto") == kept

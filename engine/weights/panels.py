@@ -1,0 +1,145 @@
+"""Packed weights: whole numbers of a few bits with a step for each group of columns, in panels of 16 rows.
+
+    w = d (q - zero), or w = d q + m     q the bits, or what a table has at that place; d, m float16
+
+| form | bits | group | which holds without loss |
+|---|---|---|---|
+| int8 | 8 | 32 | Q8_0 |
+| int6 | 6 | 16 | Q6_K |
+| int5 | 5 | 32, minima | Q5_0, Q5_1, Q5_K |
+| int4 | 4 | 32, minima | Q4_1, Q4_K |
+| int4-zero | 4 | 32 | Q4_0 |
+| iq4, fp4 | 4, by a table | 32 | IQ4_NL and IQ4_XS; MXFP4 |
+| int3 | 3 | 16 | Q3_K |
+| int2 | 2 | 16, minima | Q2_K |
+
+K-quants have a scale of a scale; their product is rounded to float16 (a relative 1/4096 at most, where the weights
+themselves were rounded to 1/64 at best). How bits lie in a panel is said in `engine/compiled/panels.h`, which reads
+them; this module lays them, and reads them where nothing is compiled.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+PanelForm = Literal["int8", "int4", "int4-zero", "int2", "int3", "int5", "int6", "iq4", "fp4"]
+PANEL_FORMS: tuple[PanelForm, ...] = get_args(PanelForm)
+ROWS = 16  # of a panel
+BLOCK = 32  # columns
+_QUADS = BLOCK // 4
+
+
+class Groups(NamedTuple):
+    """Some rows of a matrix: a byte for each weight, and in float16 the steps of a row's groups, then their minima."""
+
+    values: Tensor  # (rows, cols) uint8
+    scales: Tensor  # (rows, numbers of a row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """``low`` bits in vectors and ``planes`` more in planes; ``group``: columns of one step."""
+
+    low: int
+    planes: int = 0
+    group: int = BLOCK
+    minima: bool = False
+    zero: int = 0
+    table: tuple[int, ...] | None = None
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of 16 rows and 32 columns, steps apart."""
+        return 64 * (self.low + self.planes)
+
+    def numbers(self, cols: int) -> int:
+        """Steps and minima of a row."""
+        return cols // self.group * (2 if self.minima else 1)
+
+
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice E2M1
+FORMS: dict[PanelForm, Form] = {
+    "int8": Form(low=8, zero=128),
+    "int4": Form(low=4, minima=True),
+    "int4-zero": Form(low=4, zero=8),
+    "int2": Form(low=2, group=16, minima=True),
+    "int3": Form(low=2, planes=1, group=16, zero=4),
+    "int5": Form(low=4, planes=1, minima=True),
+    "int6": Form(low=4, planes=2, group=16, zero=32),
+    "iq4": Form(low=4, zero=128, table=tuple(number + 128 for number in _IQ4)),
+    "fp4": Form(low=4, zero=12, table=tuple(number + 12 for number in _FP4)),
+}
+
+
+def to_panels(groups: Groups, name: PanelForm) -> Groups:
+    """Rows of bytes as panels: (panels, bytes) and (panels, numbers). Rows that fill up the last one are zero bits."""
+    form = FORMS[name]
+    values, scales = (_filled_up(t) for t in groups)
+    n_panels, cols = len(values) // ROWS, values.size(1)
+    quads = values.view(torch.int32).view(n_panels, ROWS, cols // BLOCK, _QUADS)
+    quads = quads.permute(0, 2, 3, 1).contiguous()  # (panels, blocks, quads, rows), four columns in a number
+    vectors = [_joined(quads, form.low)] if form.low < 8 else [quads]
+    vectors += [_plane(quads, form.low + p) for p in range(form.planes)]
+    packed = (torch.cat(vectors, 2) if len(vectors) > 1 else vectors[0]).view(n_panels, -1).view(torch.uint8)
+    numbers = scales.view(n_panels, ROWS, 2 if form.minima else 1, -1).permute(0, 3, 2, 1)
+    return Groups(packed, numbers.reshape(n_panels, -1))
+
+
+def from_panels(panels: Groups, name: PanelForm) -> Tensor:
+    """The weights (16 rows for each panel, cols) in float32."""
+    form = FORMS[name]
+    values, scales = panels
+    n_panels = len(values)
+    blocks = values.view(n_panels, -1, form.low + form.planes, 64)
+    low, mask = blocks[:, :, : form.low], (1 << form.low) - 1
+    bits = torch.cat([low >> shift & mask for shift in range(0, 8, form.low)], 2)  # (panels, blocks, quads, 64)
+    places = torch.arange(_QUADS, dtype=torch.uint8)[:, None]
+    for p in range(form.planes):
+        bits |= (blocks[:, :, form.low + p, None] >> places & 1) << (form.low + p)
+    rows = n_panels * ROWS
+    whole = bits.view(n_panels, -1, _QUADS, ROWS, 4).permute(0, 3, 1, 2, 4).reshape(rows, -1)
+    numbers = scales.view(n_panels, -1, 2 if form.minima else 1, ROWS).permute(0, 3, 2, 1)
+    return widened(Groups(whole, numbers.reshape(rows, -1)), name)
+
+
+def widened(groups: Groups, name: PanelForm) -> Tensor:
+    """The weights (rows, cols) in float32."""
+    form, (rows, cols) = FORMS[name], groups.values.shape
+    numbers = groups.scales.view(rows, 2 if form.minima else 1, -1, 1).float()
+    whole = groups.values.view(rows, -1, form.group)
+    if form.table is not None:
+        whole = torch.tensor(form.table, dtype=torch.uint8)[whole.int()]
+    wide = whole.float()
+    wide = (
+        torch.addcmul(numbers[:, 1], wide, numbers[:, 0]) if form.minima else wide.sub_(form.zero).mul_(numbers[:, 0])
+    )
+    return wide.view(rows, cols)
+
+
+def _filled_up(rows: Tensor) -> Tensor:
+    """As many rows as whole panels have."""
+    missing = -len(rows) % ROWS
+    return torch.cat((rows, rows.new_zeros(missing, rows.size(1)))) if missing else rows.contiguous()
+
+
+def _joined(quads: Tensor, low: int) -> Tensor:
+    """Low bits of several quads in one number: quad j in vector j modulo ``low``, the number of vectors."""
+    kept = quads & _in_every_byte((1 << low) - 1)
+    joined = kept[:, :, :low].clone()
+    for first in range(low, _QUADS, low):
+        joined |= kept[:, :, first : first + low] << first // low * low
+    return joined
+
+
+def _plane(quads: Tensor, bit: int) -> Tensor:
+    """One bit of every weight: of quad j bit j."""
+    bits = quads >> bit & _in_every_byte(1)
+    return (bits << torch.arange(_QUADS, dtype=torch.int32)[:, None]).sum(2, keepdim=True, dtype=torch.int32)
+
+
+def _in_every_byte(byte: int) -> int:
+    """The byte four times, as a signed number."""
+    return int.from_bytes(bytes([byte] * 4), "little", signed=True)
