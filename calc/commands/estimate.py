@@ -20,7 +20,7 @@ from calc.commands.options import (
     device_from,
     formats_from,
     model_from,
-    named_in,
+    policy_among,
     reader,
 )
 from calc.commands.output import emit_json, emit_tables
@@ -125,8 +125,8 @@ def estimate_parser(prog: str) -> Parser:
     )
     engine.add_argument(
         "--policy",
-        type=named_in(ENGINES, tensorrtllm="trtllm"),
-        choices=ENGINES,
+        type=policy_among(ENGINES, "is a rule of memory, not an engine"),
+        metavar="|".join(ENGINES),
         default="vllm",
         help="engine (default vllm)",
     )

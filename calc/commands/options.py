@@ -53,9 +53,26 @@ def reader(read: Callable[[str], T]) -> Callable[[str], T]:
     return convert
 
 
-def policy(text: str) -> str:
-    """A policy's name as it is written here, whatever its case and signs: ``vLLM``, ``llama.cpp``, ``Equal Split``."""
-    return named_in((*map(str, Policy), *SERVERS))(text)
+POLICIES = (*map(str, Policy), *SERVERS, "trtllm")
+"""Every word of --policy: how heads are split, and engines. Each command takes some of them."""
+
+
+def policy_among(taken: Iterable[str], others: str) -> Callable[[str], str]:
+    """A reader of a policy, whatever its case and signs (``vLLM``, ``llama.cpp``, ``Equal Split``).
+
+    `others`: why a command does not take the rest of `POLICIES`.
+    """
+    names, known = tuple(taken), named_in(POLICIES, tensorrtllm="trtllm")
+    among = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
+
+    def read(text: str) -> str:
+        name = known(text)
+        if name not in names:
+            why = f"{name} {others}" if name in POLICIES else f"{text!r} is not known"
+            raise argparse.ArgumentTypeError(f"{why}: use {among}")
+        return name
+
+    return read
 
 
 def named_in(names: Iterable[str], **others: str) -> Callable[[str], str]:
@@ -200,13 +217,17 @@ def add_workload_options(parser: argparse.ArgumentParser, *, servers: bool = Fal
     add_policy_option(parser, servers=servers)
 
 
-def add_policy_option(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
-    """How heads are split among devices, or (with `servers`) which server's memory is counted."""
+UNCOUNTED = "has no account of its memory here"
+
+
+def add_policy_option(parser: argparse.ArgumentParser, *, servers: bool = False, timed: bool = False) -> None:
+    """How heads are split among devices, or (with `servers`) which server's memory, or (`timed`) time, is counted."""
     server = ", or the server whose memory is counted" if servers else ""
+    taken = (*map(str, Policy), *(SERVERS if servers else ()), *(["trtllm"] if timed else ()))
     parser.add_argument(
         "--policy",
-        type=policy,
-        choices=[*(str(p) for p in Policy), *(SERVERS if servers else ())],
+        type=policy_among(taken, UNCOUNTED if servers else "is an engine, and heads are split here as a rule says"),
+        metavar="|".join(taken),
         default=str(Policy.EQUAL_SPLIT),
         help=f"how heads are split among devices{server} (default equal-split)",
     )

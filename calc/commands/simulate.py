@@ -16,6 +16,7 @@ from calc.commands.options import (
     add_study_options,
     count,
     counts,
+    policy_among,
     reader,
     size,
 )
@@ -148,7 +149,13 @@ def simulate_parser(prog: str) -> Parser:
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
-    server.add_argument("--policy", choices=("vllm",), default="vllm", help="the scheduler that is simulated")
+    server.add_argument(
+        "--policy",
+        type=policy_among(("vllm",), "has no scheduler here"),
+        default="vllm",
+        metavar="vllm",
+        help="the scheduler that is simulated",
+    )
     server.add_argument("--engine-version", metavar="V", help="such as 0.19.0")
     server.add_argument("--gpu-memory-utilization", type=reader(parse_share), metavar="0.9")
     server.add_argument("--max-num-batched-tokens", type=count, metavar="N", help="maximum tokens per step")

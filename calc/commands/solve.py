@@ -13,6 +13,7 @@ from calc.commands.options import (
     DEFAULT_CONTEXT,
     SERVER_NAMES,
     SERVERS,
+    UNCOUNTED,
     Parser,
     add_limit_options,
     add_output_options,
@@ -36,7 +37,7 @@ from calc.fit.solve import (
     largest_context,
 )
 from calc.model.count import tp_problem
-from calc.model.spec import Study
+from calc.model.spec import Policy, Study
 from calc.units import Quantity, format_binary, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def solve_parser(prog: str) -> Parser:
         "--most", type=count, default=1024, metavar="N", help="largest number of devices to try (default 1024)"
     )
     add_limit_options(parser)
-    add_policy_option(parser, servers=True)
+    add_policy_option(parser, servers=True, timed=True)
     add_server_options(parser)
     add_llamacpp_options(parser)
     parser.set_defaults(pp=None, pp_layers=None, ep=None, dcp=None, dp_attention=None)
@@ -141,6 +142,8 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
 
         return run_with_limits(args)
     _check_no_limit(args)
+    if args.policy not in (*map(str, Policy), *SERVERS):
+        raise SpecError("policy", f"{args.policy} {UNCOUNTED}: --limit asks for its times")
     asked = question_from(args)
     finds = _finds(args)
     document = solve_document(asked, finds)

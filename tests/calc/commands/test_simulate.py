@@ -126,7 +126,7 @@ def test_a_server_that_does_not_start_is_an_answer(capsys: pytest.CaptureFixture
         (("--rate", "1", "--prefix-hit", "0.5", "--no-prefix-caching"), "--prefix-hit finds nothing"),
         (("--rate", "1", "--trace", "x"), "--rate says what a trace says"),
         (("--rate", "0"), "a rate is a number per second, more than 0"),
-        (("--rate", "1", "--policy", "sglang"), "invalid choice: 'sglang'"),
+        (("--rate", "1", "--policy", "sglang"), "sglang has no scheduler here: use vllm"),
         (("--rate", "1", "--engine-version", "0.6.3"), "vLLM 0.6.3 has another scheduler: simulate follows V1"),
         (("--rate", "1", "--max-num-batched-tokens", "512"), "it is less than --max-num-seqs 1,024"),
         (("--rate", "1", "--model", "gemma-3-27b", "--prefix-hit", "0.5"), "prefixes are not simulated there"),

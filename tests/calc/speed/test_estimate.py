@@ -332,7 +332,14 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--limit", "ttft=5"), "a time needs a unit"),
         (("--device", "h100-sxm", "--price", "-1"), "is not a price per device and hour"),
         (("--device", "h100-sxm", "--speculate", "4"), "is not K,A"),
-        (("--device", "h100-sxm", "--policy", "ollama"), "invalid choice"),
+        (
+            ("--device", "h100-sxm", "--policy", "ollama"),
+            "'ollama' is not known: use vllm, sglang, trtllm",
+        ),
+        (
+            ("--device", "h100-sxm", "--policy", "Equal Split"),
+            "equal-split is a rule of memory, not an engine",
+        ),
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),
         (("--device", "h100-sxm", "--policy", "transformers", "--ep", "2"), "transformers has no --ep"),
