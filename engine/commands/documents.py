@@ -21,11 +21,16 @@ def generation_document(
     kv_cache_bytes_predicted: int | None = None,
     ttft_predicted_s: float | None = None,
     tpot_predicted_s: float | None = None,
+    ttft_least_s: float | None = None,
+    tpot_least_s: float | None = None,
+    why: str | None = None,
+    own_times: Document | None = None,
 ) -> Document:
     """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
 
     `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. What is predicted (cache bytes,
-    least times) is the calculator's, which the engine does not know: null where nobody gave it.
+    times, least times) is the calculator's, which the engine does not know: null where nobody gave it. `ttft_ratio` and
+    `tpot_ratio` are measured over predicted, `why` the reason where they differ, `own_times` what predictions are from.
     `communication_s` is there for tensor-parallel runs: the part of the time that went into collectives.
     """
     rates = timing(finished.start_ns, finished.token_times_ns)
@@ -45,8 +50,18 @@ def generation_document(
         "kv_cache_bytes_predicted": kv_cache_bytes_predicted,
         "ttft_predicted_s": ttft_predicted_s,
         "tpot_predicted_s": tpot_predicted_s,
+        "ttft_ratio": _ratio(rates.ttft_s, ttft_predicted_s),
+        "tpot_ratio": _ratio(rates.tpot_s, tpot_predicted_s),
+        "ttft_least_s": ttft_least_s,
+        "tpot_least_s": tpot_least_s,
+        "why": why,
+        "own_times": own_times,
         **({} if waited_ns is None else {"communication_s": waited_ns / NS_PER_S}),
     }
+
+
+def _ratio(measured: float | None, predicted: float | None) -> float | None:
+    return measured / predicted if measured is not None and predicted else None
 
 
 def to_json(document: Mapping[str, Any]) -> str:

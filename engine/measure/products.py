@@ -49,7 +49,7 @@ def products(dtype: str, device: torch.device, matrix_bytes: int) -> Iterator[Pr
     for rows in ROWS:
         if rows > READING_ROWS:
             part = _in_panels(min(outputs, int(LARGE_FLOPS / (2 * rows * COLUMNS))))
-            yield _by_layers(_part(matrix, part), dtype, rows, part, compute, device)
+            yield _by_layers(first_rows(matrix, part), dtype, rows, part, compute, device)
         elif not grouped or compiled is None:
             yield _by_layers(matrix, dtype, rows, outputs, compute, device)
         if compiled is not None and rows <= READING_ROWS:
@@ -96,14 +96,21 @@ def _matrix(dtype: str, outputs: int, device: torch.device) -> Linear | GroupedL
     )
 
 
-def _part(layer: Linear | GroupedLinear, outputs: int) -> LinearLike:
-    """The first rows of a matrix as a matrix."""
+def first_rows(layer: Linear | GroupedLinear, outputs: int) -> LinearLike:
+    """The first rows of a matrix, in whole panels and of its first part, as a matrix."""
     if isinstance(layer, Linear):
-        return Linear(layer.weight[:outputs])
-    (whole,), (widen,) = layer.parts, layer.unpack  # the compiled step's, where there is one
-    assert whole.scales is not None
+        return Linear(layer.weight[:outputs], None if layer.bias is None else layer.bias[:outputs])
+    whole, widen = layer.parts[0], layer.unpack[0]  # the compiled step's, where there is one
     n_panels = outputs // PANEL
-    part = GroupedLinear(replace(whole, rows=outputs, values=whole.values[:n_panels], scales=whole.scales[:n_panels]))
+    part = GroupedLinear(
+        replace(
+            whole,
+            rows=outputs,
+            values=whole.values[:n_panels],
+            scales=None if whole.scales is None else whole.scales[:n_panels],
+            bias=None if whole.bias is None else whole.bias[:outputs],
+        )
+    )
     part.unpack = [
         lambda dtype, start=0, stop=None: widen(dtype, start, outputs if stop is None else min(stop, outputs))
     ]

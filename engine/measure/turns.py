@@ -6,33 +6,53 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engine.errors import Stopped
-from engine.measure.timing import median
+from engine.measure.timing import median, percentile
 
 Key = TypeVar("Key", bound=Hashable)
+MOST_AGAIN = 10
+QUIET_PERCENT = 20
 
 
 @dataclass(slots=True)
 class Turns(Generic[Key]):
     """Runs of several things and the seconds that each of them took, round by round.
 
-    The first round warms up and does not count. `clock` gives seconds.
+    The first round warms up and does not count. `clock` gives seconds: those on the wall, or those that this thread had
+    a core. What takes less than `each_s` is run again in
+    the same round, `MOST_AGAIN` times at most: another process takes the core for milliseconds, now and then.
     """
 
     runs: Mapping[Key, Callable[[], object]]
     clock: Callable[[], float] = time.perf_counter
     seconds: dict[Key, list[float]] = field(default_factory=dict)
     warm: bool = False
+    each_s: float = 0.0
+    n_rounds: int = 0
+    """Rounds that count."""
+    wall_s: float = 0.0
+    """On the wall, of all runs that count."""
 
     def round(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Run each of them once. Raises Stopped, which is asked before each."""
         for key, run in self.runs.items():
             if should_stop():
                 raise Stopped
-            began = self.clock()
-            run()
-            if self.warm:
-                self.seconds.setdefault(key, []).append(self.clock() - began)
+            self._time(key, run)
+        self.n_rounds += self.warm
         self.warm = True
+
+    def _time(self, key: Key, run: Callable[[], object]) -> None:
+        spent_s = 0.0
+        for _ in range(MOST_AGAIN if self.warm else 1):
+            began, on_the_wall = self.clock(), time.perf_counter()
+            run()
+            if not self.warm:
+                return
+            self.seconds.setdefault(key, []).append(self.clock() - began)
+            self.wall_s += time.perf_counter() - on_the_wall
+            spent_s += self.seconds[key][-1]
+            if spent_s >= self.each_s:
+                return
 
     def rounds(
         self, most: int, budget_s: float, should_stop: Callable[[], bool] = lambda: False, *, least: int = 2
@@ -52,10 +72,20 @@ class Turns(Generic[Key]):
         """The median time of one of them."""
         return median(self.seconds[key])
 
+    def quiet_s(self, key: Key) -> float:
+        """The time of one of them when nothing else runs: the fifth of its runs that were fastest end there.
+
+        Other processes only ever add time.
+        """
+        low = percentile(self.seconds[key], QUIET_PERCENT)
+        assert low is not None
+        return low
+
     @property
-    def n_rounds(self) -> int:
-        """Rounds that count."""
-        return max(map(len, self.seconds.values()), default=0)
+    def slowdown(self) -> float:
+        """How many times as long everything took in all as it would have on a quiet machine; 1 of nothing."""
+        quiet_s = sum(len(times) * self.quiet_s(key) for key, times in self.seconds.items())
+        return max(1.0, self.wall_s / quiet_s) if quiet_s else 1.0
 
     @property
     def spread(self) -> float:

@@ -141,7 +141,7 @@ class Decoder:
                 logits = at_once(ids, cache)
                 cache.advance(1)
                 return logits
-            context = self._context(batch_size, n_new, cache)
+            context = self.context(batch_size, n_new, cache)
             x = self._embed(ids, past, cache)
             for block in self.blocks:
                 if should_stop is not None and should_stop():
@@ -185,7 +185,8 @@ class Decoder:
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _context(self, batch_size: int, n_new: int, cache: Cache | None) -> ForwardContext:
+    def context(self, batch_size: int, n_new: int, cache: Cache | None) -> ForwardContext:
+        """What the layers share in a pass over ``n_new`` tokens after those that the cache holds."""
         past, padding = (0, None) if cache is None else (cache.length, cache.padding)
         kinds = []
         for kind, rotary in zip(self.kinds, self.rotaries, strict=True):

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from engine.errors import EngineFailure, ErrorKind
+from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
 from engine.records import CacheKind, Event, LastEvent, ModelInfo, OnModel, Progress, Record, Request
 
@@ -166,7 +167,7 @@ class EngineExited(LastEvent, frozen=True, kw_only=True):
     stderr_tail: str = ""
 
 
-REQUESTS = (Load, Generate, *dict.fromkeys(m.request for m in MEASUREMENTS.values()), Cancel, Shutdown)
+REQUESTS = (Load, Generate, MeasureOwnTimes, *dict.fromkeys(m.request for m in MEASUREMENTS.values()), Cancel, Shutdown)
 """Every request there is."""
 EVENTS = (
     Ready,
@@ -175,6 +176,7 @@ EVENTS = (
     GenerationStarted,
     TokenGenerated,
     GenerationFinished,
+    OwnTimesMeasured,
     *dict.fromkeys(event for m in MEASUREMENTS.values() for event in (m.row, m.finished)),
     Failed,
     Cancelled,

@@ -10,8 +10,11 @@ import torch
 
 from engine.errors import EngineError, OptionError
 from engine.measure.options import check_ranks, check_threads
+from engine.measure.own import Needs, OwnTimes
+from engine.measure.own_timer import OwnTimer, unmeasured
 from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache import cache_bytes
+from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, pick_device, synchronize
 from engine.model.generate import ReusableCache
 from engine.process.events import Load, Loaded
@@ -36,6 +39,8 @@ class _Held:
     reusable: ReusableCache = field(default_factory=ReusableCache)
     """The cache that the next run of the same chat or prompt starts from."""
     rates: Rates | None = None
+    own_times: dict[tuple[int, bool], tuple[Needs, OwnTimes]] = field(default_factory=dict)
+    """What its own operators took, by threads and whether the compiled step ran, and how far that reaches."""
     compilation: "Compilation | None" = None
     told: str | None = None
     """The note on the compiled step that was sent last."""
@@ -67,6 +72,30 @@ class HeldModel:
     def prefill_chunk(self) -> int | None:
         """Prompt tokens per pass (see `engine.measure.rates.prefill_chunk`); None for no limit."""
         return None if self._held is None else prefill_chunk(self._held.model.decoder, self._held.rates)
+
+    def own_times(self, needs: Needs, should_stop: ShouldStop) -> tuple[OwnTimes | None, str]:
+        """What the model's own operators take as it runs now, measured once; or None, and why. Raises Stopped."""
+        held = self._held
+        assert held is not None
+        if note := unmeasured(held.model.decoder):
+            return None, note
+        key = (torch.get_num_threads(), held.model.decoder.decode_step is not None)
+        known = held.own_times.get(key)
+        if known is None or not needs.within(known[0]):
+            timer = self.timer_of(held.model.decoder, needs)
+            assert timer is not None
+            timer.rounds(should_stop)
+            times = timer.times()
+            assert times is not None
+            held.own_times[key] = known = needs, times
+        return known[1], ""
+
+    def timer_of(self, decoder: Decoder, needs: Needs) -> OwnTimer | None:
+        """What times the operators of `decoder`, the model held or made from it; None for several ranks."""
+        if unmeasured(decoder):
+            return None
+        rate = self._held.rates.matmul_flops_per_s if self._held is not None and self._held.rates is not None else 0.0
+        return OwnTimer(decoder=decoder, needs=needs, chunk=self.prefill_chunk, flops_per_s=rate)
 
     def hold(self, request: OnModel, should_stop: ShouldStop) -> Generator[Event, None, LoadedModel]:
         """The model that a request names: the one held if it is the same file, dtype and device, else loaded.

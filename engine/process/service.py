@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from engine.errors import EngineError, OptionError, Stopped, TokenizerError
+from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.model.devices import pick_device
 from engine.model.generate import GenerationOptions, generate
@@ -73,11 +74,18 @@ class Service:
             yield from self.held.hold(request, should_stop)
         elif isinstance(request, Generate):
             yield from self._generate(request, should_stop)
+        elif isinstance(request, MeasureOwnTimes):
+            yield from self._measure_own_times(request, should_stop)
         elif (measurement := measurement_of(request)) is not None:
             measurement.check(request)
             yield from measurement.run(request, self.held, should_stop)
         else:
             raise OptionError("type", f"{type(request).__name__} is not a request for an answer")
+
+    def _measure_own_times(self, request: MeasureOwnTimes, should_stop: ShouldStop) -> Iterator[Event]:
+        yield from self.held.hold(request, should_stop)
+        times, note = self.held.own_times(request.needs, should_stop)
+        yield OwnTimesMeasured(times=times, note=note)
 
     def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:
         options = generation_options(request)

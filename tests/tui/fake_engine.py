@@ -31,6 +31,7 @@ from engine.measure.kinds.benchmark import (
 )
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
+from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured, PromptTime, StepTime
 from engine.process.events import (
     Cancel,
     Cancelled,
@@ -133,6 +134,24 @@ class FakeEngine:
             yield from self.batch(request, stop)
         elif isinstance(request, Formats):
             yield from self.formats(request, stop)
+        elif isinstance(request, MeasureOwnTimes):
+            yield self.own_times(request)
+
+    def own_times(self, request: MeasureOwnTimes) -> OwnTimesMeasured:
+        """Steps as the fake engine takes them, prompts of three steps; nothing of a model without rates."""
+        if request.model != RATED:
+            return OwnTimesMeasured(times=None, note="nothing was timed")
+        times = OwnTimes(
+            compiled=False,
+            max_rows=None,
+            threads=1,
+            n_layers=2,
+            layers_timed=2,
+            chunk=None,
+            steps=tuple(StepTime(batch=1, context=n, seconds=STEP_NS / 1e9) for n in (1, 200)),
+            prompts=(PromptTime(tokens=6, past=0, seconds=3 * STEP_NS / 1e9),),
+        )
+        return OwnTimesMeasured(times=times)
 
     def loaded(self) -> Loaded:
         """The model held."""

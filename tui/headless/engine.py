@@ -14,7 +14,7 @@ from calc.commands.options import add_output_options, counts, reader, study_from
 from calc.commands.output import emit, on_screen, rendered, say, screen
 from calc.commands.render import as_csv, as_markdown
 from calc.commands.tables import Table
-from calc.units import parse_count
+from calc.units import format_duration_s, parse_count
 from engine.commands import cli as engine_cli
 from engine.commands import run as commands
 from engine.commands.documents import generation_document, to_json
@@ -22,16 +22,19 @@ from engine.errors import EngineError
 from engine.files import check_writable, write_whole
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
-from engine.measure.measurement import Document
+from engine.measure.measurement import Document, plain_document
 from engine.measure.options import parse_counts
+from engine.measure.own import OwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
+from engine.measure.timing import timing
 from engine.process.client import EngineClient
-from engine.process.events import GenerationFinished
+from engine.process.events import Generate, GenerationFinished
 from engine.records import Request
 from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live.measurement import Job
 from tui.live.predict import predicted_cache_bytes, predicted_times
 from tui.live.result_text import machine_text
+from tui.live.run_times import own_request, run_times
 from tui.views.chart_file import check_plot_path, render
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
@@ -59,9 +62,23 @@ def _run(args: argparse.Namespace, client: ClientFactory) -> int:
         check_writable(args.plot, "plot")
     with client() as engine:
         outcome = commands.follow(args, todo, engine.stream)
+        own = _own_times(outcome, engine) if args.format != "text" or not args.quiet else None
     _write_plot(args, outcome)
-    _print(args, outcome)
+    _print(args, outcome, own)
     return outcome.exit_code
+
+
+def _own_times(outcome: commands.Outcome, engine: EngineClient) -> OwnTimes | None:
+    """What the operators of the model that generated take; None of anything else, and where they were not timed."""
+    (answered,) = outcome.answers
+    request, result = answered.request, answered.result
+    if not isinstance(request, Generate) or not isinstance(result, GenerationFinished) or not request.use_cache:
+        return None
+    asked = own_request(request, prompt_tokens=len(result.prompt_ids), new_tokens=len(result.ids))
+    for event in engine.stream(asked):
+        if isinstance(event, OwnTimesMeasured):
+            return event.times
+    return None
 
 
 def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
@@ -97,17 +114,32 @@ def engine_guarded(run: Callable[[], int], prog: str) -> int:
         return error.exit_code
 
 
-def _print(args: argparse.Namespace, outcome: commands.Outcome) -> None:
+def _print(args: argparse.Namespace, outcome: commands.Outcome, own: OwnTimes | None) -> None:
     (answered,) = outcome.answers
     job = _job(answered)
     if args.format == "json":
-        emit(args, to_json(_document(answered)))
+        emit(args, to_json(_document(answered, own)))
     elif job is not None:
         emit(args, "\n\n".join([_measured_text(args, job), *_screen_plot(args, job)]))
     elif args.format == "text":
         commands.print_text(args, outcome)
+        _say_predicted(args, answered, own)
     else:
-        emit(args, (as_csv if args.format == "csv" else as_markdown)(_generation_table(answered)))
+        emit(args, (as_csv if args.format == "csv" else as_markdown)(_generation_table(answered, own)))
+
+
+def _say_predicted(args: argparse.Namespace, answered: commands.Answered, own: OwnTimes | None) -> None:
+    """A remark on what was predicted of a generation: times, the ratio measured over predicted, why they differ."""
+    if own is None or args.quiet:
+        return
+    document = _document(answered, own)
+    parts = [
+        f"{name} {format_duration_s(document[f'{key}_predicted_s'])} (ratio {document[f'{key}_ratio']:.2f})"
+        for name, key in (("first after", "ttft"), ("then", "tpot"))
+        if document[f"{key}_ratio"] is not None
+    ]
+    if parts:
+        say(f"predicted: {', '.join(parts)}" + (f"; {document['why']}" if document["why"] else ""))
 
 
 def _job(answered: commands.Answered) -> Job | None:
@@ -150,29 +182,36 @@ def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
         say(f"wrote {args.plot}")
 
 
-def _document(answered: commands.Answered) -> Document:
-    """The JSON document, with calc's figures beside the measured ones."""
+def _document(answered: commands.Answered, own: OwnTimes | None = None) -> Document:
+    """The JSON document, with calc's figures beside the measured ones, and what its own operators predict."""
     job, result, model = _job(answered), answered.result, answered.model
     if job is not None:
         return job.presentation.document(job)
     if not isinstance(result, GenerationFinished) or model is None:
         return answered.document()
     predicted = int(predicted_cache_bytes(model, result.kv_capacity, result.cache))
-    times = None
+    least = times = None
     if result.kv_cache_bytes:
-        n_prompt, n_new = len(result.prompt_ids), len(result.ids)
-        times = predicted_times(model, result.cache, prompt_tokens=n_prompt, new_tokens=n_new)
+        sizes = {"prompt_tokens": len(result.prompt_ids), "new_tokens": len(result.ids)}
+        least = predicted_times(model, result.cache, **sizes)
+        times = run_times(own, result.cache, **sizes)
+    measured = timing(result.start_ns, result.token_times_ns)
     return generation_document(
         result,
         model=model.name,
         kv_cache_bytes_predicted=predicted,
         ttft_predicted_s=times.ttft_s if times is not None else None,
         tpot_predicted_s=times.tpot_s if times is not None else None,
+        ttft_least_s=least.ttft_s if least is not None else None,
+        tpot_least_s=least.tpot_s if least is not None else None,
+        why=times.why(measured.ttft_s, measured.tpot_s) if times is not None else None,
+        own_times=None if own is None else plain_document(own),
     )
 
 
-def _generation_table(answered: commands.Answered) -> Table:
-    rows = tuple((key, str(value)) for key, value in _document(answered).items() if not isinstance(value, list))
+def _generation_table(answered: commands.Answered, own: OwnTimes | None) -> Table:
+    document = _document(answered, own).items()
+    rows = tuple((key, str(value)) for key, value in document if not isinstance(value, list | dict))
     return Table(title="generate", columns=("field", "value"), rows=rows)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
+from engine.measure.own import MeasureOwnTimes
 from engine.measure.registry import measurement_of
 from engine.process.client import EngineClient
 from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, ends
@@ -118,12 +119,19 @@ class EngineLink:
     def submit(self, request: Request, handler: Handler | None = None) -> int:
         """Send `request`; its events go to `handler` in batches, from `tick`. Starts a process if none is alive."""
         self._started = True
+        self._make_way()
         starting = not self._client.alive
         request_id = self._client.submit(request)
         self._pending[request_id] = _Pending(request, handler)
         awaited = starting or self.status.phase is Phase.STARTING
         self._show(phase=Phase.STARTING if awaited else self._phase(), detail="", **_forget(starting))
         return request_id
+
+    def _make_way(self) -> None:
+        """Stop what is measured for predictions alone: whatever is asked for now comes first."""
+        for request_id, pending in self._pending.items():
+            if isinstance(pending.request, MeasureOwnTimes):
+                self._client.cancel(request_id)
 
     def cancel(self, request_id: int | None) -> None:
         """Ask for the end of a request; its terminal event still comes. None and ended ones are ignored."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from engine.measure.own import OwnTimes
 from engine.measure.timing import NS_PER_S, Timing, latencies_s, percentile, tokens_per_s, tpot_s, ttft_s
 from engine.process.events import (
     Cancelled,
@@ -49,6 +50,8 @@ class Generation:
     reused_tokens: int = 0
     reason: str | None = None
     problem: str | None = None
+    own: OwnTimes | None = None
+    """What the model's own operators take, once that has been measured."""
     _sorted_s: list[float] = field(default_factory=list)
     _counted: int = 0
 

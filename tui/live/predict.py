@@ -19,7 +19,9 @@ from calc.model.storage import FORMATS, StorageFormat
 from calc.sources.catalog import manual_device
 from calc.units import format_rate
 from engine.measure.kinds.batch import BatchRow
+from engine.measure.own import OwnTimes
 from engine.records import CacheKind, ModelInfo
+from tui.live.own_times import basis, beyond, step_s, why
 
 DTYPES = {
     "float64": StorageFormat("float64", 1, 8),
@@ -28,6 +30,7 @@ DTYPES = {
     "float16": FORMATS["fp16"],
 }
 """torch's dtypes as storage formats."""
+ROOFLINE = "a batch that the compiled step does not take runs layer by layer, predicted by the roofline"
 
 
 def spec_of(info: ModelInfo) -> ModelSpec:
@@ -197,10 +200,16 @@ class BatchPrediction:
     flops_per_s: float
     smallest: int
     prefill_tokens: int
+    why: tuple[str, ...] = ()
+    """For each batch why measured and predicted differ; empty where they do not, or where nothing is known."""
+    own: OwnTimes | None = None
+    """What the model's own operators took: where it is known, times are predicted from it."""
 
     @property
     def basis(self) -> str:
         """Where the prediction comes from, in a sentence."""
+        if self.own is not None:
+            return basis(self.own)
         rows = "batch 1" if self.smallest == 1 else f"the smallest batch, {self.smallest}"
         return (
             f"Predicted: the slower of reading weights and caches at {format_rate(self.bytes_per_s)} (measured at "
@@ -243,6 +252,24 @@ def predicted_batches(
         prefill_tokens=prefill_tokens,
         **rates,
     )
+
+
+def batches_of_own(
+    rooflines: BatchPrediction, rows: Sequence[BatchRow], own: OwnTimes, *, longest: float
+) -> BatchPrediction:
+    """The same batches predicted from the model's own operators, and why they differ from what was measured.
+
+    `longest`: tokens of the longest row. Layers look at all rows as if they had as many, the compiled step at each
+    row's own. A batch larger than the compiled step takes keeps the roofline.
+    """
+    rates, reasons = [], []
+    for row, roofline in zip(rows, rooflines.tokens_per_s, strict=True):
+        context = row.context_tokens if own.compiled else longest
+        seconds = step_s(own, row.batch, context)
+        rates.append(roofline if not seconds else row.batch / seconds)
+        known = [beyond(own, batch=row.batch, context=context)] if seconds else [ROOFLINE]
+        reasons.append(why(own, row.step_p50_s, row.batch / rates[-1], *known))
+    return replace(rooflines, tokens_per_s=tuple(rates), why=tuple(reasons), own=own)
 
 
 def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:

@@ -18,6 +18,7 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from engine.errors import EngineError
 from engine.measure.kinds.formats import FormatChoice, Formats
+from engine.measure.own import OwnTimesMeasured
 from engine.process.events import Generate, GenerationStarted, Turn
 from engine.records import CacheKind, DType, Event, ModelInfo
 from tui.form.sampling import (
@@ -42,6 +43,7 @@ from tui.live.formats import Choice, Effects, effects_table, model_key
 from tui.live.generation import Generation, generate_options
 from tui.live.load_memory import forecast, shortage
 from tui.live.measurement import Job
+from tui.live.run_times import own_request
 from tui.panes.base import Pane
 from tui.views.chart_text import draw
 from tui.views.generation import Pair, comparison_table, run_table
@@ -304,6 +306,22 @@ class GeneratePane(Pane):
             self.pair = self.pair.with_run(self.run) if self.run.ids else self.pair
             self._effects.take_run(self.run)
         self._after_events()
+        if self.run.over:
+            self._measure_own(self.run)
+
+    def _measure_own(self, run: Generation) -> None:
+        """Time what the model's own operators take, for the prediction beside `run`: once, and until anything else."""
+        if run.problem is not None or not run.request.use_cache or not run.ids or engine_of(self.app).busy:
+            return
+
+        def take(batch: Sequence[Event]) -> None:
+            for event in batch:
+                if isinstance(event, OwnTimesMeasured) and run is self.run:
+                    run.own = event.times
+                    self._refresh_numbers()
+
+        request = own_request(run.request, prompt_tokens=len(run.prompt_ids), new_tokens=len(run.ids))
+        engine_of(self.app).submit(request, take)
 
     def _after_events(self) -> None:
         run = self.run

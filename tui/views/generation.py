@@ -19,6 +19,7 @@ from tui.live.predict import (
     predicted_times,
     spec_of,
 )
+from tui.live.run_times import RunTimes, run_times
 
 MEASURED = "●"
 FULL, EMPTY = "█", "░"
@@ -43,8 +44,7 @@ def meter_text(run: Generation | None, rates: Timing | None) -> Text:
     text.append(f"{MEASURED} {rate(rates.tokens_per_s)}", "bold").append(f"   TTFT {seconds(rates.ttft_s)}\n")
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
-    if (bounds := bounds_of(run)) is not None:
-        text.append(_bounds_text(bounds, rates))
+    text.append(_beside_text(run, rates))
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
@@ -65,20 +65,40 @@ def bounds_of(run: Generation) -> Bounds | None:
     )
 
 
-def _bounds_text(bounds: Bounds, rates: Timing) -> str:
-    """The least times with the measured ones as multiples of them, and what a token reads: three lines."""
-    return (
-        f"  predicted TTFT {seconds(bounds.ttft_s)}{_times('measured', rates.ttft_s, bounds.ttft_s)}\n"
-        f"  predicted TPOT {seconds(bounds.tpot_s)}{_times('p50', rates.tpot_p50_s, bounds.tpot_s)}\n"
-        f"  {format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}, read here\n"
+def predicted_of(run: Generation) -> RunTimes | None:
+    """What the model's own operators say of a run; None without a cache, and before they have been timed."""
+    if not run.request.use_cache:
+        return None
+    return run_times(
+        run.own,
+        run.request.cache,
+        prompt_tokens=len(run.prompt_ids),
+        new_tokens=len(run.ids),
+        reused_tokens=run.reused_tokens,
     )
 
 
-def _times(name: str, measured: float | None, predicted: float) -> str:
-    if measured is None:
+def _beside_text(run: Generation, rates: Timing) -> str:
+    """Measured and predicted times as columns with their ratio, why they differ, and what a token reads."""
+    predicted, bounds = predicted_of(run), bounds_of(run)
+    if bounds is None and predicted is None:
         return ""
-    times = measured / predicted
-    return f", {name} {times:.2f} times it" if times < 100 else f", {name} {times:,.0f} times it"
+    beside = predicted or bounds
+    assert beside is not None
+    heading = "predicted" if predicted is not None else "at least"
+    lines = [f"  {'':<5}{MEASURED + ' measured':>11}{heading:>11}{'ratio':>8}"]
+    for name, measured, expected in (
+        ("TTFT", rates.ttft_s, beside.ttft_s),
+        ("TPOT", rates.tpot_s, beside.tpot_s),
+    ):
+        share = "–" if measured is None else f"{measured / expected:,.2f}"
+        lines.append(f"  {name:<5}{seconds(measured):>11}{seconds(expected):>11}{share:>8}")
+    if predicted is not None and (reason := predicted.why(rates.ttft_s, rates.tpot_s)):
+        lines.append(f"  differ: {reason}")
+    if bounds is not None:
+        read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
+        lines.append(f"  {read}: {seconds(bounds.tpot_s)}")
+    return "\n".join(lines) + "\n"
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
@@ -193,6 +213,7 @@ def run_table(run: Generation) -> Table:
         ("TPOT, mean", seconds(_get(rates, "tpot_s")), "measured"),
         ("TPOT, p50", seconds(_get(rates, "tpot_p50_s")), "measured"),
         ("TPOT, p95", seconds(_get(rates, "tpot_p95_s")), "measured"),
+        *_predicted_rows(run, rates),
         *_bounds_rows(run),
         ("Rate", rate(_get(rates, "tokens_per_s")), "measured"),
         ("KV cache allocated", format_bytes_exact(run.cache_bytes), "measured"),
@@ -203,12 +224,26 @@ def run_table(run: Generation) -> Table:
     return Table(title="Generation", columns=("Quantity", "Value", "Kind"), rows=tuple(rows), numeric=frozenset({1}))
 
 
+def _predicted_rows(run: Generation, rates: Timing | None) -> list[tuple[str, str, str]]:
+    """Predicted times, with measured over predicted and why they differ."""
+    predicted = predicted_of(run)
+    if predicted is None:
+        return []
+    ttft_s, tpot_s = _get(rates, "ttft_s"), _get(rates, "tpot_s")
+    rows = [
+        (f"{name}, predicted", seconds(expected), "" if not measured else f"● / predicted {measured / expected:.2f}")
+        for name, measured, expected in (("TTFT", ttft_s, predicted.ttft_s), ("TPOT", tpot_s, predicted.tpot_s))
+    ]
+    reason = predicted.why(ttft_s, tpot_s)
+    return [*rows, *([("Why they differ", "", reason)] if reason else [])]
+
+
 def _bounds_rows(run: Generation) -> list[tuple[str, str, str]]:
     bounds = bounds_of(run)
     if bounds is None:
         return []
     read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
     return [
-        ("TTFT, predicted", seconds(bounds.ttft_s), "roofline"),
-        ("TPOT, predicted", seconds(bounds.tpot_s), read),
+        ("TTFT, at least", seconds(bounds.ttft_s), "roofline"),
+        ("TPOT, at least", seconds(bounds.tpot_s), read),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from tui.views.chart import Axis, Chart, Level, Point, Series
 
 if TYPE_CHECKING:
     from tui.live.predict import BatchPrediction
+    from tui.live.sweep_times import SweepPrediction
 
 NEAR = 2.6
 """A ridge up to this many times the highest point still belongs in a linear plot."""
@@ -197,8 +198,10 @@ def by_length(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
     return sorted(rows, key=lambda row: row.prompt_tokens)
 
 
-def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = None) -> Chart:
-    """Medians of both arms with their spread against prompt length, both axes logarithmic."""
+def benchmark_chart(
+    rows: Sequence[BenchmarkRow], predicted: SweepPrediction | None = None, *, new_tokens: int | None = None
+) -> Chart:
+    """Medians of both arms with their spread against prompt length, both axes logarithmic; predicted as plain lines."""
     rows = by_length(rows)
     highest = max((max(r.with_cache_max_s, r.without_cache_max_s) for r in rows), default=0.0)
     axis, scale = _time_axis("time", highest, log=True)
@@ -214,9 +217,23 @@ def benchmark_chart(rows: Sequence[BenchmarkRow], *, new_tokens: int | None = No
         title=f"● Latency{what}",
         x=Axis(title="prompt, tokens", log=True, tick=format_count),
         y=axis,
-        series=(arm("with cache", "●", 0, "with"), arm("without", "×", 1, "without")),
+        series=(
+            *_expected_arms(rows, predicted, scale),
+            arm("with cache", "●", 0, "with"),
+            arm("without", "×", 1, "without"),
+        ),
         empty="rows appear here as they are measured",
     )
+
+
+def _expected_arms(rows: Sequence[BenchmarkRow], predicted: SweepPrediction | None, scale: float) -> Iterator[Series]:
+    """What is predicted of both arms, where it is."""
+    if predicted is None:
+        return
+    for arm, colour in (("with", 2), ("without", 3)):
+        times = [(row.prompt_tokens, getattr(predicted.lengths[row.prompt_tokens], f"{arm}_cache_s")) for row in rows]
+        points = tuple((float(length), scale * seconds) for length, seconds in times if seconds is not None)
+        yield Series(label=f"{arm}, predicted", symbol="·", colour=colour, points=points)
 
 
 def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Chart:
@@ -246,9 +263,9 @@ def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | No
 # Results as figures: with their captions
 
 
-def benchmark_figure(result: BenchmarkResult) -> Chart:
+def benchmark_figure(result: BenchmarkResult, predicted: SweepPrediction | None = None) -> Chart:
     """The chart of a finished benchmark with where and how it was measured."""
-    chart = benchmark_chart(result.rows, new_tokens=result.new_tokens)
+    chart = benchmark_chart(result.rows, predicted, new_tokens=result.new_tokens)
     title = f"Time for a prompt and {plural(result.new_tokens, 'new token')}"
     caption = _caption(result.model, f"medians of {plural(result.repeats, 'repeat')}", result.machine)
     return replace(chart, title=title, caption=caption)

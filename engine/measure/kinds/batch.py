@@ -20,6 +20,7 @@ from engine.measure.options import (
     parse_counts,
     write_counts,
 )
+from engine.measure.own import OwnTimes
 from engine.records import Machine, MeasurementFinished, OnModel, RowMeasured
 from engine.text import duration, plural
 
@@ -71,6 +72,8 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
     machine: Machine
     notes: tuple[str, ...] = ()
+    own: OwnTimes | None = None
+    """What the model's own operators took, measured in the same rounds; None where they were not."""
 
 
 class BatchRowMeasured(RowMeasured, frozen=True, kw_only=True):
@@ -79,6 +82,7 @@ class BatchRowMeasured(RowMeasured, frozen=True, kw_only=True):
     row: BatchRow
     prefill_tokens: int
     prefill_s: float
+    own: OwnTimes | None = None
 
 
 class BatchFinished(MeasurementFinished, frozen=True, kw_only=True):
@@ -109,6 +113,7 @@ def document(
     result: BatchResult,
     *,
     predicted_tokens_per_s: Sequence[float] | None = None,
+    why: Sequence[str] | None = None,
     bytes_per_s: float | None = None,
     flops_per_s: float | None = None,
 ) -> Document:
@@ -116,20 +121,34 @@ def document(
     "prefill_s", "machine", "notes", "bytes_per_s", "flops_per_s"}.
 
     A row: "batch", "context_tokens", "step_p50_s", "step_min_s", "step_max_s", "tokens_per_s", "kv_cache_bytes",
-    "weight_bytes", "rise" (tokens per second over those of the smallest batch), "tokens_per_s_predicted" and
-    "rise_predicted". What is predicted, and the two rates it comes from, are the calculator's: null where nobody gave
-    them.
+    "weight_bytes", "rise" (tokens per second over those of the smallest batch), "tokens_per_s_predicted",
+    "rise_predicted", "step_predicted_s", "ratio" (measured over predicted time of a step) and "why" (the reason where
+    they differ). What is predicted, and the two rates of the roofline, are the calculator's: null where nobody gave
+    them. "own_times": what the model's own operators took in the same rounds.
     """
     document = {"command": "batch", **plain_document(result)}
+    own_times = document.pop("own")
     predicted = predicted_tokens_per_s
     columns = {
         "rise": rises(result.rows, [row.tokens_per_s for row in result.rows]),
         "tokens_per_s_predicted": predicted,
         "rise_predicted": None if predicted is None else rises(result.rows, predicted),
+        "step_predicted_s": None if predicted is None else _steps_s(result.rows, predicted),
+        "ratio": None if predicted is None else _ratios(result.rows, predicted),
+        "why": why,
     }
     for index, row in enumerate(document["rows"]):
         row.update({key: None if values is None else values[index] for key, values in columns.items()})
-    return {**document, "bytes_per_s": bytes_per_s, "flops_per_s": flops_per_s}
+    return {**document, "bytes_per_s": bytes_per_s, "flops_per_s": flops_per_s, "own_times": own_times}
+
+
+def _steps_s(rows: Sequence[BatchRow], tokens_per_s: Sequence[float]) -> list[float]:
+    return [row.batch / rate for row, rate in zip(rows, tokens_per_s, strict=True)]
+
+
+def _ratios(rows: Sequence[BatchRow], predicted_tokens_per_s: Sequence[float]) -> list[float]:
+    """Measured over predicted times of a step."""
+    return [rate / row.tokens_per_s for row, rate in zip(rows, predicted_tokens_per_s, strict=True)]
 
 
 def title(result: BatchResult) -> str:

@@ -21,8 +21,15 @@ from engine.measure.options import (
     parse_counts,
     write_counts,
 )
+from engine.measure.own import OwnTimes
 from engine.records import CompileMode, Machine, MeasurementFinished, OnModel, RowMeasured
 from engine.text import duration, plural
+
+PREDICTED_KEYS = (
+    "with_cache_predicted_s", "with_cache_ratio", "without_cache_predicted_s", "without_cache_ratio",
+    "prefill_predicted_s", "tpot_predicted_s", "why",
+)  # fmt: skip
+"""Keys of a row that say what is predicted, measured over predicted, and why they differ."""
 
 
 class Benchmark(OnModel, frozen=True, kw_only=True):
@@ -69,12 +76,15 @@ class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[BenchmarkRow, ...]
     machine: Machine
     notes: tuple[str, ...] = ()
+    own: OwnTimes | None = None
+    """What the model's own operators took, measured in the same rounds; None where they were not."""
 
 
 class BenchmarkRowMeasured(RowMeasured, frozen=True, kw_only=True):
     """One prompt length of a `Benchmark` is done."""
 
     row: BenchmarkRow
+    own: OwnTimes | None = None
 
 
 class BenchmarkFinished(MeasurementFinished, frozen=True, kw_only=True):
@@ -113,12 +123,17 @@ def _falling_note(rows: Sequence[BenchmarkRow], arm: str) -> str:
     return ""
 
 
-def document(result: BenchmarkResult) -> Document:
-    """{"command": "benchmark", "model", "new_tokens", "rows", "machine", "repeats", "warmup", "notes"}.
+def document(result: BenchmarkResult, *, predicted: Sequence[Document] | None = None) -> Document:
+    """{"command": "benchmark", "model", "new_tokens", "rows", "machine", "repeats", "warmup", "notes", "own_times"}.
 
-    All times are in seconds; `tpot_s` is null with one new token.
+    All times are in seconds; `tpot_s` is null with one new token. `predicted`: for each row keys that the calculator
+    adds (`PREDICTED_KEYS`); null where nobody gave them. "own_times": what the model's own operators took in the same
+    rounds.
     """
     fields = plain_document(result)
+    fields["own_times"] = fields.pop("own")
+    for index, row in enumerate(fields["rows"]):
+        row.update(dict.fromkeys(PREDICTED_KEYS) if predicted is None else predicted[index])
     first = ("model", "new_tokens", "rows", "machine")
     rest = [name for name in fields if name not in first]
     return {"command": "benchmark", **{name: fields[name] for name in (*first, *rest)}}

@@ -17,6 +17,8 @@ from torch import Tensor
 from engine.errors import OptionError
 from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured, check
 from engine.measure.machine import available_bytes
+from engine.measure.own import Needs, OwnTimes
+from engine.measure.own_timer import OwnTimer, TimerOf
 from engine.measure.rates import machine_facts
 from engine.measure.runners.benchmark import make_prompt, with_room
 from engine.measure.timing import NS_PER_S, median
@@ -43,7 +45,7 @@ def run(request: Batch, held: "HeldModel", should_stop: Callable[[], bool]) -> I
     """Measure the batches with the model that the request names, once its compiled step has been built."""
     model = yield from held.hold(request, should_stop)
     held.wait_for_compiled(should_stop)
-    yield from run_batch(model.decoder, request, should_stop, model_name=model.name)
+    yield from run_batch(model.decoder, request, should_stop, model_name=model.name, timer_of=held.timer_of)
 
 
 def run_batch(
@@ -53,15 +55,23 @@ def run_batch(
     *,
     model_name: str = "",
     clock_ns: Callable[[], int] = time.perf_counter_ns,
+    timer_of: TimerOf = lambda decoder, needs: None,
 ) -> Iterator[BatchEvent]:
     """Progress before every measurement, a row after each batch of each round, and last the result or `Cancelled`.
 
     Raises `OptionError` for batches that cannot be run or do not fit. `should_stop` is asked before every step.
+    `timer_of` gives what times the model's own operators, once in each round.
     """
     check(options)
     check_memory(decoder, options)
     wide, notes = with_room(decoder, options.context + options.new_tokens)
-    run = _Run(decoder=wide, options=options, should_stop=should_stop, clock_ns=clock_ns)
+    run = _Run(
+        decoder=wide,
+        options=options,
+        should_stop=should_stop,
+        clock_ns=clock_ns,
+        timer=timer_of(wide, _needs(options)),
+    )
     if not (yield from run.rounds()):
         yield Cancelled()
         return
@@ -76,6 +86,7 @@ def run_batch(
         prefill_s=run.prefill_s,
         machine=machine_facts(decoder),
         notes=(*notes, *_step_notes(wide, options)),
+        own=run.own,
     )
     yield BatchFinished(result=result)
 
@@ -105,6 +116,11 @@ def check_memory(decoder: Decoder, options: Batch, free: int | None = None) -> N
         )
 
 
+def _needs(options: Batch) -> Needs:
+    """How far the model's own times have to reach: no prompts."""
+    return Needs(rows=max(options.batches), context=options.context + options.new_tokens, prompt=0)
+
+
 def _step_notes(decoder: Decoder, options: Batch) -> list[str]:
     step = decoder.decode_step
     if step is None:
@@ -132,6 +148,7 @@ class _Run:
     options: Batch
     should_stop: Callable[[], bool]
     clock_ns: Callable[[], int]
+    timer: OwnTimer | None = None
     batches: dict[int, Rows] = field(default_factory=dict)
     prefills_s: list[float] = field(default_factory=list)
     last_s: list[float] = field(default_factory=list)
@@ -151,6 +168,11 @@ class _Run:
         """The median time of the long prompt so far."""
         return median(self.prefills_s)
 
+    @property
+    def own(self) -> OwnTimes | None:
+        """What the model's own operators have taken so far."""
+        return None if self.timer is None else self.timer.times()
+
     def rounds(self) -> Generator[Progress | BatchRowMeasured, None, bool]:
         """Run the warm-up and all rounds. False when stopped."""
         for number in range(1 + self.options.repeats):
@@ -158,13 +180,18 @@ class _Run:
             if self.should_stop():
                 return False
             self._prefill(counts=number > 0)
+            if self.timer is not None:
+                self.timer.round(self.should_stop)
             for batch in self.options.batches:
                 yield self._progress(number, plural(batch, "row"))
                 if not self._decode(batch, counts=number > 0):
                     return False
                 if number:
                     yield BatchRowMeasured(
-                        row=self.row(batch), prefill_tokens=self.prefill_tokens, prefill_s=self.prefill_s
+                        row=self.row(batch),
+                        prefill_tokens=self.prefill_tokens,
+                        prefill_s=self.prefill_s,
+                        own=self.own,
                     )
         return True
 

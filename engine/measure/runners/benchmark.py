@@ -23,6 +23,8 @@ from engine.measure.kinds.benchmark import (
     check,
     falling_notes,
 )
+from engine.measure.own import Needs, OwnTimes
+from engine.measure.own_timer import OwnTimer, TimerOf
 from engine.measure.rates import machine_facts
 from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
 from engine.model.decoder import Decoder
@@ -57,7 +59,12 @@ def run(request: Benchmark, held: "HeldModel", should_stop: Callable[[], bool]) 
     """Measure all lengths with the model that the request names; it is loaded if necessary."""
     model = yield from held.hold(request, should_stop)
     yield from run_benchmark(
-        model.decoder, request, should_stop, model_name=model.name, prefill_chunk=held.prefill_chunk
+        model.decoder,
+        request,
+        should_stop,
+        model_name=model.name,
+        prefill_chunk=held.prefill_chunk,
+        timer_of=held.timer_of,
     )
 
 
@@ -69,11 +76,13 @@ def run_benchmark(
     model_name: str = "",
     prefill_chunk: int | None = None,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
+    timer_of: TimerOf = lambda decoder, needs: None,
 ) -> Iterator[BenchmarkEvent]:
     """Progress after every run, a row after each length, and last the result or `Cancelled`.
 
     Raises `OptionError` for an impossible sweep. `should_stop` is asked before every token, and before every layer of
-    a prompt. `prefill_chunk`: see `engine.model.generate.GenerationOptions`.
+    a prompt. `prefill_chunk`: see `engine.model.generate.GenerationOptions`. `timer_of` gives what times the model's
+    own operators, once in each round.
     """
     check(options)
     wide, notes = with_room(decoder, max(options.lengths) + options.new_tokens)
@@ -84,6 +93,7 @@ def run_benchmark(
         clock_ns=clock_ns,
         notes=notes,
         prefill_chunk=prefill_chunk,
+        timer=timer_of(wide, _needs(options)),
     )
     finished = yield from sweep.measure()
     if not finished:
@@ -98,8 +108,15 @@ def run_benchmark(
         rows=rows,
         machine=machine_facts(decoder),
         notes=(*sweep.notes, *falling_notes(rows)),
+        own=sweep.own,
     )
     yield BenchmarkFinished(result=result)
+
+
+def _needs(options: Benchmark) -> Needs:
+    """How far the model's own times have to reach: single steps, and prompts as long as the whole text."""
+    longest = max(options.lengths) + options.new_tokens
+    return Needs(rows=1, context=longest, prompt=longest)
 
 
 def with_room(decoder: Decoder, n_tokens: int) -> tuple[Decoder, list[str]]:
@@ -165,6 +182,7 @@ class _Sweep:
     clock_ns: Callable[[], int]
     notes: list[str]
     prefill_chunk: int | None
+    timer: OwnTimer | None = None
     done: int = 0
     start_ns: int = field(init=False)
     remaining: RemainingTime = field(init=False)
@@ -184,6 +202,11 @@ class _Sweep:
         """The figures of one prompt length so far."""
         return make_row(length, self.prompts[length].runs, warmup=self.options.warmup)
 
+    @property
+    def own(self) -> OwnTimes | None:
+        """What the model's own operators have taken so far."""
+        return None if self.timer is None else self.timer.times()
+
     def measure(self) -> Generator[Progress | BenchmarkRowMeasured, None, bool]:
         """All runs, each announced before it starts, and a row whenever a length has one more. False when stopped.
 
@@ -191,6 +214,8 @@ class _Sweep:
         so that the time left is known after its first runs.
         """
         for number in range(self._runs_per_arm):
+            if self.timer is not None:
+                self.timer.round(self.should_stop)
             for length in sorted(self.prompts, reverse=True):
                 for arm in ARMS:
                     yield self._progress(self._detail(length, arm, number))
@@ -201,7 +226,7 @@ class _Sweep:
                     self.remaining.add(arm, length, run.total_s)
                     self.done += 1
                 if number >= self.options.warmup:
-                    yield BenchmarkRowMeasured(row=self.row(length))
+                    yield BenchmarkRowMeasured(row=self.row(length), own=self.own)
         yield self._progress("all prompts measured")
         return True
 

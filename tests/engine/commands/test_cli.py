@@ -305,7 +305,9 @@ def test_benchmark_prints_the_contracts_document(model: str, capsys: pytest.Capt
     argv = shlex.split("--mode benchmark --lengths 2,5 --new-tokens 3 --repeats 2 --warmup 0")
     printed = document(capsys, *argv, "--weights", model, "--quiet")
     assert list(printed)[:5] == ["command", "model", "new_tokens", "rows", "machine"]
-    assert [list(row) for row in printed["rows"]] == [ROW_KEYS, ROW_KEYS]
+    assert [list(row) for row in printed["rows"]] == [[*ROW_KEYS, *benchmark.PREDICTED_KEYS]] * 2
+    assert printed["rows"][0]["with_cache_predicted_s"] is None  # that is the calculator's
+    assert [each["tokens"] for each in printed["own_times"]["prompts"]] == [8]
     assert [row["prompt_tokens"] for row in printed["rows"]] == [2, 5]
     assert printed["machine"]["dtype"] == "float64"  # as stored
 
@@ -315,8 +317,9 @@ def test_batch_prints_its_document(model: str, capsys: pytest.CaptureFixture[str
     printed = document(capsys, *argv, "--weights", model)
     assert list(printed) == [
         "command", "model", "context", "new_tokens", "repeats", "ragged", "rows", "prefill_tokens", "prefill_s",
-        "machine", "notes", "bytes_per_s", "flops_per_s",
+        "machine", "notes", "bytes_per_s", "flops_per_s", "own_times",
     ]  # fmt: skip
+    assert printed["own_times"]["steps"][0]["batch"] == 1
     assert [row["batch"] for row in printed["rows"]] == [1, 2]
     assert printed["rows"][0]["rise"] == 1
     assert printed["rows"][1]["tokens_per_s_predicted"] is None  # that is the calculator's
@@ -327,6 +330,9 @@ def test_batch_document_has_rises_over_the_smallest_batch() -> None:
     assert [row["rise"] for row in rows] == pytest.approx([1.0, 1.6, 4.0])
     assert [row["rise_predicted"] for row in rows] == [1.0, 1.5, 5.0]
     assert [row["tokens_per_s_predicted"] for row in rows] == [100.0, 150.0, 500.0]
+    assert [row["step_predicted_s"] for row in rows] == [row["batch"] / row["tokens_per_s_predicted"] for row in rows]
+    assert [row["ratio"] * row["step_predicted_s"] for row in rows] == pytest.approx([r["step_p50_s"] for r in rows])
+    assert [row["why"] for row in rows] == [None] * 3
     assert list(rows[0])[:8] == [
         "batch", "context_tokens", "step_p50_s", "step_min_s", "step_max_s", "tokens_per_s", "kv_cache_bytes",
         "weight_bytes",
@@ -351,6 +357,12 @@ def test_generate_prints_the_contracts_document(model: str, capsys: pytest.Captu
         "kv_cache_bytes_predicted",
         "ttft_predicted_s",
         "tpot_predicted_s",
+        "ttft_ratio",
+        "tpot_ratio",
+        "ttft_least_s",
+        "tpot_least_s",
+        "why",
+        "own_times",
     ]
     ids = [3, 1, 4]
     for _ in range(3):

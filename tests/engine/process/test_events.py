@@ -22,6 +22,7 @@ from engine.measure.kinds.machine import (
     MachineRowMeasured,
     MeasureMachine,
 )
+from engine.measure.own import MeasureOwnTimes, Needs, OwnTimes, OwnTimesMeasured, PromptTime, RowsTime, StepTime
 from engine.process import events as protocol
 from engine.process.events import (
     Cancel,
@@ -76,6 +77,7 @@ REQUESTS: list[Request] = [
     Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
     Batch(request_id=6, batches=(1, 8), context=32, new_tokens=4, ragged=False),
     MeasureMachine(request_id=7, measure=True, dtypes="bf16", threads=2),
+    MeasureOwnTimes(request_id=8, needs=Needs(rows=1, context=64, prompt=0)),
     Cancel(target_id=4),
     Shutdown(),
 ]
@@ -153,6 +155,20 @@ EVENTS: list[Event] = [
             measured_at="2026-12-01T12:00:00+00:00",
             versions={"torch": "2"},
             machine=MACHINE,
+        ),
+    ),
+    OwnTimesMeasured(
+        request_id=8,
+        times=OwnTimes(
+            compiled=True,
+            max_rows=32,
+            threads=1,
+            n_layers=4,
+            layers_timed=2,
+            chunk=128,
+            steps=(StepTime(batch=1, context=32, seconds=0.1),),
+            prompts=(PromptTime(tokens=8, past=0, seconds=0.1),),
+            heads=(RowsTime(rows=1, seconds=0.1),),
         ),
     ),
     Failed(request_id=4, kind="memory", message="no room"),
@@ -261,7 +277,7 @@ def test_records_are_frozen() -> None:
 
 def test_which_events_end_which_requests() -> None:
     final = {"GenerationFinished", "EvaluationFinished", "BenchmarkFinished", "FormatsFinished", "BatchFinished"}
-    final |= {"MachineFinished", "Failed", "Cancelled", "EngineExited"}
+    final |= {"MachineFinished", "OwnTimesMeasured", "Failed", "Cancelled", "EngineExited"}
     for request in REQUESTS:
         ending = {type(event).__name__ for event in EVENTS if ends(request, event)}
         assert ending == (final | {"Loaded"} if isinstance(request, Load) else final)

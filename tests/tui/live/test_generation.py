@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.measure.own import OwnTimes, PromptTime, StepTime
 from engine.measure.timing import timing
 from engine.process.events import (
     Cancelled,
@@ -108,14 +109,35 @@ def test_predicted_times_stand_under_the_measured_ones() -> None:
     first = 1000 + 2 * round(bounds.ttft_s * 1e9)
     run.feed([started(), token(0, first), token(1, first + 3 * step_ns), token(2, first + 6 * step_ns)])
     lines = meter_text(run, run.timing).plain.splitlines()
-    assert lines[2].endswith("ms, measured 2.00 times it")
-    assert lines[3].endswith("ms, p50 3.00 times it")
-    assert lines[4] == "  14.56 MB per token at 1.00 GB/s, read here"
+    assert lines[2].split() == ["●", "measured", "at", "least", "ratio"]
+    assert (lines[3].split()[0], lines[3].split()[-1]) == ("TTFT", "2.00")
+    assert (lines[4].split()[0], lines[4].split()[-1]) == ("TPOT", "3.00")
+    assert lines[5] == "  14.56 MB per token at 1.00 GB/s: 14.6 ms"
     assert all(len(line) <= 50 for line in lines)
     rows = {row[0]: row[1] for row in run_table(run).rows}
-    assert rows["TPOT, predicted"] == "14.6 ms"
+    assert rows["TPOT, at least"] == "14.6 ms"
     run.request = Generate(prompt="x", use_cache=False)
+    assert "at least" not in meter_text(run, run.timing).plain
+
+
+def test_the_models_own_operators_predict_a_run_once_they_were_timed() -> None:
+    """A prompt of 3 predicted at 30 ms and steps at 10 ms: measured 33 and 40, so the second needs a reason."""
+    run = Generation(Generate(prompt="x"), model=model(None, tokenizer=True))
+    run.feed([started(), token(0, 33_001_000), token(1, 73_001_000), token(2, 113_001_000)])
     assert "predicted" not in meter_text(run, run.timing).plain
+    run.own = OwnTimes(
+        compiled=False, max_rows=None, threads=1, n_layers=2, layers_timed=2, chunk=None, slowdown=4.0,
+        steps=(StepTime(batch=1, context=1, seconds=0.010), StepTime(batch=1, context=8, seconds=0.010)),
+        prompts=(PromptTime(tokens=3, past=0, seconds=0.030),),
+    )  # fmt: skip
+    lines = meter_text(run, run.timing).plain.splitlines()
+    assert lines[2].split() == ["●", "measured", "predicted", "ratio"]
+    assert lines[3].split() == ["TTFT", "33.0", "ms", "30.0", "ms", "1.10"]
+    assert lines[4].split() == ["TPOT", "40.0", "ms", "10.0", "ms", "4.00"]
+    assert lines[5] == "  differ: other processes had 75 % of the cores (x4.0)"
+    rows = {row[0]: tuple(row[1:]) for row in run_table(run).rows}
+    assert rows["TPOT, predicted"] == ("10.0 ms", "● / predicted 4.00")
+    assert rows["Why they differ"] == ("", "other processes had 75 % of the cores (x4.0)")
 
 
 def test_a_pair_keeps_the_other_way_only_for_the_same_prompt() -> None:

@@ -13,8 +13,9 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Label, Static
 
 from engine.process.events import Generate
-from tests.tui.fake_engine import TOKEN_BYTES, WORDS
+from tests.tui.fake_engine import RATED, TOKEN_BYTES, WORDS
 from tests.tui.live_engine import live_app, open_pane, until
+from tui.live.engine_link import engine_of
 from tui.live.generation import generate_options
 from tui.panes.generate import GeneratePane
 from tui.widgets.option import Option
@@ -63,6 +64,21 @@ async def test_enter_streams_the_text_and_shows_measured_beside_predicted() -> N
         chart = pane.query_one(PlotView).chart
         assert chart is not None
         assert len(chart.series[0].points) == 127
+
+
+async def test_after_a_run_its_times_stand_beside_those_of_the_models_own_operators() -> None:
+    """The fake's tokens are 1 ms apart, as its operators say; its first comes after 10 ms, where 3 are predicted."""
+    async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await set_option(pilot, pane, "model", RATED)
+        await run_to_end(pilot, pane)
+        await until(pilot, lambda: "predicted" in text_of(pane, "#meter"))
+        lines = text_of(pane, "#meter").splitlines()
+        assert lines[2].split() == ["●", "measured", "predicted", "ratio"]
+        assert lines[3].split() == ["TTFT", "10.0", "ms", "3.00", "ms", "3.33"]
+        assert lines[4].split() == ["TPOT", "1.00", "ms", "1.00", "ms", "1.00"]
+        assert lines[5] == "  differ: not explained"
+        assert not engine_of(pilot.app).busy
 
 
 async def test_escape_stops_and_the_run_keeps_its_text_and_numbers() -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from calc.commands.tables import KEPT, Column, Table
 from calc.units import Quantity, format_count, format_decimal, format_duration_s
 from engine.measure.kinds import batch
-from engine.measure.kinds.batch import BatchResult, BatchRow, BatchRowMeasured, rises
+from engine.measure.kinds.batch import Batch, BatchResult, BatchRow, BatchRowMeasured, rises
 from engine.measure.measurement import Document
 from engine.measure.registry import MEASUREMENTS
 from engine.records import ModelInfo
 from tui.form.sampling import ROWS_CHOICES, ROWS_HELP, read_batches, read_context, read_new_tokens
-from tui.live.predict import BatchPrediction, predicted_batches
+from tui.live.predict import BatchPrediction, batches_of_own, predicted_batches
 from tui.live.presentation import DialField, Presentation, TextField
 from tui.live.result_text import medians, spread_text, times
 from tui.views.chart import Chart
@@ -42,13 +42,17 @@ FORM = (
 
 
 def predict(job: Job, model: ModelInfo) -> BatchPrediction | None:
-    """calc's roofline for the rows so far; None before there is one."""
+    """What is predicted for the rows so far, from the model's own operators where they were timed; None before."""
     source: BatchResult | BatchRowMeasured | None = job.result
     if source is None and isinstance(job.latest, BatchRowMeasured):
         source = job.latest
     if source is None:
         return None
-    return predicted_batches(model, job.rows, prefill_tokens=source.prefill_tokens, prefill_s=source.prefill_s)
+    rooflines = predicted_batches(model, job.rows, prefill_tokens=source.prefill_tokens, prefill_s=source.prefill_s)
+    if rooflines is None or source.own is None or not isinstance(job.request, Batch):
+        return rooflines
+    longest = job.request.context + job.request.new_tokens / 2
+    return batches_of_own(rooflines, job.rows, source.own, longest=longest)
 
 
 def table(job: Job) -> Table:
@@ -69,6 +73,7 @@ def document(job: Job) -> Document:
     return batch.document(
         job.result,
         predicted_tokens_per_s=predicted.tokens_per_s,
+        why=predicted.why or None,
         bytes_per_s=predicted.bytes_per_s,
         flops_per_s=predicted.flops_per_s,
     )
@@ -87,11 +92,13 @@ def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> 
     def column(name: str, group: str = "", priority: int = KEPT, *, numeric: bool = True) -> Column:
         return Column(name, group=group, priority=priority, numeric=numeric)
 
-    columns = (
+    columns: tuple[Column, ...] = (
         column("Batch"), column("● measured", RATE), column("predicted", RATE), column("● / pred.", RATE, 6),
         column("● measured", RISE, 7), column("predicted", RISE, 5), column("bound by", "", 4, numeric=False),
         column("● Step p50", "", 3), column("min–max", "", 2), column("KV cache", "", 1),
     )  # fmt: skip
+    said = predicted is not None and any(predicted.why)
+    columns += (column("why they differ", "", 4, numeric=False),) if said else ()
     gains = rises(rows, [row.tokens_per_s for row in rows]) if rows else []
     cells = [
         (
@@ -101,6 +108,7 @@ def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> 
             format_duration_s(row.step_p50_s),
             spread_text(row.step_min_s, row.step_max_s),
             format_decimal(row.kv_cache_bytes),
+            *((predicted.why[index],) if said and predicted is not None else ()),
         )
         for index, (row, gain) in enumerate(zip(rows, gains, strict=True))
     ]
@@ -133,9 +141,9 @@ PRESENTATIONS = (
         button="batch",
         help="measures decode steps of several rows at once, each with a prompt and a cache of its own. A step reads "
         "the weights once for all rows, so tokens per second rise with the batch until arithmetic limits them. Beside "
-        "what was measured (●) stands what calc predicts from this machine's bandwidth (measured at the smallest "
-        "batch) and its arithmetic rate (measured on a long prompt). Batches take turns, so the figures settle over "
-        "the repeats.",
+        "what was measured (●) stands what is predicted from the model's own operators, timed in the same rounds "
+        "(beyond the compiled step from a roofline), with the reason where they differ. Batches take turns, so the "
+        "figures settle over the repeats.",
         form=FORM,
         table=table,
         chart=chart,

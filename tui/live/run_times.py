@@ -1,0 +1,51 @@
+"""A generation's times, measured beside predicted: from the model's own operators, and the least that memory allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.measure.own import MeasureOwnTimes, Needs, OwnTimes
+from engine.process.events import Generate
+from engine.records import CacheKind, OnModel
+from tui.live.own_times import beyond, generation_s, why
+
+MODEL_FIELDS = tuple(name for name in OnModel.__struct_fields__ if name != "request_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimes:
+    """What is predicted of a run with the cache, in seconds."""
+
+    ttft_s: float
+    tpot_s: float
+    own: OwnTimes
+    notes: tuple[str, ...]
+    """What is known to make a difference."""
+
+    def why(self, ttft_s: float | None, tpot_s: float | None) -> str:
+        """Why what was measured differs from this; empty where it does not."""
+        first = why(self.own, ttft_s, self.ttft_s, *self.notes)
+        later = why(self.own, tpot_s, self.tpot_s, *self.notes)
+        if first == later or not (first and later):
+            return first or later
+        return f"TTFT: {first}; TPOT: {later}"
+
+
+def own_request(request: Generate, *, prompt_tokens: int, new_tokens: int) -> MeasureOwnTimes:
+    """What asks for the times that a run like this needs: single steps, and its prompt."""
+    needs = Needs(rows=1, context=prompt_tokens + new_tokens + 1, prompt=prompt_tokens)
+    return MeasureOwnTimes(needs=needs, **{name: getattr(request, name) for name in MODEL_FIELDS})
+
+
+def run_times(
+    own: OwnTimes | None, cache: CacheKind, *, prompt_tokens: int, new_tokens: int, reused_tokens: int = 0
+) -> RunTimes | None:
+    """The times of a run; None where nothing was timed. `reused_tokens` of the prompt were in the cache."""
+    if own is None or prompt_tokens <= reused_tokens:
+        return None
+    both = generation_s(own, prompt_tokens - reused_tokens, new_tokens, past=reused_tokens)
+    if both is None:
+        return None
+    kept = "" if cache == "full" else f"steps were timed with a full cache, this run had the kind {cache}"
+    reach = beyond(own, context=prompt_tokens + new_tokens, prompt=prompt_tokens)
+    return RunTimes(ttft_s=both[0], tpot_s=both[1], own=own, notes=tuple(filter(None, (kept, reach))))
