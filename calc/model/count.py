@@ -260,12 +260,13 @@ def _mixed_steps(
 ) -> tuple[Term, ...]:
     """The derivation of layers of several kinds: each part once, the kinds of layers, their sum, all of it."""
     groups = [_group_term(layer, n, counts[layer]) for layer, n in model.groups.items()]
-    stack = _sum_term("All layers", [int(term.value) for term in groups], PARAMS)
+    stack = groups[0] if len(groups) == 1 else _sum_term("All layers", [int(term.value) for term in groups], PARAMS)
     values = {name: int(term.value) for name, term in outer.items()}
     values |= {"final_norm": model.final_norm_size, "other": model.other_params}
     present: dict[str, Any] = {name: value for name, value in values.items() if value}
     total = derive(TOTAL, layered_total, unit=PARAMS, stack=int(stack.value), **present)
-    steps = (*outer.values(), *_part_terms(model.groups), *groups, stack, total)
+    summed = () if len(groups) == 1 else (stack,)
+    steps = (*outer.values(), *_part_terms(model.groups), *groups, *summed, total)
     if not idle:
         return steps
     active: dict[str, Any] = {"parameters": int(total.value), "idle": idle}

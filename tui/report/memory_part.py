@@ -10,6 +10,8 @@ from calc.commands import tables
 from calc.commands.notes import memory_notes, other_memory, reading_notes
 from calc.explain.terms import SYMBOLS, Expr, Number, Term, to_latex, to_text
 from calc.fit.memory import MemoryReport, TpRow
+from calc.model.cache import ONE_ROW
+from calc.model.parts import Attention, mixers_of
 from calc.model.spec import ModelSpec, Policy
 from calc.sources.catalog import power_text
 from calc.units import format_bytes, format_bytes_exact, format_count, format_rate
@@ -212,15 +214,7 @@ def part_b(report: MemoryReport) -> list[Block]:
     return [
         Heading(1, "Problem 1 (b): tensor parallelism over X GPUs"),
         _group_answer(report),
-        paragraph(
-            "Equal split, the rule of the assignment: weights and cache divide by ",
-            symbol_math("tp"),
-            ". Beside it the rule of a real server, which keeps whole KV heads: once ",
-            symbol_math("tp"),
-            " exceeds ",
-            symbol_math("n_kv_heads"),
-            " they repeat, and norms are on every GPU.",
-        ),
+        _two_rules(report),
         *_rule_derivations(report),
         _split_symbols(report),
         grid_of(
@@ -233,6 +227,24 @@ def part_b(report: MemoryReport) -> list[Block]:
         Heading(2, "Remarks"),
         plain_items(memory_notes(report)),
     ]
+
+
+def _two_rules(report: MemoryReport) -> Paragraph:
+    """What the equal split and whole heads mean; a latent has no heads that could be divided."""
+    mixers = mixers_of(report.study.model.layers)
+    latent = any(mixer.kind in ONE_ROW for mixer in mixers)
+    if latent and not any(isinstance(mixer, Attention) for mixer in mixers):
+        rule: Text = (": a latent serves all heads and is whole on every GPU, as norms are.",)
+    else:
+        repeated = (" exceeds ", symbol_math("n_kv_heads"), " they repeat, and norms are on every GPU.")
+        also = " A latent serves all heads and is whole on every GPU." if latent else ""
+        rule = (", which keeps whole KV heads: once ", symbol_math("tp"), *repeated, also)
+    return paragraph(
+        "Equal split, the rule of the assignment: weights and cache divide by ",
+        symbol_math("tp"),
+        ". Beside it the rule of a real server",
+        *rule,
+    )
 
 
 def _group_answer(report: MemoryReport) -> Paragraph:
@@ -259,11 +271,12 @@ RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
 def _rule_derivations(report: MemoryReport) -> list[Block]:
     """Both rules worked out for one X: the first above 1 that a server could run and that holds a request.
 
-    Where no X does both: the first that could be run, else the last of the list.
+    Where no X does both: the first that holds one in equal parts, then the first that could be run, else the last.
     """
-    rows = report.tp_tables[Policy.REPLICATED]
+    rows, equal = report.tp_tables[Policy.REPLICATED], report.tp_tables[Policy.EQUAL_SPLIT]
     able = [i for i, row in enumerate(rows) if row.tp > 1 and not row.problem]
-    index = next((i for i in able if rows[i].fits), able[0] if able else len(rows) - 1)
+    fitting = (i for table in (rows, equal) for i in able if table[i].fits)
+    index = next(fitting, able[0] if able else len(rows) - 1)
     blocks: list[Block] = []
     for policy, name in RULES.items():
         row = report.tp_tables[policy][index]
