@@ -63,7 +63,7 @@ class LoadedModel:
     @property
     def is_mix(self) -> bool:
         """Whether matrices are kept as a file has them, each in its own format."""
-        return isinstance(self.decoder.embedding, PackedTable)
+        return _keeps_mix(self.decoder)
 
     @property
     def dtype_name(self) -> str:
@@ -122,7 +122,12 @@ def load_checkpoint(
 def _weight_format(decoder: Decoder, dtype: str) -> str | None:
     if dtype in QUANTIZED:
         return dtype
-    return form_names(decoder) if isinstance(decoder.embedding, PackedTable) else None
+    return form_names(decoder) if _keeps_mix(decoder) else None
+
+
+def _keeps_mix(decoder: Decoder) -> bool:
+    """Whether its matrices are as a file has them; what stands for a decoder (see ``make``) may have none."""
+    return isinstance(getattr(decoder, "embedding", None), PackedTable)
 
 
 def _decoder(
