@@ -31,6 +31,10 @@ def fp8(quant: Quant) -> Scheme:
         return rows * columns + scale * cdiv(rows, high) * cdiv(columns, wide)
 
     name = f"fp8, blocks of {high} x {wide}"
+    if quant.raw.get("quantized_layers"):  # NVIDIA's DeepSeek-V4: experts in NVFP4; what it ignores stays in fp8
+        mixed = mixed_precision(quant, ())
+        kept = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers"))
+        return Scheme(f"{name}, experts in {mixed.name}", size, ignored=kept, groups=mixed.groups)
     if fp4_experts:  # DeepSeek-V4
         return Scheme(f"{name}, experts in mxfp4", size, ignored=ignored, groups=((("experts",), mxfp4_bytes),))
     return Scheme(name, size, ignored=ignored)

@@ -12,7 +12,7 @@ PREFIXES = frozenset("model language_model backbone transformer thinker text_mod
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "mixer": ("mixer", "linear_attn", "mamba", "self_attn", "conv", "short_conv"),
     "self_attn": ("self_attn", "attention", "attn", "mixer"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "mixer"),
+    "mlp": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mixer"),
     "shared_experts": ("shared_experts", "shared_expert", "shared_mlp"),
     "in_proj_qkvz": ("in_proj_qkvz", "in_proj_qkv"),
     "in_proj_ba": ("in_proj_ba", "in_proj_b"),

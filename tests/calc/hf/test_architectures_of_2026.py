@@ -168,6 +168,11 @@ class TestDeepseekV4:
         matrices += 21 * 8192 * 1024
         rest = 284_332_230_231 - experts - matrices
         assert stored.total_bytes == experts // 32 * 17 + matrices + matrices // 128**2 + 2 * rest
+        # NVIDIA's file: experts in NVFP4 instead; what its list leaves out stays as DeepSeek stored it.
+        layers = {f"layers.{i}.ffn.experts": {"quant_algo": "NVFP4", "group_size": 16} for i in range(43)}
+        nvidia = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers, "ignore": ["*.attn.*", "head", "mtp.*"]}
+        other = read(V4_FLASH | {"quantization_config": quantized | nvidia}).stored
+        assert other.total_bytes - stored.total_bytes == experts // 16 * 9 + 8 * 43 * 256 * 3 - experts // 32 * 17
 
     @pytest.mark.parametrize(
         ("change", "words"),
