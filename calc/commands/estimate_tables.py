@@ -56,14 +56,16 @@ COLUMNS = (
     Column("Batch", numeric=True),
     Column("TTFT", numeric=True),
     Column("TPOT", numeric=True),
-    Column("low to high", numeric=True, priority=2),
-    Column("Tokens/s per user", numeric=True, priority=3),
+    Column("TPOT, low to high", numeric=True, priority=2),
+    Column("Tokens/s per user", numeric=True, priority=5),
+    Column("Per user, low to high", numeric=True, priority=4),
     Column("Tokens/s in all", numeric=True),
+    Column("In all, low to high", numeric=True, priority=3),
     Column("Limited by", priority=1),
-    Column("Limits", priority=4),
-    Column("Cost per million", numeric=True, priority=4),
+    Column("Limits", priority=6),
+    Column("Cost per million", numeric=True, priority=6),
 )
-LIMITS = 7
+LIMITS = 9
 """Where the columns begin that stand there only when there are limits, or a price."""
 
 
@@ -72,29 +74,41 @@ def cells(point: Point) -> Row:
     answer = point.answer
     cost = "" if point.cost is None else Quantity(f"{point.cost:.3g}", point.cost)
     if answer.tpot is None or answer.ttft is None or answer.output_rate is None or answer.user_rate is None:
-        missing = (format_count(point.batch), "–", "–", "", "–", "–", "capacity", limits_kept(point), cost)
+        times, rates = ("–", "–", ""), ("–", "", "–", "")
+        missing = (format_count(point.batch), *times, *rates, "capacity", limits_kept(point), cost)
         return Row(missing, struck=True, remark=f"{answer.problem}." if answer.problem else "")
-    band = f"{format_duration_s(answer.tpot.low)} to {format_duration_s(answer.tpot.high)}"
-    times = (format_duration_s(answer.ttft.mid), format_duration_s(answer.tpot.mid), band)
-    rates = (_rate(answer.user_rate.mid), _rate(answer.output_rate.mid))
+    tpot, user, every = answer.tpot, answer.user_rate, answer.output_rate
+    band = f"{format_duration_s(tpot.low)} to {format_duration_s(tpot.high)}"
+    rates = (_rate(user.mid), _band(user), _rate(every.mid), _band(every))
     waiting = f"{int(answer.batch):,} of {point.batch:,} requests fit at once: the others wait."
     return Row(
-        (format_count(point.batch), *times, *rates, answer.limited_by, limits_kept(point), cost),
+        (
+            format_count(point.batch),
+            format_duration_s(answer.ttft.mid),
+            format_duration_s(tpot.mid),
+            band,
+            *rates,
+            answer.limited_by,
+            limits_kept(point),
+            cost,
+        ),
         remark=waiting if answer.batch < point.batch else "",
     )
 
 
+def _band(rate: Span) -> str:
+    """``59 to 116``"""
+    return f"{_rate(rate.low)} to {_rate(rate.high)}"
+
+
 def limits_kept(point: Point) -> str:
-    """``kept``; ``no: TPOT 61.0 ms > 50 ms`` where one is not; nothing where there are no limits."""
+    """``✓``; ``✗ TPOT 61.0 ms`` where a limit on it is not kept; nothing where there are no limits."""
     if point.broken is None:
         return ""
     if not point.answer.fits:
-        return "no: does not fit"
-    words = (
-        f"{NAMES[one.name]} {format_duration_s(one.expected_s)} > {format_duration_s(one.most_s)}"
-        for one in point.broken
-    )
-    return f"no: {', '.join(words)}" if point.broken else "kept"
+        return "✗ does not fit"
+    words = (f"{NAMES[one.name]} {format_duration_s(one.expected_s)}" for one in point.broken)
+    return f"✗ {', '.join(words)}" if point.broken else "✓"
 
 
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}

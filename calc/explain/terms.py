@@ -157,6 +157,14 @@ SYMBOLS: dict[str, Symbol] = {
     "bytes_per_s": Symbol("β_r", r"\beta_\mathrm{r}", "B/s that it reaches"),
     "link_bytes": Symbol("Q_l", r"Q_\mathrm{l}", "bytes that one run sends to other GPUs"),
     "copies": Symbol("c_x", r"c_\mathrm{x}", "ranks that a token goes to"),
+    "step_s": Symbol("t_s", "t_s", "seconds of a decode step"),
+    "host_s": Symbol("t_h", "t_h", "seconds of the host per step"),
+    "step_tokens": Symbol("k_t", r"k_\mathrm{t}", "tokens that a step is expected to give"),
+    "between_s": Symbol("t_b", r"t_\mathrm{b}", "seconds of the prompts of others, per token"),
+    "others": Symbol("C_o", r"C_\mathrm{o}", "requests whose prompts come in between"),
+    "prompt_s": Symbol("t_p", r"t_\mathrm{p}", "seconds of one more prompt"),
+    "new_tokens": Symbol("N_new", r"N_\mathrm{new}", "new tokens of a request"),
+    "token_s": Symbol("TPOT", r"\mathit{TPOT}", "seconds per token"),
     "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring sends a vector: 2 (X - 1) / X"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calc.explain.terms import Term, derive, maximum
+from calc.speed.estimate import Asked, Load, Steps
 from calc.speed.kernels import Device, filling, fullest_rank, link_of, reach_of, start_of
 from calc.step.operators import BETWEEN_RANKS, NONE, Operator, Pass
 
@@ -91,3 +92,45 @@ def _run(operator: Operator, work: Pass, device: Device) -> tuple[Term, ...]:
     has_both = operator.flops_each is not NONE and moved
     intensity = (derive("Intensity", flops_per_byte, unit="FLOP/B", **amounts),) if has_both else ()
     return (run, *intensity, arithmetic, memory)
+
+
+# A token
+
+
+def token_s(*, step_s: Any, host_s: Any, step_tokens: Any = None, between_s: Any = None) -> Any:
+    """A step with the host's part, over its tokens, and the prompts of others in between."""
+    own = step_s + host_s if step_tokens is None else (step_s + host_s) / step_tokens
+    return own if between_s is None else own + between_s
+
+
+def prompts_between_s(*, others: Any, prompt_s: Any, new_tokens: Any) -> Any:
+    """While one request makes its tokens, each of the others sends one prompt."""
+    return others * prompt_s / new_tokens
+
+
+def tokens_per_s(*, token_s: Any) -> Any:
+    """What one user sees."""
+    return 1 / token_s
+
+
+def token_terms(steps: Steps, batch: int) -> tuple[Term, ...]:
+    """The expected time per token of a batch, what one user sees, and the prompts of others in between.
+
+    The step itself is the sum of its operators. An estimate is never below its bound, which is not in here.
+    """
+    asked = steps.asked
+    between: tuple[Term, ...] = ()
+    others = {Load.STATIC: 0, Load.CLOSED: batch - 1, Load.MAX: batch}[asked.load]
+    shape: dict[str, Any] = {} if not asked.drafted else {"step_tokens": asked.step_tokens}
+    if others:
+        between = (_between(steps, asked, others),)
+        shape["between_s"] = float(between[0].value)
+    step_s = steps.step(batch).expected_s
+    time = derive("Time per token, expected", token_s, unit="s", step_s=step_s, host_s=steps.host_s, **shape)
+    seen = derive("Tokens of one user", tokens_per_s, unit="tokens/s", token_s=time.value)
+    return (time, *between, seen)
+
+
+def _between(steps: Steps, asked: Asked, others: int) -> Term:
+    sizes: dict[str, Any] = {"others": others, "prompt_s": steps.prompt_share_s, "new_tokens": asked.new_tokens}
+    return derive("Prompts of others, per token", prompts_between_s, unit="s", **sizes)

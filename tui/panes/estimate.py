@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Static
 from calc.commands.estimate import Row
 from calc.commands.estimate_tables import frontier_table
 from calc.commands.tables import Table
+from calc.errors import CalcError
 from tui.form.command_line import estimate_command
 from tui.form.state import Analysis, AppState
 from tui.panes.base import StateEdited, collected
@@ -145,9 +146,12 @@ class EstimatePane(PagedPane):
         self._answer = answer = analysis.estimate
         self._users = ""
         self._show_answer()
-        self._rows = await collected(frontier_rows(answer))
+        try:
+            self._rows = await collected(frontier_rows(answer))
+            self._users = most_users(answer)
+        except CalcError as error:  # a batch of the table that nothing can run, though what is asked can
+            self._rows, self._users = [], f"No table: {error}."
         self._show_rows()
-        self._users = most_users(answer)
         self._show_sentence()
         self._devices = await collected(device_rows(analysis.state))
         self._show_devices()

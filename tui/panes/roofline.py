@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -22,7 +21,6 @@ from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane
 from tui.views.roofline import (
     PHASES,
     Crossings,
-    MeasuredPoint,
     StepView,
     crossing_sentences,
     crossings_of,
@@ -46,8 +44,8 @@ An operator under the slope waits for memory, one under the flat roof for arithm
 
 In the plot ← → halve or double the batch, ↑ ↓ the context; drag it, or drag the scales, or type a number into one. ┿ on
 a scale marks where the limit changes. s: decode or prefill in the table and in front. In the table ↑ ↓ choose an
-operator, whose time is worked out beside it. d picks another device. Points are estimates; what the engine measured
-here is marked ●."""
+operator, whose time is worked out beside it. d picks another device. Points are estimates; with this
+machine as the device, products that kvscope machine timed lie over them, marked ●."""
 
 SETTLE_S = 0.05
 """How long an edit waits for the next one before the crossings are looked for."""
@@ -70,7 +68,6 @@ class RooflinePane(PagedPane):
         self._state: AppState | None = None
         self._view: StepView | None = None
         self._phase = PHASES[0]
-        self._measured: tuple[MeasuredPoint, ...] = ()
         self._held = (1, 1)
         self.is_settled = False
         """Whether everything that follows from the state is shown."""
@@ -127,15 +124,9 @@ class RooflinePane(PagedPane):
         self.is_settled = False
         self._look_for_crossings(view)
 
-    def lay_over(self, measured: Sequence[MeasuredPoint]) -> None:
-        """Operators that the local engine was timed on, shown as ● over the estimates until others come."""
-        self._measured = tuple(measured)
-        self._show_plot()
-
     def _show_plot(self) -> None:
         if self._view is not None:
-            chart = roofline_chart(self._view, front=self._phase, measured=self._measured)
-            self.query_one(RooflinePlot).show(chart)
+            self.query_one(RooflinePlot).show(roofline_chart(self._view, front=self._phase))
 
     def _show_table(self) -> None:
         assert self._view is not None

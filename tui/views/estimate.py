@@ -24,7 +24,8 @@ from calc.commands.tables import Column, Table
 from calc.commands.tables import Row as TableRow
 from calc.errors import CalcError
 from calc.model.spec import DeviceSpec, Policy, Study
-from calc.sources.catalog import devices
+from calc.sources.catalog import find_device
+from calc.speed.derivation import token_terms
 from calc.speed.estimate import Asked, Estimate, Load, Steps, estimate
 from calc.speed.plans import largest_plan
 from calc.speed.room import room_of
@@ -123,12 +124,20 @@ class DeviceAnswer:
 def device_rows(state: AppState) -> Iterator[DeviceAnswer]:
     """The same question on the state's own device and on those that it is compared with."""
     own = state.study.device
-    others = (devices()[name].spec for name in state.serving.devices if name in devices())
+    others = (other for name in state.serving.devices if (other := _device_or_none(name)) is not None)
     for device in (own, *(other for other in others if other.name != own.name)):
         answer = estimate_answer(replace(state, study=replace(state.study, device=device)))
         price = state.serving.price if device is own else None  # the price is that of the own device
         row = None if answer.estimate is None else judged(answer.estimate, answer.limits, price)
         yield DeviceAnswer(study=answer.study, row=row, problem=answer.problem)
+
+
+def _device_or_none(name: str) -> DeviceSpec | None:
+    """The device of a name that may be a remembered one; None where it is not known any more."""
+    try:
+        return find_device(name)
+    except CalcError:
+        return None
 
 
 def most_users(answer: EstimateAnswer) -> str:
@@ -253,11 +262,14 @@ def explained_row(answer: EstimateAnswer, row: Row | None) -> Explained:
     if row is None:
         return Explained(title="No estimate", remark=answer.problem)
     (shown,) = frontier_table([row]).rows
-    clients = "clients" if row.answer.asked.load is Load.CLOSED else "sequences"
-    note = "" if row.answer.decode is None else sentence(answer.study, row.answer)
-    return Explained(
-        title=f"{row.batch:,} {clients if row.batch > 1 else clients[:-1]}", remark=shown.remark, note=note
-    )
+    one = "client" if row.answer.asked.load is Load.CLOSED else "sequence"
+    title = f"{row.batch:,} {one}{'' if row.batch == 1 else 's'}"
+    if row.answer.decode is None:
+        return Explained(title=title, remark=shown.remark)
+    asked = answer.asked is not None and row.batch == answer.asked.count  # whose sentence is said above
+    note = "" if asked else sentence(answer.study, row.answer)
+    terms = token_terms(Steps(study=answer.study, asked=row.answer.asked), int(row.answer.batch))
+    return Explained(title=title, terms=terms, remark=shown.remark, note=note)
 
 
 def explained_device(rows: Sequence[DeviceAnswer], at: int) -> Explained:

@@ -23,6 +23,7 @@ from tui.views.operators import LETTERS, Explained, explained, kind_words, lette
 
 if TYPE_CHECKING:
     from calc.commands.tables import Table
+    from calc.model.spec import Study
     from calc.speed.kernels import Device
     from calc.speed.passes import PassTime
     from tui.form.state import AppState
@@ -33,22 +34,18 @@ CROSSING = "┿ "
 LEAST_INTENSITY = 0.25
 COLOURS = {"decode": 0, "prefill": 1}
 WHOLE = {"decode": "○", "prefill": "◇"}
-ROOFS = ("bf16", "fp8", "int8", "fp4")
+MEASURED_DTYPES = (("fp32", 4.0), ("bf16", 1.9), ("int8", 0.75))
+"""Formats of weights that products are measured in, by the bytes of a weight; below them int4."""
+ROOFS = ("bf16", "fp8", "int8", "fp4", "int4")
 """Arithmetic whose roofs are drawn."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredPoint:
-    """An operator that the local engine was timed on: it is laid over the estimated points, marked ●."""
-
-    name: str
-    flops_per_byte: float
-    flops_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """The passes of a batch and context; `problem` says why there are none."""
+    """The passes of a batch and context; `problem` says why there are none.
+
+    `measured`: what products of the engine reached on this machine, as FLOP/B and FLOP/s, where it is the device.
+    """
 
     device: str
     batch: int
@@ -56,6 +53,7 @@ class StepView:
     steps: Steps | None = None
     decode: PassTime | None = None
     prefill: PassTime | None = None
+    measured: tuple[Point, ...] = ()
     problem: str = ""
 
     def phase(self, name: str) -> PassTime | None:
@@ -78,10 +76,23 @@ def step_view(state: AppState) -> StepView:
     empty = StepView(device=state.study.device.name, batch=state.step_batch, context=state.step_context)
     try:
         steps = steps_of(state)
-        decode = steps.decode(state.step_batch, state.step_context)
-        return replace(empty, steps=steps, decode=decode, prefill=steps.prefill(state.step_batch))
+        decode, prefill = steps.decode(state.step_batch, state.step_context), steps.prefill(state.step_batch)
+        return replace(empty, steps=steps, decode=decode, prefill=prefill, measured=measured_points(steps.study))
     except CalcError as error:
         return replace(empty, problem=f"{error}.")
+
+
+def measured_points(study: Study) -> tuple[Point, ...]:
+    """Products that were timed on this machine in the format of the weights; none where it is not the device."""
+    from calc.sources.machine import MARK, machine_or_none, roof_points
+
+    machine = machine_or_none() if study.device.name.endswith(MARK) else None
+    if machine is None:
+        return ()
+    gpus = {f"{name} {MARK}": rates for name, _, rates in machine.gpus}
+    each = float(study.weight_format.bytes_per_element)
+    dtype = next((name for name, least in MEASURED_DTYPES if each >= least), "int4")
+    return roof_points(gpus.get(study.device.name, machine.rates), dtype)
 
 
 def steps_of(state: AppState) -> Steps:
@@ -155,18 +166,23 @@ def roofline_markdown(state: AppState) -> str:
 # The plot
 
 
-def roofline_chart(view: StepView, *, front: str = "decode", measured: Sequence[MeasuredPoint] = ()) -> Chart:
+def roofline_chart(view: StepView, *, front: str = "decode") -> Chart:
     """FLOP/s against FLOP/B: the roofs, a letter for each operator, ○ and ◇ for whole passes.
 
-    The pass `front` is drawn over the other. What was `measured` lies over the estimates, marked ●.
+    The pass `front` is drawn over the other. What was measured lies over the estimates, marked ●.
     """
     back = "prefill" if front == "decode" else "decode"
     points = [*_phase_series(view, back), *_phase_series(view, front)]
-    laid_over = tuple((one.flops_per_byte, one.flops_per_s) for one in measured)
     series = [
         *_roofs(view, [x for one in points for x, _ in one.points]),
         *points,
-        Series(label="measured here" if measured else "", symbol="●", colour=3, joined=False, points=laid_over),
+        Series(
+            label="products measured here" if view.measured else "",
+            symbol="●",
+            colour=3,
+            joined=False,
+            points=view.measured,
+        ),
         *_legend(view),
     ]
     return Chart(

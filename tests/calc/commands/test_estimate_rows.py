@@ -13,6 +13,7 @@ from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Load
+from calc.units import format_duration_s
 
 CLOSED = Asked(load=Load.CLOSED, count=1, tp=2)
 STUDY = Study(
@@ -36,14 +37,14 @@ def test_a_row_names_every_limit_that_it_breaks_with_both_times() -> None:
         ("ttft", ttft_s / 2, ttft_s),
     ]
     assert judged.meets_limits is False
-    assert limits_kept(judged).startswith("no: TPOT ")
+    assert limits_kept(judged) == f"✗ TPOT {format_duration_s(tpot_s)}, TTFT {format_duration_s(ttft_s)}"
     (kept,) = rows(64, limits={"tpot": tpot_s})  # a limit that is just reached is kept
-    assert (kept.meets_limits, limits_kept(kept)) == (True, "kept")
+    assert (kept.meets_limits, limits_kept(kept)) == (True, "✓")
 
 
 def test_what_does_not_fit_keeps_no_limit_and_costs_nothing() -> None:
     (row,) = rows(4096, asked=replace(CLOSED, load=Load.STATIC), limits={"tpot": 10.0})
-    assert (row.meets_limits, row.cost, limits_kept(row)) == (False, None, "no: does not fit")
+    assert (row.meets_limits, row.cost, limits_kept(row)) == (False, None, "✗ does not fit")
     (shown,) = frontier_table([row]).rows
     assert shown.struck
     assert "4,096" in shown.remark

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from calc.commands.tables import term_value
 from calc.model.spec import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.crossings import compute_bound_prompt, products_compute_bound_batch
-from calc.speed.derivation import time_terms
-from calc.speed.estimate import Asked, Steps
+from calc.speed.derivation import time_terms, token_terms
+from calc.speed.estimate import Asked, Load, Steps, estimate
+from calc.speed.room import room_of
 from calc.step.operators import Phase
 
 
@@ -66,3 +69,16 @@ def test_the_shortest_prompt_that_arithmetic_limits() -> None:
     longer, shorter = steps("llama-3-8b", tokens=tokens).prefill(), steps("llama-3-8b", tokens=tokens - 1).prefill()
     assert longer.compute_s >= longer.memory_s
     assert shorter.compute_s < shorter.memory_s
+
+
+@pytest.mark.parametrize("load", list(Load))
+@pytest.mark.parametrize("drafted", [0, 3])
+def test_the_derived_time_per_token_is_that_of_the_estimate(load: Load, drafted: int) -> None:
+    study = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"), policy=Policy.REPLICATED)
+    asked = Asked(load=load, count=None if load is Load.MAX else 16, drafted=drafted, acceptance=Fraction(1, 2))
+    answer = estimate(study, asked, room_of(study, asked))
+    assert answer.tpot is not None
+    assert answer.user_rate is not None
+    time, *_, seen = token_terms(Steps(study=study, asked=asked), int(answer.batch))
+    assert float(time.value) == pytest.approx(answer.tpot.mid)
+    assert float(seen.value) == pytest.approx(answer.user_rate.mid)

@@ -90,7 +90,7 @@ async def test_what_is_asked_is_edited_in_the_pane() -> None:
         shown = table(pane, FRONTIER).table
         assert shown is not None
         assert [column.name for column in shown.columns][-2:] == ["Limits", "Cost per million"]
-        assert "no: TTFT" in shown.rows[-1][-2]
+        assert "✗ TTFT" in shown.rows[-1][-2]
         assert "4,000 tokens in" in sentence(pane)
         assert "Same cost at" in [column.name for column in (table(pane, DEVICES).table or shown).columns]
         pane.query_one("#serving-load", ChoiceDial).focus()

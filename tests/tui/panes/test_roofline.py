@@ -11,14 +11,16 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from calc.__main__ import main
+from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
+from calc.sources.machine import MeasuredMachine, Rates
 from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import text
 from tui.app.app import KvscopeApp, default_state
 from tui.app.settings import Settings
 from tui.form.state import with_study
 from tui.panes.roofline import RooflinePane
-from tui.views.roofline import MeasuredPoint, crossings_of, roofline_chart, step_view
+from tui.views.roofline import crossings_of, measured_points, roofline_chart, step_view
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 from tui.widgets.roofline_plot import RooflinePlot
@@ -147,23 +149,40 @@ async def test_the_command_prints_the_same_operators(capsys: pytest.CaptureFixtu
 def test_letters_roofs_and_measured_points_are_told_apart_without_colour() -> None:
     state = default_state()
     state = with_study(state, replace(state.study, device=find_device("h100-sxm")))
-    measured = [MeasuredPoint(name="qkv", flops_per_byte=1.0, flops_per_s=1e12)]
-    chart = roofline_chart(step_view(state), measured=measured)
+    chart = roofline_chart(replace(step_view(state), measured=((1.0, 1e12),)))
     roofs = [series for series in chart.series if "ridge" in series.label]
     assert [series.label.split(",")[0] for series in roofs] == ["bf16 989.4 TFLOP/s", "fp8"]
     assert roofs[0].points[1] == (pytest.approx(989.4e12 / 3.35e12), 989.4e12)  # the ridge
     drawn = {series.symbol for series in chart.series if series.points}
     assert {"q", "a", "o", "m", "h", "Q", "A", "O", "M", "H", "○", "◇", "●"} <= drawn
     named = {series.symbol: series.label for series in chart.series if series.label}
-    assert (named["a"], named["●"]) == ("attention", "measured here")
+    assert (named["a"], named["●"]) == ("attention", "products measured here")
     peak = max(y for series in chart.series for _, y in series.points if not series.joined)
     assert peak < 989.4e12, "no expected point is above its roof"
 
 
-async def test_measured_points_are_laid_over() -> None:
+def test_products_measured_here_are_laid_over_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = Rates(
+        read_bytes_per_s={"bf16": 10e9},
+        matmul_flops_per_s={"bf16": {1: 10e9, 16: 100e9}, "fp32": {1: 5e9}},
+        operator_overhead_s=1e-6,
+    )
+    machine = MeasuredMachine(
+        cpu="A CPU", cores=2, threads=2, memory_bytes=16 * 2**30, rates=rates, gpus=(), load_average=None, spread=0.1,
+        measured_at="today",
+    )  # fmt: skip
+    monkeypatch.setattr("calc.sources.machine.machine_or_none", lambda: machine)
+    study = replace(default_state().study, device=machine.device())
+    assert measured_points(study) == ((1.0, 10e9), (16.0, 100e9))  # 2 rows / 2 bytes of a weight
+    assert measured_points(replace(study, weight_format=FORMATS["fp32"])) == ((0.5, 5e9),)
+    assert measured_points(replace(study, device=find_device("h100-sxm"))) == ()
+    chart = roofline_chart(step_view(with_study(default_state(), study)))
+    assert [series.label for series in chart.series if series.symbol == "●"] == ["products measured here"]
+    assert any(series.label.startswith("bf16 100") for series in chart.series)
+
+
+async def test_the_export_holds_plot_tables_and_crossings() -> None:
     async with app_on().run_test(size=(120, 40)) as pilot:
-        pane = await opened(pilot)
-        pane.lay_over([MeasuredPoint(name="qkv", flops_per_byte=1.0, flops_per_s=1e12)])
-        await pilot.pause()
-        assert "● measured here" in text(pilot.app)
-        assert "○ whole step" in pane.export_markdown()
+        written = (await opened(pilot)).export_markdown()
+    for part in ("○ whole step", "### Decode step", "### Prefill", "- Batch: arithmetic limits the products from"):
+        assert part in written
