@@ -30,7 +30,7 @@ from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
 from calc.speed.plans import Broken, broken_limits
-from calc.speed.room import COUNTED, room_of
+from calc.speed.room import by_server, room_of
 from calc.units import format_duration_s, parse_count, parse_share
 
 if TYPE_CHECKING:
@@ -398,10 +398,12 @@ def assumptions(study: Study, answer: Estimate) -> list[str]:
         said.append(f"No operator of {study.device.name} was measured: default constants and a wide band.")
     if asked.engine == "transformers":
         said.append("transformers launches each operator from Python; its overhead is recalled, not measured.")
-    if asked.engine not in COUNTED:
+    if not by_server(asked):
         said.append("Requests that fit: 90 % of the memory less 2 GB, the weights and the caches.")
     if asked.engine == "llamacpp" and asked.tp > 1:
         said.append("llama.cpp divides layers among devices: a token passes through them one after the other.")
+    if answer.fits and asked.count is not None and answer.batch < asked.count:
+        said.append(f"{answer.batch:,} of {asked.count:,} clients fit at once. What the others wait is not in TTFT.")
     if asked.load is not Load.STATIC and answer.batch > 1:
         said.append("TTFT under load depends on how requests arrive and wait: only its band is promised.")
     if answer.fits and answer.batch < FEW and asked.load is Load.MAX:

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 SERVERS = ("vllm", "sglang", "trtllm")
 """Those that spread experts, attend in groups, and have several batches under way in a pipeline."""
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
+TITLES = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "trtllm": "TensorRT-LLM",
+    "transformers": "transformers",
+    "llamacpp": "llama.cpp",
+}
 HOST_S = {"vllm": 0.4e-3, "trtllm": 0.4e-3, "sglang": 1.5e-3, "transformers": 2.7e-3, "llamacpp": 0.1e-3}
 """Scheduling, sampling and launch of a step (2025 and later; of SGLang 1.4 to 3.5 ms were seen)."""
 OLD_VLLM, OLD_VLLM_HOST_S = (0, 8), 2.7e-3
@@ -80,10 +87,12 @@ class Asked:
         """Raises SpecError for ways to share a model that the engine does not have."""
         if self.pp > 1 and self.engine == "llamacpp":
             raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave --pp out")
-        for name in ("ep", "dp_attention"):
+        for name, word in (("ep", "ep"), ("dp_attention", "dp-attention")):
             if getattr(self, name) > 1 and self.engine not in SERVERS:
-                word = name.replace("_", "-")
-                raise SpecError(name, f"{self.engine} has no --{word}: use --policy {', '.join(SERVERS)}")
+                raise SpecError(name, f"{TITLES[self.engine]} has no --{word}: use --policy {', '.join(SERVERS)}")
+            if self.tp % getattr(self, name):
+                parts = getattr(self, name)
+                raise SpecError(name, f"--{word} {parts:,} does not divide the {self.tp:,} devices of --tp")
 
     @property
     def devices(self) -> int:

@@ -9,11 +9,10 @@ from math import floor
 from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.servers.refusals import runs_on
-from calc.speed.estimate import Asked, Load, Room
+from calc.speed.estimate import TITLES, Asked, Load, Room
 
 RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
 """What an engine without an account of its memory here is left with: 90 % of the device less 2 GB."""
-COUNTED = ("vllm", "sglang")
 
 
 def room_of(study: Study, asked: Asked) -> Room:
@@ -23,7 +22,7 @@ def room_of(study: Study, asked: Asked) -> Room:
     """
     one = replace(study, context=_tokens(asked), tps=(asked.tp,))
     if not runs_on(asked.engine, study.device):
-        return Room(0, 0, f"{asked.engine} does not run on {study.device.name}")
+        return Room(0, 0, f"{TITLES[asked.engine]} does not run on {study.device.name}")
     fitting, refusal = _by_server(one, asked) if by_server(asked) else _by_reserve(one, asked)
     return Room(fitting, _most(one, asked) if asked.load is Load.MAX else fitting, refusal)
 
@@ -44,13 +43,14 @@ def _tokens(asked: Asked) -> int:
 
 
 def by_server(asked: Asked) -> bool:
-    """Whether the engine's account of its memory is known for these devices: vLLM's with stages, SGLang's with groups.
+    """Whether the engine's own account of its memory is known for these devices: of vLLM with stages, of SGLang with
+    groups, of transformers, and of llama.cpp with all layers on the devices.
 
     Whole experts on each rank take as many bytes as all experts in parts.
     """
     if asked.engine == "vllm":
         return asked.dp_attention == 1
-    return asked.engine == "sglang" and asked.pp == 1
+    return asked.engine in ("sglang", "transformers", "llamacpp") and asked.pp == 1
 
 
 def _most(study: Study, asked: Asked) -> int:
@@ -78,9 +78,10 @@ def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     )
     report = server_report(study, options)
     whole = report if study.context == asked.context else server_report(replace(study, context=asked.context), options)
-    held = floor(report.max_concurrency) * asked.dp_attention
-    most = held if report.max_num_seqs is None else report.max_num_seqs * asked.dp_attention
-    return min(held, most), whole.refusal
+    held = floor(report.max_concurrency)
+    if report.max_num_seqs is not None and asked.engine != "llamacpp":  # which has as many slots as it is given
+        held = min(held, report.max_num_seqs)
+    return held * asked.dp_attention, whole.refusal
 
 
 def _uneven_experts(study: Study, asked: Asked) -> str | None:
@@ -94,8 +95,6 @@ def _by_reserve(study: Study, asked: Asked) -> tuple[int, str | None]:
     if left <= 0:
         return 0, None
     device = replace(study.device, memory_bytes=left)
-    if asked.engine == "llamacpp":  # divides layers, not heads: any number of devices can share them
-        return memory_report(replace(study, device=device, policy=Policy.EQUAL_SPLIT)).tp[0].max_batch, None
     if asked.devices == asked.tp and asked.ep == asked.dp_attention == 1:
         row = memory_report(replace(study, device=device, policy=Policy.REPLICATED)).tp[0]
         return row.max_batch, row.problem

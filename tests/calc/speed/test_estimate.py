@@ -19,7 +19,10 @@ from calc.__main__ import main
 from calc.errors import CalcError
 from calc.fit.parallel import ParallelSpec, plan
 from calc.model.spec import Policy, Study
+from calc.model.storage import StorageFormat
+from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
+from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model
 from calc.speed.constants import constants_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch
@@ -128,9 +131,6 @@ def test_the_cards_of_llama_cpp_share_a_prompt_and_wait_for_one_another_in_a_ste
 
 def test_room_of_shared_devices_is_that_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     """vLLM's own account with stages, SGLang's with groups; the plan of calc.fit.parallel for what neither counts."""
-    from calc.servers.records import ServerOptions
-    from calc.servers.report import server_report
-
     asked = Asked(prompt_tokens=7000, new_tokens=1192, pp=2)
     said = server_report(replace(study(), context=8192, tps=(1,)), ServerOptions(pp=2))
     assert room_of(study(), asked).fitting == min(int(said.max_concurrency), said.max_num_seqs or 10**9)
@@ -143,6 +143,26 @@ def test_room_of_shared_devices_is_that_of_memory(capsys: pytest.CaptureFixture[
     left = replace(deepseek.device, memory_bytes=int(deepseek.device.memory_bytes * 0.9) - 2 * 10**9)
     held = plan(replace(deepseek, device=left, context=8192), ParallelSpec(tp=8, ep=8, dp_attention=8)).max_batch
     assert room_of(deepseek, spread).fitting == held
+
+
+def test_llama_cpp_and_transformers_have_their_own_account() -> None:
+    """Llama-3-70B in Q4_K_M on two RTX 4090: 42.5 GB on 2 x 24.9, as `memory --policy llamacpp` counts it."""
+    from calc.model.named import weights_as
+    from calc.model.storage import parse_weights
+
+    model, named = find_model("llama-3-70b"), parse_weights("q4_k_m")
+    assert not isinstance(named, StorageFormat)
+    one = replace(study("llama-3-70b", "rtx-4090"), weight_format=weights_as(named, model))
+    assert room_of(one, Asked(engine="llamacpp", tp=2)).fitting >= 1
+    assert room_of(one, Asked(engine="llamacpp")).fitting == 0
+    asked = Asked(engine="transformers", prompt_tokens=7000, new_tokens=1192)
+    said = server_report(replace(study(), context=8192, tps=(1,)), ServerOptions(engine="transformers"))
+    assert room_of(study(), asked).fitting == int(said.max_concurrency)
+
+
+def test_clients_that_wait_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answered(capsys, "--device", "h100-sxm", "--concurrency", "1000")
+    assert "346 of 1,000 clients fit at once. What the others wait is not in TTFT." in str(found["assumptions"])
 
 
 def test_tensorrt_llm_starts_a_request_when_all_its_tokens_have_room() -> None:
@@ -261,9 +281,6 @@ def test_bound_low_middle_high(
 
 def test_room_is_the_servers_own_account() -> None:
     """vLLM on one H100: what `memory --policy vllm` says holds for requests of the asked length."""
-    from calc.servers.records import ServerOptions
-    from calc.servers.report import server_report
-
     asked = Asked(prompt_tokens=7000, new_tokens=1192)
     one = replace(study(), context=8192, tps=(1,))
     assert room_of(study(), asked).fitting == int(server_report(one, ServerOptions()).max_concurrency)
@@ -282,7 +299,7 @@ def test_engines_are_known_however_they_are_written(word: str, name: str, capsys
 def test_an_engine_that_does_not_run_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(capsys, "--device", "apple-m2-ultra")
     assert (found["fits"], found["tpot_s"]) == (False, None)
-    assert found["assumptions"][0] == "vllm does not run on Apple M2 Ultra (76-core)."  # type: ignore[index]
+    assert found["assumptions"][0] == "vLLM does not run on Apple M2 Ultra (76-core)."  # type: ignore[index]
 
 
 def test_the_document_has_the_keys_that_scripts_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,9 +328,9 @@ def test_all_devices_are_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
     rate = found["output_tokens_per_s"]
     assert isinstance(rate, dict)
     assert found["cost_per_million_output_tokens"] == pytest.approx(8 * 3 / 3600 / rate["mid"] * 1e6)
-    uneven = answered(capsys, "--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--tp", "4", "--ep", "3")
-    assert (uneven["fits"], uneven["tpot_s"]) == (False, None)
-    assert "4 devices do not form equal groups of 3 for the experts" in str(uneven["assumptions"])
+    dense = answered(capsys, "--model", "qwen3-8b", "--device", "h100-sxm", "--tp", "4", "--ep", "4")
+    assert (dense["fits"], dense["tpot_s"]) == (False, None)
+    assert "the model has no routed experts to spread over devices" in str(dense["assumptions"])
 
 
 def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,7 +360,9 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),
         (("--device", "h100-sxm", "--policy", "transformers", "--ep", "2"), "transformers has no --ep"),
-        (("--device", "h100-sxm", "--policy", "llamacpp", "--dp-attention", "2"), "llamacpp has no --dp-attention"),
+        (("--device", "h100-sxm", "--dp-attention", "2"), "--dp-attention 2 does not divide the 1 devices of --tp"),
+        (("--device", "h100-sxm", "--tp", "4", "--ep", "3"), "--ep 3 does not divide the 4 devices of --tp"),
+        (("--device", "h100-sxm", "--policy", "llamacpp", "--dp-attention", "2"), "llama.cpp has no --dp-attention"),
     ],
 )
 def test_bad_input_is_one_sentence(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
