@@ -27,7 +27,7 @@ ALWAYS = {
     "attention.layer_norm_epsilon": 1e-5, "tokenizer.ggml.model": "none",
 }  # fmt: skip
 CACHE = re.compile(r"llama_kv_cache: size =\s+([\d.]+) MiB \(\s*(\d+) cells,\s+(\d+) layers")
-STATE = re.compile(r"llama_memory_recurrent: size =\s+([\d.]+) MiB")
+STATE = re.compile(r"(?:llama_memory_recurrent: size|llama_dsv4_comp_state: .* layers = \d+, size) =\s+([\d.]+) MiB")
 MISSING = re.compile(r"key not found in model: [^.\s]+\.(\S+)")
 
 

@@ -25,6 +25,8 @@ NO_WINDOW = frozenset(
     ("ministral", "mistral", "mixtral", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
 )
 """Classes whose window llama.cpp does not use: their layers keep the whole context."""
+POOLED_ROWS = 3
+"""Rows of an indexer that pools keys: of GLM-5.3."""
 OWN_CELLS = "window_row"
 """Layers of which every slot has cells of its own: windows of rows, beside compressed ones."""
 
@@ -93,20 +95,22 @@ def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...]
     for i, layer in enumerate(model.layers):
         if id(layer) not in known:
             kept = [_as_kept(each, model, layer, build) for each in cache_layers(model, i, i + 1)]
-            known[id(layer)] = tuple(_with_index_values(each, layer, recurrent=recurrent) for each in kept)
+            known[id(layer)] = tuple(_with_index(each, layer, recurrent=recurrent) for each in kept)
     return tuple(known[id(layer)] for layer in model.layers)
 
 
-def _with_index_values(kept: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
-    """`kept` with the values that llama.cpp allocates beside the keys of an indexer, and that nothing reads.
+def _with_index(kept: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
+    """`kept` with what the cache for the keys of an indexer has in addition.
 
-    Its cache for index keys is one more cache of the model, whose values have one head of the model's width: of
-    attention in blocks (llama_kv_cache_msa), and of a latent beside recurrent layers (llama_memory_hybrid_idx).
+    Of blocks it has a row of values of one head, which nothing reads (llama_kv_cache_msa); of a latent beside recurrent
+    layers, whose keys are pooled, it has three rows (llama_memory_hybrid_idx): loads with other widths say so.
     """
-    if not kept.index_elements or (kept.kind == LATENT) is not recurrent or kept.kind not in (FULL, LATENT):
+    if not kept.index_elements or (kept.kind == LATENT) is not recurrent:
         return kept
+    if kept.kind == LATENT:
+        return replace(kept, index_elements=POOLED_ROWS * kept.index_elements)
     mixer: Any = layer.mixers[0]
-    return replace(kept, index_values=mixer.kv_lora_rank if kept.kind == LATENT else mixer.value_dim)
+    return replace(kept, index_values=mixer.value_dim) if kept.kind == FULL else kept
 
 
 def _as_kept(kept: CacheLayers, model: ModelSpec, layer: LayerSpec, build: int) -> CacheLayers:

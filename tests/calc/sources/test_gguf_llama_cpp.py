@@ -22,7 +22,7 @@ from tests.calc import gguf_headers as g
 LINES = json.loads((Path(__file__).parent / "llama_cpp_headers.json").read_text())
 TOKENS, BATCH, MIB = 65_536, 512, 2**20
 INDEX_VALUES = {"glm5-next": 64, "minimax-m3": 64}
-"""A row of V that llama.cpp allocates beside the indexer's key, and that nothing reads."""
+"""What llama.cpp allocates beside the indexer's key: two more rows of its width, or a row of V that nothing reads."""
 
 
 def shape(text):
@@ -54,7 +54,7 @@ def cache_mib(arch, model):
 
 def state_mib(model):
     """In F32; of a convolution's inputs llama.cpp keeps one less than the kernel."""
-    mixers = [mixer for layer in model.layers for mixer in layer.mixers if mixer.kind != "compressor"]
+    mixers = [mixer for layer in model.layers for mixer in layer.mixers]
     elements = sum(mixer.state_elements - getattr(mixer, "conv_channels", 0) for mixer in mixers)
     return Fraction(4 * elements, MIB)
 
