@@ -12,6 +12,7 @@ import argparse
 import datetime
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,8 +45,9 @@ from bench.accuracy_servers import (  # noqa: E402
 )
 from bench.questions import Question, Verdict, answered  # noqa: E402
 from bench.rivals import RIVALS, installed  # noqa: E402
-from bench.server_logs import run_cases, startup_cases  # noqa: E402
+from bench.server_logs import LogCase, RunCase, run_cases, startup_cases  # noqa: E402
 from bench.tally import HEAD, Tally, table  # noqa: E402
+from calc.servers.records import ServerReport  # noqa: E402
 from calc.servers.report import server_report  # noqa: E402
 from calc.servers.vllm_budget import SAMPLER_WORDS  # noqa: E402
 
@@ -128,12 +130,27 @@ def details(found: list[Row], kind: Kind) -> str:
     return "\n\n".join(out)
 
 
-def document(data: Path, cases: Path, python: Path | None, day: str) -> str:
-    """All of docs/accuracy.md."""
+@dataclass(frozen=True)
+class Findings:
+    """Everything that the page tells, found before a line of it is written."""
+
+    day: str
+    versions: dict[str, str]
+    kinds: list[Kind]
+    files: list[Row]
+    runs: list[RunCase]
+    logs: list[LogCase]
+    served: dict[str, tuple[Tally, Tally]]
+    n_served: int
+    asked: list[Question]
+
+
+def findings(data: Path, cases: Path, python: Path | None, day: str) -> Findings:
+    """Ask kvscope and the tools of `python` on every file, log and question."""
     versions = installed(python)
     with gguf_files() as gguf:
         kinds = kinds_of(data, cases, gguf)
-        found = [row for kind in kinds for row in rows(kind, python, versions)]
+        files = [row for kind in kinds for row in rows(kind, python, versions)]
     runs, logs = run_cases(data / "vllm_h100_runs.csv"), startup_cases(data / "server_startup.csv")
     pairs = file_pairs(data, runs)
     served = {OURS: pools(pairs, None, None)}
@@ -142,39 +159,45 @@ def document(data: Path, cases: Path, python: Path | None, day: str) -> str:
         for rival in RIVALS
         if rival.name in versions and "run" in rival.kinds
     }
-    asked = answered()
-    log_rows = [[name, *tally.cells()] for name, tally in log_tallies(logs).items()]
-    log_rows.append(["tokens of vLLM 0.19 runs", *given_pool(runs).cells()])
-    alone = run_errors(runs, lambda case: server_report(case.study, case.options))
-    one_each = distinct(runs)
-    held_out = run_errors(one_each[1::2], lambda case: server_report(case.study, case.options))
-    tools = [f"`{rival.command}` ({rival.note})" if rival.note else f"`{rival.command}`" for rival in RIVALS]
-    used = [tool for tool, rival in zip(tools, RIVALS, strict=True) if rival.name in versions]
-    config, checkpoint, files = kinds
+    return Findings(day, versions, kinds, files, runs, logs, served, len(pairs), answered())
+
+
+def document(found: Findings) -> str:
+    """All of docs/accuracy.md, section after section."""
+    sections = (in_short, questions, files, given_pools, from_device_alone, from_configs, values, tools)
+    return "\n\n".join(section(found) for section in sections) + "\n"
+
+
+def in_short(found: Findings) -> str:
+    """The title, the table of all tools, and the questions in numbers."""
+    config, checkpoint, gguf = found.kinds
     return f"""# Accuracy
 
-Which calculator is right? Each tool below was asked on the same files, offline, on {day}. Made by
+Which calculator is right? Each tool below was asked on the same files, offline, on {found.day}. Made by
 `python bench/accuracy.py --rivals PYTHON` and not edited by hand. Times are on [a page of their own](estimates.md).
 
 ## In short
 
 A cell counts answers: exact / within 1 % / wrong / refused. A dash: the tool does not say this, or said nothing.
 
-{summary(found, served)}
+{summary(found.files, found.served)}
 
 - **parameters, cache**: {len(config.cases)} published config.json files; the cache is of {CONTEXT:,} tokens at 2 bytes.
 - **later configs, checkpoint bytes**: {len(checkpoint.cases)} quantized checkpoints, drafts and architectures of 2026.
-- **GGUF**: {len(files.cases)} small files, one per architecture of llama.cpp; a slot of {GGUF_CONTEXT:,} tokens.
-- **pool of a server**: {len(pairs)} runs of vLLM 0.19 on an H100 whose config.json is at hand; exact is within 0.1 %.
+- **GGUF**: {len(gguf.cases)} small files, one per architecture of llama.cpp; a slot of {GGUF_CONTEXT:,} tokens.
+- **pool of a server**: {found.n_served} runs of vLLM 0.19 on an H100 with their config.json; exact is within 0.1 %.
 
-{len(asked)} public questions of people who size or run inference, each held against what is right:
+{len(found.asked)} public questions of people who size or run inference, each held against what is right:
 
-{question_counts(asked)}
+{question_counts(found.asked)}
 
-{wrong_ones(asked)}
-{missed(found)}
+{wrong_ones(found.asked)}
+{missed(found.files)}"""
 
-## Questions
+
+def questions(found: Findings) -> str:
+    """How questions are judged, and a line per question."""
+    return f"""## Questions
 
 A number is exact when it is right to the digits that the source gives, inside the range that it gives, or within 5 %
 where it says about. A question counts as its worst value. Those marked L are start-up logs, taken because they name
@@ -182,15 +205,19 @@ model, device and number; what a log does not say is left at its default. Every 
 [is below](#questions-value-by-value). `python bench/questions.py` asks them again;
 `--write FOLDER` leaves the configs that three commands read.
 
-{question_table(asked)}
+{question_table(found.asked)}"""
 
-## Configs
+
+def files(found: Findings) -> str:
+    """Configs, checkpoints and GGUF files: where the truth is from, and both tables of each."""
+    config, checkpoint, gguf = (details(found.files, kind) for kind in found.kinds)
+    return f"""## Configs
 
 Truth: counts and caches of transformers' classes on the meta device. innards keeps one token less of a window, as
-transformers does and servers do not. For DeepSeek-V3.2 it and aiconfigurator add the indexer's keys, which servers
-keep and transformers does not; aiconfigurator adds recurrent states too.
+transformers does and servers do not. For DeepSeek-V3.2 it and aiconfigurator add the indexer's keys, which are counted
+apart here; aiconfigurator adds recurrent states too.
 
-{details(found, config)}
+{config}
 
 ## Checkpoints
 
@@ -198,27 +225,42 @@ Truth: every module of the published checkpoint with the format that its own fil
 kvscope; for Gemma-4-31B NVFP4 what vLLM said it had loaded,
 29.39 GiB, because the worked-out 28,663,195,552 bytes lack the embedding.
 
-{details(found, checkpoint)}
+{checkpoint}
 
 ## GGUF files
 
 Truth: the tensors as written, and the buffers that llama.cpp b11549 printed when it loaded the file
 (`bench/llama_cpp_headers.py` asks it again).
 
-{details(found, files)}
+{gguf}"""
 
-## What a server's log says, its pool given
+
+def given_pools(found: Findings) -> str:
+    """Logs and runs whose pool is given: tokens and concurrency."""
+    lines = [[name, *tally.cells()] for name, tally in log_tallies(found.logs).items()]
+    lines.append(["tokens of vLLM 0.19 runs", *given_pool(found.runs).cells()])
+    counted = (
+        f"{len(found.logs)} start-up logs of vLLM and SGLang; {len(found.runs)} runs of vLLM 0.19 on an H100 of "
+        "79.19 GiB with every part."
+    )
+    left_out = bullets(f"{case.id}: {case.problem}." for case in found.logs if case.problem)
+    return f"""## What a server's log says, its pool given
 
 Exact: tokens within 0.1 %, concurrency within 0.5 %, or within what the pool's two decimals allow where that is more.
-{len(logs)} start-up logs of vLLM and SGLang; {len(runs)} runs of vLLM 0.19 on an H100 of 79.19 GiB with every part.
+{counted}
 
-{table(["", *HEAD], log_rows)}
+{table(["", *HEAD], lines)}
 
 Not held against a pool:
 
-{bullets(f"{case.id}: {case.problem}." for case in logs if case.problem)}
+{left_out}"""
 
-## From config and device alone: all {len(runs)} runs
+
+def from_device_alone(found: Findings) -> str:
+    """Every part of the runs, the bands, and the constant that was fitted."""
+    one_each = distinct(found.runs)
+    alone, held_out = (run_errors(cases, as_asked) for cases in (found.runs, one_each[1::2]))
+    return f"""## From config and device alone: all {len(found.runs)} runs
 
 {table(["part", "rows", "mean error", "largest"], error_rows(alone))}
 
@@ -227,7 +269,7 @@ CUDA graphs are captured outside the budget in 0.19 and do not touch the pool.
 
 How often the band that `kvscope memory` states holds what was measured:
 
-{table(["part", "rows", "in the band"], banded(runs))}
+{table(["part", "rows", "in the band"], banded(found.runs))}
 
 The sampler's constant is {SAMPLER_WORDS} float32 copies of the logits. A fit to every second of the {len(one_each)}
 distinct runs alone gives {fitted_words(one_each[::2]):.2f}; the others, which that fit has not seen:
@@ -235,32 +277,48 @@ distinct runs alone gives {fitted_words(one_each[::2]):.2f}; the others, which t
 {table(["part", "rows", "mean error", "largest"], error_rows(held_out))}
 
 The constants for memory outside PyTorch and for graphs were read off all runs. Versions before 0.17 and after 0.20, and
-devices below 70 GiB, rest on single logs: their bands are a third of the activation either way.
+devices below 70 GiB, rest on single logs: their bands are a third of the activation either way."""
 
-## The same from the model's own config.json
 
-{table(["pool", *HEAD], ([tool, *pool.cells()] for tool, (pool, _) in served.items()))}
+def as_asked(case: RunCase) -> ServerReport:
+    """The report of a run with nothing given but config and device."""
+    return server_report(case.study, case.options)
 
-{table(["concurrency", *HEAD], ([tool, *requests.cells()] for tool, (_, requests) in served.items()))}
 
-## Questions, value by value
+def from_configs(found: Findings) -> str:
+    """Pool and concurrency of runs from their config.json, per tool."""
+    pool = [[tool, *own.cells()] for tool, (own, _) in found.served.items()]
+    concurrency = [[tool, *own.cells()] for tool, (_, own) in found.served.items()]
+    return f"""## The same from the model's own config.json
 
-{(chr(10) * 2).join(question_text(question) for question in asked)}
+{table(["pool", *HEAD], pool)}
 
-## The tools
+{table(["concurrency", *HEAD], concurrency)}"""
+
+
+def values(found: Findings) -> str:
+    """Every question with its values and commands."""
+    return "\n\n".join(["## Questions, value by value", *(question_text(question) for question in found.asked)])
+
+
+def tools(found: Findings) -> str:
+    """How each row is repeated."""
+    used = [rival for rival in RIVALS if rival.name in found.versions]
+    commands = [f"`{rival.command}` ({rival.note})" if rival.note else f"`{rival.command}`" for rival in used]
+    packages = " ".join(f"{name}=={version}" for name, version in found.versions.items())
+    return f"""## The tools
 
 Each row is repeated by its command, without a network (`HF_HUB_OFFLINE=1`), in an environment of
 
 ```sh
-pip install {" ".join(f"{name}=={version}" for name, version in versions.items())}
+pip install {packages}
 ```
 
 - `kvscope memory --model config.json --context {CONTEXT} --kv-format bf16 --json`; a folder for checkpoints;
   `kvscope memory --model FILE.gguf --policy llamacpp --context {GGUF_CONTEXT} --json` for GGUF files
-{bullets(used)}
+{bullets(commands)}
 
-{UNUSED}
-"""
+{UNUSED}"""
 
 
 UNUSED = """Tried and left out: llm-mem and hf-vram-calc (model-vram-calc) ask the Hub alone; llm-x-py wants weights;
@@ -280,7 +338,8 @@ def main() -> int:
     if not (args.data / "oracle.csv").exists():
         print(f"{args.data}: no oracle.csv there: give the folder of the data with --data", file=sys.stderr)
         return 2
-    args.output.write_text(document(args.data, args.cases, args.rivals, args.date), encoding="utf-8")
+    found = findings(args.data, args.cases, args.rivals, args.date)
+    args.output.write_text(document(found), encoding="utf-8")
     print(args.output)
     return 0
 

@@ -113,7 +113,7 @@ def main() -> int:
         for name in asked:
             said = allocated(args.llama_python, name, lines[name], Path(folder))
             found = [[int(cells), int(layers), float(mib)] for mib, cells, layers in CACHE.findall(said)]
-            state, line = sum(map(float, STATE.findall(said))), lines[name]
+            state, line = round(sum(map(float, STATE.findall(said))), 2), lines[name]
             if (found, state) != (line["cache"], line["state"]):
                 wrong += 1
                 print(f"{name}: {found}, state {state} MiB; the JSON has {line['cache']}, {line['state']}")
