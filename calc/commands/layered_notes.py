@@ -12,11 +12,12 @@ MOST_KINDS = 6
 
 def layered_notes(report: MemoryReport) -> list[str]:
     """Notes in the place of those about grouping, windows and repeated heads of a plain model."""
-    notes = [_kinds_note(report)]
-    if report.parameters.idle:
-        notes.append(_active_note(report))
-    notes += [*_cache_notes(report), *_state_notes(report)]
-    return notes
+    return [*kind_notes(report), *_cache_notes(report), *repeated_heads(report), *_state_notes(report)]
+
+
+def kind_notes(report: MemoryReport) -> list[str]:
+    """What the layers are, and what of them a token uses: true whatever counts the cache."""
+    return [_kinds_note(report), *([_active_note(report)] if report.parameters.idle else [])]
 
 
 def _kinds_note(report: MemoryReport) -> str:
@@ -51,14 +52,20 @@ def _cache_notes(report: MemoryReport) -> list[str]:
             f"Not counted in the cache: indexer keys, {index:,} elements per token, which servers keep in fp8 "
             f"({format_bytes_exact(index)} per token, plus their scales)."
         )
-    heads = {m.n_kv_heads for m in mixers_of(study.model.layers) if hasattr(m, "n_kv_heads") and m.cache_elements}
-    beyond = [row.tp for row in report.tp if heads and row.tp > min(heads) and not row.problem]
-    if beyond:
-        notes.append(
-            f"Beyond {min(heads)} GPUs (TP {', '.join(map(str, beyond))}) whole KV heads are repeated: a server's "
-            "cache per GPU stops shrinking, unlike in the equal split."
-        )
     return notes
+
+
+def repeated_heads(report: MemoryReport) -> list[str]:
+    """From which TP on whole KV heads are repeated."""
+    layers = report.study.model.layers
+    heads = {m.n_kv_heads for m in mixers_of(layers) if hasattr(m, "n_kv_heads") and m.cache_elements}
+    beyond = [row.tp for row in report.tp if heads and row.tp > min(heads) and not row.problem]
+    if not beyond:
+        return []
+    return [
+        f"Beyond {min(heads)} GPUs (TP {', '.join(map(str, beyond))}) whole KV heads are repeated: a server's cache "
+        "per GPU stops shrinking, unlike in the equal split."
+    ]
 
 
 def _state_notes(report: MemoryReport) -> list[str]:

@@ -40,21 +40,33 @@ def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
     return (*notes, *model.notes)
 
 
-def served_notes(report: MemoryReport) -> list[str]:
-    """Those of `memory_notes` that hold where a server counts: what fits, it says itself."""
-    model = report.study.model
-    windows = [_window_note(report)] if model.n_sliding_layers and model.uniform else []
-    return [*_model_notes(report), *windows, *model.notes]
+def served_notes(report: MemoryReport, engine: str) -> list[str]:
+    """Those of `memory_notes` that hold where a server counts: what fits, and what each layer keeps, it says itself."""
+    model, reading = report.study.model, _reading_note(report)
+    if model.uniform:
+        return [reading, _grouping_note(model), *model.notes]
+    from calc.commands.layered_notes import kind_notes, repeated_heads
+
+    repeated = repeated_heads(report) if engine in REPEATS_HEADS else []
+    return [reading, *kind_notes(report), *repeated, *model.notes]
+
+
+REPEATS_HEADS = ("vllm", "sglang")
+"""Servers that split a cache by heads, and repeat them."""
 
 
 def _model_notes(report: MemoryReport) -> list[str]:
     """How the memory is read, and what the layers are."""
-    model, reading = report.study.model, f"Device memory: {report.study.device.reading}."
+    model, reading = report.study.model, _reading_note(report)
     if model.uniform:
         return [reading, _grouping_note(model)]
     from calc.commands.layered_notes import layered_notes
 
     return [reading, *layered_notes(report)]
+
+
+def _reading_note(report: MemoryReport) -> str:
+    return f"Device memory: {report.study.device.reading}."
 
 
 def _lowered(sentence: str) -> str:

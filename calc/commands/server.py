@@ -126,7 +126,7 @@ def server_document(
         "max_batch": report.requests,
         "tp": [_tp_document(*one) for one in reports],
         "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
-        "notes": [*server_notes(reports, report, batch), *served_notes(base)],
+        "notes": [*server_notes(reports, report, batch), *served_notes(base, report.options.engine)],
         "engine": engine_document(report),
         "launch": launch_command(report),
     }
@@ -306,7 +306,7 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
     ]
     what = f"{study.model.title} on {device_words(study, options)}, {study.context:,} tokens"
     heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
-    notes = [*server_notes(reports, report, args.batch), *served_notes(base)]
+    notes = [*server_notes(reports, report, args.batch), *served_notes(base, report.options.engine)]
     if (command := launch_command(report)) is not None:
         notes.append(f"Start it with: {command}")
     return None, (heading, parts, notes)

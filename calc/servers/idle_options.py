@@ -51,6 +51,8 @@ def check_options(study: Study, options: ServerOptions) -> None:
         if not _given(options, name):
             continue
         if options.engine not in servers:
+            if options.engine == "sglang" and name in ("pp", "pp_layers"):
+                raise SpecError(name, f"{_word(name)} is not counted with --policy sglang: its pipelines are not known")
             instead = INSTEAD.get(name, "remove it")
             raise SpecError(name, f"{_word(name)} changes nothing with --policy {options.engine}: {instead}")
         if (lacking := _LACKING.get(name)) and (why := lacking(options, cache_layers(study.model))):

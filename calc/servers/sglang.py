@@ -12,7 +12,7 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.spec import Study
+from calc.model.spec import DeviceSpec, Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
@@ -20,7 +20,7 @@ from calc.servers.sglang_budget import SglangSetting, graph_batch, static_fracti
 from calc.servers.versions import NEWEST, parse_version
 from calc.servers.vllm import check_heads
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
-from calc.servers.vllm_cache import attention_token_bytes, kv_heads_per_rank, recurrent_page_bytes
+from calc.servers.vllm_cache import attention_token_bytes, index_bytes, kv_heads_per_rank, recurrent_page_bytes
 from calc.servers.weights import stage_weight_bytes, widest_dense
 from calc.units import GIB
 
@@ -36,10 +36,16 @@ GROUP_BYTES = int(0.9 * GIB)
 """Gone where several GPUs share the model: buffers of the communicator."""
 
 
-def token_bytes(layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction) -> int:
-    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
+def token_bytes(
+    layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction, scaled_index: bool = False
+) -> int:
+    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that.
+
+    `scaled_index`: the index keys of a latent in fp8 with scales (DSATokenToKVPool), as CUDA and ROCm builds keep them.
+    """
     if layer.kind == LATENT:
-        return ceil(layer.key_dim * kv_element_bytes) + layer.index_elements * INDEX_ELEMENT_BYTES
+        index = layer.index_elements * INDEX_ELEMENT_BYTES
+        return ceil(layer.key_dim * kv_element_bytes) + (index_bytes(layer) if scaled_index else index)
     if layer.n_kv_heads % attention_tp and attention_tp % layer.n_kv_heads:
         raise SpecError(
             "tp", f"{layer.n_kv_heads:,} KV heads are not divisible by {attention_tp:,} and do not repeat evenly"
@@ -194,7 +200,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
         max_concurrency=pool.concurrency,
         kv_request_bytes=pool.request_pages * pool.page_bytes + pool.state_bytes,
         groups=tuple(_group(layer, known, pool) for layer in kept),
-        assumptions=tuple(_remarks(options, known, kept, pool)),
+        assumptions=tuple(_remarks(options, known, kept, pool, scaled=_scales_index(study.device))),
         bands=_bands(options, pool.size),
         steps=_terms(options, known, weights, pool),
         utilization=known.fraction,
@@ -208,7 +214,9 @@ def _group(layer: CacheLayers, known: Known, pool: Pool) -> CacheGroup:
     return CacheGroup(kind=layer.kind, layers=layer.layers, block_tokens=known.page, blocks_per_request=need)
 
 
-def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], pool: Pool) -> list[str]:
+def _remarks(
+    options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], pool: Pool, *, scaled: bool
+) -> list[str]:
     said = [known.visible] if known.visible else []
     if options.gpu_memory_utilization is None:
         said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of {known.version} for this device")
@@ -216,10 +224,14 @@ def _remarks(options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...]
     windows = {layer.window is not None for layer in kept if layer.kind != RECURRENT}
     if len(windows) > 1 and not options.disable_hybrid:
         said.append("window layers have their own pool: 0.8 tokens per token of the full layers")
-    if any(layer.index_elements for layer in kept):
+    if any(layer.index_elements and layer.kind == LATENT for layer in kept):
         said.append(
-            "indexer keys in 16 bits, as in the log from Ascend; CUDA builds keep them in fp8 with scales (132 B)"
+            "index keys in fp8 with scales (132 B), as CUDA builds keep them"
+            if scaled
+            else "index keys in 16 bits, as in the log from Ascend; CUDA builds keep them in fp8 with scales (132 B)"
         )
+    elif any(layer.index_elements for layer in kept):
+        said.append("index keys in 16 bits")
     if pool.state_bytes and options.kv_pool_bytes is None:
         said.append("the state pool has 0.9 of the bytes of the token pool (--mamba-full-memory-ratio)")
     if options.dp_attention > 1:
@@ -234,12 +246,20 @@ def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study)
     each = study.kv_format.bytes_per_element
     return [
         (
-            k.layers * token_bytes(k, attention_tp=attention_tp, kv_element_bytes=each),
+            k.layers
+            * token_bytes(
+                k, attention_tp=attention_tp, kv_element_bytes=each, scaled_index=_scales_index(study.device)
+            ),
             k.window is not None and not options.disable_hybrid,
         )
         for k in kept
         if k.kind != RECURRENT
     ]
+
+
+def _scales_index(device: DeviceSpec) -> bool:
+    """Whether the device's build keeps index keys in fp8: of a memory that was typed in it is not known."""
+    return device.source != "typed in"
 
 
 def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tuple[Term, ...]:

@@ -132,11 +132,15 @@ def latent_row_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
     return ceil(layer.key_dim * setting.kv_element_bytes)
 
 
+def index_bytes(layer: CacheLayers) -> int:
+    """Bytes of an index key in fp8 and its scales."""
+    return INDEX_ROW_BYTES * layer.index_elements // 128
+
+
 def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
     """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
     if layer.kind == LATENT:
-        index = INDEX_ROW_BYTES * layer.index_elements // 128
-        return latent_row_bytes(layer, setting) + index
+        return latent_row_bytes(layer, setting) + index_bytes(layer)
     if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
         raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} and do not repeat evenly")
     heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)

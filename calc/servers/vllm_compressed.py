@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from calc.errors import SpecError
 from calc.servers.cache_layers import COMPRESSED, FULL, SLIDING, CacheLayers
 from calc.servers.records import CacheGroup
 from calc.servers.versions import Version
-from calc.servers.vllm_cache import CacheSetting, CacheShape, cdiv
+from calc.servers.vllm_cache import CacheSetting, CacheShape, cdiv, index_bytes
 
 PACKED: Version = (0, 29)
 """Since, a block is as wide as the widest group; before, as one slot per page size, times the most layers."""
 ROW_ELEMENTS, ROW_BYTES = 512, 584
 """A row as FlashMLA keeps it: 448 elements in fp8, 64 rotary ones in 16 bits, 8 bytes of scales."""
-INDEX_BYTES_EACH = 132, 128
-"""An index key: 128 elements in fp8 and a scale of 4 bytes."""
 PAGE_MULTIPLE = 576
 ROWS_BLOCK, WINDOW_BLOCK = 256, 64
 STATE_BLOCK = {4: 4, 128: 8}
@@ -85,7 +82,7 @@ def _tables(kept: Sequence[CacheLayers]) -> list[Pages]:
     for layer in rows:
         _add(sizes, (ROWS_BLOCK, None), ROWS_BLOCK // layer.ratio * ROW_BYTES, layer.layers)
         if layer.index_elements:
-            _add(sizes, (ROWS_BLOCK, None), ROWS_BLOCK // layer.ratio * _index_bytes(layer), layer.layers)
+            _add(sizes, (ROWS_BLOCK, None), ROWS_BLOCK // layer.ratio * index_bytes(layer), layer.layers)
     for layer in kept:
         if layer.kind == SLIDING:
             _add(sizes, (WINDOW_BLOCK, layer.window), WINDOW_BLOCK * ROW_BYTES, layer.layers)
@@ -105,11 +102,6 @@ def _add(sizes: dict[tuple[int, int | None], dict[int, int]], table: tuple[int, 
     pages = sizes.setdefault(table, {})
     size = cdiv(page, PAGE_MULTIPLE) * PAGE_MULTIPLE
     pages[size] = pages.get(size, 0) + n
-
-
-def _index_bytes(layer: CacheLayers) -> int:
-    size, elements = INDEX_BYTES_EACH
-    return ceil(size * layer.index_elements / elements)
 
 
 def _request_blocks(table: Pages, setting: CacheSetting) -> int:

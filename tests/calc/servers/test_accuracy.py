@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.accuracy import document
+from bench.accuracy import document, findings
 from bench.accuracy_files import Case, Kind, gguf_files, our_gguf, rows
 from bench.accuracy_servers import CONFIG_OF, file_pairs, from_file
 from bench.questions import Verdict, answered, check, value_at
@@ -103,7 +103,7 @@ def test_a_case_without_a_truth_is_not_counted() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the collected data is not beside the project")
 def test_the_document_says_what_was_measured() -> None:
-    text = document(SHARED, CASES, None, "2026-11-30")
+    text = document(findings(SHARED, CASES, None, "2026-11-30"))
     assert "offline, on 2026-11-30" in text
     assert "| **kvscope** | 71 | 71 | 0 | 0 | 0 | 0 % |" in text
     assert "| tokens | 43 | 43 | 0 | 0 | 3 |" in text

@@ -18,7 +18,7 @@ from calc.servers.facts import facts_from_config
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.sources import load_model
-from calc.sources.catalog import find_device, find_model
+from calc.sources.catalog import find_device, find_model, manual_device
 
 GIB = 2**30
 LLAMA = {
@@ -185,3 +185,26 @@ def test_quark_has_scales_of_a_cache_and_no_format() -> None:
     assert (known.cache_format, known.cache_scales) == (None, "fp8")
     found = report(find_model("llama-3.1-8b"), find_device("mi300x"), facts=known)
     assert any("has scales for a cache in fp8" in said for said in found.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("minimax-m3", "vllm"), ("qwen3.5-35b-a3b", "sglang"), ("gpt-oss-120b", "llamacpp")]
+)
+def test_a_page_of_a_server_has_one_account_of_the_cache(
+    capsys: pytest.CaptureFixture[str], name: str, engine: str
+) -> None:
+    """What the plain rule says of indexers, windows and states is not the server's."""
+    words = ["memory", "--model", name, "--device", "h200", "--policy", engine, "--json", "--context", "8192"]
+    assert calc_main.main(words) == 0
+    notes = " ".join(json.loads(capsys.readouterr().out)["notes"])
+    for other in ("Not counted in the cache", "the cache of one request is", "Counted at bf16"):
+        assert other not in notes
+    assert ("whole KV heads are repeated" in notes) is (engine != "llamacpp")
+
+
+def test_sglang_keeps_index_keys_in_fp8_but_where_the_device_is_not_known() -> None:
+    model, typed = find_model("deepseek-v3.2"), manual_device(192 * GIB)
+    known, other = (report(model, device, engine="sglang", tp=8) for device in (find_device("h200"), typed))
+    tokens = known.context
+    assert known.kv_request_bytes == tokens * 61 * (576 * 2 + 132)
+    assert other.kv_request_bytes == tokens * 61 * (576 * 2 + 256)
