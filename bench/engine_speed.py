@@ -36,7 +36,8 @@ from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.sampling import Sampler
 from engine.weights.checkpoint import load_checkpoint
-from engine.weights.formats import linear_layers, packed, prepack
+from engine.weights.formats import linear_layers, packed
+from engine.weights.uncompiled import prepack
 from tests.engine.smollm2 import fetch
 
 WORKER = Path(__file__).with_name("llama_worker.py")

@@ -31,9 +31,9 @@ from engine.weights.formats import (
     Unpack,
     linear_layers,
     packed,
-    prepack,
     unpack,
 )
+from engine.weights.uncompiled import prepack, widen_packed
 
 CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
@@ -398,7 +398,7 @@ class Compilation:
         try:
             self._install(decoder, build())
         except BuildError as error:
-            self.note = f"no compiled step: {error.message}"
+            self.note = f"no compiled step: {error.message}{widen_packed(decoder)}"
             prepack(decoder)
 
     def _install(self, decoder: Decoder, library: ctypes.CDLL) -> None:

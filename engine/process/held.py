@@ -176,7 +176,8 @@ class HeldModel:
     def _set_compiled(held: _Held, mode: CompileMode, should_stop: ShouldStop) -> None:
         """Give the decoder its compiled step, or take it away.
 
-        "on" waits for the build: raises EngineError where there is none to be had, and Stopped.
+        "on" waits for the build: raises EngineError where there is none to be had, and Stopped. So does "auto" for
+        packed weights, without EngineError.
         """
         decoder = held.model.decoder
         if mode == "off" or decoder.communication_ns is not None:
@@ -188,10 +189,10 @@ class HeldModel:
             from engine.compiled.step import attach
 
             held.compilation = attach(decoder)
-        if mode == "on":
+        if mode == "on" or held.model.weight_format is not None:  # torch is thirty times slower on packed weights
             held.compilation.wait_unless(should_stop)
-            if decoder.decode_step is None:
-                raise EngineError(held.compilation.note)
+        if mode == "on" and decoder.decode_step is None:
+            raise EngineError(held.compilation.note)
 
 
 def _followed(request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, _Held]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.weights.lazy import Stored, StoredTensor, file_bytes, loaded
 from engine.weights.loading import Watch
+from engine.weights.memory import WeightMemory
 from engine.weights.panels import Groups, PanelForm
 
 DTYPES = {
@@ -56,6 +57,7 @@ class Converted(Mapping[str, Tensor]):
         self._select = select
         self._dtype = dtype
         self._device = device
+        self._memory = WeightMemory()
 
     def __getitem__(self, name: str) -> Tensor:
         if self._select is None:
@@ -77,11 +79,16 @@ class Converted(Mapping[str, Tensor]):
             return torch.cat([self[name] for name in names])
         shapes = [self.shape(name) for name in names]
         n_rows, at = sum(shape[0] for shape in shapes), 0
-        whole = torch.empty((n_rows, *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        whole = self._empty((n_rows, *shapes[0][1:]))
         for piece in chain.from_iterable(map(self.pieces, names)):
             whole[at : at + len(piece)] = piece
             at += len(piece)
         return whole
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        if self._device.type == "cpu":
+            return self._memory.empty(shape, self._dtype)
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As the file declares it."""

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model.layers import MLP, Attention, Linear, LinearLike, Weights
+from engine.model.layers import Linear, LinearLike, Weights
+from engine.weights.memory import WeightMemory
 from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, from_panels, to_panels
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class GroupedLinear:
         """The matrix (outputs, inputs) that the packed numbers stand for."""
         return torch.cat([unpack(dtype).clone() for unpack in self.unpack])
 
+    def bias(self) -> Tensor | None:
+        """Of all outputs; None where no part has one."""
+        biases = [part.bias for part in self.parts if part.bias is not None]
+        return torch.cat(biases) if biases else None
+
     def __call__(self, x: Tensor) -> Tensor:
         y, at = x.new_empty(len(x), self.rows), 0
         at_once = max(1, _WIDENED_AT_ONCE // self.cols // ROWS) * ROWS
@@ -119,27 +125,6 @@ class PrepackedLinear:
         return self(x).add_(residual)
 
 
-def prepack(decoder: "Decoder") -> int:
-    """Reorder the bfloat16 layers of a decoder on the CPU in place; how many. For where nothing is compiled.
-
-    Matrices of attention, plain MLPs and the head. Of a tied model the table of embeddings then lies beside the
-    head: more memory, for the largest matrix of a small model read as fast as the others.
-    """
-    fast = decoder.device.type == "cpu" and torch._C._has_mkldnn
-    if not fast or decoder.dtype != torch.bfloat16 or not torch.cpu._is_avx512_bf16_supported():
-        return 0
-    parts = [part for block in decoder.blocks for part in (block.attention, block.mlp)]
-    owners: list[object] = [*(part for part in parts if isinstance(part, Attention | MLP)), decoder]
-    return sum(_prepack_in(owner) for owner in owners)
-
-
-def _prepack_in(owner: object) -> int:
-    layers = [(name, value) for name, value in vars(owner).items() if isinstance(value, Linear)]
-    for name, layer in layers:
-        setattr(owner, name, PrepackedLinear(layer))
-    return len(layers)
-
-
 @runtime_checkable
 class InPieces(Protocol):
     """Weights that can be had some rows at a time, in order; as groups where they are stored in those of a format."""
@@ -167,6 +152,7 @@ class FormatMaker:
     def __init__(self, kind: QuantizedFormat, source: Weights) -> None:
         self.kind = kind
         self.source = source
+        self._memory = WeightMemory()
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
@@ -178,7 +164,7 @@ class FormatMaker:
         rows, cols = self._shape(f"{name}.weight")
         form, pieces = self._pieces(f"{name}.weight", kind)
         bias = f"{name}.bias"
-        return fill(pieces, form, rows, cols, weights.get(bias))
+        return fill(pieces, form, rows, cols, weights.get(bias), memory=self._memory)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
@@ -219,6 +205,7 @@ class StoredMaker:
     def __init__(self, source: StoredWeights, dtype: torch.dtype) -> None:
         self.source = source
         self.dtype = dtype
+        self._memory = WeightMemory()
         self._table: Packed | None = None
 
     def table(self) -> PackedTable:
@@ -242,7 +229,7 @@ class StoredMaker:
         of_rows = weights.get(bias)
         form = self.source.form(weight)
         if form is not None:
-            return fill(self.source.groups(weight), form, rows, cols, of_rows)
+            return fill(self.source.groups(weight), form, rows, cols, of_rows, memory=self._memory)
         values = self.source.as_stored(weight)
         return Packed(format=FLOATING[values.dtype], rows=rows, cols=cols, values=values, bias=of_rows)
 
@@ -328,11 +315,20 @@ def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Gr
         yield make(piece.float().view(rows, cols // GROUP, GROUP))
 
 
-def fill(pieces: Iterable[Groups], kind: PanelForm, rows: int, cols: int, bias: Tensor | None = None) -> Packed:
+def fill(
+    pieces: Iterable[Groups],
+    kind: PanelForm,
+    rows: int,
+    cols: int,
+    bias: Tensor | None = None,
+    *,
+    memory: WeightMemory | None = None,
+) -> Packed:
     """A packed matrix from its rows in order, in pieces of whole panels but for the last."""
     form, n_panels = FORMS[kind], -(-rows // ROWS)
-    values = torch.empty(n_panels, cols // BLOCK * form.block_bytes, dtype=torch.uint8)
-    scales = torch.empty(n_panels, ROWS * form.numbers(cols), dtype=torch.float16)
+    empty = torch.empty if memory is None else memory.empty
+    values = empty((n_panels, cols // BLOCK * form.block_bytes), dtype=torch.uint8)
+    scales = empty((n_panels, ROWS * form.numbers(cols)), dtype=torch.float16)
     at = 0
     for piece in pieces:
         panels = to_panels(piece, kind)

@@ -14,7 +14,8 @@ from engine.compiled import build
 from engine.compiled.step import attach, unsupported
 from engine.errors import EngineError
 from engine.model.decoder import Decoder, random_weights
-from engine.weights.formats import PrepackedLinear
+from engine.model.layers import Linear
+from engine.weights.formats import FormatMaker, GroupedLinear, PrepackedLinear, linear_layers
 from tests.engine.models import VARIANTS, llama_config
 
 pytestmark = pytest.mark.skipif(
@@ -130,6 +131,31 @@ def test_without_a_compiler_bfloat16_matrices_are_reordered(monkeypatch: pytest.
     expected, got = plain.forward(ids).float(), reordered.forward(ids).float()
     step = torch.finfo(torch.bfloat16).eps * expected.abs().max().item()
     torch.testing.assert_close(got, expected, atol=4 * step, rtol=0)
+
+
+@pytest.mark.parametrize("free", [1 << 40, 1000, None])
+def test_without_a_compiler_packed_matrices_are_widened_once(
+    free: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where memory allows; and what is done is said."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("engine.weights.uncompiled.available_bytes", lambda: free)
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16, qkv_bias=True)
+    weights = random_weights(config)
+    packed, widened = (Decoder(config, weights, linear=FormatMaker("int4", weights)) for _ in range(2))
+    compilation = attach(widened)
+    compilation.wait()
+    is_wide = free == 1 << 40
+    assert all(isinstance(layer, Linear if is_wide else GroupedLinear) for layer in linear_layers(widened))
+    n_bytes = 4 * (2 * (64 * (4 + 2 + 2) * 16 + 64 * 64 + 3 * 64 * 96) + 64 * 29)
+    size = f"{n_bytes / 1e9:.2f} GB"
+    said = (
+        f"widened to float32, {size}" if is_wide else f"for every token, which is slow: widened once they take {size}"
+    )
+    assert said in compilation.note
+    ids = torch.tensor([[3, 1, 4]])
+    torch.testing.assert_close(widened.forward(ids), packed.forward(ids), atol=1e-5, rtol=0)
 
 
 def test_unknown_instructions_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
