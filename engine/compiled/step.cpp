@@ -393,7 +393,7 @@ class Worker {
     // cos and sin of a row's new token.
     void angles(const Layer &layer, int64_t past, int64_t padding) {
         if (!layer.frequencies) return;
-        const bool beyond = layer.long_frequencies && past + 1 > layer.original_context;
+        const bool beyond = layer.long_frequencies && past + 1 - padding > layer.original_context;
         const double *frequencies = beyond ? layer.long_frequencies : layer.frequencies;
         const int64_t half = m.rotary_dim / 2;
         for (int64_t i = 0; i < half; i++) {

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.family import GGUFForm
-from engine.families.gguf_keys import shared_keys, token_id
+from engine.families.gguf_keys import end_ids, shared_keys, token_id
 from engine.families.registry import FAMILIES, config_from_hf
 from engine.families.tensors import qkv_sizes
-from engine.model.config import LongRopeScaling, ModelConfig
+from engine.model.config import LongRopeScaling, ModelConfig, YarnRopeScaling
+from engine.model.rotary import rope_frequencies
 from engine.weights.gguf import GGUFFile, GGUFTensor
 from engine.weights.lazy import StoredTensor
 
@@ -39,9 +40,25 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     config = config_from_hf({key: value for key, value in said.items() if value is not None or key == "q_lora_rank"})
     if form.adds_norm_offset:
         config = replace(config, norm_offset=0.0)
-    config = _with_rope_factors(config, file)
-    ids = [token_id(file, key) for key in ("eot", "eom")]
-    return replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *(i for i in ids if i is not None)])))
+    config = _with_attention_factor(_with_rope_factors(config, file), file)
+    stated = [i for key in ("eot", "eom") if (i := token_id(file, key)) is not None]
+    return replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *stated, *end_ids(file)])))
+
+
+def _with_attention_factor(config: ModelConfig, file: GGUFFile) -> ModelConfig:
+    """What llama.cpp multiplies cos and sin by, beside YaRN's own factor."""
+    factor, scaling = file.get("rope.scaling.attn_factor"), config.rope_scaling
+    if not isinstance(factor, float) or factor in (0.0, 1.0) or file.architecture == "phi3":  # which reads its own
+        return config
+    if isinstance(scaling, YarnRopeScaling | LongRopeScaling):
+        return replace(config, rope_scaling=replace(scaling, magnitude=scaling.magnitude * factor))
+    turned = config.rotary_dim or config.head_dim
+    slowed = rope_frequencies(turned, config.rope_theta, None) / rope_frequencies(turned, config.rope_theta, scaling)
+    stretch = tuple(slowed.tolist())
+    constant = LongRopeScaling(
+        short_factors=stretch, long_factors=stretch, original_max_positions=config.max_positions, magnitude=factor
+    )
+    return replace(config, rope_scaling=constant)
 
 
 def _with_rope_factors(config: ModelConfig, file: GGUFFile) -> ModelConfig:

@@ -45,14 +45,34 @@ def head_width(file: GGUFFile) -> int | None:
 
 def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
     """The keys of rope_scaling; None where positions are not stretched."""
-    kind = file.get("rope.scaling.type")
+    kind, factor = file.get("rope.scaling.type"), file.get("rope.scaling.factor") or file.get("rope.scale_linear")
+    if kind is None and factor not in (None, 1):
+        kind = "linear"  # what llama.cpp takes where only the factor is stated; its first files had scale_linear
     if kind is None or kind == "none":
         return None
     weight = 10 * (file.get("rope.scaling.yarn_log_multiplier") or 0.0)  # the conversion stores a tenth of it
     return {
         "rope_type": kind,
-        "factor": file.get("rope.scaling.factor"),
+        "factor": factor,
+        "beta_fast": file.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": file.get("rope.scaling.yarn_beta_slow"),
         "original_max_position_embeddings": file.get("rope.scaling.original_context_length"),
         "mscale": weight,
         "mscale_all_dim": weight,
     }
+
+
+# Texts that end a turn or a text wherever they are tokens (llama.cpp's list of end-of-generation tokens).
+_ENDS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+    "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
+
+
+def end_ids(file: GGUFFile) -> tuple[int, ...]:
+    """Tokens that are known to end a turn by their text, whatever the file says of them."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    found = {text: i for i, text in enumerate(tokens) if text in _ENDS} if isinstance(tokens, list) else {}
+    if "<|return|>" in found and "<|call|>" in found:
+        found.pop("<|end|>", None)  # gpt-oss ends a message with it, not a turn
+    return tuple(found.values())

@@ -1,46 +1,24 @@
 """A tokenizer from the metadata of a GGUF file: byte-level BPE (GPT-2's kind) and SentencePiece's BPE.
 
-What decides whether text is split as the model was trained is the regular expression before BPE. A GGUF file only
-names it (tokenizer.ggml.pre); names that are not known here give no tokenizer, never a wrong one.
+What decides whether text is split as the model was trained is how it is cut before BPE. A GGUF file only names that
+(tokenizer.ggml.pre, see `engine.families.gguf_splits`); where the name is missing or unknown, llama.cpp's default is
+taken, and said.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from engine.errors import TokenizerError
+from engine.families.gguf_splits import ADDS_BOS, DEFAULT, SPLITS, WHOLE_WORDS
 from engine.weights.chat import ChatTemplate
 from engine.weights.gguf import GGUFFile
 from engine.weights.tokenizer import Tokenizer
 
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens, tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
-
-_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_LLAMA3 = f"{_ENDINGS}|{_WORDS}|\\p{{N}}{{1,3}}{_MARKS}{_TAIL}"
-_QWEN2 = f"{_ENDINGS}|{_WORDS}|\\p{{N}}{_MARKS}{_TAIL}"
-_CASED = f"[^\\r\\n\\p{{L}}\\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\\r\\n\\p{{L}}\\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_CASED_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*"
-_TEKKEN = _CASED % ("", "") + f"|\\p{{N}}{_CASED_MARKS}{_TAIL}"
-_GPT4O = _CASED % (f"{_ENDINGS}?", f"{_ENDINGS}?") + f"|\\p{{N}}{{1,3}}{_CASED_MARKS}{_TAIL}"
-
-_SPLITS = {
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe", "lfm2", "falcon-h1"), _LLAMA3
-    ),
-    **dict.fromkeys(("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez"), _QWEN2),
-    **dict.fromkeys(("tekken",), _TEKKEN),
-    **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
-}
-_GPT2 = ("gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "roberta-bpe")
-_GPT2_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-_WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken", "gpt-4o", "llama4")
 
 
 def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer | None:
@@ -54,8 +32,6 @@ def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer | None:
         elif kind == "llama":
             backend = _sentencepiece(file, tokens)
         else:
-            return None
-        if backend is None:
             return None
         _add_special(backend, file, tokens)
     except Exception as error:  # the library raises bare Exception for what does not fit together
@@ -73,7 +49,7 @@ def chat_from_gguf(file: GGUFFile) -> ChatTemplate | None:
         index = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
         return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else ""
 
-    return ChatTemplate(source=source, bos=text("bos"), eos=text("eos"))
+    return ChatTemplate(source=source, bos=text("bos"), eos=text("eos"), unk=text("unknown"), pad=text("padding"))
 
 
 def _texts(file: GGUFFile, name: str) -> list[str]:
@@ -81,35 +57,36 @@ def _texts(file: GGUFFile, name: str) -> list[str]:
     return [str(value) for value in values] if isinstance(values, list) else []
 
 
-def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer | None:
+def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
     """GPT-2's kind: bytes spelled as letters, merged by rank."""
-    name = str(file.metadata.get("tokenizer.ggml.pre", "gpt-2"))
-    before = _pre_tokenizer(name)
-    if before is None:
-        return None
-    pairs = _stated_merges(file)
+    name = str(file.metadata.get("tokenizer.ggml.pre") or "default")
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    pairs = _known(_stated_merges(file), vocabulary)
     # Some vocabularies hold words that no merge makes; their models take a whole word when they know it.
-    model = models.BPE(vocabulary, pairs, fuse_unk=False, ignore_merges=name in _WHOLE_WORDS)
+    model = models.BPE(vocabulary, pairs, fuse_unk=False, ignore_merges=name in WHOLE_WORDS)
     backend = tokenizers.Tokenizer(model)
     if name == "qwen2":
         backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = before
+    backend.pre_tokenizer = _pre_tokenizer(SPLITS.get(name, DEFAULT))
     backend.decoder = decoders.ByteLevel()
     return backend
 
 
-def _pre_tokenizer(name: str) -> Any:
-    """How text is cut before merging, by llama.cpp's name for it; None when unknown."""
-    if name in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[name]), "isolated")
-        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name in _GPT2:
-        return byte_level
-    if name in _GPT2_DIGITS:
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    return None
+def _pre_tokenizer(way: Sequence[str]) -> Any:
+    """Text cut by one expression after the other, then bytes spelled as letters."""
+    cuts = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in way]
+    return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def tokenizer_notes(file: GGUFFile) -> tuple[str, ...]:
+    """What was assumed of the tokenizer, because the file does not say it."""
+    if file.metadata.get("tokenizer.ggml.model") != "gpt2" or not _texts(file, "tokens"):
+        return ()
+    name = file.metadata.get("tokenizer.ggml.pre")
+    if name in SPLITS:
+        return ()
+    what = f"names a pre-tokenizer that is not known ({name})" if name else "names no pre-tokenizer"
+    return (f"the file {what}; llama.cpp's default is assumed, and text may be split otherwise than in training",)
 
 
 def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
@@ -118,7 +95,7 @@ def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenize
     if gemma:  # runs of spaces are stored as they are
         tokens = [_SPACE * len(token) if token and not token.strip(" ") else token for token in tokens]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    pairs = _stated_merges(file)
+    pairs = _known(_stated_merges(file), vocabulary)
     unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
     model = models.BPE(
         vocabulary,
@@ -139,6 +116,11 @@ def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenize
 def _stated_merges(file: GGUFFile) -> list[tuple[str, str]]:
     halves = (merge.partition(" ") for merge in _texts(file, "merges"))
     return [(left, right) for left, _, right in halves]
+
+
+def _known(merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Merges of tokens that there are; llama.cpp never comes to the others."""
+    return [(a, b) for a, b in merges if a in vocabulary and b in vocabulary and a + b in vocabulary]
 
 
 def _merges(
@@ -175,7 +157,8 @@ def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence
     backend.add_special_tokens(special)
     backend.add_tokens(whole)
     sentencepiece = file.metadata.get("tokenizer.ggml.model") == "llama"
-    first = _added(file, tokens, "bos", default=sentencepiece)
+    by_name = file.metadata.get("tokenizer.ggml.pre") in ADDS_BOS
+    first = _added(file, tokens, "bos", default=sentencepiece or by_name)
     last = _added(file, tokens, "eos", default=False)
     if first or last:
         named = [(tokens[i], i) for i in (*first, *last)]

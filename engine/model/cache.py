@@ -8,7 +8,7 @@ Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_di
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -21,8 +21,26 @@ CacheKind = Literal["full", "window", "int8"]
 _SCALE_BYTES = 4  # float32, one for each head of each token, of K and of V
 
 
+@dataclass(slots=True)
+class SeenText:
+    """The text that a cache was made from, which models keep whose positions turn by the length of the text.
+
+    ``long``: which rows are beyond the original context. ``whole``: tokens that the text will have at least, where
+    that is known beforehand.
+    """
+
+    ids: Tensor | None = None
+    long: tuple[bool, ...] = ()
+    whole: int = 0
+
+
 class Cache(Protocol):
     """What the decoder needs of a cache. Rows of a batch share one length; `padding` tells where they begin."""
+
+    @property
+    def seen(self) -> SeenText:
+        """What it was made from."""
+        ...
 
     @property
     def batch_size(self) -> int:
@@ -101,6 +119,7 @@ class _Counted:
         self.batch_size = batch_size
         self.capacity = capacity
         self.length = 0
+        self.seen = SeenText()
         self.padding = _padding(padding, batch_size, device)
         self._dtype = dtype
         self._device = device

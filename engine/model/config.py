@@ -67,8 +67,8 @@ class YarnRopeScaling:
 class LongRopeScaling:
     """LongRoPE: one stretch per pair, another set of them once the text is longer than the original context.
 
-    As in transformers, the longer set applies to the tokens of a forward pass that ends beyond the original
-    context; keys cached before keep the rotation they got.
+    As in transformers' generate, the set goes by the length of the whole text: when a text outgrows the original
+    context, what was cached before is computed again with the other set (`engine.model.decoder`).
     """
 
     short_factors: tuple[float, ...]

@@ -61,6 +61,7 @@ class Decoder:
         kinds = [_seeing(config.layer(layer)) for layer in range(config.n_layers)]
         self.kinds = tuple(dict.fromkeys(kinds))  # the distinct pairs of window and positions
         self.rotaries = self._make_rotaries()
+        self.original_context = next((r.original_context for r in self.rotaries if r and r.original_context), None)
         self.blocks = [
             make_block(config, weights, layer, kind=self.kinds.index(kind), linear=linear)
             for layer, kind in enumerate(kinds)
@@ -132,6 +133,10 @@ class Decoder:
         leaves the cache at its old length (a `WindowCache` may have lost tokens to the new ones: reset it).
         """
         with torch.inference_mode():
+            n_asked = ids.size(1)
+            long = self._is_long(n_asked, cache)
+            if cache is not None and long:
+                ids = _seen_anew(ids, cache, long)
             batch_size, n_new = ids.shape
             past = 0 if cache is None else cache.length
             if cache is not None:
@@ -141,7 +146,7 @@ class Decoder:
                 logits = at_once(ids, cache)
                 cache.advance(1)
                 return logits
-            context = self.context(batch_size, n_new, cache)
+            context = self.context(batch_size, n_new, cache, long)
             x = self._embed(ids, past, cache)
             for block in self.blocks:
                 if should_stop is not None and should_stop():
@@ -149,9 +154,20 @@ class Decoder:
                 x = block.forward(x, context, cache)
             if cache is not None:
                 cache.advance(n_new)
-            if last_only and n_new > 1:
-                x = x.view(batch_size, n_new, -1)[:, -1]
+            n_wanted = 1 if last_only else n_asked
+            if n_wanted < n_new:
+                x = x.view(batch_size, n_new, -1)[:, n_new - n_wanted :].flatten(0, 1)
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
+
+    def _is_long(self, n_new: int, cache: Cache | None) -> tuple[bool, ...]:
+        """Whether each row's text is beyond the original context; empty where positions do not go by that."""
+        if self.original_context is None:
+            return ()
+        if cache is None:
+            return (n_new > self.original_context,)
+        whole = max(cache.length + n_new, cache.seen.whole)
+        padding = [0] * cache.batch_size if cache.padding is None else cache.padding.tolist()
+        return tuple(whole - before > self.original_context for before in padding)
 
     def _step_for(self, cache: KeysValues) -> DecodeStep | None:
         """What runs a whole step on this cache, if anything does."""
@@ -185,17 +201,20 @@ class Decoder:
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def context(self, batch_size: int, n_new: int, cache: Cache | None) -> ForwardContext:
-        """What the layers share in a pass over ``n_new`` tokens after those that the cache holds."""
+    def context(self, batch_size: int, n_new: int, cache: Cache | None, long: tuple[bool, ...] = ()) -> ForwardContext:
+        """What the layers share in a pass over ``n_new`` tokens after those that the cache holds.
+
+        ``long``: which rows' positions turn as those of a long text do (LongRoPE).
+        """
         past, padding = (0, None) if cache is None else (cache.length, cache.padding)
         kinds = []
         for kind, rotary in zip(self.kinds, self.rotaries, strict=True):
             cos = sin = None
             if rotary is not None:
                 if padding is None:
-                    turns = rotary.rows(past, past + n_new)
+                    turns = rotary.rows(past, past + n_new, long=any(long))
                 else:
-                    turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new)
+                    turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new, long=long)
                 cos, sin = map(self._for_all_heads, turns)
             if n_new == 1 and padding is None:
                 kinds.append(KindContext(None, False, cos, sin))
@@ -259,6 +278,18 @@ def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding
         return mask
     mask = mask & (keys >= padding[:, None, None]) | (keys == at)
     return mask[:, None]
+
+
+def _seen_anew(ids: Tensor, cache: Cache, long: tuple[bool, ...]) -> Tensor:
+    """The ids to run: the new ones, or all where the text has come to turn another way than the cache was made."""
+    seen = cache.seen
+    before = ids[:, :0] if seen.ids is None else seen.ids[:, : cache.length]
+    every = torch.cat((before, ids), 1)
+    if cache.length and seen.long != long:
+        cache.reset()
+        ids = every
+    seen.ids, seen.long = every, long
+    return ids
 
 
 def _row_positions(past: int, n_new: int, padding: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ class _Run:
     def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
         """Logits (1, 1, V) after the prompt; None when told to stop."""
         chunk = self.options.prefill_chunk if self.cache is not None else None
+        if self.cache is not None:
+            self.cache.seen.whole = self.n_prompt
         logits: Tensor | None = None
         for ids in torch.split(self.prompt[:, self.n_reused :], chunk or self.n_prompt, dim=1):
             logits = None if should_stop() else self._pass(ids, should_stop)

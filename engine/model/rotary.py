@@ -4,6 +4,7 @@ Shapes: B rows, T new tokens, r turned dimensions of a head.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,10 +29,11 @@ class Rotary:
         self._short = _Table(short, magnitude, dtype, device)
         self._long: _Table | None = None
         self.original_context = 0
-        if isinstance(rope.scaling, LongRopeScaling):
+        scaling = rope.scaling
+        if isinstance(scaling, LongRopeScaling) and scaling.short_factors != scaling.long_factors:
             frequencies = rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling, long=True)
             self._long = _Table(frequencies, magnitude, dtype, device)
-            self.original_context = rope.scaling.original_max_positions
+            self.original_context = scaling.original_max_positions
 
     @property
     def inverse_frequencies(self) -> Tensor:
@@ -43,17 +45,24 @@ class Rotary:
         """Those of a text longer than ``original_context``; None where its length does not matter."""
         return self._long.frequencies if self._long is not None else None
 
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions start..stop-1, each (stop - start, 1, r)."""
-        return self._table(stop).rows(start, stop)
+    def rows(self, start: int, stop: int, *, long: bool = False) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions start..stop-1, each (stop - start, 1, r); ``long``: of a long text (LongRoPE)."""
+        return self._table(long).rows(start, stop)
 
-    def rows_at(self, positions: Tensor, stop: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r)."""
-        cos, sin = self._table(stop).rows(0, stop)
-        return cos[positions], sin[positions]
+    def rows_at(self, positions: Tensor, stop: int, *, long: Sequence[bool] = ()) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r); ``long``: which rows' texts are."""
+        cos, sin = self._table(all(long) and bool(long)).rows(0, stop)
+        cos, sin = cos[positions], sin[positions]
+        if any(long) and not all(long):
+            rows = torch.tensor(long, device=positions.device)[:, None, None, None]
+            cos, sin = (
+                torch.where(rows, table[positions], part)
+                for table, part in zip(self._table(True).rows(0, stop), (cos, sin), strict=True)
+            )
+        return cos, sin
 
-    def _table(self, stop: int) -> "_Table":
-        return self._long if self._long is not None and stop > self.original_context else self._short
+    def _table(self, long: bool) -> "_Table":
+        return self._long if self._long is not None and long else self._short
 
 
 class _Table:

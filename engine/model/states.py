@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from engine.model.cache import Cache
+from engine.model.cache import Cache, SeenText
 from engine.model.config import ModelConfig
 
 
@@ -24,6 +24,10 @@ class StateCache:
         self._held = make(attention_only)
         self._states: dict[tuple[int, str], Tensor] = {}
         self._new: dict[tuple[int, str], Tensor] = {}
+
+    @property
+    def seen(self) -> SeenText:
+        return self._held.seen
 
     @property
     def batch_size(self) -> int:

@@ -154,11 +154,13 @@ class LeaderDecoder(RankDecoder):
         n_new = ids.size(1)
         if cache is not None:
             cache.require(ids.size(0), n_new)
-        length = 0 if cache is None else cache.length
+        length, whole = (0, 0) if cache is None else (cache.length, cache.seen.whole)
         self._check_positions(length + n_new)
         handle = 0 if cache is None else self._handles[cache]
         try:
-            self._announce(FORWARD, handle, ids.size(0), n_new, int(last_only), self.config.max_positions, length)
+            self._announce(
+                FORWARD, handle, ids.size(0), n_new, int(last_only), self.config.max_positions, length, whole
+            )
             self.group.broadcast(ids.to(self.device).contiguous())
             return super().forward(ids, cache, last_only=last_only)
         except RankLost:
@@ -234,11 +236,13 @@ def _make_cache(decoder: RankDecoder, caches: dict[int, Cache], words: list[int]
 
 
 def _forward(sizes: dict[int, Decoder], decoder: RankDecoder, caches: dict[int, Cache], words: list[int]) -> None:
-    handle, n_rows, n_new, last_only, max_positions, length = words[:6]
+    handle, n_rows, n_new, last_only, max_positions, length, whole = words[:7]
     ids = decoder.group.broadcast(torch.zeros((n_rows, n_new), dtype=torch.int64, device=decoder.device))
     cache = caches.get(handle)
-    if cache is not None and cache.length != length:
-        cache.truncate(length)
+    if cache is not None:
+        cache.seen.whole = whole
+        if cache.length != length:
+            cache.truncate(length)
     if max_positions not in sizes:
         sizes[max_positions] = decoder.with_positions(max_positions)
     sizes[max_positions].forward(ids, cache, last_only=bool(last_only))

@@ -5,6 +5,7 @@ nothing can be changed), with bounds on its size, on products of texts, on what 
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,26 +26,46 @@ _MAX_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTemplate:
-    """A model's template and the texts of its first and last token."""
+    """A model's template and the texts of its special tokens."""
 
     source: str
     bos: str = ""
     eos: str = ""
+    unk: str = ""
+    pad: str = ""
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, thinking: bool | None = None
+    ) -> str:
         """`render_chat` with this template."""
         return render_chat(
-            messages, template=self.source, bos=self.bos, eos=self.eos, add_generation_prompt=add_generation_prompt
+            messages,
+            template=self.source,
+            bos=self.bos,
+            eos=self.eos,
+            unk=self.unk,
+            pad=self.pad,
+            add_generation_prompt=add_generation_prompt,
+            thinking=thinking,
         )
 
 
 def render_chat(
-    messages: Sequence[Message], *, template: str, bos: str = "", eos: str = "", add_generation_prompt: bool = True
+    messages: Sequence[Message],
+    *,
+    template: str,
+    bos: str = "",
+    eos: str = "",
+    unk: str = "",
+    pad: str = "",
+    add_generation_prompt: bool = True,
+    thinking: bool | None = None,
 ) -> str:
     """The prompt for a conversation; with ``add_generation_prompt`` it ends where the model's answer begins.
 
-    ``messages``: {"role", "content"} in order. The text holds the special tokens by name, the first one included:
-    encode it without adding any. Raises TokenizerError for a broken template, PromptError for what it refuses.
+    ``messages``: {"role", "content"} in order. ``thinking``: what templates know as enable_thinking; None leaves it to
+    the template. The text holds the special tokens by name, the first one included: encode it without adding any.
+    Raises TokenizerError for a broken template, PromptError for what it refuses.
     """
     from jinja2 import TemplateError
     from jinja2.exceptions import TemplateRuntimeError
@@ -54,16 +75,32 @@ def render_chat(
     try:
         compiled = _environment().from_string(template)
     except (TemplateError, RecursionError) as error:
-        raise TokenizerError(f"the chat template is broken: {_first_line(error)}") from None
-    values = {"bos_token": bos, "eos_token": eos, "add_generation_prompt": add_generation_prompt}
+        raise TokenizerError(f"the chat template is broken{_place(error)}: {_first_line(error)}") from None
+    # What transformers' apply_chat_template gives.
+    values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+    values |= {"add_generation_prompt": add_generation_prompt}
+    values |= {name: text for name, text in (("unk_token", unk), ("pad_token", pad)) if text}
+    if thinking is not None:
+        values["enable_thinking"] = thinking
     try:
         return _written(compiled.generate(messages=[dict(message) for message in messages], **values))
     except _Refusal as error:
         raise PromptError(f"the chat template refuses these messages: {_first_line(error)}") from None
-    except (TemplateRuntimeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError) as error:
-        raise TokenizerError(f"the chat template fails: {_first_line(error)}") from None
-    except (AttributeError, ValueError) as error:
-        raise TokenizerError(f"the chat template fails: {_first_line(error)}") from None
+    except (
+        TemplateRuntimeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, AttributeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        raise TokenizerError(f"the chat template fails{_place(error)}: {_first_line(error)}") from None
+
+
+def _place(error: BaseException) -> str:
+    """Which line of the template an error comes from."""
+    line, step = getattr(error, "lineno", None), error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<template>":
+            line = step.tb_lineno
+        step = step.tb_next
+    return f" in line {line}" if line else ""
 
 
 class _Refusal(Exception):
@@ -89,6 +126,9 @@ def _written(pieces: Any) -> str:
 
 def _environment() -> Any:
     """The sandbox. The names templates expect beyond jinja2's own are those of transformers' apply_chat_template."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.filters import do_indent
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
@@ -100,11 +140,22 @@ def _environment() -> Any:
             _check_operation(operator, left, right)
             return super().call_binop(context, operator, left, right)
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    for name in ("center", "format", "indent", "wordwrap", "pprint"):
+    class Generation(Extension):
+        """{% generation %}: marks what the model wrote, for training; here its content alone counts."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
+    for name in ("center", "wordwrap", "pprint"):
         environment.filters.pop(name, None)
     environment.globals.pop("lipsum", None)
     environment.filters["tojson"] = _to_json
+    environment.filters["format"] = _format
+    environment.filters["indent"] = lambda text, width=4, *rest, **how: do_indent(text, _narrow(width), *rest, **how)
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = time.strftime
     return environment
@@ -114,8 +165,8 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
     texts = (str, bytes, list, tuple)
     if operator == "**" and (abs(right) > _MAX_EXPONENT or abs(left) > _MAX_PRODUCT):
         raise ValueError("a power too large")
-    if operator == "%" and isinstance(left, str):
-        raise ValueError("texts are not formatted in a template")
+    if operator == "%" and isinstance(left, str) and _WIDE.search(left):
+        raise ValueError("a text formatted too wide")
     if operator != "*":
         return
     for one, other in ((left, right), (right, left)):
@@ -123,9 +174,32 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
             raise ValueError("a text repeated too often")
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})")  # a width that comes from outside, or of a thousand and more
+_MAX_INDENT = 256
+
+
+def _format(text: object, *args: object, **named: object) -> str:
+    """jinja2's filter: printf-style."""
+    _check_operation("%", str(text), args)
+    return str(text) % (named or args)
+
+
+def _narrow(width: Any) -> Any:
+    if (len(width) if isinstance(width, str) else width) > _MAX_INDENT:
+        raise ValueError("a text indented too far")
+    return width
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """As transformers writes it: characters as they are, no HTML escapes."""
-    return json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 16))
+    narrow = None if indent is None else min(indent, 16)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=narrow, separators=separators, sort_keys=sort_keys)
 
 
 def _first_line(error: BaseException) -> str:
@@ -145,7 +219,8 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         source = named.get("default")
     if not isinstance(source, str):
         return None
-    return ChatTemplate(source=source, bos=_special(values.get("bos_token")), eos=_special(values.get("eos_token")))
+    tokens = {name: _special(values.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
+    return ChatTemplate(source=source, **tokens)
 
 
 def _special(value: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import CheckpointError, ConfigError, OptionError
 from engine.families.gguf import config_from_gguf, weights_from_gguf
-from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf
+from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf, tokenizer_notes
 from engine.families.keys import Keys
 from engine.families.registry import canonical_names, config_from_hf, model_type_of
 from engine.model.config import ModelConfig
@@ -82,7 +82,13 @@ def _read_gguf(location: Path) -> Source:
     config = config_from_gguf(file)
     weights = weights_from_gguf(file, config)
     _check_shapes(weights, config, location, implied="its metadata implies")
-    return Source(config=config, weights=weights, tokenizer=tokenizer_from_gguf(file), chat=chat_from_gguf(file))
+    return Source(
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer_from_gguf(file),
+        chat=chat_from_gguf(file),
+        notes=tokenizer_notes(file),
+    )
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,35 @@ class GGUFTensor:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Header and tensor table of a GGUF file; the tensors stay mapped. Raises CheckpointError."""
+    """Header and tensor table of a GGUF file, of all parts of a split one; the tensors stay mapped.
+
+    Raises CheckpointError.
+    """
+    parts = [_read_part(part) for part in _parts(path)]
+    first = parts[0]
+    stated = first.metadata.get("split.count", 1)
+    if stated not in (0, len(parts)):
+        raise CheckpointError(f"{first.path} is one of {stated} parts; name them as llama-gguf-split does to read all")
+    return replace(first, tensors={name: tensor for part in parts for name, tensor in part.tensors.items()})
+
+
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of a split model, by the name of any of them; one that is missing is refused."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, total = match.groups()
+    paths = [path.with_name(f"{stem}-{i:05d}-of-{total}.gguf") for i in range(1, int(total) + 1)]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        raise CheckpointError(f"{path.parent} lacks {missing[0]} of {int(total)} parts")
+    return paths
+
+
+def _read_part(path: Path) -> GGUFFile:
     try:
         with path.open("rb") as file:
             source = _Source(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path)

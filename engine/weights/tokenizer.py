@@ -8,7 +8,7 @@ import tokenizers
 from engine.errors import TokenizerError
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a longer character
-_MAX_CHARACTER_BYTES = 4  # of UTF-8; a token that so many later ones did not complete never will be
+_MAX_HELD = 3  # bytes of a character that has not come to its end, each of which may be shown so
 
 
 class Tokenizer:
@@ -22,7 +22,10 @@ class Tokenizer:
         """Read a tokenizer.json. Raises TokenizerError."""
         try:
             text = path.read_text(encoding="utf-8")
-            return cls(tokenizers.Tokenizer.from_str(text))
+            backend = tokenizers.Tokenizer.from_str(text)
+            backend.no_padding()  # settings of whoever saved it; a prompt is taken as it is
+            backend.no_truncation()
+            return cls(backend)
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from None
         except Exception as error:  # the library raises bare Exception for any fault of the file
@@ -52,42 +55,38 @@ class Tokenizer:
 class TextStream:
     """Ids one at a time to pieces of text whose sum is the text: characters are never cut.
 
-    A token can hold some bytes of a character; `push` then gives "" until the rest has come. Each call
-    decodes only a short window of ids, begun early enough that spaces between words come out right.
+    A token can hold some bytes of a character; they are held back until the rest has come. Each call decodes only a
+    short window of ids, begun early enough that spaces between words come out right.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._n_told = 0  # ids of the window whose text has been given out
+        self._n_told = 0  # ids of the window whose text has been given out as a whole
+        self._given = ""  # text of the window that has been given out
 
     def push(self, token_id: int) -> str:
-        """The text this token completes."""
+        """The text that is certain with this token."""
         self._window.append(token_id)
-        told, text = self._texts()
-        if len(text) <= len(told):
-            return ""
-        if text.endswith(_UNFINISHED):
-            return self._give_up_one(told)
-        self._window = self._window[self._n_told :]
-        self._n_told = len(self._window)
-        return text[len(told) :]
-
-    def _give_up_one(self, told: str) -> str:
-        """Hold all back; but once a character would be too long, its first token is garbage: tell that."""
-        if len(self._window) - self._n_told < _MAX_CHARACTER_BYTES:
-            return ""
-        text = self._tokenizer.decode(self._window[: self._n_told + 1])
-        self._window = self._window[self._n_told :]
-        self._n_told = 1
-        return text[len(told) :]
+        text = self._tokenizer.decode(self._window)
+        ready = _without_unfinished(text)
+        if not ready.startswith(self._given):
+            return ""  # bytes of a next character made those before it unreadable, for the moment
+        piece, self._given = ready[len(self._given) :], ready
+        if piece and ready == text:
+            self._window = self._window[self._n_told :]
+            self._n_told = len(self._window)
+            self._given = self._tokenizer.decode(self._window)
+        return piece
 
     def finish(self) -> str:
         """What is still held back (a character that never became whole)."""
-        told, text = self._texts()
-        self._n_told = len(self._window)
-        return text[len(told) :]
+        text = self._tokenizer.decode(self._window)
+        piece, self._given = text[len(self._given) :], text
+        return piece
 
-    def _texts(self) -> tuple[str, str]:
-        told = self._tokenizer.decode(self._window[: self._n_told])
-        return told, self._tokenizer.decode(self._window)
+
+def _without_unfinished(text: str) -> str:
+    """Without what may be the first bytes of a character."""
+    held = len(text) - len(text.rstrip(_UNFINISHED))
+    return text[: len(text) - min(held, _MAX_HELD)]

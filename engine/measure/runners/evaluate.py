@@ -199,6 +199,7 @@ _BY_WAY = {
 def cached_logits(decoder: Decoder, ids: Tensor, chunk_sizes: list[int]) -> Tensor:
     """Logits (B, T, V) of ids (B, T) fed to a new cache in pieces of the given sizes (their sum is T)."""
     cache = decoder.new_cache(ids.size(1), ids.size(0))
+    cache.seen.whole = ids.size(1)
     return torch.cat([decoder.forward(piece, cache) for piece in torch.split(ids, chunk_sizes, dim=1)], dim=1)
 
 

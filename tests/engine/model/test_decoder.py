@@ -169,7 +169,7 @@ def test_only_distances_count_for_rotary_attention() -> None:
     shifted = decoder(n_layers=1)
     assert shifted.rotaries[0] is not None
     rows = shifted.rotaries[0].rows
-    shifted.rotaries[0].rows = lambda start, stop: rows(start + 30, stop + 30)  # type: ignore[method-assign]
+    shifted.rotaries[0].rows = lambda start, stop, **how: rows(start + 30, stop + 30, **how)  # type: ignore[method-assign]
     torch.testing.assert_close(model.forward(ids), shifted.forward(ids), rtol=0, atol=1e-12)
 
 

@@ -96,11 +96,11 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ("{{ 'x' * 10000000 }}", "repeated too often"),
         ("{{ 1000000 * [1] * 1000 }}", "repeated too often"),
         ("{{ 9 ** 999999 }}", "a power too large"),
-        ("{{ '%99999999d' % 1 }}", "not formatted"),
+        ("{{ '%99999999d' % 1 }}", "formatted too wide"),
         ("{{ 'x' | center(99999999) }}", "is broken|fails"),
         ("{% for i in range(999999999) %}{% endfor %}", "fails"),
         ("{% for i in range(9999) %}{{ 'xxxxxxxxxx' * 9000 }}{% endfor %}", "writes more"),
-        ("{{ undefined.attribute }}", "fails: 'undefined' is undefined"),
+        ("{{ undefined.attribute }}", "fails in line 1: 'undefined' is undefined"),
         ("{{ 1 / 0 }}", "fails"),
     ],
 )
@@ -118,3 +118,50 @@ def test_size_and_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TokenizerError, match="takes more than"):
         render_chat([], template=slow)
     assert time.monotonic() - start < 5
+
+
+CONVERSATION = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "A <b>\u00e9\nsecond line"},
+    {"role": "user", "content": "2+2?"},
+]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}[{{ m.role }}]{% endif %}{% endfor %}",
+        "{{ messages[1] | tojson }}{{ messages[1] | tojson(ensure_ascii=True) }}",
+        "{{ messages[0] | tojson(indent=2, sort_keys=true) }}{{ messages[0] | tojson(separators=(',', ':')) }}",
+        "{{ '%s: %05.1f' | format(messages[0].role, 3) }}{{ '%s' % messages[0].content }}{{ '%d%%' % 7 }}",
+        "{{ messages[1].content | indent(4) }}{{ messages[1].content | indent(2, true) }}",
+        "{% if tools is not none %}T{% endif %}{% if documents is not none %}D{% endif %}{{ tools is defined }}",
+        "{{ unk_token }}{{ pad_token }}{{ bos_token }}{{ eos_token }}",
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}.",
+        "{% for m in messages %}{{ m.content }}{% if loop.index == 1 %}{% break %}{% endif %}{% endfor %}",
+    ],
+)
+@pytest.mark.parametrize("thinking", [None, False])
+def test_templates_write_what_transformers_writes(template: str, thinking: bool | None) -> None:
+    theirs = pytest.importorskip("transformers.utils.chat_template_utils")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    extra = {} if thinking is None else {"enable_thinking": thinking}
+    expected = theirs.render_jinja_template([CONVERSATION], chat_template=template, **tokens, **extra)[0][0]
+    ours = ChatTemplate(source=template, bos="<s>", eos="</s>", unk="<unk>", pad="<pad>")
+    assert ours.render(CONVERSATION, thinking=thinking, add_generation_prompt=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("a\n\n{{ messages[7].content.x }}", "fails in line 3"),
+        ("a\n{% for m in messages %}", "broken in line 2"),
+        ("{{ '%9999d' % 1 }}", "too wide"),
+        ("{{ '%*d' | format(9, 1) }}", "too wide"),
+        ("{{ 'a' | indent(100000) }}", "indented too far"),
+    ],
+)
+def test_a_template_that_fails_says_where(template: str, words: str) -> None:
+    with pytest.raises(TokenizerError, match=words):
+        ChatTemplate(source=template).render(CONVERSATION)

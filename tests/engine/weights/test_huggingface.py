@@ -16,9 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.measure.runners.evaluate import cached_logits
 from engine.model.decoder import Decoder
+from engine.model.generate import GenerationOptions, ReusableCache, generate
 from engine.model.rotary import rope_frequencies, rope_magnitude
 from engine.model.shapes import CHOICE_BIAS
+from engine.process.events import GenerationFinished
 from engine.weights.checkpoint import load_checkpoint
 
 transformers = pytest.importorskip("transformers")
@@ -254,25 +257,53 @@ def test_logits_equal_those_of_transformers(
     assert ours.n_parameters == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.parametrize("n_tokens", [20, 40])
-def test_longrope_turns_by_the_length_of_the_text(
-    n_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Within the original context and beyond it; and what was cached before keeps its rotation, as theirs does."""
+LONGROPE = {"rope_parameters": LONG, "original_max_position_embeddings": 24}
+
+
+def greedy(decoder: Decoder, prompt: list[int], n: int, **options: Any) -> list[int]:
+    reused = options.pop("reused", None)
+    made = GenerationOptions(max_new_tokens=n, stop_at_eos=False, **options)
+    *_, last = generate(decoder, prompt, made, reused=reused)
+    assert isinstance(last, GenerationFinished)
+    return list(last.ids)
+
+
+@pytest.mark.parametrize("n_prompt", [12, 24, 25, 40])
+def test_longrope_goes_by_the_whole_text(n_prompt: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts within the original context of 24 tokens and beyond it, whole and in chunks; decoding across it."""
     lift_to_float64(monkeypatch, "Phi3")
-    theirs = save_random(
-        "Phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 24}, tmp_path, torch.float64
-    )
+    theirs = save_random("Phi3", LONGROPE, tmp_path, torch.float64)
     ours = load_checkpoint(tmp_path, dtype="float64").decoder
     assert rope_magnitude(ours.config.rope_scaling) > 1.1
-    ids = torch.randint(61, (2, n_tokens), generator=torch.Generator().manual_seed(3))
-    cache, past = ours.new_cache(n_tokens, 2), transformers.DynamicCache()
+    ids = torch.randint(61, (1, n_prompt), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
-        expected = theirs(ids, use_cache=False).logits
-        for piece in torch.split(ids, 10, dim=1):
-            chunk = theirs(piece, past_key_values=past, use_cache=True).logits
-            torch.testing.assert_close(ours.forward(piece, cache), chunk, rtol=0, atol=1e-9)
-    torch.testing.assert_close(ours.forward(ids), expected, rtol=0, atol=1e-9)
+        logits = theirs(ids, use_cache=False).logits
+    torch.testing.assert_close(ours.forward(ids), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        cached_logits(ours, ids, [5] * (n_prompt // 5) + [n_prompt % 5 or 5][: n_prompt % 5]), logits
+    )
+    theirs.generation_config.eos_token_id = None
+    expected = theirs.generate(ids, max_new_tokens=20, do_sample=False)[0, n_prompt:].tolist()
+    prompt = ids[0].tolist()
+    assert greedy(ours, prompt, 20) == expected
+    for options in ({"prefill_chunk": 7}, {"use_cache": False}, {"cache": "window"}):
+        assert greedy(ours, prompt, 20, **options) == expected
+
+
+def test_longrope_between_turns_and_in_rows_of_unequal_length(tmp_path: Path) -> None:
+    """A cache of a short text is no use to a long one, nor the other way round; each row goes by its own length."""
+    save_random("Phi3", LONGROPE, tmp_path)
+    ours = load_checkpoint(tmp_path, dtype="float64").decoder
+    ids = torch.randint(61, (2, 30), generator=torch.Generator().manual_seed(3))
+    reused, prompt = ReusableCache(), ids[0].tolist()
+    for n in (10, 28, 20, 30):
+        assert greedy(ours, prompt[:n], 3, reused=reused) == greedy(ours, prompt[:n], 3)
+    cache = ours.new_cache(30, 2, padding=[0, 9])
+    for piece in torch.split(ids, [20, *[1] * 10], dim=1):
+        together = ours.forward(piece, cache)
+        for row, padding in ((0, 0), (1, 9)):
+            alone = ours.forward(ids[row : row + 1, padding : cache.length])[:, -1]
+            torch.testing.assert_close(together[row : row + 1, -1], alone, rtol=0, atol=1e-9)
 
 
 def test_gpt_oss_as_it_is_published_with_experts_in_mxfp4(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Text and ids: round trips, and streams that never cut a character."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,36 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(TokenizerError, match="cannot be read: No such file"):
         Tokenizer.from_file(tmp_path / "absent.json")
+
+
+def test_a_tokenizer_saved_with_padding_or_truncation_takes_a_prompt_as_it_is(tmp_path: Path) -> None:
+    backend = Backend(models.BPE({"a": 0, "b": 1}, []))
+    backend.enable_padding(length=9)
+    backend.enable_truncation(3)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.from_file(tmp_path / "tokenizer.json").encode("abababa") == [0, 1, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_a_stream_never_breaks_text_that_is_whole_in_the_end(size: int, offset: int) -> None:
+    """Tokens that cut characters anywhere, many times running: pieces of ``size`` bytes after the first few."""
+    text = "\u5b57\u5b57\u5b57\u5b57\U0001f600\U0001f600\u00e9\u00e9a\u0e2a\u0e27\ufffdz"
+    data = text.encode()
+    cuts = [0, *range(offset or size, len(data), size), len(data)]
+    letters = byte_letters()
+    tokens = ["".join(letters[byte] for byte in data[a:b]) for a, b in pairwise(cuts)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    backend = Backend(models.BPE(vocabulary, []))
+    backend.decoder = decoders.ByteLevel()
+    stream = Tokenizer(backend).stream()
+    pieces = [stream.push(vocabulary[token]) for token in tokens]
+    assert "".join([*pieces, stream.finish()]) == text
+    assert "".join(pieces).count("\ufffd") <= 1
+
+
+def byte_letters() -> dict[int, str]:
+    """Byte-level BPE's spelling of each byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in plain)
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
