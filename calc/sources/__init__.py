@@ -152,6 +152,8 @@ def _starts_as_gguf(path: Path) -> bool:
 
 
 def _from_file(path: Path) -> ModelSpec:
+    if path.exists() and not path.is_file():  # a named pipe or a device: opening it may wait for ever
+        raise SourceError(f"{path}: not a regular file")
     suffix = path.suffix.lower()
     if suffix == ".json":
         from calc.hf import read_hf_config

@@ -96,13 +96,16 @@ class EngineClient:
                 request = Cancel(target_id=request_id)
                 self._session.send(request, encode(request))
 
-    def close(self) -> None:
-        """End the process and wait until it has exited. Open streams end with `EngineExited`."""
+    def close(self, grace_s: float | None = None) -> None:
+        """End the process and wait until it has exited. Open streams end with `EngineExited`.
+
+        It is killed after `grace_s` (the client's own where None is given).
+        """
         with self._lock:
             self._closed = True
             session, self._session = self._session, None
         if session is not None:
-            session.close()
+            session.close(self._grace_s if grace_s is None else grace_s)
 
     def __enter__(self) -> Self:
         return self

@@ -73,7 +73,7 @@ class Session:
             self._outbox.put(line)
             return True
 
-    def close(self) -> None:
+    def close(self, grace_s: float) -> None:
         """End the process: ask, wait for the grace time, kill its whole group. Returns when it is gone."""
         self._closing = True
         self._started.wait(_START_TIMEOUT_S)
@@ -81,8 +81,8 @@ class Session:
         process = self._process
         if process is not None and process.poll() is None:
             process.terminate()
-            self._wait_or_kill(process)
-        self._reader.join(self._grace_s)
+            _wait_or_kill(process, grace_s)
+        self._reader.join(grace_s)
 
     # --- the reader thread --------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class Session:
         complaint = self._read(process)
         if complaint:
             _kill_group(process)
-        returncode = self._wait_or_kill(process)
+        returncode = _wait_or_kill(process, self._grace_s)
         self._outbox.put(None)
         self._finish(returncode, complaint or self._describe(returncode))
 
@@ -130,13 +130,6 @@ class Session:
             request = self._unanswered.get(event.request_id)
             if request is not None and ends(request, event):
                 del self._unanswered[event.request_id]
-
-    def _wait_or_kill(self, process: subprocess.Popen[bytes]) -> int:
-        try:
-            return process.wait(self._grace_s)
-        except subprocess.TimeoutExpired:
-            _kill_group(process)
-            return process.wait()
 
     def _finish(self, returncode: int | None, message: str) -> None:
         with self._lock:
@@ -193,6 +186,14 @@ def describe_returncode(returncode: int) -> str:
         name = f"signal {-returncode}"
     hint = " (perhaps by the system, short of memory)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes], grace_s: float) -> int:
+    try:
+        return process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        _kill_group(process)
+        return process.wait()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

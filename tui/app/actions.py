@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,8 @@ class Actions(App[None]):
 
     state: AppState
     analysis: Analysis
+    form_problem: str
+    """What is wrong with the forms that the state comes from; "" where nothing is."""
 
     @abstractmethod
     def pane(self, name: str) -> Pane | None:
@@ -62,7 +65,11 @@ class Actions(App[None]):
     def action_copy_command(self) -> None:
         """Copy the command line that prints what the pane shows."""
         pane = self.active_pane
-        if pane is not None and (command := pane.command_line()):
+        if pane is None:
+            return
+        if problem := pane.problem() or (self.form_problem if pane.OF_STATE else ""):
+            self.notify(f"There is no command to copy: {problem}.", severity="warning", markup=False)
+        elif command := pane.command_line():
             self._copy(command, command)
             if pane.TITLE in ("Spec", "Memory"):
                 self._say_what_is_unsaid()
@@ -142,7 +149,7 @@ class Actions(App[None]):
     def _ask_for_report(
         self, measured: Measurements | None, *, hint: str, then: Callable[[Path], None] | None = None
     ) -> None:
-        def accept(typed: str) -> str | None:
+        async def accept(typed: str) -> str | None:
             from tui.report.command import renderer_for
             from tui.report.content import build_report
 
@@ -151,7 +158,7 @@ class Actions(App[None]):
             except CalcError:
                 return "The name must end in .md (Markdown) or .tex (LaTeX)."
             writer.text = render(build_report(self.state, measured))
-            return writer(typed)
+            return await writer(typed)
 
         writer = FileWriter("", done=then or (lambda path: self.notify(f"Wrote {path}.", markup=False)))
         self.query_one(PathBar).ask(PathRequest(label="Report to", value="report.md", accept=accept, hint=hint))
@@ -183,12 +190,12 @@ class Actions(App[None]):
         hint = "a config.json, .gguf, folder or spec .toml · Enter to open · Tab to complete · Esc to cancel"
         self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
 
-    def open_model(self, name_or_path: str) -> str | None:
+    async def open_model(self, name_or_path: str) -> str | None:
         """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""
         from calc.sources import load_model
 
         try:
-            model = load_model(name_or_path, any_storage=True)
+            model = await asyncio.to_thread(load_model, name_or_path, any_storage=True)
         except CalcError as error:
             return str(error)
         self._take_model(model)
@@ -220,7 +227,11 @@ class Actions(App[None]):
         self.push_screen(Picker(model_list(study), typed=typed, current=current), self._model_picked)
 
     def _model_picked(self, name: str | None) -> None:
-        if name and (refusal := self.open_model(name)):
+        if name:
+            self.run_worker(self._open_picked(name), group="open", exclusive=True)
+
+    async def _open_picked(self, name: str) -> None:
+        if refusal := await self.open_model(name):
             self.notify(refusal, severity="error", markup=False)
 
     def action_pick_device(self, typed: str = "") -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
@@ -16,17 +16,19 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.timer import Timer
 from textual.widget import MountError
-from textual.widgets import TabbedContent, TabPane
+from textual.widgets import Input, TabbedContent, TabPane
 
 from calc.errors import CalcError
 from calc.model.spec import Study
 from calc.units import GB
 from tui.app.actions import Actions
+from tui.app.leaving import leave, on_signals
 from tui.app.plain import PlainText
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
+from tui.app.type_ahead import TypeAhead
 from tui.form.state import Analysis, AppState, analyse, with_study
-from tui.panes.base import Pane, StateEdited
+from tui.panes.base import FormChecked, Pane, StateEdited
 from tui.panes.spec import SpecPane
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import PathBar
@@ -42,6 +44,8 @@ PANES_FOLDER = FOLDER.parent / "panes"
 SAVE_AFTER_S = 0.5
 SETTLE_S = 0.05
 """How long an edit waits for the next one before its estimate is worked out."""
+LEAVING_GRACE_S = 0.1
+"""Time for the engine to end by itself when the app is left."""
 MAX_UNDO = 100
 
 
@@ -78,6 +82,8 @@ class KvscopeApp(Actions):
     """The workbench. Panes post `StateEdited`; the app analyses, shows and remembers."""
 
     TITLE = "kvscope"
+    owns_process = False
+    """Whether the process ends with the app."""
     CSS_PATH: ClassVar[list[Path]] = [  # type: ignore[assignment]
         FOLDER / "app.tcss",
         PANES_FOLDER / "spec.tcss",
@@ -102,6 +108,10 @@ class KvscopeApp(Actions):
         ),
         Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a Markdown file"),
         Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Close kvscope"),
+        Binding(
+            "ctrl+z", "suspend_process", "suspend", show=False, priority=True, tooltip="Leave to the shell for now"
+        ),
+        Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False, tooltip="Take back the last edit"),
     ]
 
     def __init__(
@@ -126,12 +136,23 @@ class KvscopeApp(Actions):
         self._engine_command, self._start_engine = engine_command, start_engine
         self._take_theme()
         self._plain = PlainText()
+        self._type_ahead = TypeAhead(self, super().on_event)
         self._undo: list[AppState] = []
+        self._typed_in: Input | None = None
+        self._form_problems: dict[str, str] = {}
+        self.form_problem = ""
         self._stale: set[str] = set()
         self._dirty = False
         self._settled = False
         self._wanted: int | None = None
         self._estimate_timer: Timer | None = None
+
+    async def on_event(self, event: events.Event) -> None:
+        """Keys and pastes one after the other; all else as it comes."""
+        if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
+            await self._type_ahead.take(event)
+        else:
+            await super().on_event(event)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), self._plain]
@@ -172,6 +193,8 @@ class KvscopeApp(Actions):
 
     def on_mount(self) -> None:
         """The first paint's content."""
+        if self.owns_process:
+            on_signals(self.end)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._show_everywhere()
         self._focus_first("spec")
@@ -206,9 +229,24 @@ class KvscopeApp(Actions):
 
     def on_unmount(self) -> None:
         """The engine ends with the app; what was not yet saved is."""
-        if self.engine is not None:
-            self.engine.close()
+        self._keep()
+
+    def _keep(self) -> None:
         self._save()
+        if self.engine is not None:
+            self.engine.close(grace_s=LEAVING_GRACE_S)
+
+    async def action_quit(self) -> None:
+        """Close kvscope."""
+        self.end()
+
+    def end(self, code: int = 0) -> None:
+        """Keep what is to be kept and end: at once where the app has the process to itself."""
+        if not self.owns_process:
+            self.exit(return_code=code)
+            return
+        self._keep()
+        leave(self._driver, code)
 
     # --- state --------------------------------------------------------------------------------------------
 
@@ -225,10 +263,26 @@ class KvscopeApp(Actions):
             self.notify(str(error), severity="error")
             return
         if undoable and state != self.state:
-            self._undo = [*self._undo[-MAX_UNDO:], self.state]
+            self._remember_undo(typed=origin is not None)
         self.state, self.analysis = state, analysis
         self._show_everywhere(origin)
         self._remember(state=state)
+
+    def _remember_undo(self, *, typed: bool) -> None:
+        """What is typed in one field without leaving it is one edit."""
+        typing_in = self.focused if typed and isinstance(self.focused, Input) else None
+        if typing_in is None or typing_in is not self._typed_in:
+            self._undo = [*self._undo[-MAX_UNDO:], self.state]
+        self._typed_in = typing_in
+
+    @on(FormChecked)
+    def _form_checked(self, event: FormChecked) -> None:
+        """A form that is not valid is marked on every tab."""
+        event.stop()
+        self._form_problems[event.origin.TITLE] = event.problem
+        title, problem = next(((title, said) for title, said in self._form_problems.items() if said), ("", ""))
+        self.form_problem = f"{title}: {problem}" if problem else ""
+        self.query_one("#strip", StatusStrip).show_problem(title, problem)
 
     def _show_everywhere(self, origin: Pane | None = None) -> None:
         """The status strip and the visible pane now; the others when they are looked at."""
@@ -354,6 +408,7 @@ class KvscopeApp(Actions):
             self.notify("Nothing to undo.")
             return
         *self._undo, state = self._undo
+        self._typed_in = None
         self.take_state(state, undoable=False)
 
     def action_start_over(self) -> None:
@@ -386,6 +441,7 @@ OVER_PANES = frozenset(
 def run_app(study: Study | None = None) -> int:
     """Open the app on `study`, or as it was left; returns the exit code."""
     app = KvscopeApp(_state_on(study) if study is not None else None)
+    app.owns_process = True
     app.run()
     return app.return_code or 0
 

@@ -161,14 +161,14 @@ class EngineLink:
         for request_id, batch in batches.items():
             self._deliver(request_id, batch)
 
-    def close(self) -> None:
-        """End the process; returns when it is gone."""
+    def close(self, grace_s: float | None = None) -> None:
+        """End the process, by force after `grace_s`; returns when it is gone."""
         if self._app is not None:
             gc.unfreeze()
         self._app = None
         self._watchers.clear()
         self._pending.clear()
-        self._client.close()
+        self._client.close(grace_s)
 
     # --- one request's events -----------------------------------------------------------------------------
 

@@ -23,11 +23,21 @@ class StateEdited(Message):
         self.state, self.origin = state, origin
 
 
+class FormChecked(Message):
+    """What is wrong with a form of `origin` is another thing than before; "" where it is valid."""
+
+    def __init__(self, problem: str, origin: Pane) -> None:
+        super().__init__()
+        self.problem, self.origin = problem, origin
+
+
 class Pane(Container):
     """Base of the tabs. Subclasses override what they can answer; the app calls these."""
 
     TITLE: ClassVar[str]
     HELP: ClassVar[str] = ""
+    OF_STATE: ClassVar[bool] = True
+    """Whether it shows the state of the app, so that a form of another pane that is not valid concerns it."""
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Show `state`: called on start and after every edit, and never while the pane is not mounted."""
@@ -43,6 +53,10 @@ class Pane(Container):
     def export_markdown(self) -> str:
         """The pane as a document, for export."""
         raise NotImplementedError
+
+    def problem(self) -> str:
+        """What is wrong with its own form, in a sentence without a full stop; "" where nothing is."""
+        return ""
 
     def command_line(self) -> str:
         """The ``kvscope …`` command that prints what the pane shows."""

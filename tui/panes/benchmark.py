@@ -66,6 +66,7 @@ class BenchmarkPane(Pane):
     """One job at a time; the last of each view stays on screen."""
 
     TITLE: ClassVar[str] = "Benchmark"
+    OF_STATE: ClassVar[bool] = False
     HELP: ClassVar[str] = _key_help()
     BINDINGS: ClassVar[list[BindingType]] = [
         *_keys(),
@@ -376,6 +377,10 @@ class BenchmarkPane(Pane):
         if results := [job.result for job in jobs if job.result is not None]:
             parts.append(f"Measured on {machine_text(results[-1].machine)}.")
         return "\n\n".join(parts) + "\n"
+
+    def problem(self) -> str:
+        """The first option that cannot be read."""
+        return next((option.problem for option in self.query(Option) if option.problem), "")
 
     def command_line(self) -> str:
         """The command of the latest job as the form stands now; of the sweep before there is one."""

@@ -94,6 +94,7 @@ class GeneratePane(Pane):
     """Runs one generation, or comparison with float32, at a time; a stopped run keeps its text and numbers."""
 
     TITLE: ClassVar[str] = "Generate"
+    OF_STATE: ClassVar[bool] = False
     HELP: ClassVar[str] = HELP
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "stop", tooltip="Stop the run and keep its text and numbers"),
@@ -593,6 +594,10 @@ class GeneratePane(Pane):
         plot = draw(latency_chart(run.start_ns, run.times_ns), width=96, height=20)
         text = f"### Text\n\n```text\n{self.query_one(TokenStream).text}\n```"
         return "\n\n".join(["# Generation", *parts, f"```text\n{plot}\n```", text]) + "\n"
+
+    def problem(self) -> str:
+        """The first option that cannot be read."""
+        return next((option.problem for option in self.query(Option) if option.problem), "")
 
     def command_line(self) -> str:
         """``kvscope generate …`` with the options of the form (or of the last run where the form is invalid)."""

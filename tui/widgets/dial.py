@@ -15,7 +15,10 @@ from textual.widget import Widget
 from calc.errors import QuantityError
 from calc.units import format_count, parse_count
 
-TYPED = frozenset("0123456789.,_kKiImMeE")
+STARTS = frozenset("0123456789.,-+")
+"""What begins a typed number. All that follows belongs to it, so that a wrong letter is no command."""
+WORD_S = 1.0
+"""Letters that come within this time of each other are one word."""
 
 
 class Dial(Widget, can_focus=True):
@@ -128,7 +131,7 @@ class NumberDial(Dial):
             if event.key != "tab":
                 event.stop()
                 event.prevent_default()
-        elif character in TYPED and character and (self.typed is not None or character.isdigit()):
+        elif event.is_printable and (self.typed is not None or character in STARTS):
             self.typed = (self.typed or "") + character
             self._check()
             event.stop()
@@ -187,7 +190,7 @@ class NumberDial(Dial):
 
 
 class ChoiceDial(Dial):
-    """One of a few words; it turns in a circle."""
+    """One of a few words; it turns in a circle, or the word is typed."""
 
     def __init__(
         self,
@@ -201,6 +204,7 @@ class ChoiceDial(Dial):
     ) -> None:
         super().__init__(label, unit=unit, help=help, id=id)
         self._choices, self._value = tuple(choices), value
+        self._typed, self._typed_at = "", 0.0
 
     @property
     def value(self) -> str:
@@ -219,3 +223,21 @@ class ChoiceDial(Dial):
     def turn(self, by: int) -> bool:
         self._value = self._choices[(self._choices.index(self._value) + by) % len(self._choices)]
         return len(self._choices) > 1
+
+    def on_key(self, event: events.Key) -> None:
+        """Typing a choice takes it; a letter that begins none, and no word, is left to commands."""
+        character = (event.character or "").lower() if event.is_printable else ""
+        if not character or character.isspace():
+            self._typed = ""
+            return
+        typing = bool(self._typed) and event.time - self._typed_at < WORD_S
+        word = self._typed + character if typing else character
+        meant = next((choice for choice in self._choices if choice.lower().startswith(word)), None)
+        if meant is None and not typing:
+            return
+        event.stop()
+        self._typed, self._typed_at = word, event.time
+        if meant is not None and meant != self._value:
+            self._value = meant
+            self.refresh(layout=True)
+            self.post_message(self.Changed(self))

@@ -84,6 +84,8 @@ _KEY_NAMES = {
     "end": "End",
     "pageup": "PgUp",
     "pagedown": "PgDn",
+    "ctrl+underscore": "ctrl+_",
+    "ctrl+slash": "ctrl+/",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from textual.app import App
@@ -27,13 +28,20 @@ def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -
         elif key is not None:
             take("" if key == BUNDLED else key)
 
-    app.push_screen(Picker(model_files(find_models()), current=current or BUNDLED), picked)
+    picker = Picker(model_files(()), current=current or BUNDLED)
+    app.push_screen(picker, picked)
+    picker.run_worker(_fill(picker))
+
+
+async def _fill(picker: Picker) -> None:
+    """Offer what is found; looked for in a thread, because a folder may be on a disk that does not answer."""
+    picker.offer(model_files(await asyncio.to_thread(find_models)))
 
 
 def ask_for_path(app: App[None], current: str, take: Callable[[str], None]) -> None:
     """A path typed in place, with completion."""
 
-    def accept(path: str) -> None:
+    async def accept(path: str) -> None:
         take(path.strip())
 
     request = PathRequest(label="Model", value=current, accept=accept, hint=PATH_HINT)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +21,8 @@ from calc.errors import SourceError
 from calc.files import write_whole
 
 MAX_ENTRIES = 2000
+SLOW_S = 0.3
+"""A path that takes longer says so."""
 
 
 def complete_path(text: str) -> str | None:
@@ -47,16 +50,19 @@ class PathSuggester(Suggester):
 
     async def get_suggestion(self, value: str) -> str | None:
         """The completion of `value`."""
-        return complete_path(value) if value else None
+        return await asyncio.to_thread(complete_path, value) if value else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathRequest:
-    """What a path is wanted for. `accept` uses it and returns a sentence of refusal, or None when done."""
+    """What a path is wanted for. `accept` uses it and returns a sentence of refusal, or None when done.
+
+    It reads and writes in a thread: a file system that does not answer must not hold the screen.
+    """
 
     label: str
     value: str
-    accept: Callable[[str], str | None]
+    accept: Callable[[str], Awaitable[str | None]]
     hint: str
 
 
@@ -71,14 +77,15 @@ class PathInput(Input):
 
     async def action_complete(self) -> None:
         """Take the completion, if there is one."""
-        completed = complete_path(self.value)
+        completed = await asyncio.to_thread(complete_path, self.value)
         if completed is not None:
             self.value = completed
             self.cursor_position = len(completed)
 
     def action_leave(self) -> None:
-        """Close the bar."""
+        """Close the bar; what a path is waiting for is given up."""
         bar = self.query_ancestor(PathBar)
+        bar.workers.cancel_group(bar, "path")
         bar.close()
 
 
@@ -149,9 +156,15 @@ class PathBar(VerticalGroup):
     @on(Input.Submitted, "#path")
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        if self._request is None:
+        if self._request is not None:
+            self.run_worker(self._use(self._request, event.value.strip()), group="path", exclusive=True)
+
+    async def _use(self, request: PathRequest, path: str) -> None:
+        waiting = self.set_timer(SLOW_S, lambda: self.say(f"waiting for {path} · Esc to give up"))
+        refusal = await request.accept(path)
+        waiting.stop()
+        if self._request is not request:  # it was given up
             return
-        refusal = self._request.accept(event.value.strip())
         if refusal is None:
             self.close()
         else:
@@ -165,14 +178,22 @@ class FileWriter:
         self.text, self._done = text, done
         self._asked: Path | None = None
 
-    def __call__(self, typed: str) -> str | None:
+    async def __call__(self, typed: str) -> str | None:
         """Write; a sentence where that cannot be, None when it is done."""
         if not typed:
             return "Type a file name."
+        refusal = await asyncio.to_thread(self._write, typed)
+        if refusal is None:
+            self._done(Path(typed).expanduser())
+        return refusal
+
+    def _write(self, typed: str) -> str | None:
         try:
             path = Path(typed).expanduser()
             if path.is_dir():
                 return f"{typed} is a folder. Type the name of a file in it."
+            if path.exists() and not path.is_file():
+                return f"{typed} is not a regular file. Type another name."
             if path.exists() and path != self._asked:
                 self._asked = path
                 return f"{typed} exists. Press Enter again to replace it, or type another name."
@@ -182,5 +203,4 @@ class FileWriter:
         except (OSError, RuntimeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             return f"cannot write {typed}: {reason}."
-        self._done(path)
         return None

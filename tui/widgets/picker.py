@@ -65,16 +65,19 @@ class Picker(ModalScreen[str | None]):
         """Show what matches from the start, the present choice highlighted."""
         self.query_one("#choices", OptionList).can_focus = False
         self._fill(self._typed)
-        keys = [choice.key for choice in self._choices]
-        if not self._typed and self._current in keys:
-            self.query_one("#choices", OptionList).highlighted = keys.index(self._current)
+        self._highlight_current()
 
-    def type(self, text: str) -> None:
-        """Add `text` to the search, whether the list is already on screen or not."""
+    def offer(self, pick: PickList) -> None:
+        """Another list in place of the one shown; what was typed stays."""
+        self._pick = pick
         if self.is_mounted:
-            self.query_one("#search", Input).insert_text_at_cursor(text)
-        else:
-            self._typed += text
+            self._fill(self.query_one("#search", Input).value)
+            self._highlight_current()
+
+    def _highlight_current(self) -> None:
+        keys = [choice.key for choice in self._choices]
+        if self._current in keys and not self.query_one("#search", Input).value:
+            self.query_one("#choices", OptionList).highlighted = keys.index(self._current)
 
     def _fill(self, text: str) -> None:
         self._choices = self._pick.search(text.strip())

@@ -68,7 +68,7 @@ class PickerField(Widget, can_focus=True):
         self.post_message(self.Opened(self))
 
     def take_typed(self) -> str:
-        """What was typed since the list was asked for."""
+        """What the search starts with."""
         typed, self._typed = self._typed, ""
         return typed
 
@@ -77,18 +77,16 @@ class PickerField(Widget, can_focus=True):
         self.action_open()
 
     def on_key(self, event: events.Key) -> None:
-        """A letter starts a search (a digit goes to a pane); keys that come before the list is there join it."""
-        character = event.character if event.is_printable else None
-        if not character:
-            return
-        if self.app.screen is not self.screen:  # the list opened while this key was on its way here
-            from tui.widgets.picker import Picker
-
-            if isinstance(self.app.screen, Picker):
-                event.stop()
-                self.app.screen.type(character)
-        elif self._typed or character.isalpha():
+        """A letter or a digit starts a search."""
+        if event.character and event.is_printable and not event.character.isspace():
             event.stop()
-            self._typed += character
-            if len(self._typed) == 1:
-                self.action_open()
+            self._search(event.character)
+
+    def on_paste(self, event: events.Paste) -> None:
+        """A pasted name is searched for."""
+        event.stop()
+        self._search(event.text)
+
+    def _search(self, typed: str) -> None:
+        self._typed = typed
+        self.action_open()

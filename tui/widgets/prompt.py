@@ -16,6 +16,7 @@ class Prompt(TextArea):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "generate", priority=False),
         Binding("ctrl+j,shift+enter", "newline", "new line", show=False),
+        Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False),  # ctrl+z is the shell's
     ]
 
     class Sent(Message):

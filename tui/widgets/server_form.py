@@ -53,6 +53,13 @@ class ServerForm(VerticalGroup):
             super().__init__()
             self.policy, self.options = policy, options
 
+    class Checked(Message):
+        """Another thing than before cannot be read or is refused; "" where nothing is any more."""
+
+        def __init__(self, refused: str) -> None:
+            super().__init__()
+            self.refused = refused
+
     def __init__(self) -> None:
         super().__init__(id="server-form")
         self._options: ServerOptions | None = None
@@ -76,6 +83,11 @@ class ServerForm(VerticalGroup):
             yield from options[FIRST_LINE:]
         yield Static(id="server-problem", markup=False)
 
+    @property
+    def refused(self) -> str:
+        """What cannot be read or is refused; "" where nothing is."""
+        return self._refused
+
     def show(self, policy: str, options: ServerOptions | None, *, problem: str = "") -> None:
         """Show what is set; a field that holds the same value keeps its text."""
         self.query_one(PolicyDial).value = policy
@@ -93,7 +105,7 @@ class ServerForm(VerticalGroup):
         self._options = options
         self._answer_problem = problem if options is not None else ""
         if options is None:
-            self._refused = ""
+            self._refuse("")
         self._say()
 
     def _show_own(self, engine: str) -> None:
@@ -106,6 +118,11 @@ class ServerForm(VerticalGroup):
         """What a blank field stands for, as far as the server's report says."""
         for field in OPTION_FIELDS:
             self.query_one(f"#server-{field.name}", Option).placeholder = known.get(field.name, "auto")
+
+    def _refuse(self, refused: str) -> None:
+        if refused != self._refused:
+            self._refused = refused
+            self.post_message(self.Checked(refused))
 
     def _say(self) -> None:
         words = self._refused or self._answer_problem
@@ -124,15 +141,14 @@ class ServerForm(VerticalGroup):
         if self._options is None:
             return
         options = {field.name: self.query_one(f"#server-{field.name}", Option) for field in OPTION_FIELDS}
-        self._refused = next((option.problem for option in options.values() if option.problem), "")
+        refused = next((option.problem for option in options.values() if option.problem), "")
         values = {name: option.value for name, option in options.items()}
         eager = self.query_one("#field-enforce_eager", Toggle).value
         try:
             edited = replace(self._options, **values, enforce_eager=eager)
         except CalcError as error:
-            self._refused = str(error)
-            self._say()
-            return
+            refused, edited = str(error), self._options
+        self._refuse(refused)
         self._say()
         if edited != self._options:
             self._options = edited

@@ -50,6 +50,10 @@ def _served(server: ServerAnswer) -> Piece:
     return (f"{name} HOLDS {held:,.1f}", "good") if server.report.fits else (f"{name}: does not fit", "bad")
 
 
+def _largest(report: MemoryReport, server: ServerAnswer | None) -> Piece:
+    return _batch(report) if server is None else _served(server)
+
+
 NO_DEVICE = ("estimate: pick a device",)
 """In place of an estimate where bandwidth and peak of the device are not known."""
 
@@ -63,7 +67,7 @@ def answer(report: MemoryReport, server: ServerAnswer | None = None, estimate: S
     token = format_bytes_exact(report.kv_bytes_per_token)
     ridge = report.study.device.ridge()
     longest, *shorter = (estimate or [f"ridge {ridge:,.0f} FLOP/B"]) if ridge else NO_DEVICE
-    batch = _batch(report) if server is None else _served(server)
+    batch = _largest(report, server)
     state = report.state_bytes_per_sequence
     held = f" + {format_decimal(state)} state" if state else ""
     long_weights = (f"weights {format_decimal(weights)} ({format_binary(weights)})", "")
@@ -82,6 +86,12 @@ def answer(report: MemoryReport, server: ServerAnswer | None = None, estimate: S
         [(f"W {format_decimal(weights)}", ""), (f"KV {format_decimal(kv)}", ""), batch],
         [batch],
     ]
+
+
+def unread(title: str, problem: str, batch: Piece) -> list[list[Piece]]:
+    """The second line while a form is not valid: why, and the answer of the last valid one."""
+    whole, short = (f"✗ {title}: {problem}", "bad"), (f"✗ {title}: not valid", "bad")
+    return [[whole, ("last valid input:", ""), batch], [short, ("last valid input:", ""), batch], [short, batch]]
 
 
 def fitting(choices: Sequence[list[Piece]], width: int, gap: str) -> list[Piece]:
@@ -114,6 +124,7 @@ class StatusStrip(Widget):
         self._server: ServerAnswer | None = None
         self._estimate: tuple[str, ...] = ()
         self._engine = "○ off"
+        self._problem = ("", "")
 
     def show(self, state: AppState, report: MemoryReport, server: ServerAnswer | None = None) -> None:
         """Show `state` and its answer, a server's where there is one."""
@@ -130,6 +141,12 @@ class StatusStrip(Widget):
         """Show what the engine is doing."""
         if line != self._engine:
             self._engine = line
+            self.refresh()
+
+    def show_problem(self, title: str, problem: str) -> None:
+        """Say what is wrong with the form of the pane `title`; "" for nothing."""
+        if (title, problem) != self._problem:
+            self._problem = (title, problem)
             self.refresh()
 
     def plain(self, width: int) -> list[str]:
@@ -154,8 +171,15 @@ class StatusStrip(Widget):
         if engine:
             line.append(" " * max(2, width - line.cell_len - len(engine)))
             line.append(engine, "engine")
-        second = _line(fitting(answer(self._report, self._server, self._estimate), width, "   "), "   ")
+        second = _line(fitting(self._answer(), width, "   "), "   ")
         return line.append("\n").append_text(second)
+
+    def _answer(self) -> list[list[Piece]]:
+        assert self._report is not None
+        title, problem = self._problem
+        if problem:
+            return unread(title, problem, _largest(self._report, self._server))
+        return answer(self._report, self._server, self._estimate)
 
 
 def _line(pieces: list[Piece], gap: str) -> Text:

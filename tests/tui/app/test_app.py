@@ -68,6 +68,7 @@ async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
 @pytest.mark.slow
 async def test_digits_go_to_the_panes_unless_they_are_typed() -> None:
     async with running() as (app, pilot):
+        app.screen.set_focus(None)
         await pilot.press("2")
         await until(pilot, lambda: app.query_one(TabbedContent).active == "tab-memory")
         await pilot.press("1")
@@ -301,18 +302,18 @@ async def test_a_saved_spec_opens_again(tmp_path: Path) -> None:
         assert model == replace(app.state.study.model, notes=model.notes)
 
 
-def test_the_second_enter_must_be_on_the_same_path(tmp_path: Path) -> None:
+async def test_the_second_enter_must_be_on_the_same_path(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
     two.write_text("2")
     done: list[Path] = []
     writer = FileWriter("new", done=done.append)
-    assert "exists" in (writer(str(one)) or "")
-    assert "exists" in (writer(str(two)) or "")
-    assert writer(str(two)) is None
+    assert "exists" in (await writer(str(one)) or "")
+    assert "exists" in (await writer(str(two)) or "")
+    assert await writer(str(two)) is None
     assert (one.read_text(), two.read_text(), done) == ("1", "new", [two])
-    assert writer("") == "Type a file name."
-    assert "cannot write" in (writer("\0") or "")
+    assert await writer("") == "Type a file name."
+    assert "cannot write" in (await writer("\0") or "")
 
 
 def test_paths_are_completed(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ async def test_after_a_layered_model_a_plain_one_can_be_edited() -> None:
     app = app_on(hybrid())
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
-        assert app.open_model("llama-3-8b") is None
+        assert await app.open_model("llama-3-8b") is None
         await pilot.pause()
         assert "Read-only" not in text(app)
         await type_into(pilot, "#field-n_layers", "16")
