@@ -13,7 +13,6 @@ builds it, out of the way of what else runs, and goes on when whoever started it
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import platform
@@ -73,7 +72,9 @@ def cached_library(source: Path = SOURCE) -> ctypes.CDLL | None:
 
 def build_library(source: Path = SOURCE) -> ctypes.CDLL:
     """The library, built if need be. Raises BuildError."""
-    compiler = find_compiler()
+    compiler = find_compiler()  # none on Windows, which has no fcntl
+    import fcntl
+
     path = _library_path(source, compiler)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +122,8 @@ def main() -> int:
 
 def find_compiler() -> list[str]:
     """The command of the C++ compiler: $CXX, else the first of COMPILERS on the path. Raises BuildError."""
+    if os.name != "posix":
+        raise BuildError("the compiled step is built on Linux and macOS only; here the layers of PyTorch run")
     chosen = shlex.split(os.environ.get("CXX", ""))
     names = [chosen] if chosen else [[name] for name in COMPILERS]
     for command in names:

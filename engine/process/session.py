@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -198,9 +199,13 @@ def _wait_or_kill(process: subprocess.Popen[bytes], grace_s: float) -> int:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill the process with its children (it leads its own group), unless it is reaped already."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is not None:
+        return
+    if sys.platform == "win32":  # has no groups of processes
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _close_quietly(stream: IO[bytes]) -> None:

@@ -31,6 +31,8 @@ class Actions(App[None]):
 
     state: AppState
     analysis: Analysis
+    own_folder: Path | None
+    """Where kvscope keeps files of its own; None where it must not (tests)."""
     form_problem: str
     """What is wrong with the forms that the state comes from; "" where nothing is."""
 
@@ -112,7 +114,13 @@ class Actions(App[None]):
 
     def _copy(self, text: str, what: str) -> None:
         self.copy_to_clipboard(text)
-        self.notify(what, title="Copied to the clipboard of the terminal", markup=False)
+        self.run_worker(self._copy_beside(text, what), group="copy")
+
+    async def _copy_beside(self, text: str, what: str) -> None:
+        from tui.app.clipboard import copy_beside
+
+        where = await asyncio.to_thread(copy_beside, text, self.own_folder)
+        self.notify(what, title=where, markup=False)
 
     # --- files --------------------------------------------------------------------------------------------
 

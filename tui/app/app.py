@@ -89,7 +89,7 @@ class KvscopeApp(Actions):
         PANES_FOLDER / "spec.tcss",
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-ultra")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-tiny"), (20, "-short"), (32, "-tall"), (50, "-high")]  # noqa: RUF012
     AUTO_FOCUS = ""
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,6 +125,7 @@ class KvscopeApp(Actions):
         """`state` goes before the remembered one. `settings` given (tests) are neither read nor written."""
         super().__init__()
         self._settings_file = settings_path() if settings is None else None
+        self.own_folder = None if self._settings_file is None else self._settings_file.parent
         self._problem: str | None = None
         if settings is None:
             loaded = load_settings(settings_path())

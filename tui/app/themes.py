@@ -29,12 +29,12 @@ KVSCOPE_DARK = Theme(
 
 KVSCOPE_LIGHT = Theme(
     name="kvscope-light",
-    primary="#1f6fa8",
+    primary="#1b6399",
     secondary="#5a5fb0",
-    accent="#a85f00",
-    warning="#8f6a00",
+    accent="#8c4f00",
+    warning="#7a5a00",
     error="#b3261e",
-    success="#2e7d32",
+    success="#276b2b",
     foreground="#1d232b",
     background="#fafbfc",
     surface="#f2f4f7",
@@ -42,8 +42,8 @@ KVSCOPE_LIGHT = Theme(
     boost="#dde3ea",
     dark=False,
     variables={
-        "footer-key-foreground": "#a85f00",
-        "border": "#1f6fa8",
+        "footer-key-foreground": "#8c4f00",
+        "border": "#1b6399",
         "border-blurred": "#b9c3cf",
     },
 )

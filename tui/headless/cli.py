@@ -22,6 +22,9 @@ COMMANDS = {
 }
 """Those that are known without a look at the engine: a cold ``memory`` imports nothing of it."""
 
+GLYPHS = "╭─█▏◆●⣿…"
+"""Some of the characters that the screen is made of."""
+
 USAGE = """\
 usage: {prog} [OPTIONS]                 the full-screen app, on this model
        {prog} [--no-tui] COMMAND [...]  one answer, printed
@@ -104,6 +107,17 @@ def _no_screen() -> str | None:
         return "standard output is not a terminal"
     if not sys.stderr.isatty():  # Textual draws there
         return "standard error, where the screen is drawn, is not a terminal"
-    if os.environ.get("TERM", "") in ("", "dumb"):
+    if os.name == "posix" and os.environ.get("TERM", "") in ("", "dumb"):
         return "the terminal cannot move its cursor (TERM is dumb or unset)"
+    return _unshown()
+
+
+def _unshown() -> str | None:
+    """Why the locale cannot show the screen, or None. Where none is set, terminals read UTF-8 all the same."""
+    named = os.environ.get("LC_ALL", "")
+    encoding = "ASCII" if named in ("C", "POSIX") else sys.stderr.encoding or "ASCII"
+    try:
+        GLYPHS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return f"the locale's characters ({encoding}) cannot draw it; set LC_ALL=C.UTF-8"
     return None

@@ -102,6 +102,7 @@ class SpecPane(Pane):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="spec", can_focus=False):
+            yield card("Results", CachedStatic(id="spec-first"), id="card-first")
             with VerticalScroll(id="spec-form", can_focus=False):
                 yield self._model_card()
                 yield self._device_card()
@@ -109,7 +110,7 @@ class SpecPane(Pane):
                 yield card("Equivalent command", CachedStatic(id="spec-command"))
                 yield card("Sources", CachedStatic(id="spec-sources"), id="card-sources")
             with VerticalScroll(id="spec-follows", can_focus=False):
-                yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"))
+                yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"), id="card-answer")
                 yield card("Notes", Notes(id="spec-notes"))
                 yield card("", CachedStatic(id="spec-contexts"), id="card-spec-contexts")
 
@@ -231,7 +232,8 @@ class SpecPane(Pane):
         command, sources = self.command_line(), sources_text(study)
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda _: device_facts(study.device))
-        self._shown("spec-answer", answer_table(report), lambda width: answer_grid(report, width))
+        for name in ("spec-first", "spec-answer"):  # one of the two is displayed
+            self._shown(name, answer_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(memory_notes(report))
         self.query_one("#card-spec-contexts").border_title = contexts.title

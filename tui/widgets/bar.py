@@ -86,7 +86,7 @@ class MemoryBar(Widget):
         height: auto; min-height: 2;
         & > .bar--weights { color: $primary; }
         & > .bar--cache { color: $accent; }
-        & > .bar--free { color: $foreground 50%; }
+        & > .bar--free { color: $foreground 70%; }
         & > .bar--over { color: $error; }
     }
     """

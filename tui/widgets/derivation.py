@@ -97,10 +97,10 @@ class Derivation(Widget):
     Derivation {
         height: auto;
         & > .d--title { text-style: bold; color: $text-primary; }
-        & > .d--name { color: $foreground 65%; }
+        & > .d--name { color: $foreground 70%; }
         & > .d--formula { color: $text-accent; }
         & > .d--value { text-style: bold; }
-        & > .d--legend { color: $foreground 55%; }
+        & > .d--legend { color: $foreground 70%; }
         & > .d--remark { color: $text-warning; }
     }
     """

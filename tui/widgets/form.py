@@ -76,7 +76,7 @@ class FormRow(Widget):
         FieldInput { height: 1; background: $foreground 8%; }
         FieldInput:focus { background: $primary 25%; }
         FieldInput.-bad { background: $error 30%; color: $text-error; }
-        & > .row--label { color: $foreground 60%; }
+        & > .row--label { color: $foreground 70%; }
         & > .row--error { color: $text-error; }
     }
     """
@@ -239,7 +239,7 @@ class SwitchRow(Widget):
     DEFAULT_CSS = """
     SwitchRow {
         layout: horizontal; height: 1;
-        & > .row--label { color: $foreground 60%; }
+        & > .row--label { color: $foreground 70%; }
     }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"row--label"}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 PANES = "F2–F8"
-RANK = ("help", "go", "command_palette", "quit", "questions", "export", "copy_command", "open", "copy_table")
-"""The app's keys, the most needed first: the last are left out where there is no room."""
+RANK = ("help", "quit", "go", "command_palette", "questions", "export", "copy_command", "open", "copy_table")
+"""The app's keys, the most needed first: the last are left out where there is no room, a pane's own with questions."""
 ORDER = ("help", "go", "questions", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
 
 SHORTER = {"copy command": "command", "copy table": "table"}
@@ -55,7 +55,11 @@ def hints(active: Sequence[ActiveBinding]) -> list[KeyHint]:
             words = {"go": "panes", "command_palette": "commands"}.get(action, binding.description)
             ours[action] = KeyHint(key=binding.key, shown=shown, words=words, rank=RANK.index(action))
         else:
-            others.append(KeyHint(key=binding.key, shown=_shown(binding.key), words=binding.description, rank=2))
+            others.append(
+                KeyHint(
+                    key=binding.key, shown=_shown(binding.key), words=binding.description, rank=RANK.index("questions")
+                )
+            )
     first = [ours[name] for name in ORDER[:2] if name in ours]
     return [*first, *others, *(ours[name] for name in ORDER[2:] if name in ours)]
 

@@ -38,8 +38,8 @@ class LayerStrip(Widget):
     LayerStrip {
         height: auto; display: none;
         &.-shown { display: block; }
-        & > .map--label { color: $foreground 55%; }
-        & > .map--plain { color: $foreground 55%; }
+        & > .map--label { color: $foreground 70%; }
+        & > .map--plain { color: $foreground 70%; }
         & > .map--full { color: $primary; }
         & > .map--window { color: $accent; }
         & > .map--latent { color: $success; }

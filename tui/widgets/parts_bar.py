@@ -40,7 +40,7 @@ class PartsBar(Widget):
         & > .parts--runtime { color: $secondary; }
         & > .parts--graphs { color: $warning; }
         & > .parts--cache { color: $accent; }
-        & > .parts--free { color: $foreground 50%; }
+        & > .parts--free { color: $foreground 70%; }
         & > .parts--over { color: $error; }
     }
     """

@@ -37,6 +37,7 @@ class Picker(ModalScreen[str | None]):
         #preview { height: auto; min-height: 3; max-height: 6; padding: 1 1 0 1; color: $text-muted; }
     }
     Screen.-short Picker OptionList { max-height: 9; }
+    Screen.-tiny Picker OptionList { max-height: 4; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "cancel", priority=True),

@@ -112,7 +112,7 @@ class StatusStrip(Widget):
         & > .strip--name { text-style: bold; }
         & > .strip--good { text-style: bold; color: $text-success; }
         & > .strip--bad { text-style: bold; color: $text-error; }
-        & > .strip--engine { color: $foreground 65%; }
+        & > .strip--engine { color: $foreground 70%; }
     }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"strip--{name}" for name in ("title", "name", "good", "bad", "engine")}

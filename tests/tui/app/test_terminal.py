@@ -91,3 +91,18 @@ def test_a_named_pipe_as_a_model_is_refused(env: dict[str, str], tmp_path: Path)
         term.until(lambda: "regular file" not in term.text)
         term.send(b"\x11")
         assert term.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"LC_ALL": "C"}, "ASCII"),
+        ({"PYTHONIOENCODING": "iso8859-1"}, "iso8859-1"),
+        ({"TERM": "dumb"}, "cannot move its cursor"),
+    ],
+)
+def test_a_screen_that_cannot_be_drawn_is_refused(env: dict[str, str], settings: dict[str, str], said: str) -> None:
+    with terminal({**env, **settings}, columns=200) as term:
+        assert term.ended() == 2
+        assert said in term.text
+        assert "--no-tui" in term.text

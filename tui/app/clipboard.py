@@ -1,0 +1,66 @@
+"""Copied text on its way to the clipboard: the terminal's (OSC 52), the desktop's, or a file for want of both."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from calc.errors import SourceError
+from calc.files import write_whole
+
+TOOLS = (
+    ("WAYLAND_DISPLAY", ("wl-copy",)),
+    ("DISPLAY", ("xclip", "-selection", "clipboard")),
+    ("DISPLAY", ("xsel", "--clipboard", "--input")),
+    ("WSL_DISTRO_NAME", ("clip.exe",)),
+)
+"""Programs that write the desktop's clipboard, and the variable that says that there is one."""
+LONGEST_S = 2.0
+FILE_NAME = "copied.txt"
+
+
+def desktop_tool(env: Mapping[str, str], platform: str = sys.platform) -> tuple[str, ...] | None:
+    """The program that reaches the clipboard of the person at this terminal; None over SSH, or where there is none."""
+    if "SSH_CONNECTION" in env or "SSH_TTY" in env:
+        return None
+    own = {"darwin": ("pbcopy",), "win32": ("clip.exe",)}.get(platform)
+    candidates = [own] if own else [words for variable, words in TOOLS if env.get(variable)]
+    return next((words for words in candidates if shutil.which(words[0], path=env.get("PATH"))), None)
+
+
+def copy_beside(text: str, folder: Path | None) -> str:
+    """Copy `text` to the desktop's clipboard, else into a file of `folder`; says in a few words where it is.
+
+    The terminal has been sent it already, but nobody knows whether it took it.
+    """
+    sent = "Sent to the clipboard of the terminal"
+    if folder is None:
+        return sent
+    tool = desktop_tool(os.environ)
+    if tool is not None and _given_to(tool, text):
+        return "Copied"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FILE_NAME, text)
+    except (OSError, SourceError):
+        return sent
+    return f"{sent}, and kept in {folder / FILE_NAME}"
+
+
+def _given_to(tool: tuple[str, ...], text: str) -> bool:
+    try:
+        ended = subprocess.run(
+            tool,
+            input=text.encode(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=LONGEST_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ended.returncode == 0
