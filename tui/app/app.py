@@ -28,8 +28,9 @@ from tui.app.settings import Marker, Settings, load_settings, save_settings, set
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
 from tui.form.state import Analysis, AppState, analyse, with_study
-from tui.panes.base import FormChecked, Pane, StateEdited
+from tui.panes.base import Pane, StateEdited
 from tui.panes.spec import SpecPane
+from tui.widgets.form import FormChecked
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import PathBar
 from tui.widgets.status import StatusStrip
@@ -280,7 +281,8 @@ class KvscopeApp(Actions):
     def _form_checked(self, event: FormChecked) -> None:
         """A form that is not valid is marked on every tab."""
         event.stop()
-        self._form_problems[event.origin.TITLE] = event.problem
+        pane = next(node for node in event.origin.ancestors_with_self if isinstance(node, Pane))
+        self._form_problems[pane.TITLE] = event.problem
         title, problem = next(((title, said) for title, said in self._form_problems.items() if said), ("", ""))
         self.form_problem = f"{title}: {problem}" if problem else ""
         self.query_one("#strip", StatusStrip).show_problem(title, problem)

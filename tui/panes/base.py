@@ -23,14 +23,6 @@ class StateEdited(Message):
         self.state, self.origin = state, origin
 
 
-class FormChecked(Message):
-    """What is wrong with a form of `origin` is another thing than before; "" where it is valid."""
-
-    def __init__(self, problem: str, origin: Pane) -> None:
-        super().__init__()
-        self.problem, self.origin = problem, origin
-
-
 class Pane(Container):
     """Base of the tabs. Subclasses override what they can answer; the app calls these."""
 
@@ -55,7 +47,7 @@ class Pane(Container):
         raise NotImplementedError
 
     def problem(self) -> str:
-        """What is wrong with its own form, in a sentence without a full stop; "" where nothing is."""
+        """What is wrong with a form that is no part of the state, without a full stop; "" where nothing is."""
         return ""
 
     def command_line(self) -> str:

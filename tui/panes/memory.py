@@ -17,7 +17,7 @@ from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
 from tui.form.command_line import memory_command
 from tui.form.state import Analysis, AppState, with_policy
-from tui.panes.base import FormChecked, Pane, StateEdited
+from tui.panes.base import Pane, StateEdited
 from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import MARKS as LAYER_MARKS
 from tui.views.layer_map import kinds_table, layer_map
@@ -199,15 +199,6 @@ class MemoryPane(Pane):
             state = replace(state, server=event.options)
         self._state = state
         self.post_message(StateEdited(state, self))
-
-    @on(ServerForm.Checked)
-    def _options_checked(self, event: ServerForm.Checked) -> None:
-        event.stop()
-        self.post_message(FormChecked(event.refused, self))
-
-    def problem(self) -> str:
-        """The server's option that cannot be read or is refused."""
-        return self.query_one(ServerForm).refused
 
     def _show_remarks(self) -> None:
         """What there is no column for is said below the table."""

@@ -36,7 +36,7 @@ from tui.form.draft import (
 )
 from tui.form.fields import FIELDS
 from tui.form.state import Analysis, AppState, with_policy, with_study
-from tui.panes.base import FormChecked, Pane, StateEdited
+from tui.panes.base import Pane, StateEdited
 from tui.views.batches import batch_by_context, batch_by_format, batch_chart
 from tui.views.layer_map import kinds_sentence, layer_map
 from tui.views.memory import answer_grid, component_bars, memory_markdown, sources_text, tp_grid
@@ -48,7 +48,7 @@ from tui.widgets.cached_static import Build, CachedStatic
 from tui.widgets.card import card
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import Dial
-from tui.widgets.form import FieldDial, FieldInput, FormRow, ListSuggester, SwitchRow, Toggle
+from tui.widgets.form import FieldDial, FieldInput, FormChecked, FormRow, ListSuggester, SwitchRow, Toggle
 from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
@@ -285,9 +285,9 @@ class SpecPane(Pane):
         if self._state is None:
             return
         reading = read_draft(self._draft(), self._state.study)
-        before, self._errors = self.problem(), dict(reading.errors)
-        if self.problem() != before:
-            self.post_message(FormChecked(self.problem(), self))
+        if self._errors != reading.errors:
+            self.post_message(FormChecked(next(iter(reading.errors.values()), ""), self))
+        self._errors = dict(reading.errors)
         if self._inputs["weight_format"].value.strip().lower() == STORED and reading.study.model.stored is None:
             self._fill(reading.study, ("weight_format",))  # an edited model has no checkpoint any more
         if self._windows_follow and reading.study.model.n_sliding_layers:
@@ -337,10 +337,6 @@ class SpecPane(Pane):
     def errors(self) -> dict[str, str]:
         """What is wrong with the form, by field name."""
         return dict(self._errors)
-
-    def problem(self) -> str:
-        """The first field that cannot be read."""
-        return next(iter(self._errors.values()), "")
 
     def first_focus(self) -> Widget:
         """Where the keyboard starts."""

@@ -24,6 +24,14 @@ from tui.widgets.dial import ChoiceDial
 from tui.widgets.styling import restyled
 
 
+class FormChecked(Message):
+    """What is wrong with the form `origin` is another thing than before; "" where it is valid."""
+
+    def __init__(self, problem: str, origin: Widget) -> None:
+        super().__init__()
+        self.problem, self.origin = problem, origin
+
+
 class FieldInput(Input):
     """The input of one field. ↑ and ↓ go to the field before and after."""
 

@@ -16,7 +16,7 @@ from calc.servers.records import ServerOptions
 from tui.form.fields import FIELDS
 from tui.views.server import EAGER_ENGINES, OPTION_FIELDS, POLICIES, option_text
 from tui.widgets.dial import ChoiceDial, Dial
-from tui.widgets.form import Toggle
+from tui.widgets.form import FormChecked, Toggle
 from tui.widgets.option import Option
 
 FIRST_LINE = 2
@@ -53,13 +53,6 @@ class ServerForm(VerticalGroup):
             super().__init__()
             self.policy, self.options = policy, options
 
-    class Checked(Message):
-        """Another thing than before cannot be read or is refused; "" where nothing is any more."""
-
-        def __init__(self, refused: str) -> None:
-            super().__init__()
-            self.refused = refused
-
     def __init__(self) -> None:
         super().__init__(id="server-form")
         self._options: ServerOptions | None = None
@@ -82,11 +75,6 @@ class ServerForm(VerticalGroup):
         with HorizontalGroup(classes="line server"):
             yield from options[FIRST_LINE:]
         yield Static(id="server-problem", markup=False)
-
-    @property
-    def refused(self) -> str:
-        """What cannot be read or is refused; "" where nothing is."""
-        return self._refused
 
     def show(self, policy: str, options: ServerOptions | None, *, problem: str = "") -> None:
         """Show what is set; a field that holds the same value keeps its text."""
@@ -122,7 +110,7 @@ class ServerForm(VerticalGroup):
     def _refuse(self, refused: str) -> None:
         if refused != self._refused:
             self._refused = refused
-            self.post_message(self.Checked(refused))
+            self.post_message(FormChecked(refused, self))
 
     def _say(self) -> None:
         words = self._refused or self._answer_problem

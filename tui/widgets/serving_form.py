@@ -17,6 +17,7 @@ from tui.form.serving import LOADS, Serving
 from tui.form.serving_fields import BY_NAME, FIELDS, ServingField
 from tui.views.estimate import asked_of
 from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.form import FormChecked
 from tui.widgets.option import Option
 
 LINES = (
@@ -55,6 +56,7 @@ class ServingForm(VerticalGroup):
     def __init__(self) -> None:
         super().__init__(id="serving-form")
         self._serving = Serving()
+        self._problem = ""
 
     def compose(self) -> ComposeResult:
         first, second, third, fourth = ([_option(BY_NAME[name]) for name in line] for line in LINES)
@@ -129,6 +131,9 @@ class ServingForm(VerticalGroup):
             self.post_message(self.Edited(edited))
 
     def _say(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self.post_message(FormChecked(problem, self))
         self.query_one("#serving-problem", Static).update(f"✗ {problem}" if problem else "")
         self.set_class(bool(problem), "-problem")
 

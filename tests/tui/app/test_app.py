@@ -27,6 +27,7 @@ from tui.app.settings import Settings, load_settings, save_settings, settings_pa
 from tui.panes.base import StateEdited
 from tui.panes.memory import MemoryPane
 from tui.panes.spec import SpecPane
+from tui.widgets.dial import WORD_S, ChoiceDial
 from tui.widgets.keybar import KeyHint, fitting_hints, key_name
 from tui.widgets.path_bar import FileWriter, PathBar, complete_path
 from tui.widgets.plot import PlotView
@@ -325,6 +326,56 @@ def test_paths_are_completed(tmp_path: Path) -> None:
     assert complete_path(f"{tmp_path}/.h") == f"{tmp_path}/.hidden"
     assert complete_path(f"{tmp_path}/zzz") is None
     assert complete_path("/no/such/folder/x") is None
+
+
+async def test_a_form_that_is_not_valid_is_marked_on_every_tab_and_gives_no_command() -> None:
+    async with running() as (app, pilot):
+        await type_into(pilot, "#field-context", "8x")
+        for key, name in (("f3", "memory"), ("f6", "estimate")):
+            await pilot.press(key)
+            await until(pilot, lambda tab=f"tab-{name}": app.query_one(TabbedContent).active == tab)  # type: ignore[misc]
+            assert "✗ Spec: Context has an unknown suffix in '8x'" in lines(app)[1]
+            assert "MAX BATCH" in lines(app)[1]
+            await pilot.press("ctrl+y")
+            await pilot.pause()
+            assert app.clipboard == ""
+        await pilot.press("f2")
+        await type_into(pilot, "#field-context", "4096")
+        assert "✗" not in lines(app)[1]
+        await pilot.press("ctrl+y")
+        await pilot.pause()
+        assert app.clipboard == "kvscope memory --context 4096"
+
+
+@pytest.mark.slow
+async def test_undo_goes_by_field_and_has_a_key() -> None:
+    async with running() as (app, pilot):
+        await type_into(pilot, "#field-context", "4096")
+        await type_into(pilot, "#field-tp", "1,2")
+        assert (app.state.study.context, app.state.study.tps) == (4096, (1, 2))
+        await pilot.press("ctrl+underscore")
+        await pilot.pause()
+        assert (app.state.study.context, app.state.study.tps) == (4096, (1, 2, 4, 8))
+        await pilot.press("ctrl+underscore")
+        await pilot.pause()
+        assert app.state == default_state()
+
+
+@pytest.mark.slow
+async def test_what_is_typed_on_a_dial_is_taken_by_it() -> None:
+    async with running((160, 45)) as (app, pilot):
+        await pilot.press("f7")
+        await until(pilot, lambda: app.active_pane is not None and app.active_pane.TITLE == "Generate")
+        dtype, tp = app.query_one("#dial-dtype", ChoiceDial), app.query_one("#dial-tp", ChoiceDial)
+        dtype.focus()
+        await pilot.press(*"int4")
+        assert (dtype.value, tp.value) == ("int4", "1")
+        await pilot.pause(WORD_S)
+        await pilot.press(*"bf")
+        assert dtype.value == "bfloat16"
+        tp.focus()
+        await pilot.press("2")
+        assert (tp.value, app.active_pane.TITLE) == ("2", "Generate")
 
 
 # --- state, undo, settings --------------------------------------------------------------------------------
