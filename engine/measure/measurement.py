@@ -91,6 +91,8 @@ class Measurement:
     """Whether its model is loaded beside the one that is held."""
     passed: Callable[[Any], bool] = lambda result: True
     """Whether a result is a success; False makes the exit code 1."""
+    known: Callable[[Any], MeasurementFinished | None] = lambda request: None
+    """The answer where it is known without a run; asked before an engine is started."""
     plots: bool = False
     """Whether its result can be drawn (`--plot`)."""
 

@@ -173,15 +173,26 @@ def _measure(value: float) -> str:
     return f"{value:,.4g}"
 
 
-def latency_chart(start_ns: int | None, token_times_ns: Sequence[int], *, window: int = LATENCY_WINDOW) -> Chart:
-    """Time between a token and the one before it, for the last `window` tokens, with their median."""
+def latency_chart(
+    start_ns: int | None,
+    token_times_ns: Sequence[int],
+    *,
+    predicted_s: float | None = None,
+    window: int = LATENCY_WINDOW,
+) -> Chart:
+    """Time between a token and the one before it, for the last `window` tokens; their median and what is predicted."""
     recent = token_times_ns[-window - 1 :]
     values = latencies_s(recent)
     first = len(token_times_ns) - len(values) + 1
     middle = percentile(values, 50)
     axis, scale = _time_axis("time per token", max(values, default=0.0))
     points = tuple((float(first + i), v * scale) for i, v in enumerate(values))
-    levels = () if middle is None else (Level(label=f"median {format_duration_s(middle)}", value=middle * scale),)
+    known = (("median", middle, "╌"), ("predicted", None if middle is None else predicted_s, "·"))
+    levels = tuple(
+        Level(label=f"{name} {format_duration_s(value)}", value=value * scale, symbol=symbol)
+        for name, value, symbol in known
+        if value is not None
+    )
     scrolled = f"last {len(values):,}" if first > 2 else ""
     return Chart(
         title="● Latency per token" + (f" · {scrolled}" if scrolled else ""),

@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from tui.live.formats import Choice, Effect, effects_table
 from tui.live.generation import Generation
-from tui.views.generation import Pair, cache_text, comparison_table, meter_text, rate
+from tui.views.generation import Pair, cache_text, comparison_table, meter_text, predicted_of, rate
 from tui.views.plots import latency_chart
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
@@ -43,7 +43,9 @@ class RunNumbers(VerticalScroll):
         self.rate = rate(rates.tokens_per_s if rates else None)
         self._put("#meter", meter_text(run, rates))
         times = run.times_ns if run else []
-        self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times))
+        beside = predicted_of(run) if run else None
+        expected_s = beside.tpot_s if beside is not None else None
+        self.query_one(PlotView).show(latency_chart(run.start_ns if run else None, times, predicted_s=expected_s))
         self._put("#cache", cache_text(run, width=max(30, self.size.width - 4), colour=self._bar_colour))
         table = self.query_one("#comparison", TableView)
         table.display = pair != Pair()

@@ -23,6 +23,7 @@ from engine.measure.kinds.machine import (
     busy_notes,
     check,
     dtypes_of,
+    known,
 )
 from engine.measure.machine import (
     available_bytes,
@@ -59,11 +60,11 @@ Key = tuple[str, str, int]
 def run(request: MeasureMachine, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
     """What was kept of this machine, else a measurement with progress and rows. Raises EngineError and Stopped."""
     check(request)
+    if (answer := known(request)) is not None:
+        yield answer
+        return
     path = machine_path()
     kept = read_kept(path)
-    if kept.result is not None and not request.measure and _answers(kept.result, request):
-        yield MachineFinished(result=kept.result)
-        return
     notes = [f"Measured anew: {kept.problem}."] if kept.problem else []
     if request.threads is not None:
         torch.set_num_threads(request.threads)
@@ -91,12 +92,6 @@ def measure(
         if number > 1:
             yield from (MachineRowMeasured(row=_row("cpu", dtype, made, turns)) for dtype in dtypes)
     return _result(dtypes, made, turns, load, notes)
-
-
-def _answers(kept: MachineResult, request: MeasureMachine) -> bool:
-    """Whether what was kept has all that is asked for."""
-    known = {row.dtype for row in kept.rows}
-    return set(dtypes_of(request.dtypes)) <= known and request.threads in (None, kept.threads)
 
 
 def _merged(result: MachineResult, kept: MachineResult | None) -> MachineResult:

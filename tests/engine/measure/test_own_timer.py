@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from engine.compiled.build import COMPILERS
+from engine.compiled.step import attach
 from engine.errors import Stopped
 from engine.measure import own_plan
 from engine.measure.own import MeasureOwnTimes, Needs, OwnTimesMeasured, StepTime
@@ -113,6 +116,23 @@ def test_a_whole_step_is_taken_as_it_is() -> None:
     seconds = {Timed("whole", 4, 8, 4): [3.0, 2.0, 9.0, 9.0, 9.0, 9.0]}
     times = own_times(plan(decoder(dtype=torch.float32, n_layers=4)), Turns({}, seconds=seconds, n_rounds=1))
     assert times.steps == (StepTime(batch=4, context=8, seconds=3.0),)  # a fifth of the runs took less
+
+
+@pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
+def test_some_layers_of_a_compiled_step_are_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder(dtype=torch.float32, n_layers=6, hidden_size=32, intermediate_size=32, vocab_size=64)
+    attach(model, "on")
+    monkeypatch.setattr(own_plan, "LEAST_BYTES", 1)
+    monkeypatch.setattr(own_plan, "last_cache_bytes", lambda: 0)
+    found = keys(plan(model))
+    assert {key.kind for key in found} == {"layers", "headed", "prompt", "prompt-fixed"}
+    assert max(key.rows for key in found if key.kind == "layers") == 4
+    timer = OwnTimer(decoder=model, needs=NEEDS)
+    timer.round()
+    times = timer.times()
+    assert times is not None
+    assert (times.compiled, times.max_rows, times.layers_timed) == (True, 32, 2)
+    assert model.decode_step is not None
 
 
 def test_a_stop_is_heard_at_once() -> None:

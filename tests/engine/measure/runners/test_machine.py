@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.commands.cli import parse
+from engine.commands.run import follow
 from engine.errors import OptionError, Stopped
 from engine.measure.kinds.machine import (
     MachineFinished,
@@ -18,6 +21,7 @@ from engine.measure.kinds.machine import (
     check,
     document,
     dtypes_of,
+    known,
     table,
 )
 from engine.measure.machine import last_cache_bytes, total_bytes
@@ -25,7 +29,7 @@ from engine.measure.products import COLUMNS, Product, products
 from engine.measure.runners import machine
 from engine.measure.turns import Turns
 from engine.process.held import HeldModel
-from engine.records import Event, Progress
+from engine.records import Event, Progress, Request
 
 SMALL = 300_000
 
@@ -163,3 +167,21 @@ def test_facts_of_the_system_are_read_where_they_are(tmp_path: Path) -> None:
         (tmp_path / f"index{index}" / "size").write_text(f"{text}\n")
     assert last_cache_bytes(tmp_path) == 32 * 2**20
     assert last_cache_bytes(tmp_path / "none") is None
+
+
+def test_what_was_kept_answers_before_any_engine_starts(kept: Path) -> None:
+    assert known(MeasureMachine(dtypes="fp32")) is None
+    result = finished(dtypes="fp32")
+    answer = known(MeasureMachine(request_id=3, dtypes="float32"))
+    assert answer is not None
+    assert (answer.request_id, answer.result) == (3, result)
+    assert known(MeasureMachine(dtypes="fp32", measure=True)) is None
+    assert known(MeasureMachine(dtypes="fp32,bf16")) is None
+    assert known(MeasureMachine(dtypes="fp32", threads=result.threads + 1)) is None
+    args = parse(["--mode", "machine", "--dtype", "float32", "--quiet"])
+    outcome = follow(args, [MeasureMachine(dtypes="fp32")], unused)
+    assert outcome.answers[0].result == MachineFinished(result=result)
+
+
+def unused(request: Request) -> Iterator[Event]:
+    raise AssertionError(f"{type(request).__name__} was answered already")
