@@ -84,6 +84,7 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
             f"kvscope does not know model_type {shown(fields['model_type'])}: it is read as {model_type}, which its "
             "class in architectures is"
         )
+    _note_ties(reader, config, part)
     encoders = _encoders(reader, config, part)
     try:
         if draft is not None:
@@ -93,6 +94,15 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
         raise
     except CalcError as error:
         raise SourceError(f"{source}: {error}") from None
+
+
+def _note_ties(reader: Reader, config: Mapping[str, Any], part: str | None) -> None:
+    """Say where a multimodal config contradicts its text model on the head."""
+    outer, inner = config.get("tie_word_embeddings"), reader.config.get("tie_word_embeddings")
+    if part is not None and isinstance(outer, bool) and isinstance(inner, bool) and outer != inner:
+        reader.notes.append(
+            f"tie_word_embeddings is {shown(outer)} beside {part}, which says {shown(inner)}: {shown(inner)} is taken"
+        )
 
 
 def _encoders(reader: Reader, config: Mapping[str, Any], part: str | None) -> int:

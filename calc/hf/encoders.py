@@ -300,7 +300,9 @@ TOWERS: Mapping[str, tuple[Callable[[Fields], int], Mapping[str, Any]]] = {
 SAME_TOWER: Mapping[str, str] = {
     "smolvlm_vision": "idefics3_vision", "qwen2_vl_vision": "qwen2_vl", "qwen2_5_vl_vision": "qwen2_5_vl",
     "qwen3_vl_vision": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl", "qwen3_vl_moe_vision": "qwen3_vl",
-    "qwen3_5_vision": "qwen3_5", "qwen3_5_moe": "qwen3_5", "qwen3_5_moe_vision": "qwen3_5", "glm4v_vision": "glm4v",
+    "qwen3_5_vision": "qwen3_5", "qwen3_5_moe": "qwen3_5", "qwen3_5_moe_vision": "qwen3_5",
+    "qwen4_exp": "qwen3_5", "qwen4_exp_vision": "qwen3_5", "cohere_compass": "qwen3_vl",
+    "cohere_compass_vision": "qwen3_vl", "glm4v_vision": "glm4v",
     "glm4v_moe_vision": "glm4v", "glm4v_moe": "glm4v", "intern_vit_6b": "internvl_vision",
     "qwen2_audio_encoder": "whisper", "voxtral_encoder": "whisper",
 }  # fmt: skip

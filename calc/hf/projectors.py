@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from calc.hf.encoders import Fields, Unknown, linear, tower
+from calc.hf.encoders import CHANNELS, Fields, Unknown, linear, tower
 
 Counted = Callable[[Fields, int], int]
 """(the whole config, hidden_size of the text model) -> parameters of encoders and projectors."""
@@ -130,6 +130,27 @@ def _gemma4(config: Fields, hidden_size: int) -> int:
     return params
 
 
+def _gemma4_unified(config: Fields, hidden_size: int) -> int:
+    """No tower: merged patches with a position by row and column, and sound as it is, both projected."""
+    params = 0
+    if isinstance(config.values.get("vision_config"), Mapping):
+        vision = config.part("vision_config", UNIFIED_VISION)
+        wide, h = CHANNELS * (vision.n("patch_size") * vision.n("pooling_kernel_size")) ** 2, vision.n("mm_embed_dim")
+        params += 2 * wide + linear(wide, h) + 4 * h + 2 * vision.n("mm_posemb_size") * h
+        params += vision.n("output_proj_dims") * hidden_size
+    if isinstance(config.values.get("audio_config"), Mapping):
+        params += config.part("audio_config").n("output_proj_dims", "audio_embed_dim") * hidden_size
+    if not params:
+        raise Unknown
+    return params
+
+
+UNIFIED_VISION = {
+    "patch_size": 16, "pooling_kernel_size": 3, "mm_embed_dim": 3840, "mm_posemb_size": 1120, "output_proj_dims": 3840,
+}  # fmt: skip
+"""What Gemma4UnifiedVisionConfig assumes."""
+
+
 def _gated_projector(config: Fields, hidden_size: int, *, norm: bool) -> int:
     params, vision = tower(config, "vision_config", "siglip_vision_model")
     factor = config.n("downsample_factor") if "downsample_factor" in config.values else 2
@@ -181,6 +202,9 @@ MODELS: Mapping[str, Counted] = {
     "minimax_m3_vl": _minimax_m3,
     "step3p7": _step,
     "gemma4": _gemma4,
+    "gemma4_unified": _gemma4_unified,
+    "qwen4_exp": _tower_alone("qwen3_5"),
+    "cohere_compass": _tower_alone("qwen3_vl"),
     "cohere2_vision": _cohere2,
     "qwen2_audio": _qwen2_audio,
     "voxtral": _voxtral,

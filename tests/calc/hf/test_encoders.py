@@ -103,6 +103,15 @@ def test_what_is_not_known_is_said():
     assert any("because how many parameters they have is not known" in note for note in model.notes)
 
 
+def test_a_head_that_is_said_in_two_ways_is_noted():
+    inner = {**GEMMA3_4B["text_config"], "tie_word_embeddings": True}
+    model = spec_from_config({**GEMMA3_4B, "text_config": inner, "tie_word_embeddings": False}, name="m", source="m")
+    said = "tie_word_embeddings is false beside text_config, which says true: true is taken"
+    assert model.tied
+    assert said in model.notes
+    assert said not in spec_from_config({**GEMMA3_4B, "text_config": inner}, name="m", source="m").notes
+
+
 VARIED = {
     "gemma3": [{"vision_config": SIGLIP, "text_config": {"hidden_size": 2560, "num_hidden_layers": 2}}],
     "qwen2_vl": [{"vision_config": {"depth": 3, "embed_dim": 640, "hidden_size": 1536, "mlp_ratio": 4}}],
@@ -113,6 +122,15 @@ VARIED = {
                            "num_key_value_heads": 16}},
         {"vision_config": {}, "audio_config": {"hidden_size": 512}},
     ],
+    "gemma4_unified": [
+        {"vision_config": {"mm_embed_dim": 512, "output_proj_dims": 512, "mm_posemb_size": 100, "patch_size": 8},
+         "audio_config": {"audio_embed_dim": 320, "output_proj_dims": 320}},
+        {"vision_config": {}},
+    ],
+    "qwen4_exp": [{"vision_config": {"depth": 3, "out_hidden_size": 512}, "text_config": {
+        "num_hidden_layers": 2, "layer_types": ["linear_attention"] * 2, "num_experts": 16}}],
+    "cohere_compass": [{"vision_config": {"depth": 4, "deepstack_visual_indexes": [1]}, "text_config": {
+        "num_hidden_layers": 2, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}}],
     "llava": [{"vision_feature_layer": [-2, -5]}, {"vision_config": {"model_type": "pixtral", "patch_size": 16}}],
     "llava_next": [{"vision_config": {"model_type": "siglip_vision_model"}, "multimodal_projector_bias": False}],
     "mistral3": [{"spatial_merge_size": 3, "multimodal_projector_bias": True}],
@@ -131,6 +149,8 @@ VARIED = {
     "minimax_m3_vl": [{"projector_hidden_size": 1024, "vision_config": {"num_hidden_layers": 3}}],
 }  # fmt: skip
 """Changes of a class's default config, each on its own."""
+NOT_BY_DEFAULT = ("gemma4", "gemma4_unified", "qwen4_exp", "cohere_compass")
+"""Their default config has no encoder, or no class can be built from it."""
 NO_CLASS = frozenset(("internvl_chat",))
 """Types that transformers has no class for."""
 
@@ -158,7 +178,7 @@ def built(model_type, config):
 def test_every_model_is_as_its_class(model_type):
     from transformers import CONFIG_MAPPING
 
-    plain = [] if model_type == "gemma4" else [{}]  # its default config has no encoder
+    plain = [] if model_type in NOT_BY_DEFAULT else [{}]
     for changes in [*plain, *VARIED.get(model_type, [])]:
         config = CONFIG_MAPPING[model_type](**changes)
         written = json.loads(json.dumps(config.to_dict(), default=str))
