@@ -126,6 +126,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How fast it multiplies a prefill's tokens with one of its matrices."""
     notes: tuple[str, ...] = ()
     """What people should know of how its files were read, one sentence each."""
+    sampling: str = ""
+    """How the model's makers sample from it, in words; empty where they do not say."""
     step_note: str = ""
     """Why decode steps run layer by layer; empty where they do not, or were asked to."""
     device: str = "cpu"

@@ -166,9 +166,32 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument(
         "--top-p", type=float, metavar="X", help="sample from the likeliest tokens that reach probability X"
     )
+    group.add_argument(
+        "--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's chance"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="divide the logits of tokens of the text by X (1: off)"
+    )
+    group.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="take X off the logits of tokens made so far (0: off)"
+    )
+    group.add_argument(
+        "--model-sampling",
+        action="store_true",
+        help="sample as the model's generation_config.json says, where no option says otherwise",
+    )
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens")
     group.add_argument(
         "--chat", action="store_true", help="send the prompt as a chat message, in the model's own template"
+    )
+    group.add_argument(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let a chat model think first, or not (needs --chat, and a template that knows enable_thinking)",
     )
     group.add_argument("--system", metavar="TEXT", help="system prompt of the chat (needs --chat)")
     group.add_argument(
@@ -245,6 +268,12 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        model_sampling=args.model_sampling,
+        stop=tuple(args.stop or ()),
+        thinking=args.thinking,
         seed=args.seed,
         use_cache=not args.no_cache,
         **{o.field: value for o in MODEL_OPTIONS if (value := getattr(args, o.name)) is not None},
@@ -256,6 +285,8 @@ def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | N
     if not args.chat:
         if args.system is not None:
             raise OptionError("system", "--system needs --chat")
+        if args.thinking is not None:
+            raise OptionError("thinking", "--thinking needs --chat")
         return None
     if prompt is None:
         raise OptionError("chat", "--chat takes text: give --prompt or --prompt-file, not ids")

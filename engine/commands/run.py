@@ -144,6 +144,7 @@ class _Printer:
 
     def __init__(self, args: argparse.Namespace, request: Request) -> None:
         self._streams = _streams(args) and isinstance(request, Generate)
+        self._generate = request if isinstance(request, Generate) else None
         self._ids = bool(args.ids)
         self._quiet = bool(args.quiet)
         self._progress = ProgressLine(sys.stderr, enabled=not args.quiet)
@@ -173,6 +174,9 @@ class _Printer:
             case Loaded():
                 self.model = event.model
                 self._progress.clear()  # tokens come next
+                if self._generate and event.model.sampling:
+                    used = "" if self._generate.model_sampling else "; --model-sampling does so"
+                    self.remark(f"the model's makers sample with {event.model.sampling}{used}")
                 for note in event.model.notes:
                     self.remark(note)
                 if event.model.step_note:

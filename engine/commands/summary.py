@@ -4,11 +4,14 @@ from engine.measure.timing import timing
 from engine.process.events import GenerationFinished
 from engine.text import duration, plural
 
+ENDS = {"positions": "positions: the model's context is full", "cache": "cache: it is full", "stop": "stop text"}
+"""Ends that need more than their name."""
+
 
 def generation_text(finished: GenerationFinished) -> str:
     """The rates of a run in one line."""
     rates = timing(finished.start_ns, finished.token_times_ns)
-    parts = [f"{plural(rates.n_tokens, 'token')} ({finished.reason})"]
+    parts = [f"{plural(rates.n_tokens, 'token')} ({ENDS.get(finished.reason, finished.reason)})"]
     if rates.ttft_s is not None:
         parts.append(f"first after {duration(rates.ttft_s)}")
     if rates.tpot_s is not None:

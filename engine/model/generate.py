@@ -15,6 +15,7 @@ from engine.model.cache import Cache, CacheKind, cache_bytes, reuse_prefix
 from engine.model.decoder import Decoder, check_ids
 from engine.model.devices import synchronize
 from engine.model.sampling import Sampler, check_sampling
+from engine.model.stops import StopTexts
 from engine.process.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.weights.tokenizer import TextStream, Tokenizer
 
@@ -29,6 +30,7 @@ class GenerationOptions:
     ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
     ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
     ``cache``: how keys and values are kept (`engine.model.cache.CacheKind`).
+    ``stop``: texts that end the run; neither they nor what follows is part of its text.
     ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
     """
 
@@ -36,6 +38,10 @@ class GenerationOptions:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    stop: tuple[str, ...] = ()
     seed: int | None = None
     use_cache: bool = True
     stop_at_eos: bool = True
@@ -45,7 +51,17 @@ class GenerationOptions:
     forced_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed)
+        check_sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            seed=self.seed,
+        )
+        if "" in self.stop:
+            raise OptionError("stop", "a stop text is empty; it would end every run at once")
         for field in ("max_new_tokens", "prefill_chunk", "cache_capacity"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -121,6 +137,10 @@ class _Run:
         self.request_id = request_id
         self.tokenizer = tokenizer
         self.text: TextStream | None = tokenizer.stream() if tokenizer else None
+        if options.stop and tokenizer is None:
+            raise OptionError("stop", "stop texts need a tokenizer, which this model has not")
+        self.stops = StopTexts(options.stop)
+        self.shown: list[str] = []
         self.prompt = prompt_tensor(decoder, prompt_ids)
         self.n_prompt = self.prompt.size(1)
         if options.forced_ids is not None:
@@ -129,6 +149,9 @@ class _Run:
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            presence_penalty=options.presence_penalty,
             seed=options.seed,
             device=decoder.device,
         )
@@ -184,7 +207,9 @@ class _Run:
         while logits is not None:
             token = self._choose(logits)
             stop = self._stop_reason()
-            yield self._token_event(last=stop is not None)
+            event = self._token_event(last=stop is not None)
+            stop = "stop" if self.stops.found else stop
+            yield event
             if stop is not None:
                 reason = stop
                 break
@@ -220,7 +245,10 @@ class _Run:
             return None
 
     def _choose(self, logits: Tensor) -> Tensor:
-        token = self.sampler(logits[:, -1])
+        last = logits[:, -1]
+        if self.sampler.looks_back:
+            last = self.sampler.penalised(last, self.prompt[0].tolist(), self.ids)
+        token = self.sampler(last)
         if self.options.forced_ids is not None:
             token = token.new_tensor([[self.options.forced_ids[len(self.ids)]]])
         self.ids.append(int(token))
@@ -254,7 +282,9 @@ class _Run:
     def _token_event(self, *, last: bool) -> TokenGenerated:
         text = ""
         if self.text is not None:
-            text = self.text.push(self.ids[-1]) + (self.text.finish() if last else "")
+            text = self.stops.push(self.text.push(self.ids[-1]) + (self.text.finish() if last else ""))
+            text += self.stops.finish() if last else ""
+            self.shown.append(text)
         return TokenGenerated(
             request_id=self.request_id,
             index=len(self.ids) - 1,
@@ -271,7 +301,7 @@ class _Run:
             reason=reason,
             prompt_ids=tuple(self.prompt[0].tolist()),
             ids=tuple(self.ids),
-            text=self.tokenizer.decode(self.ids) if self.tokenizer is not None else None,
+            text=self._text(),
             start_ns=self.start_ns,
             token_times_ns=tuple(self.times_ns),
             kv_cache_bytes=self.cache.nbytes if self.cache is not None else 0,
@@ -279,6 +309,12 @@ class _Run:
             kv_capacity=self.cache.capacity if self.cache is not None else 0,
             cache=self.options.cache,
         )
+
+    def _text(self) -> str | None:
+        """The whole of it; up to where a stop text begins."""
+        if self.tokenizer is None:
+            return None
+        return "".join(self.shown) if self.stops.found else self.tokenizer.decode(self.ids)
 
     def _communication_ns(self) -> int | None:
         now = self.decoder.communication_ns

@@ -1,6 +1,7 @@
-"""Logits to the next token: greedy, or temperature, top-k and top-p with a generator of its own."""
+"""Logits to the next token: penalties, then greedy or a draw by temperature, top-k, top-p and min-p."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,14 +9,17 @@ from torch import Tensor
 from engine.errors import EngineFailure, OptionError
 
 _MAX_SEED = 2**63
+_MAX_PENALTY = 100.0
 
 
 class Sampler:
-    """Chooses one token a call. Temperature 0 takes the likeliest (the first of equals) and ignores the rest.
+    """Chooses one token a call. Temperature 0 takes the likeliest (the first of equals).
 
     Otherwise logits are divided by the temperature, cut to the ``top_k`` largest, then to the smallest set
-    of likeliest tokens whose probabilities reach ``top_p``, and one is drawn. The same seed draws the same
-    tokens; None draws anew each time. Raises OptionError.
+    of likeliest tokens whose probabilities reach ``top_p``, then to those at least ``min_p`` times as likely as the
+    likeliest, and one is drawn. Before all that, the logit of every token of the text is divided by
+    ``repetition_penalty`` (multiplied where it is negative), and that of every new one lowered by ``presence_penalty``.
+    The same seed draws the same tokens; None draws anew each time. Raises OptionError.
     """
 
     def __init__(
@@ -24,18 +28,47 @@ class Sampler:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
         seed: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        check_sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            seed=seed,
+        )
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty or 1.0
+        self.presence_penalty = presence_penalty or 0.0
         self.generator = torch.Generator(device)
         if seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the choice depends on the tokens before."""
+        return (self.repetition_penalty, self.presence_penalty) != (1.0, 0.0)
+
+    def penalised(self, logits: Tensor, prompt: Sequence[int], made: Sequence[int]) -> Tensor:
+        """logits (1, V) after the penalties, a copy."""
+        logits = logits.clone()
+        text = torch.tensor(sorted({*prompt, *made}), device=logits.device)
+        here = logits[:, text]
+        logits[:, text] = torch.where(here > 0, here / self.repetition_penalty, here * self.repetition_penalty)
+        if made:
+            logits[:, torch.tensor(sorted(set(made)), device=logits.device)] -= self.presence_penalty
+        return logits
 
     def __call__(self, logits: Tensor) -> Tensor:
         """logits (1, V) -> token (1, 1) int64. Raises EngineFailure when they are not numbers."""
@@ -56,7 +89,9 @@ class Sampler:
         if self.top_k is not None and self.top_k < wide.size(-1):
             wide = _keep_top_k(wide, self.top_k)
         probabilities = wide.softmax(-1)
-        return probabilities if self.top_p is None else _keep_top_p(probabilities, self.top_p)
+        if self.top_p is not None:
+            probabilities = _keep_top_p(probabilities, self.top_p)
+        return probabilities if self.min_p is None else _keep_min_p(probabilities, self.min_p)
 
 
 def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
@@ -72,7 +107,16 @@ def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
     return float(wide[index]), torch.tensor([[int(index)]])
 
 
-def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> None:
+def check_sampling(
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    seed: int | None = None,
+) -> None:
     """Raise OptionError, naming the field, for values that mean nothing."""
     if not 0 <= temperature < math.inf:
         raise OptionError("temperature", f"temperature is {temperature}; it must be 0 (greedy) or above")
@@ -80,6 +124,17 @@ def check_sampling(*, temperature: float, top_k: int | None, top_p: float | None
         raise OptionError("top_k", f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise OptionError("top_p", f"top_p is {top_p}; it must be above 0 and at most 1")
+    if min_p is not None and not 0 <= min_p <= 1:
+        raise OptionError("min_p", f"min_p is {min_p}; it must be from 0 to 1")
+    if repetition_penalty is not None and not 0 < repetition_penalty <= _MAX_PENALTY:
+        raise OptionError(
+            "repetition_penalty", f"repetition_penalty is {repetition_penalty}; it must be above 0 (1 changes nothing)"
+        )
+    if presence_penalty is not None and not -_MAX_PENALTY <= presence_penalty <= _MAX_PENALTY:
+        raise OptionError(
+            "presence_penalty",
+            f"presence_penalty is {presence_penalty}; it must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}",
+        )
     if seed is not None and not 0 <= seed < _MAX_SEED:
         raise OptionError("seed", f"seed is {seed}; it must be from 0 to 2^63 - 1")
 
@@ -96,6 +151,12 @@ def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= p, 0)
     kept = torch.zeros_like(probabilities).scatter_(-1, tokens, ordered)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def _keep_min_p(probabilities: Tensor, p: float) -> Tensor:
+    """Tokens at least p times as likely as the likeliest; scaled to sum to 1 again."""
+    kept = probabilities.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), 0)
     return kept / kept.sum(-1, keepdim=True)
 
 

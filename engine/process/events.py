@@ -28,7 +28,7 @@ class ProtocolError(EngineFailure):
 
 
 Role = Literal["system", "user", "assistant"]
-StopReason = Literal["eos", "length", "positions", "cache", "cancelled"]
+StopReason = Literal["eos", "length", "positions", "cache", "cancelled", "stop"]
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +62,15 @@ class Generate(OnModel, frozen=True, kw_only=True):
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    model_sampling: bool = False
+    """A temperature of 0 and options of None are what the model's generation_config.json says."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the run; neither they nor what follows is part of the text."""
+    thinking: bool | None = None
+    """What chat templates know as enable_thinking; None leaves it to the template."""
     seed: int | None = None
     use_cache: bool = True
     cache: CacheKind = "full"

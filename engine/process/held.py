@@ -275,6 +275,7 @@ def model_info(
         has_chat=model.chat is not None and model.tokenizer is not None,
         step_note=step_note,
         notes=model.notes,
+        sampling=model.sampling.text,
         read_bytes_per_s=rates.read_bytes_per_s if rates is not None else None,
         matmul_flops_per_s=rates.matmul_flops_per_s if rates is not None else None,
         cache_dtype=str(decoder.dtype).removeprefix("torch."),

@@ -7,7 +7,7 @@ events. It keeps the model that was loaded last, so that the next request for it
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
@@ -18,7 +18,7 @@ from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.model.devices import pick_device
 from engine.model.generate import GenerationOptions, generate
-from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Load, Ready, Turn
+from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Load, Ready
 from engine.process.held import HeldModel, ShouldStop
 from engine.records import Event, Request
 from engine.weights.checkpoint import LoadedModel, return_freed_memory
@@ -90,6 +90,8 @@ class Service:
     def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:
         options = generation_options(request)
         model = yield from self.held.hold(request, should_stop)
+        if request.model_sampling:
+            options = model.sampling.fill(options)
         events = generate(
             model.decoder,
             _prompt_ids(request, model),
@@ -115,6 +117,10 @@ def generation_options(request: Generate) -> GenerationOptions:
         temperature=request.temperature,
         top_k=request.top_k,
         top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        stop=request.stop,
         seed=request.seed,
         use_cache=request.use_cache,
         cache=request.cache,
@@ -127,16 +133,17 @@ def _prompt_ids(request: Generate, model: LoadedModel) -> tuple[int, ...]:
     if model.tokenizer is None:
         raise TokenizerError(f"the model {model.name} has no tokenizer; give the prompt as token ids")
     if request.turns is not None:
-        return tuple(model.tokenizer.encode(_chat_text(request.turns, model), add_special=False))
+        return tuple(model.tokenizer.encode(_chat_text(request, model), add_special=False))
     assert request.prompt is not None
     return tuple(model.tokenizer.encode(request.prompt))
 
 
-def _chat_text(turns: Sequence[Turn], model: LoadedModel) -> str:
+def _chat_text(request: Generate, model: LoadedModel) -> str:
     """The turns in the model's template, up to where its answer begins. Raises TokenizerError, PromptError."""
     if model.chat is None:
         raise TokenizerError(f"the model {model.name} has no chat template; give a plain prompt")
-    return model.chat.render([{"role": turn.role, "content": turn.content} for turn in turns])
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.turns or ()]
+    return model.chat.render(turns, thinking=request.thinking)
 
 
 def _prompt_text(request: Generate, model: LoadedModel) -> str | None:

@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from engine.weights.formats import (
     form_names,
     held_bytes,
 )
+from engine.weights.generation_config import ModelSampling
 from engine.weights.hub import locate
 from engine.weights.lazy import Stored, StoredTensor, file_bytes
 from engine.weights.loading import Watch
@@ -50,6 +51,8 @@ class LoadedModel:
     decoder: Decoder
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None = None
+    sampling: ModelSampling = field(default_factory=ModelSampling)
+    """How its makers sample from it."""
     notes: tuple[str, ...] = ()
     """What people should know of how the file was read, one sentence each."""
     weight_format: str | None = None
@@ -114,6 +117,7 @@ def load_checkpoint(
         decoder=decoder,
         tokenizer=source.tokenizer,
         chat=source.chat,
+        sampling=source.sampling,
         notes=source.notes,
         weight_format=_weight_format(decoder, dtype),
     )

@@ -5,7 +5,7 @@ that names the file, what is wrong and what was expected.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import CheckpointError, ConfigError, OptionError
@@ -19,6 +19,7 @@ from engine.model.shapes import parameter_shapes
 from engine.weights.arrays import read_npz
 from engine.weights.chat import ChatTemplate, read_chat_template
 from engine.weights.folder import is_part, read_folder, read_parts
+from engine.weights.generation_config import ModelSampling, model_sampling, read_generation_config
 from engine.weights.gguf import read_gguf
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 from engine.weights.lazy import Stored, read_safetensors
@@ -41,6 +42,8 @@ class Source:
     weights: Mapping[str, Stored]
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None
+    sampling: ModelSampling = field(default_factory=ModelSampling)
+    """How its makers sample from it."""
     notes: tuple[str, ...] = ()
     """What people should know of how the file was read, one sentence each."""
 
@@ -67,6 +70,7 @@ def _read_other(location: Path, n_heads: int | None) -> Source:
         weights=weights,
         tokenizer=_read_tokenizer(folder),
         chat=read_chat_template(folder),
+        sampling=model_sampling(read_generation_config(folder)) if document is not None else ModelSampling(),
         notes=tuple(each for each in (note, _norm_note(config, document)) if each),
     )
 
@@ -154,11 +158,7 @@ def _read_config(folder: Path, tensors: Mapping[str, Stored], n_heads: int | Non
 
 def _generation_eos(folder: Path) -> tuple[int, ...]:
     """End tokens that only generation_config.json names (a chat model's end of turn)."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return ()
-    document = read_json(path, ConfigError, max_bytes=MAX_CONFIG_BYTES)
-    value = document.get("eos_token_id") if isinstance(document, dict) else None
+    value = read_generation_config(folder).get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     return tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool))
 

@@ -25,6 +25,7 @@ REASONS = {
     "positions": "the model has no more positions",
     "cache": "the cache is full",
     "cancelled": "stopped by you",
+    "stop": "a stop text was reached",
 }
 """Why a run ended, in words."""
 
@@ -163,6 +164,10 @@ def generate_options(request: Generate) -> list[str]:
         ("--temperature", request.temperature, 0.0),
         ("--top-k", request.top_k, None),
         ("--top-p", request.top_p, None),
+        ("--min-p", request.min_p, None),
+        ("--repetition-penalty", request.repetition_penalty, None),
+        ("--presence-penalty", request.presence_penalty, None),
+        *(("--stop", text, None) for text in request.stop),
         ("--seed", request.seed, None),
         ("--dtype", request.dtype, "auto"),
         ("--cache", request.cache, "full"),

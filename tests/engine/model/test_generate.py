@@ -268,3 +268,19 @@ def test_a_cache_smaller_than_the_prompt_is_refused() -> None:
 def test_a_forced_id_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(PromptError, match="29 is outside"):
         generate(MODEL, PROMPT, GenerationOptions(max_new_tokens=2, forced_ids=(29, 1)))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_stop_text_ends_the_run_and_is_not_shown(cached: bool) -> None:
+    """BYTES spells a token per byte: the run ends with the f of "def", and shows what comes before it."""
+    forced = tuple(BYTES.encode("abcdefgh"))
+    options = GenerationOptions(
+        max_new_tokens=8, forced_ids=forced, stop=("xyz", "def"), use_cache=cached, stop_at_eos=False
+    )
+    model = decoder(vocab_size=300)
+    events = list(generate(model, [1, 2], options, tokenizer=BYTES))
+    last = finish(events)
+    assert (last.reason, last.text, last.ids) == ("stop", "abc", forced[:6])
+    assert "".join(event.text for event in events if isinstance(event, TokenGenerated)) == "abc"
+    with pytest.raises(OptionError, match="need a tokenizer"):
+        generate(model, [1, 2], options)

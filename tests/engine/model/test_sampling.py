@@ -117,3 +117,35 @@ def test_impossible_options_are_named(field: str, value: float) -> None:
 def test_logits_that_are_not_numbers_are_a_failure(bad: float, temperature: float) -> None:
     with pytest.raises(EngineFailure, match="float16 may be too narrow"):
         Sampler(temperature=temperature)(torch.tensor([[1.0, bad, 2.0]], dtype=torch.float16))
+
+
+def test_min_p_keeps_what_is_likely_enough() -> None:
+    """Chances 0.6, 0.3, 0.1: 0.4 times the likeliest is 0.24."""
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
+    got = Sampler(temperature=1, min_p=0.4).probabilities(logits)
+    torch.testing.assert_close(got, torch.tensor([[2 / 3, 1 / 3, 0.0]]))
+    assert Sampler(temperature=1, min_p=1).probabilities(logits)[0].tolist() == [1, 0, 0]
+
+
+def test_penalties_lower_tokens_of_the_text() -> None:
+    """Repetition: what the prompt or the answer has, divided, or multiplied below 0; presence: what the answer has."""
+    sampler = Sampler(repetition_penalty=2.0, presence_penalty=0.5)
+    logits = torch.tensor([[3.0, -1.0, 2.0, 4.0]])
+    assert sampler.penalised(logits, [0, 1], [2, 2])[0].tolist() == [1.5, -2.0, 0.5, 4.0]
+    assert logits[0].tolist() == [3.0, -1.0, 2.0, 4.0]
+    assert sampler.looks_back
+    assert not Sampler(repetition_penalty=1.0, presence_penalty=0.0).looks_back
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": 1e9}, "presence_penalty"),
+    ],
+)
+def test_new_options_that_mean_nothing_are_named(options: dict[str, float], field: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Sampler(**options)  # type: ignore[arg-type]
+    assert caught.value.field == field
