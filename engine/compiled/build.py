@@ -65,7 +65,7 @@ def cached_library(source: Path = SOURCE) -> ctypes.CDLL | None:
     """The library, if it has been built for this machine before."""
     try:
         path = _library_path(source, find_compiler())
-        return _open(path) if path.exists() else None
+        return _open(path) if _is_whole(path) else None
     except (BuildError, OSError):
         return None
 
@@ -80,7 +80,7 @@ def build_library(source: Path = SOURCE) -> ctypes.CDLL:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes, however that comes about
-            if not path.exists():
+            if not _is_whole(path):
                 _build(source, compiler, path)
         return _open(path)
     except OSError as error:
@@ -175,6 +175,7 @@ def _build(source: Path, compiler: list[str], path: Path) -> None:
                 unit, library = Path(folder) / "step.o", Path(folder) / "step.so"
                 _run([*compiler, *FLAGS, *tuning.split(), "-c", str(source), "-o", str(unit)])
                 _link(compiler, unit, library)
+                _sum_of(path).write_text(_digest(library), encoding="ascii")
                 library.replace(path)
             except BuildError as failure:
                 error = failure
@@ -191,6 +192,22 @@ def _link(compiler: list[str], unit: Path, library: Path) -> None:
     except OSError:  # torch was built with another one
         _run([*compiler, "-shared", "-fopenmp", str(unit), "-o", str(library)])
         _open(library)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there as it was built; one that was cut short would end the process that loads it."""
+    try:
+        return _sum_of(path).read_text(encoding="ascii") == _digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _sum_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -117,6 +117,34 @@ def test_two_builders_make_one_library(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert build.cached_library(source) is not None
 
 
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_damaged_library_is_built_again(keep: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Emptied, cut short, or with one byte changed: loading it would fail for ever, or end the process."""
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
+    source = tmp_path / "source" / "small.cpp"
+    source.parent.mkdir()
+    source.write_text('extern "C" int answer() { return 43; }')
+    build.build_library(source)
+    (path,) = (tmp_path / "compiled").glob("step-*.so")
+    whole = path.read_bytes()
+    path.unlink()  # not in place: this process has it mapped
+    path.write_bytes(whole[:keep] if keep >= 0 else bytes([*whole[:-1], whole[-1] ^ 1]))
+    assert build.cached_library(source) is None
+    assert build.build_library(source).answer() == 43
+    assert path.read_bytes() == whole
+    assert build.cached_library(source) is not None
+
+
+def test_a_cache_folder_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path / "file"))
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int answer() { return 44; }')
+    assert build.cached_library(source) is None
+    with pytest.raises(build.BuildError, match="could not be stored or loaded"):
+        build.build_library(source)
+
+
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bfloat16")
 def test_without_a_compiler_bfloat16_matrices_are_reordered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sums of either order are rounded to bfloat16 once, so a few logits differ by a step of that."""
