@@ -25,9 +25,9 @@ from calc.commands.options import (
 )
 from calc.commands.output import emit_json, emit_tables
 from calc.errors import QuantityError, SpecError
-from calc.model.spec import DIMENSIONS, DeviceSpec, Policy, Study
+from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study
 from calc.speed.accuracy import accuracy_of
-from calc.speed.crossings import cache_over_weights, compute_bound_batch
+from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
 from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
 from calc.speed.plans import Broken, broken_limits
 from calc.speed.room import by_server, room_of
@@ -116,6 +116,7 @@ def estimate_parser(prog: str) -> Parser:
     )
     served.add_argument("--chunk", type=count, metavar="N", help="tokens of a prefill chunk")
     served.add_argument("--speculate", type=reader(drafts), metavar="K,A", help="K drafted tokens, acceptance A each")
+    served.add_argument("--draft", metavar="NAME|PATH", help="the model that drafts them, whose time is counted")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
     engine.add_argument("--pp", type=count, default=1, metavar="N", help="pipeline stages of TP devices (default 1)")
@@ -215,8 +216,20 @@ def asked_from(args: argparse.Namespace) -> Asked:
         chunk=args.chunk,
         prefix_hit=args.prefix_hit or Fraction(0),
         drafted=drafted,
+        draft=_draft(args),
         acceptance=acceptance,
     )
+
+
+def _draft(args: argparse.Namespace) -> ModelSpec | None:
+    """The model of --draft. Raises CalcError."""
+    if args.draft is None:
+        return None
+    if args.speculate is None:
+        raise SpecError("draft", "--draft says who drafts: add --speculate K,A")
+    from calc.sources import load_model
+
+    return load_model(args.draft)
 
 
 def frontier(
@@ -285,6 +298,7 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
             "batch_compute_bound": compute_bound_batch(steps),
             "context_kv_exceeds_weights": cache_over_weights(steps, max(1, int(answer.batch))),
         },
+        "speculation": _speculation(steps, answer),
         "cost_per_million_output_tokens": cost_per_million(answer, None if args.price is None else args.price[0]),
         "frontier": [_row(row) for row in rows],
         "meets_limits": judged(answer, args.limit).meets_limits,
@@ -311,6 +325,21 @@ def _calibration(study: Study, steps: Steps) -> Document:
         "pairs": 0 if known is None else known.pairs,
         "median_error": None if known is None else known.median_error,
         "band_covers": None if known is None else known.band_covers,
+    }
+
+
+def _speculation(steps: Steps, answer: Estimate) -> Document | None:
+    """What drafting brings and takes; None where nothing is drafted."""
+    asked = steps.asked
+    if not asked.drafted:
+        return None
+    return {
+        "drafted": asked.drafted,
+        "acceptance": float(asked.acceptance),
+        "tokens_per_step": asked.step_tokens,
+        "draft_model": None if asked.draft is None else asked.draft.title,
+        "drafting_s": None if asked.draft is None or not answer.fits else steps.drafting(int(answer.batch))[0],
+        "pays_to_batch": speculation_pays_to(steps, room_of(steps.study, asked)),
     }
 
 
@@ -342,7 +371,8 @@ def _pass(time: PassTime | None) -> Document | None:
         }
         for one in time.operators
     ]
-    return {"flops": time.flops, "bytes": time.bytes, "time_s": time.expected_s, "operators": operators}
+    whole = {"flops": time.flops, "bytes": time.bytes, "time_s": time.expected_s, "tokens": time.work.tokens}
+    return {**whole, "operators": operators}
 
 
 # --- text ---------------------------------------------------------------------------------------------------
@@ -352,10 +382,18 @@ def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Na
     parts = [answer_table(judged(answer, args.limit, _one_price(args)))]
     if rows:
         parts.append(frontier_table(rows))
-    for title, time in (("Prefill, operator by operator", answer.prefill), ("Decode step", answer.decode)):
+    for title, time in ((_prefill_title(answer), answer.prefill), ("Decode step", answer.decode)):
         if time is not None:
             parts.append(operator_table(title, time))
     return sentence(study, answer), parts, [*crossings(study, answer), *assumptions(study, answer)]
+
+
+def _prefill_title(answer: Estimate) -> str:
+    """Of which pass the operators are: with chunks it is the one in the middle."""
+    title, time = "Prefill, operator by operator", answer.prefill
+    if time is None or time.work.queries == answer.asked.computed_tokens:
+        return title
+    return f"{title}: one chunk of {time.work.queries:,} of {answer.asked.computed_tokens:,} tokens"
 
 
 def sentence(study: Study, answer: Estimate) -> str:
@@ -409,10 +447,22 @@ def assumptions(study: Study, answer: Estimate) -> list[str]:
     if answer.fits and answer.batch < FEW and asked.load is Load.MAX:
         said.append(f"Fewer than {FEW} requests fit: a GB of reserve more or less decides the batch.")
     if asked.drafted:
-        said.append("Speculation: the verified tokens are counted, the draft model's own time is not.")
+        said.append(_drafting(study, answer))
     if has_experts(study.model):
         said.append("Experts: each token takes its own evenly at random; the bound counts those of one token.")
     return [*said, _accuracy_sentence(study, asked)]
+
+
+def _drafting(study: Study, answer: Estimate) -> str:
+    """What is counted of drafting, and up to which batch it pays."""
+    asked, steps = answer.asked, Steps(study=study, asked=answer.asked)
+    counted = "the draft model's own time is not counted (--draft NAME)"
+    if asked.draft is not None:
+        took = f"{format_duration_s(steps.drafting(max(1, int(answer.batch)))[0])} of drafting by {asked.draft.title}"
+        counted = f"{took} per step; its weights are in memory, its cache is not counted"
+    pays = speculation_pays_to(steps, room_of(study, asked))
+    until = "It pays at no batch." if pays is None else f"It pays up to a batch of {pays:,}."
+    return f"Speculation: {asked.step_tokens:.3g} tokens per step; {counted}. {until}"
 
 
 def _accuracy_sentence(study: Study, asked: Asked) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from math import ceil
 
-from calc.speed.estimate import Steps
+from calc.speed.estimate import Load, Room, Steps, estimate
 from calc.speed.kernels import PRODUCTS
 from calc.step.model import mixing_operators
 from calc.step.operators import Kind, total
@@ -59,6 +60,27 @@ def cache_over_weights(steps: Steps, batch: int) -> int | None:
         return float(read - weights)
 
     return _first(excess_bytes, MOST_CONTEXT)
+
+
+def speculation_pays_to(steps: Steps, room: Room) -> int | None:
+    """The largest batch whose tokens come no later with speculation than without; None where not even one does.
+
+    The most that fit, where it pays for all of them.
+    """
+    plain = replace(steps.asked, drafted=0, acceptance=Fraction(0), draft=None)
+    load = Load.STATIC if steps.asked.load is Load.MAX else steps.asked.load
+
+    def lost_s(batch: int) -> float:
+        with_it, without = (
+            estimate(steps.study, replace(one, load=load, count=batch), room) for one in (steps.asked, plain)
+        )
+        assert with_it.tpot is not None
+        assert without.tpot is not None
+        return float(with_it.tpot.mid - without.tpot.mid)
+
+    most = min(room.fitting, MOST_BATCH)
+    first = _first(lost_s, most) if most else None
+    return most if first is None and most else (first or 1) - 1 or None
 
 
 def _first(excess: Callable[[int], float], most: int) -> int | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from calc.errors import SpecError
 from calc.explain.terms import maximum, minimum
 from calc.model.spec import Study
-from calc.model.stored import is_as_stored
+from calc.model.storage import FORMATS
+from calc.model.stored import is_as_stored, stored_format
 from calc.servers.versions import parse_version
 from calc.speed.bands import band_for
 from calc.speed.constants import constants_of
@@ -64,7 +65,8 @@ class Load(StrEnum):
 class Asked:
     """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk.
 
-    `facts`: what a server reads from the model's own files.
+    `draft`: the model that drafts (None: what drafts is not counted). `facts`: what a server reads from the model's own
+    files.
     """
 
     engine: str = "vllm"
@@ -81,6 +83,7 @@ class Asked:
     prefix_hit: Fraction = Fraction(0)
     drafted: int = 0
     acceptance: Fraction = Fraction(0)
+    draft: ModelSpec | None = None
     facts: ModelFacts | None = None
 
     def __post_init__(self) -> None:
@@ -237,6 +240,8 @@ class Steps:
         n_chunks, stages = self.asked.computed_tokens / self.chunk, self.asked.stages
         in_turn = n_chunks if stages == 1 else 1 + (n_chunks - 1) / stages
         expected_s = in_turn * self.prefill(batch).expected_s + ceil(n_chunks) * self.host_s
+        if self.draft is not None:  # which reads the prompt too
+            expected_s = expected_s + self.draft.prefill_s(batch)[0]
         least_s = self._least_prompt_s(batch)
         return maximum(expected_s, least_s), least_s
 
@@ -250,7 +255,8 @@ class Steps:
         """What one more prompt takes where all attention groups and all stages have one to compute."""
         at_once, n_chunks = self.asked.dp_attention, self.asked.computed_tokens / self.chunk
         expected_s = n_chunks * self.prefill(at_once).expected_s / self.asked.stages
-        return (expected_s + ceil(n_chunks) * self.host_s) / at_once
+        drafts_s = 0.0 if self.draft is None else self.draft.prompt_share_s
+        return (expected_s + ceil(n_chunks) * self.host_s) / at_once + drafts_s
 
     @property
     def chunk(self) -> int:
@@ -258,6 +264,23 @@ class Steps:
         parts = UBATCH if self.asked.engine == "llamacpp" and self.asked.stages > 1 else None
         new = self.asked.computed_tokens
         return min(new, self.asked.chunk or parts or new)
+
+    @cached_property
+    def draft(self) -> Steps | None:
+        """The passes of the model that drafts, on the same devices."""
+        model = self.asked.draft
+        if model is None:
+            return None
+        weights = stored_format(model) or FORMATS["bf16"]
+        study = replace(self.study, model=model, weight_format=weights)
+        return Steps(study=study, asked=replace(self.asked, draft=None, drafted=0))
+
+    def drafting(self, batch: Any) -> tuple[Any, Any]:
+        """Expected and least seconds of drafting the tokens of a step, one after the other."""
+        if self.draft is None:
+            return 0.0, 0.0
+        one = self.draft.step(batch)
+        return self.asked.drafted * one.expected_s, self.asked.drafted * one.bound_s
 
     def decode(self, batch: Any, context: int) -> PassTime:
         """A step of `batch` sequences: one token each, and those that were drafted."""
@@ -361,9 +384,9 @@ def _most_tokens(steps: Steps, most: int) -> Any:
 
 def _per_token(steps: Steps, batch: Any, *, between_s: Any = 0.0) -> Span:
     """The time per token: a step with the host's part, over its tokens, and the prompts of others in between."""
-    each = steps.asked.step_tokens
-    expected_s = (steps.step(batch).expected_s + steps.host_s) / each + between_s
-    return _band(steps, "tpot").around(expected_s, steps.least_step_s(batch) / each)
+    each, (drafting_s, least_drafting_s) = steps.asked.step_tokens, steps.drafting(batch)
+    expected_s = (steps.step(batch).expected_s + steps.host_s + drafting_s) / each + between_s
+    return _band(steps, "tpot").around(expected_s, (steps.least_step_s(batch) + least_drafting_s) / each)
 
 
 def _answer(steps: Steps, batch: Any, ttft: Span, tpot: Span) -> Estimate:

@@ -9,7 +9,7 @@ from math import floor
 from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.servers.refusals import runs_on
-from calc.speed.estimate import TITLES, Asked, Load, Room
+from calc.speed.estimate import TITLES, Asked, Load, Room, Steps
 
 RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
 """What an engine without an account of its memory here is left with: 90 % of the device less 2 GB."""
@@ -20,11 +20,20 @@ def room_of(study: Study, asked: Asked) -> Room:
 
     Raises SpecError for a TP that the server refuses.
     """
-    one = replace(study, context=_tokens(asked), tps=(asked.tp,))
+    one = replace(_beside_draft(study, asked), context=_tokens(asked), tps=(asked.tp,))
     if not runs_on(asked.engine, study.device):
         return Room(0, 0, f"{TITLES[asked.engine]} does not run on {study.device.name}")
     fitting, refusal = _by_server(one, asked) if by_server(asked) else _by_reserve(one, asked)
     return Room(fitting, _most(one, asked) if asked.load is Load.MAX else fitting, refusal)
+
+
+def _beside_draft(study: Study, asked: Asked) -> Study:
+    """The study on a device that holds the weights of the model that drafts."""
+    draft = Steps(study=study, asked=asked).draft
+    if draft is None:
+        return study
+    held = memory_report(replace(draft.study, tps=(1,), policy=Policy.EQUAL_SPLIT)).weight_bytes // asked.devices
+    return replace(study, device=replace(study.device, memory_bytes=max(1, study.device.memory_bytes - held)))
 
 
 def reserved_room(study: Study, asked: Asked) -> Room:

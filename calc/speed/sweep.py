@@ -30,7 +30,7 @@ class Block:
     room: Room = NO_ROOM
     answer: Estimate | None = None
     problem: str | None = None
-    others: dict[int, Estimate] = field(default_factory=dict)
+    others: dict[bool, Estimate] = field(default_factory=dict)
 
     def points(self) -> Iterator[Estimate]:
         """The batches one by one. Clients that do not fit wait; one client alone waits for nobody."""
@@ -42,15 +42,16 @@ class Block:
             if self.answer is None or (batch > fitting and not closed):
                 yield Estimate(asked=asked, batch=0, fits=False, problem=self.problem or shortage(asked, fitting))
             elif closed and (batch == 1 or batch > fitting):
-                yield replace(self._alike(min(batch, fitting)), asked=asked)
+                yield replace(self._alike(asked), asked=asked)
             else:
                 yield _picked(asked, self.answer, i, limits[i])
 
-    def _alike(self, clients: int) -> Estimate:
-        """The estimate of so many clients, worked out once."""
-        if clients not in self.others:
-            self.others[clients] = estimate(self.study, replace(self.asked[0], count=clients), self.room)
-        return self.others[clients]
+    def _alike(self, asked: Asked) -> Estimate:
+        """The estimate of one client, or of any number of which some wait, worked out once."""
+        alone = asked.count == 1
+        if alone not in self.others:
+            self.others[alone] = estimate(self.study, asked, self.room)
+        return self.others[alone]
 
 
 def sweep(studies: Sequence[Study], devices: Sequence[DeviceSpec], asked: Asked, batches: Sequence[int]) -> list[Block]:

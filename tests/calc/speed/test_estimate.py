@@ -19,13 +19,14 @@ from calc.__main__ import main
 from calc.errors import CalcError
 from calc.fit.parallel import ParallelSpec, plan
 from calc.model.spec import Policy, Study
-from calc.model.storage import StorageFormat
+from calc.model.storage import FORMATS, StorageFormat
+from calc.model.stored import stored_format
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model
 from calc.speed.constants import constants_of
-from calc.speed.crossings import cache_over_weights, compute_bound_batch
+from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
 from calc.speed.estimate import SERVERS, Asked, Load, Room, Steps, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
@@ -180,6 +181,40 @@ def test_speculation_divides_a_longer_step_by_the_tokens_it_gives() -> None:
     assert plain.tpot.mid / 1.9375 < fast.tpot.mid < plain.tpot.mid
 
 
+def test_a_draft_model_takes_a_step_for_every_token_it_drafts() -> None:
+    """Llama-3-70B on 4 H100 drafted by Llama-3.2-1B: 5 steps of it and one of 6 tokens give 2.94 tokens at 0.7."""
+    one, draft = study("llama-3.1-70b"), find_model("llama-3.2-1b")
+    asked = Asked(tp=4, count=8, drafted=5, acceptance=Fraction(7, 10), draft=draft)
+    small = Steps(
+        study=replace(one, model=draft, weight_format=stored_format(draft) or FORMATS["bf16"]), asked=Asked(tp=4)
+    )
+    whole, answer = Steps(study=one, asked=replace(asked, draft=None)), estimate(one, asked, ROOM)
+    drafting_s = 5 * small.decode(8, 1024 + 128).expected_s
+    tokens = sum(0.7**i for i in range(6))
+    assert answer.tpot is not None
+    assert answer.ttft is not None
+    assert answer.tpot.mid == pytest.approx((whole.decode(8, 1152).expected_s + 0.4e-3 + drafting_s) / tokens)
+    assert answer.ttft.mid == pytest.approx(whole.prefill_s(8)[0] + small.prefill_s(8)[0])
+    assert room_of(one, asked).fitting < room_of(one, replace(asked, draft=None)).fitting
+
+
+def test_speculation_pays_until_its_tokens_come_later() -> None:
+    one = study("llama-3.1-70b")
+    asked = Asked(tp=4, drafted=5, acceptance=Fraction(7, 10), draft=find_model("llama-3.2-1b"))
+    batch = speculation_pays_to(Steps(study=one, asked=asked), ROOM)
+    assert batch is not None
+
+    def gained_s(n: int) -> float:
+        plain, fast = (estimate(one, replace(which, count=n), ROOM).tpot for which in (Asked(tp=4), asked))
+        assert plain is not None
+        assert fast is not None
+        return float(plain.mid - fast.mid)
+
+    assert gained_s(batch) > 0 >= gained_s(batch + 1)
+    useless = replace(asked, acceptance=Fraction(1, 100))
+    assert speculation_pays_to(Steps(study=one, asked=useless), ROOM) is None
+
+
 def test_a_prefix_that_is_found_leaves_less_to_compute() -> None:
     whole = Steps(study=study(), asked=Asked(prompt_tokens=4000))
     half = Steps(study=study(), asked=Asked(prompt_tokens=4000, prefix_hit=Fraction(1, 2)))
@@ -198,6 +233,15 @@ def test_chunks_read_what_is_there_when_they_come() -> None:
     assert chunked.prefill_s()[0] == pytest.approx(exact, rel=0.01)
     assert chunked.prefill_s()[1] == whole.prefill_s()[1]
     assert whole.prefill_s()[0] < chunked.prefill_s()[0] < 1.3 * whole.prefill_s()[0]
+
+
+def test_the_operators_of_a_chunk_are_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--device", "h100-sxm", "--chunk", "256")
+    prefill = answered(capsys, *words)["prefill"]
+    assert isinstance(prefill, dict)
+    assert prefill["tokens"] == 256
+    assert main(["estimate", *words]) == 0
+    assert "Prefill, operator by operator: one chunk of 256 of 1,024 tokens" in capsys.readouterr().out
 
 
 def test_why_an_engine_does_not_start_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,6 +393,7 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--limit", "ttft=5"), "a time needs a unit"),
         (("--device", "h100-sxm", "--price", "-1"), "is not a price per device and hour"),
         (("--device", "h100-sxm", "--speculate", "4"), "is not K,A"),
+        (("--device", "h100-sxm", "--draft", "llama-3.2-1b"), "--draft says who drafts: add --speculate K,A"),
         (
             ("--device", "h100-sxm", "--policy", "ollama"),
             "'ollama' is not known: use vllm, sglang, trtllm",
