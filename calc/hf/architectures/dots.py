@@ -80,6 +80,7 @@ ARCHITECTURES = (
     replace(
         BIASED,
         names=("dots3_note_text", "dots3_note"),
+        unused=("k_rope_only_layernorm",),
         first_dense=True,
         adapt=_shared,
         layers=_layers,

@@ -47,5 +47,11 @@ def _idle(block: Block) -> Block:
 ARCHITECTURES = (
     replace(_ERNIE, names=("ernie4_5",)),
     replace(_MOE, names=("ernie4_5_moe",)),
-    replace(_MOE, names=("ernie4_5_vl_moe_text", "ernie4_5_moe_vl"), first_dense=True, layers=_vl_layers),
+    replace(
+        _MOE,
+        names=("ernie4_5_vl_moe_text", "ernie4_5_moe_vl"),
+        unused=("pixel_hidden_size", "spatial_conv_size", "temporal_conv_size"),
+        first_dense=True,
+        layers=_vl_layers,
+    ),
 )

@@ -67,7 +67,7 @@ def _attention(reader: Reader, shape: _Shape, hidden_size: int, more: int = 0) -
 
 def _convolutions(reader: Reader, shape: _Shape, hidden_size: int, more: int = 0) -> Stated:
     """Of keys, of values, of attention's output and of the feed-forward's; `kernel` inputs of each are kept."""
-    elements = 2 * (shape.kept + hidden_size) * reader.count("conv_kernel_size", "sconv_kernel_size")
+    elements = 2 * (shape.kept + hidden_size) * reader.count("conv_kernel_size")
     return Stated(label="short convolution", params=elements + more, state_elements=elements)
 
 
@@ -128,7 +128,7 @@ def _untied(reader: Reader, arch: Architecture) -> Architecture:
 
 
 def _embedding_norm(reader: Reader) -> Outer:
-    return Outer(reader.count(*HIDDEN_SIZE))
+    return Outer(reader.count(*HIDDEN_SIZE) if reader.flag("use_embed_norm", True) else 0)
 
 
 def _inkling2_outer(reader: Reader) -> Outer:
@@ -137,22 +137,28 @@ def _inkling2_outer(reader: Reader) -> Outer:
 
 
 _INKLING = Architecture(
-    unused=("unpadded_vocab_size", "log_scaling_n_floor", "number_of_conv_states", "shared_expert_sink"),
+    unused=(
+        "unpadded_vocab_size",
+        "log_scaling_n_floor",
+        "number_of_conv_states",
+        "shared_expert_sink",
+        "use_gate_bias",
+    ),
     adapt=_untied,
-    rename={"model_max_length": "max_position_embeddings"},
+    rename={"model_max_length": "max_position_embeddings", "sconv_kernel_size": "conv_kernel_size"},
 )
 
 ARCHITECTURES = (
     replace(
         _INKLING,
-        names=("inkling_text",),
+        names=("inkling_text", "inkling_model", "inkling_mm_model"),
         qk_norm="head",
         layers=_inkling_layers,
         outer=_embedding_norm,
     ),
     replace(
         _INKLING,
-        names=("inkling2_text",),
+        names=("inkling2_text", "inkling2"),
         needs_inner=False,
         layers=_inkling2_layers,
         outer=_inkling2_outer,

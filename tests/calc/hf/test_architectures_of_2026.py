@@ -324,3 +324,87 @@ class TestClassesOfTransformers:
         less = 36 * (4096 * 6144 + 128 * 6144 + 2 * 128 + 32 * 6144 + 2 * 6144 + 2 * 32)
         total = parameters(read(LARGE_4)).total
         assert total - parameters(read(LARGE_4 | {"indexer_types": types})).total == less
+
+
+INKLING_SMALL = {
+    "model_max_length": 1048576, "torch_dtype": "bfloat16", "hidden_size": 4096, "num_hidden_layers": 42,
+    "vocab_size": 201024, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "d_rel": 16,
+    "rel_extent": 1024, "q_bias": False, "o_bias": False, "log_scaling_n_floor": 128000, "use_embed_norm": True,
+    "local_layer_ids": [i for i in range(42) if (i + 1) % 6], "dense_mlp_idx": 2, "use_sconv": True,
+    "sconv_kernel_size": 4, "unpadded_vocab_size": 200058, "swa_head_dim": 128, "swa_num_attention_heads": 32,
+    "swa_num_key_value_heads": 8, "sliding_window_size": 512, "n_routed_experts": 256, "num_experts_per_tok": 6,
+    "n_shared_experts": 2, "shared_expert_sink": True, "dense_intermediate_size": 16384, "intermediate_size": 2048,
+    "use_gate_bias": True, "norm_after_topk": True, "use_global_scale": True,
+}  # fmt: skip
+"""text_config of thinkingmachines/Inkling-Small as a public port's test has it; its total by InklingForCausalLM."""
+
+
+class TestInkling:
+    def test_the_published_keys(self):
+        spec = read({"model_type": "inkling_mm_model", "text_config": INKLING_SMALL, "vision_config": {"a": 1}})
+        assert parameters(spec).total == 263_655_189_034
+        assert cache_elements(spec).full == 7 * 2 * 8 * 128
+        assert cache_elements(spec).windowed == {512: 35 * 2 * 8 * 128}
+        assert state_elements(spec) == 42 * 4 * 2 * (8 * 128 + 4096)
+        assert spec.max_context == 1_048_576
+        assert not any("conv_kernel_size" in note for note in spec.notes)
+
+
+GLM_53_FLASH = {
+    "model_type": "glm5_next_text", "vocab_size": 154880, "hidden_size": 4096, "intermediate_size": 12288,
+    "num_hidden_layers": 45, "num_attention_heads": 64, "num_key_value_heads": 64, "first_k_dense_replace": 3,
+    "moe_intermediate_size": 2048, "n_routed_experts": 288, "n_shared_experts": 1, "num_experts_per_tok": 8,
+    "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "mhc": True, "hc_mult": 4, "hc_sinkhorn_iters": 20,
+    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 256, "qk_rope_head_dim": 0, "v_head_dim": 256,
+    "index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048, "index_kpool": 4, "num_nextn_predict_layers": 1,
+    "layer_types": ["linear_attention" if (i + 1) % 4 else "deepseek_sparse_attention" for i in range(45)],
+    "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 42,
+    "linear_attn_config": {"num_heads": 64, "head_dim": 128, "short_conv_kernel_size": 4, "gate_lower_bound": -5.0,
+                           "kda_layers": [0, 1, 2], "full_attn_layers": [3]},
+}  # fmt: skip
+"""text_config of zai-org/GLM-5.3-Flash as a public port's test has it; its total by transformers' class."""
+
+
+class TestGlm53:
+    def test_the_published_keys(self):
+        spec = read({"model_type": "glm5_next", "text_config": GLM_53_FLASH, "vision_config": {"a": 1}})
+        assert parameters(spec).total == 313_326_799_870
+        assert cache_elements(spec).latent == 11 * 512
+        assert state_elements(spec) == 34 * 64 * 128 * (128 + 3 * 4)
+
+    def test_indexers_that_a_frequency_shares(self):
+        """index_topk_freq 2 with offset 2: of the latent layers 3, 7, 11 … every one whose number less 1 is even."""
+        every = parameters(read(GLM_53_FLASH)).total
+        shared = read(GLM_53_FLASH | {"index_topk_freq": 4})
+        own = sum((max(i - 1, 0) % 4) == 0 for i in range(3, 45, 4))
+        each = 1536 * 32 * 128 + 4096 * (128 + 32) + 2 * 128 + 128 * (4 + 4096)
+        assert every - parameters(shared).total == (11 - own) * each
+        assert parameters(read(GLM_53_FLASH | {"index_topk_pattern": "F" * 45})).total == every
+
+
+ERNIE_VL_28B = {
+    "model_type": "ernie4_5_moe_vl", "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28,
+    "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 103424, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5, "use_bias": False, "tie_word_embeddings": True, "moe_num_experts": [64, 64],
+    "moe_intermediate_size": [1536, 512], "moe_layer_start_index": [1, 1], "moe_layer_end_index": [29, 28],
+    "moe_layer_interval": 1, "moe_k": 6, "moe_num_shared_experts": 2, "pixel_hidden_size": 1280,
+    "spatial_conv_size": 2, "temporal_conv_size": 2, "vision_config": {"depth": 32},
+}  # fmt: skip
+"""ERNIE-4.5-VL-28B-A3B by its class's defaults, in the flat form of its first files."""
+
+
+class TestErnieVl:
+    def test_experts_of_images_are_held_and_not_used_by_text(self):
+        """Ernie4_5_VLMoeForConditionalGeneration of transformers 5.23 without its encoder: 28.62 B."""
+        spec = read(ERNIE_VL_28B)
+        experts = 27 * 64 * 3 * 2560 * (1536 + 512)
+        assert parameters(spec).total == 28_624_635_776
+        assert parameters(spec).components["experts"] == experts
+        idle = 27 * 3 * 2560 * ((64 - 6) * 1536 + 64 * 512)
+        assert parameters(spec).total - parameters(spec).active == idle
+        assert any("no token of text goes through them" in note for note in spec.notes)
+
+    def test_one_number_for_both(self):
+        assert parameters(read(ERNIE_VL_28B | {"moe_num_experts": 64})).total == 28_624_635_776
+        with pytest.raises(SourceError, match="one number, or two: of text and of images"):
+            read(ERNIE_VL_28B | {"moe_num_experts": [64, 64, 64]})
