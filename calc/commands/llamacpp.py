@@ -81,7 +81,9 @@ def devices_from(args: argparse.Namespace) -> tuple[DeviceSpec, ...]:
 def device_words(study: Study, options: ServerOptions | None) -> str:
     """The device, or the unlike ones that share the model."""
     unlike = () if options is None else options.devices
-    return " and ".join(device.name for device in unlike) or study.device.name
+    alike = 0 if options is None else len(options.tensor_split)
+    several = f"{alike:,} {study.device.name}" if alike > 1 else study.device.name
+    return " and ".join(device.name for device in unlike) or several
 
 
 def placement_document(report: ServerReport) -> Document:

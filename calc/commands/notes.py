@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from calc.fit.memory import MemoryReport, memory_report
 from calc.model.cache import request_term
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.units import format_bytes, format_decimal
+
+if TYPE_CHECKING:
+    from calc.servers.records import ServerReport
 
 SMALLEST_WEIGHT = 25
 """Hundredths of a byte: no format stores a weight in less than 2 bits."""
@@ -40,15 +44,21 @@ def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
     return (*notes, *model.notes)
 
 
-def served_notes(report: MemoryReport, engine: str) -> list[str]:
-    """Those of `memory_notes` that hold where a server counts: what fits, and what each layer keeps, it says itself."""
-    model, reading = report.study.model, _reading_note(report)
+def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
+    """Those of `memory_notes` that hold where a server counts: what fits, and what each layer keeps, it says itself.
+
+    So it does of the device's memory, where what it sees is not what the device is sold with.
+    """
+    from calc.servers.budget import visible_bytes
+
+    model = report.study.model
+    reading = [] if visible_bytes(report.study.device)[1] else [_reading_note(report)]
     if model.uniform:
-        return [reading, _grouping_note(model), *model.notes]
+        return [*reading, _grouping_note(model), *model.notes]
     from calc.commands.layered_notes import kind_notes, repeated_heads
 
-    repeated = repeated_heads(report) if engine in REPEATS_HEADS else []
-    return [reading, *kind_notes(report), *repeated, *model.notes]
+    repeated = repeated_heads(report) if served.options.engine in REPEATS_HEADS else []
+    return [*reading, *kind_notes(report), *repeated, *model.notes]
 
 
 REPEATS_HEADS = ("vllm", "sglang")

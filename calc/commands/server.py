@@ -60,14 +60,16 @@ Tried = tuple[int, ServerReport | None, str | None]
 
 
 def tried(study: Study, options: ServerOptions) -> tuple[Tried, ...]:
-    """The report for every --tp of the study, or why there is none."""
+    """The report for every --tp of the study, or why there is none; --tensor-split says how many devices there are."""
     out: list[Tried] = []
-    for tp in study.tps:
+    shares = len(options.tensor_split)
+    degrees = [tp for tp in study.tps if not shares or tp == shares] or list(study.tps)
+    for tp in degrees:
         try:
             one = replace(options, tp=tp) if len(study.tps) > 1 else options
             out.append((tp, server_report(study, one), None))
         except SpecError as error:
-            if len(study.tps) == 1:
+            if len(degrees) == 1:
                 raise
             out.append((tp, None, str(error)))
     return tuple(out)
@@ -126,7 +128,7 @@ def server_document(
         "max_batch": report.requests,
         "tp": [_tp_document(*one) for one in reports],
         "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
-        "notes": [*server_notes(reports, report, batch), *served_notes(base, report.options.engine)],
+        "notes": [*server_notes(reports, report, batch), *served_notes(base, report)],
         "engine": engine_document(report),
         "launch": launch_command(report),
     }
@@ -306,7 +308,7 @@ def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, 
     ]
     what = f"{study.model.title} on {device_words(study, options)}, {study.context:,} tokens"
     heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
-    notes = [*server_notes(reports, report, args.batch), *served_notes(base, report.options.engine)]
+    notes = [*server_notes(reports, report, args.batch), *served_notes(base, report)]
     if (command := launch_command(report)) is not None:
         notes.append(f"Start it with: {command}")
     return None, (heading, parts, notes)

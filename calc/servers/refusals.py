@@ -104,7 +104,7 @@ def refusal(report: ServerReport) -> str | None:
 
 def tokens_remark(report: ServerReport) -> str | None:
     """Why the pool holds more requests than its tokens come to: layers that keep less than the context."""
-    if int(report.max_concurrency) * report.context <= report.kv_tokens:
+    if report.options.engine != "vllm" or int(report.max_concurrency) * report.context <= report.kv_tokens:
         return None
     return (
         f"the log of {report.version} says {report.kv_tokens:,} tokens as if every layer kept the whole context; "

@@ -208,3 +208,15 @@ def test_sglang_keeps_index_keys_in_fp8_but_where_the_device_is_not_known() -> N
     tokens = known.context
     assert known.kv_request_bytes == tokens * 61 * (576 * 2 + 132)
     assert other.kv_request_bytes == tokens * 61 * (576 * 2 + 256)
+
+
+def test_a_page_says_a_devices_memory_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """MI300X: 191.98 GiB as PyTorch reports it, not its label read as 10^9; and no windows where there are none."""
+    words = ["memory", "--model", "llama-3.1-8b", "--device", "mi300x", "--policy", "llamacpp", "--context", "8192"]
+    assert calc_main.main([*words, "--tensor-split", "3,1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    everything = " ".join([*said["notes"], *said["engine"]["assumptions"]])
+    assert "191.98 GiB" in everything
+    for other in ("178.81 GiB", "windows and states keep less", "cannot be served"):
+        assert other not in everything
+    assert [row["tp"] for row in said["tp"]] == [2]
