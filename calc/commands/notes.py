@@ -52,15 +52,19 @@ def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
     from calc.servers.budget import visible_bytes
 
     model = report.study.model
+    drafted = served.options.speculative_layers > 0
+    said = [note for note in model.notes if not (drafted and UNCOUNTED_DRAFTS in note)]
     reading = [] if visible_bytes(report.study.device)[1] else [_reading_note(report)]
     if model.uniform:
-        return [*reading, _grouping_note(model), *model.notes]
+        return [*reading, _grouping_note(model), *said]
     from calc.commands.layered_notes import kind_notes, repeated_heads
 
     repeated = repeated_heads(report) if served.options.engine in REPEATS_HEADS else []
-    return [*reading, *kind_notes(report), *repeated, *model.notes]
+    return [*reading, *kind_notes(report), *repeated, *said]
 
 
+UNCOUNTED_DRAFTS = "multi-token-prediction layers are not counted"
+"""What a reader of configs says, which is not so where --speculative-layers counts them."""
 REPEATS_HEADS = ("vllm", "sglang")
 """Servers that split a cache by heads, and repeat them."""
 

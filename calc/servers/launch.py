@@ -109,8 +109,10 @@ def _vllm(report: ServerReport) -> list[str]:
             ("--speculative-config", guessed if options.speculative_layers else None),
         ]
     )
-    eager = ["--enforce-eager"] if options.enforce_eager else []
-    return ["vllm", "serve", served_name(study.model), *words, *eager]
+    flags = ["--enforce-eager"] if options.enforce_eager else []
+    flags += ["--disable-hybrid-kv-cache-manager"] if options.disable_hybrid else []
+    flags += ["--enable-prefix-caching"] if options.prefix_caching_of_states else []
+    return ["vllm", "serve", served_name(study.model), *words, *flags]
 
 
 def _sglang(report: ServerReport) -> list[str]:
@@ -132,6 +134,8 @@ def _sglang(report: ServerReport) -> list[str]:
     )
     flags = ["--enable-dp-attention"] if options.dp_attention > 1 else []
     flags += ["--disable-cuda-graph"] if options.enforce_eager else []
+    flags += ["--disable-hybrid-swa-memory"] if options.disable_hybrid else []
+    flags += ["--speculative-algorithm", "NEXTN"] if options.speculative_layers else []
     return ["python", "-m", "sglang.launch_server", *words, *flags]
 
 

@@ -220,3 +220,11 @@ def test_a_page_says_a_devices_memory_once(capsys: pytest.CaptureFixture[str]) -
     for other in ("178.81 GiB", "windows and states keep less", "cannot be served"):
         assert other not in everything
     assert [row["tp"] for row in said["tp"]] == [2]
+
+
+def test_drafts_that_are_counted_are_not_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["memory", "--model", "deepseek-r1", "--device", "h200", "--policy", "vllm", "--tp", "8", "--json"]
+    for more, said in (([], True), (["--speculative-layers", "1"], False)):
+        assert calc_main.main([*words, "--context", "8192", *more]) == 0
+        notes = " ".join(json.loads(capsys.readouterr().out)["notes"])
+        assert ("multi-token-prediction layers are not counted" in notes) is said

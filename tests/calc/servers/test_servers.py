@@ -361,6 +361,8 @@ def test_launch_commands() -> None:
     assert "--tp-size 4 --dp-size 2" in sglang
     assert "--enable-dp-attention" in sglang
     assert "--mem-fraction-static 0.761" in sglang
+    drafted = launch_command(_report("sglang", speculative_layers=1))
+    assert "--speculative-algorithm NEXTN" in drafted
     assert "DynamicCache" in launch_command(_report("transformers"))
 
 
@@ -398,3 +400,12 @@ def test_the_largest_image_goes_through_the_encoder() -> None:
     peaks = [encoder_peak(batched_tokens=2048, tp=tp, element_bytes=2, facts=known) for tp in (1, 4)]
     whole, gathered = 2 * 1280 + max(11 * 1280, 4 * 3420), 2 * 1280 + 3 * 1280 + 6 * 320
     assert peaks == [65_536 * (inside + 1176) * 2 for inside in (whole, gathered)]
+
+
+def test_launch_commands_say_how_windows_and_states_are_kept() -> None:
+    windows, states = find_model("gemma-3-12b"), find_model("qwen3.5-35b-a3b")
+    asked = {"device": find_device("h200"), "context": 8192, "policy": Policy.REPLICATED}
+    whole = ServerOptions(disable_hybrid=True)
+    assert "--disable-hybrid-kv-cache-manager" in launch_command(server_report(Study(model=windows, **asked), whole))
+    cached = ServerOptions(prefix_caching_of_states=True)
+    assert "--enable-prefix-caching" in launch_command(server_report(Study(model=states, **asked), cached))
