@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import dataclass
+from typing import Any
 
 from calc.errors import QuantityError
 from calc.units import parse_count, parse_counts
@@ -58,6 +61,54 @@ def read_top_p(text: str) -> float | None:
     if value == 0:
         raise QuantityError("top-p must be above 0 and at most 1, not 0")
     return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoreSampling:
+    """What one field holds of the options that are rarely set."""
+
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    model_sampling: bool = False
+    stop: tuple[str, ...] = ()
+
+
+MORE_HELP = (
+    "min-p 0.05: leave out unlikely tokens. repetition 1.1, presence 0.5: penalties. "
+    'stop "TEXT": end before it (\\n is a new line). '
+    "model: sample as the model's makers do, where temperature is 0 and an option is off."
+)
+_MORE = {
+    "min-p": ("min_p", 0.0, 1.0, "0 to 1"),
+    "repetition": ("repetition_penalty", 0.01, 100.0, "above 0, 1 is off"),
+    "presence": ("presence_penalty", -100.0, 100.0, "-100 to 100, 0 is off"),
+}
+
+
+def read_more(text: str) -> MoreSampling:
+    """``min-p 0.05, repetition 1.1, stop "END", model``; blank is none of them."""
+    try:
+        words = [word.strip(",") for word in shlex.split(text.replace("\\", "\\\\"))]
+    except ValueError:
+        raise QuantityError('a text to stop at stands in quotes: stop "END"') from None
+    found: dict[str, Any] = {"stop": ()}
+    left = iter(word for word in words if word)
+    for name in left:
+        if name == "model":
+            found["model_sampling"] = True
+            continue
+        value = next(left, None)
+        if name == "stop" and value:
+            found["stop"] = (*found["stop"], value.replace("\\n", "\n").replace("\\t", "\t"))
+        elif name in _MORE and value is not None:
+            field, low, high, allowed = _MORE[name]
+            found[field] = _read_number(value, what=name, low=low, high=high, allowed=allowed)
+        else:
+            raise QuantityError(
+                f'{name[:40]!r} is not known or has no value; use {", ".join(_MORE)}, stop "TEXT", model'
+            )
+    return MoreSampling(**found)
 
 
 def read_seed(text: str) -> int | None:

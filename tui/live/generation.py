@@ -176,6 +176,8 @@ def generate_options(request: Generate) -> list[str]:
     ):
         if value != default:
             options += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    if request.model_sampling:
+        options.append("--model-sampling")
     if request.turns is not None:
         options.append("--chat")
     return options if request.use_cache else [*options, "--no-cache"]

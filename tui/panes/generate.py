@@ -26,9 +26,11 @@ from tui.form.sampling import (
     CACHE_HELP,
     DTYPE_CHOICES,
     DTYPE_HELP,
+    MORE_HELP,
     TP_CHOICES,
     TP_HELP,
     read_ids,
+    read_more,
     read_new_tokens,
     read_path,
     read_seed,
@@ -144,6 +146,9 @@ class GeneratePane(Pane):
                     yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
                     yield ChoiceDial("cache kind", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-cache-kind")
                     yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
+                    yield Option(
+                        "more", read_more, placeholder="min-p, stop", width="1fr", help=MORE_HELP, id="option-more"
+                    )
                 with Horizontal(classes="line", id="generate-system"):
                     yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
                 with Horizontal(id="generate-prompt"):
@@ -246,6 +251,11 @@ class GeneratePane(Pane):
             temperature=values["option-temperature"],
             top_k=values["option-top-k"],
             top_p=values["option-top-p"],
+            min_p=values["option-more"].min_p,
+            repetition_penalty=values["option-more"].repetition_penalty,
+            presence_penalty=values["option-more"].presence_penalty,
+            model_sampling=values["option-more"].model_sampling,
+            stop=values["option-more"].stop,
             seed=values["option-seed"],
             use_cache=self.cache_on,
             model=values["option-model"],

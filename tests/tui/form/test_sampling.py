@@ -69,3 +69,31 @@ def test_refuse(read: Callable[[str], object], text: str, message: str) -> None:
 def test_the_home_folder_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     assert form.read_path("~/model.pt") == "/home/someone/model.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", form.MoreSampling()),
+        ("min-p 0.05, repetition 1.1", form.MoreSampling(min_p=0.05, repetition_penalty=1.1)),
+        ("presence -0.5 model", form.MoreSampling(presence_penalty=-0.5, model_sampling=True)),
+        (r'stop "END of it", stop "\n\n"', form.MoreSampling(stop=("END of it", "\n\n"))),
+    ],
+)
+def test_rarer_options_in_one_field(text: str, expected: form.MoreSampling) -> None:
+    assert form.read_more(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("min-p", "'min-p' is not known or has no value"),
+        ("top-z 3", "'top-z' is not known"),
+        ("min-p 2", "min-p must be 0 to 1"),
+        ('stop "END', "stands in quotes"),
+        ("stop", "has no value"),
+    ],
+)
+def test_rarer_options_that_cannot_be_read_are_named(text: str, words: str) -> None:
+    with pytest.raises(QuantityError, match=words):
+        form.read_more(text)

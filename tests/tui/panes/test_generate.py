@@ -343,3 +343,19 @@ async def test_runs_of_other_prompts_or_models_are_never_compared() -> None:
         assert pane.pair.uncached is pane.run
         rows = {row[0]: row[1:] for row in pane.tables()[1].rows}
         assert rows["● TPOT"] == ("–", "3.00 ms", "–")
+
+
+async def test_rarer_options_of_sampling_are_one_field() -> None:
+    async with live_app("--rate", "5000").run_test(size=(120, 40)) as pilot:
+        pane = await opened(pilot)
+        await set_option(pilot, pane, "more", 'min-p 0.05, stop "END", model')
+        await run_to_end(pilot, pane)
+        assert pane.run is not None
+        request = pane.run.request
+        assert (request.min_p, request.stop, request.model_sampling) == (0.05, ("END",), True)
+        line = shlex.join(generate_options(request))
+        assert "--min-p 0.05" in line
+        assert "--stop END" in line
+        assert "--model-sampling" in line
+        await set_option(pilot, pane, "more", "min-q 3")
+        assert "'min-q' is not known" in pane.query_one("#option-more", Option).problem
