@@ -37,6 +37,8 @@ LINEAR_ROWS = (1, 16)
 LEAST_BYTES = 256 * 2**20
 CACHE_TIMES = 8
 """The layers that are timed take LEAST_BYTES, or so many times the last cache: no cache holds them."""
+STEP_S = 0.06
+"""A step whose layers are slow, because they widen their weights, is timed on as many as take about so long."""
 PROMPT_S = 0.1
 """A pass over a prompt is timed on as many layers as take about so long."""
 HEAD_ROWS = 32
@@ -61,12 +63,14 @@ Runs = dict[Timed, Callable[[], object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The runs of one model. `flops_per_s`: about what products of many rows reach."""
+    """The runs of one model. `flops_per_s`: about what products of many rows reach; `layer_s`: what a layer of a step
+    takes, 0 where that is not known."""
 
     decoder: Decoder
     needs: Needs
     chunk: int | None
     flops_per_s: float
+    layer_s: float = 0.0
 
     @property
     def n_timed(self) -> int:
@@ -75,7 +79,10 @@ class Plan:
         if _differ(config):
             return config.n_layers
         least = max(LEAST_BYTES, CACHE_TIMES * (last_cache_bytes() or 0))
-        return min(config.n_layers, max(2, -(-least * config.n_layers // read_bytes(self.decoder))))
+        enough = -(-least * config.n_layers // read_bytes(self.decoder))
+        if self.layer_s:
+            enough = min(enough, round(STEP_S / self.layer_s))
+        return min(config.n_layers, max(2, enough))
 
     def groups(self) -> Iterator[Runs]:
         """Runs that belong together, the most wanted first."""
@@ -156,6 +163,12 @@ class Plan:
             return {}  # reordered for another kernel: their sizes are not to be seen
         runs = {Timed("linears", n, 0, self.n_timed): _linears_run(layers, n, self.decoder) for n in LINEAR_ROWS}
         return {**runs, Timed("fixed", 1, 0, 0): _fixed_run(self.decoder, 1, 1)}
+
+
+def layer_run(decoder: Decoder) -> Callable[[], object]:
+    """A step through the first layer alone, run as a layer."""
+    first = shallow(decoder, 1)
+    return _layers_run(first, filled_cache(first, SHORT + 1, 1), 1, SHORT)
 
 
 def shallow(decoder: Decoder, n_layers: int) -> Decoder:

@@ -7,13 +7,13 @@ is left out, the least wanted first.
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from engine.measure.machine import load_average
 from engine.measure.own import Needs, OwnTimes, PromptTime, RowsTime, StepTime
-from engine.measure.own_plan import Plan, Runs, Timed
+from engine.measure.own_plan import Plan, Runs, Timed, layer_run
 from engine.measure.turns import Turns
 from engine.model.decoder import Decoder
 
@@ -39,6 +39,7 @@ class OwnTimer:
     flops_per_s: float = FLOPS_PER_S
     clock: Callable[[], float] | None = None
     """Seconds; None: those that this thread has a core, where it alone computes, else those on the wall."""
+    wall_times: float = WALL_TIMES
     took_s: float = 0.0
     plan: Plan = field(init=False)
     turns: Turns[Timed] = field(init=False)
@@ -78,14 +79,24 @@ class OwnTimer:
         """Everything that is wanted, in that order, as far as a first run of it leaves time. Raises Stopped."""
         chosen: Runs = {}
         clock = self._clock()
+        self.plan = replace(self.plan, layer_s=self._layer_s())
         began, on_the_wall = clock(), time.perf_counter()
         for group in self.plan.groups():
-            late = time.perf_counter() - on_the_wall > WALL_TIMES * FIRST_S
+            late = time.perf_counter() - on_the_wall > self.wall_times * FIRST_S
             if chosen and (late or clock() - began > FIRST_S):
                 break
             Turns(group).round(should_stop)
             chosen |= group
         return chosen
+
+    def _layer_s(self) -> float:
+        """About what a layer of a step takes, run as a layer; 0 where steps are those of the compiled code."""
+        if self.decoder.decode_step is not None:
+            return 0.0
+        one = Turns({"layer": layer_run(self.decoder)}, clock=self._clock())
+        for _ in range(3):
+            one.round()
+        return one.quiet_s("layer")
 
     def _clock(self) -> Callable[[], float]:
         if self.clock is not None:

@@ -242,7 +242,7 @@ def _study_requests() -> list[Request]:
 
 
 def _study_document(analysis: Analysis, outcome: commands.Outcome) -> Document:
-    measured_parts = [answered.document() for answered in outcome.answers]
+    measured_parts = [_document(answered) for answered in outcome.answers]
     parts = [memory_document(analysis.memory), intensity_document(analysis.intensity), *measured_parts]
     return {"command": "study", "schema": 1, **{part["command"]: part for part in parts}}
 

@@ -8,6 +8,7 @@ from calc.units import format_count, format_decimal, format_duration_s, format_f
 from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
 from engine.records import Machine, ModelInfo
 from tui.live.measured.benchmark import benchmark_table
+from tui.live.sweep_times import predicted_sweep
 from tui.live.sweep_work import ArmWork, SweepWork, sweep_work
 from tui.report.model import Block, Figure, Grid, Heading, cells, grid_of, paragraph, plain_items
 from tui.report.model_part import model_name
@@ -18,9 +19,11 @@ def latency_part(result: BenchmarkResult | None, model: ModelInfo | None) -> lis
     if result is None or not result.rows:
         return []
     rows = by_length(result.rows)
+    expected = None if result.own is None else predicted_sweep(rows, result.own, new_tokens=result.new_tokens)
+    basis = "" if expected is None else f" {expected.basis}"
     caption = (
         f"Time for {result.new_tokens} new tokens against prompt length, both axes logarithmic; "
-        f"medians of {result.repeats} runs, bars from the least to the most."
+        f"medians of {result.repeats} runs, bars from the least to the most.{basis}"
     )
     return [
         Heading(2, "(d) Latency with and without the cache (benchmark)"),
@@ -34,7 +37,7 @@ def latency_part(result: BenchmarkResult | None, model: ModelInfo | None) -> lis
             benchmark_table(rows),
             title="Latency by prompt length: medians; TTFT is the prefill, p50 and p95 are of single later tokens",
         ),
-        Figure(chart=benchmark_chart(rows, new_tokens=result.new_tokens), caption=(caption,)),
+        Figure(chart=benchmark_chart(rows, expected, new_tokens=result.new_tokens), caption=(caption,)),
         *_explained(result, model),
         plain_items([*sweep_sentences(rows), *result.notes]),
         machine_grid(result.machine),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,6 +117,15 @@ def test_a_whole_step_is_taken_as_it_is() -> None:
     seconds = {Timed("whole", 4, 8, 4): [3.0, 2.0, 9.0, 9.0, 9.0, 9.0]}
     times = own_times(plan(decoder(dtype=torch.float32, n_layers=4)), Turns({}, seconds=seconds, n_rounds=1))
     assert times.steps == (StepTime(batch=4, context=8, seconds=3.0),)  # a fifth of the runs took less
+
+
+def test_slow_layers_are_timed_on_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 ms of layers: six of 10 ms each, all of 1 ms each, never fewer than two."""
+    monkeypatch.setattr(own_plan, "STEP_S", 0.06)
+    slow = plan(decoder(dtype=torch.float32, n_layers=12))
+    assert replace(slow, layer_s=0.010).n_timed == 6
+    assert replace(slow, layer_s=0.001).n_timed == 12
+    assert replace(slow, layer_s=5.0).n_timed == 2
 
 
 @pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
