@@ -48,7 +48,9 @@ def _rate(value: float) -> Quantity:
 
 def frontier_table(points: Sequence[Point]) -> Table:
     """A row for each batch: times, rates, what limits, which limits on time it breaks, and what it costs."""
-    table = Table(title="By batch", columns=COLUMNS, rows=[cells(point) for point in points])
+    what = "Clients" if points and points[0].answer.asked.load == CLIENTS else "Batch"
+    columns = (Column(what, numeric=True), *COLUMNS[1:])
+    table = Table(title=f"By {what.lower()}", columns=columns, rows=[cells(point) for point in points])
     return table.with_columns([i for i in range(len(COLUMNS)) if i < LIMITS or any(row[i] for row in table.rows)])
 
 
@@ -65,6 +67,7 @@ COLUMNS = (
     Column("Limits", priority=6),
     Column("Cost per million", numeric=True, priority=6),
 )
+CLIENTS = "closed"
 LIMITS = 9
 """Where the columns begin that stand there only when there are limits, or a price."""
 

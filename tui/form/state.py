@@ -118,4 +118,10 @@ def with_policy(state: AppState, name: str) -> AppState:
     from tui.views.server import with_engine
 
     study = replace(state.study, policy=Policy.REPLICATED)
-    return replace(state, study=study, server=with_engine(state.server, name))
+    return with_server(replace(state, study=study), with_engine(state.server, name))
+
+
+def with_server(state: AppState, options: ServerOptions) -> AppState:
+    """`state` with a server and its options; what is estimated runs on the same engine."""
+    serving = replace(state.serving, engine=options.engine, version=options.version, tp=options.tp)
+    return replace(state, server=options, serving=serving)

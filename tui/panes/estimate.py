@@ -20,7 +20,7 @@ from calc.errors import CalcError
 from tui.form.command_line import estimate_command
 from tui.form.state import Analysis, AppState
 from tui.panes.base import StateEdited, collected
-from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane
+from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane, is_shown
 from tui.views.estimate import (
     DeviceAnswer,
     EstimateAnswer,
@@ -172,6 +172,7 @@ class EstimatePane(PagedPane):
     def _show_rows(self) -> None:
         assert self._answer is not None
         table = frontier_table(self._rows)
+        self.query_one("#card-frontier").border_title = table.title
         for name in ("frontier", "estimate-plot"):
             self._show_card(name, bool(self._rows))
         self._table(FRONTIER).show(table)
@@ -277,12 +278,7 @@ class EstimatePane(PagedPane):
         place, focused = self.query_one(f"#card-{name}"), self.screen.focused
         place.set_class(not shown, "-nothing")
         if not shown and focused is not None and place in focused.ancestors:
-            self.call_after_refresh(lambda: self.first_focus().focus())
+            self.call_after_refresh(self.keep_focus)
 
     def _table(self, name: str) -> CalcTable:
         return self.query_one(f"#{name}", CalcTable)
-
-
-def is_shown(widget: Widget) -> bool:
-    """Whether a widget is not hidden, nor anything that it is in."""
-    return all(node.display for node in widget.ancestors_with_self if isinstance(node, Widget))

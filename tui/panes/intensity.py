@@ -21,24 +21,25 @@ from calc.intensity.observations import intensity_observations
 from calc.intensity.study import IntensityReport, default_attention
 from tui.form.command_line import study_options
 from tui.form.state import Analysis, AppState
-from tui.panes.base import Pane, StateEdited
+from tui.panes.base import StateEdited
+from tui.panes.pages import NEXT_PAGE, PagedPane
 from tui.views.chart_text import draw
 from tui.views.plots import decode_chart, prefill_chart
 from tui.widgets.dial import ChoiceDial, Dial, NumberDial
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
 
-PAGES = ("prefill plot", "decode plot", "calculation", "sweeps", "observations")
 EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
 
 
-class IntensityPane(Pane):
+class IntensityPane(PagedPane):
     """Two plots, the tables whose sums are the totals, the formulas, and sentences about them.
 
     A model whose layers are not all plain attention is shown by its kinds of layers instead of one KV head.
     """
 
     TITLE: ClassVar[str] = "Intensity"
+    PAGES = ("prefill plot", "decode plot", "calculation", "sweeps", "observations")
     HELP: ClassVar[str] = (
         "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one KV "
         "head; where layers have windows, latents, indexers or states, for all layers of the model, as each is.\n\n"
@@ -55,8 +56,7 @@ class IntensityPane(Pane):
         ),
         Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count softmax as 5 FLOPs per element, or as 0"),
         Binding("m", "toggle_mask", "causal", tooltip="Count the lower triangle of the scores alone, or all of them"),
-        Binding("ctrl+n", "next_page", "page", tooltip="Show the next plot or table"),
-        Binding("p", "next_page", "page", show=False),
+        *NEXT_PAGE,
         Binding("up", "previous_dial", "choose", show=False),
         Binding("down", "next_dial", "choose", show=False),
         Binding("pageup", "scroll_page(-1)", "scroll", show=False),
@@ -67,7 +67,6 @@ class IntensityPane(Pane):
         super().__init__(id=id, classes=classes)
         self._state: AppState | None = None
         self._report: IntensityReport | None = None
-        self._page = 0
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="intensity-dials"):
@@ -93,7 +92,7 @@ class IntensityPane(Pane):
                 id="dial-mask",
             )
         yield Label("", id="intensity-problem", markup=False)
-        yield Label("", id="intensity-page")
+        yield self.page_label()
         with VerticalScroll(id="intensity-body", can_focus=False):
             with Horizontal(id="intensity-plots"):
                 yield PlotView(id="plot-prefill", classes="page-0")
@@ -112,7 +111,7 @@ class IntensityPane(Pane):
 
     def on_mount(self) -> None:
         self.query_one("#observations").border_title = "Observations"
-        self._show_page(0)
+        self.show_page(0)
 
     def first_focus(self) -> Widget:
         """The dial of N: ← and → turn it at once."""
@@ -202,25 +201,10 @@ class IntensityPane(Pane):
         body = self.query_one("#intensity-body", VerticalScroll)
         body.scroll_relative(y=by * max(1, body.size.height - 2), animate=False)
 
-    # --- pages of a narrow screen -------------------------------------------------------------------------
-
-    def action_next_page(self) -> None:
-        """Turn the page."""
-        self._show_page((self._page + 1) % len(PAGES))
-
-    def _show_page(self, page: int) -> None:
-        self.remove_class(f"-page-{self._page}").add_class(f"-page-{page}")
-        self._page = page
-        self.query_one("#intensity-page", Label).update(
-            f"page {page + 1} of {len(PAGES)}: {PAGES[page]} · ^n: next page"
-        )
+    def show_page(self, page: int) -> None:
+        """Show a page from its top."""
+        super().show_page(page)
         self.query_one("#intensity-body").scroll_home(animate=False)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Pages exist on narrow screens only."""
-        if action == "next_page":
-            return self.screen.has_class("-narrow")
-        return True
 
     # --- documents ----------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from textual import events, on
@@ -16,7 +15,7 @@ from calc.commands.tables import Row, Table, answer_table, component_table, deri
 from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
 from tui.form.command_line import memory_command
-from tui.form.state import Analysis, AppState, with_policy
+from tui.form.state import Analysis, AppState, with_policy, with_server
 from tui.panes.base import Pane, StateEdited
 from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import MARKS as LAYER_MARKS
@@ -196,7 +195,7 @@ class MemoryPane(Pane):
             return
         state = with_policy(self._state, event.policy)
         if event.options is not None:
-            state = replace(state, server=event.options)
+            state = with_server(state, event.options)
         self._state = state
         self.post_message(StateEdited(state, self))
 

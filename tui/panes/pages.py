@@ -38,9 +38,15 @@ class PagedPane(Pane):
         raise NotImplementedError
 
     def action_next_page(self) -> None:
-        """Turn the page; the focus goes along."""
+        """Turn the page; the focus goes along where it would be hidden."""
         self.show_page((self.page + 1) % len(self.PAGES))
-        self.call_after_refresh(lambda: self.first_focus().focus())
+        self.call_after_refresh(self.keep_focus)
+
+    def keep_focus(self) -> None:
+        """Move the focus to what is shown, unless it is there already."""
+        focused = self.screen.focused
+        if focused is None or not is_shown(focused):
+            self.first_focus().focus()
 
     def show_page(self, page: int) -> None:
         """Show a page."""
@@ -54,3 +60,8 @@ class PagedPane(Pane):
         if action == "next_page":
             return self.screen.has_class("-narrow")
         return True
+
+
+def is_shown(widget: Widget) -> bool:
+    """Whether a widget is not hidden, nor anything that it is in."""
+    return all(node.display for node in widget.ancestors_with_self if isinstance(node, Widget))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tui.form.state import AppState, analyse
 from tui.report.attention_part import part_d
+from tui.report.estimate_part import estimate_part
 from tui.report.formulas_part import part_c
 from tui.report.measured_part import Measurements, measured_part
 from tui.report.memory_part import inputs_part, part_a, part_b
@@ -25,7 +26,10 @@ SOURCES = (
 
 
 def build_report(state: AppState, measurements: Measurements | None) -> Report:
-    """The document for `state`: problem 1 (a) to (d) calculated, problem 2 from `measurements` (None: left out)."""
+    """The document for `state`: problem 1 (a) to (d) calculated, problem 2 from `measurements` (None: left out).
+
+    The times of a load stand between them where those of the device are known.
+    """
     analysis = analyse(state)
     study = state.study
     blocks: list[Block] = [
@@ -34,6 +38,7 @@ def build_report(state: AppState, measurements: Measurements | None) -> Report:
         *part_b(analysis.memory),
         *part_c(analysis.intensity),
         *part_d(analysis.intensity),
+        *estimate_part(analysis),
         *measured_part(measurements),
         Heading(1, "Sources of the formulas"),
         plain_items(SOURCES),
