@@ -8,7 +8,7 @@ from calc.hf.architecture import BIASED, Architecture
 from calc.hf.feed_forward import feed_forwards
 from calc.hf.latent import latent_mixer, share_indexers
 from calc.hf.layers import stack
-from calc.hf.reader import Reader
+from calc.hf.reader import HIDDEN_SIZE, Reader
 from calc.model.layers import Latent, LayerSpec, Mixer
 
 NOPE_INTERVAL = 4
@@ -45,10 +45,16 @@ def _scaled(mixer: Mixer, hidden_size: int) -> Mixer:
     return replace(mixer, extra_params=mixer.extra_params + 2 * mixer.n_heads + indexer)
 
 
+def _voxtral(reader: Reader, arch: Architecture) -> Architecture:
+    """Voxtral Realtime: the delay scales each layer's norm, by two matrices of 32."""
+    return replace(arch, extra_params=2 * 32 * reader.count(*HIDDEN_SIZE))
+
+
 ARCHITECTURES = (
     Architecture(names=("mistral", "mistral3", "llava_mistral"), window="all", default_window=4096),
     Architecture(names=("ministral",), default_window=4096, layer_types=("sliding_attention",)),
     Architecture(names=("ministral3",), window="all"),
+    Architecture(names=("voxtral_realtime_text",), window="all", default_window=4096, adapt=_voxtral),
     Architecture(names=("mixtral",), window="all"),
     replace(BIASED, names=("mistral_large4_text", "mistral_large4"), first_dense=True, layers=_large4_layers),
 )

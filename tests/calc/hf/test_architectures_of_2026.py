@@ -408,3 +408,14 @@ class TestErnieVl:
         assert parameters(read(ERNIE_VL_28B | {"moe_num_experts": 64})).total == 28_624_635_776
         with pytest.raises(SourceError, match="one number, or two: of text and of images"):
             read(ERNIE_VL_28B | {"moe_num_experts": [64, 64, 64]})
+
+
+def test_voxtral_realtime_is_a_mistral_with_two_narrow_matrices_per_layer():
+    """Mistral 7B's 7,241,732,096 parameters and 2 x 32 x 4,096 for each of 32 layers; every layer slides."""
+    text = {
+        "model_type": "voxtral_realtime_text", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": 8192,
+    }  # fmt: skip
+    spec = read({"model_type": "voxtral_realtime", "text_config": text, "tie_word_embeddings": False})
+    assert parameters(spec).total == 7_241_732_096 + 32 * 64 * 4096
+    assert cache_elements(spec).windowed == {8192: 32 * 2 * 8 * 128}

@@ -119,10 +119,12 @@ MODELS = {
     "cohere_compass_text": {**SMALL, **HEADS, "sliding_window": 500, "rope_parameters": COMPASS_ROPE,
                             "layer_types": ["full_attention", "sliding_attention"] * 2},
     "muse_glimmer_text": {**SMALL, **HEADS, "head_dim": 12, "sliding_window": 500},
+    "modernbert-decoder": {**SMALL, "num_attention_heads": 4, "local_attention": 1000, "norm_bias": True},
 }  # fmt: skip
 TURNED_OVER = ("attention_bias", "mlp_bias", "use_bias", "conv_bias", "use_conv_bias", "mamba_conv_bias",
                "mamba_proj_bias", "projectors_bias", "mamba_rms_norm", "add_bias_linear", "use_qk_norm",
-               "use_sandwich_norm", "use_attention_gate", "use_shared_attention_adapter")  # fmt: skip
+               "use_sandwich_norm", "norm_bias", "classifier_bias", "use_attention_gate",
+               "use_shared_attention_adapter")  # fmt: skip
 """Flags that may add weights; each is turned over by itself."""
 
 
