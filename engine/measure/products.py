@@ -23,7 +23,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 34 / GROUP, "int4": 20 / GROUP}
 """As the engine keeps them: int8 and int4 have scales for 32."""
 READING_ROWS = 16
-"""Up to so many rows the whole matrix is read; products of more rows are bound by arithmetic, and take a part of it."""
+"""Up to so many rows the whole matrix is read; on a CPU products of more rows are bound by arithmetic, and take a part
+of it. A GPU does all of it in a millisecond."""
 LARGE_FLOPS = 2e9
 """Work of a product of many rows: some tens of milliseconds on a core."""
 
@@ -47,7 +48,7 @@ def products(dtype: str, device: torch.device, matrix_bytes: int) -> Iterator[Pr
     compiled = _compiled(matrix, outputs, compute) if device.type == "cpu" and dtype != "fp16" else None
     grouped = isinstance(matrix, GroupedLinear)
     for rows in ROWS:
-        if rows > READING_ROWS:
+        if rows > READING_ROWS and device.type == "cpu":
             part = _in_panels(min(outputs, int(LARGE_FLOPS / (2 * rows * COLUMNS))))
             yield _by_layers(first_rows(matrix, part), dtype, rows, part, compute, device)
         elif not grouped or compiled is None:

@@ -147,7 +147,8 @@ def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *k
     reasons = [fact for fact in known if fact]
     if times.slowdown >= BUSY:
         share = 100 * (1 - 1 / times.slowdown)
-        reasons.append(f"other processes had {share:.0f} % of the cores (x{times.slowdown:.1f})")
+        waiting = "" if times.threads == 1 else f", and {times.threads} threads wait for each other"
+        reasons.append(f"other processes had {share:.0f} % of the cores (x{times.slowdown:.1f}){waiting}")
     return "; ".join(reasons) or "not explained"
 
 

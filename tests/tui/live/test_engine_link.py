@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
+from engine.measure.own import MeasureOwnTimes
 from engine.process.events import Cancelled, EngineExited, Failed, Generate, GenerationFinished, Load, TokenGenerated
-from engine.records import Event, Progress
+from engine.records import Event, Progress, Request
 from tests.tui.live_engine import fake_engine
 from tui.live.engine_link import EngineLink, EngineStatus, Phase, loading_text
 
@@ -211,3 +212,30 @@ def test_closing_leaves_no_process() -> None:
     count = len(got)
     link.tick()
     assert len(got) == count, "a closed link calls nobody"
+
+
+class Recorder:
+    """A client that only writes down what it is told."""
+
+    alive = True
+
+    def __init__(self) -> None:
+        self.submitted: list[Request] = []
+        self.cancelled: list[int] = []
+
+    def submit(self, request: Request) -> int:
+        self.submitted.append(request)
+        return len(self.submitted)
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+
+
+def test_what_is_timed_for_predictions_makes_way_for_whatever_is_asked_for() -> None:
+    link, client = EngineLink(fake_engine()), Recorder()
+    link._client = client  # type: ignore[assignment]
+    link.submit(Generate(prompt="x"))
+    link.submit(MeasureOwnTimes())
+    assert client.cancelled == []  # a run is never stopped
+    link.submit(Load())
+    assert client.cancelled == [2]
