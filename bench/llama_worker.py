@@ -28,6 +28,11 @@ class Model:
         self.context = llama.llama_init_from_model(self.model, params)
         self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
 
+    def close(self) -> None:
+        """Give its memory back."""
+        llama.llama_free(self.context)
+        llama.llama_model_free(self.model)
+
     def decode(self, ids: list[int]) -> int:
         """Append ids; the likeliest next token."""
         array = (llama.llama_token * len(ids))(*ids)
@@ -80,6 +85,9 @@ def main() -> None:
                 info = llama.llama_print_system_info().decode().strip()
                 answer: dict[str, Any] = {"version": llama.__version__, "system": info}
             case "load":
+                for model in models.values():
+                    model.close()
+                models.clear()
                 models[request["name"]] = Model(request["path"], request["room"], request["threads"])
                 answer = {}
             case "convert":

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
+import numpy as np
 import platformdirs
+import torch
 
 LLAMA = "llama-cpp-python"
 _DROPPED = ("general.architecture", "general.file_type", "general.quantization_version")
@@ -40,6 +42,71 @@ def float32_file(source: Path, folder: Path) -> Path:
     writer.close()
     partial.replace(target)
     return target
+
+
+class Shape(NamedTuple):
+    """Sizes of a Llama whose heads have 64 dimensions, four queries for each key."""
+
+    hidden: int
+    inner: int
+    n_layers: int
+    vocab_size: int
+
+
+LLAMA_1B = Shape(hidden=2048, inner=8192, n_layers=16, vocab_size=128_256)
+
+
+def random_file(folder: Path, shape: Shape = LLAMA_1B) -> Path:
+    """Random bfloat16 weights of Llama-3.2-1B's shape, as a GGUF file in ``folder``; made when it is not there yet."""
+    target = folder / "random-1B.BF16.gguf"
+    if target.exists():
+        return target
+    partial, draw = target.with_suffix(".part"), torch.Generator().manual_seed(0)
+    writer = gguf.GGUFWriter(partial, "llama")
+    hidden, inner, n_layers, vocab_size = shape
+    writer.add_block_count(n_layers)
+    writer.add_context_length(131_072)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(hidden // 64)
+    writer.add_head_count_kv(hidden // 256)
+    writer.add_key_length(64)
+    writer.add_value_length(64)
+    writer.add_rope_dimension_count(64)
+    writer.add_rope_freq_base(500_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocab_size)
+    writer.add_tokenizer_model("none")
+
+    def add(name: str, rows: int, cols: int) -> None:
+        values = (torch.randn(rows, cols, generator=draw) / cols**0.5).bfloat16()
+        writer.add_tensor(name, values.view(torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.BF16)
+
+    add("token_embd.weight", vocab_size, hidden)
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, 32, dtype=np.float32))
+    sizes = {
+        "attn_q": (hidden, hidden), "attn_k": (hidden // 4, hidden), "attn_v": (hidden // 4, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
+    }  # fmt: skip
+    for layer in range(n_layers):
+        for name, (rows, cols) in sizes.items():
+            add(f"blk.{layer}.{name}.weight", rows, cols)
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", np.ones(hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.replace(target)
+    return target
+
+
+def elements_read(file: Path) -> int:
+    """Elements of a GGUF file's tensors that every token reads, as `bytes_read` counts them."""
+    tensors = {tensor.name: int(tensor.n_elements) for tensor in gguf.GGUFReader(file).tensors}
+    return sum(tensors.values()) - (tensors["token_embd.weight"] if "output.weight" in tensors else 0)
 
 
 def bytes_read(file: Path) -> int:

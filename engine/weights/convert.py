@@ -1,7 +1,9 @@
 """Stored weights in the wanted dtype and on the wanted device, checked and converted as the decoder takes them."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
 import torch
@@ -21,6 +23,7 @@ DTYPES = {
 }
 _PIECE = 1 << 18
 """Elements of a weight that are converted at once."""
+_GROUPS_PIECE = 1 << 19  # of bytes where the others are floats
 
 
 class Taken:
@@ -125,10 +128,20 @@ class Converted(Mapping[str, Tensor]):
         stored = self._tensors[name]
         assert isinstance(stored, StoredTensor)
         assert stored.groups is not None
-        width = math.prod(stored.shape[1:])
-        for start, stop in stored.spans(_PIECE):
-            yield _finite(name, stored.groups.part(start, stop))
-            self._taken.add(name, (stop - start) * width)
+        width, part = math.prod(stored.shape[1:]), stored.groups.part
+        with ThreadPoolExecutor(1) as reader:  # which reads a piece while the one before it is packed
+            coming: deque[tuple[int, Future[Groups]]] = deque()
+            for start, stop in stored.spans(_GROUPS_PIECE):
+                coming.append((stop - start, reader.submit(part, start, stop)))
+                if len(coming) > 1:
+                    yield self._arrived(name, width, coming)
+            while coming:
+                yield self._arrived(name, width, coming)
+
+    def _arrived(self, name: str, width: int, coming: "deque[tuple[int, Future[Groups]]]") -> Groups:
+        n_rows, piece = coming.popleft()
+        self._taken.add(name, n_rows * width)
+        return _finite(name, piece.result())
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

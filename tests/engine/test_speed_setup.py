@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.speed_setup import bytes_read, float32_file, llama_python
+from bench.speed_setup import Shape, bytes_read, elements_read, float32_file, llama_python, random_file
+from engine.compiled.step import unsupported
 from engine.model.decoder import random_weights
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.gguf_files import write_gguf
@@ -27,6 +28,17 @@ def test_the_float32_file_is_the_same_model(tmp_path: Path) -> None:
     assert bytes_read(target) == 4 * (one.decoder.n_parameters - 29 * 64)  # a head of its own: no table
     made = target.stat().st_mtime_ns
     assert float32_file(source, tmp_path).stat().st_mtime_ns == made
+
+
+def test_random_weights_are_a_model_that_has_the_compiled_step(tmp_path: Path) -> None:
+    file = random_file(tmp_path, Shape(hidden=256, inner=512, n_layers=2, vocab_size=96))
+    model = load_checkpoint(file, dtype="bfloat16")
+    layer = 2 * 256 * 256 + 2 * 64 * 256 + 3 * 256 * 512
+    assert elements_read(file) == 96 * 256 + 2 * layer + 256 + 2 * 2 * 256 + 32  # norms, and a factor for each pair
+    assert bytes_read(file) == 2 * (96 * 256 + 2 * layer) + 4 * (5 * 256 + 32)
+    assert (model.config.n_heads, model.config.n_kv_heads, model.config.tied) == (4, 1, True)
+    assert unsupported(model.decoder) is None
+    assert random_file(tmp_path) == file  # not made again
 
 
 class FakePip:
