@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
+from calc.units import format_duration_s
 from engine.measure.own import OwnTimes, RowsTime
 from engine.text import plural
 
@@ -146,9 +147,10 @@ def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *k
         return ""
     reasons = [fact for fact in known if fact]
     if times.slowdown >= BUSY:
-        share = 100 * (1 - 1 / times.slowdown)
+        share = f"other processes had {100 * (1 - 1 / times.slowdown):.0f} % of the cores"
+        expected = format_duration_s(predicted_s * times.slowdown)
         waiting = "" if times.threads == 1 else f", and {times.threads} threads wait for each other"
-        reasons.append(f"other processes had {share:.0f} % of the cores (x{times.slowdown:.1f}){waiting}")
+        reasons.append(f"{share}{waiting}: {expected} with that")
     return "; ".join(reasons) or "not explained"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 
 from rich.text import Text
 
@@ -23,6 +24,8 @@ from tui.live.run_times import RunTimes, run_times
 
 MEASURED = "●"
 FULL, EMPTY = "█", "░"
+WIDTH = 50
+"""Columns of the numbers beside a run."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -94,7 +97,7 @@ def _beside_text(run: Generation, rates: Timing) -> str:
         share = "–" if measured is None else f"{measured / expected:,.2f}"
         lines.append(f"  {name:<5}{seconds(measured):>11}{seconds(expected):>11}{share:>8}")
     if predicted is not None and (reason := predicted.why(rates.ttft_s, rates.tpot_s)):
-        lines.append(f"  differ: {reason}")
+        lines += wrap(f"differ: {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
     if bounds is not None:
         read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
         lines.append(f"  {read}: {seconds(bounds.tpot_s)}")
