@@ -25,7 +25,7 @@ NOT_DECODERS = frozenset(
     "mpnet m2m_100 nllb-moe pegasus roberta siglip switch_transformers t5 mt5 umt5 t5gemma vit whisper "
     "wav2vec2 xlm-roberta xlnet".split()
 )
-NOT_COUNTED = frozenset("blt rwkv rwkv6 xlstm plamo2 arctic".split())
+NOT_COUNTED = frozenset("blt rwkv6 rwkv7 xlstm plamo2 arctic".split())
 """Decoders that are known to hold more than their fields say, or other things."""
 OTHER_NORMS = ("query_pre_attn_scalar", "post_norm_eps")
 """Keys of architectures whose layers have more norms than a Llama's (Gemma, Muse)."""

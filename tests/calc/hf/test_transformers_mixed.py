@@ -229,6 +229,19 @@ def test_recurrent_gemma_keeps_its_states_in_the_modules():
     assert cache_elements(ours).windowed == {500: 2 * 2 * 16}
 
 
+def test_rwkv_keeps_five_vectors_per_layer():
+    import torch
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING["rwkv"](vocab_size=128, hidden_size=64, num_hidden_layers=3)
+    model, ours = built(config, meta=False), spec_of(config)
+    with torch.no_grad():
+        state = model(torch.randint(3, 100, (1, 16)), use_cache=True).state
+    assert parameters(ours).total == sum(p.numel() for p in model.parameters())
+    assert state_elements(ours) == sum(part.numel() for part in state) == 3 * 5 * 64
+    assert cache_elements(ours).per_token == 0
+
+
 def test_longcat_but_for_the_identities():
     """The class has room for gate and up of experts that are identities; checkpoints (560 B) have none for them."""
     from transformers import CONFIG_MAPPING
