@@ -359,6 +359,11 @@ def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage
         said.append("the pool is the given one; the other parts are estimates")
     elif known.version < VLLM_GRAPHS_IN_BUDGET and not options.enforce_eager:
         said.append("in this version CUDA graphs are captured after the pool and outside the utilization")
+    if options.facts.encoder_hidden:
+        size = f"{options.facts.image_tokens:,} tokens"
+        said.append(
+            f"the largest image, {size}, is encoded in the profile run; a video, where one is longer, takes more"
+        )
     if known.version < VLLM_V1:
         said.append("the profile run of the V0 engine is known from few logs")
     if bound.unreturned:
