@@ -9,10 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from calc.commands.estimate import run_estimate
 from calc.errors import SourceError, UnknownName
+from calc.model.storage import FORMATS
 from calc.sources import machine as calcs
 from calc.sources.catalog import find_device, search_devices
 from calc.speed.constants import constants_of
+from calc.speed.kernels import device_for_times
 from engine.measure import machine_file as engines
 from engine.measure.kinds.machine import Gpu, MachineResult, MachineRow
 from engine.measure.machine import cpu_name, usable_cores
@@ -72,6 +75,23 @@ def test_it_is_a_device_with_the_measured_rates() -> None:
     assert constants.family == "this machine"
     assert constants.product["fp32"].bandwidth == 0.8
     assert (constants.product["bf16"].bandwidth, constants.product["bf16"].t0_s) == (1.0, 2e-6)
+
+
+@pytest.mark.usefixtures("kept")
+def test_an_estimate_takes_the_rates_of_the_weights_dtype(capsys: pytest.CaptureFixture[str]) -> None:
+    """SmolLM2's products in float32 run at the 60 GFLOP/s of fp32, in bfloat16 at 120: prompts take half as long."""
+    device = find_device("this")
+    prompts = {}
+    for dtype in ("fp32", "bf16"):
+        timed = device_for_times(device, constants_of(device), FORMATS[dtype])
+        assert timed.path(FORMATS[dtype].bytes_per_element) == dtype
+        words = ["--model", "smollm2-135m", "--device", "this", "--weight-format", dtype, "--json"]
+        assert run_estimate(words, "kvscope estimate") == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["calibration"]["family"] == "this machine"
+        products = [o for o in said["prefill"]["operators"] if o["name"] == "mlp.gate_up_proj"]
+        prompts[dtype] = products[0]["time_s"]
+    assert prompts["fp32"] == pytest.approx(2 * prompts["bf16"], rel=0.01)
 
 
 @pytest.mark.usefixtures("kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,27 @@ def test_rates_by_hand() -> None:
     assert row.read_bytes_per_s == 400.0
     assert row.matmul_flops_per_s == {"1": 800.0, "16": 3200.0, "128": 6400.0}
     assert machine._overhead_s("cpu", turns) == pytest.approx(0.002)  # three operators
+
+
+def test_a_gpu_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 bytes in 2 s by one row, 128 rows in 4 s, three operators in 6 ms: of the GPU, not of the processor."""
+    facts = SimpleNamespace(name="NVIDIA H200", total_memory=141 * 10**9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    made = {(way, "bf16", rows): product(way, rows) for way in ("layers", "cuda:0") for rows in (1, 128)}
+    turns = Turns(
+        {},
+        seconds={
+            ("layers", "bf16", 1): [50.0], ("layers", "bf16", 128): [50.0], ("cuda:0", "bf16", 1): [2.0],
+            ("cuda:0", "bf16", 128): [4.0], ("cuda:0", "overhead", 0): [0.006 * machine.TINY_RUNS],
+        },
+    )  # fmt: skip
+    (gpu,) = machine._gpus(made, turns)
+    assert (gpu.name, gpu.memory_bytes) == ("NVIDIA H200", 141 * 10**9)
+    assert gpu.read_bytes_per_s == {"bf16": 50.0}
+    assert gpu.matmul_flops_per_s == {"bf16": {"1": 100.0, "128": 6400.0}}
+    assert gpu.operator_overhead_s == pytest.approx(0.002)
+    assert machine._row("cpu", "bf16", made, turns).read_bytes_per_s == 2.0
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "int8", "int4"])
