@@ -372,9 +372,16 @@ class Compilation:
             if decoder.decode_step is None:
                 raise EngineError(self.note)
         else:
-            self.note = "the decode step is being compiled; the layers run one by one until it is ready"
+            waits = any(isinstance(layer, GroupedLinear) for layer in linear_layers(decoder))
+            meanwhile = "packed weights wait for it" if waits else "the layers run one by one until it is ready"
+            self.note = f"the decode step is being compiled; {meanwhile}"
             self._thread = threading.Thread(target=self._build, args=(decoder, build_apart), daemon=True)
             self._thread.start()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is being built."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when the build has ended, well or not."""

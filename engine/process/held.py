@@ -111,7 +111,7 @@ class HeldModel:
         held = self._held
         assert held is not None
         self.use_threads(request.threads, held.model)
-        self._set_compiled(held, request.compile, should_stop)
+        yield from self._set_compiled(held, request.compile, should_stop)
         note = held.compilation.note if held.compilation is not None else ""
         if note != held.told or isinstance(request, Load):
             yield held.loaded()
@@ -173,11 +173,11 @@ class HeldModel:
             self._held.rates = probe(self._held.model.decoder)
 
     @staticmethod
-    def _set_compiled(held: _Held, mode: CompileMode, should_stop: ShouldStop) -> None:
+    def _set_compiled(held: _Held, mode: CompileMode, should_stop: ShouldStop) -> Iterator[Event]:
         """Give the decoder its compiled step, or take it away.
 
         "on" waits for the build: raises EngineError where there is none to be had, and Stopped. So does "auto" for
-        packed weights, without EngineError.
+        packed weights, without EngineError; what is waited for is told before.
         """
         decoder = held.model.decoder
         if mode == "off" or decoder.communication_ns is not None:
@@ -190,6 +190,8 @@ class HeldModel:
 
             held.compilation = attach(decoder)
         if mode == "on" or held.model.weight_format is not None:  # torch is thirty times slower on packed weights
+            if held.compilation.under_way:
+                yield held.loaded()
             held.compilation.wait_unless(should_stop)
         if mode == "on" and decoder.decode_step is None:
             raise EngineError(held.compilation.note)

@@ -15,7 +15,10 @@ from engine.compiled.step import attach, unsupported
 from engine.errors import EngineError
 from engine.model.decoder import Decoder, random_weights
 from engine.model.layers import Linear
+from engine.process.events import Load, Loaded
+from engine.process.held import HeldModel
 from engine.weights.formats import FormatMaker, GroupedLinear, PrepackedLinear, linear_layers
+from tests.engine.gguf_files import write_gguf
 from tests.engine.models import VARIANTS, llama_config
 
 pytestmark = pytest.mark.skipif(
@@ -88,6 +91,27 @@ def test_a_step_that_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> 
     begun.set()
     compilation.wait()
     assert decoder.decode_step is None
+
+
+def test_packed_weights_wait_for_their_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what is waited for is told before."""
+    library = build.build_library()
+    config = llama_config(hidden_size=64, intermediate_size=96, head_dim=16)
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), kind="Q4_0")
+    built = threading.Event()
+
+    def slow() -> ctypes.CDLL:
+        built.wait(10)
+        return library
+
+    monkeypatch.setattr("engine.compiled.step.cached_library", lambda: None)
+    monkeypatch.setattr("engine.compiled.step.build_apart", slow)
+    notes = []
+    for event in HeldModel().hold(Load(request_id=1, model=str(path)), lambda: False):
+        if isinstance(event, Loaded):
+            notes.append(event.model.step_note)
+            built.set()
+    assert notes == ["the decode step is being compiled; packed weights wait for it", ""]
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
