@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calc.commands.tables import Column, Row, Table, share
-from calc.units import Quantity, format_count, format_decimal, format_duration_s, format_flops
+from calc.units import Interval, Quantity, format_count, format_decimal, format_duration_s, format_flops
 
 if TYPE_CHECKING:
     from calc.commands.estimate import Row as Point
@@ -22,7 +22,7 @@ def answer_table(point: Point) -> Table:
     rows.append(_rate_row("Output tokens/s", answer.output_rate))
     rows.append(_rate_row("Tokens/s per user", answer.user_rate))
     if point.cost is not None:
-        rows.append(Row(("Cost per million tokens out", "", "", f"{point.cost:.3g}", "")))
+        rows.append(Row(("Cost per million tokens out", "", "", Quantity(f"{point.cost:.3g}", point.cost), "")))
     if point.meets_limits is not None:
         rows.append(Row(("Keeps the limits", "", "", "yes" if point.meets_limits else "no", "")))
     names = ("Bound", "Low", "Mid", "High")
@@ -81,7 +81,7 @@ def cells(point: Point) -> Row:
         missing = (format_count(point.batch), *times, *rates, "capacity", limits_kept(point), cost)
         return Row(missing, struck=True, remark=f"{answer.problem}." if answer.problem else "")
     tpot, user, every = answer.tpot, answer.user_rate, answer.output_rate
-    band = f"{format_duration_s(tpot.low)} to {format_duration_s(tpot.high)}"
+    band = Interval(format_duration_s(tpot.low), format_duration_s(tpot.high))
     rates = (_rate(user.mid), _band(user), _rate(every.mid), _band(every))
     waiting = f"{int(answer.batch):,} of {point.batch:,} requests fit at once: the others wait."
     return Row(
@@ -101,7 +101,7 @@ def cells(point: Point) -> Row:
 
 def _band(rate: Span) -> str:
     """``59 to 116``"""
-    return f"{_rate(rate.low)} to {_rate(rate.high)}"
+    return Interval(_rate(rate.low), _rate(rate.high))
 
 
 def limits_kept(point: Point) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from calc.commands.tables import KEPT, Table
 from calc.plain import one_line
-from calc.units import Quantity
+from calc.units import Interval, Quantity
 
 GAP = 2
 TEXT_FLOOR = 12
@@ -151,7 +151,7 @@ def _safe(table: Table) -> Table:
 
 
 def _safe_cell(cell: str) -> str:
-    return cell if isinstance(cell, Quantity) else one_line(cell)
+    return cell if isinstance(cell, Quantity | Interval) else one_line(cell)
 
 
 def _bold(text: str) -> str:
@@ -309,10 +309,19 @@ def as_csv(table: Table) -> str:
 
 
 def _csv(table: Table, column: int) -> list[list[str]]:
-    """A column with its heading, and a second one with the units where they differ."""
+    """A column with its heading, and a second one with the units where they differ. An interval is two columns."""
     cells = [row[column] for row in table.rows]
+    if any(isinstance(cell, Interval) for cell in cells):
+        name = table.columns[column].heading.removesuffix(", low to high")
+        lows = [cell.low if isinstance(cell, Interval) else cell for cell in cells]
+        highs = [cell.high if isinstance(cell, Interval) else cell for cell in cells]
+        return [*_numbers(f"{name} low", lows), *_numbers(f"{name} high", highs)]
+    return _numbers(table.columns[column].heading, cells)
+
+
+def _numbers(heading: str, cells: list[str]) -> list[list[str]]:
+    """Cells as plain numbers under a heading with their unit."""
     units = dict.fromkeys(cell.unit for cell in cells if isinstance(cell, Quantity))
-    heading = table.columns[column].heading
     if len(units) > 1:
         named = [cell.unit if isinstance(cell, Quantity) else "" for cell in cells]
         return [[heading, *map(_plain, cells)], ["Unit", *named]]

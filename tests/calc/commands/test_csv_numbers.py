@@ -16,6 +16,8 @@ COMMANDS = (
     ["memory", "--policy", "vllm", "--device", "h100-sxm", "--context", "8192"],
     ["solve", "--policy", "vllm", "--device", "h100-sxm", "--context", "4096"],
     ["solve", "--gpu-memory", "40GB"],
+    ["estimate", "--device", "h100-sxm", "--batches", "1..64", "--price", "2", "--limit", "tpot=9ms"],
+    ["estimate", "--devices", "h100-sxm,rtx-4090", "--max-load"],
     ["intensity"],
     ["devices"],
     ["models"],
@@ -34,3 +36,13 @@ def test_numbers_are_numbers(words: list[str], capsys: pytest.CaptureFixture[str
                 if name != "Numbers":  # a formula with its numbers put in
                     assert not GROUPED.fullmatch(cell), row
                     assert not SIZE.fullmatch(cell), row
+
+
+def test_an_interval_is_two_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert calc_main.main(["estimate", "--device", "h100-sxm", "--batches", "1,8", "--format", "csv"]) == 0
+    block = capsys.readouterr().out.split("\n\n")[1]
+    rows = list(csv.DictReader(io.StringIO(block)))
+    assert [row["Batch"] for row in rows] == ["1", "8"]
+    for row in rows:
+        assert float(row["TPOT low (s)"]) < float(row["TPOT (s)"]) < float(row["TPOT high (s)"])
+        assert float(row["In all low (tokens/s)"]) < float(row["In all high (tokens/s)"])
