@@ -92,17 +92,16 @@ def compared(row: dict[str, str]) -> Compared:
     """The row beside its estimate. Raises LeftOut and CalcError."""
     if "IMPOSSIBLE" in row["note"] or "do not use" in row["note"]:
         raise LeftOut("marked by its source")
-    engine = ENGINES.get(row["engine"])
-    if engine is None:
+    if row["engine"] not in ENGINES:
         raise LeftOut(f"engine {row['engine']}")
-    asked = _asked(row, engine)
-    if engine == "llamacpp" and (asked.count or 1) > 1:
+    asked = asked_of(row)
+    if asked.engine == "llamacpp" and (asked.count or 1) > 1:
         raise LeftOut("llama.cpp batches that share a prompt")
     if row["catalog_model"] == "deepseek-r1" and any(image in row["note"] for image in DRAFTING):
         raise LeftOut("runs that may have drafted tokens")
     if asked.devices > MOST_DEVICES:
         raise LeftOut("more than one node")
-    study = _study(row, asked)
+    study = study_of(row, asked)
     answer = estimate(study, asked, _room(study, asked))
     if not answer.fits:
         raise LeftOut("does not fit here")
@@ -125,7 +124,9 @@ def _kind(row: dict[str, str], study: Study, asked: Asked) -> tuple[str, str]:
     return kind_of(asked, what), class_of(study.device.name, experts=has_experts(study.model))
 
 
-def _asked(row: dict[str, str], engine: str) -> Asked:
+def asked_of(row: dict[str, str]) -> Asked:
+    """What the run was asked."""
+    engine = ENGINES[row["engine"]]
     drawn = DRAWN if "nference" in row["note"] else 1.0
     stated = row["batch_or_concurrency"].replace(".", "")
     load = LOADS[row["kind"]]
@@ -158,7 +159,8 @@ def shared_by(row: dict[str, str], engine: str) -> dict[str, int]:
     return {"tp": devices, "pp": pp, "dp_attention": min(dp, devices), "ep": min(ep, devices)}
 
 
-def _study(row: dict[str, str], asked: Asked) -> Study:
+def study_of(row: dict[str, str], asked: Asked) -> Study:
+    """The model on the device of the run, in its formats. Raises LeftOut and CalcError."""
     if not row["catalog_model"]:
         raise LeftOut("model not in the catalog")
     names = {device.name.removeprefix("NVIDIA ").removeprefix("AMD "): device.spec for device in devices().values()}
