@@ -76,7 +76,7 @@ def _ngram_layer(reader: Reader, hidden_size: int) -> Stated:
     kernel, width = reader.count("ple_conv_kernel_size"), reader.maybe("ple_embed_dim") or hidden_size
     wide = streams * hidden_size
     params = width * (wide + hidden_size) + (3 + kernel) * wide
-    return Stated(label="n-gram embedding", params=params, state_elements=(kernel - 1) * order * wide + order - 1)
+    return Stated(label="hashed n-gram", params=params, state_elements=(kernel - 1) * order * wide + order - 1)
 
 
 def _outer(reader: Reader) -> Outer:
