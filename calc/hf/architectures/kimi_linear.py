@@ -102,7 +102,7 @@ def _lightning_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_
     inner, normed = n_heads * head_dim, reader.flag("use_qk_norm")
     biases = (3 * inner if reader.flag("use_qkv_bias") else 0) + (hidden_size if reader.flag("use_bias") else 0)
     lightning = Stated(
-        label="lightning attention",
+        label="gated lightning attention",
         params=5 * hidden_size * inner + inner + biases + (2 * head_dim if normed else 0),
         state_elements=n_heads * head_dim * head_dim,
     )

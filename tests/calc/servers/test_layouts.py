@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from calc.errors import SpecError
+from calc.hf.build import spec_from_config
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.llamacpp.layout import layout_of
@@ -16,6 +17,7 @@ from calc.servers.report import server_report
 from calc.servers.serving import as_served
 from calc.servers.versions import steps_at_once
 from calc.sources.catalog import find_device, find_model, manual_device
+from tests.calc.hf.test_architectures_of_2026 import RING_MINI
 from tests.calc.sources.test_gguf_llama_cpp import LINES, load
 
 GIB, MIB = 2**30, 2**20
@@ -160,3 +162,10 @@ def test_indexers_beside_recurrent_layers_are_known_to_llama_cpp_alone(tmp_path:
             SpecError, match=f"how vllm stores the keys of {words} beside recurrent layers is not known"
         ):
             report(model, context=4096)
+
+
+def test_lightning_attention_of_ling_is_another() -> None:
+    """Its class in vLLM stayed when MiniMax-01's went, and its states are not known here."""
+    model = spec_from_config(RING_MINI, name="ring-mini-linear", source="test")
+    with pytest.raises(SpecError, match="how vllm stores the state of a gated lightning attention layer is not known"):
+        report(model, context=4096)
