@@ -11,9 +11,9 @@ import pytest
 from calc.sources.catalog import find_device
 from tests.tui.hybrid import hybrid
 from tests.tui.live_engine import SIZES, until
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
-from tui.form.state import with_study
+from tui.form.state import default_state, with_study
 from tui.panes.estimate import EstimatePane
 from tui.panes.roofline import RooflinePane
 from tui.widgets.status import StatusStrip

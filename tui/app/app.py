@@ -20,14 +20,13 @@ from textual.widgets import Input, TabbedContent, TabPane
 
 from calc.errors import CalcError
 from calc.model.spec import Study
-from calc.units import GB
 from tui.app.actions import Actions
 from tui.app.leaving import leave, on_signals
 from tui.app.plain import PlainText
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
-from tui.form.state import Analysis, AppState, analyse, with_study
+from tui.form.state import Analysis, AppState, analyse, default_state, with_study
 from tui.panes.base import Pane, StateEdited
 from tui.panes.spec import SpecPane
 from tui.widgets.form import FormChecked
@@ -69,14 +68,6 @@ def later_panes() -> tuple[Pane, ...]:
         GeneratePane(effects, id="pane-generate"),
         BenchmarkPane(effects, id="pane-benchmark"),
     )
-
-
-def default_state() -> AppState:
-    """The assignment's case: Llama-3-8B, 80 GB, 8,192 tokens, 16 bits."""
-    from calc.sources import DEFAULT_MODEL
-    from calc.sources.catalog import find_model, manual_device
-
-    return AppState(study=Study(model=find_model(DEFAULT_MODEL), device=manual_device(80 * GB)))
 
 
 class KvscopeApp(Actions):

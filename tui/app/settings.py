@@ -1,18 +1,19 @@
 """What the app remembers: theme, marker, the last state. One TOML file, written whole or not at all.
 
-The file lives in the platform's config folder (``KVSCOPE_CONFIG_DIR`` overrides it). A file that cannot be
-understood is set aside as ``settings.toml.broken``, reported in one sentence, and the defaults are used.
+The file lives in the platform's config folder (``KVSCOPE_CONFIG_DIR`` overrides it). A setting that cannot be
+understood costs that setting alone: it is reported in one sentence, its default is used, and the file is kept as
+``settings.toml.broken``. A file that is no TOML is set aside as a whole.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from calc.errors import CalcError
 from calc.files import write_whole
@@ -24,11 +25,12 @@ from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored, stored_format
 from calc.sources.toml import spec_document, spec_from
 from tui.app.serving_document import serving_document, serving_from
-from tui.form.state import AppState
+from tui.form.state import AppState, default_state
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
 
+T = TypeVar("T")
 Marker = Literal["braille", "hd", "dot"]
 MARKERS: tuple[Marker, ...] = get_args(Marker)
 DEFAULT_THEME = "kvscope-dark"
@@ -82,19 +84,29 @@ def load_settings(path: Path) -> LoadedSettings:
     try:
         if len(data) > MAX_SETTINGS_BYTES:
             raise SettingsError("the file is larger than 1 MiB")
-        return LoadedSettings(settings=settings_from(tomllib.loads(data.decode("utf-8"))))
+        settings, refused = settings_from(tomllib.loads(data.decode("utf-8")))
     except (ValueError, RecursionError) as error:
-        return LoadedSettings(settings=Settings(), problem=_set_aside(path, error))
+        return LoadedSettings(settings=Settings(), problem=_set_aside(path, [_reason(error)], os.replace))
+    return LoadedSettings(settings=settings, problem=_set_aside(path, refused, _copy) if refused else None)
 
 
-def _set_aside(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _copy(path: Path, broken: Path) -> None:
+    broken.write_bytes(path.read_bytes())
+
+
+def _set_aside(path: Path, refused: Sequence[str], keep: Callable[[Path, Path], object]) -> str:
+    """What is not valid, in one sentence; `keep` moves or copies the file to where it says."""
     broken = path.with_name(f"{path.name}.broken")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    said = f"Not valid in the settings, and ignored: {'; '.join(refused)}"
     try:
-        os.replace(path, broken)
+        keep(path, broken)
     except OSError:
-        return f"The settings in {path} are not valid and were ignored: {reason}."
-    return f"The settings are not valid and were moved to {broken}: {reason}."
+        return f"{said}."
+    return f"{said}. The file is kept as {broken}."
 
 
 def save_settings(path: Path, settings: Settings) -> None:
@@ -116,19 +128,79 @@ def settings_document(settings: Settings) -> dict[str, Any]:
     return document
 
 
-def settings_from(document: Mapping[str, Any]) -> Settings:
-    """The settings a document describes; keys it does not know are ignored. Raises ValueError."""
-    theme, marker = document.get("theme", DEFAULT_THEME), document.get("marker", "braille")
-    if not isinstance(theme, str):
-        raise SettingsError(f"theme must be a name, not {theme!r}")
-    if marker not in MARKERS:
-        raise SettingsError(f"marker must be {', '.join(MARKERS)}, not {marker!r}")
-    state = document.get("state")
-    return Settings(
-        theme=theme,
-        marker=cast(Marker, marker),
-        state=None if state is None else state_from(_table(state, "state")),
-    )
+def settings_from(document: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The settings a document describes, and what it says that cannot be. Keys it does not know are ignored."""
+    refused: list[str] = []
+    theme = _read(lambda: _theme(document.get("theme", DEFAULT_THEME)), refused) or DEFAULT_THEME
+    marker = _read(lambda: _marker(document.get("marker", MARKERS[0])), refused) or MARKERS[0]
+    state = None
+    if "state" in document and (table := _read(lambda: _table(document["state"], "state"), refused)) is not None:
+        try:
+            state = state_from(table)
+        except ValueError:
+            state, parts = salvaged(table)
+            refused += parts
+    return Settings(theme=theme, marker=marker, state=state), refused
+
+
+def _read(read: Callable[[], T], refused: list[str]) -> T | None:
+    try:
+        return read()
+    except ValueError as error:
+        refused.append(_reason(error))
+        return None
+
+
+def _theme(value: object) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"theme must be a name, not {value!r}")
+    return value
+
+
+def _marker(value: object) -> Marker:
+    if value not in MARKERS:
+        raise SettingsError(f"marker must be {', '.join(MARKERS)}, not {value!r}")
+    return value
+
+
+FIRST = ("model", "device")
+"""What the other parts of a state are read with."""
+
+
+OPTIONS = ("server", "serving")
+"""Tables whose keys can stand alone."""
+
+
+def salvaged(document: Mapping[str, Any]) -> tuple[AppState, list[str]]:
+    """The usual state with all that can be taken over from `document`, and what cannot, with the reason.
+
+    Parts are tried one after the other, and of options that are refused each of them.
+    """
+    kept: dict[str, Any] = state_document(default_state())
+    refused: list[str] = []
+    for name in sorted(document, key=lambda name: (*FIRST, name).index(name)):
+        value = document[name]
+        if not (problem := _fits({**kept, name: value})):
+            kept[name] = value
+        elif isinstance(value, dict) and name in OPTIONS:
+            for key in value:
+                part = {**kept.get(name, {}), key: value[key]}
+                if problem := _fits({**kept, name: part}):
+                    refused.append(f"{name}.{key} ({problem})")
+                else:
+                    kept[name] = part
+        else:
+            refused.append(f"{name} ({problem})")
+    return state_from(kept), refused
+
+
+def _fits(document: Mapping[str, Any]) -> str:
+    """Why no state can be read from `document`, "" where one can."""
+    try:
+        state_from(document)
+    except ValueError as error:
+        return _reason(error)
+    return ""
 
 
 def state_document(state: AppState) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, IntensityReport, default_attention, intensity_report
 from calc.model.spec import Policy, Study
 from calc.model.stored import is_as_stored
+from calc.units import GB
 from tui.form.serving import Serving
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ class Analysis:
         from tui.views.estimate import estimate_answer
 
         return estimate_answer(self.state)
+
+
+def default_state() -> AppState:
+    """The assignment's case: Llama-3-8B, 80 GB, 8,192 tokens, 16 bits."""
+    from calc.sources import DEFAULT_MODEL
+    from calc.sources.catalog import find_model, manual_device
+
+    return AppState(study=Study(model=find_model(DEFAULT_MODEL), device=manual_device(80 * GB)))
 
 
 def initial_state(study: Study) -> AppState:

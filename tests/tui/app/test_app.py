@@ -21,9 +21,10 @@ from calc.sources import load_model
 from tests.tui.live_engine import until
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.actions import as_tsv
-from tui.app.app import PANES, KvscopeApp, default_state
+from tui.app.app import PANES, KvscopeApp
 from tui.app.help import HelpScreen
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
+from tui.form.state import default_state
 from tui.panes.base import StateEdited
 from tui.panes.memory import MemoryPane
 from tui.panes.spec import SpecPane

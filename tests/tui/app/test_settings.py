@@ -16,8 +16,10 @@ from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
 from calc.sources.catalog import devices, find_device, find_model, models
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
-from tui.form.state import AppState
+from tui.form.serving import Serving
+from tui.form.state import AppState, default_state
 
+USUAL = default_state()
 STATE = AppState(
     study=Study(
         model=find_model("qwen3-8b"),
@@ -77,10 +79,6 @@ def test_no_file_is_the_defaults_without_a_word(path: Path) -> None:
     [
         (b"theme = ", "Invalid value"),
         (b"\xff\xfe", "codec can't decode"),
-        (b"theme = 3", "theme must be a name, not 3"),
-        (b'marker = "ink"', "marker must be braille, hd, dot"),
-        (b"state = 1", "state must be a table"),
-        (b"[state]\ncontext = 5", "the saved state lacks"),
         (b"# " + b"x" * 2**20, "larger than 1 MiB"),
     ],
 )
@@ -97,26 +95,55 @@ def test_a_broken_file_is_set_aside_and_reported(path: Path, content: bytes, rea
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "lost"),
     [
-        ("n_kv_heads = 8", "n_kv_heads = 5"),
-        ("context = 32768", "context = -1"),
-        ("n_layers = 36", "n_layers = true"),
-        ('policy = "replicated"', 'policy = "fair"'),
-        ("block_elems = 256", "block_elems = 0"),
-        ("attention_context = 4096", 'attention_context = "4096"'),
-        ("memory_bytes", "memory_bites"),
+        ("n_kv_heads = 8", "n_kv_heads = 5", "model"),
+        ("context = 32768", "context = -1", "context"),
+        ("n_layers = 36", "n_layers = true", "model"),
+        ('policy = "replicated"', 'policy = "fair"', "policy"),
+        ("block_elems = 256", "block_elems = 0", "weight_format"),
+        ("attention_context = 4096", 'attention_context = "4096"', "attention_context"),
+        ("memory_bytes", "memory_bites", "device"),
     ],
 )
-def test_a_state_that_cannot_be_is_not_restored(path: Path, old: str, new: str) -> None:
-    save_settings(path, Settings(state=STATE))
+def test_one_bad_setting_costs_that_setting_alone(path: Path, old: str, new: str, lost: str) -> None:
+    save_settings(path, Settings(theme="nord", state=STATE))
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
     loaded = load_settings(path)
-    assert loaded.settings == Settings()
     assert loaded.problem is not None
-    assert "are not valid and were moved to" in loaded.problem
+    assert loaded.problem.startswith(f"Not valid in the settings, and ignored: {lost} (")
+    assert path.with_name("settings.toml.broken").read_text() == path.read_text()
+    assert loaded.settings.theme == "nord"
+    state, usual = loaded.settings.state, default_state()
+    assert state is not None
+    if lost == "attention_context":
+        assert state == replace(STATE, attention_context=usual.attention_context)
+    else:
+        assert state == replace(STATE, study=replace(STATE.study, **{lost: getattr(usual.study, lost)}))
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "said"),
+    [
+        (b"theme = 3", Settings(), "theme must be a name, not 3"),
+        (b'marker = "ink"\ntheme = "nord"', Settings(theme="nord"), "marker must be braille, hd, dot, not 'ink'"),
+        (b"state = 1", Settings(), "state must be a table"),
+        (
+            b"[state]\ncontext = 5\n[state.serving]\ntp = 2\nload = 7",
+            Settings(state=replace(USUAL, study=replace(USUAL.study, context=5), serving=Serving(tp=2))),
+            "serving.load (what is served has a value that is not possible)",
+        ),
+    ],
+)
+def test_what_is_good_in_a_file_is_taken(path: Path, content: bytes, settings: Settings, said: str) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    loaded = load_settings(path)
+    assert loaded.settings == settings
+    assert loaded.problem is not None
+    assert loaded.problem.startswith(f"Not valid in the settings, and ignored: {said}")
 
 
 def test_keys_of_a_newer_version_are_ignored(path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
-from tui.app.app import default_state
 from tui.form import state as module
-from tui.form.state import analyse, intensity_query
+from tui.form.state import analyse, default_state, intensity_query
 
 
 def test_intensity_is_computed_once_and_only_when_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

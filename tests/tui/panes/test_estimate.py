@@ -14,11 +14,11 @@ from calc.__main__ import main
 from calc.sources.catalog import find_device, find_model
 from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import text
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 from tui.form.serving import Serving
 from tui.form.serving_fields import BY_NAME
-from tui.form.state import with_study
+from tui.form.state import default_state, with_study
 from tui.panes.estimate import DECODE, DEVICES, FRONTIER, EstimatePane
 from tui.views.estimate import estimate_answer, strip_words
 from tui.widgets.data_table import CalcTable

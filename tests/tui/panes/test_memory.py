@@ -17,8 +17,9 @@ from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model, models
 from tests.tui.live_engine import SIZES, open_pane
 from tests.tui.screen_text import lines, text
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
+from tui.form.state import default_state
 from tui.panes.memory import MemoryPane
 from tui.views.batches import batch_by_context, batch_by_format, contexts_around
 from tui.views.rule import Rule

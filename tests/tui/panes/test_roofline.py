@@ -16,9 +16,9 @@ from calc.sources.catalog import find_device, find_model
 from calc.sources.machine import MeasuredMachine, Rates
 from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import text
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
-from tui.form.state import with_study
+from tui.form.state import default_state, with_study
 from tui.panes.roofline import RooflinePane
 from tui.views.roofline import crossings_of, measured_points, roofline_chart, step_view
 from tui.widgets.data_table import CalcTable

@@ -16,8 +16,9 @@ from calc.sources.catalog import find_device, find_model
 from calc.units import GB, GIB
 from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import lines, text, type_into
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
+from tui.form.state import default_state
 from tui.panes.spec import SpecPane
 from tui.widgets.form import FieldInput
 from tui.widgets.path_bar import PathBar

@@ -13,8 +13,7 @@ from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.records import ENGINES
 from calc.sources.catalog import find_device, find_model
-from tui.app.app import default_state
-from tui.form.state import with_policy, with_study
+from tui.form.state import default_state, with_policy, with_study
 from tui.views.batches import batch_by_context, batch_by_format, batch_chart
 from tui.views.questions import grid_table
 from tui.views.rule import Rule, rule_of

@@ -18,9 +18,9 @@ from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import lines, text, type_into
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
-from tui.form.state import with_study
+from tui.form.state import default_state, with_study
 from tui.panes.memory import MemoryPane
 from tui.views.batches import batch_by_context, batch_by_format
 from tui.views.layer_map import kinds_table, layer_map, map_lines

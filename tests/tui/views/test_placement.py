@@ -9,9 +9,9 @@ from calc.model.storage import FORMATS
 from calc.servers.records import ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
 from tests.tui.screen_text import lines
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
-from tui.form.state import with_policy, with_study
+from tui.form.state import default_state, with_policy, with_study
 from tui.views.placement import launch_words, notes, slot_rows, split_of
 from tui.views.questions import whole_answer
 from tui.views.rule import rule_of

@@ -16,9 +16,9 @@ from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import SIZES, until
 from tests.tui.screen_text import text
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
-from tui.form.state import with_policy, with_study
+from tui.form.state import default_state, with_policy, with_study
 from tui.views.questions import device_table, format_table, grid_table, growth_sentences, whole_answer
 from tui.views.rule import Rule, rule_of
 from tui.views.server import NAMES

@@ -19,10 +19,10 @@ from calc.units import GB
 from tests.tui.hybrid import hybrid
 from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import lines, text, type_into
-from tui.app.app import KvscopeApp, default_state
+from tui.app.app import KvscopeApp
 from tui.app.settings import Settings, load_settings, save_settings
 from tui.form.command_line import memory_command
-from tui.form.state import AppState, analyse, with_policy, with_study
+from tui.form.state import AppState, analyse, default_state, with_policy, with_study
 from tui.headless.cli import main
 from tui.panes.memory import MemoryPane
 from tui.views.server import (
