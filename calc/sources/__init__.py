@@ -35,7 +35,7 @@ def load_model(name_or_path: str, *, any_storage: bool = False) -> ModelSpec:
     text = name_or_path.strip()
     if not text:
         raise SourceError("no model given: write a catalog name such as llama-3-8b, or the path of a config.json")
-    if not _is_path(text):
+    if not is_path(text):
         try:
             return find_model(text)
         except UnknownName as unknown:
@@ -58,9 +58,15 @@ def _safe(model: ModelSpec) -> ModelSpec:
     return model if (name, notes) == (model.name, model.notes) else replace(model, name=name, notes=notes)
 
 
-def _is_path(text: str) -> bool:
-    """Whether `text` can only be meant as a path (a Hugging Face id has one slash as well)."""
-    return text.startswith(("/", "./", "../", "~", "\\")) or text.endswith(("/", *READ, *WEIGHTS, ".gguf", ".ggml"))
+def is_path(text: str) -> bool:
+    """Whether `text` can only be meant as a path (a Hugging Face id has one slash as well).
+
+    >>> [is_path(text) for text in ("./llama", "C:\\\\llama", "model.gguf", "meta-llama/Llama-3", "llama-3-8b")]
+    [True, True, True, False, False]
+    """
+    starts, ends = ("/", "./", "../", "~", "\\"), ("/", *READ, *WEIGHTS, ".gguf", ".ggml")
+    drive = text[1:3] in (":/", ":\\") and text[0].isalpha()
+    return drive or text.startswith(starts) or text.endswith(ends)
 
 
 def _exists(text: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from calc.errors import CalcError
 from calc.fit.memory import memory_report
 from calc.model.spec import DeviceSpec, ModelSpec, Study
+from calc.sources import is_path
 from calc.sources.catalog import DeviceEntry, ModelEntry, all_devices, manual_device, search_devices, search_models
 from calc.sources.machine import NEVER
 from calc.units import format_bytes_exact, format_decimal, format_gib, format_rate
@@ -30,7 +31,7 @@ def model_list(study: Study) -> PickList:
         prompt="search by name, or type the path of a config.json, .gguf or folder",
         search=search,
         columns=(19, -9, 21, 36),
-        custom=_path,
+        custom=lambda text: text if is_path(text) else None,
     )
 
 
@@ -52,12 +53,6 @@ def model_preview(model: ModelSpec, study: Study) -> str:
         f"weights {format_decimal(report.weight_bytes)} · KV {format_bytes_exact(report.kv_bytes_per_token)}/token · "
         f"{fits} on this device at {study.context:,} tokens\nsource: {model.source}"
     )
-
-
-def _path(text: str) -> str | None:
-    """`text` itself where it is meant as a path (a Hugging Face id is not)."""
-    looks = text.startswith(("/", "./", "../", "~")) or text.endswith(("/", ".json", ".toml", ".gguf", ".safetensors"))
-    return text if looks else None
 
 
 def device_list(study: Study) -> PickList:

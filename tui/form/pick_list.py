@@ -24,3 +24,5 @@ class PickList:
     search: Callable[[str], Sequence[Choice]]
     columns: tuple[int, ...]
     custom: Callable[[str], str | None] = lambda _: None
+    empty: str = ""
+    """What to do where nothing matches."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from textual.widgets import Button, Input, Label
 
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
+from calc.sources import is_path
 from engine.errors import EngineError
 from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
@@ -213,6 +216,7 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
+        self.query_one(Prompt).remember()
         self.run, self._note = Generation(request), ()
         self.query_one(RunNumbers).due_s = 0.0
         if request.turns is None:
@@ -447,8 +451,16 @@ class GeneratePane(Pane):
         if message.option.id == "option-model":
             self._note = ()
             self._show_effects()
+            self.run_worker(self._check_model(message.option.value), group="path", exclusive=True)
         problem = next((option.problem for option in self.query(Option) if option.problem), "")
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
+
+    async def _check_model(self, model: str | None) -> None:
+        """Say of a path that there is nothing; in a thread, for a disk that does not answer."""
+        if model is not None and is_path(model) and not await asyncio.to_thread(os.path.exists, model):
+            missing = f"✗ no such file or folder: {model}"
+            self._note = (f"{missing} (F9 lists the models on this machine)", missing)
+            self._say(self._idle_line())
 
     def on_dial_changed(self, message: Dial.Changed) -> None:
         """Something for the next run; of a format, what it will cost."""

@@ -120,13 +120,17 @@ def scale_of(axis: Axis, values: Sequence[float]) -> Scale:
 
 
 def ticks(scale: Scale, *, count: int, doubling: bool = False) -> list[float]:
-    """At most `count` round values inside `scale`: decades or doublings on a logarithmic one, else 1, 2, 5 steps."""
+    """At most `count` round values inside `scale`: decades or doublings on a logarithmic one, else 1, 2, 5 steps.
+
+    At least two, however low the chart is: one label says nothing of a scale.
+    """
     count = max(2, count)
     if scale.log and doubling:
         return _powers(scale, base=2, count=count)
     if scale.log:
         return _decades(scale, count=count)
-    return _steps(scale.low, scale.high, count=count)
+    found = _steps(scale.low, scale.high, count=count)
+    return found if len(found) > 1 else _at_least_two(scale.low, scale.high)
 
 
 def _powers(scale: Scale, *, base: float, count: int) -> list[float]:
@@ -148,7 +152,7 @@ def _decades(scale: Scale, *, count: int) -> list[float]:
 
 
 def _at_least_two(low: float, high: float) -> list[float]:
-    """Round values where a logarithmic scale spans less than a decade and no round mantissa falls into it."""
+    """The first round values of which two fall into the scale."""
     for count in range(2, 8):
         found = _steps(low, high, count=count)
         if len(found) > 1:

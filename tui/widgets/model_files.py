@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 
 from textual.app import App
 
+from calc.sources import is_path
 from calc.units import format_decimal
 from engine.measure.machine import available_bytes
 from engine.weights.local_models import FoundModel, find_models
@@ -16,6 +18,11 @@ from tui.widgets.picker import Picker
 
 BUNDLED = "(bundled)"
 BY_PATH = "(a path)"
+GET_ONE = (
+    "No model of that name is on this machine. Type org/name of a model on Hugging Face (pip install kvscope[hub] "
+    "downloads it, as the model runs), or put a .gguf or a model folder here or in a folder of KVSCOPE_MODELS."
+)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab to complete · empty: the bundled model"
 
 
@@ -65,7 +72,8 @@ def model_files(found: Sequence[FoundModel]) -> PickList:
         prompt="search by name, or type org/name or the path of a .gguf or folder",
         search=search,
         columns=(44, -10, 14),
-        custom=lambda text: text if text.startswith(("/", "./", "../", "~")) else None,
+        custom=lambda text: text if is_path(text) or _HUB_NAME.fullmatch(text) else None,
+        empty=GET_ONE,
     )
 
 

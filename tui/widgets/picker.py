@@ -92,7 +92,7 @@ class Picker(ModalScreen[str | None]):
 
     def _no_match(self, text: str) -> str:
         taken = self._pick.custom(text)
-        return f"Press Enter to read {taken}" if taken else f"Nothing matches {text!r}."
+        return f"Press Enter to take {taken}" if taken else self._pick.empty or f"Nothing matches {text!r}."
 
     def _line(self, choice: Choice) -> Text:
         cells = []

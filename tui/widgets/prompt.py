@@ -9,9 +9,14 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+MAX_HISTORY = 100
+
 
 class Prompt(TextArea):
-    """The prompt: Enter sends it, Ctrl+J or Shift+Enter begins a new line."""
+    """The prompt: Enter sends it, Ctrl+J or Shift+Enter begins a new line, ↑ and ↓ bring back what was sent.
+
+    The text that it opens with is an offer: it is selected, so that typing replaces it.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "generate", priority=False),
@@ -22,14 +27,45 @@ class Prompt(TextArea):
     class Sent(Message):
         """Enter was pressed."""
 
+    def on_mount(self) -> None:
+        """Offer the first text."""
+        self.select_all()
+        self._sent: list[str] = []
+        self._back = 0
+        self._draft = ""
+
+    def remember(self) -> None:
+        """Keep the text for ↑, as the last one that was sent."""
+        if self.text.strip() and self._sent[-1:] != [self.text]:
+            self._sent = [*self._sent[1 - MAX_HISTORY :], self.text]
+        self._back = 0
+
     async def _on_key(self, event: events.Key) -> None:
         if event.key == "enter":
-            event.stop()
-            event.prevent_default()
+            self._taken(event)
             self.post_message(self.Sent())
         elif event.key in ("ctrl+j", "shift+enter"):
-            event.stop()
-            event.prevent_default()
+            self._taken(event)
             self.insert("\n")
+        elif event.key == "up" and self.cursor_location[0] == 0 and self._back < len(self._sent):
+            self._taken(event)
+            self._recall(self._back + 1)
+        elif event.key == "down" and self._back and self.cursor_location[0] == self.document.line_count - 1:
+            self._taken(event)
+            self._recall(self._back - 1)
         else:
             await super()._on_key(event)
+
+    def _taken(self, event: events.Key) -> None:
+        event.stop()
+        event.prevent_default()
+
+    def _recall(self, back: int) -> None:
+        """The text that was sent `back` prompts ago; 0 is what was being typed."""
+        if not self._back:
+            self._draft = self.text
+            if self._sent[-1:] == [self.text] and len(self._sent) > 1:  # it still stands there
+                back += 1
+        self._back = min(back, len(self._sent))
+        self.text = self._sent[-self._back] if self._back else self._draft
+        self.move_cursor(self.document.end)

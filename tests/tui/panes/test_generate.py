@@ -9,12 +9,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from textual.app import App, ComposeResult
 from textual.pilot import Pilot
 from textual.widgets import Button, Label, Static
 
 from engine.process.events import Generate
 from tests.tui.fake_engine import RATED, TOKEN_BYTES, WORDS
 from tests.tui.live_engine import live_app, open_pane, until
+from tests.tui.screen_text import text as screen_text
 from tui.live.engine_link import engine_of
 from tui.live.generation import generate_options
 from tui.panes.generate import GeneratePane
@@ -359,3 +361,61 @@ async def test_rarer_options_of_sampling_are_one_field() -> None:
         assert "--model-sampling" in line
         await set_option(pilot, pane, "more", "min-q 3")
         assert "'min-q' is not known" in pane.query_one("#option-more", Option).problem
+
+
+# --- the prompt -------------------------------------------------------------------------------------------
+
+
+class OnePrompt(App[None]):
+    """A prompt alone, that says what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[str] = []
+
+    def compose(self) -> ComposeResult:
+        yield Prompt("To be, or not to be")
+
+    def on_prompt_sent(self) -> None:
+        prompt = self.query_one(Prompt)
+        self.sent.append(prompt.text)
+        prompt.remember()
+
+
+async def test_typing_replaces_the_prompt_that_is_offered_and_enter_takes_it() -> None:
+    app = OnePrompt()
+    async with app.run_test() as pilot:
+        await pilot.press("enter", "h", "i", "enter")
+        assert app.sent == ["To be, or not to be", "hi"]
+
+
+async def test_the_arrow_keys_bring_back_what_was_sent() -> None:
+    app = OnePrompt()
+    async with app.run_test() as pilot:
+        prompt = app.query_one(Prompt)
+        for text in ("one", "two", "two", "three\nlines"):
+            prompt.text = text
+            await pilot.press("enter")
+        prompt.text = "draft"
+        seen = []
+        for key in ("up", "up", "up", "up", "up", "up", "up", "down"):
+            await pilot.press(key)
+            seen.append(prompt.text)
+        # Inside "three lines" the arrow moves first: from its end to its first line, then to what came before.
+        assert seen[:4] == ["three\nlines", "three\nlines", "two", "one"]
+        assert seen[6:] == ["one", "two"]
+        prompt.move_cursor(prompt.document.end)
+        await pilot.press("down")
+        assert prompt.text == "three\nlines"
+        await pilot.press("down")
+        assert prompt.text == "draft"
+
+
+@pytest.mark.slow
+async def test_a_path_that_is_not_there_is_said_at_once() -> None:
+    async with live_app(start_engine=False).run_test(size=(160, 45)) as pilot:
+        model = (await opened(pilot)).query_one("#option-model", Option)
+        model.text = "/no/such/model.gguf"
+        await until(pilot, lambda: "✗ no such file or folder: /no/such/model.gguf" in screen_text(pilot.app))
+        model.text = ""
+        await until(pilot, lambda: "Press Enter to generate" in screen_text(pilot.app))

@@ -233,12 +233,22 @@ def test_log_ticks_are_few_and_inside(low: float, decades: float, count: int) ->
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e7), count=st.integers(2, 12))
 def test_linear_ticks_are_evenly_spaced_round_numbers(low: float, span: float, count: int) -> None:
     found = ticks(Scale(low, low + span, False), count=count)
-    assert len(found) <= count + 1
+    assert 2 <= len(found) <= max(count + 1, 5)
     steps = {round(b - a, 9) for a, b in pairwise(found)}
     assert len(steps) <= 1 or max(steps) == pytest.approx(min(steps))
     for step in steps:
         mantissa = step / 10 ** round(log10(step) // 1)
         assert min(abs(mantissa - m) for m in (1, 2, 5, 10)) < 1e-6
+
+
+@pytest.mark.parametrize("times_ms", [(1.9, 2.3), (4.9, 40.0), (99.0, 101.0), (0.0021, 0.0024)])
+@pytest.mark.parametrize("height", [8, 10, 24])
+def test_the_axis_of_latencies_has_two_labels_at_every_height(times_ms: tuple[float, float], height: int) -> None:
+    moments = [0]
+    for i in range(40):
+        moments.append(moments[-1] + round(times_ms[i % 2] * 1e6))
+    drawn = draw(latency_chart(0, moments), width=50, height=height)
+    assert sum("┤" in line for line in drawn.splitlines()) >= 2
 
 
 def test_doubling_ticks_are_powers_of_two() -> None:
