@@ -40,6 +40,7 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         size_of = _sizes(scheme, model.model_type)
     except SourceError as error:
         raise SourceError(f"{source}: {error}") from None
+    _check_every(scheme, model, source)
     for matrix in _matrices(model, routers=scheme.routers_too):
         size = size_of(matrix)
         if size is None:
@@ -66,6 +67,14 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
         )
     except SpecError as error:
         raise SourceError(f"{source}: {error}") from None
+
+
+def _check_every(scheme: Scheme, model: ModelSpec, source: str) -> None:
+    """Raise SourceError where a module that must be there is not one of the model's."""
+    names = {published(matrix.name, model.model_type) for matrix in _matrices(model)} if scheme.every else set()
+    for wanted in scheme.every:
+        if not any(Modules((wanted,)).name(name) for name in names):
+            raise SourceError(f"{source}: quantization_config names {wanted[:60]}, which is no module of this model")
 
 
 def _matrices(model: ModelSpec, *, routers: bool = False) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ without an index), hqq 0.2.8 (state_dict of HQQLinear), EETQ and bitsandbytes as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import ceil
@@ -32,17 +33,22 @@ def gptq(quant: Quant) -> Scheme:
     name, size = grouped(f"gptq int{bits}", group), gptq_size(bits, group)
     if chosen := _inside(quant):
         head = () if ignored else (LM_HEAD,)
-        return Scheme(name, size, ignored=kept, groups=(*groups, ((*chosen, *head), size)), others_too=False)
+        inside = (*groups, ((*chosen, *head), size))
+        return Scheme(name, size, ignored=kept, groups=inside, others_too=False, every=chosen)
     return Scheme(name, size, ignored=kept, groups=groups)
 
 
 def _inside(quant: Quant) -> tuple[str, ...]:
-    """The modules of a layer that are quantized, where not all are: lists of those that are done together."""
+    """The modules of a layer that are quantized, where not all are: lists of those that are done together.
+
+    Every expert is written out; the first one stands for all.
+    """
     listed = quant.raw.get("modules_in_block_to_quantize") or quant.raw.get("inside_layer_modules") or []
     if not isinstance(listed, list) or len(listed) > MAX_PATTERNS:
         raise quant.fail("modules_in_block_to_quantize must be a list of names")
     flat = [name for each in listed for name in (each if isinstance(each, list) else [each])]
-    return Quant({"names": flat}, quant.where).names("names")
+    named = Quant({"names": flat}, quant.where).names("names")
+    return tuple(dict.fromkeys(re.sub(r"experts\.\d+\.", "experts.0.", name) for name in named))
 
 
 def marlin(quant: Quant) -> Scheme:

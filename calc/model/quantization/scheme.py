@@ -22,6 +22,8 @@ class Scheme:
 
     `groups` are (targets, size) for modules that are stored in another way, first match first; with `others_too`
     off, a matrix that no group names stays as it is. Names are those of modules, ``re:`` patterns or globs.
+    `every` are names of which each must be a module of the model: a list that says what is quantized in other words
+    than ours would leave something out.
     `embedding_too` and `routers_too`: the embedding and the routers are quantized as the linear layers are (MLX).
     """
 
@@ -31,6 +33,7 @@ class Scheme:
     ignored: tuple[str, ...] = (LM_HEAD,)
     groups: tuple[tuple[tuple[str, ...], Size], ...] = ()
     others_too: bool = True
+    every: tuple[str, ...] = ()
     embedding_too: bool = False
     routers_too: bool = False
 

@@ -158,7 +158,7 @@ def test_every_class_that_is_answered_is_exact():
     names = [model_type for model_type in decoders() if model_type not in ELSEWISE]
     found = {name: difference(name, shallow(name)[1], cache=name not in ROWS_APART) for name in names}
     assert not {model_type: what for model_type, what in found.items() if what}
-    assert sum(what == "" for what in found.values()) >= 110
+    assert sum(what == "" for what in found.values()) >= 120
 
 
 def test_a_changed_config_means_what_it_means_to_the_class():

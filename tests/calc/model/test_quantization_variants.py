@@ -40,6 +40,8 @@ def test_gptq_of_some_modules():
     assert total(quantization) == packed + 2 * (LINEAR - some) + 2 * REST
     flat = [name for names in listed for name in names]
     assert total({**quantization, "modules_in_block_to_quantize": flat}) == total(quantization)
+    with pytest.raises(SourceError, match=r"names attn\.c_attn, which is no module of this model"):
+        total({**quantization, "modules_in_block_to_quantize": [["attn.c_attn"], ["mlp.up_proj"]]})
 
 
 def test_marlin():
