@@ -1,14 +1,14 @@
 """A real server under a Poisson load, and the simulation of it with the step times that were measured on it.
 
-    python bench/simulate_server.py PYTHON MODEL.gguf [--slots 4] [--requests 60] [--threads 1]
+    python bench/simulate_server.py PYTHON MODEL.gguf [--slots 4] [--requests 40] [--rates 0.25,0.5] [--threads 1]
 
 PYTHON has xllamacpp (pip install xllamacpp). llama.cpp's server runs on 127.0.0.1 for a few minutes. It batches as
 vLLM does: every slot that generates adds a token to each step, prompts fill the rest of it (``--batch-size`` 2,048).
 It has slots instead of blocks: nothing is preempted, and a request waits for a slot, not for memory.
 
-First its steps are measured: prompts of some lengths alone, and tokens of 1 to all slots at two contexts. Then requests
-come at shares of the full load that is simulated with these times. Both are measured again after each load, since other
-work on the machine comes and goes; the simulation takes the mean.
+Other work on the machine comes and goes, so the simulation of a load takes the means of the steps of that same load: of
+those in which so many sequences make a token, and of those that end with the first token of a prompt. What it has to
+find out is how requests wait and what they see.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any
+from statistics import linear_regression, mean
 
-from calc.simulate.capacity import full_load
+from calc.commands.simulate import rates
 from calc.simulate.lengths import parse_lengths
 from calc.simulate.run import simulate
 from calc.simulate.scheduler import Server
@@ -38,11 +37,10 @@ from calc.simulate.summary import Spread, outcome
 from calc.simulate.workload import Arrival, Listed, Mix, poisson
 
 BATCH_TOKENS = 2048
-SHARES = (0.4, 0.8)
 CONTEXT = 1024
 PROMPT, NEW = parse_lengths("16..96"), parse_lengths("8..32")
-PROMPTS, REPEATS = (8, 32, 128), 3
-CONTEXTS, TOKENS = (32, 128), 24
+SAME_S = 0.004
+"""Tokens of one step come within so many seconds."""
 VOCABULARY = range(1000, 40_000)
 HELD = ("ttft", "tpot", "e2e")
 PERCENTILES = (50, 90)
@@ -50,13 +48,22 @@ PERCENTILES = (50, 90)
 
 @dataclass
 class Seen:
-    """One request: when it was due, its first and last token, and how many it had."""
+    """One request: when it was due and sent, and when each token came."""
 
     due_s: float
-    first_s: float = 0.0
-    last_s: float = 0.0
-    tokens: int = 0
-    stamps: tuple[float, ...] = ()
+    begun_s: float
+    prompt_tokens: int
+    stamps: tuple[float, ...]
+
+    @property
+    def first_s(self) -> float:
+        """The first token."""
+        return self.stamps[0]
+
+    @property
+    def last_s(self) -> float:
+        """The last one."""
+        return self.stamps[-1]
 
 
 class LlamaServer:
@@ -96,7 +103,7 @@ class LlamaServer:
         connection.close()
         if len(stamps) < new_tokens - 1 or response.status != 200:
             raise RuntimeError(f"{len(stamps)} of {new_tokens} tokens, status {response.status}")
-        return Seen(begun_s if due_s is None else due_s, stamps[0], stamps[-1], len(stamps), tuple(stamps))
+        return Seen(begun_s if due_s is None else due_s, begun_s, prompt_tokens, tuple(stamps))
 
     def together(self, asked: Sequence[tuple[int, int, float]]) -> list[Seen]:
         """Requests (prompt, new tokens, seconds from now), each in a thread of its own."""
@@ -117,62 +124,48 @@ class LlamaServer:
 
 @dataclass
 class Measured:
-    """Step times: of prompts by their tokens, of decoding by sequences at two contexts."""
+    """Step times: of so many sequences that make a token, and with a prompt among them by the tokens of the step."""
 
-    prompts_s: dict[int, float]
-    decode_s: dict[tuple[int, int], float]
+    decode_s: dict[int, float]
+    prompt_s: tuple[float, float]
+    """Seconds of an empty one, and per token."""
 
     def step_s(self, decoding: int, context: float, chunks: Sequence[Chunk]) -> float:
-        """Tokens of sequences that decode beside a prompt count as tokens of it."""
+        """The context of a small model changes less than the machine does."""
         if chunks:
-            return _between(self.prompts_s, decoding + sum(new for new, _ in chunks))
-        low, high = CONTEXTS
-        near, far = (self.decode_s[decoding, context] for context in CONTEXTS)
-        return near + (far - near) * (context - low) / (high - low)
+            fixed_s, each_s = self.prompt_s
+            return fixed_s + each_s * (decoding + sum(new for new, _ in chunks))
+        return self.decode_s[min(self.decode_s, key=lambda n: abs(n - decoding))]
 
     def straight_until(self, context: float) -> float:
         """Always."""
         return float("inf")
 
 
-def _between(known: dict[int, float], at: float) -> float:
-    """In straight lines between what was measured, the last one going on."""
-    for (a, low), (b, high) in pairwise(sorted(known.items())):
-        if at <= b or b == max(known):
-            return max(0.0, low + (high - low) * (at - a) / (b - a))
-    raise ValueError("fewer than two lengths")
-
-
-def measured(server: LlamaServer, slots: int) -> Measured:
-    """Steps of the server, alone."""
-    prompts = {}
-    for tokens in PROMPTS:
-        times = [(seen := server.ask(tokens, 2)).first_s - seen.due_s for _ in range(REPEATS)]
-        prompts[tokens] = median(times)
-    decode = {}
-    for slot in range(1, slots + 1):
-        for context in CONTEXTS:
-            seen = server.together([(context, TOKENS, 0.0)] * slot)
-            all_since = max(one.first_s for one in seen)
-            until = min(one.last_s for one in seen)
-            gaps = [b - a for one in seen for a, b in pairwise(one.stamps) if a >= all_since and b <= until]
-            decode[slot, context] = median(gaps)
-    return Measured(prompts, decode)
-
-
-def mean(one: Measured, other: Measured) -> Measured:
-    """Of two measurements."""
-    return Measured(
-        {n: (one.prompts_s[n] + other.prompts_s[n]) / 2 for n in one.prompts_s},
-        {n: (one.decode_s[n] + other.decode_s[n]) / 2 for n in one.decode_s},
-    )
+def measured(seen: Sequence[Seen]) -> Measured:
+    """The steps of a load: gaps between tokens, and the first tokens that came where nothing else was under way."""
+    decode: dict[int, list[float]] = {}
+    prompts: list[tuple[float, float]] = []
+    for one in seen:
+        at_start = [other for other in seen if other.begun_s < one.begun_s < other.last_s]
+        if not at_start:
+            prompts.append((one.prompt_tokens, one.first_s - one.begun_s))
+        for a, b in pairwise(one.stamps):
+            others = sum(other.first_s <= a and b <= other.last_s + SAME_S for other in seen)
+            new = sum(other.prompt_tokens for other in seen if abs(other.first_s - b) < SAME_S)
+            if new:
+                prompts.append((new + others, b - a))
+            elif not any(other.begun_s < b and other.first_s > b for other in seen):
+                decode.setdefault(others, []).append(b - a)
+    fixed_s, each_s = linear_regression(*zip(*prompts, strict=True))[::-1]
+    return Measured({n: mean(gaps) for n, gaps in decode.items()}, (max(0.0, fixed_s), max(0.0, each_s)))
 
 
 def spreads(seen: Sequence[Seen]) -> dict[str, Spread]:
     """What users saw."""
     times = {
         "ttft": [one.first_s - one.due_s for one in seen],
-        "tpot": [(one.last_s - one.first_s) / (one.tokens - 1) for one in seen],
+        "tpot": [(one.last_s - one.first_s) / (len(one.stamps) - 1) for one in seen],
         "e2e": [one.last_s - one.due_s for one in seen],
     }
     return {name: Spread(tuple(sorted(values))) for name, values in times.items()}
@@ -184,7 +177,8 @@ def main() -> None:
     parser.add_argument("python")
     parser.add_argument("model", type=Path)
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--requests", type=int, default=40)
+    parser.add_argument("--rates", type=rates, default=(0.25, 0.5))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -193,24 +187,20 @@ def main() -> None:
     server = LlamaServer(args.python, args.model, args.slots, args.threads)
     try:
         server.ask(64, 8)
-        before = measured(server, args.slots)
-        full = full_load(requests, limits, before)
         print(f"{args.model.name}, {args.slots} slots, {args.threads} threads, load average {os.getloadavg()[0]:.1f}")
-        print(f"prompts {_shown(before.prompts_s)}; tokens {_shown(before.decode_s)}")
-        print(f"full load {full:.2f} requests per second; {args.requests} requests per load")
+        print(f"{args.requests} requests per load")
         print("| load | time | p50 measured | simulated | ratio | p90 measured | simulated | ratio |")
-        print("|---|---|---|---|---|---|---|---|")
-        for share in SHARES:
-            arrivals = poisson(requests, share * full, args.seed)
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for rate in args.rates:
+            arrivals = poisson(requests, rate, args.seed)
             seen = server.together([(one.prompt_tokens, one.new_tokens, one.at_s) for one in arrivals])
-            after = measured(server, args.slots)
-            _compare(share, seen, arrivals, limits, mean(before, after))
-            before = after
+            _compare(rate, seen, arrivals, limits)
     finally:
         server.close()
 
 
-def _compare(share: float, seen: Sequence[Seen], arrivals: list[Arrival], limits: Server, times: Measured) -> None:
+def _compare(rate: float, seen: Sequence[Seen], arrivals: list[Arrival], limits: Server) -> None:
+    times = measured(seen)
     simulated = outcome(simulate(Listed(arrivals), limits, times))
     found = spreads(seen)
     for name in HELD:
@@ -220,11 +210,10 @@ def _compare(share: float, seen: Sequence[Seen], arrivals: list[Arrival], limits
         for percent in PERCENTILES:
             real, expected = found[name].percentile(percent), predicted.percentile(percent)
             cells += [f"{real * 1e3:,.0f} ms", f"{expected * 1e3:,.0f} ms", f"{expected / real:.2f}"]
-        print(f"| {share:.0%} | {name} | {' | '.join(cells)} |", flush=True)
-
-
-def _shown(times: dict[Any, float]) -> str:
-    return ", ".join(f"{name}: {value * 1e3:.1f} ms" for name, value in times.items())
+        print(f"| {rate:g}/s | {name} | {' | '.join(cells)} |", flush=True)
+    fixed, each = (1e3 * value for value in times.prompt_s)
+    steps = ", ".join(f"{n}: {value * 1e3:.0f} ms" for n, value in sorted(times.decode_s.items()))
+    print(f"steps by sequences {steps}; a prompt {fixed:.0f} ms + {each:.1f} per token")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 from tui.form.state import default_state, with_study
 from tui.panes.estimate import EstimatePane
+from tui.panes.load import LoadPane
 from tui.panes.roofline import RooflinePane
 from tui.widgets.status import StatusStrip
 
@@ -36,7 +37,7 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         pane = f"#pane-{kind}"
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
-        await until(pilot, lambda: settled(app))
+        await until(pilot, lambda: settled(app), timeout_s=60)
         for _ in range(5):  # layouts that ask for another
             await pilot.pause(0.02)
         for field in app.query("Input"):
@@ -70,6 +71,21 @@ def test_times(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch:
     serving = replace(state.serving, limits=(("ttft", 0.5), ("tpot", 0.02)), price=2.5)
     app = KvscopeApp(replace(state, serving=serving), settings=Settings(), start_engine=False)
     assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane, worked_out))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=named)
+def test_load(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device of which times are known, with few requests."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("tui.form.load_fields.REQUESTS", 120)
+    state = with_study(default_state(), replace(default_state().study, device=find_device("h100-sxm")))
+    load = replace(state.load, limits=(("ttft", 0.5), ("tpot", 0.012)))
+    app = KvscopeApp(replace(state, load=load), settings=Settings(), start_engine=False)
+
+    def simulated(app: KvscopeApp) -> bool:
+        return app.query_one(LoadPane).is_settled and "tok/s" in "".join(app.query_one(StatusStrip).plain(200))
+
+    assert snap_compare(app, terminal_size=size, run_before=shown_pane("f12", "load", simulated))
 
 
 @pytest.mark.slow

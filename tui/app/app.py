@@ -37,8 +37,10 @@ from tui.widgets.status import StatusStrip
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
 
-PANES = ("Spec", "Memory", "Intensity", "Roofline", "Estimate", "Generate", "Benchmark")
+PANES = ("Spec", "Memory", "Intensity", "Roofline", "Estimate", "Generate", "Benchmark", "Load")
 """Titles of the tabs; all but the first are imported after the first paint."""
+PANE_KEYS = ("f2", "f3", "f4", "f5", "f6", "f7", "f8", "f12")
+"""Their function keys; F9 to F11 have other uses, here or in terminals."""
 FOLDER = Path(__file__).parent
 PANES_FOLDER = FOLDER.parent / "panes"
 SAVE_AFTER_S = 0.5
@@ -56,6 +58,7 @@ def later_panes() -> tuple[Pane, ...]:
     from tui.panes.estimate import EstimatePane
     from tui.panes.generate import GeneratePane
     from tui.panes.intensity import IntensityPane
+    from tui.panes.load import LoadPane
     from tui.panes.memory import MemoryPane
     from tui.panes.roofline import RooflinePane
 
@@ -67,6 +70,7 @@ def later_panes() -> tuple[Pane, ...]:
         EstimatePane(id="pane-estimate"),
         GeneratePane(effects, id="pane-generate"),
         BenchmarkPane(effects, id="pane-benchmark"),
+        LoadPane(id="pane-load"),
     )
 
 
@@ -87,8 +91,8 @@ class KvscopeApp(Actions):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1", "help", "help", priority=True, tooltip="Explain the focused field, and list the keys"),
         *(
-            Binding(f"f{i + 2}", f"go({i})", title, priority=True, tooltip=f"Show the {title} pane")
-            for i, title in enumerate(PANES)
+            Binding(key, f"go({i})", title, priority=True, tooltip=f"Show the {title} pane")
+            for i, (key, title) in enumerate(zip(PANE_KEYS, PANES, strict=True))
         ),
         Binding("ctrl+f", "questions", "questions", priority=True, tooltip="Inverse questions: what fits where"),
         *(Binding(str(i + 1), f"go({i})", title, show=False) for i, title in enumerate(PANES)),

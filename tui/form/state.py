@@ -13,6 +13,7 @@ from calc.intensity.study import IntensityQuery, IntensityReport, default_attent
 from calc.model.spec import Policy, Study
 from calc.model.stored import is_as_stored
 from calc.units import GB
+from tui.form.load import LoadAsked
 from tui.form.serving import Serving
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tui.views.estimate import EstimateAnswer
     from tui.views.server import ServerAnswer
 
-SERVING = Serving()
+SERVING, LOAD = Serving(), LoadAsked()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class AppState:
     serving: Serving = SERVING
     step_batch: int = 32
     step_context: int = 2048
+    load: LoadAsked = LOAD
 
     @property
     def policy(self) -> str:

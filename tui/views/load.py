@@ -90,7 +90,7 @@ def rates_table(runs: Sequence[Run], most: float | None) -> Table:
     """A row for each rate; `most` is the highest that keeps the limits."""
     columns = (
         Column("Rate", numeric=True),
-        Column("Of full load", numeric=True, priority=2),
+        Column("Of full", numeric=True, priority=2),
         Column("TTFT p50", numeric=True, priority=3),
         Column("TTFT p99", numeric=True),
         Column("TPOT p50", numeric=True, priority=3),
@@ -156,7 +156,12 @@ def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
 def rate_sentence(run: Run) -> str:
     """What users see at one rate."""
     ttft, tpot = run["ttft_s"], run["tpot_s"]
-    sees = f"the first token after {_time(ttft['p50'])} in the median, {_time(ttft['p99'])} at p99"
-    then = "" if tpot is None else f", then {_time(tpot['p50'])} per token"
-    unstable = "" if run["stable"] else " It is above the full load: the queue grows and never drains."
-    return f"At {run['rate']:.3g} requests per second: {sees}{then}.{unstable}"
+    sees = f"TTFT {_time(ttft['p50'])} in the median, {_time(ttft['p99'])} at p99"
+    then = "" if tpot is None else f"; TPOT {_time(tpot['p50'])}, {_time(tpot['p99'])}"
+    return f"At {run['rate']:.3g}/s: {sees}{then}.{_drains(run['utilization'])}"
+
+
+def _drains(used: float) -> str:
+    if used < 1:
+        return ""
+    return " Above the full load the queue never drains." if used > 1 else " At the full load a queue never drains."

@@ -159,7 +159,7 @@ async def test_help_explains_the_focused_field() -> None:
 @pytest.mark.slow
 async def test_every_pane_has_help_its_keys_an_export_and_a_command() -> None:
     async with running((120, 60)) as (app, pilot):
-        for key, title in zip(("f2", "f3", "f4", "f5", "f6", "f7", "f8"), PANES, strict=True):
+        for key, title in zip(("f2", "f3", "f4", "f5", "f6", "f7", "f8", "f12"), PANES, strict=True):
             await pilot.press(key)
             await until(pilot, lambda title=title: app.active_pane is not None and title == app.active_pane.TITLE)
             pane = app.active_pane

@@ -1,0 +1,129 @@
+"""The rate of a load, turned or dragged along the rates that were simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.style import Style
+from rich.text import Text
+from textual import events
+
+from tui.widgets.dial import Dial
+from tui.widgets.styling import component_style
+
+KNOB, LINE, MOST, FULL = "█", "─", "┿", "┃"
+SHOWN_CELLS = 8
+LEAST_TRACK = 12
+
+
+class RateSlider(Dial):
+    """``rate ◀ 12.3/s ▶ ───█────┿──┃─ 24.2/s``: ┿ is where the limits break, ┃ the full load.
+
+    The line is clicked or dragged.
+    """
+
+    DEFAULT_CSS = """
+    RateSlider {
+        width: 1fr; height: 1;
+        & > .slider--track { color: $foreground 35%; }
+        & > .slider--most { color: $text-success; text-style: bold; }
+        & > .slider--full { color: $text-error; text-style: bold; }
+        & > .slider--knob { color: $text-primary; }
+    }
+    """
+    COMPONENT_CLASSES = {"slider--track", "slider--most", "slider--full", "slider--knob"}  # noqa: RUF012
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002
+        super().__init__(
+            "rate",
+            help="Requests per second. ← → go through the simulated rates; ┿: where p99 breaks, ┃: the full load",
+            id=id,
+        )
+        self._rates: tuple[float, ...] = ()
+        self._most: float | None = None
+        self._full: float | None = None
+        self._at = 0
+        self._dragged = False
+
+    def show(self, rates: Sequence[float], at: int, *, most: float | None, full: float | None) -> None:
+        """The rates in order, the chosen one, and what is marked."""
+        self._rates, self._at, self._most, self._full = tuple(rates), at, most, full
+        self.refresh()
+
+    @property
+    def at(self) -> int:
+        """Which of the rates is chosen."""
+        return self._at
+
+    def shown(self) -> str:
+        return (f"{self._rates[self._at]:.3g}/s" if self._rates else "–").rjust(SHOWN_CELLS)
+
+    def turn(self, by: int) -> bool:
+        at = max(0, min(len(self._rates) - 1, self._at + by))
+        changed, self._at = at != self._at, at
+        return changed
+
+    @property
+    def track(self) -> tuple[int, int]:
+        """The first cell of the line, and how many it has."""
+        head = len(self.label) + 1 + 2 + SHOWN_CELLS + 2 + 1
+        return head, max(LEAST_TRACK, self.content_size.width - head - SHOWN_CELLS)
+
+    def cell_of(self, rate: float) -> int:
+        """The cell of the line that stands for a rate."""
+        _, cells = self.track
+        return round((cells - 1) * rate / self._rates[-1])
+
+    def nearest(self, cell: int) -> int:
+        """The rate whose cell is nearest."""
+        return min(range(len(self._rates)), key=lambda i: abs(self.cell_of(self._rates[i]) - cell))
+
+    def render(self) -> Text:
+        text = super().render()
+        if not self._rates:
+            return text
+        _, cells = self.track
+        signs = [(LINE, "track")] * cells
+        marks = ((self._full, FULL, "full"), (self._most, MOST, "most"), (self._rates[self._at], KNOB, "knob"))
+        for rate, sign, name in marks:
+            if rate is not None and 0 <= rate <= self._rates[-1]:
+                signs[self.cell_of(rate)] = sign, name
+        looks: dict[str, Style] = {name: component_style(self, f"slider--{name}") for _, name in signs}
+        text.append(" ")
+        for sign, name in signs:
+            text.append(sign, looks[name])
+        return text.append(f" {self._rates[-1]:.3g}/s", looks.get("track"))
+
+    def get_content_width(self, *_: object) -> int:
+        return 60
+
+    # --- the mouse ----------------------------------------------------------------------------------------
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        """The line takes the mouse until the button is let go."""
+        head, cells = self.track
+        if self._rates and head <= event.x - self.gutter.left < head + cells:
+            self._dragged = True
+            self.capture_mouse()
+            self._drag(event)
+            event.stop()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """Follow the mouse while it is held."""
+        if self._dragged:
+            self._drag(event)
+            event.stop()
+
+    def on_mouse_up(self, event: events.MouseUp) -> None:
+        """Let go."""
+        if self._dragged:
+            self._dragged = False
+            self.release_mouse()
+            event.stop()
+
+    def _drag(self, event: events.MouseEvent) -> None:
+        at = self.nearest(event.x - self.gutter.left - self.track[0])
+        if at != self._at:
+            self._at = at
+            self.refresh()
+            self.post_message(self.Changed(self))
