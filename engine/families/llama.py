@@ -1,4 +1,4 @@
-"""Llama, Mistral and SmolLM3: the pattern that the other families change."""
+"""Llama, Mistral, SmolLM3 and close relatives: the pattern that the other families change."""
 
 from typing import Any
 
@@ -24,6 +24,28 @@ def _mistral_config(raw: Keys) -> ModelConfig:
     # The class default is 4096, and later Mistrals write null to switch the window off.
     raw = raw.with_defaults({"sliding_window": 4096})
     return common_config(raw, **window_fields(raw, layer_types(raw)))
+
+
+def _ministral_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072})
+    return common_config(raw, **window_fields(raw, layer_types(raw)))
+
+
+def _arcee_config(raw: Keys) -> ModelConfig:
+    heads = {"num_key_value_heads": raw.get("num_attention_heads")}
+    raw = raw.with_defaults(heads | {"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096})
+    bias = raw.flag("attention_bias", False)
+    return common_config(raw, qkv_bias=bias, o_bias=bias, mlp_bias=raw.flag("mlp_bias", False), gated_mlp=False)
+
+
+def _seed_oss_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 524_288})
+    return common_config(
+        raw,
+        qkv_bias=raw.flag("attention_bias", True),
+        o_bias=raw.flag("attention_out_bias", False),
+        mlp_bias=raw.flag("mlp_bias", False),
+    )
 
 
 def _smollm3_config(raw: Keys) -> ModelConfig:
@@ -71,5 +93,8 @@ def _halves(tensor: Tensor, head_dim: int) -> Tensor:
 FAMILIES = {
     "llama": Family(config=_llama_config, gguf=GGUFForm(architecture="llama", keys=_llama_keys, restore=_restore)),
     "mistral": Family(config=_mistral_config),
+    "ministral": Family(config=_ministral_config),
+    "arcee": Family(config=_arcee_config),
+    "seed_oss": Family(config=_seed_oss_config),
     "smollm3": Family(config=_smollm3_config, gguf=GGUFForm(architecture="smollm3", restore=_restore)),
 }

@@ -6,6 +6,7 @@ from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families import (
     cohere,
     deepseek,
+    ernie,
     exaone,
     falcon,
     gemma,
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     **falcon.FAMILIES,
     **gpt_neox.FAMILIES,
     **nanochat.FAMILIES,
+    **ernie.FAMILIES,
     **lfm2.FAMILIES,
     **qwen3_next.FAMILIES,
 }

@@ -172,6 +172,8 @@ class Decoder:
     def _step_for(self, cache: KeysValues) -> DecodeStep | None:
         """What runs a whole step on this cache, if anything does."""
         step = self.decode_step
+        if self.original_context is not None and cache.seen.whole > cache.length + 1:
+            return None  # it goes by what the cache holds, and more of the text is known
         in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
         return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
 

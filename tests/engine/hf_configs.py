@@ -48,6 +48,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
     | {"n_routed_experts": 6, "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 0}
     | EXPERTS,
+    "ministral": {"model_type": "ministral", "sliding_window": 16},
+    "arcee": {"model_type": "arcee"},
+    "seed-oss": {"model_type": "seed_oss", "head_dim": 10},
+    "ernie": {"model_type": "ernie4_5", "head_dim": 10},
     "gemma": {"model_type": "gemma", "head_dim": 20},
     "olmo2": {"model_type": "olmo2"},
     "olmo3": {"model_type": "olmo3", "sliding_window": 16},

@@ -51,7 +51,7 @@ def meter_text(run: Generation | None, rates: Timing | None) -> Text:
     of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
-    note = run.model.step_note if run.model is not None else ""
+    note = "; ".join(filter(None, (*run.model.notes, run.model.step_note))) if run.model is not None else ""
     return text.append(f"\n  {note}", "dim") if note else text
 
 

@@ -119,7 +119,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 PARTLY = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+MINISTRAL = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 7, "head_dim": 10}
 MODELS |= {
+    "ministral": ("Ministral", MINISTRAL),
+    "arcee": ("Arcee", {"mlp_bias": True}),
+    "seed-oss": ("SeedOss", {"head_dim": 10, "attention_out_bias": True}),
+    "ernie": ("Ernie4_5", {"head_dim": 10, "use_bias": True}),
     "gemma": ("Gemma", {"head_dim": 10, "hidden_act": "gelu"}),
     "olmo2": ("Olmo2", {"attention_bias": True}),
     "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 7}),

@@ -1,0 +1,25 @@
+"""ERNIE 4.5: a Llama whose heads turn in pairs side by side."""
+
+from collections.abc import Mapping
+
+from engine.families.common import common_config
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.families.tensors import in_halves
+from engine.model.config import ModelConfig
+from engine.weights.lazy import Stored
+
+
+def _config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults(
+        {"head_dim": 128, "num_key_value_heads": 2, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
+    )
+    bias = raw.flag("use_bias", False)
+    return common_config(raw, theta=5e5, qkv_bias=bias, o_bias=bias, mlp_bias=bias)
+
+
+def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    return {name: in_halves(name, stored, config) for name, stored in tensors.items()}
+
+
+FAMILIES = {"ernie4_5": Family(config=_config, tensors=_tensors)}
