@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from calc.model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from calc.model.layers import Mixer
+    from calc.model.layers import Attention, Compressor, Latent, Mixer
 
 FULL, SLIDING, CHUNKED, LATENT, RECURRENT = "full", "sliding", "chunked", "latent", "recurrent"
 COMPRESSED = "compressed"
@@ -81,49 +81,58 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
     from calc.model.layers import Attention, Compressor, ExpandedLatent, Latent, WindowRow
 
     if isinstance(mixer, Attention):
-        if not mixer.keys:
-            return None
-        kind = FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING
-        return CacheLayers(
-            kind=kind,
-            layers=1,
-            n_kv_heads=mixer.n_kv_heads,
-            key_dim=mixer.head_dim,
-            value_dim=mixer.value_dim,
-            window=mixer.window,
-            index_elements=mixer.index_dim,
-        )
+        return _heads(mixer) if mixer.keys else None
     if isinstance(mixer, ExpandedLatent):
         key_dim = mixer.nope_dim + mixer.rope_dim
         return CacheLayers(kind=FULL, layers=1, n_kv_heads=mixer.n_heads, key_dim=key_dim, value_dim=mixer.value_dim)
     if isinstance(mixer, Latent):
-        index = mixer.index_elements
-        return CacheLayers(
-            kind=LATENT,
-            layers=1,
-            key_dim=mixer.cache_elements,
-            window=mixer.window,
-            index_elements=index,
-            mixer="latent",
-            latent_heads=mixer.n_heads,
-            latent_head_dim=mixer.nope_dim + mixer.rope_dim,
-            rope_dim=mixer.rope_dim,
-            sparse=bool(mixer.index_heads or mixer.index_topk),
-        )
+        return _latent(mixer)
     if isinstance(mixer, WindowRow):
         return CacheLayers(kind=SLIDING, layers=1, key_dim=mixer.head_dim, window=mixer.window, mixer=mixer.kind)
-    if isinstance(mixer, Compressor):
-        return CacheLayers(
-            kind=COMPRESSED,
-            layers=1,
-            key_dim=mixer.head_dim,
-            index_elements=mixer.index_dim if mixer.index_heads else 0,
-            state_elements=mixer.state_elements,
-            mixer=mixer.kind,
-            ratio=mixer.ratio,
-            overlap=mixer.overlap,
-        )
-    return _recurrent(mixer)
+    return _rows(mixer) if isinstance(mixer, Compressor) else _recurrent(mixer)
+
+
+def _heads(mixer: Attention) -> CacheLayers:
+    """K and V of every head, and the key of an indexer that picks blocks."""
+    return CacheLayers(
+        kind=FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING,
+        layers=1,
+        n_kv_heads=mixer.n_kv_heads,
+        key_dim=mixer.head_dim,
+        value_dim=mixer.value_dim,
+        window=mixer.window,
+        index_elements=mixer.index_dim,
+    )
+
+
+def _latent(mixer: Latent) -> CacheLayers:
+    """One row for all heads, and the key of an indexer."""
+    return CacheLayers(
+        kind=LATENT,
+        layers=1,
+        key_dim=mixer.cache_elements,
+        window=mixer.window,
+        index_elements=mixer.index_elements,
+        mixer="latent",
+        latent_heads=mixer.n_heads,
+        latent_head_dim=mixer.nope_dim + mixer.rope_dim,
+        rope_dim=mixer.rope_dim,
+        sparse=bool(mixer.index_heads or mixer.index_topk),
+    )
+
+
+def _rows(mixer: Compressor) -> CacheLayers:
+    """A row for several tokens, an index key beside it, and the tokens that have no row yet."""
+    return CacheLayers(
+        kind=COMPRESSED,
+        layers=1,
+        key_dim=mixer.head_dim,
+        index_elements=mixer.index_dim if mixer.index_heads else 0,
+        state_elements=mixer.state_elements,
+        mixer=mixer.kind,
+        ratio=mixer.ratio,
+        overlap=mixer.overlap,
+    )
 
 
 def _recurrent(mixer: Any) -> CacheLayers:

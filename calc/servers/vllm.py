@@ -204,30 +204,9 @@ def _scaled_rows(study: Study, version: Version) -> bool:
 
 
 def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, stage: tuple[int, int]) -> Stage:
-    model, tp, last = study.model, options.tp, stage[1] == study.model.n_layers
-    weights = stage_weight_bytes(
-        model,
-        study.weight_format,
-        tp=tp,
-        stage=stage,
-        plain=known.plain,
-        facts=options.facts,
-        speculative_layers=options.speculative_layers,
-    )
-    weights += padding_bytes(study, known.version, tp=tp, stage=stage)
-    activation = activation_bytes(
-        model,
-        StepSetting(
-            version=known.version,
-            tp=tp,
-            batched_tokens=known.batched_tokens,
-            max_num_seqs=known.max_num_seqs,
-            element_bytes=known.plain,
-            last=last,
-            split=options.pp > 1,
-            facts=options.facts,
-        ),
-    )
+    model, tp = study.model, options.tp
+    weights = _weights(study, options, known, stage)
+    activation = activation_bytes(model, _step(options, known, last=stage[1] == model.n_layers))
     non_torch = non_torch_bytes(known.version, tp=tp, pp=options.pp, hidden_size=model.hidden_size)
     unreturned = unreturned_bytes(
         model,
@@ -242,8 +221,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         n_layers=stage[1] - stage[0], sizes=capture_sizes(known.max_num_seqs), eager=options.enforce_eager
     )
     inside = graphs if known.version >= VLLM_GRAPHS_IN_BUDGET else 0
-    requested = ceil(known.total_bytes * known.utilization)
-    derived = requested - weights - activation - non_torch - inside
+    derived = ceil(known.total_bytes * known.utilization) - weights - activation - non_torch - inside
     kept = stage_cache_layers(study, known.version, stage, options.speculative_layers)
     return Stage(
         number=number,
@@ -254,6 +232,34 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         graphs=graphs,
         pool=derived if options.kv_pool_bytes is None else options.kv_pool_bytes,
         shape=_shape(kept, _cache_setting(study, options, known), known.version),
+    )
+
+
+def _weights(study: Study, options: ServerOptions, known: Resolved, stage: tuple[int, int]) -> int:
+    """Weights of a rank of the stage, padding of experts among them."""
+    held = stage_weight_bytes(
+        study.model,
+        study.weight_format,
+        tp=options.tp,
+        stage=stage,
+        plain=known.plain,
+        facts=options.facts,
+        speculative_layers=options.speculative_layers,
+    )
+    return held + padding_bytes(study, known.version, tp=options.tp, stage=stage)
+
+
+def _step(options: ServerOptions, known: Resolved, *, last: bool) -> StepSetting:
+    """The step of the profile run, on the `last` stage or another."""
+    return StepSetting(
+        version=known.version,
+        tp=options.tp,
+        batched_tokens=known.batched_tokens,
+        max_num_seqs=known.max_num_seqs,
+        element_bytes=known.plain,
+        last=last,
+        split=options.pp > 1,
+        facts=options.facts,
     )
 
 
