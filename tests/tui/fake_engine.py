@@ -31,6 +31,13 @@ from engine.measure.kinds.benchmark import (
 )
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
+from engine.measure.kinds.machine import (
+    MachineFinished,
+    MachineResult,
+    MachineRow,
+    MachineRowMeasured,
+    MeasureMachine,
+)
 from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured, PromptTime, StepTime
 from engine.process.events import (
     Cancel,
@@ -136,6 +143,34 @@ class FakeEngine:
             yield from self.formats(request, stop)
         elif isinstance(request, MeasureOwnTimes):
             yield self.own_times(request)
+        elif isinstance(request, MeasureMachine):
+            yield from self.machine(request)
+
+    def machine(self, request: MeasureMachine) -> Iterator[Event]:
+        """Two dtypes, as a machine of two cores has them."""
+        rows = tuple(
+            MachineRow(dtype=dtype, read_bytes_per_s=read, matmul_flops_per_s={"1": read, "512": 10 * read})
+            for dtype, read in (("fp32", 8e9), ("bf16", 10e9))
+        )
+        yield from (MachineRowMeasured(row=row) for row in rows)
+        result = MachineResult(
+            cpu="a made-up machine",
+            cores=2,
+            threads=1,
+            memory_bytes=24 * 10**9,
+            last_cache_bytes=None,
+            gpus=(),
+            rows=rows,
+            operator_overhead_s=2e-6,
+            load_average=1.5,
+            spread=0.1,
+            rounds=5,
+            measured_at="2026-12-01T12:00:00+00:00",
+            versions={"torch": "2"},
+            machine=MACHINE,
+            notes=("This machine was busy.",) if request.measure else (),
+        )
+        yield MachineFinished(result=result)
 
     def own_times(self, request: MeasureOwnTimes) -> OwnTimesMeasured:
         """Steps as the fake engine takes them, prompts of three steps; nothing of a model without rates."""

@@ -78,7 +78,7 @@ def measured(name: str, *words: str) -> int:
     return run_engine_command(name, ["--quiet", *words], f"kvscope {name}", lambda: EngineClient(fake_engine()))
 
 
-@pytest.mark.parametrize("name", ["evaluate", "kv-evaluate", "benchmark", "batch", "formats"])
+@pytest.mark.parametrize("name", ["evaluate", "kv-evaluate", "benchmark", "batch", "formats", "machine"])
 def test_measured_answers_fit(width: int, name: str, printed: Printed) -> None:
     out = printed(lambda: measured(name))
     assert len(out.splitlines()) > 4

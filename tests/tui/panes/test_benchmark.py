@@ -273,6 +273,27 @@ def test_a_narrow_table_of_formats_keeps_what_they_cost() -> None:
     ]  # fmt: skip
 
 
+async def test_h_measures_this_machine() -> None:
+    async with live_app().run_test(size=(200, 60)) as pilot:
+        pane = await opened(pilot)
+        await run_to_end(pilot, pane, "h")
+        rows = shown(pane, "machine").rows
+        assert [(row[0], row[1], row[6]) for row in rows] == [
+            ("fp32", "8.00 GB/s", "80.0 GFLOP/s"), ("bf16", "10.00 GB/s", "100.0 GFLOP/s"),
+        ]  # fmt: skip
+        chart = pane.query_one("#plot-machine", PlotView).chart
+        assert chart is not None
+        assert [(series.label, series.points) for series in chart.series] == [
+            ("fp32", ((1.0, 8.0), (512.0, 80.0))), ("bf16", ((1.0, 10.0), (512.0, 100.0))),
+        ]  # fmt: skip
+        assert "medians of 5 rounds, spread 10 %, load average 1.5" in status(pane)
+        assert pane.command_line() == "kvscope machine"
+        pane.query_one("#dial-machine-measure", ChoiceDial).value = "anew"
+        await run_to_end(pilot, pane, "h")
+        assert "This machine was busy." in str(pane.query_one("#notes", Static).content)
+        assert pane.command_line() == "kvscope machine --measure"
+
+
 async def test_b_fills_rows_measured_beside_predicted_and_the_plot() -> None:
     async with live_app().run_test(size=(200, 60)) as pilot:
         pane = await opened(pilot)
