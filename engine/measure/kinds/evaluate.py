@@ -25,6 +25,8 @@ class Evaluate(Request, frozen=True, kw_only=True):
     dtype: DType = "float64"
     cached: bool = False
     device: Device = "auto"
+    n_heads: int | None = None
+    """Attention heads of weights of the assignment's form, which do not say it; None: one."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):

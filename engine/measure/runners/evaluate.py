@@ -228,7 +228,7 @@ def _finite(error: float) -> float | None:
 def run(request: Evaluate, held: "HeldModel", should_stop: Callable[[], bool]) -> Iterator[Event]:
     """Evaluate every case with the weights that the request names. A model held for other work stays loaded."""
     path = cases_path(request.weights, request.cases)
-    load = Load(model=request.weights, dtype=request.dtype, device=request.device)
+    load = Load(model=request.weights, dtype=request.dtype, device=request.device, n_heads=request.n_heads)
     model = yield from held.borrow(load, should_stop)
     cases = load_cases(path, model.config)
     atol = default_atol(model.decoder.dtype) if request.atol is None else request.atol
