@@ -53,6 +53,5 @@ ARCHITECTURES = (
         adapt=_modernbert,
         layers=_layers,
         outer=_outer,
-        defaults={"local_attention": 128},
     ),
 )
