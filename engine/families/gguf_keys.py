@@ -54,8 +54,6 @@ def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
     return {
         "rope_type": kind,
         "factor": factor,
-        "beta_fast": file.get("rope.scaling.yarn_beta_fast"),
-        "beta_slow": file.get("rope.scaling.yarn_beta_slow"),
         "original_max_position_embeddings": file.get("rope.scaling.original_context_length"),
         "mscale": weight,
         "mscale_all_dim": weight,
