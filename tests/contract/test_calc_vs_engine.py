@@ -70,8 +70,8 @@ def both(document: dict[str, Any], folder: Path) -> tuple[ModelSpec, ModelConfig
 
 
 def tensors(config: ModelConfig) -> int:
-    """Elements of all weights, on the meta device."""
-    return sum(tensor.numel() for tensor in empty_weights(config).values())
+    """Elements of all weights, on the meta device. Biases of a router's choice are buffers and no parameters."""
+    return sum(tensor.numel() for name, tensor in empty_weights(config).items() if "e_score_correction" not in name)
 
 
 def plain_spec(config: ModelConfig) -> ModelSpec:
