@@ -48,11 +48,12 @@ PERCENTILES = (50, 90)
 
 @dataclass
 class Seen:
-    """One request: when it was due and sent, and when each token came."""
+    """One request: when it was due and sent, and when tokens came (those within a character come together)."""
 
     due_s: float
     begun_s: float
     prompt_tokens: int
+    new_tokens: int
     stamps: tuple[float, ...]
 
     @property
@@ -101,9 +102,9 @@ class LlamaServer:
             if line.startswith(b"data:") and not json.loads(line[5:]).get("stop"):
                 stamps.append(time.perf_counter())
         connection.close()
-        if len(stamps) < new_tokens - 1 or response.status != 200:
+        if len(stamps) < 2 or response.status != 200:
             raise RuntimeError(f"{len(stamps)} of {new_tokens} tokens, status {response.status}")
-        return Seen(begun_s if due_s is None else due_s, begun_s, prompt_tokens, tuple(stamps))
+        return Seen(begun_s if due_s is None else due_s, begun_s, prompt_tokens, new_tokens, tuple(stamps))
 
     def together(self, asked: Sequence[tuple[int, int, float]]) -> list[Seen]:
         """Requests (prompt, new tokens, seconds from now), each in a thread of its own."""
@@ -165,7 +166,7 @@ def spreads(seen: Sequence[Seen]) -> dict[str, Spread]:
     """What users saw."""
     times = {
         "ttft": [one.first_s - one.due_s for one in seen],
-        "tpot": [(one.last_s - one.first_s) / (len(one.stamps) - 1) for one in seen],
+        "tpot": [(one.last_s - one.first_s) / (one.new_tokens - 1) for one in seen],
         "e2e": [one.last_s - one.due_s for one in seen],
     }
     return {name: Spread(tuple(sorted(values))) for name, values in times.items()}
