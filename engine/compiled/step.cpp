@@ -537,6 +537,28 @@ void unpack_matrix(const Linear *m, int64_t first, int64_t last, void *out, int3
     else unpack_rows(*m, first, last, (float *)out, threads);
 }
 
+// Up to how many vectors a packed matrix is multiplied faster by `multiply` than widened and given to others.
+int32_t multiply_at_most() { return BYTES_MULTIPLY ? 32 : 8; }
+
+// Floats of scratch memory that `multiply` needs.
+int64_t multiply_floats(const Linear *m, int64_t n, int32_t threads) { return threads * (panel_room(n * m->cols) + LANES); }
+
+// y[b stride + r] = W x[b] of a packed matrix, n vectors.
+void multiply(const Linear *m, const float *x, int64_t n, float *y, int64_t stride, float *scratch, int32_t threads) {
+    const int64_t n_panels = (m->rows + TILE - 1) / TILE;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), all = omp_get_num_threads();
+        const PanelVectors in = vectors_for(*m, x, n, scratch + thread * (panel_room(n * m->cols) + LANES));
+        for (int64_t panel = n_panels * thread / all; panel < n_panels * (thread + 1) / all; panel++) {
+            float tile[32 * TILE];
+            panel_tile(*m, panel * TILE, in, n, tile);
+            const int64_t rows = std::min<int64_t>(m->rows - panel * TILE, TILE);
+            for (int64_t b = 0; b < n; b++) std::memcpy(y + b * stride + panel * TILE, tile + b * TILE, rows * sizeof(float));
+        }
+    }
+}
+
 // Sizes of the records, which Python compares with its own before the first call.
 int64_t record_bytes(int32_t which) {
     const int64_t sizes[] = {sizeof(Linear), sizeof(Expert), sizeof(Layer), sizeof(Model), sizeof(Store), sizeof(Step)};

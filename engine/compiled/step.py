@@ -7,13 +7,13 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from engine.compiled.build import BuildError, build_apart, build_library, cached_library
+from engine.compiled.matrices import CODES_OF_DTYPES, CompiledProduct, LinearRecord, Scratch, compiled_unpack, record_of
 from engine.errors import EngineError, Stopped
 from engine.model.block import Block, SandwichBlock
 from engine.model.cache import KeysValues, Store
@@ -23,15 +23,11 @@ from engine.model.experts import Experts
 from engine.model.layers import MLP, Attention, Linear, Norm, Table
 from engine.model.rotary import rope_magnitude
 from engine.weights.formats import (
-    CODES,
     FLOATING,
     GroupedLinear,
-    Packed,
     PackedTable,
-    Unpack,
     linear_layers,
     packed,
-    unpack,
 )
 from engine.weights.uncompiled import prepack, widen_packed
 
@@ -39,16 +35,8 @@ CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
 MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
-_CODES_OF_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 _ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = [
-        ("weight", _Pointer), ("scales", _Pointer), ("bias", _Pointer), ("next", _Pointer), ("rows", _Int),
-        ("cols", _Int), ("format", _Code),
-    ]  # fmt: skip
 
 
 class _Norm(ctypes.Structure):
@@ -56,23 +44,25 @@ class _Norm(ctypes.Structure):
 
 
 class _Expert(ctypes.Structure):
-    _fields_ = [("up", _Linear), ("down", _Linear)]
+    _fields_ = [("up", LinearRecord), ("down", LinearRecord)]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        ("qkv", _Linear), ("output", _Linear), ("mlp", _Expert), ("router", _Linear), ("experts", _Pointer),
-        ("attention_norm", _Norm), ("mlp_norm", _Norm), ("post_attention_norm", _Norm), ("post_mlp_norm", _Norm),
-        ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer), ("frequencies", _Pointer),
+        ("qkv", LinearRecord), ("output", LinearRecord), ("mlp", _Expert), ("router", LinearRecord),
+        ("experts", _Pointer), ("attention_norm", _Norm), ("mlp_norm", _Norm), ("post_attention_norm", _Norm),
+        ("post_mlp_norm", _Norm), ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer),
+        ("frequencies", _Pointer),
         ("long_frequencies", _Pointer), ("original_context", _Int), ("window", _Int),
     ]  # fmt: skip
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        ("layers", _Pointer), ("embedding", _Linear), ("positions", _Linear), ("head", _Linear), ("norm", _Norm),
-        ("n_layers", _Int), ("hidden_size", _Int), ("n_heads", _Int), ("n_kv_heads", _Int), ("head_dim", _Int),
-        ("rotary_dim", _Int), ("vocab_size", _Int), ("inner_size", _Int), ("n_experts", _Int), ("n_active", _Int),
+        ("layers", _Pointer), ("embedding", LinearRecord), ("positions", LinearRecord), ("head", LinearRecord),
+        ("norm", _Norm), ("n_layers", _Int), ("hidden_size", _Int), ("n_heads", _Int), ("n_kv_heads", _Int),
+        ("head_dim", _Int), ("rotary_dim", _Int), ("vocab_size", _Int), ("inner_size", _Int), ("n_experts", _Int),
+        ("n_active", _Int),
         ("norm_eps", _Float), ("attention_scale", _Float), ("embedding_scale", _Float), ("rotary_scale", _Float),
         ("attention_cap", _Float), ("logit_cap", _Float), ("swiglu_limit", _Float), ("expert_scale", _Float),
         ("activation", _Code), ("gated", _Code), ("normalized", _Code), ("tiles", _Code),
@@ -123,7 +113,7 @@ class CompiledStep:
         self.config = decoder.config
         self._library = library
         self._kept: list[Tensor] = []
-        self._records: list[_Linear | ctypes.Array[_Expert]] = []  # that others point at
+        self._records: list[LinearRecord | ctypes.Array[_Expert]] = []  # that others point at
         self._layers = (_Layer * decoder.config.n_layers)(
             *[self._layer(decoder, i) for i in range(len(decoder.blocks))]
         )
@@ -158,7 +148,7 @@ class CompiledStep:
         return _Model(
             layers=ctypes.addressof(self._layers),
             embedding=self._table(decoder.embedding),
-            positions=self._linear(Linear(table)) if table is not None else _Linear(),
+            positions=self._linear(Linear(table)) if table is not None else LinearRecord(),
             head=self._linear(decoder.head),
             norm=self._norm(decoder.norm),
             n_layers=c.n_layers, hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
@@ -190,7 +180,7 @@ class CompiledStep:
             qkv=self._linear(attention.qkv),
             output=self._linear(attention.output),
             mlp=self._expert(plain) if plain is not None else _Expert(),
-            router=self._linear(routed.router) if routed is not None else _Linear(),
+            router=self._linear(routed.router) if routed is not None else LinearRecord(),
             experts=self._all_experts(routed) if routed is not None else None,
             attention_norm=self._norm(block.attention_norm),
             mlp_norm=self._norm(block.mlp_norm),
@@ -219,19 +209,19 @@ class CompiledStep:
             return None, None
         return self._keep(rows[0].float()), self._keep(rows[config.n_heads].float())
 
-    def _linear(self, layer: object) -> _Linear:
-        record: _Linear | None = None
+    def _linear(self, layer: object) -> LinearRecord:
+        record: LinearRecord | None = None
         for part in reversed(packed(layer)):
             bias = self._keep(part.bias.float()) if part.bias is not None else None
             self._kept += [part.values] if part.scales is None else [part.values, part.scales]
-            following, record = record, _record(part, bias)
+            following, record = record, record_of(part, bias)
             if following is not None:
                 self._records.append(following)
                 record.next = ctypes.addressof(following)
         assert record is not None
         return record
 
-    def _table(self, table: Tensor | Table) -> _Linear:
+    def _table(self, table: Tensor | Table) -> LinearRecord:
         if isinstance(table, Tensor):
             return self._linear(Linear(table))
         assert isinstance(table, PackedTable)
@@ -245,61 +235,6 @@ class CompiledStep:
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
         return self._kept[-1].data_ptr()
-
-
-class Scratch:
-    """Memory for one matrix at a time. Taken anew for every product, its pages would be fetched anew each time."""
-
-    def __init__(self) -> None:
-        self._room = torch.empty(0, dtype=torch.uint8)
-
-    def matrix(self, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-        """Room for a matrix, with whatever the last one has left there."""
-        n_bytes = rows * cols * dtype.itemsize
-        if n_bytes > self._room.numel():
-            self._room = torch.empty(n_bytes, dtype=torch.uint8)
-        return self._room[:n_bytes].view(dtype).view(rows, cols)
-
-
-def compiled_unpack(part: Packed, library: ctypes.CDLL, scratch: Scratch) -> Unpack:
-    """The fastest way to widen a matrix; of plain numbers torch's own."""
-    return partial(unpack, part) if part.scales is None else CompiledUnpack(part, library, scratch)
-
-
-class CompiledUnpack:
-    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once.
-
-    What it gives is ``scratch``'s, and good until the next call of any that shares it.
-    """
-
-    def __init__(self, packed: Packed, library: ctypes.CDLL, scratch: Scratch) -> None:
-        self._packed = packed
-        self._scratch = scratch
-        self._record = _record(packed, None)
-        self._address = ctypes.addressof(self._record)
-        self._call = library.unpack_matrix
-        self._call.restype = None
-        self._call.argtypes = [ctypes.c_void_p, _Int, _Int, ctypes.c_void_p, _Code, _Code]
-
-    def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
-        last = self._packed.rows if stop is None else min(stop, self._packed.rows)
-        narrow = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        out = self._scratch.matrix(last - start, self._packed.cols, narrow)
-        code = _CODES_OF_DTYPES[out.dtype]
-        self._call(self._address, start, last, out.data_ptr(), code, torch.get_num_threads())
-        return out.to(dtype)
-
-
-def _record(weight: Packed, bias: int | None) -> _Linear:
-    """Pointers into a matrix that somebody else keeps."""
-    return _Linear(
-        weight=weight.values.data_ptr(),
-        scales=weight.scales.data_ptr() if weight.scales is not None else None,
-        bias=bias,
-        rows=weight.rows,
-        cols=weight.cols,
-        format=CODES[weight.format],
-    )
 
 
 class _BoundStep:
@@ -319,7 +254,7 @@ class _BoundStep:
             scratch=scratch.data_ptr(),
             batch=cache.batch_size,
             threads=threads,
-            cache_format=_CODES_OF_DTYPES[cache.stores[0].values.dtype],
+            cache_format=CODES_OF_DTYPES[cache.stores[0].values.dtype],
         )
         self.address = ctypes.addressof(self.record)
 
@@ -341,7 +276,7 @@ def _check_records(library: ctypes.CDLL) -> None:
     """Refuse a library whose structs are not those above (a compiler with other rules of layout)."""
     sizes = library.record_bytes
     sizes.restype, sizes.argtypes = ctypes.c_int64, [ctypes.c_int32]
-    records: Sequence[Any] = (_Linear, _Expert, _Layer, _Model, _Store, _Step)
+    records: Sequence[Any] = (LinearRecord, _Expert, _Layer, _Model, _Store, _Step)
     if [sizes(i) for i in range(len(records))] != [ctypes.sizeof(record) for record in records]:
         raise BuildError("the compiled step's records do not match")
 
@@ -416,6 +351,8 @@ class Compilation:
         for layer in linear_layers(decoder):
             if isinstance(layer, GroupedLinear):
                 layer.unpack = [compiled_unpack(part, library, scratch) for part in layer.parts]
+                if all(part.scales is not None for part in layer.parts):
+                    layer.product = CompiledProduct(layer.parts, library, scratch)
         if isinstance(decoder.embedding, PackedTable):
             decoder.embedding.unpack = compiled_unpack(decoder.embedding.part, library, scratch)
         self.note = ""

@@ -62,17 +62,26 @@ class Unpack(Protocol):
     def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
+class Product(Protocol):
+    """Multiplies a packed layer with up to ``at_most`` rows as it is."""
+
+    at_most: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class GroupedLinear:
     """y = x W^T + b with W in packed formats, widened to the dtype of x for each product.
 
     ``parts``: matrices whose outputs lie side by side, each in a format of its own. That is right for prefill, where
     one widening serves many rows; decode steps read the packed form itself (`engine.compiled`, which brings a faster
-    ``unpack`` of each part too).
+    ``unpack`` of each part too, and a ``product`` with few rows: short prompts, and the head of a long one).
     """
 
     def __init__(self, *parts: Packed) -> None:
         self.parts = parts
         self.unpack: list[Unpack] = [partial(unpack, part) for part in parts]
+        self.product: Product | None = None
 
     @property
     def rows(self) -> int:
@@ -94,6 +103,8 @@ class GroupedLinear:
         return torch.cat(biases) if biases else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.product is not None and len(x) <= self.product.at_most:
+            return self.product(x)
         y, at = x.new_empty(len(x), self.rows), 0
         at_once = max(1, _WIDENED_AT_ONCE // self.cols // ROWS) * ROWS
         for part, wide in zip(self.parts, self.unpack, strict=True):

@@ -333,6 +333,9 @@ def test_packed_weights_are_read_exactly(forms: tuple[WeightFormat, ...]) -> Non
     attach(compiled, "on")
     torch.testing.assert_close(_steps(compiled, ids, 4), expected, atol=FINE, rtol=0)
     torch.testing.assert_close(_steps(compiled, ids[:1], 4), expected[:1], atol=FINE, rtol=0)
+    for n_tokens in (5, 40):  # as they are, and widened
+        prompt = _ids(config, 1, n_tokens)
+        torch.testing.assert_close(compiled.forward(prompt), eager.forward(prompt), atol=FINE, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "one-head-learned", "qwen3", "mixed"])

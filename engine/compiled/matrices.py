@@ -1,0 +1,108 @@
+"""Matrices of the compiled library by themselves: widened, or multiplied with a few vectors."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from engine.weights.formats import CODES, Packed, Unpack, unpack
+
+CODES_OF_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+_Pointer, _Int, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+class LinearRecord(ctypes.Structure):
+    """`Linear` of records.h."""
+
+    _fields_ = [
+        ("weight", _Pointer), ("scales", _Pointer), ("bias", _Pointer), ("next", _Pointer), ("rows", _Int),
+        ("cols", _Int), ("format", _Code),
+    ]  # fmt: skip
+
+
+class Scratch:
+    """Memory for one matrix at a time. Taken anew for every product, its pages would be fetched anew each time."""
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+        """Room for a matrix, with whatever the last one has left there."""
+        n_bytes = rows * cols * dtype.itemsize
+        if n_bytes > self._room.numel():
+            self._room = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._room[:n_bytes].view(dtype).view(rows, cols)
+
+
+class CompiledProduct:
+    """A packed layer times a few vectors, without widening it: rows of every part side by side."""
+
+    def __init__(self, parts: Sequence[Packed], library: ctypes.CDLL, scratch: Scratch) -> None:
+        self.at_most: int = library.multiply_at_most()
+        self._parts = parts
+        self._biases = [part.bias.float() if part.bias is not None else None for part in parts]
+        self._records = [
+            record_of(part, bias.data_ptr() if bias is not None else None)
+            for part, bias in zip(parts, self._biases, strict=True)
+        ]
+        self._scratch = scratch
+        self._library = library
+        library.multiply.restype, library.multiply_floats.restype = None, _Int
+        library.multiply.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Pointer, _Code]
+        library.multiply_floats.argtypes = [_Pointer, _Int, _Code]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (N, inputs), N up to ``at_most`` -> (N, outputs)."""
+        wide, threads, at = x.float().contiguous(), torch.get_num_threads(), 0
+        y = torch.empty(len(x), sum(part.rows for part in self._parts))
+        for record in self._records:
+            address = ctypes.addressof(record)
+            floats = self._library.multiply_floats(address, len(x), threads)
+            room = self._scratch.matrix(1, floats, torch.float32).data_ptr()
+            out = y.data_ptr() + at * y.itemsize
+            self._library.multiply(address, wide.data_ptr(), len(x), out, y.size(1), room, threads)
+            at += record.rows
+        return y.to(x.dtype)
+
+
+def compiled_unpack(part: Packed, library: ctypes.CDLL, scratch: Scratch) -> Unpack:
+    """The fastest way to widen a matrix; of plain numbers torch's own."""
+    return partial(unpack, part) if part.scales is None else CompiledUnpack(part, library, scratch)
+
+
+class CompiledUnpack:
+    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once.
+
+    What it gives is ``scratch``'s, and good until the next call of any that shares it.
+    """
+
+    def __init__(self, packed: Packed, library: ctypes.CDLL, scratch: Scratch) -> None:
+        self._packed = packed
+        self._scratch = scratch
+        self._record = record_of(packed, None)
+        self._address = ctypes.addressof(self._record)
+        self._call = library.unpack_matrix
+        self._call.restype = None
+        self._call.argtypes = [ctypes.c_void_p, _Int, _Int, ctypes.c_void_p, _Code, _Code]
+
+    def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        last = self._packed.rows if stop is None else min(stop, self._packed.rows)
+        narrow = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        out = self._scratch.matrix(last - start, self._packed.cols, narrow)
+        code = CODES_OF_DTYPES[out.dtype]
+        self._call(self._address, start, last, out.data_ptr(), code, torch.get_num_threads())
+        return out.to(dtype)
+
+
+def record_of(weight: Packed, bias: int | None) -> LinearRecord:
+    """Pointers into a matrix that somebody else keeps."""
+    return LinearRecord(
+        weight=weight.values.data_ptr(),
+        scales=weight.scales.data_ptr() if weight.scales is not None else None,
+        bias=bias,
+        rows=weight.rows,
+        cols=weight.cols,
+        format=CODES[weight.format],
+    )
