@@ -38,7 +38,7 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
         await until(pilot, lambda: settled(app), timeout_s=60)
-        for _ in range(5):  # layouts that ask for another
+        for _ in range(10):  # layouts that ask for another
             await pilot.pause(0.02)
         for field in app.query("Input"):
             field.cursor_blink = False

@@ -44,7 +44,8 @@ def serving_from(table: Mapping[str, Any]) -> Serving:
 
 
 def _possible(serving: Serving) -> tuple[bool, ...]:
-    counts = (serving.tp, serving.count, serving.prompt_tokens, serving.new_tokens, *serving.batches)
+    shares = (serving.tp, serving.pp, serving.ep, serving.dp_attention)
+    counts = (*shares, serving.count, serving.prompt_tokens, serving.new_tokens, *serving.batches)
     texts = (*serving.devices, *(() if serving.version is None else (serving.version,)))
     return (
         all(_is_count(n) for n in (*counts, *(() if serving.chunk is None else (serving.chunk,)))),

@@ -13,7 +13,7 @@ from calc.model.stored import is_as_stored
 from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import all_devices, find_model
 from tui.form.draft import EDITED, memory_text
-from tui.form.serving import Serving, serving_words
+from tui.form.serving import ENGINE, Serving, serving_words
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
@@ -44,15 +44,14 @@ def estimate_command(study: Study, serving: Serving) -> str:
 
 def step_command(state: AppState) -> str:
     """``kvscope estimate …`` that prints the operators of the state's step: a static batch, one new token each."""
-    serving = Serving(
-        engine=state.serving.engine,
-        version=state.serving.version,
-        tp=state.serving.tp,
+    serving = replace(
+        Serving(),
         load="batch",
         count=state.step_batch,
         prompt_tokens=state.step_context,
         new_tokens=1,
         batches=(),
+        **{name: getattr(state.serving, name) for name in ENGINE},
     )
     return estimate_command(state.study, serving)
 

@@ -13,6 +13,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEVICES = ("a100-80gb", "h100-sxm", "h200-sxm", "b200-sxm", "mi300x")
 """Devices that people compare, by their names in the catalog."""
 
+ENGINE = ("engine", "version", "tp", "pp", "ep", "dp_attention")
+"""Fields that say how the model is run, whatever the load."""
+
 Limit = tuple[str, float]
 
 
@@ -26,6 +29,9 @@ class Serving:
     engine: str = "vllm"
     version: str | None = None
     tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp_attention: int = 1
     load: str = "clients"
     count: int = 32
     prompt_tokens: int = 1024
@@ -45,7 +51,8 @@ def engine_words(serving: Serving) -> list[str]:
     words = [] if serving.engine == "vllm" else ["--policy", serving.engine]
     if serving.version is not None:
         words += ["--engine-version", serving.version]
-    return words if serving.tp == 1 else [*words, "--tp", str(serving.tp)]
+    shares = {"--tp": serving.tp, "--pp": serving.pp, "--ep": serving.ep, "--dp-attention": serving.dp_attention}
+    return [*words, *(word for name, n in shares.items() if n != 1 for word in (name, str(n)))]
 
 
 def serving_words(serving: Serving) -> list[str]:
@@ -79,6 +86,12 @@ def number_text(value: float | Fraction | None) -> str:
         return ""
     text = f"{float(value):.10g}"
     return text if Fraction(text) == value or isinstance(value, float) else str(value)
+
+
+def split_text(serving: Serving) -> str:
+    """``pp=2,ep=8``: ways to share the model in addition to TP; nothing where there are none."""
+    shares = {"pp": serving.pp, "ep": serving.ep, "dp": serving.dp_attention}
+    return ",".join(f"{name}={n}" for name, n in shares.items() if n != 1)
 
 
 def draft_text(drafted: int, acceptance: Fraction) -> str:

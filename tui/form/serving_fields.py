@@ -20,6 +20,7 @@ from tui.form.serving import (
     limit_text,
     list_text,
     number_text,
+    split_text,
 )
 
 MOST_DEVICES = 12
@@ -35,7 +36,7 @@ class ServingField:
 
     name: str
     label: str
-    width: int
+    width: int | str
     read: Callable[[str], Mapping[str, Any]]
     write: Callable[[Serving], str]
     meaning: str
@@ -60,6 +61,19 @@ def _version(text: str) -> str:
 def _drafts(text: str) -> Mapping[str, Any]:
     drafted, acceptance = drafts(text) if text.strip() else (0, Fraction(0))
     return {"drafted": drafted, "acceptance": acceptance}
+
+
+SPLITS = {"pp": "pp", "ep": "ep", "dp": "dp_attention"}
+
+
+def _split(text: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = dict.fromkeys(SPLITS.values(), 1)
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, given, n = part.partition("=")
+        if name.strip().lower() not in SPLITS or not given:
+            raise QuantityError(f"{part!r} is not one of pp, ep and dp with a number: pp=2,ep=8")
+        found[SPLITS[name.strip().lower()]] = parse_count(n, what=name.strip().lower(), maximum=1024)
+    return found
 
 
 def _limits(text: str) -> Mapping[str, Any]:
@@ -151,7 +165,7 @@ FIELDS = (
     ServingField(
         name="limits",
         label="limits",
-        width=22,
+        width=21,
         read=_limits,
         write=lambda serving: limit_text(serving.limits),
         meaning=(
@@ -170,6 +184,17 @@ FIELDS = (
         blank="2.50",
     ),
     ServingField(
+        name="split",
+        label="split",
+        width=11,
+        read=_split,
+        write=split_text,
+        meaning=(
+            "Ways to share the model in addition to TP: pp (pipeline stages of TP devices), ep (of the TP devices, "
+            "those that share experts), dp (attention groups with their own requests), such as pp=2,ep=8. Blank: none."
+        ),
+    ),
+    ServingField(
         name="batches",
         label="rows",
         width=9,
@@ -180,7 +205,7 @@ FIELDS = (
     ServingField(
         name="devices",
         label="compare",
-        width=40,
+        width="1fr",
         read=_devices,
         write=lambda serving: ",".join(serving.devices),
         meaning="Catalog devices beside the chosen one, such as h100-sxm,l40s,rtx-4090 (kvscope devices lists all).",

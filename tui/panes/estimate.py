@@ -52,8 +52,8 @@ Every number is an estimate with a band, from low to high; docs/estimates.md say
 Tab moves through what is asked. The load is one static batch, clients in a closed loop (each sends its next request
 when the last one ends), or all requests at once. The table has a row for each batch or number of clients; limits on
 time are kept or not by the expected times, and a row says which limit it breaks. ↑ ↓ choose a row: the operators below
-are those of its step. Devices are compared under the same question; ◂ marks the chosen one. With a price, "Same cost
-at" is the price per hour at which a device costs as much per token as the chosen one. d picks another device."""
+are those of its step. Devices are compared under the same question; ◂ marks the chosen one. With a price, "Worth/hour"
+is the price per hour at which a device costs as much per token as the chosen one. d picks another device."""
 
 FRONTIER, DEVICES, DECODE, PREFILL = TABLES = (
     "estimate-frontier",

@@ -56,9 +56,9 @@ class PagedPane(Pane):
         self.query_one(".page-label", Label).update(words)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Pages exist on narrow screens only."""
+        """Pages exist on narrow screens only, and are not turned under a list or the help."""
         if action == "next_page":
-            return self.screen.has_class("-narrow")
+            return self.screen.has_class("-narrow") and self.app.screen is self.screen
         return True
 
 

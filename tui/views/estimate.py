@@ -198,7 +198,7 @@ def device_table(rows: Sequence[DeviceAnswer], price: float | None) -> Table:
         Column("Tokens/s per user", numeric=True),
         Column("Tokens/s in all", numeric=True),
         Column("Limits", priority=4),
-        Column("Same cost at", numeric=True, priority=5),
+        Column("Worth/hour", numeric=True, priority=5),
         Column("Limited by", priority=1),
     )
     rate = next((rate for row in rows[:1] if (rate := _rate_of(row)) is not None), None)

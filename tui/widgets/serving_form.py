@@ -23,7 +23,7 @@ from tui.widgets.option import Option
 LINES = (
     ("version", "tp"),
     ("count", "prompt_tokens", "new_tokens", "chunk", "prefix_hit", "draft"),
-    ("limits", "price", "batches"),
+    ("limits", "price", "batches", "split"),
     ("devices",),
 )
 """The fields by line; the dials of engine and load stand on the first."""
@@ -40,7 +40,8 @@ class ServingForm(VerticalGroup):
         .pair { height: auto; layout: horizontal; }
         Option Input { background: $foreground 8%; }
         #serving-devices { width: 1fr; }
-        #serving-devices Input { width: 1fr; }
+        #serving-terms { width: 82; }
+        #serving-beside { width: 1fr; }
         #serving-problem { display: none; color: $text-error; height: auto; padding: 0 1; }
         &.-problem #serving-problem { display: block; }
     }

@@ -22,6 +22,9 @@ FULL = Serving(
     engine="sglang",
     version="0.5.9",
     tp=2,
+    pp=2,
+    ep=2,
+    dp_attention=2,
     load="batch",
     count=8,
     prompt_tokens=4000,
@@ -41,11 +44,13 @@ def test_the_options_say_everything_and_the_command_reads_it_back() -> None:
     assert serving_words(FULL) == [
         "--batch", "8", "--prompt-tokens", "4000", "--new-tokens", "100", "--chunk", "512", "--prefix-hit", "1/3",
         "--speculate", "4,0.8", "--limit", "ttft=500ms,e2e=10s", "--price", "2.5", "--batches", "1,3,9",
-        "--policy", "sglang", "--engine-version", "0.5.9", "--tp", "2",
+        "--policy", "sglang", "--engine-version", "0.5.9", "--tp", "2", "--pp", "2", "--ep", "2",
+        "--dp-attention", "2",
     ]  # fmt: skip
     asked = asked_of(FULL)
     assert (asked.engine, asked.version, asked.tp, asked.load, asked.count) == ("sglang", "0.5.9", 2, Load.STATIC, 8)
     assert (asked.prompt_tokens, asked.new_tokens, asked.chunk, asked.prefix_hit) == (4000, 100, 512, Fraction(1, 3))
+    assert (asked.pp, asked.ep, asked.dp_attention) == (2, 2, 2)
     assert (asked.drafted, asked.acceptance) == (4, Fraction(4, 5))
 
 

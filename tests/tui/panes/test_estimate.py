@@ -92,7 +92,7 @@ async def test_what_is_asked_is_edited_in_the_pane() -> None:
         assert [column.name for column in shown.columns][-2:] == ["Limits", "Cost per million"]
         assert "✗ TTFT" in shown.rows[-1][-2]
         assert "4,000 tokens in" in sentence(pane)
-        assert "Same cost at" in [column.name for column in (table(pane, DEVICES).table or shown).columns]
+        assert "Worth/hour" in [column.name for column in (table(pane, DEVICES).table or shown).columns]
         pane.query_one("#serving-load", ChoiceDial).focus()
         await pilot.press("right")
         await until(pilot, lambda: app.state.serving.load == "maximum" and pane.is_settled)
@@ -111,6 +111,7 @@ IMPOSSIBLE = (
     ("batches", "8..1", "goes down"),
     ("version", "latest", "version"),
     ("tp", "", "TP is empty"),
+    ("split", "cp=2", "is not one of pp, ep and dp"),
 )
 
 
@@ -155,7 +156,7 @@ async def test_devices_stand_beside_each_other_and_say_why_one_gives_nothing() -
         assert names[0] == "NVIDIA H100 SXM ◂"
         assert [row.struck for row in shown.rows] == [False, True, True, False]
         assert "fit" in shown.rows[1].remark
-        assert "vllm does not run on" in shown.rows[2].remark
+        assert "does not run on Google TPU" in shown.rows[2].remark
         chart = pane.query_one("#estimate-plot", PlotView).chart
         assert chart is not None
         assert {"○", "◆"} <= {series.symbol for series in chart.series}
@@ -220,7 +221,7 @@ async def test_the_export_holds_sentence_tables_plot_and_notes() -> None:
     assert written.startswith("# Estimate of llama-3-8b on NVIDIA H100 SXM")
     for part in (
         said,
-        "### By batch",
+        "### By clients",
         "### Devices",
         "tokens/s of one user",
         "docs/estimates.md",
