@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calc.commands.tables import KEPT, Column, Table
-from calc.units import Quantity, format_decimal, format_duration_s, format_rate
+from calc.units import format_decimal, format_duration_s, format_rate
 from engine.measure.kinds.machine import ROWS, MachineResult, MachineRow
 from engine.measure.registry import MEASUREMENTS
 from tui.form.sampling import read_dtypes
@@ -53,8 +53,8 @@ def _cells(row: MachineRow) -> tuple[str, ...]:
     rates = [row.matmul_flops_per_s.get(str(n)) for n in ROWS]
     return (
         row.dtype,
-        Quantity(format_rate(row.read_bytes_per_s), row.read_bytes_per_s),
-        *("–" if rate is None else Quantity(format_rate(rate, "FLOP/s"), rate) for rate in rates),
+        format_rate(row.read_bytes_per_s),
+        *("–" if rate is None else format_rate(rate, "FLOP/s") for rate in rates),
     )
 
 
