@@ -95,7 +95,7 @@ class Asked:
                 raise SpecError(name, f"{TITLES[self.engine]} has no --{word}: use --policy {', '.join(SERVERS)}")
             if self.tp % getattr(self, name):
                 parts = getattr(self, name)
-                raise SpecError(name, f"--{word} {parts:,} does not divide the {self.tp:,} devices of --tp")
+                raise SpecError(name, f"--{word} {parts:,} does not divide --tp {self.tp:,}")
 
     @property
     def devices(self) -> int:

@@ -405,8 +405,8 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),
         (("--device", "h100-sxm", "--policy", "transformers", "--ep", "2"), "transformers has no --ep"),
-        (("--device", "h100-sxm", "--dp-attention", "2"), "--dp-attention 2 does not divide the 1 devices of --tp"),
-        (("--device", "h100-sxm", "--tp", "4", "--ep", "3"), "--ep 3 does not divide the 4 devices of --tp"),
+        (("--device", "h100-sxm", "--dp-attention", "2"), "--dp-attention 2 does not divide --tp 1"),
+        (("--device", "h100-sxm", "--tp", "4", "--ep", "3"), "--ep 3 does not divide --tp 4"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--dp-attention", "2"), "llama.cpp has no --dp-attention"),
     ],
 )
