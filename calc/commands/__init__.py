@@ -23,7 +23,7 @@ COMMANDS = {
     ),
     "simulate": (
         "calc.commands.simulate:run_simulate",
-        "a load over time: percentiles, queue, the highest rate that keeps limits",
+        "a load over time: queue, percentiles, the rate that limits allow",
     ),
     "solve": (
         "calc.commands.solve:run_solve",
