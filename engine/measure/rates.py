@@ -95,6 +95,8 @@ def layer_flops(config: ModelConfig) -> float:
 
 def packed_values(layer: Linear | GroupedLinear) -> Tensor:
     """The numbers of a matrix as they lie in memory."""
+    if not isinstance(layer, GroupedLinear):
+        return layer.weight
     return max((part.values for part in packed(layer)), key=Tensor.numel)
 
 
