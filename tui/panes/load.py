@@ -29,6 +29,7 @@ from tui.views.load import Run, course_chart, most_sentence, rate_chart, rate_se
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
 from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.growing_table import GrowingTable
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.rate_slider import RateSlider
@@ -86,8 +87,8 @@ class LoadPane(PagedPane):
         yield self.page_label()
         with Horizontal(id="load-main"):
             with VerticalScroll(id="load-tables", can_focus=False):
-                yield card("By rate", CalcTable(id="load-rates"), id="card-load-rates")
-                yield card("Times", CalcTable(id="load-times"), id="card-load-times")
+                yield card("By rate", GrowingTable(id="load-rates"), id="card-load-rates")
+                yield card("Times", GrowingTable(id="load-times"), id="card-load-times")
             with VerticalScroll(id="load-plots", can_focus=False):
                 yield card("", PlotView(id="load-course"), id="card-load-course")
                 yield card("", PlotView(id="load-curve"), id="card-load-curve")

@@ -1,0 +1,40 @@
+"""A table that is filled row by row while it is looked at."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from calc.commands.render import Layout, column_labels
+from calc.commands.tables import Table
+from tui.widgets.data_table import CalcTable
+
+
+class GrowingTable(CalcTable):
+    """Makes its columns anew whenever a cell is wider than its column.
+
+    DataTable widens a column when it is idle, but keeps the lines that were painted before that.
+    """
+
+    _widths: tuple[int, ...] = ()
+
+    def _draw(self, layout: Layout, *, headings: bool) -> None:
+        assert self.table is not None
+        widths = _widths(self.table, layout)
+        changed, self._widths = widths != self._widths, widths
+        super()._draw(layout, headings=headings or changed)
+
+    def _add_headings(self, table: Table, layout: Layout) -> None:
+        labels = column_labels(table, layout)
+        self.header_height = max((label.count("\n") + 1 for label in labels), default=1)
+        for i, label, width in zip(layout.columns, labels, self._widths, strict=True):
+            self.add_column(Text(label, justify="right" if table.columns[i].numeric else "left"), width=width)
+
+
+def _widths(table: Table, layout: Layout) -> tuple[int, ...]:
+    """The widest cell of every column that is shown, or a line of its heading."""
+    labels = column_labels(table, layout)
+    return tuple(
+        max([*map(cell_len, label.split("\n")), *(cell_len(row[i]) for row in table.rows)])
+        for i, label in zip(layout.columns, labels, strict=True)
+    )
