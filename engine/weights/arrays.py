@@ -46,7 +46,14 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        self.tensor = _tensor(bytes(data), dtype, tuple(map(int, shape)), fortran=bool(fortran))
+        self.tensor = _tensor(_held(data), dtype, tuple(map(int, shape)), fortran=bool(fortran))
+
+
+def _held(data: object) -> bytes:
+    """The bytes that stand in the file: of a number, `bytes` would make as many zeros."""
+    if not isinstance(data, bytes | bytearray | memoryview | pickle.PickleBuffer):
+        raise NotArrays(f"an array of {type(data).__name__}")
+    return bytes(data)
 
 
 def _tensor(data: bytes, dtype: _DType, shape: tuple[int, ...], *, fortran: bool) -> Tensor:
@@ -61,7 +68,7 @@ def _tensor(data: bytes, dtype: _DType, shape: tuple[int, ...], *, fortran: bool
 def _from_buffer(data: object, dtype: _DType, shape: tuple[int, ...], order: str) -> _Array:
     """numpy's way since pickle protocol 5."""
     made = _Array()
-    made.tensor = _tensor(bytes(data), dtype, tuple(shape), fortran=order == "F")  # type: ignore[call-overload]
+    made.tensor = _tensor(_held(data), dtype, tuple(shape), fortran=order == "F")
     return made
 
 
@@ -71,6 +78,13 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty(*given: object) -> bytes:
+    """How old protocols write the bytes of an empty array."""
+    if given:
+        raise NotArrays("bytes of something")
+    return b""
+
+
 def _dtype(code: str, *_: object) -> _DType:
     return _DType(str(code).lstrip("<>=|"), ">" if str(code).startswith(">") else "<")
 
@@ -78,6 +92,7 @@ def _dtype(code: str, *_: object) -> _DType:
 _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encoded,
+    **{(module, "bytes"): _empty for module in ("__builtin__", "builtins")},
     ("numpy", "dtype"): _dtype,
     ("numpy", "ndarray"): _Array,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Array for core in ("core", "_core")},
