@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from calc.commands.documents import Document
+from calc.commands.estimate_document import estimate_document
 from calc.commands.estimate_tables import answer_table, frontier_table, operator_table
+from calc.commands.estimate_words import assumptions, crossings, sentence
+from calc.commands.frontier import Row, frontier, judged
 from calc.commands.options import (
     Parser,
     add_limit_option,
@@ -25,39 +27,16 @@ from calc.commands.options import (
 )
 from calc.commands.output import emit_json, emit_tables
 from calc.errors import QuantityError, SpecError
-from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study
-from calc.speed.accuracy import accuracy_of
-from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
-from calc.speed.estimate import ENGINES, FEW, Asked, Estimate, Load, Steps, estimate, has_experts
-from calc.speed.plans import Broken, broken_limits
-from calc.speed.room import by_server, room_of
-from calc.units import format_duration_s, parse_count, parse_share
+from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
+from calc.speed.estimate import ENGINES, Asked, Estimate, Load, estimate
+from calc.speed.room import room_of
+from calc.units import parse_count, parse_share
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
-    from calc.speed.passes import PassTime
-    from calc.speed.spans import Span
 
 MOST_DRAFTED = 256
 """Tokens drafted per step: no draft is as long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A point of the frontier: the estimate of a batch, the limits it breaks (None: there are none), what it costs.
-
-    `cost`: money per million tokens out; None where no price is given or the batch does not fit.
-    """
-
-    batch: int
-    answer: Estimate
-    broken: tuple[Broken, ...] | None = None
-    cost: float | None = None
-
-    @property
-    def meets_limits(self) -> bool | None:
-        """Whether the expected times keep every limit."""
-        return None if self.broken is None else self.answer.fits and not self.broken
 
 
 def drafts(text: str) -> tuple[int, Fraction]:
@@ -232,152 +211,6 @@ def _draft(args: argparse.Namespace) -> ModelSpec | None:
     return load_model(args.draft)
 
 
-def frontier(
-    study: Study,
-    asked: Asked,
-    batches: Sequence[int],
-    *,
-    limits: Mapping[str, float] | None = None,
-    price: float | None = None,
-) -> Iterator[Row]:
-    """A row for each batch or number of clients. At maximum load the rows are static batches. Raises SpecError."""
-    load = Load.STATIC if asked.load is Load.MAX else asked.load
-    each = [replace(asked, load=load, count=n) for n in batches]
-    room = room_of(study, each[0]) if each else None
-    for one in each:
-        assert room is not None
-        yield judged(estimate(study, one, room), limits, price)
-
-
-def judged(answer: Estimate, limits: Mapping[str, float] | None = None, price: float | None = None) -> Row:
-    """`answer` with the limits that it breaks, and its cost at `price` per device and hour."""
-    broken = None if limits is None else broken_limits(answer, limits)
-    batch = answer.asked.count if answer.asked.count is not None else int(answer.batch)
-    return Row(batch, answer, broken, cost_per_million(answer, price))
-
-
-def cost_per_million(answer: Estimate, price: float | None) -> float | None:
-    """Money per million tokens out, at the expected rate and `price` per device and hour."""
-    if price is None or answer.output_rate is None:
-        return None
-    return float(price * answer.asked.devices / 3600 / answer.output_rate.mid * 1e6)
-
-
-# --- JSON ---------------------------------------------------------------------------------------------------
-
-
-def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Document:
-    """What ``estimate --json`` prints."""
-    model, steps = study.model, Steps(study=study, asked=answer.asked)
-    return {
-        "command": "estimate",
-        "schema": 1,
-        "model": {
-            "name": model.title,
-            **{name: getattr(model, name) for name in DIMENSIONS},
-            "source": model.provenance,
-        },
-        "device": study.device.name,
-        "policy": answer.asked.engine,
-        "tp": answer.asked.tp,
-        "pp": answer.asked.pp,
-        "ep": answer.asked.ep,
-        "dp_attention": answer.asked.dp_attention,
-        "n_devices": answer.asked.devices,
-        "load": {"kind": str(answer.asked.load), "batch": answer.batch, "asked": answer.asked.count},
-        "ttft_s": time_document(answer.ttft),
-        "tpot_s": time_document(answer.tpot),
-        "e2e_s": time_document(answer.e2e),
-        "output_tokens_per_s": time_document(answer.output_rate),
-        "tokens_per_s_per_user": band_document(answer.user_rate),
-        "limited_by": answer.limited_by,
-        "fits": answer.fits,
-        "prefill": _pass(answer.prefill),
-        "decode": _pass(answer.decode),
-        "crossovers": {
-            "batch_compute_bound": compute_bound_batch(steps),
-            "context_kv_exceeds_weights": cache_over_weights(steps, max(1, int(answer.batch))),
-        },
-        "speculation": _speculation(steps, answer),
-        "cost_per_million_output_tokens": cost_per_million(answer, None if args.price is None else args.price[0]),
-        "frontier": [_row(row) for row in rows],
-        "meets_limits": judged(answer, args.limit).meets_limits,
-        "calibration": _calibration(study, steps),
-        "assumptions": assumptions(study, answer),
-    }
-
-
-def time_document(span: Span | None) -> Document | None:
-    return None if span is None else {"bound": span.bound, **(band_document(span) or {})}
-
-
-def band_document(span: Span | None) -> Document | None:
-    return None if span is None else {"low": span.low, "mid": span.mid, "high": span.high}
-
-
-def _calibration(study: Study, steps: Steps) -> Document:
-    """What the constants come from, and how far estimates of this kind were off (None: no such run is known)."""
-    known, constants = accuracy_of(study, steps.asked), steps.device.constants
-    return {
-        "family": constants.family,
-        "source": constants.source,
-        "rows": 0 if known is None else known.rows,
-        "pairs": 0 if known is None else known.pairs,
-        "median_error": None if known is None else known.median_error,
-        "band_covers": None if known is None else known.band_covers,
-    }
-
-
-def _speculation(steps: Steps, answer: Estimate) -> Document | None:
-    """What drafting brings and takes; None where nothing is drafted."""
-    asked = steps.asked
-    if not asked.drafted:
-        return None
-    return {
-        "drafted": asked.drafted,
-        "acceptance": float(asked.acceptance),
-        "tokens_per_step": asked.step_tokens,
-        "draft_model": None if asked.draft is None else asked.draft.title,
-        "drafting_s": None if asked.draft is None or not answer.fits else steps.drafting(int(answer.batch))[0],
-        "pays_to_batch": speculation_pays_to(steps, room_of(steps.study, asked)),
-    }
-
-
-def _row(row: Row) -> Document:
-    answer = row.answer
-    return {
-        "batch": row.batch,
-        "ttft_s": time_document(answer.ttft),
-        "tpot_s": time_document(answer.tpot),
-        "output_tokens_per_s": time_document(answer.output_rate),
-        "tokens_per_s_per_user": band_document(answer.user_rate),
-        "fits": answer.fits,
-        "meets_limits": row.meets_limits,
-    }
-
-
-def _pass(time: PassTime | None) -> Document | None:
-    if time is None:
-        return None
-    operators = [
-        {
-            "name": one.operator.name,
-            "count": one.operator.count,
-            "flops": float(one.operator.flops),
-            "bytes": float(one.operator.bytes),
-            "intensity": float(one.operator.flops) / float(one.operator.bytes) if one.operator.bytes else 0.0,
-            "limited_by": one.limited_by,
-            "time_s": one.time_s,
-        }
-        for one in time.operators
-    ]
-    whole = {"flops": time.flops, "bytes": time.bytes, "time_s": time.expected_s, "tokens": time.work.tokens}
-    return {**whole, "operators": operators}
-
-
-# --- text ---------------------------------------------------------------------------------------------------
-
-
 def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Namespace) -> Answer:
     parts = [answer_table(judged(answer, args.limit, _one_price(args)))]
     if rows:
@@ -394,82 +227,3 @@ def _prefill_title(answer: Estimate) -> str:
     if time is None or time.work.queries == answer.asked.computed_tokens:
         return title
     return f"{title}: one chunk of {time.work.queries:,} of {answer.asked.computed_tokens:,} tokens"
-
-
-def sentence(study: Study, answer: Estimate) -> str:
-    """The answer in one sentence."""
-    asked, devices = answer.asked, "one" if answer.asked.devices == 1 else f"{answer.asked.devices:,} x"
-    where = f"{study.model.title} on {devices} {study.device.name}"
-    if answer.ttft is None or answer.user_rate is None:
-        return f"{where}: {answer.problem}."
-    users = "1 user" if answer.batch == 1 else f"{int(answer.batch):,} users"
-    sees = "sees" if answer.batch == 1 else "see"
-    ttft, rate = answer.ttft, answer.user_rate
-    each = "" if answer.batch == 1 else " each"
-    return (
-        f"{where}: {users} with {asked.prompt_tokens:,} tokens in and {asked.new_tokens:,} out {sees} the first token "
-        f"after {format_duration_s(ttft.low)} to {format_duration_s(ttft.high)} and {rate.low:.3g} to {rate.high:.3g} "
-        f"tokens per second{each}. {answer.limited_by.capitalize()} limits decoding."
-    )
-
-
-def crossings(study: Study, answer: Estimate) -> list[str]:
-    """Where the limit changes."""
-    steps = Steps(study=study, asked=answer.asked)
-    batch, context = compute_bound_batch(steps), cache_over_weights(steps, max(1, int(answer.batch)))
-    return [
-        f"Arithmetic limits decoding from a batch of {batch:,} on."
-        if batch is not None
-        else "At no batch does arithmetic limit decoding: every sequence reads a cache of its own.",
-        *([f"From a context of {context:,} tokens on a step reads more cache than weights."] if context else []),
-    ]
-
-
-def assumptions(study: Study, answer: Estimate) -> list[str]:
-    """What the estimate takes for granted."""
-    asked, device = answer.asked, Steps(study=study, asked=answer.asked).device
-    family = device.constants
-    said = [f"{answer.problem}."] if answer.problem else []
-    if family.known:
-        said.append(f"Operators reach what was measured on the family {family.family} ({family.source}).")
-    else:
-        said.append(f"No operator of {study.device.name} was measured: default constants and a wide band.")
-    if asked.engine == "transformers":
-        said.append("transformers launches each operator from Python; its overhead is recalled, not measured.")
-    if not by_server(asked):
-        said.append("Requests that fit: 90 % of the memory less 2 GB, the weights and the caches.")
-    if asked.engine == "llamacpp" and asked.tp > 1:
-        said.append("llama.cpp divides layers among devices: a token passes through them one after the other.")
-    if answer.fits and asked.count is not None and answer.batch < asked.count:
-        said.append(f"{answer.batch:,} of {asked.count:,} clients fit at once. What the others wait is not in TTFT.")
-    if asked.load is not Load.STATIC and answer.batch > 1:
-        said.append("TTFT under load depends on how requests arrive and wait: only its band is promised.")
-    if answer.fits and answer.batch < FEW and asked.load is Load.MAX:
-        said.append(f"Fewer than {FEW} requests fit: a GB of reserve more or less decides the batch.")
-    if asked.drafted:
-        said.append(_drafting(study, answer))
-    if has_experts(study.model):
-        said.append("Experts: each token takes its own evenly at random; the bound counts those of one token.")
-    return [*said, _accuracy_sentence(study, asked)]
-
-
-def _drafting(study: Study, answer: Estimate) -> str:
-    """What is counted of drafting, and up to which batch it pays."""
-    asked, steps = answer.asked, Steps(study=study, asked=answer.asked)
-    counted = "the draft model's own time is not counted (--draft NAME)"
-    if asked.draft is not None:
-        took = f"{format_duration_s(steps.drafting(max(1, int(answer.batch)))[0])} of drafting by {asked.draft.title}"
-        counted = f"{took} per step; its weights are in memory, its cache is not counted"
-    pays = speculation_pays_to(steps, room_of(study, asked))
-    until = "It pays at no batch." if pays is None else f"It pays up to a batch of {pays:,}."
-    return f"Speculation: {asked.step_tokens:.3g} tokens per step; {counted}. {until}"
-
-
-def _accuracy_sentence(study: Study, asked: Asked) -> str:
-    known = accuracy_of(study, asked)
-    if known is None:
-        return "No public run of this kind was compared: take the band for a guess (docs/estimates.md)."
-    return (
-        f"On {known.rows:,} public measurements of this kind the middle was off by {known.median_error:.0%} in the "
-        f"median; a band made from other models and devices held {known.band_covers:.0%} of them (docs/estimates.md)."
-    )

@@ -9,7 +9,7 @@ from calc.commands.tables import Column, Row, Table, share
 from calc.units import Interval, Quantity, format_count, format_decimal, format_duration_s, format_flops
 
 if TYPE_CHECKING:
-    from calc.commands.estimate import Row as Point
+    from calc.commands.frontier import Row as Point
     from calc.speed.passes import PassTime
     from calc.speed.spans import Span
 

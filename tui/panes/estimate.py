@@ -13,8 +13,8 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import DataTable, Static
 
-from calc.commands.estimate import Row
 from calc.commands.estimate_tables import frontier_table
+from calc.commands.frontier import Row
 from calc.commands.tables import Table
 from calc.errors import CalcError
 from tui.form.command_line import estimate_command

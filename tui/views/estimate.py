@@ -7,18 +7,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from calc.commands.estimate import (
-    Row,
-    as_run,
-    asked_from,
-    assumptions,
-    crossings,
-    estimate_parser,
-    frontier,
-    judged,
-    sentence,
-)
+from calc.commands.estimate import as_run, asked_from, estimate_parser
 from calc.commands.estimate_tables import NAMES, answer_table, frontier_table, limits_kept, operator_table
+from calc.commands.estimate_words import assumptions, crossings, sentence
+from calc.commands.frontier import Row, frontier, judged
 from calc.commands.render import as_markdown
 from calc.commands.tables import Column, Table
 from calc.commands.tables import Row as TableRow

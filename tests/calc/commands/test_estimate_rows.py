@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from calc.commands.estimate import Row, as_run, cost_per_million, frontier
+from calc.commands.estimate import as_run
 from calc.commands.estimate_tables import frontier_table, limits_kept
+from calc.commands.frontier import Row, cost_per_million, frontier
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calc.commands.estimate import sentence
+from calc.commands.estimate_words import sentence
 from calc.sources.catalog import find_device
 from tui.app.app import default_state
 from tui.form.state import AppState, analyse, with_study

@@ -1,0 +1,60 @@
+"""Estimates of several batches beside one another: the limits that each breaks, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from calc.model.spec import Study
+from calc.speed.estimate import Asked, Estimate, Load, estimate
+from calc.speed.plans import Broken, broken_limits
+from calc.speed.room import room_of
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A point of the frontier: the estimate of a batch, the limits it breaks (None: there are none), what it costs.
+
+    `cost`: money per million tokens out; None where no price is given or the batch does not fit.
+    """
+
+    batch: int
+    answer: Estimate
+    broken: tuple[Broken, ...] | None = None
+    cost: float | None = None
+
+    @property
+    def meets_limits(self) -> bool | None:
+        """Whether the expected times keep every limit."""
+        return None if self.broken is None else self.answer.fits and not self.broken
+
+
+def frontier(
+    study: Study,
+    asked: Asked,
+    batches: Sequence[int],
+    *,
+    limits: Mapping[str, float] | None = None,
+    price: float | None = None,
+) -> Iterator[Row]:
+    """A row for each batch or number of clients. At maximum load the rows are static batches. Raises SpecError."""
+    load = Load.STATIC if asked.load is Load.MAX else asked.load
+    each = [replace(asked, load=load, count=n) for n in batches]
+    room = room_of(study, each[0]) if each else None
+    for one in each:
+        assert room is not None
+        yield judged(estimate(study, one, room), limits, price)
+
+
+def judged(answer: Estimate, limits: Mapping[str, float] | None = None, price: float | None = None) -> Row:
+    """`answer` with the limits that it breaks, and its cost at `price` per device and hour."""
+    broken = None if limits is None else broken_limits(answer, limits)
+    batch = answer.asked.count if answer.asked.count is not None else int(answer.batch)
+    return Row(batch, answer, broken, cost_per_million(answer, price))
+
+
+def cost_per_million(answer: Estimate, price: float | None) -> float | None:
+    """Money per million tokens out, at the expected rate and `price` per device and hour."""
+    if price is None or answer.output_rate is None:
+        return None
+    return float(price * answer.asked.devices / 3600 / answer.output_rate.mid * 1e6)
