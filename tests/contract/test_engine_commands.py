@@ -51,6 +51,9 @@ BATCH_ROW_KEYS = {
     "rise",
     "tokens_per_s_predicted",
     "rise_predicted",
+    "step_predicted_s",
+    "ratio",
+    "why",
 }
 
 pytestmark = pytest.mark.slow

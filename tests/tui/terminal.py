@@ -55,8 +55,8 @@ class Terminal:
             self._read()
 
     def until_shown(self, words: str) -> None:
-        """Wait for `words` on the screen."""
-        self.until(lambda: words in self.text)
+        """Wait for `words` on the screen, wherever its lines end."""
+        self.until(lambda: words in " ".join(self.text.split()))
 
     def signal(self, number: int) -> None:
         """Send the process a signal."""

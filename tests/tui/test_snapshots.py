@@ -11,6 +11,7 @@ import pytest
 from calc.sources.catalog import find_device
 from tests.tui.hybrid import hybrid
 from tests.tui.live_engine import SIZES, until
+from tests.tui.screen_text import lines
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 from tui.form.state import default_state, with_study
@@ -38,8 +39,11 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
         await until(pilot, lambda: settled(app), timeout_s=60)
-        for _ in range(10):  # layouts that ask for another
+        same = 0
+        while same < 10:  # layouts that ask for another
+            before = lines(app)
             await pilot.pause(0.02)
+            same = same + 1 if lines(app) == before else 0
         for field in app.query("Input"):
             field.cursor_blink = False
         await pilot.pause()

@@ -299,7 +299,8 @@ class KvscopeApp(Actions):
     def _show_estimate(self) -> None:
         from tui.views.estimate import strip_words
 
-        self.query_one("#strip", StatusStrip).show_estimate(strip_words(self.analysis.estimate))
+        for strip in self.query(StatusStrip):  # none, where the app is just closing
+            strip.show_estimate(strip_words(self.analysis.estimate))
 
     def _refresh_active(self, origin: Pane | None = None) -> None:
         name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")

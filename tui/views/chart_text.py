@@ -162,10 +162,20 @@ def _body(chart: Chart, *, width: int, height: int, marker: Marker, colours: Col
     figure.ylim(y.low, y.high)
     figure.yticks([grid.snap(x.start, v)[1] for v in rows], [chart.y.tick(v) for v in rows])
     figure.xticks([grid.snap(v, y.start)[0] for v in columns], [chart.x.tick(v) for v in columns])
+    _order_ticks(figure)
     figure.xlabel(_clip(chart.x.title + " →", width - 2))
     _add_levels(chart, figure, grid, marker=marker, colours=colours)
     _add_series(chart, figure, grid, marker=marker, colours=colours)
     return str(figure.build()).rstrip("\n").split("\n")
+
+
+def _order_ticks(figure: Any) -> None:
+    """plotext keeps ticks in a set, so that which label makes room for its neighbour would change from run to run."""
+    held = figure.monitor
+    for ticks_of, labels_of in ((held.xticks, held.xlabels), (held.yticks, held.ylabels)):
+        if ticks_of[0]:
+            pairs = sorted(zip(ticks_of[0], labels_of[0], strict=True))
+            ticks_of[0], labels_of[0] = ([pair[i] for pair in pairs] for i in (0, 1))
 
 
 def _add_levels(chart: Chart, figure: Any, grid: _Grid, *, marker: Marker, colours: Colours | None) -> None:

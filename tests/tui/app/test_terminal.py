@@ -72,7 +72,7 @@ def test_a_burst_reaches_what_its_first_key_opened(env: dict[str, str], tmp_path
         term.send(b"\x0f" + str(tmp_path / "nothing.json").encode() + b"\r")
         term.until_shown("no such file or folder")
         term.send(b"\x1b")
-        term.until(lambda: "no such file" not in term.text)
+        term.until(lambda: "Tab complete" not in term.text)
         term.send(b"deepseek-v3.2\r")  # on the model's field: its list, searched
         term.until_shown("deepseek-v3.2 ·")
         term.send(b"\x1b[200~llama-3-70b\x1b[201~\r")
@@ -88,7 +88,7 @@ def test_a_named_pipe_as_a_model_is_refused(env: dict[str, str], tmp_path: Path)
         term.send(b"\x0f" + str(pipe).encode() + b"\r")
         term.until_shown("regular file")
         term.send(b"\x1b")
-        term.until(lambda: "regular file" not in term.text)
+        term.until(lambda: "Tab complete" not in term.text)
         term.send(b"\x11")
         assert term.ended() == 0
 

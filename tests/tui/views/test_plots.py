@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from math import log10
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -271,3 +275,30 @@ def test_batches_are_marked_on_a_scale_of_doublings_and_predicted_as_a_plain_lin
     assert abs((columns[1] - columns[0]) - (columns[2] - columns[1])) <= 1
     assert len(batch_decode_chart(rows, None).series) == 1
     assert "as they are measured" in draw(batch_decode_chart((), None), width=60, height=12)
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_drawing_is_the_same_in_every_process() -> None:
+    """plotext holds ticks in a set: labels that make room for each other moved with the seed of hashes."""
+    script = (
+        "from tui.views.chart import Axis, Chart, Series\n"
+        "from tui.views.chart_text import draw\n"
+        "points = tuple((10.0**k, 10.0**k) for k in (-0.6, 1, 3.53))\n"
+        "axis = dict(title='x', log=True, tick=lambda v: f'{v:,.4g}')\n"
+        "series = Series(label='s', symbol='o', points=points)\n"
+        "chart = Chart(title='t', x=Axis(**axis), y=Axis(**axis), series=(series,))\n"
+        "print([draw(chart, width=w, height=15) for w in range(70, 90)])\n"
+    )
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(drawn) == 1
