@@ -122,6 +122,8 @@ def arrived(output: bytes) -> int | None:
 def measure(terminal: Terminal, options: argparse.Namespace) -> tuple[list[float], list[float], list[float]]:
     """Idle latencies, streaming latencies, tokens per second of each streaming block."""
     idle, streaming, rates = [], [], []
+    terminal.send(b"\x1b[F")  # keep the prompt that is offered: the first letter would replace it
+    terminal.drain(0.3)
     for _ in range(options.blocks):
         idle += block(terminal, options.keys)
         terminal.send(b"\r")
@@ -141,7 +143,7 @@ def measure(terminal: Terminal, options: argparse.Namespace) -> tuple[list[float
 def child(rate: float) -> None:
     """The app itself, with the fake engine and a run that does not end by itself."""
     sys.path.insert(0, str(ROOT))
-    from tui.app.app import KvscopeApp
+    from tui.app.app import PANES, KvscopeApp
     from tui.app.settings import Settings
     from tui.panes.generate import GeneratePane
     from tui.widgets.option import Option
@@ -154,7 +156,7 @@ def child(rate: float) -> None:
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)
         app.query_one(GeneratePane).query_one("#option-new", Option).text = "1000k"
-        app.action_go(3)
+        app.action_go(PANES.index(GeneratePane.TITLE))
 
     app.run(auto_pilot=lambda _: begin())
 
