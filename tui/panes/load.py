@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import subprocess
 import sys
 from bisect import insort
 from dataclasses import replace
@@ -46,8 +47,6 @@ FIRST_LINE = 3
 """Fields beside the arrivals on a narrow screen; the others stand below."""
 SETTLE_S = 0.15
 """How long an edit waits for the next one before it is simulated."""
-MOST_LINE = 2**20
-"""Characters of an answer."""
 EXPORT_WIDTH, EXPORT_HEIGHT = 96, 24
 WORKER = (sys.executable, "-m", "tui.live.load_worker")
 
@@ -154,18 +153,15 @@ class LoadPane(PagedPane):
         self._runs, self._server, self._found, self._problem = [], None, None, ""
         self._moved = False
         self._show_all()
-        process = await asyncio.create_subprocess_exec(
-            *WORKER, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=MOST_LINE
-        )
-        assert process.stdout is not None
         done = False
-        try:
-            async for line in process.stdout:
-                done = self._take(json.loads(line))
-        finally:
-            if process.returncode is None:
+        # Popen, not asyncio's own processes: a second cancellation leaves one of those running, its pipe open.
+        with subprocess.Popen([*WORKER, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            try:
+                while line := await asyncio.to_thread(process.stdout.readline):
+                    done = self._take(json.loads(line))
+            finally:
                 process.kill()
-            await process.wait()
         if not done:
             self._problem = "The simulation ended without an answer."
         self.is_settled = True

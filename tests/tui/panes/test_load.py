@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
+import subprocess
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -94,6 +97,30 @@ async def test_rates_are_simulated_and_the_slider_goes_through_them() -> None:
     printed = simulated(simulate_parser("simulate").parse_args(words[2:])).points[0]
     assert printed.seen.ttft is not None
     assert run["ttft_s"]["p99"] == printed.seen.ttft.percentile(99)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.3])
+async def test_no_process_outlives_the_app(monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
+    """Whenever the app ends, while it waits for an edit to settle or while a process simulates, the process is reaped.
+
+    A process that is left is a ResourceWarning, in whichever test happens to run when it is collected.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Seen(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Seen)
+    async with (app := app_on()).run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: bool(app.query(LoadPane)))
+        await pilot.press("f12")
+        await asyncio.sleep(after_s)
+        task = next((worker._task for worker in app.workers if worker.group == "load"), None)
+        if task is not None:
+            task.cancel()
+    assert all(process.returncode is not None and process.stdout.closed for process in started if process.stdout)
 
 
 @pytest.mark.slow
