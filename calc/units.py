@@ -304,6 +304,15 @@ def format_rate(per_second: Number, unit: str = "B/s") -> Quantity:
     return Quantity(_si(per_second, unit, digits=digits), per_second, unit)
 
 
+def format_number(value: float, unit: str = "", *, figures: int = 3) -> Quantity:
+    """A number without its unit: to so many figures, or all of the whole part.
+
+    >>> [format_number(value) for value in (0.05, 5.0, 59.318, 25_234.6)], format_number(1234.5, figures=4)
+    (['0.05', '5', '59.3', '25,235'], '1,234')
+    """
+    return Quantity(f"{value:,.0f}" if abs(value) >= 10 ** (figures - 1) else f"{value:.{figures}g}", value, unit)
+
+
 def format_duration_s(seconds: Number) -> Quantity:
     """A time to three figures in its natural unit.
 

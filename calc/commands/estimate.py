@@ -104,6 +104,9 @@ def estimate_parser(prog: str) -> Parser:
         "--dp-attention", type=count, default=1, metavar="N", help="attention groups with their own requests"
     )
     engine.add_argument(
+        "--dcp", type=count, default=1, metavar="N", help="devices that share the tokens of repeated KV heads (vllm)"
+    )
+    engine.add_argument(
         "--policy",
         type=policy_among(ENGINES, "is a rule of memory, not an engine"),
         metavar="|".join(ENGINES),
@@ -192,6 +195,7 @@ def asked_from(args: argparse.Namespace) -> Asked:
         pp=args.pp,
         ep=args.ep,
         dp_attention=args.dp_attention,
+        dcp=args.dcp,
         chunk=args.chunk,
         prefix_hit=args.prefix_hit or Fraction(0),
         drafted=drafted,

@@ -37,6 +37,7 @@ def estimate_document(study: Study, answer: Estimate, rows: Sequence[Row], args:
         "pp": answer.asked.pp,
         "ep": answer.asked.ep,
         "dp_attention": answer.asked.dp_attention,
+        "dcp": answer.asked.dcp,
         "n_devices": answer.asked.devices,
         "load": {"kind": str(answer.asked.load), "batch": answer.batch, "asked": answer.asked.count},
         "ttft_s": time_document(answer.ttft),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calc.commands.tables import Column, Row, Table, share
-from calc.units import Interval, Quantity, format_count, format_decimal, format_duration_s, format_flops
+from calc.units import Interval, Quantity, format_count, format_decimal, format_duration_s, format_flops, format_number
 
 if TYPE_CHECKING:
     from calc.commands.frontier import Row as Point
@@ -22,7 +22,7 @@ def answer_table(point: Point) -> Table:
     rows.append(_rate_row("Output tokens/s", answer.output_rate))
     rows.append(_rate_row("Tokens/s per user", answer.user_rate))
     if point.cost is not None:
-        rows.append(Row(("Cost per million tokens out", "", "", Quantity(f"{point.cost:.3g}", point.cost), "")))
+        rows.append(Row(("Cost per million tokens out", "", "", format_number(point.cost), "")))
     if point.meets_limits is not None:
         rows.append(Row(("Keeps the limits", "", "", "yes" if point.meets_limits else "no", "")))
     names = ("Bound", "Low", "Mid", "High")
@@ -42,8 +42,7 @@ def _rate_row(name: str, span: Span | None) -> Row:
 
 
 def _rate(value: float) -> Quantity:
-    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return Quantity(text, value, "tokens/s")
+    return format_number(value, "tokens/s")
 
 
 def frontier_table(points: Sequence[Point]) -> Table:
@@ -75,7 +74,7 @@ LIMITS = 9
 def cells(point: Point) -> Row:
     """A row of `COLUMNS`."""
     answer = point.answer
-    cost = "" if point.cost is None else Quantity(f"{point.cost:.3g}", point.cost)
+    cost = "" if point.cost is None else format_number(point.cost)
     if answer.tpot is None or answer.ttft is None or answer.output_rate is None or answer.user_rate is None:
         times, rates = ("–", "–", ""), ("–", "", "–", "")
         missing = (format_count(point.batch), *times, *rates, "capacity", limits_kept(point), cost)
@@ -134,7 +133,7 @@ def operator_table(title: str, time: PassTime) -> Table:
     for one in sorted(time.operators, key=lambda one: -one.time_s):
         flops, n_bytes = float(one.operator.flops), float(one.operator.bytes)
         amounts = (format_flops(flops), format_decimal(round(n_bytes)))
-        each = Quantity(f"{flops / n_bytes:.3g}", flops / n_bytes, "FLOP/B") if n_bytes else ""
+        each = format_number(flops / n_bytes, "FLOP/B") if n_bytes else ""
         spent = (format_duration_s(one.time_s), share(one.time_s, whole))
         rows.append(Row((one.operator.name, format_count(one.operator.count), *amounts, each, one.limited_by, *spent)))
     total = (format_flops(time.flops), format_decimal(round(time.bytes)), "", time.limited_by, format_duration_s(whole))

@@ -7,7 +7,7 @@ from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
 from calc.speed.estimate import FEW, Asked, Estimate, Load, Steps, has_experts
 from calc.speed.room import by_server, room_of
-from calc.units import format_duration_s
+from calc.units import format_duration_s, format_number
 
 
 def sentence(study: Study, answer: Estimate) -> str:
@@ -18,11 +18,11 @@ def sentence(study: Study, answer: Estimate) -> str:
         return f"{where}: {answer.problem}."
     users = "1 user" if answer.batch == 1 else f"{int(answer.batch):,} users"
     sees = "sees" if answer.batch == 1 else "see"
-    ttft, rate = answer.ttft, answer.user_rate
+    ttft, rate = answer.ttft, f"{format_number(answer.user_rate.low)} to {format_number(answer.user_rate.high)}"
     each = "" if answer.batch == 1 else " each"
     return (
         f"{where}: {users} with {asked.prompt_tokens:,} tokens in and {asked.new_tokens:,} out {sees} the first token "
-        f"after {format_duration_s(ttft.low)} to {format_duration_s(ttft.high)} and {rate.low:.3g} to {rate.high:.3g} "
+        f"after {format_duration_s(ttft.low)} to {format_duration_s(ttft.high)} and {rate} "
         f"tokens per second{each}. {answer.limited_by.capitalize()} limits decoding."
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from calc.commands.tables import Column, Row, Table, numbers, share
 from calc.explain.terms import Number, to_text
 from calc.intensity.attention import Attention, PhaseCost
-from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_flops
+from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_flops, format_number
 
 if TYPE_CHECKING:
     from calc.intensity.layers import LayersCost
@@ -84,7 +84,7 @@ def formula_table(report: IntensityReport) -> Table:
     rows = []
     for cost in (report.shown_prefill, report.shown_decode):
         phase = str(cost.phase)
-        limit = "grows without limit" if cost.limit is None else f"→ {cost.limit:.4g} as N grows"
+        limit = "grows without limit" if cost.limit is None else f"→ {format_number(cost.limit, figures=4)} as N grows"
         rows += [
             (phase, "FLOPs", to_text(cost.flops_formula), _flop(cost.flops)),
             (phase, "bytes", to_text(cost.bytes_formula), format_bytes_exact(cost.bytes)),
@@ -92,7 +92,7 @@ def formula_table(report: IntensityReport) -> Table:
                 phase,
                 "intensity",
                 _intensity_text(cost),
-                Quantity(f"{cost.intensity:.4g} FLOP/B, {limit}", cost.intensity, "FLOP/B"),
+                Quantity(f"{format_number(cost.intensity, figures=4)} FLOP/B, {limit}", cost.intensity, "FLOP/B"),
             ),
         ]
     return Table(title="Formulas", columns=("Phase", "Quantity", "Formula", "Value"), rows=tuple(rows))
@@ -119,9 +119,9 @@ def flash_table(report: IntensityReport) -> Table:
                 str(own.phase),
                 format_count(standard.bytes),
                 format_count(flash.bytes),
-                Quantity(f"{times:.3g} times", times),
-                Quantity(f"{standard.intensity:.4g}", standard.intensity),
-                Quantity(f"{flash.intensity:.4g}", flash.intensity),
+                Quantity(f"{format_number(times)} times", times),
+                format_number(standard.intensity, figures=4),
+                format_number(flash.intensity, figures=4),
             )
         )
     columns = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from calc.simulate.workload import Arrival, Mix
 from calc.speed.bands import band_for
 from calc.speed.estimate import Asked, Steps, has_experts
 from calc.speed.estimate import Load as Kind
+from calc.speed.room import check_sharing
 from calc.speed.spans import Band
 from calc.units import parse_count, parse_duration, parse_rate, parse_share
 
@@ -46,6 +47,15 @@ SHARES = (0.2, 0.5, 0.8, 0.95)
 """Of the full load: the rates that are shown where none is asked for."""
 MOST_RATES = 64
 FINDS = ("rate", "users")
+NOT_SIMULATED = {
+    "pp": "a pipeline has several steps under way, which are not simulated (kvscope estimate --pp)",
+    "dp-attention": "attention groups have schedulers of their own, which are not simulated (kvscope estimate)",
+    "dcp": "blocks whose tokens are shared are not simulated (kvscope estimate --dcp)",
+    "speculate": "drafted tokens are accepted by chance, which is not simulated (kvscope estimate --speculate)",
+    "draft": "drafting is not simulated (kvscope estimate --draft)",
+    "chunk": "vLLM cuts prompts into what a step has room for: --max-num-batched-tokens",
+}
+"""Options of ``estimate`` that a simulation step by step does not follow, and why."""
 DRAWN = ("requests", "prompt_tokens", "new_tokens", "prefix_hit", "prefixes", "seed")
 TRACE_ALONE = ("rate", "arrivals", "concurrency", "think", "find", *DRAWN)
 
@@ -149,6 +159,9 @@ def simulate_parser(prog: str) -> Parser:
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
+    server.add_argument("--ep", type=count, default=1, metavar="N", help="of the TP devices, those that share experts")
+    for name, why in NOT_SIMULATED.items():
+        server.add_argument(f"--{name}", type=_refused(why), help=argparse.SUPPRESS)
     server.add_argument(
         "--policy",
         type=policy_among(("vllm",), "has no scheduler here"),
@@ -164,6 +177,17 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the derived one")
     server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
     server.add_argument("--no-prefix-caching", action="store_true", help="nothing is found again in the cache")
+
+
+def _refused(why: str) -> Callable[[str], str]:
+    """A reader that takes one of it alone."""
+
+    def read(text: str) -> str:
+        if text != "1":
+            raise argparse.ArgumentTypeError(why)
+        return text
+
+    return read
 
 
 def run_simulate(argv: Sequence[str], prog: str) -> int:
@@ -210,7 +234,11 @@ def _asked(args: argparse.Namespace, requests: Sequence[Arrival]) -> Simulated:
     """The server that takes the longest of `requests`."""
     longest = max(requests, key=lambda one: one.longest)
     asked = Asked(
-        version=args.engine_version, prompt_tokens=longest.prompt_tokens, new_tokens=longest.new_tokens, tp=args.tp
+        version=args.engine_version,
+        prompt_tokens=longest.prompt_tokens,
+        new_tokens=longest.new_tokens,
+        tp=args.tp,
+        ep=args.ep,
     )
     study, asked = served(args, asked)
     return Simulated(
@@ -272,6 +300,7 @@ def _server(study: Study, asked: Asked, args: argparse.Namespace, longest: int) 
     from calc.servers.records import ModelFacts, ServerOptions
 
     Steps(study=study, asked=asked).device  # noqa: B018  a device without bandwidth or peak is refused first
+    check_sharing(study.model, asked)
     options = ServerOptions(
         engine="vllm",
         version=args.engine_version,

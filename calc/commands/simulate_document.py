@@ -26,6 +26,7 @@ def document(answer: Simulated) -> Document:
         "policy": "vllm",
         "engine_version": answer.served.version,
         "tp": answer.asked.tp,
+        "ep": answer.asked.ep,
         "fits": load is not None,
         "server": _server(answer),
         "load": _load(answer),

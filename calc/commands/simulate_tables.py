@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from calc.commands.tables import Column, Row, Table
 from calc.simulate.summary import NEEDED
-from calc.units import Quantity, format_count, format_duration_s
+from calc.units import Quantity, format_count, format_duration_s, format_number
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
@@ -66,8 +66,8 @@ def _load_row(answer: Simulated, point: Point) -> Row:
     cells = [
         load_name(point),
         _share(used),
-        _rate(seen.requests_per_s, "requests/s"),
-        _rate(seen.output_tokens_per_s, "tokens/s"),
+        format_number(seen.requests_per_s, "requests/s"),
+        format_number(seen.output_tokens_per_s, "tokens/s"),
         *(_said(spread, percent) for spread in spreads for percent in (50, 99)),
         _mean(seen.course.waiting),
         _mean(seen.course.running),
@@ -76,7 +76,7 @@ def _load_row(answer: Simulated, point: Point) -> Row:
     aim = answer.aim
     if aim is not None:
         broken = seen.broken(aim.limits, aim.percent)
-        cells += [_rate(seen.goodput_per_s or 0.0, "requests/s"), _kept(broken)]
+        cells += [format_number(seen.goodput_per_s or 0.0, "requests/s"), _kept(broken)]
     return Row(tuple(cells), struck=used is not None and used >= 1)
 
 
@@ -88,7 +88,7 @@ def load_name(point: Point) -> str:
     """The load of a row."""
     if point.users is not None:
         return Quantity(f"{point.users:,} users" if point.users > 1 else "1 user", point.users, "users")
-    return "trace" if point.rate is None else Quantity(f"{point.rate:.3g}/s", point.rate, "requests/s")
+    return "trace" if point.rate is None else Quantity(f"{format_number(point.rate)}/s", point.rate, "requests/s")
 
 
 def times_table(seen: Outcome) -> Table:
@@ -134,9 +134,9 @@ def band_table(answer: Simulated, point: Point) -> Table:
     for name, key in NAMES[:3]:
         for percent in (50, 99):
             rows.append(Row((f"{name} p{percent}", *(_said(getattr(seen, key), percent) for seen in three))))
-    rows.append(Row(("Requests/s", *(_rate(seen.requests_per_s, "requests/s") for seen in three))))
+    rows.append(Row(("Requests/s", *(format_number(seen.requests_per_s, "requests/s") for seen in three))))
     if point.seen.good is not None:
-        rows.append(Row(("Goodput/s", *(_rate(seen.goodput_per_s or 0.0, "requests/s") for seen in three))))
+        rows.append(Row(("Goodput/s", *(format_number(seen.goodput_per_s or 0.0, "requests/s") for seen in three))))
     return Table(title="How sure", columns=columns, rows=rows)
 
 
@@ -145,20 +145,12 @@ def _said(spread: Spread | None, percent: int) -> str:
     return "–" if value is None else format_duration_s(value)
 
 
-def _rate(value: float, unit: str) -> Quantity:
-    return Quantity(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value, unit)
-
-
 def _share(value: float | None) -> str:
     return "" if value is None else Quantity(f"{value:.1%}", value)
 
 
-def _number(value: float) -> Quantity:
-    return Quantity(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)
-
-
 def _mean(values: Sequence[float]) -> Quantity:
-    return _number(sum(values) / len(values))
+    return format_number(sum(values) / len(values))
 
 
 # --- sentences ----------------------------------------------------------------------------------------------
@@ -184,7 +176,7 @@ def load_said(point: Point) -> str:
     """The load in words."""
     if point.users is not None:
         return f"{point.users:,} users" if point.users > 1 else "1 user"
-    return "a trace" if point.rate is None else f"{point.rate:.3g} requests per second"
+    return "a trace" if point.rate is None else f"{format_number(point.rate)} requests per second"
 
 
 def requests_said(answer: Simulated) -> str:
@@ -206,7 +198,7 @@ def found_sentence(answer: Simulated) -> str:
     what = "requests per second" if answer.args.find == "rate" else "users"
     if found.value is None:
         return f"nothing keeps {kept} at p{aim.percent:g}: alone a request does not keep {broken}."
-    value = f"{found.value:.3g}" if answer.args.find == "rate" else f"{found.value:,.0f}"
+    value = format_number(found.value)
     if found.above is None:
         most = "the full load, which is the limit" if answer.args.find == "rate" else "the most that were tried"
         return f"{value} {what} keep {kept} at p{aim.percent:g}: {most}."
@@ -243,8 +235,8 @@ def warnings(answer: Simulated) -> list[str]:
         rate = point.rate
         if rate is not None and rate >= full:
             said.append(
-                f"Unstable: {rate:.3g} requests per second are more than the {full:.3g} that the server ends at full "
-                f"load. The queue grows by {rate - full:.3g} per second and never drains: the times are those of "
-                f"{point.seen.requests:,} requests and grow with their number."
+                f"Unstable: {format_number(rate)} requests per second are more than the {format_number(full)} that "
+                f"the server ends at full load. The queue grows by {format_number(rate - full)} per second and never "
+                f"drains: the times are those of {point.seen.requests:,} requests and grow with their number."
             )
-    return [*said, f"At full load the server ends {full:.3g} requests per second."]
+    return [*said, f"At full load the server ends {format_number(full)} requests per second."]

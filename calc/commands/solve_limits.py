@@ -17,7 +17,7 @@ from calc.sources.catalog import devices
 from calc.speed.estimate import ENGINES, Asked, estimate
 from calc.speed.plans import Plan, fewest, largest_plan, plans_by_device, plans_by_tp
 from calc.speed.room import room_of
-from calc.units import Quantity, format_count, format_duration_s
+from calc.units import Quantity, format_count, format_duration_s, format_number
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
@@ -158,7 +158,7 @@ def _row(plan: Plan, rate: float | None) -> Row:
     assert answer.tpot is not None
     served = () if rate is None else (format_count(plan.devices(rate)), format_count(plan.replicas(rate)))
     speed = Quantity(f"{plan.tokens_per_s_per_device:,.0f}", plan.tokens_per_s_per_device, "tokens/s")
-    requests = Quantity(f"{plan.requests_per_s:.3g}", plan.requests_per_s, "requests/s")
+    requests = format_number(plan.requests_per_s, "requests/s")
     times = (format_duration_s(answer.ttft.mid), format_duration_s(answer.tpot.mid))
     return Row((*served, plan.device, format_count(plan.tp), format_count(plan.batch), *times, requests, speed))
 
@@ -167,7 +167,7 @@ def _notes(study: Study, asked: Asked, found: dict[str, list[Plan]], args: argpa
     notes = ["Clients in a closed loop; the expected times keep the limits, the high ends of their bands may not."]
     if found.get("devices"):
         best = found["devices"][0]
-        notes.insert(0, f"Use {_devices(best, args.rate)}: {args.rate:g} requests per second.")
+        notes.insert(0, f"Use {_devices(best, args.rate)}: {format_number(args.rate)} requests per second.")
     missing = [find for find, plans in found.items() if not plans]
     if missing:
         alone = estimate(study, replace(asked, count=1), room_of(study, replace(asked, count=1)))

@@ -282,6 +282,18 @@ def check_heads(study: Study, tp: int) -> None:
                 raise SpecError("tp", f"{heads:,} query heads are not divisible by TP {tp:,}")
 
 
+def check_shared_tokens(study: Study, options: ServerOptions) -> None:
+    """Raise SpecError where vLLM does not share tokens: KV heads that no rank repeats (config/model.py; 0.10.2 on)."""
+    tp, dcp = options.tp, options.dcp
+    if dcp == 1:
+        return
+    for mixer in {mixer for layer in study.model.groups for mixer in layer.mixers}:
+        n_kv_heads = getattr(mixer, "n_kv_heads", 0)
+        if mixer.cache_elements and n_kv_heads and dcp > tp // n_kv_heads:
+            times = f"{tp // n_kv_heads:,} times" if tp > n_kv_heads else "once"
+            raise SpecError("dcp", f"--dcp {dcp:,}: TP {tp:,} holds each of the {n_kv_heads:,} KV heads {times}")
+
+
 def check_stages(study: Study, pp: int, sizes: tuple[int, ...] | None) -> None:
     """Raise SpecError where a stage would have no layer, or nothing to cache, or its layers are not the model's."""
     if pp > study.model.n_layers:
@@ -296,6 +308,7 @@ def check_stages(study: Study, pp: int, sizes: tuple[int, ...] | None) -> None:
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
     """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for what it would refuse."""
     check_heads(study, options.tp)
+    check_shared_tokens(study, options)
     check_stages(study, options.pp, options.pp_layers)
     known = resolve(study, options)
     ranges = stage_layers(study.model.n_layers, options.pp, options.pp_layers)

@@ -78,6 +78,7 @@ class Asked:
     pp: int = 1
     ep: int = 1
     dp_attention: int = 1
+    dcp: int = 1
     version: str | None = None
     chunk: int | None = None
     prefix_hit: Fraction = Fraction(0)
@@ -90,12 +91,16 @@ class Asked:
         """Raises SpecError for ways to share a model that the engine does not have."""
         if self.pp > 1 and self.engine == "llamacpp":
             raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave --pp out")
-        for name, word in (("ep", "ep"), ("dp_attention", "dp-attention")):
-            if getattr(self, name) > 1 and self.engine not in SERVERS:
+        for name, word in (("ep", "ep"), ("dp_attention", "dp-attention"), ("dcp", "dcp")):
+            if name != "dcp" and getattr(self, name) > 1 and self.engine not in SERVERS:
                 raise SpecError(name, f"{TITLES[self.engine]} has no --{word}: use --policy {', '.join(SERVERS)}")
             if self.tp % getattr(self, name):
                 parts = getattr(self, name)
                 raise SpecError(name, f"--{word} {parts:,} does not divide --tp {self.tp:,}")
+        if self.dcp > 1 and self.engine != "vllm":
+            raise SpecError("dcp", f"--dcp is not known of {TITLES[self.engine]}: use --policy vllm")
+        if self.dcp > 1 and self.dp_attention > 1:
+            raise SpecError("dcp", "--dcp is not counted beside --dp-attention: leave one of them out")
 
     @property
     def devices(self) -> int:
@@ -199,6 +204,7 @@ class Steps:
             ep=self.asked.ep,
             groups=self.asked.dp_attention,
             stages=self.asked.stages,
+            dcp=self.asked.dcp,
             kv_element_bytes=study.kv_format.bytes_per_element,
             weight_bytes=as_stored(self.model) if stored else one_format(each),
         )

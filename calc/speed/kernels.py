@@ -17,6 +17,8 @@ from calc.step.operators import BETWEEN_RANKS, Kind, Operator, Pass, Phase
 PRODUCTS = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.ROUTER, Kind.HEAD})
 EXPERT_PRODUCTS = 2
 """Experts were measured as one operator: both products, and the sorting of tokens around them."""
+THERE_AND_BACK = frozenset({Kind.EXCHANGE, Kind.COMBINE})
+"""Two sends, one after the other."""
 TILE, LARGE_TILE = 16, 64
 """Rows of an expert's product are filled up to whole tiles, small ones up to 16 rows."""
 THIRTY_TWO_BITS, SIXTEEN_BITS, EIGHT_BITS = 3.9, 1.9, 0.75
@@ -120,10 +122,10 @@ def start_of(operator: Operator, reach: Reach) -> float:
 
 
 def link_of(operator: Operator, work: Pass, device: Device) -> tuple[float, float]:
-    """Seconds that one sum, exchange (there and back) or send takes even when empty, and the bytes per second."""
-    ranks = {Kind.ALL_REDUCE: work.own.tp, Kind.EXCHANGE: work.tp, Kind.SEND: 2}[operator.kind]
-    link = device.constants.link(ranks, device.spec)
-    return link.t0_s * (2 if operator.kind is Kind.EXCHANGE else 1), link.bytes_per_s
+    """Seconds that one run takes even when empty, there and back where it is an exchange, and the bytes per second."""
+    ranks = {Kind.ALL_REDUCE: work.own.tp, Kind.EXCHANGE: work.tp, Kind.COMBINE: work.shared, Kind.SEND: 2}
+    link = device.constants.link(ranks[operator.kind], device.spec)
+    return link.t0_s * (2 if operator.kind in THERE_AND_BACK else 1), link.bytes_per_s
 
 
 def reach_of(operator: Operator, work: Pass, device: Device) -> tuple[Reach, str]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from fractions import Fraction
 from math import floor
 
+from calc.errors import SpecError
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study
+from calc.model.spec import ModelSpec, Policy, Study
 from calc.servers.refusals import runs_on
 from calc.speed.estimate import TITLES, Asked, Load, Room, Steps
 
@@ -18,12 +19,12 @@ RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
 def room_of(study: Study, asked: Asked) -> Room:
     """Requests of the asked length at once. At maximum load they are half done in the mean.
 
-    Raises SpecError for a TP that the server refuses.
+    Raises SpecError for devices that cannot share the model so, whatever the engine.
     """
     one = replace(_beside_draft(study, asked), context=_tokens(asked), tps=(asked.tp,))
     if not runs_on(asked.engine, study.device):
         return Room(0, 0, f"{TITLES[asked.engine]} does not run on {study.device.name}")
-    fitting, refusal = _by_server(one, asked) if by_server(asked) else _by_reserve(one, asked)
+    fitting, refusal = _by_server(one, asked) if by_server(asked) else (_by_reserve(one, asked), None)
     return Room(fitting, _most(one, asked) if asked.load is Load.MAX else fitting, refusal)
 
 
@@ -39,7 +40,7 @@ def _beside_draft(study: Study, asked: Asked) -> Study:
 def reserved_room(study: Study, asked: Asked) -> Room:
     """The same with a plain reserve, whatever the engine's own account, on any device."""
     one = replace(study, context=_tokens(asked), tps=(asked.tp,))
-    return Room(_by_reserve(one, asked)[0], _most(one, asked))
+    return Room(_by_reserve(one, asked), _most(one, asked))
 
 
 def _tokens(asked: Asked) -> int:
@@ -75,14 +76,14 @@ def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.report import server_report
 
-    if asked.ep > 1 and (problem := _uneven_experts(study, asked)):
-        return 0, problem
+    check_sharing(study.model, asked)
     options = ServerOptions(
         engine=asked.engine,
         version=asked.version,
         tp=asked.tp,
         pp=asked.pp,
         dp_attention=asked.dp_attention,
+        dcp=asked.dcp,
         facts=asked.facts or ModelFacts(),
     )
     report = server_report(study, options)
@@ -93,22 +94,34 @@ def _by_server(study: Study, asked: Asked) -> tuple[int, str | None]:
     return held * asked.dp_attention, whole.refusal
 
 
-def _uneven_experts(study: Study, asked: Asked) -> str | None:
+def check_sharing(model: ModelSpec, asked: Asked) -> None:
+    """Raise SpecError for experts or tokens that the devices cannot share; of heads the servers say it themselves."""
+    if asked.ep == asked.dcp == 1:
+        return
     from calc.fit.parallel import ParallelSpec, parallel_problem
+    from calc.step.model import mixers
 
-    return parallel_problem(study.model, ParallelSpec(tp=asked.tp, ep=asked.ep))
+    _refuse(parallel_problem(model, ParallelSpec(tp=asked.tp, ep=asked.ep, dcp=asked.dcp)))
+    if asked.dcp > 1 and any(getattr(mixer.attended(), "index_heads", 0) for mixer in mixers(model)):
+        raise SpecError("dcp", "--dcp is not counted where an indexer picks the tokens that are attended to")
 
 
-def _by_reserve(study: Study, asked: Asked) -> tuple[int, str | None]:
+def _by_reserve(study: Study, asked: Asked) -> int:
     left = int(study.device.memory_bytes * RESERVED_SHARE) - RESERVED_BYTES
-    if left <= 0:
-        return 0, None
-    device = replace(study.device, memory_bytes=left)
+    device = replace(study.device, memory_bytes=max(1, left))
     if asked.devices == asked.tp and asked.ep == asked.dp_attention == 1:
         row = memory_report(replace(study, device=device, policy=Policy.REPLICATED)).tp[0]
-        return row.max_batch, row.problem
+        _refuse(row.problem)
+        return row.max_batch
     from calc.fit.parallel import UNLIMITED, ParallelSpec, plan
 
     spec = ParallelSpec(tp=asked.tp, pp=asked.pp, ep=asked.ep, dp_attention=asked.dp_attention)
     found = plan(replace(study, device=device), spec)
-    return (0 if found.max_batch >= UNLIMITED else found.max_batch), found.problem
+    _refuse(found.problem)
+    return 0 if found.max_batch >= UNLIMITED else found.max_batch
+
+
+def _refuse(problem: str | None) -> None:
+    """Raise SpecError where the devices cannot share the model."""
+    if problem is not None:
+        raise SpecError("tp", problem)

@@ -1,4 +1,4 @@
-"""What goes between ranks in a pass: sums, tokens for the experts of others, and what the next stage goes on with."""
+"""What goes between ranks in a pass: sums, tokens for others' experts, queries of shared contexts, results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from calc.step.operators import Amount, Kind, Operator, Pass
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward
+    from calc.model.tensors import Attended
 
     Feeds = Mapping[tuple[FeedForward, ...], int]
 
@@ -28,6 +29,22 @@ def between_ranks(work: Pass, hidden_size: int, n_mixers: int, feeds: Feeds) -> 
             yield _exchange(work, hidden_size, parts, n)
     if work.stages > 1:
         yield _send(own, hidden_size)
+
+
+def combining(read: Attended, count: int, work: Pass) -> Operator:
+    """Queries to the ranks that have other tokens of the sequence, and what these make of them back to be summed."""
+    heads = whole(Fraction(read.n_heads, work.tp))
+    sent = {
+        "tokens": work.tokens,
+        "elements": heads * (read.key_dim + read.value_dim) * (work.shared - 1),
+        "element_bytes": work.element_bytes,
+    }
+    return Operator(
+        name="gather queries, sum results",
+        kind=Kind.COMBINE,
+        count=count,
+        link_each=Amount(sent_bytes, sent),
+    )
 
 
 def _moved(work: Pass, hidden_size: int) -> dict[str, Any]:

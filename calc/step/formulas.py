@@ -210,5 +210,5 @@ def exchanged_bytes(*, tokens: Any, elements: Any, element_bytes: Any, copies: A
 
 
 def sent_bytes(*, tokens: Any, elements: Any, element_bytes: Any) -> Any:
-    """A vector for each token, to the next stage."""
+    """A vector for each token, to another rank."""
     return tokens * elements * element_bytes

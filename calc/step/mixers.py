@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from calc.explain.terms import Number
 from calc.model.storage import whole
 from calc.model.tensors import Attended, kv_heads_per_rank
+from calc.step.between import combining
 from calc.step.formulas import (
     append_bytes,
     attention_flops,
@@ -40,12 +41,16 @@ def mixing(mixer: Mixer, count: int, work: Pass) -> list[Operator]:
     if read is None:
         return [_recurrence(mixer, count, work)] if mixer.state_elements else []
     indexer = [_indexer(read, count, work)] if read.index_heads else []
-    return [*indexer, attend(read, count, work)]
+    combined = [combining(read, count, work)] if work.shared > 1 else []
+    return [*indexer, attend(read, count, work), *combined]
 
 
 def attend(read: Attended, count: int, work: Pass) -> Operator:
-    """Attention of `count` layers that attend as `read` says."""
-    heads = whole(Fraction(read.n_heads, work.tp))
+    """Attention of `count` layers that attend as `read` says.
+
+    Ranks that share a context have the heads of all of them for their part of it.
+    """
+    heads = whole(Fraction(read.n_heads * work.shared, work.tp))
     n_kv_heads = kv_heads_per_rank(n_kv_heads=read.kv_heads, tp=work.tp)
     size: dict[str, Any] = {"batch": work.batch, "n_queries": work.queries}
     scored = size | {"n_heads": heads, **_scored(read, work)}
@@ -81,7 +86,8 @@ def _mask(work: Pass, *, chunked: bool = False) -> dict[str, Any]:
 
 def _limited(read: Attended, work: Pass, **limits: Any) -> dict[str, Any]:
     rows = {"ratio": read.ratio} if read.ratio > 1 else {}
-    return {"n_keys": work.context, **rows, **{name: value for name, value in limits.items() if value is not None}}
+    n_keys = work.context if work.shared == 1 else -(-work.context // work.shared)
+    return {"n_keys": n_keys, **rows, **{name: value for name, value in limits.items() if value is not None}}
 
 
 def _indexer(read: Attended, count: int, work: Pass) -> Operator:

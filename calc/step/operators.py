@@ -45,9 +45,10 @@ class Kind(StrEnum):
     ALL_REDUCE = "all-reduce"
     EXCHANGE = "exchange"
     SEND = "send"
+    COMBINE = "combine"
 
 
-BETWEEN_RANKS = frozenset({Kind.ALL_REDUCE, Kind.EXCHANGE, Kind.SEND})
+BETWEEN_RANKS = frozenset({Kind.ALL_REDUCE, Kind.EXCHANGE, Kind.SEND, Kind.COMBINE})
 """What waits for other ranks."""
 
 
@@ -181,6 +182,7 @@ class Pass:
 
     Of the `tp` ranks `ep` share the experts as whole ones, and `groups` attend each to its own sequences; `batch` is of
     all groups. With `stages` the ranks of a stage have a part of the layers, and the pass goes through all of them.
+    In decode `dcp` ranks share the tokens of KV heads that each would hold otherwise (decode context parallelism).
 
     `context`: tokens that the last new one attends to, itself included; `new_tokens` of each sequence (None: one in
     decode, the whole context in prefill). Sizes may be arrays or symbols. `causal`: a query sees the tokens before
@@ -196,6 +198,7 @@ class Pass:
     ep: int = 1
     groups: int = 1
     stages: int = 1
+    dcp: int = 1
     causal: bool = True
     scores_in_memory: bool = False
     softmax_flops: Any = 5
@@ -214,6 +217,11 @@ class Pass:
     def tokens(self) -> Any:
         """New tokens of all sequences."""
         return self.batch * self.queries
+
+    @property
+    def shared(self) -> int:
+        """Ranks that share the context of a sequence; of a prompt every rank attends to all of it."""
+        return self.dcp if self.phase is Phase.DECODE else 1
 
     @property
     def own(self) -> Pass:

@@ -44,7 +44,7 @@ def serving_from(table: Mapping[str, Any]) -> Serving:
 
 
 def _possible(serving: Serving) -> tuple[bool, ...]:
-    shares = (serving.tp, serving.pp, serving.ep, serving.dp_attention)
+    shares = (serving.tp, serving.pp, serving.ep, serving.dp_attention, serving.dcp)
     counts = (*shares, serving.count, serving.prompt_tokens, serving.new_tokens, *serving.batches)
     texts = (*serving.devices, *(() if serving.version is None else (serving.version,)))
     return (

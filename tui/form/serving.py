@@ -13,7 +13,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEVICES = ("a100-80gb", "h100-sxm", "h200-sxm", "b200-sxm", "mi300x")
 """Devices that people compare, by their names in the catalog."""
 
-ENGINE = ("engine", "version", "tp", "pp", "ep", "dp_attention")
+ENGINE = ("engine", "version", "tp", "pp", "ep", "dp_attention", "dcp")
 """Fields that say how the model is run, whatever the load."""
 
 Limit = tuple[str, float]
@@ -32,6 +32,7 @@ class Serving:
     pp: int = 1
     ep: int = 1
     dp_attention: int = 1
+    dcp: int = 1
     load: str = "clients"
     count: int = 32
     prompt_tokens: int = 1024
@@ -51,8 +52,9 @@ def engine_words(serving: Serving) -> list[str]:
     words = [] if serving.engine == "vllm" else ["--policy", serving.engine]
     if serving.version is not None:
         words += ["--engine-version", serving.version]
-    shares = {"--tp": serving.tp, "--pp": serving.pp, "--ep": serving.ep, "--dp-attention": serving.dp_attention}
-    return [*words, *(word for name, n in shares.items() if n != 1 for word in (name, str(n)))]
+    shares = {name: getattr(serving, name) for name in ("tp", "pp", "ep", "dp_attention", "dcp")}
+    given = ((f"--{name.replace('_', '-')}", str(n)) for name, n in shares.items() if n != 1)
+    return [*words, *(word for pair in given for word in pair)]
 
 
 def serving_words(serving: Serving) -> list[str]:
@@ -90,7 +92,7 @@ def number_text(value: float | Fraction | None) -> str:
 
 def split_text(serving: Serving) -> str:
     """``pp=2,ep=8``: ways to share the model in addition to TP; nothing where there are none."""
-    shares = {"pp": serving.pp, "ep": serving.ep, "dp": serving.dp_attention}
+    shares = {"pp": serving.pp, "ep": serving.ep, "dp": serving.dp_attention, "dcp": serving.dcp}
     return ",".join(f"{name}={n}" for name, n in shares.items() if n != 1)
 
 

@@ -63,7 +63,7 @@ def _drafts(text: str) -> Mapping[str, Any]:
     return {"drafted": drafted, "acceptance": acceptance}
 
 
-SPLITS = {"pp": "pp", "ep": "ep", "dp": "dp_attention"}
+SPLITS = {"pp": "pp", "ep": "ep", "dp": "dp_attention", "dcp": "dcp"}
 
 
 def _split(text: str) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ def _split(text: str) -> Mapping[str, Any]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, given, n = part.partition("=")
         if name.strip().lower() not in SPLITS or not given:
-            raise QuantityError(f"{part!r} is not one of pp, ep and dp with a number: pp=2,ep=8")
+            raise QuantityError(f"{part!r} is not one of pp, ep, dp and dcp with a number: pp=2,ep=8")
         found[SPLITS[name.strip().lower()]] = parse_count(n, what=name.strip().lower(), maximum=1024)
     return found
 

@@ -20,6 +20,7 @@ from textual.widgets import DataTable, Input, Static
 
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
+from calc.units import format_number
 from tui.form.load import ARRIVALS, LoadAsked
 from tui.form.load_fields import FIELDS, LoadField, load_words
 from tui.form.state import Analysis, AppState
@@ -215,7 +216,7 @@ class LoadPane(PagedPane):
         times = times_table(self.run)
         self.query_one("#card-load-times").border_title = times.title
         self.query_one("#load-times", CalcTable).show(times)
-        title = "Over time" if self.run is None else f"Over time at {self.run['rate']:.3g} per second"
+        title = "Over time" if self.run is None else f"Over time at {format_number(self.run['rate'])} per second"
         self.query_one("#load-course", PlotView).show(course_chart(self.run, title=title))
         self.query_one("#load-curve", PlotView).show(rate_chart(runs, limits=self._limits))
         self.query_one("#load-sentence", Static).update("\n".join(self._sentences()))

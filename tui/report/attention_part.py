@@ -9,7 +9,7 @@ from calc.explain.terms import substituted
 from calc.intensity.attention import Attention
 from calc.intensity.observations import intensity_observations, textbook_observations
 from calc.intensity.study import IntensityReport, textbook_report
-from calc.units import format_count
+from calc.units import format_count, format_number
 from tui.report.formulas_part import standard_report
 from tui.report.model import (
     Block,
@@ -129,7 +129,7 @@ def intensity_grid(report: IntensityReport) -> Grid:
                 format_count(cost.flops),
                 format_count(cost.bytes),
                 f"{cost.intensity:,.3f}",
-                "no limit" if cost.limit is None else f"→ {cost.limit:.4g}",
+                "no limit" if cost.limit is None else f"→ {format_number(cost.limit, figures=4)}",
             )
             for cost in (report.prefill, report.decode)
         ),
@@ -154,7 +154,7 @@ def _limits(report: IntensityReport) -> list[Block]:
                     formula(cost.limit_formula),
                     " = ",
                     numbers,
-                    f" = {cost.limit:.4g} FLOP/B.",
+                    f" = {format_number(cost.limit, figures=4)} FLOP/B.",
                 )
             )
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calc.commands.tables import Column, Row, Table
-from calc.units import Quantity, format_count, format_duration_s
+from calc.units import Quantity, format_count, format_duration_s, format_number
 from tui.views.chart import Axis, Chart, Level, Point, Series
 
 Run = Mapping[str, Any]
@@ -69,7 +69,7 @@ def rate_chart(
     )
     return Chart(
         title=title,
-        x=Axis(title="users" if closed else "requests per second", tick=lambda value: f"{value:.3g}"),
+        x=Axis(title="users" if closed else "requests per second", tick=format_number),
         y=Axis(title="time", log=True, tick=lambda value: str(format_duration_s(value))),
         series=tuple(series),
         levels=levels,
@@ -108,11 +108,11 @@ def _rate_row(run: Run, most: float | None) -> Row:
     times = [_time(_said(run, f"{name}_s", at)) for name in ("ttft", "tpot") for at in ("p50", "p99")]
     kept = {None: "", True: "kept", False: "not kept"}[run["keeps_limits"]]
     cells = (
-        Quantity(f"{run['rate']:.3g}/s{mark}", run["rate"], "requests/s"),
+        Quantity(f"{format_number(run['rate'])}/s{mark}", run["rate"], "requests/s"),
         Quantity(f"{run['utilization']:.0%}", run["utilization"]),
         *times,
-        _number(run["waiting_mean"]),
-        _number(run["running_mean"]),
+        format_number(run["waiting_mean"]),
+        format_number(run["running_mean"]),
         format_count(run["preemptions"]),
         kept,
     )
@@ -123,16 +123,12 @@ def times_table(run: Run | None) -> Table:
     """Percentiles of every time of one rate."""
     columns = (Column("Time"), *(Column(name.capitalize(), numeric=True) for name in PERCENTILES))
     rows = [] if run is None else [(name, *(_time(_said(run, key, at)) for at in PERCENTILES)) for name, key in SPREADS]
-    title = "Times" if run is None else f"Times at {run['rate']:.3g} per second"
+    title = "Times" if run is None else f"Times at {format_number(run['rate'])} per second"
     return Table(title=title, columns=columns, rows=[*map(Row, rows)])
 
 
 def _time(value: float | None) -> str:
     return "–" if value is None else format_duration_s(value)
-
-
-def _number(value: float) -> Quantity:
-    return Quantity(f"{value:,.0f}" if value >= 100 else f"{value:.3g}", value)
 
 
 # --- sentences ----------------------------------------------------------------------------------------------
@@ -149,8 +145,8 @@ def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
     if found["value"] is None:
         return f"Nothing keeps {kept} at p99: alone a request does not keep {broken}."
     if found["above"] is None:
-        return f"{kept} are kept at p99 up to the full load, {found['value']:.3g} requests per second."
-    return f"p99 keeps {kept} up to {found['value']:.3g} requests per second; then {broken} breaks."
+        return f"{kept} are kept at p99 up to the full load, {format_number(found['value'])} requests per second."
+    return f"p99 keeps {kept} up to {format_number(found['value'])} requests per second; then {broken} breaks."
 
 
 def rate_sentence(run: Run) -> str:
@@ -158,7 +154,7 @@ def rate_sentence(run: Run) -> str:
     ttft, tpot = run["ttft_s"], run["tpot_s"]
     sees = f"TTFT {_time(ttft['p50'])} in the median, {_time(ttft['p99'])} at p99"
     then = "" if tpot is None else f"; TPOT {_time(tpot['p50'])}, {_time(tpot['p99'])}"
-    return f"At {run['rate']:.3g}/s: {sees}{then}.{_drains(run['utilization'])}"
+    return f"At {format_number(run['rate'])}/s: {sees}{then}.{_drains(run['utilization'])}"
 
 
 def _drains(used: float) -> str:

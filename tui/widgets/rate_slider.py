@@ -8,6 +8,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events
 
+from calc.units import format_number
 from tui.widgets.dial import Dial
 from tui.widgets.styling import component_style
 
@@ -56,7 +57,7 @@ class RateSlider(Dial):
         return self._at
 
     def shown(self) -> str:
-        return (f"{self._rates[self._at]:.3g}/s" if self._rates else "–").rjust(SHOWN_CELLS)
+        return (f"{format_number(self._rates[self._at])}/s" if self._rates else "–").rjust(SHOWN_CELLS)
 
     def turn(self, by: int) -> bool:
         at = max(0, min(len(self._rates) - 1, self._at + by))
@@ -92,7 +93,7 @@ class RateSlider(Dial):
         text.append(" ")
         for sign, name in signs:
             text.append(sign, looks[name])
-        return text.append(f" {self._rates[-1]:.3g}/s", looks.get("track"))
+        return text.append(f" {format_number(self._rates[-1])}/s", looks.get("track"))
 
     def get_content_width(self, *_: object) -> int:
         return 60

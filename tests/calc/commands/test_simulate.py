@@ -159,3 +159,18 @@ def test_numpy_is_not_needed() -> None:
     words = ["simulate", "--device", "h100-sxm", "--requests", "20", "--rate", "5", "--json"]
     code = f"import sys; from calc.__main__ import main; main({words!r}); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_whole_experts_on_each_rank_change_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--requests", "100", "--rate", "4", "--tp", "4")
+    split, whole = document(capsys, *words), document(capsys, *words, "--ep", "4")
+    assert (split["ep"], whole["ep"]) == (1, 4)
+    assert split["server"] == whole["server"]
+    assert split["runs"][0]["tpot_s"]["p50"] != whole["runs"][0]["tpot_s"]["p50"]
+
+
+@pytest.mark.parametrize("option", ["pp", "dp-attention", "dcp", "speculate", "draft", "chunk"])
+def test_what_is_not_simulated_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, *QUICK, f"--{option}", "2")
+    assert f"--{option}: " in said
+    assert "unrecognized" not in said

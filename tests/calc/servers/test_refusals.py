@@ -105,7 +105,7 @@ IDLE = [
     ({"gpu_memory_utilization": Fraction(1, 2)}, ("transformers", "llamacpp")),
     ({"max_num_batched_tokens": 4096}, ()),
     ({"pp": 2}, ("sglang", "transformers", "llamacpp")),
-    ({"dcp": 2, "tp": 2}, ("sglang", "transformers", "llamacpp")),
+    ({"dcp": 2, "tp": 16}, ("sglang", "transformers", "llamacpp")),
     ({"dp_attention": 2, "tp": 2}, ("vllm", "transformers", "llamacpp")),
 ]
 
@@ -120,6 +120,14 @@ def test_an_option_changes_something_or_is_refused(engine: str, options: dict[st
     plain, asked = report(engine, tp=options.get("tp", 1)), report(engine, **options)
     same = replace(asked, options=plain.options, assumptions=plain.assumptions, steps=plain.steps)
     assert same != plain or launch_command(asked) != launch_command(plain)
+
+
+def test_tokens_are_shared_where_kv_heads_are_repeated() -> None:
+    """vLLM's config/model.py: 8 KV heads on 16 ranks are held twice, so that two ranks can share the tokens of each."""
+    assert report("vllm", find_model("llama-3-8b"), tp=16, dcp=2).kv_tokens > 0
+    for tp, dcp, times in ((8, 2, "once"), (16, 4, "2 times")):
+        with pytest.raises(SpecError, match=f"TP {tp} holds each of the 8 KV heads {times}"):
+            report("vllm", find_model("llama-3-8b"), tp=tp, dcp=dcp)
 
 
 def test_options_about_layers_that_a_model_has() -> None:

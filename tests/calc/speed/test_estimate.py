@@ -161,6 +161,33 @@ def test_llama_cpp_and_transformers_have_their_own_account() -> None:
     assert room_of(study(), asked).fitting == int(said.max_concurrency)
 
 
+def test_sharing_tokens_makes_room_and_costs_an_exchange(capsys: pytest.CaptureFixture[str]) -> None:
+    """One latent row for all heads: 8 H200 hold it 8 times, or each an eighth of the tokens."""
+    words = ("--model", "deepseek-v3", "--device", "h200-sxm", "--tp", "8", "--prompt-tokens", "100k", "--batch", "4")
+    alone, shared = answered(capsys, *words), answered(capsys, *words, "--dcp", "8")
+    assert (alone["dcp"], shared["dcp"]) == (1, 8)
+    names = [[one["name"] for one in found["decode"]["operators"]] for found in (alone, shared)]
+    assert ["gather queries, sum results" in of for of in names] == [False, True]
+    assert alone["prefill"]["flops"] == shared["prefill"]["flops"]
+    study_of = study("deepseek-v3", "h200-sxm")
+    rooms = [room_of(study_of, Asked(prompt_tokens=100_000, tp=8, dcp=dcp)).fitting for dcp in (1, 8)]
+    assert rooms[1] == pytest.approx(8 * rooms[0], abs=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--model", "llama-3-8b", "--tp", "8", "--dcp", "2"), "each of the 8 KV heads is held once"),
+        (("--model", "deepseek-v3.2", "--tp", "8", "--dcp", "2"), "where an indexer picks"),
+        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "3"), "--dcp 3 does not divide --tp 8"),
+        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "2", "--policy", "sglang"), "not known of SGLang"),
+    ],
+)
+def test_tokens_that_cannot_be_shared(words: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--device", "h200-sxm", *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_clients_that_wait_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(capsys, "--device", "h100-sxm", "--concurrency", "1000")
     assert "346 of 1,000 clients fit at once. What the others wait is not in TTFT." in str(found["assumptions"])
@@ -247,8 +274,23 @@ def test_the_operators_of_a_chunk_are_called_so(capsys: pytest.CaptureFixture[st
 def test_why_an_engine_does_not_start_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     long = ["--model", "qwen3-8b", "--device", "h200-sxm", "--prompt-tokens", "1M"]
     assert "longer than the model's context limit of 40,960 tokens" in str(answered(capsys, *long)["assumptions"])
-    three = ["--model", "llama-3-70b", "--device", "h100-sxm", "--tp", "3", "--policy", "trtllm"]
-    assert "64 query heads are not divisible by 3" in str(answered(capsys, *three)["assumptions"])
+
+
+@pytest.mark.parametrize("policy", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--model", "llama-3-70b", "--tp", "3"), "64 query heads are not divisible by"),
+        (("--model", "mixtral-8x7b", "--tp", "16", "--ep", "16"), "16 devices for 8 experts"),
+        (("--model", "qwen3-8b", "--tp", "4", "--ep", "4"), "the model has no routed experts to spread over devices"),
+    ],
+)
+def test_devices_that_cannot_share_a_model_are_refused_by_every_engine(
+    policy: str, words: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That a plan is short of memory is an answer; that nobody could run it is not."""
+    assert main(["estimate", "--device", "h100-sxm", "--policy", policy, *words]) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_vllm_loads_float32_in_16_bits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,9 +414,6 @@ def test_all_devices_are_paid_for(capsys: pytest.CaptureFixture[str]) -> None:
     rate = found["output_tokens_per_s"]
     assert isinstance(rate, dict)
     assert found["cost_per_million_output_tokens"] == pytest.approx(8 * 3 / 3600 / rate["mid"] * 1e6)
-    dense = answered(capsys, "--model", "qwen3-8b", "--device", "h100-sxm", "--tp", "4", "--ep", "4")
-    assert (dense["fits"], dense["tpot_s"]) == (False, None)
-    assert "the model has no routed experts to spread over devices" in str(dense["assumptions"])
 
 
 def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

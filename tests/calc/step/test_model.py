@@ -336,3 +336,21 @@ def test_a_stage_sends_a_vector_per_token_to_the_next() -> None:
     work = Pass(phase=Phase.PREFILL, batch=2, context=300, tp=2, stages=4)
     (send,) = of_kind(pass_operators(LLAMA, work), Kind.SEND)
     assert (send.count, send.link_each.value) == (3, 2 * 300 * 4096 * 2)
+
+
+def test_ranks_that_share_a_context_have_the_heads_of_all_for_a_part_of_it() -> None:
+    """DeepSeek-V3 on 8 ranks, 4 to a context: 64 of 128 heads over 2,500 of 10,000 tokens; queries of 576 and results
+    of 512 per head of 16 go to three others and back, in 61 layers."""
+    model = find_model("deepseek-v3")
+    work = Pass(phase=Phase.DECODE, batch=5, context=10_000, tp=8)
+    shared = replace(work, dcp=4)
+    (alone,), (part,) = (of_kind(pass_operators(model, one), Kind.ATTENTION) for one in (work, shared))
+    assert part.flops == alone.flops
+    assert part.cache_bytes * 4 == alone.cache_bytes == 61 * 5 * 10_000 * 576 * 2
+    assert part.reads_each.value == 4 * alone.reads_each.value
+    (combined,) = of_kind(pass_operators(model, shared), Kind.COMBINE)
+    assert (combined.count, combined.link_each.value) == (61, 5 * 16 * (576 + 512) * 3 * 2)
+    prompt = replace(shared, phase=Phase.PREFILL)
+    assert [o.flops for o in pass_operators(model, prompt)] == [
+        o.flops for o in pass_operators(model, replace(prompt, dcp=1))
+    ]

@@ -111,7 +111,7 @@ IMPOSSIBLE = (
     ("batches", "8..1", "goes down"),
     ("version", "latest", "version"),
     ("tp", "", "TP is empty"),
-    ("split", "cp=2", "is not one of pp, ep and dp"),
+    ("split", "cp=2", "is not one of pp, ep, dp and dcp"),
 )
 
 
