@@ -7,14 +7,15 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from rich.cells import cell_len
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
-from textual.widgets import Button, Input, Label
+from textual.widgets import Label
 
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
@@ -23,24 +24,7 @@ from engine.errors import EngineError
 from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
 from engine.process.events import Generate, GenerationStarted, Turn
-from engine.records import CacheKind, DType, Event, ModelInfo
-from tui.form.sampling import (
-    CACHE_CHOICES,
-    CACHE_HELP,
-    DTYPE_CHOICES,
-    DTYPE_HELP,
-    MORE_HELP,
-    TP_CHOICES,
-    TP_HELP,
-    read_ids,
-    read_more,
-    read_new_tokens,
-    read_path,
-    read_seed,
-    read_temperature,
-    read_top_k,
-    read_top_p,
-)
+from engine.records import Event, ModelInfo
 from tui.form.state import Analysis, AppState
 from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
 from tui.live.engine_link import EngineStatus, Phase, engine_of
@@ -53,24 +37,10 @@ from tui.panes.base import Pane
 from tui.views.chart_text import draw
 from tui.views.generation import Pair, comparison_table, run_table
 from tui.views.plots import latency_chart
-from tui.widgets.dial import ChoiceDial, Dial
-from tui.widgets.option import Option
+from tui.widgets.generate_form import DialName, GenerateForm
 from tui.widgets.plot import PlotView
-from tui.widgets.prompt import Prompt
 from tui.widgets.run_numbers import RunNumbers
 from tui.widgets.token_stream import TokenStream
-
-DEFAULT_PROMPT = "To be, or not to be"
-DEFAULT_NEW_TOKENS = 128
-CACHE_ON_HELP = "Generate with or without the KV cache"
-CHAT_HELP = (
-    "text: the model continues the prompt. chat: the prompt is a turn in the chat template of the model; the cache "
-    "is reused for the next turn."
-)
-FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-cache-kind": "cache-kind", "dial-tp": "tp"}
-ID_FILES = (".pt", ".pth")
-"""Weight files that never come with a tokenizer: a list of numbers is then a list of ids."""
-
 
 HELP = """\
 A model in the engine process continues your prompt.
@@ -135,28 +105,7 @@ class GeneratePane(Pane):
             with Vertical(id="generate-left"):
                 yield TokenStream(id="stream")
                 yield Label("", id="generate-status", markup=False)
-                with Horizontal(classes="line"):
-                    yield ChoiceDial("cache", ["on", "off"], "on", help=CACHE_ON_HELP, id="dial-cache")
-                    yield Option("new tokens", read_new_tokens, text=str(DEFAULT_NEW_TOKENS), width=6, id="option-new")
-                    yield Option("temperature", read_temperature, text="0.5", width=5, id="option-temperature")
-                    yield ChoiceDial("mode", ["text", "chat"], "text", help=CHAT_HELP, id="dial-chat")
-                with Horizontal(classes="line"):
-                    yield Option("top-k", read_top_k, placeholder="off", width=5, id="option-top-k")
-                    yield Option("top-p", read_top_p, placeholder="off", width=5, id="option-top-p")
-                    yield Option("seed", read_seed, text="1", placeholder="new", width=7, id="option-seed")
-                    yield Option("model", read_path, placeholder="bundled", width="1fr", id="option-model")
-                with Horizontal(classes="line"):
-                    yield ChoiceDial("dtype", DTYPE_CHOICES, "auto", help=DTYPE_HELP, id="dial-dtype")
-                    yield ChoiceDial("cache kind", CACHE_CHOICES, "full", help=CACHE_HELP, id="dial-cache-kind")
-                    yield ChoiceDial("tp", TP_CHOICES, "1", help=TP_HELP, id="dial-tp")
-                    yield Option(
-                        "more", read_more, placeholder="min-p, stop", width="1fr", help=MORE_HELP, id="option-more"
-                    )
-                with Horizontal(classes="line", id="generate-system"):
-                    yield Option("system", str.strip, placeholder="none", width="1fr", id="option-system")
-                with Horizontal(id="generate-prompt"):
-                    yield Prompt(DEFAULT_PROMPT, soft_wrap=True, show_line_numbers=False, compact=True, id="prompt")
-                    yield Button("generate", id="send", compact=True)
+                yield GenerateForm()
             yield RunNumbers(id="generate-right")
 
     def on_mount(self) -> None:
@@ -174,23 +123,15 @@ class GeneratePane(Pane):
 
     # --- sending ------------------------------------------------------------------------------------------
 
-    def on_prompt_sent(self, message: Prompt.Sent) -> None:
-        """Enter in the prompt."""
-        message.stop()
-        self.send()
+    @property
+    def form(self) -> GenerateForm:
+        """Prompt and options."""
+        return self.query_one(GenerateForm)
 
-    def on_input_submitted(self, message: Input.Submitted) -> None:
-        """Enter in an option."""
-        message.stop()
-        self.send()
-
-    def on_button_pressed(self, message: Button.Pressed) -> None:
-        """The button generates, or stops what it started."""
-        message.stop()
-        if self.busy:
-            self.action_stop()
-        else:
-            self.send()
+    @on(GenerateForm.Stopped)
+    def _stopped(self, event: GenerateForm.Stopped) -> None:
+        event.stop()
+        self.action_stop()
 
     @property
     def running(self) -> bool:
@@ -207,6 +148,7 @@ class GeneratePane(Pane):
         """Whether the engine works for this pane."""
         return self.running or self.measuring
 
+    @on(GenerateForm.Sent)
     def send(self) -> None:
         """Generate with the prompt and options as they are."""
         if self.busy:
@@ -216,7 +158,7 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             self._say(f"✗ {request}", problem=True)
             return
-        self.query_one(Prompt).remember()
+        self.form.prompt.remember()
         self.run, self._note = Generation(request), ()
         self.query_one(RunNumbers).due_s = 0.0
         if request.turns is None:
@@ -233,55 +175,7 @@ class GeneratePane(Pane):
 
     def _request(self) -> Generate | str:
         """The request the form stands for, or what is wrong with it."""
-        options = {option.id: option for option in self.query(Option)}
-        for option in options.values():
-            if option.problem:
-                return option.problem
-        values = {name: option.value for name, option in options.items()}
-        text = self.query_one(Prompt).text
-        if not text.strip():
-            return "the prompt is empty: type some text, or token ids such as ids: 1, 2, 3"
-        turns = self._turns(text, values["option-system"]) if self.chats else None
-        takes_ids = turns is None and self._takes_ids(text, values["option-model"])
-        ids = read_ids(text) if takes_ids else None
-        return Generate(
-            prompt=text if ids is None and turns is None else None,
-            prompt_ids=ids,
-            turns=turns,
-            reuse=turns is not None,
-            cache=self._cache_kind(),
-            tp=int(self._choice("tp")),
-            max_new_tokens=values["option-new"],
-            temperature=values["option-temperature"],
-            top_k=values["option-top-k"],
-            top_p=values["option-top-p"],
-            min_p=values["option-more"].min_p,
-            repetition_penalty=values["option-more"].repetition_penalty,
-            presence_penalty=values["option-more"].presence_penalty,
-            model_sampling=values["option-more"].model_sampling,
-            stop=values["option-more"].stop,
-            seed=values["option-seed"],
-            use_cache=self.cache_on,
-            model=values["option-model"],
-            dtype=cast(DType, self._choice("dtype")),
-        )
-
-    def _choice(self, name: str) -> str:
-        return self.query_one(f"#dial-{name}", ChoiceDial).value
-
-    def _cache_kind(self) -> CacheKind:
-        return cast(CacheKind, self._choice("cache-kind"))
-
-    @property
-    def chats(self) -> bool:
-        """Whether prompts are turns of a chat."""
-        return self._choice("chat") == "chat"
-
-    def _turns(self, text: str, system: str) -> tuple[Turn, ...]:
-        """The chat so far with a new question; the system prompt stands first, as it is now."""
-        said = tuple(turn for turn in self.turns if turn.role != "system")
-        first = (Turn(role="system", content=system),) if system else ()
-        return (*first, *said, Turn(role="user", content=text))
+        return self.form.request(self.turns, engine_of(self.app).status.model)
 
     def _show_turn(self, turns: tuple[Turn, ...]) -> None:
         """The new question after what is there; a chat's first one on a clean page."""
@@ -290,19 +184,6 @@ class GeneratePane(Pane):
         if first:
             stream.clear()
         stream.write(f"{'' if first else chr(10) * 2}{turns[-1].content}\n", "prompt")
-
-    def _takes_ids(self, text: str, model: str | None) -> bool:
-        if text.lstrip().lower().startswith("ids"):
-            return True
-        known = engine_of(self.app).status.model
-        return model is not None and (
-            model.endswith(ID_FILES) or (known is not None and known.path == model and not known.has_tokenizer)
-        )
-
-    @property
-    def cache_on(self) -> bool:
-        """Whether the next run uses the cache."""
-        return self.query_one("#dial-cache", ChoiceDial).value == "on"
 
     # --- a run's events -----------------------------------------------------------------------------------
 
@@ -361,14 +242,11 @@ class GeneratePane(Pane):
         if run.request.turns is None or not run.ids:
             return
         self.turns = (*run.request.turns, Turn(role="assistant", content=run.text.strip()))
-        self.query_one(Prompt).text = ""
+        self.form.prompt.text = ""
 
     def _show_running(self) -> None:
         """The button and the keys follow the state; only when it changes."""
-        button = self.query_one("#send", Button)
-        label = "stop" if self.busy else "generate"
-        if str(button.label) != label:
-            button.label = label
+        if self.form.show_busy(self.busy):
             self.app.refresh_bindings()
 
     def _refresh_numbers(self) -> None:
@@ -378,7 +256,7 @@ class GeneratePane(Pane):
 
     def _show_effects(self) -> None:
         """The measured formats of the form's model."""
-        self.query_one(RunNumbers).show_effects(self._effects.of(self._model), self._chosen)
+        self.query_one(RunNumbers).show_effects(self._effects.of(self.form.model), self._chosen)
 
     def on_show(self) -> None:
         """Back on screen: catch up with what came meanwhile."""
@@ -417,7 +295,7 @@ class GeneratePane(Pane):
         if run is None:
             if status.phase is Phase.STOPPED:
                 return f"✗ the engine stopped: {status.detail}"
-            return f"Press Enter to generate (KV cache {'on' if self.cache_on else 'off'})"
+            return f"Press Enter to generate (KV cache {'on' if self.form.cache_on else 'off'})"
         if run.problem is not None:
             return f"✗ {run.problem}"
         if run.over:
@@ -445,14 +323,15 @@ class GeneratePane(Pane):
         label.update(text, layout=refused or label.has_class("-problem"))
         label.set_class(refused, "-problem")
 
-    def on_option_edited(self, message: Option.Edited) -> None:
+    @on(GenerateForm.Edited)
+    def _edited(self, event: GenerateForm.Edited) -> None:
         """Say at once what is wrong with an option; another model has formats of its own."""
-        message.stop()
-        if message.option.id == "option-model":
+        event.stop()
+        if event.of_model:
             self._note = ()
             self._show_effects()
-            self.run_worker(self._check_model(message.option.value), group="path", exclusive=True)
-        problem = next((option.problem for option in self.query(Option) if option.problem), "")
+            self.run_worker(self._check_model(self.form.model), group="path", exclusive=True)
+        problem = self.form.problem
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
 
     async def _check_model(self, model: str | None) -> None:
@@ -462,14 +341,12 @@ class GeneratePane(Pane):
             self._note = (f"{missing} (F9 lists the models on this machine)", missing)
             self._say(self._idle_line())
 
-    def on_dial_changed(self, message: Dial.Changed) -> None:
+    @on(GenerateForm.DialTurned)
+    def _turned(self, event: GenerateForm.DialTurned) -> None:
         """Something for the next run; of a format, what it will cost."""
-        message.stop()
-        if message.dial.id == "dial-chat":
-            self.query_one("#generate-system").display = self.chats
-            self.app.refresh_bindings()
-        turned = FORMAT_DIALS.get(message.dial.id or "")
-        self._note = self._choice_lines(turned) if turned is not None else ()
+        event.stop()
+        self.app.refresh_bindings()
+        self._note = self._choice_lines(event.turned) if event.turned is not None else ()
         self._show_effects()
         if not self.busy:
             self._say(self._idle_line())
@@ -477,53 +354,47 @@ class GeneratePane(Pane):
     # --- formats ------------------------------------------------------------------------------------------
 
     @property
-    def _model(self) -> str | None:
-        """The model of the form, as a request names it."""
-        value: str | None = self.query_one("#option-model", Option).value
-        return value
-
-    @property
     def _chosen(self) -> Choice | None:
         """What the dials are turned to; None while nobody knows what auto is."""
-        dtype = self._choice("dtype")
-        runs_as = self._effects.auto(self._model) if dtype == "auto" else dtype
-        return Choice(runs_as, self._cache_kind(), int(self._choice("tp"))) if runs_as else None
+        form = self.form
+        runs_as = self._effects.auto(form.model) if form.dtype == "auto" else form.dtype
+        return Choice(runs_as, form.cache_kind, form.tp) if runs_as else None
 
     def _known(self) -> ModelInfo | None:
         """The form's model as it was loaded last, if it was."""
         held = engine_of(self.app).status.model
-        own = held is not None and model_key(self._model) in (held.name, model_key(held.path))
-        return self._effects.info(self._model) or (held if own else None)
+        own = held is not None and model_key(self.form.model) in (held.name, model_key(held.path))
+        return self._effects.info(self.form.model) or (held if own else None)
 
     def _choice_lines(self, turned: Turned) -> tuple[str, ...]:
         """What the chosen format costs, as predicted and as measured."""
         chosen, info = self._chosen, self._known()
         if chosen is None:
             return AUTO_LINES if turned == "dtype" else ()
-        measured = next((effect for effect in self._effects.of(self._model) if effect.choice == chosen), None)
+        measured = next((effect for effect in self._effects.of(self.form.model) if effect.choice == chosen), None)
         return choice_lines(chosen, turned, self._expected(chosen, info), measured=measured, info=info)
 
     def _expected(self, chosen: Choice, info: ModelInfo | None) -> Expected:
         """calc's figures for a run like the last one, with the new tokens of the form."""
         return expected(
             chosen,
-            model_key(self._model),
+            model_key(self.form.model),
             info,
             prompt_tokens=len(self.run.prompt_ids) if self.run is not None and self.run.prompt_ids else 1,
-            new_tokens=self.query_one("#option-new", Option).value,
+            new_tokens=self.form.new_tokens,
         )
 
     def action_effect(self) -> None:
         """Measure how far the chosen format's logits are from float32's; the model in memory makes room for both."""
         if self.busy:
             return
-        option, info = self.query_one("#option-model", Option), self._known()
+        form, info = self.form, self._known()
         held = info.weight_bytes if info is not None else 0
-        if problem := option.problem or shortage(self._model, "float32", given_back_bytes=held):
+        if problem := form.model_problem or shortage(form.model, "float32", given_back_bytes=held):
             self._say(f"✗ {problem}", problem=True)
             return
-        choice = FormatChoice(dtype=cast(DType, self._choice("dtype")), cache=self._cache_kind())
-        self.effect, self._note = Job(Formats(model=self._model, choices=(choice,))), ()
+        choice = FormatChoice(dtype=form.dtype, cache=form.cache_kind)
+        self.effect, self._note = Job(Formats(model=form.model, choices=(choice,))), ()
         try:
             self._request_id = engine_of(self.app).submit(self.effect.request, self._on_effect)
         except EngineError as error:
@@ -557,9 +428,9 @@ class GeneratePane(Pane):
         """Stop the run; the engine answers with what it made so far."""
         engine_of(self.app).cancel(self._request_id)
 
-    def action_turn(self, name: str) -> None:
+    def action_turn(self, name: DialName) -> None:
         """Turn a dial on, for the next run."""
-        self.query_one(f"#dial-{name}", ChoiceDial).action_turn(1)
+        self.form.turn(name)
 
     def action_new_chat(self) -> None:
         """Forget the turns; the next question begins a chat."""
@@ -571,11 +442,10 @@ class GeneratePane(Pane):
         """Choose from the models on this machine, or name a file or folder."""
         from tui.widgets.model_files import pick_model_file
 
-        option = self.query_one("#option-model", Option)
-        pick_model_file(self.app, option.text, self._take_model)
+        pick_model_file(self.app, self.form.model_text, self._take_model)
 
     def _take_model(self, model: str) -> None:
-        self.query_one("#option-model", Option).text = model
+        self.form.model_text = model
         self._say(self._idle_line())
 
     def action_next_page(self) -> None:
@@ -592,7 +462,7 @@ class GeneratePane(Pane):
         if action == "effect":
             return not self.busy
         if action == "new_chat":
-            return self.chats
+            return self.form.chats
         if action == "next_page":
             return self.screen.has_class("-narrow")
         return True
@@ -601,7 +471,7 @@ class GeneratePane(Pane):
 
     def tables(self) -> tuple[Table, ...]:
         """The run, both ways compared, and the formats of the model."""
-        effects = self._effects.of(self._model)
+        effects = self._effects.of(self.form.model)
         formats = (effects_table(effects, self._chosen),) if effects else ()
         if self.run is None:
             return formats
@@ -619,13 +489,13 @@ class GeneratePane(Pane):
 
     def problem(self) -> str:
         """The first option that cannot be read."""
-        return next((option.problem for option in self.query(Option) if option.problem), "")
+        return self.form.problem
 
     def command_line(self) -> str:
         """``kvscope generate …`` with the options of the form (or of the last run where the form is invalid)."""
         request = self._request()
         if isinstance(request, str):
-            request = self.run.request if self.run else Generate(prompt=self.query_one(Prompt).text)
+            request = self.run.request if self.run else Generate(prompt=self.form.prompt.text)
         return shlex.join(["kvscope", "generate", *generate_options(request)])
 
 

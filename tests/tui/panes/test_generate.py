@@ -127,7 +127,7 @@ async def test_both_ways_are_compared_once_both_have_run() -> None:
         await run_to_end(pilot, pane)
         pane.query_one("#dial-cache").focus()
         await pilot.press("c")
-        assert not pane.cache_on
+        assert not pane.form.cache_on
         pane.query_one(Prompt).focus()
         await run_to_end(pilot, pane)
         rows = {row[0]: row[1:] for row in pane.tables()[1].rows}
@@ -143,7 +143,7 @@ async def test_c_in_the_prompt_is_a_letter() -> None:
     async with live_app(start_engine=False).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
         await pilot.press("c", "f", "p")
-        assert pane.cache_on
+        assert pane.form.cache_on
         assert {"c", "f", "p"} <= set(pane.query_one(Prompt).text)
 
 
