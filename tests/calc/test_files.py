@@ -11,6 +11,7 @@ import pytest
 
 from calc.errors import SourceError
 from calc.files import check_writable, replacing, write_whole
+from tests.patience import PATIENCE_S
 
 
 def test_write_and_replace(tmp_path):
@@ -67,7 +68,7 @@ def test_a_pipe_is_written_into_and_not_replaced(tmp_path):
     reader = threading.Thread(target=lambda: received.append(pipe.read_text(encoding="utf-8")), daemon=True)
     reader.start()
     write_whole(pipe, "through\n")
-    reader.join(timeout=5)
+    reader.join(timeout=PATIENCE_S)
     assert received == ["through\n"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 

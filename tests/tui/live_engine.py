@@ -13,6 +13,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widget import Widget
 
+from tests.patience import PATIENCE_S
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 
@@ -36,9 +37,9 @@ def live_app(*options: str, start_engine: bool = True) -> KvscopeApp:
     return KvscopeApp(None, Settings(), fake_engine(*options), start_engine=start_engine)
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
-    """Wait until `condition` holds; fail when it does not within `timeout_s`."""
-    end = time.monotonic() + timeout_s
+async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; fail when it never does."""
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"
         await asyncio.sleep(0.01)

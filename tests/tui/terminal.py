@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 
 import pyte
 
-PATIENCE_S = 60.0
-"""For what must happen, on a machine at any load."""
+from tests.patience import PATIENCE_S
+
 GIVEN_BACK = (b"\x1b[?1049l", b"\x1b[?25h", b"\x1b[?1003l", b"\x1b[?2004l")
 """Leaves the alternate screen, shows the cursor, ends mouse reports and bracketed paste."""
 KVSCOPE = (sys.executable, "-m", "tui")

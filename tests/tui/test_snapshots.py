@@ -38,7 +38,7 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         pane = f"#pane-{kind}"
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
-        await until(pilot, lambda: settled(app), timeout_s=60)
+        await until(pilot, lambda: settled(app))
         same = 0
         while same < 10:  # layouts that ask for another
             before = lines(app)

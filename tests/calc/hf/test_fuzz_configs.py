@@ -157,12 +157,12 @@ def test_every_key_of_a_type_may_be_missing_or_wrong(model_type):
 def test_files_that_are_no_config(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SourceError) as caught:
         read_hf_config(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_deep_nesting_of_text_parts_is_not_followed_without_end():
@@ -175,10 +175,10 @@ def test_deep_nesting_of_text_parts_is_not_followed_without_end():
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_routed_experts", "moe_layer_freq", "first_k_dense_replace"])
 def test_a_huge_count_costs_neither_time_nor_memory(key):
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     answer({**DEEPSEEK, key: 10**12})
     answer({**HYBRID, "model_type": "qwen3_next", key: 10**12, "layer_types": None, "full_attention_interval": 4})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert peak < 64 * 2**20

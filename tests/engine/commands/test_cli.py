@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from engine.records import Progress
 from engine.text import duration, table
 from tests.engine import oracle
 from tests.engine.reference import Reference
+from tests.patience import PATIENCE_S
 from tests.records import batch_row, benchmark_row, machine
 
 ROOT = Path(__file__).parents[3]
@@ -581,7 +581,7 @@ def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
         assert process.stdout is not None
         process.stdout.read(5)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     *remarks, sentence = err.splitlines()  # where the compiled step is being built, a remark says so first
     assert sentence == "python -m engine: interrupted"
@@ -596,10 +596,8 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.read(5)
         process.stdout.close()
-        start = time.monotonic()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert process.stderr.read() == b""
-        assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from engine.parallel.shard import Shard, check_tp, cut, shard_config
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.models import VARIANTS, llama_config
 from tests.engine.processes import exists
+from tests.patience import wait_until
 
 FLOAT64 = StorageFormat("float64", 1, 8)
 SIZES = {
@@ -152,10 +152,7 @@ def test_closing_leaves_no_process():
     model = load_parallel(None, dtype="float32", tp=2, threads=1)
     ranks = children()
     model.decoder.close()
-    deadline = time.monotonic() + 10
-    while any(map(exists, ranks)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(exists, ranks))
+    wait_until(lambda: not any(map(exists, ranks)))
 
 
 def children():

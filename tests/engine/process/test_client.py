@@ -27,22 +27,15 @@ from engine.process.events import (
 from engine.process.session import describe_returncode
 from engine.records import Event
 from tests.engine.processes import exists
+from tests.patience import wait_until
 
 FAKE = (sys.executable, str(Path(__file__).parents[1] / "fake_engine.py"))
-TIMEOUT_S = 20.0
 
 
 @pytest.fixture
 def client() -> Iterator[EngineClient]:
     with EngineClient(FAKE, grace_s=0.3) as client:
         yield client
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.005)
 
 
 def poll_until(client: EngineClient, wanted: Callable[[Event], bool], count: int = 1) -> list[Event]:
@@ -103,13 +96,14 @@ def test_a_failure_ends_a_stream(client: EngineClient) -> None:
     assert client.alive
 
 
-def test_submit_returns_before_the_process_runs(client: EngineClient) -> None:
-    start = time.perf_counter()
-    for _ in range(500):
+@pytest.mark.parametrize("first", ["tokens:0", "deaf"])
+def test_submit_never_waits_for_the_process(client: EngineClient, first: str) -> None:
+    client.submit(Generate(prompt=first))
+    for _ in range(499):
         client.submit(Generate(prompt="tokens:0", prompt_ids=tuple(range(200))))  # more than a pipe holds
-    assert time.perf_counter() - start < 1.0
-    last = poll_until(client, lambda event: event.request_id == 500)[-1]
-    assert isinstance(last, GenerationFinished)
+    if first != "deaf":  # which would read none of it for ten minutes
+        last = poll_until(client, lambda event: event.request_id == 500)[-1]
+        assert isinstance(last, GenerationFinished)
 
 
 def test_requests_that_cannot_be_sent_are_refused_at_once(client: EngineClient) -> None:
@@ -290,9 +284,7 @@ def test_close_leaves_no_process(prompt: str) -> None:
     poll_until(client, lambda event: isinstance(event, TokenGenerated))
     pid = client.pid
     assert pid is not None
-    start = time.perf_counter()
     client.close()
-    assert time.perf_counter() - start < 2.0
     assert not exists(pid)
     client.close()
 
@@ -303,7 +295,7 @@ def test_close_right_after_submit_leaves_no_process() -> None:
         client = EngineClient(FAKE, grace_s=0.2)
         client.submit(Generate(prompt="hang"))
         client.close()
-    assert children() == before
+    assert not children() - before
 
 
 def children() -> set[str]:

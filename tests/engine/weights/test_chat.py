@@ -114,10 +114,8 @@ def test_size_and_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         render_chat([], template="x" * (2**20 + 1))
     monkeypatch.setattr(chat, "_MAX_S", 0.05)
     slow = "{% for i in range(3000) %}{% for j in range(3000) %}{{ '' }}{% endfor %}{% endfor %}"
-    start = time.monotonic()
     with pytest.raises(TokenizerError, match="takes more than"):
         render_chat([], template=slow)
-    assert time.monotonic() - start < 5
 
 
 CONVERSATION = [

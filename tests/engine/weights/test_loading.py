@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -25,6 +26,7 @@ from engine.weights.loading import REPORT_NS, Watch, followed
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config
 from tests.engine.weights.test_checkpoint import save_folder, save_reference
+from tests.patience import PATIENCE_S, wait_until
 
 CONFIG = llama_config(head_dim=8, hidden_size=32, intermediate_size=64, vocab_size=320)
 
@@ -152,8 +154,8 @@ def test_what_a_load_has_made_is_free_when_it_ends_early(how: str) -> None:
     gc.disable()  # it must be free at once, not when the collector comes by
     try:
         with contextlib.suppress(Stopped, MemoryError):
-            collect(followed(load, "m", lambda: True))
-        assert made[0]() is None
+            collect(followed(load, "m", lambda: bool(made)))
+        wait_until(lambda: made[0]() is None)  # the thread may end a moment later
     finally:
         gc.enable()
 
@@ -161,35 +163,35 @@ def test_what_a_load_has_made_is_free_when_it_ends_early(how: str) -> None:
 def test_a_load_that_does_not_answer_is_left_behind() -> None:
     done: list[bool] = []
 
+    speaks = threading.Event()
+
     def silent(watch: Watch) -> None:
-        time.sleep(0.6)  # a server that says nothing
+        speaks.wait(PATIENCE_S)  # a server that says nothing
         try:
             watch.check()
         finally:
             done.append(True)
 
-    start = time.monotonic()
     with pytest.raises(Stopped):
         collect(followed(silent, "m", lambda: True))
     assert not done
-    while not done:
-        time.sleep(0.01)
-        assert time.monotonic() - start < 60
+    speaks.set()
+    wait_until(lambda: bool(done))
 
 
 # --- the service ------------------------------------------------------------------------------------------
 
 
 class Slow:
-    """Stops a request as soon as it has counted something, with a loader that takes its time over every weight."""
+    """Stops a request as soon as it has counted something, with a loader that waits over each weight for the stop."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken = 0
         add = Watch.add
 
         def slow(watch: Watch, n_bytes: int) -> None:
-            time.sleep(0.03)
             self.taken += 1
+            wait_until(watch._should_stop)
             add(watch, n_bytes)
 
         monkeypatch.setattr(Watch, "add", slow)
@@ -219,7 +221,7 @@ def test_every_kind_of_request_can_be_stopped_while_it_loads(
     service = Service()
     events = list(service.answer(make(str(gguf)), slow.should_stop))
     assert events[-1] == Cancelled(request_id=3)
-    assert slow.taken < 4  # of some twenty weights
+    assert slow.taken == 1  # of some twenty weights
     assert not any(isinstance(event, Loaded) for event in events)
     assert service.held.model is None
 
@@ -240,9 +242,8 @@ def test_leaving_the_events_stops_the_load(gguf: Path, slow: Slow) -> None:
     events: Iterator[Event] = Service().answer(Load(model=str(gguf)))
     next(events)
     events.close()  # type: ignore[attr-defined]
-    taken = slow.taken
-    time.sleep(0.1)
-    assert slow.taken <= taken + 1
+    wait_until(lambda: not any(thread.name == "engine-load" for thread in threading.enumerate()))
+    assert slow.taken <= 1
 
 
 @pytest.mark.slow
@@ -259,13 +260,16 @@ def test_ranks_that_are_still_starting_end_with_the_load(monkeypatch: pytest.Mon
         ended.append(patience_s)
 
     monkeypatch.setattr(launch.Ranks, "end", noted)
-    told: list[Event] = []
-    began = time.monotonic()
-    for event in Service().answer(Load(tp=2, threads=1), lambda: time.monotonic() - began > 0.5):
-        told.append(event)
+    started: list[int] = []
+    start = launch.Ranks.start
+
+    def seen(ranks: launch.Ranks, rank: int, *what: Any) -> None:
+        start(ranks, rank, *what)
+        started.append(rank)
+
+    monkeypatch.setattr(launch.Ranks, "start", seen)
+    told = list(Service().answer(Load(tp=2, threads=1), lambda: bool(started)))
     assert told[-1] == Cancelled()
-    while not ended:  # the thread that loads ends the ranks
-        time.sleep(0.01)
-        assert time.monotonic() - began < 60
+    wait_until(lambda: bool(ended))  # the thread that loads ends the ranks
     assert ended == [0]
     assert [process.returncode is not None for process in processes] == [True]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import subprocess
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +59,7 @@ async def opened(pilot: Pilot[None]) -> LoadPane:
 
 
 async def settled(pilot: Pilot[None], pane: LoadPane) -> None:
-    await until(pilot, lambda: pane.is_settled, timeout_s=60)
+    await until(pilot, lambda: pane.is_settled)
 
 
 def sentence(pane: LoadPane) -> str:
@@ -172,11 +171,9 @@ async def test_keys_do_not_wait_for_a_simulation(monkeypatch: pytest.MonkeyPatch
         await pilot.press("f12")
         pane = app.query_one(LoadPane)
         await until(pilot, lambda: "Simulating" in sentence(pane))
-        began = time.monotonic()
         pane.query_one("#load-arrivals").focus()
         await pilot.press("right")
         await until(pilot, lambda: app.state.load.arrivals == "constant")
-        assert time.monotonic() - began < 5
         assert not pane.is_settled
 
 
