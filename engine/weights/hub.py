@@ -4,6 +4,7 @@ The cache's layout (huggingface_hub's): hub/models--org--name/refs/main holds a 
 org/name means its safetensors, else its only GGUF file; org/name:Q4_K_M and org/name/file.gguf choose one of several.
 """
 
+import errno
 import io
 import os
 import re
@@ -20,6 +21,7 @@ _BESIDE = (".json", ".jinja")
 """What belongs to safetensors: sizes, tokenizer, templates."""
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")
 _NAMES_SHOWN = 12
+_NAME_SHOWN = 80  # characters
 
 
 def locate(name: str, watch: Watch | None = None) -> Path:
@@ -28,13 +30,26 @@ def locate(name: str, watch: Watch | None = None) -> Path:
     A folder that holds nothing but one GGUF file means that file. ``watch`` counts the bytes of a download. Raises
     CheckpointError, and Stopped when the watch says so.
     """
-    path, named = Path(name), _split(name)
+    path, named = _path(name), _split(name)
     if not path.exists() and named is not None:
         repository, choice = named
         # models/m.safetensors that is not there is a slip of the pen, Qwen/Qwen2.5-0.5B is not
         slip = Path(repository).suffix in _FILES or Path(repository).parent.exists()
         path = cached_path(name) or (path if slip else _downloaded(repository, choice, watch or Watch()))
     return _only_gguf(path) if path.is_dir() else path
+
+
+def _path(name: str) -> Path:
+    """Raises CheckpointError for what no file can be called."""
+    path = Path(name)
+    try:
+        path.stat()
+    except ValueError:
+        raise CheckpointError(f"{name[:_NAME_SHOWN]!r} is no path: it holds a character that no path can have") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise CheckpointError(f"{name[:_NAME_SHOWN]}... is too long for a path") from None
+    return path
 
 
 def cached_path(name: str) -> Path | None:

@@ -23,6 +23,8 @@ def read_json(path: Path, error: type[InputError], *, max_bytes: int = _MAX_BYTE
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"{path} is not JSON: {reason}") from None
+    except ValueError:  # a path with a zero byte or half a character
+        raise error(f"{str(path)!r} is no path") from None
     return document
 
 

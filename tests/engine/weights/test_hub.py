@@ -94,6 +94,16 @@ def test_a_missing_file_is_a_missing_file(hub: Path) -> None:
             load_checkpoint(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a\0b", "holds a character that no path can have"), ("x" * 5000, "too long"), ("org/" + "x" * 5000, "too long")],
+)
+def test_what_no_file_can_be_called_is_refused(name: str, why: str) -> None:
+    with pytest.raises(CheckpointError, match=why) as caught:
+        locate(name)
+    assert len(str(caught.value)) < 200
+
+
 def test_one_of_several_is_chosen_by_tag_or_name(hub: Path) -> None:
     snapshot = put(hub, NEW, "small-Q4_K.gguf")
     for name in ("small-Q4_K_M.gguf", "small.Q8_0.gguf", "other.q8_0.gguf"):
