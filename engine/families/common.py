@@ -10,7 +10,7 @@ from typing import Any
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.keys import Keys
 from engine.families.rope import RopeKeys, read_rope
-from engine.model.config import MAX_LAYERS, Activation, ModelConfig
+from engine.model.config import MAX_LAYERS, Activation, DynamicRopeScaling, ModelConfig
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -81,7 +81,10 @@ def partial_rope(raw: Keys, head_dim: int, *, theta: float = 1e4, share: float =
 
 def rope_fields(rope: RopeKeys) -> dict[str, Any]:
     """The fields of a ModelConfig that a base and a scaling set."""
-    return {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
+    fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
+    if isinstance(scaling := rope.scaling, DynamicRopeScaling):  # the only one whose configs state the context before it
+        fields["max_positions"] = int(scaling.factor * scaling.original_max_positions)
+    return fields
 
 
 def head_dim_of(raw: Keys, hidden_size: int, n_heads: int) -> int:

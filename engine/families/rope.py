@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.keys import Keys
-from engine.model.config import LinearRopeScaling, Llama3RopeScaling, LongRopeScaling, RopeScaling, YarnRopeScaling
+from engine.model.config import (
+    DynamicRopeScaling,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnRopeScaling,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,14 @@ def mscale(scale: float, weight: float = 1.0) -> float:
 
 def _linear(raw: Keys, scaling: Keys, rotary_dim: int) -> LinearRopeScaling:
     return LinearRopeScaling(factor=scaling.positive("factor"))
+
+
+def _dynamic(raw: Keys, scaling: Keys, rotary_dim: int) -> DynamicRopeScaling:
+    if rotary_dim <= 2:
+        raise ConfigError(f"{scaling.where}: a dynamic base needs heads that turn in more than one pair")
+    return DynamicRopeScaling(
+        factor=scaling.positive("factor"), original_max_positions=raw.count("max_position_embeddings")
+    )
 
 
 def _llama3(raw: Keys, scaling: Keys, rotary_dim: int) -> Llama3RopeScaling:
@@ -125,6 +140,7 @@ def _original(raw: Keys, scaling: Keys) -> int:
 _READERS: dict[str, Callable[[Keys, Keys, int], RopeScaling]] = {
     "llama3": _llama3,
     "linear": _linear,
+    "dynamic": _dynamic,
     "yarn": _yarn,
     "longrope": _longrope,
 }

@@ -25,12 +25,12 @@ _SCALE_BYTES = 4  # float32, one for each head of each token, of K and of V
 class SeenText:
     """The text that a cache was made from, which models keep whose positions turn by the length of the text.
 
-    ``long``: which rows are beyond the original context. ``whole``: tokens that the text will have at least, where
-    that is known beforehand.
+    ``long``: which rows are beyond the original context, or how long their texts are (see `Decoder._beyond`).
+    ``whole``: tokens that the text will have at least, where that is known beforehand.
     """
 
     ids: Tensor | None = None
-    long: tuple[bool, ...] = ()
+    long: tuple[int, ...] = ()
     whole: int = 0
 
 

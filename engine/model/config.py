@@ -77,7 +77,18 @@ class LongRopeScaling:
     magnitude: float = 1.0
 
 
-RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling | LongRopeScaling
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicRopeScaling:
+    """Dynamic NTK (``rope_type: "dynamic"``): beyond the original context the base grows with the text.
+
+    As in transformers' generate, a prompt turns by its whole length, and each token after it by the text up to it.
+    """
+
+    factor: float
+    original_max_positions: int
+
+
+RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling | LongRopeScaling | DynamicRopeScaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

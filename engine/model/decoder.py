@@ -16,7 +16,7 @@ from engine.model.block import make_block
 from engine.model.cache import Cache, CacheKind, KeysValues, WindowCache, make_cache
 from engine.model.config import LayerKind, ModelConfig
 from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm, Table
-from engine.model.rotary import Rotary
+from engine.model.rotary import DynamicRotary, Rotary, make_rotary
 from engine.model.shapes import n_parameters, parameter_shapes
 
 
@@ -62,6 +62,7 @@ class Decoder:
         self.kinds = tuple(dict.fromkeys(kinds))  # the distinct pairs of window and positions
         self.rotaries = self._make_rotaries()
         self.original_context = next((r.original_context for r in self.rotaries if r and r.original_context), None)
+        self.base_grows = any(isinstance(rotary, DynamicRotary) for rotary in self.rotaries)
         self.blocks = [
             make_block(config, weights, layer, kind=self.kinds.index(kind), linear=linear)
             for layer, kind in enumerate(kinds)
@@ -81,7 +82,7 @@ class Decoder:
     def _make_rotaries(self) -> tuple[Rotary | None, ...]:
         """One table a kind; kinds with equal positions share it."""
         ropes = {kind.rope: None for kind in self.kinds}
-        made = {rope: Rotary(rope, dtype=self.dtype, device=self.device) for rope in ropes if rope is not None}
+        made = {rope: make_rotary(rope, dtype=self.dtype, device=self.device) for rope in ropes if rope is not None}
         return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
 
     @property
@@ -134,7 +135,7 @@ class Decoder:
         """
         with torch.inference_mode():
             n_asked = ids.size(1)
-            long = self._is_long(n_asked, cache)
+            long = self._beyond(n_asked, cache)
             if cache is not None and long:
                 ids = _seen_anew(ids, cache, long)
             batch_size, n_new = ids.shape
@@ -159,21 +160,33 @@ class Decoder:
                 x = x.view(batch_size, n_new, -1)[:, n_new - n_wanted :].flatten(0, 1)
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
 
-    def _is_long(self, n_new: int, cache: Cache | None) -> tuple[bool, ...]:
-        """Whether each row's text is beyond the original context; empty where positions do not go by that."""
+    def _beyond(self, n_new: int, cache: Cache | None) -> tuple[int, ...]:
+        """Tokens of each row's text where it is beyond the original context, else 0; empty where that does not matter.
+
+        LongRoPE asks only whether it is: 1. A dynamic base asks for what was announced, or given first.
+        """
         if self.original_context is None:
             return ()
         if cache is None:
-            return (n_new > self.original_context,)
-        whole = max(cache.length + n_new, cache.seen.whole)
-        padding = [0] * cache.batch_size if cache.padding is None else cache.padding.tolist()
-        return tuple(whole - before > self.original_context for before in padding)
+            whole, padding = n_new, [0]
+        else:
+            whole = max(cache.length + n_new, cache.seen.whole)
+            padding = [0] * cache.batch_size if cache.padding is None else cache.padding.tolist()
+        if not self.base_grows:
+            return tuple(int(whole - before > self.original_context) for before in padding)
+        if cache is not None and cache.length:
+            if not cache.seen.whole:
+                return cache.seen.long
+            whole = cache.seen.whole
+        return tuple(whole - before if whole - before > self.original_context else 0 for before in padding)
 
     def _step_for(self, cache: KeysValues) -> DecodeStep | None:
         """What runs a whole step on this cache, if anything does."""
         step = self.decode_step
         if self.original_context is not None and cache.seen.whole > cache.length + 1:
             return None  # it goes by what the cache holds, and more of the text is known
+        if self.base_grows and cache.length >= (self.original_context or 0):
+            return None  # it knows one set of frequencies
         in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
         return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
 
@@ -203,10 +216,10 @@ class Decoder:
         cap = self.config.logit_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def context(self, batch_size: int, n_new: int, cache: Cache | None, long: tuple[bool, ...] = ()) -> ForwardContext:
+    def context(self, batch_size: int, n_new: int, cache: Cache | None, long: tuple[int, ...] = ()) -> ForwardContext:
         """What the layers share in a pass over ``n_new`` tokens after those that the cache holds.
 
-        ``long``: which rows' positions turn as those of a long text do (LongRoPE).
+        ``long``: tokens of each row's text where its positions turn as those of a long text do (see `_beyond`).
         """
         past, padding = (0, None) if cache is None else (cache.length, cache.padding)
         kinds = []
@@ -214,7 +227,7 @@ class Decoder:
             cos = sin = None
             if rotary is not None:
                 if padding is None:
-                    turns = rotary.rows(past, past + n_new, long=any(long))
+                    turns = rotary.rows(past, past + n_new, long=max(long, default=0))
                 else:
                     turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new, long=long)
                 cos, sin = map(self._for_all_heads, turns)
@@ -282,7 +295,7 @@ def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding
     return mask[:, None]
 
 
-def _seen_anew(ids: Tensor, cache: Cache, long: tuple[bool, ...]) -> Tensor:
+def _seen_anew(ids: Tensor, cache: Cache, long: tuple[int, ...]) -> Tensor:
     """The ids to run: the new ones, or all where the text has come to turn another way than the cache was made."""
     seen = cache.seen
     before = ids[:, :0] if seen.ids is None else seen.ids[:, : cache.length]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.model.config import (
+    DynamicRopeScaling,
     LinearRopeScaling,
     Llama3RopeScaling,
     LongRopeScaling,
@@ -45,16 +46,19 @@ class Rotary:
         """Those of a text longer than ``original_context``; None where its length does not matter."""
         return self._long.frequencies if self._long is not None else None
 
-    def rows(self, start: int, stop: int, *, long: bool = False) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions start..stop-1, each (stop - start, 1, r); ``long``: of a long text (LongRoPE)."""
-        return self._table(long).rows(start, stop)
+    def rows(self, start: int, stop: int, *, long: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions start..stop-1, each (stop - start, 1, r).
 
-    def rows_at(self, positions: Tensor, stop: int, *, long: Sequence[bool] = ()) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r); ``long``: which rows' texts are."""
+        ``long``: tokens of a text that is longer than ``original_context``, else 0.
+        """
+        return self._table(long > 0).rows(start, stop)
+
+    def rows_at(self, positions: Tensor, stop: int, *, long: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r); ``long`` as above, of each row."""
         cos, sin = self._table(all(long) and bool(long)).rows(0, stop)
         cos, sin = cos[positions], sin[positions]
         if any(long) and not all(long):
-            rows = torch.tensor(long, device=positions.device)[:, None, None, None]
+            rows = torch.tensor(long, device=positions.device)[:, None, None, None] > 0
             cos, sin = (
                 torch.where(rows, table[positions], part)
                 for table, part in zip(self._table(True).rows(0, stop), (cos, sin), strict=True)
@@ -63,6 +67,55 @@ class Rotary:
 
     def _table(self, long: bool) -> "_Table":
         return self._long if self._long is not None and long else self._short
+
+
+class DynamicRotary(Rotary):
+    """Every position beyond the original context turns by a base of its own (`DynamicRopeScaling`)."""
+
+    def __init__(self, rope: Rope, scaling: DynamicRopeScaling, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(rope, dtype=dtype, device=device)
+        self.original_context = scaling.original_max_positions
+        self._theta = rope.theta
+        self._factor = scaling.factor
+        self._dtype = dtype
+        self._device = device
+
+    def rows(self, start: int, stop: int, *, long: int = 0) -> tuple[Tensor, Tensor]:
+        """As `Rotary.rows`."""
+        if max(stop, long) <= self.original_context:
+            return super().rows(start, stop)
+        cos, sin = self._grown(torch.arange(start, stop)[None], (long,))
+        return cos[0], sin[0]
+
+    def rows_at(self, positions: Tensor, stop: int, *, long: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """As `Rotary.rows_at`."""
+        if stop <= self.original_context and not any(long):
+            return super().rows_at(positions, stop)
+        return self._grown(positions.cpu(), long)
+
+    def _grown(self, positions: Tensor, long: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The base is theta (factor T / original - factor + 1)^(r / (r - 2)) in a text of T tokens."""
+        texts = torch.maximum(positions + 1, torch.tensor(long)[:, None]).clamp_min(self.original_context).double()
+        growth = self._factor * texts / self.original_context - (self._factor - 1)
+        exponents = torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim
+        bases = self._theta * growth ** (self.dim / (self.dim - 2))
+        angles = positions[..., None] * bases[..., None] ** -exponents
+        return _turns(angles[..., None, :], 1.0, self._dtype, self._device)
+
+
+def make_rotary(rope: Rope, *, dtype: torch.dtype, device: torch.device) -> Rotary:
+    """The tables that a layer's positions ask for."""
+    if isinstance(rope.scaling, DynamicRopeScaling):
+        return DynamicRotary(rope, rope.scaling, dtype=dtype, device=device)
+    return Rotary(rope, dtype=dtype, device=device)
+
+
+def _turns(angles: Tensor, magnitude: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (.., r) of angles (.., r/2). The first half is turned by -sin: with the sign in the table a rotation
+    is two products and a sum.
+    """
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
+    return torch.cat((cos, cos), -1).to(device, dtype), torch.cat((-sin, sin), -1).to(device, dtype)
 
 
 class _Table:
@@ -81,10 +134,7 @@ class _Table:
     def _grow(self, n_rows: int) -> None:
         positions = torch.arange(n_rows, dtype=torch.float64)
         angles = torch.outer(positions, self.frequencies)[:, None]  # (rows, 1, r/2)
-        cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
-        self._cos = torch.cat((cos, cos), -1).to(self.device, self.dtype)
-        # The first half is turned by -sin: with the sign in the table a rotation is two products and a sum.
-        self._sin = torch.cat((-sin, sin), -1).to(self.device, self.dtype)
+        self._cos, self._sin = _turns(angles, self.magnitude, self.dtype, self.device)
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -106,7 +156,7 @@ def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None,
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
     frequencies = theta**-exponents
     match scaling:
-        case None:
+        case None | DynamicRopeScaling():  # whose base grows only beyond the original context
             return frequencies
         case LinearRopeScaling():
             return frequencies / scaling.factor

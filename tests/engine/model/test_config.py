@@ -125,7 +125,7 @@ def test_a_null_window_switches_mistrals_off() -> None:
     [
         ({"model_type": "bloom"}, '"bloom".*it runs llama, mistral, .*smollm3, qwen2, qwen3'),
         ({"hidden_act": "swiglu_oai"}, '"swiglu_oai".*relu, silu, swish, gelu'),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic' is not supported; use default, llama3"),
+        ({"rope_scaling": {"type": "ntk", "factor": 4.0}}, "'ntk' is not supported; use default, llama3"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 9,

@@ -8,6 +8,7 @@ runs in double precision and everything can be compared to 1e-9.
 import importlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -293,6 +294,53 @@ def test_longrope_goes_by_the_whole_text(n_prompt: int, tmp_path: Path, monkeypa
     assert greedy(ours, prompt, 20) == expected
     for options in ({"prefill_chunk": 7}, {"use_cache": False}, {"cache": "window"}):
         assert greedy(ours, prompt, 20, **options) == expected
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    """A test may change it: transformers divides a text's length as whole numbers, which gives this dtype."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 24}
+
+
+@pytest.mark.parametrize("n_prompt", [12, 24, 25, 28])
+def test_a_dynamic_base_grows_with_the_text(
+    n_prompt: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_dtype: None
+) -> None:
+    """A prompt by its whole length, in whatever chunks; each token after it by the text up to it."""
+    lift_to_float64(monkeypatch, "Llama")
+    theirs = save_random("Llama", DYNAMIC, tmp_path, torch.float64)
+    torch.set_default_dtype(torch.float64)
+    theirs.generation_config.eos_token_id = None
+    ours = load_checkpoint(tmp_path, dtype="float64").decoder
+    assert ours.config.max_positions == 48
+    ids = torch.randint(61, (1, n_prompt), generator=torch.Generator().manual_seed(3))
+    prompt = ids[0].tolist()
+
+    def generated(**options: Any) -> Any:
+        theirs(ids[:, :2])  # their tables forget the last text only when a short one comes
+        return theirs.generate(ids, max_new_tokens=20, do_sample=False, **options)[0, n_prompt:].tolist()
+
+    expected = generated()
+    theirs(ids[:, :2])
+    with torch.inference_mode():
+        logits = theirs(ids, use_cache=False).logits
+    torch.testing.assert_close(ours.forward(ids), logits, rtol=0, atol=1e-9)
+    pieces = [len(piece) for piece in torch.split(ids[0], 5)]
+    torch.testing.assert_close(cached_logits(ours, ids, pieces), logits, rtol=0, atol=1e-9)
+    for options in ({}, {"prefill_chunk": 7}, {"cache": "window"}):
+        assert greedy(ours, prompt, 20, **options) == expected
+    assert greedy(ours, prompt, 20, use_cache=False) == generated(use_cache=False)
+    reused = ReusableCache()
+    for n in (10, n_prompt, 20, n_prompt):
+        assert greedy(ours, prompt[:n], 3, reused=reused) == greedy(ours, prompt[:n], 3)
+    cache = ours.new_cache(n_prompt, 2, padding=[0, 9])
+    cache.seen.whole = n_prompt
+    together = ours.forward(ids.expand(2, -1), cache)
+    torch.testing.assert_close(together[1:, 9:], ours.forward(ids[:, 9:]), rtol=0, atol=1e-9)
 
 
 def test_longrope_between_turns_and_in_rows_of_unequal_length(tmp_path: Path) -> None:
