@@ -82,7 +82,7 @@ def partial_rope(raw: Keys, head_dim: int, *, theta: float = 1e4, share: float =
 def rope_fields(rope: RopeKeys) -> dict[str, Any]:
     """The fields of a ModelConfig that a base and a scaling set."""
     fields: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
-    if isinstance(scaling := rope.scaling, DynamicRopeScaling):  # the only one whose configs state the context before it
+    if isinstance(scaling := rope.scaling, DynamicRopeScaling):  # its configs state the context before it
         fields["max_positions"] = int(scaling.factor * scaling.original_max_positions)
     return fields
 

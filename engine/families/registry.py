@@ -1,6 +1,7 @@
 """All families that the engine runs, by the model_type of a config.json."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families import (
@@ -88,11 +89,17 @@ def model_type_of(raw: Keys) -> str:
 
 def _check_quantization(raw: Keys, family: Family) -> None:
     section = raw.section("quantization_config")
-    if section is None or (method := section.get("quant_method")) in (*METHODS, *family.quantization):
+    if section is None or (method := _method(section)) in (*METHODS, *family.quantization):
         return
     raise UnsupportedArchitecture(
         f"config.json has a quantization_config of {method!r}; weights of {', '.join(METHODS)} are widened, no others"
     )
+
+
+def _method(section: Keys) -> Any:
+    """The quant_method; the first files of bitsandbytes do not state it."""
+    old = section.get("load_in_4bit") or section.get("load_in_8bit")
+    return section.get("quant_method") or ("bitsandbytes" if old else None)
 
 
 def canonical_names(tensors: Mapping[str, Stored], *, model_type: str, config: ModelConfig) -> dict[str, Stored]:

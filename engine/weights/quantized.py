@@ -1,9 +1,11 @@
-"""Checkpoints in few bits, widened as they are loaded: fp8 and int8 with scales, AWQ, GPTQ, packed integers.
+"""Checkpoints in few bits, widened as they are loaded: fp8 and int8 with scales, AWQ, GPTQ, packed integers, NF4.
 
 Layouts as the libraries that write them define them: AutoAWQ's packing_utils, GPTQModel's qlinear, compressed-tensors'
-pack_quantized, and DeepSeek's block scales.
+pack_quantized, bitsandbytes' QuantState, and DeepSeek's block scales.
 """
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.keys import Keys
 from engine.weights.lazy import Stored, StoredTensor, loaded
 
-METHODS = ("fp8", "awq", "gptq", "compressed-tensors")
+METHODS = ("fp8", "awq", "gptq", "compressed-tensors", "bitsandbytes")
 """Values of quant_method that are widened here."""
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORD = 32  # bits of an integer that holds several weights
@@ -33,6 +35,8 @@ def widened(tensors: Mapping[str, Stored], quantization: Keys | None) -> dict[st
             out[f"{stem}.weight"] = _of_words(stem, parts, quantization)
         elif kind == "weight_packed":
             out[f"{stem}.weight"] = _of_rows(stem, parts, quantization)
+        elif kind == "weight" and stored.dtype == torch.uint8 and "weight.absmax" in parts:
+            out[name] = _of_codes(stem, parts)
         elif kind == "weight" and stored.dtype in _NARROW:
             out[name] = _scaled(stem, parts, quantization)
         else:
@@ -44,7 +48,9 @@ def widened(tensors: Mapping[str, Stored], quantization: Keys | None) -> dict[st
 
 _PARTS = (
     "weight", "weight_scale", "weight_scale_inv", "qweight", "qzeros", "scales", "g_idx",
-    "weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx",
+    "weight_packed", "weight_zero_point", "weight_shape", "weight_g_idx", "SCB", "weight_format",
+    "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4",
 )  # fmt: skip
 
 
@@ -59,6 +65,8 @@ def _scaled(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -
     """fp8 or int8 times a scale of the tensor, of each row, or of each block."""
     weight = parts["weight"]
     scale = parts.get("weight_scale_inv", parts.get("weight_scale"))
+    if scale is None and "SCB" in parts:  # of bitsandbytes: the largest value of each row
+        scale = loaded(parts["SCB"]).float() / 127
     if scale is None and weight.dtype == torch.int8:
         raise CheckpointError(f"{stem}.weight is stored as int8 without a weight_scale, which says what it means")
     block = quantization.get("weight_block_size") if quantization is not None else None
@@ -87,10 +95,22 @@ def _load_scaled(stem: str, weight: Stored, scale: Stored | None, block: tuple[i
 
 
 def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Unsigned numbers out of 32-bit words along a dimension, the lowest bits first."""
+    """Unsigned numbers out of 32-bit words along a dimension, the lowest bits first; one may lie in two words."""
+    if _WORD % bits:
+        return _across_words(words.movedim(dim, -1), bits).movedim(-1, dim)
     shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
     wide = (words.int().unsqueeze(dim + 1) >> shifts.view(-1, *[1] * (words.dim() - 1 - dim))) & (1 << bits) - 1
     return wide.flatten(dim, dim + 1)
+
+
+def _across_words(words: Tensor, bits: int) -> Tensor:
+    """The same along the last dimension for bits that do not divide a word."""
+    n_words = words.size(-1)
+    starts = torch.arange(n_words * _WORD // bits) * bits
+    first, shift = starts // _WORD, starts % _WORD
+    unsigned = words.long() & (1 << _WORD) - 1
+    pairs = unsigned[..., first] | unsigned[..., (first + 1).clamp_max(n_words - 1)] << _WORD
+    return (pairs >> shift & (1 << bits) - 1).int()
 
 
 def _bits(stem: str, quantization: Keys | None) -> int:
@@ -99,8 +119,8 @@ def _bits(stem: str, quantization: Keys | None) -> int:
         if quantization is None
         else quantization.count("bits", quantization.get("w_bit") or _group_bits(quantization))
     )
-    if bits not in (2, 4, 8):
-        raise UnsupportedArchitecture(f"{stem} is stored in {bits} bits; 2, 4 and 8 can be loaded")
+    if not 2 <= bits <= 8:
+        raise UnsupportedArchitecture(f"{stem} is stored in {bits} bits; 2 to 8 can be loaded")
     return bits
 
 
@@ -123,12 +143,12 @@ def _of_words(stem: str, parts: Mapping[str, Stored], quantization: Keys | None)
     if scales is None or "qzeros" not in parts:
         raise CheckpointError(f"{stem} has a qweight without scales and qzeros")
     bits = _bits(stem, quantization)
-    per_word, n_out = _WORD // bits, scales.shape[-1]
+    n_out = scales.shape[-1]
     if words.shape[1] == n_out:
-        shape = (n_out, words.shape[0] * per_word)
+        shape = (n_out, words.shape[0] * _WORD // bits)
         first = 0 if quantization is not None and quantization.get("checkpoint_format") == "gptq_v2" else 1
         return _lazy(shape, partial(_load_gptq, parts, bits, first), bits / 8)
-    if words.shape[1] * per_word != n_out or bits != 4:
+    if words.shape[1] * _WORD // bits != n_out or bits != 4:
         raise CheckpointError(f"{stem}: qweight {list(words.shape)} does not fit scales {list(scales.shape)}")
     version = quantization.get("version") if quantization is not None else None
     if version not in (None, "gemm", "GEMM"):
@@ -163,19 +183,62 @@ def _in_order(numbers: Tensor) -> Tensor:
 
 
 def _of_rows(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -> StoredTensor:
-    """compressed-tensors' packed integers: rows as they are, an offset of half the range, a scale per group."""
-    scale, bits = parts.get("weight_scale"), _bits(stem, quantization)
-    if scale is None or "weight_zero_point" in parts or "weight_g_idx" in parts:
+    """compressed-tensors' packed integers: rows as they are, a scale and perhaps a zero point per group."""
+    words, scale, bits = parts["weight_packed"], parts.get("weight_scale"), _bits(stem, quantization)
+    if scale is None or words.dtype != torch.int32:
         raise UnsupportedArchitecture(
-            f"{stem}: packed integers with zero points, or groups in an order, are not supported"
+            f"{stem}: weight_packed of {words.dtype} {'with' if scale is not None else 'without'} a weight_scale; "
+            "32-bit words of integers with one can be loaded"
         )
-    words = parts["weight_packed"]
     stated = parts.get("weight_shape")
-    n_in = int(loaded(stated)[1]) if stated is not None else words.shape[1] * (_WORD // bits)
-    return _lazy((words.shape[0], n_in), partial(_load_rows, words, scale, bits, n_in), bits / 8)
+    n_in = int(loaded(stated)[1]) if stated is not None else words.shape[1] * _WORD // bits
+    return _lazy((words.shape[0], n_in), partial(_load_rows, parts, bits, n_in), bits / 8)
 
 
-def _load_rows(words: Stored, scale: Stored, bits: int, n_in: int) -> Tensor:
-    numbers = unpacked(loaded(words), bits, 1)[:, :n_in] - (1 << bits - 1)
-    factors = loaded(scale).float()
-    return numbers * factors.repeat_interleave(-(-n_in // factors.size(1)), 1)[:, :n_in]
+def _load_rows(parts: Mapping[str, Stored], bits: int, n_in: int) -> Tensor:
+    half = 1 << bits - 1
+    numbers = unpacked(loaded(parts["weight_packed"]), bits, 1)[:, :n_in] - half
+    scales = loaded(parts["weight_scale"]).float()
+    order = _groups_of(parts.get("weight_g_idx"), n_in, scales.size(1))
+    if "weight_zero_point" not in parts:
+        return numbers * scales[:, order]
+    zeros = loaded(parts["weight_zero_point"])
+    if zeros.dtype == torch.int32:  # packed along the outputs
+        zeros = unpacked(zeros, bits, 0)[: numbers.size(0)] - half
+    return (numbers - zeros[:, order]) * scales[:, order]
+
+
+# --- codes of a table -------------------------------------------------------------------------------------
+
+
+def _of_codes(stem: str, parts: Mapping[str, Stored]) -> StoredTensor:
+    """bitsandbytes' NF4 and FP4: two codes per byte, the first one high, and a largest value per block."""
+    state = next((parts[name] for name in parts if name.startswith("weight.quant_state.")), None)
+    try:
+        facts = Keys(json.loads(bytes(loaded(state).tolist())) if state is not None else {}, where=stem)
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{stem}: its quant_state is not the JSON that bitsandbytes writes") from None
+    shape = facts.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise CheckpointError(f"{stem}: its quant_state states no shape")
+    if -(-math.prod(shape) // 2) != math.prod(parts["weight"].shape) or "weight.quant_map" not in parts:
+        raise CheckpointError(f"{stem}: {list(parts['weight'].shape)} bytes are no matrix {shape} of 4-bit codes")
+    return _lazy(tuple(shape), partial(_load_codes, parts, facts, tuple(shape)), 0.5)
+
+
+def _load_codes(parts: Mapping[str, Stored], facts: Keys, shape: tuple[int, ...]) -> Tensor:
+    packed = loaded(parts["weight"]).flatten()
+    codes = torch.stack((packed >> 4, packed & 15), 1).flatten().long()
+    values = loaded(parts["weight.quant_map"]).float()[codes]
+    largest = loaded(parts["weight.absmax"])
+    if "weight.nested_absmax" in parts:  # in 8 bits themselves
+        outer = loaded(parts["weight.nested_absmax"]).float()
+        inner = loaded(parts["weight.nested_quant_map"]).float()[largest.long()]
+        largest = inner * _spread(outer, facts.count("nested_blocksize"), len(inner)) + float(
+            facts.get("nested_offset")
+        )
+    return (values * _spread(largest.float(), facts.count("blocksize"), len(values)))[: math.prod(shape)].view(shape)
+
+
+def _spread(values: Tensor, block: int, n: int) -> Tensor:
+    return values.repeat_interleave(block)[:n]

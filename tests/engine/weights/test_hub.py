@@ -96,7 +96,7 @@ def test_a_missing_file_is_a_missing_file(hub: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("a\0b", "holds a character that no path can have"), ("x" * 5000, "too long"), ("org/" + "x" * 5000, "too long")],
+    [("a\0b", "holds a character that no path has"), ("x" * 5000, "too long"), ("org/" + "x" * 5000, "too long")],
 )
 def test_what_no_file_can_be_called_is_refused(name: str, why: str) -> None:
     with pytest.raises(CheckpointError, match=why) as caught:

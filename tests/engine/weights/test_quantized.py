@@ -1,7 +1,10 @@
 """Weights in few bits, packed here by the layouts' definitions and read by the engine."""
 
+import itertools
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,12 +22,12 @@ def integers(low: int, high: int, *shape: int) -> Tensor:
 
 
 def packed(numbers: Tensor, bits: int, dim: int) -> Tensor:
-    """Several numbers to a word along a dimension, the first in the lowest bits; written out number by number."""
-    per_word = 32 // bits
+    """Several numbers to a word along a dimension, the first in the lowest bits; written out bit by bit."""
     moved = numbers.movedim(dim, -1)
-    words = torch.zeros(*moved.shape[:-1], moved.size(-1) // per_word, dtype=torch.int64)
-    for place in range(per_word):
-        words |= moved[..., place::per_word].long() << bits * place
+    words = torch.zeros(*moved.shape[:-1], moved.size(-1) * bits // 32, dtype=torch.int64)
+    for number, bit in itertools.product(range(moved.size(-1)), range(bits)):
+        word, place = divmod(number * bits + bit, 32)
+        words[..., word] |= (moved[..., number].long() >> bit & 1) << place
     return words.where(words < 2**31, words - 2**32).int().movedim(-1, dim)
 
 
@@ -36,14 +39,16 @@ def read(tensors: dict[str, Stored], **quantization: Any) -> Tensor:
     return tensor
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_numbers_come_out_of_words_as_they_went_in(bits: int, dim: int) -> None:
     numbers = integers(0, 1 << bits, 32, 32)
     assert torch.equal(unpacked(packed(numbers, bits, dim), bits, dim), numbers)
 
 
-@pytest.mark.parametrize(("bits", "form", "first"), [(4, "gptq", 1), (8, "gptq", 1), (2, "gptq", 1), (4, "gptq_v2", 0)])
+@pytest.mark.parametrize(
+    ("bits", "form", "first"), [(4, "gptq", 1), (8, "gptq", 1), (2, "gptq", 1), (3, "gptq", 1), (4, "gptq_v2", 0)]
+)
 def test_gptq(bits: int, form: str, first: int) -> None:
     """Inputs packed, a group of each input named by g_idx; old files store zeros less 1."""
     numbers, zeros = integers(0, 1 << bits, 64, 32), integers(0, (1 << bits) - 1, 4, 32)
@@ -97,6 +102,60 @@ def test_packed_integers_of_compressed_tensors() -> None:
     groups = {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
     expected = (numbers - 8) * scale.repeat_interleave(16, 1)
     torch.testing.assert_close(read(stored, quant_method="compressed-tensors", **groups), expected)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_packed_integers_with_zero_points_and_groups_in_an_order(bits: int, ordered: bool) -> None:
+    """Zero points are packed along the outputs; a group of each input may be named."""
+    low, high = -(1 << bits - 1), 1 << bits - 1
+    numbers, zeros, scale = integers(low, high, 32, 64), integers(low, high, 32, 2), torch.rand(32, 2, generator=DRAW)
+    groups = integers(0, 2, 64) if ordered else torch.arange(64).int() // 32
+    expected = torch.stack([(numbers[:, i] - zeros[:, groups[i]]) * scale[:, groups[i]] for i in range(64)], 1)
+    stored: dict[str, Stored] = {"weight_packed": packed(numbers - low, bits, 1), "weight_scale": scale}
+    stored |= {"weight_zero_point": packed(zeros - low, bits, 0), "weight_shape": torch.tensor([32, 64])}
+    stored |= {"weight_g_idx": groups} if ordered else {}
+    scheme = {"config_groups": {"group_0": {"weights": {"num_bits": bits}}}}
+    torch.testing.assert_close(read(stored, quant_method="compressed-tensors", **scheme), expected)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_codes_of_bitsandbytes(nested: bool) -> None:
+    """Two codes per byte, the first one high; the largest values of blocks of 64 may be codes of blocks of 256."""
+    codes, table = integers(0, 16, 30, 50).numpy(), np.linspace(-1, 1, 16, dtype=np.float32)
+    flat = codes.ravel()
+    facts: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [30, 50]}
+    stored: dict[str, Stored] = {"weight": torch.from_numpy((flat[::2] << 4 | flat[1::2]).astype(np.uint8))[:, None]}
+    largest = np.random.default_rng(0).random(24, dtype=np.float32)
+    stored |= {"weight.quant_map": torch.from_numpy(table), "weight.absmax": torch.from_numpy(largest)}
+    if nested:
+        inner, map8 = integers(0, 256, 24).to(torch.uint8), np.linspace(0, 1, 256, dtype=np.float32)
+        stored |= {"weight.absmax": inner, "weight.nested_absmax": torch.tensor([0.7])}
+        stored |= {"weight.nested_quant_map": torch.from_numpy(map8)}
+        facts |= {"nested_blocksize": 256, "nested_offset": 0.25, "nested_dtype": "float32"}
+        largest = map8[inner.numpy()] * np.float32(0.7) + np.float32(0.25)
+    stored["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    expected = np.array([table[code] * largest[i // 64] for i, code in enumerate(flat)], np.float32).reshape(30, 50)
+    torch.testing.assert_close(read(stored, quant_method="bitsandbytes"), torch.from_numpy(expected))
+
+
+def test_int8_of_bitsandbytes() -> None:
+    """127 stands for the largest value of a row."""
+    numbers, largest = integers(-127, 128, 6, 10), torch.rand(6, generator=DRAW)
+    stored: dict[str, Stored] = {"weight": numbers.to(torch.int8), "SCB": largest, "weight_format": torch.tensor(0)}
+    torch.testing.assert_close(read(stored, load_in_8bit=True), numbers * largest[:, None] / 127)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [(b"{", "not the JSON"), (b"{}", "states no shape"), (b'{"shape": [6, 11]}', "are no matrix")],
+)
+def test_a_damaged_state_of_bitsandbytes_is_named(facts: bytes, words: str) -> None:
+    stored: dict[str, Stored] = {"weight": torch.zeros(30, 1, dtype=torch.uint8), "weight.absmax": torch.ones(1)}
+    stored |= {"weight.quant_map": torch.ones(16)}
+    stored["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(facts), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=words):
+        read(stored)
 
 
 def test_scales_that_do_not_fit_are_named() -> None:
