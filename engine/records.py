@@ -11,6 +11,10 @@ DType = Literal["auto", "float64", "float32", "bfloat16", "float16", "int8", "in
 Device = Literal["auto", "cpu", "cuda"]
 CompileMode = Literal["auto", "off", "on"]
 CacheKind = Literal["full", "window", "int8"]
+TO_THE_END = 1 << 40
+"""As `max_new_tokens`: until the model's context is full."""
+ALL = "all"
+"""How people write that."""
 
 
 class Record(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 from engine.errors import EngineError, OptionError
 from engine.files import check_writable
 from engine.measure.measurement import Measurement
-from engine.measure.options import MODEL_OPTIONS, Option, check_ranks, check_threads, parse_ids
+from engine.measure.options import MODEL_OPTIONS, Option, check_ranks, check_threads, parse_ids, parse_new_tokens
 from engine.measure.registry import MEASUREMENTS
 from engine.plain import one_line
 from engine.process.events import Generate, Turn
@@ -157,7 +157,11 @@ def _add_generate_options(parser: Parser) -> None:
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 text")
     prompt.add_argument("--prompt-ids", type=reader(parse_ids), metavar="1,2,3")
     group.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="tokens to generate at most (default 64)"
+        "--max-new-tokens",
+        type=reader(parse_new_tokens),
+        default=64,
+        metavar="N|all",
+        help="tokens to generate at most (default 64); all: to the end of the model's context",
     )
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token (default 0)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine.errors import OptionError
-from engine.records import CompileMode, Device, DType
+from engine.records import ALL, TO_THE_END, CompileMode, Device, DType
 
 MAX_THREADS = 1024
 MAX_TOKENS = 1_000_000
@@ -132,6 +132,11 @@ def check_counts(field: str, values: Sequence[int], *, high: int, noun: str) -> 
 def parse_ids(text: str) -> tuple[int, ...]:
     """Comma-separated whole numbers: "10,50,100". Raises ValueError with one sentence."""
     return tuple(_whole_number(part) for part in text.split(","))
+
+
+def parse_new_tokens(text: str) -> int:
+    """A whole number of tokens to generate, or "all" to the end of the context. Raises ValueError."""
+    return TO_THE_END if text == ALL else _whole_number(text)
 
 
 def parse_counts(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.errors import CheckpointError, ConfigError, OptionError
+from engine.families import native
 from engine.families.gguf import config_from_gguf, weights_from_gguf
 from engine.families.gguf_tokenizer import chat_from_gguf, tokenizer_from_gguf, tokenizer_notes
 from engine.families.keys import Keys
@@ -62,8 +63,11 @@ def read_source(location: Path, *, n_heads: int | None = None) -> Source:
 
 def _read_other(location: Path, n_heads: int | None) -> Source:
     folder, stored = _read(location)
-    tensors = reference_names(plain_names(stored))
+    own = native.is_native(stored)
+    tensors = stored if own else reference_names(plain_names(stored))
     config, document = _read_config(folder, tensors, n_heads)
+    if own:
+        tensors = native.usual_names(tensors, config)
     weights, note = _canonical(tensors, config, document, location)
     return Source(
         config=config,
@@ -71,8 +75,14 @@ def _read_other(location: Path, n_heads: int | None) -> Source:
         tokenizer=_read_tokenizer(folder),
         chat=read_chat_template(folder),
         sampling=model_sampling(read_generation_config(folder)) if document is not None else ModelSampling(),
-        notes=tuple(each for each in (note, _norm_note(config, document)) if each),
+        notes=tuple(each for each in (note, _norm_note(config, document), _context_note(config, document)) if each),
     )
+
+
+def _context_note(config: ModelConfig, document: Keys | None) -> str:
+    if document is None or not document.get(native.ASSUMED):
+        return ""
+    return f"params.json does not state the context; {config.max_positions:,} positions are taken, as its release has"
 
 
 def _norm_note(config: ModelConfig, document: Keys | None) -> str:
@@ -145,6 +155,8 @@ def _read_config(folder: Path, tensors: Mapping[str, Stored], n_heads: int | Non
     if n_heads is not None:
         raise OptionError("n_heads", "n-heads is for weights of the assignment's form; this model states its heads")
     path = folder / "config.json"
+    if not path.exists() and (folder / "params.json").exists() and native.is_native(tensors):
+        return _native_config(folder / "params.json", tensors)
     if not path.exists():
         raise ConfigError(
             f"there is no config.json in {folder}, and the names of the weights are not the assignment's "
@@ -154,6 +166,11 @@ def _read_config(folder: Path, tensors: Mapping[str, Stored], n_heads: int | Non
     config = config_from_hf(document)
     config = replace(config, eos_ids=tuple(dict.fromkeys(config.eos_ids + _generation_eos(folder))))
     return config, Keys(document) if isinstance(document, dict) else None
+
+
+def _native_config(path: Path, tensors: Mapping[str, Stored]) -> tuple[ModelConfig, Keys]:
+    document = native.as_config(read_json(path, ConfigError, max_bytes=MAX_CONFIG_BYTES), tensors)
+    return config_from_hf(document), Keys(document, where="params.json")
 
 
 def _generation_eos(folder: Path) -> tuple[int, ...]:

@@ -4,13 +4,17 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from engine.errors import CheckpointError
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
-from engine.weights.lazy import Stored, read_safetensors
+from engine.weights.lazy import Stored, StoredTensor, read_safetensors
 from engine.weights.pt import read_pt
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+_RANK = re.compile(r"consolidated\.(\d\d)\.pth")
 _ADAPTER = "adapter_model.safetensors"
 _SHOWN = 3
 
@@ -25,6 +29,8 @@ def read_folder(folder: Path) -> Mapping[str, Stored]:
     numbered = sorted(path for path in folder.glob("*-of-*") if _PART.fullmatch(path.name))
     if numbered:
         return _read(folder, parts_of(next((p for p in numbered if p.name.startswith("model-")), numbered[0])))
+    if any(_RANK.fullmatch(path.name) for path in folder.glob("consolidated.*.pth")):
+        return _of_ranks(folder)
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != _ADAPTER)
     if len(others) == 1:
         return _read(folder, others)
@@ -40,12 +46,14 @@ def read_folder(folder: Path) -> Mapping[str, Stored]:
 
 def read_parts(part: Path) -> Mapping[str, Stored]:
     """Tensors of all files that a name like model-00001-of-00003.safetensors belongs to. Raises CheckpointError."""
+    if _RANK.fullmatch(part.name):
+        return _of_ranks(part.parent)
     return _read(part.parent, parts_of(part))
 
 
 def is_part(path: Path) -> bool:
     """Whether the name says that a file is one of several."""
-    return _PART.fullmatch(path.name) is not None
+    return _PART.fullmatch(path.name) is not None or _RANK.fullmatch(path.name) is not None
 
 
 def parts_of(part: Path) -> list[str]:
@@ -86,3 +94,33 @@ def _read(folder: Path, names: Sequence[str]) -> Mapping[str, Stored]:
         path = folder / name
         tensors |= read_safetensors(path) if path.suffix == ".safetensors" else read_pt(path)
     return tensors
+
+
+def _of_ranks(folder: Path) -> dict[str, Stored]:
+    """Meta's files, one of each rank of its tensor parallelism. Raises CheckpointError where one is missing."""
+    names = sorted(path.name for path in folder.glob("consolidated.*.pth") if _RANK.fullmatch(path.name))
+    last = int(names[-1].split(".")[1])
+    if missing := [f"consolidated.{i:02d}.pth" for i in range(last) if f"consolidated.{i:02d}.pth" not in names]:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing[:_SHOWN])} of at least {last + 1} parts")
+    ranks = [read_pt(folder / name) for name in names]
+    if any(rank.keys() != ranks[0].keys() for rank in ranks):
+        raise CheckpointError(f"{folder}: the parts of consolidated.*.pth do not hold the same tensors")
+    if len(ranks) == 1:
+        return dict(ranks[0])
+    width = next(iter(t.numel() for name, t in ranks[0].items() if name.endswith("norm.weight")), 0)
+    return {name: _side_by_side([rank[name] for rank in ranks], name, width) for name in ranks[0]}
+
+
+def _side_by_side(parts: list[Tensor], name: str, width: int) -> Stored:
+    """Outputs one below the other, inputs side by side; what is no matrix is whole on every rank.
+
+    Llama 1 and 2 split embeddings by width, Llama 3 by the vocabulary.
+    """
+    first = parts[0]
+    if first.dim() < 2:
+        return first
+    by_width = name.startswith("tok_embeddings") and first.size(1) < width
+    dim = 1 if by_width or name.endswith((".wo.weight", ".w2.weight")) else 0
+    shape = list(first.shape)
+    shape[dim] = sum(part.size(dim) for part in parts)
+    return StoredTensor(shape=tuple(shape), dtype=first.dtype, load=lambda: torch.cat(parts, dim))

@@ -22,7 +22,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +98,8 @@ def _in_folder(folder: Path, where: str, *, depth: int) -> Iterator[FoundModel]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder; none where there is no config.json."""
-    if not (folder / "config.json").is_file():
+    """The weight files of a model's folder; none where there is neither config.json nor params.json."""
+    if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return []
     found: list[Path] = []
     for pattern in _WEIGHTS:

@@ -13,6 +13,7 @@ from engine.errors import OptionError
 from engine.measure.kinds.batch import MAX_BATCH
 from engine.measure.kinds.machine import dtypes_of
 from engine.measure.options import MAX_TOKENS
+from engine.records import ALL, TO_THE_END
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
 DTYPE_HELP = (
@@ -39,8 +40,15 @@ _IDS = re.compile(r"\s*(?:ids\s*:)?\s*\[?\s*([0-9]+(?:[\s,]+[0-9]+)*)[\s,]*\]?\s
 
 
 def read_new_tokens(text: str) -> int:
-    """The number of tokens to generate."""
+    """The number of tokens to generate; all: to the end of the context."""
+    if text.strip().lower() == ALL:
+        return TO_THE_END
     return parse_count(text, what="new tokens", maximum=MAX_NEW_TOKENS)
+
+
+def new_tokens_text(count: int) -> str:
+    """As people read it."""
+    return ALL if count == TO_THE_END else f"{count:,}"
 
 
 def read_temperature(text: str) -> float:

@@ -23,13 +23,13 @@ from engine.files import check_writable, write_whole
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.measurement import Document, plain_document
-from engine.measure.options import parse_counts
+from engine.measure.options import parse_counts, parse_new_tokens
 from engine.measure.own import OwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
 from engine.measure.timing import timing
 from engine.process.client import EngineClient
 from engine.process.events import Generate, GenerationFinished
-from engine.records import Request
+from engine.records import ALL, TO_THE_END, Request
 from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live.measurement import Job
 from tui.live.predict import predicted_cache_bytes, predicted_times
@@ -43,6 +43,7 @@ SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 PLOT_WIDTH, PLOT_HEIGHT = 100, 20
 """A plot on the terminal, at most."""
 
+new_tokens = reader(lambda text: TO_THE_END if text == ALL else parse_count(text, minimum=0, maximum=2**63))
 whole_number = reader(partial(parse_count, minimum=0, maximum=2**63))
 """A count that may be nothing (--warmup 0), or a seed."""
 
@@ -103,6 +104,7 @@ def _read_as_calc_does(parser: argparse.ArgumentParser) -> None:
     """Numbers and lists of numbers as every command reads them: 1k, 8Ki, 64..1k. The engine checks what they may be."""
     parser.register("type", int, whole_number)
     parser.register("type", engine_cli.reader(parse_counts), counts)
+    parser.register("type", engine_cli.reader(parse_new_tokens), new_tokens)
 
 
 def engine_guarded(run: Callable[[], int], prog: str) -> int:

@@ -17,7 +17,7 @@ from engine.process.events import (
     Loaded,
     TokenGenerated,
 )
-from engine.records import Event, ModelInfo
+from engine.records import ALL, TO_THE_END, Event, ModelInfo
 
 REASONS = {
     "eos": "the model ended the text",
@@ -160,7 +160,7 @@ def generate_options(request: Generate) -> list[str]:
         ("--model", request.model, None),
         ("--prompt", request.prompt, None),
         ("--prompt-ids", ",".join(map(str, request.prompt_ids)) if request.prompt_ids else None, None),
-        ("--max-new-tokens", request.max_new_tokens, None),
+        ("--max-new-tokens", ALL if request.max_new_tokens == TO_THE_END else request.max_new_tokens, None),
         ("--temperature", request.temperature, 0.0),
         ("--top-k", request.top_k, None),
         ("--top-p", request.top_p, None),

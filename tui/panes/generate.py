@@ -25,6 +25,7 @@ from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
 from engine.process.events import Generate, GenerationStarted, Turn
 from engine.records import Event, ModelInfo
+from tui.form.sampling import new_tokens_text
 from tui.form.state import Analysis, AppState
 from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
 from tui.live.engine_link import EngineStatus, Phase, engine_of
@@ -304,7 +305,7 @@ class GeneratePane(Pane):
             return f"▶ loading {status.detail} · Esc to stop"
         if run.start_ns is None:
             return f"waiting for the engine ({status.line})"
-        tokens = f"{len(run.ids):,} of {run.request.max_new_tokens:,} tokens"
+        tokens = f"{len(run.ids):,} of {new_tokens_text(run.request.max_new_tokens)} tokens"
         return f"▶ {tokens} · {self.query_one(RunNumbers).rate} · Esc to stop"
 
     def _fitting(self, lines: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from calc.commands.tables import Table
 from calc.model.cache import kv_bytes_per_request
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_flops, format_rate
 from engine.measure.timing import Timing
+from tui.form.sampling import new_tokens_text
 from tui.live.generation import Generation
 from tui.live.predict import (
     Bounds,
@@ -48,7 +49,7 @@ def meter_text(run: Generation | None, rates: Timing | None) -> Text:
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
     text.append(_beside_text(run, rates))
-    of = f"{rates.n_tokens:,} of {run.request.max_new_tokens:,}"
+    of = f"{rates.n_tokens:,} of {new_tokens_text(run.request.max_new_tokens)}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
     note = "; ".join(filter(None, (*run.model.notes, run.model.step_note))) if run.model is not None else ""

@@ -28,7 +28,7 @@ from engine.measure.kinds.benchmark import Benchmark, BenchmarkResult
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationResult
 from engine.measure.measurement import plain_document
 from engine.process.events import Generate, GenerationFinished
-from engine.records import Progress
+from engine.records import TO_THE_END, Progress
 from engine.text import duration, table
 from tests.engine import oracle
 from tests.engine.reference import Reference
@@ -145,6 +145,9 @@ def test_generate_options(tmp_path: Path) -> None:
         prompt_ids=(1, 2), max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, seed=1, use_cache=False
     )
     assert requests(parse(["--mode", "generate", "--prompt-ids", "1,2", *argv])) == [expected]
+    (to_the_end,) = requests(parse(["--mode", "generate", "--prompt-ids", "1", "--max-new-tokens", "all"]))
+    assert isinstance(to_the_end, Generate)
+    assert to_the_end.max_new_tokens == TO_THE_END
     file = tmp_path / "prompt.txt"
     file.write_text("Zoë\n", encoding="utf-8")
     assert requests(parse(["--mode", "generate", "--prompt-file", str(file)])) == [Generate(prompt="Zoë\n")]

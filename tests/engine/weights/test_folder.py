@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.registry import config_from_hf
+from engine.model.config import Llama3RopeScaling
 from engine.model.decoder import Decoder, random_weights
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.hf_configs import document
@@ -140,6 +141,93 @@ def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_quantization_that_is_not_widened_is_named(tmp_path: Path) -> None:
-    path = folder(tmp_path, {"model.safetensors": WEIGHTS}, quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(UnsupportedArchitecture, match="'bitsandbytes'; weights of fp8, awq, gptq"):
+    path = folder(tmp_path, {"model.safetensors": WEIGHTS}, quantization_config={"quant_method": "hqq"})
+    with pytest.raises(UnsupportedArchitecture, match="'hqq'; weights of fp8, awq, gptq"):
+        load_checkpoint(path)
+
+
+# --- Meta's and Mistral's own files -----------------------------------------------------------------------
+
+OWN = {
+    "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output", "self_attn": "attention",
+    "q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo", "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp": "feed_forward",
+    "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3",
+}  # fmt: skip
+SIZES = {"dim": 48, "n_layers": 2, "n_heads": 6, "n_kv_heads": 2, "norm_eps": 1e-6, "vocab_size": 321}
+
+
+def own(weights: dict[str, Tensor] = WEIGHTS) -> dict[str, Tensor]:
+    """Names of their own, and heads whose dimensions turn in pairs side by side: Hugging Face's conversion undone."""
+    out = {}
+    for name, tensor in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = tensor.view(-1, 2, 4, 48).transpose(1, 2).reshape(tensor.shape)
+        for theirs, ours in OWN.items():
+            name = name.replace(theirs, ours)
+        out[name.removeprefix("model.")] = tensor
+    return out
+
+
+def own_folder(path: Path, files: dict[str, dict[str, Tensor]], params: dict[str, Any]) -> Path:
+    folder(path, files)
+    (path / "config.json").unlink()
+    (path / "params.json").write_text(json.dumps(params))
+    return path
+
+
+def test_consolidated_weights_of_mistral(tmp_path: Path) -> None:
+    """With params.json, whose context is not stated, or beside the config.json of their repositories."""
+    params = SIZES | {"hidden_dim": 100, "head_dim": 8, "rope_theta": 10_000.0}
+    (note,) = assert_loads(own_folder(tmp_path / "own", {"consolidated.safetensors": own()}, params))
+    assert "does not state the context; 32,768 positions" in note
+    stated = own_folder(tmp_path / "stated", {"consolidated.safetensors": own()}, params | {"max_seq_len": 64})
+    assert assert_loads(stated) == ()
+    assert load_checkpoint(stated).config.max_positions == 64
+    assert_loads(folder(tmp_path / "both", {"consolidated.safetensors": own()}))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_consolidated_weights_of_meta_in_parts(rows: bool, tmp_path: Path) -> None:
+    """Each rank's part of every matrix; embeddings by width (Llama 1 and 2) or by the vocabulary (Llama 3)."""
+    parts: list[dict[str, Tensor]] = [{"rope.freqs": torch.ones(4)}, {"rope.freqs": torch.ones(4)}]
+    for name, tensor in own().items():
+        by_rows = rows if "tok_embeddings" in name else not name.endswith(("wo.weight", "w2.weight"))
+        split = torch.tensor_split(tensor, 2, 0 if by_rows else 1) if tensor.dim() > 1 else (tensor, tensor)
+        for part, piece in zip(parts, split, strict=True):
+            part[name] = piece.clone()
+    params = SIZES | {"multiple_of": 4, "vocab_size": -1}
+    files = {f"consolidated.{i:02d}.pth": part for i, part in enumerate(parts)}
+    path = own_folder(tmp_path / "m", files, params)
+    assert_loads(path)
+    assert_loads(path / "consolidated.01.pth")
+    (path / "consolidated.00.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks consolidated.00.pth"):
+        load_checkpoint(path)
+
+
+def test_mixtral_of_its_makers(tmp_path: Path) -> None:
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None}
+    config = config_from_hf(document("mixtral") | experts | {"num_hidden_layers": 2, "rope_theta": 1e4})
+    weights = random_weights(config)
+    theirs = {name.replace(".mlp.gate.", ".feed_forward.gate."): t for name, t in own(weights).items()}
+    params = SIZES | {"moe": {"num_experts": 3, "num_experts_per_tok": 2}, "rope_theta": 1e4, "head_dim": 8}
+    params |= {"norm_eps": config.norm_eps, "hidden_dim": 100}
+    ours = load_checkpoint(own_folder(tmp_path / "m", {"consolidated.safetensors": theirs}, params)).decoder
+    ids = torch.arange(12)[None]
+    torch.testing.assert_close(ours.forward(ids), Decoder(config, weights).forward(ids))
+
+
+def test_the_scaling_of_llama_3(tmp_path: Path) -> None:
+    params = SIZES | {"rope_theta": 5e5, "use_scaled_rope": True, "multiple_of": 4, "ffn_dim_multiplier": 1.5}
+    config = load_checkpoint(own_folder(tmp_path / "m", {"consolidated.00.pth": own()}, params)).config
+    assert config.rope_scaling == Llama3RopeScaling(
+        factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+    )
+    assert (config.max_positions, config.rope_theta) == (131_072, 5e5)
+
+
+def test_what_params_say_and_is_not_supported_is_named(tmp_path: Path) -> None:
+    path = own_folder(tmp_path / "m", {"consolidated.safetensors": own()}, SIZES | {"yarn": {"factor": 16}})
+    with pytest.raises(UnsupportedArchitecture, match=r"params\.json: yarn is not supported"):
         load_checkpoint(path)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from calc.errors import QuantityError
+from engine.records import TO_THE_END
 from tui.form import sampling as form
 
 
@@ -14,6 +15,7 @@ from tui.form import sampling as form
     ("read", "text", "value"),
     [
         (form.read_new_tokens, "1k", 1000),
+        (form.read_new_tokens, "all", TO_THE_END),
         (form.read_temperature, "", 0.0),
         (form.read_temperature, "0.7", 0.7),
         (form.read_top_k, " ", None),
