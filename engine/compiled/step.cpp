@@ -6,144 +6,84 @@
 //
 // Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py.
 // Activations are float32; weights are read as stored: plain numbers row by row, those of few bits in panels of 16 rows.
-// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, then this file.
+// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, pieces.h,
+// experts.h, then this file.
 
+#include "experts.h"
 #include "panels.h"
+#include "pieces.h"
 #include "products.h"
 
-#include <atomic>
 #include <cfloat>
-#include <cmath>
 #include <omp.h>
-#include <sched.h>
-#include <vector>
 
 namespace {
 
 constexpr int CHUNK = 128;  // tokens that attention looks at together
 
-// ---- small pieces -----------------------------------------------------------------------------------------------
-
-// The sum of f(x[i]).
-template <class F> float sum_of(const float *x, int64_t n, F f) {
-    Vec total = {};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) total += f(load(x + i));
-    float result = sum(total);
-    for (; i < n; i++) result += f(x[i]);
-    return result;
-}
-
-void normalize(const Norm &norm, float eps, const float *x, int64_t n, float *out) {
-    const float mean = norm.bias ? sum_of(x, n, [](auto v) { return v; }) / n : 0;
-    const float square = sum_of(x, n, [mean](auto v) { return (v - mean) * (v - mean); }) / n;
-    const float scale = 1 / std::sqrt(square + eps);
-    for (int64_t i = 0; i < n; i++) out[i] = (x[i] - mean) * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0);
-}
-
-Vec activate(Vec x, int32_t kind) {
-    switch (kind) {
-        case RELU: return x > 0 ? x : all(0);
-        case SILU: return x / (1 + exp16(-x));
-        case GELU_TANH: return x - x / (1 + exp16(1.5957691216f * (x + 0.044715f * x * x * x)));
-    }
-    for (int i = 0; i < LANES; i++) x[i] *= 0.5f * (1 + std::erf(x[i] * 0.70710678f));
-    return x;
-}
-
-inline float capped(float x, float cap) { return cap > 0 ? cap * std::tanh(x / cap) : x; }
-
-// Turn the pairs (i, i + half) of one head.
-void rotate(float *x, const float *cos, const float *sin, int64_t half) {
-    for (int64_t i = 0; i < half; i++) {
-        const float a = x[i], b = x[i + half];
-        x[i] = a * cos[i] - b * sin[i];
-        x[i + half] = b * cos[i] + a * sin[i];
-    }
-}
-
-struct Barrier {
-    alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<int> round{0};
-
-    void wait(int n) {
-        if (n == 1) return;
-        const int now = round.load(std::memory_order_acquire);
-        if (arrived.fetch_add(1, std::memory_order_acq_rel) == n - 1) {
-            arrived.store(0, std::memory_order_relaxed);
-            round.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 1; round.load(std::memory_order_acquire) == now; spins++) {
-            if (spins % 2048 == 0) sched_yield();  // the machine may have given our partner's core away
-#if defined(__x86_64__)
-            _mm_pause();
-#endif
-        }
-    }
-};
-
 // ---- the step ---------------------------------------------------------------------------------------------------
 
-// Keys or values of one head, token after token, `scales` one per token where they are INT8.
+// Keys or values of one head, token after token of h numbers, `scales` one per token where they are INT8.
 template <class T> struct Tokens {
     T *at;
     float *scales;
-    Tokens from(int64_t token, int64_t h) const { return {at + token * h, scales ? scales + token : nullptr}; }
+    int64_t h;
+    Tokens from(int64_t token) const { return {at + token * h, scales ? scales + token : nullptr, h}; }
 };
 
 // One token as the cache rounds it.
-template <class T> void keep(const float *x, int64_t h, Tokens<T> out) {
-    for (int64_t i = 0; i < h; i++) narrow(x[i], out.at[i]);
+template <class T> void keep(const float *x, Tokens<T> out) {
+    for (int64_t i = 0; i < out.h; i++) narrow(x[i], out.at[i]);
 }
-template <> void keep(const float *x, int64_t h, Tokens<int8_t> out) {
+template <> void keep(const float *x, Tokens<int8_t> out) {
     float most = 0;
-    for (int64_t i = 0; i < h; i++) most = std::max(most, std::abs(x[i]));
+    for (int64_t i = 0; i < out.h; i++) most = std::max(most, std::abs(x[i]));
     *out.scales = std::max(most / 127, FLT_MIN);
-    for (int64_t i = 0; i < h; i++) out.at[i] = int8_t(std::nearbyint(x[i] / *out.scales));
+    for (int64_t i = 0; i < out.h; i++) out.at[i] = int8_t(std::nearbyint(x[i] / *out.scales));
 }
 
-template <class T> void copy(Tokens<T> from, Tokens<T> to, int64_t h) {
-    std::memcpy(to.at, from.at, h * sizeof(T));
+template <class T> void copy(Tokens<T> from, Tokens<T> to) {
+    std::memcpy(to.at, from.at, to.h * sizeof(T));
     if (to.scales) *to.scales = *from.scales;
 }
 
-struct Chosen {  // a row of the batch and one of its experts
-    int32_t row, expert;
-    float weight;
-};
-
 struct Sizes {  // floats of each part of the scratch memory
-    int64_t width, inner, qkv, heads, routes, rotary, room, own;
+    int64_t width, gathered, inner, qkv, queries, mixed, own_heads, routes, rotary, room, own;
     Sizes(const Model &m, int64_t batch) {
         const auto padded = [](int64_t n) { return (n + LANES - 1) / LANES * LANES; };
         const int64_t group = m.n_heads / m.n_kv_heads, rows = batch * std::max<int64_t>(m.n_active, 1);
         width = padded(rows * m.hidden_size);  // once for each expert of a row
         inner = padded(batch * m.inner_size);
-        heads = padded(batch * m.n_heads * m.head_dim);
-        qkv = std::max(width, padded(batch * (m.n_heads + 2 * m.n_kv_heads) * m.head_dim));
-        routes = padded(batch * m.n_experts);
+        qkv = padded(batch * m.qkv_rows);
+        mixed = padded(batch * m.n_heads * m.value_dim);
+        gathered = m.own_nope ? std::max(width, qkv) : width;
+        queries = m.own_nope ? padded(batch * m.n_heads * m.head_dim) : 0;
+        own_heads = m.own_nope ? padded(batch * m.n_heads * std::max(m.own_nope + m.own_rope, m.own_value)) : 0;
+        routes = padded(batch * (m.n_experts + 1));
         rotary = padded(m.rotary_dim);
-        const int64_t most = std::max({width, inner, heads});
+        const int64_t most = std::max({width, inner, gathered, mixed, own_heads});
         room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
-        own = 2 * width + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
+        own = width + gathered + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
-    int64_t shared() const { return width + 2 * inner + qkv + heads + routes; }
+    int64_t shared() const { return 2 * width + 2 * inner + qkv + queries + mixed + own_heads + routes; }
 };
 
 class Worker {
   public:
     Worker(const Model &m, const Step &s, Barrier &barrier, int thread, int threads)
-        : m(m), s(s), barrier(barrier), thread(thread), threads(threads), sizes(m, s.batch) {
+        : m(m), s(s), barrier(barrier), thread(thread), threads(threads), sizes(m, s.batch), router(m) {
         x = s.scratch;
-        inner = x + sizes.width;
+        aside = x + sizes.width;
+        inner = aside + sizes.width;
         raised = inner + sizes.inner;
         qkv = raised + sizes.inner;
-        mixed = qkv + sizes.qkv;
-        routes = mixed + sizes.heads;
+        queries = qkv + sizes.qkv;
+        mixed = queries + sizes.queries;
+        own_heads = mixed + sizes.mixed;
+        routes = own_heads + sizes.own_heads;
         own = routes + sizes.routes + thread * sizes.own;
         gathered = own + sizes.width;
-        room = gathered + sizes.width;
+        room = gathered + sizes.gathered;
         turns = room + sizes.room;
     }
 
@@ -153,7 +93,7 @@ class Worker {
         barrier.wait(threads);
         for (int64_t i = 0; i < m.n_layers; i++) layer(m.layers[i], s.stores[i]);
         matmul(m.head, normed(m.norm), s.batch, [&](int64_t b, int64_t r, float y) {
-            s.logits[b * m.vocab_size + r] = capped(y, m.logit_cap);
+            s.logits[b * m.vocab_size + r] = capped(y * m.logit_scale, m.logit_cap);
         });
         if (in_tiles()) end_tiles();
     }
@@ -164,31 +104,41 @@ class Worker {
     Barrier &barrier;
     const int thread, threads;
     const Sizes sizes;
-    // Shared: residual stream (B, D); MLP (B, F), twice; (B, (H + 2K) h); (B, H h); routers' scores (B, experts).
-    float *x, *inner, *raised, *qkv, *mixed, *routes;
+    // Shared: residual stream (B, D); what is normalized before it joins that (B, D), zeros in between; MLP (B, F),
+    // twice; (B, (H + K) h + K v); what attention gives (B, H v); routers' scores (B, experts and a gate).
+    float *x, *aside, *inner, *raised, *qkv, *mixed, *routes;
+    // Of latent attention: queries (B, H, h); heads' own queries, then their own results.
+    float *queries, *own_heads;
     // This thread's: (B, D) after a norm; the rows of each expert; vectors laid out for a product; cos and sin, then
     // attention's.
     float *own, *gathered, *room, *turns;
+    Router router;
     std::vector<Chosen> chosen;
 
     bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER; }
     int64_t padding(int64_t b) const { return s.padding ? s.padding[b] : 0; }
 
     void embed() {
+        std::memset(aside, 0, sizes.width * sizeof(float));
         for (int64_t b = 0; b < s.batch; b++) {
             float *row = x + b * m.hidden_size;
             copy_row(m.embedding, s.ids[b], row);
             for (int64_t i = 0; i < m.hidden_size; i++) row[i] *= m.embedding_scale;
-            if (!m.positions.weight) continue;
-            copy_row(m.positions, s.past[b] - padding(b), own);
-            for (int64_t i = 0; i < m.hidden_size; i++) row[i] += own[i];
+            if (m.positions.weight) {
+                copy_row(m.positions, s.past[b] - padding(b), own);
+                for (int64_t i = 0; i < m.hidden_size; i++) row[i] += own[i];
+            }
+            normalize(m.embedding_norm, row, m.hidden_size, row);
         }
     }
 
     void layer(const Layer &layer, const Store &store) {
-        const int64_t width = (m.n_heads + 2 * m.n_kv_heads) * m.head_dim;
-        matmul(layer.qkv, normed(layer.attention_norm), s.batch, [&](int64_t b, int64_t r, float y) { qkv[b * width + r] = y; });
+        const float *h = normed(layer.attention_norm);
+        matmul(layer.qkv, h, s.batch, [&](int64_t b, int64_t r, float y) { qkv[b * m.qkv_rows + r] = y; });
+        const bool read_alike = layer.mlp_norm.weight == layer.attention_norm.weight;
+        if (m.parallel && !read_alike) h = normed(layer.mlp_norm);
         barrier.wait(threads);
+        if (m.own_nope) absorb(layer);
         switch (s.cache_format) {
             case F32: attend<float>(layer, store); break;
             case BF16: attend<BFloat>(layer, store); break;
@@ -196,45 +146,61 @@ class Worker {
             case INT8: attend<int8_t>(layer, store); break;
         }
         barrier.wait(threads);
-        add(layer.output, mixed, layer.post_attention_norm);
-        const float *h = normed(layer.mlp_norm);
+        if (m.own_nope) make_values(layer);
+        add(layer.output, m.own_nope ? own_heads : mixed, layer.post_attention_norm);
+        finish(layer.post_attention_norm);
+        if (!m.parallel) h = normed(layer.mlp_norm);
         if (layer.router.weight) routed(layer, h);
-        if (!layer.mlp.up.weight) return;
-        raise(layer.mlp.up, h, s.batch, inner);
-        barrier.wait(threads);
-        add(layer.mlp.down, inner, layer.post_mlp_norm);
+        if (layer.mlp.up.weight) {
+            raise(layer.mlp.up, h, s.batch, inner);
+            barrier.wait(threads);
+            add(layer.mlp.down, inner, layer.post_mlp_norm, layer.router.next ? routes + layer.router.rows : nullptr);
+        }
+        finish(layer.post_mlp_norm);
     }
 
     // Every thread normalizes the whole residual stream for itself: cheaper than one more barrier.
     const float *normed(const Norm &norm) {
         for (int64_t b = 0; b < s.batch; b++)
-            normalize(norm, m.norm_eps, x + b * m.hidden_size, m.hidden_size, own + b * m.hidden_size);
+            normalize(norm, x + b * m.hidden_size, m.hidden_size, own + b * m.hidden_size);
         return own;
     }
 
-    // x += norm(W in); the norm in between is absent in most families.
-    void add(const Linear &linear, const float *in, const Norm &post) {
-        if (!post.weight) {
-            matmul(linear, in, s.batch, [&](int64_t b, int64_t r, float y) { x[b * m.hidden_size + r] += y; });
-        } else {
-            matmul(linear, in, s.batch, [&](int64_t b, int64_t r, float y) { qkv[b * m.hidden_size + r] = y; });
-            barrier.wait(threads);
-            if (thread == 0)
-                for (int64_t b = 0; b < s.batch; b++) {
-                    normalize(post, m.norm_eps, qkv + b * m.hidden_size, m.hidden_size, own);
-                    for (int64_t i = 0; i < m.hidden_size; i++) x[b * m.hidden_size + i] += own[i];
-                }
+    // What a layer gives joins the residual stream, or waits beside it for the norm that comes first in some families.
+    void join(const Norm &post, int64_t at, float y) {
+        if (post.kind) aside[at] += y;
+        else x[at] += y * m.residual_scale;
+    }
+
+    // Add W in; `gate`: its sigmoid weighs the result of a row.
+    void add(const Linear &linear, const float *in, const Norm &post, const float *gate = nullptr) {
+        const int64_t apart = m.n_experts + 1;
+        matmul(linear, in, s.batch, [&](int64_t b, int64_t r, float y) {
+            join(post, b * m.hidden_size + r, gate ? y / (1 + std::exp(-gate[b * apart])) : y);
+        });
+        barrier.wait(threads);
+    }
+
+    // What waited joins the residual stream: each thread takes some rows of the batch.
+    void finish(const Norm &post) {
+        if (!post.kind) return;
+        const auto [first, last] = share(s.batch);
+        for (int64_t at = first * m.hidden_size; at < last * m.hidden_size; at += m.hidden_size) {
+            normalize(post, aside + at, m.hidden_size, gathered);
+            for (int64_t i = 0; i < m.hidden_size; i++) x[at + i] += gathered[i] * m.residual_scale, aside[at + i] = 0;
         }
         barrier.wait(threads);
     }
 
-    // x += the weighed results of a few experts for each row. Every thread picks them for itself, all the same, and
+    // The weighed results of a few experts for each row. Every thread picks them for itself, all the same, and
     // then takes its share of the rows of each expert's matrices; rows that chose one expert share its weights.
     void routed(const Layer &layer, const float *h) {
-        const int64_t n_experts = layer.router.rows;
-        matmul(layer.router, h, s.batch, [&](int64_t b, int64_t r, float y) { routes[b * n_experts + r] = y; });
+        const int64_t apart = m.n_experts + 1;
+        matmul(layer.router, h, s.batch, [&](int64_t b, int64_t r, float y) { routes[b * apart + r] = y; });
         barrier.wait(threads);
-        choose(n_experts);
+        chosen.clear();
+        for (int64_t b = 0; b < s.batch; b++) router.choose(layer, b, routes + b * apart, chosen);
+        std::stable_sort(chosen.begin(), chosen.end(), [](const Chosen &a, const Chosen &b) { return a.expert < b.expert; });
         for (size_t i = 0; i < chosen.size(); i++)
             std::memcpy(gathered + i * m.hidden_size, h + chosen[i].row * m.hidden_size, m.hidden_size * sizeof(float));
         each_expert(layer, [&](const Expert &expert, int64_t first, int64_t n) {
@@ -243,31 +209,10 @@ class Worker {
         barrier.wait(threads);
         each_expert(layer, [&](const Expert &expert, int64_t first, int64_t n) {
             matmul(expert.down, inner + first * expert.down.cols, n, [&](int64_t i, int64_t r, float y) {
-                x[chosen[first + i].row * m.hidden_size + r] += chosen[first + i].weight * y;
+                join(layer.post_mlp_norm, chosen[first + i].row * m.hidden_size + r, chosen[first + i].weight * y);
             });
         });
         barrier.wait(threads);
-    }
-
-    // The n_active best experts of each row by softmax over all, sorted by expert.
-    void choose(int64_t n_experts) {
-        chosen.clear();
-        for (int64_t b = 0; b < s.batch; b++) {
-            std::vector<float> scores(routes + b * n_experts, routes + (b + 1) * n_experts);
-            const float highest = *std::max_element(scores.begin(), scores.end());
-            const size_t first = chosen.size();
-            float of_all = 0, of_chosen = 0;
-            for (const float score : scores) of_all += std::exp(score - highest);
-            for (int64_t k = 0; k < m.n_active; k++) {
-                const auto best = std::max_element(scores.begin(), scores.end());
-                chosen.push_back({int32_t(b), int32_t(best - scores.begin()), std::exp(*best - highest)});
-                of_chosen += chosen.back().weight;
-                *best = -INFINITY;
-            }
-            for (size_t i = first; i < chosen.size(); i++)
-                chosen[i].weight *= m.expert_scale / (m.normalized ? of_chosen : of_all);
-        }
-        std::stable_sort(chosen.begin(), chosen.end(), [](const Chosen &a, const Chosen &b) { return a.expert < b.expert; });
     }
 
     // work(expert, the first of its rows in `chosen`, how many they are).
@@ -289,11 +234,14 @@ class Worker {
         if (is_packed(linear)) return packed(linear, in, n, put);
         if (n > 1) return together(linear, in, n, put);
         const auto [first, last] = rows_of(linear.rows);
-        const auto one = [&](int64_t r, float y) { put(0, r, y); };
+        rows_times(linear, first, last, in, [&](int64_t r, float y) { put(0, r, y); });
+    }
+
+    template <class Put> void rows_times(const Linear &linear, int64_t first, int64_t last, const float *in, Put put) {
         switch (linear.format) {
-            case F32: each_row<float>(linear, first, last, in, room, one); break;
-            case BF16: each_row<BFloat>(linear, first, last, in, room, one); break;
-            case F16: each_row<Half>(linear, first, last, in, room, one); break;
+            case F32: each_row<float>(linear, first, last, in, room, put); break;
+            case BF16: each_row<BFloat>(linear, first, last, in, room, put); break;
+            case F16: each_row<Half>(linear, first, last, in, room, put); break;
         }
     }
 
@@ -371,10 +319,64 @@ class Worker {
         return {first * TILE, std::min(last * TILE, n)};
     }
 
+    // Queries against what tokens leave, instead of against keys: this thread's heads, of all rows, so that a head's
+    // matrix is read once. What is to be turned comes after.
+    void absorb(const Layer &layer) {
+        const int64_t compressed = layer.latent.query.cols, size = m.own_nope + m.own_rope;
+        const float *heads = qkv;
+        int64_t row_size = m.qkv_rows;
+        if (layer.latent.query.weight) {
+            for (int64_t b = 0; b < s.batch; b++)
+                normalize(layer.latent.query_norm, qkv + b * m.qkv_rows, compressed, gathered + b * compressed);
+            row_size = m.n_heads * size;
+            matmul(layer.latent.query, gathered, s.batch, [&](int64_t b, int64_t r, float y) { own_heads[b * row_size + r] = y; });
+            barrier.wait(threads);
+            heads = own_heads;
+        }
+        each_own_head([&](int64_t b, int64_t head) {
+            const float *from = heads + b * row_size + head * size;
+            float *to = queries + (b * m.n_heads + head) * m.head_dim;
+            std::memset(to, 0, m.value_dim * sizeof(float));
+            absorb_head(layer.latent.kv_up, head * (m.own_nope + m.own_value), from, to);
+            std::memcpy(to + m.value_dim, from + m.own_nope, m.own_rope * sizeof(float));
+        });
+        barrier.wait(threads);
+    }
+
+    // to = the sum of from[i] times row `first` + i of W.
+    void absorb_head(const Linear &w, int64_t first, const float *from, float *to) {
+        switch (w.format) {
+            case F32: sum_rows<float>(w, first, from, to); break;
+            case BF16: sum_rows<BFloat>(w, first, from, to); break;
+            case F16: sum_rows<Half>(w, first, from, to); break;
+        }
+    }
+    template <class T> void sum_rows(const Linear &w, int64_t first, const float *from, float *to) {
+        blend(Tokens<T>{(T *)w.weight + first * w.cols, nullptr, w.cols}, m.own_nope, from, 0, to);
+    }
+
+    // The heads' own values from what they mixed.
+    void make_values(const Layer &layer) {
+        const Linear &w = layer.latent.kv_up;
+        each_own_head([&](int64_t b, int64_t head) {
+            const int64_t first = head * (m.own_nope + m.own_value) + m.own_nope;
+            float *to = own_heads + (b * m.n_heads + head) * m.own_value;
+            const auto put = [&](int64_t r, float y) { to[r - first] = y; };
+            rows_times(w, first, first + m.own_value, mixed + (b * m.n_heads + head) * m.value_dim, put);
+        });
+        barrier.wait(threads);
+    }
+
+    template <class Work> void each_own_head(Work work) {
+        const auto [first, last] = share(m.n_heads * s.batch);
+        for (int64_t i = first; i < last; i++) work(i % s.batch, i / s.batch);
+    }
+
     // Attention of this thread's query heads, those of one row that share a key/value head together.
     template <class T> void attend(const Layer &layer, const Store &store) {
-        const int64_t group = m.n_heads / m.n_kv_heads, h = m.head_dim;
-        const Tokens<T> keys{(T *)store.values, store.scales}, values = keys.from(s.batch * m.n_kv_heads * store.slots, h);
+        const int64_t group = m.n_heads / m.n_kv_heads;
+        const Tokens<T> keys{(T *)store.values, store.scales, m.head_dim};
+        const Tokens<T> values = m.own_nope ? keys : keys.from(s.batch * m.n_kv_heads * store.slots);
         auto [head, last] = share(s.batch * m.n_heads);
         int64_t turned_for = -1;
         while (head < last) {
@@ -385,7 +387,7 @@ class Worker {
             turned_for = b;
             const int64_t at = (b * m.n_kv_heads + kv) * store.slots;
             const Heads heads{b, kv, head % m.n_heads, stop - head, head == group_first};
-            attend_group(layer, store.slots, heads, keys.from(at, h), values.from(at, h));
+            attend_group(layer, store.slots, heads, keys.from(at), values.from(at));
             head = stop;
         }
     }
@@ -395,18 +397,24 @@ class Worker {
         if (!layer.frequencies) return;
         const bool beyond = layer.long_frequencies && past + 1 - padding > layer.original_context;
         const double *frequencies = beyond ? layer.long_frequencies : layer.frequencies;
-        const int64_t half = m.rotary_dim / 2;
+        const int64_t half = layer.rotary_dim / 2;
         for (int64_t i = 0; i < half; i++) {
             const double angle = double(past - padding) * frequencies[i];
-            turns[i] = float(std::cos(angle)) * m.rotary_scale;
-            turns[half + i] = float(std::sin(angle)) * m.rotary_scale;
+            turns[i] = float(std::cos(angle)) * layer.rotary_scale;
+            turns[half + i] = float(std::sin(angle)) * layer.rotary_scale;
         }
     }
 
-    void prepare(const Layer &layer, const float *head, const float *norm, float *out) {
-        if (norm) normalize({norm, nullptr}, m.norm_eps, head, m.head_dim, out);
-        else std::memcpy(out, head, m.head_dim * sizeof(float));
-        if (layer.frequencies) rotate(out, turns, turns + m.rotary_dim / 2, m.rotary_dim / 2);
+    // One of a row's heads, through its norm (alone, or one of all heads together) and turned.
+    void prepare(const Layer &layer, const Norm &norm, const float *heads, int64_t head, float *out) {
+        const float *from = heads + head * m.head_dim;
+        std::memcpy(out, from, m.head_dim * sizeof(float));
+        if (norm.kind) {
+            const bool alone = norm.width <= m.head_dim;
+            scale_by(norm, moments(norm, alone ? from : heads), from, std::min(norm.width, m.head_dim), head * norm.apart, out);
+        }
+        const int64_t half = layer.rotary_dim / 2;
+        if (layer.frequencies) rotate(out + m.rotary_at, turns, turns + half, half);
     }
 
     struct Heads {  // query heads of one row over one key/value head; the owner keeps the new token
@@ -418,38 +426,41 @@ class Worker {
     // the context. The new token is seen as the cache will have it, but not through it: others may read that before.
     template <class T>
     void attend_group(const Layer &layer, int64_t slots, const Heads &group, Tokens<T> keys, Tokens<T> values) {
-        const int64_t h = m.head_dim, past = s.past[group.b], count = group.count;
-        const float *heads = qkv + group.b * (m.n_heads + 2 * m.n_kv_heads) * h;
+        const int64_t h = m.head_dim, v = m.value_dim, past = s.past[group.b], count = group.count;
+        const float *row = qkv + group.b * m.qkv_rows, *new_keys = row + m.n_heads * h, *asked = row;
+        if (m.own_nope) asked = queries + group.b * m.n_heads * h, new_keys = row + layer.qkv.rows;
         float *key = turns + sizes.rotary, *now = key + h, *q = now + 2 * h, *scores = q + count * h;
         float *top = scores + count * CHUNK, *total = top + count, scale[2];
-        const Tokens<T> new_key{(T *)now, scale}, new_value{(T *)now + h, scale + 1};
-        prepare(layer, heads + (m.n_heads + group.kv) * h, layer.k_norm, key);
-        keep(key, h, new_key);
-        keep(heads + (m.n_heads + m.n_kv_heads + group.kv) * h, h, new_value);
-        if (group.owner) {
-            copy(new_key, keys.from(past % slots, h), h);
-            copy(new_value, values.from(past % slots, h), h);
+        Tokens<T> new_key{(T *)now, scale, h}, new_value = new_key;
+        prepare(layer, layer.k_norm, new_keys, group.kv, key);
+        keep(key, new_key);
+        if (!m.own_nope) {
+            new_value = {(T *)now + h, scale + 1, h};
+            keep(new_keys + (m.n_kv_heads + group.kv) * h, new_value);
+            if (group.owner) copy(new_value, values.from(past % slots));
         }
-        float *out = mixed + (group.b * m.n_heads + group.first) * h;
+        if (group.owner) copy(new_key, keys.from(past % slots));
+        float *out = mixed + (group.b * m.n_heads + group.first) * v;
         for (int64_t j = 0; j < count; j++) {
-            prepare(layer, heads + (group.first + j) * h, layer.q_norm, q + j * h);
+            prepare(layer, layer.q_norm, asked, group.first + j, q + j * h);
             top[j] = layer.sinks ? layer.sinks[group.first + j] : -INFINITY;
             total[j] = layer.sinks ? 1 : 0;
         }
-        std::memset(out, 0, count * h * sizeof(float));
-        const auto visit = [&](Tokens<T> k, Tokens<T> v, int64_t n) {
+        std::memset(out, 0, count * v * sizeof(float));
+        const auto visit = [&](Tokens<T> k, Tokens<T> values, int64_t n) {
             for (int64_t j = 0; j < count; j++) {
-                float *p = scores + j * CHUNK, *o = out + j * h;
+                float *p = scores + j * CHUNK, *o = out + j * v;
                 const float highest = score(k, n, q + j * h, top[j], p);
                 const float shrink = std::exp(top[j] - highest);
                 top[j] = highest;
                 total[j] = total[j] * shrink + exponentials(p, n, highest);
-                blend(v, n, p, shrink, o);
+                weigh(values, n, p);
+                blend(values, n, p, shrink, o);
             }
         };
         const auto visit_all = [&](int64_t first, int64_t last) {
             for (; first < last; first += CHUNK)
-                visit(keys.from(first, h), values.from(first, h), std::min<int64_t>(last - first, CHUNK));
+                visit(keys.from(first), values.from(first), std::min<int64_t>(last - first, CHUNK));
         };
         if (past < slots) {
             const int64_t hidden = layer.window && past + 1 > layer.window ? past + 1 - layer.window : 0;
@@ -460,12 +471,12 @@ class Worker {
         }
         visit(new_key, new_value, 1);
         for (int64_t j = 0; j < count; j++)
-            for (int64_t i = 0; i < h; i++) out[j * h + i] /= total[j];
+            for (int64_t i = 0; i < v; i++) out[j * v + i] /= total[j];
     }
 
     // p[i] = scale q . k[i]; the maximum of them and `highest`.
     template <class T> float score(Tokens<T> k, int64_t n, const float *q, float highest, float *p) {
-        const int64_t h = m.head_dim;
+        const int64_t h = k.h;
         for (int64_t i = 0; i < n; i += LANES) {
             Vec products[LANES];
             for (int r = 0; r < LANES; r++) products[r] = dot(k.at + std::min<int64_t>(i + r, n - 1) * h, h, q);
@@ -492,26 +503,30 @@ class Worker {
         return sum(total);
     }
 
-    // o = o * shrink + sum of p[i] v[i], four vectors of o at a time.
-    template <class T> void blend(Tokens<T> tokens, int64_t n, float *p, float shrink, float *o) {
-        const int64_t h = m.head_dim;
-        const T *v = tokens.at;
+    // p[i] for whole numbers that stand for their scale's.
+    template <class T> static void weigh(Tokens<T> tokens, int64_t n, float *p) {
         if constexpr (std::is_same<T, int8_t>::value)
             for (int64_t i = 0; i < n; i++) p[i] *= tokens.scales[i];
+    }
+
+    // o = o * shrink + sum of p[i] v[i], four vectors of o at a time.
+    template <class T> void blend(Tokens<T> tokens, int64_t n, const float *p, float shrink, float *o) {
+        const int64_t h = tokens.h, size = m.value_dim;
+        const T *v = tokens.at;
         int64_t d = 0;
-        for (; d + 4 * LANES <= h; d += 4 * LANES) {
+        for (; d + 4 * LANES <= size; d += 4 * LANES) {
             Vec a[4];
             for (int j = 0; j < 4; j++) a[j] = load(o + d + j * LANES) * shrink;
             for (int64_t i = 0; i < n; i++)
                 for (int j = 0; j < 4; j++) a[j] += load(v + i * h + d + j * LANES) * p[i];
             for (int j = 0; j < 4; j++) store(o + d + j * LANES, a[j]);
         }
-        for (; d + LANES <= h; d += LANES) {
+        for (; d + LANES <= size; d += LANES) {
             Vec a = load(o + d) * shrink;
             for (int64_t i = 0; i < n; i++) a += load(v + i * h + d) * p[i];
             store(o + d, a);
         }
-        for (; d < h; d++) {
+        for (; d < size; d++) {
             o[d] *= shrink;
             for (int64_t i = 0; i < n; i++) o[d] += widen(v[i * h + d]) * p[i];
         }

@@ -15,13 +15,14 @@ from torch import Tensor
 from engine.compiled.build import BuildError, build_apart, build_library, cached_library
 from engine.compiled.matrices import CODES_OF_DTYPES, CompiledProduct, LinearRecord, Scratch, compiled_unpack, record_of
 from engine.errors import EngineError, Stopped
-from engine.model.block import Block, SandwichBlock
+from engine.model.block import AnyBlock
 from engine.model.cache import KeysValues, Store
-from engine.model.config import ModelConfig
+from engine.model.config import ExpertsConfig, ModelConfig, Rope
 from engine.model.decoder import Decoder
 from engine.model.experts import Experts
-from engine.model.layers import MLP, Attention, Linear, Norm, Table
-from engine.model.rotary import rope_magnitude
+from engine.model.latent import LatentAttention
+from engine.model.layers import MLP, Attention, Linear, Norm, QKNorm, Table
+from engine.model.rotary import Rotary, rope_magnitude
 from engine.weights.formats import (
     FLOATING,
     GroupedLinear,
@@ -35,37 +36,46 @@ CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
 _MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
 MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
-_ACTIVATIONS = {"relu": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+_ACTIVATIONS = {name: code for code, name in enumerate(("relu", "silu", "gelu", "gelu_tanh", "relu2", "gelu_sigmoid"))}
+_RMS_NORM, _LAYER_NORM = 1, 2  # 0: no norm
 _Pointer, _Int, _Float, _Code = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
 class _Norm(ctypes.Structure):
-    _fields_ = [("weight", _Pointer), ("bias", _Pointer)]
+    _fields_ = [
+        ("weight", _Pointer), ("bias", _Pointer), ("width", _Int), ("apart", _Int), ("eps", _Float), ("kind", _Code),
+    ]  # fmt: skip
 
 
 class _Expert(ctypes.Structure):
     _fields_ = [("up", LinearRecord), ("down", LinearRecord)]
 
 
+class _Latent(ctypes.Structure):
+    _fields_ = [("query_norm", _Norm), ("query", LinearRecord), ("kv_up", LinearRecord)]
+
+
 class _Layer(ctypes.Structure):
     _fields_ = [
-        ("qkv", LinearRecord), ("output", LinearRecord), ("mlp", _Expert), ("router", LinearRecord),
-        ("experts", _Pointer), ("attention_norm", _Norm), ("mlp_norm", _Norm), ("post_attention_norm", _Norm),
-        ("post_mlp_norm", _Norm), ("q_norm", _Pointer), ("k_norm", _Pointer), ("sinks", _Pointer),
-        ("frequencies", _Pointer),
-        ("long_frequencies", _Pointer), ("original_context", _Int), ("window", _Int),
+        ("qkv", LinearRecord), ("output", LinearRecord), ("latent", _Latent), ("mlp", _Expert),
+        ("router", LinearRecord), ("experts", _Pointer), ("choice_bias", _Pointer), ("attention_norm", _Norm),
+        ("mlp_norm", _Norm), ("post_attention_norm", _Norm), ("post_mlp_norm", _Norm), ("q_norm", _Norm),
+        ("k_norm", _Norm), ("sinks", _Pointer), ("frequencies", _Pointer), ("long_frequencies", _Pointer),
+        ("original_context", _Int), ("rotary_dim", _Int), ("window", _Int), ("rotary_scale", _Float),
     ]  # fmt: skip
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         ("layers", _Pointer), ("embedding", LinearRecord), ("positions", LinearRecord), ("head", LinearRecord),
-        ("norm", _Norm), ("n_layers", _Int), ("hidden_size", _Int), ("n_heads", _Int), ("n_kv_heads", _Int),
-        ("head_dim", _Int), ("rotary_dim", _Int), ("vocab_size", _Int), ("inner_size", _Int), ("n_experts", _Int),
-        ("n_active", _Int),
-        ("norm_eps", _Float), ("attention_scale", _Float), ("embedding_scale", _Float), ("rotary_scale", _Float),
-        ("attention_cap", _Float), ("logit_cap", _Float), ("swiglu_limit", _Float), ("expert_scale", _Float),
-        ("activation", _Code), ("gated", _Code), ("normalized", _Code), ("tiles", _Code),
+        ("norm", _Norm), ("embedding_norm", _Norm), ("n_layers", _Int), ("hidden_size", _Int), ("vocab_size", _Int),
+        ("n_heads", _Int), ("n_kv_heads", _Int), ("head_dim", _Int), ("value_dim", _Int), ("rotary_at", _Int),
+        ("rotary_dim", _Int), ("qkv_rows", _Int), ("own_nope", _Int), ("own_rope", _Int), ("own_value", _Int),
+        ("inner_size", _Int), ("n_experts", _Int), ("n_active", _Int), ("n_groups", _Int), ("n_active_groups", _Int),
+        ("group_best", _Int), ("attention_scale", _Float), ("embedding_scale", _Float), ("residual_scale", _Float),
+        ("logit_scale", _Float), ("expert_scale", _Float), ("attention_cap", _Float), ("logit_cap", _Float),
+        ("swiglu_limit", _Float), ("activation", _Code), ("gated", _Code), ("parallel", _Code), ("normalized", _Code),
+        ("sigmoid", _Code), ("tiles", _Code),
     ]  # fmt: skip
 
 
@@ -87,15 +97,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return "it runs on the CPU only"
     if decoder.dtype not in FLOATING:
         return "it computes in float32; float64 was asked for"
-    if config.rarity is not None:
-        return f"{config.rarity} run layer by layer"
-    if config.latent is not None:
-        return "latent attention runs layer by layer"
-    if config.experts is not None and (config.experts.n_groups > 1 or config.post_norms):
-        return "experts in groups, or with norms after them, run layer by layer"
-    ropes = [kind.rope for kind in decoder.kinds if kind.rope is not None]
-    if len({(rope.rotary_dim, rope_magnitude(rope.scaling)) for rope in ropes}) > 1:
-        return "layers that turn different parts of a head run layer by layer"
+    if config.recurrent is not None:
+        return "recurrent layers run one by one"
     return None
 
 
@@ -143,57 +146,91 @@ class CompiledStep:
 
     def _make_model(self, decoder: Decoder) -> _Model:
         c = decoder.config
-        rope = next((kind.rope for kind in decoder.kinds if kind.rope is not None), None)
-        table, experts = decoder.position_embedding, c.experts
+        table = decoder.position_embedding
         return _Model(
             layers=ctypes.addressof(self._layers),
             embedding=self._table(decoder.embedding),
             positions=self._linear(Linear(table)) if table is not None else LinearRecord(),
             head=self._linear(decoder.head),
             norm=self._norm(decoder.norm),
-            n_layers=c.n_layers, hidden_size=c.hidden_size, n_heads=c.n_heads, n_kv_heads=c.n_kv_heads,
-            head_dim=c.head_dim, rotary_dim=rope.rotary_dim if rope is not None else 0,
-            vocab_size=c.vocab_size, inner_size=_inner_size(c),
-            n_experts=experts.n_experts if experts is not None else 0,
-            n_active=experts.n_active if experts is not None else 0,
-            norm_eps=c.norm_eps, attention_scale=c.attention_scale, embedding_scale=decoder.embed_scale,
-            rotary_scale=rope_magnitude(rope.scaling) if rope is not None else 1.0,
-            attention_cap=c.attention_softcap or 0.0, logit_cap=c.logit_softcap or 0.0,
-            swiglu_limit=c.swiglu_limit or 0.0, expert_scale=experts.scale if experts is not None else 1.0,
-            activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp,
-            normalized=experts is not None and experts.normalize,
+            embedding_norm=self._norm(decoder.norm if c.embed_norm else None),
+            n_layers=c.n_layers, hidden_size=c.hidden_size, vocab_size=c.vocab_size,
+            **_attention_sizes(c),
+            rotary_dim=max(layer.rotary_dim for layer in self._layers),
+            qkv_rows=_qkv_rows(c),
+            inner_size=_inner_size(c),
+            **(_experts(c.experts) if c.experts is not None else {}),
+            attention_scale=c.attention_scale, embedding_scale=decoder.embed_scale, residual_scale=c.residual_scale,
+            logit_scale=c.logit_scale, attention_cap=c.attention_softcap or 0.0,
+            logit_cap=c.logit_softcap or 0.0, swiglu_limit=c.swiglu_limit or 0.0,
+            activation=_ACTIVATIONS[c.activation], gated=c.gated_mlp, parallel=c.block == "parallel",
             tiles=decoder.dtype == torch.bfloat16 and self._library.tiles_allowed(),
         )  # fmt: skip
 
     def _layer(self, decoder: Decoder, index: int) -> _Layer:
         block, kind = decoder.blocks[index], decoder.config.layer(index)
-        attention, mlp = block.attention, block.mlp
-        assert isinstance(block, Block)  # `unsupported` has seen to it
-        assert isinstance(attention, Attention)
-        routed = mlp if isinstance(mlp, Experts) else None
-        plain = mlp.shared if isinstance(mlp, Experts) else mlp
-        rotary = decoder.rotaries[attention.kind]
-        long = rotary.long_frequencies if rotary is not None else None
-        sandwich = block if isinstance(block, SandwichBlock) else None
-        q_norm, k_norm = self._qk_norms(attention, decoder.config)
+        attention = block.attention
+        assert isinstance(attention, Attention | LatentAttention)  # `unsupported` has seen to it
         return _Layer(
-            qkv=self._linear(attention.qkv),
-            output=self._linear(attention.output),
-            mlp=self._expert(plain) if plain is not None else _Expert(),
-            router=self._linear(routed.router) if routed is not None else LinearRecord(),
-            experts=self._all_experts(routed) if routed is not None else None,
-            attention_norm=self._norm(block.attention_norm),
-            mlp_norm=self._norm(block.mlp_norm),
-            post_attention_norm=self._norm(sandwich.post_attention_norm) if sandwich else _Norm(),
-            post_mlp_norm=self._norm(sandwich.post_mlp_norm) if sandwich else _Norm(),
-            q_norm=q_norm,
-            k_norm=k_norm,
-            sinks=self._keep(attention.sinks.float()) if attention.sinks is not None else None,
-            frequencies=self._keep(rotary.inverse_frequencies) if rotary is not None else None,
-            long_frequencies=self._keep(long) if long is not None else None,
-            original_context=rotary.original_context if rotary is not None else 0,
+            **self._attention(attention, decoder.config),
+            **self._mlp(block.mlp),
+            **self._norms(block),
+            **self._positions(decoder.rotaries[attention.kind], kind.rope),
             window=kind.window or 0,
         )
+
+    def _norms(self, block: AnyBlock) -> dict[str, Any]:
+        """The norms that a block has, which depends on its kind."""
+        names = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm")
+        return {name: self._norm(getattr(block, name, None)) for name in names}
+
+    def _positions(self, rotary: Rotary | None, rope: Rope | None) -> dict[str, Any]:
+        if rotary is None or rope is None:
+            return {}
+        long = rotary.long_frequencies
+        return {
+            "frequencies": self._keep(rotary.inverse_frequencies),
+            "long_frequencies": self._keep(long) if long is not None else None,
+            "original_context": rotary.original_context,
+            "rotary_dim": rope.rotary_dim,
+            "rotary_scale": rope_magnitude(rope.scaling),
+        }
+
+    def _attention(self, attention: Attention | LatentAttention, config: ModelConfig) -> dict[str, Any]:
+        if isinstance(attention, LatentAttention):
+            return self._latent_attention(attention)
+        q_norm, k_norm = self._qk_norms(attention.qk_norm, config)
+        return {
+            "qkv": self._linear(attention.qkv),
+            "output": self._linear(attention.output),
+            "q_norm": q_norm,
+            "k_norm": k_norm,
+            "sinks": self._keep(attention.sinks.float()) if attention.sinks is not None else None,
+        }
+
+    def _latent_attention(self, attention: LatentAttention) -> dict[str, Any]:
+        asking = attention.compress_query
+        return {
+            "qkv": self._linear(attention.query if asking is None else asking, attention.compress),
+            "output": self._linear(attention.output),
+            "latent": _Latent(
+                query_norm=self._norm(attention.query_norm),
+                query=self._linear(attention.query) if asking is not None else LinearRecord(),
+                kv_up=self._linear(Linear(attention.up)),
+            ),
+            "k_norm": self._norm(attention.norm),
+        }
+
+    def _mlp(self, mlp: MLP | Experts) -> dict[str, Any]:
+        if isinstance(mlp, MLP):
+            return {"mlp": self._expert(mlp)}
+        gate = () if mlp.shared_gate is None else (mlp.shared_gate,)
+        return {
+            "mlp": self._expert(mlp.shared) if mlp.shared is not None else _Expert(),
+            "router": self._linear(mlp.router, *gate),
+            "experts": self._all_experts(mlp),
+            "choice_bias": self._keep(mlp.choice_bias.float()) if mlp.choice_bias is not None else None,
+        }
 
     def _expert(self, mlp: MLP) -> _Expert:
         return _Expert(up=self._linear(mlp.up), down=self._linear(mlp.down))
@@ -203,15 +240,27 @@ class CompiledStep:
         self._records.append(records)
         return ctypes.addressof(records)
 
-    def _qk_norms(self, attention: Attention, config: ModelConfig) -> tuple[int | None, int | None]:
-        rows = attention.qk_norm
-        if rows is None:
-            return None, None
-        return self._keep(rows[0].float()), self._keep(rows[config.n_heads].float())
+    def _qk_norms(self, norm: QKNorm | None, config: ModelConfig) -> tuple[_Norm, _Norm]:
+        if norm is None:
+            return _Norm(), _Norm()
+        n_heads, size = [config.n_heads, config.n_kv_heads], config.head_dim
+        weights = (None, None) if norm.weights is None else torch.split(norm.weights.float(), n_heads)
+        q_norm, k_norm = (
+            _Norm(
+                weight=self._keep(of_heads) if of_heads is not None else None,
+                width=n * size if norm.kind == "all" else size,
+                apart=size,
+                eps=norm.eps,
+                kind=_LAYER_NORM if norm.centred else _RMS_NORM,
+            )
+            for of_heads, n in zip(weights, n_heads, strict=True)
+        )
+        return q_norm, k_norm
 
-    def _linear(self, layer: object) -> LinearRecord:
+    def _linear(self, *layers: object) -> LinearRecord:
+        """Layers that read the same input, as a chain of matrices whose outputs lie side by side."""
         record: LinearRecord | None = None
-        for part in reversed(packed(layer)):
+        for part in reversed([part for layer in layers for part in packed(layer)]):
             bias = self._keep(part.bias.float()) if part.bias is not None else None
             self._kept += [part.values] if part.scales is None else [part.values, part.scales]
             following, record = record, record_of(part, bias)
@@ -227,10 +276,12 @@ class CompiledStep:
         assert isinstance(table, PackedTable)
         return self._linear(GroupedLinear(table.part))
 
-    def _norm(self, norm: Norm) -> _Norm:
-        bias = self._keep(norm.bias.float()) if norm.bias is not None else None
-        assert norm.weight is not None  # as above
-        return _Norm(weight=self._keep(norm.weight.float()), bias=bias)
+    def _norm(self, norm: Norm | None) -> _Norm:
+        if norm is None:
+            return _Norm()
+        weight, bias = (self._keep(part.float()) if part is not None else None for part in (norm.weight, norm.bias))
+        kind = _LAYER_NORM if norm.centred else _RMS_NORM
+        return _Norm(weight=weight, bias=bias, width=norm.shape[0], eps=norm.eps, kind=kind)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor.contiguous())
@@ -261,7 +312,35 @@ class _BoundStep:
 
 def _store(store: Store) -> _Store:
     scales = store.scales.data_ptr() if store.scales is not None else None
-    return _Store(values=store.values.data_ptr(), scales=scales, slots=store.values.size(3))
+    return _Store(values=store.values.data_ptr(), scales=scales, slots=store.values.size(-2))
+
+
+def _attention_sizes(config: ModelConfig) -> dict[str, int]:
+    """Heads as they attend: of latent attention to one vector for each token, whose first numbers are its value."""
+    latent = config.latent
+    if latent is None:
+        size = config.head_dim
+        return {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads, "head_dim": size, "value_dim": size}
+    return {
+        "n_heads": config.n_heads, "n_kv_heads": 1, "head_dim": latent.width, "value_dim": latent.rank,
+        "rotary_at": latent.rank, "own_nope": latent.nope_dim, "own_rope": latent.rope_dim,
+        "own_value": latent.value_dim,
+    }  # fmt: skip
+
+
+def _qkv_rows(config: ModelConfig) -> int:
+    latent = config.latent
+    if latent is None:
+        return (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    return latent.width + (latent.query_rank or config.n_heads * (latent.nope_dim + latent.rope_dim))
+
+
+def _experts(experts: ExpertsConfig) -> dict[str, float]:
+    return {
+        "n_experts": experts.n_experts, "n_active": experts.n_active, "n_groups": experts.n_groups,
+        "n_active_groups": experts.n_active_groups, "group_best": experts.group_best, "expert_scale": experts.scale,
+        "normalized": experts.normalize, "sigmoid": experts.scoring == "sigmoid",
+    }  # fmt: skip
 
 
 def _inner_size(config: ModelConfig) -> int:

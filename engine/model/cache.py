@@ -160,7 +160,8 @@ class _Counted:
 class Store(NamedTuple):
     """The memory of one layer: keys, then values (2, B, K, slots, h), and a scale for each vector of 8-bit ones.
 
-    Token t of a row lies in slot t, or t modulo the slots where these are fewer.
+    Of latent attention one vector for each token (B, slots, rank + rope_dim). Token t of a row lies in slot t, or t
+    modulo the slots where these are fewer.
     """
 
     values: Tensor
@@ -275,6 +276,7 @@ class LatentCache(_Counted):
         self._rank = config.latent.rank
         shape = (config.n_layers, self.batch_size, self.capacity, config.latent.width)
         self.storage = self._empty(shape, n_tokens=self.capacity)
+        self.stores = [Store(layer) for layer in self.storage]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (B, T, rank + rope_dim); keys (B, 1, S, rank + rope_dim) and values, their first rank entries."""
@@ -329,7 +331,7 @@ class Int8Cache(_Counted):
         return self.nbytes // self.capacity * self.length
 
 
-KeysValues = KVCache | WindowCache | Int8Cache
+KeysValues = KVCache | WindowCache | LatentCache | Int8Cache
 """Caches whose layers are a `Store` each, which a compiled step can read and write."""
 
 
@@ -380,7 +382,7 @@ def attention_only(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _class_for(config: ModelConfig, kind: CacheKind) -> "type[KeysValues | LatentCache]":
+def _class_for(config: ModelConfig, kind: CacheKind) -> type[KeysValues]:
     if kind not in get_args(CacheKind):
         raise OptionError("cache", f'cache "{kind}" is not known; use {", ".join(get_args(CacheKind))}')
     if config.latent is not None:

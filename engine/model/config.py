@@ -321,24 +321,6 @@ class ModelConfig:
         return self.block in ("sandwich", "post")
 
     @property
-    def rarity(self) -> str | None:
-        """What of this model only the layers of `engine.model.layers` know, for those who do without them."""
-        rare = {
-            "recurrent layers": self.recurrent is not None,
-            "attention and MLP side by side": self.block == "parallel",
-            "norms after the layers alone": self.block == "post",
-            "norms without weights": not self.norm_weights,
-            "norms of queries and keys over several heads": self.qk_norm and self.qk_norm_kind != "head",
-            "scaled residuals or logits": (self.residual_scale, self.logit_scale) != (1.0, 1.0),
-            "gated attention": self.attention_gate,
-            "a norm of the embeddings": self.embed_norm,
-            f"the activation {self.activation}": self.activation in ("relu2", "gelu_sigmoid"),
-            "experts chosen by sigmoid": self.experts is not None and self.experts.scoring == "sigmoid",
-            "a gated shared expert": self.experts is not None and self.experts.shared_gate,
-        }
-        return next((name for name, there in rare.items() if there), None)
-
-    @property
     def group_size(self) -> int:
         """Query heads that share one KV head."""
         return self.n_heads // self.n_kv_heads

@@ -40,6 +40,7 @@ class LatentAttention:
         self.latent = latent
         self.scale = config.attention_scale
         self.compress_query: LinearLike | None = None
+        self.query_norm: Norm | None = None
         query = "q_proj"
         if latent.query_rank is not None:
             query = "q_b_proj"
@@ -48,9 +49,10 @@ class LatentAttention:
         self.query = linear(weights, f"{name}.{query}")
         self.compress = linear(weights, f"{name}.kv_a_proj_with_mqa")
         self.norm = Norm(weights[f"{name}.kv_a_layernorm.weight"], None, _NORM_EPS)
-        both = weights[f"{name}.kv_b_proj.weight"].view(config.n_heads, latent.nope_dim + latent.value_dim, latent.rank)
-        self.key_weight = both[:, : latent.nope_dim]  # (H, n, r)
-        self.value_weight = both[:, latent.nope_dim :].transpose(1, 2)  # (H, r, v)
+        self.up = weights[f"{name}.kv_b_proj.weight"]  # (H x (n + v), r)
+        by_head = self.up.view(config.n_heads, latent.nope_dim + latent.value_dim, latent.rank)
+        self.key_weight = by_head[:, : latent.nope_dim]  # (H, n, r)
+        self.value_weight = by_head[:, latent.nope_dim :].transpose(1, 2)  # (H, r, v)
         self.output = linear(weights, f"{name}.o_proj")
 
     def add_to(self, residual: Tensor, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
@@ -77,7 +79,7 @@ class LatentAttention:
 
     def _query(self, x: Tensor, context: ForwardContext) -> Tensor:
         """(B, T, H, n + e)."""
-        if self.compress_query is not None:
+        if self.compress_query is not None and self.query_norm is not None:
             x = self.query_norm(self.compress_query(x))
         return self.query(x).view(context.batch_size, context.n_new, self.n_heads, -1)
 

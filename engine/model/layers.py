@@ -182,13 +182,10 @@ class Attention:
         self.scale = config.attention_scale
         self.softcap = config.attention_softcap
         self.window = config.layer(layer).window
-        self.norm_eps = config.norm_eps
         self.rotary_dim = config.rotary_dim if config.rotary_dim != config.head_dim else None
         self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
         self.output = linear(weights, f"{name}.o_proj")
-        by_head = config.qk_norm and config.norm_weights and config.qk_norm_kind == "head"
-        self.qk_norm = _qk_norm(config, weights, name) if by_head else None
-        self.normalize = _rare_qk_norm(config, weights, name) if config.qk_norm and not by_head else None
+        self.qk_norm = QKNorm(config, weights, name) if config.qk_norm else None
         self.gate = linear(weights, f"{name}.q_gate_proj") if config.attention_gate else None
         # (K, g, 1): a score of each query head that attends to nothing
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
@@ -209,10 +206,7 @@ class Attention:
         shared = context.kinds[self.kind]
         heads = self.qkv(x).view(context.batch_size, context.n_new, n_turned + self.n_kv_heads, self.head_dim)
         if self.qk_norm is not None:
-            qk = heads[:, :, :n_turned]
-            qk.copy_(torch.rms_norm(qk, (self.head_dim,), None, self.norm_eps)).mul_(self.qk_norm)
-        elif self.normalize is not None:
-            self.normalize(heads[:, :, :n_turned])
+            self.qk_norm(heads[:, :, :n_turned])
         if shared.cos is not None and shared.sin is not None:
             turned = heads[:, :, :n_turned]
             rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], shared.cos, shared.sin)
@@ -293,34 +287,39 @@ def attention_by_hand(
     return joined.softmax(-1)[..., :-1] @ values
 
 
-def _qk_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor:
-    """The two norm weights (h,) of Qwen3 and Gemma 3, one row per head (H + K, h): one product scales q and k."""
-    q = weights[f"{name}.q_norm.weight"].expand(config.n_heads, -1)
-    k = weights[f"{name}.k_norm.weight"].expand(config.n_kv_heads, -1)
-    both = torch.cat((q, k))
+class QKNorm:
+    """What normalises queries and keys: head by head, or those of all heads together.
+
+    ``weights``: one row per head (H + K, h), so that one product scales both; None where the norm has none.
+    """
+
+    __slots__ = ("centred", "eps", "kind", "n_heads", "weights")
+
+    def __init__(self, config: ModelConfig, weights: Weights, name: str) -> None:
+        self.kind = config.qk_norm_kind
+        self.n_heads = [config.n_heads, config.n_kv_heads]
+        self.eps = config.norm_eps
+        self.centred = self.kind == "each" and config.norm == "layernorm"
+        self.weights = _head_rows(config, weights, name) if config.norm_weights else None
+
+    def __call__(self, qk: Tensor) -> None:
+        """qk (B, T, H + K, h), in place."""
+        if self.kind == "all":
+            for part in torch.split(qk, self.n_heads, 2):
+                wide = part.flatten(2)
+                part.copy_(torch.rms_norm(wide, wide.shape[-1:], None, self.eps).view_as(part))
+        else:
+            norm = torch.layer_norm if self.centred else torch.rms_norm
+            qk.copy_(norm(qk, qk.shape[-1:], eps=self.eps))
+        if self.weights is not None:
+            qk.mul_(self.weights)
+
+
+def _head_rows(config: ModelConfig, weights: Weights, name: str) -> Tensor:
+    """The norm weights of each head (H + K, h), whether it has its own or not."""
+    heads = ("q_norm", config.n_heads), ("k_norm", config.n_kv_heads)
+    both = torch.cat([weights[f"{name}.{norm}.weight"].view(-1, config.head_dim).expand(n, -1) for norm, n in heads])
     return both + config.norm_offset if config.norm_offset else both
-
-
-def _rare_qk_norm(config: ModelConfig, weights: Weights, name: str) -> Callable[[Tensor], None]:
-    """What normalises queries and keys side by side (B, T, H + K, h) in place: without weights, "each", or "all"."""
-    if not config.norm_weights:
-        return lambda qk: _overwrite(qk, torch.rms_norm(qk, (config.head_dim,), None, config.norm_eps))
-    q, k = weights[f"{name}.q_norm.weight"], weights[f"{name}.k_norm.weight"]
-    if config.qk_norm_kind == "each":
-        each = torch.cat((q, k))
-        norm = torch.layer_norm if config.norm == "layernorm" else torch.rms_norm
-        return lambda qk: _overwrite(qk, norm(qk, (config.head_dim,), eps=config.norm_eps) * each)
-
-    def all_heads(qk: Tensor) -> None:
-        parts = torch.split(qk, [config.n_heads, config.n_kv_heads], 2)
-        for part, weight in zip(parts, (q, k), strict=True):
-            _overwrite(part, torch.rms_norm(part.flatten(2), weight.shape, weight, config.norm_eps).view_as(part))
-
-    return all_heads
-
-
-def _overwrite(x: Tensor, values: Tensor) -> None:
-    x.copy_(values)
 
 
 class MLP:

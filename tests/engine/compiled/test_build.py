@@ -13,13 +13,15 @@ import torch
 from engine.compiled import build
 from engine.compiled.step import attach, unsupported
 from engine.errors import EngineError
+from engine.families.registry import config_from_hf
 from engine.model.decoder import Decoder, random_weights
 from engine.model.layers import Linear
 from engine.process.events import Load, Loaded
 from engine.process.held import HeldModel
 from engine.weights.formats import FormatMaker, GroupedLinear, PrepackedLinear, linear_layers
 from tests.engine.gguf_files import write_gguf
-from tests.engine.models import VARIANTS, llama_config
+from tests.engine.hf_configs import document
+from tests.engine.models import llama_config
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in build.COMPILERS), reason="there is no C++ compiler"
@@ -27,9 +29,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_what_it_does_not_run_is_said() -> None:
-    config = llama_config(**VARIANTS["latent"])
+    config = config_from_hf(document("lfm2"))
     decoder = Decoder(config, random_weights(config))
-    assert attach(decoder).note == "no compiled step: latent attention runs layer by layer"
+    assert attach(decoder).note == "no compiled step: recurrent layers run one by one"
     assert decoder.decode_step is None
     double = Decoder(llama_config(), random_weights(llama_config(), dtype=torch.float64))
     assert "float64" in (unsupported(double) or "")

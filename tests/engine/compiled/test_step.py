@@ -10,8 +10,9 @@ from torch import Tensor
 
 from engine.compiled import build
 from engine.compiled.step import MAX_ROWS, attach
+from engine.families.registry import config_from_hf
 from engine.model.cache import CacheKind
-from engine.model.config import ExpertsConfig, LongRopeScaling, ModelConfig
+from engine.model.config import ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.generate import GenerationOptions, generate
 from engine.model.layers import Linear, LinearMaker, Weights
@@ -28,14 +29,12 @@ from engine.weights.formats import (
     unpack,
 )
 from engine.weights.panels import FORMS, PANEL_FORMS, Groups, widened
+from tests.engine.hf_configs import FAMILIES, document
 from tests.engine.models import VARIANTS, llama_config
 
 pytestmark = pytest.mark.skipif(
     not any(shutil.which(name) for name in build.COMPILERS), reason="there is no C++ compiler"
 )
-COMPILED = [name for name in VARIANTS if name != "latent"]
-
-
 TAKEN_AWAY = {
     "without-amx": "amx_tile",
     "without-vnni": "avx512_vnni",
@@ -77,7 +76,7 @@ def _ids(config: ModelConfig, n_rows: int, n_tokens: int) -> Tensor:
     return torch.randint(config.vocab_size, (n_rows, n_tokens), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 14])  # vectors go through by 8, 4, 2 and 1
 def test_logits_are_those_of_the_layers(name: str, n_rows: int) -> None:
     config = llama_config(**VARIANTS[name])
@@ -115,6 +114,36 @@ def test_factors_of_every_pair(padding: list[int] | None) -> None:
         assert not torch.equal(got[:, 1:], expected[:, 1:])
 
 
+RECURRENT = ("lfm2", "qwen3-next")
+
+
+@pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["even", "ragged"])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in RECURRENT])
+def test_every_family_without_recurrent_layers(family: str, padding: list[int] | None) -> None:
+    """Norms before, after and of heads, layers side by side, scales, gates, routers: whatever a family has."""
+    eager, compiled = _pair(config_from_hf(document(family)))
+    ids = _ids(eager.config, 3, 12)
+    expected, got = (_steps(decoder, ids, 5, padding=padding) for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:], expected[:, 1:])
+
+
+LATENT = LatentConfig(rank=40, rope_dim=6, nope_dim=10, value_dim=21, query_rank=30)  # queries wider than the model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_rows", [1, 9])
+def test_latent_attention_past_a_chunk(dtype: torch.dtype, n_rows: int) -> None:
+    """More tokens than attention looks at together; in 16 bits nearer to float64 than the layers."""
+    config = llama_config(latent=LATENT, n_kv_heads=4, head_dim=16, max_positions=200)
+    eager, compiled = _pair(config, dtype)
+    ids = _ids(config, n_rows, 150)
+    exact = Decoder(config, {n: w.double() for n, w in random_weights(config, dtype=dtype, seed=3).items()})
+    truth = _steps(exact, ids, 120)[:, 1:]
+    errors = [(_steps(decoder, ids, 120)[:, 1:] - truth).abs().mean().item() for decoder in (compiled, eager)]
+    assert errors[0] <= max(errors[1], 1e-5)
+
+
 @pytest.mark.parametrize("name", ["experts", "sinks", "shared"])
 @pytest.mark.parametrize("n_rows", [1, 9])
 def test_experts_and_sinks(name: str, n_rows: int) -> None:
@@ -136,7 +165,7 @@ def test_experts_and_sinks(name: str, n_rows: int) -> None:
 RAGGED = [0, 3, 1, 4, 2]
 
 
-@pytest.mark.parametrize("name", ["llama", "one-head-learned", "sliding", "mixed", "experts"])
+@pytest.mark.parametrize("name", ["llama", "one-head-learned", "sliding", "mixed", "experts", "latent"])
 def test_ragged_rows(name: str) -> None:
     """Rows that begin later than others: their positions count from there, and nothing before is seen."""
     config = llama_config(**VARIANTS[name])
@@ -346,9 +375,14 @@ def test_greedy_tokens_are_the_same(name: str) -> None:
     assert made[0] == made[1]
 
 
-def test_threads_give_the_same_logits() -> None:
+@pytest.mark.parametrize("kind", ["llama", "latent"])
+def test_threads_give_the_same_logits(kind: str) -> None:
     """A model above the threshold, so that rows and heads are shared out; 3 threads divide nothing evenly."""
-    config = llama_config(hidden_size=160, intermediate_size=640, head_dim=32, vocab_size=1501, n_layers=3)
+    latent = LatentConfig(rank=64, rope_dim=16, nope_dim=32, value_dim=32) if kind == "latent" else None
+    config = llama_config(
+        hidden_size=160, intermediate_size=640, head_dim=48 if latent else 32, vocab_size=1501, n_layers=3,
+        latent=latent, n_kv_heads=4 if latent else 2,
+    )  # fmt: skip
     ids = _ids(config, 2, 8)
     before = torch.get_num_threads()
     results = []
