@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_kinds, layer_norm_keys
 from engine.families.keys import Keys
-from engine.families.tensors import in_halves
+from engine.families.tensors import in_halves, pairs_restored
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 _DEFAULTS = {"tie_word_embeddings": True, "logit_scale": 0.0625, "max_position_embeddings": 8192}
@@ -48,7 +50,21 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return {name: in_halves(name, stored, config) for name, stored in tensors.items()}
 
 
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {
+        **layer_norm_keys(file),
+        "logit_scale": file.get("logit_scale"),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors,
+        "sliding_window": file.get("attention.sliding_window"),
+        "layer_types": layer_kinds(file, every=4),
+    }
+
+
+def _gguf(architecture: str) -> GGUFForm:
+    return GGUFForm(architecture=architecture, keys=_gguf_keys, restore=pairs_restored)
+
+
 FAMILIES = {
-    "cohere": Family(config=_cohere_config, tensors=_tensors),
-    "cohere2": Family(config=_cohere2_config, tensors=_tensors),
+    "cohere": Family(config=_cohere_config, tensors=_tensors, gguf=_gguf("command-r")),
+    "cohere2": Family(config=_cohere2_config, tensors=_tensors, gguf=_gguf("cohere2")),
 }

@@ -120,15 +120,22 @@ def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     return ordered[:, 0] if bias else ordered
 
 
+_SIGMOID = 2  # llama.cpp's number of that way to score experts
+
+
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     raw = Keys(
         {key: value for key, value in file.metadata.items() if not isinstance(value, list)}, where=str(file.path)
     )
-    if raw.get("deepseek2.expert_gating_func") not in (None, 1):
-        raise UnsupportedArchitecture(f"{file.path}: experts chosen by sigmoid (DeepSeek-V3) are not supported")
+    sigmoid, groups = file.get("expert_gating_func") == _SIGMOID, file.get("expert_group_count")
+    grouped = not sigmoid and isinstance(groups, int) and groups > 1
     rope = raw.count("deepseek2.rope.dimension_count")
     mla = "_mla" if raw.get("deepseek2.attention.key_length_mla") is not None else ""
     return {
+        "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
+        "topk_method": "group_limited_greedy" if grouped else None,
+        "n_group": groups or (1 if sigmoid else None),
+        "topk_group": file.get("expert_group_used_count") or (1 if sigmoid else None),
         "head_dim": None,
         "kv_lora_rank": file.get("attention.kv_lora_rank"),
         "q_lora_rank": file.get("attention.q_lora_rank"),
@@ -142,7 +149,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
         "moe_intermediate_size": file.get("expert_feed_forward_length"),
         "first_k_dense_replace": file.get("leading_dense_block_count"),
         "routed_scaling_factor": file.get("expert_weights_scale"),
-        "norm_topk_prob": file.get("expert_weights_norm"),
+        "norm_topk_prob": file.get("expert_weights_norm") or False,
     }
 
 
@@ -154,7 +161,7 @@ FAMILIES = {
     "deepseek_v2": Family(
         config=_v2_config,
         tensors=_tensors,
-        gguf=GGUFForm(architecture="deepseek2", keys=_gguf_keys, restore=_restore),
+        gguf=GGUFForm(architecture="deepseek2", keys=_gguf_keys, restore=_restore, off=("q_lora_rank",)),
     ),
     "deepseek_v3": Family(config=_v3_config, tensors=_tensors),
 }

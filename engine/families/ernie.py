@@ -1,12 +1,14 @@
 """ERNIE 4.5: a Llama whose heads turn in pairs side by side."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.families.common import common_config
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
-from engine.families.tensors import in_halves
+from engine.families.tensors import in_halves, pairs_restored
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -22,4 +24,14 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return {name: in_halves(name, stored, config) for name, stored in tensors.items()}
 
 
-FAMILIES = {"ernie4_5": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"use_bias": "blk.0.attn_q.bias" in file.tensors}
+
+
+FAMILIES = {
+    "ernie4_5": Family(
+        config=_config,
+        tensors=_tensors,
+        gguf=GGUFForm(architecture="ernie4_5", keys=_gguf_keys, restore=pairs_restored),
+    )
+}

@@ -3,9 +3,11 @@
 from typing import Any
 
 from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_kinds
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -33,4 +35,10 @@ def _kinds(raw: Keys) -> list[str]:
     return [SLIDING if near else FULL for near in local]
 
 
-FAMILIES = {"exaone4": Family(config=_config)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"sliding_window": file.get("attention.sliding_window"), "layer_types": layer_kinds(file, every=4)}
+
+
+FAMILIES = {
+    "exaone4": Family(config=_config, gguf=GGUFForm(architecture="exaone4", keys=_gguf_keys, off=("sliding_window",)))
+}

@@ -1,13 +1,16 @@
 """Falcon: parallel layers through one norm or two, queries, keys and values in one matrix."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed, split_groups
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -65,4 +68,29 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return out
 
 
-FAMILIES = {"falcon": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    """The inner size that files state is always 4 times the width, whatever it is."""
+    up, two = file.tensors.get("blk.0.ffn_up.weight"), "blk.0.attn_norm_2.weight" in file.tensors
+    return {
+        **layer_norm_keys(file),
+        "num_kv_heads": file.get("attention.head_count_kv"),
+        "new_decoder_architecture": True,  # which says how many KV heads there are, and allows two norms
+        "num_ln_in_parallel_attn": 2 if two else 1,
+        "ffn_hidden_size": up.shape[0] if up is not None else None,
+        "bias": "blk.0.attn_qkv.bias" in file.tensors,
+    }
+
+
+def _parts_of(config: ModelConfig) -> dict[str, str]:
+    """The first norm of two is the MLP's."""
+    two = config.parallel_norms == 2
+    return {"attn_norm": "post_attention_layernorm", "attn_norm_2": "input_layernorm"} if two else {}
+
+
+FAMILIES = {
+    "falcon": Family(
+        config=_config,
+        tensors=_tensors,
+        gguf=GGUFForm(architecture="falcon", keys=_gguf_keys, parts=_parts_of),
+    )
+}

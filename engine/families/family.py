@@ -1,7 +1,7 @@
 """What one model_type does differently from a Llama: its config's keys, its tensors' names, its GGUF files."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from engine.families.keys import Keys
@@ -11,6 +11,10 @@ from engine.weights.lazy import Stored, StoredTensor
 
 
 def _no_keys(file: GGUFFile) -> dict[str, Any]:
+    return {}
+
+
+def _no_parts(config: ModelConfig) -> dict[str, str]:
     return {}
 
 
@@ -25,7 +29,9 @@ class GGUFForm:
     architecture: str
     keys: Callable[[GGUFFile], dict[str, Any]] = _no_keys
     """Keys of a config.json that this architecture states in its own way; they replace the shared ones."""
-    parts: Mapping[str, str] = field(default_factory=dict)
+    off: tuple[str, ...] = ()
+    """Keys that switch something off where a file does not state them; all others then take their defaults."""
+    parts: Callable[[ModelConfig], Mapping[str, str]] = _no_parts
     """Our names of tensors of a layer that mean something else here than in other architectures."""
     restore: Callable[[str, StoredTensor, ModelConfig], StoredTensor] = _unchanged
     """A tensor, given our name of it, with the conversion's reordering undone."""

@@ -17,7 +17,7 @@ from engine.families.common import (
     window_fields,
 )
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import head_width
+from engine.families.gguf_keys import both_sides, head_width
 from engine.families.keys import Keys
 from engine.families.rope import RopeKeys, read_rope, read_scaling
 from engine.model.config import ModelConfig
@@ -154,8 +154,7 @@ def _gemma1_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _gguf(architecture: str) -> GGUFForm:
-    parts = {"ffn_norm": "pre_feedforward_layernorm"}
-    return GGUFForm(architecture=architecture, keys=_gguf_keys, parts=parts, adds_norm_offset=True)
+    return GGUFForm(architecture=architecture, keys=_gguf_keys, parts=both_sides, adds_norm_offset=True)
 
 
 FAMILIES = {

@@ -17,6 +17,7 @@ from engine.families.registry import FAMILIES, config_from_hf
 from engine.families.tensors import qkv_sizes
 from engine.model.config import LongRopeScaling, ModelConfig, YarnRopeScaling
 from engine.model.rotary import rope_frequencies
+from engine.model.shapes import CHOICE_BIAS
 from engine.weights.gguf import GGUFFile, GGUFTensor
 from engine.weights.lazy import StoredTensor
 
@@ -36,8 +37,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         )
     model_type, form = _FORMS[file.architecture]
     said = {"model_type": model_type} | shared_keys(file) | form.keys(file)
-    # What a file does not state takes its default; only queries that are not compressed are told by saying nothing.
-    config = config_from_hf({key: value for key, value in said.items() if value is not None or key == "q_lora_rank"})
+    config = config_from_hf({key: value for key, value in said.items() if value is not None or key in form.off})
     if form.adds_norm_offset:
         config = replace(config, norm_offset=0.0)
     config = _with_attention_factor(_with_rope_factors(config, file), file)
@@ -77,6 +77,7 @@ _ENDS = {
     "token_embd": "model.embed_tokens",
     "position_embd": "model.embed_positions",
     "output_norm": "model.norm",
+    "token_embd_norm": "model.norm",
     "output": "lm_head",
 }
 _PARTS = {
@@ -101,13 +102,18 @@ _PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "ffn_gate_inp": "mlp.gate",
+    "exp_probs_b": f"mlp.gate.{CHOICE_BIAS}",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
+    "shortconv.conv": "conv.conv",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.out_proj": "conv.out_proj",
 }
 _EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 _NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_]+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_.]+)\.(weight|bias)")
 
 
 def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
@@ -153,17 +159,19 @@ def _named(name: str, tensor: GGUFTensor, form: GGUFForm, config: ModelConfig) -
         yield f"{_ENDS.get(stem, stem)}.{kind}", tensor.stored()
         return
     layer, part, kind = match.groups()
-    prefix, stored = f"model.layers.{layer}", tensor.stored()
+    prefix, stored, names = f"model.layers.{layer}", tensor.stored(), form.parts(config)
     if part in _EXPERTS:
         for i in range(tensor.shape[0]):
             yield f"{prefix}.mlp.experts.{i}.{_EXPERTS[part]}.{kind}", tensor.part(i)
     elif part == "attn_qkv":
-        yield from _split(stored, f"{prefix}.self_attn", kind, qkv_sizes(config))
+        for ours, rows in _split(stored, f"{prefix}.self_attn", kind, qkv_sizes(config)):
+            yield ours, form.restore(ours, rows, config)
     elif part == "ffn_up" and form.fused_gate:
         inner = config.intermediate_size
         yield from _split(stored, f"{prefix}.mlp", kind, {"gate_proj": inner, "up_proj": inner})
     else:
-        ours = f"{prefix}.{form.parts.get(part) or _PARTS.get(part, part)}.{kind}"
+        ours = f"{prefix}.{names.get(part) or _PARTS.get(part, part)}.{kind}"
+        ours = ours.removesuffix(".bias") if ours.endswith(f"{CHOICE_BIAS}.bias") else ours
         yield ours, form.restore(ours, stored, config)
 
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from engine.errors import CheckpointError
+from engine.families.common import FULL, SLIDING
+from engine.model.config import MAX_LAYERS, ModelConfig
 from engine.weights.gguf import GGUFFile
 
 
@@ -41,6 +43,34 @@ def head_width(file: GGUFFile) -> int | None:
     """Hidden size / heads, where both are stated."""
     width, heads = file.get("embedding_length"), file.get("attention.head_count")
     return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
+
+
+def layer_norm_keys(file: GGUFFile) -> dict[str, Any]:
+    """How exact LayerNorms are, under the names that the families give it."""
+    eps = file.get("attention.layer_norm_epsilon")
+    return {"layer_norm_eps": eps, "layer_norm_epsilon": eps, "norm_epsilon": eps}
+
+
+def turned_share(file: GGUFFile) -> dict[str, Any]:
+    """The share of a head that turns."""
+    turned, width = file.get("rope.dimension_count"), file.get("attention.key_length") or head_width(file)
+    return {"partial_rotary_factor": turned / width} if isinstance(turned, int) and width else {}
+
+
+def layer_kinds(file: GGUFFile, *, every: int) -> list[str] | None:
+    """layer_types of a model with a window: as the file says, else every ``every``-th layer sees everything."""
+    if file.get("attention.sliding_window") is None:
+        return None
+    pattern, n_layers = file.get("attention.sliding_window_pattern"), file.get("block_count")
+    if not isinstance(pattern, list) and isinstance(n_layers, int):
+        every = pattern if isinstance(pattern, int) and pattern > 0 else every
+        pattern = [(i + 1) % every != 0 for i in range(min(n_layers, MAX_LAYERS))]
+    return [SLIDING if near else FULL for near in pattern] if isinstance(pattern, list) else None
+
+
+def both_sides(config: ModelConfig) -> dict[str, str]:
+    """Names of the parts of a layer that normalises what goes in and what comes out."""
+    return {"ffn_norm": "pre_feedforward_layernorm"}
 
 
 def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.families.common import common_config, partial_rope
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import both_sides, turned_share
 from engine.families.keys import Keys
-from engine.families.tensors import in_halves, renamed, split_gate_up
+from engine.families.tensors import in_halves, pairs_restored, renamed, split_gate_up
 from engine.model.config import ModelConfig
 from engine.weights.lazy import Stored
 
@@ -41,5 +42,11 @@ def _glm4_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[st
 
 FAMILIES = {
     "glm": Family(config=_glm_config, tensors=_glm_tensors),
-    "glm4": Family(config=_glm4_config, tensors=_glm4_tensors),
+    "glm4": Family(
+        config=_glm4_config,
+        tensors=_glm4_tensors,
+        gguf=GGUFForm(
+            architecture="glm4", keys=turned_share, parts=both_sides, restore=pairs_restored, fused_gate=True
+        ),
+    ),
 }

@@ -1,12 +1,15 @@
 """GPT-NeoX and Pythia: parallel layers through two norms, partly rotated heads, q, k and v of a head in one matrix."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.families.common import common_config, head_dim_of, partial_rope
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys, turned_share
 from engine.families.keys import Keys
 from engine.families.tensors import renamed, split_groups
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -51,4 +54,15 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return out
 
 
-FAMILIES = {"gpt_neox": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {
+        **layer_norm_keys(file),
+        **turned_share(file),
+        "use_parallel_residual": file.get("use_parallel_residual"),
+        "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
+    }
+
+
+FAMILIES = {
+    "gpt_neox": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="gptneox", keys=_gguf_keys))
+}

@@ -1,9 +1,14 @@
 """Granite: a Llama whose embeddings, residuals, attention and logits are scaled."""
 
+from typing import Any
+
 from engine.families.common import common_config
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import head_width
 from engine.families.keys import Keys
+from engine.families.llama import halves_restored
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -21,4 +26,16 @@ def _config(raw: Keys) -> ModelConfig:
     )
 
 
-FAMILIES = {"granite": Family(config=_config)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    width = file.get("attention.key_length") or head_width(file) or 1
+    return {
+        "embedding_multiplier": file.get("embedding_scale"),
+        "residual_multiplier": file.get("residual_scale"),
+        "attention_multiplier": file.get("attention.scale") or width**-0.5,
+        "logits_scaling": file.get("logit_scale"),
+    }
+
+
+FAMILIES = {
+    "granite": Family(config=_config, gguf=GGUFForm(architecture="granite", keys=_gguf_keys, restore=halves_restored))
+}

@@ -1,13 +1,15 @@
 """LFM2: short convolutions in most layers, attention in the others."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.families.common import FULL, common_config, layer_types, n_layers_of
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
 from engine.model.config import ConvConfig, ModelConfig
-from engine.weights.lazy import Stored
+from engine.weights.gguf import GGUFFile
+from engine.weights.lazy import Stored, StoredTensor
 
 _DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 128_000}
 
@@ -58,4 +60,29 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return {renamed(name, _PARTS, _ENDS): stored for name, stored in tensors.items()}
 
 
-FAMILIES = {"lfm2": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    """A layer without KV heads is a convolution."""
+    heads = file.get("attention.head_count_kv")
+    if not isinstance(heads, list) or not any(heads):
+        return {}
+    return {
+        "num_key_value_heads": max(heads),
+        "layer_types": [FULL if n else "conv" for n in heads],
+        "conv_L_cache": file.get("shortconv.l_cache"),
+        "norm_eps": file.get("attention.layer_norm_rms_epsilon"),
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+    """The convolution's matrix lacks a dimension there."""
+    if not name.endswith(".conv.conv.weight") or len(stored.shape) != 2:
+        return stored
+    return stored.then(lambda tensor: tensor[:, None], (stored.shape[0], 1, stored.shape[1]))
+
+
+FAMILIES = {
+    "lfm2": Family(
+        config=_config, tensors=_tensors, gguf=GGUFForm(architecture="lfm2", keys=_gguf_keys, restore=_restore)
+    )
+}

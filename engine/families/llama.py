@@ -74,7 +74,11 @@ def _llama_keys(file: GGUFFile) -> dict[str, Any]:
     }
 
 
-def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+def _seed_oss_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"attention_out_bias": "blk.0.attn_output.bias" in file.tensors}
+
+
+def halves_restored(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
     """The conversion reorders queries and keys for pairs side by side."""
     if ".q_proj." not in name and ".k_proj." not in name:
         return stored
@@ -91,10 +95,12 @@ def _halves(tensor: Tensor, head_dim: int) -> Tensor:
 
 
 FAMILIES = {
-    "llama": Family(config=_llama_config, gguf=GGUFForm(architecture="llama", keys=_llama_keys, restore=_restore)),
+    "llama": Family(
+        config=_llama_config, gguf=GGUFForm(architecture="llama", keys=_llama_keys, restore=halves_restored)
+    ),
     "mistral": Family(config=_mistral_config),
     "ministral": Family(config=_ministral_config),
-    "arcee": Family(config=_arcee_config),
-    "seed_oss": Family(config=_seed_oss_config),
-    "smollm3": Family(config=_smollm3_config, gguf=GGUFForm(architecture="smollm3", restore=_restore)),
+    "arcee": Family(config=_arcee_config, gguf=GGUFForm(architecture="arcee", restore=halves_restored)),
+    "seed_oss": Family(config=_seed_oss_config, gguf=GGUFForm(architecture="seed_oss", keys=_seed_oss_keys)),
+    "smollm3": Family(config=_smollm3_config, gguf=GGUFForm(architecture="smollm3", restore=halves_restored)),
 }

@@ -13,10 +13,12 @@ from engine.families.common import (
     rope_fields,
     window_fields,
 )
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_kinds
 from engine.families.keys import Keys
 from engine.families.rope import read_rope, read_scaling
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _olmo2_config(raw: Keys, **changes: Any) -> ModelConfig:
@@ -47,4 +49,15 @@ def _olmo3_rope(raw: Keys) -> dict[str, Any]:
     return {**rope_fields(rope), "local_rope_theta": local}
 
 
-FAMILIES = {"olmo2": Family(config=_olmo2_config), "olmo3": Family(config=_olmo3_config)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    """The files of both are called OLMo 2's; those of OLMo 3 have a window."""
+    window = file.get("attention.sliding_window")
+    if window is None:
+        return {}
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": layer_kinds(file, every=4)}
+
+
+FAMILIES = {
+    "olmo2": Family(config=_olmo2_config, gguf=GGUFForm(architecture="olmo2", keys=_gguf_keys)),
+    "olmo3": Family(config=_olmo3_config),
+}

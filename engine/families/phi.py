@@ -1,13 +1,16 @@
 """Phi-1, 1.5 and 2: parallel layers, LayerNorm, biases everywhere, partly rotated heads."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config, head_dim_of, partial_rope
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys, turned_share
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -38,4 +41,8 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return {renamed(name, _PARTS, _ENDS): stored for name, stored in tensors.items()}
 
 
-FAMILIES = {"phi": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return layer_norm_keys(file) | turned_share(file)
+
+
+FAMILIES = {"phi": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="phi2", keys=_gguf_keys))}

@@ -9,7 +9,7 @@ from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
-from engine.weights.lazy import Stored
+from engine.weights.lazy import Stored, StoredTensor
 
 
 def _qwen_windows(raw: Keys) -> dict[str, Any]:
@@ -106,9 +106,30 @@ def _qwen3_moe_keys(file: GGUFFile) -> dict[str, Any]:
     }
 
 
+def _qwen2_moe_keys(file: GGUFFile) -> dict[str, Any]:
+    return {
+        "num_experts": file.get("expert_count"),
+        "num_experts_per_tok": file.get("expert_used_count"),
+        "moe_intermediate_size": file.get("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": file.get("expert_shared_feed_forward_length"),
+        "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+    }
+
+
+def _row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+    """The gate of the shared expert is a vector there."""
+    if not name.endswith(".shared_expert_gate.weight") or len(stored.shape) != 1:
+        return stored
+    return stored.then(lambda tensor: tensor[None], (1, *stored.shape))
+
+
 FAMILIES = {
     "qwen2": Family(config=_qwen2_config, gguf=GGUFForm(architecture="qwen2")),
     "qwen3": Family(config=_qwen3_config, gguf=GGUFForm(architecture="qwen3")),
-    "qwen2_moe": Family(config=_qwen2_moe_config, tensors=_qwen2_moe_tensors),
+    "qwen2_moe": Family(
+        config=_qwen2_moe_config,
+        tensors=_qwen2_moe_tensors,
+        gguf=GGUFForm(architecture="qwen2moe", keys=_qwen2_moe_keys, restore=_row),
+    ),
     "qwen3_moe": Family(config=_qwen3_moe_config, gguf=GGUFForm(architecture="qwen3moe", keys=_qwen3_moe_keys)),
 }

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from engine.families.common import common_config, head_dim_of, partial_rope
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys, turned_share
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored, loaded
 
 
@@ -45,4 +48,16 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return out
 
 
-FAMILIES = {"stablelm": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {
+        **layer_norm_keys(file),
+        **turned_share(file),
+        "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in file.tensors,
+    }
+
+
+FAMILIES = {
+    "stablelm": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="stablelm", keys=_gguf_keys))
+}

@@ -1,12 +1,15 @@
 """StarCoder2: LayerNorm, biases everywhere, an MLP without a gate, windows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from engine.families.common import common_config, window_fields
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -32,4 +35,11 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return {renamed(name, _PARTS, {}): stored for name, stored in tensors.items()}
 
 
-FAMILIES = {"starcoder2": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    """The conversion does not write the window, and llama.cpp has none."""
+    return {**layer_norm_keys(file), "use_bias": "blk.0.attn_q.bias" in file.tensors}
+
+
+FAMILIES = {
+    "starcoder2": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="starcoder2", keys=_gguf_keys))
+}

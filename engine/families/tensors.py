@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.model.config import ModelConfig
-from engine.weights.lazy import Stored, loaded
+from engine.weights.lazy import Stored, StoredTensor, loaded
 
 
 def all_loaded(tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
@@ -107,6 +107,13 @@ def in_halves(name: str, stored: Stored, config: ModelConfig) -> Stored:
     if isinstance(stored, Tensor):
         return change(stored)
     return stored.reordered(change, config.head_dim) if match[1] == "proj" else stored.then(change)
+
+
+def pairs_restored(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+    """`in_halves` of a tensor of a GGUF file, which llama.cpp turns in pairs as Hugging Face's layout does."""
+    found = in_halves(name, stored, config)
+    assert isinstance(found, StoredTensor)
+    return found
 
 
 def half_split(weight: Tensor, *, rotary_dim: int) -> Tensor:

@@ -324,8 +324,8 @@ def refusal(path: Path) -> str:
 def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     config = small()
     weights = random_weights(config)
-    path = write_gguf(tmp_path / "m.gguf", config, weights, architecture="bloom")
-    with pytest.raises(UnsupportedArchitecture, match=r'architecture "bloom".*it runs llama, smollm3, qwen2'):
+    path = write_gguf(tmp_path / "m.gguf", config, weights, architecture="rwkv7")
+    with pytest.raises(UnsupportedArchitecture, match=r'architecture "rwkv7".*it runs llama, .*smollm3, qwen2'):
         load_checkpoint(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
     lacking = write_gguf(tmp_path / "lacking.gguf", config, weights)
