@@ -17,6 +17,7 @@ from calc.model.stored import is_as_stored, stored_format
 from calc.servers.versions import parse_version
 from calc.speed.bands import band_for
 from calc.speed.constants import constants_of
+from calc.speed.drafts import step_tokens
 from calc.speed.kernels import Device, device_for_times
 from calc.speed.passes import PassTime, Worked, time_of, worked
 from calc.speed.spans import Band, Span
@@ -124,8 +125,8 @@ class Asked:
 
     @property
     def step_tokens(self) -> float:
-        """Tokens that a step is expected to give: 1 + A + A² + … of K drafted ones (Leviathan et al. 2022, (1))."""
-        return float(sum(self.acceptance**i for i in range(self.drafted + 1)))
+        """Tokens that a step is expected to give."""
+        return step_tokens(self.drafted, self.acceptance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from engine.measure.registry import MEASUREMENTS
 from engine.plain import one_line
 from engine.process.events import Generate, Turn
 from engine.records import CacheKind, Request
+from engine.speculation import parse_speculate
 
 PROG = "python -m engine"
 GENERATE, RUN = "generate", "run"
@@ -201,6 +202,12 @@ def _add_generate_options(parser: Parser) -> None:
     group.add_argument(
         "--cache", choices=get_args(CacheKind), default="full", help="how K and V are kept (default full)"
     )
+    group.add_argument(
+        "--speculate",
+        type=reader(parse_speculate),
+        metavar="lookup|MODEL[,K]",
+        help="draft K tokens per step, from the text so far or with a smaller model; the tokens stay the same",
+    )
     group.add_argument("--no-cache", action="store_true", help="recompute every token at each step")
     group.add_argument(
         "--stream",
@@ -280,6 +287,7 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         thinking=args.thinking,
         seed=args.seed,
         use_cache=not args.no_cache,
+        speculate=args.speculate,
         **{o.field: value for o in MODEL_OPTIONS if (value := getattr(args, o.name)) is not None},
     )
 

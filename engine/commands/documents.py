@@ -12,6 +12,7 @@ from engine.measure.measurement import Document
 from engine.measure.timing import NS_PER_S, timing
 from engine.plain import plain
 from engine.process.events import GenerationFinished
+from engine.speculation import Drafted
 
 
 def generation_document(
@@ -25,12 +26,14 @@ def generation_document(
     tpot_least_s: float | None = None,
     why: str | None = None,
     own_times: Document | None = None,
+    speculation_predicted: Mapping[str, float | None] | None = None,
 ) -> Document:
     """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
 
     `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. What is predicted (cache bytes,
     times, least times) is the calculator's, which the engine does not know: null where nobody gave it. `ttft_ratio` and
     `tpot_ratio` are measured over predicted, `why` the reason where they differ, `own_times` what predictions are from.
+    `speculation` is null where nothing was to be drafted.
     `communication_s` is there for tensor-parallel runs: the part of the time that went into collectives.
     """
     rates = timing(finished.start_ns, finished.token_times_ns)
@@ -56,7 +59,31 @@ def generation_document(
         "tpot_least_s": tpot_least_s,
         "why": why,
         "own_times": own_times,
+        "speculation": _speculation(finished.drafted, speculation_predicted or {}),
         **({} if waited_ns is None else {"communication_s": waited_ns / NS_PER_S}),
+    }
+
+
+def _speculation(drafted: Drafted | None, predicted: Mapping[str, float | None]) -> Document | None:
+    """What came of drafting, beside what the calculator expects of that acceptance; null where nobody gave that.
+
+    `gain` is measured: against the predicted time per token without speculation, `tpot_without_predicted_s`.
+    """
+    if drafted is None:
+        return None
+    names = ("tokens_per_step_predicted", "tpot_without_predicted_s", "gain", "gain_predicted", "pays_from_acceptance")
+    return {
+        "draft": drafted.draft,
+        "tokens": drafted.tokens,
+        "steps": len(drafted.by_step),
+        "drafted": drafted.n_drafted,
+        "accepted": drafted.n_accepted,
+        "acceptance": drafted.acceptance,
+        "acceptance_by_place": list(drafted.acceptance_by_place),
+        "tokens_per_step": drafted.tokens_per_step,
+        "drafting_s": drafted.drafting_ns / NS_PER_S,
+        "reading_s": drafted.reading_ns / NS_PER_S,
+        **{name: predicted.get(name) for name in names},
     }
 
 

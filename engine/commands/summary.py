@@ -2,6 +2,7 @@
 
 from engine.measure.timing import timing
 from engine.process.events import GenerationFinished
+from engine.speculation import Drafted
 from engine.text import duration, plural
 
 ENDS = {"positions": "positions: the model's context is full", "cache": "cache: it is full", "stop": "stop text"}
@@ -18,5 +19,17 @@ def generation_text(finished: GenerationFinished) -> str:
         parts.append(f"then {duration(rates.tpot_s)} each")
     if rates.tokens_per_s is not None:
         parts.append(f"{rates.tokens_per_s:,.1f} tokens/s")
+    if finished.drafted is not None:
+        parts.append(drafted_text(finished.drafted))
     parts.append(f"KV cache {finished.kv_cache_bytes:,} B" if finished.kv_cache_bytes else "no KV cache")
     return " · ".join(parts)
+
+
+def drafted_text(drafted: Drafted) -> str:
+    """ "accepted 42 of 70 drafted tokens, 2.4 tokens per step"."""
+    if not drafted.n_drafted:
+        return "nothing was drafted"
+    return (
+        f"accepted {drafted.n_accepted:,} of {plural(drafted.n_drafted, 'drafted token')}, "
+        f"{drafted.tokens_per_step:.2f} tokens per step"
+    )

@@ -47,6 +47,13 @@ inline void lay_out(const float *x, int64_t cols, float *out) {
         for (int i = 0; i < LANES; i++) out[c + i] = x[c + 2 * i], out[c + LANES + i] = x[c + 2 * i + 1];
 }
 
+// What columns beyond the last whole group add to a product. One function, so that it is added up alike everywhere.
+template <class T> __attribute__((noinline)) float rest_of(const T *w, const float *x, int64_t from, int64_t cols) {
+    float rest = 0;
+    for (int64_t c = from; c < cols; c++) rest += widen(w[c]) * x[c];
+    return rest;
+}
+
 // y[s] = row (first + s * apart) of W times x; x32: x as `load_pair` gives the columns.
 template <int S, class T> void far_rows(const Linear &m, int64_t first, int64_t apart, const float *x, const float *x32, float *y) {
     const T *w[S];
@@ -62,11 +69,7 @@ template <int S, class T> void far_rows(const Linear &m, int64_t first, int64_t 
             total[s][1] += w1 * x1;
         }
     }
-    for (int s = 0; s < S; s++) {
-        float rest = 0;
-        for (int64_t i = c; i < m.cols; i++) rest += widen(w[s][i]) * x[i];
-        y[s] = sum(total[s][0] + total[s][1]) + rest;
-    }
+    for (int s = 0; s < S; s++) y[s] = sum(total[s][0] + total[s][1]) + (c < m.cols ? rest_of(w[s], x, c, m.cols) : 0);
 }
 
 template <int S, class T, class Put> int64_t some_far_rows(const Linear &m, int64_t first, int64_t last, const float *x, const float *x32, Put put) {
@@ -92,42 +95,42 @@ template <class T, class Put> void each_row(const Linear &m, int64_t first, int6
 // What a matrix is multiplied with: n vectors, `cols` apart.
 struct Vectors {
     const float *x;
+    const float *x32;      // each as `load_pair` gives the columns
     const BFloat *blocks;  // x rounded and laid out for tiles, where these multiply; else null
 };
 
-// R rows times N vectors: weights are read and widened once for all of them.
-template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x, Vec (*out)[N]) {
-    Vec total[R][N] = {};
-    int64_t c = 0;
-    for (; c + LANES <= cols; c += LANES) {
-        Vec v[R];
-        for (int r = 0; r < R; r++) v[r] = load(w[r] + c);
+// R rows times N vectors: weights are read and widened once for all of them. Each product is added up as `far_rows` adds
+// it up, so that a vector's products do not depend on how many there are.
+template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x32, Vec (*out)[N]) {
+    Vec total[R][N][2] = {};
+    for (int64_t c = 0; c + GROUP <= cols; c += GROUP) {
+        Vec v[R][2];
+        for (int r = 0; r < R; r++) load_pair(w[r] + c, v[r][0], v[r][1]);
         for (int b = 0; b < N; b++) {
-            const Vec xb = load(x + b * cols + c);
-            for (int r = 0; r < R; r++) total[r][b] += v[r] * xb;
+            const Vec x0 = load(x32 + b * cols + c), x1 = load(x32 + b * cols + c + LANES);
+            for (int r = 0; r < R; r++) total[r][b][0] += v[r][0] * x0, total[r][b][1] += v[r][1] * x1;
         }
     }
     for (int b = 0; b < N; b++)
-        for (int r = 0; r < R; r++) {
-            float rest = 0;
-            for (int64_t i = c; i < cols; i++) rest += widen(w[r][i]) * x[b * cols + i];
-            out[r][b] = total[r][b] + Vec{rest};  // made in a register
-        }
+        for (int r = 0; r < R; r++) out[r][b] = total[r][b][0] + total[r][b][1];
 }
 
 // y[b TILE + r] = W[row + r] . x[b] for r < rows and b < N.
 template <int N, class T> void plain_tile(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    // A vector alone is memory's matter, eight are the multipliers': two rows share each load.
-    constexpr int R = N == TOGETHER ? 2 : 1, AT_ONCE = LANES / N;
+    constexpr int AT_ONCE = LANES / N, R = std::min(8 / N, 4);  // rows that share each load, as far as registers go
+    const int64_t whole = m.cols / GROUP * GROUP;
+    const auto at = [&](int r) { return (const T *)m.weight + (row + std::min(r, rows - 1)) * m.cols; };
     for (int r = 0; r < rows; r += AT_ONCE) {
         Vec total[AT_ONCE][N] = {};
         for (int i = 0; i < AT_ONCE && r + i < rows; i += R) {
             const T *w[R];  // a row past the last one is the last one again
-            for (int j = 0; j < R; j++) w[j] = (const T *)m.weight + (row + std::min(r + i + j, rows - 1)) * m.cols;
-            dot_together<R, N>(w, m.cols, in.x, total + i);
+            for (int j = 0; j < R; j++) w[j] = at(r + i + j);
+            dot_together<R, N>(w, m.cols, in.x32, total + i);
         }
         put_sums<N, AT_ONCE>(total, y + r);
     }
+    for (int r = 0; whole < m.cols && r < rows; r++)
+        for (int b = 0; b < N; b++) y[b * TILE + r] += rest_of(at(r), in.x + b * m.cols, whole, m.cols);
 }
 
 template <int N> void plain_tile_of(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
@@ -151,7 +154,7 @@ void tile(const Linear &m, int64_t row, int64_t end, Vectors in, int64_t n, floa
     const auto some = [&](auto count) {
         constexpr int N = decltype(count)::value;
         plain_tile_of<N>(m, row, rows, in, y);
-        n -= N, in.x += N * m.cols, y += N * TILE;
+        n -= N, in.x += N * m.cols, in.x32 += N * m.cols, y += N * TILE;
     };
     while (n >= TOGETHER) some(std::integral_constant<int, TOGETHER>());
     if (n >= 4) some(std::integral_constant<int, 4>());

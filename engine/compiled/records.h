@@ -89,4 +89,5 @@ struct Step {
     float *logits, *scratch;    // (B, vocab_size); `scratch_floats` floats
     int64_t batch;
     int32_t threads, cache_format;
+    int32_t sequence;  // the rows are tokens that follow each other in the one row of the cache
 };

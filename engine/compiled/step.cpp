@@ -62,7 +62,7 @@ struct Sizes {  // floats of each part of the scratch memory
         routes = padded(batch * (m.n_experts + 1));
         rotary = padded(m.rotary_dim);
         const int64_t most = std::max({width, inner, gathered, mixed, own_heads});
-        room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
+        room = padded(std::max(2 * most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
         own = width + gathered + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
     int64_t shared() const { return 2 * width + 2 * inner + qkv + queries + mixed + own_heads + routes; }
@@ -115,7 +115,8 @@ class Worker {
     Router router;
     std::vector<Chosen> chosen;
 
-    bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER; }
+    // Tiles round a vector, which a row by itself is not: those of a sequence are to be as if each came alone.
+    bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER && !s.sequence; }
     int64_t padding(int64_t b) const { return s.padding ? s.padding[b] : 0; }
 
     void embed() {
@@ -139,13 +140,16 @@ class Worker {
         if (m.parallel && !read_alike) h = normed(layer.mlp_norm);
         barrier.wait(threads);
         if (m.own_nope) absorb(layer);
-        switch (s.cache_format) {
-            case F32: attend<float>(layer, store); break;
-            case BF16: attend<BFloat>(layer, store); break;
-            case F16: attend<Half>(layer, store); break;
-            case INT8: attend<int8_t>(layer, store); break;
+        // In a sequence a row sees what those before it have left, also where they took a ring's oldest tokens away.
+        for (int64_t b = 0, n = s.sequence ? 1 : s.batch; b < s.batch; b += n) {
+            switch (s.cache_format) {
+                case F32: attend<float>(layer, store, b, n); break;
+                case BF16: attend<BFloat>(layer, store, b, n); break;
+                case F16: attend<Half>(layer, store, b, n); break;
+                case INT8: attend<int8_t>(layer, store, b, n); break;
+            }
+            barrier.wait(threads);
         }
-        barrier.wait(threads);
         if (m.own_nope) make_values(layer);
         add(layer.output, m.own_nope ? own_heads : mixed, layer.post_attention_norm);
         finish(layer.post_attention_norm);
@@ -254,11 +258,13 @@ class Worker {
 
     template <class Put> void together(const Linear &linear, const float *in, int64_t n, Put put) {
         const bool tiled = in_tiles() && linear.format == BF16 && n > TOGETHER && linear.cols % GROUP == 0;
-        BFloat *blocks = (BFloat *)room;
+        const bool paired = linear.format == BF16;
+        BFloat *blocks = (BFloat *)(room + n * linear.cols);
+        for (int64_t b = 0; paired && b < n; b++) lay_out(in + b * linear.cols, linear.cols, room + b * linear.cols);
         if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
         each_tile(linear.rows, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
             const int64_t at = b * linear.cols;
-            tile(linear, row, linear.rows, {in + at, tiled ? blocks + at : nullptr}, count, y);
+            tile(linear, row, linear.rows, {in + at, (paired ? room : in) + at, tiled ? blocks + at : nullptr}, count, y);
         }, put);
     }
 
@@ -372,20 +378,20 @@ class Worker {
         for (int64_t i = first; i < last; i++) work(i % s.batch, i / s.batch);
     }
 
-    // Attention of this thread's query heads, those of one row that share a key/value head together.
-    template <class T> void attend(const Layer &layer, const Store &store) {
-        const int64_t group = m.n_heads / m.n_kv_heads;
+    // Attention of this thread's query heads of n rows, those of one row that share a key/value head together.
+    template <class T> void attend(const Layer &layer, const Store &store, int64_t row, int64_t n) {
+        const int64_t group = m.n_heads / m.n_kv_heads, kept_rows = s.sequence ? 1 : s.batch;
         const Tokens<T> keys{(T *)store.values, store.scales, m.head_dim};
-        const Tokens<T> values = m.own_nope ? keys : keys.from(s.batch * m.n_kv_heads * store.slots);
-        auto [head, last] = share(s.batch * m.n_heads);
-        int64_t turned_for = -1;
+        const Tokens<T> values = m.own_nope ? keys : keys.from(kept_rows * m.n_kv_heads * store.slots);
+        const Range mine = share(n * m.n_heads);
+        int64_t head = row * m.n_heads + mine.first, last = row * m.n_heads + mine.last, turned_for = -1;
         while (head < last) {
             const int64_t b = head / m.n_heads, kv = head % m.n_heads / group;
             const int64_t group_first = b * m.n_heads + kv * group;
             const int64_t stop = group_first + group < last ? group_first + group : last;
             if (b != turned_for) angles(layer, s.past[b], padding(b));
             turned_for = b;
-            const int64_t at = (b * m.n_kv_heads + kv) * store.slots;
+            const int64_t at = ((s.sequence ? 0 : b) * m.n_kv_heads + kv) * store.slots;
             const Heads heads{b, kv, head % m.n_heads, stop - head, head == group_first};
             attend_group(layer, store.slots, heads, keys.from(at), values.from(at));
             head = stop;

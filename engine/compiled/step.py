@@ -86,7 +86,7 @@ class _Store(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = [
         ("ids", _Pointer), ("past", _Pointer), ("padding", _Pointer), ("stores", _Pointer), ("logits", _Pointer),
-        ("scratch", _Pointer), ("batch", _Int), ("threads", _Code), ("cache_format", _Code),
+        ("scratch", _Pointer), ("batch", _Int), ("threads", _Code), ("cache_format", _Code), ("sequence", _Code),
     ]  # fmt: skip
 
 
@@ -103,10 +103,10 @@ def unsupported(decoder: Decoder) -> str | None:
 
 
 class CompiledStep:
-    """``step(ids, cache)`` is one decode step: ids (B, 1) int64 -> logits (B, 1, V) float32.
+    """``step(ids, cache)`` is one decode step: ids (B, T) int64 -> logits (B, T, V) float32, B or T is 1.
 
-    It writes the new token's keys and values after those the cache holds; the decoder advances the count. Batches
-    of more than ``max_rows`` rows are not for it. It keeps the memory it points into.
+    It writes the new tokens' keys and values after those the cache holds; who calls advances the count. More than
+    ``max_rows`` rows of a batch, or tokens of a row, are not for it. It keeps the memory it points into.
     """
 
     max_rows = MAX_ROWS
@@ -125,16 +125,18 @@ class CompiledStep:
         self._call = library.decode_step
         self._call.restype, self._call.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p]
         self._model_address = ctypes.addressof(self._model)
-        self._step: _BoundStep | None = None
+        self._steps: dict[int, _BoundStep] = {}  # on one cache, by the tokens that follow each other
 
     def __call__(self, ids: Tensor, cache: KeysValues) -> Tensor:
-        threads = 1 if self._small else torch.get_num_threads()
-        step = self._step
+        threads, (batch, n_new) = 1 if self._small else torch.get_num_threads(), ids.shape
+        step = self._steps.get(n_new)
         if step is None or step.cache() is not cache or step.threads != threads:
-            step = self._step = _BoundStep(cache, threads, self._scratch(cache.batch_size, threads))
+            self._steps = {n: s for n, s in self._steps.items() if s.cache() is cache and s.threads == threads}
+            step = self._steps[n_new] = _BoundStep(cache, n_new, threads, self._scratch(batch * n_new, threads))
         ids = ids.contiguous()
-        logits = torch.empty(cache.batch_size, 1, self.config.vocab_size)
-        step.past[:] = [cache.length] * cache.batch_size
+        logits = torch.empty(batch, n_new, self.config.vocab_size)
+        places: list[_Int | int] = [cache.length + i for i in range(n_new)]
+        step.past[:] = places * batch
         step.record.ids, step.record.logits = ids.data_ptr(), logits.data_ptr()
         self._call(self._model_address, step.address)
         return logits
@@ -291,20 +293,22 @@ class CompiledStep:
 class _BoundStep:
     """The record of a step on one cache, filled once; a step then changes three pointers' worth of it."""
 
-    def __init__(self, cache: KeysValues, threads: int, scratch: Tensor) -> None:
+    def __init__(self, cache: KeysValues, n_new: int, threads: int, scratch: Tensor) -> None:
         self.cache = weakref.ref(cache)
         self.threads = threads
         self._scratch = scratch
         self._stores = (_Store * len(cache.stores))(*map(_store, cache.stores))
-        self.past = (ctypes.c_int64 * cache.batch_size)()
+        rows = cache.batch_size * n_new
+        self.past = (ctypes.c_int64 * rows)()
         self._padding = cache.padding.contiguous() if cache.padding is not None else None
         self.record = _Step(
             past=ctypes.addressof(self.past),
             padding=self._padding.data_ptr() if self._padding is not None else None,
             stores=ctypes.addressof(self._stores),
             scratch=scratch.data_ptr(),
-            batch=cache.batch_size,
+            batch=rows,
             threads=threads,
+            sequence=n_new > 1,
             cache_format=CODES_OF_DTYPES[cache.stores[0].values.dtype],
         )
         self.address = ctypes.addressof(self.record)

@@ -12,21 +12,33 @@ ROWS, CONTEXT, PROMPT = 32, 2048, 2048
 
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
-    """How far measurements have to reach: rows of a step, tokens that it sees, tokens of a prompt (0: no prompts)."""
+    """How far measurements have to reach: rows of a step, tokens that it sees, tokens of a prompt (0: no prompts).
+
+    `text`: tokens of one text in a step, where more than one is decided on (speculation).
+    """
 
     rows: int = ROWS
     context: int = CONTEXT
     prompt: int = PROMPT
+    text: int = 1
 
     def within(self, other: "Needs") -> bool:
         """Whether `other` reaches at least as far."""
-        return self.rows <= other.rows and self.context <= other.context and self.prompt <= other.prompt
+        return all(getattr(self, name) <= getattr(other, name) for name in self.__struct_fields__)
 
 
 class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     """A decode step of `batch` rows that each see `context` tokens: the whole model, embedding to token."""
 
     batch: int
+    context: int
+    seconds: float
+
+
+class TextTime(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of one row over `tokens` that follow each other after `context`: the whole model."""
+
+    tokens: int
     context: int
     seconds: float
 
@@ -63,6 +75,8 @@ class OwnTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of a prompt in one pass; None for no limit."""
     steps: tuple[StepTime, ...]
     prompts: tuple[PromptTime, ...]
+    texts: tuple[TextTime, ...] = ()
+    """Steps that decide on several tokens of one text; empty where none were asked for."""
     linears: tuple[RowsTime, ...] = ()
     """All linear layers but the head; empty where they cannot be timed apart (compiled, experts)."""
     heads: tuple[RowsTime, ...] = ()

@@ -49,7 +49,8 @@ class Timed(NamedTuple):
     """What is timed.
 
     `kind`: "whole" steps, "layers" (of a step, alone), "headed" (the same layers with the head), "fixed" (what is no
-    layer), "prompt" (its layers), "prompt-fixed", "linears". `rows`: of a step, or tokens of a prompt.
+    layer), "text" (whole steps over tokens of one text), "prompt" (its layers), "prompt-fixed", "linears". `rows`: of a
+    step, or tokens of a prompt or text.
     """
 
     kind: str
@@ -89,6 +90,8 @@ class Plan:
         batches = [batch for batch in BATCHES if batch <= self._most_rows()]
         prompts = self._prompts()
         yield self._steps(batches[0])
+        if self.needs.text > 1:
+            yield self._texts()
         yield from prompts[:1]
         for batch in batches[1:2]:
             yield self._steps(batch)
@@ -121,6 +124,17 @@ class Plan:
         bare = _compiled(without_head(shallow(self.decoder, n_timed)))
         runs = {Timed("layers", batch, n, n_timed): step_run(bare, cache, n) for n in contexts}
         return {**runs, Timed("headed", batch, contexts[0], n_timed): step_run(headed, cache, contexts[0])}
+
+    def _texts(self) -> Runs:
+        """Steps over two tokens of one text, and over as many as are asked for."""
+        context = self._context(1)
+        cache = filled_cache(self.decoder, context + self.needs.text, 1)
+        most = min(self.needs.text, self.decoder.config.max_positions - context)
+        sizes = sorted({min(2, most), most} - {1})
+        return {
+            Timed("text", n, context, self.decoder.config.n_layers): text_run(self.decoder, cache, n, context)
+            for n in sizes
+        }
 
     def _context(self, batch: int) -> int:
         """Tokens of the longer context: what is asked for, within the model's positions and the memory to spare."""
@@ -251,6 +265,17 @@ def step_run(decoder: Decoder, cache: Cache, past: int) -> Callable[[], object]:
     def run() -> None:
         _hold(cache, past)
         decoder.forward(ids, cache, last_only=True).argmax(-1).tolist()
+
+    return run
+
+
+def text_run(decoder: Decoder, cache: Cache, tokens: int, past: int) -> Callable[[], object]:
+    """A whole step over some tokens of one text, none of which stays."""
+    ids = torch.zeros(1, tokens, dtype=torch.int64, device=decoder.device)
+
+    def run() -> None:
+        _hold(cache, past)
+        decoder.forward_rows(ids, cache).argmax(-1).tolist()
 
     return run
 

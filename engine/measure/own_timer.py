@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from engine.measure.machine import load_average
-from engine.measure.own import Needs, OwnTimes, PromptTime, RowsTime, StepTime
+from engine.measure.own import Needs, OwnTimes, PromptTime, RowsTime, StepTime, TextTime
 from engine.measure.own_plan import Plan, Runs, Timed, layer_run
 from engine.measure.turns import Turns
 from engine.model.decoder import Decoder
@@ -122,6 +122,11 @@ def own_times(plan: Plan, turns: Turns[Timed], *, load: float | None = None, too
             RowsTime(rows=key.rows, seconds=turns.quiet_s(key) * config.n_layers / key.n_layers)
             for key in known
             if key.kind == "linears"
+        ),
+        texts=tuple(
+            TextTime(tokens=key.rows, context=key.past, seconds=turns.quiet_s(key))
+            for key in known
+            if key.kind == "text"
         ),
         heads=tuple(RowsTime(rows=key.rows, seconds=turns.quiet_s(key)) for key in known if key.kind == "fixed"),
         rounds=turns.n_rounds,

@@ -84,6 +84,19 @@ class Cache(Protocol):
         """Raise CacheError unless ``n_new`` more tokens of ``n_rows`` rows fit."""
         ...
 
+    @property
+    def rows_at_once(self) -> int:
+        """Tokens of one pass that may be taken back again."""
+        ...
+
+    def begin_rows(self, n_new: int) -> None:
+        """As `require`, before a pass of which those tokens are taken back that nobody counts before the next one."""
+        ...
+
+    def turn_to(self, length: int) -> None:
+        """The next token comes after ``length`` tokens: within a pass whose tokens go through a layer one by one."""
+        ...
+
     def advance(self, n_new: int) -> None:
         """Count ``n_new`` tokens that every layer has appended."""
         ...
@@ -143,6 +156,16 @@ class _Counted:
         if self.length + n_new > self.capacity:
             raise CacheError(f"the cache holds {self.length:,} of {self.capacity:,} tokens; {n_new:,} more do not fit")
 
+    @property
+    def rows_at_once(self) -> int:
+        return self.capacity
+
+    def begin_rows(self, n_new: int) -> None:
+        self.require(1, n_new)
+
+    def turn_to(self, length: int) -> None:
+        self.length = length
+
     def advance(self, n_new: int) -> None:
         self.length += n_new
 
@@ -166,6 +189,14 @@ class Store(NamedTuple):
 
     values: Tensor
     scales: Tensor | None = None
+
+
+class _Overwritten(NamedTuple):
+    """What lay where the tokens of a pass have gone, by layer: (2, B, K, T, h), None where nothing of use did."""
+
+    first: int
+    n_new: int
+    before: list[Tensor | None]
 
 
 class KVCache(_Counted):
@@ -214,6 +245,40 @@ class WindowCache(_Counted):
             self._empty((2, self.batch_size, config.n_kv_heads, n, config.head_dim), n_tokens=n) for n in self._slots
         ]
         self.stores = [Store(layer) for layer in self._layers]
+        self._overwritten: _Overwritten | None = None
+
+    @property
+    def rows_at_once(self) -> int:
+        """As many as the smallest ring has slots: none is then written twice."""
+        return min(self._slots)
+
+    def require(self, n_rows: int, n_new: int) -> None:
+        self._restore()
+        super().require(n_rows, n_new)
+
+    def begin_rows(self, n_new: int) -> None:
+        super().begin_rows(n_new)
+        first, slots = self.length, self._slots
+        turned = [first + n_new > n for n in slots]
+        places = [torch.arange(first, first + n_new, device=self._device) % n for n in slots]
+        self._overwritten = _Overwritten(
+            first,
+            n_new,
+            [
+                layer.index_select(3, at) if lost else None
+                for layer, at, lost in zip(self._layers, places, turned, strict=True)
+            ],
+        )
+
+    def _restore(self) -> None:
+        """Put back what tokens that nobody has counted have overwritten."""
+        done, self._overwritten = self._overwritten, None
+        if done is None or self.length >= done.first + done.n_new:
+            return
+        taken_back = torch.arange(self.length, done.first + done.n_new, device=self._device)
+        for layer, slots, before in zip(self._layers, self._slots, done.before, strict=True):
+            if before is not None:
+                layer.index_copy_(3, taken_back % slots, before[:, :, :, self.length - done.first :])
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         """new (2, B, K, T, h). One new token: views, in the ring's order, which attention does not see."""
@@ -247,11 +312,16 @@ class WindowCache(_Counted):
 
     def truncate(self, length: int) -> int:
         """All or nothing: once a ring has turned, what lay before its window is gone."""
+        self._restore()
         windows = [window for window in self._windows if window is not None]
         turned = any(self.length > window for window in windows)
         if length < self.length and turned:
             length = 0
         return super().truncate(length)
+
+    def reset(self) -> None:
+        self._overwritten = None
+        super().reset()
 
     @property
     def nbytes(self) -> int:

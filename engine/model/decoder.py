@@ -19,11 +19,15 @@ from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike,
 from engine.model.rotary import DynamicRotary, Rotary, make_rotary
 from engine.model.shapes import n_parameters, parameter_shapes
 
+MANY_ROWS = 32
+"""Tokens that `Decoder.forward_rows` takes at once where there is no compiled step that says how many it takes."""
+
 
 class DecodeStep(Protocol):
-    """One decode step in one call: ids (B, 1) -> logits (B, 1, V), for B up to ``max_rows``.
+    """One decode step in one call: ids (B, T) -> logits (B, T, V), for B x T up to ``max_rows``, one of them 1.
 
-    It adds the new token to the cache's memory, not to its count.
+    T tokens of one row give the logits that they give one after the other, bit for bit. What is new goes into the
+    cache's memory, not into its count.
     """
 
     max_rows: int
@@ -159,6 +163,55 @@ class Decoder:
             if n_wanted < n_new:
                 x = x.view(batch_size, n_new, -1)[:, n_new - n_wanted :].flatten(0, 1)
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
+
+    def rows_left(self, cache: Cache) -> int:
+        """How many tokens `forward_rows` may be given now; at least 1 where there is room for any."""
+        room = min(cache.capacity, self.config.max_positions) - cache.length
+        if self.original_context is not None:
+            if cache.seen.long != self._beyond(1, cache):
+                return min(room, 1)  # the text comes to turn another way, and is run anew
+            if cache.length < self.original_context:
+                room = min(room, self.original_context - cache.length)
+        most = MANY_ROWS if self.decode_step is None else self.decode_step.max_rows
+        return min(room, cache.rows_at_once, most)
+
+    def forward_rows(self, ids: Tensor, cache: Cache, *, should_stop: Callable[[], bool] | None = None) -> Tensor:
+        """ids (1, T), T up to `rows_left` -> logits (1, T, V): bit for bit those of T passes of one token each.
+
+        The compiled step does so in one call. Layers take the tokens one by one, each as if it were alone; what is won
+        is that a layer's weights are near. The cache counts none of the tokens: whoever calls counts those that stay
+        (``cache.advance(1)``, in their order) before the next pass, and the others are taken back. Raises as `forward`.
+        """
+        with torch.inference_mode():
+            past, n_new = cache.length, ids.size(1)
+            cache.begin_rows(n_new)
+            self._check_positions(past + n_new)
+            long = self._beyond(n_new, cache)
+            if long:
+                _seen_anew(ids, cache, long)
+            if isinstance(cache, KeysValues) and (at_once := self._step_for(cache)) is not None:
+                return at_once(ids, cache)
+            try:
+                return self._one_by_one(ids, cache, long, should_stop)
+            finally:
+                cache.turn_to(past)
+
+    def _one_by_one(
+        self, ids: Tensor, cache: Cache, long: tuple[int, ...], should_stop: Callable[[], bool] | None
+    ) -> Tensor:
+        """`forward_rows` by the layers, which leaves the cache turned to some other length."""
+        past, rows, contexts = cache.length, [], []
+        for at, token in enumerate(torch.split(ids, 1, dim=1), past):
+            cache.turn_to(at)
+            rows.append(self._embed(token, at, cache))
+            contexts.append(self.context(1, 1, cache, long))
+        for block in self.blocks:
+            if should_stop is not None and should_stop():
+                raise Stopped
+            for t, (x, context) in enumerate(zip(rows, contexts, strict=True)):
+                cache.turn_to(past + t)
+                rows[t] = block.forward(x, context, cache)
+        return torch.cat([self._logits(x) for x in rows])[None]
 
     def _beyond(self, n_new: int, cache: Cache | None) -> tuple[int, ...]:
         """Tokens of each row's text where it is beyond the original context, else 0; empty where that does not matter.

@@ -4,7 +4,7 @@ The events are the protocol's own records (`engine.process.events`), so that wha
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,11 @@ from engine.errors import OptionError, PromptError, Stopped
 from engine.model.cache import Cache, CacheKind, cache_bytes, reuse_prefix
 from engine.model.decoder import Decoder, check_ids
 from engine.model.devices import synchronize
+from engine.model.drafts import Drafter
 from engine.model.sampling import Sampler, check_sampling
 from engine.model.stops import StopTexts
 from engine.process.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
+from engine.speculation import Drafted, Speculate
 from engine.weights.tokenizer import TextStream, Tokenizer
 
 GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
@@ -73,6 +75,16 @@ class GenerationOptions:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Who drafts tokens for a run, as it was asked for."""
+
+    asked: Speculate
+    drafter: Drafter
+    name: str
+    """Of the one that drafts."""
+
+
 @dataclass(slots=True)
 class ReusableCache:
     """A cache that outlives a run, and the ids whose keys and values it holds (its first `cache.length`)."""
@@ -91,6 +103,7 @@ def generate(
     should_stop: Callable[[], bool] | None = None,
     request_id: int = 0,
     reused: ReusableCache | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[GenerationEvent]:
     """Started, then one event per token, then Finished; the end-of-text token counts as one.
 
@@ -98,8 +111,11 @@ def generate(
     ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then
     ends with the reason "cancelled".
     ``reused``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
+    ``speculation`` drafts tokens that one pass then decides on. Every token, greedy or drawn, is the one that would
+    have come without it: each is chosen from the logits of its own row, which are those of a pass of that row alone
+    (`Decoder.forward_rows`), with the random numbers of its own place.
     """
-    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, reused)
+    run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, reused, speculation)
     return run.events(should_stop or _never)
 
 
@@ -120,6 +136,16 @@ def _never() -> bool:
     return False
 
 
+def _check_speculation(speculation: Speculation | None, decoder: Decoder, options: GenerationOptions) -> None:
+    if speculation is None:
+        return
+    speculation.asked.check()
+    if not options.use_cache:
+        raise OptionError("speculate", "speculation needs the KV cache, which no-cache switches off")
+    if decoder.communication_ns is not None:
+        raise OptionError("speculate", "speculation is for one process; use tp 1")
+
+
 class _Run:
     """One generation: the prompt, the cache, and what has been made so far."""
 
@@ -131,7 +157,9 @@ class _Run:
         tokenizer: Tokenizer | None,
         request_id: int,
         reused: ReusableCache | None,
+        speculation: Speculation | None,
     ) -> None:
+        _check_speculation(speculation, decoder, options)
         self.decoder = decoder
         self.options = options
         self.request_id = request_id
@@ -161,6 +189,9 @@ class _Run:
         self.context = self.prompt  # all tokens so far; only read without the cache
         self.ids: list[int] = []
         self.times_ns: list[int] = []
+        self.speculation = speculation
+        self.steps: list[tuple[int, int]] = []  # tokens drafted and accepted
+        self.drafting_ns = self.reading_ns = 0
         self.start_ns = 0
         self.communicated_ns = decoder.communication_ns
 
@@ -202,19 +233,58 @@ class _Run:
 
     def _work(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
         yield self._started()
-        logits = self._prefill(should_stop)
+        logits = self._prefill(should_stop) if self._begin_drafting(should_stop) else None
         reason: StopReason = "cancelled"
+        guesses: list[int] = []
         while logits is not None:
-            token = self._choose(logits)
-            stop = self._stop_reason()
-            event = self._token_event(last=stop is not None)
-            stop = "stop" if self.stops.found else stop
-            yield event
+            stop = yield from self._tokens(logits, guesses)
             if stop is not None:
                 reason = stop
                 break
-            logits = None if should_stop() else self._next(token, should_stop)
+            guesses = self._guesses()
+            logits = None if should_stop() else self._next(guesses, should_stop)
         yield self._finished(reason)
+
+    def _tokens(self, logits: Tensor, guesses: list[int]) -> Generator[TokenGenerated, None, StopReason | None]:
+        """A token of each row (1, 1 + guesses, V) until one is no guess; why the last one ends the run, or None."""
+        is_step = bool(self.ids)
+        for row, guess in enumerate([*guesses, None]):
+            if guesses:
+                assert self.cache is not None
+                self.cache.advance(1)  # what the row came from was the right guess, and stays
+            self._choose(logits[:, row : row + 1])
+            stop = self._stop_reason()
+            event = self._token_event(last=stop is not None, drafted=row > 0)
+            stop = "stop" if self.stops.found else stop
+            yield event
+            if stop is not None or self.ids[-1] != guess:
+                break
+        if is_step:
+            self.steps.append((row if stop is not None else len(guesses), row))
+        return stop
+
+    def _begin_drafting(self, should_stop: Callable[[], bool]) -> bool:
+        """Let who drafts read the prompt; whether nobody stopped it."""
+        if self.speculation is None or self.cache is None:
+            return True
+        start_ns = time.perf_counter_ns()
+        try:
+            self.speculation.drafter.begin(self.prompt[0].tolist(), self.cache.capacity, self.sampler, should_stop)
+        except Stopped:
+            return False
+        self.reading_ns = time.perf_counter_ns() - start_ns
+        return True
+
+    def _guesses(self) -> list[int]:
+        """What may come next: as many tokens as are drafted at most, and as there is room and need for."""
+        if self.speculation is None or self.cache is None:
+            return []
+        room = min(self.decoder.rows_left(self.cache), self.options.max_new_tokens - len(self.ids)) - 1
+        start_ns = time.perf_counter_ns()
+        most = min(room, self.speculation.asked.most)
+        guesses = self.speculation.drafter.draft(self.ids, most) if most > 0 else []
+        self.drafting_ns += time.perf_counter_ns() - start_ns
+        return guesses
 
     def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
         """Logits (1, 1, V) after the prompt; None when told to stop."""
@@ -228,12 +298,21 @@ class _Run:
                 break
         return logits
 
-    def _next(self, token: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
-        """Logits after one more token: one step with the cache, the whole context again without it; None as above."""
-        if self.cache is not None:
-            return self.decoder.forward(token, self.cache, last_only=True)
-        self.context = torch.cat((self.context, token), 1)
-        return self._pass(self.context, should_stop)
+    def _next(self, guesses: list[int], should_stop: Callable[[], bool]) -> Tensor | None:
+        """Logits (1, 1 + guesses, V) after the last token and each guess; None as above.
+
+        Without the cache the whole context is run again.
+        """
+        ids = torch.tensor([[self.ids[-1], *guesses]], device=self.decoder.device)
+        if self.cache is None:
+            self.context = torch.cat((self.context, ids), 1)
+            return self._pass(self.context, should_stop)
+        if not guesses:
+            return self.decoder.forward(ids, self.cache, last_only=True)
+        try:
+            return self.decoder.forward_rows(ids, self.cache, should_stop=should_stop)
+        except Stopped:
+            return None
 
     def _pass(self, ids: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
         """Logits (1, 1, V) after many tokens; None when told to stop between two layers."""
@@ -244,7 +323,8 @@ class _Run:
                 self.cache.reset()  # new tokens may stand where old ones were
             return None
 
-    def _choose(self, logits: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor) -> None:
+        """One more token from logits (1, 1, V)."""
         last = logits[:, -1]
         if self.sampler.looks_back:
             last = self.sampler.penalised(last, self.prompt[0].tolist(), self.ids)
@@ -253,7 +333,6 @@ class _Run:
             token = token.new_tensor([[self.options.forced_ids[len(self.ids)]]])
         self.ids.append(int(token))
         self.times_ns.append(time.perf_counter_ns())
-        return token
 
     def _stop_reason(self) -> StopReason | None:
         """Why the token just made is the last, or None."""
@@ -279,7 +358,7 @@ class _Run:
             kv_capacity=self.cache.capacity if self.cache is not None else 0,
         )
 
-    def _token_event(self, *, last: bool) -> TokenGenerated:
+    def _token_event(self, *, last: bool, drafted: bool) -> TokenGenerated:
         text = ""
         if self.text is not None:
             text = self.stops.push(self.text.push(self.ids[-1]) + (self.text.finish() if last else ""))
@@ -293,6 +372,7 @@ class _Run:
             time_ns=self.times_ns[-1],
             kv_tokens=self.cache.length if self.cache is not None else 0,
             kv_used_bytes=self.cache.used_bytes if self.cache is not None else 0,
+            drafted=drafted,
         )
 
     def _finished(self, reason: StopReason) -> GenerationFinished:
@@ -308,6 +388,19 @@ class _Run:
             communication_ns=self._communication_ns(),
             kv_capacity=self.cache.capacity if self.cache is not None else 0,
             cache=self.options.cache,
+            drafted=self._drafted(),
+        )
+
+    def _drafted(self) -> Drafted | None:
+        if self.speculation is None:
+            return None
+        return Drafted(
+            draft=self.speculation.name,
+            tokens=self.speculation.asked.most,
+            by_step=tuple(drafted for drafted, _ in self.steps),
+            accepted=tuple(accepted for _, accepted in self.steps),
+            drafting_ns=self.drafting_ns,
+            reading_ns=self.reading_ns,
         )
 
     def _text(self) -> str | None:

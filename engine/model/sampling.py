@@ -55,6 +55,23 @@ class Sampler:
         else:
             self.generator.manual_seed(seed)
 
+    def twin(self, device: torch.device) -> "Sampler":
+        """One that chooses alike, with random numbers of its own."""
+        return Sampler(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            device=device,
+        )
+
+    def draw_as(self, other: "Sampler") -> None:
+        """Draw next with the random numbers that another draws with next, where both are on devices of one kind."""
+        if self.generator.device.type == other.generator.device.type:
+            self.generator.set_state(other.generator.get_state())
+
     @property
     def looks_back(self) -> bool:
         """Whether the choice depends on the tokens before."""

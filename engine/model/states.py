@@ -12,7 +12,8 @@ class StateCache:
     """Keys and values of the layers with attention in an ordinary cache, and the states of the rest.
 
     A state cannot be cut back to fewer tokens: `truncate` keeps all or nothing. What a pass writes counts from
-    `advance` on, so that one which is stopped leaves the states as they were.
+    `advance` on, so that one which is stopped leaves the states as they were; of a pass whose tokens go one by one
+    there is a state after each, until they are counted.
     """
 
     def __init__(
@@ -23,7 +24,7 @@ class StateCache:
         self._place = {layer: i for i, layer in enumerate(with_attention)}
         self._held = make(attention_only)
         self._states: dict[tuple[int, str], Tensor] = {}
-        self._new: dict[tuple[int, str], Tensor] = {}
+        self._new: dict[int, dict[tuple[int, str], Tensor]] = {}  # by the length that a token or a pass came after
 
     @property
     def seen(self) -> SeenText:
@@ -60,12 +61,13 @@ class StateCache:
         return sum(state.nbytes for state in self._states.values())
 
     def state(self, layer: int, name: str) -> Tensor | None:
-        """What a layer kept in the last pass that was counted; None before the first."""
-        return self._states.get((layer, name))
+        """What a layer kept of the tokens before; None where there are none."""
+        of_row_before = self._new.get(self.length - 1, {})
+        return of_row_before.get((layer, name), self._states.get((layer, name)))
 
     def keep(self, layer: int, name: str, state: Tensor) -> None:
-        """Remember a state, a copy of its own, from the end of this pass on."""
-        self._new[layer, name] = state.clone()
+        """Remember a state, a copy of its own, for when the tokens that it comes after are counted."""
+        self._new.setdefault(self.length, {})[layer, name] = state.clone()
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
         return self._held.append(self._place[layer], new)
@@ -74,11 +76,22 @@ class StateCache:
         return self._held.key_positions(n_new, window)
 
     def require(self, n_rows: int, n_new: int) -> None:
-        self._new.clear()  # of a pass that was stopped
+        self._new.clear()  # of a pass that was stopped, or of tokens that nobody counted
         self._held.require(n_rows, n_new)
 
+    @property
+    def rows_at_once(self) -> int:
+        return self._held.rows_at_once
+
+    def begin_rows(self, n_new: int) -> None:
+        self._new.clear()
+        self._held.begin_rows(n_new)
+
+    def turn_to(self, length: int) -> None:
+        self._held.turn_to(length)
+
     def advance(self, n_new: int) -> None:
-        self._states |= self._new
+        self._states |= self._new.pop(self.length)
         self._held.advance(n_new)
 
     def truncate(self, length: int) -> int:
@@ -88,4 +101,5 @@ class StateCache:
 
     def reset(self) -> None:
         self._states.clear()
+        self._new.clear()
         self._held.reset()

@@ -19,6 +19,7 @@ from engine.errors import EngineFailure, ErrorKind
 from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
 from engine.records import CacheKind, Event, LastEvent, ModelInfo, OnModel, Progress, Record, Request
+from engine.speculation import Drafted, Speculate
 
 _T = TypeVar("_T")
 
@@ -75,6 +76,8 @@ class Generate(OnModel, frozen=True, kw_only=True):
     use_cache: bool = True
     cache: CacheKind = "full"
     reuse: bool = False
+    speculate: Speculate | None = None
+    """Tokens are drafted, and one pass decides on several. They are the same tokens, and come faster or not."""
 
 
 class Cancel(Request, frozen=True, kw_only=True):
@@ -128,6 +131,8 @@ class TokenGenerated(Event, frozen=True, kw_only=True):
     time_ns: int
     kv_tokens: int
     kv_used_bytes: int
+    drafted: bool = False
+    """It had been drafted, so that no pass of its own was needed."""
 
 
 class GenerationFinished(LastEvent, frozen=True, kw_only=True):
@@ -148,6 +153,8 @@ class GenerationFinished(LastEvent, frozen=True, kw_only=True):
     communication_ns: int | None = None
     kv_capacity: int = 0
     cache: CacheKind = "full"
+    drafted: Drafted | None = None
+    """What came of drafting; None where nothing was to be drafted."""
 
 
 class Failed(LastEvent, frozen=True, kw_only=True):

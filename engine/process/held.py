@@ -16,9 +16,11 @@ from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache import cache_bytes
 from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, pick_device, synchronize
-from engine.model.generate import ReusableCache
+from engine.model.drafts import DraftModel, PromptLookup
+from engine.model.generate import ReusableCache, Speculation
 from engine.process.events import Load, Loaded
 from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
+from engine.speculation import Speculate
 from engine.weights.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
 from engine.weights.formats import read_bytes
 from engine.weights.loading import Watch, followed
@@ -56,6 +58,7 @@ class HeldModel:
 
     def __init__(self) -> None:
         self._held: _Held | None = None
+        self._draft: _Held | None = None
         self._default_threads = torch.get_num_threads()
 
     @property
@@ -127,6 +130,34 @@ class HeldModel:
         self.use_threads(request.threads, self._held.model)
         return self._held.model
 
+    def speculation(
+        self, request: OnModel, asked: Speculate, should_stop: ShouldStop
+    ) -> Generator[Event, None, Speculation]:
+        """Who drafts for the model held: a model of its own is loaded if it is not there, and kept beside it.
+
+        Raises EngineError and Stopped.
+        """
+        asked.check()
+        held = self._held
+        assert held is not None
+        if asked.looks_up:
+            return Speculation(asked, PromptLookup(asked.ngram), asked.draft)
+        wanted = Load(model=asked.draft, threads=request.threads, device=request.device, compile=request.compile)
+        if self._draft is None or self._draft.key != _key(wanted):
+            self._draft = None  # its memory is free before the next one is loaded
+            self._draft = yield from _followed(wanted, should_stop)
+            self.use_threads(request.threads, held.model)
+        draft = self._draft
+        check_vocabularies(held.model, draft.model)
+        for _ in self._set_compiled(draft, request.compile, should_stop):
+            pass  # only the model that is drafted for is told of
+        drafter = DraftModel(
+            draft.model.decoder,
+            vocab_size=held.model.config.vocab_size,
+            chunk=prefill_chunk(draft.model.decoder, held.rates),
+        )
+        return Speculation(asked, drafter, draft.model.name)
+
     def borrow(self, request: OnModel, should_stop: ShouldStop) -> Generator[Progress, None, LoadedModel]:
         """The model held, if it is the one; otherwise one loaded for this once, so that the one held stays."""
         if self._held is not None and self._held.key == _key(request):
@@ -158,7 +189,7 @@ class HeldModel:
 
     def release(self) -> None:
         """Let go of the model; its other ranks end."""
-        held, self._held = self._held, None
+        held, self._held, self._draft = self._held, None, None
         close = getattr(held.model.decoder, "close", None) if held is not None else None
         if close is not None:
             close()
@@ -225,6 +256,19 @@ def _load(request: OnModel, watch: Watch) -> _Held:
 def model_path(model: str | None) -> Path | None:
     """The path a request names, None for the bundled model."""
     return None if model is None or model == BUNDLED else Path(model)
+
+
+def check_vocabularies(model: LoadedModel, draft: LoadedModel) -> None:
+    """Raise OptionError unless a token of the one is that of the other."""
+    pair = f"the draft model {draft.name} and {model.name}"
+    if (model.tokenizer is None) != (draft.tokenizer is None):
+        raise OptionError("speculate", f"{pair}: only one has a tokenizer, so that their tokens cannot be compared")
+    if model.tokenizer is None or draft.tokenizer is None:
+        same = model.config.vocab_size == draft.config.vocab_size
+    else:
+        same = model.tokenizer.vocabulary == draft.tokenizer.vocabulary
+    if not same:
+        raise OptionError("speculate", f"{pair} have different vocabularies: use a draft model of the same family")
 
 
 def _key(request: OnModel) -> tuple[object, ...]:

@@ -90,6 +90,9 @@ class Service:
     def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:
         options = generation_options(request)
         model = yield from self.held.hold(request, should_stop)
+        speculation = None
+        if request.speculate is not None:
+            speculation = yield from self.held.speculation(request, request.speculate, should_stop)
         if request.model_sampling:
             options = model.sampling.fill(options)
         events = generate(
@@ -100,6 +103,7 @@ class Service:
             should_stop=should_stop,
             request_id=request.request_id,
             reused=self.held.reusable if request.reuse else None,
+            speculation=speculation,
         )
         for event in events:
             if isinstance(event, GenerationStarted):

@@ -1,6 +1,7 @@
 """A thin wrapper over ``tokenizers``, with incremental detokenisation for streams."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -35,6 +36,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens known, the added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token but the added ones, of which models of one family have different ones."""
+        return self._backend.get_vocab(with_added_tokens=False)
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """Ids of a text, with the special tokens the tokenizer itself adds (such as a first BOS).

@@ -34,7 +34,7 @@ from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live.measurement import Job
 from tui.live.predict import predicted_cache_bytes, predicted_times
 from tui.live.result_text import machine_text
-from tui.live.run_times import own_request, run_times
+from tui.live.run_times import RunTimes, own_request, run_times
 from tui.views.chart_file import check_plot_path, render
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
@@ -140,8 +140,21 @@ def _say_predicted(args: argparse.Namespace, answered: commands.Answered, own: O
         for name, key in (("first after", "ttft"), ("then", "tpot"))
         if document[f"{key}_ratio"] is not None
     ]
+    if parts and (came := document["speculation"]) is not None and came["gain"] is not None:
+        parts.append(_gain_text(came))
     if parts:
         say(f"predicted: {', '.join(parts)}" + (f"; {document['why']}" if document["why"] else ""))
+
+
+def _gain_text(came: Document) -> str:
+    """The gain of speculation, measured and predicted."""
+    pays = came["pays_from_acceptance"]
+    pays_text = "would not pay at any" if pays is None else f"pays from {pays:.2f} on"
+    return (
+        f"speculation {came['gain']:.2f} times as fast as without (predicted {came['gain_predicted']:.2f}: "
+        f"{came['tokens_per_step_predicted']:.2f} tokens per step at an acceptance of {came['acceptance'] or 0:.2f}, "
+        f"and it {pays_text})"
+    )
 
 
 def _job(answered: commands.Answered) -> Job | None:
@@ -196,7 +209,7 @@ def _document(answered: commands.Answered, own: OwnTimes | None = None) -> Docum
     if result.kv_cache_bytes:
         sizes = {"prompt_tokens": len(result.prompt_ids), "new_tokens": len(result.ids)}
         least = predicted_times(model, result.cache, **sizes)
-        times = run_times(own, result.cache, **sizes)
+        times = run_times(own, result.cache, drafted=result.drafted, **sizes)
     measured = timing(result.start_ns, result.token_times_ns)
     return generation_document(
         result,
@@ -208,7 +221,22 @@ def _document(answered: commands.Answered, own: OwnTimes | None = None) -> Docum
         tpot_least_s=least.tpot_s if least is not None else None,
         why=times.why(measured.ttft_s, measured.tpot_s) if times is not None else None,
         own_times=None if own is None else plain_document(own),
+        speculation_predicted=_speculation_predicted(times, measured.tpot_s),
     )
+
+
+def _speculation_predicted(times: RunTimes | None, tpot_s: float | None) -> dict[str, float | None]:
+    """What is predicted of a run's speculation, and the gain that was measured, against a time that is predicted."""
+    found = None if times is None else times.speculated
+    if found is None:
+        return {}
+    return {
+        "tokens_per_step_predicted": found.step_tokens,
+        "tpot_without_predicted_s": found.without_s,
+        "gain": found.measured_gain(tpot_s),
+        "gain_predicted": found.gain,
+        "pays_from_acceptance": found.pays_from,
+    }
 
 
 def _generation_table(answered: commands.Answered, own: OwnTimes | None) -> Table:

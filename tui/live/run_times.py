@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from engine.measure.own import MeasureOwnTimes, Needs, OwnTimes
 from engine.process.events import Generate
 from engine.records import CacheKind, OnModel
+from engine.speculation import Drafted
 from tui.live.own_times import beyond, generation_s, why
+from tui.live.speculated import NS_PER_S, Speculated, speculated
 
 MODEL_FIELDS = tuple(name for name in OnModel.__struct_fields__ if name != "request_id")
 
@@ -21,6 +23,8 @@ class RunTimes:
     own: OwnTimes
     notes: tuple[str, ...]
     """What is known to make a difference."""
+    speculated: Speculated | None = None
+    """What `tpot_s` comes from where tokens were drafted."""
 
     def why(self, ttft_s: float | None, tpot_s: float | None) -> str:
         """Why what was measured differs from this; empty where it does not."""
@@ -33,14 +37,24 @@ class RunTimes:
 
 def own_request(request: Generate, *, prompt_tokens: int, new_tokens: int) -> MeasureOwnTimes:
     """What asks for the times that a run like this needs: single steps, and its prompt."""
-    needs = Needs(rows=1, context=prompt_tokens + new_tokens + 1, prompt=prompt_tokens)
+    text = 1 if request.speculate is None else 1 + request.speculate.most
+    needs = Needs(rows=1, context=prompt_tokens + new_tokens + 1, prompt=prompt_tokens, text=text)
     return MeasureOwnTimes(needs=needs, **{name: getattr(request, name) for name in MODEL_FIELDS})
 
 
 def run_times(
-    own: OwnTimes | None, cache: CacheKind, *, prompt_tokens: int, new_tokens: int, reused_tokens: int = 0
+    own: OwnTimes | None,
+    cache: CacheKind,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    reused_tokens: int = 0,
+    drafted: Drafted | None = None,
 ) -> RunTimes | None:
-    """The times of a run; None where nothing was timed. `reused_tokens` of the prompt were in the cache."""
+    """The times of a run; None where nothing was timed. `reused_tokens` of the prompt were in the cache.
+
+    `drafted`: what came of drafting, for whose acceptance the time per token is predicted.
+    """
     if own is None or prompt_tokens <= reused_tokens:
         return None
     both = generation_s(own, prompt_tokens - reused_tokens, new_tokens, past=reused_tokens)
@@ -48,4 +62,14 @@ def run_times(
         return None
     kept = "" if cache == "full" else f"steps were timed with a full cache, this run had the kind {cache}"
     reach = beyond(own, context=prompt_tokens + new_tokens, prompt=prompt_tokens)
-    return RunTimes(ttft_s=both[0], tpot_s=both[1], own=own, notes=tuple(filter(None, (kept, reach))))
+    notes, (ttft_s, tpot_s) = tuple(filter(None, (kept, reach))), both
+    if drafted is None:
+        return RunTimes(ttft_s=ttft_s, tpot_s=tpot_s, own=own, notes=notes)
+    found = speculated(own, drafted, prompt_tokens + max(1, new_tokens) / 2)
+    return RunTimes(
+        ttft_s=ttft_s + drafted.reading_ns / NS_PER_S,
+        tpot_s=tpot_s if found is None else found.tpot_s,
+        own=own,
+        notes=notes,
+        speculated=found,
+    )

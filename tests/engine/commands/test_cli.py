@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationResult
 from engine.measure.measurement import plain_document
 from engine.process.events import Generate, GenerationFinished
 from engine.records import TO_THE_END, Progress
+from engine.speculation import Drafted, Speculate
 from engine.text import duration, table
 from tests.engine import oracle
 from tests.engine.reference import Reference
@@ -148,6 +150,8 @@ def test_generate_options(tmp_path: Path) -> None:
     (to_the_end,) = requests(parse(["--mode", "generate", "--prompt-ids", "1", "--max-new-tokens", "all"]))
     assert isinstance(to_the_end, Generate)
     assert to_the_end.max_new_tokens == TO_THE_END
+    drafted = [Generate(prompt="a", speculate=Speculate(draft="m.gguf", tokens=5))]
+    assert requests(parse(["--mode", "generate", "--prompt", "a", "--speculate", "m.gguf,5"])) == drafted
     file = tmp_path / "prompt.txt"
     file.write_text("Zoë\n", encoding="utf-8")
     assert requests(parse(["--mode", "generate", "--prompt-file", str(file)])) == [Generate(prompt="Zoë\n")]
@@ -230,6 +234,9 @@ assert "torch" not in sys.modules
         (["--mode", "generate", "--prompt-ids", "1,999999"], "token id 999999 is outside the vocabulary"),
         (["--mode", "generate", "--prompt", "a", "--temperature", "-1"], "temperature"),
         (["--mode", "generate", "--prompt", ""], "prompt is empty"),
+        (["--mode", "generate", "--prompt", "a", "--speculate", "lookup", "--no-cache"], "speculation needs the KV"),
+        (["--mode", "generate", "--prompt", "a", "--speculate", "/no/such.gguf"], "/no/such.gguf"),
+        (["--mode", "evaluate", "--speculate", "lookup"], "evaluate takes no --speculate (see"),
         (["--mode", "evaluate", "--threads", "2"], "evaluate takes no --threads: it measures no time"),
         (["--mode", "kv_evaluate", "--compile", "auto"], "kv-evaluate takes no --compile: it checks the layers"),
         (["--mode", "evaluate", "--tp", "2"], "evaluate takes no --tp: it runs in one process"),
@@ -366,7 +373,9 @@ def test_generate_prints_the_contracts_document(model: str, capsys: pytest.Captu
         "tpot_least_s",
         "why",
         "own_times",
+        "speculation",
     ]
+    assert printed["speculation"] is None
     ids = [3, 1, 4]
     for _ in range(3):
         ids.append(int(oracle.logits(STATE, ids)[-1].argmax()))
@@ -443,6 +452,22 @@ def test_generation_document_makes_rates_in_one_place() -> None:
     assert printed["tokens_per_s"] == 10.0
     assert printed["token_times_ns"] == [250_000_000, 350_000_000, 450_000_000]
     assert (printed["kv_cache_bytes"], printed["kv_cache_bytes_predicted"]) == (4096, 4096)
+
+
+def test_generation_document_says_what_came_of_drafting() -> None:
+    drafted = Drafted(draft="lookup", tokens=4, by_step=(4, 0), accepted=(1, 0), drafting_ns=2_000_000)
+    finished = msgspec.structs.replace(FINISHED, drafted=drafted)
+    predicted = {"gain": 1.5, "tokens_per_step_predicted": 1.4}
+    printed = generation_document(finished, model="m", speculation_predicted=predicted)["speculation"]
+    assert printed == {
+        "draft": "lookup", "tokens": 4, "steps": 2, "drafted": 4, "accepted": 1, "acceptance": 0.5,
+        "acceptance_by_place": [1.0, 0.0], "tokens_per_step": 1.5, "drafting_s": 0.002, "reading_s": 0.0,
+        "tokens_per_step_predicted": 1.4, "tpot_without_predicted_s": None, "gain": 1.5, "gain_predicted": None,
+        "pays_from_acceptance": None,
+    }  # fmt: skip
+    assert "accepted 1 of 4 drafted tokens, 1.50 tokens per step" in generation_text(finished)
+    nothing = msgspec.structs.replace(drafted, by_step=(0, 0), accepted=(0, 0))
+    assert "nothing was drafted" in generation_text(msgspec.structs.replace(FINISHED, drafted=nothing))
 
 
 def test_json_is_standard() -> None:

@@ -375,6 +375,28 @@ def test_greedy_tokens_are_the_same(name: str) -> None:
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("forms", [("float32",), ("bfloat16",), ("float16",), *EVERY_FORM], ids="+".join)
+def test_tokens_of_one_text_are_as_if_each_came_alone(forms: tuple[WeightFormat, ...]) -> None:
+    """Bit for bit, by 2 to 13 at once: in groups of 8, 4, 2 and 1, past a chunk of attention, never in tiles."""
+    # Columns beyond the last 32 where numbers are plain; panels have none.
+    sizes = {"hidden_size": 50, "intermediate_size": 33} if set(forms) <= {"float32", "bfloat16", "float16"} else {}
+    config = llama_config(
+        **({"hidden_size": 96, "intermediate_size": 160} | sizes), head_dim=32, max_positions=200, attention_scale=0.2
+    )
+    dtype = torch.bfloat16 if forms == ("bfloat16",) else torch.float32  # in which arithmetic is in tiles
+    decoder = Decoder(config, random_weights(config, dtype=dtype, seed=3), linear=RandomForms(*forms))
+    attach(decoder, "on")
+    ids = _ids(config, 1, 150)
+    expected = _steps(decoder, ids, 110)
+    cache, got, at = decoder.new_cache(150), [], itertools.cycle([3, 13, 1, 6])
+    got = [decoder.forward(ids[:, :110], cache, last_only=True)]
+    while cache.length < 150:
+        n_new = min(next(at), 150 - cache.length)
+        got.append(decoder.forward_rows(ids[:, cache.length : cache.length + n_new], cache))
+        cache.advance(n_new)
+    assert torch.equal(torch.cat(got, 1).float(), expected)
+
+
 @pytest.mark.parametrize("kind", ["llama", "latent"])
 def test_threads_give_the_same_logits(kind: str) -> None:
     """A model above the threshold, so that rows and heads are shared out; 3 threads divide nothing evenly."""

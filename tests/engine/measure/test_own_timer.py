@@ -57,6 +57,20 @@ def test_what_is_asked_for_is_what_is_timed() -> None:
     assert {key.kind for key in one} == {"whole", "linears", "fixed"}
 
 
+def test_steps_over_several_tokens_of_a_text_are_timed_where_they_are_asked_for() -> None:
+    needs = Needs(rows=1, context=40, prompt=0, text=6)
+    assert [(k.rows, k.past) for k in keys(plan(decoder(dtype=torch.float32), needs)) if k.kind == "text"] == [
+        (2, 40),
+        (6, 40),
+    ]
+    for variant in ("llama", "latent"):
+        timer = OwnTimer(decoder=decoder(variant, dtype=torch.float32), needs=needs)
+        timer.round()
+        times = timer.times()
+        assert times is not None
+        assert [(text.tokens, text.context) for text in times.texts] == [(2, 40), (6, 40)]
+
+
 def test_a_long_prompt_is_timed_in_its_later_chunks_too() -> None:
     found = keys(plan(decoder(dtype=torch.float32, max_positions=4096), Needs(rows=1, context=8, prompt=2048), 128))
     assert [(k.rows, k.past) for k in found if k.kind == "prompt"] == [(32, 0), (128, 0), (128, 512), (128, 1920)]

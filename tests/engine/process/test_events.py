@@ -22,7 +22,16 @@ from engine.measure.kinds.machine import (
     MachineRowMeasured,
     MeasureMachine,
 )
-from engine.measure.own import MeasureOwnTimes, Needs, OwnTimes, OwnTimesMeasured, PromptTime, RowsTime, StepTime
+from engine.measure.own import (
+    MeasureOwnTimes,
+    Needs,
+    OwnTimes,
+    OwnTimesMeasured,
+    PromptTime,
+    RowsTime,
+    StepTime,
+    TextTime,
+)
 from engine.process import events as protocol
 from engine.process.events import (
     Cancel,
@@ -44,6 +53,7 @@ from engine.process.events import (
     ends,
 )
 from engine.records import Event, Machine, Progress, Request
+from engine.speculation import Drafted, Speculate
 from tests.records import TWO_LAYER, batch_row, benchmark_row, format_row
 
 WIRE = Path(__file__).with_name("wire.jsonl")
@@ -71,7 +81,9 @@ MACHINE = Machine(
 DEEP = b"[" * 100_000 + b"]" * 100_000
 REQUESTS: list[Request] = [
     Load(request_id=1, model="m.pt", dtype="float64", threads=2),
-    Generate(request_id=2, prompt_ids=(1, 2), temperature=0.5, top_k=3, top_p=0.9, seed=7),
+    Generate(
+        request_id=2, prompt_ids=(1, 2), temperature=0.5, top_k=3, top_p=0.9, seed=7, speculate=Speculate(tokens=5)
+    ),
     Evaluate(request_id=3, weights="w.pt", cases="c.json", atol=1e-4, cached=True),
     Benchmark(request_id=4, lengths=(10, 50)),
     Formats(request_id=5, choices=(FormatChoice(dtype="int8", cache="int8"),), n_tokens=9),
@@ -96,6 +108,7 @@ EVENTS: list[Event] = [
         start_ns=5,
         token_times_ns=(9,),
         kv_cache_bytes=8,
+        drafted=Drafted(draft="lookup", tokens=5, by_step=(5, 0), accepted=(2, 0), drafting_ns=3),
     ),
     CaseEvaluated(request_id=3, case=CASE),
     EvaluationFinished(
@@ -168,6 +181,7 @@ EVENTS: list[Event] = [
             chunk=128,
             steps=(StepTime(batch=1, context=32, seconds=0.1),),
             prompts=(PromptTime(tokens=8, past=0, seconds=0.1),),
+            texts=(TextTime(tokens=6, context=32, seconds=0.2),),
             heads=(RowsTime(rows=1, seconds=0.1),),
         ),
     ),
@@ -213,7 +227,7 @@ def test_the_wire_form_is_pinned() -> None:
         encode(EVENTS[4])
         == (
             '{"type":"TokenGenerated","request_id":2,"index":0,"token_id":3,"text":"é","time_ns":9,'
-            '"kv_tokens":1,"kv_used_bytes":4}\n'
+            '"kv_tokens":1,"kv_used_bytes":4,"drafted":false}\n'
         ).encode()
     )
     assert decode_request('{"type":"Generate","prompt":"x"}') == Generate(prompt="x", max_new_tokens=64)
@@ -246,6 +260,7 @@ def test_any_text_survives(prompt: str, request_id: int) -> None:
         (b'{"type":"Load","threads":1,"device":"cpu","gpu":0}', "unknown field `gpu`"),
         (b'{"type":"Generate","turns":[{"role":"user","content":"x","name":"y"}]}', "unknown field `name`"),
         (b'{"type":"Formats","choices":[{"dtype":"int8","group":64}]}', "unknown field `group`"),
+        (b'{"type":"Generate","prompt":"x","speculate":{"draft":"lookup","k":3}}', "unknown field `k`"),
         (b'{"type":"Cancel","target_id":1,"now":true}', "unknown field `now`"),
         (b'{"x":' + DEEP + b',"type":"Load"}', "nested too deeply"),
         (DEEP, "Expected `object`, got `array`"),

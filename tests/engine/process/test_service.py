@@ -1,9 +1,16 @@
 """What a request can ask for beyond a prompt: prefixes kept between runs, caches, formats, the compiled step, ranks."""
 
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 
+from engine.errors import OptionError
 from engine.process.events import Failed, Generate, GenerationFinished, GenerationStarted, Load, Loaded, Turn
+from engine.process.held import check_vocabularies
 from engine.process.service import Service
+from engine.speculation import Speculate
+from engine.weights.checkpoint import BUNDLED, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,53 @@ class TestCaches:
 
     def test_a_window_cache_gives_the_same_tokens(self, service):
         assert run(service, prompt_ids=FIRST, cache="window")[1].ids == run(service, prompt_ids=FIRST)[1].ids
+
+
+class TestSpeculation:
+    @pytest.mark.parametrize("speculate", [Speculate(), Speculate(draft=BUNDLED, tokens=3)], ids=["lookup", "model"])
+    def test_the_tokens_are_the_same(self, service, speculate):
+        text = {"prompt": "the king of the king of the", "max_new_tokens": 30}
+        plain, drafted = run(service, **text)[1], run(service, **text, speculate=speculate)[1]
+        assert (drafted.ids, drafted.text, drafted.reason) == (plain.ids, plain.text, plain.reason)
+        assert plain.drafted is None
+        assert drafted.drafted.n_accepted > 0
+        assert 1 + len(drafted.drafted.by_step) + drafted.drafted.n_accepted == len(drafted.ids)
+
+    def test_a_draft_model_is_kept_beside_the_model_and_let_go_with_it(self, service):
+        asked = {"prompt": "the", "speculate": Speculate(draft=BUNDLED)}
+        run(service, **asked)
+        draft = service.held._draft
+        assert draft is not None
+        run(service, **asked)
+        assert service.held._draft is draft
+        service.held.release()
+        assert service.held._draft is None
+
+    def test_refusals_are_one_sentence(self, service, tmp_path):
+        for speculate, says in (
+            (Speculate(draft=str(tmp_path / "none.gguf")), "none.gguf"),
+            (Speculate(tokens=40), "40 drafted tokens per step; it must be 1 to 31"),
+        ):
+            last = list(service.answer(Generate(prompt="the", speculate=speculate)))[-1]
+            assert isinstance(last, Failed)
+            assert says in last.message
+
+    def test_a_draft_model_has_the_same_vocabulary(self):
+        bundled = load_checkpoint(None)
+        check_vocabularies(bundled, bundled)
+        bare = replace(bundled, tokenizer=None, name="bare")
+        with pytest.raises(OptionError, match="only one has a tokenizer"):
+            check_vocabularies(bundled, bare)
+        with pytest.raises(OptionError, match="have different vocabularies"):
+            check_vocabularies(bundled, replace(bundled, tokenizer=_Words()))
+        other = replace(bare, config=replace(bare.config, vocab_size=17))
+        with pytest.raises(OptionError, match="the draft model bare and bare have different vocabularies"):
+            check_vocabularies(bare, other)
+        check_vocabularies(bare, bare)
+
+
+class _Words:
+    vocabulary: ClassVar = {"a": 0}
 
 
 class TestFormats:
