@@ -96,9 +96,11 @@ def test_states_are_kept_after_each_token(name: str) -> None:
     assert 0 < came.n_accepted < came.n_drafted
 
 
-@pytest.mark.parametrize("name", ["llama", "mixed", "experts"])
+@pytest.mark.parametrize("name", ["llama", "mixed", "experts", "latent"])
 @pytest.mark.parametrize("kind", ["full", "window", "int8"])
 def test_greedy_tokens_are_unchanged_by_the_compiled_step(name: str, kind: CacheKind) -> None:
+    if (name, kind) == ("latent", "int8"):
+        pytest.skip("a latent cache is compressed already")
     decoder = model(name, torch.bfloat16, 2, vocab_size=31)
     attach(decoder).wait()
     if decoder.decode_step is None:
