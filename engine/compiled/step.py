@@ -135,7 +135,7 @@ class CompiledStep:
             step = self._steps[n_new] = _BoundStep(cache, n_new, threads, self._scratch(batch * n_new, threads))
         ids = ids.contiguous()
         logits = torch.empty(batch, n_new, self.config.vocab_size)
-        places: list[_Int | int] = [cache.length + i for i in range(n_new)]
+        places: list[ctypes.c_int64 | int] = [cache.length + i for i in range(n_new)]
         step.past[:] = places * batch
         step.record.ids, step.record.logits = ids.data_ptr(), logits.data_ptr()
         self._call(self._model_address, step.address)

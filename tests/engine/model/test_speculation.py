@@ -12,7 +12,7 @@ from engine.compiled.step import attach
 from engine.errors import OptionError
 from engine.families.registry import config_from_hf
 from engine.model.cache import CacheKind
-from engine.model.config import LongRopeScaling
+from engine.model.config import DynamicRopeScaling, LongRopeScaling
 from engine.model.decoder import Decoder, random_weights
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, ReusableCache, Speculation, generate
@@ -33,6 +33,8 @@ def model(name: str, dtype: torch.dtype = torch.float32, seed: int = 1, **change
         config = config_from_hf(document(name))
     elif name == "longrope":
         config = llama_config(rope_scaling=LONG)
+    elif name == "dynamic":
+        config = llama_config(rope_scaling=DynamicRopeScaling(factor=4.0, original_max_positions=21))
     else:
         config = llama_config(**(VARIANTS[name] | changes))
     return Decoder(config, random_weights(config, dtype=dtype, seed=seed))
@@ -81,7 +83,7 @@ def check_same(decoder: Decoder, options: GenerationOptions, drafter: Drafter | 
 
 
 @pytest.mark.parametrize("kind", ["full", "window", "int8"])
-@pytest.mark.parametrize("name", [*VARIANTS, "longrope"])
+@pytest.mark.parametrize("name", [*VARIANTS, "longrope", "dynamic"])
 def test_greedy_tokens_are_unchanged(name: str, kind: CacheKind) -> None:
     if (name, kind) == ("latent", "int8"):
         pytest.skip("a latent cache is compressed already")
@@ -96,7 +98,7 @@ def test_states_are_kept_after_each_token(name: str) -> None:
     assert 0 < came.n_accepted < came.n_drafted
 
 
-@pytest.mark.parametrize("name", ["llama", "mixed", "experts", "latent"])
+@pytest.mark.parametrize("name", ["llama", "mixed", "experts", "latent", "longrope", "dynamic"])
 @pytest.mark.parametrize("kind", ["full", "window", "int8"])
 def test_greedy_tokens_are_unchanged_by_the_compiled_step(name: str, kind: CacheKind) -> None:
     if (name, kind) == ("latent", "int8"):
