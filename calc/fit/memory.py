@@ -165,7 +165,7 @@ def _whole_head_row(study: Study, found: Shares, tp: int) -> TpRow:
     return _tp_row(
         study,
         tp,
-        weights=rank_weights_term(found, study.weight_format.bytes_per_element, tp),
+        weights=rank_weights_term(found, study.weight_format, tp),
         kv=rank_request_term(study.model, study.kv_format, study.context, tp),
         state=rank_state_term(study.model, study.kv_format, tp),
         runnable=tp_problem(study.model, tp) is None,

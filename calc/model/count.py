@@ -10,13 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Expr, Term, derive
 from calc.model.parts import PARAMS, LayerSpec, Norm, layer_norm_params
 from calc.model.spec import ModelSpec
+from calc.model.storage import whole
 from calc.model.tensors import BIAS, EMBEDDING, KV, NORM, OTHER, POSITIONS, WHOLE, Tensor, kv_heads_per_rank
+
+if TYPE_CHECKING:
+    from calc.model.storage import StorageFormat
+    from calc.model.stored import StoredWeights
 
 EMBED_TOKENS, LM_HEAD = "embed_tokens", "lm_head"
 
@@ -325,6 +331,13 @@ def mixed_rank_weight_bytes(
     return (split_params / tp + rank_kv_params + whole_params) * weight_element_bytes
 
 
+def stored_rank_weight_bytes(
+    *, split_weight_bytes: Any, tp: Any, whole_weight_bytes: Any, kv_weight_bytes: Any = 0, rank_kv_share: Any = 0
+) -> Any:
+    """The same of a checkpoint that keeps its tensors in formats of their own."""
+    return split_weight_bytes / tp + kv_weight_bytes * rank_kv_share + whole_weight_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Shares:
     """Parameters as they fall on ranks: divided, on every rank, and K and V projections by the number of KV heads."""
@@ -354,10 +367,12 @@ def shares(model: ModelSpec) -> Shares:
     return Shares(split, whole, kv)
 
 
-def rank_weights_term(found: Shares, weight_element_bytes: Any, tp: int) -> Term:
+def rank_weights_term(found: Shares, weights: StorageFormat, tp: int) -> Term:
     """Weight bytes of a rank of `tp` with the derivation."""
+    if weights.stored is not None:
+        return _stored_rank_term(found, weights.stored, tp)
     numbers: dict[str, Any] = {"split_params": found.split, "whole_params": found.whole, "tp": tp}
-    numbers["weight_element_bytes"] = weight_element_bytes
+    numbers["weight_element_bytes"] = weights.bytes_per_element
     if len(found.kv) == 1:
         ((heads, n),) = found.kv.items()
         numbers |= {"n_kv_heads": heads, "kv_head_params": n // heads}
@@ -365,6 +380,14 @@ def rank_weights_term(found: Shares, weight_element_bytes: Any, tp: int) -> Term
     if found.kv:
         numbers["rank_kv_params"] = found.rank_kv(tp)
     return derive("Weights per GPU", mixed_rank_weight_bytes, unit="B", **numbers)
+
+
+def _stored_rank_term(found: Shares, stored: StoredWeights, tp: int) -> Term:
+    numbers: dict[str, Any] = {"split_weight_bytes": stored.split_bytes, "whole_weight_bytes": stored.whole_bytes}
+    if found.kv:
+        share = whole(Fraction(found.rank_kv(tp), sum(found.kv.values())))
+        numbers |= {"kv_weight_bytes": stored.kv_bytes, "rank_kv_share": share}
+    return derive("Weights per GPU", stored_rank_weight_bytes, unit="B", tp=tp, **numbers)
 
 
 def tp_problem(model: ModelSpec, tp: int) -> str | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calc.errors import SpecError
@@ -61,11 +59,6 @@ class StoredWeights:
     def of_files(self) -> bool:
         """Whether they are what files hold, encoders among them; otherwise a config says them, of the text model."""
         return self.name == OF_INDEX or self.name.startswith(OF_FILE)
-
-    def rank_bytes(self, *, tp: int, n_kv_heads: int) -> int:
-        """Bytes of a rank of `tp` that keeps whole KV heads (at least one)."""
-        kept = Fraction(max(1, n_kv_heads // tp), n_kv_heads)
-        return ceil(Fraction(self.split_bytes, tp) + self.kv_bytes * kept + self.whole_bytes)
 
 
 def stored_format(model: ModelSpec) -> StorageFormat | None:

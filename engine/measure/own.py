@@ -7,6 +7,8 @@ import msgspec
 
 from engine.records import LastEvent, OnModel
 
+BUDGET_S = 3.0
+"""What a measurement takes about, where nothing says less."""
 ROWS, CONTEXT, PROMPT = 32, 2048, 2048
 """What is asked for where nothing says otherwise: rows of a step, tokens in sight, tokens of a prompt."""
 
@@ -91,10 +93,12 @@ class OwnTimes(msgspec.Struct, frozen=True, kw_only=True):
 class MeasureOwnTimes(OnModel, frozen=True, kw_only=True):
     """Measure what `needs` asks of a model, once: later requests that need no more are answered at once.
 
-    The model is loaded if it is not held. Seconds at most; can be stopped at any time.
+    The model is loaded if it is not held. Can be stopped at any time.
     """
 
     needs: Needs = Needs()
+    budget_s: float = BUDGET_S
+    """About how long it may take; a first look at everything that fits into half of it is taken in any case."""
 
 
 class OwnTimesMeasured(LastEvent, frozen=True, kw_only=True):

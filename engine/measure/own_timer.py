@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from engine.measure.machine import load_average
-from engine.measure.own import Needs, OwnTimes, PromptTime, RowsTime, StepTime, TextTime
+from engine.measure.own import BUDGET_S, Needs, OwnTimes, PromptTime, RowsTime, StepTime, TextTime
 from engine.measure.own_plan import Plan, Runs, Timed, layer_run
 from engine.measure.turns import Turns
 from engine.model.decoder import Decoder
 
-BUDGET_S = 3.0
-FIRST_S = 1.5
-"""Of them for the first look at everything: seconds of the timer's own clock."""
+FIRST_SHARE = 0.5
+"""Of the budget for the first look at everything, by the timer's own clock."""
+NEEDED = 2
+"""Groups without which nothing is predicted: a step of one row, and a prompt."""
 WALL_TIMES = 3
 """So many times as long at most on the wall, where other processes have the cores."""
 ROUNDS = 5
@@ -40,6 +41,7 @@ class OwnTimer:
     clock: Callable[[], float] | None = None
     """Seconds; None: those that this thread has a core, where it alone computes, else those on the wall."""
     wall_times: float = WALL_TIMES
+    budget_s: float = BUDGET_S
     took_s: float = 0.0
     plan: Plan = field(init=False)
     turns: Turns[Timed] = field(init=False)
@@ -66,7 +68,7 @@ class OwnTimer:
         """As many rounds as the budget allows, at least one. Raises Stopped."""
         for _ in range(ROUNDS):
             self.round(should_stop)
-            if self.took_s > BUDGET_S:
+            if self.took_s > self.budget_s:
                 return
 
     def times(self) -> OwnTimes | None:
@@ -80,10 +82,10 @@ class OwnTimer:
         chosen: Runs = {}
         clock = self._clock()
         self.plan = replace(self.plan, layer_s=self._layer_s())
-        began, on_the_wall = clock(), time.perf_counter()
-        for group in self.plan.groups():
-            late = time.perf_counter() - on_the_wall > self.wall_times * FIRST_S
-            if chosen and (late or clock() - began > FIRST_S):
+        began, on_the_wall, first_s = clock(), time.perf_counter(), FIRST_SHARE * self.budget_s
+        for number, group in enumerate(self.plan.groups()):
+            late = time.perf_counter() - on_the_wall > self.wall_times * first_s
+            if number >= NEEDED and (late or clock() - began > first_s):
                 break
             Turns(group).round(should_stop)
             chosen |= group

@@ -10,7 +10,7 @@ import torch
 
 from engine.errors import EngineError, OptionError
 from engine.measure.options import check_ranks, check_threads
-from engine.measure.own import Needs, OwnTimes
+from engine.measure.own import BUDGET_S, Needs, OwnTimes
 from engine.measure.own_timer import OwnTimer, unmeasured
 from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache import cache_bytes
@@ -76,7 +76,9 @@ class HeldModel:
         """Prompt tokens per pass (see `engine.measure.rates.prefill_chunk`); None for no limit."""
         return None if self._held is None else prefill_chunk(self._held.model.decoder, self._held.rates)
 
-    def own_times(self, needs: Needs, should_stop: ShouldStop) -> tuple[OwnTimes | None, str]:
+    def own_times(
+        self, needs: Needs, should_stop: ShouldStop, *, budget_s: float = BUDGET_S
+    ) -> tuple[OwnTimes | None, str]:
         """What the model's own operators take as it runs now, measured once; or None, and why. Raises Stopped."""
         held = self._held
         assert held is not None
@@ -87,6 +89,7 @@ class HeldModel:
         if known is None or not needs.within(known[0]):
             timer = self.timer_of(held.model.decoder, needs)
             assert timer is not None
+            timer.budget_s = budget_s
             timer.rounds(should_stop)
             times = timer.times()
             assert times is not None

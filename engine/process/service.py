@@ -84,7 +84,7 @@ class Service:
 
     def _measure_own_times(self, request: MeasureOwnTimes, should_stop: ShouldStop) -> Iterator[Event]:
         yield from self.held.hold(request, should_stop)
-        times, note = self.held.own_times(request.needs, should_stop)
+        times, note = self.held.own_times(request.needs, should_stop, budget_s=request.budget_s)
         yield OwnTimesMeasured(times=times, note=note)
 
     def _generate(self, request: Generate, should_stop: ShouldStop) -> Iterator[Event]:

@@ -24,6 +24,7 @@ from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored, stored_format
 from calc.sources.toml import spec_document, spec_from
+from tui.app.load_document import load_document, load_from
 from tui.app.serving_document import serving_document, serving_from
 from tui.form.state import AppState, default_state
 
@@ -167,7 +168,7 @@ FIRST = ("model", "device")
 """What the other parts of a state are read with."""
 
 
-OPTIONS = ("server", "serving")
+OPTIONS = ("server", "serving", "load")
 """Tables whose keys can stand alone."""
 
 
@@ -226,6 +227,8 @@ def state_document(state: AppState) -> dict[str, Any]:
         document["server"] = _server_document(state.server)
     if serving := serving_document(state.serving):
         document["serving"] = serving
+    if load := load_document(state.load):
+        document["load"] = load
     return document
 
 
@@ -270,6 +273,7 @@ def state_from(document: Mapping[str, Any]) -> AppState:
             softmax_flops=5 if document.get("softmax_flops", 5) else 0,
             server=_server_from(_table(document["server"], "state.server")) if "server" in document else None,
             serving=serving_from(_table(document.get("serving", {}), "state.serving")),
+            load=load_from(_table(document.get("load", {}), "state.load")),
             step_batch=_positive({"step_batch": 32, **document}, "step_batch"),
             step_context=_positive({"step_context": 2048, **document}, "step_context"),
         )

@@ -24,7 +24,7 @@ from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.measurement import Document, plain_document
 from engine.measure.options import parse_counts, parse_new_tokens
-from engine.measure.own import OwnTimes, OwnTimesMeasured
+from engine.measure.own import BUDGET_S, OwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
 from engine.measure.timing import timing
 from engine.process.client import EngineClient
@@ -40,6 +40,8 @@ from tui.views.chart_file import check_plot_path, render
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
 
+PREDICTION_SHARE = 0.25
+"""Of the time of a generation: what its prediction may take after it."""
 PLOT_WIDTH, PLOT_HEIGHT = 100, 20
 """A plot on the terminal, at most."""
 
@@ -75,7 +77,9 @@ def _own_times(outcome: commands.Outcome, engine: EngineClient) -> OwnTimes | No
     request, result = answered.request, answered.result
     if not isinstance(request, Generate) or not isinstance(result, GenerationFinished) or not request.use_cache:
         return None
-    asked = own_request(request, prompt_tokens=len(result.prompt_ids), new_tokens=len(result.ids))
+    sizes = {"prompt_tokens": len(result.prompt_ids), "new_tokens": len(result.ids)}
+    took_s = (max(result.token_times_ns, default=result.start_ns) - result.start_ns) / 1e9
+    asked = own_request(request, budget_s=min(BUDGET_S, PREDICTION_SHARE * took_s), **sizes)
     for event in engine.stream(asked):
         if isinstance(event, OwnTimesMeasured):
             return event.times

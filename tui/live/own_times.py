@@ -142,7 +142,10 @@ def power_law(points: Points, x: float) -> float:
 
 
 def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *known: str) -> str:
-    """The reason where a measured time is not the predicted one; `known` facts come first. Empty where they agree."""
+    """The reason where a measured time is not the predicted one; `known` facts come first.
+
+    Empty where they agree, and where nothing was measured that makes a difference: no cause is guessed.
+    """
     if measured_s is None or not predicted_s or abs(measured_s / predicted_s - 1) <= CLOSE:
         return ""
     reasons = [fact for fact in known if fact]
@@ -151,7 +154,7 @@ def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *k
         expected = format_duration_s(predicted_s * times.slowdown)
         waiting = "" if times.threads == 1 else f", and {times.threads} threads wait for each other"
         reasons.append(f"{share}{waiting}: {expected} with that")
-    return "; ".join(reasons) or "not explained"
+    return "; ".join(reasons)
 
 
 def beyond(times: OwnTimes, *, batch: int = 1, context: float = 0, prompt: int = 0) -> str:

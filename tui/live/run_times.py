@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.measure.own import MeasureOwnTimes, Needs, OwnTimes
+from engine.measure.own import BUDGET_S, MeasureOwnTimes, Needs, OwnTimes
 from engine.process.events import Generate
 from engine.records import CacheKind, OnModel
 from engine.speculation import Drafted
@@ -35,11 +35,13 @@ class RunTimes:
         return f"TTFT: {first}; TPOT: {later}"
 
 
-def own_request(request: Generate, *, prompt_tokens: int, new_tokens: int) -> MeasureOwnTimes:
+def own_request(
+    request: Generate, *, prompt_tokens: int, new_tokens: int, budget_s: float = BUDGET_S
+) -> MeasureOwnTimes:
     """What asks for the times that a run like this needs: single steps, and its prompt."""
     text = 1 if request.speculate is None else 1 + request.speculate.most
     needs = Needs(rows=1, context=prompt_tokens + new_tokens + 1, prompt=prompt_tokens, text=text)
-    return MeasureOwnTimes(needs=needs, **{name: getattr(request, name) for name in MODEL_FIELDS})
+    return MeasureOwnTimes(needs=needs, budget_s=budget_s, **{name: getattr(request, name) for name in MODEL_FIELDS})
 
 
 def run_times(

@@ -13,9 +13,6 @@ from calc.sources.gguf.windows import WINDOW
 if TYPE_CHECKING:
     from calc.model.layers import Mixer
 
-POOLED = "attention.indexer.kpool"
-"""Tokens whose keys an indexer pools: what its top_k then counts is not known here."""
-
 
 def is_latent(block: Block) -> bool:
     """Whether K and V come from a latent."""
@@ -23,7 +20,11 @@ def is_latent(block: Block) -> bool:
 
 
 def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
-    """The latent attention of a layer. Raises Undetermined."""
+    """The latent attention of a layer. Raises Undetermined.
+
+    An indexer that pools the keys of several tokens picks as many pools as hold its top_k tokens (index_topk //
+    index_kpool in transformers' glm5_next).
+    """
     if window is not None:
         raise Undetermined("windows over a latent are not known to kvscope")
     n_heads, rank = facts.at(HEADS, block.index), _rank(facts, block)
@@ -46,7 +47,7 @@ def latent(facts: Facts, block: Block, *, window: int | None) -> Latent:
             q_lora_rank=block.rows("attn_q_a") if low_rank else 0,
             index_heads=block.rows("indexer.proj") if indexed else 0,
             index_dim=block.rows("indexer.attn_k") if indexed else 0,
-            index_topk=0 if facts.maybe(POOLED) else facts.maybe(PICKED) or 0,
+            index_topk=facts.maybe(PICKED) or 0,
         )
     except SpecError as error:
         raise Undetermined(f"layer {block.index}: {error}") from None

@@ -1,6 +1,7 @@
 """Quantized checkpoints as bytes: hand-computed matrices, and what servers logged after loading them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from calc.fit.memory import memory_report
 from calc.hf import read_hf_config, spec_from_config
 from calc.model.count import parameters
 from calc.model.quantization import integer_bytes, scheme_of
-from calc.model.spec import Study
+from calc.model.spec import Policy, Study
 from calc.model.stored import StoredWeights, stored_format
 from calc.sources.catalog import manual_device
 
@@ -335,11 +336,13 @@ class TestMemory:
         assert report.parameters.total == 8_030_261_248
 
     def test_ranks(self):
+        """Each tensor at its own bytes: norms are 2 bytes each, a mean over the model would make them 0.7."""
         model = spec(W4A16)
-        one, two = (model.stored.rank_bytes(tp=tp, n_kv_heads=8) for tp in (1, 2))
+        study = Study(model=model, device=manual_device(80 * 10**9), weight_format=stored_format(model))
+        rows = memory_report(replace(study, tps=(1, 2, 16), policy=Policy.REPLICATED)).tp
+        one, two, sixteen = (row.weight_bytes_per_gpu for row in rows)
         assert one == model.stored.total_bytes
         assert two == -(-(model.stored.split_bytes + model.stored.kv_bytes) // 2) + model.stored.whole_bytes
-        sixteen = model.stored.rank_bytes(tp=16, n_kv_heads=8)
         assert sixteen == -(-(model.stored.split_bytes + 2 * model.stored.kv_bytes) // 16) + model.stored.whole_bytes
         assert model.stored.whole_bytes == 2 * parameters(model).norms
 

@@ -67,6 +67,13 @@ def test_cache_and_state_are_what_llama_cpp_allocates(arch, tmp_path):
     assert float(state_mib(model)) == pytest.approx(line["state"], abs=0.02 if arch == "plamo2" else 0.006)
 
 
+def test_an_indexer_of_pools_picks_tokens(tmp_path):
+    """GLM-5.3 attends to top_k tokens, as many pools of kpool as hold them: not to the whole context."""
+    model = load(tmp_path / "m.gguf", "glm5-next", LINES["glm5-next"])
+    reads = [mixer.attended() for layer in model.layers for mixer in layer.mixers]
+    assert {read.chosen for read in reads if read is not None} == {64}
+
+
 def test_every_architecture_is_here():
     """llama.cpp has a name for gptj, and does not load it; Apertus asks for keys without its name."""
     assert BY_LAYERS - set(LINES) == {"gptj", "apertus"}

@@ -159,6 +159,15 @@ def test_some_layers_of_a_compiled_step_are_compiled_too(monkeypatch: pytest.Mon
     assert model.decode_step is not None
 
 
+def test_a_budget_of_nothing_is_one_look_at_what_a_generation_needs() -> None:
+    """A step of one row over two contexts and the most wanted prompt, once."""
+    timer = OwnTimer(decoder=decoder(dtype=torch.float32), needs=NEEDS, budget_s=0.0)
+    timer.rounds()
+    times = timer.times()
+    assert times is not None
+    assert (times.rounds, {step.batch for step in times.steps}, len(times.prompts)) == (1, {1}, 1)
+
+
 def test_a_stop_is_heard_at_once() -> None:
     timer = OwnTimer(decoder=decoder(dtype=torch.float32), needs=NEEDS)
     with pytest.raises(Stopped):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
 from calc.sources.catalog import devices, find_device, find_model, models
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
+from tui.form.load import LoadAsked
 from tui.form.serving import Serving
 from tui.form.state import AppState, default_state
 
@@ -34,6 +36,7 @@ STATE = AppState(
     attention_context=4096,
     attention_head_dim=64,
     softmax_flops=0,
+    load=LoadAsked(prompt="lognormal:800,0.7", prefix_hit=Fraction(1, 4), limits=(("e2e", 2.5),), arrivals="constant"),
 )
 
 
@@ -134,6 +137,11 @@ def test_one_bad_setting_costs_that_setting_alone(path: Path, old: str, new: str
             b"[state]\ncontext = 5\n[state.serving]\ntp = 2\nload = 7",
             Settings(state=replace(USUAL, study=replace(USUAL.study, context=5), serving=Serving(tp=2))),
             "serving.load (what is served has a value that is not possible)",
+        ),
+        (
+            b'[state.load]\ntp = "2"\nprompt = "some"\narrivals = "poisson"',
+            Settings(state=replace(USUAL, load=LoadAsked(tp=2))),
+            "load.prompt (",
         ),
     ],
 )
