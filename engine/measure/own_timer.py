@@ -19,8 +19,6 @@ from engine.model.decoder import Decoder
 
 FIRST_SHARE = 0.5
 """Of the budget for the first look at everything, by the timer's own clock."""
-NEEDED = 2
-"""Groups without which nothing is predicted: a step of one row, and a prompt."""
 WALL_TIMES = 3
 """So many times as long at most on the wall, where other processes have the cores."""
 ROUNDS = 5
@@ -83,10 +81,12 @@ class OwnTimer:
         clock = self._clock()
         self.plan = replace(self.plan, layer_s=self._layer_s())
         began, on_the_wall, first_s = clock(), time.perf_counter(), FIRST_SHARE * self.budget_s
-        for number, group in enumerate(self.plan.groups()):
-            late = time.perf_counter() - on_the_wall > self.wall_times * first_s
-            if number >= NEEDED and (late or clock() - began > first_s):
+        for group in self.plan.groups():
+            late = time.perf_counter() - on_the_wall > self.wall_times * first_s or clock() - began > first_s
+            if late and chosen and (_prompt_in(chosen) or not self.needs.prompt):
                 break
+            if late and chosen and not _prompt_in(group):
+                continue  # a generation is predicted from a step and a prompt, whatever the budget
             Turns(group).round(should_stop)
             chosen |= group
         return chosen
@@ -105,6 +105,10 @@ class OwnTimer:
             return self.clock
         alone = self.decoder.device.type == "cpu" and torch.get_num_threads() == 1
         return time.thread_time if alone else time.perf_counter
+
+
+def _prompt_in(runs: Runs) -> bool:
+    return any(key.kind == "prompt" for key in runs)
 
 
 def own_times(plan: Plan, turns: Turns[Timed], *, load: float | None = None, took_s: float = 0.0) -> OwnTimes:

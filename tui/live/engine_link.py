@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
-from engine.measure.own import MeasureOwnTimes
+from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.process.client import EngineClient
 from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, ends
@@ -56,11 +56,15 @@ _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """State of the engine for the eye. `detail` says why it stopped or what it loads; `model` is what is loaded."""
+    """State of the engine for the eye. `detail` says why it stopped or what it loads; `model` is what is loaded.
+
+    `own`: what that model's own operators took, where they were timed.
+    """
 
     phase: Phase = Phase.OFF
     detail: str = ""
     model: ModelInfo | None = None
+    own: OwnTimes | None = None
     pid: int | None = None
 
     @property
@@ -189,12 +193,14 @@ class EngineLink:
         if isinstance(event, Ready):
             self._show(phase=self._phase(), pid=event.pid)
         elif isinstance(event, Loaded):
-            self._show(phase=self._phase(), model=event.model, detail="")
+            self._show(phase=self._phase(), model=event.model, own=None, detail="")
+        elif isinstance(event, OwnTimesMeasured):
+            self._show(own=event.times)
         elif isinstance(event, Progress) and event.stage == "load":
-            gone = {} if borrows else {"model": None}
+            gone = {} if borrows else {"model": None, "own": None}
             self._show(phase=Phase.LOADING, detail=loading_text(event), **gone)
         elif isinstance(event, EngineExited):
-            self._show(phase=Phase.STOPPED, detail=event.message, model=None, pid=None)
+            self._show(phase=Phase.STOPPED, detail=event.message, model=None, own=None, pid=None)
         elif isinstance(event, Failed):
             failed_load = self.status.model is None
             self._show(phase=self._phase(), detail=event.message if failed_load else "")
@@ -224,7 +230,7 @@ def _borrows(request: Request) -> bool:
 
 def _forget(starting: bool) -> dict[str, object]:
     """What is no longer true of a new process."""
-    return {"model": None, "pid": None} if starting else {}
+    return {"model": None, "own": None, "pid": None} if starting else {}
 
 
 def loading_text(progress: Progress) -> str:

@@ -16,6 +16,7 @@ from textual.widgets import DataTable, Label, Static
 from calc.commands.tables import Table
 from tui.form.command_line import step_command
 from tui.form.state import Analysis, AppState
+from tui.live.engine_link import EngineStatus, engine_of
 from tui.panes.base import StateEdited, collected
 from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane
 from tui.views.roofline import (
@@ -29,6 +30,7 @@ from tui.views.roofline import (
     roofline_markdown,
     step_table,
     step_view,
+    with_own,
 )
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable
@@ -44,8 +46,9 @@ An operator under the slope waits for memory, one under the flat roof for arithm
 
 In the plot ← → halve or double the batch, ↑ ↓ the context; drag it, or drag the scales, or type a number into one. ┿ on
 a scale marks where the limit changes. s: decode or prefill in the table and in front. In the table ↑ ↓ choose an
-operator, whose time is worked out beside it. d picks another device. Points are estimates; with this
-machine as the device, products that kvscope machine timed lie over them, marked ●."""
+operator, whose time is worked out beside it. d picks another device. Points are estimates; with this machine as the
+device what was measured lies over them, marked ●: products that kvscope machine timed, and steps, prompts and layers
+of the loaded model, which are timed after a run in the Generate tab."""
 
 SETTLE_S = 0.05
 """How long an edit waits for the next one before the crossings are looked for."""
@@ -106,6 +109,7 @@ class RooflinePane(PagedPane):
         plot.add_class("page-0")
         plot.border_subtitle = "← → batch · ↑ ↓ context · or drag"
         self.show_page(0)
+        engine_of(self.app).watch(self._engine_changed)
 
     def first_focus(self) -> Widget:
         """The plot: arrows move its points at once."""
@@ -118,11 +122,17 @@ class RooflinePane(PagedPane):
         self._state = state
         self.query_one("#step-batch", Slider).value = state.step_batch
         self.query_one("#step-context", Slider).value = state.step_context
-        self._view = view = step_view(state)
+        self._view = view = with_own(step_view(state), engine_of(self.app).status)
         self._show_plot()
         self._show_table()
         self.is_settled = False
         self._look_for_crossings(view)
+
+    def _engine_changed(self, status: EngineStatus) -> None:
+        """Another model is loaded, or its operators were timed."""
+        if self._view is not None and (view := with_own(self._view, status)) != self._view:
+            self._view = view
+            self._show_plot()
 
     def _show_plot(self) -> None:
         if self._view is not None:
@@ -210,7 +220,9 @@ class RooflinePane(PagedPane):
 
     def export_markdown(self) -> str:
         """The plot as text, both tables, and where the limits change."""
-        return "# Roofline\n" if self._state is None else roofline_markdown(self._state)
+        if self._state is None:
+            return "# Roofline\n"
+        return roofline_markdown(self._state, engine_of(self.app).status)
 
     def command_line(self) -> str:
         """``kvscope estimate …``, which prints the operators of both passes."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from calc.speed.kernels import Device
     from calc.speed.passes import PassTime
     from tui.form.state import AppState
+    from tui.live.engine_link import EngineStatus
 
 PHASES = ("decode", "prefill")
 CROSSING = "┿ "
@@ -44,7 +45,8 @@ ROOFS = ("bf16", "fp8", "int8", "fp4", "int4")
 class StepView:
     """The passes of a batch and context; `problem` says why there are none.
 
-    `measured`: what products of the engine reached on this machine, as FLOP/B and FLOP/s, where it is the device.
+    `measured`: what products of the engine reached on this machine, as FLOP/B and FLOP/s, where it is the device;
+    `own` what the operators of the model reached that is loaded, which is called `loaded`.
     """
 
     device: str
@@ -54,6 +56,8 @@ class StepView:
     decode: PassTime | None = None
     prefill: PassTime | None = None
     measured: tuple[Point, ...] = ()
+    own: tuple[Point, ...] = ()
+    loaded: str = ""
     problem: str = ""
 
     def phase(self, name: str) -> PassTime | None:
@@ -80,6 +84,17 @@ def step_view(state: AppState) -> StepView:
         return replace(empty, steps=steps, decode=decode, prefill=prefill, measured=measured_points(steps.study))
     except CalcError as error:
         return replace(empty, problem=f"{error}.")
+
+
+def with_own(view: StepView, status: EngineStatus) -> StepView:
+    """`view` with the points of the model that is loaded, where this machine is the device and they were measured."""
+    from calc.sources.machine import MARK
+
+    if status.model is None or status.own is None or not view.device.endswith(MARK):
+        return replace(view, own=(), loaded="")
+    from tui.live.own_points import own_points
+
+    return replace(view, own=own_points(status.model, status.own), loaded=status.model.name)
 
 
 def measured_points(study: Study) -> tuple[Point, ...]:
@@ -148,9 +163,9 @@ def explained_step(view: StepView, phase: str, index: int) -> Explained:
     return explained(time, view.steps.device, index)
 
 
-def roofline_markdown(state: AppState) -> str:
+def roofline_markdown(state: AppState, status: EngineStatus) -> str:
     """The pane as a document: plot, both tables, where the limits change."""
-    view = step_view(state)
+    view = with_own(step_view(state), status)
     crossings = list(crossings_of(view))
     tables = [table for phase in PHASES if (table := step_table(view, phase)) is not None]
     sentences = crossing_sentences(view, crossings[-1]) if crossings else ()
@@ -176,13 +191,7 @@ def roofline_chart(view: StepView, *, front: str = "decode") -> Chart:
     series = [
         *_roofs(view, [x for one in points for x, _ in one.points]),
         *points,
-        Series(
-            label="products measured here" if view.measured else "",
-            symbol="●",
-            colour=3,
-            joined=False,
-            points=view.measured,
-        ),
+        *_measured(view),
         *_legend(view),
     ]
     return Chart(
@@ -193,6 +202,16 @@ def roofline_chart(view: StepView, *, front: str = "decode") -> Chart:
         notes=("small letters: decode, capitals: prefill",),
         empty="nothing to draw",
     )
+
+
+def _measured(view: StepView) -> Iterator[Series]:
+    """What was timed on this machine, over what is expected."""
+    for label, colour, points in (
+        ("products measured here", 3, view.measured),
+        (f"steps, prompts and layers of {view.loaded}", 4, view.own),
+    ):
+        if points:
+            yield Series(label=label, symbol="●", colour=colour, joined=False, points=points)
 
 
 def _legend(view: StepView) -> Iterator[Series]:

@@ -15,6 +15,7 @@ from engine.measure.own import MeasureOwnTimes
 from engine.process.events import Cancelled, EngineExited, Failed, Generate, GenerationFinished, Load, TokenGenerated
 from engine.records import Event, Progress, Request
 from tests.patience import wait_until
+from tests.tui.fake_engine import RATED
 from tests.tui.live_engine import fake_engine
 from tui.live.engine_link import EngineLink, EngineStatus, Phase, loading_text
 
@@ -93,6 +94,15 @@ def test_panes_of_an_app_that_is_closing_get_no_events(link: EngineLink) -> None
     assert not seen
     app.is_running = True
     spin(link, lambda: bool(seen))
+
+
+def test_times_of_a_models_own_operators_go_with_the_model(link: EngineLink) -> None:
+    link.submit(MeasureOwnTimes(model=RATED))
+    spin(link, lambda: not link.busy)
+    assert link.status.own is not None
+    link.submit(Generate(prompt="a", max_new_tokens=1, model="other.gguf"))
+    spin(link, lambda: not link.busy)
+    assert link.status.own is None
 
 
 def test_starting_twice_is_starting_once(link: EngineLink) -> None:
