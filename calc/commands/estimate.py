@@ -168,7 +168,7 @@ def served(args: argparse.Namespace, asked: Asked, *, device: DeviceSpec | None 
 
 def as_run(study: Study, asked: Asked, *, weights_given: bool, cache_given: bool) -> Study:
     """`study` with the formats that the engine of `asked` chooses by itself where none is given."""
-    from calc.servers.records import ENGINES as SERVERS
+    from calc.servers.names import ENGINES as SERVERS
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.serving import as_served
 

@@ -12,6 +12,7 @@ from calc.errors import CalcError, QuantityError, SpecError
 from calc.model.spec import DIMENSIONS, TYPED_IN, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit, edit_unnamed, uniform
 from calc.model.storage import StorageFormat, parse_cache, parse_format, parse_weights
 from calc.plain import one_line
+from calc.servers.names import ENGINES
 from calc.units import parse_count, parse_counts, parse_duration, parse_rate, parse_share, parse_size
 
 if TYPE_CHECKING:
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
-SERVERS = ("vllm", "sglang", "transformers", "llamacpp")
-"""Policies that count what a server reserves (calc.servers, imported only for them)."""
+SERVERS = ENGINES
+"""Policies that count what a server reserves (`calc.servers` is imported only for them)."""
 DEFAULT_CONTEXT = 8192
 """Tokens per request where none are asked for."""
 TPS = (1, 2, 4, 8)
 """Degrees of the tensor-parallel table where none is asked for."""
-SERVER_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers", "llamacpp": "llama.cpp"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from calc.errors import CalcError, SourceError
 from calc.plain import one_line, plain
 
 if TYPE_CHECKING:
+    import argparse
+
     from calc.commands.tables import Table
 
     Answer = tuple[str, list[Table], Sequence[str]]

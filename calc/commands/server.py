@@ -17,12 +17,12 @@ from calc.commands.llamacpp import (
     placement_table,
 )
 from calc.commands.memory import memory_document
-from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
 from calc.model.spec import Study
 from calc.servers.facts import facts_of
 from calc.servers.launch import launch_command
+from calc.servers.names import SERVER_NAMES
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.servers.serving import as_served

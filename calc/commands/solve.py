@@ -11,7 +11,6 @@ from calc.commands.llamacpp import add_llamacpp_options, device_words, every_adv
 from calc.commands.notes import context_notes
 from calc.commands.options import (
     DEFAULT_CONTEXT,
-    SERVER_NAMES,
     SERVERS,
     UNCOUNTED,
     Parser,
@@ -38,6 +37,7 @@ from calc.fit.solve import (
 )
 from calc.model.count import tp_problem
 from calc.model.spec import Policy, Study
+from calc.servers.names import SERVER_NAMES
 from calc.units import Quantity, format_binary, format_bytes, format_count, format_decimal
 
 if TYPE_CHECKING:

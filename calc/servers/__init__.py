@@ -1,1 +1,1 @@
-"""What real servers reserve and report. Nothing here is imported by a plain ``memory``."""
+"""What real servers reserve and report. Nothing here but their names is imported by a plain ``memory``."""

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from calc.errors import SpecError
 from calc.explain.terms import Term
 from calc.model.spec import DeviceSpec, Study, check_count
-
-ENGINES = ("vllm", "sglang", "transformers", "llamacpp")
+from calc.servers.names import ENGINES
 
 STARTS_SHORT = ("sglang", "transformers")
 """Servers that start with a pool of less than one request of full length."""

@@ -124,14 +124,14 @@ class Actions(App[None]):
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def action_export(self) -> None:
+    async def action_export(self) -> None:
         """Ask in place for a file and write the pane to it."""
         pane = self.active_pane
         if pane is None:
             return
-        self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
+        await self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
 
-    def action_report(self) -> None:
+    async def action_report(self) -> None:
         """Ask in place for a file and write the whole report to it, with what was measured in this session."""
         measured = self._measured()
         held = (
@@ -139,12 +139,12 @@ class Actions(App[None]):
             if measured
             else "nothing was measured in this session: calculated numbers only"
         )
-        self._ask_for_report(measured, hint=f"{held} · Enter to write · Esc to cancel")
+        await self._ask_for_report(measured, hint=f"{held} · Enter to write · Esc to cancel")
 
-    def action_measured_report(self) -> None:
+    async def action_measured_report(self) -> None:
         """The same after running the evaluations, the latency sweep and a sample in an engine of its own."""
         hint = "measures first, which takes about a minute · Enter to start · Esc to cancel"
-        self._ask_for_report(self._measured(), hint=hint, then=self._measure_report)
+        await self._ask_for_report(self._measured(), hint=hint, then=self._measure_report)
 
     def _measured(self) -> Measurements | None:
         """What the Benchmark tab has measured so far."""
@@ -154,7 +154,7 @@ class Actions(App[None]):
         pane = self.pane("benchmark")
         return measured_in(pane.finished) if isinstance(pane, BenchmarkPane) else None
 
-    def _ask_for_report(
+    async def _ask_for_report(
         self, measured: Measurements | None, *, hint: str, then: Callable[[Path], None] | None = None
     ) -> None:
         async def accept(typed: str) -> str | None:
@@ -169,7 +169,7 @@ class Actions(App[None]):
             return await writer(typed)
 
         writer = FileWriter("", done=then or (lambda path: self.notify(f"Wrote {path}.", markup=False)))
-        self.query_one(PathBar).ask(PathRequest(label="Report to", value="report.md", accept=accept, hint=hint))
+        await self.query_one(PathBar).ask(PathRequest(label="Report to", value="report.md", accept=accept, hint=hint))
 
     def _measure_report(self, path: Path) -> None:
         """Measure beside the app, then write the report again with what was found."""
@@ -178,7 +178,7 @@ class Actions(App[None]):
         self.notify(f"Measuring for {path}.", markup=False)
         self.run_worker(partial(measured_report, self, self.state, path), thread=True, group="report", exclusive=True)
 
-    def action_save_spec(self) -> None:
+    async def action_save_spec(self) -> None:
         """Ask in place for a file and write the model to it, as TOML that opens again."""
         import tomli_w
 
@@ -186,17 +186,17 @@ class Actions(App[None]):
 
         model = self.state.study.model
         name = model.name.replace("/", "-")
-        self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(spec_document(model)))
+        await self._ask_to_write("Save spec to", f"{name}.toml", tomli_w.dumps(spec_document(model)))
 
-    def _ask_to_write(self, label: str, value: str, text: str) -> None:
+    async def _ask_to_write(self, label: str, value: str, text: str) -> None:
         writer = FileWriter(text, done=lambda path: self.notify(f"Wrote {path}.", markup=False))
         hint = "Enter to write · Tab to complete · Esc to cancel"
-        self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
+        await self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
 
-    def action_open(self) -> None:
+    async def action_open(self) -> None:
         """Ask in place for a model file."""
         hint = "a config.json, .gguf, folder or spec .toml · Enter to open · Tab to complete · Esc to cancel"
-        self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
+        await self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
 
     async def open_model(self, name_or_path: str) -> str | None:
         """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""

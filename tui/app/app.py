@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
-from textual.app import ComposeResult, SystemCommand
+from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.filter import LineFilter
@@ -16,13 +16,14 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.timer import Timer
 from textual.widget import MountError
-from textual.widgets import Input, TabbedContent, TabPane
+from textual.widgets import Input
 
 from calc.errors import CalcError
 from calc.model.spec import Study
 from tui.app.actions import Actions
 from tui.app.leaving import leave, on_signals
 from tui.app.plain import PlainText
+from tui.app.screen import PanesScreen
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
@@ -33,6 +34,7 @@ from tui.widgets.form import FormChecked
 from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import PathBar
 from tui.widgets.status import StatusStrip
+from tui.widgets.tabs import Tabs
 
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
@@ -51,27 +53,34 @@ LEAVING_GRACE_S = 0.1
 MAX_UNDO = 100
 
 
-def later_panes() -> tuple[Pane, ...]:
-    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure."""
-    from tui.live.formats import Effects
-    from tui.panes.benchmark import BenchmarkPane
-    from tui.panes.estimate import EstimatePane
-    from tui.panes.generate import GeneratePane
-    from tui.panes.intensity import IntensityPane
-    from tui.panes.load import LoadPane
+def later_panes() -> Iterator[Pane]:
+    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure.
+
+    Each is imported when its turn comes, so that keys are answered in between.
+    """
     from tui.panes.memory import MemoryPane
+
+    yield MemoryPane(id="pane-memory")
+    from tui.panes.intensity import IntensityPane
+
+    yield IntensityPane(id="pane-intensity")
     from tui.panes.roofline import RooflinePane
 
+    yield RooflinePane(id="pane-roofline")
+    from tui.panes.estimate import EstimatePane
+
+    yield EstimatePane(id="pane-estimate")
+    from tui.live.formats import Effects
+    from tui.panes.generate import GeneratePane
+
     effects = Effects()
-    return (
-        MemoryPane(id="pane-memory"),
-        IntensityPane(id="pane-intensity"),
-        RooflinePane(id="pane-roofline"),
-        EstimatePane(id="pane-estimate"),
-        GeneratePane(effects, id="pane-generate"),
-        BenchmarkPane(effects, id="pane-benchmark"),
-        LoadPane(id="pane-load"),
-    )
+    yield GeneratePane(effects, id="pane-generate")
+    from tui.panes.benchmark import BenchmarkPane
+
+    yield BenchmarkPane(effects, id="pane-benchmark")
+    from tui.panes.load import LoadPane
+
+    yield LoadPane(id="pane-load")
 
 
 class KvscopeApp(Actions):
@@ -140,8 +149,8 @@ class KvscopeApp(Actions):
         self.form_problem = ""
         self._stale: set[str] = set()
         self._dirty = False
-        self._settled = False
-        self._wanted: int | None = None
+        self.is_whole = False
+        """Whether all panes are mounted."""
         self._estimate_timer: Timer | None = None
 
     async def on_event(self, event: events.Event) -> None:
@@ -162,7 +171,14 @@ class KvscopeApp(Actions):
         if name not in self.available_themes:
             self._problem = f"The settings name the theme {name!r}, which does not exist. Using the default theme."
             name = THEMES[0].name
-        self.theme = name
+        if name not in (theme.name for theme in THEMES):
+            self.theme = name
+            return
+        # As `self.theme = name`, which would parse all styles twice; ours have none of the terminal's own colours.
+        self.set_reactive(App.theme, name)
+        self.set_class(self.current_theme.dark, "-dark-mode", update=False)
+        self.set_class(not self.current_theme.dark, "-light-mode", update=False)
+        self.stylesheet.set_variables(self.get_css_variables())
 
     # --- composition --------------------------------------------------------------------------------------
 
@@ -176,15 +192,11 @@ class KvscopeApp(Actions):
                 (size.height, self.VERTICAL_BREAKPOINTS),
             )
         )
-        return Screen(id="_default", classes=" ".join(classes))
+        return PanesScreen(id="_default", classes=" ".join(classes))
 
     def compose(self) -> ComposeResult:
         yield StatusStrip(id="strip")
-        with TabbedContent(id="tabs", initial="tab-spec"):
-            for title in PANES:
-                with TabPane(title, id=f"tab-{title.lower()}"):
-                    if title == SpecPane.TITLE:
-                        yield SpecPane(id="pane-spec")
+        yield Tabs(PANES, SpecPane(id="pane-spec"), id="tabs")
         yield PathBar()
         yield KeyBar()
 
@@ -196,33 +208,45 @@ class KvscopeApp(Actions):
         self._show_everywhere()
         self._focus_first("spec")
 
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """A cursor stands: one that blinks costs an idle app more than all else together."""
+        if hasattr(event.widget, "cursor_blink"):
+            event.widget.cursor_blink = False
+
     def on_ready(self) -> None:
         """After the first paint: the other panes, and the engine."""
-        self.call_later(self._mount_rest)
+        self.run_worker(self._mount_rest(), group="panes")
         if self._problem:
             self.notify(self._problem, title="Settings", severity="warning", timeout=12)
 
     async def _mount_rest(self) -> None:
+        """Beside the messages of the app, so that keys are answered meanwhile."""
         from tui.live.engine_link import EngineLink
 
         self.engine = EngineLink(self._engine_command)
-        self.stylesheet.read_all([PANES_FOLDER / f"{title.lower()}.tcss" for title in PANES[1:]])
-        self.stylesheet.parse()
         try:
-            with self.batch_update():  # laid out once, not for each widget of a pane that nobody sees yet
-                for pane in later_panes():
-                    name = pane.TITLE.lower()
-                    await self.query_one(f"#tab-{name}", TabPane).mount(pane)
-                    self._stale.add(name)
+            with self.batch_update():
                 await self.query_one(SpecPane).mount_more()
+            for pane in later_panes():
+                await self._add_pane(pane)
         except (NoMatches, MountError):  # the user has already left
             return
-        self._refresh_active()
-        self._settled = True
+        self.is_whole = True
         self._estimate_soon()
-        if self._wanted is not None:
-            self.action_go(self._wanted)
         self.engine.attach(self, start=self._start_engine)
+
+    async def _add_pane(self, pane: Pane) -> None:
+        name = pane.TITLE.lower()
+        self.stylesheet.read(PANES_FOLDER / f"{name}.tcss")
+        self.stylesheet.parse()
+        tabs = self.query_one(Tabs)
+        with self.batch_update():  # laid out once, not for each widget
+            await tabs.add(pane)
+        self._stale.add(name)
+        if name == tabs.active:  # asked for before it was there
+            self._refresh_active()
+            self.refresh_bindings()
+            self.call_after_refresh(self._focus_first, name)
 
     def on_unmount(self) -> None:
         """The engine ends with the app; what was not yet saved is."""
@@ -293,7 +317,7 @@ class KvscopeApp(Actions):
         """The strip says the estimate when it is worked out; never before the first paint, nor at every keystroke."""
         if self._estimate_timer is not None:
             self._estimate_timer.stop()
-        if self._settled:
+        if self.is_whole:
             self._estimate_timer = self.set_timer(SETTLE_S, self._show_estimate)
 
     def _show_estimate(self) -> None:
@@ -303,7 +327,7 @@ class KvscopeApp(Actions):
             strip.show_estimate(strip_words(self.analysis.estimate))
 
     def _refresh_active(self, origin: Pane | None = None) -> None:
-        name = self.query_one("#tabs", TabbedContent).active.removeprefix("tab-")
+        name = self.query_one(Tabs).active
         pane = self.pane(name)
         if pane is not None and name in self._stale and pane.is_mounted:
             self._stale.discard(name)
@@ -317,14 +341,13 @@ class KvscopeApp(Actions):
     @property
     def active_pane(self) -> Pane | None:
         """The visible pane."""
-        return self.pane(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
+        return self.pane(self.query_one(Tabs).active)
 
-    @on(TabbedContent.TabActivated, "#tabs")
-    def _activated(self) -> None:
+    @on(Tabs.Activated)
+    def _activated(self, event: Tabs.Activated) -> None:
+        event.stop()
         self._refresh_active()
         self.refresh_bindings()
-        if self.focused is None and self._settled:  # a key asked for the pane before it could take the focus
-            self._focus_first(self.query_one("#tabs", TabbedContent).active.removeprefix("tab-"))
 
     def on_engine_changed(self, event: EngineChanged) -> None:
         """The engine's state is in the strip, on every pane."""
@@ -372,15 +395,12 @@ class KvscopeApp(Actions):
         return list(app_commands(self))
 
     def action_go(self, index: int) -> None:
-        """Show a pane and put the focus into it; a key pressed while the panes are being made counts when they are."""
-        if not self._settled:  # the tabs would still activate their first one over it
-            self._wanted = index
-            return
-        tabs = self.query_one("#tabs", TabbedContent)
+        """Show a pane and put the focus into it; one that is being made comes when it is there."""
+        tabs = self.query_one(Tabs)
         name = PANES[index].lower()
-        if tabs.active != f"tab-{name}":
+        if tabs.active != name:
             self.screen.set_focus(None)
-            tabs.active = f"tab-{name}"
+            tabs.active = name
         self.call_after_refresh(self._focus_first, name)
 
     def action_measure(self, name: str) -> None:

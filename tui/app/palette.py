@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     """All commands, the most used first."""
-    from tui.app.app import PANES
+    from tui.app.app import PANE_KEYS, PANES
     from tui.live.measured import PRESENTATIONS
 
-    for index, title in enumerate(PANES):
-        yield SystemCommand(f"Go to {title}", f"Show the {title} pane (F{index + 2})", partial(app.action_go, index))
+    for index, (title, key) in enumerate(zip(PANES, PANE_KEYS, strict=True)):
+        yield SystemCommand(f"Go to {title}", f"Show the {title} pane ({key.upper()})", partial(app.action_go, index))
     for name, presentation in PRESENTATIONS.items():
         yield SystemCommand(presentation.title, presentation.hint, partial(app.action_measure, name))
     yield SystemCommand("Choose a model", "Search the catalog of models", app.action_pick_model)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from calc.errors import CalcError
 from calc.files import write_whole
-from calc.intensity.attention import Attention
 from calc.model.cache_pair import cache_as, pair_format
+from calc.model.checks import check_count
 from calc.model.named import known_name, weights_as
 from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat
@@ -29,6 +29,7 @@ from tui.app.serving_document import serving_document, serving_from
 from tui.form.state import AppState, default_state
 
 if TYPE_CHECKING:
+    from calc.intensity.attention import Attention
     from calc.servers.records import ServerOptions
 
 T = TypeVar("T")
@@ -72,8 +73,6 @@ def settings_path() -> Path:
 
 def load_settings(path: Path) -> LoadedSettings:
     """The settings in `path`; defaults where there is no file, or where it is broken (then it is set aside)."""
-    import tomllib
-
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_SETTINGS_BYTES + 1)
@@ -82,6 +81,8 @@ def load_settings(path: Path) -> LoadedSettings:
     except OSError as error:
         problem = f"Cannot read the settings in {path} ({error.strerror or error}). Using the defaults."
         return LoadedSettings(settings=Settings(), problem=problem)
+    import tomllib
+
     try:
         if len(data) > MAX_SETTINGS_BYTES:
             raise SettingsError("the file is larger than 1 MiB")
@@ -266,7 +267,7 @@ def state_from(document: Mapping[str, Any]) -> AppState:
         )
         return AppState(
             study=study,
-            attention=Attention(document["attention"]) if "attention" in document else None,
+            attention=_attention(document.get("attention")),
             causal=bool(document.get("causal")),
             attention_context=_positive(document, "attention_context"),
             attention_head_dim=_positive(document, "attention_head_dim"),
@@ -285,6 +286,14 @@ def state_from(document: Mapping[str, Any]) -> AppState:
         raise SettingsError(f"the saved state is damaged ({error})") from None
 
 
+def _attention(value: Any) -> Attention | None:
+    if value is None:
+        return None
+    from calc.intensity.attention import Attention
+
+    return Attention(value)
+
+
 def _table(value: object, name: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise SettingsError(f"{name} must be a table")
@@ -292,10 +301,8 @@ def _table(value: object, name: str) -> Mapping[str, Any]:
 
 
 def _positive(document: Mapping[str, Any], name: str) -> int:
-    value = document[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name} must be a positive whole number, not {value!r}")
-    return value
+    check_count(name, value := document[name])
+    return int(value)
 
 
 def _device_document(device: DeviceSpec) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from calc.model.spec import Policy
+from calc.servers.names import ENGINES
 from calc.units import parse_count, parse_counts, parse_size
 
 COUNT_FORMS = "4096, 4_096, 4k (4,000), 4Ki (4,096), 1e3"
 SIZE_FORMS = "80GB (80 x 10^9 B), 80GiB (80 x 2^30 B), 79.19 GiB, 512MB; the unit is required"
 FORMAT_FORMS = "a format: bf16, fp8, int8, int4, q4_k, nvfp4, …; or bytes per element: 2, 0.5, 9/16"
+POLICIES = (*(str(policy) for policy in Policy), *ENGINES)
+"""The rules of the assignment, then the servers."""
 LIST_FORMS = "a list (1,2,4,8) or a range that doubles (1..16)"
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from calc.explain.terms import Number
 from calc.fit.memory import MemoryReport, memory_report
-from calc.intensity.attention import Attention
-from calc.intensity.study import IntensityQuery, IntensityReport, default_attention, intensity_report
+from calc.model.checks import check_count
 from calc.model.spec import Policy, Study
 from calc.model.stored import is_as_stored
 from calc.units import GB
@@ -17,6 +16,8 @@ from tui.form.load import LoadAsked
 from tui.form.serving import Serving
 
 if TYPE_CHECKING:
+    from calc.intensity.attention import Attention
+    from calc.intensity.study import IntensityQuery, IntensityReport
     from calc.servers.records import ServerOptions
     from tui.views.estimate import EstimateAnswer
     from tui.views.server import ServerAnswer
@@ -56,13 +57,14 @@ class Analysis:
 
     state: AppState
     memory: MemoryReport
-    query: IntensityQuery
     server: ServerAnswer | None = None
 
     @cached_property
     def intensity(self) -> IntensityReport:
         """Computed when first looked at: it takes several times as long as `memory`, and only one tab shows it."""
-        return intensity_report(self.query)
+        from calc.intensity.study import intensity_report
+
+        return intensity_report(intensity_query(self.state))
 
     @cached_property
     def estimate(self) -> EstimateAnswer:
@@ -95,6 +97,8 @@ def with_study(state: AppState, study: Study) -> AppState:
 
 def intensity_query(state: AppState) -> IntensityQuery:
     """The question of the intensity pane."""
+    from calc.intensity.study import IntensityQuery, default_attention
+
     study = state.study
     return IntensityQuery(
         model=study.model,
@@ -112,12 +116,14 @@ def intensity_query(state: AppState) -> IntensityQuery:
 
 def analyse(state: AppState) -> Analysis:
     """The reports of `state`. Raises CalcError if it is impossible."""
-    memory, query = memory_report(state.study), intensity_query(state)
+    check_count("context", state.attention_context)  # the rest is that of a valid study
+    check_count("head_dim", state.attention_head_dim)
+    memory = memory_report(state.study)
     if state.server is None:
-        return Analysis(state=state, memory=memory, query=query)
+        return Analysis(state=state, memory=memory)
     from tui.views.server import server_answer
 
-    return Analysis(state=state, memory=memory, query=query, server=server_answer(state.study, state.server))
+    return Analysis(state=state, memory=memory, server=server_answer(state.study, state.server))
 
 
 def with_policy(state: AppState, name: str) -> AppState:

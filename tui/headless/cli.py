@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from calc import commands as calc_commands
 from calc.commands import command_named, listed
 from calc.commands.output import guarded, say
 from tui import __version__
+
+if TYPE_CHECKING:
+    from calc.model.spec import Study
 
 PROG = "kvscope"
 ENGINE_COMMAND = "tui.headless.engine:run_engine_command"
@@ -88,15 +93,20 @@ def _run_named(name: str, known: Mapping[str, tuple[str, str]], words: Sequence[
 
 def _run_app(words: Sequence[str]) -> int:
     """The full screen, with the study that the options describe (none: as it was left)."""
-    from calc.commands.options import study_from, study_parser
-
-    args = study_parser(PROG).parse_args(words)
+    study = _study(words) if words else None
     if reason := _no_screen():
         say(f"{PROG}: {reason}, so the app cannot start; without it: {PROG} --no-tui, or {PROG} memory (see --help)")
         return 2
+    gc.disable()  # nothing that is made for the first screen is garbage; `EngineLink.attach` turns it on again
     from tui.app.app import run_app
 
-    return run_app(study_from(args) if words else None)
+    return run_app(study)
+
+
+def _study(words: Sequence[str]) -> Study:
+    from calc.commands.options import study_from, study_parser
+
+    return study_from(study_parser(PROG).parse_args(words))
 
 
 def _no_screen() -> str | None:

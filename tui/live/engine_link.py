@@ -1,4 +1,4 @@
-"""The app's line to the engine process: started after the first paint, polled 20 times per second, never waited for.
+"""The app's line to the engine process: started after the first paint, polled while it works, never waited for.
 
 Events are handed out in batches: a tick that finds two hundred new tokens calls its owner once. Whoever submits a
 request gives a handler; the handler gets every event of that request, the terminal one last.
@@ -17,13 +17,15 @@ from textual.message import Message
 from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.process.client import EngineClient
-from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, ends
+from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, TokenGenerated, ends
 from engine.records import Event, ModelInfo, Progress, Request
 
 if TYPE_CHECKING:
     from textual.app import App
+    from textual.timer import Timer
 
-TICK_S = 1 / 20
+TICK_S, IDLE_TICK_S = 1 / 20, 1.0
+"""Between two looks at what has come: while a request is unanswered, and for an engine that ends by itself."""
 _DOWNLOADING = "downloading "  # before the name of what comes over the network
 Handler = Callable[[Sequence[Event]], None]
 
@@ -97,6 +99,7 @@ class EngineLink:
         self._pending: dict[int, _Pending] = {}
         self._app: App[Any] | None = None
         self._started = False
+        self._ticks: Timer | None = None
         self._watchers: list[Callable[[EngineStatus], None]] = []
         self.status = EngineStatus()
 
@@ -110,7 +113,9 @@ class EngineLink:
         # What is alive now (modules, widgets, styles) stays so: left to itself, the collector walks all of it once or
         # twice a second while tokens stream, and each walk holds a key up by 80 to 110 ms.
         gc.freeze()
-        app.set_interval(TICK_S, self.tick)
+        gc.enable()
+        self._ticks = app.set_interval(TICK_S, self.tick)
+        app.set_interval(IDLE_TICK_S, self.tick)
         if start:
             self.start()
 
@@ -127,6 +132,8 @@ class EngineLink:
         starting = not self._client.alive
         request_id = self._client.submit(request)
         self._pending[request_id] = _Pending(request, handler)
+        if self._ticks is not None:
+            self._ticks.resume()
         awaited = starting or self.status.phase is Phase.STARTING
         self._show(phase=Phase.STARTING if awaited else self._phase(), detail="", **_forget(starting))
         return request_id
@@ -157,6 +164,8 @@ class EngineLink:
         if self._app is not None and not self._app.is_running:
             return  # the app is closing: panes are there without the widgets that an event would change
         events = self._client.poll()
+        if not self._pending and self._ticks is not None:
+            self._ticks.pause()
         if not events:
             return
         batches: dict[int, list[Event]] = {}
@@ -181,8 +190,10 @@ class EngineLink:
         over = pending is not None and ends(pending.request, batch[-1])
         if over:
             del self._pending[request_id]
+        borrows = pending is not None and _borrows(pending.request)
         for event in batch:
-            self._note(event, borrows=pending is not None and _borrows(pending.request))
+            if not isinstance(event, TokenGenerated) or self.status.phase is Phase.LOADING:  # tokens come in thousands
+                self._note(event, borrows=borrows)
         if over and not isinstance(batch[-1], EngineExited | Failed):
             self._show(phase=self._phase())
         if pending is not None and pending.handler is not None:

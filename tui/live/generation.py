@@ -41,7 +41,6 @@ class Generation:
     start_ns: int | None = None
     times_ns: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     cache_bytes: int = 0
     cache_used_bytes: int = 0
@@ -55,6 +54,7 @@ class Generation:
     """What the model's own operators take, once that has been measured."""
     _sorted_s: list[float] = field(default_factory=list)
     _counted: int = 0
+    _taken: int = 0
 
     def feed(self, events: Sequence[Event]) -> None:
         """Take a batch of events, oldest first."""
@@ -80,13 +80,9 @@ class Generation:
         self.ids.append(event.token_id)
         self.cache_tokens, self.cache_used_bytes = event.kv_tokens, event.kv_used_bytes
         if self.model is not None and not self.model.has_tokenizer:
-            self._say(f" {event.token_id}")
+            self.said.append(f" {event.token_id}")
         elif event.text:
-            self._say(event.text)
-
-    def _say(self, piece: str) -> None:
-        self.pieces.append(piece)
-        self.said.append(piece)
+            self.said.append(event.text)
 
     @property
     def text(self) -> str:
@@ -95,7 +91,7 @@ class Generation:
 
     def take_text(self) -> str:
         """The text that has come since the last call."""
-        text, self.pieces = "".join(self.pieces), []
+        text, self._taken = "".join(self.said[self._taken :]), len(self.said)
         return text
 
     @property

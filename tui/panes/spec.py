@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.app import ComposeResult
@@ -19,7 +19,6 @@ from calc.model.named import weight_names
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Study
 from calc.model.storage import FORMATS
 from calc.units import format_rate
-from tui.form.command_line import memory_command
 from tui.form.draft import (
     LAYERED_FIELDS,
     MODEL_CHOICES,
@@ -34,14 +33,11 @@ from tui.form.draft import (
     read_draft,
     windows_follow,
 )
-from tui.form.fields import FIELDS
+from tui.form.fields import FIELDS, POLICIES
 from tui.form.state import Analysis, AppState, with_policy, with_study
 from tui.panes.base import Pane, StateEdited
-from tui.views.batches import batch_by_context, batch_by_format, batch_chart
 from tui.views.layer_map import kinds_sentence, layer_map
 from tui.views.memory import answer_grid, component_bars, memory_markdown, sources_text, tp_grid
-from tui.views.rule import rule_of
-from tui.views.server import POLICIES
 from tui.views.table_text import table_text
 from tui.widgets.bar import MemoryBar
 from tui.widgets.cached_static import Build, CachedStatic
@@ -52,6 +48,9 @@ from tui.widgets.form import FieldDial, FieldInput, FormChecked, FormRow, ListSu
 from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
 from tui.widgets.picker_field import PickerField
+
+if TYPE_CHECKING:
+    from tui.views.rule import Rule
 
 HELP = """\
 The model, the device and the workload. Each edit is checked as you type. A field that is not valid is marked and says
@@ -97,27 +96,27 @@ class SpecPane(Pane):
         self._answered: AppState | None = None
         self._inputs: dict[str, FieldInput] = {}
         self._windows_follow = False
+        self._whole = False
 
     # --- composition --------------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="spec", can_focus=False):
-            yield card("Results", CachedStatic(id="spec-first"), id="card-first")
-            with VerticalScroll(id="spec-form", can_focus=False):
-                yield self._model_card()
-                yield self._device_card()
-                yield self._workload_card()
-                yield card("Equivalent command", CachedStatic(id="spec-command"))
-                yield card("Sources", CachedStatic(id="spec-sources"), id="card-sources")
-            with VerticalScroll(id="spec-follows", can_focus=False):
-                yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"), id="card-answer")
-                yield card("Notes", Notes(id="spec-notes"))
-                yield card("", CachedStatic(id="spec-contexts"), id="card-spec-contexts")
+        yield card("Results", CachedStatic(id="spec-first"), id="card-first")
+        with VerticalScroll(id="spec-form", can_focus=False):
+            yield self._model_card()
+            yield self._device_card()
+            yield self._workload_card()
+        with VerticalScroll(id="spec-follows", can_focus=False):
+            yield card("Results", CachedStatic(id="spec-answer"), MemoryBar(id="spec-bar"), id="card-answer")
+            yield card("Notes", Notes(id="spec-notes"))
 
     async def mount_more(self) -> None:
-        """What only large screens have room for; the app calls this after the first paint."""
+        """What stands lower down, or only large screens have room for; the app calls this after the first paint."""
         from tui.widgets.plot import PlotView
 
+        command = card("Equivalent command", CachedStatic(id="spec-command"))
+        sources = card("Sources", CachedStatic(id="spec-sources"), id="card-sources")
+        contexts = card("", CachedStatic(id="spec-contexts"), id="card-spec-contexts")
         plot = card("Plot", PlotView(id="spec-plot"), id="card-plot")
         more = VerticalScroll(
             card("Tensor parallelism", CachedStatic(id="spec-tp")),
@@ -127,10 +126,12 @@ class SpecPane(Pane):
             id="spec-more",
             can_focus=False,
         )
-        await self.query_one("#spec-follows").mount(plot)
-        await self.query_one("#spec").mount(more)
+        await self.query_one("#spec-form").mount(command, sources)
+        await self.query_one("#spec-follows").mount(contexts, plot)
+        await self.mount(more)
+        self._whole = True
         if self._answered is not None and self._report is not None:
-            self._show_more(self._answered, self._report)
+            self._show_below(self._answered, self._report)
 
     def _row(self, *names: str, single: bool = False, suggester: ListSuggester | None = None) -> FormRow:
         row = FormRow(*names, single=single, suggester=suggester)
@@ -228,27 +229,37 @@ class SpecPane(Pane):
         study = report.study
         self.query_one("#field-model", PickerField).value = study.model.title
         self.query_one("#field-device", PickerField).value = study.device.name
-        contexts = batch_by_context(rule_of(state), explained=False)
-        command, sources = self.command_line(), sources_text(study)
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda _: device_facts(study.device))
         for name in ("spec-first", "spec-answer"):  # one of the two is displayed
             self._shown(name, answer_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(memory_notes(report))
+        if self._whole:
+            self._show_below(state, report)
+
+    def _show_below(self, state: AppState, report: MemoryReport) -> None:
+        """What is mounted after the first paint."""
+        from tui.form.command_line import memory_command
+        from tui.views.batches import batch_by_context
+        from tui.views.rule import rule_of
+
+        rule, study = rule_of(state), report.study
+        contexts = batch_by_context(rule, explained=False)
+        command, sources = memory_command(state.study, state.server), sources_text(study)
         self.query_one("#card-spec-contexts").border_title = contexts.title
         self._shown("spec-contexts", contexts, lambda width: table_text(contexts, width))
         self._shown("spec-command", command, lambda _: command)
         self._shown("spec-sources", sources, lambda _: sources)
-        self._show_more(state, report)
+        self._show_beside(rule, report)
 
-    def _show_more(self, state: AppState, report: MemoryReport) -> None:
+    def _show_beside(self, rule: Rule, report: MemoryReport) -> None:
         """The third column, where the screen has one."""
-        if not self.screen.has_class("-ultra") or not self.query("#spec-more"):
+        if not self.screen.has_class("-ultra"):
             return
+        from tui.views.batches import batch_by_format, batch_chart
         from tui.widgets.plot import PlotView
 
-        rule = rule_of(state)
         formats = batch_by_format(rule)
         self._shown("spec-tp", tp_table(report), lambda width: tp_grid(report, width))
         self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
@@ -262,8 +273,10 @@ class SpecPane(Pane):
 
     def on_resize(self) -> None:
         """Fill the third column when the screen becomes wide enough for it."""
-        if self._answered is not None and self._report is not None:
-            self._show_more(self._answered, self._report)
+        if self._whole and self._answered is not None and self._report is not None:
+            from tui.views.rule import rule_of
+
+            self._show_beside(rule_of(self._answered), self._report)
 
     # --- editing ------------------------------------------------------------------------------------------
 
@@ -352,6 +365,8 @@ class SpecPane(Pane):
 
     def command_line(self) -> str:
         """``kvscope memory …`` for the spec."""
+        from tui.form.command_line import memory_command
+
         return "" if self._state is None else memory_command(self._state.study, self._state.server)
 
     def _toggle(self, name: str) -> Toggle:

@@ -10,17 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 from calc.commands.llamacpp import ALL, layer_count
-from calc.commands.options import SERVER_NAMES
 from calc.commands.tables import Column, Row, Table, share
 from calc.errors import CalcError, QuantityError
 from calc.explain.terms import Term
-from calc.model.spec import Policy, Study
-from calc.servers.records import ENGINES, ModelFacts, ServerOptions, ServerReport
+from calc.model.spec import Study
+from calc.servers.names import ENGINES, SERVER_NAMES
+from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_gib, parse_count
 from tui.views.placement import SOURCES, notes, slot_rows
 
-POLICIES = (*(str(policy) for policy in Policy if str(policy) not in ENGINES), *ENGINES)
-"""The rules of the assignment, then the servers."""
 NAMES = SERVER_NAMES
 
 

@@ -17,13 +17,13 @@ from tui.widgets.styling import component_style
 if TYPE_CHECKING:
     from textual.screen import Screen
 
-PANES = "F2–F8"
+PANES = "F2–F8,F12"
 RANK = ("help", "quit", "go", "command_palette", "questions", "export", "copy_command", "open", "copy_table")
 """The app's keys, the most needed first: the last are left out where there is no room, a pane's own with questions."""
 ORDER = ("help", "go", "questions", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
 
-SHORTER = {"copy command": "command", "copy table": "table"}
-"""Words where not all keys fit in full."""
+SHORTER = {"copy command": "command", "copy table": "table", PANES: "F2–F8"}
+"""Keys and words where not all fit in full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,9 @@ class KeyBar(Widget):
         width = self.content_size.width
         if sum(hint.width for hint in self._hints) <= width + 2:
             return self._hints
-        short = [replace(hint, words=SHORTER.get(hint.words, hint.words)) for hint in self._hints]
+        short = [
+            replace(h, shown=SHORTER.get(h.shown, h.shown), words=SHORTER.get(h.words, h.words)) for h in self._hints
+        ]
         return fitting_hints(short, width)
 
     def render(self) -> Text:

@@ -29,9 +29,9 @@ PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab
 def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -> None:
     """Offer what is found on this machine, the bundled model and a path; `take` gets what a request's model takes."""
 
-    def picked(key: str | None) -> None:
+    async def picked(key: str | None) -> None:
         if key == BY_PATH:
-            ask_for_path(app, current, take)
+            await ask_for_path(app, current, take)
         elif key is not None:
             take("" if key == BUNDLED else key)
 
@@ -45,14 +45,14 @@ async def _fill(picker: Picker) -> None:
     picker.offer(model_files(await asyncio.to_thread(find_models)))
 
 
-def ask_for_path(app: App[None], current: str, take: Callable[[str], None]) -> None:
+async def ask_for_path(app: App[None], current: str, take: Callable[[str], None]) -> None:
     """A path typed in place, with completion."""
 
     async def accept(path: str) -> None:
         take(path.strip())
 
     request = PathRequest(label="Model", value=current, accept=accept, hint=PATH_HINT)
-    app.screen.query_one(PathBar).ask(request)
+    await app.screen.query_one(PathBar).ask(request)
 
 
 def model_files(found: Sequence[FoundModel]) -> PickList:

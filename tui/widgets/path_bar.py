@@ -10,7 +10,6 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual import on
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import HorizontalGroup, VerticalGroup
 from textual.suggester import Suggester
@@ -108,19 +107,16 @@ class PathBar(VerticalGroup):
         self._request: PathRequest | None = None
         self._back: Widget | None = None
 
-    def compose(self) -> ComposeResult:
-        with HorizontalGroup():
-            yield Static(classes="label")
-            yield PathInput(id="path", compact=True, suggester=PathSuggester(), select_on_focus=False)
-        yield Static(id="path-message")
-
     @property
     def is_open(self) -> bool:
         """Whether a path is being asked for."""
         return self._request is not None
 
-    def ask(self, request: PathRequest) -> None:
+    async def ask(self, request: PathRequest) -> None:
         """Open with `request` and take the focus."""
+        if not self.children:  # made when first asked for: the first paint does not wait for it
+            path = PathInput(id="path", compact=True, suggester=PathSuggester(), select_on_focus=False)
+            await self.mount(HorizontalGroup(Static(classes="label"), path), Static(id="path-message"))
         if self._request is None:
             self._back = self.screen.focused
         self._request = request

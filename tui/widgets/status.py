@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -13,8 +13,10 @@ from calc.fit.memory import MemoryReport
 from calc.units import format_binary, format_bytes_exact, format_decimal
 from tui.form.draft import device_short_name
 from tui.form.state import AppState
-from tui.views.server import ServerAnswer
 from tui.widgets.styling import restyled
+
+if TYPE_CHECKING:
+    from tui.views.server import ServerAnswer
 
 Piece = tuple[str, str]
 """Words and the name of their style."""

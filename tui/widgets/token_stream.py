@@ -12,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -47,6 +47,7 @@ class TokenStream(ScrollView, can_focus=True):
         """Where a kind begins: line, column, kind; in order."""
         self._height = 0
         self._wrap_width = 0
+        self._looks: dict[str, Style] = {}
 
     @property
     def text(self) -> str:
@@ -141,17 +142,20 @@ class TokenStream(ScrollView, can_focus=True):
 
     # --- drawing ------------------------------------------------------------------------------------------
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Styles are worked out once for all lines: Textual adds them up through all that the widget lies in."""
+        self._looks = {kind: self.get_component_rich_style(f"token-stream--{kind}") for kind in KINDS}
+        self._looks[""] = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         line = self.scroll_offset.y + y
         width = self.scrollable_content_region.width
         if line >= len(self._lines):
-            return Strip.blank(width, self.rich_style)
-        segments = [Segment(text, self._style(kind)) for text, kind in self._runs(line)]
-        strip = Strip(segments).adjust_cell_length(width, self.rich_style)
+            return Strip.blank(width, self._looks[""])
+        segments = [Segment(text, self._looks[kind]) for text, kind in self._runs(line)]
+        strip = Strip(segments).adjust_cell_length(width, self._looks[""])
         return self._selected(strip, line).apply_offsets(0, line)
-
-    def _style(self, kind: str) -> Style:
-        return self.get_component_rich_style(f"token-stream--{kind}")
 
     def _runs(self, line: int) -> list[tuple[str, str]]:
         """The line's text in pieces of one kind."""

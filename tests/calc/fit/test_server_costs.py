@@ -13,7 +13,8 @@ from calc.fit.server_costs import CACHE_FORMATS, WEIGHT_FORMATS
 from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
-from calc.servers.records import ENGINES, ServerOptions
+from calc.servers.names import ENGINES
+from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
 from calc.sources.catalog import devices, find_device, find_model

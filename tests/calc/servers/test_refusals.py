@@ -14,7 +14,8 @@ from calc.errors import SpecError
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.model.storage import FORMATS
 from calc.servers.launch import launch_command
-from calc.servers.records import ENGINES, ServerOptions, ServerReport
+from calc.servers.names import ENGINES
+from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.servers.versions import version_remark
 from calc.sources.catalog import find_device, find_model

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.app import App
 from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
-from textual.widgets import TabbedContent
+from textual.widget import Widget
 
 from calc.commands.render import as_markdown
 from calc.commands.tables import answer_table, tp_table
@@ -28,11 +29,13 @@ from tui.form.state import default_state
 from tui.panes.base import StateEdited
 from tui.panes.memory import MemoryPane
 from tui.panes.spec import SpecPane
+from tui.widgets.card import Card
 from tui.widgets.dial import WORD_S, ChoiceDial
 from tui.widgets.keybar import KeyHint, fitting_hints, key_name
 from tui.widgets.path_bar import FileWriter, PathBar, complete_path
 from tui.widgets.plot import PlotView
 from tui.widgets.status import StatusStrip, fitting
+from tui.widgets.tabs import TabLine, Tabs
 
 
 @asynccontextmanager
@@ -64,7 +67,7 @@ async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
         for key, name in names.items():
             await pilot.press(key)
             await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors_with_self)
-            assert app.query_one(TabbedContent).active == f"tab-{name}"
+            assert app.query_one(Tabs).active == name
 
 
 @pytest.mark.slow
@@ -72,17 +75,17 @@ async def test_digits_go_to_the_panes_unless_they_are_typed() -> None:
     async with running() as (app, pilot):
         app.screen.set_focus(None)
         await pilot.press("2")
-        await until(pilot, lambda: app.query_one(TabbedContent).active == "tab-memory")
+        await until(pilot, lambda: app.query_one(Tabs).active == "memory")
         await pilot.press("1")
-        await until(pilot, lambda: app.query_one(TabbedContent).active == "tab-spec")
+        await until(pilot, lambda: app.query_one(Tabs).active == "spec")
         await type_into(pilot, "#field-context", "2")
-        assert app.query_one(TabbedContent).active == "tab-spec"
+        assert app.query_one(Tabs).active == "spec"
         assert app.state.study.context == 2
 
 
 async def test_a_click_on_a_tab_shows_its_pane() -> None:
     async with running() as (app, pilot):
-        await pilot.click("#--content-tab-tab-memory")
+        await pilot.click(TabLine, offset=(8, 0))
         await pilot.pause()
         assert isinstance(app.active_pane, MemoryPane)
         assert "5,637,144,576" in text(app)
@@ -90,7 +93,7 @@ async def test_a_click_on_a_tab_shows_its_pane() -> None:
 
 async def test_the_key_bar_shows_what_works_now_and_can_be_clicked() -> None:
     async with running() as (app, pilot):
-        assert lines(app)[-1].strip().startswith("F1 help  F2–F8 panes")
+        assert lines(app)[-1].strip().startswith("F1 help  F2–F8,F12 panes")
         assert "^q quit" in lines(app)[-1]
         await pilot.press("ctrl+e")
         await pilot.pause()
@@ -129,7 +132,7 @@ async def test_app_keys_do_nothing_under_a_list_or_the_help() -> None:
         assert isinstance(app.screen, HelpScreen)
         await pilot.press("escape")
         await pilot.pause()
-        assert app.query_one(TabbedContent).active == "tab-spec"
+        assert app.query_one(Tabs).active == "spec"
         assert not app.query_one(PathBar).is_open
 
 
@@ -298,7 +301,7 @@ async def test_a_saved_spec_opens_again(tmp_path: Path) -> None:
         app.query_one("#field-qkv_bias").focus()
         await pilot.press("space")
         await pilot.pause()
-        app.action_save_spec()
+        await app.action_save_spec()
         await export_to(app, pilot, str(target))
         model = load_model(str(target))
         assert model == replace(app.state.study.model, notes=model.notes)
@@ -334,7 +337,7 @@ async def test_a_form_that_is_not_valid_is_marked_on_every_tab_and_gives_no_comm
         await type_into(pilot, "#field-context", "8x")
         for key, name in (("f3", "memory"), ("f6", "estimate")):
             await pilot.press(key)
-            await until(pilot, lambda tab=f"tab-{name}": app.query_one(TabbedContent).active == tab)  # type: ignore[misc]
+            await until(pilot, lambda tab=name: app.query_one(Tabs).active == tab)  # type: ignore[misc]
             assert "✗ Spec: Context has an unknown suffix in '8x'" in lines(app)[1]
             assert "MAX BATCH" in lines(app)[1]
             await pilot.press("ctrl+y")
@@ -518,3 +521,51 @@ print(sorted({"torch", "numpy", "sympy", "tokenizers", "safetensors"} & sys.modu
 def test_the_app_never_imports_torch_or_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def rules_of(app: KvscopeApp) -> dict[Widget, dict[str, object]]:
+    return {widget: dict(widget.styles.base._rules) for widget in app.screen.walk_children(Widget)}
+
+
+async def test_all_widgets_have_the_style_that_a_second_styling_would_give() -> None:
+    """The screen and its cards leave out stylings that Textual would do."""
+    async with running() as (app, pilot):
+        for key in ("tab", "tab", "f3", "f7", "f2"):
+            await pilot.press(key)
+            await pilot.pause()
+            styled = rules_of(app)
+            app.stylesheet.update(app.screen)
+            assert rules_of(app) == styled, key
+
+
+async def test_the_card_with_the_focus_is_lit() -> None:
+    async with running() as (app, pilot):
+        for field, title in (
+            ("n_layers", "Model"),
+            ("n_heads", "Model"),
+            ("memory_bytes", "Device"),
+            ("tp", "Workload"),
+        ):
+            app.query_one(f"#field-{field}").focus()
+            await pilot.pause()
+            assert [card.border_title for card in app.query(Card) if card.has_class("-lit")] == [title]
+        app.screen.set_focus(None)
+        await pilot.pause()
+        assert not app.query(".-lit")
+
+
+async def test_a_pane_asked_for_before_it_is_there_is_shown_when_it_comes() -> None:
+    app = KvscopeApp(settings=Settings(), start_engine=False)
+    async with App.run_test(app, size=(120, 40)) as pilot:
+        app.action_go(PANES.index("Load"))
+        await until(pilot, lambda: app.is_whole)
+        await until(pilot, lambda: app.focused is not None and app.pane("load") in app.focused.ancestors)
+        assert app.query_one(Tabs).active == "load"
+
+
+async def test_no_cursor_blinks() -> None:
+    async with running() as (app, pilot):
+        for field in ("#field-n_layers", "#option-seed Input", "#prompt"):
+            app.query_one(field).focus()
+            await pilot.pause()
+            assert getattr(app.focused, "cursor_blink", None) is False, field

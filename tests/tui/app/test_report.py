@@ -30,12 +30,12 @@ async def test_what_the_session_measured_is_in_the_report(tmp_path: Path) -> Non
     app = live_app()
     async with app.run_test(size=(120, 40)) as pilot:
         pane = await open_pane(pilot, "f8", BenchmarkPane)
-        app.action_report()
+        await app.action_report()
         assert LEFT_OUT in await written(pilot, tmp_path / "before.md")
         for key in ("e", "k"):
             await pilot.press(key)
             await until(pilot, lambda: pane.job is not None and pane.job.over)
-        app.action_report()
+        await app.action_report()
         text = await written(pilot, tmp_path / "after.md")
         assert "(b) Evaluation (evaluate)" in text
         assert "(c) Evaluation with the KV cache (kv-evaluate)" in text
@@ -47,7 +47,7 @@ async def test_the_report_can_be_measured_from_the_app(tmp_path: Path, monkeypat
     app, path = live_app(), tmp_path / "r.md"
     async with app.run_test(size=(120, 40)) as pilot:
         await open_pane(pilot, "f8", BenchmarkPane)
-        app.action_measured_report()
+        await app.action_measured_report()
         assert await written(pilot, path)
         await until(pilot, lambda: "(d) Latency with and without the cache" in path.read_text())
 

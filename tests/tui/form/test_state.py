@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from calc.errors import SpecError
+from calc.intensity import study as module
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
-from tui.form import state as module
 from tui.form.state import analyse, default_state, intensity_query
 
 
@@ -23,3 +27,11 @@ def test_intensity_is_computed_once_and_only_when_looked_at(monkeypatch: pytest.
     assert analysis.intensity is analysis.intensity
     assert asked == [intensity_query(state)]
     assert analysis.intensity == intensity_report(intensity_query(state))
+
+
+@pytest.mark.parametrize("name", ["attention_context", "attention_head_dim"])
+@pytest.mark.parametrize("value", [0, -1, 10**18, True])
+def test_what_the_intensity_pane_asks_is_refused_before_it_is_looked_at(name: str, value: Any) -> None:
+    state = replace(default_state(), **{name: value})
+    with pytest.raises(SpecError):
+        analyse(state)

@@ -17,7 +17,7 @@ from engine.records import Event, Progress, Request
 from tests.patience import wait_until
 from tests.tui.fake_engine import RATED
 from tests.tui.live_engine import fake_engine
-from tui.live.engine_link import EngineLink, EngineStatus, Phase, loading_text
+from tui.live.engine_link import IDLE_TICK_S, TICK_S, EngineLink, EngineStatus, Phase, loading_text
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -67,13 +67,30 @@ def test_it_goes_from_off_to_ready_and_tells_every_state(link: EngineLink) -> No
     assert link.status.pid == link.pid
 
 
+class Ticks:
+    """What an app gives for an interval."""
+
+    def __init__(self) -> None:
+        self.going = True
+
+    def resume(self) -> None:
+        self.going = True
+
+    def pause(self) -> None:
+        self.going = False
+
+
 class FakeApp:
-    """What the link uses of an app."""
+    """What the link uses of an app; the test ticks."""
 
     is_running = True
 
-    def set_interval(self, interval_s: float, callback: Callable[[], None]) -> None:
-        """The test ticks."""
+    def __init__(self) -> None:
+        self.intervals: dict[float, Ticks] = {}
+
+    def set_interval(self, seconds: float, call: Callable[[], None]) -> Ticks:
+        self.intervals[seconds] = Ticks()
+        return self.intervals[seconds]
 
     def post_message(self, message: object) -> None:
         """Nobody listens."""
@@ -211,6 +228,19 @@ def test_how_far_a_load_is_in_words() -> None:
     assert text("m.gguf", 0, 0) == "m.gguf"
     assert text("m.gguf", 999, 1000) == "99 % of m.gguf"
     assert text("downloading m", 45, 100) == "downloading 45 % of m"
+
+
+def test_it_looks_often_only_while_something_is_unanswered(link: EngineLink) -> None:
+    app = FakeApp()
+    link.attach(cast("App[None]", app))
+    often, seldom = app.intervals[TICK_S], app.intervals[IDLE_TICK_S]
+    assert often.going
+    spin(link, lambda: not link.busy)
+    link.tick()
+    assert (often.going, seldom.going) == (False, True)
+    link.submit(Generate(prompt="a", max_new_tokens=3))
+    assert often.going
+    spin(link, lambda: not link.busy and not often.going)
 
 
 def test_closing_leaves_no_process() -> None:

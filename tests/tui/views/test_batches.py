@@ -11,13 +11,13 @@ from calc.fit.admission import costs_of
 from calc.fit.solve import largest_batch
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
-from calc.servers.records import ENGINES
+from calc.servers.names import ENGINES
 from calc.sources.catalog import find_device, find_model
+from tui.form.fields import POLICIES
 from tui.form.state import default_state, with_policy, with_study
 from tui.views.batches import batch_by_context, batch_by_format, batch_chart
 from tui.views.questions import grid_table
 from tui.views.rule import Rule, rule_of
-from tui.views.server import POLICIES
 
 DEEPSEEK = Study(
     model=find_model("deepseek-v3"),

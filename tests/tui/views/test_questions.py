@@ -11,7 +11,7 @@ from calc.fit.admission import costs_of
 from calc.fit.memory import memory_report
 from calc.fit.solve import largest_context
 from calc.model.spec import ModelSpec, Policy, Study
-from calc.servers.records import ENGINES
+from calc.servers.names import ENGINES
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import SIZES, until

@@ -22,12 +22,12 @@ from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings, load_settings, save_settings
 from tui.form.command_line import memory_command
+from tui.form.fields import POLICIES
 from tui.form.state import AppState, analyse, default_state, with_policy, with_study
 from tui.headless.cli import main
 from tui.panes.memory import MemoryPane
 from tui.views.server import (
     OPTION_FIELDS,
-    POLICIES,
     band_text,
     device_bytes,
     option_words,
@@ -296,13 +296,13 @@ async def test_the_report_is_written_from_the_app(tmp_path: Path) -> None:
     app = app_on(with_study(default_state(), replace(STUDY, model=hybrid())))
     async with app.run_test(size=(120, 40)) as pilot:
         await until(pilot, lambda: app.pane("memory") is not None)
-        app.action_report()
+        await app.action_report()
         await type_into(pilot, "#path", "report.pdf")
         await pilot.press("enter")
         await pilot.pause()
         assert "must end in .md (Markdown) or .tex (LaTeX)" in text(app)
         for name in ("report.md", "report.tex"):
-            app.action_report()
+            await app.action_report()
             app.query_one("#path", Input).value = str(tmp_path / name)
             await pilot.press("enter")
             await until(pilot, (tmp_path / name).exists)
