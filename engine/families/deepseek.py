@@ -28,20 +28,28 @@ def _v3_config(raw: Keys) -> ModelConfig:
         raise UnsupportedArchitecture(
             f"config.json: experts chosen by {method} of {scoring}; noaux_tc of sigmoid is supported in DeepSeek-V3"
         )
+    defaults: dict[str, Any] = {"n_routed_experts": 256, "moe_intermediate_size": 2048, "n_group": 8, "topk_group": 4}
+    defaults |= {"num_experts_per_tok": 8, "norm_topk_prob": True, "routed_scaling_factor": 2.5, "n_shared_experts": 1}
+    return _config(raw, experts_of_v3(raw.with_defaults(defaults | {"first_k_dense_replace": 3})))
+
+
+def experts_of_v3(raw: Keys) -> dict[str, Any]:
+    """The fields of experts chosen by the sigmoid of their scores, with a bias for the choice alone."""
+    inner = raw.count("moe_intermediate_size")
     experts = ExpertsConfig(
-        n_experts=raw.count("n_routed_experts", 256),
-        n_active=raw.count("num_experts_per_tok", 8),
-        intermediate_size=raw.count("moe_intermediate_size", 2048),
-        normalize=raw.flag("norm_topk_prob", True),
-        scale=raw.positive("routed_scaling_factor", 2.5),
-        shared_size=raw.count("moe_intermediate_size", 2048) * raw.whole("n_shared_experts", 1),
-        n_groups=raw.count("n_group", 8),
-        n_active_groups=raw.count("topk_group", 4),
+        n_experts=raw.count("n_routed_experts"),
+        n_active=raw.count("num_experts_per_tok"),
+        intermediate_size=inner,
+        normalize=raw.flag("norm_topk_prob", False),
+        scale=raw.positive("routed_scaling_factor", 1.0),
+        shared_size=inner * raw.whole("n_shared_experts", 0),
+        n_groups=raw.count("n_group", 1),
+        n_active_groups=raw.count("topk_group", 1),
         group_best=2,
         scoring="sigmoid",
         choice_bias=True,
     )
-    return _config(raw, _layers_with(experts, raw, n_dense=raw.whole("first_k_dense_replace", 3)))
+    return _layers_with(experts, raw, n_dense=raw.whole("first_k_dense_replace", 0))
 
 
 def _config(raw: Keys, experts: dict[str, Any]) -> ModelConfig:

@@ -1,9 +1,13 @@
-"""GLM-4: half of each head turns, in pairs; gate and up in one matrix; GLM-4-0414 normalises results too."""
+"""GLM-4: half of each head turns, in pairs; gate and up in one matrix; GLM-4-0414 normalises results too.
+
+GLM-4.5 to 4.7: experts of DeepSeek-V3 beside partly rotated heads, in halves.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from engine.families.common import common_config, partial_rope
+from engine.families.common import common_config, head_dim_of, partial_rope
+from engine.families.deepseek import experts_of_v3
 from engine.families.family import Family, GGUFForm
 from engine.families.gguf_keys import both_sides, turned_share
 from engine.families.keys import Keys
@@ -16,6 +20,21 @@ def _glm_config(raw: Keys, **changes: Any) -> ModelConfig:
     raw = raw.with_defaults({"head_dim": 128, "num_key_value_heads": 2, "rms_norm_eps": 1.5625e-7})
     bias = raw.flag("attention_bias", True)
     return common_config(raw, qkv_bias=bias, **partial_rope(raw, raw.count("head_dim"), share=0.5), **changes)
+
+
+def _glm4_moe_config(raw: Keys) -> ModelConfig:
+    defaults = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072}
+    experts = {"n_routed_experts": 128, "moe_intermediate_size": 1408, "num_experts_per_tok": 8, "n_shared_experts": 1}
+    raw = raw.with_defaults(defaults | experts | {"first_k_dense_replace": 1, "norm_topk_prob": True})
+    head_dim = head_dim_of(raw, raw.count("hidden_size"), raw.count("num_attention_heads"))
+    return common_config(
+        raw,
+        head_dim=head_dim,
+        qkv_bias=raw.flag("attention_bias", False),
+        qk_norm=raw.flag("use_qk_norm", False),
+        **experts_of_v3(raw),
+        **partial_rope(raw, head_dim, share=0.5),
+    )
 
 
 def _glm4_config(raw: Keys) -> ModelConfig:
@@ -42,6 +61,7 @@ def _glm4_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[st
 
 FAMILIES = {
     "glm": Family(config=_glm_config, tensors=_glm_tensors),
+    "glm4_moe": Family(config=_glm4_moe_config),
     "glm4": Family(
         config=_glm4_config,
         tensors=_glm4_tensors,

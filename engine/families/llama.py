@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.families.common import common_config, layer_types, n_layers_of, window_fields
+from engine.errors import UnsupportedArchitecture
+from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
 from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.families.tensors import half_split
@@ -24,6 +25,18 @@ def _mistral_config(raw: Keys) -> ModelConfig:
     # The class default is 4096, and later Mistrals write null to switch the window off.
     raw = raw.with_defaults({"sliding_window": 4096})
     return common_config(raw, **window_fields(raw, layer_types(raw)))
+
+
+def _mistral3_config(raw: Keys) -> ModelConfig:
+    """The text model of one that sees."""
+    text = raw.section("text_config") or raw
+    if text.text("model_type", "mistral") != "mistral":
+        raise UnsupportedArchitecture(
+            f"{text.where}: model_type is {text.get('model_type')!r}; only mistral is supported in mistral3"
+        )
+    outer = ("tie_word_embeddings", "eos_token_id", "bos_token_id")
+    stated = {key: raw.document[key] for key in outer if raw.get(key) is not None}
+    return _mistral_config(Keys({**text.document, **stated}, where=text.where))
 
 
 def _ministral_config(raw: Keys) -> ModelConfig:
@@ -60,6 +73,22 @@ def _smollm3_config(raw: Keys) -> ModelConfig:
     return common_config(
         raw, theta=2e6, qkv_bias=bias, o_bias=bias, mlp_bias=raw.flag("mlp_bias", False), rope_layers=turns, **windows
     )
+
+
+def _cwm_config(raw: Keys) -> ModelConfig:
+    """Code World Model: a Llama whose layers see a window, but for every fourth."""
+    raw = raw.with_defaults(_CWM)
+    kinds = layer_types(raw) or [SLIDING if i % 4 else FULL for i in range(n_layers_of(raw))]
+    return common_config(raw, theta=1e6, mlp_bias=raw.flag("mlp_bias", False), **window_fields(raw, kinds))
+
+
+_CWM = {
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "sliding_window": 8192,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+}
 
 
 def _llama_keys(file: GGUFFile) -> dict[str, Any]:
@@ -99,8 +128,10 @@ FAMILIES = {
         config=_llama_config, gguf=GGUFForm(architecture="llama", keys=_llama_keys, restore=halves_restored)
     ),
     "mistral": Family(config=_mistral_config),
+    "mistral3": Family(config=_mistral3_config),
     "ministral": Family(config=_ministral_config),
     "arcee": Family(config=_arcee_config, gguf=GGUFForm(architecture="arcee", restore=halves_restored)),
     "seed_oss": Family(config=_seed_oss_config, gguf=GGUFForm(architecture="seed_oss", keys=_seed_oss_keys)),
+    "cwm": Family(config=_cwm_config),
     "smollm3": Family(config=_smollm3_config, gguf=GGUFForm(architecture="smollm3", restore=halves_restored)),
 }

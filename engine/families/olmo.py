@@ -1,4 +1,5 @@
-"""OLMo 2 and 3: norms after attention and MLP alone, queries and keys normalised over all heads."""
+"""OLMo 1: norms without weights. OLMoE: experts, queries and keys normalised over all heads, as in OLMo 2 and 3, whose
+norms stand after attention and MLP alone."""
 
 from typing import Any
 
@@ -17,8 +18,31 @@ from engine.families.family import Family, GGUFForm
 from engine.families.gguf_keys import layer_kinds
 from engine.families.keys import Keys
 from engine.families.rope import read_rope, read_scaling
-from engine.model.config import ModelConfig
+from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
+
+
+def _olmo_config(raw: Keys, **changes: Any) -> ModelConfig:
+    raw = raw.with_defaults({"num_key_value_heads": raw.get("num_attention_heads"), "max_position_embeddings": 2048})
+    if raw.get("clip_qkv") is not None:
+        raise UnsupportedArchitecture("config.json: clip_qkv is not supported")
+    bias = raw.flag("attention_bias", False)
+    return common_config(raw, qkv_bias=bias, o_bias=bias, **changes)
+
+
+def _olmo1_config(raw: Keys) -> ModelConfig:
+    return _olmo_config(raw, norm="layernorm", norm_weights=False, norm_eps=1e-5)
+
+
+def _olmoe_config(raw: Keys) -> ModelConfig:
+    raw = raw.with_defaults({"rms_norm_eps": 1e-5, "max_position_embeddings": 4096})
+    experts = ExpertsConfig(
+        n_experts=raw.count("num_experts", 64),
+        n_active=raw.count("num_experts_per_tok", 8),
+        intermediate_size=raw.count("intermediate_size"),
+        normalize=raw.flag("norm_topk_prob", False),
+    )
+    return _olmo_config(raw, qk_norm=True, qk_norm_kind="all", experts=experts)
 
 
 def _olmo2_config(raw: Keys, **changes: Any) -> ModelConfig:
@@ -60,4 +84,6 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 FAMILIES = {
     "olmo2": Family(config=_olmo2_config, gguf=GGUFForm(architecture="olmo2", keys=_gguf_keys)),
     "olmo3": Family(config=_olmo3_config),
+    "olmo": Family(config=_olmo1_config),
+    "olmoe": Family(config=_olmoe_config),
 }

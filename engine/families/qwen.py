@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
+from engine.families.deepseek import experts_of_v3
 from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.model.config import ExpertsConfig, ModelConfig
@@ -97,6 +98,16 @@ def _qwen3_moe_config(raw: Keys) -> ModelConfig:
     )
 
 
+def _dots1_config(raw: Keys) -> ModelConfig:
+    """dots.llm1: attention of Qwen3, experts of DeepSeek-V3."""
+    raw = raw.with_defaults({"num_key_value_heads": 32, "sliding_window": 4096, "max_position_embeddings": 2048})
+    bias = raw.flag("attention_bias", False)
+    kinds = layer_types(raw) or [FULL] * n_layers_of(raw)
+    return common_config(
+        raw, qkv_bias=bias, o_bias=bias, qk_norm=True, **experts_of_v3(raw), **window_fields(raw, kinds)
+    )
+
+
 def _qwen3_moe_keys(file: GGUFFile) -> dict[str, Any]:
     return {
         "num_experts": file.get("expert_count"),
@@ -126,6 +137,7 @@ def _row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
 FAMILIES = {
     "qwen2": Family(config=_qwen2_config, gguf=GGUFForm(architecture="qwen2")),
     "qwen3": Family(config=_qwen3_config, gguf=GGUFForm(architecture="qwen3")),
+    "dots1": Family(config=_dots1_config),
     "qwen2_moe": Family(
         config=_qwen2_moe_config,
         tensors=_qwen2_moe_tensors,

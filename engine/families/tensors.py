@@ -57,7 +57,7 @@ def split_gate_up(name: str, stored: Stored, config: ModelConfig) -> dict[str, S
         return {name: stored}
     inner, prefix = config.intermediate_size, stem.removesuffix("gate_up_proj")
     return {
-        f"{prefix}{part}.{kind}": _rows(stored, i * inner, (i + 1) * inner)
+        f"{prefix}{part}.{kind}": rows_of(stored, i * inner, (i + 1) * inner)
         for i, part in enumerate(("gate_proj", "up_proj"))
     }
 
@@ -84,7 +84,8 @@ def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Store
     return change(stored) if isinstance(stored, Tensor) else stored.then(change, shape)
 
 
-def _rows(stored: Stored, start: int, stop: int) -> Stored:
+def rows_of(stored: Stored, start: int, stop: int) -> Stored:
+    """Some rows of a matrix."""
     return stored[start:stop] if isinstance(stored, Tensor) else stored.rows(start, stop)
 
 

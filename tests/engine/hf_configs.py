@@ -12,6 +12,7 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 GEMMA = {"head_dim": 20, "sliding_window": 16, "query_pre_attn_scalar": 20, "tie_word_embeddings": True}
+GPT = {"n_embd": 48, "n_head": 6, "n_layer": 7, "n_positions": 256, "vocab_size": 321}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
@@ -21,7 +22,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smollm3": {"model_type": "smollm3"},
     "gemma2": {"model_type": "gemma2"} | GEMMA,
     "gemma3": {"model_type": "gemma3_text"} | GEMMA,
-    "gpt2": {"model_type": "gpt2", "n_embd": 48, "n_head": 6, "n_layer": 7, "n_positions": 256, "vocab_size": 321},
+    "gpt2": {"model_type": "gpt2"} | GPT,
     "phi3": {"model_type": "phi3", "sliding_window": 16, "rope_scaling": None},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3-moe": {"model_type": "qwen3_moe", "head_dim": 16, "num_experts": 5, "mlp_only_layers": [1]} | EXPERTS,
@@ -67,6 +68,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt-neox": {"model_type": "gpt_neox", "num_key_value_heads": 6},
     "nanochat": {"model_type": "nanochat"},
     "qwen2-moe": {"model_type": "qwen2_moe", "num_experts": 5, "shared_expert_intermediate_size": 14} | EXPERTS,
+    "gpt-neo": {"model_type": "gpt_neo", "num_layers": 7, "num_heads": 6, "num_key_value_heads": 6, "window_size": 16}
+    | {"attention_types": [[["global"], 7]]},
+    "gpt-bigcode": {
+        "model_type": "gpt_bigcode",
+        "n_embd": 48,
+        "n_head": 6,
+        "n_layer": 7,
+        "n_positions": 256,
+        "vocab_size": 321,
+    },
+    "gptj": {
+        "model_type": "gptj",
+        "n_embd": 48,
+        "n_head": 6,
+        "n_layer": 7,
+        "n_positions": 256,
+        "rotary_dim": 4,
+        "vocab_size": 321,
+    },
+    "nemotron": {"model_type": "nemotron"},
+    "olmo": {"model_type": "olmo"},
+    "olmoe": {"model_type": "olmoe", "num_experts": 5, "num_experts_per_tok": 2},
+    "helium": {"model_type": "helium", "head_dim": 8},
+    "cwm": {"model_type": "cwm", "head_dim": 10, "sliding_window": 16, "rms_norm_eps": 1e-5}
+    | {"layer_types": ["full_attention", "sliding_attention"] * 4},
+    "glm4-moe": {"model_type": "glm4_moe", "head_dim": 8, "n_routed_experts": 5, "num_nextn_predict_layers": 0}
+    | EXPERTS,
+    "dots1": {"model_type": "dots1", "head_dim": 8, "n_routed_experts": 5, "n_shared_experts": 1, "layer_types": None}
+    | {"sliding_window": None, "first_k_dense_replace": 1}
+    | EXPERTS,
     "lfm2": {"model_type": "lfm2", "full_attn_idxs": [2, 5], "block_multiple_of": 8},
     "qwen3-next": {"model_type": "qwen3_next", "head_dim": 16, "num_experts": 5, "shared_expert_intermediate_size": 14}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5}
@@ -75,5 +106,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def document(family: str) -> dict[str, Any]:
-    """The config.json of one family; GPT-2 has keys of its own."""
-    return FAMILIES[family] if family == "gpt2" else SMALL | FAMILIES[family]
+    """The config.json of one family; GPT-2 and its like have keys of their own."""
+    own_keys = ("gpt2", "gptj", "gpt-bigcode")
+    return FAMILIES[family] if family in own_keys else SMALL | FAMILIES[family]

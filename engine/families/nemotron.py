@@ -1,0 +1,29 @@
+"""Nemotron (Minitron): LayerNorm whose weights are counted from 1, squared ReLU, half of each head turns."""
+
+from engine.families.common import common_config, head_dim_of, partial_rope
+from engine.families.family import Family
+from engine.families.keys import Keys
+from engine.model.config import ModelConfig
+
+
+def _config(raw: Keys) -> ModelConfig:
+    heads = {"num_key_value_heads": raw.get("num_attention_heads")}
+    raw = raw.with_defaults(heads | {"hidden_act": "relu2", "max_position_embeddings": 4096})
+    head_dim = head_dim_of(raw, raw.count("hidden_size"), raw.count("num_attention_heads"))
+    share = raw.get("rope_percent") or raw.get("rope_percentage") or 0.5
+    bias = raw.flag("attention_bias", False)
+    return common_config(
+        raw,
+        head_dim=head_dim,
+        norm="layernorm",
+        norm_eps=raw.positive("norm_eps", 1e-5),
+        norm_offset=1.0,
+        gated_mlp=False,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=raw.flag("mlp_bias", False),
+        **partial_rope(raw, head_dim, share=share),
+    )
+
+
+FAMILIES = {"nemotron": Family(config=_config)}
