@@ -21,6 +21,8 @@ from engine.process.events import GenerationFinished, GenerationStarted, StopRea
 from engine.speculation import Drafted, Speculate
 from engine.weights.tokenizer import TextStream, Tokenizer
 
+START_REACH = 3
+"""Tokens that the first draft has at most; each next one has twice as many as the last step made."""
 GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
 _MAX_ID = 2**63
 
@@ -191,6 +193,7 @@ class _Run:
         self.times_ns: list[int] = []
         self.speculation = speculation
         self.steps: list[tuple[int, int]] = []  # tokens drafted and accepted
+        self.reach = START_REACH
         self.drafting_ns = self.reading_ns = 0
         self.start_ns = 0
         self.communicated_ns = decoder.communication_ns
@@ -261,6 +264,8 @@ class _Run:
                 break
         if is_step:
             self.steps.append((row if stop is not None else len(guesses), row))
+        if guesses:
+            self.reach = 2 * (row + 1)
         return stop
 
     def _begin_drafting(self, should_stop: Callable[[], bool]) -> bool:
@@ -281,7 +286,7 @@ class _Run:
             return []
         room = min(self.decoder.rows_left(self.cache), self.options.max_new_tokens - len(self.ids)) - 1
         start_ns = time.perf_counter_ns()
-        most = min(room, self.speculation.asked.most)
+        most = min(room, self.speculation.asked.most, self.reach)
         guesses = self.speculation.drafter.draft(self.ids, most) if most > 0 else []
         self.drafting_ns += time.perf_counter_ns() - start_ns
         return guesses
