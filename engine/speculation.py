@@ -39,6 +39,13 @@ class Speculate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Tokens drafted per step at most."""
         return self.tokens or (LOOKUP_TOKENS if self.looks_up else MODEL_TOKENS)
 
+    @property
+    def text(self) -> str:
+        """As it is typed: `WORDS`."""
+        ngram = self.ngram if self.looks_up and self.ngram != NGRAM else None
+        tokens = self.most if ngram is not None else self.tokens
+        return ",".join(str(word) for word in (self.draft, tokens, ngram) if word is not None)
+
     def check(self) -> None:
         """Raises OptionError."""
         if self.tokens is not None and not 1 <= self.tokens <= MOST_TOKENS:

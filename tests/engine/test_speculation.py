@@ -22,6 +22,7 @@ from engine.speculation import Speculate, parse_speculate
 def test_words(text: str, choice: Speculate, most: int) -> None:
     assert parse_speculate(text) == choice
     assert parse_speculate(text).most == most
+    assert parse_speculate(text).text == text
 
 
 @pytest.mark.parametrize(

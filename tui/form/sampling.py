@@ -14,6 +14,7 @@ from engine.measure.kinds.batch import MAX_BATCH
 from engine.measure.kinds.machine import dtypes_of
 from engine.measure.options import MAX_TOKENS
 from engine.records import ALL, TO_THE_END
+from engine.speculation import Speculate, parse_speculate
 
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16", "float64", "int8", "int4")
 DTYPE_HELP = (
@@ -80,11 +81,13 @@ class MoreSampling:
     presence_penalty: float | None = None
     model_sampling: bool = False
     stop: tuple[str, ...] = ()
+    speculate: Speculate | None = None
 
 
 MORE_HELP = (
     "min-p 0.05: leave out unlikely tokens. repetition 1.1, presence 0.5: penalties. "
     'stop "TEXT": end before it (\\n is a new line). '
+    "speculate lookup, or the path of a smaller model: draft tokens; the text stays the same (lookup,7: 7 per step). "
     "model: sample as the model's makers do, where temperature is 0 and an option is off."
 )
 _MORE = {
@@ -107,16 +110,25 @@ def read_more(text: str) -> MoreSampling:
             found["model_sampling"] = True
             continue
         value = next(left, None)
-        if name == "stop" and value:
+        if name == "speculate" and value:
+            found["speculate"] = _read_speculate(value)
+        elif name == "stop" and value:
             found["stop"] = (*found["stop"], value.replace("\\n", "\n").replace("\\t", "\t"))
         elif name in _MORE and value is not None:
             field, low, high, allowed = _MORE[name]
             found[field] = _read_number(value, what=name, low=low, high=high, allowed=allowed)
         else:
             raise QuantityError(
-                f'{name[:40]!r} is not known or has no value; use {", ".join(_MORE)}, stop "TEXT", model'
+                f'{name[:40]!r} is not known or has no value; use {", ".join(_MORE)}, stop "TEXT", speculate, model'
             )
     return MoreSampling(**found)
+
+
+def _read_speculate(text: str) -> Speculate:
+    try:
+        return parse_speculate(text)
+    except OptionError as error:
+        raise QuantityError(error.message) from None
 
 
 def read_seed(text: str) -> int | None:

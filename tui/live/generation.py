@@ -18,6 +18,7 @@ from engine.process.events import (
     TokenGenerated,
 )
 from engine.records import ALL, TO_THE_END, Event, ModelInfo
+from engine.speculation import Drafted
 
 REASONS = {
     "eos": "the model ended the text",
@@ -52,6 +53,8 @@ class Generation:
     problem: str | None = None
     own: OwnTimes | None = None
     """What the model's own operators take, once that has been measured."""
+    drafted: Drafted | None = None
+    """What came of drafting, when the run has ended."""
     _sorted_s: list[float] = field(default_factory=list)
     _counted: int = 0
     _taken: int = 0
@@ -69,7 +72,7 @@ class Generation:
                 self.cache_capacity, self.reused_tokens = event.kv_capacity, event.reused_tokens
                 self.kv_token_bytes = event.kv_bytes_per_token
             elif isinstance(event, GenerationFinished):
-                self.reason = event.reason
+                self.reason, self.drafted = event.reason, event.drafted
             elif isinstance(event, Cancelled):  # stopped before its turn came
                 self.reason = "cancelled"
             elif isinstance(event, Failed | EngineExited):
@@ -164,6 +167,7 @@ def generate_options(request: Generate) -> list[str]:
         ("--repetition-penalty", request.repetition_penalty, None),
         ("--presence-penalty", request.presence_penalty, None),
         *(("--stop", text, None) for text in request.stop),
+        ("--speculate", request.speculate.text if request.speculate else None, None),
         ("--seed", request.seed, None),
         ("--dtype", request.dtype, "auto"),
         ("--cache", request.cache, "full"),

@@ -10,7 +10,9 @@ from rich.text import Text
 from calc.commands.tables import Table
 from calc.model.cache import kv_bytes_per_request
 from calc.units import format_bytes_exact, format_count, format_decimal, format_duration_s, format_flops, format_rate
+from engine.commands.summary import drafted_text
 from engine.measure.timing import Timing
+from engine.speculation import Drafted
 from tui.form.sampling import new_tokens_text
 from tui.live.generation import Generation
 from tui.live.predict import (
@@ -22,6 +24,7 @@ from tui.live.predict import (
     spec_of,
 )
 from tui.live.run_times import RunTimes, run_times
+from tui.live.speculated import Speculated
 
 MEASURED = "●"
 FULL, EMPTY = "█", "░"
@@ -79,6 +82,7 @@ def predicted_of(run: Generation) -> RunTimes | None:
         prompt_tokens=len(run.prompt_ids),
         new_tokens=len(run.ids),
         reused_tokens=run.reused_tokens,
+        drafted=run.drafted,
     )
 
 
@@ -97,12 +101,25 @@ def _beside_text(run: Generation, rates: Timing) -> str:
     ):
         share = "–" if measured is None else f"{measured / expected:,.2f}"
         lines.append(f"  {name:<5}{seconds(measured):>11}{seconds(expected):>11}{share:>8}")
+    found = predicted.speculated if predicted is not None else None
+    if run.drafted is not None:
+        lines += _drafted_lines(run.drafted, found, rates.tpot_s)
     if predicted is not None and (reason := predicted.why(rates.ttft_s, rates.tpot_s)):
         lines += wrap(f"differ: {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
     if bounds is not None:
         read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
         lines.append(f"  {read}: {seconds(bounds.tpot_s)}")
     return "\n".join(lines) + "\n"
+
+
+def _drafted_lines(drafted: Drafted, found: Speculated | None, tpot_s: float | None) -> list[str]:
+    """The gain of speculation as a row of that table, then what was accepted."""
+    lines, said = [], drafted_text(drafted)
+    if found is not None and (gain := found.measured_gain(tpot_s)) is not None:
+        lines.append(f"  {'gain':<5}{f'{gain:.2f}x':>11}{f'{found.gain:.2f}x':>11}{gain / found.gain:>8.2f}")
+        pays = "would not pay at any" if found.pays_from is None else f"pays from {found.pays_from:.2f} on"
+        said += f" (predicted {found.step_tokens:.2f} at acceptance {drafted.acceptance or 0:.2f}; {pays})"
+    return lines + wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
@@ -218,6 +235,7 @@ def run_table(run: Generation) -> Table:
         ("TPOT, p50", seconds(_get(rates, "tpot_p50_s")), "measured"),
         ("TPOT, p95", seconds(_get(rates, "tpot_p95_s")), "measured"),
         *_predicted_rows(run, rates),
+        *_speculation_rows(run, rates),
         *_bounds_rows(run),
         ("Rate", rate(_get(rates, "tokens_per_s")), "measured"),
         ("KV cache allocated", format_bytes_exact(run.cache_bytes), "measured"),
@@ -240,6 +258,23 @@ def _predicted_rows(run: Generation, rates: Timing | None) -> list[tuple[str, st
     ]
     reason = predicted.why(ttft_s, tpot_s)
     return [*rows, *([("Why they differ", "", reason)] if reason else [])]
+
+
+def _speculation_rows(run: Generation, rates: Timing | None) -> list[tuple[str, str, str]]:
+    """What came of drafting, and its gain measured over predicted."""
+    if run.drafted is None:
+        return []
+    rows = [("Drafted tokens accepted", f"{run.drafted.n_accepted:,} of {run.drafted.n_drafted:,}", "measured")]
+    predicted = predicted_of(run)
+    found = None if predicted is None else predicted.speculated
+    if found is None:
+        return rows
+    gain = found.measured_gain(_get(rates, "tpot_s"))
+    return [
+        *rows,
+        ("Tokens per step", f"{run.drafted.tokens_per_step or 1:.2f}", f"predicted {found.step_tokens:.2f}"),
+        ("Gain of speculation", "–" if gain is None else f"{gain:.2f}x", f"predicted {found.gain:.2f}x"),
+    ]
 
 
 def _bounds_rows(run: Generation) -> list[tuple[str, str, str]]:

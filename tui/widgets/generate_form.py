@@ -200,6 +200,7 @@ class GenerateForm(Vertical):
             presence_penalty=more.presence_penalty,
             model_sampling=more.model_sampling,
             stop=more.stop,
+            speculate=more.speculate,
             seed=self._value("seed"),
             use_cache=self.cache_on,
             model=self.model,

@@ -8,6 +8,7 @@ import pytest
 
 from calc.errors import QuantityError
 from engine.records import TO_THE_END
+from engine.speculation import Speculate
 from tui.form import sampling as form
 
 
@@ -79,6 +80,8 @@ def test_the_home_folder_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) ->
         ("", form.MoreSampling()),
         ("min-p 0.05, repetition 1.1", form.MoreSampling(min_p=0.05, repetition_penalty=1.1)),
         ("presence -0.5 model", form.MoreSampling(presence_penalty=-0.5, model_sampling=True)),
+        ("speculate lookup,4, min-p 0.1", form.MoreSampling(min_p=0.1, speculate=Speculate(tokens=4))),
+        ("speculate '~/a b.gguf'", form.MoreSampling(speculate=Speculate(draft="~/a b.gguf"))),
         (r'stop "END of it", stop "\n\n"', form.MoreSampling(stop=("END of it", "\n\n"))),
     ],
 )
@@ -94,6 +97,8 @@ def test_rarer_options_in_one_field(text: str, expected: form.MoreSampling) -> N
         ("min-p 2", "min-p must be 0 to 1"),
         ('stop "END', "stands in quotes"),
         ("stop", "has no value"),
+        ("speculate", "has no value"),
+        ("speculate 4", "does not say who drafts"),
     ],
 )
 def test_rarer_options_that_cannot_be_read_are_named(text: str, words: str) -> None:
