@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from calc.commands import COMMANDS, command_named, listed
-from calc.commands.output import guarded
+from calc.commands.output import guarded, print_all_the_same
 from calc.errors import CalcError
 
 PROG = "python -m calc"
@@ -20,6 +20,7 @@ commands (each has --help):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    print_all_the_same()
     words = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _run(words), " ".join([PROG, *(word for word in words[:1] if word in COMMANDS)]))
 

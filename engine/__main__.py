@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
+from io import TextIOWrapper
 
 from engine.commands.cli import PROG, parse, requests
 from engine.errors import EngineError, EngineFailure
@@ -30,6 +31,8 @@ def wait_briefly(environment: MutableMapping[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the options ask for; the exit code."""
     wait_briefly(os.environ)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a token that a code page lacks costs itself, not the run
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         if args.serve is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError, SourceError
@@ -99,6 +100,12 @@ def screen() -> tuple[int, bool]:
 
     bare = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     return shutil.get_terminal_size().columns, not bare
+
+
+def print_all_the_same() -> None:
+    """Let a character that standard output cannot show cost that character, not the command: help on a code page."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _encoding() -> str:

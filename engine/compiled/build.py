@@ -25,6 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
+from engine.process.apart import apart
 from engine.process.client import default_environment
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -78,7 +79,7 @@ def build_library(source: Path = SOURCE) -> ctypes.CDLL:
     path = _library_path(source, compiler)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / "lock").open("w") as lock:
+        with (path.parent / "lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes, however that comes about
             if not _is_whole(path):
                 _build(source, compiler, path)
@@ -96,8 +97,8 @@ def build_apart() -> ctypes.CDLL:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        text=True,
+        **apart(),
+        encoding="utf-8",
     )
     said, _ = builder.communicate()
     library = cached_library() if builder.returncode == 0 else None
@@ -217,7 +218,13 @@ def _open(path: Path) -> ctypes.CDLL:
 def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"the C++ compiler did not finish: {error}") from None

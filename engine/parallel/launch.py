@@ -26,6 +26,7 @@ from engine.model.devices import check_devices, pick_device, rank_device
 from engine.parallel.decoder import LeaderDecoder, RankDecoder, follow, shard_of
 from engine.parallel.group import TIMEOUT, Group, RankLost
 from engine.parallel.shard import Shard, check_tp, cut
+from engine.process.apart import apart
 from engine.weights.checkpoint import BUNDLED, LoadedModel, load_checkpoint
 from engine.weights.hub import locate
 from engine.weights.loading import Watch
@@ -51,7 +52,7 @@ class Ranks:
             stdout=subprocess.DEVNULL,
             stderr=errors,
             env={**os.environ, **environment, "RANK": str(rank)},
-            start_new_session=True,
+            **apart(),
         )
         self._processes.append((rank, process, errors))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import IO
 
+from engine.process.apart import apart
 from engine.process.events import Cancel, EngineExited, ProtocolError, Shutdown, decode_event, ends
 from engine.records import Event, Request
 
@@ -110,7 +111,7 @@ class Session:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=None if self._environment is None else dict(self._environment),
-            start_new_session=True,
+            **apart(),
         )
 
     def _read(self, process: subprocess.Popen[bytes]) -> str:

@@ -51,11 +51,16 @@ def copy_beside(text: str, folder: Path | None) -> str:
     return f"{sent}, and kept in {folder / FILE_NAME}"
 
 
+def encoded(tool: tuple[str, ...], text: str) -> bytes:
+    """`text` as `tool` reads it: clip.exe takes what has no mark of UTF-16 for the code page of the console."""
+    return text.encode("utf-16" if tool[0] == "clip.exe" else "utf-8")
+
+
 def _given_to(tool: tuple[str, ...], text: str) -> bool:
     try:
         ended = subprocess.run(
             tool,
-            input=text.encode(),
+            input=encoded(tool, text),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=LONGEST_S,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from calc import commands as calc_commands
 from calc.commands import command_named, listed
-from calc.commands.output import guarded, say
+from calc.commands.output import guarded, print_all_the_same, say
 from tui import __version__
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def all_commands() -> dict[str, tuple[str, str]]:
 
 def main(argv: Sequence[str]) -> int:
     """Run what `argv` asks for and return its exit code."""
+    print_all_the_same()
     words = [word for word in argv if word != "--no-tui"]
     headless = len(words) < len(argv)
     if words and words[0] in ("-h", "--help"):

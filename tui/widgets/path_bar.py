@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,20 @@ SLOW_S = 0.3
 """A path that takes longer says so."""
 
 
+def split_path(text: str, separators: str = os.sep + (os.altsep or "")) -> tuple[str, str]:
+    """The folder that is typed, its last separator included, and the beginning of a name in it.
+
+    >>> split_path("models/Lla", "/"), split_path("C:\\models/Lla", "\\/"), split_path("Lla", "/")
+    (('models/', 'Lla'), ('C:\\models/', 'Lla'), ('', 'Lla'))
+    """
+    at = max(text.rfind(separator) for separator in separators) + 1
+    return text[:at], text[at:]
+
+
 def complete_path(text: str) -> str | None:
     """`text` completed to the first file or folder that starts with it (folders end in ``/``), or None."""
-    folder_text, slash, start = text.rpartition("/")
-    folder = Path(f"{folder_text}{slash}" or ".").expanduser()
+    folder_text, start = split_path(text)
+    folder = Path(folder_text or ".").expanduser()
     try:
         entries = sorted(p for p, _ in zip(folder.iterdir(), range(MAX_ENTRIES), strict=False))
     except (OSError, RuntimeError, ValueError):
@@ -35,7 +46,7 @@ def complete_path(text: str) -> str | None:
     for entry in entries:
         hidden = entry.name.startswith(".") and not start.startswith(".")
         if entry.name.startswith(start) and not hidden:
-            completed = f"{folder_text}{slash}{entry.name}" + ("/" if entry.is_dir() else "")
+            completed = f"{folder_text}{entry.name}" + ((folder_text[-1:] or "/") if entry.is_dir() else "")
             if completed != text:
                 return completed
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.app.clipboard import copy_beside, desktop_tool
+from tui.app.clipboard import copy_beside, desktop_tool, encoded
 
 
 def program(folder: Path, name: str, script: str = "exit 0") -> None:
@@ -56,3 +56,9 @@ def test_text_goes_to_the_desktop_else_to_a_file(tmp_path: Path, monkeypatch: py
     assert said == f"Sent to the clipboard of the terminal, and kept in {kept}"
     assert kept.read_text(encoding="utf-8") == "größer"
     assert copy_beside("x", None) == "Sent to the clipboard of the terminal"
+
+
+def test_clip_exe_is_given_utf_16_with_its_mark() -> None:
+    assert encoded(("clip.exe",), "2·n").decode("utf-16") == "2·n"
+    assert encoded(("clip.exe",), "2·n")[:2] in (b"\xff\xfe", b"\xfe\xff")
+    assert encoded(("xclip", "-selection"), "2·n") == "2·n".encode()
