@@ -71,6 +71,8 @@ FORMATS: dict[str, StorageFormat] = {
         StorageFormat("nvfp4", 16, 9),
     )
 }
+GGML_FORMATS = frozenset(name for name, f in FORMATS.items() if f.note)
+"""The ones that only GGUF files and llama.cpp have."""
 ALIASES = {
     "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32",
     "f32": "fp32", "float8": "fp8", "fp8_e4m3fn": "fp8_e4m3",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from calc.errors import SpecError
 from calc.model.spec import Study
+from calc.model.storage import FORMATS, GGML_FORMATS
 from calc.model.stored import is_as_stored
 from calc.servers.idle_options import check_options
 from calc.servers.layouts import check_layouts
@@ -62,7 +63,24 @@ def _left_in_16_bits(study: Study) -> str | None:
     )
 
 
+LLAMACPP_CACHE = ("fp32", "bf16", "fp16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""What llama.cpp keeps K and V in (common/arg.cpp, kv_cache_types)."""
+
+
+def _check_cache(study: Study, options: ServerOptions) -> None:
+    """Raise SpecError for a named cache format that the server does not keep; bytes per element are taken as given."""
+    cache = study.kv_format
+    if options.engine == "llamacpp":
+        named = (each.name for each in cache.pair or (cache,) if each.name in FORMATS)
+        unknown = [name for name in named if name not in LLAMACPP_CACHE]
+        if unknown:
+            raise SpecError("kv_format", f"llama.cpp keeps no cache in {unknown[0]}: {', '.join(LLAMACPP_CACHE)}")
+    elif cache.name in GGML_FORMATS:
+        raise SpecError("kv_format", f"{options.engine} keeps no cache in {cache.name}, a format of llama.cpp")
+
+
 def _counted(study: Study, options: ServerOptions) -> ServerReport:
+    _check_cache(study, options)
     if study.kv_format.pair is not None and options.engine != "llamacpp":
         raise SpecError(
             "kv_format",

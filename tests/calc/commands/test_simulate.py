@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,24 @@ def test_what_is_not_simulated_is_refused_by_name(option: str, capsys: pytest.Ca
     said = refusal(capsys, *QUICK, f"--{option}", "2")
     assert f"--{option}: " in said
     assert "unrecognized" not in said
+
+
+def keys_of(value: object) -> Iterator[str]:
+    """Every key of a document, at any depth; what a model is made of aside."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from () if key in ("model", "limits_s") else keys_of(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys_of(inner)
+
+
+def test_the_page_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text().partition("## As JSON")[2]
+    named = set(re.findall(r"`([a-z0-9_]+)`", page.partition("## In the app")[0]))
+    one = document(capsys, *QUICK, "--rate", "5", "--limit", "ttft=500ms")
+    most = document(capsys, *QUICK, "--find", "users", "--limit", "tpot=30ms", "--think", "5s")
+    said = set(keys_of(one)) | set(keys_of(most))
+    assert said <= named
+    assert named - said == {"poisson", "constant", "closed", "trace"}

@@ -131,6 +131,26 @@ def test_tokens_are_shared_where_kv_heads_are_repeated() -> None:
             report("vllm", find_model("llama-3-8b"), tp=tp, dcp=dcp)
 
 
+@pytest.mark.parametrize(
+    ("engine", "kept", "not_kept"),
+    [
+        ("vllm", ("bf16", "fp8", "fp8_e5m2"), ("q8_0", "q4_k", "iq4_nl")),
+        ("sglang", ("bf16", "fp8_e4m3"), ("q4_0",)),
+        ("llamacpp", ("fp32", "q8_0", "q5_1", "iq4_nl"), ("fp8", "int8", "q4_k", "nvfp4")),
+    ],
+)
+def test_caches_are_kept_in_the_servers_own_formats(
+    engine: str, kept: tuple[str, ...], not_kept: tuple[str, ...]
+) -> None:
+    study = Study(model=QWEN, device=find_device("h100-sxm"), policy=Policy.REPLICATED)
+    options = ServerOptions(engine=engine)
+    for name in kept:
+        assert server_report(replace(study, kv_format=FORMATS[name]), options).kv_pool_bytes > 0
+    for name in not_kept:
+        with pytest.raises(SpecError, match=f"keeps no cache in {name}"):
+            server_report(replace(study, kv_format=FORMATS[name]), options)
+
+
 def test_options_about_layers_that_a_model_has() -> None:
     windows, states = models()["google/gemma-3-12b-it"], models()["Qwen/Qwen3.5-27B"]
     assert report("vllm", windows, disable_hybrid=True).fits
