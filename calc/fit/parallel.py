@@ -12,7 +12,7 @@ is tp = t x d, dp_attention = d, ep = t x d here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
@@ -22,9 +22,11 @@ from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
 from calc.model.cache import CacheElements, held_elements, held_request_term, mixers_state_bytes
 from calc.model.checks import partition_problem
-from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term
+from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term, shares
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.model.spec import ModelSpec, Study, check_count
+from calc.model.storage import whole
+from calc.model.stored import StoredWeights
 from calc.model.tensors import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
 
 
@@ -46,10 +48,33 @@ def stage_weight_bytes(
 ) -> Any:
     """Weight bytes of a device: its part of what is divided, its own KV heads and experts, and what all hold."""
     held = whole_params + rank_kv_params + rank_experts
-    for params, devices in ((split_params, tp), (attention_params, attention_tp)):
+    return _divided(held, (split_params, tp), (attention_params, attention_tp)) * weight_element_bytes
+
+
+def stored_stage_weight_bytes(
+    *,
+    split_element_bytes: Any,
+    whole_element_bytes: Any,
+    tp: Any,
+    whole_params: Any,
+    split_params: Any = 0,
+    rank_kv_params: Any = 0,
+    kv_weight_element_bytes: Any = 0,
+    attention_params: Any = 0,
+    attention_tp: Any = 1,
+    rank_experts: Any = 0,
+) -> Any:
+    """The same of a checkpoint: what is divided, K and V, what all hold, each at the mean of its stored bytes."""
+    divided = _divided(rank_experts, (split_params, tp), (attention_params, attention_tp)) * split_element_bytes
+    return divided + rank_kv_params * kv_weight_element_bytes + whole_params * whole_element_bytes
+
+
+def _divided(held: Any, *parts: tuple[Any, Any]) -> Any:
+    """`held`, and a device's part of each of `parts`; those that are nothing are not shown."""
+    for params, devices in parts:
         if not (isinstance(params, int) and params == 0):
             held = held + params / devices
-    return held * weight_element_bytes
+    return held
 
 
 def shared_context(*, context: Any, dcp: Any) -> Any:
@@ -287,15 +312,25 @@ def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Par
     present = {name: value for name, value in numbers.items() if value}
     if held.attention:
         present["attention_tp"] = spec.attention_tp
+    stored = study.weight_format.stored
+    formula: Callable[..., Any] = stage_weight_bytes if stored is None else stored_stage_weight_bytes
+    each: dict[str, Any] = {"weight_element_bytes": study.weight_format.bytes_per_element}
+    if stored is not None:
+        each = _stored_each(model, stored)
     return derive(
-        f"{part.label}: weights per GPU",
-        stage_weight_bytes,
-        unit="B",
-        tp=spec.tp,
-        whole_params=held.whole,
-        weight_element_bytes=study.weight_format.bytes_per_element,
-        **present,
+        f"{part.label}: weights per GPU", formula, unit="B", tp=spec.tp, whole_params=held.whole, **each, **present
     )
+
+
+def _stored_each(model: ModelSpec, stored: StoredWeights) -> dict[str, Any]:
+    """Mean bytes of an element of what is divided, of K and V, and of what every rank holds."""
+    found = shares(model)
+    kinds = (
+        ("split_element_bytes", stored.split_bytes, found.split),
+        ("kv_weight_element_bytes", stored.kv_bytes, sum(found.kv.values())),
+        ("whole_element_bytes", stored.whole_bytes, found.whole),
+    )
+    return {name: whole(Fraction(n_bytes, params)) if params else 0 for name, n_bytes, params in kinds}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,9 @@ from calc.model.count import parameters
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec
 from calc.model.spec import ModelSpec, Policy, Study, edit
 from calc.model.storage import FORMATS
+from calc.model.stored import stored_format
 from calc.sources import load_model
+from calc.sources.catalog import find_device, find_model
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, read_text, studies
 
@@ -342,3 +344,20 @@ def test_published_models_are_shared_without_loss():
         assert whole.weight_bytes == 2 * (parameters(model).total + padding), file.stem
         kv = memory_report(study).kv_bytes_per_request
         assert whole.kv_bytes_per_request == sum(s.kv_bytes_per_request for s in parts) == kv, file.stem
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "deepseek-v3"])
+def test_a_checkpoint_is_divided_as_the_table_of_tp_divides_it(name: str) -> None:
+    """Both pages say one number: parts that every rank holds take more bytes each than the mean."""
+    model = find_model(name)
+    stored = stored_format(model)
+    assert stored is not None
+    study = Study(
+        model=model, device=find_device("h200"), weight_format=stored, tps=(1, 4, 8), policy=Policy.REPLICATED
+    )
+    rows = memory_report(study).tp
+    plans = [plan(study, ParallelSpec(tp=row.tp)) for row in rows]
+    assert [one.stages[0].weight_bytes for one in plans] == [row.weight_bytes_per_gpu for row in rows]
+    assert plans[0].stages[0].weight_bytes == model.stored.total_bytes
+    halves = plan(study, ParallelSpec(tp=1, pp=2)).stages
+    assert sum(stage.weight_bytes for stage in halves) == pytest.approx(model.stored.total_bytes, abs=4)
