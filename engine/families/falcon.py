@@ -1,6 +1,5 @@
 """Falcon: parallel layers through one norm or two, queries, keys and values in one matrix."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import UnsupportedArchitecture
@@ -8,10 +7,9 @@ from engine.families.common import common_config
 from engine.families.family import Family, GGUFForm
 from engine.families.gguf_keys import layer_norm_keys
 from engine.families.keys import Keys
-from engine.families.tensors import renamed, split_groups
+from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
 from engine.weights.gguf import GGUFFile
-from engine.weights.lazy import Stored
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -57,17 +55,6 @@ _PARTS = {
 _ENDS = {"word_embeddings": "model.embed_tokens", "ln_f": "model.norm"}
 
 
-def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    out: dict[str, Stored] = {}
-    for theirs, stored in tensors.items():
-        name = renamed(theirs, _PARTS, _ENDS)
-        if ".self_attn.qkv_proj." in name:
-            out |= split_groups(name, stored, config)
-        else:
-            out[name] = stored
-    return out
-
-
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     """The inner size that files state is always 4 times the width, whatever it is."""
     up, two = file.tensors.get("blk.0.ffn_up.weight"), "blk.0.attn_norm_2.weight" in file.tensors
@@ -90,7 +77,7 @@ def _parts_of(config: ModelConfig) -> dict[str, str]:
 FAMILIES = {
     "falcon": Family(
         config=_config,
-        tensors=_tensors,
+        tensors=renamed_with_groups(_PARTS, _ENDS),
         gguf=GGUFForm(architecture="falcon", keys=_gguf_keys, parts=_parts_of),
     )
 }

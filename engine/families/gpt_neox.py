@@ -1,16 +1,14 @@
 """GPT-NeoX and Pythia: parallel layers through two norms, partly rotated heads, q, k and v of a head in one matrix."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from engine.families.common import common_config, head_dim_of, partial_rope
 from engine.families.family import Family, GGUFForm
 from engine.families.gguf_keys import layer_norm_keys, turned_share
 from engine.families.keys import Keys
-from engine.families.tensors import renamed, split_groups
+from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
 from engine.weights.gguf import GGUFFile
-from engine.weights.lazy import Stored
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -43,17 +41,6 @@ _PARTS = {
 _ENDS = {"embed_in": "model.embed_tokens", "final_layer_norm": "model.norm", "embed_out": "lm_head"}
 
 
-def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    out: dict[str, Stored] = {}
-    for theirs, stored in tensors.items():
-        name = renamed(theirs, _PARTS, _ENDS)
-        if ".self_attn.qkv_proj." in name:
-            out |= split_groups(name, stored, config)
-        else:
-            out[name] = stored
-    return out
-
-
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     return {
         **layer_norm_keys(file),
@@ -64,5 +51,9 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 FAMILIES = {
-    "gpt_neox": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="gptneox", keys=_gguf_keys))
+    "gpt_neox": Family(
+        config=_config,
+        tensors=renamed_with_groups(_PARTS, _ENDS),
+        gguf=GGUFForm(architecture="gptneox", keys=_gguf_keys),
+    )
 }

@@ -1,7 +1,7 @@
 """Tensors of fused projections taken apart, and rotated heads put into the engine's order."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -71,6 +71,21 @@ def split_groups(name: str, stored: Stored, config: ModelConfig) -> dict[str, St
         raise CheckpointError(f"{name} has {stored.shape[0]} rows; expected {n_rows}")
     places = {"q_proj": (0, per_group), "k_proj": (per_group, 1), "v_proj": (per_group + 1, 1)}
     return {f"{prefix}{part}.{kind}": _of_groups(stored, first, n, config) for part, (first, n) in places.items()}
+
+
+def renamed_with_groups(
+    parts: Mapping[str, str], ends: Mapping[str, str]
+) -> Callable[[Mapping[str, Stored], ModelConfig], dict[str, Stored]]:
+    """Tensors under our names (`renamed`), the ``qkv_proj`` of a layer split by `split_groups`."""
+
+    def tensors(theirs: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+        out: dict[str, Stored] = {}
+        for their_name, stored in theirs.items():
+            name = renamed(their_name, parts, ends)
+            out |= split_groups(name, stored, config) if ".self_attn.qkv_proj." in name else {name: stored}
+        return out
+
+    return tensors
 
 
 def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Stored:

@@ -39,7 +39,7 @@ from tui.views.estimate import (
 )
 from tui.views.operators import Explained
 from tui.widgets.card import card
-from tui.widgets.data_table import CalcTable
+from tui.widgets.data_table import CalcTable, next_table
 from tui.widgets.derivation import Derivation
 from tui.widgets.notes import Notes
 from tui.widgets.plot import PlotView
@@ -210,14 +210,8 @@ class EstimatePane(PagedPane):
 
     @on(CalcTable.Left)
     def _next_table(self, event: CalcTable.Left) -> None:
-        shown = [name for name in TABLES if self._table(name).row_count and self._table(name).is_on_screen]
-        if event.table.id not in shown:
-            return
-        at = shown.index(event.table.id) + event.step
-        if 0 <= at < len(shown):
-            table = self._table(shown[at])
-            table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
-            table.focus()
+        tables = [self._table(name) for name in TABLES]
+        next_table([table for table in tables if table.row_count and table.is_on_screen], event)
 
     def _row(self) -> Row | None:
         """The batch that the cursor is on."""

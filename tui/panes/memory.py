@@ -25,7 +25,7 @@ from tui.views.rule import Rule, rule_of
 from tui.views.server import MARKS, defaults, parts_table
 from tui.widgets.cached_static import CachedStatic
 from tui.widgets.card import card
-from tui.widgets.data_table import CalcTable
+from tui.widgets.data_table import CalcTable, next_table
 from tui.widgets.derivation import Derivation
 from tui.widgets.layer_strip import LayerStrip
 from tui.widgets.notes import Notes
@@ -227,14 +227,7 @@ class MemoryPane(Pane):
 
     @on(CalcTable.Left)
     def _next_table(self, event: CalcTable.Left) -> None:
-        shown = [name for name in TABLES if self._table(name).row_count]
-        if event.table.id not in shown:  # it emptied while the key was on its way
-            return
-        at = shown.index(event.table.id) + event.step
-        if 0 <= at < len(shown):
-            table = self._table(shown[at])
-            table.move_cursor(row=0 if event.step > 0 else table.row_count - 1)
-            table.focus()
+        next_table([table for name in TABLES if (table := self._table(name)).row_count], event)
 
     def row(self) -> Row | None:
         """The row that is explained."""

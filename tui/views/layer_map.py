@@ -8,8 +8,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.tables import Column, Row, Table
-from calc.explain.terms import Term, derive, minimum
-from calc.model.cache import ONE_ROW
+from calc.explain.terms import Term, derive
+from calc.model.cache import ONE_ROW, kept_formula
 from calc.model.spec import ModelSpec, Study
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal
 
@@ -155,30 +155,16 @@ def _mixer_kind(study: Study, mixer: Mixer, n: int, hidden: int) -> Kind:
     return replace(kind, steps=(*kind.steps, own))
 
 
-def kept_bytes(
-    *,
-    context: Any,
-    kv_element_bytes: Any,
-    full_elements: Any = 0,
-    latent_elements: Any = 0,
-    window_elements: Any = 0,
-    window: Any = 0,
-) -> Any:
-    """Cache bytes per request of all layers of one kind: one of the three kinds of elements is given."""
-    if not isinstance(window_elements, int) or window_elements:
-        return window_elements * minimum(context, window) * kv_element_bytes
-    return (full_elements + latent_elements) * context * kv_element_bytes
-
-
 def _cache_kind(
     study: Study, mark: str, label: str, *, layers: int, elements: int, window: int | None, each: Any
 ) -> Kind:
     numbers: dict[str, Any] = {"context": study.context, "kv_element_bytes": each}
-    if window is not None and elements:
+    windowed = {window: elements} if window is not None and elements else {}
+    if windowed:
         numbers |= {"window_elements": elements, "window": window}
     else:
         numbers["latent_elements" if mark == LATENT else "full_elements"] = elements
-    term = derive(f"Cache per request, {label}", kept_bytes, unit="B", **numbers)
+    term = derive(f"Cache per request, {label}", kept_formula(windowed), unit="B", **numbers)
     return Kind(
         mark=mark,
         label=label,

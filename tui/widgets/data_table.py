@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -128,3 +128,14 @@ class CalcTable(DataTable[Text]):
             self.post_message(self.Left(self, 1))
         else:
             super().action_cursor_down()
+
+
+def next_table(tables: Sequence[CalcTable], left: CalcTable.Left) -> None:
+    """The cursor goes on to the table before or after, at its near end; at the last of `tables` it stays."""
+    if left.table not in tables:  # it emptied while the key was on its way
+        return
+    at = tables.index(left.table) + left.step
+    if 0 <= at < len(tables):
+        table = tables[at]
+        table.move_cursor(row=0 if left.step > 0 else table.row_count - 1)
+        table.focus()

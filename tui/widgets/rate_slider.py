@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from rich.style import Style
 from rich.text import Text
-from textual import events
 
 from calc.units import format_number
 from tui.widgets.dial import Dial
 from tui.widgets.styling import component_style
+from tui.widgets.track import Track
 
 KNOB, LINE, MOST, FULL = "█", "─", "┿", "┃"
 SHOWN_CELLS = 8
 LEAST_TRACK = 12
 
 
-class RateSlider(Dial):
+class RateSlider(Track, Dial):
     """``rate ◀ 12.3/s ▶ ───█────┿──┃─ 24.2/s``: ┿ is where the limits break, ┃ the full load.
 
     The line is clicked or dragged.
@@ -44,7 +44,6 @@ class RateSlider(Dial):
         self._most: float | None = None
         self._full: float | None = None
         self._at = 0
-        self._dragged = False
 
     def show(self, rates: Sequence[float], at: int, *, most: float | None, full: float | None) -> None:
         """The rates in order, the chosen one, and what is marked."""
@@ -66,9 +65,9 @@ class RateSlider(Dial):
 
     @property
     def track(self) -> tuple[int, int]:
-        """The first cell of the line, and how many it has."""
+        """The first cell of the line, and how many it has: none before a simulation."""
         head = len(self.label) + 1 + 2 + SHOWN_CELLS + 2 + 1
-        return head, max(LEAST_TRACK, self.content_size.width - head - SHOWN_CELLS)
+        return head, max(LEAST_TRACK, self.content_size.width - head - SHOWN_CELLS) if self._rates else 0
 
     def cell_of(self, rate: float) -> int:
         """The cell of the line that stands for a rate."""
@@ -98,32 +97,9 @@ class RateSlider(Dial):
     def get_content_width(self, *_: object) -> int:
         return 60
 
-    # --- the mouse ----------------------------------------------------------------------------------------
-
-    def on_mouse_down(self, event: events.MouseDown) -> None:
-        """The line takes the mouse until the button is let go."""
-        head, cells = self.track
-        if self._rates and head <= event.x - self.gutter.left < head + cells:
-            self._dragged = True
-            self.capture_mouse()
-            self._drag(event)
-            event.stop()
-
-    def on_mouse_move(self, event: events.MouseMove) -> None:
-        """Follow the mouse while it is held."""
-        if self._dragged:
-            self._drag(event)
-            event.stop()
-
-    def on_mouse_up(self, event: events.MouseUp) -> None:
-        """Let go."""
-        if self._dragged:
-            self._dragged = False
-            self.release_mouse()
-            event.stop()
-
-    def _drag(self, event: events.MouseEvent) -> None:
-        at = self.nearest(event.x - self.gutter.left - self.track[0])
+    def drag_to(self, cell: int) -> None:
+        """Choose the nearest rate, and tell about it."""
+        at = self.nearest(cell)
         if at != self._at:
             self._at = at
             self.refresh()

@@ -6,18 +6,18 @@ from math import log2
 
 from rich.style import Style
 from rich.text import Text
-from textual import events
 
 from calc.units import format_count
 from tui.widgets.dial import NumberDial
 from tui.widgets.styling import component_style
+from tui.widgets.track import Track
 
 KNOB, LINE, MARK = "█", "─", "┿"
 LABEL_CELLS, END_CELLS = 8, 10
 LEAST_TRACK = 10
 
 
-class Slider(NumberDial):
+class Slider(Track, NumberDial):
     """``label ◀ value ▶ ├──────█────┿──────┤ most``, on a logarithmic scale. The track is clicked or dragged.
 
     `marks` are numbers on the scale, shown as ┿.
@@ -36,7 +36,6 @@ class Slider(NumberDial):
     def __init__(self, label: str, value: int, *, minimum: int, maximum: int, unit: str, help: str, id: str) -> None:  # noqa: A002
         super().__init__(label, value, minimum=minimum, maximum=maximum, unit=unit, help=help, id=id)
         self._marks: tuple[int, ...] = ()
-        self._dragged = False
 
     @property
     def marks(self) -> tuple[int, ...]:
@@ -96,36 +95,9 @@ class Slider(NumberDial):
     def get_content_width(self, *_: object) -> int:
         return 60
 
-    # --- the mouse ----------------------------------------------------------------------------------------
-
-    def on_mouse_down(self, event: events.MouseDown) -> None:
-        """The track takes the mouse until the button is let go."""
-        if self._on_track(event):
-            self._dragged = True
-            self.capture_mouse()
-            self._drag(event)
-            event.stop()
-
-    def on_mouse_move(self, event: events.MouseMove) -> None:
-        """Follow the mouse while it is held."""
-        if self._dragged:
-            self._drag(event)
-            event.stop()
-
-    def on_mouse_up(self, event: events.MouseUp) -> None:
-        """Let go."""
-        if self._dragged:
-            self._dragged = False
-            self.release_mouse()
-            event.stop()
-
-    def _on_track(self, event: events.MouseEvent) -> bool:
-        head, cells = self.track
-        return head <= event.x - self.gutter.left < head + cells
-
-    def _drag(self, event: events.MouseEvent) -> None:
-        head, _ = self.track
-        value = self.value_at(event.x - self.gutter.left - head)
+    def drag_to(self, cell: int) -> None:
+        """Take the number of a cell, and tell about it."""
+        value = self.value_at(cell)
         if value != self._value:
             self._drop()
             self._value = value

@@ -1,0 +1,56 @@
+"""The mouse on the track of a dial: what a click and a drag do, whatever the track stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual import events
+
+if TYPE_CHECKING:
+    from tui.widgets.dial import Dial as _Base
+else:
+    # No second base that is a widget: Textual would read the styles and bindings of the first base only.
+    _Base = object
+
+
+class Track(_Base):
+    """A dial with a track, which takes the mouse from a click on it until the button is let go. Stands before `Dial`.
+
+    The dial says where its `track` is and takes a cell of it with `drag_to`; without a track `cells` is 0.
+    """
+
+    _dragged = False
+
+    @property
+    def track(self) -> tuple[int, int]:
+        """The first cell of the track in the dial, and how many cells it has."""
+        raise NotImplementedError
+
+    def drag_to(self, cell: int) -> None:
+        """Take the value of a cell of the track; it may be past either end."""
+        raise NotImplementedError
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        """Take the mouse."""
+        cell = self._cell(event)
+        if 0 <= cell < self.track[1]:
+            self._dragged = True
+            self.capture_mouse()
+            self.drag_to(cell)
+            event.stop()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """Follow the mouse while it is held."""
+        if self._dragged:
+            self.drag_to(self._cell(event))
+            event.stop()
+
+    def on_mouse_up(self, event: events.MouseUp) -> None:
+        """Let go."""
+        if self._dragged:
+            self._dragged = False
+            self.release_mouse()
+            event.stop()
+
+    def _cell(self, event: events.MouseEvent) -> int:
+        return event.x - self.gutter.left - self.track[0]
