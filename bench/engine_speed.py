@@ -377,7 +377,7 @@ def read_options() -> argparse.Namespace:
     options.folder = speed_setup.cache_folder()
     options.formats = options.formats.split(",")
     if unknown := set(options.formats) - set(FORMATS):
-        parser.error(f"{', '.join(sorted(unknown))} is no format; use {', '.join(FORMATS)}")
+        parser.error(f"{', '.join(sorted(unknown))} is not a format; use {', '.join(FORMATS)}")
     try:
         options.model = options.model or [
             speed_setup.float32_file(fetch(options.folder), options.folder),

@@ -86,20 +86,24 @@ def estimate_parser(prog: str) -> Parser:
     load.add_argument("--max-load", action="store_true", help="all requests at once: the batch is what fits")
     served.add_argument("--batches", type=counts, metavar="1..256", help="a row for each batch or number of clients")
     add_limit_option(served)
-    served.add_argument("--price", type=reader(prices), metavar="X", help="money per device and hour")
+    served.add_argument("--price", type=reader(prices), metavar="X", help="price per device and hour")
     served.add_argument(
         "--devices", type=reader(names), metavar="A,B|all", help="several devices side by side, or the whole catalog"
     )
     served.add_argument(
-        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is found in the cache"
+        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is already in the cache"
     )
     served.add_argument("--chunk", type=count, metavar="N", help="tokens of a prefill chunk")
-    served.add_argument("--speculate", type=reader(drafts), metavar="K,A", help="K drafted tokens, acceptance A each")
-    served.add_argument("--draft", metavar="NAME|PATH", help="the model that drafts them, whose time is counted")
+    served.add_argument(
+        "--speculate", type=reader(drafts), metavar="K,A", help="K draft tokens per step, each accepted with chance A"
+    )
+    served.add_argument("--draft", metavar="NAME|PATH", help="the draft model; its time is counted")
     engine = parser.add_argument_group("engine")
     engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
     engine.add_argument("--pp", type=count, default=1, metavar="N", help="pipeline stages of TP devices (default 1)")
-    engine.add_argument("--ep", type=count, default=1, metavar="N", help="of the TP devices, those that share experts")
+    engine.add_argument(
+        "--ep", type=count, default=1, metavar="N", help="expert-parallel degree, within the TP devices"
+    )
     engine.add_argument(
         "--dp-attention", type=count, default=1, metavar="N", help="attention groups with their own requests"
     )
@@ -135,7 +139,7 @@ def run_estimate(argv: Sequence[str], prog: str) -> int:
 
 def _one_device(args: argparse.Namespace) -> DeviceSpec:
     if args.device is not None and "," in args.device:
-        raise SpecError("device", f"--device takes one name: --devices {args.device} puts several side by side")
+        raise SpecError("device", f"--device takes one name: --devices {args.device} compares several")
     return device_from(args)
 
 
@@ -183,7 +187,7 @@ def asked_from(args: argparse.Namespace) -> Asked:
     load = Load.MAX if args.max_load else Load.CLOSED if args.concurrency else Load.STATIC
     drafted, acceptance = args.speculate or (0, Fraction(0))
     if args.chunk is not None and load is Load.MAX:
-        raise SpecError("chunk", "--chunk changes nothing at maximum load: leave one of them out")
+        raise SpecError("chunk", "--chunk changes nothing at maximum load: give only one of them")
     return Asked(
         engine=args.policy,
         version=args.engine_version,

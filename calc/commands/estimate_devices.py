@@ -43,7 +43,7 @@ class Beside:
 def run_devices(args: argparse.Namespace, asked: Asked) -> int:
     """Exit code 0, also where the model fits on none of them (that is an answer)."""
     if args.device is not None or args.gpu_memory is not None:
-        raise SpecError("devices", "--devices names all devices: leave --device and --gpu-memory out")
+        raise SpecError("devices", "--devices names all devices: leave out --device and --gpu-memory")
     chosen, unknown = _devices(args.devices)
     prices = _prices(args, chosen)
     study, asked = served(args, asked, device=chosen[0])

@@ -82,7 +82,7 @@ def _drafting(study: Study, answer: Estimate) -> str:
 def _accuracy_sentence(study: Study, asked: Asked) -> str:
     known = accuracy_of(study, asked)
     if known is None:
-        return "No public run of this kind was compared: take the band for a guess (docs/estimates.md)."
+        return "No public run of this kind was compared: treat the band as a guess (docs/estimates.md)."
     return (
         f"On {known.rows:,} public measurements of this kind the middle was off by {known.median_error:.0%} in the "
         f"median; a band made from other models and devices held {known.band_covers:.0%} of them (docs/estimates.md)."

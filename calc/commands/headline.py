@@ -125,7 +125,7 @@ def sentences(answer: Headline, batch: int | None) -> list[str]:
         said.append(f"{answer.where} cannot be served: {answer.problem}.")
     elif answer.problem is not None:
         held = requests(answer.max_batch)
-        said.append(f"{answer.where}: {held} by arithmetic alone; no server divides the model so.")
+        said.append(f"{answer.where}: {held} by arithmetic alone; no server divides the model this way.")
     elif answer.devices > 1:
         held = f"{requests(answer.max_batch)} at once" if answer.fits else "not one request"
         said.append(f"{answer.where}: {answer.devices:,} devices hold {held}.")

@@ -79,7 +79,7 @@ def add_attention_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
         "--softmax-flops", type=softmax, default=5, metavar="5|0|N", help="FLOPs per element of the softmax (default 5)"
     )
     parser.add_argument(
-        "--causal", action="store_true", help="count the lower triangle of the scores alone (default: all of them)"
+        "--causal", action="store_true", help="count only the lower triangle of the scores (default: all)"
     )
 
 

@@ -131,7 +131,10 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     kv = stored.add_mutually_exclusive_group()
     kv.add_argument("--kv-bytes", dest="kv_format", type=storage, metavar="X", help="bytes per element (default 2)")
     kv.add_argument(
-        "--kv-format", type=cache_storage, metavar="bf16|fp8|q8_0/q4_0|…", help="K and V alike, K/V apart, or auto"
+        "--kv-format",
+        type=cache_storage,
+        metavar="bf16|fp8|q8_0/q4_0|…",
+        help="one format for both, K/V for two, or auto",
     )
 
 
@@ -168,7 +171,7 @@ def device_names(args: argparse.Namespace) -> list[str]:
     if len(names) > 1 and args.policy != "llamacpp":
         raise SpecError("device", f"{len(names)} devices: unlike devices share a model with --policy llamacpp only")
     if len(names) > 1 and args.gpu_memory is not None:
-        raise SpecError("gpu_memory", "--gpu-memory is of one device: leave it out with --device A,B")
+        raise SpecError("gpu_memory", "--gpu-memory is for one device: leave it out with --device A,B")
     return names
 
 
@@ -290,7 +293,7 @@ def limits(text: str) -> dict[str, float]:
 
 def add_limit_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Times that an answer has to keep."""
-    parser.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="times to keep")
+    parser.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="latency limits")
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +343,7 @@ def check_server_options(args: argparse.Namespace) -> None:
         policies = f"{', '.join(SERVERS[:-1])} or {SERVERS[-1]}"
         raise SpecError(given[0], f"{words} {needs} a server policy: add --policy {policies}")
     if args.policy in SERVERS and args.ep:
-        raise SpecError("ep", "--ep is not counted with a server policy: leave one of them out")
+        raise SpecError("ep", "--ep is not counted with a server policy: give only one of them")
 
 
 # --- output -------------------------------------------------------------------------------------------------

@@ -133,4 +133,4 @@ def emit(args: argparse.Namespace, text: str) -> int:
 def check_stdout() -> None:
     """Raise SourceError where there is no standard output."""
     if sys.stdout is None:
-        raise SourceError("standard output is closed: there is nowhere to print to")
+        raise SourceError("standard output is closed: there is nowhere to print")

@@ -127,7 +127,9 @@ def simulate_parser(prog: str) -> Parser:
     load.add_argument(
         "--concurrency", type=counts, metavar="1..64", help="users; each sends its next request when the last one ends"
     )
-    load.add_argument("--think", type=reader(parse_duration), metavar="5s", help="time that a user waits before it")
+    load.add_argument(
+        "--think", type=reader(parse_duration), metavar="5s", help="time that a user waits before the next request"
+    )
     load.add_argument("--trace", type=Path, metavar="FILE", help="CSV or JSON lines of arrivals and lengths")
     load.add_argument(
         "--requests",
@@ -139,18 +141,22 @@ def simulate_parser(prog: str) -> Parser:
         "--prompt-tokens", type=reader(parse_lengths), metavar="P",
         help="tokens in (default 1024): 1024, 512..2048, exponential:300, normal:1000,200, lognormal:800,0.7",
     )  # fmt: skip
-    load.add_argument("--new-tokens", type=reader(parse_lengths), metavar="G", help="tokens out, alike (default 256)")
-    load.add_argument("--prefix-hit", type=reader(parse_share), metavar="F", help="share of a prompt that is common")
-    load.add_argument("--prefixes", type=count, metavar="N", help="different beginnings that are shared (default 1)")
+    load.add_argument(
+        "--new-tokens", type=reader(parse_lengths), metavar="G", help="tokens out, in the same forms (default 256)"
+    )
+    load.add_argument(
+        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of each prompt that others have too"
+    )
+    load.add_argument("--prefixes", type=count, metavar="N", help="number of different shared prefixes (default 1)")
     load.add_argument("--seed", type=reader(partial(parse_count, minimum=0, maximum=2**63)), help="default 0")
     add_limit_option(load)
     load.add_argument(
         "--percentile",
         type=int,
         choices=sorted(NEEDED),
-        help="that keeps them (default 99)",
+        help="the one that must keep the limits (default 99)",
     )
-    load.add_argument("--find", choices=FINDS, help="the highest rate, or the most users, that keep --limit")
+    load.add_argument("--find", choices=FINDS, help="the highest rate, or the most users, within --limit")
     _add_server_options(parser)
     add_output_options(parser)
     return parser
@@ -159,7 +165,9 @@ def simulate_parser(prog: str) -> Parser:
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
-    server.add_argument("--ep", type=count, default=1, metavar="N", help="of the TP devices, those that share experts")
+    server.add_argument(
+        "--ep", type=count, default=1, metavar="N", help="expert-parallel degree, within the TP devices"
+    )
     for name, why in NOT_SIMULATED.items():
         server.add_argument(f"--{name}", type=_refused(why), help=argparse.SUPPRESS)
     server.add_argument(
@@ -176,7 +184,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--block-size", type=count, metavar="N", help="tokens per cache block")
     server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the derived one")
     server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
-    server.add_argument("--no-prefix-caching", action="store_true", help="nothing is found again in the cache")
+    server.add_argument("--no-prefix-caching", action="store_true", help="do not reuse cached prefixes")
 
 
 def _refused(why: str) -> Callable[[str], str]:
@@ -262,10 +270,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.trace is not None:
         for name in TRACE_ALONE:
             if getattr(args, name) is not None:
-                raise SpecError(name, f"--{name.replace('_', '-')} says what a trace says: leave one of them out")
+                raise SpecError(name, f"--{name.replace('_', '-')} says what a trace says: give only one of them")
     if args.find is not None:
         if args.limit is None:
-            raise SpecError("limit", f"--find {args.find} needs --limit: the times that are to be kept")
+            raise SpecError("limit", f"--find {args.find} needs --limit: the the times to keep")
         for name in ("rate", "concurrency"):
             if getattr(args, name) is not None:
                 raise SpecError(name, f"--find {args.find} looks for the load: leave --{name} out")
@@ -273,18 +281,20 @@ def _check(args: argparse.Namespace) -> None:
         if (args.requests or REQUESTS) < NEEDED[percent]:
             raise SpecError("requests", f"percentile {percent} needs at least {NEEDED[percent]} requests")
     if args.rate is not None and args.concurrency is not None:
-        raise SpecError("rate", "--rate is an open loop, --concurrency a closed one: leave one of them out")
+        raise SpecError("rate", "--rate is an open loop, --concurrency a closed one: give only one of them")
     closed = args.concurrency is not None or args.find == "users"
     if args.arrivals is not None and closed:
-        raise SpecError("arrivals", "--arrivals is of an open loop: users send when their last request has ended")
+        raise SpecError(
+            "arrivals", "--arrivals needs an open loop: in a closed one, users send when their last request has ended"
+        )
     if args.percentile is not None and args.limit is None:
         raise SpecError("percentile", "--percentile says which share of requests keeps --limit: add the limits")
     if args.think is not None and not closed:
-        raise SpecError("think", "--think is the time between requests of a user: add --concurrency or --find users")
+        raise SpecError("think", "--think is the time between a user's requests: add --concurrency or --find users")
     if args.prefixes is not None and args.prefix_hit is None:
         raise SpecError("prefixes", "--prefixes needs --prefix-hit: how much of a prompt is shared")
     if args.prefix_hit is not None and args.no_prefix_caching:
-        raise SpecError("prefix_hit", "--prefix-hit finds nothing with --no-prefix-caching: leave one of them out")
+        raise SpecError("prefix_hit", "--prefix-hit finds nothing with --no-prefix-caching: give only one of them")
 
 
 def _mix(args: argparse.Namespace) -> Mix:

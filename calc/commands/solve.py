@@ -343,7 +343,16 @@ def _devices_table(answer: Document, document: Document) -> Table:
     ]
     if not rows:
         missing = answer["missing_bytes"]
-        rows = [("none", "–", "–", "–", "–", f"short by {format_bytes(missing)}" if missing else "cannot be shared so")]
+        rows = [
+            (
+                "none",
+                "–",
+                "–",
+                "–",
+                "–",
+                f"short by {format_bytes(missing)}" if missing else "cannot be shared this way",
+            )
+        ]
     columns = ("Devices", "TP", "PP", "Batch", "Weights per GPU", "Remark")
     return Table(
         title=f"Fewest devices, {_rule(document)}", columns=columns, rows=tuple(rows), numeric=frozenset(range(5))

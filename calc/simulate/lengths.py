@@ -54,7 +54,7 @@ def parse_lengths(text: str) -> Lengths:
 def _distribution(name: str, parameters: str) -> Lengths:
     values = [part.strip() for part in parameters.split(",")]
     if (name, len(values)) not in (("exponential", 1), ("normal", 2), ("lognormal", 2)):
-        raise QuantityError(f"{name}:{parameters.strip()} is no distribution of lengths: write {FORMS}")
+        raise QuantityError(f"{name}:{parameters.strip()} is not a distribution of lengths: write {FORMS}")
     middle = parse_count(values[0], maximum=MOST_TOKENS)
     if name == "exponential":
         return Lengths(f"exponential, mean {middle:,}", lambda random: -middle * log(1.0 - random.random()))

@@ -101,7 +101,7 @@ class Asked:
         if self.dcp > 1 and self.engine != "vllm":
             raise SpecError("dcp", f"--dcp is not known of {TITLES[self.engine]}: use --policy vllm")
         if self.dcp > 1 and self.dp_attention > 1:
-            raise SpecError("dcp", "--dcp is not counted beside --dp-attention: leave one of them out")
+            raise SpecError("dcp", "--dcp is not counted beside --dp-attention: give only one of them")
 
     @property
     def devices(self) -> int:

@@ -165,25 +165,28 @@ def _add_generate_options(parser: Parser) -> None:
         help="tokens to generate at most (default 64); all: to the end of the model's context",
     )
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token (default 0)"
+        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the most likely token (default 0)"
     )
-    group.add_argument("--top-k", type=int, metavar="N", help="sample from the N likeliest tokens")
+    group.add_argument("--top-k", type=int, metavar="N", help="sample from the N most likely tokens")
     group.add_argument(
-        "--top-p", type=float, metavar="X", help="sample from the likeliest tokens that reach probability X"
-    )
-    group.add_argument(
-        "--min-p", type=float, metavar="X", help="leave out tokens below X times the likeliest one's chance"
+        "--top-p", type=float, metavar="X", help="sample from the most likely tokens, up to total probability X"
     )
     group.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help="divide the logits of tokens of the text by X (1: off)"
+        "--min-p", type=float, metavar="X", help="leave out tokens below X times the highest probability"
     )
     group.add_argument(
-        "--presence-penalty", type=float, metavar="X", help="take X off the logits of tokens made so far (0: off)"
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="divide the logits of tokens already in the text by X (1: off)",
+    )
+    group.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="subtract X from the logits of generated tokens (0: off)"
     )
     group.add_argument(
         "--model-sampling",
         action="store_true",
-        help="sample as the model's generation_config.json says, where no option says otherwise",
+        help="use the model's generation_config.json for options that are not given",
     )
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
@@ -196,7 +199,7 @@ def _add_generate_options(parser: Parser) -> None:
         "--thinking",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="let a chat model think first, or not (needs --chat, and a template that knows enable_thinking)",
+        help="let a chat model think first, or not (needs --chat and a template with enable_thinking)",
     )
     group.add_argument("--system", metavar="TEXT", help="system prompt of the chat (needs --chat)")
     group.add_argument(
@@ -319,7 +322,7 @@ def read_prompt(path: Path) -> str:
 def _mode(text: str) -> str:
     mode = text.replace("-", "_")
     if mode not in MODES:
-        raise argparse.ArgumentTypeError(f"{text!r} is no mode; the modes are {', '.join(MODES)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mode; the modes are {', '.join(MODES)}")
     return mode
 
 

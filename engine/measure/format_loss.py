@@ -40,11 +40,12 @@ class FormatLoss:
     reference_perplexity: float
 
     def sentence(self) -> str:
-        """For people: "123 of 127 likeliest tokens the same, ..."."""
+        """For people: "123 of 127 most likely tokens the same, ..."."""
         same = round(self.agreement * self.n_tokens)
         return (
-            f"{same} of {self.n_tokens} likeliest tokens the same, logits off by {self.mean_error:.3f} on average and "
-            f"{self.max_error:.2f} at most, perplexity {self.perplexity:.2f} against {self.reference_perplexity:.2f}"
+            f"{same} of {self.n_tokens} most likely tokens the same, logits off by {self.mean_error:.3f} on average "
+            f"and {self.max_error:.2f} at most, perplexity {self.perplexity:.2f} against "
+            f"{self.reference_perplexity:.2f}"
         )
 
 

@@ -87,7 +87,7 @@ N_HEADS = Option(
     field="n_heads",
     read=int,
     metavar="N",
-    help="attention heads of weights of the assignment's form (default 1)",
+    help="attention heads, for weights in the assignment's format (default 1)",
 )
 MODEL_OPTIONS = (MODEL, DTYPE, COMPILE, TP, DEVICE, THREADS, N_HEADS)
 """What every command takes that runs a model."""

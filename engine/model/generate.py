@@ -168,7 +168,7 @@ class _Run:
         self.tokenizer = tokenizer
         self.text: TextStream | None = tokenizer.stream() if tokenizer else None
         if options.stop and tokenizer is None:
-            raise OptionError("stop", "stop texts need a tokenizer, which this model has not")
+            raise OptionError("stop", "stop texts need a tokenizer, which this model does not have")
         self.stops = StopTexts(options.stop)
         self.shown: list[str] = []
         self.prompt = prompt_tensor(decoder, prompt_ids)

@@ -56,7 +56,9 @@ def read_source(location: Path, *, n_heads: int | None = None) -> Source:
     """
     if is_gguf(location):
         if n_heads is not None:
-            raise OptionError("n_heads", "n-heads is for weights of the assignment's form; this model states its heads")
+            raise OptionError(
+                "n_heads", "n-heads is for weights in the assignment's format; this model states its heads"
+            )
         return _read_gguf(location)
     return _read_other(location, n_heads)
 
@@ -153,7 +155,7 @@ def _read_config(folder: Path, tensors: Mapping[str, Stored], n_heads: int | Non
             {name: tuple(t.shape) for name, t in tensors.items()}, n_heads=1 if n_heads is None else n_heads
         ), None
     if n_heads is not None:
-        raise OptionError("n_heads", "n-heads is for weights of the assignment's form; this model states its heads")
+        raise OptionError("n_heads", "n-heads is for weights in the assignment's format; this model states its heads")
     path = folder / "config.json"
     if not path.exists() and (folder / "params.json").exists() and native.is_native(tensors):
         return _native_config(folder / "params.json", tensors)
@@ -193,7 +195,7 @@ def _canonical(
         ours = {from_reference_name(name): t for name, t in tensors.items() if not is_buffer(name, t)}
         left = some([name for name, t in tensors.items() if is_buffer(name, t)])
         _check_shapes(ours, config, path, implied="the other weights imply", shown=to_reference_name)
-        return ours, f"left out, because they are no weights: {left}" if left else ""
+        return ours, f"left out, because they are not weights: {left}" if left else ""
     wide = widened(tensors, document.section("quantization_config"))
     ours = canonical_names(wide, model_type=model_type_of(document), config=config)
     expected = parameter_shapes(config)

@@ -45,7 +45,7 @@ def _path(name: str) -> Path:
     try:
         path.stat()
     except ValueError:
-        raise CheckpointError(f"{name[:_NAME_SHOWN]!r} is no path: it holds a character that no path has") from None
+        raise CheckpointError(f"{name[:_NAME_SHOWN]!r} is not a path: it holds a character that no path has") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise CheckpointError(f"{name[:_NAME_SHOWN]}... is too long for a path") from None

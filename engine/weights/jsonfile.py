@@ -24,7 +24,7 @@ def read_json(path: Path, error: type[InputError], *, max_bytes: int = _MAX_BYTE
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"{path} is not JSON: {reason}") from None
     except ValueError:  # a path with a zero byte or half a character
-        raise error(f"{str(path)!r} is no path") from None
+        raise error(f"{str(path)!r} is not a path") from None
     return document
 
 

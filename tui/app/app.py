@@ -114,7 +114,12 @@ class KvscopeApp(Actions):
         Binding("ctrl+e", "export", "export", priority=True, tooltip="Write this pane to a Markdown file"),
         Binding("ctrl+q", "quit", "quit", priority=True, tooltip="Close kvscope"),
         Binding(
-            "ctrl+z", "suspend_process", "suspend", show=False, priority=True, tooltip="Leave to the shell for now"
+            "ctrl+z",
+            "suspend_process",
+            "suspend",
+            show=False,
+            priority=True,
+            tooltip="Suspend the app and return to the shell",
         ),
         Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False, tooltip="Take back the last edit"),
     ]

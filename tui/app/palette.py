@@ -45,7 +45,7 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
         "The same after both evaluations and a latency sweep",
         app.action_measured_report,
     )
-    yield SystemCommand("Undo the last edit", "Return to the state before it (ctrl+/)", app.action_undo)
+    yield SystemCommand("Undo the last edit", "Return to the previous state (ctrl+/)", app.action_undo)
     yield SystemCommand("Start over", "Return to Llama-3-8B on 80 GB", app.action_start_over)
     for marker in MARKERS:
         if marker != app.settings.marker:

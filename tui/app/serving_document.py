@@ -39,7 +39,7 @@ def serving_from(table: Mapping[str, Any]) -> Serving:
         values["limits"] = tuple((str(name), float(seconds)) for name, seconds in dict(values["limits"]).items())
     serving = Serving(**values)
     if not all(_possible(serving)):
-        raise ValueError("what is served has a value that is not possible")
+        raise ValueError("what is served has a value that is not valid")
     return serving
 
 

@@ -201,7 +201,9 @@ def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
     if chosen is not None:
         return weights_as(chosen, model)
     if text.strip().lower() == STORED and model.stored is None and not model.edited:
-        raise SpecError("weight_format", "no stored weights are known of this model: a format such as bf16 or fp8")
+        raise SpecError(
+            "weight_format", "the stored format of this model is not known: use a format such as bf16 or fp8"
+        )
     return stored_format(model) or FORMATS["bf16"]
 
 

@@ -84,7 +84,7 @@ FIELDS = (
         width=24,
         read=_limits,
         write=lambda asked: limit_words(asked.limits),
-        meaning="Times that p99 is to keep: ttft=500ms,tpot=50ms,e2e=10s, any of them.",
+        meaning="Limits that p99 must keep: ttft=500ms,tpot=50ms,e2e=10s, any of them.",
         blank="none",
     ),
     LoadField(

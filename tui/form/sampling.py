@@ -88,7 +88,7 @@ MORE_HELP = (
     "min-p 0.05: leave out unlikely tokens. repetition 1.1, presence 0.5: penalties. "
     'stop "TEXT": end before it (\\n is a new line). '
     "speculate lookup, or the path of a smaller model: draft tokens; the text stays the same (lookup,7: 7 per step). "
-    "model: sample as the model's makers do, where temperature is 0 and an option is off."
+    "model: the settings of the model's makers, where temperature is 0 or an option is off."
 )
 _MORE = {
     "min-p": ("min_p", 0.0, 1.0, "0 to 1"),
@@ -102,7 +102,7 @@ def read_more(text: str) -> MoreSampling:
     try:
         words = [word.strip(",") for word in shlex.split(text.replace("\\", "\\\\"))]
     except ValueError:
-        raise QuantityError('a text to stop at stands in quotes: stop "END"') from None
+        raise QuantityError('put the stop text in quotes: stop "END"') from None
     found: dict[str, Any] = {"stop": ()}
     left = iter(word for word in words if word)
     for name in left:

@@ -169,7 +169,7 @@ FIELDS = (
         read=_limits,
         write=lambda serving: limit_text(serving.limits),
         meaning=(
-            "Times to keep: ttft (first token), tpot (per token after it) and e2e (end to end), such as "
+            "Latency limits: ttft (first token), tpot (per token after it) and e2e (end to end), such as "
             "ttft=500ms,tpot=50ms. Blank: none."
         ),
         blank="ttft=500ms,tpot=50ms",
@@ -180,7 +180,7 @@ FIELDS = (
         width=6,
         read=_optional("price", price),
         write=lambda serving: number_text(serving.price),
-        meaning="Money per device and hour, in any currency: gives the cost per million tokens. Blank: none.",
+        meaning="Price per device and hour, in any currency: gives the cost per million tokens. Blank: none.",
         blank="2.50",
     ),
     ServingField(
@@ -208,7 +208,7 @@ FIELDS = (
         width="1fr",
         read=_devices,
         write=lambda serving: ",".join(serving.devices),
-        meaning="Catalog devices beside the chosen one, such as h100-sxm,l40s,rtx-4090 (kvscope devices lists all).",
+        meaning="Catalog devices to compare with the chosen one: h100-sxm,l40s,rtx-4090 (kvscope devices lists all).",
     ),
 )
 

@@ -137,7 +137,7 @@ class Job:
             case MeasurementFinished():
                 self._finish(event.result)
             case Cancelled():
-                self.state, self.outcome = JobState.STOPPED, "stopped by you; what was measured stays"
+                self.state, self.outcome = JobState.STOPPED, "stopped by you; what was measured is kept"
             case Failed() | EngineExited():
                 self.fail(event.message)
             case _:

@@ -72,7 +72,7 @@ class BenchmarkPane(Pane):
         *_keys(),
         Binding("f9", "pick_model", "model", tooltip="Choose the model to measure from those on this machine"),
         Binding("m", "pick_model", "model", show=False),
-        Binding("escape", "stop", "stop", tooltip="Stop; what was measured stays"),
+        Binding("escape", "stop", "stop", tooltip="Stop and keep what was measured"),
         Binding("ctrl+n", "next_page", "page", tooltip="Evaluation or measurements, on a narrow screen"),
         Binding("p", "next_page", "page", show=False),
         Binding("pageup", "scroll_page(-1)", "scroll", show=False),

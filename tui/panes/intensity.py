@@ -55,7 +55,7 @@ class IntensityPane(PagedPane):
             "f", "toggle_attention", "standard/flash", tooltip="Switch between standard attention and FlashAttention"
         ),
         Binding("x", "toggle_softmax", "softmax 5|0", tooltip="Count softmax as 5 FLOPs per element, or as 0"),
-        Binding("m", "toggle_mask", "causal", tooltip="Count the lower triangle of the scores alone, or all of them"),
+        Binding("m", "toggle_mask", "causal", tooltip="Count only the lower triangle of the scores, or all of them"),
         *NEXT_PAGE,
         Binding("up", "previous_dial", "choose", show=False),
         Binding("down", "next_dial", "choose", show=False),
@@ -88,7 +88,7 @@ class IntensityPane(PagedPane):
                 "mask",
                 ["none", "causal"],
                 "none",
-                help="causal: the lower triangle of the scores alone",
+                help="causal: only the lower triangle of the scores",
                 id="dial-mask",
             )
         yield Label("", id="intensity-problem", markup=False)

@@ -71,7 +71,7 @@ def _algorithm_note(report: IntensityReport) -> list[Block]:
     if report.layers is not None:
         return [
             paragraph(
-                "Studied first is the plain attention of the question, with the head dimension of "
+                "This part first studies the plain attention of the question, with the head dimension of "
                 f"{report.query.model.title}; what the layers of the model really do follows at the end.",
             )
         ]
@@ -106,8 +106,8 @@ def _layers_blocks(report: IntensityReport) -> list[Block]:
     return [
         Heading(2, f"The layers of {report.query.model.title} as they are"),
         paragraph(
-            "The layers of this model are not all plain attention over the whole context. Counted here is what each of "
-            "them does, for one sequence and all layers.",
+            "The layers of this model are not all plain attention over the whole context. This section counts what "
+            "each of them does, for one sequence and all layers.",
         ),
         grid_of(prefill, title=prefill.title),
         grid_of(decode, title=decode.title),

@@ -11,9 +11,9 @@ from tui.report.memory_part import inputs_part, part_a, part_b
 from tui.report.model import Block, Heading, Report, plain_items
 
 SOURCES = (
-    "A. Vaswani et al. Attention Is All You Need. NeurIPS 2017, arXiv:1706.03762. The attention of (c).",
+    "A. Vaswani et al. Attention Is All You Need. NeurIPS 2017, arXiv:1706.03762. Defines the attention used in (c).",
     "M. Shoeybi et al. Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism. 2019, "
-    "arXiv:1909.08053. How matrices and heads divide over GPUs, in (b).",
+    "arXiv:1909.08053. How matrices and heads are divided among GPUs, in (b).",
     "J. Ainslie et al. GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints. EMNLP "
     "2023, arXiv:2305.13245. Query heads that share K and V.",
     "R. Pope et al. Efficiently Scaling Transformer Inference. 2022, arXiv:2211.05102. The KV cache and what batching "

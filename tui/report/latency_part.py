@@ -30,8 +30,8 @@ def latency_part(result: BenchmarkResult | None, model: ModelInfo | None) -> lis
         paragraph("Answer: ", _gain(rows[0], rows[-1])),
         paragraph(
             f"{model_name(result.model)}: {result.new_tokens} new tokens after prompts of different lengths, the same "
-            f"tokens in both arms, {result.warmup} warm-up and {result.repeats} timed runs each, in rounds over the "
-            "lengths. Without the cache every token recomputes the whole sequence."
+            f"tokens with and without the cache, {result.warmup} warm-up and {result.repeats} timed runs each, in "
+            "rounds over the lengths. Without the cache every token recomputes the whole sequence."
         ),
         grid_of(
             benchmark_table(rows),

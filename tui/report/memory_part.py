@@ -148,7 +148,7 @@ def _workload_rows(analysis: Analysis) -> list[tuple[Text, ...]]:
         _given("Tensor-parallel GPUs", "tp", ", ".join(map(format_count, study.tps))),
         _given("Tokens attended to, in (c) and (d)", "n_keys", format_count(query.context)),
         _given("Head dimension, in (c) and (d)", "head_dim", format_count(query.head_dim)),
-        _given("FLOP of the softmax per element", None, format_count(query.softmax_flops)),
+        _given("Softmax FLOPs per element", None, format_count(query.softmax_flops)),
     ]
 
 

@@ -42,9 +42,9 @@ def slot_rows(report: ServerReport) -> Iterator[Row]:
     if not report.fits:
         yield Row(("  Does not start", "", "", "", ""), title="Does not start", note=notes(report)[0], struck=True)
         return
-    started = "Started with as many: each has a cache of full length."
+    started = "The number it is started with: each has a cache of full length."
     for name, n, note in (
         ("Slots", report.max_num_seqs or 1, started),
-        ("Slots that would fit", report.requests, "As many fit into what the fullest device leaves."),
+        ("Slots that would fit", report.requests, "The number that fits into what the fullest device leaves."),
     ):
         yield Row((f"  {name}", format_count(n), "", "", ""), title=name, note=note)

@@ -139,7 +139,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="tokens/step",
         width=7,
         read=_count("tokens/step"),
-        meaning="Most tokens of one step: what activations are reserved for. Blank: by version and device.",
+        meaning="Maximum tokens per step; activations are reserved for them. Blank: by version and device.",
         word="--max-num-batched-tokens",
     ),
     OptionField(
@@ -147,7 +147,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="seqs",
         width=6,
         read=_count("seqs"),
-        meaning="Most sequences of one step; slots of llama.cpp. Blank: by version and device, one slot.",
+        meaning="Maximum sequences per step; for llama.cpp its slots. Blank: by version and device, one slot.",
         word="--max-num-seqs",
         engines=(*WITH_POOL, "llamacpp"),
     ),
@@ -156,7 +156,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="block",
         width=4,
         read=_count("block"),
-        meaning="Tokens of a block of the cache. Blank: the server's own.",
+        meaning="Tokens per cache block. Blank: the server's own.",
         word="--block-size",
         engines=WITH_POOL,
     ),
@@ -293,9 +293,9 @@ def parts(report: ServerReport) -> tuple[Part, ...]:
             size=free,
             mark="·",
             style="free",
-            source="Left to others: the server keeps to its share of the device."
+            source="Left to other processes: the server keeps to its share of the device."
             if free >= 0
-            else "The parts are more than the device has.",
+            else "The parts add up to more than the device has.",
         )
     )
     return tuple(_as_placed(report, part) for part in held if part.size)
@@ -366,7 +366,7 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
         return
     pool = report.steps[:2]
     block = Quantity(f"{report.block_size:,} tokens", report.block_size, "tokens")
-    yield row("Block", block, "Tokens that are handed out together.", pool)
+    yield row("Block", block, "Tokens that are allocated together.", pool)
     yield row("Blocks", format_count(report.kv_blocks), "Whole blocks of the pool.", pool)
     tokens = "What the start-up log calls the size of the KV cache."
     yield row("Tokens", format_count(report.kv_tokens), tokens, pool)

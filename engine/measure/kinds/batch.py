@@ -212,7 +212,7 @@ OPTIONS = (
         flags=("--equal",),
         field="ragged",
         constant=False,
-        help="give all rows the same length (default: from half of the longest upwards)",
+        help="give all rows the same length (default: from half the longest up)",
     ),
 )
 

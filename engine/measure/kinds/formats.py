@@ -101,9 +101,11 @@ def _parse_format(text: str) -> FormatChoice:
     dtype, slash, cache = text.partition("/")
     dtypes = [name for name in get_args(DType) if name != "auto"]
     if dtype not in dtypes:
-        raise OptionError("formats", f"{dtype!r} is no format; use {', '.join(dtypes)}, or one with a cache: int8/int8")
+        raise OptionError(
+            "formats", f"{dtype!r} is not a format; use {', '.join(dtypes)}, or one with a cache: int8/int8"
+        )
     if slash and cache not in get_args(CacheKind):
-        raise OptionError("formats", f"{cache!r} is no kind of cache; use {', '.join(get_args(CacheKind))}")
+        raise OptionError("formats", f"{cache!r} is not a kind of cache; use {', '.join(get_args(CacheKind))}")
     return FormatChoice(dtype=cast(DType, dtype), cache=cast(CacheKind, cache or "full"))
 
 
@@ -154,7 +156,7 @@ OPTIONS = (
         read=parse_formats,
         write=write_formats,
         metavar="LIST",
-        help="dtypes, each with /CACHE for another cache (default bfloat16,float16,int8,int4,float32/int8)",
+        help="dtypes, with /CACHE for another cache kind (default bfloat16,float16,int8,int4,float32/int8)",
     ),
     Option(
         name="tokens",

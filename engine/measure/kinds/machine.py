@@ -188,7 +188,7 @@ OPTIONS = (
         flags=("--measure",),
         field="measure",
         constant=True,
-        help="measure anew (default: what was kept of the last time)",
+        help="measure again (default: reuse the last measurement)",
     ),
     Option(
         name="dtype",
@@ -204,8 +204,8 @@ MEASUREMENTS = (
     Measurement(
         name="machine",
         order=7,
-        summary="what this machine reaches: reads, products, overhead",
-        description="Measure what the engine's own operators reach on this machine; --device this then names it.",
+        summary="what this machine achieves: memory reads, matrix products",
+        description="Measure what the engine's operators achieve on this machine. --device this then means it.",
         doing="benchmarking",
         request=MeasureMachine,
         row=MachineRowMeasured,

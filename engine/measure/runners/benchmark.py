@@ -290,6 +290,6 @@ def _to_run(finished: GenerationFinished) -> Run:
 def _forcing_note(length: int, ids: tuple[int, ...], recorded: tuple[int, ...]) -> str:
     at = next(i for i, (a, b) in enumerate(zip(ids, recorded, strict=True)) if a != b)
     return (
-        f"At {length:,} prompt tokens rounding changed the likeliest token {at + 1} without the cache; "
-        "the tokens made with the cache were forced on both arms, so both did the same work."
+        f"At {length:,} prompt tokens rounding changed the most likely token {at + 1} without the cache; "
+        "the tokens made with the cache were used in both runs, so both did the same work."
     )

@@ -143,7 +143,7 @@ def _tensor(value: object, where: str) -> Tensor:
         tensor = torch.tensor(value)
         return torch.tensor(value, dtype=torch.float64) if tensor.is_floating_point() else tensor
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise CasesError(f"{where} is not an even list of numbers") from None
+        raise CasesError(f"{where} is not a rectangular list of numbers") from None
 
 
 # --- the comparison ---------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ def test_lengths_have_the_mean_and_the_range_that_was_written() -> None:
     ("text", "said"),
     [
         ("20..10", "ends before it begins: write 10..20"),
-        ("zipf:3", "zipf:3 is no distribution of lengths: write 1024, 512..2048"),
-        ("normal:5", "is no distribution of lengths"),
+        ("zipf:3", "zipf:3 is not a distribution of lengths: write 1024, 512..2048"),
+        ("normal:5", "is not a distribution of lengths"),
         ("lognormal:800,x", "sigma of a log-normal length is a number up to 5"),
         ("lognormal:800,nan", "sigma of a log-normal length"),
         ("0", "must be at least 1"),

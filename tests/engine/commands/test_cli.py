@@ -159,7 +159,7 @@ def test_generate_options(tmp_path: Path) -> None:
 
 BAD_WORDS = [
     ([], "say what to do: serve, or --mode generate, evaluate"),
-    (["--mode", "dance"], "'dance' is no mode; the modes are generate"),
+    (["--mode", "dance"], "'dance' is not a mode; the modes are generate"),
     (["--evaluate", "--benchmark"], "not allowed with"),
     (["--mode", "evaluate", "--nonsense"], "unrecognized arguments: --nonsense"),
     (["--mode", "benchmark", "--lengths", "10,x"], "'x' is not a whole number; write a list like 10,50,100"),

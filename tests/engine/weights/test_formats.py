@@ -119,7 +119,7 @@ def test_loss_is_counted_as_defined() -> None:
     expected = math.exp(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:])).item())
     assert losses["int8"].reference_perplexity == pytest.approx(expected, rel=1e-5)
     assert 0 < losses["int8"].mean_error < losses["int4"].mean_error
-    assert "of 8 likeliest tokens the same" in losses["int8"].sentence()
+    assert "of 8 most likely tokens the same" in losses["int8"].sentence()
 
 
 def test_reading_needs_two_tokens_and_can_be_stopped() -> None:

@@ -82,7 +82,7 @@ def test_buffers_are_left_out_and_named(tmp_path: Path) -> None:
     buffers = {"layers.0.attention.causal_mask": torch.ones(9, 9), "position_ids": torch.arange(9)}
     torch.save(STATE | buffers, tmp_path / "model.pt")
     (note,) = assert_loads(tmp_path / "model.pt")
-    assert note == "left out, because they are no weights: layers.0.attention.causal_mask, position_ids"
+    assert note == "left out, because they are not weights: layers.0.attention.causal_mask, position_ids"
 
 
 def test_norms_without_biases_are_layer_norms_and_said(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_one_bad_setting_costs_that_setting_alone(path: Path, old: str, new: str
         (
             b"[state]\ncontext = 5\n[state.serving]\ntp = 2\nload = 7",
             Settings(state=replace(USUAL, study=replace(USUAL.study, context=5), serving=Serving(tp=2))),
-            "serving.load (what is served has a value that is not possible)",
+            "serving.load (what is served has a value that is not valid)",
         ),
         (
             b'[state.load]\ntp = "2"\nprompt = "some"\narrivals = "poisson"',

@@ -214,7 +214,7 @@ def test_an_edited_quantized_model_is_counted_in_16_bits_and_says_so() -> None:
 
 def test_stored_is_an_error_where_nothing_was_stored() -> None:
     reading = read_draft(draft(weight_format="stored"), STUDY)
-    assert "no stored weights are known" in reading.errors["weight_format"]
+    assert "the stored format of this model is not known" in reading.errors["weight_format"]
 
 
 @pytest.mark.parametrize(

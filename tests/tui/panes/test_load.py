@@ -135,7 +135,7 @@ async def test_the_table_chooses_a_rate_and_an_edit_asks_again() -> None:
         assert sentence(pane).startswith("Nothing keeps TTFT 1.00 ms at p99: alone a request does not keep TTFT.")
         pane.query_one("#load-prompt Input", Input).value = "zipf:2"
         await pilot.pause()
-        assert "zipf:2 is no distribution of lengths" in str(pane.query_one("#load-problem", Static).content)
+        assert "zipf:2 is not a distribution of lengths" in str(pane.query_one("#load-problem", Static).content)
         assert app.state.load.prompt == "1024"
         app.action_undo()
         await until(pilot, lambda: app.state.load.limits == TIGHT)

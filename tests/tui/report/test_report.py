@@ -462,7 +462,7 @@ def test_the_layers_of_a_model_that_is_not_plain_are_counted_at_the_end(llama: A
     model = find_model("deepseek-v3")
     markdown = to_markdown(build_report(initial_state(replace(llama.study, model=model)), None))
     _, _, layers = markdown.partition("### The layers of deepseek-v3 as they are")
-    assert "Studied first is the plain attention of the question" in markdown
+    assert "This part first studies the plain attention of the question" in markdown
     assert "61 x latent attention, absorbed" in layers
     assert "decode tends to 242 FLOP/B" in layers
 

@@ -98,10 +98,10 @@ PRESENTATIONS = (
     Presentation(
         measurement=MEASUREMENTS["machine"],
         title="Measure this machine",
-        hint="What products of the engine reach here, by dtype and rows",
+        hint="What the engine's products reach here, by dtype and rows",
         key="h",
         button="machine",
-        help="measures what the engine's own operators reach on this machine: products of 1 to 512 rows in each dtype, "
+        help="measures what the engine's operators achieve on this machine: products of 1 to 512 rows in each dtype, "
         "reads by a product of one row over memory that no cache holds, and the time of an operator that does "
         "nothing. It is kept, and this machine is then a device like any other (--device this).",
         form=FORM,

@@ -116,8 +116,8 @@ def test_where_rounding_changes_a_token_it_is_forced_and_said(monkeypatch: pytes
         (3, False, forced),
     ]
     assert result.notes == (
-        "At 3 prompt tokens rounding changed the likeliest token 4 without the cache; the tokens made with the "
-        "cache were forced on both arms, so both did the same work.",
+        "At 3 prompt tokens rounding changed the most likely token 4 without the cache; the tokens made with the "
+        "cache were used in both runs, so both did the same work.",
     )
 
 
