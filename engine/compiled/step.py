@@ -99,6 +99,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return "it computes in float32; float64 was asked for"
     if config.recurrent is not None:
         return "recurrent layers run one by one"
+    if config.positions == "alibi":
+        return "layers with positions by ALiBi run one by one"
     return None
 
 
@@ -155,7 +157,7 @@ class CompiledStep:
             positions=self._linear(Linear(table)) if table is not None else LinearRecord(),
             head=self._linear(decoder.head),
             norm=self._norm(decoder.norm),
-            embedding_norm=self._norm(decoder.norm if c.embed_norm else None),
+            embedding_norm=self._norm(decoder.embed_norm),
             n_layers=c.n_layers, hidden_size=c.hidden_size, vocab_size=c.vocab_size,
             **_attention_sizes(c),
             rotary_dim=max(layer.rotary_dim for layer in self._layers),

@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families import (
+    bloom,
     cohere,
     deepseek,
     ernie,
@@ -22,6 +23,7 @@ from engine.families import (
     lfm2,
     llama,
     mixtral,
+    mpt,
     nanochat,
     nemotron,
     olmo,
@@ -49,6 +51,8 @@ FAMILIES: dict[str, Family] = {
     **gpt_neo.FAMILIES,
     **phi3.FAMILIES,
     **mixtral.FAMILIES,
+    **bloom.FAMILIES,
+    **mpt.FAMILIES,
     **deepseek.FAMILIES,
     **gpt_oss.FAMILIES,
     **olmo.FAMILIES,

@@ -33,7 +33,7 @@ def split_qkv(tensor: Tensor, prefix: str, kind: str, config: ModelConfig) -> di
     return {f"{prefix}.{name}.{kind}": part for name, part in zip(sizes, parts, strict=True)}
 
 
-_LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.(\d{1,5})\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d{1,5})\.(.+)\.(weight|bias)")
 
 
 def renamed(name: str, parts: Mapping[str, str], ends: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from engine.errors import ConfigError
 
 NormKind = Literal["layernorm", "rmsnorm"]
-PositionKind = Literal["learned", "rope"]
+PositionKind = Literal["learned", "rope", "alibi"]
 Activation = Literal["relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_sigmoid"]
 BlockKind = Literal["pre", "sandwich", "post", "parallel"]
 QKNormKind = Literal["head", "each", "all"]
@@ -224,8 +224,10 @@ class ModelConfig:
     has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
     where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
     declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: a LayerNorm has one.
-    ``norm_weights`` False: norms only normalise. ``block``: what is normalised, the input of attention and MLP, what
-    they give, or both ("sandwich"); "parallel": both read the same input, through one or two ``parallel_norms``.
+    ``positions`` "alibi": a score falls with the distance, by a slope of each head (arXiv 2108.12409).
+    ``norm_weights`` False: norms only normalise. ``embed_norm``: embeddings are normalised too. ``block``: what
+    is normalised, the input of attention and MLP, what they give, or both ("sandwich"); "parallel": both read the same
+    input, through one or two ``parallel_norms``.
     ``qk_norm_kind``: queries and keys are normalised head by head with one weight for all heads, with one for each
     ("each", the kind of ``norm``), or over all heads together. ``residual_scale`` multiplies what a layer adds.
     ``attention_gate``: what attention gives is weighed by a sigmoid. ``sinks``: a learned score per head joins each
@@ -319,6 +321,11 @@ class ModelConfig:
     def post_norms(self) -> bool:
         """Whether what attention and MLP give is normalised before it is added."""
         return self.block in ("sandwich", "post")
+
+    @property
+    def scores_by_hand(self) -> bool:
+        """Whether attention needs what no kernel of torch does: a cap, sinks or ALiBi."""
+        return self.attention_softcap is not None or self.sinks or self.positions == "alibi"
 
     @property
     def group_size(self) -> int:

@@ -72,6 +72,7 @@ class Decoder:
             for layer, kind in enumerate(kinds)
         ]
         self.norm = Norm.of(weights, "model.norm", config)
+        self.embed_norm = Norm.of(weights, "model.embed_norm", config) if config.embed_norm else None
         self.head = self._make_head(weights, linear)
         self.decode_step: DecodeStep | None = None
 
@@ -189,7 +190,7 @@ class Decoder:
             long = self._beyond(n_new, cache)
             if long:
                 _seen_anew(ids, cache, long)
-            if isinstance(cache, KeysValues) and (at_once := self._step_for(cache)) is not None:
+            if isinstance(cache, KeysValues) and (at_once := self._step_for(cache, n_new)) is not None:
                 return at_once(ids, cache)
             try:
                 return self._one_by_one(ids, cache, long, should_stop)
@@ -233,12 +234,12 @@ class Decoder:
             whole = cache.seen.whole
         return tuple(whole - before if whole - before > self.original_context else 0 for before in padding)
 
-    def _step_for(self, cache: KeysValues) -> DecodeStep | None:
-        """What runs a whole step on this cache, if anything does."""
+    def _step_for(self, cache: KeysValues, n_new: int = 1) -> DecodeStep | None:
+        """What runs a whole step on this cache, or several, if anything does."""
         step = self.decode_step
         if self.original_context is not None and cache.seen.whole > cache.length + 1:
             return None  # it goes by what the cache holds, and more of the text is known
-        if self.base_grows and cache.length >= (self.original_context or 0):
+        if self.base_grows and cache.length + n_new > (self.original_context or 0):
             return None  # it knows one set of frequencies
         in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
         return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
@@ -254,7 +255,7 @@ class Decoder:
             else:
                 x.add_(self.position_embedding[_row_positions(past, ids.size(1), cache.padding)])
         x = x.view(-1, self.config.hidden_size)
-        return self.norm(x) if self.config.embed_norm else x  # the last norm, which has no weights there
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), a fresh tensor."""
@@ -301,8 +302,7 @@ class Decoder:
 
     def _is_triangle(self, n_new: int, window: int | None) -> bool:
         """Whether the kernel's own causal mask will do for the first tokens."""
-        by_hand = self.config.attention_softcap is not None or self.config.sinks
-        return (window is None or n_new <= window) and not by_hand
+        return (window is None or n_new <= window) and not self.config.scores_by_hand
 
     def _mask(self, n_new: int, cache: Cache | None, window: int | None) -> Tensor:
         past = 0 if cache is None else cache.length

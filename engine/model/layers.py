@@ -190,7 +190,10 @@ class Attention:
         # (K, g, 1): a score of each query head that attends to nothing
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
-        self.by_hand = self.softcap is not None or self.sinks is not None  # what no kernel of torch does
+        self.slopes = (
+            alibi_slopes(config.n_heads).view(config.n_kv_heads, -1, 1) if config.positions == "alibi" else None
+        )
+        self.by_hand = config.scores_by_hand
 
     def add_to(self, residual: Tensor, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
         """residual + attention(x); both (N, D)."""
@@ -233,7 +236,10 @@ class Attention:
                 keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
             rows = q.view(context.batch_size, self.n_kv_heads, -1, self.head_dim)
             if self.by_hand:
-                mixed = attention_by_hand(rows, keys, values, mask, self.scale, cap=self.softcap, sinks=self.sinks)
+                bias = None if self.slopes is None else _by_distance(self.slopes, 1, keys)[..., 0, :]
+                mixed = attention_by_hand(
+                    rows, keys, values, mask, self.scale, cap=self.softcap, sinks=self.sinks, bias=bias
+                )
                 return mixed.reshape(context.batch_size, -1)
             mixed = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scale)
             return mixed.reshape(context.batch_size, -1)
@@ -257,8 +263,9 @@ class Attention:
         if mask is not None and mask.dim() == 4:
             mask = mask[:, None]
         sinks = self.sinks[..., None] if self.sinks is not None else None
+        bias = None if self.slopes is None else _by_distance(self.slopes, n_new, keys)
         keys, values = keys[:, :, None], values[:, :, None]
-        mixed = attention_by_hand(grouped, keys, values, mask, self.scale, cap=self.softcap, sinks=sinks)
+        mixed = attention_by_hand(grouped, keys, values, mask, self.scale, cap=self.softcap, sinks=sinks, bias=bias)
         return mixed.permute(0, 3, 1, 2, 4).reshape(n_rows * n_new, -1)
 
 
@@ -271,20 +278,39 @@ def attention_by_hand(
     *,
     cap: float | None = None,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T) v for any leading shape, with what no kernel of torch does.
 
     ``cap``: scores become cap tanh(score / cap) (Gemma 2). ``sinks``: one more score for each head, which takes its
-    share of the softmax and brings nothing (gpt-oss).
+    share of the softmax and brings nothing (gpt-oss). ``bias`` is added to the scores (ALiBi).
     """
     scores = q @ keys.transpose(-1, -2)
     scores = scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_().mul_(cap)
+    if bias is not None:
+        scores = scores.add_(bias)
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     if sinks is None:
         return scores.softmax(-1) @ values
     joined = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1)
     return joined.softmax(-1)[..., :-1] @ values
+
+
+def alibi_slopes(n_heads: int) -> Tensor:
+    """How fast each head's scores fall per token, float64 (H,): 2^(-8 i / n) for the power of two n below, and for the
+    heads beyond it every other slope of twice as many (arXiv 2108.12409, section 3).
+    """
+    n = 1 << (n_heads.bit_length() - 1)
+    exponents = [8 * i / n for i in range(1, n + 1)] + [8 * (2 * i - 1) / (2 * n) for i in range(1, n_heads - n + 1)]
+    return 2.0 ** -torch.tensor(exponents, dtype=torch.float64)
+
+
+def _by_distance(slopes: Tensor, n_new: int, keys: Tensor) -> Tensor:
+    """What ALiBi adds to the scores of the last ``n_new`` tokens of S: slopes (K, g, 1) -> (K, g, T, S)."""
+    at = torch.arange(keys.size(2), dtype=torch.float64)
+    distance = at - at[at.numel() - n_new :, None]
+    return (slopes[..., None] * distance).to(keys)
 
 
 class QKNorm:

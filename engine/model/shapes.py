@@ -19,6 +19,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (c.vocab_size, c.hidden_size)}
     if c.positions == "learned":
         shapes["model.embed_positions.weight"] = (c.max_positions, c.hidden_size)
+    shapes |= _norm_shapes(c, "model.embed_norm") if c.embed_norm else {}
     for i in range(c.n_layers):
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer_shapes(c, i).items()}
     shapes |= _norm_shapes(c, "model.norm")

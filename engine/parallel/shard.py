@@ -30,6 +30,8 @@ def check_tp(config: ModelConfig, tp: int) -> None:
         raise OptionError(
             "tp", "queries and keys are normalised over several heads, which ranks do not share; use tp 1"
         )
+    if tp > 1 and config.positions == "alibi":
+        raise OptionError("tp", "the slopes of ALiBi go by all heads, which ranks do not share; use tp 1")
     if config.n_heads % tp:
         raise OptionError("tp", f"{config.n_heads} query heads are not divisible by {tp}; {_legal(config)}")
     kv = config.n_kv_heads
@@ -129,7 +131,7 @@ _CUTS: Mapping[str, Cut] = {
     "o_proj": _columns,
     "down_proj": _columns,
 }
-_WHOLE = ("norm", "layernorm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "embed_positions")
+_WHOLE = ("norm", "layernorm", "embed_norm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "embed_positions")
 
 
 def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:

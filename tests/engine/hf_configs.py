@@ -98,6 +98,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dots1": {"model_type": "dots1", "head_dim": 8, "n_routed_experts": 5, "n_shared_experts": 1, "layer_types": None}
     | {"sliding_window": None, "first_k_dense_replace": 1}
     | EXPERTS,
+    "bloom": {
+        "model_type": "bloom",
+        "n_layer": 7,
+        "n_head": 6,
+        "hidden_size": 48,
+        "seq_length": 256,
+        "vocab_size": 321,
+    },
+    "mpt": {"model_type": "mpt", "d_model": 48, "n_heads": 6, "n_layers": 7, "max_seq_len": 256, "vocab_size": 321},
     "lfm2": {"model_type": "lfm2", "full_attn_idxs": [2, 5], "block_multiple_of": 8},
     "qwen3-next": {"model_type": "qwen3_next", "head_dim": 16, "num_experts": 5, "shared_expert_intermediate_size": 14}
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5}
@@ -107,5 +116,5 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def document(family: str) -> dict[str, Any]:
     """The config.json of one family; GPT-2 and its like have keys of their own."""
-    own_keys = ("gpt2", "gptj", "gpt-bigcode")
+    own_keys = ("gpt2", "gptj", "gpt-bigcode", "bloom", "mpt")
     return FAMILIES[family] if family in own_keys else SMALL | FAMILIES[family]

@@ -12,7 +12,7 @@ from engine.compiled import build
 from engine.compiled.step import MAX_ROWS, attach
 from engine.families.registry import config_from_hf
 from engine.model.cache import CacheKind
-from engine.model.config import ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
+from engine.model.config import DynamicRopeScaling, ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.generate import GenerationOptions, generate
 from engine.model.layers import Linear, LinearMaker, Weights
@@ -114,12 +114,21 @@ def test_factors_of_every_pair(padding: list[int] | None) -> None:
         assert not torch.equal(got[:, 1:], expected[:, 1:])
 
 
-RECURRENT = ("lfm2", "qwen3-next")
+def test_a_base_that_grows_with_the_text() -> None:
+    """Within the original context; beyond it the layers run."""
+    eager, compiled = _pair(llama_config(rope_scaling=DynamicRopeScaling(factor=2.0, original_max_positions=12)))
+    ids = _ids(eager.config, 3, 20)
+    expected, got = (_steps(decoder, ids, 5) for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:7], expected[:, 1:7])
+
+
+LAYER_BY_LAYER = ("lfm2", "qwen3-next", "bloom", "mpt")
 
 
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["even", "ragged"])
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in RECURRENT])
-def test_every_family_without_recurrent_layers(family: str, padding: list[int] | None) -> None:
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in LAYER_BY_LAYER])
+def test_every_family_that_it_knows(family: str, padding: list[int] | None) -> None:
     """Norms before, after and of heads, layers side by side, scales, gates, routers: whatever a family has."""
     eager, compiled = _pair(config_from_hf(document(family)))
     ids = _ids(eager.config, 3, 12)

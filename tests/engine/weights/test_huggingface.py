@@ -184,6 +184,10 @@ MODELS |= {
     "helium": ("Helium", {"head_dim": 8}),
     "cwm": ("Cwm", {"head_dim": 10, "sliding_window": 7, "rope_parameters": LLAMA3, "num_hidden_layers": 5}),
     "glm4-moe": ("Glm4Moe", SIGMOID | PARTLY | {"head_dim": 12, "use_qk_norm": True, "attention_bias": True}),
+    "bloom": ("Bloom", {"n_head": 4, "seq_length": 96}),
+    "bloom-six-heads": ("Bloom", {"hidden_size": 48, "n_head": 6, "seq_length": 96}),
+    "mpt": ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 96}),
+    "mpt-six-heads": ("Mpt", {"d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 96}),
     "dots1": ("Dots1", SIGMOID | {"n_shared_experts": 2, "n_group": 3, "topk_group": 2, "head_dim": 10}),
 }
 UNUSED = {"opt": 2 * 32}  # the first rows of its table of positions
@@ -218,7 +222,7 @@ def make_random(kind: str, changes: dict[str, Any], dtype: torch.dtype = torch.f
     class_name = "Gemma3Text" if kind == "Gemma3" else kind
     config = getattr(transformers, f"{class_name}Config")(
         **(SIZES | changes),
-        attn_implementation="eager" if kind in ("Gemma2", "GptOss", "GPTJ", "GPTNeo") else "sdpa",
+        attn_implementation="eager" if kind in ("Gemma2", "GptOss", "GPTJ", "GPTNeo", "Bloom", "Mpt") else "sdpa",
         experts_implementation="eager",
     )
     torch.set_default_dtype(dtype)
