@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from engine.compiled.step import attach
+from engine.compiled.step import CompileMode, attach
 from engine.measure.machine import load_average
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, Speculation, generate
@@ -46,10 +46,10 @@ TEXTS = {
 }
 
 
-def load(path: Path, dtype: str) -> LoadedModel:
-    """A model with its compiled step, where there is one."""
+def load(path: Path, dtype: str, mode: CompileMode) -> LoadedModel:
+    """A model with its compiled step, where there is one and it is not switched off."""
     model = load_checkpoint(path, dtype=dtype)  # type: ignore[arg-type]
-    attach(model.decoder).wait()
+    attach(model.decoder, mode).wait()
     return model
 
 
@@ -118,14 +118,15 @@ def main() -> None:
         "--drafted", type=int, help=f"tokens per step (default {LOOKUP_TOKENS}, of a model {MODEL_TOKENS})"
     )
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--compile", choices=("auto", "off"), default="auto", help="off: layer by layer")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON document instead of text")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load(args.model, args.dtype)
-    draft = None if args.draft is None else load(args.draft, "auto")
+    model = load(args.model, args.dtype, args.compile)
+    draft = None if args.draft is None else load(args.draft, "auto", args.compile)
     result = {"model": model.name, "dtype": model.dtype_name, "threads": args.threads, "load_average": load_average()}
     for name, text in TEXTS.items():
         prompt = model.tokenizer.encode(text) if model.tokenizer is not None else [ord(c) for c in text]
