@@ -63,6 +63,8 @@ def test_steps_over_several_tokens_of_a_text_are_timed_where_they_are_asked_for(
         (2, 40),
         (6, 40),
     ]
+    at_the_end = Needs(rows=1, context=500, prompt=0, text=6)  # of the context nothing follows
+    assert not [k for k in keys(plan(decoder(dtype=torch.float32), at_the_end)) if k.kind == "text"]
     for variant in ("llama", "latent"):
         timer = OwnTimer(decoder=decoder(variant, dtype=torch.float32), needs=needs)
         timer.round()

@@ -190,7 +190,7 @@ def test_what_came_of_it_is_counted() -> None:
     assert (nothing.acceptance, nothing.acceptance_by_place, nothing.tokens_per_step) == (None, (), None)
 
 
-def test_refusals() -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     for options, asked, says in [
         (GenerationOptions(use_cache=False), Speculate(), "needs the KV cache"),
         (GenerationOptions(), Speculate(tokens=32), "32 drafted tokens per step; it must be 1 to 31"),
@@ -200,3 +200,6 @@ def test_refusals() -> None:
             generate(model("llama"), PROMPT, options, speculation=Speculation(asked, PromptLookup(3), "lookup"))
     with pytest.raises(OptionError, match="keeps states"):
         DraftModel(model("lfm2"), vocab_size=29)
+    monkeypatch.setattr(Decoder, "communication_ns", property(lambda _: 0))  # as that of several ranks
+    with pytest.raises(OptionError, match="speculation is for one process; use tp 1"):
+        generate(model("llama"), PROMPT, speculation=Speculation(Speculate(), PromptLookup(3), "lookup"))
