@@ -15,7 +15,7 @@ namespace {
 // each 32 columns. The rows lie as they are stored; the vectors in blocks of 16, pair of columns by pair of columns.
 #if defined(__AMX_BF16__) && defined(__linux__)
 constexpr bool TILES = true;
-constexpr int BLOCK = 16, AT_MOST = 2 * BLOCK;  // vectors
+constexpr int BLOCK = 16;  // vectors
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -72,14 +72,16 @@ template <int BLOCKS> void tile_product(const Linear &m, int64_t row, const BFlo
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
     asm volatile("" ::: "memory");
-    for (int k = 0; k < BLOCKS; k++)
-        for (int b = 0; b < BLOCK; b++)
-            for (int r = 0; r < TILE; r++)
-                y[(k * BLOCK + b) * TILE + r] = sums[2 * k][r * BLOCK + b] + sums[2 * k + 1][r * BLOCK + b];
+    for (int k = 0; k < BLOCKS; k++) {
+        Vec v[16];
+        for (int r = 0; r < TILE; r++) v[r] = load(sums[2 * k] + r * BLOCK) + load(sums[2 * k + 1] + r * BLOCK);
+        transpose(v);
+        for (int b = 0; b < BLOCK; b++) store(y + (k * BLOCK + b) * TILE, v[b]);
+    }
 }
 #else
 constexpr bool TILES = false;
-constexpr int BLOCK = 16, AT_MOST = TOGETHER;
+constexpr int BLOCK = 16;
 inline void begin_tiles() {}
 inline void end_tiles() {}
 inline bool tiles_granted() { return false; }

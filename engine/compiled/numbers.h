@@ -112,12 +112,36 @@ inline Vec sums(const Vec *v) {
 #endif
 }
 
-// y[b TILE + r] = the sum of total[r][b], for as many rows and vectors as there are lanes.
-template <int N, int R> void put_sums(const Vec (*total)[N], float *y) {
-    static_assert(N * R == LANES);
-    const Vec all = sums(total[0]);
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < N; b++) y[b * TILE + r] = all[r * N + b];
+// Lanes become rows: v[i][j] and v[j][i] change places. Each round turns the eight bits of a number's place by one.
+inline void transpose(Vec (&v)[16]) {
+#if __has_builtin(__builtin_shufflevector)
+    for (int round = 0; round < 4; round++) {
+        Vec turned[16];
+        for (int i = 0; i < 8; i++) {
+            turned[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            turned[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        for (int i = 0; i < 16; i++) v[i] = turned[i];
+    }
+#else
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            const float one = v[i][j];
+            v[i][j] = v[j][i], v[j][i] = one;
+        }
+#endif
+}
+
+// One number or sixteen, at a place or added to what is there.
+inline void set_at(float *p, float y) { *p = y; }
+inline void set_at(float *p, Vec y) { store(p, y); }
+inline void add_at(float *p, float y) { *p += y; }
+inline void add_at(float *p, Vec y) { store(p, load(p) + y); }
+
+// The bias of a tile of rows, to its sums with n vectors.
+inline void add_bias(const Linear &m, int64_t row, int64_t rows, int64_t n, float *y) {
+    for (int64_t b = 0; m.bias && b < n; b++)
+        for (int64_t r = 0; r < rows; r++) y[b * TILE + r] += m.bias[row + r];
 }
 
 // e^x to 1 unit in the seventh digit: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes expf).

@@ -229,9 +229,7 @@ PanelVectors vectors_for(const Linear &m, const float *x, int64_t n, float *room
 // y[b TILE + r] = W[row + r] . x[b] for the panel that begins at `row`, n vectors.
 void panel_tile(const Linear &m, int64_t row, const PanelVectors &in, int64_t n, float *y) {
     with_form(m.format, [&](auto form) { panel_tile_of<decltype(form)>(m, row, in, n, y); });
-    const int64_t rows = std::min<int64_t>(m.rows - row, TILE);
-    for (int64_t b = 0; m.bias && b < n; b++)
-        for (int64_t r = 0; r < rows; r++) y[b * TILE + r] += m.bias[row + r];
+    add_bias(m, row, std::min<int64_t>(m.rows - row, TILE), n, y);
 }
 
 // ---- as plain numbers again -------------------------------------------------------------------------------------------

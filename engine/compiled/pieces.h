@@ -56,6 +56,10 @@ Vec activate(Vec x, int32_t kind) {
 }
 
 inline float capped(float x, float cap) { return cap > 0 ? cap * std::tanh(x / cap) : x; }
+inline Vec capped(Vec x, float cap) {
+    for (int i = 0; cap > 0 && i < LANES; i++) x[i] = capped(x[i], cap);
+    return x;
+}
 
 // Turn the pairs (i, i + half) of one head.
 void rotate(float *x, const float *cos, const float *sin, int64_t half) {

@@ -92,76 +92,91 @@ template <class T, class Put> void each_row(const Linear &m, int64_t first, int6
 
 // ---- several vectors ------------------------------------------------------------------------------------------------
 
-// What a matrix is multiplied with: n vectors, `cols` apart.
+// Some rows meet some vectors at once, as many as registers hold the sums of: a load of either side serves the other.
+#if defined(__AVX512F__)
+constexpr int ROWS_AT_ONCE = 4, VECTORS_AT_ONCE = 3;
+#else
+constexpr int ROWS_AT_ONCE = 2, VECTORS_AT_ONCE = 1;
+#endif
+
+// y[s][b TILE] = row s times vector b; x32: the vectors as `load_pair` gives the columns. Each product is added up as
+// `far_rows` adds it up, so that a vector's products do not depend on how many there are.
+template <int N, class T> void block_sums(const T *const *w, int64_t cols, const float *x, const float *x32, float *const *y) {
+    constexpr int S = ROWS_AT_ONCE;
+    Vec total[2][S][N] = {};
+    int64_t c = 0;
+    for (; c + GROUP <= cols; c += GROUP) {
+        Vec v[2][S];
+        for (int s = 0; s < S; s++) load_pair(w[s] + c, v[0][s], v[1][s]);
+        for (int half = 0; half < 2; half++)
+            for (int b = 0; b < N; b++) {
+                const Vec xb = load(x32 + b * cols + c + half * LANES);
+                for (int s = 0; s < S; s++) total[half][s][b] += v[half][s] * xb;
+            }
+    }
+    Vec each[LANES] = {};
+    for (int s = 0; s < S; s++)
+        for (int b = 0; b < N; b++) each[s * N + b] = total[0][s][b] + total[1][s][b];
+    const Vec all = sums(each);
+    for (int s = 0; s < S; s++)
+        for (int b = 0; b < N; b++) y[s][b * TILE] = all[s * N + b] + (c < cols ? rest_of(w[s], x + b * cols, c, cols) : 0);
+}
+
+// The vectors that a matrix of plain numbers is multiplied with, `cols` apart.
 struct Vectors {
-    const float *x;
-    const float *x32;      // each as `load_pair` gives the columns
-    const BFloat *blocks;  // x rounded and laid out for tiles, where these multiply; else null
+    const float *x, *x32;
+    int64_t n, cols;
+    Vectors from(int64_t b) const { return {x + b * cols, x32 + b * cols, n - b, cols}; }
 };
 
-// R rows times N vectors: weights are read and widened once for all of them. Each product is added up as `far_rows` adds
-// it up, so that a vector's products do not depend on how many there are.
-template <int R, int N, class T> void dot_together(const T *const *w, int64_t cols, const float *x32, Vec (*out)[N]) {
-    Vec total[R][N][2] = {};
-    for (int64_t c = 0; c + GROUP <= cols; c += GROUP) {
-        Vec v[R][2];
-        for (int r = 0; r < R; r++) load_pair(w[r] + c, v[r][0], v[r][1]);
-        for (int b = 0; b < N; b++) {
-            const Vec x0 = load(x32 + b * cols + c), x1 = load(x32 + b * cols + c + LANES);
-            for (int r = 0; r < R; r++) total[r][b][0] += v[r][0] * x0, total[r][b][1] += v[r][1] * x1;
-        }
-    }
-    for (int b = 0; b < N; b++)
-        for (int r = 0; r < R; r++) out[r][b] = total[r][b][0] + total[r][b][1];
+template <class T> Vectors plain_vectors(const float *x, int64_t cols, int64_t n, float *room) {
+    if (!std::is_same<T, BFloat>::value) return {x, x, n, cols};
+    for (int64_t b = 0; b < n; b++) lay_out(x + b * cols, cols, room + b * cols);
+    return {x, room, n, cols};
 }
 
-// y[b TILE + r] = W[row + r] . x[b] for r < rows and b < N.
-template <int N, class T> void plain_tile(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    constexpr int AT_ONCE = LANES / N, R = std::min(8 / N, 4);  // rows that share each load, as far as registers go
-    const int64_t whole = m.cols / GROUP * GROUP;
-    const auto at = [&](int r) { return (const T *)m.weight + (row + std::min(r, rows - 1)) * m.cols; };
-    for (int r = 0; r < rows; r += AT_ONCE) {
-        Vec total[AT_ONCE][N] = {};
-        for (int i = 0; i < AT_ONCE && r + i < rows; i += R) {
-            const T *w[R];  // a row past the last one is the last one again
-            for (int j = 0; j < R; j++) w[j] = at(r + i + j);
-            dot_together<R, N>(w, m.cols, in.x32, total + i);
-        }
-        put_sums<N, AT_ONCE>(total, y + r);
-    }
-    for (int r = 0; whole < m.cols && r < rows; r++)
-        for (int b = 0; b < N; b++) y[b * TILE + r] += rest_of(at(r), in.x + b * m.cols, whole, m.cols);
-}
-
-template <int N> void plain_tile_of(const Linear &m, int64_t row, int rows, const Vectors &in, float *y) {
-    switch (m.format) {
-        case F32: plain_tile<N, float>(m, row, rows, in, y); break;
-        case BF16: plain_tile<N, BFloat>(m, row, rows, in, y); break;
-        case F16: plain_tile<N, Half>(m, row, rows, in, y); break;
-    }
-}
-
-// The same for any n, as many vectors at once as there are: in tiles, or by 8, 4, 2 and 1. At most TILE rows, to `end`.
-void tile(const Linear &m, int64_t row, int64_t end, Vectors in, int64_t n, float *y) {
-    const int rows = int(std::min<int64_t>(end - row, TILE));
-    float *first = y;
-    const int64_t vectors = n;
-    if (TILES && in.blocks && rows == TILE) {
-        if (n > BLOCK) tile_product<2>(m, row, in.blocks, y);
-        else tile_product<1>(m, row, in.blocks, y);
-        n = 0;
-    }
+// out[s][b TILE] = row rows[s] of W times vector b.
+template <class T> void some_rows(const Linear &m, const int64_t *rows, Vectors in, float *const *out) {
+    const T *w[ROWS_AT_ONCE];
+    float *y[ROWS_AT_ONCE];
+    for (int s = 0; s < ROWS_AT_ONCE; s++) w[s] = (const T *)m.weight + rows[s] * m.cols, y[s] = out[s];
     const auto some = [&](auto count) {
         constexpr int N = decltype(count)::value;
-        plain_tile_of<N>(m, row, rows, in, y);
-        n -= N, in.x += N * m.cols, in.x32 += N * m.cols, y += N * TILE;
+        for (; in.n >= N; in = in.from(N)) {
+            block_sums<N>(w, m.cols, in.x, in.x32, y);
+            for (float *&each : y) each += N * TILE;
+        }
     };
-    while (n >= TOGETHER) some(std::integral_constant<int, TOGETHER>());
-    if (n >= 4) some(std::integral_constant<int, 4>());
-    if (n >= 2) some(std::integral_constant<int, 2>());
-    if (n == 1) some(std::integral_constant<int, 1>());
-    for (int64_t b = 0; m.bias && b < vectors; b++)
-        for (int r = 0; r < rows; r++) first[b * TILE + r] += m.bias[row + r];
+    if (VECTORS_AT_ONCE == 3 && in.n != 4) some(std::integral_constant<int, 3>());
+    if (VECTORS_AT_ONCE >= 2) some(std::integral_constant<int, 2>());
+    some(std::integral_constant<int, 1>());
+}
+
+// Work on tiles of 16 rows: put(tile's first row, its rows, y), y[b TILE + r]. As with one vector, a thread's rows are
+// cut into parts, whose tiles go together row by row: a few long streams.
+template <class T, class Put> void each_plain_tile(const Linear &m, int64_t first, int64_t last, Vectors in, Put put) {
+    constexpr int S = ROWS_AT_ONCE, MOST = 32;
+    const int64_t apart = (last - first) / (S * TILE) * TILE;
+    float y[S][MOST * TILE];
+    for (int64_t row = first; row < first + apart; row += TILE) {
+        for (int r = 0; r < TILE; r++) {
+            int64_t rows[S];
+            float *out[S];
+            for (int s = 0; s < S; s++) rows[s] = row + s * apart + r, out[s] = y[s] + r;
+            some_rows<T>(m, rows, in, out);
+        }
+        for (int s = 0; s < S; s++) put(row + s * apart, TILE, y[s]);
+    }
+    for (int64_t row = first + S * apart; row < last; row += TILE) {
+        const int64_t count = std::min<int64_t>(last - row, TILE);
+        for (int64_t r = 0; r < count; r += S) {  // four fit into sixteen
+            int64_t rows[S];  // one past the last is the last again
+            float *out[S];
+            for (int s = 0; s < S; s++) rows[s] = std::min(row + r + s, last - 1), out[s] = y[0] + r + s;
+            some_rows<T>(m, rows, in, out);
+        }
+        put(row, count, y[0]);
+    }
 }
 
 }  // namespace

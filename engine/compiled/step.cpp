@@ -19,7 +19,8 @@
 
 namespace {
 
-constexpr int CHUNK = 128;  // tokens that attention looks at together
+constexpr int CHUNK = 128;    // tokens that attention looks at together
+constexpr int AT_MOST = 32;   // vectors that meet a tile of rows together
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ struct Sizes {  // floats of each part of the scratch memory
         routes = padded(batch * (m.n_experts + 1));
         rotary = padded(m.rotary_dim);
         const int64_t most = std::max({width, inner, gathered, mixed, own_heads});
-        room = padded(std::max(2 * most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
+        room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
         own = width + gathered + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
     int64_t shared() const { return 2 * width + 2 * inner + qkv + queries + mixed + own_heads + routes; }
@@ -92,8 +93,8 @@ class Worker {
         if (in_tiles()) begin_tiles();
         barrier.wait(threads);
         for (int64_t i = 0; i < m.n_layers; i++) layer(m.layers[i], s.stores[i]);
-        matmul(m.head, normed(m.norm), s.batch, [&](int64_t b, int64_t r, float y) {
-            s.logits[b * m.vocab_size + r] = capped(y * m.logit_scale, m.logit_cap);
+        matmul(m.head, normed(m.norm), s.batch, [&](int64_t b, int64_t r, auto y) {
+            set_at(s.logits + b * m.vocab_size + r, capped(y * m.logit_scale, m.logit_cap));
         });
         if (in_tiles()) end_tiles();
     }
@@ -135,7 +136,7 @@ class Worker {
 
     void layer(const Layer &layer, const Store &store) {
         const float *h = normed(layer.attention_norm);
-        matmul(layer.qkv, h, s.batch, [&](int64_t b, int64_t r, float y) { qkv[b * m.qkv_rows + r] = y; });
+        matmul(layer.qkv, h, s.batch, [&](int64_t b, int64_t r, auto y) { set_at(qkv + b * m.qkv_rows + r, y); });
         const bool read_alike = layer.mlp_norm.weight == layer.attention_norm.weight;
         if (m.parallel && !read_alike) h = normed(layer.mlp_norm);
         barrier.wait(threads);
@@ -171,15 +172,15 @@ class Worker {
     }
 
     // What a layer gives joins the residual stream, or waits beside it for the norm that comes first in some families.
-    void join(const Norm &post, int64_t at, float y) {
-        if (post.kind) aside[at] += y;
-        else x[at] += y * m.residual_scale;
+    template <class Y> void join(const Norm &post, int64_t at, Y y) {
+        if (post.kind) add_at(aside + at, y);
+        else add_at(x + at, y * m.residual_scale);
     }
 
     // Add W in; `gate`: its sigmoid weighs the result of a row.
     void add(const Linear &linear, const float *in, const Norm &post, const float *gate = nullptr) {
         const int64_t apart = m.n_experts + 1;
-        matmul(linear, in, s.batch, [&](int64_t b, int64_t r, float y) {
+        matmul(linear, in, s.batch, [&](int64_t b, int64_t r, auto y) {
             join(post, b * m.hidden_size + r, gate ? y / (1 + std::exp(-gate[b * apart])) : y);
         });
         barrier.wait(threads);
@@ -200,7 +201,7 @@ class Worker {
     // then takes its share of the rows of each expert's matrices; rows that chose one expert share its weights.
     void routed(const Layer &layer, const float *h) {
         const int64_t apart = m.n_experts + 1;
-        matmul(layer.router, h, s.batch, [&](int64_t b, int64_t r, float y) { routes[b * apart + r] = y; });
+        matmul(layer.router, h, s.batch, [&](int64_t b, int64_t r, auto y) { set_at(routes + b * apart + r, y); });
         barrier.wait(threads);
         chosen.clear();
         for (int64_t b = 0; b < s.batch; b++) router.choose(layer, b, routes + b * apart, chosen);
@@ -212,7 +213,7 @@ class Worker {
         });
         barrier.wait(threads);
         each_expert(layer, [&](const Expert &expert, int64_t first, int64_t n) {
-            matmul(expert.down, inner + first * expert.down.cols, n, [&](int64_t i, int64_t r, float y) {
+            matmul(expert.down, inner + first * expert.down.cols, n, [&](int64_t i, int64_t r, auto y) {
                 join(layer.post_mlp_norm, chosen[first + i].row * m.hidden_size + r, chosen[first + i].weight * y);
             });
         });
@@ -231,7 +232,7 @@ class Worker {
     template <class Put> void matmul(const Linear &linear, const float *in, int64_t n, Put put) {
         int64_t before = 0;
         for (const Linear *part = &linear; part; before += part->rows, part = part->next)
-            product(*part, in, n, [&](int64_t b, int64_t r, float y) { put(b, before + r, y); });
+            product(*part, in, n, [&](int64_t b, int64_t r, auto y) { put(b, before + r, y); });
     }
 
     template <class Put> void product(const Linear &linear, const float *in, int64_t n, Put put) {
@@ -249,43 +250,74 @@ class Worker {
         }
     }
 
+    // This thread's rows of W in for n vectors of plain numbers, by tiles of the processor or of the registers.
+    template <class Put> void together(const Linear &linear, const float *in, int64_t n, Put put) {
+        auto [first, last] = rows_of(linear.rows);
+        if (in_tiles() && linear.format == BF16 && n > TOGETHER && linear.cols % GROUP == 0) {
+            const int64_t whole = last / TILE * TILE;
+            in_blocks(linear, first, whole, in, n, put);
+            first = std::max(first, whole);
+        }
+        switch (linear.format) {
+            case F32: plain<float>(linear, first, last, in, n, put); break;
+            case BF16: plain<BFloat>(linear, first, last, in, n, put); break;
+            case F16: plain<Half>(linear, first, last, in, n, put); break;
+        }
+    }
+
+    template <class T, class Put> void plain(const Linear &linear, int64_t first, int64_t last, const float *in, int64_t n, Put put) {
+        for (int64_t b = 0; b < n && first < last; b += AT_MOST) {
+            const int64_t count = std::min<int64_t>(n - b, AT_MOST);
+            const Vectors vectors = plain_vectors<T>(in + b * linear.cols, linear.cols, count, room);
+            each_plain_tile<T>(linear, first, last, vectors, [&](int64_t row, int64_t rows, float *y) {
+                add_bias(linear, row, rows, count, y);
+                put_tile(row, rows, b, count, y, put);
+            });
+        }
+    }
+
+    template <class Put> void in_blocks(const Linear &linear, int64_t first, int64_t last, const float *in, int64_t n, Put put) {
+        BFloat *blocks = (BFloat *)room;
+        lay_in_blocks(in, linear.cols, n, blocks);
+        each_tile(first, last, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
+            if (count > BLOCK) tile_product<2>(linear, row, blocks + b * linear.cols, y);
+            else tile_product<1>(linear, row, blocks + b * linear.cols, y);
+            add_bias(linear, row, TILE, count, y);
+        }, put);
+    }
+
     template <class Put> void packed(const Linear &linear, const float *in, int64_t n, Put put) {
         const PanelVectors all = vectors_for(linear, in, n, room);
-        each_tile(linear.rows, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
+        const auto [first, last] = rows_of(linear.rows);
+        each_tile(first, last, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
             panel_tile(linear, row, all.from(b), count, y);
         }, put);
     }
 
-    template <class Put> void together(const Linear &linear, const float *in, int64_t n, Put put) {
-        const bool tiled = in_tiles() && linear.format == BF16 && n > TOGETHER && linear.cols % GROUP == 0;
-        const bool paired = linear.format == BF16;
-        BFloat *blocks = (BFloat *)(room + n * linear.cols);
-        for (int64_t b = 0; paired && b < n; b++) lay_out(in + b * linear.cols, linear.cols, room + b * linear.cols);
-        if (tiled) lay_in_blocks(in, linear.cols, n, blocks);
-        each_tile(linear.rows, n, [&](int64_t row, int64_t b, int64_t count, float *y) {
-            const int64_t at = b * linear.cols;
-            tile(linear, row, linear.rows, {in + at, (paired ? room : in) + at, tiled ? blocks + at : nullptr}, count, y);
-        }, put);
-    }
-
-    // work(row, vector, how many vectors, their 16 sums each) for this thread's rows, as many vectors at once as may be.
-    template <class Work, class Put> void each_tile(int64_t n_rows, int64_t n, Work work, Put put) {
-        const auto [first, last] = rows_of(n_rows);
+    // work(row, vector, how many vectors, their 16 sums each) for some rows, as many vectors at once as may be.
+    template <class Work, class Put> void each_tile(int64_t first, int64_t last, int64_t n, Work work, Put put) {
         for (int64_t row = first; row < last; row += TILE)
             for (int64_t b = 0; b < n; b += AT_MOST) {
-                const int64_t count = std::min<int64_t>(n - b, AT_MOST), rows = std::min<int64_t>(last - row, TILE);
+                const int64_t count = std::min<int64_t>(n - b, AT_MOST);
                 float y[AT_MOST * TILE];
                 work(row, b, count, y);
-                for (int64_t j = 0; j < count; j++)
-                    for (int64_t r = 0; r < rows; r++) put(b + j, row + r, y[j * TILE + r]);
+                put_tile(row, std::min<int64_t>(last - row, TILE), b, count, y, put);
             }
+    }
+
+    // Sums of a tile of rows with `count` vectors from b on, sixteen at a time where there are so many.
+    template <class Put> void put_tile(int64_t row, int64_t rows, int64_t b, int64_t count, const float *y, Put put) {
+        for (int64_t j = b; j < b + count; j++, y += TILE) {
+            if (rows == TILE) put(j, row, load(y));
+            else for (int64_t r = 0; r < rows; r++) put(j, row + r, y[r]);
+        }
     }
 
     // out = act(gate) * up of n vectors, or act(up): all gates of a thread, then all its ups, one stream after the other.
     void raise(const Linear &up, const float *in, int64_t n, float *out) {
         const int64_t wide = m.gated ? (up.next ? up.rows : up.rows / 2) : up.rows;
         float *ups = raised + (out - inner);
-        const auto into = [wide](float *to) { return [=](int64_t b, int64_t r, float y) { to[b * wide + r] = y; }; };
+        const auto into = [wide](float *to) { return [=](int64_t b, int64_t r, auto y) { set_at(to + b * wide + r, y); }; };
         product(rows_from(up, 0, wide), in, n, into(out));
         if (m.gated) product(up.next ? *up.next : rows_from(up, wide, wide), in, n, into(ups));
         const auto [first, last] = rows_of(wide);
@@ -335,7 +367,7 @@ class Worker {
             for (int64_t b = 0; b < s.batch; b++)
                 normalize(layer.latent.query_norm, qkv + b * m.qkv_rows, compressed, gathered + b * compressed);
             row_size = m.n_heads * size;
-            matmul(layer.latent.query, gathered, s.batch, [&](int64_t b, int64_t r, float y) { own_heads[b * row_size + r] = y; });
+            matmul(layer.latent.query, gathered, s.batch, [&](int64_t b, int64_t r, auto y) { set_at(own_heads + b * row_size + r, y); });
             barrier.wait(threads);
             heads = own_heads;
         }
