@@ -191,7 +191,8 @@ FIELDS = (
         write=split_text,
         meaning=(
             "Ways to share the model in addition to TP: pp (pipeline stages of TP devices), ep (of the TP devices, "
-            "those that share experts), dp (attention groups with their own requests), such as pp=2,ep=8. Blank: none."
+            "those that share experts), dp (attention groups with their own requests), dcp (devices that share the "
+            "tokens of repeated KV heads), such as pp=2,ep=8. Blank: none."
         ),
     ),
     ServingField(
