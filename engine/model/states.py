@@ -91,7 +91,7 @@ class StateCache:
         self._held.turn_to(length)
 
     def advance(self, n_new: int) -> None:
-        self._states |= self._new.pop(self.length)
+        self._states |= self._new.pop(self.length, {})  # none where tokens are counted that no layer has seen
         self._held.advance(n_new)
 
     def truncate(self, length: int) -> int:
