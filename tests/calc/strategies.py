@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, uniform
 from calc.model.storage import FORMATS
+from tests.examples import examples
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = examples(60)
 """Shared machines stall: no deadline; enough examples to find slips, few enough to run on every change."""
 
 REFERENCE = uniform(

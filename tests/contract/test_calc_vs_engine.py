@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import CalcError
@@ -31,6 +31,7 @@ from engine.model.decoder import empty_weights
 from engine.model.shapes import n_parameters
 from tests.engine.models import PLAIN_VARIANTS as VARIANTS
 from tests.engine.models import llama_config
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT.parent / "shared" / "data" / "configs"
@@ -112,7 +113,7 @@ def test_the_engines_own_variants(variant: str) -> None:
     assert request_term(spec, FORMATS["bf16"], 11).value == cache.nbytes
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_any_plain_decoder(data: st.DataObject) -> None:
     size = st.integers(1, 40)

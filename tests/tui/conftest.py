@@ -1,31 +1,78 @@
-"""Tests of the app find all panes there, as a person does a moment after the start."""
+"""How tests of the app wait and which panes it opens: whole at first, as for a person a moment after the start."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import textual.app
+import textual.pilot
 from textual.app import App
 from textual.pilot import Pilot
 
+import tui.app.app
+from tests.patience import PATIENCE_S
+from tests.tui.idle import nothing_due, threads_counted
 from tui.app.app import KvscopeApp
+from tui.panes.base import Pane
 
 _run_test = App.run_test
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _pilot_waits_for_the_loop() -> Iterator[None]:
+    """Textual's pilot takes a process that uses little time for one that is done; on a busy machine it is not."""
+
+    async def all_done(pilot: Pilot[Any], timeout: float = 0) -> bool:
+        await nothing_due()
+        return pilot.app._exception is None
+
+    async def idle(min_sleep: float = 0, max_sleep: float = 0) -> None:
+        await nothing_due()
+
+    with pytest.MonkeyPatch.context() as patch, threads_counted():
+        patch.setattr(textual.pilot, "wait_for_idle", idle)
+        patch.setattr(textual.app, "wait_for_idle", idle)
+        patch.setattr(Pilot, "_wait_for_screen", all_done)
+        yield
+
+
 @asynccontextmanager
 async def _whole(app: KvscopeApp, **options: Any) -> AsyncGenerator[Pilot[None], None]:
+    """The app with all its panes, left as a user leaves it.
+
+    Textual takes a tested app down while workers run on; a user leaves by a message, and they are cancelled.
+    """
     async with _run_test(app, **options) as pilot:
         while not app.is_whole:
             assert app.is_running
             await asyncio.sleep(0.01)
         await pilot.pause()
-        yield pilot
+        try:
+            yield pilot
+        finally:
+            if not app._exit:
+                app.exit()
+            if app._task is not None:
+                await asyncio.wait([app._task], timeout=PATIENCE_S)
 
 
 @pytest.fixture(autouse=True)
 def _whole_apps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KvscopeApp, "run_test", _whole)
+
+
+@pytest.fixture(autouse=True)
+def _panes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``@pytest.mark.panes("memory")``: the app mounts that pane beside Spec, which takes half the time of all."""
+    marker = request.node.get_closest_marker("panes")
+    if marker is not None:
+        made = tui.app.app.later_panes
+
+        def chosen() -> Iterator[Pane]:
+            return (pane for pane in made() if pane.TITLE.lower() in marker.args)
+
+        monkeypatch.setattr(tui.app.app, "later_panes", chosen)

@@ -20,6 +20,8 @@ from tui.panes.load import LoadPane
 from tui.panes.roofline import RooflinePane
 from tui.widgets.status import StatusStrip
 
+ALONE = {"spec": (), "memory": ("memory",), "intensity": ("intensity",)}
+"""Panes that are drawn beside Spec alone."""
 PANES = {"spec": "f2", "memory": "f3", "intensity": "f4", "roofline": "f5", "estimate": "f6"}
 
 
@@ -40,9 +42,9 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
         await until(pilot, lambda: settled(app))
         same = 0
-        while same < 10:  # layouts that ask for another
+        while same < 3:  # layouts that ask for another
             before = lines(app)
-            await pilot.pause(0.02)
+            await pilot.pause()
             same = same + 1 if lines(app) == before else 0
         for field in app.query("Input"):
             field.cursor_blink = False
@@ -52,7 +54,7 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
 
 
 @pytest.mark.parametrize("size", SIZES, ids=named)
-@pytest.mark.parametrize("pane", ["spec", "memory", "intensity"])
+@pytest.mark.parametrize("pane", [pytest.param(name, marks=pytest.mark.panes(*only)) for name, only in ALONE.items()])
 def test_pane(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     app = KvscopeApp(settings=Settings(), start_engine=False)
@@ -66,6 +68,7 @@ def worked_out(app: KvscopeApp) -> bool:
     return own and "tok/s" in "".join(app.query_one(StatusStrip).plain(200))
 
 
+@pytest.mark.panes("roofline", "estimate")
 @pytest.mark.parametrize("size", SIZES, ids=named)
 @pytest.mark.parametrize("pane", ["roofline", "estimate"])
 def test_times(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,7 @@ def test_times(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch:
     assert snap_compare(app, terminal_size=size, run_before=shown_pane(PANES[pane], pane, worked_out))
 
 
+@pytest.mark.panes("load")
 @pytest.mark.parametrize("size", SIZES, ids=named)
 def test_load(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device of which times are known, with few requests."""
@@ -93,6 +97,7 @@ def test_load(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.panes("memory")
 @pytest.mark.parametrize("size", SIZES, ids=named)
 @pytest.mark.parametrize("pane", ["spec", "memory"])
 def test_hybrid(pane: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from tui.panes.base import Pane
 from tui.panes.spec import SpecPane
 from tui.widgets.path_bar import FileWriter, PathBar, PathRequest
 from tui.widgets.picker_field import PickerField
+from tui.widgets.work import work
 
 if TYPE_CHECKING:
     from tui.report.measured_part import Measurements
@@ -114,7 +115,7 @@ class Actions(App[None]):
 
     def _copy(self, text: str, what: str) -> None:
         self.copy_to_clipboard(text)
-        self.run_worker(self._copy_beside(text, what), group="copy")
+        self.run_worker(work(self._copy_beside, text, what), group="copy")
 
     async def _copy_beside(self, text: str, what: str) -> None:
         from tui.app.clipboard import copy_beside
@@ -236,7 +237,7 @@ class Actions(App[None]):
 
     def _model_picked(self, name: str | None) -> None:
         if name:
-            self.run_worker(self._open_picked(name), group="open", exclusive=True)
+            self.run_worker(work(self._open_picked, name), group="open", exclusive=True)
 
     async def _open_picked(self, name: str) -> None:
         if refusal := await self.open_model(name):

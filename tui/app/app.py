@@ -35,6 +35,7 @@ from tui.widgets.keybar import KeyBar
 from tui.widgets.path_bar import PathBar
 from tui.widgets.status import StatusStrip
 from tui.widgets.tabs import Tabs
+from tui.widgets.work import work
 
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
@@ -220,7 +221,7 @@ class KvscopeApp(Actions):
 
     def on_ready(self) -> None:
         """After the first paint: the other panes, and the engine."""
-        self.run_worker(self._mount_rest(), group="panes")
+        self.run_worker(work(self._mount_rest), group="panes")
         if self._problem:
             self.notify(self._problem, title="Settings", severity="warning", timeout=12)
 

@@ -42,6 +42,7 @@ from tui.widgets.generate_form import DialName, GenerateForm
 from tui.widgets.plot import PlotView
 from tui.widgets.run_numbers import RunNumbers
 from tui.widgets.token_stream import TokenStream
+from tui.widgets.work import work
 
 HELP = """\
 A model in the engine process continues your prompt.
@@ -331,7 +332,7 @@ class GeneratePane(Pane):
         if event.of_model:
             self._note = ()
             self._show_effects()
-            self.run_worker(self._check_model(self.form.model), group="path", exclusive=True)
+            self.run_worker(work(self._check_model, self.form.model), group="path", exclusive=True)
         problem = self.form.problem
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
 

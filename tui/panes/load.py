@@ -35,6 +35,7 @@ from tui.widgets.growing_table import GrowingTable
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.rate_slider import RateSlider
+from tui.widgets.work import work
 
 HELP = """\
 Requests that come over time, simulated against the scheduler of vLLM's V1 engine with the times of the estimate
@@ -123,7 +124,7 @@ class LoadPane(PagedPane):
         if words != self._words:
             self._words = words
             self.is_settled = False
-            self.run_worker(self._simulated(words), group="load", exclusive=True)
+            self.run_worker(work(self._simulated, words), group="load", exclusive=True)
 
     @on(Dial.Changed, "#load-arrivals")
     @on(Option.Edited)

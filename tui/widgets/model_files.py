@@ -15,6 +15,7 @@ from engine.weights.local_models import FoundModel, find_models
 from tui.form.pick_list import Choice, PickList
 from tui.widgets.path_bar import PathBar, PathRequest
 from tui.widgets.picker import Picker
+from tui.widgets.work import work
 
 BUNDLED = "(bundled)"
 BY_PATH = "(a path)"
@@ -37,7 +38,7 @@ def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -
 
     picker = Picker(model_files(()), current=current or BUNDLED)
     app.push_screen(picker, picked)
-    picker.run_worker(_fill(picker))
+    picker.run_worker(work(_fill, picker))
 
 
 async def _fill(picker: Picker) -> None:

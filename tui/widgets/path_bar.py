@@ -19,6 +19,7 @@ from textual.widgets import Input, Static
 
 from calc.errors import SourceError
 from calc.files import write_whole
+from tui.widgets.work import work
 
 MAX_ENTRIES = 2000
 SLOW_S = 0.3
@@ -164,7 +165,7 @@ class PathBar(VerticalGroup):
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
         if self._request is not None:
-            self.run_worker(self._use(self._request, event.value.strip()), group="path", exclusive=True)
+            self.run_worker(work(self._use, self._request, event.value.strip()), group="path", exclusive=True)
 
     async def _use(self, request: PathRequest, path: str) -> None:
         waiting = self.set_timer(SLOW_S, lambda: self.say(f"waiting for {path} · Esc to give up"))

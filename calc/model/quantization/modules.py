@@ -42,6 +42,7 @@ class Modules:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.everything = "Linear" in names
         self.plain = {_below_model(name) for name in names if "*" not in name and not name.startswith("re:")}
+        self.firsts = {name.split(".", 1)[0] for name in self.plain}
         globs = [_below_model(name) for name in names if "*" in name and not name.startswith("re:")]
         self.starts = tuple(
             glob[:-1] for glob in globs if glob.startswith("layers.") and glob.index("*") == len(glob) - 1
@@ -54,12 +55,14 @@ class Modules:
         return self.everything or any(self._names(alias) for alias in _aliases(path))
 
     def _names(self, path: str) -> bool:
-        parts = path.split(".")
-        within = {".".join(parts[i:n]) for i in range(len(parts)) for n in range(i + 1, len(parts) + 1)}
-        if path.startswith(self.starts) or self.plain & within:
+        if path.startswith(self.starts) or self._holds_a_plain_name(path.split(".")):
             return True
         full = (path, f"model.{path}", f"model.language_model.{path}", f"language_model.model.{path}")
         return any(pattern.search(each) for pattern in self.patterns for each in full)
+
+    def _holds_a_plain_name(self, parts: list[str]) -> bool:
+        begins = (i for i, part in enumerate(parts) if part in self.firsts)
+        return any(".".join(parts[i:n]) in self.plain for i in begins for n in range(i + 1, len(parts) + 1))
 
 
 def _aliases(path: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc import __main__ as calc_main
@@ -19,10 +19,11 @@ from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.strategies import device
+from tests.examples import examples
 
 GB, GIB = 10**9, 2**30
 ON_H100 = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"), policy=Policy.REPLICATED, tps=(1,))
-FEW = settings(max_examples=12, deadline=None)
+FEW = examples(12)
 engines = st.sampled_from(ENGINES)
 studies = st.builds(
     lambda name, gb, context: replace(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.commands.options import study_from, study_parser
@@ -26,9 +26,10 @@ from calc.model.stored import stored_format
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies
+from tests.examples import examples
 
 GB, GIB = 10**9, 2**30
-FEW = settings(QUICK, max_examples=25)
+FEW = examples(25)
 any_study = studies() | layered_studies()
 
 

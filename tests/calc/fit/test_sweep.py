@@ -9,7 +9,7 @@ from math import ceil, floor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.__main__ import main
@@ -24,7 +24,8 @@ from calc.servers.records import ServerOptions
 from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model
 from tests.calc.layered_models import layered_models
-from tests.calc.strategies import LLAMA, QUICK, device, formats, models
+from tests.calc.strategies import LLAMA, device, formats, models
+from tests.examples import examples
 
 GB = 10**9
 
@@ -87,7 +88,7 @@ def rows(axes):
     return json.loads(f"[{text}]")
 
 
-@settings(QUICK, max_examples=40)
+@examples(40)
 @given(all_axes())
 def test_every_row_is_memory_reports(axes):
     assert rows(axes) == list(expected(axes))
@@ -126,7 +127,7 @@ def test_large_numbers_leave_64_bits_and_stay_exact():
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12), st.sampled_from(sorted(FORMATS)), st.sampled_from([1, 3, 8]))
-@settings(QUICK, max_examples=100)
+@examples(100)
 def test_no_value_overflows(context, batch, fmt, tp):
     axes = llama_axes(contexts=(context, 1), batches=(batch, 1), kv_formats=(FORMATS[fmt],), tps=(tp,))
     assert rows(axes) == list(expected(axes))

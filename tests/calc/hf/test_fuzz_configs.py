@@ -15,6 +15,7 @@ from calc.hf import read_hf_config, spec_from_config
 from calc.hf.architectures import BY_MODEL_TYPE
 from calc.hf.fallback import NOT_COUNTED
 from calc.model.count import parameters
+from tests.examples import examples
 
 CONFIGS = Path(__file__).resolve().parents[4] / "shared" / "data" / "configs"
 LLAMA = {
@@ -106,7 +107,7 @@ def mutated(draw):
     return config
 
 
-fuzz = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = examples(200, suppress_health_check=list(HealthCheck))
 
 
 @fuzz

@@ -12,11 +12,12 @@ from calc.intensity.attention import Attention, Phase
 from calc.intensity.layers import is_plain, layers_cost
 from calc.intensity.study import IntensityQuery, default_attention, intensity_report
 from calc.model.spec import ModelSpec, edit
-from calc.sources.catalog import find_model, models
+from calc.sources.catalog import ModelEntry, find_model, models
 from calc.step.operators import Pass
 from tests.calc.strategies import LLAMA, device
+from tests.each import each
 
-LAYERED = [pytest.param(e.spec, id=e.id) for e in models().values() if not is_plain(e.spec)]
+LAYERED = [entry for entry in models().values() if not is_plain(entry.sizes)]
 NAMES = ("gpt-oss-120b", "deepseek-v3.2", "qwen3.5-35b-a3b", "llama-4-scout", "glm-5.2", "jamba-v0.1", "gemma-4-31b")
 
 
@@ -47,8 +48,9 @@ def test_formulas_are_the_values(name: str, phase: Phase, causal: bool, kind: At
         assert float(Fraction(evaluate(cost.intensity_formula, values))) == cost.intensity
 
 
-@pytest.mark.parametrize("model", LAYERED)
-def test_limits_are_where_the_values_go(model: ModelSpec) -> None:
+@each("entry", LAYERED)
+def test_limits_are_where_the_values_go(entry: ModelEntry) -> None:
+    model = entry.spec
     query = asked(model)
     decode = layers_cost(model, query.work(Phase.DECODE, context=10**10))
     assert decode.limit is not None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
-
 from calc.model.components import component_of
 from calc.model.count import model_tensors, parameters
-from calc.model.spec import ModelSpec
 from calc.model.stored import StoredWeights, stored_document, stored_from_document
-from calc.sources.catalog import find_model, models
+from calc.sources.catalog import ModelEntry, find_model, models
+from tests.each import each
 
-CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
 
-
-@pytest.mark.parametrize("model", CATALOG)
-def test_tensors_by_component_are_the_count(model: ModelSpec) -> None:
+@each("entry", models().values())
+def test_tensors_by_component_are_the_count(entry: ModelEntry) -> None:
+    model = entry.spec
     found = dict.fromkeys(parameters(model).components, 0)
     for tensor in model_tensors(model):
         found[component_of(tensor)] += tensor.params

@@ -1,6 +1,5 @@
 """The tensors of a part: their sum is what its formula says, for every part of the catalog and for drawn ones."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,8 +8,7 @@ from calc.model.layers import Attention, Dense, Experts, GatedDelta, KimiDelta, 
 from calc.model.parts import Mlp
 from calc.model.tensors import BIAS, KV, LINEAR, ROUTER, SPLIT, WHOLE, Attended, Tensor
 from calc.sources.catalog import models
-
-CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
+from tests.each import each
 
 
 def counted(part, width):
@@ -21,9 +19,9 @@ def counted(part, width):
     return one + part.extra_params if part.kind == "dense" else one
 
 
-@pytest.mark.parametrize("model", CATALOG)
-def test_tensors_of_the_catalog_sum_to_the_formulas(model):
-    for layer in model.groups:
+@each("entry", models().values())
+def test_tensors_of_the_catalog_sum_to_the_formulas(entry):
+    for layer in entry.sizes.groups:
         for part in (*layer.mixers, *layer.feed_forwards):
             assert sum(tensor.params for tensor in part.tensors(layer.hidden_size)) == counted(part, layer.hidden_size)
         parts = (*layer.mixers, *layer.feed_forwards)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
@@ -25,6 +25,7 @@ from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model, manual_device
 from calc.units import GIB
 from tests.calc.servers.llamacpp_buffers import CASES, Case
+from tests.examples import examples
 
 MIB = 2**20
 
@@ -149,7 +150,7 @@ def _layers_on(placement: Any) -> list[int]:
     return [placement.of_layer[:-1].count(device) for device in range(placement.n_devices)]
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     n_layers=st.integers(1, 200),
     shares=st.lists(st.integers(1, 10**12), min_size=1, max_size=8),

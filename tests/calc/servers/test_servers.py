@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import lcm
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.server_models import facts, models
@@ -25,6 +25,7 @@ from calc.servers.vllm_budget import capture_sizes, encoder_peak, sampler_peak
 from calc.servers.vllm_cache import aligned_block_size, group_size
 from calc.servers.weights import allocated, stage_layers, stage_weight_bytes
 from calc.sources.catalog import find_device, find_model, manual_device
+from tests.examples import examples
 
 GIB = 2**30
 MIB = 2**20
@@ -235,7 +236,7 @@ def test_weights_of_one_rank_are_the_parameters(name: str) -> None:
     assert 0 <= size - 2 * parameters(model).total < 0.01 * size
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(vocab=st.integers(1, 300_000), tp=st.sampled_from([1, 2, 3, 4, 6, 8]))
 def test_padded_vocabulary(vocab: int, tp: int) -> None:
     """The least that is a multiple of 64 and that the ranks divide, as vLLM insists."""
@@ -295,7 +296,7 @@ def test_options_that_a_server_does_not_have_are_refused(engine: str, option: di
         server_report(study(find_model("llama-3-8b")), asked)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     engine=st.sampled_from(["vllm", "sglang", "transformers", "llamacpp"]),
     context=st.integers(1, 200_000),

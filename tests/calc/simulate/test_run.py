@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import CalcError
@@ -27,6 +27,7 @@ from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Steps, estimate
 from calc.speed.estimate import Load as Kind
 from calc.speed.room import room_of
+from tests.examples import examples
 
 
 @dataclass
@@ -182,7 +183,7 @@ def server_for(arrivals: list[Arrival], sizes: tuple[int, int, int, int, bool]) 
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(drawn, servers)
 def test_every_token_is_accounted_for_and_every_request_ends_once(
     asked: list[tuple[float, int, int, str | None, int]], sizes: tuple[int, int, int, int, bool]
@@ -207,7 +208,7 @@ def test_every_token_is_accounted_for_and_every_request_ends_once(
     assert run.pieces[-1].held_after == 0
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(drawn, servers)
 def test_steps_counted_together_are_the_same_steps(
     asked: list[tuple[float, int, int, str | None, int]], sizes: tuple[int, int, int, int, bool]

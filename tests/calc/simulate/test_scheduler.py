@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.simulate.blocks import Group, Text
 from calc.simulate.scheduler import Request, Scheduler, Server
+from tests.examples import examples
 
 _spec = importlib.util.spec_from_file_location("simulate_oracle", Path(__file__).with_name("oracle.py"))
 assert _spec is not None
@@ -151,7 +152,7 @@ asked = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(asked, st.integers(8, 20), st.integers(1, 6), st.integers(1, 5), st.integers(0, 12), st.booleans())
 def test_the_plans_are_those_of_vllms_rules(
     jobs: list[Asked], step_tokens: int, sequences: int, block_tokens: int, spare: int, caching: bool

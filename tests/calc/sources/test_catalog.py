@@ -25,6 +25,7 @@ from calc.sources.catalog import (
     search_devices,
     search_models,
 )
+from tests.each import each
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT.parent / "shared" / "data"
@@ -98,7 +99,7 @@ def test_enough_models_and_devices():
     assert len(devices()) >= 141
 
 
-@pytest.mark.parametrize("key", models())
+@each("key", models())
 def test_calc_counts_what_was_counted_independently(key):
     entry = models()[key]
     assert parameters(entry.spec).total == entry.parameters
@@ -357,12 +358,12 @@ class TestNames:
             for key in entry.keys:
                 assert owners.setdefault(key, entry.id) == entry.id, key
 
-    @pytest.mark.parametrize("entry", models().values(), ids=lambda entry: entry.id)
+    @each("entry", models().values())
     def test_a_model_answers_to_all_its_names(self, entry):
         for name in (entry.id, entry.hf_id, entry.hf_id.upper(), entry.name, *entry.aliases):
             assert load_model(name).name == entry.id, name
 
-    @pytest.mark.parametrize("entry", devices().values(), ids=lambda entry: entry.id)
+    @each("entry", devices().values())
     def test_a_device_answers_to_all_its_names(self, entry):
         for name in (entry.id, entry.name, entry.name.lower().replace(" ", "_"), *entry.aliases):
             assert find_device(name) == entry.spec, name
@@ -467,7 +468,7 @@ class TestDevices:
         assert find_device("a100-sxm-80gb") == a100
         assert find_device("mi300x").reading == "192 GB on the label, read as 192 x 10^9 B = 178.81 GiB"
 
-    @pytest.mark.parametrize("entry", devices().values(), ids=lambda entry: entry.id)
+    @each("entry", devices().values())
     def test_facts_are_plausible(self, entry):
         spec = entry.spec
         assert 0.7 < spec.memory_bytes / entry.label_bytes < 1.08

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from calc.commands.intensity import run_intensity
@@ -19,6 +19,7 @@ from calc.sources import load_model
 from calc.sources.gguf.architectures import BY_LAYERS, OTHERWISE
 from tests.calc import gguf_headers as g
 from tests.calc.gguf_headers import MLA, Published, heads, moe, refusal
+from tests.examples import examples
 
 H, INNER, VOCAB = 64, 96, 128
 PLAIN = g.attention(H, 64, 32) | g.mlp(H, INNER) | g.norms(H)
@@ -249,7 +250,7 @@ HYBRID = [
 
 
 @given(at=st.integers(0, 20_000), change=st.binary(min_size=1, max_size=8))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutated_headers_are_read_or_refused_in_one_sentence(tmp_path, at, change):
     """Layers of every kind, every number of which may be any other."""
     whole = tmp_path / "whole.gguf"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from calc.errors import SourceError, UnsupportedArchitecture
@@ -17,6 +17,7 @@ from calc.sources.gguf import read_gguf, read_header
 from calc.sources.gguf.header import TYPES
 from calc.sources.safetensors import stored_in, tensors_of
 from tests.calc.gguf_headers import refusal
+from tests.examples import examples
 
 HIDDEN, INNER, HEADS, KV_HEADS, LAYERS, VOCAB = 64, 96, 4, 2, 2, 128
 
@@ -171,7 +172,7 @@ class TestGguf:
         assert str(caught.value).startswith(str(path))
 
     @given(at=st.integers(0, 900), change=st.binary(min_size=1, max_size=8), cut=st.integers(0, 4000))
-    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(300, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_mutated_files_are_read_or_refused_in_one_sentence(self, tmp_path, at, change, cut):
         whole = tmp_path / "tiny.gguf"
         if not whole.exists():
@@ -299,7 +300,7 @@ class TestSafetensors:
             list(tensors_of(path))
 
     @given(at=st.integers(0, 1500), change=st.binary(min_size=1, max_size=8), cut=st.integers(0, 200))
-    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_mutated_files(self, tmp_path, at, change, cut):
         whole = tmp_path / "m" / "model.safetensors"
         if not whole.exists():

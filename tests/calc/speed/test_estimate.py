@@ -12,7 +12,7 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from calc.__main__ import main
@@ -31,6 +31,7 @@ from calc.speed.estimate import SERVERS, Asked, Load, Room, Steps, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
 from tests.calc.servers.test_checkpoint_formats import COMPRESSED, LLAMA
+from tests.examples import examples
 
 SHARED: tuple[dict[str, int], ...] = (
     {},
@@ -40,7 +41,7 @@ SHARED: tuple[dict[str, int], ...] = (
     {"tp": 8, "ep": 4, "dp_attention": 4},
 )
 ROOM = Room(10**6, 10**6)
-QUICK = settings(max_examples=30, deadline=None)
+QUICK = examples(30)
 PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "throughput_more.csv"
 
 

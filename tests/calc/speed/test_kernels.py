@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
@@ -18,8 +18,9 @@ from calc.speed.passes import highest_peak, pass_time
 from calc.step.model import pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase
 from calc.step.weights import as_stored, one_format
+from tests.examples import examples
 
-QUICK = settings(max_examples=40, deadline=None)
+QUICK = examples(40)
 LLAMA = find_model("llama-3-8b")
 
 

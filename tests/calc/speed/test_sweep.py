@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
@@ -17,6 +17,7 @@ from calc.speed.estimate import Asked, Estimate, Load, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
 from calc.speed.sweep import sweep
+from tests.examples import examples
 
 SHARED = ({}, {"tp": 2}, {"pp": 2}, {"engine": "sglang", "drafted": 3, "acceptance": Fraction(1, 2)})
 DEVICES = ("h100-sxm", "rtx-4090", "mi300x", "b200-sxm")
@@ -27,7 +28,7 @@ def numbers(answer: Estimate) -> list[float]:
     return [value for span in spans if span is not None for value in (span.bound, span.low, span.mid, span.high)]
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     model=st.sampled_from(("llama-3-8b", "qwen3-30b-a3b", "gemma-3-27b", "deepseek-v2-lite")),
     weights=st.sampled_from(("bf16", "fp8", "int4", "nvfp4")),

@@ -16,14 +16,14 @@ from calc.model.layers import Compressor, Dense, LayerSpec, WindowRow
 from calc.model.parts import Mlp
 from calc.model.spec import ModelSpec
 from calc.model.tensors import LINEAR, ROUTER
-from calc.sources.catalog import find_model, models
+from calc.sources.catalog import ModelEntry, find_model, models
 from calc.step.model import linear_operators, mixing_operators, pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase, total
 from calc.step.weights import as_stored, one_format
 from tests.calc.strategies import LLAMA, QUICK
 from tests.calc.strategies import models as plain_models
+from tests.each import each
 
-CATALOG = [pytest.param(entry.spec, id=entry.id) for entry in models().values()]
 PHASES = st.sampled_from(Phase)
 
 
@@ -169,9 +169,10 @@ def test_attention_layer_by_layer_and_head_by_head(
     assert total(operators, "bytes") == 2 * (cached + 2 * queries)
 
 
-@pytest.mark.parametrize("model", CATALOG)
-def test_linear_layers_tensor_by_tensor(model: ModelSpec) -> None:
+@each("entry", models().values())
+def test_linear_layers_tensor_by_tensor(entry: ModelEntry) -> None:
     """FLOPs and weights of every matrix that a token is multiplied with; a batch of one hits no further expert."""
+    model = entry.sizes
     work = Pass(phase=Phase.DECODE, batch=1, weight_bytes=one_format(1))
     active = sum(n * tensor.active_params for tensor, n in worked_tensors(model))
     operators = linear_operators(model, work)
@@ -186,9 +187,10 @@ def test_linear_layers_tensor_by_tensor(model: ModelSpec) -> None:
         assert total(operators, "write_bytes") == 2 * outputs
 
 
-@pytest.mark.parametrize("model", CATALOG)
-def test_as_stored_is_what_is_stored(model: ModelSpec) -> None:
+@each("entry", models().values())
+def test_as_stored_is_what_is_stored(entry: ModelEntry) -> None:
     """Every tensor once in its part's bytes is all that the checkpoint holds."""
+    model = entry.spec
     if model.stored is not None:
         each = as_stored(model)
         total_bytes = sum(t.params * Fraction(each(t)) for t in model_tensors(model))
@@ -261,9 +263,10 @@ def test_a_rank_keeps_at_least_one_kv_head_and_the_whole_latent() -> None:
 # Properties
 
 
-@pytest.mark.parametrize("model", CATALOG)
 @pytest.mark.parametrize("phase", Phase)
-def test_work_never_falls_as_batch_or_context_grow(model: ModelSpec, phase: Phase) -> None:
+@each("entry", models().values())
+def test_work_never_falls_as_batch_or_context_grow(entry: ModelEntry, phase: Phase) -> None:
+    model = entry.spec
     last: list[float] = []
     for batch, context in ((1, 100), (1, 5000), (2, 5000), (64, 5000), (64, 200_000)):
         operators = pass_operators(model, Pass(phase=phase, batch=batch, context=context))

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ConfigError, UnsupportedArchitecture
@@ -16,6 +16,7 @@ from engine.model.shapes import parameter_shapes
 from tests.engine import oracle
 from tests.engine.hf_configs import FAMILIES, document
 from tests.engine.models import llama_config
+from tests.examples import examples
 
 LLAMA_3_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -147,7 +148,7 @@ ODD: list[Any] = [None, 0, 1, -1, 7, 2**70, 10**400, 1.5, float("inf"), float("n
 
 
 @given(family=st.sampled_from(sorted(FAMILIES)), data=st.data())
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_odd_values_are_refused_in_a_sentence(family: str, data: st.DataObject) -> None:
     """Whatever stands in a config.json, it is refused by name or makes a model that can be set up."""
     raw = document(family)

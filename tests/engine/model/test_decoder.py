@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import CacheError, PromptError
@@ -15,6 +15,7 @@ from engine.model.rotary import rope_frequencies, rotate_
 from engine.model.shapes import n_parameters, parameter_shapes
 from tests.engine import oracle
 from tests.engine.models import VARIANTS, decoder, llama_config
+from tests.examples import examples
 
 MODELS = {name: decoder(name) for name in VARIANTS}
 
@@ -54,7 +55,7 @@ def test_every_weight_of_the_reference_model_matters() -> None:
 
 
 @given(variant=st.sampled_from(sorted(VARIANTS)), rows=st.integers(1, 3), data=st.data())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_every_split_of_a_prompt_gives_the_same_logits(variant: str, rows: int, data: st.DataObject) -> None:
     model = MODELS[variant]
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=6))
@@ -67,7 +68,7 @@ def test_every_split_of_a_prompt_gives_the_same_logits(variant: str, rows: int, 
 
 
 @given(variant=st.sampled_from(sorted(VARIANTS)), kind=st.sampled_from(("full", "window")), data=st.data())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_ragged_rows_give_the_logits_of_each_alone(variant: str, kind: str, data: st.DataObject) -> None:
     """Rows of different lengths, filled up at the left: prefill in chunks, then steps."""
     model = MODELS[variant]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import OptionError, PromptError, Stopped
@@ -17,6 +17,7 @@ from engine.model.generate import GenerationEvent, GenerationOptions, ReusableCa
 from engine.process.events import GenerationFinished, GenerationStarted, TokenGenerated
 from tests.engine.models import VARIANTS, decoder
 from tests.engine.weights.test_tokenizer import BYTES
+from tests.examples import examples
 
 MODELS = {name: decoder(name) for name in VARIANTS}
 MODEL = MODELS["llama"]
@@ -52,7 +53,7 @@ def test_greedy_is_the_argmax_with_and_without_the_cache(variant: str) -> None:
 
 
 @given(seed=st.integers(0, 2**63 - 1), top_k=st.one_of(st.none(), st.integers(1, 30)))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_a_seed_gives_the_same_text_with_and_without_the_cache(seed: int, top_k: int | None) -> None:
     options = {"temperature": 1.3, "seed": seed, "top_k": top_k, "top_p": 0.9, "max_new_tokens": 12}
     assert finish(run(MODEL, **options)).ids == finish(run(MODEL, use_cache=False, **options)).ids

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -28,6 +28,7 @@ from engine.weights.checkpoint import load_checkpoint, pick_dtype
 from tests.engine import oracle
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config
+from tests.examples import examples
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 HF_CONFIG: dict[str, Any] = {
@@ -279,7 +280,7 @@ def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_flipped_bytes_load_or_are_refused(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
     """Nothing but a CheckpointError ever comes out of a damaged file."""

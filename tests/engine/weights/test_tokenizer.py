@@ -4,13 +4,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from engine.errors import TokenizerError
 from engine.weights.tokenizer import Tokenizer
+from tests.examples import examples
 
 EOS = "<|endoftext|>"
 
@@ -72,7 +73,7 @@ def test_a_character_that_never_becomes_whole_is_told_at_the_end() -> None:
 
 
 @given(st.lists(st.integers(0, BYTES.vocab_size - 1), max_size=30))
-@settings(max_examples=400)
+@examples(400)
 def test_broken_bytes_do_not_hold_a_stream_up(ids: list[int]) -> None:
     """Any ids at all: the stream ends with the text that decoding them at once gives, up to replacements."""
     pieces = streamed(BYTES, ids)

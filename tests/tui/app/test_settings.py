@@ -16,6 +16,7 @@ from calc.model.named import named_format, weights_as
 from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
 from calc.sources.catalog import devices, find_device, find_model, models
+from tests.each import each
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.form.load import LoadAsked
 from tui.form.serving import Serving
@@ -63,7 +64,7 @@ def test_formats_worked_out_over_a_model_survive(path: Path, weights: str) -> No
     assert load_settings(path).settings == settings
 
 
-@pytest.mark.parametrize("name", [*models(), *devices()])
+@each("name", [*models(), *devices()])
 def test_the_whole_catalog_survives(path: Path, name: str) -> None:
     study = STATE.study
     study = replace(study, model=find_model(name)) if name in models() else replace(study, device=find_device(name))

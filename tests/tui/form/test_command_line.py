@@ -17,6 +17,7 @@ from calc.model.storage import StorageFormat, parse_format
 from calc.sources import load_model
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB
+from tests.each import each
 from tui.form.command_line import memory_command, unsaid
 from tui.form.draft import device_with_memory, edited_model
 
@@ -68,14 +69,14 @@ def test_only_what_differs_is_said_and_it_reads_back(study: Study, command: str)
     assert parsed(command) == study
 
 
-@pytest.mark.parametrize("name", sorted(models()))
+@each("name", sorted(models()))
 def test_every_model_reads_back(name: str) -> None:
     study = replace(STUDY, model=find_model(name))
     assert parsed(memory_command(study)) == study
     assert unsaid(study) == ()
 
 
-@pytest.mark.parametrize("name", sorted(devices()))
+@each("name", sorted(devices()))
 def test_every_device_reads_back(name: str) -> None:
     study = replace(STUDY, device=find_device(name))
     assert parsed(memory_command(study)) == study

@@ -14,6 +14,7 @@ from calc.model.spec import Mlp, Norm, Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB, parse_size
+from tests.each import each
 from tui.form.draft import (
     MODEL_FLAGS,
     Draft,
@@ -53,13 +54,13 @@ def test_the_untouched_form_is_the_study() -> None:
     assert reading.errors == {}
 
 
-@pytest.mark.parametrize("name", sorted(models()))
+@each("name", sorted(models()))
 def test_every_catalog_model_survives_the_form(name: str) -> None:
     study = replace(STUDY, model=find_model(name))
     assert read_draft(draft(study), STUDY).study == study
 
 
-@pytest.mark.parametrize("name", sorted(devices()))
+@each("name", sorted(devices()))
 def test_every_catalog_device_survives_the_form(name: str) -> None:
     study = replace(STUDY, device=find_device(name))
     assert read_draft(draft(study), STUDY).study == study

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.intensity.attention import Attention, Phase, attention_work
@@ -12,6 +12,7 @@ from calc.intensity.traffic import linear_flops, linear_params
 from calc.model.count import parameters
 from calc.model.spec import Mlp, ModelSpec, Norm, edit
 from engine.records import ModelInfo
+from tests.examples import examples
 from tests.records import batch_row
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.live.predict import (
@@ -98,7 +99,7 @@ def work_step_by_step(spec: ModelSpec, prompt_tokens: int, new_tokens: int) -> W
     return Work(cached, recomputed)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(prompt=st.integers(1, 60), new=st.integers(1, 60), kv=st.sampled_from([1, 2, 3, 6]))
 def test_work_in_closed_form_is_the_sum_of_the_steps(prompt: int, new: int, kv: int) -> None:
     spec = edit(spec_of(INFO), n_kv_heads=kv)

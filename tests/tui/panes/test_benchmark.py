@@ -26,6 +26,8 @@ from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
 
+pytestmark = pytest.mark.panes("benchmark")
+
 
 async def opened(pilot: Pilot[None]) -> BenchmarkPane:
     return await open_pane(pilot, "f8", BenchmarkPane)

@@ -27,6 +27,8 @@ from tui.widgets.dial import ChoiceDial
 from tui.widgets.plot import PlotView
 from tui.widgets.status import StatusStrip
 
+pytestmark = pytest.mark.panes("estimate")
+
 
 def app_on(device: str | None = "h100-sxm", model: str = "llama-3-8b", **serving: object) -> KvscopeApp:
     state = default_state()
@@ -186,6 +188,7 @@ async def test_a_model_that_does_not_fit_is_said() -> None:
         assert all(row.struck for row in table(pane, FRONTIER).table.rows)  # type: ignore[union-attr]
 
 
+@pytest.mark.panes("estimate", "memory")
 async def test_the_strip_says_the_estimate_on_every_pane() -> None:
     async with (app := app_on()).run_test(size=(120, 40)) as pilot:
         strip = app.query_one(StatusStrip)

@@ -25,6 +25,8 @@ from tui.widgets.plot import PlotView
 from tui.widgets.prompt import Prompt
 from tui.widgets.token_stream import TokenStream
 
+pytestmark = pytest.mark.panes("generate")
+
 
 async def opened(pilot: Pilot[None]) -> GeneratePane:
     return await open_pane(pilot, "f7", GeneratePane)

@@ -16,6 +16,8 @@ from tui.panes.generate import GeneratePane
 from tui.widgets.prompt import Prompt
 from tui.widgets.table_view import TableView
 
+pytestmark = pytest.mark.panes("generate", "benchmark")
+
 
 async def turn(pilot: Pilot[None], pane: GeneratePane, *keys: str) -> None:
     """Turn dials by their letters, away from the prompt; the prompt has the focus again after it."""

@@ -21,6 +21,8 @@ from tui.widgets.dial import ChoiceDial, NumberDial
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
 
+pytestmark = pytest.mark.panes("intensity")
+
 
 def app() -> KvscopeApp:
     return live_app(start_engine=False)

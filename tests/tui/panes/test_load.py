@@ -28,6 +28,8 @@ from tui.widgets.data_table import CalcTable
 from tui.widgets.plot import PlotView
 from tui.widgets.rate_slider import RateSlider
 
+pytestmark = pytest.mark.panes("load")
+
 TIGHT = (("ttft", 0.5), ("tpot", 0.012))
 
 
@@ -98,7 +100,9 @@ async def test_rates_are_simulated_and_the_slider_goes_through_them() -> None:
     assert run["ttft_s"]["p99"] == printed.seen.ttft.percentile(99)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.2, 0.3])
+@pytest.mark.parametrize(
+    "after_s", [pytest.param(0.0, marks=pytest.mark.slow), pytest.param(0.3, marks=pytest.mark.slow), 0.2]
+)
 async def test_no_process_outlives_the_app(monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
     """Whenever the app ends, while it waits for an edit to settle or while a process simulates, the process is reaped.
 

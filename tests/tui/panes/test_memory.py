@@ -15,6 +15,7 @@ from calc.fit.memory import memory_report
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model, models
+from tests.each import each
 from tests.tui.live_engine import SIZES, open_pane
 from tests.tui.screen_text import lines, text
 from tui.app.app import KvscopeApp
@@ -26,6 +27,8 @@ from tui.views.rule import Rule
 from tui.widgets.bar import bar_cells, memory_bar
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation, derivation_text, legend, wrap
+
+pytestmark = pytest.mark.panes("memory")
 
 REPORT = memory_report(default_state().study)
 
@@ -147,7 +150,7 @@ def test_every_component_row_has_its_steps() -> None:
         assert layered == count
 
 
-@pytest.mark.parametrize("name", sorted(models()))
+@each("name", sorted(models()))
 def test_every_row_of_every_model_can_be_explained(name: str) -> None:
     report = memory_report(replace(REPORT.study, model=find_model(name)))
     for table in (answer_table(report), component_table(report), tp_table(report)):

@@ -26,6 +26,8 @@ from tui.widgets.derivation import Derivation
 from tui.widgets.roofline_plot import RooflinePlot
 from tui.widgets.slider import KNOB, MARK, Slider
 
+pytestmark = pytest.mark.panes("roofline")
+
 
 def app_on(device: str | None = "h100-sxm", model: str = "llama-3-8b") -> KvscopeApp:
     state = default_state()

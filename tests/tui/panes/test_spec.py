@@ -24,6 +24,8 @@ from tui.widgets.form import FieldInput
 from tui.widgets.path_bar import PathBar
 from tui.widgets.picker import Picker
 
+pytestmark = pytest.mark.panes()
+
 
 @asynccontextmanager
 async def running(size: tuple[int, int] = (120, 40)) -> AsyncIterator[tuple[KvscopeApp, Pilot[None]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from calc.commands.output import guarded
@@ -33,6 +33,7 @@ from engine.errors import EngineFailure, InputError
 from engine.measure.kinds.evaluate import Evaluate
 from engine.process.client import EngineClient
 from engine.records import Event, Request
+from tests.examples import examples
 from tui.form.state import AppState, analyse, initial_state, intensity_query
 from tui.live.measured.benchmark import benchmark_table
 from tui.live.predict import predicted_cache_bytes
@@ -173,7 +174,7 @@ def test_each_result_has_the_symbol_that_later_formulas_use(llama: AppState, nas
         assert used & derived_inputs <= found
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     n_layers=st.integers(1, 200),
     groups=st.integers(1, 16),
@@ -513,7 +514,7 @@ def check_text_is_safe(latex: str) -> None:
     assert not re.search(r"--|\?`|!`|``", re.sub(r"\{[`*\[\]]\}", "x", rest.replace("---", "").replace("--", "")))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.text(max_size=80) | st.text("\\{}$&#%_^~<>|\"[]*-`'!? aé²₂→–…模", max_size=60))
 def test_any_text_escapes_to_safe_ascii(text: str) -> None:
     check_text_is_safe(escape(text))

@@ -28,6 +28,8 @@ from tui.views.rule import Rule
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 
+pytestmark = pytest.mark.panes("memory")
+
 DEVICE = find_device("h100-sxm")
 CONFIGS = Path(__file__).parents[4] / "shared" / "data" / "configs"
 MODELS = [hybrid, windowed, latent]

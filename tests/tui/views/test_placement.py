@@ -18,6 +18,8 @@ from tui.views.rule import rule_of
 from tui.views.server import OPTION_FIELDS, option_words, parts, server_answer
 from tui.widgets.option import Option
 
+pytestmark = pytest.mark.panes("memory")
+
 SMALL = Study(
     model=find_model("llama-3-8b"), device=find_device("rtx-4060"), context=8192, weight_format=FORMATS["q8_0"]
 )

@@ -10,13 +10,14 @@ from math import log10
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
 from calc.sources.catalog import find_device, find_model, manual_device
 from engine.measure.kinds.benchmark import BenchmarkRow
+from tests.examples import examples
 from tests.records import benchmark_row
 from tests.tui.live.test_predict import INFO, batch_row
 from tui.live.predict import predicted_batches
@@ -64,7 +65,7 @@ def test_no_points_says_what_is_waited_for() -> None:
     assert "as they are measured" in draw(benchmark_chart(()), width=60, height=12)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     width=st.integers(30, 130),
     height=st.integers(8, 45),

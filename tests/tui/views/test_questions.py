@@ -25,6 +25,8 @@ from tui.views.server import NAMES
 from tui.widgets.dial import NumberDial
 from tui.widgets.questions import Questions, answer_text
 
+pytestmark = pytest.mark.panes()
+
 STUDY = default_state().study
 
 
@@ -96,8 +98,17 @@ def test_devices_and_formats_that_fit_come_first() -> None:
     assert format_table(costs_of(STUDY), batch=1).rows
 
 
-@pytest.mark.parametrize("make", [hybrid, windowed, latent])
-@pytest.mark.parametrize("width", [40, 76])
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [
+        (hybrid, 40),
+        (windowed, 76),
+        (latent, 40),
+        pytest.param(hybrid, 76, marks=pytest.mark.slow),
+        pytest.param(windowed, 40, marks=pytest.mark.slow),
+        pytest.param(latent, 76, marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_model_is_answered(make: Callable[[], ModelSpec], width: int) -> None:
     study = Study(model=make(), device=find_device("h100-sxm"))
     for batch, tp in ((1, 1), (10_000, 1), (1, 8), (1, 3)):

@@ -40,6 +40,8 @@ from tui.widgets.derivation import Derivation
 from tui.widgets.option import Option
 from tui.widgets.parts_bar import parts_text
 
+pytestmark = pytest.mark.panes("memory")
+
 STUDY = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"))
 
 

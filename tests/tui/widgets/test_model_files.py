@@ -23,6 +23,8 @@ from tui.widgets.option import Option
 from tui.widgets.path_bar import PathBar
 from tui.widgets.picker import Picker
 
+pytestmark = pytest.mark.panes("generate", "benchmark")
+
 FOUND = [
     FoundModel(name="Qwen/Qwen3-0.6B", reference="Qwen/Qwen3-0.6B", size_bytes=1_503_300_328, where="Hugging Face"),
     FoundModel(name="llama3.2:1b", reference="/o/blobs/sha256-1", size_bytes=1_321_082_688, where="Ollama"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 
+from tests.examples import examples
 from tui.widgets.token_stream import TokenStream, _break
 
 
@@ -30,7 +31,7 @@ def wrapped(pieces: list[str], width: int) -> list[str]:
 TEXT = st.text(st.sampled_from("ab  \n日é—"), max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(text=TEXT, width=st.integers(2, 20), cuts=st.lists(st.integers(0, 60), max_size=6))
 def test_pieces_wrap_like_the_whole(text: str, width: int, cuts: list[int]) -> None:
     edges = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
@@ -38,7 +39,7 @@ def test_pieces_wrap_like_the_whole(text: str, width: int, cuts: list[int]) -> N
     assert wrapped(pieces, width) == wrapped([text], width)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(text=TEXT, width=st.integers(2, 20))
 def test_every_character_is_kept_and_lines_fit(text: str, width: int) -> None:
     lines = wrapped([text], width)
