@@ -87,6 +87,8 @@ class Drafted(msgspec.Struct, frozen=True, kw_only=True):
     """What drafting took, all steps together."""
     reading_ns: int = 0
     """What it took to read the prompt for it, before the model does."""
+    compiled: bool = True
+    """The compiled step decided on drafts at once. Layers take their tokens one by one, and nothing is gained."""
 
     @property
     def n_drafted(self) -> int:

@@ -83,6 +83,7 @@ def _speculation(drafted: Drafted | None, predicted: Mapping[str, float | None])
         "tokens_per_step": drafted.tokens_per_step,
         "drafting_s": drafted.drafting_ns / NS_PER_S,
         "reading_s": drafted.reading_ns / NS_PER_S,
+        "compiled": drafted.compiled,
         **{name: predicted.get(name) for name in names},
     }
 

@@ -29,7 +29,8 @@ def drafted_text(drafted: Drafted) -> str:
     """ "accepted 42 of 70 drafted tokens, 2.4 tokens per step"."""
     if not drafted.n_drafted:
         return "nothing was drafted"
+    alone = "" if drafted.compiled else " (drafting gains nothing without the compiled step)"
     return (
         f"accepted {drafted.n_accepted:,} of {plural(drafted.n_drafted, 'drafted token')}, "
-        f"{drafted.tokens_per_step:.2f} tokens per step"
+        f"{drafted.tokens_per_step:.2f} tokens per step{alone}"
     )

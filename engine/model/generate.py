@@ -406,6 +406,7 @@ class _Run:
             accepted=tuple(accepted for _, accepted in self.steps),
             drafting_ns=self.drafting_ns,
             reading_ns=self.reading_ns,
+            compiled=self.decoder.decode_step is not None,
         )
 
     def _text(self) -> str | None:

@@ -462,10 +462,13 @@ def test_generation_document_says_what_came_of_drafting() -> None:
     assert printed == {
         "draft": "lookup", "tokens": 4, "steps": 2, "drafted": 4, "accepted": 1, "acceptance": 0.5,
         "acceptance_by_place": [1.0, 0.0], "tokens_per_step": 1.5, "drafting_s": 0.002, "reading_s": 0.0,
+        "compiled": True,
         "tokens_per_step_predicted": 1.4, "tpot_without_predicted_s": None, "gain": 1.5, "gain_predicted": None,
         "pays_from_acceptance": None,
     }  # fmt: skip
     assert "accepted 1 of 4 drafted tokens, 1.50 tokens per step" in generation_text(finished)
+    layers = msgspec.structs.replace(FINISHED, drafted=msgspec.structs.replace(drafted, compiled=False))
+    assert "1.50 tokens per step (drafting gains nothing without the compiled step)" in generation_text(layers)
     nothing = msgspec.structs.replace(drafted, by_step=(0, 0), accepted=(0, 0))
     assert "nothing was drafted" in generation_text(msgspec.structs.replace(FINISHED, drafted=nothing))
 

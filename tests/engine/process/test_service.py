@@ -86,6 +86,7 @@ class TestSpeculation:
         assert (drafted.ids, drafted.text, drafted.reason) == (plain.ids, plain.text, plain.reason)
         assert plain.drafted is None
         assert drafted.drafted.n_accepted > 0
+        assert not drafted.drafted.compiled  # these requests switch it off
         assert 1 + len(drafted.drafted.by_step) + drafted.drafted.n_accepted == len(drafted.ids)
 
     def test_a_draft_model_is_kept_beside_the_model_and_let_go_with_it(self, service):
