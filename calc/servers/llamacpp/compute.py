@@ -48,11 +48,11 @@ class Batch:
 def batch_of(kept: Sequence[tuple[CacheLayers, ...]], shape: CacheShape, outputs: int) -> Batch:
     """The batch that a cache of `shape` is filled with."""
     layers = {each for layer in kept for each in layer if each.kind != RECURRENT}
-    masks = {each.window: shape.cells_of(each) for each in layers}
+    masks = {(each.window, shape.cells_of(each)) for each in layers}
     return Batch(
         tokens=shape.batch,
         outputs=min(outputs, shape.batch),
-        mask_bytes=sum(masks.values()) * shape.batch * HALF_BYTES,
+        mask_bytes=sum(cells for _, cells in masks) * shape.batch * HALF_BYTES,
         stored_bytes=max((shape.cells_of(each) * sum(row_bytes(each, shape)) for each in layers), default=0),
         converted_bytes=max((_converted(each, shape) for each in layers), default=0),
         kv_width=max((each.n_kv_heads * (each.key_dim + each.value_dim) for each in layers), default=0),
