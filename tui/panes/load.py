@@ -161,6 +161,8 @@ class LoadPane(PagedPane):
             assert process.stdout is not None
             try:
                 while line := await asyncio.to_thread(process.stdout.readline):
+                    if not self.app.is_running:  # what it would be shown in is gone
+                        return
                     done = self._take(json.loads(line))
             finally:
                 process.kill()

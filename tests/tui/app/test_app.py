@@ -569,3 +569,22 @@ async def test_no_cursor_blinks() -> None:
             app.query_one(field).focus()
             await pilot.pause()
             assert getattr(app.focused, "cursor_blink", None) is False, field
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(60, 16), (80, 24)])
+async def test_whatever_takes_the_focus_is_seen(size: tuple[int, int]) -> None:
+    async with running(size) as (app, pilot):
+        for index, title in enumerate(PANES):
+            app.action_go(index)
+            await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors_with_self)
+            met: set[Widget] = set()
+            while app.focused is not None and app.focused not in met:
+                met.add(app.focused)
+                place = app.screen.find_widget(app.focused)
+                seen = place.region.intersection(place.clip)
+                assert seen.width >= min(4, place.region.width), (title, app.focused)
+                assert seen.height, (title, app.focused)
+                await pilot.press("tab")
+                await pilot.pause()
+            assert len(met) > 3, title
