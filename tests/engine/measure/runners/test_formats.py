@@ -159,7 +159,7 @@ def test_formats_are_read_from_text() -> None:
         FormatChoice(dtype="bfloat16"), FormatChoice(dtype="int8", cache="int8"),
     )  # fmt: skip
     for wrong in ("auto", "fp8", "", "int8/", "int8/half"):
-        with pytest.raises(OptionError, match=r"is no format|is no kind"):
+        with pytest.raises(OptionError, match=r"is not a format|is not a kind"):
             parse_formats(wrong)
     assert [choice_name(c.dtype, c.cache) for c in CHOICES] == ["bfloat16", "int4", "float32, int8 cache"]
 
