@@ -1,4 +1,4 @@
-"""Matrices of the compiled library by themselves: widened, or multiplied with a few vectors."""
+"""Matrices of the compiled library by themselves: multiplied with a few vectors or with many, or widened."""
 
 import ctypes
 from collections.abc import Sequence
@@ -37,10 +37,15 @@ class Scratch:
 
 
 class CompiledProduct:
-    """A packed layer times a few vectors, without widening it: rows of every part side by side."""
+    """A packed layer times some vectors, without widening it in memory: rows of every part side by side.
+
+    A few vectors meet the numbers as they are, with two bytes for each of their own. More are multiplied in the dtype
+    they have, with weights that are widened a piece at a time into the nearest caches.
+    """
 
     def __init__(self, parts: Sequence[Packed], library: ctypes.CDLL, scratch: Scratch) -> None:
-        self.at_most: int = library.multiply_at_most()
+        self._few: int = library.multiply_at_most()
+        self._many = [dtype for dtype, code in CODES_OF_DTYPES.items() if library.multiplies_many(code)]
         self._parts = parts
         self._biases = [part.bias.float() if part.bias is not None else None for part in parts]
         self._records = [
@@ -48,23 +53,45 @@ class CompiledProduct:
             for part, bias in zip(parts, self._biases, strict=True)
         ]
         self._scratch = scratch
-        self._library = library
-        library.multiply.restype, library.multiply_floats.restype = None, _Int
-        library.multiply.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Pointer, _Code]
-        library.multiply_floats.argtypes = [_Pointer, _Int, _Code]
+        self._library = _typed(library)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is faster than widening the layer for these vectors (N, inputs)."""
+        return len(x) <= self._few or x.dtype in self._many
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (N, inputs), N up to ``at_most`` -> (N, outputs)."""
-        wide, threads, at = x.float().contiguous(), torch.get_num_threads(), 0
-        y = torch.empty(len(x), sum(part.rows for part in self._parts))
+        """x (N, inputs) -> (N, outputs)."""
+        few = len(x) <= self._few
+        vectors = (x.float() if few else x).contiguous()
+        y, at = vectors.new_empty(len(x), sum(part.rows for part in self._parts)), 0
+        multiply = self._multiply_few if few else self._multiply_many
         for record in self._records:
-            address = ctypes.addressof(record)
-            floats = self._library.multiply_floats(address, len(x), threads)
-            room = self._scratch.matrix(1, floats, torch.float32).data_ptr()
-            out = y.data_ptr() + at * y.itemsize
-            self._library.multiply(address, wide.data_ptr(), len(x), out, y.size(1), room, threads)
+            multiply(record, vectors, y, at)
             at += record.rows
         return y.to(x.dtype)
+
+    def _multiply_few(self, record: LinearRecord, x: Tensor, y: Tensor, at: int) -> None:
+        address, library, threads = ctypes.addressof(record), self._library, torch.get_num_threads()
+        room = self._scratch.matrix(1, library.multiply_floats(address, len(x), threads), torch.float32)
+        out = y.data_ptr() + at * y.itemsize
+        library.multiply(address, x.data_ptr(), len(x), out, y.size(1), room.data_ptr(), threads)
+
+    def _multiply_many(self, record: LinearRecord, x: Tensor, y: Tensor, at: int) -> None:
+        address, library, threads = ctypes.addressof(record), self._library, torch.get_num_threads()
+        code, out = CODES_OF_DTYPES[x.dtype], y.data_ptr() + at * y.itemsize
+        room = self._scratch.matrix(1, library.multiply_many_bytes(address, len(x), code, threads), torch.uint8)
+        library.multiply_many(address, x.data_ptr(), len(x), out, y.size(1), code, room.data_ptr(), threads)
+
+
+def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The same, with the types of what it is called with."""
+    library.multiply.restype = library.multiply_many.restype = None
+    library.multiply_floats.restype = library.multiply_many_bytes.restype = _Int
+    library.multiply.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Pointer, _Code]
+    library.multiply_floats.argtypes = [_Pointer, _Int, _Code]
+    library.multiply_many.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Code, _Pointer, _Code]
+    library.multiply_many_bytes.argtypes = [_Pointer, _Int, _Code, _Code]
+    return library
 
 
 def compiled_unpack(part: Packed, library: ctypes.CDLL, scratch: Scratch) -> Unpack:

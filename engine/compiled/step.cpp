@@ -6,13 +6,12 @@
 //
 // Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py.
 // Activations are float32; weights are read as stored: plain numbers row by row, those of few bits in panels of 16 rows.
-// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, pieces.h,
-// experts.h, then this file.
+// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, many.h for prompts,
+// pieces.h, experts.h, then this file.
 
 #include "experts.h"
-#include "panels.h"
+#include "many.h"
 #include "pieces.h"
-#include "products.h"
 
 #include <cfloat>
 #include <omp.h>
@@ -610,6 +609,20 @@ void multiply(const Linear *m, const float *x, int64_t n, float *y, int64_t stri
             for (int64_t b = 0; b < n; b++) std::memcpy(y + b * stride + panel * TILE, tile + b * TILE, rows * sizeof(float));
         }
     }
+}
+
+// Whether `multiply_many` is faster than what others have, for vectors of a format.
+int32_t multiplies_many(int32_t vectors) { return vectors == F32 || (vectors == BF16 && PAIRS_MULTIPLY); }
+
+// Bytes of scratch memory that `multiply_many` needs.
+int64_t multiply_many_bytes(const Linear *m, int64_t n, int32_t vectors, int32_t threads) {
+    return vectors == BF16 ? many_bytes<BFloat>(*m, n, threads) : many_bytes<float>(*m, n, threads);
+}
+
+// y[b stride + r] = W x[b] of a packed matrix, n vectors; x, y and what is multiplied are `vectors`, F32 or BF16.
+void multiply_many(const Linear *m, const void *x, int64_t n, void *y, int64_t stride, int32_t vectors, void *scratch, int32_t threads) {
+    if (vectors == BF16) many<BFloat>(*m, x, n, y, stride, scratch, threads);
+    else many<float>(*m, x, n, y, stride, scratch, threads);
 }
 
 // Reads memory as fast as it can be: the sum of its 64-byte vectors' first numbers. What a step's reading is held against.

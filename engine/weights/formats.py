@@ -63,9 +63,9 @@ class Unpack(Protocol):
 
 
 class Product(Protocol):
-    """Multiplies a packed layer with up to ``at_most`` rows as it is."""
+    """Multiplies a packed layer without widening it in memory."""
 
-    at_most: int
+    def takes(self, x: Tensor) -> bool: ...
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -73,9 +73,9 @@ class Product(Protocol):
 class GroupedLinear:
     """y = x W^T + b with W in packed formats, widened to the dtype of x for each product.
 
-    ``parts``: matrices whose outputs lie side by side, each in a format of its own. That is right for prefill, where
-    one widening serves many rows; decode steps read the packed form itself (`engine.compiled`, which brings a faster
-    ``unpack`` of each part too, and a ``product`` with few rows: short prompts, and the head of a long one).
+    ``parts``: matrices whose outputs lie side by side, each in a format of its own. `engine.compiled` reads the packed
+    form itself: its decode step, and ``product`` with the rows of a prompt. It brings a faster ``unpack`` of each part
+    too, for layers with a part of plain numbers.
     """
 
     def __init__(self, *parts: Packed) -> None:
@@ -103,7 +103,7 @@ class GroupedLinear:
         return torch.cat(biases) if biases else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.product is not None and len(x) <= self.product.at_most:
+        if self.product is not None and self.product.takes(x):
             return self.product(x)
         y, at = x.new_empty(len(x), self.rows), 0
         at_once = max(1, _WIDENED_AT_ONCE // self.cols // ROWS) * ROWS

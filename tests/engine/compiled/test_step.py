@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.compiled import build
+from engine.compiled.matrices import CompiledProduct, Scratch
 from engine.compiled.step import MAX_ROWS, attach
 from engine.families.registry import config_from_hf
 from engine.model.cache import CacheKind
@@ -371,9 +372,33 @@ def test_packed_weights_are_read_exactly(forms: tuple[WeightFormat, ...]) -> Non
     attach(compiled, "on")
     torch.testing.assert_close(_steps(compiled, ids, 4), expected, atol=FINE, rtol=0)
     torch.testing.assert_close(_steps(compiled, ids[:1], 4), expected[:1], atol=FINE, rtol=0)
-    for n_tokens in (5, 40):  # as they are, and widened
+    for n_tokens in (5, 40):  # few vectors, and many
         prompt = _ids(config, 1, n_tokens)
         torch.testing.assert_close(compiled.forward(prompt), eager.forward(prompt), atol=FINE, rtol=0)
+
+
+@pytest.mark.parametrize("n", [33, 48, 70, 517])  # blocks of 6, 8, 16 and 32 vectors, and two passes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_vectors_meet_every_form(n: int, dtype: torch.dtype) -> None:
+    """Prompts on packed weights: as exact as the dtype of the vectors, to which weights and results are rounded once.
+
+    Rows that fill no panel, columns that take two pieces, parts side by side.
+    """
+    library, draw = build.build_library(), torch.Generator().manual_seed(9)
+    rows, cols = (149, 16), 544
+    x = torch.randn(n, cols, generator=draw).to(dtype)
+    for form in PANEL_FORMS if n == 70 else PANEL_FORMS[:2]:
+        maker = RandomForms(form)
+        parts = [maker.part(torch.empty(k, cols), torch.randn(k, generator=draw)) for k in rows]
+        product = CompiledProduct(parts, library, Scratch())
+        if not product.takes(x):
+            assert dtype == torch.bfloat16
+            pytest.skip("this processor multiplies no bfloat16")
+        wide, bias = torch.cat([unpack(part) for part in parts]).double(), torch.cat([part.bias for part in parts])
+        truth, whole = x.double() @ wide.t() + bias, x.double().abs() @ wide.abs().t()
+        half = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+        excess = (product(x).double() - truth).abs() - (half + 1e-6) * (whole + truth.abs())
+        assert excess.max() <= 0
 
 
 @pytest.mark.parametrize("name", ["llama", "one-head-learned", "qwen3", "mixed"])
