@@ -124,7 +124,7 @@ def test_a_null_window_switches_mistrals_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "bloom"}, '"bloom".*it runs llama, mistral, .*smollm3, qwen2, qwen3'),
+        ({"model_type": "whisper"}, '"whisper".*it runs llama, mistral, .*smollm3, qwen2, qwen3'),
         ({"hidden_act": "swiglu_oai"}, '"swiglu_oai".*relu, silu, swish, gelu'),
         ({"rope_scaling": {"type": "ntk", "factor": 4.0}}, "'ntk' is not supported; use default, llama3"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

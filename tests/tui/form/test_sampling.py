@@ -95,7 +95,7 @@ def test_rarer_options_in_one_field(text: str, expected: form.MoreSampling) -> N
         ("min-p", "'min-p' is not known or has no value"),
         ("top-z 3", "'top-z' is not known"),
         ("min-p 2", "min-p must be 0 to 1"),
-        ('stop "END', "stands in quotes"),
+        ('stop "END', "in quotes"),
         ("stop", "has no value"),
         ("speculate", "has no value"),
         ("speculate 4", "does not say who drafts"),
