@@ -105,8 +105,10 @@ import asyncio
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 async def first_screen():
-    async with KvscopeApp(settings=Settings(), start_engine=False).run_test(size=(120, 40)) as pilot:
-        await pilot.pause()
+    app = KvscopeApp(settings=Settings(), start_engine=False)
+    async with app.run_test(size=(120, 40)):
+        while not app.is_whole:
+            await asyncio.sleep(0.01)
 asyncio.run(first_screen())
 """
 

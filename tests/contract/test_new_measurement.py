@@ -108,8 +108,10 @@ from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 from tui.panes.benchmark import BenchmarkPane
 async def main():
-    async with KvscopeApp(settings=Settings(), start_engine=False).run_test(size=(120, 40)) as pilot:
-        await pilot.pause()
+    app = KvscopeApp(settings=Settings(), start_engine=False)
+    async with app.run_test(size=(120, 40)) as pilot:
+        while not app.is_whole:
+            await asyncio.sleep(0.01)
         titles = [command.title for command in pilot.app.get_system_commands(pilot.app.screen)]
         assert "Measure the first token" in titles, titles
         pane = pilot.app.query_one(BenchmarkPane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 import unicodedata
@@ -200,6 +201,8 @@ class Forgetful(KvscopeApp):
 async def test_what_the_app_draws_holds_no_control_character() -> None:
     app = Forgetful(settings=Settings(), start_engine=False)
     async with app.run_test(size=(100, 30)) as pilot:
+        while not app.is_whole:
+            await asyncio.sleep(0.01)
         await pilot.pause()
         strips = app.screen._compositor.render_strips()
         drawn = [segment.text for strip in strips for segment in strip]
