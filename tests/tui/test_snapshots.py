@@ -10,12 +10,14 @@ import pytest
 
 from calc.sources.catalog import find_device
 from tests.tui.hybrid import hybrid
-from tests.tui.live_engine import SIZES, until
+from tests.tui.live_engine import SIZES, live_app, open_pane, until
 from tests.tui.screen_text import lines
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
 from tui.form.state import default_state, with_study
+from tui.panes.benchmark import BenchmarkPane
 from tui.panes.estimate import EstimatePane
+from tui.panes.generate import GeneratePane
 from tui.panes.load import LoadPane
 from tui.panes.roofline import RooflinePane
 from tui.widgets.status import StatusStrip
@@ -41,16 +43,21 @@ def shown_pane(key: str, kind: str, settled: Callable[[KvscopeApp], bool] = lamb
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.id == pane[1:])
         await until(pilot, lambda: app.focused is not None and app.active_pane in app.focused.ancestors)
         await until(pilot, lambda: settled(app))
-        same = 0
-        while same < 3:  # layouts that ask for another
-            before = lines(app)
-            await pilot.pause()
-            same = same + 1 if lines(app) == before else 0
-        for field in app.query("Input"):
-            field.cursor_blink = False
-        await pilot.pause()
+        await still(pilot)
 
     return go
+
+
+async def still(pilot: Any) -> None:
+    """Wait until the screen stays as it is, and stop the blinking of its cursor."""
+    same = 0
+    while same < 3:  # layouts that ask for another
+        before = lines(pilot.app)
+        await pilot.pause()
+        same = same + 1 if lines(pilot.app) == before else 0
+    for field in pilot.app.query("Input"):
+        field.cursor_blink = False
+    await pilot.pause()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=named)
@@ -94,6 +101,41 @@ def test_load(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.Monk
         return app.query_one(LoadPane).is_settled and "tok/s" in "".join(app.query_one(StatusStrip).plain(200))
 
     assert snap_compare(app, terminal_size=size, run_before=shown_pane("f12", "load", simulated))
+
+
+@pytest.mark.slow
+@pytest.mark.panes("generate")
+@pytest.mark.parametrize("size", SIZES, ids=named)
+def test_generation(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of an engine that made it up, and its times."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    async def generated(pilot: Any) -> None:
+        pilot.app.animation_level = "none"
+        pane = await open_pane(pilot, "f7", GeneratePane)
+        await pilot.press("enter")
+        await until(pilot, lambda: pane.run is not None and pane.run.over)
+        await still(pilot)
+
+    assert snap_compare(live_app(), terminal_size=size, run_before=generated)
+
+
+@pytest.mark.slow
+@pytest.mark.panes("benchmark")
+@pytest.mark.parametrize("size", SIZES, ids=named)
+@pytest.mark.parametrize("key", ["e", "s", "b"])
+def test_measurement(key: str, size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases, latency by length and tokens per second by batch, as a fake engine says them."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    async def measured(pilot: Any) -> None:
+        pilot.app.animation_level = "none"
+        pane = await open_pane(pilot, "f8", BenchmarkPane)
+        await pilot.press(key)
+        await until(pilot, lambda: pane.job is not None and pane.job.over)
+        await still(pilot)
+
+    assert snap_compare(live_app(), terminal_size=size, run_before=measured)
 
 
 @pytest.mark.slow
