@@ -45,7 +45,9 @@ class CompiledProduct:
 
     def __init__(self, parts: Sequence[Packed], library: ctypes.CDLL, scratch: Scratch) -> None:
         self._few: int = library.multiply_at_most()
-        self._many = [dtype for dtype, code in CODES_OF_DTYPES.items() if library.multiplies_many(code)]
+        self._many: dict[torch.dtype, int] = {
+            dtype: library.multiply_many_at_most(code) for dtype, code in CODES_OF_DTYPES.items()
+        }
         self._parts = parts
         self._biases = [part.bias.float() if part.bias is not None else None for part in parts]
         self._records = [
@@ -57,7 +59,7 @@ class CompiledProduct:
 
     def takes(self, x: Tensor) -> bool:
         """Whether it is faster than widening the layer for these vectors (N, inputs)."""
-        return len(x) <= self._few or x.dtype in self._many
+        return len(x) <= max(self._few, self._many.get(x.dtype, 0))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, inputs) -> (N, outputs)."""

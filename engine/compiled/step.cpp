@@ -611,8 +611,12 @@ void multiply(const Linear *m, const float *x, int64_t n, float *y, int64_t stri
     }
 }
 
-// Whether `multiply_many` is faster than what others have, for vectors of a format.
-int32_t multiplies_many(int32_t vectors) { return vectors == F32 || (vectors == BF16 && PAIRS_MULTIPLY); }
+// Up to how many vectors of a format `multiply_many` is faster than a matrix widened for others: these multiply floats
+// faster with AVX2, and with AVX-512 when a few hundred vectors share the widening.
+int32_t multiply_many_at_most(int32_t vectors) {
+    if (vectors == BF16 && PAIRS_MULTIPLY) return INT32_MAX;
+    return vectors == F32 && BLOCK_PANELS > 1 ? 256 : 0;
+}
 
 // Bytes of scratch memory that `multiply_many` needs.
 int64_t multiply_many_bytes(const Linear *m, int64_t n, int32_t vectors, int32_t threads) {

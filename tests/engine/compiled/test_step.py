@@ -391,8 +391,7 @@ def test_many_vectors_meet_every_form(n: int, dtype: torch.dtype) -> None:
         maker = RandomForms(form)
         parts = [maker.part(torch.empty(k, cols), torch.randn(k, generator=draw)) for k in rows]
         product = CompiledProduct(parts, library, Scratch())
-        if not product.takes(x):
-            assert dtype == torch.bfloat16
+        if dtype == torch.bfloat16 and not product.takes(x):
             pytest.skip("this processor multiplies no bfloat16")
         wide, bias = torch.cat([unpack(part) for part in parts]).double(), torch.cat([part.bias for part in parts])
         truth, whole = x.double() @ wide.t() + bias, x.double().abs() @ wide.abs().t()
