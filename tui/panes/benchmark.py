@@ -267,8 +267,14 @@ class BenchmarkPane(Pane):
         for button in self.query(Button):
             button.disabled = self.running != (button is stop)
         if isinstance(focused, Button) and focused in self.query(Button):
-            (stop if self.running else self.query_one("#benchmark-buttons Button", Button)).focus()
+            self._focus_button(stop if self.running else self.query_one("#benchmark-buttons Button", Button))
         self.app.refresh_bindings()
+
+    def _focus_button(self, button: Button) -> None:
+        """Scroll to its end of the line: by its region, a run that ends at once leaves the other button in sight."""
+        line = self.query_one("#benchmark-buttons")
+        button.focus(scroll_visible=False)
+        (line.scroll_end if button.id == "stop" else line.scroll_home)(animate=False)
 
     def _show_progress(self) -> None:
         bar, job = self.query_one(ProgressBar), self.job
