@@ -8,36 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import textual.app
-import textual.pilot
 from textual.app import App
 from textual.pilot import Pilot
 
 import tui.app.app
 from tests.patience import PATIENCE_S
-from tests.tui.idle import nothing_due, threads_counted
 from tui.app.app import KvscopeApp
 from tui.panes.base import Pane
 
 _run_test = App.run_test
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _pilot_waits_for_the_loop() -> Iterator[None]:
-    """Textual's pilot takes a process that uses little time for one that is done; on a busy machine it is not."""
-
-    async def all_done(pilot: Pilot[Any], timeout: float = 0) -> bool:
-        await nothing_due()
-        return pilot.app._exception is None
-
-    async def idle(min_sleep: float = 0, max_sleep: float = 0) -> None:
-        await nothing_due()
-
-    with pytest.MonkeyPatch.context() as patch, threads_counted():
-        patch.setattr(textual.pilot, "wait_for_idle", idle)
-        patch.setattr(textual.app, "wait_for_idle", idle)
-        patch.setattr(Pilot, "_wait_for_screen", all_done)
-        yield
 
 
 @asynccontextmanager
