@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textual.app import App
 from textual.widgets import Input
 
 from calc.commands.tables import answer_table, component_table, tp_table
@@ -211,11 +212,14 @@ async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.panes("intensity")
 async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
     app = KvscopeApp(settings=Settings(), start_engine=False)
-    app.action_go(2)
-    async with app.run_test(size=(120, 40)) as pilot:
+    async with App.run_test(app, size=(120, 40)) as pilot:  # the tests' own waits until all panes are there
+        assert app.pane("intensity") is None
+        app.action_go(2)
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.TITLE == "Intensity")
+        await until(pilot, lambda: app.is_whole)
 
 
 @pytest.mark.slow
