@@ -1,14 +1,11 @@
 """BLOOM: positions by ALiBi, normalised embeddings, q, k and v of a head in one matrix."""
 
-from collections.abc import Mapping
-
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config
 from engine.families.family import Family
 from engine.families.keys import Keys
-from engine.families.tensors import renamed, split_groups
+from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
-from engine.weights.lazy import Stored
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -53,16 +50,4 @@ _ENDS = {
     "ln_f": "model.norm",
 }
 
-
-def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    out: dict[str, Stored] = {}
-    for theirs, stored in tensors.items():
-        name = renamed(theirs, _PARTS, _ENDS)
-        if ".self_attn.qkv_proj." in name:
-            out |= split_groups(name, stored, config)
-        else:
-            out[name] = stored
-    return out
-
-
-FAMILIES = {"bloom": Family(config=_config, tensors=_tensors)}
+FAMILIES = {"bloom": Family(config=_config, tensors=renamed_with_groups(_PARTS, _ENDS))}

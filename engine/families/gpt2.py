@@ -14,7 +14,8 @@ from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
-def _config(raw: Keys) -> ModelConfig:
+def gpt2_config(raw: Keys, *, n_kv_heads: int | None = None, hidden_act: str = "gelu_new") -> ModelConfig:
+    """Of GPT-2's keys; ``n_kv_heads``: None for as many as heads; ``hidden_act``: where the config names none."""
     raw = raw.with_defaults({"n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257})
     for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         if raw.flag(key, False):
@@ -24,10 +25,10 @@ def _config(raw: Keys) -> ModelConfig:
         "hidden_size": width,
         "num_hidden_layers": raw.get("n_layer"),
         "num_attention_heads": raw.get("n_head"),
-        "num_key_value_heads": raw.get("n_head"),
+        "num_key_value_heads": n_kv_heads or raw.get("n_head"),
         "max_position_embeddings": raw.get("n_positions"),
         "intermediate_size": raw.get("n_inner") or 4 * width,
-        "hidden_act": raw.get("activation_function") or "gelu_new",
+        "hidden_act": raw.get("activation_function") or hidden_act,
     }
     changes: dict[str, Any] = {} if raw.flag("scale_attn_weights", True) else {"attention_scale": 1.0}
     return common_config(
@@ -85,4 +86,4 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     }
 
 
-FAMILIES = {"gpt2": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="gpt2", keys=_gguf_keys))}
+FAMILIES = {"gpt2": Family(config=gpt2_config, tensors=_tensors, gguf=GGUFForm(architecture="gpt2", keys=_gguf_keys))}
