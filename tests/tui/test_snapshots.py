@@ -105,7 +105,7 @@ def test_load(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.panes("generate")
-@pytest.mark.parametrize("size", [(120, 40), (200, 60)], ids=named)
+@pytest.mark.parametrize("size", SIZES, ids=named)
 def test_generation(size: tuple[int, int], snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text of an engine that made it up, and its times."""
     monkeypatch.delenv("NO_COLOR", raising=False)

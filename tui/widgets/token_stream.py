@@ -116,7 +116,11 @@ class TokenStream(ScrollView, can_focus=True):
         self._grow(Size(self._wrap_width, len(self._lines)))
         self.refresh_lines(first, len(self._lines) - first)
         if following:
-            self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
+            self._to_end()
+
+    def _to_end(self) -> None:
+        self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
+        self.vertical_scrollbar.position = self.scroll_y  # Textual tells only a bar that is shown already
 
     def _grow(self, size: Size) -> None:
         """Take a new size. Setting `virtual_size` lays out the whole screen: only where a scrollbar comes or goes."""
@@ -138,7 +142,7 @@ class TokenStream(ScrollView, can_focus=True):
             self._show_from(0, following=following)
             self.refresh()
         elif following:
-            self.scroll_end(animate=False, immediate=True, x_axis=False, force=True)
+            self._to_end()
 
     # --- drawing ------------------------------------------------------------------------------------------
 

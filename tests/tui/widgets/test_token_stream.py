@@ -135,3 +135,13 @@ async def test_who_is_at_the_end_stays_there_when_the_screen_shrinks_and_who_is_
         await pilot.resize_terminal(40, 6)
         await pilot.pause()
         assert stream.scroll_offset.y == 5
+
+
+async def test_the_bar_stands_at_the_end_after_one_burst() -> None:
+    """It comes with the text that no longer fits, and must know where that text was scrolled to."""
+    async with StreamApp().run_test(size=(30, 6)) as pilot:
+        stream = pilot.app.query_one(TokenStream)
+        stream.write("\n".join(f"line {i}" for i in range(30)))
+        await pilot.pause()
+        assert stream.show_vertical_scrollbar
+        assert stream.vertical_scrollbar.position == stream.scroll_y == stream.max_scroll_y > 0
