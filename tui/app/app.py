@@ -27,7 +27,7 @@ from tui.app.screen import PanesScreen
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
-from tui.form.state import Analysis, AppState, analyse, default_state, with_study
+from tui.form.state import Analysis, AppState, analyse, default_state, initial_state
 from tui.panes.base import Pane, StateEdited
 from tui.panes.spec import SpecPane
 from tui.widgets.form import FormChecked
@@ -465,11 +465,7 @@ OVER_PANES = frozenset(
 
 def run_app(study: Study | None = None) -> int:
     """Open the app on `study`, or as it was left; returns the exit code."""
-    app = KvscopeApp(_state_on(study) if study is not None else None)
+    app = KvscopeApp(initial_state(study) if study is not None else None)
     app.owns_process = True
     app.run()
     return app.return_code or 0
-
-
-def _state_on(study: Study) -> AppState:
-    return with_study(default_state(), study)

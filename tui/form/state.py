@@ -83,8 +83,12 @@ def default_state() -> AppState:
 
 
 def initial_state(study: Study) -> AppState:
-    """The state that shows `study`, with d of the intensity pane its model's."""
-    return AppState(study=study, attention_head_dim=study.model.head_dim)
+    """The state that shows `study`, with d of the intensity pane its model's.
+
+    Where it asks for one degree of tensor parallelism, times are estimated at that degree too.
+    """
+    serving = replace(SERVING, tp=study.tps[0]) if len(study.tps) == 1 else SERVING
+    return AppState(study=study, attention_head_dim=study.model.head_dim, serving=serving)
 
 
 def with_study(state: AppState, study: Study) -> AppState:

@@ -10,7 +10,7 @@ import pytest
 from calc.errors import SpecError
 from calc.intensity import study as module
 from calc.intensity.study import IntensityQuery, IntensityReport, intensity_report
-from tui.form.state import analyse, default_state, intensity_query
+from tui.form.state import analyse, default_state, initial_state, intensity_query
 
 
 def test_intensity_is_computed_once_and_only_when_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,3 +35,10 @@ def test_what_the_intensity_pane_asks_is_refused_before_it_is_looked_at(name: st
     state = replace(default_state(), **{name: value})
     with pytest.raises(SpecError):
         analyse(state)
+
+
+def test_one_degree_that_was_asked_for_is_also_estimated() -> None:
+    """``kvscope --tp 4``: a model that fits four devices is not estimated on one."""
+    study = default_state().study
+    assert initial_state(replace(study, tps=(4,))).serving.tp == 4
+    assert initial_state(replace(study, tps=(1, 2, 4))).serving == default_state().serving

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from calc.commands.estimate_words import sentence
 from calc.sources.catalog import find_device
-from tui.app.app import default_state
-from tui.form.state import AppState, analyse, with_study
+from tui.form.state import AppState, analyse, default_state, with_study
 from tui.report.content import build_report
 from tui.report.latex import to_latex
 from tui.report.markdown import to_markdown
