@@ -85,10 +85,13 @@ def default_state() -> AppState:
 def initial_state(study: Study) -> AppState:
     """The state that shows `study`, with d of the intensity pane its model's.
 
-    Where it asks for one degree of tensor parallelism, times are estimated at that degree too.
+    Where it asks for one degree of tensor parallelism, times are estimated and a load is simulated at it too.
     """
-    serving = replace(SERVING, tp=study.tps[0]) if len(study.tps) == 1 else SERVING
-    return AppState(study=study, attention_head_dim=study.model.head_dim, serving=serving)
+    state = AppState(study=study, attention_head_dim=study.model.head_dim)
+    if len(study.tps) > 1:
+        return state
+    (tp,) = study.tps
+    return replace(state, serving=replace(state.serving, tp=tp), load=replace(state.load, tp=tp))
 
 
 def with_study(state: AppState, study: Study) -> AppState:

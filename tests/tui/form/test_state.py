@@ -40,5 +40,6 @@ def test_what_the_intensity_pane_asks_is_refused_before_it_is_looked_at(name: st
 def test_one_degree_that_was_asked_for_is_also_estimated() -> None:
     """``kvscope --tp 4``: a model that fits four devices is not estimated on one."""
     study = default_state().study
-    assert initial_state(replace(study, tps=(4,))).serving.tp == 4
+    state = initial_state(replace(study, tps=(4,)))
+    assert (state.serving.tp, state.load.tp) == (4, 4)
     assert initial_state(replace(study, tps=(1, 2, 4))).serving == default_state().serving
