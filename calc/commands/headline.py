@@ -12,7 +12,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document
-from calc.commands.tables import Row, Table
+from calc.commands.notes import memory_notes
+from calc.commands.tables import Row, Table, answer_table
 from calc.fit.admission import requests, rounded_up
 from calc.units import format_binary, format_count, format_decimal
 
@@ -88,11 +89,16 @@ def of_plan(report: MemoryReport, plan: ParallelPlan) -> Headline:
     )
 
 
-def headline(args: argparse.Namespace, report: MemoryReport, plans: Sequence[ParallelPlan] = ()) -> Headline:
+def of_study(report: MemoryReport) -> Headline:
+    """The answer at the first TP that was asked for, which is one device where none was."""
+    return one_device(report) if report.tp[0].tp == 1 else of_row(report, report.tp[0])
+
+
+def headline(report: MemoryReport, plans: Sequence[ParallelPlan] = ()) -> Headline:
     """The answer that the options ask for."""
     if plans:
         return of_plan(report, plans[0])
-    return one_device(report) if args.tp is None or args.tp[0] == 1 else of_row(report, report.tp[0])
+    return of_study(report)
 
 
 def asked_document(args: argparse.Namespace, answer: Headline) -> Document:
@@ -132,6 +138,17 @@ def sentences(answer: Headline, batch: int | None) -> list[str]:
     if batch is not None:
         said.append(batch_sentence(batch, answer.max_batch, answer.free_bytes(batch), answer.where))
     return said
+
+
+def asked_table(report: MemoryReport) -> Table:
+    """The answer table of the devices that the study asks for."""
+    return with_headline(answer_table(report), of_study(report), None)
+
+
+def asked_notes(report: MemoryReport) -> tuple[str, ...]:
+    """What a reader of that table should know."""
+    answer = of_study(report)
+    return tuple(dict.fromkeys((*sentences(answer, None), *memory_notes(report, devices=answer.devices))))
 
 
 def with_headline(table: Table, answer: Headline, batch: int | None) -> Table:

@@ -54,7 +54,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         return _emit_server(args, report)
     if any((args.pp, args.pp_layers, args.ep, args.dp_attention, args.dcp)):
         return _emit_with_plans(args, report)
-    answer = headline(args, report)
+    answer = headline(report)
     if args.format == "json":
         return emit_json(args, memory_document(report, devices=answer.devices) | asked_document(args, answer))
     return emit_tables(args, *_asked(args, report, answer))
@@ -78,7 +78,7 @@ def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
     from calc.commands.parallel import parallel_document, parallel_notes, parallel_tables, plans_from
 
     plans = plans_from(args, report.study)
-    answer = headline(args, report, plans)
+    answer = headline(report, plans)
     if args.format == "json":
         asked = asked_document(args, answer)
         return emit_json(args, {**memory_document(report), **asked, "parallel": parallel_document(plans)})

@@ -195,7 +195,7 @@ def _other_tps(reports: tuple[Tried, ...], report: ServerReport) -> list[str]:
     notes = [f"TP {tp:,} cannot be served: {problem}." for tp, _, problem in reports if problem is not None]
     larger = next((other for _, other, _ in reports if other is not None and other.fits), None)
     if larger is not None and not report.fits:
-        notes.append(f"With --tp {larger.options.tp} it holds {larger.max_concurrency:,.2f}.")
+        notes.append(f"With --tp {larger.options.tp} it holds {larger.max_concurrency:,.2f} full-length requests.")
     return notes
 
 

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from calc.model.storage import whole
+from calc.units import format_duration_s, format_rate
 
 Number = int | float | Fraction
 
@@ -284,6 +285,19 @@ def number_text(value: Number) -> str:
     return f"{int(value):,}"
 
 
+def quantity_text(name: str, value: Number) -> str:
+    """A number put in for a symbol: a time or a rate with the unit that its name states, any other as it is.
+
+    >>> quantity_text("start_s", 1.3e-5), quantity_text("peak_flops_per_s", 989e12), quantity_text("batch", 4096)
+    ('13.0 µs', '989.0 TFLOP/s', '4,096')
+    """
+    if name.endswith("flops_per_s"):
+        return format_rate(value, "FLOP/s")
+    if name.endswith("bytes_per_s"):
+        return format_rate(value)
+    return format_duration_s(value) if name.endswith("_s") else number_text(value)
+
+
 Leaf = Callable[[Expr], str]
 
 
@@ -345,12 +359,18 @@ def to_latex(node: Expr, leaf: Leaf = _latex_leaf) -> str:
     return f"{a} {_LATEX_SIGN[node.op]} {b}"
 
 
+def _latex_quantity(text: str) -> str:
+    """A number, and its unit upright after a narrow space."""
+    number, _, unit = text.replace(",", "{,}").replace("µ", "\\mu ").partition(" ")
+    return rf"{number}\,\mathrm{{{unit}}}" if unit else number
+
+
 def substituted(node: Expr, values: Mapping[str, Number], *, latex: bool = False) -> str:
     """The expression with `values` put in for its symbols, not yet worked out."""
 
     def leaf(at: Expr) -> str:
-        number = number_text(values[at.args[0]] if at.op == "sym" else at.args[0])
-        return number.replace(",", "{,}") if latex else number
+        number = quantity_text(at.args[0], values[at.args[0]]) if at.op == "sym" else number_text(at.args[0])
+        return _latex_quantity(number) if latex else number
 
     return to_latex(node, leaf) if latex else to_text(node, leaf)
 

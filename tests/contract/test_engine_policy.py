@@ -74,7 +74,7 @@ def test_the_answer_is_for_the_first_tp(capsys: pytest.CaptureFixture[str]) -> N
     assert isinstance(four["engine"], dict)
     assert (alone["engine"]["tp"], alone["fits"], alone["max_batch"]) == (1, False, 0)
     assert alone["notes"][0].startswith("vLLM does not start")  # type: ignore[index]
-    assert alone["notes"][1] == "With --tp 2 it holds 1.18."  # type: ignore[index]
+    assert alone["notes"][1] == "With --tp 2 it holds 1.18 full-length requests."  # type: ignore[index]
     assert alone["launch"] is None
     assert (four["engine"]["tp"], four["fits"]) == (4, True)
     assert four["notes"][1] == "TP 3 cannot be served: 64 query heads are not divisible by TP 3."  # type: ignore[index]

@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Static
 
-from calc.commands.notes import memory_notes
-from calc.commands.tables import Row, Table, answer_table, component_table, derivation_table, tp_table
+from calc.commands.headline import asked_notes, asked_table
+from calc.commands.tables import Row, Table, component_table, derivation_table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
 from tui.form.command_line import memory_command
@@ -63,7 +63,7 @@ def layers_table(report: MemoryReport) -> Table:
 
 
 BUILD: Mapping[str, Callable[[MemoryReport], Table]] = {
-    ANSWER: answer_table,
+    ANSWER: asked_table,
     LAYERS: layers_table,
     TP: tp_table,
     COMPONENTS: component_table,
@@ -142,7 +142,7 @@ class MemoryPane(Pane):
         self.query_one("#card-layers").display = found is not None
         if found is None and self._current == LAYERS:
             self._leave(LAYERS)
-        own = memory_notes(report)
+        own = asked_notes(report)
         self.query_one("#memory-notes", Notes).show((*self._server_notes(), *own))
         self.query_one("#memory-steps", CachedStatic).show(report.steps, lambda _: steps_grid(report))
         self._show_behind()

@@ -12,8 +12,8 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
-from calc.commands.notes import memory_notes
-from calc.commands.tables import Table, answer_table, tp_table
+from calc.commands.headline import asked_notes, asked_table
+from calc.commands.tables import Table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.model.named import weight_names
 from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Study
@@ -232,9 +232,9 @@ class SpecPane(Pane):
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda _: device_facts(study.device))
         for name in ("spec-first", "spec-answer"):  # one of the two is displayed
-            self._shown(name, answer_table(report), lambda width: answer_grid(report, width))
+            self._shown(name, asked_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
-        self.query_one("#spec-notes", Notes).show(memory_notes(report))
+        self.query_one("#spec-notes", Notes).show(asked_notes(report))
         if self._whole:
             self._show_below(state, report)
 
@@ -357,7 +357,7 @@ class SpecPane(Pane):
 
     def tables(self) -> tuple[Table, ...]:
         """The answer, then tensor parallelism."""
-        return () if self._report is None else (answer_table(self._report), tp_table(self._report))
+        return () if self._report is None else (asked_table(self._report), tp_table(self._report))
 
     def export_markdown(self) -> str:
         """The spec's answer as a document."""

@@ -8,9 +8,9 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from calc.commands.notes import memory_notes
+from calc.commands.headline import asked_notes, asked_table, of_study
 from calc.commands.render import as_markdown
-from calc.commands.tables import answer_table, component_table, derivation_table, term_value, tp_table
+from calc.commands.tables import component_table, derivation_table, term_value, tp_table
 from calc.fit.memory import MemoryReport
 from calc.model.spec import Study
 from calc.units import format_count
@@ -54,10 +54,10 @@ def answer_grid(report: MemoryReport, width: int) -> Text:
     Where that is too wide, quantities lose what they say in brackets, then the binary units go. A value stands under
     its quantity only where the two do not fit on one line.
     """
-    rows = [(name, value, also or note) for name, value, also, note in answer_table(report).rows]
+    rows = [(name, value, also or note) for name, value, also, note in asked_table(report).rows]
     short = [(name.partition(" (")[0], *rest) for name, *rest in rows]
     lean = [row[:2] for row in short]
-    last = "bold" if report.fits else "bold red"
+    last = "bold" if of_study(report).fits else "bold red"
     looks = [last if name.startswith("Max batch") else "" for name, *_ in rows]
     for layout in (rows, short, lean):
         if _line_width(layout, " ") <= width:
@@ -112,10 +112,10 @@ def memory_markdown(report: MemoryReport) -> str:
     parts = [
         f"# {study.model.title} on {study.device.name}, {study.context:,} tokens",
         f"Weights as {study.weight_format.name}, KV cache as {study.kv_format.name}. Model: {study.model.source}.",
-        as_markdown(answer_table(report)),
+        as_markdown(asked_table(report)),
         as_markdown(component_table(report)),
         as_markdown(tp_table(report)),
         as_markdown(derivation_table(report.steps)),
-        "\n".join(f"- {note}" for note in memory_notes(report)),
+        "\n".join(f"- {note}" for note in asked_notes(report)),
     ]
     return "\n\n".join(parts) + "\n"

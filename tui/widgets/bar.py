@@ -9,6 +9,8 @@ from rich.text import Text
 from textual.geometry import Size
 from textual.widget import Widget
 
+from calc.commands.headline import of_study
+from calc.fit.admission import rounded_up
 from calc.fit.memory import MemoryReport
 from calc.units import format_decimal
 from tui.widgets.styling import restyled
@@ -35,16 +37,17 @@ def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]
 
 
 def memory_bar(report: MemoryReport, width: int) -> Text:
-    """The bar, and its legend on as many lines as it takes."""
-    capacity, weights = report.study.device.memory_bytes, report.weight_bytes
-    if not report.fits:
-        return _overfull(report, width)
-    cache = report.max_batch * report.request_bytes
+    """The bar of each device, and its legend on as many lines as it takes."""
+    capacity, found = report.study.device.memory_bytes, of_study(report)
+    weights = capacity - found.room_bytes
+    if not found.fits:
+        return _overfull(capacity, weights, rounded_up(found.each_bytes), width)
+    cache = rounded_up(found.max_batch * found.each_bytes)
     word = "KV and state" if report.state_bytes_per_sequence else "KV"
     free = capacity - weights - cache
     a, b, c = bar_cells((weights, cache, free), capacity, width)
     bar = Text.assemble((WEIGHTS * a, "weights"), (CACHE * b, "cache"), (FREE * c, "free"))
-    requests = f" = {report.max_batch:,} × {format_decimal(report.request_bytes)}"
+    requests = f" = {found.max_batch:,} × {format_decimal(found.each_bytes)}"
     legend = [
         (WEIGHTS, "weights", f"weights {format_decimal(weights)}"),
         (CACHE, "cache", f"{word} {format_decimal(cache)}{requests}"),
@@ -55,9 +58,8 @@ def memory_bar(report: MemoryReport, width: int) -> Text:
     return _with_legend(bar, legend, width)
 
 
-def _overfull(report: MemoryReport, width: int) -> Text:
+def _overfull(capacity: int, weights: int, request: int, width: int) -> Text:
     """Weights and one request against the device they exceed."""
-    capacity, weights, request = report.study.device.memory_bytes, report.weight_bytes, report.request_bytes
     needed = weights + request
     inside, over = bar_cells((min(capacity, weights), needed - min(capacity, weights)), needed, width)
     bar = Text.assemble((WEIGHTS * inside, "weights"), (OVER * over, "over"))

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 from textual.widget import Widget
 
+from calc.commands.headline import Headline, of_study
 from calc.fit.memory import MemoryReport
 from calc.units import format_binary, format_bytes_exact, format_decimal
 from tui.form.draft import device_short_name
@@ -22,8 +23,8 @@ Piece = tuple[str, str]
 """Words and the name of their style."""
 
 
-def question(state: AppState) -> list[list[Piece]]:
-    """The first line in several lengths, the longest first: model · formats · context ▏ device ▏ rule."""
+def question(state: AppState, n_devices: int) -> list[list[Piece]]:
+    """The first line in several lengths, the longest first: model · formats · context ▏ devices ▏ rule."""
     study = state.study
     device = device_short_name(study.device)
     name, kv = study.model.title, study.kv_format.name
@@ -31,17 +32,19 @@ def question(state: AppState) -> list[list[Piece]]:
     tokens = f"{study.context:,} tokens"
     rule = state.policy.replace("-", " ")
     formats = f"{weights} weights · {kv} KV"
+    devices = f" ▏ {device} × {n_devices:,}"
+    short = devices if n_devices > 1 else f" ▏ {device}"
     return [
-        [(name, "name"), (f" · {formats} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
-        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device} × 1", ""), (f" ▏ {rule}", "")],
-        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (f" ▏ {device}", "")],
-        [(name, "name"), (f" · {study.context:,}", ""), (f" ▏ {device}", "")],
+        [(name, "name"), (f" · {formats} · {tokens}", ""), (devices, ""), (f" ▏ {rule}", "")],
+        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (devices, ""), (f" ▏ {rule}", "")],
+        [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (short, "")],
+        [(name, "name"), (f" · {study.context:,}", ""), (short, "")],
         [(name, "name")],
     ]
 
 
-def _batch(report: MemoryReport) -> Piece:
-    return (f"MAX BATCH {report.max_batch:,}", "good") if report.fits else ("MAX BATCH 0: does not fit", "bad")
+def _batch(found: Headline) -> Piece:
+    return (f"MAX BATCH {found.max_batch:,}", "good") if found.fits else ("MAX BATCH 0: does not fit", "bad")
 
 
 def _served(server: ServerAnswer) -> Piece:
@@ -53,7 +56,13 @@ def _served(server: ServerAnswer) -> Piece:
 
 
 def _largest(report: MemoryReport, server: ServerAnswer | None) -> Piece:
-    return _batch(report) if server is None else _served(server)
+    return _batch(of_study(report)) if server is None else _served(server)
+
+
+def _n_devices(state: AppState, report: MemoryReport) -> int:
+    """On how many devices the answer is."""
+    options = state.server
+    return of_study(report).devices if options is None else len(options.devices) or options.tp * options.pp
 
 
 NO_DEVICE = ("estimate: pick a device",)
@@ -166,7 +175,8 @@ class StatusStrip(Widget):
         if len(engine) > room:
             engine = f"{self._engine[: room - 1]}…" if len(self._engine) > room else self._engine
         title = "kvscope   " if width >= 100 else "kvscope "
-        first = _line(fitting(question(self._state), width - len(title) - len(engine) - 2, ""), "")
+        asked = question(self._state, _n_devices(self._state, self._report))
+        first = _line(fitting(asked, width - len(title) - len(engine) - 2, ""), "")
         line = Text(no_wrap=True)
         line.append(title, "title")
         line.append_text(first)

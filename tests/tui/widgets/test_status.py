@@ -1,0 +1,47 @@
+"""The two lines under the title, of one device and of the devices that --tp asked for."""
+
+import pytest
+
+from calc.fit.memory import memory_report
+from calc.model.spec import Policy, Study
+from calc.sources.catalog import find_device, find_model
+from tui.form.state import initial_state
+from tui.widgets.bar import memory_bar
+from tui.widgets.status import StatusStrip
+
+
+def study(*tps: int, policy: Policy = Policy.EQUAL_SPLIT) -> Study:
+    """Llama-3.1-70B in 16 bits, which one H100 does not hold."""
+    return Study(model=find_model("llama-3.1-70b"), device=find_device("h100-sxm"), tps=tps, policy=policy)
+
+
+def lines(asked: Study, width: int) -> list[str]:
+    strip = StatusStrip()
+    strip.show(initial_state(asked), memory_report(asked))
+    return strip.plain(width)
+
+
+@pytest.mark.parametrize(
+    ("tps", "devices", "answer"),
+    [((1, 2, 4), "H100 SXM × 1", "MAX BATCH 0: does not fit"), ((4,), "H100 SXM × 4", "MAX BATCH 74")],
+)
+def test_the_answer_is_that_of_the_devices_beside_it(tps: tuple[int, ...], devices: str, answer: str) -> None:
+    question, said = lines(study(*tps), 160)
+    assert devices in question
+    assert said.split("   ")[2] == answer
+
+
+def test_several_devices_are_said_where_there_is_little_room() -> None:
+    question, _ = lines(study(4), 80)
+    assert "× 4" in question
+    assert "× 1" not in lines(study(1), 80)[0]
+
+
+def test_a_degree_that_no_server_runs_does_not_fit_where_heads_stay_whole() -> None:
+    assert "MAX BATCH 0: does not fit" in lines(study(3, policy=Policy.REPLICATED), 160)[1]
+
+
+def test_the_bar_is_of_each_of_the_devices() -> None:
+    words = memory_bar(memory_report(study(4)), 90).plain
+    assert "weights 35.28 GB" in words  # 141.11 GB / 4
+    assert "KV 49.66 GB = 74 × 671.09 MB" in words  # 74 x 2.684 GB / 4
