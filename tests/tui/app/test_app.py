@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.app import App
 from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
 from textual.widget import Widget
@@ -20,6 +19,7 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import answer_table, tp_table
 from calc.sources import load_model
 from tests.tui.live_engine import until
+from tests.tui.run_app import from_the_start
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.actions import as_tsv
 from tui.app.app import PANES, KvscopeApp
@@ -556,7 +556,7 @@ async def test_the_card_with_the_focus_is_lit() -> None:
 
 async def test_a_pane_asked_for_before_it_is_there_is_shown_when_it_comes() -> None:
     app = KvscopeApp(settings=Settings(), start_engine=False)
-    async with App.run_test(app, size=(120, 40)) as pilot:
+    async with from_the_start(app, size=(120, 40)) as pilot:
         app.action_go(PANES.index("Load"))
         await until(pilot, lambda: app.is_whole)
         await until(pilot, lambda: app.focused is not None and app.pane("load") in app.focused.ancestors)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textual.app import App
 from textual.widgets import Input
 
 from calc.commands.tables import answer_table, component_table, tp_table
@@ -18,6 +17,7 @@ from calc.model.storage import FORMATS
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import SIZES, open_pane, until
+from tests.tui.run_app import from_the_start
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
@@ -215,7 +215,7 @@ async def test_window_layers_follow_the_layers_until_they_are_typed() -> None:
 @pytest.mark.panes("intensity")
 async def test_a_pane_key_pressed_before_the_panes_are_made_counts() -> None:
     app = KvscopeApp(settings=Settings(), start_engine=False)
-    async with App.run_test(app, size=(120, 40)) as pilot:  # the tests' own waits until all panes are there
+    async with from_the_start(app, size=(120, 40)) as pilot:
         assert app.pane("intensity") is None
         app.action_go(2)
         await until(pilot, lambda: app.active_pane is not None and app.active_pane.TITLE == "Intensity")
