@@ -146,7 +146,7 @@ inline void put_columns(BFloat *panel, Vec even, Vec odd) {
 
 // What a byte is widened from: a float whose lowest bits it is, and that is so much larger. No conversion is needed.
 template <class T, class F> struct Wide {
-    static constexpr int BITS = F::LOOKS_UP ? 8 : F::LOW + F::PLANES;
+    static constexpr int BITS = F::LOOKS_UP ? 8 : F::LOW + F::HIGH;
     static constexpr bool EXACT = std::is_same<T, float>::value;  // the larger number costs 8 bits that a float has
     static constexpr int AT = BITS < 8 ? 16 : 15, BASE = BITS < 8 ? 0x43000000 : 0x43800000;
     static constexpr float MORE = EXACT ? 0 : BITS < 8 ? 128 : 256;

@@ -3,8 +3,8 @@
 //
 // A panel is a row of blocks, one for each 32 columns. Column 4j + k of row r is byte 4r + k of the block's quad j,
 // whose 64 bytes are one vector. Of the numbers' low 8, 4 or 2 bits a block keeps 8, 4 or 2 vectors: quad j is in
-// vector j modulo that, above the quads before it. Bits above are in planes, one vector for each: bit j of a byte is
-// quad j's. engine/weights/panels.py packs them, and says which number stands for which weight.
+// vector j modulo that, above the quads before it. Of the 1 or 2 bits above those it keeps 1 or 2 more, in the same
+// way. engine/weights/panels.py packs them, and says which number stands for which weight.
 //
 // Scales and minima are float16, for each group of 32 or 16 columns those of 16 rows side by side.
 #pragma once
@@ -20,13 +20,13 @@ constexpr uint8_t IQ4_TABLE[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 15
 constexpr uint8_t FP4_TABLE[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 // w = d (q - ZERO), or d q + m with MINIMA; q are the bits, or what TABLE has at that place.
-template <int LOW_, int PLANES_, int COLUMNS_, bool MINIMA_, int ZERO_, const uint8_t *TABLE_ = NO_TABLE> struct Form {
-    static constexpr int LOW = LOW_, PLANES = PLANES_, COLUMNS = COLUMNS_, ZERO = ZERO_;
+template <int LOW_, int HIGH_, int COLUMNS_, bool MINIMA_, int ZERO_, const uint8_t *TABLE_ = NO_TABLE> struct Form {
+    static constexpr int LOW = LOW_, HIGH = HIGH_, COLUMNS = COLUMNS_, ZERO = ZERO_;
     static constexpr bool MINIMA = MINIMA_;
     static constexpr const uint8_t *TABLE = TABLE_;
     static constexpr bool LOOKS_UP = TABLE != NO_TABLE;
     static constexpr int PARTS = GROUP / COLUMNS, QUADS = COLUMNS / 4;  // groups of a block, quads of a group
-    static constexpr int64_t BYTES = 64 * (LOW + PLANES), NUMBERS = TILE * (MINIMA ? 2 : 1);  // of a block, of a group
+    static constexpr int64_t BYTES = 64 * (LOW + HIGH), NUMBERS = TILE * (MINIMA ? 2 : 1);  // of a block, of a group
 };
 
 // Calls work(form) with the form of a packed format.
@@ -65,13 +65,19 @@ inline IVec looked_up(IVec bits, const uint8_t *table) {
 #endif
 }
 
+// Quad j's bits of those that as many vectors keep, in the bytes' bits from UP on.
+template <int BITS, int UP> inline IVec bits_of(const uint8_t *vectors, int j) {
+    const IVec all = read<IVec>(vectors + j % BITS * 64);
+    if constexpr (BITS == 8) return all;
+    const int down = j / BITS * BITS - UP;
+    const IVec moved = down >= 0 ? all >> down : all << -down;
+    return moved & (((1 << BITS) - 1) * 0x01010101 << UP);
+}
+
 // Four columns of 16 rows, as bytes.
 template <class F> inline IVec quad(const uint8_t *block, int j) {
-    constexpr int VECTORS = F::LOW, MASK = F::LOW == 8 ? -1 : F::LOW == 4 ? 0x0f0f0f0f : 0x03030303;
-    IVec bits = read<IVec>(block + j % VECTORS * 64);
-    if constexpr (F::LOW < 8) bits = (bits >> (j / VECTORS * F::LOW)) & MASK;
-    for (int p = 0; p < F::PLANES; p++)
-        bits |= ((read<IVec>(block + (VECTORS + p) * 64) >> j) & 0x01010101) << (F::LOW + p);
+    IVec bits = bits_of<F::LOW, 0>(block, j);
+    if constexpr (F::HIGH > 0) bits |= bits_of<F::HIGH, F::LOW>(block + F::LOW * 64, j);
     if constexpr (F::LOOKS_UP) bits = looked_up(bits, F::TABLE);
     return bits;
 }

@@ -40,10 +40,10 @@ class Groups(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """``low`` bits in vectors and ``planes`` more in planes; ``group``: columns of one step."""
+    """``low`` bits of a weight in some vectors, the ``high`` ones above in others; ``group``: columns of one step."""
 
     low: int
-    planes: int = 0
+    high: int = 0
     group: int = BLOCK
     minima: bool = False
     zero: int = 0
@@ -52,7 +52,7 @@ class Form:
     @property
     def block_bytes(self) -> int:
         """Bytes of 16 rows and 32 columns, steps apart."""
-        return 64 * (self.low + self.planes)
+        return 64 * (self.low + self.high)
 
     def numbers(self, cols: int) -> int:
         """Steps and minima of a row."""
@@ -66,9 +66,9 @@ FORMS: dict[PanelForm, Form] = {
     "int4": Form(low=4, minima=True),
     "int4-zero": Form(low=4, zero=8),
     "int2": Form(low=2, group=16, minima=True),
-    "int3": Form(low=2, planes=1, group=16, zero=4),
-    "int5": Form(low=4, planes=1, minima=True),
-    "int6": Form(low=4, planes=2, group=16, zero=32),
+    "int3": Form(low=2, high=1, group=16, zero=4),
+    "int5": Form(low=4, high=1, minima=True),
+    "int6": Form(low=4, high=2, group=16, zero=32),
     "iq4": Form(low=4, zero=128, table=tuple(number + 128 for number in _IQ4)),
     "fp4": Form(low=4, zero=12, table=tuple(number + 12 for number in _FP4)),
 }
@@ -81,9 +81,9 @@ def to_panels(groups: Groups, name: PanelForm) -> Groups:
     n_panels, cols = len(values) // ROWS, values.size(1)
     quads = values.view(torch.int32).view(n_panels, ROWS, cols // BLOCK, _QUADS)
     quads = quads.permute(0, 2, 3, 1).contiguous()  # (panels, blocks, quads, rows), four columns in a number
-    vectors = [_joined(quads, form.low)] if form.low < 8 else [quads]
-    vectors += [_plane(quads, form.low + p) for p in range(form.planes)]
-    packed = (torch.cat(vectors, 2) if len(vectors) > 1 else vectors[0]).view(n_panels, -1).view(torch.uint8)
+    low = _joined(quads, form.low)
+    packed = torch.cat((low, _joined(quads >> form.low, form.high)), 2) if form.high else low
+    packed = packed.view(n_panels, -1).view(torch.uint8)
     numbers = scales.view(n_panels, ROWS, 2 if form.minima else 1, -1).permute(0, 3, 2, 1)
     return Groups(packed, numbers.reshape(n_panels, -1))
 
@@ -93,12 +93,10 @@ def from_panels(panels: Groups, name: PanelForm) -> Tensor:
     form = FORMS[name]
     values, scales = panels
     n_panels = len(values)
-    blocks = values.view(n_panels, -1, form.low + form.planes, 64)
-    low, mask = blocks[:, :, : form.low], (1 << form.low) - 1
-    bits = torch.cat([low >> shift & mask for shift in range(0, 8, form.low)], 2)  # (panels, blocks, quads, 64)
-    places = torch.arange(_QUADS, dtype=torch.uint8)[:, None]
-    for p in range(form.planes):
-        bits |= (blocks[:, :, form.low + p, None] >> places & 1) << (form.low + p)
+    blocks = values.view(n_panels, -1, form.low + form.high, 64)
+    bits = _parted(blocks[:, :, : form.low], form.low)
+    if form.high:
+        bits |= _parted(blocks[:, :, form.low :], form.high) << form.low
     rows = n_panels * ROWS
     whole = bits.view(n_panels, -1, _QUADS, ROWS, 4).permute(0, 3, 1, 2, 4).reshape(rows, -1)
     numbers = scales.view(n_panels, -1, 2 if form.minima else 1, ROWS).permute(0, 3, 2, 1)
@@ -125,19 +123,21 @@ def _filled_up(rows: Tensor) -> Tensor:
     return torch.cat((rows, rows.new_zeros(missing, rows.size(1)))) if missing else rows.contiguous()
 
 
-def _joined(quads: Tensor, low: int) -> Tensor:
-    """Low bits of several quads in one number: quad j in vector j modulo ``low``, the number of vectors."""
-    kept = quads & _in_every_byte((1 << low) - 1)
-    joined = kept[:, :, :low].clone()
-    for first in range(low, _QUADS, low):
-        joined |= kept[:, :, first : first + low] << first // low * low
+def _joined(quads: Tensor, n_bits: int) -> Tensor:
+    """The lowest bits of eight quads in as many vectors as they are bits: quad j in vector j modulo that."""
+    if n_bits == 8:
+        return quads
+    low = quads & _in_every_byte((1 << n_bits) - 1)
+    joined = low[:, :, :n_bits].clone()
+    for first in range(n_bits, _QUADS, n_bits):
+        joined |= low[:, :, first : first + n_bits] << first // n_bits * n_bits
     return joined
 
 
-def _plane(quads: Tensor, bit: int) -> Tensor:
-    """One bit of every weight: of quad j bit j."""
-    bits = quads >> bit & _in_every_byte(1)
-    return (bits << torch.arange(_QUADS, dtype=torch.int32)[:, None]).sum(2, keepdim=True, dtype=torch.int32)
+def _parted(vectors: Tensor, n_bits: int) -> Tensor:
+    """Those bits of each quad again: (panels, blocks, quads, 64)."""
+    mask = (1 << n_bits) - 1
+    return torch.cat([vectors >> shift & mask for shift in range(0, 8, n_bits)], 2)
 
 
 def _in_every_byte(byte: int) -> int:

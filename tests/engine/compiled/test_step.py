@@ -341,7 +341,7 @@ class RandomForms:
         if form not in FORMS:
             return Packed(format=form, rows=rows, cols=cols, values=weight.to(getattr(torch, form)), bias=bias)
         made = FORMS[panel_form(form)]
-        bits = torch.randint(1 << made.low + made.planes, (rows, cols), generator=self.draw, dtype=torch.uint8)
+        bits = torch.randint(1 << made.low + made.high, (rows, cols), generator=self.draw, dtype=torch.uint8)
         scales = torch.rand(rows, made.numbers(cols), generator=self.draw)
         wide = widened(Groups(bits, scales.half()), panel_form(form))
         scales /= 1.5 * wide.std() * cols**0.5
