@@ -143,7 +143,8 @@ def measure(terminal: Terminal, options: argparse.Namespace) -> tuple[list[float
 def child(rate: float) -> None:
     """The app itself, with the fake engine and a run that does not end by itself."""
     sys.path.insert(0, str(ROOT))
-    from tui.app.app import PANES, KvscopeApp
+    from tui.app.app import KvscopeApp
+    from tui.app.panes import PANES
     from tui.app.settings import Settings
     from tui.panes.generate import GeneratePane
     from tui.widgets.option import Option

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document
-from calc.commands.estimate import served
 from calc.commands.estimate_document import band_document, estimate_document, time_document
+from calc.commands.estimate_options import served
 from calc.commands.estimate_tables import COLUMNS, LIMITS, cells
 from calc.commands.frontier import Row, judged
 from calc.commands.output import emit_json, emit_tables

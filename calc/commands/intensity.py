@@ -38,9 +38,10 @@ from calc.intensity.study import (
     intensity_report,
 )
 from calc.intensity.traffic import DecodePoint, commonest_experts, expected_experts
-from calc.model.storage import FORMATS, whole
+from calc.model.storage import FORMATS
 from calc.model.stored import is_as_stored
 from calc.step.operators import Operator
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer

@@ -68,10 +68,12 @@ def _asked(args: argparse.Namespace, report: MemoryReport, answer: Headline) -> 
 
 
 def _emit_server(args: argparse.Namespace, report: MemoryReport) -> int:
-    from calc.commands.server import run
+    from calc.commands.server import serve, server_answer, server_document
 
-    document, answer = run(args, report)
-    return emit_tables(args, *answer) if document is None else emit_json(args, document)
+    served = serve(args, report)
+    if args.format == "json":
+        return emit_json(args, memory_document(served.base) | server_document(served, args.batch))
+    return emit_tables(args, *server_answer(served, args.batch))
 
 
 def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from calc.errors import CalcError, QuantityError, SpecError
 from calc.model.spec import DIMENSIONS, TYPED_IN, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit, edit_unnamed, uniform
-from calc.model.storage import StorageFormat, parse_cache, parse_format, parse_weights
+from calc.model.storage import StorageFormat, parse_format
 from calc.plain import one_line
 from calc.servers.names import ENGINES
 from calc.units import parse_count, parse_counts, parse_duration, parse_rate, parse_share, parse_size
@@ -94,8 +94,22 @@ count = reader(parse_count)
 counts = reader(parse_counts)
 size = reader(parse_size)
 storage = reader(parse_format)
-weight_storage = reader(parse_weights)
-cache_storage = reader(parse_cache)
+
+
+@reader
+def weight_storage(text: str) -> StorageFormat | NamedFormat | None:
+    """How weights are stored, as the option says it."""
+    from calc.model.typed_formats import parse_weights
+
+    return parse_weights(text)
+
+
+@reader
+def cache_storage(text: str) -> StorageFormat | None:
+    """How the cache is stored, as the option says it."""
+    from calc.model.typed_formats import parse_cache
+
+    return parse_cache(text)
 
 
 # --- model, device, formats ---------------------------------------------------------------------------------
@@ -191,7 +205,7 @@ def weights_for(model: ModelSpec, chosen: StorageFormat | NamedFormat | None) ->
         return weights_as(chosen, model)
     if model.stored is None:
         return None
-    from calc.model.stored import stored_format
+    from calc.model.stored_format import stored_format
 
     return stored_format(model)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document, term_document
 from calc.commands.headline import batch_document, batch_sentence
@@ -16,9 +16,9 @@ from calc.commands.llamacpp import (
     placement_options,
     placement_table,
 )
-from calc.commands.memory import memory_document
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
+from calc.fit.memory import memory_report
 from calc.model.spec import Study
 from calc.servers.facts import facts_of
 from calc.servers.launch import launch_command
@@ -29,6 +29,7 @@ from calc.servers.serving import as_served
 from calc.units import Quantity, format_binary, format_bytes_exact, format_count, format_decimal
 
 if TYPE_CHECKING:
+    from calc.commands.output import Answer
     from calc.fit.memory import MemoryReport
 
 
@@ -75,7 +76,31 @@ def tried(study: Study, options: ServerOptions) -> tuple[Tried, ...]:
     return tuple(out)
 
 
-def chosen(reports: tuple[Tried, ...]) -> ServerReport:
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The plain report of what the server runs, the server's own for every TP, and the one that is described."""
+
+    base: MemoryReport
+    reports: tuple[Tried, ...]
+    report: ServerReport
+
+
+def serve(args: argparse.Namespace, base: MemoryReport) -> Served:
+    """What the server named by --policy makes of the study of `base`. Raises SpecError where it can serve no TP."""
+    options = options_from(args, base.study)
+    if options.engine == "llamacpp" and options.max_num_seqs is None and args.batch is not None:
+        options = replace(options, max_num_seqs=args.batch)
+    given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
+    study = as_served(base.study, options, **given)
+    reports = tried(study, options)
+    report = _chosen(reports)
+    if base.study.weight_format.bytes_per_element > study.weight_format.bytes_per_element:
+        said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
+        report = replace(report, assumptions=(*report.assumptions, said))
+    return Served(base if study is base.study else memory_report(study), reports, report)
+
+
+def _chosen(reports: tuple[Tried, ...]) -> ServerReport:
     """The one that the engine block describes: the first TP that can be served. Raises SpecError where none can."""
     report = next((report for _, report, _ in reports if report is not None), None)
     if report is None:
@@ -115,20 +140,18 @@ def engine_document(report: ServerReport) -> Document:
     }
 
 
-def server_document(
-    base: MemoryReport, reports: tuple[Tried, ...], report: ServerReport, batch: int | None
-) -> Document:
-    """``memory --json`` as the server counts: its TP rows, its fit, its batch; and the engine block."""
+def server_document(served: Served, batch: int | None) -> Document:
+    """What ``memory --json`` says as the server counts: its TP rows, its fit, its batch; and the engine block."""
     from calc.commands.notes import served_notes
 
-    document = memory_document(base)
-    document |= {
+    base, report = served.base, served.report
+    document: Document = {
         "policy": report.options.engine,
         "fits": report.fits,
         "max_batch": report.requests,
-        "tp": [_tp_document(*one) for one in reports],
-        "steps": [*document["steps"], *[term_document(term) for term in report.steps]],
-        "notes": [*server_notes(reports, report, batch), *served_notes(base, report)],
+        "tp": [_tp_document(*one) for one in served.reports],
+        "steps": [term_document(term) for term in (*base.steps, *report.steps)],
+        "notes": [*server_notes(served.reports, report, batch), *served_notes(base, report)],
         "engine": engine_document(report),
         "launch": launch_command(report),
     }
@@ -279,36 +302,20 @@ def _tp_table(reports: tuple[Tried, ...]) -> Table:
     return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
 
 
-def run(args: argparse.Namespace, base: MemoryReport) -> tuple[Document | None, Any]:
-    """The answer of the server named by --policy: (document, None) for JSON, else (None, (heading, tables, notes))."""
-    options, asked_bytes = options_from(args, base.study), base.study.weight_format.bytes_per_element
-    study = as_served(
-        base.study, options, weights_given=args.weight_format is not None, cache_given=args.kv_format is not None
-    )
-    if study is not base.study:
-        from calc.fit.memory import memory_report
-
-        base = memory_report(study)
-    if options.engine == "llamacpp" and options.max_num_seqs is None and args.batch is not None:
-        options = replace(options, max_num_seqs=args.batch)
-    reports = tried(study, options)
-    report = chosen(reports)
-    if asked_bytes > study.weight_format.bytes_per_element:
-        said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
-        report = replace(report, assumptions=(*report.assumptions, said))
-    if args.format == "json":
-        return server_document(base, reports, report, args.batch), None
+def server_answer(served: Served, batch: int | None) -> Answer:
+    """Heading, tables and sentences as the server counts."""
     from calc.commands import tables
     from calc.commands.notes import served_notes
 
+    base, report = served.base, served.report
+    study, options = base.study, report.options
     parts = [
-        *server_tables(reports, report),
+        *server_tables(served.reports, report),
         tables.component_table(base),
         tables.derivation_table((*base.steps[:-1], *report.steps)),
     ]
     what = f"{study.model.title} on {device_words(study, options)}, {study.context:,} tokens"
-    heading = f"{what}, as {SERVER_NAMES[report.options.engine]} counts"
-    notes = [*server_notes(reports, report, args.batch), *served_notes(base, report)]
+    notes = [*server_notes(served.reports, report, batch), *served_notes(base, report)]
     if (command := launch_command(report)) is not None:
         notes.append(f"Start it with: {command}")
-    return None, (heading, parts, notes)
+    return f"{what}, as {SERVER_NAMES[options.engine]} counts", parts, notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from calc.commands.estimate import served
+from calc.commands.estimate_options import served
 from calc.commands.options import (
     Parser,
     add_limit_option,

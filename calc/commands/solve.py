@@ -26,7 +26,8 @@ from calc.commands.options import (
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
-from calc.fit.admission import costs_of, requests
+from calc.fit.admission import requests
+from calc.fit.rules import costs_of
 from calc.fit.solve import (
     Advice,
     devices_that_fit,

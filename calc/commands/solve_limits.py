@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from calc.commands.documents import Document
-from calc.commands.estimate import served
+from calc.commands.estimate_options import served
 from calc.commands.options import DEFAULT_CONTEXT, SERVER_OPTIONS
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Row, Table

@@ -30,7 +30,8 @@ from calc.model.storage import StorageFormat
 from calc.units import format_count, parse_counts, parse_size
 
 if TYPE_CHECKING:
-    from calc.fit.sweep import Axes, Block
+    from calc.fit.axes import Axes
+    from calc.fit.sweep import Block
     from calc.model.named import NamedFormat
     from calc.servers.records import ServerOptions
 
@@ -87,7 +88,7 @@ def sweep_parser(prog: str) -> Parser:
 
 def axes_from(args: argparse.Namespace) -> Axes:
     """The axes that the options describe. Raises CalcError."""
-    from calc.fit.sweep import Axes
+    from calc.fit.axes import Axes
     from calc.sources import load_model
     from calc.sources.catalog import manual_device
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from calc.model.storage import whole
-from calc.units import format_duration_s, format_rate
+from calc.units import format_duration_s, format_rate, whole
 
 Number = int | float | Fraction
 

@@ -25,9 +25,9 @@ from calc.model.checks import partition_problem
 from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term, shares
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
 from calc.model.spec import ModelSpec, Study, check_count
-from calc.model.storage import whole
 from calc.model.stored import StoredWeights
 from calc.model.tensors import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
+from calc.units import whole
 
 
 def rank_expert_params(*, n_experts: Any, ep: Any, expert: Any, tp: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 from calc.errors import SpecError
-from calc.fit.sweep import Axes, as_stored
+from calc.fit.axes import Axes, as_stored
 from calc.model.cache_pair import cache_as
 from calc.model.spec import Policy, Study
 from calc.servers.facts import facts_of

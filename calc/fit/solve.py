@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calc.errors import SpecError
-from calc.fit.admission import Admission, Costs, costs_of
-from calc.model.spec import MAX_COUNT, Study, check_count
+from calc.fit.admission import Admission, Costs
+from calc.fit.rules import costs_of
+from calc.model.spec import Study, check_count
 from calc.model.storage import StorageFormat
-from calc.units import format_count, format_decimal
+from calc.units import MAX_COUNT, format_count, format_decimal
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions

@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from calc.fit.axes import Axes, as_stored
 from calc.fit.costs import RankCosts, rank_costs
 from calc.model.cache_pair import cache_as
-from calc.model.named import weights_as
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, check_count
-from calc.model.storage import StorageFormat
-from calc.model.stored import stored_format
+from calc.model.spec import DeviceSpec, ModelSpec, Study
 
 if TYPE_CHECKING:
-    from calc.model.named import NamedFormat
-
-if TYPE_CHECKING:
-    from calc.servers.records import ServerOptions, ServerReport
+    from calc.servers.records import ServerReport
 
 Array = npt.NDArray[Any]
 
@@ -48,41 +43,6 @@ COLUMNS = (
     "fits",
     "max_batch",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Axes:
-    """The lists that vary. Each has at least one entry; contexts, batches and degrees are at least 1."""
-
-    models: tuple[ModelSpec, ...]
-    devices: tuple[DeviceSpec, ...]
-    tps: tuple[int, ...]
-    contexts: tuple[int, ...]
-    batches: tuple[int, ...]
-    weight_formats: tuple[StorageFormat | NamedFormat | None, ...]
-    kv_formats: tuple[StorageFormat | None, ...]
-    policy: Policy = Policy.EQUAL_SPLIT
-    server: ServerOptions | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("contexts", "batches", "tps"):
-            values = getattr(self, name)
-            check_count(name, min(values))
-            check_count(name, max(values))
-
-    @property
-    def points(self) -> int:
-        """Rows of the sweep."""
-        return self.settings * len(self.contexts) * len(self.batches)
-
-    @property
-    def settings(self) -> int:
-        """Combinations of everything except context and batch."""
-        sizes = map(len, (self.models, self.devices, self.tps, self.weight_formats, self.kv_formats))
-        product = 1
-        for size in sizes:
-            product *= size
-        return product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,12 +125,6 @@ def _costs(model: ModelSpec, axes: Axes) -> dict[tuple[str, str, int], RankCosts
         for kv_format, all_caches in kept.items()
         for weights, cache in zip(all_weights, all_caches, strict=True)
     }
-
-
-def as_stored(study: Study, chosen: StorageFormat | NamedFormat | None) -> Study:
-    """`study` with that weight format; None: as the checkpoint stores the weights, or the default format."""
-    found = stored_format(study.model) if chosen is None else weights_as(chosen, study.model)
-    return study if found is None else replace(study, weight_format=found)
 
 
 def _blocks(axes: Axes, device: DeviceSpec, costs: RankCosts, names: tuple[str, str, str]) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from calc.model.checks import MAX_COUNT
+from calc.units import MAX_COUNT
 
 CHANNELS = 3
 MEL_BINS = 128

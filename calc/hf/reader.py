@@ -9,7 +9,7 @@ from typing import Any
 
 from calc.errors import SourceError
 from calc.files import read_bounded
-from calc.model.spec import MAX_COUNT
+from calc.units import MAX_COUNT
 
 MAX_CONFIG_BYTES = 4 * 2**20
 """A real config.json has a few kB; anything larger is some other file."""

@@ -20,9 +20,9 @@ from typing import Any
 from calc.errors import SpecError
 from calc.explain.polynomial import Ratio, closed_form, ratio
 from calc.explain.terms import Expr, Number, as_expr, evaluate, symbol
-from calc.model.storage import whole
 from calc.step.formulas import pairs
 from calc.step.operators import Phase as Phase
+from calc.units import whole
 
 
 class Attention(StrEnum):

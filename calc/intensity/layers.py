@@ -14,9 +14,9 @@ from calc.explain.polynomial import closed_form, expand, ratio_of
 from calc.explain.terms import Expr, Number, as_expr, symbol
 from calc.model.parts import mixers_of
 from calc.model.spec import ModelSpec
-from calc.model.storage import whole
 from calc.step.model import mixing_operators
 from calc.step.operators import Operator, Pass, Phase, total
+from calc.units import whole
 
 N = "n_keys"
 KEPT = "kept "

@@ -14,9 +14,10 @@ from calc.intensity.layers import LayersCost, is_plain, layers_cost, layers_work
 from calc.intensity.ridges import Ridge, ridges_of
 from calc.intensity.traffic import DecodePoint, Linear, attending_heads, linear_step, point_of
 from calc.model.spec import DeviceSpec, ModelSpec, check_count, edit
-from calc.model.storage import FORMATS, whole
+from calc.model.storage import FORMATS
 from calc.step.operators import Pass
 from calc.step.weights import WeightBytes, as_stored, one_format
+from calc.units import whole
 
 DEFAULT_CONTEXTS = tuple(2**i for i in range(6, 15))
 DEFAULT_BATCHES = tuple(2**i for i in range(9))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from calc.errors import SpecError
-
-MAX_COUNT = 10**12
-"""No model has a dimension near this: a larger number is a typing error."""
+from calc.units import MAX_COUNT
 
 
 def check_count(name: str, value: object, *, minimum: int = 1, maximum: int = MAX_COUNT) -> None:

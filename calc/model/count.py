@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from calc.explain.terms import Expr, Term, derive
 from calc.model.parts import PARAMS, LayerSpec, Norm, layer_norm_params
 from calc.model.spec import ModelSpec
-from calc.model.storage import whole
 from calc.model.tensors import BIAS, EMBEDDING, KV, NORM, OTHER, POSITIONS, WHOLE, Tensor, kv_heads_per_rank
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.storage import StorageFormat

@@ -15,6 +15,7 @@ from calc.model.gguf_rule import MIXES, PLAIN, GgufTensor, tensor_types, type_by
 from calc.model.gguf_tensors import UNKNOWN, file_facts, gguf_tensors
 from calc.model.storage import FORMATS, StorageFormat, format_key, known_format, unknown_format
 from calc.model.stored import LayerBytes, StoredWeights
+from calc.model.stored_format import format_of
 from calc.model.tensors import KV, SPLIT, WHOLE
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _as_checkpoint(name: str, config: Mapping[str, Any], said: str, model: Model
     if "quant_method" not in config:  # MLX
         where = "for every matrix, embedding, head and routers among them; norms stay in 16 bits"
     note = f"Weights as {name}: {said} {where}."
-    return _of_model(model, replace(stored, name=name), note)
+    return format_of(model, replace(stored, name=name), note)
 
 
 def _as_mix(mix: str, model: ModelSpec) -> StorageFormat:
@@ -218,13 +219,7 @@ def _as_mix(mix: str, model: ModelSpec) -> StorageFormat:
         f"Weights as a GGUF file {mix}, by llama.cpp's rule{matrix}: {_types(held, MIXES[mix])}. "
         "The file's header and vocabulary come on top."
     )
-    return _of_model(model, _stored(option_name(mix), held, model.n_layers), note)
-
-
-def _of_model(model: ModelSpec, stored: StoredWeights, note: str) -> StorageFormat:
-    from calc.model.count import parameters
-
-    return StorageFormat(stored.name, parameters(model).total, stored.total_bytes, stored=stored, note=note)
+    return format_of(model, _stored(option_name(mix), held, model.n_layers), note)
 
 
 def _stored(name: str, held: list[tuple[GgufTensor, str]], n_layers: int) -> StoredWeights:

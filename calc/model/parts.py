@@ -21,8 +21,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from calc.explain.terms import Term, derive
-from calc.model.checks import MAX_COUNT, check_count, check_heads
+from calc.model.checks import check_count, check_heads
 from calc.model.tensors import BIAS, KV, NORM, OTHER, SPLIT, WHOLE, Attended, Tensor, kv_heads_per_rank
+from calc.units import MAX_COUNT
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, Mixer

@@ -14,18 +14,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
-from calc.model.checks import MAX_COUNT as MAX_COUNT
 from calc.model.checks import check_count as check_count
 from calc.model.checks import check_heads
 from calc.model.parts import Attention, Dense, LayerSpec, grouped, layer_norm_params, shared_objects
 from calc.model.parts import Mlp as Mlp
 from calc.model.parts import Norm as Norm
 from calc.model.storage import FORMATS, StorageFormat
+from calc.units import MAX_BYTES
 
 if TYPE_CHECKING:
     from calc.model.stored import StoredWeights
-
-MAX_BYTES = 10**18
 
 
 class Policy(StrEnum):

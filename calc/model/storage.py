@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from calc.errors import QuantityError
+from calc.units import whole
 
 if TYPE_CHECKING:
-    from calc.model.named import NamedFormat
     from calc.model.stored import StoredWeights
 
 
@@ -33,11 +33,6 @@ class StorageFormat:
     def bytes_per_element(self) -> int | Fraction:
         """Exact bytes per element: an int where it is whole, else a Fraction (Q8_0: 34/32)."""
         return whole(Fraction(self.block_bytes, self.block_elems))
-
-
-def whole(value: Fraction) -> int | Fraction:
-    """The same number as an int where it is one."""
-    return value.numerator if value.denominator == 1 else value
 
 
 def _ggml(name: str, block_elems: int, block_bytes: int) -> StorageFormat:
@@ -77,8 +72,6 @@ ALIASES = {
     "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32",
     "f32": "fp32", "float8": "fp8", "fp8_e4m3fn": "fp8_e4m3",
 }  # fmt: skip
-AUTO = "auto"
-"""As the file stores it; 16 bits where nothing says."""
 
 
 def format_key(name: str) -> str:
@@ -140,41 +133,10 @@ def _short(text: str) -> str:
 def parse_format(text: str) -> StorageFormat:
     """A format by name, or by bytes per element when the text starts like a number."""
     stripped = text.strip()
-    return bytes_format(stripped) if _starts_as_number(stripped) else storage_format(stripped)
+    return bytes_format(stripped) if starts_as_number(stripped) else storage_format(stripped)
 
 
-def parse_weights(text: str) -> StorageFormat | NamedFormat | None:
-    """How weights are stored: bytes per element, a format of one size, or a mix such as Q4_K_M; None for ``auto``.
-
-    What a mix takes depends on the model: `calc.model.named.weights_as` says it. Raises QuantityError.
-    """
-    stripped = text.strip()
-    if format_key(stripped) == AUTO:
-        return None
-    if _starts_as_number(stripped):
-        return bytes_format(stripped)
-    if (found := known_format(stripped)) is not None:
-        return found
-    from calc.model.named import named_format
-
-    return named_format(stripped)
-
-
-def parse_cache(text: str) -> StorageFormat | None:
-    """How a cache is stored: one format, or those of K and V (``q8_0/q4_0``); None for ``auto``.
-
-    What a pair takes depends on the model: `calc.model.cache_pair.cache_as` says it. Raises QuantityError.
-    """
-    stripped = text.strip()
-    if format_key(stripped) == AUTO:
-        return None
-    if "/" not in stripped or _starts_as_number(stripped):
-        return parse_format(stripped)
-    from calc.model.cache_pair import pair_format
-
-    return pair_format(stripped)
-
-
-def _starts_as_number(text: str) -> bool:
+def starts_as_number(text: str) -> bool:
+    """Whether `text` is meant as bytes per element, right or wrong."""
     unsigned = text.lstrip("+-")
     return unsigned[:1].isdigit() or unsigned.startswith(".")

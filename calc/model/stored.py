@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calc.errors import SpecError
-from calc.model.spec import MAX_BYTES
+from calc.units import MAX_BYTES
 
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
@@ -59,19 +59,6 @@ class StoredWeights:
     def of_files(self) -> bool:
         """Whether they are what files hold, encoders among them; otherwise a config says them, of the text model."""
         return self.name == OF_INDEX or self.name.startswith(OF_FILE)
-
-
-def stored_format(model: ModelSpec) -> StorageFormat | None:
-    """The format whose bytes per element are the stored bytes over all parameters; None where nothing is stored.
-
-    Parameters times its bytes per element are exactly the stored bytes.
-    """
-    from calc.model.count import parameters
-    from calc.model.storage import StorageFormat
-
-    if model.stored is None:
-        return None
-    return StorageFormat(model.stored.name, parameters(model).total, model.stored.total_bytes, stored=model.stored)
 
 
 def named_formats(formats: Mapping[str, int]) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 from calc.errors import SourceError
 from calc.hf.reader import read_object
 from calc.model.quantization import unquantized
-from calc.model.spec import MAX_BYTES, ModelSpec
+from calc.model.spec import ModelSpec
 from calc.model.stored import OF_INDEX, StoredWeights, named_formats
 from calc.model.tensors import KV, SPLIT, WHOLE
+from calc.units import MAX_BYTES
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The format's own limit."""

@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Number
-from calc.model.storage import whole
 from calc.step.formulas import all_reduce_bytes, exchanged_bytes, moved_bytes, sent_bytes
 from calc.step.operators import Amount, Kind, Operator, Pass
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from calc.explain.terms import Number
 from calc.model.count import LM_HEAD
-from calc.model.storage import whole
 from calc.model.tensors import KV, LINEAR, ROUTER, WHOLE, Tensor, kv_heads_per_rank
 from calc.step.formulas import expert_bytes, matrix_bytes, moved_bytes, product_flops
 from calc.step.operators import Amount, Kind, Operator, Pass, Phase
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.latent import Latent

@@ -6,7 +6,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Number
-from calc.model.storage import whole
 from calc.model.tensors import Attended, kv_heads_per_rank
 from calc.step.between import combining
 from calc.step.formulas import (
@@ -25,6 +24,7 @@ from calc.step.formulas import (
     state_moved_bytes,
 )
 from calc.step.operators import Amount, Kind, Operator, Pass, Phase
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.layers import Mixer

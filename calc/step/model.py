@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from calc.model.count import EMBED_TOKENS, unshared
 from calc.model.parts import Mlp, Norm
-from calc.model.storage import whole
 from calc.model.tensors import EMBEDDING, WHOLE, Tensor
 from calc.step.between import between_ranks
 from calc.step.formulas import elementwise_flops, matrix_bytes, moved_bytes
 from calc.step.matrices import feed_matrices, head_matrices, mixer_matrices, product
 from calc.step.mixers import mixing, positions
 from calc.step.operators import Amount, Kind, Operator, Pass, merged
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, Mixer

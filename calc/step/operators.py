@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any
 
 from calc.explain.terms import Number, Term, derive
-from calc.model.storage import whole
 from calc.model.tensors import Tensor
+from calc.units import whole
 
 
 class Phase(StrEnum):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from calc.explain.terms import Number
 from calc.model.components import component_of
 from calc.model.count import parameters
-from calc.model.storage import whole
 from calc.model.tensors import Tensor
+from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.spec import ModelSpec

@@ -16,7 +16,7 @@ from engine.compiled.build import BuildError, build_apart, build_library, cached
 from engine.compiled.matrices import CODES_OF_DTYPES, CompiledProduct, LinearRecord, Scratch, compiled_unpack, record_of
 from engine.errors import EngineError, Stopped
 from engine.model.block import AnyBlock
-from engine.model.cache import KeysValues, Store
+from engine.model.cache_kinds import KeysValues, Store
 from engine.model.config import ExpertsConfig, ModelConfig, Rope
 from engine.model.decoder import Decoder
 from engine.model.experts import Experts

@@ -15,8 +15,8 @@ import platformdirs
 
 from engine.errors import EngineError
 from engine.files import write_whole
-from engine.measure.kinds.machine import MachineResult
 from engine.measure.machine import cpu_name, usable_cores
+from engine.measure.machine_result import MachineResult
 
 FILE_NAME = "machine.json"
 SCHEMA = 1

@@ -14,7 +14,9 @@ from engine.compiled.step import attach
 from engine.measure.machine import available_bytes, last_cache_bytes
 from engine.measure.own import Needs
 from engine.measure.products import first_rows
-from engine.model.cache import Cache, KVCache, LatentCache, cache_bytes
+from engine.model.cache import Cache
+from engine.model.cache_choice import cache_bytes
+from engine.model.cache_kinds import KVCache, LatentCache
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.devices import synchronize

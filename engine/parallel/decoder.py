@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import OutOfMemory
-from engine.model.cache import Cache, CacheKind, make_cache
+from engine.model.cache import Cache
+from engine.model.cache_choice import CacheKind, make_cache
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.layers import Linear, LinearLike, Weights

@@ -13,7 +13,7 @@ from engine.measure.options import check_ranks, check_threads
 from engine.measure.own import BUDGET_S, Needs, OwnTimes
 from engine.measure.own_timer import OwnTimer, unmeasured
 from engine.measure.rates import Rates, prefill_chunk, probe
-from engine.model.cache import cache_bytes
+from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, pick_device, synchronize
 from engine.model.drafts import DraftModel, PromptLookup

@@ -16,7 +16,8 @@ from calc.model.count import parameters
 from calc.model.storage import FORMATS
 from calc.sources import load_model
 from engine.families.registry import config_from_hf
-from engine.model.cache import Int8Cache, cache_bytes, make_cache
+from engine.model.cache_choice import cache_bytes, make_cache
+from engine.model.cache_kinds import Int8Cache
 from engine.model.config import ModelConfig
 from engine.model.shapes import n_parameters
 from tests.engine.hf_configs import FAMILIES, document

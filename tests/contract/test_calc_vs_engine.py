@@ -25,7 +25,7 @@ from calc.sources import load_model
 from calc.sources.catalog import manual_device
 from engine.errors import EngineError
 from engine.families.registry import config_from_hf
-from engine.model.cache import KVCache
+from engine.model.cache_kinds import KVCache
 from engine.model.config import ModelConfig
 from engine.model.decoder import empty_weights
 from engine.model.shapes import n_parameters

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import tui.app.app
+import tui.app.panes
 from tests.tui.run_app import whole
 from tui.app.app import KvscopeApp
 from tui.panes.base import Pane
@@ -22,7 +23,7 @@ def _panes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """``@pytest.mark.panes("memory")``: the app mounts that pane beside Spec, which takes half the time of all."""
     marker = request.node.get_closest_marker("panes")
     if marker is not None:
-        made = tui.app.app.later_panes
+        made = tui.app.panes.later_panes
 
         def chosen() -> Iterator[Pane]:
             return (pane for pane in made() if pane.TITLE.lower() in marker.args)

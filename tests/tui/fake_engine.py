@@ -31,13 +31,8 @@ from engine.measure.kinds.benchmark import (
 )
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, FormatsFinished, FormatsResult
-from engine.measure.kinds.machine import (
-    MachineFinished,
-    MachineResult,
-    MachineRow,
-    MachineRowMeasured,
-    MeasureMachine,
-)
+from engine.measure.kinds.machine import MachineFinished, MachineRowMeasured, MeasureMachine
+from engine.measure.machine_result import MachineResult, MachineRow
 from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured, PromptTime, StepTime
 from engine.process.events import (
     Cancel,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -22,6 +22,7 @@ from calc.errors import CalcError
 from calc.model.spec import Study
 from tui.app.actions import Actions
 from tui.app.leaving import leave, on_signals
+from tui.app.panes import PANE_KEYS, PANES, later_panes
 from tui.app.plain import PlainText
 from tui.app.screen import PanesScreen
 from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
@@ -40,10 +41,6 @@ from tui.widgets.work import work
 if TYPE_CHECKING:
     from tui.live.engine_link import EngineChanged, EngineLink
 
-PANES = ("Spec", "Memory", "Intensity", "Roofline", "Estimate", "Generate", "Benchmark", "Load")
-"""Titles of the tabs; all but the first are imported after the first paint."""
-PANE_KEYS = ("f2", "f3", "f4", "f5", "f6", "f7", "f8", "f12")
-"""Their function keys; F9 to F11 have other uses, here or in terminals."""
 FOLDER = Path(__file__).parent
 PANES_FOLDER = FOLDER.parent / "panes"
 SAVE_AFTER_S = 0.5
@@ -52,36 +49,6 @@ SETTLE_S = 0.05
 LEAVING_GRACE_S = 0.1
 """Time for the engine to end by itself when the app is left."""
 MAX_UNDO = 100
-
-
-def later_panes() -> Iterator[Pane]:
-    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure.
-
-    Each is imported when its turn comes, so that keys are answered in between.
-    """
-    from tui.panes.memory import MemoryPane
-
-    yield MemoryPane(id="pane-memory")
-    from tui.panes.intensity import IntensityPane
-
-    yield IntensityPane(id="pane-intensity")
-    from tui.panes.roofline import RooflinePane
-
-    yield RooflinePane(id="pane-roofline")
-    from tui.panes.estimate import EstimatePane
-
-    yield EstimatePane(id="pane-estimate")
-    from tui.live.formats import Effects
-    from tui.panes.generate import GeneratePane
-
-    effects = Effects()
-    yield GeneratePane(effects, id="pane-generate")
-    from tui.panes.benchmark import BenchmarkPane
-
-    yield BenchmarkPane(effects, id="pane-benchmark")
-    from tui.panes.load import LoadPane
-
-    yield LoadPane(id="pane-load")
 
 
 class KvscopeApp(Actions):

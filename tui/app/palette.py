@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import SystemCommand
 
+from tui.app.panes import PANE_KEYS, PANES
 from tui.app.settings import MARKERS
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     """All commands, the most used first."""
-    from tui.app.app import PANE_KEYS, PANES
     from tui.live.measured import PRESENTATIONS
 
     for index, (title, key) in enumerate(zip(PANES, PANE_KEYS, strict=True)):

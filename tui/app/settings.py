@@ -22,7 +22,8 @@ from calc.model.checks import check_count
 from calc.model.named import known_name, weights_as
 from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
 from calc.model.storage import StorageFormat
-from calc.model.stored import is_as_stored, stored_format
+from calc.model.stored import is_as_stored
+from calc.model.stored_format import stored_format
 from calc.sources.toml import spec_document, spec_from
 from tui.app.load_document import load_document, load_from
 from tui.app.serving_document import serving_document, serving_from

@@ -25,9 +25,11 @@ from calc.model.spec import (
     follows_hidden_size,
     scaled_windows,
 )
-from calc.model.storage import FORMATS, StorageFormat, parse_cache
-from calc.model.storage import parse_weights as parse_weight_format
-from calc.model.stored import is_as_stored, stored_format
+from calc.model.storage import FORMATS, StorageFormat
+from calc.model.stored import is_as_stored
+from calc.model.stored_format import stored_format
+from calc.model.typed_formats import parse_cache
+from calc.model.typed_formats import parse_weights as parse_weight_format
 from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import manual_device, memory_reading
 from calc.units import GB, GIB, format_decimal

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from calc.commands.estimate import drafts, price
+from calc.commands.estimate_options import drafts, price
 from calc.commands.options import limits
 from calc.errors import QuantityError
 from calc.sources.catalog import find_device

@@ -7,8 +7,8 @@ import re
 
 from calc.model.cache import request_term
 from calc.model.count import parameters
-from calc.model.spec import MAX_BYTES, ModelSpec
-from calc.units import format_decimal
+from calc.model.spec import ModelSpec
+from calc.units import MAX_BYTES, format_decimal
 from engine.errors import CheckpointError
 from engine.measure.machine import available_bytes
 from engine.process.events import Generate

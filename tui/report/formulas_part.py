@@ -11,8 +11,7 @@ from calc.explain.polynomial import closed_form, ratio, to_expr
 from calc.explain.terms import Expr, Term, as_expr, number_text, symbol, to_text
 from calc.intensity.attention import Attention, Phase, PhaseCost, StepCost, attention_steps
 from calc.intensity.study import IntensityQuery, IntensityReport, textbook_report
-from calc.model.storage import whole
-from calc.units import format_count
+from calc.units import format_count, whole
 from tui.report.model import (
     Block,
     Bullets,

@@ -27,8 +27,8 @@ def model_part(info: ModelInfo | None) -> list[Block]:
         _cache_derivation(info),
         paragraph("The append as a textbook writes it (engine/model/plain.py, which the tests compare with):"),
         Code(source_of("engine.model.plain", "Attention", "forward")),
-        paragraph("The append of the engine, which copies nothing that is held (engine/model/cache.py):"),
-        Code(source_of("engine.model.cache", "KVCache", "append")),
+        paragraph("The append of the engine, which copies nothing that is held (engine/model/cache_kinds.py):"),
+        Code(source_of("engine.model.cache_kinds", "KVCache", "append")),
     ]
 
 

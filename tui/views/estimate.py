@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from calc.commands.estimate import as_run, asked_from, estimate_parser
+from calc.commands.estimate_options import as_run, asked_from, estimate_parser
 from calc.commands.estimate_tables import NAMES, answer_table, frontier_table, limits_kept, operator_table
 from calc.commands.estimate_words import assumptions, crossings, sentence
 from calc.commands.frontier import Row, frontier, judged

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calc.fit.admission import Costs, costs_of
+from calc.fit.admission import Costs
+from calc.fit.rules import costs_of
 from calc.fit.solve import GridRow, batch_grid
 from calc.model.spec import Policy, Study
 

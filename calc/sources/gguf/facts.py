@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calc.errors import SourceError
-from calc.model.checks import MAX_COUNT
 from calc.model.spec import MAX_LAYERS
 from calc.sources.gguf.header import Header, Length, Tensor
+from calc.units import MAX_COUNT
 
 BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 

@@ -22,7 +22,8 @@ from engine.measure.own_timer import OwnTimer, TimerOf
 from engine.measure.rates import machine_facts
 from engine.measure.runners.benchmark import make_prompt, with_room
 from engine.measure.timing import NS_PER_S, median
-from engine.model.cache import Cache, cache_bytes
+from engine.model.cache import Cache
+from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder
 from engine.process.events import Cancelled
 from engine.records import Event, Progress

@@ -24,7 +24,7 @@ from engine.measure.kinds.formats import (
 )
 from engine.measure.rates import machine_facts
 from engine.measure.timing import median, percentile
-from engine.model.cache import cache_bytes
+from engine.model.cache_choice import cache_bytes
 from engine.model.devices import pick_device
 from engine.process.events import Cancelled, Load
 from engine.records import CompileMode, DType, Event, Machine, Progress

@@ -14,10 +14,7 @@ import torch
 
 from engine.measure.kinds.machine import (
     ROWS,
-    Gpu,
     MachineFinished,
-    MachineResult,
-    MachineRow,
     MachineRowMeasured,
     MeasureMachine,
     busy_notes,
@@ -34,6 +31,7 @@ from engine.measure.machine import (
     usable_cores,
 )
 from engine.measure.machine_file import keep, machine_path, read_kept, versions
+from engine.measure.machine_result import Gpu, MachineResult, MachineRow
 from engine.measure.products import DTYPES, Product, products
 from engine.measure.rates import facts
 from engine.measure.turns import Turns

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from calc.commands.estimate import as_run
+from calc.commands.estimate_options import as_run
 from calc.commands.estimate_tables import frontier_table, limits_kept
 from calc.commands.frontier import Row, cost_per_million, frontier
 from calc.model.spec import Policy, Study

@@ -16,7 +16,7 @@ from calc.model.count import parameters
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec
 from calc.model.spec import ModelSpec, Policy, Study, edit
 from calc.model.storage import FORMATS
-from calc.model.stored import stored_format
+from calc.model.stored_format import stored_format
 from calc.sources import load_model
 from calc.sources.catalog import find_device, find_model
 from tests.calc.layered_models import layered_studies

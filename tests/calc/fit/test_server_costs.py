@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc import __main__ as calc_main
-from calc.fit.admission import costs_of
+from calc.fit.rules import costs_of
 from calc.fit.server_costs import CACHE_FORMATS, WEIGHT_FORMATS
 from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
 from calc.model.spec import Policy, Study

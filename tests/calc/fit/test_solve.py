@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
-from calc.fit.admission import costs_of
 from calc.fit.memory import memory_report, tp_problem
 from calc.fit.parallel import ParallelSpec, plan
+from calc.fit.rules import costs_of
 from calc.fit.solve import (
     advice,
     batch_grid,
@@ -22,7 +22,7 @@ from calc.fit.solve import (
 )
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
-from calc.model.stored import stored_format
+from calc.model.stored_format import stored_format
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies

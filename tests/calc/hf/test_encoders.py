@@ -188,7 +188,7 @@ def test_every_model_is_as_its_class(model_type):
 def test_a_server_loads_them_once(tmp_path):
     """An index of files has them in already."""
     from calc.model.storage import FORMATS
-    from calc.model.stored import stored_format
+    from calc.model.stored_format import stored_format
     from calc.servers.facts import facts_from_config
     from calc.servers.weights import stage_weight_bytes
     from calc.sources import load_model

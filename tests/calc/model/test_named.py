@@ -9,7 +9,8 @@ from calc.__main__ import main
 from calc.errors import QuantityError
 from calc.model.cache_pair import cache_as, pair_format
 from calc.model.named import NamedFormat, named_format, weight_names, weights_as
-from calc.model.storage import FORMATS, parse_cache, parse_weights
+from calc.model.storage import FORMATS
+from calc.model.typed_formats import parse_cache, parse_weights
 from calc.sources.catalog import find_model, models
 
 LLAMA = find_model("llama-3-8b")

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import CalcError, SpecError
-from calc.model.spec import DIMENSIONS, MAX_COUNT, DeviceSpec, Study, edit, field_names, uniform
+from calc.model.spec import DIMENSIONS, DeviceSpec, Study, edit, field_names, uniform
+from calc.units import MAX_COUNT
 
 LLAMA = uniform(
     name="llama-3-8b",

@@ -16,7 +16,7 @@ from typing import Any
 
 from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, model_of
 from calc.model.storage import FORMATS
-from calc.model.stored import stored_format
+from calc.model.stored_format import stored_format
 from calc.servers.facts import named_facts
 from calc.servers.records import Band, ServerOptions, ServerReport
 from calc.servers.report import server_report

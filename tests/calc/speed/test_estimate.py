@@ -20,7 +20,7 @@ from calc.errors import CalcError
 from calc.fit.parallel import ParallelSpec, plan
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
-from calc.model.stored import stored_format
+from calc.model.stored_format import stored_format
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
@@ -150,7 +150,7 @@ def test_room_of_shared_devices_is_that_of_memory(capsys: pytest.CaptureFixture[
 def test_llama_cpp_and_transformers_have_their_own_account() -> None:
     """Llama-3-70B in Q4_K_M on two RTX 4090: 42.5 GB on 2 x 24.9, as `memory --policy llamacpp` counts it."""
     from calc.model.named import weights_as
-    from calc.model.storage import parse_weights
+    from calc.model.typed_formats import parse_weights
 
     model, named = find_model("llama-3-70b"), parse_weights("q4_k_m")
     assert not isinstance(named, StorageFormat)

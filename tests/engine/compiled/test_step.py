@@ -12,7 +12,7 @@ from engine.compiled import build
 from engine.compiled.matrices import CompiledProduct, Scratch
 from engine.compiled.step import MAX_ROWS, attach
 from engine.families.registry import config_from_hf
-from engine.model.cache import CacheKind
+from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.generate import GenerationOptions, generate

@@ -6,17 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import CacheError, OptionError, OutOfMemory
-from engine.model.cache import (
-    Int8Cache,
-    KVCache,
-    LatentCache,
-    WindowCache,
-    cache_bytes,
-    common_prefix,
-    make_cache,
-    quantize_int8,
-    reuse_prefix,
-)
+from engine.model.cache import common_prefix, reuse_prefix
+from engine.model.cache_choice import cache_bytes, make_cache
+from engine.model.cache_kinds import Int8Cache, KVCache, LatentCache, WindowCache, quantize_int8
 from tests.engine.models import VARIANTS, decoder, llama_config
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

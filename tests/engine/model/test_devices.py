@@ -12,7 +12,7 @@ from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
 from engine.measure.rates import probe
-from engine.model.cache import CacheKind
+from engine.model.cache_choice import CacheKind
 from engine.model.decoder import Decoder, empty_weights, random_weights
 from engine.model.devices import check_devices, device_name, pick_device, rank_device, synchronize
 from engine.model.shapes import n_parameters

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import OptionError, PromptError, Stopped
-from engine.model.cache import CacheKind
+from engine.model.cache_choice import CacheKind
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationEvent, GenerationOptions, ReusableCache, generate
 from engine.process.events import GenerationFinished, GenerationStarted, TokenGenerated

@@ -11,7 +11,7 @@ import torch
 from engine.compiled.step import attach
 from engine.errors import OptionError
 from engine.families.registry import config_from_hf
-from engine.model.cache import CacheKind
+from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, LongRopeScaling
 from engine.model.decoder import Decoder, random_weights
 from engine.model.drafts import Drafter, DraftModel, PromptLookup

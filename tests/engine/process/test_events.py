@@ -14,14 +14,8 @@ from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchR
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRowMeasured
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.kinds.formats import FormatChoice, FormatMeasured, Formats, FormatsFinished, FormatsResult
-from engine.measure.kinds.machine import (
-    Gpu,
-    MachineFinished,
-    MachineResult,
-    MachineRow,
-    MachineRowMeasured,
-    MeasureMachine,
-)
+from engine.measure.kinds.machine import MachineFinished, MachineRowMeasured, MeasureMachine
+from engine.measure.machine_result import Gpu, MachineResult, MachineRow
 from engine.measure.own import (
     MeasureOwnTimes,
     Needs,

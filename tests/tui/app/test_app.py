@@ -22,8 +22,9 @@ from tests.tui.live_engine import until
 from tests.tui.run_app import from_the_start
 from tests.tui.screen_text import lines, text, type_into
 from tui.app.actions import as_tsv
-from tui.app.app import PANES, KvscopeApp
+from tui.app.app import KvscopeApp
 from tui.app.help import HelpScreen
+from tui.app.panes import PANES
 from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.form.state import default_state
 from tui.panes.base import StateEdited

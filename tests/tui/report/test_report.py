@@ -695,7 +695,7 @@ def test_problem_2_describes_the_model_and_the_append_from_its_source(llama: App
         "(d) Latency with and without the cache (benchmark)",
     ]
     assert "= (2, 2, rows, 2, capacity, 16)" in markdown
-    for module, names in (("plain", ("Attention", "forward")), ("cache", ("KVCache", "append"))):
+    for module, names in (("plain", ("Attention", "forward")), ("cache_kinds", ("KVCache", "append"))):
         lines = [line for line in source_of(f"engine.model.{module}", *names).splitlines() if line]
         text = (ROOT / "engine" / "model" / f"{module}.py").read_text()
         assert all(line.strip() in text and line in markdown and line in latex for line in lines)

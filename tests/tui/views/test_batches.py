@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from calc.errors import SpecError
-from calc.fit.admission import costs_of
+from calc.fit.rules import costs_of
 from calc.fit.solve import largest_batch
 from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS

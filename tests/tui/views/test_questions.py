@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from calc.fit.admission import costs_of
 from calc.fit.memory import memory_report
+from calc.fit.rules import costs_of
 from calc.fit.solve import largest_context
 from calc.model.spec import ModelSpec, Policy, Study
 from calc.servers.names import ENGINES

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from calc.commands.tables import KEPT, Column, Table
 from calc.units import format_decimal, format_duration_s, format_rate
-from engine.measure.kinds.machine import ROWS, MachineResult, MachineRow
+from engine.measure.kinds.machine import ROWS
+from engine.measure.machine_result import MachineResult, MachineRow
 from engine.measure.registry import MEASUREMENTS
 from tui.form.sampling import read_dtypes
 from tui.live.presentation import DialField, Presentation, TextField

@@ -15,7 +15,6 @@ from engine.commands.run import follow
 from engine.errors import OptionError, Stopped
 from engine.measure.kinds.machine import (
     MachineFinished,
-    MachineResult,
     MachineRowMeasured,
     MeasureMachine,
     busy_notes,
@@ -26,6 +25,7 @@ from engine.measure.kinds.machine import (
     table,
 )
 from engine.measure.machine import last_cache_bytes, total_bytes
+from engine.measure.machine_result import MachineResult
 from engine.measure.products import COLUMNS, Product, products
 from engine.measure.runners import machine
 from engine.measure.turns import Turns
