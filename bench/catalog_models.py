@@ -27,9 +27,10 @@ from catalog_counts import count, counted_by
 
 from calc.errors import SourceError
 from calc.hf import spec_from_config
+from calc.model.edit import edit
 from calc.model.layers import layers_document
 from calc.model.quantization import stored_weights
-from calc.model.spec import ModelSpec, edit, field_names, uniform
+from calc.model.spec import ModelSpec, field_names, uniform
 
 HERE = Path(__file__).parent
 DATE = "2026-11-30"

@@ -14,8 +14,8 @@ import statistics
 import time
 from dataclasses import replace
 
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_model
 from calc.speed.estimate import Asked, Load, estimate
 from calc.speed.room import room_of

@@ -27,9 +27,10 @@ sys.path.insert(0, str(ROOT))
 from bench.estimate_bands import Bands, Pair  # noqa: E402
 from calc.errors import CalcError  # noqa: E402
 from calc.model.named import weights_as  # noqa: E402
-from calc.model.spec import ModelSpec, Policy, Study  # noqa: E402
+from calc.model.spec import ModelSpec  # noqa: E402
 from calc.model.storage import StorageFormat  # noqa: E402
 from calc.model.stored_format import stored_format  # noqa: E402
+from calc.model.study import Policy, Study  # noqa: E402
 from calc.model.typed_formats import parse_cache, parse_weights  # noqa: E402
 from calc.sources.catalog import devices, find_model  # noqa: E402
 from calc.speed.bands import STUDIED, class_of, kind_of  # noqa: E402

@@ -25,7 +25,8 @@ from catalog_models import model_records  # noqa: E402
 
 from calc.model.count import parameters  # noqa: E402
 from calc.model.layers import layers_from_document  # noqa: E402
-from calc.model.spec import Mlp, ModelSpec, Norm, model_of  # noqa: E402
+from calc.model.parts import Mlp, Norm  # noqa: E402
+from calc.model.spec import ModelSpec, model_of  # noqa: E402
 
 FAMILY_ORDER = (
     "llama", "codellama", "tinyllama", "mistral", "mixtral", "devstral", "qwen", "smollm", "phi", "gemma", "yi",

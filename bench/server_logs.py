@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.server_models import facts, models
-from calc.model.spec import DeviceSpec, Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.servers.records import ModelFacts, ServerOptions
 from calc.sources.catalog import find_device, manual_device
 

@@ -19,7 +19,8 @@ from calc.model.layers import (
     Mamba2,
     Mixer,
 )
-from calc.model.spec import Mlp, ModelSpec, Norm, uniform
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec, uniform
 from calc.servers.records import ModelFacts
 
 

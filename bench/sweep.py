@@ -20,8 +20,8 @@ from dataclasses import replace
 from calc.fit.axes import Axes
 from calc.fit.memory import memory_report
 from calc.fit.sweep import Block, csv_rows, json_rows, sweep
-from calc.model.spec import Study
 from calc.model.storage import FORMATS
+from calc.model.study import Study
 from calc.sources.catalog import devices, find_model, manual_device
 
 BF16 = FORMATS["bf16"]

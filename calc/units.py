@@ -45,6 +45,11 @@ def whole(value: Fraction) -> int | Fraction:
     return value.numerator if value.denominator == 1 else value
 
 
+def rounded_up(value: Fraction) -> int:
+    """The next whole number."""
+    return -(-value.numerator // value.denominator)
+
+
 # Reading
 
 
@@ -375,3 +380,8 @@ def _fixed(value: Fraction, digits: int) -> str:
     whole, rest = divmod(abs(scaled), 10**digits)
     sign = "-" if scaled < 0 else ""
     return f"{sign}{whole:,}.{rest:0{digits}d}" if digits else f"{sign}{whole:,}"
+
+
+def requests(n: int) -> str:
+    """``one request``, ``2 requests``."""
+    return "one request" if n == 1 else f"{n:,} requests"

@@ -14,7 +14,7 @@ from calc.commands.frontier import Row, frontier, judged
 from calc.commands.options import device_from
 from calc.commands.output import emit_json, emit_tables
 from calc.errors import SpecError
-from calc.model.spec import DeviceSpec, Study
+from calc.model.study import DeviceSpec, Study
 from calc.speed.estimate import Estimate, estimate
 from calc.speed.room import room_of
 

@@ -21,7 +21,7 @@ from calc.speed.room import room_of
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
-    from calc.model.spec import DeviceSpec, Study
+    from calc.model.study import DeviceSpec, Study
 
 EVERY = "all"
 

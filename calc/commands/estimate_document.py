@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from calc.commands.documents import Document
 from calc.commands.estimate_words import assumptions
 from calc.commands.frontier import Row, cost_per_million, judged
-from calc.model.spec import DIMENSIONS, Study
+from calc.model.spec import DIMENSIONS
+from calc.model.study import Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
 from calc.speed.estimate import Estimate, Steps

@@ -20,7 +20,8 @@ from calc.commands.options import (
     reader,
 )
 from calc.errors import QuantityError, SpecError
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.speed.estimate import ENGINES, Asked, Load
 from calc.units import parse_count, parse_share
 

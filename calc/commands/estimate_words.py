@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
 from calc.speed.estimate import FEW, Asked, Estimate, Load, Steps, has_experts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.speed.estimate import Asked, Estimate, Load, estimate
 from calc.speed.plans import Broken, broken_limits
 from calc.speed.room import room_of

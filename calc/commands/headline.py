@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from calc.commands.documents import Document
 from calc.commands.notes import memory_notes
 from calc.commands.tables import Row, Table, answer_table
-from calc.fit.admission import requests, rounded_up
-from calc.units import format_binary, format_count, format_decimal
+from calc.units import format_binary, format_count, format_decimal, requests, rounded_up
 
 if TYPE_CHECKING:
     from calc.explain.terms import Term

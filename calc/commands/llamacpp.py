@@ -16,7 +16,7 @@ from calc.units import format_count, format_decimal, parse_count
 if TYPE_CHECKING:
     from calc.fit.admission import Costs
     from calc.fit.solve import Advice
-    from calc.model.spec import DeviceSpec, Study
+    from calc.model.study import DeviceSpec, Study
     from calc.servers.records import ServerOptions, ServerReport
 
 HELD = ("weight_bytes", "kv_bytes", "compute_bytes")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from calc.fit.memory import MemoryReport, memory_report
 from calc.model.cache import request_term
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Policy, Study
 from calc.units import format_bytes, format_decimal
 
 if TYPE_CHECKING:

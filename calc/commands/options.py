@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from calc.errors import CalcError, QuantityError, SpecError
-from calc.model.spec import DIMENSIONS, TYPED_IN, DeviceSpec, Mlp, ModelSpec, Policy, Study, edit, edit_unnamed, uniform
+from calc.model.parts import Mlp
+from calc.model.spec import DIMENSIONS, TYPED_IN, ModelSpec, uniform
 from calc.model.storage import StorageFormat, parse_format
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.plain import one_line
 from calc.servers.names import ENGINES
 from calc.units import parse_count, parse_counts, parse_duration, parse_rate, parse_share, parse_size
@@ -159,11 +161,15 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
     given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
     if args.mlp is not None:
         given["mlp"] = Mlp(args.mlp)
-    if args.model is not None:
-        return edit(load_model(args.model, any_storage=args.weight_format is not None), **given)
-    if given.keys() >= {*DIMENSIONS}:
+    named = args.model is not None
+    if not named and given.keys() >= {*DIMENSIONS}:
         return uniform(name=TYPED_IN, **given)
-    return edit_unnamed(load_model(DEFAULT_MODEL), **given)
+    model = load_model(args.model, any_storage=args.weight_format is not None) if named else load_model(DEFAULT_MODEL)
+    if not given:
+        return model
+    from calc.model.edit import edit, edit_unnamed
+
+    return (edit if named else edit_unnamed)(model, **given)
 
 
 def device_from(args: argparse.Namespace) -> DeviceSpec:

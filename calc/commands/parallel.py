@@ -8,7 +8,7 @@ from typing import Any
 from calc.commands.documents import json_number, term_document
 from calc.commands.tables import Table
 from calc.fit.parallel import UNLIMITED, ParallelPlan, ParallelSpec, Stage, plan
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.units import format_bytes, format_count, format_decimal
 
 Document = dict[str, Any]

@@ -19,7 +19,7 @@ from calc.commands.llamacpp import (
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
 from calc.fit.memory import memory_report
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.facts import facts_of
 from calc.servers.launch import launch_command
 from calc.servers.names import SERVER_NAMES

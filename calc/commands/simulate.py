@@ -22,7 +22,7 @@ from calc.commands.options import (
 )
 from calc.commands.output import emit_json, emit_tables
 from calc.errors import QuantityError, SpecError
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.refusals import runs_on
 from calc.simulate.capacity import Aim, Found, at_once
 from calc.simulate.lengths import fixed, parse_lengths

@@ -26,7 +26,6 @@ from calc.commands.options import (
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
-from calc.fit.admission import requests
 from calc.fit.rules import costs_of
 from calc.fit.solve import (
     Advice,
@@ -36,10 +35,10 @@ from calc.fit.solve import (
     largest_batch,
     largest_context,
 )
-from calc.model.count import tp_problem
-from calc.model.spec import Policy, Study
+from calc.model.shares import tp_problem
+from calc.model.study import Policy, Study
 from calc.servers.names import SERVER_NAMES
-from calc.units import Quantity, format_binary, format_bytes, format_count, format_decimal
+from calc.units import Quantity, format_binary, format_bytes, format_count, format_decimal, requests
 
 if TYPE_CHECKING:
     from calc.fit.admission import Costs

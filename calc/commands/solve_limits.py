@@ -12,7 +12,7 @@ from calc.commands.options import DEFAULT_CONTEXT, SERVER_OPTIONS
 from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Row, Table
 from calc.errors import SpecError
-from calc.model.spec import Policy
+from calc.model.study import Policy
 from calc.sources.catalog import devices
 from calc.speed.estimate import ENGINES, Asked, estimate
 from calc.speed.plans import Plan, fewest, largest_plan, plans_by_device, plans_by_tp
@@ -21,7 +21,7 @@ from calc.units import Quantity, format_count, format_duration_s, format_number
 
 if TYPE_CHECKING:
     from calc.commands.output import Answer
-    from calc.model.spec import Study
+    from calc.model.study import Study
 
 FINDS = ("batch", "tp", "devices", "device")
 DEFAULT_PROMPT, DEFAULT_NEW = 1024, 256

@@ -25,8 +25,8 @@ from calc.commands.output import check_stdout, emit_tables, say
 from calc.commands.tables import Table
 from calc.errors import CalcError, QuantityError
 from calc.files import replacing
-from calc.model.spec import DeviceSpec, Policy
 from calc.model.storage import StorageFormat
+from calc.model.study import DeviceSpec, Policy
 from calc.units import format_count, parse_counts, parse_size
 
 if TYPE_CHECKING:

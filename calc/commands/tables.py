@@ -247,7 +247,7 @@ def _component_terms(report: MemoryReport, name: str) -> tuple[Term, ...]:
 
 def tp_table(report: MemoryReport) -> Table:
     """Tensor parallelism: the equal split beside whole KV heads; rows no server could run are struck."""
-    from calc.model.spec import Policy
+    from calc.model.study import Policy
 
     equal, whole = report.tp_tables[Policy.EQUAL_SPLIT], report.tp_tables[Policy.REPLICATED]
 

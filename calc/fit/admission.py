@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 from calc.model.storage import FORMATS
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from calc.explain.terms import Term
-    from calc.model.spec import DeviceSpec, Study
     from calc.model.storage import StorageFormat
+    from calc.model.study import DeviceSpec, Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +95,6 @@ class Costs(Protocol):
 
     def shortage(self, batch: int) -> str:
         """What a device lacks for `batch` requests, in a sentence; "" if they fit."""
-
-
-def requests(n: int) -> str:
-    """``one request``, ``2 requests``."""
-    return "one request" if n == 1 else f"{n:,} requests"
-
-
-def rounded_up(value: Fraction) -> int:
-    """Whole bytes."""
-    return -(-value.numerator // value.denominator)
 
 
 def offered(names: Sequence[str], own: StorageFormat) -> list[StorageFormat]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
+from calc.model.checks import check_count
 from calc.model.named import weights_as
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, check_count
+from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Policy, Study
 
 if TYPE_CHECKING:
     from calc.model.named import NamedFormat

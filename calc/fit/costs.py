@@ -14,7 +14,8 @@ from typing import Any
 
 from calc.fit.memory import memory_report
 from calc.model.cache import cache_elements, kept_formula, only_kv_heads, rank_cache_elements
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Policy, Study
 from calc.model.tensors import kv_heads_per_rank
 
 Elements = Callable[[Any], Any]

@@ -13,8 +13,9 @@ from typing import Any
 
 from calc.explain.terms import Number, Term, derive
 from calc.model.cache import pair_term, rank_request_term, rank_state_term, request_term, state_term, token_term
-from calc.model.count import Parameters, Shares, parameters, rank_weights_term, shares, tp_problem
-from calc.model.spec import Policy, Study
+from calc.model.count import Parameters, parameters
+from calc.model.shares import Shares, rank_weights_term, shares, tp_problem
+from calc.model.study import Policy, Study
 
 
 def weight_bytes(*, parameters: Any, weight_element_bytes: Any) -> Any:

@@ -21,11 +21,13 @@ from typing import Any
 from calc.explain.terms import Number, Term, derive
 from calc.fit.memory import max_batch, max_batch_with_state, shortfall
 from calc.model.cache import CacheElements, held_elements, held_request_term, mixers_state_bytes
-from calc.model.checks import partition_problem
-from calc.model.count import LM_HEAD, VOCAB_MULTIPLE, outer_tensors, padded_vocab, padded_vocab_term, shares
+from calc.model.checks import check_count, partition_problem
+from calc.model.count import LM_HEAD, outer_tensors
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec, Mixer, grouped, mixers_of
-from calc.model.spec import ModelSpec, Study, check_count
+from calc.model.shares import VOCAB_MULTIPLE, padded_vocab, padded_vocab_term, shares
+from calc.model.spec import ModelSpec
 from calc.model.stored import StoredWeights
+from calc.model.study import Study
 from calc.model.tensors import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_rank
 from calc.units import whole
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from calc.fit.admission import Admission, offered, requests, rounded_up
+from calc.fit.admission import Admission, offered
 from calc.fit.costs import RankCosts, rank_costs
 from calc.fit.memory import batch_term
-from calc.model.spec import DeviceSpec, Policy, Study
 from calc.model.storage import StorageFormat
-from calc.units import format_bytes, format_decimal, whole
+from calc.model.study import DeviceSpec, Policy, Study
+from calc.units import format_bytes, format_decimal, requests, rounded_up, whole
 
 if TYPE_CHECKING:
     from calc.explain.terms import Term

@@ -9,7 +9,7 @@ from calc.fit.plain_costs import plain_costs
 
 if TYPE_CHECKING:
     from calc.fit.admission import Costs
-    from calc.model.spec import Study
+    from calc.model.study import Study
     from calc.servers.records import ServerOptions
 
 

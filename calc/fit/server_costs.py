@@ -8,14 +8,14 @@ from math import floor
 
 from calc.errors import SpecError
 from calc.explain.terms import Term
-from calc.fit.admission import Admission, offered, requests
-from calc.model.spec import DeviceSpec, Study
+from calc.fit.admission import Admission, offered
 from calc.model.storage import StorageFormat
+from calc.model.study import DeviceSpec, Study
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import pool_refusal, runs_on
 from calc.servers.report import server_report
 from calc.servers.serving import fp8_refusal
-from calc.units import format_bytes, format_decimal
+from calc.units import format_bytes, format_decimal, requests
 
 WEIGHT_FORMATS: Mapping[str, tuple[str, ...]] = {
     "vllm": ("bf16", "fp8", "mxfp4", "nvfp4", "int4"),

@@ -9,7 +9,7 @@ from itertools import product
 from calc.errors import SpecError
 from calc.fit.axes import Axes, as_stored
 from calc.model.cache_pair import cache_as
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.servers.facts import facts_of
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from calc.errors import SpecError
 from calc.fit.admission import Admission, Costs
 from calc.fit.rules import costs_of
-from calc.model.spec import Study, check_count
+from calc.model.checks import check_count
 from calc.model.storage import StorageFormat
+from calc.model.study import Study
 from calc.units import MAX_COUNT, format_count, format_decimal
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _is_usual(plan: Plan, machine: int) -> bool:
 
 def _tps(costs: Costs, most: int) -> tuple[int, ...]:
     """Degrees that divide the model."""
-    from calc.model.count import tp_problem
+    from calc.model.shares import tp_problem
 
     model = costs.study.model
     if costs.any_degree:

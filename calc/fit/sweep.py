@@ -17,7 +17,8 @@ import numpy.typing as npt
 from calc.fit.axes import Axes, as_stored
 from calc.fit.costs import RankCosts, rank_costs
 from calc.model.cache_pair import cache_as
-from calc.model.spec import DeviceSpec, ModelSpec, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import DeviceSpec, Study
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerReport

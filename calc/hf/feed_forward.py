@@ -8,7 +8,7 @@ from calc.hf.architecture import Architecture
 from calc.hf.attention import has_bias
 from calc.hf.reader import HIDDEN_SIZE, INTERMEDIATE_SIZE, Reader, shown
 from calc.model.layers import Dense, Experts, FeedForward
-from calc.model.spec import Mlp
+from calc.model.parts import Mlp
 
 N_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
 TOP_K = (

@@ -14,7 +14,7 @@ from calc.hf.layer_kinds import CHUNKED, FULL, NONE, SLIDING, Kind, layer_kinds
 from calc.hf.reader import HEAD_DIM, N_HEADS, N_KV_HEADS, Reader
 from calc.hf.recurrences import recurrent_mixer
 from calc.model.layers import Attention, Experts, FeedForward, LayerSpec, Mixer
-from calc.model.spec import Norm
+from calc.model.parts import Norm
 
 QK_NORM_FLAGS = ("use_qk_norm", "qk_norm", "use_qk_layernorm", "qk_layernorm", "normalize_qk_projections")
 Block = tuple[FeedForward, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from calc.model.spec import DeviceSpec
+from calc.model.study import DeviceSpec
 
 COMMON = (("A100", "a100-80gb"), ("H100", "h100-sxm"))
 """Devices of 80 GB that most people know, by their names in the catalog."""

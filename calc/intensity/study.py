@@ -13,8 +13,11 @@ from calc.intensity.attention import Attention, Phase, PhaseCost, attention_work
 from calc.intensity.layers import LayersCost, is_plain, layers_cost, layers_work
 from calc.intensity.ridges import Ridge, ridges_of
 from calc.intensity.traffic import DecodePoint, Linear, attending_heads, linear_step, point_of
-from calc.model.spec import DeviceSpec, ModelSpec, check_count, edit
+from calc.model.checks import check_count
+from calc.model.edit import edit
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import DeviceSpec
 from calc.step.operators import Pass
 from calc.step.weights import WeightBytes, as_stored, one_format
 from calc.units import whole

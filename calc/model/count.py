@@ -1,4 +1,4 @@
-"""Parameters of a model: totals, components, the shares of a rank, and what a token is multiplied with. Exact.
+"""Parameters of a model: totals, components, and what a token is multiplied with. Exact.
 
 Every formula is a plain function: ints give the count, `explain` symbols give the formula itself. Sums that have no
 derivation to show are folds over the tensors of the layers (`calc.model.parts`).
@@ -10,19 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from calc.explain.terms import Expr, Term, derive
 from calc.model.parts import PARAMS, LayerSpec, Norm, layer_norm_params
 from calc.model.spec import ModelSpec
-from calc.model.tensors import BIAS, EMBEDDING, KV, NORM, OTHER, POSITIONS, WHOLE, Tensor, kv_heads_per_rank
-from calc.units import whole
+from calc.model.tensors import BIAS, EMBEDDING, NORM, OTHER, POSITIONS, WHOLE, Tensor
 
 if TYPE_CHECKING:
-    from calc.model.storage import StorageFormat
-    from calc.model.stored import StoredWeights
+    pass
 
 EMBED_TOKENS, LM_HEAD = "embed_tokens", "lm_head"
 
@@ -307,127 +303,6 @@ def _sum_term(name: str, parts: list[int], unit: str) -> Term:
     for part in parts[1:]:
         expression = Expr("+", (expression, Expr("num", (part,))))
     return Term(name=name, expression=expression, values={}, value=sum(parts), unit=unit)
-
-
-# Tensor parallelism in whole heads
-
-
-def rank_weight_bytes(
-    *, split_params: Any, tp: Any, n_kv_heads: Any, kv_head_params: Any, whole_params: Any, weight_element_bytes: Any
-) -> Any:
-    """Weight bytes of a rank that keeps whole KV heads.
-
-    Query, output and feed-forward matrices, embedding and head are divided; K and V projections follow the KV heads;
-    norms and output biases are on every rank (Shoeybi et al. 2019, section 3; vLLM QKVParallelLinear).
-    """
-    own_kv = kv_heads_per_rank(n_kv_heads=n_kv_heads, tp=tp) * kv_head_params
-    return (split_params / tp + own_kv + whole_params) * weight_element_bytes
-
-
-def mixed_rank_weight_bytes(
-    *, split_params: Any, tp: Any, whole_params: Any, weight_element_bytes: Any, rank_kv_params: Any = 0
-) -> Any:
-    """The same for KV heads of several numbers, or none; latent projections, norms and routers are on every rank."""
-    return (split_params / tp + rank_kv_params + whole_params) * weight_element_bytes
-
-
-def stored_rank_weight_bytes(
-    *, split_weight_bytes: Any, tp: Any, whole_weight_bytes: Any, kv_weight_bytes: Any = 0, rank_kv_share: Any = 0
-) -> Any:
-    """The same of a checkpoint that keeps its tensors in formats of their own."""
-    return split_weight_bytes / tp + kv_weight_bytes * rank_kv_share + whole_weight_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Parameters as they fall on ranks: divided, on every rank, and K and V projections by the number of KV heads."""
-
-    split: int
-    whole: int
-    kv: Mapping[int, int]
-
-    def rank_kv(self, tp: int) -> int:
-        """K and V projections of a rank of `tp`."""
-        return sum(n // heads * int(kv_heads_per_rank(n_kv_heads=heads, tp=tp)) for heads, n in self.kv.items())
-
-
-def shares(model: ModelSpec) -> Shares:
-    """How the parameters of the whole model fall on tensor-parallel ranks."""
-    split = whole = 0
-    kv: dict[int, int] = {}
-    groups = [(layer.tensors(), n) for layer, n in model.groups.items()]
-    for tensors, n in [(outer_tensors(model), 1), *groups]:
-        for tensor in tensors:
-            if tensor.share == WHOLE:
-                whole += n * tensor.params
-            elif tensor.share == KV:
-                kv[tensor.kv_heads] = kv.get(tensor.kv_heads, 0) + n * tensor.params
-            else:
-                split += n * tensor.params
-    return Shares(split, whole, kv)
-
-
-def rank_weights_term(found: Shares, weights: StorageFormat, tp: int) -> Term:
-    """Weight bytes of a rank of `tp` with the derivation."""
-    if weights.stored is not None:
-        return _stored_rank_term(found, weights.stored, tp)
-    numbers: dict[str, Any] = {"split_params": found.split, "whole_params": found.whole, "tp": tp}
-    numbers["weight_element_bytes"] = weights.bytes_per_element
-    if len(found.kv) == 1:
-        ((heads, n),) = found.kv.items()
-        numbers |= {"n_kv_heads": heads, "kv_head_params": n // heads}
-        return derive("Weights per GPU", rank_weight_bytes, unit="B", **numbers)
-    if found.kv:
-        numbers["rank_kv_params"] = found.rank_kv(tp)
-    return derive("Weights per GPU", mixed_rank_weight_bytes, unit="B", **numbers)
-
-
-def _stored_rank_term(found: Shares, stored: StoredWeights, tp: int) -> Term:
-    numbers: dict[str, Any] = {"split_weight_bytes": stored.split_bytes, "whole_weight_bytes": stored.whole_bytes}
-    if found.kv:
-        share = whole(Fraction(found.rank_kv(tp), sum(found.kv.values())))
-        numbers |= {"kv_weight_bytes": stored.kv_bytes, "rank_kv_share": share}
-    return derive("Weights per GPU", stored_rank_weight_bytes, unit="B", tp=tp, **numbers)
-
-
-def tp_problem(model: ModelSpec, tp: int) -> str | None:
-    """Why `tp` GPUs cannot share this model in whole heads, or None if they can."""
-    mixers = [mixer for layer in model.groups for mixer in layer.mixers]
-    feeds = [part for layer in model.groups for part in layer.feed_forwards]
-    return next((problem for part in (*mixers, *feeds) if (problem := part.problem(tp)) is not None), None)
-
-
-VOCAB_MULTIPLE = 64
-"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
-
-
-def padded_to(*, vocab_size: Any, multiple: Any) -> Any:
-    """The vocabulary as servers hold it: up to the next multiple.
-
-    >>> padded_to(vocab_size=50_257, multiple=64)
-    50304
-    """
-    return (vocab_size + multiple - 1) // multiple * multiple
-
-
-def padded_vocab_term(vocab_size: int, tp: int) -> Term:
-    """The padded vocabulary that `tp` ranks share, with the derivation.
-
-    vLLM pads to a multiple of 64 and then insists that the ranks divide it (``vocab_parallel_embedding.py``, `divide`).
-    Where they do not, it is padded to a multiple of both: the least that every rank can hold in equal rows.
-    """
-    multiple = lcm(VOCAB_MULTIPLE, tp)
-    return derive("Vocabulary, padded", padded_to, unit="tokens", vocab_size=vocab_size, multiple=multiple)
-
-
-def padded_vocab(vocab_size: int, tp: int) -> int:
-    """Rows of all `tp` ranks together.
-
-    >>> padded_vocab(49_155, 1), padded_vocab(32_000, 3)
-    (49216, 32064)
-    """
-    multiple = lcm(VOCAB_MULTIPLE, tp)
-    return int(padded_to(vocab_size=vocab_size, multiple=multiple))
 
 
 # What a token is multiplied with

@@ -1,4 +1,4 @@
-"""What a study is about: model, device, storage formats, workload. Frozen records, checked when made.
+"""What a model is: a stack of layers, and what is outside of them. A frozen record, checked when made.
 
 Names are those of the field (Hugging Face's, without ``num_``): n_layers, n_heads, n_kv_heads, head_dim,
 hidden_size (embedding dimension, h1), intermediate_size (inner dimension, h2), vocab_size.
@@ -7,31 +7,16 @@ hidden_size (embedding dimension, h1), intermediate_size (inner dimension, h2), 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
-from calc.model.checks import check_count as check_count
-from calc.model.checks import check_heads
-from calc.model.parts import Attention, Dense, LayerSpec, grouped, layer_norm_params, shared_objects
-from calc.model.parts import Mlp as Mlp
-from calc.model.parts import Norm as Norm
-from calc.model.storage import FORMATS, StorageFormat
-from calc.units import MAX_BYTES
+from calc.model.checks import check_count, check_heads
+from calc.model.parts import Attention, Dense, LayerSpec, Mlp, Norm, grouped, layer_norm_params, shared_objects
 
 if TYPE_CHECKING:
     from calc.model.stored import StoredWeights
-
-
-class Policy(StrEnum):
-    """How tensor parallelism splits the KV cache."""
-
-    EQUAL_SPLIT = "equal-split"
-    REPLICATED = "replicated"
-
 
 MAX_LAYERS = 10_000
 TYPED_IN = "typed-in model"
@@ -260,7 +245,7 @@ def _plain_layer(sizes: Mapping[str, Any], window: int | None) -> LayerSpec:
     )
 
 
-# Making and editing
+# Making
 
 
 def uniform(
@@ -324,132 +309,16 @@ def model_of(**fields: Any) -> ModelSpec:
     model = ModelSpec(**fields)
     for name, value in said.items():
         if getattr(model, name) != value and not (model.uniform and isinstance(value, bool)):
-            raise SpecError(name, _refusal(model, name))
+            raise SpecError(name, edit_refusal(model, name))
     return model
 
 
-def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
-    """`model` with other sizes, marked as edited; `model` itself where nothing changes. Raises SpecError.
-
-    The one statement of what an edit means: a head dimension that was hidden_size / n_heads stays that, unless it is
-    given; the same share of layers keeps a window; what a checkpoint stores says nothing of an edited model. A size
-    of layers that are not all alike is refused by name.
-    """
-    sizes = {name: getattr(model, name) for name in SIZES}
-    for name in DIMENSIONS:
-        check_count(name, changes.get(name, getattr(model, name)))
-    refused = next((n for n in SIZES if n in changes and changes[n] != sizes[n] and not model.uniform), None)
-    if refused is not None:
-        raise SpecError(refused, _refusal(model, refused))
-    wanted = dict(changes)
-    resized = "hidden_size" in wanted or "n_heads" in wanted
-    if resized and "head_dim" not in wanted and follows_hidden_size(model):
-        wanted["head_dim"] = derived_head_dim(*(wanted.get(name, sizes[name]) for name in ("hidden_size", "n_heads")))
-    if "n_layers" in wanted and "n_sliding_layers" not in wanted:
-        wanted["n_sliding_layers"] = scaled_windows(model, wanted["n_layers"])
-    wanted = {name: value for name, value in wanted.items() if value != getattr(model, name)}
-    if not wanted:
-        return model
-    if model.stored is not None:
-        from calc.model.stored import EDITED_NOTE, without_stored
-
-        model = without_stored(model, EDITED_NOTE)
-    of_layers = {name: wanted.pop(name) for name in SIZES if name in wanted}
-    if not of_layers:
-        return replace(model, edited=True, **wanted)
-    outer = (
-        "name", "vocab_size", "tied", "head_bias", "head_rows", "embeds", "encoder_params", "n_learned_positions",
-        "max_context", "source", "notes", "model_type",
-    )  # fmt: skip
-    kept = {name: getattr(model, name) for name in outer}
-    return uniform(**{**sizes, **of_layers, **kept, **wanted, "edited": True})
-
-
-def edit_unnamed(model: ModelSpec, **changes: Any) -> ModelSpec:
-    """`edit` of a default that nobody asked for: with other sizes its context has no known limit."""
-    edited = edit(model, **changes)
-    resized = any(getattr(edited, name) != getattr(model, name) for name in DIMENSIONS)
-    return replace(edited, max_context=None) if resized else edited
-
-
-def _refusal(model: ModelSpec, name: str) -> str:
+def edit_refusal(model: ModelSpec, name: str) -> str:
+    """Why the size `name` of `model` cannot be changed alone."""
     return (
         f"{name} cannot be edited in {model.name}: its {model.n_layers} layers are not all alike and are given one by "
         "one (edit its config.json, or start from a plain model such as llama-3-8b)"
     )
-
-
-def follows_hidden_size(model: ModelSpec) -> bool:
-    """Whether the head dimension is what embedding and query heads imply."""
-    return model.head_dim * model.n_heads == model.hidden_size
-
-
-def derived_head_dim(hidden_size: int, n_heads: int) -> int:
-    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
-    if hidden_size % n_heads:
-        raise SpecError(
-            "head_dim", f"hidden_size {hidden_size:,} is not divisible by n_heads {n_heads:,}: set --head-dim"
-        )
-    return hidden_size // n_heads
-
-
-def scaled_windows(model: ModelSpec, n_layers: int) -> int:
-    """Window layers of `model` with another number of layers: the same share."""
-    return -(-model.n_sliding_layers * n_layers // model.n_layers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceSpec:
-    """An accelerator. Peaks are dense (no sparsity), by dtype: "bf16", "fp8", "int8", "fp4", "fp32".
-
-    `memory_bytes` is what calculations use; `reading` says where that number comes from ("80 GB read as
-    80 x 10^9 B"). `reported_memory_bytes` is what PyTorch reports, with which servers budget. What is not known is
-    None or absent, never guessed.
-    """
-
-    name: str
-    memory_bytes: int
-    reading: str
-    bandwidth_bytes_per_s: float | None = None
-    peak_flops_per_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    interconnect: str | None = None
-    interconnect_bytes_per_s: float | None = None
-    source: str = "typed in"
-    reported_memory_bytes: int | None = None
-    reported_source: str = ""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.memory_bytes, bool) or not isinstance(self.memory_bytes, int) or self.memory_bytes <= 0:
-            raise SpecError("memory_bytes", f"device memory must be a positive size, not {self.memory_bytes!r}")
-        if self.memory_bytes > MAX_BYTES:
-            raise SpecError("memory_bytes", f"device memory must be at most {MAX_BYTES:,} B, an exabyte")
-
-    def ridge(self, dtype: str = "bf16") -> float | None:
-        """FLOP per byte at which compute and bandwidth balance; None where either is unknown."""
-        peak = self.peak_flops_per_s.get(dtype)
-        if peak is None or self.bandwidth_bytes_per_s is None:
-            return None
-        return peak / self.bandwidth_bytes_per_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """Everything a calculation needs: one value that the app edits and the command line builds."""
-
-    model: ModelSpec
-    device: DeviceSpec
-    context: int = 8192
-    weight_format: StorageFormat = FORMATS["bf16"]
-    kv_format: StorageFormat = FORMATS["bf16"]
-    tps: tuple[int, ...] = (1, 2, 4, 8)
-    policy: Policy = Policy.EQUAL_SPLIT
-
-    def __post_init__(self) -> None:
-        check_count("context", self.context)
-        if not self.tps:
-            raise SpecError("tp", "tp needs at least one number, such as 1,2,4,8")
-        for tp in self.tps:
-            check_count("tp", tp)
 
 
 def field_names(record: type) -> tuple[str, ...]:

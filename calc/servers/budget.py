@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calc.explain.terms import Term, derive
-from calc.model.spec import DeviceSpec, Study
+from calc.model.study import DeviceSpec, Study
 from calc.servers.records import Band, ServerOptions
 from calc.units import GIB
 

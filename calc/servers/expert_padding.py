@@ -9,7 +9,8 @@ is multiplied, scales to 128 along the other. The file of gpt-oss-120b has 60.77
 from __future__ import annotations
 
 from calc.model.layers import Experts
-from calc.model.spec import ModelSpec, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Study
 from calc.servers.generations import HOPPER, generation
 from calc.servers.versions import VLLM_TRITON_EXPERTS, Version
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from calc.model.spec import DeviceSpec
+from calc.model.study import DeviceSpec
 
 HOPPER, BLACKWELL, OTHER = "Hopper", "Blackwell", "other"
 STARTS: Mapping[str, tuple[str, ...]] = {

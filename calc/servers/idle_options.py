@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from calc.errors import SpecError
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.cache_layers import RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import ServerOptions
 from calc.servers.versions import VLLM_HYBRID, parse_version

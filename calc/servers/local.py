@@ -11,7 +11,7 @@ from math import ceil
 
 from calc.errors import SpecError
 from calc.model.count import parameters
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.budget import plain_bytes, visible_bytes
 from calc.servers.cache_layers import COMPRESSED, LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport

@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 from calc.errors import SpecError
 from calc.explain.terms import Term
-from calc.model.spec import DeviceSpec, Study, check_count
+from calc.model.checks import check_count
+from calc.model.study import DeviceSpec, Study
 from calc.servers.names import ENGINES
 
 STARTS_SHORT = ("sglang", "transformers")

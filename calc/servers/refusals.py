@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from calc.model.spec import DeviceSpec
+from calc.model.study import DeviceSpec
 from calc.servers.budget import visible_bytes
 from calc.servers.cache_layers import RECURRENT
 from calc.servers.records import ServerReport

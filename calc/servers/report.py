@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from calc.errors import SpecError
-from calc.model.spec import Study
 from calc.model.storage import FORMATS, GGML_FORMATS
 from calc.model.stored import is_as_stored
+from calc.model.study import Study
 from calc.servers.idle_options import check_options
 from calc.servers.layouts import check_layouts
 from calc.servers.records import ServerOptions, ServerReport

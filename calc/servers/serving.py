@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calc.model.spec import Study
 from calc.model.storage import FORMATS
+from calc.model.study import Study
 from calc.servers.generations import is_volta, lacks_fp8
 from calc.servers.records import ServerOptions
 from calc.servers.versions import SGLANG_CACHE_OF_CHECKPOINT, VLLM_CACHE_OF_CHECKPOINT, parse_version

@@ -12,7 +12,7 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.spec import DeviceSpec, Study
+from calc.model.study import DeviceSpec, Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
 from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport

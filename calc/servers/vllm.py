@@ -11,7 +11,7 @@ from typing import Any
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
 from calc.model.checks import partition_problem
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
 from calc.servers.cache_layers import COMPRESSED, FULL, LATENT, RECURRENT, CacheLayers, cache_layers, expanded
 from calc.servers.expert_padding import padding_bytes

@@ -13,8 +13,8 @@ from fractions import Fraction
 from itertools import accumulate
 from math import ceil
 
-from calc.model.count import padded_vocab
 from calc.model.parts import LayerSpec
+from calc.model.shares import padded_vocab
 from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.tensors import LINEAR, Tensor, rank_elements

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from calc.errors import SpecError
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.cache_layers import FULL, LATENT
 from calc.servers.records import ServerOptions
 from calc.servers.report import server_report

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assets import path as asset_path
 from calc.errors import UnknownName
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, model_of
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec, model_of
+from calc.model.study import DeviceSpec
 from calc.units import GB, GIB, format_decimal, format_gb, format_gib
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 
 from calc.errors import CalcError, SourceError, UnknownName
 from calc.files import read_bounded
-from calc.model.spec import DeviceSpec
+from calc.model.study import DeviceSpec
 from calc.plain import one_line
 from calc.units import format_decimal
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from calc.errors import CalcError, SourceError
 from calc.files import read_bounded
-from calc.model.spec import DIMENSIONS, Mlp, ModelSpec, Norm, field_names, model_of
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import DIMENSIONS, ModelSpec, field_names, model_of
 from calc.units import MAX_COUNT
 
 MAX_SPEC_BYTES = 2**20

@@ -9,7 +9,7 @@ from calc.speed.bands import accuracy_document
 from calc.speed.estimate import Asked, Load, has_experts
 
 if TYPE_CHECKING:
-    from calc.model.spec import Study
+    from calc.model.study import Study
 
 METRICS = {
     Load.STATIC: ("static", "latency_s"),

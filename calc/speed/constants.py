@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import assets
-from calc.model.spec import DeviceSpec
+from calc.model.study import DeviceSpec
 from calc.sources.machine import MARK, machine_or_none
 
 PATHS = ("bf16", "fp8", "fp4")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
 from calc.explain.terms import maximum, minimum
-from calc.model.spec import Study
 from calc.model.storage import FORMATS
 from calc.model.stored import is_as_stored
 from calc.model.stored_format import stored_format
+from calc.model.study import Study
 from calc.servers.versions import parse_version
 from calc.speed.bands import band_for
 from calc.speed.constants import constants_of

@@ -8,8 +8,8 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.explain.terms import maximum, minimum
-from calc.model.spec import DeviceSpec
 from calc.model.storage import StorageFormat
+from calc.model.study import DeviceSpec
 from calc.speed.constants import ELEMENTWISE, Constants, Reach
 from calc.step.formulas import experts_hit
 from calc.step.operators import BETWEEN_RANKS, Kind, Operator, Pass, Phase

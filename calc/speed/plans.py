@@ -12,7 +12,7 @@ from calc.speed.estimate import MOST_BATCH, Asked, Estimate, Load, estimate
 from calc.speed.room import room_of
 
 if TYPE_CHECKING:
-    from calc.model.spec import DeviceSpec, Study
+    from calc.model.study import DeviceSpec, Study
 
 TPS = (1, 2, 4, 8, 16)
 """Tensor parallelism that people run."""

@@ -8,7 +8,8 @@ from math import floor
 
 from calc.errors import SpecError
 from calc.fit.memory import memory_report
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Policy, Study
 from calc.servers.refusals import runs_on
 from calc.speed.estimate import TITLES, Asked, Load, Room, Steps
 

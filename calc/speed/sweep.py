@@ -14,7 +14,7 @@ from calc.speed.room import room_of
 from calc.speed.spans import Span
 
 if TYPE_CHECKING:
-    from calc.model.spec import DeviceSpec, Study
+    from calc.model.study import DeviceSpec, Study
     from calc.speed.passes import PassTime, Worked
 
 NO_ROOM = Room(0, 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from calc.model.layers import Attention, Dense, Experts, GatedDelta, Latent, LayerSpec, Mamba2
-from calc.model.spec import ModelSpec, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Study
 from tests.calc.strategies import device, formats
 
 WIDTH = 64

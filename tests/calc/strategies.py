@@ -11,8 +11,10 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Policy, Study, uniform
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec, uniform
 from calc.model.storage import FORMATS
+from calc.model.study import DeviceSpec, Policy, Study
 from tests.examples import examples
 
 QUICK = examples(60)

@@ -19,8 +19,10 @@ from calc.errors import CalcError
 from calc.fit.memory import memory_report
 from calc.model.cache import request_term
 from calc.model.count import parameters
-from calc.model.spec import Mlp, ModelSpec, Norm, Study, uniform
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec, uniform
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.study import Study
 from calc.sources import load_model
 from calc.sources.catalog import manual_device
 from engine.errors import EngineError

@@ -19,7 +19,7 @@ from textual.widget import MountError
 from textual.widgets import Input
 
 from calc.errors import CalcError
-from calc.model.spec import Study
+from calc.model.study import Study
 from tui.app.actions import Actions
 from tui.app.leaving import leave, on_signals
 from tui.app.panes import PANE_KEYS, PANES, later_panes

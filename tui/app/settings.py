@@ -20,10 +20,11 @@ from calc.files import write_whole
 from calc.model.cache_pair import cache_as, pair_format
 from calc.model.checks import check_count
 from calc.model.named import known_name, weights_as
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.stored import is_as_stored
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.sources.toml import spec_document, spec_from
 from tui.app.load_document import load_document, load_from
 from tui.app.serving_document import serving_document, serving_from

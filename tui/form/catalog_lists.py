@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from calc.errors import CalcError
 from calc.fit.memory import memory_report
-from calc.model.spec import DeviceSpec, ModelSpec, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import DeviceSpec, Study
 from calc.sources import is_path
 from calc.sources.catalog import DeviceEntry, ModelEntry, all_devices, manual_device, search_devices, search_models
 from calc.sources.machine import NEVER

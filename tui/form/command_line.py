@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError
-from calc.model.spec import DIMENSIONS, DeviceSpec, ModelSpec, Policy, Study, field_names, follows_hidden_size
+from calc.model.edit import follows_hidden_size
+from calc.model.spec import DIMENSIONS, ModelSpec, field_names
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored import is_as_stored
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.sources import DEFAULT_MODEL
 from calc.sources.catalog import all_devices, find_model
 from tui.form.draft import EDITED, memory_text

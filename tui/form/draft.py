@@ -12,22 +12,14 @@ from typing import Any, TypeVar
 
 from calc.errors import CalcError, SpecError
 from calc.model.cache_pair import cache_as
+from calc.model.edit import edit, edit_unnamed, follows_hidden_size, scaled_windows
 from calc.model.named import NamedFormat, weights_as
-from calc.model.spec import (
-    DeviceSpec,
-    Mlp,
-    ModelSpec,
-    Norm,
-    Policy,
-    Study,
-    edit,
-    edit_unnamed,
-    follows_hidden_size,
-    scaled_windows,
-)
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored import is_as_stored
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.model.typed_formats import parse_cache
 from calc.model.typed_formats import parse_weights as parse_weight_format
 from calc.sources import DEFAULT_MODEL

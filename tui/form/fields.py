@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from calc.model.spec import Policy
+from calc.model.study import Policy
 from calc.servers.names import ENGINES
 from calc.units import parse_count, parse_counts, parse_size
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calc.commands.options import limits
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.simulate.lengths import parse_lengths
 from calc.units import parse_count, parse_share
 from tui.form.command_line import study_options

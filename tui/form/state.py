@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from calc.explain.terms import Number
 from calc.fit.memory import MemoryReport, memory_report
 from calc.model.checks import check_count
-from calc.model.spec import Policy, Study
 from calc.model.stored import is_as_stored
+from calc.model.study import Policy, Study
 from calc.units import GB
 from tui.form.load import LoadAsked
 from tui.form.serving import Serving

@@ -15,7 +15,7 @@ from calc.commands.output import guarded, print_all_the_same, say
 from tui import __version__
 
 if TYPE_CHECKING:
-    from calc.model.spec import Study
+    from calc.model.study import Study
 
 PROG = "kvscope"
 ENGINE_COMMAND = "tui.headless.engine:run_engine_command"

@@ -13,9 +13,10 @@ from calc.fit.memory import memory_report
 from calc.intensity.roofline import bound_s, decode_bytes, prefill_flops
 from calc.intensity.traffic import attention_flops, linear_flops, linear_params, read_params
 from calc.model.cache import request_term, token_term
-from calc.model.parts import Attention
-from calc.model.spec import Mlp, ModelSpec, Norm, Policy, Study, uniform
+from calc.model.parts import Attention, Mlp, Norm
+from calc.model.spec import ModelSpec, uniform
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.study import Policy, Study
 from calc.sources.catalog import manual_device
 from calc.units import MAX_BYTES, format_rate
 from engine.measure.kinds.batch import BatchRow

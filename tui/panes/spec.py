@@ -16,8 +16,10 @@ from calc.commands.headline import asked_notes, asked_table
 from calc.commands.tables import Table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.model.named import weight_names
-from calc.model.spec import DeviceSpec, Mlp, ModelSpec, Norm, Study
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import DeviceSpec, Study
 from calc.units import format_rate
 from tui.form.draft import (
     LAYERED_FIELDS,

@@ -12,7 +12,8 @@ from calc.explain.terms import SYMBOLS, Expr, Number, Term, to_latex, to_text
 from calc.fit.memory import MemoryReport, TpRow
 from calc.model.cache import ONE_ROW
 from calc.model.parts import Attention, mixers_of
-from calc.model.spec import ModelSpec, Policy
+from calc.model.spec import ModelSpec
+from calc.model.study import Policy
 from calc.sources.catalog import power_text
 from calc.units import format_bytes, format_bytes_exact, format_count, format_rate
 from tui.form.state import Analysis

@@ -15,7 +15,7 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import Column, Table
 from calc.commands.tables import Row as TableRow
 from calc.errors import CalcError
-from calc.model.spec import DeviceSpec, Policy, Study
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.sources.catalog import find_device
 from calc.speed.derivation import token_terms
 from calc.speed.estimate import Asked, Estimate, Load, Steps, estimate

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from calc.commands.tables import Column, Row, Table
 from calc.explain.terms import Term, derive
 from calc.model.cache import ONE_ROW, kept_formula
-from calc.model.spec import ModelSpec, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Study
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal
 
 if TYPE_CHECKING:

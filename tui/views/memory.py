@@ -12,7 +12,7 @@ from calc.commands.headline import asked_notes, asked_table, of_study
 from calc.commands.render import as_markdown
 from calc.commands.tables import component_table, derivation_table, term_value, tp_table
 from calc.fit.memory import MemoryReport
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.units import format_count
 from tui.views.table_text import table_text
 

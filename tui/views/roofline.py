@@ -23,7 +23,7 @@ from tui.views.operators import LETTERS, Explained, explained, kind_words, lette
 
 if TYPE_CHECKING:
     from calc.commands.tables import Table
-    from calc.model.spec import Study
+    from calc.model.study import Study
     from calc.speed.kernels import Device
     from calc.speed.passes import PassTime
     from tui.form.state import AppState

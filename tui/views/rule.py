@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from calc.fit.admission import Costs
 from calc.fit.rules import costs_of
 from calc.fit.solve import GridRow, batch_grid
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

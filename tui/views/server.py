@@ -13,7 +13,7 @@ from calc.commands.llamacpp import ALL, layer_count
 from calc.commands.tables import Column, Row, Table, share
 from calc.errors import CalcError, QuantityError
 from calc.explain.terms import Term
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.names import ENGINES, SERVER_NAMES
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.units import Quantity, format_bytes_exact, format_count, format_decimal, format_gib, parse_count

@@ -10,9 +10,8 @@ from textual.geometry import Size
 from textual.widget import Widget
 
 from calc.commands.headline import of_study
-from calc.fit.admission import rounded_up
 from calc.fit.memory import MemoryReport
-from calc.units import format_decimal
+from calc.units import format_decimal, rounded_up
 from tui.widgets.styling import restyled
 
 WEIGHTS, CACHE, FREE, OVER = "█", "▒", "·", "▚"

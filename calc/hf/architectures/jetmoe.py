@@ -9,7 +9,7 @@ from calc.hf.feed_forward import feed_forwards
 from calc.hf.layers import stack
 from calc.hf.reader import HEAD_DIM, N_HEADS, N_KV_HEADS, Reader
 from calc.model.layers import Attention, Experts, LayerSpec, Mixer
-from calc.model.spec import Mlp
+from calc.model.parts import Mlp
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:

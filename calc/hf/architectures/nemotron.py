@@ -13,7 +13,7 @@ from calc.hf.layers import layers_by_fields
 from calc.hf.reader import HEAD_DIM, N_HEADS, N_KV_HEADS, Reader, shown
 from calc.hf.recurrences import recurrent_mixer
 from calc.model.layers import Dense, Experts, FeedForward, LayerSpec, Mixer
-from calc.model.spec import Mlp
+from calc.model.parts import Mlp
 
 _LETTERS = {
     "linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "moe": "E", "mlp": "-",

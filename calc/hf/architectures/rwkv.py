@@ -5,7 +5,7 @@ from __future__ import annotations
 from calc.hf.architecture import Architecture
 from calc.hf.reader import Reader
 from calc.model.layers import Dense, LayerSpec, Stated
-from calc.model.spec import Mlp, Norm
+from calc.model.parts import Mlp, Norm
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:

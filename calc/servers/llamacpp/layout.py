@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from calc.errors import SpecError
-from calc.model.spec import DeviceSpec, Study
+from calc.model.study import DeviceSpec, Study
 from calc.servers.budget import visible_bytes
 from calc.servers.cache_layers import CacheLayers
 from calc.servers.llamacpp.builds import (

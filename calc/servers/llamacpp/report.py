@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.budget import visible_bytes
 from calc.servers.cache_layers import LATENT, CacheLayers
 from calc.servers.llamacpp.builds import LATENT_CACHE, MEASURED, WINDOW_CACHE

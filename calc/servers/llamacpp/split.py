@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.servers.llamacpp.builds import HOST_EXPERTS, build_of
 from calc.servers.llamacpp.report import llamacpp_report
 from calc.servers.records import ServerOptions, ServerReport

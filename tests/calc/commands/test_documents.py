@@ -16,7 +16,7 @@ from calc.explain.terms import derive
 from calc.fit.memory import equal_share, memory_report
 from calc.intensity.attention import Attention
 from calc.intensity.study import IntensityQuery, intensity_report
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from tests.calc.intensity.test_study import queries
 from tests.calc.strategies import LLAMA, QUICK, device, read_text, studies
 

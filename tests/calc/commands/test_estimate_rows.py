@@ -10,8 +10,8 @@ import pytest
 from calc.commands.estimate_options import as_run
 from calc.commands.estimate_tables import frontier_table, limits_kept
 from calc.commands.frontier import Row, cost_per_million, frontier
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Load
 from calc.units import format_duration_s

@@ -6,7 +6,9 @@ import pytest
 
 from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
-from calc.model.spec import Mlp, Policy, derived_head_dim
+from calc.model.edit import derived_head_dim
+from calc.model.parts import Mlp
+from calc.model.study import Policy
 
 
 def study(*words):

@@ -13,8 +13,8 @@ from calc.explain.terms import derive
 from calc.fit.memory import equal_share, memory_report
 from calc.intensity.attention import Attention, Phase, phase_cost
 from calc.intensity.study import IntensityQuery, intensity_report
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, search_devices, search_models
 from calc.units import Quantity
 from tests.calc.intensity.test_study import queries

@@ -26,8 +26,8 @@ from calc.explain.terms import (
 from calc.fit import memory
 from calc.intensity import traffic
 from calc.model import cache as kv_cache
-from calc.model import count, parts
-from calc.model.spec import Mlp, Norm
+from calc.model import count, parts, shares
+from calc.model.parts import Mlp, Norm
 from tests.calc.strategies import QUICK, read_text
 
 FORMULAS = [
@@ -48,7 +48,7 @@ FORMULAS = [
     memory.shortfall,
     memory.equal_share,
     memory.equal_kv_share,
-    count.rank_weight_bytes,
+    shares.rank_weight_bytes,
     kv_cache.rank_kv_bytes,
     traffic.linear_flops,
 ]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from calc.fit.costs import rank_costs, request_elements
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study, edit
+from calc.model.edit import edit
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies
 

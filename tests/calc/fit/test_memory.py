@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from calc.explain.terms import evaluate
 from calc.fit.memory import max_batch, memory_report, tp_problem
-from calc.model.spec import Policy, Study, edit
+from calc.model.edit import edit
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from tests.calc.strategies import LLAMA, QUICK, device, formats, read_text, studies
 
 GB, GIB = 10**9, 2**30

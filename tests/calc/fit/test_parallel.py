@@ -13,10 +13,12 @@ from calc.errors import SpecError
 from calc.fit.memory import memory_report
 from calc.fit.parallel import ParallelSpec, legal_tps, parallel_problem, plan, stage_layers
 from calc.model.count import parameters
+from calc.model.edit import edit
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec
-from calc.model.spec import ModelSpec, Policy, Study, edit
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
 from calc.model.stored_format import stored_format
+from calc.model.study import Policy, Study
 from calc.sources import load_model
 from calc.sources.catalog import find_device, find_model
 from tests.calc.layered_models import layered_studies

@@ -11,8 +11,8 @@ from calc import __main__ as calc_main
 from calc.fit.rules import costs_of
 from calc.fit.server_costs import CACHE_FORMATS, WEIGHT_FORMATS
 from calc.fit.solve import advice, devices_that_fit, fewest_devices, formats_that_fit, largest_batch, largest_context
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.servers.names import ENGINES
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on

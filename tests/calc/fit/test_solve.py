@@ -20,9 +20,9 @@ from calc.fit.solve import (
     largest_batch,
     largest_context,
 )
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.model.stored_format import stored_format
+from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_device, find_model
 from tests.calc.layered_models import layered_studies
 from tests.calc.strategies import LLAMA, QUICK, device, studies

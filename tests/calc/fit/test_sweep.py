@@ -18,10 +18,10 @@ from calc.fit.axes import Axes
 from calc.fit.costs import rank_costs
 from calc.fit.memory import memory_report
 from calc.fit.sweep import BLOCK_POINTS, COLUMNS, csv_rows, exact_type, json_rows, sweep, table_rows
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
 from calc.model.stored import StoredWeights
 from calc.model.stored_format import stored_format
+from calc.model.study import Policy, Study
 from calc.servers.records import ServerOptions
 from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model

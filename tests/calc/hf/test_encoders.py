@@ -12,7 +12,8 @@ from calc.fit.memory import memory_report
 from calc.hf import spec_from_config
 from calc.hf.projectors import MODELS, encoder_params
 from calc.model.count import parameters
-from calc.model.spec import Study, edit
+from calc.model.edit import edit
+from calc.model.study import Study
 from calc.sources.catalog import find_device
 
 SIGLIP = {

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from calc.errors import SourceError, UnknownName, UnsupportedArchitecture
 from calc.hf import MAX_CONFIG_BYTES, read_hf_config, spec_from_config
 from calc.model.count import parameters
-from calc.model.spec import DIMENSIONS, Mlp, Norm
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import DIMENSIONS
 from calc.sources import load_model
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"

@@ -11,7 +11,8 @@ from calc.explain.terms import evaluate
 from calc.intensity.attention import Attention, Phase
 from calc.intensity.layers import is_plain, layers_cost
 from calc.intensity.study import IntensityQuery, default_attention, intensity_report
-from calc.model.spec import ModelSpec, edit
+from calc.model.edit import edit
+from calc.model.spec import ModelSpec
 from calc.sources.catalog import ModelEntry, find_model, models
 from calc.step.operators import Pass
 from tests.calc.strategies import LLAMA, device

@@ -13,8 +13,9 @@ from calc.fit.memory import memory_report
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.observations import critical_batch, intensity_observations, knee
 from calc.intensity.study import IntensityQuery, intensity_report
-from calc.model.spec import DeviceSpec, Policy, Study, edit
+from calc.model.edit import edit
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.sources.catalog import find_model
 from tests.calc.intensity.points import decode_point
 from tests.calc.intensity.test_study import queries

@@ -17,7 +17,7 @@ from calc.intensity.study import (
     intensity_report,
     textbook_report,
 )
-from calc.model.spec import edit
+from calc.model.edit import edit
 from tests.calc.intensity.points import decode_point
 from tests.calc.strategies import LLAMA, QUICK, device, models
 

@@ -18,7 +18,8 @@ from calc.intensity.traffic import (
     read_params,
 )
 from calc.model.count import parameters
-from calc.model.spec import Mlp, edit
+from calc.model.edit import edit
+from calc.model.parts import Mlp
 from calc.sources.catalog import find_model
 from calc.step.weights import as_stored, one_format
 from tests.calc.intensity.points import decode_point

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.model.cache import kv_heads_per_rank, request_term, token_term
-from calc.model.spec import edit
+from calc.model.edit import edit
 from calc.model.storage import FORMATS
 from tests.calc.strategies import LLAMA, QUICK, formats, models, read_text
 

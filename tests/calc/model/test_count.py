@@ -11,7 +11,8 @@ from calc.errors import CalcError
 from calc.explain.terms import evaluate
 from calc.hf import read_hf_config
 from calc.model.count import parameters
-from calc.model.spec import Mlp, Norm, edit
+from calc.model.edit import edit
+from calc.model.parts import Mlp, Norm
 from tests.calc.strategies import LLAMA, QUICK, REFERENCE, models, read_text
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"

@@ -4,7 +4,7 @@ import pytest
 
 from calc.intensity.traffic import linear_params
 from calc.model.cache import rank_cache_elements, rank_state_bytes
-from calc.model.count import parameters, shares, tp_problem
+from calc.model.count import parameters
 from calc.model.layers import (
     Attention,
     Dense,
@@ -17,7 +17,9 @@ from calc.model.layers import (
     Mamba2,
     ShortConv,
 )
-from calc.model.spec import Mlp, ModelSpec
+from calc.model.parts import Mlp
+from calc.model.shares import shares, tp_problem
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
 
 WIDTH = 8

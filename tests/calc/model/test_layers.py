@@ -18,7 +18,8 @@ from calc.model.layers import (
     layers_document,
     layers_from_document,
 )
-from calc.model.spec import Mlp, ModelSpec
+from calc.model.parts import Mlp
+from calc.model.spec import ModelSpec
 
 PARTS = {
     # q 8*16, k 8*8, v 8*6, o 12*8

@@ -10,9 +10,9 @@ from calc.fit.memory import memory_report
 from calc.hf import read_hf_config, spec_from_config
 from calc.model.count import parameters
 from calc.model.quantization import integer_bytes, scheme_of
-from calc.model.spec import Policy, Study
 from calc.model.stored import StoredWeights
 from calc.model.stored_format import stored_format
+from calc.model.study import Policy, Study
 from calc.sources.catalog import manual_device
 
 GIB = 2**30

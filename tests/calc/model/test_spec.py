@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import CalcError, SpecError
-from calc.model.spec import DIMENSIONS, DeviceSpec, Study, edit, field_names, uniform
+from calc.model.edit import edit
+from calc.model.spec import DIMENSIONS, field_names, uniform
+from calc.model.study import DeviceSpec, Study
 from calc.units import MAX_COUNT
 
 LLAMA = uniform(

@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study, model_of
+from calc.model.spec import ModelSpec, model_of
 from calc.model.storage import FORMATS
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.servers.facts import named_facts
 from calc.servers.records import Band, ServerOptions, ServerReport
 from calc.servers.report import server_report

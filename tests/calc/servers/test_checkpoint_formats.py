@@ -10,9 +10,10 @@ import pytest
 
 from bench.server_models import models
 from calc import __main__ as calc_main
-from calc.model.spec import DeviceSpec, ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Policy, Study
 from calc.servers.expert_padding import expert_bytes, marlin_bytes, triton_bytes
 from calc.servers.facts import facts_from_config
 from calc.servers.records import ServerOptions, ServerReport

@@ -9,8 +9,9 @@ import pytest
 
 from calc.errors import SpecError
 from calc.hf.build import spec_from_config
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.servers.llamacpp.layout import layout_of
 from calc.servers.records import ServerOptions, ServerReport
 from calc.servers.report import server_report

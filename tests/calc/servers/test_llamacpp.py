@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from calc.errors import SpecError
 from calc.model.named import NamedFormat, weights_as
-from calc.model.spec import ModelSpec, Study, uniform
+from calc.model.spec import ModelSpec, uniform
 from calc.model.storage import FORMATS
+from calc.model.study import Study
 from calc.servers.launch import launch_command
 from calc.servers.llamacpp.builds import build_of
 from calc.servers.llamacpp.cache import CacheShape, kept_by_layer, layer_bytes, window_cells

@@ -11,8 +11,9 @@ import pytest
 from bench.server_models import models
 from calc import __main__ as calc_main
 from calc.errors import SpecError
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.servers.launch import launch_command
 from calc.servers.names import ENGINES
 from calc.servers.records import ServerOptions, ServerReport

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from bench.server_models import facts, models
 from calc.errors import SpecError
-from calc.model.count import padded_vocab, parameters
+from calc.model.count import parameters
 from calc.model.layers import Attention, Dense, LayerSpec, Mamba2, Stated
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.shares import padded_vocab
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.servers.facts import facts_from_config
 from calc.servers.launch import launch_command
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.servers.records import ServerOptions
 from calc.servers.report import server_report
 from calc.servers.sglang_budget import SglangSetting, graph_batch, static_fraction, tier

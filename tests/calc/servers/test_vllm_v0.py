@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.servers.records import ModelFacts, ServerOptions, ServerReport
 from calc.servers.report import server_report
 from calc.servers.versions import parse_version

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import CalcError
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.servers.records import ServerOptions
 from calc.simulate.blocks import Group
 from calc.simulate.capacity import full_load

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.simulate.step_times import StepTimes
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Steps

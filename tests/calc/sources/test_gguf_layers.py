@@ -13,9 +13,9 @@ from calc.errors import CacheUnknown, SpecError
 from calc.fit.memory import memory_report
 from calc.model.cache import cache_elements, index_elements, state_elements
 from calc.model.count import parameters
-from calc.model.spec import DeviceSpec, Study
 from calc.model.stored import stored_document, stored_from_document
 from calc.model.stored_format import stored_format
+from calc.model.study import DeviceSpec, Study
 from calc.sources import load_model
 from calc.sources.gguf.architectures import BY_LAYERS, OTHERWISE
 from tests.calc import gguf_headers as g

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Steps
 from calc.speed.passes import worked
@@ -27,7 +27,7 @@ def test_a_step_of_llama_2_13b_on_eight_v5e(batch: int, step_ms: float) -> None:
 
 def test_a_step_with_a_fifth_of_the_kv_heads() -> None:
     """8 KV heads of 40; the book keeps the parameters, here K and V have fewer. 17.04 ms at a batch of 64."""
-    from calc.model.spec import edit
+    from calc.model.edit import edit
 
     study = Study(model=edit(V5E.model, n_kv_heads=8), device=V5E.device, policy=Policy.REPLICATED)
     step = Steps(study=study, asked=Asked(tp=8)).decode(64, 8192)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from calc.commands.tables import term_value
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.crossings import compute_bound_prompt, products_compute_bound_batch
 from calc.speed.derivation import time_terms, token_terms

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from calc.__main__ import main
 from calc.errors import CalcError
 from calc.fit.parallel import ParallelSpec, plan
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored_format import stored_format
+from calc.model.study import Policy, Study
 from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
 from calc.servers.report import server_report

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
-from calc.model.spec import DeviceSpec
 from calc.model.storage import FORMATS, StorageFormat
+from calc.model.study import DeviceSpec
 from calc.sources.catalog import devices, find_device, find_model, manual_device
 from calc.speed.constants import DEFAULTS, constants_of
 from calc.speed.kernels import Device, Fullest, device_for_times, filling, fullest_rank, reach_of, timed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from calc.__main__ import main
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Load, estimate
 from calc.speed.plans import fewest, keeps, largest_plan, plans_by_device, plans_by_tp

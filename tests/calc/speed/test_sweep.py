@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Estimate, Load, estimate
 from calc.speed.room import room_of

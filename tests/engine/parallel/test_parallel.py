@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study
 from calc.model.storage import StorageFormat
+from calc.model.study import Policy, Study
 from calc.sources import load_model
 from calc.sources.catalog import manual_device
 from engine.errors import EngineFailure, OptionError

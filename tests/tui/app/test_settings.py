@@ -13,8 +13,8 @@ from calc.errors import SourceError
 from calc.intensity.attention import Attention
 from calc.model.cache_pair import cache_as, pair_format
 from calc.model.named import named_format, weights_as
-from calc.model.spec import Policy, Study
 from calc.model.storage import parse_format
+from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_device, find_model, models
 from tests.each import each
 from tui.app.settings import Settings, load_settings, save_settings, settings_path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calc.model.spec import Study
+from calc.model.study import Study
 from calc.sources.catalog import find_device, find_model
 from calc.sources.machine import cpu_name
 from tui.form.catalog_lists import MANUAL, THIS, current_device, device_called, device_list

@@ -12,8 +12,9 @@ import pytest
 from calc.commands.options import study_from, study_parser
 from calc.model.cache_pair import pair_format
 from calc.model.named import named_format, weights_as
-from calc.model.spec import Mlp, Policy, Study
+from calc.model.parts import Mlp
 from calc.model.storage import StorageFormat, parse_format
+from calc.model.study import Policy, Study
 from calc.sources import load_model
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB

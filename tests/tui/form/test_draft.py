@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calc.model.spec import Mlp, Norm, Policy, Study
+from calc.model.parts import Mlp, Norm
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_device, find_model, manual_device, models
 from calc.units import GB, GIB, parse_size
 from tests.each import each

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from calc.intensity.attention import Attention, Phase, attention_work
 from calc.intensity.traffic import linear_flops, linear_params
 from calc.model.count import parameters
-from calc.model.spec import Mlp, ModelSpec, Norm, edit
+from calc.model.edit import edit
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import ModelSpec
 from engine.records import ModelInfo
 from tests.examples import examples
 from tests.records import batch_row

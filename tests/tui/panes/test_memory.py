@@ -12,8 +12,8 @@ from textual.pilot import Pilot
 
 from calc.commands.tables import answer_table, component_table, tp_table
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model, models
 from tests.each import each
 from tests.tui.live_engine import SIZES, open_pane

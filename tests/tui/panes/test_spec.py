@@ -11,7 +11,8 @@ from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList
 
-from calc.model.spec import Mlp, Policy
+from calc.model.parts import Mlp
+from calc.model.study import Policy
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB, GIB
 from tests.tui.live_engine import SIZES, until

@@ -24,8 +24,10 @@ from calc.explain.polynomial import expand
 from calc.explain.terms import SYMBOLS, evaluate, substituted, symbol, to_latex
 from calc.intensity.attention import Attention, Phase, attention_steps, phase_cost
 from calc.intensity.study import intensity_report
-from calc.model.spec import DIMENSIONS, Mlp, Norm, Policy, Study, uniform
+from calc.model.parts import Mlp, Norm
+from calc.model.spec import DIMENSIONS, uniform
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.sources import load_model
 from calc.sources.catalog import find_device, find_model, manual_device
 from calc.units import format_decimal

@@ -9,8 +9,8 @@ import pytest
 from calc.errors import SpecError
 from calc.fit.rules import costs_of
 from calc.fit.solve import largest_batch
-from calc.model.spec import Policy, Study
 from calc.model.storage import FORMATS
+from calc.model.study import Policy, Study
 from calc.servers.names import ENGINES
 from calc.sources.catalog import find_device, find_model
 from tui.form.fields import POLICIES

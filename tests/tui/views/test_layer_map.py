@@ -12,8 +12,10 @@ from textual.widgets import Input
 from calc.commands.tables import answer_table, component_table, tp_table
 from calc.fit.memory import memory_report
 from calc.model.count import parameters
-from calc.model.spec import ModelSpec, Study, edit
+from calc.model.edit import edit
+from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
+from calc.model.study import Study
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed
 from tests.tui.live_engine import SIZES, open_pane, until

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from calc.commands.tables import answer_table
 from calc.fit.memory import MemoryReport, memory_report
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid
 from tui.views.memory import answer_grid, tp_grid

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calc.model.spec import Study
 from calc.model.storage import FORMATS
+from calc.model.study import Study
 from calc.servers.records import ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
 from tests.tui.screen_text import lines

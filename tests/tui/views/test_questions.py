@@ -10,7 +10,8 @@ import pytest
 from calc.fit.memory import memory_report
 from calc.fit.rules import costs_of
 from calc.fit.solve import largest_context
-from calc.model.spec import ModelSpec, Policy, Study
+from calc.model.spec import ModelSpec
+from calc.model.study import Policy, Study
 from calc.servers.names import ENGINES
 from calc.sources.catalog import find_device, find_model
 from tests.tui.hybrid import hybrid, latent, windowed

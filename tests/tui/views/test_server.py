@@ -12,7 +12,7 @@ import pytest
 from textual.widgets import Input
 
 from calc.errors import QuantityError
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
 from calc.units import GB

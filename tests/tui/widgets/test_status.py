@@ -3,7 +3,7 @@
 import pytest
 
 from calc.fit.memory import memory_report
-from calc.model.spec import Policy, Study
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from tui.form.state import initial_state
 from tui.widgets.bar import memory_bar
