@@ -7,7 +7,9 @@ from typing import Any
 
 from calc.commands.documents import json_number, term_document
 from calc.commands.tables import Table
-from calc.fit.parallel import UNLIMITED, ParallelPlan, ParallelSpec, Stage, plan
+from calc.fit.degrees import ParallelSpec
+from calc.fit.parallel import ParallelPlan, plan
+from calc.fit.stages import UNLIMITED, Stage
 from calc.model.study import Study
 from calc.units import format_bytes, format_count, format_decimal
 

@@ -122,7 +122,8 @@ class PlainCosts:
 
     def _loads(self, tp: int, pp: int, batch: int) -> tuple[list[Fraction], ParallelPlan]:
         """Bytes on the devices of each stage with `batch` requests."""
-        from calc.fit.parallel import ParallelSpec, plan
+        from calc.fit.degrees import ParallelSpec
+        from calc.fit.parallel import plan
 
         found = plan(self.study, ParallelSpec(tp=tp, pp=pp))
         loads = [

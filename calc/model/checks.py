@@ -23,14 +23,6 @@ def _shown(value: int) -> str:
     return f"a {'negative ' if value < 0 else ''}number of more than 18 digits"
 
 
-def partition_problem(n_layers: int, pp: int, sizes: tuple[int, ...] | None) -> str | None:
-    """Why `sizes` cannot be the layers of `pp` stages, or None if they can."""
-    if sizes is None or (len(sizes) == pp and sum(sizes) == n_layers):
-        return None
-    given = f"{', '.join(map(str, sizes))} are {sum(sizes):,} layers in {len(sizes):,} stages"
-    return f"{given}, not the model's {n_layers:,} in {pp:,}"
-
-
 def check_heads(n_heads: int, n_kv_heads: int) -> None:
     """Raise SpecError unless each KV head serves a whole number of query heads."""
     if n_heads % n_kv_heads:

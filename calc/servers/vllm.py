@@ -10,7 +10,7 @@ from typing import Any
 
 from calc.errors import SpecError
 from calc.explain.terms import Term, derive
-from calc.model.checks import partition_problem
+from calc.model.pipeline import partition_problem, stage_layers
 from calc.model.study import Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_total, summed_band, visible_bytes
 from calc.servers.cache_layers import COMPRESSED, FULL, LATENT, RECURRENT, CacheLayers, cache_layers, expanded
@@ -48,7 +48,7 @@ from calc.servers.vllm_budget import (
 )
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cache_shape, printed_tokens
 from calc.servers.vllm_v0 import CONTEXT_BYTES, batched_tokens, unreturned_bytes
-from calc.servers.weights import stage_layers, stage_weight_bytes
+from calc.servers.weights import stage_weight_bytes
 from calc.units import format_bytes
 
 KEPT_PLAIN = 2

@@ -7,10 +7,9 @@ padded to 64 rows and then divided (``vocab_parallel_embedding.py``); what goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
 from math import ceil
 
 from calc.model.parts import LayerSpec
@@ -32,22 +31,6 @@ class Held:
 
     elements: int
     linear: bool = False
-
-
-def stage_layers(n_layers: int, pp: int, sizes: Sequence[int] | None = None) -> tuple[tuple[int, int], ...]:
-    """First and last (excluded) layer of every pipeline stage: what is over goes to the last but one, and before.
-
-    `sizes`: the layers of each stage where they are given.
-
-    >>> stage_layers(10, 4)
-    ((0, 2), (2, 5), (5, 8), (8, 10))
-    """
-    each, over = divmod(n_layers, pp)
-    even = [each] * pp
-    for back in range(2, over + 2):
-        even[-min(back, pp)] += 1
-    ends = list(accumulate(sizes or even))
-    return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def layer_tensors(layer: LayerSpec, tp: int, attention_tp: int | None = None) -> tuple[Held, ...]:

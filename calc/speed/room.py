@@ -99,7 +99,7 @@ def check_sharing(model: ModelSpec, asked: Asked) -> None:
     """Raise SpecError for experts or tokens that the devices cannot share; of heads the servers say it themselves."""
     if asked.ep == asked.dcp == 1:
         return
-    from calc.fit.parallel import ParallelSpec, parallel_problem
+    from calc.fit.degrees import ParallelSpec, parallel_problem
     from calc.step.model import mixers
 
     _refuse(parallel_problem(model, ParallelSpec(tp=asked.tp, ep=asked.ep, dcp=asked.dcp)))
@@ -114,7 +114,9 @@ def _by_reserve(study: Study, asked: Asked) -> int:
         row = memory_report(replace(study, device=device, policy=Policy.REPLICATED)).tp[0]
         _refuse(row.problem)
         return row.max_batch
-    from calc.fit.parallel import UNLIMITED, ParallelSpec, plan
+    from calc.fit.degrees import ParallelSpec
+    from calc.fit.parallel import plan
+    from calc.fit.stages import UNLIMITED
 
     spec = ParallelSpec(tp=asked.tp, pp=asked.pp, ep=asked.ep, dp_attention=asked.dp_attention)
     found = plan(replace(study, device=device), spec)

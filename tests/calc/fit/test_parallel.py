@@ -10,8 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from calc.errors import SpecError
+from calc.fit.degrees import ParallelSpec, parallel_problem
 from calc.fit.memory import memory_report
-from calc.fit.parallel import ParallelSpec, legal_tps, parallel_problem, plan, stage_layers
+from calc.fit.parallel import plan
 from calc.model.count import parameters
 from calc.model.edit import edit
 from calc.model.layers import Attention, Dense, Experts, Latent, LayerSpec
@@ -45,31 +46,6 @@ def deepseek_like():
 
 
 # Stages
-
-
-@pytest.mark.parametrize(
-    ("n_layers", "pp", "layers"),
-    [
-        (32, 1, (32,)),
-        (32, 2, (16, 16)),
-        (80, 3, (27, 27, 26)),
-        (61, 4, (15, 15, 16, 15)),
-        (62, 4, (15, 16, 16, 15)),
-        (63, 4, (16, 16, 16, 15)),
-        (5, 5, (1, 1, 1, 1, 1)),
-    ],
-)
-def test_layers_as_vllm_divides_them(n_layers, pp, layers):
-    """vllm/distributed/utils.py, get_pp_indices: the remainder goes before the last stage, backwards."""
-    assert stage_layers(n_layers, pp) == layers
-
-
-@given(st.integers(1, 200), st.integers(1, 200))
-def test_stages_hold_every_layer_and_differ_by_one(n_layers, pp):
-    assume(pp <= n_layers)
-    layers = stage_layers(n_layers, pp)
-    assert (len(layers), sum(layers)) == (pp, n_layers)
-    assert max(layers) - min(layers) <= 1
 
 
 def test_uneven_stages_by_hand():
@@ -294,10 +270,11 @@ def test_numbers_below_one_are_refused(name, value):
 
 
 def test_legal_degrees():
-    legal = dict(legal_tps(edit(LLAMA, n_heads=28, n_kv_heads=4, head_dim=128, intermediate_size=18_944), most=16))
-    assert [tp for tp, problem in legal.items() if problem is None] == [1, 2, 4]
-    assert legal[8] == "28 query heads are not divisible by 8"
-    assert 7 not in legal  # 4 KV heads are not divisible by 7 and do not repeat evenly
+    model = edit(LLAMA, n_heads=28, n_kv_heads=4, head_dim=128, intermediate_size=18_944)
+    problems = {tp: parallel_problem(model, ParallelSpec(tp=tp)) for tp in range(1, 17)}
+    assert [tp for tp, problem in problems.items() if problem is None] == [1, 2, 4]
+    assert problems[8] == "28 query heads are not divisible by 8"
+    assert problems[7] == "4 KV heads are not divisible by 7 and do not repeat evenly on 7 GPUs"
 
 
 def test_blocks_that_layers_share_are_copied_to_each_stage_that_uses_them():

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from calc.commands.options import study_from, study_parser
 from calc.errors import SpecError
+from calc.fit.degrees import ParallelSpec
 from calc.fit.memory import memory_report, tp_problem
-from calc.fit.parallel import ParallelSpec, plan
+from calc.fit.parallel import plan
 from calc.fit.rules import costs_of
 from calc.fit.solve import (
     advice,

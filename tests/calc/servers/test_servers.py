@@ -14,6 +14,7 @@ from bench.server_models import facts, models
 from calc.errors import SpecError
 from calc.model.count import parameters
 from calc.model.layers import Attention, Dense, LayerSpec, Mamba2, Stated
+from calc.model.pipeline import stage_layers
 from calc.model.shares import padded_vocab
 from calc.model.spec import ModelSpec
 from calc.model.storage import FORMATS
@@ -25,7 +26,7 @@ from calc.servers.report import server_report
 from calc.servers.versions import default_batched_tokens, default_max_seqs, default_utilization, is_large, parse_version
 from calc.servers.vllm_budget import capture_sizes, encoder_peak, sampler_peak
 from calc.servers.vllm_cache import aligned_block_size, group_size
-from calc.servers.weights import allocated, stage_layers, stage_weight_bytes
+from calc.servers.weights import allocated, stage_weight_bytes
 from calc.sources.catalog import find_device, find_model, manual_device
 from tests.examples import examples
 
@@ -206,16 +207,6 @@ def test_the_allocator_rounds_large_tensors() -> None:
     assert allocated(231 * MIB) == 232 * MIB
     assert allocated(114 * MIB + MIB // 2) == 114 * MIB + MIB // 2  # a rest above 1 MiB is given back
     assert allocated(9 * MIB + 1) == 9 * MIB + 1
-
-
-@given(n=st.integers(1, 200), pp=st.integers(1, 16))
-def test_stages_hold_every_layer_once(n: int, pp: int) -> None:
-    stages = stage_layers(n, min(n, pp))
-    assert [a for a, _ in stages[1:]] == [b for _, b in stages[:-1]]
-    assert (stages[0][0], stages[-1][1]) == (0, n)
-    sizes = [b - a for a, b in stages]
-    assert max(sizes) - min(sizes) <= 1
-    assert sizes[-1] == min(sizes)
 
 
 def test_pipeline_stages_of_llama_equal_the_runs() -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from calc.__main__ import main
 from calc.errors import CalcError
-from calc.fit.parallel import ParallelSpec, plan
+from calc.fit.degrees import ParallelSpec
+from calc.fit.parallel import plan
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.stored_format import stored_format
 from calc.model.study import Policy, Study
