@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.compiled.step import attach
+from engine.compiled.attach import attach
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, random_weights
 from engine.model.plain import PlainTransformer

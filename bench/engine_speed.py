@@ -35,8 +35,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its bench and tests included
 from bench import speed_setup
+from engine.compiled.attach import attach
 from engine.compiled.build import build_library
-from engine.compiled.step import attach
 from engine.measure.format_loss import format_loss, loss_ids, read_along
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its tests included: they write model files
-from engine.compiled.step import attach
+from engine.compiled.attach import attach
 from engine.model.decoder import random_weights
 from engine.weights.checkpoint import load_checkpoint
 

@@ -26,7 +26,7 @@ import platformdirs
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout
-from engine.compiled.step import attach
+from engine.compiled.attach import attach
 from engine.measure.machine import cpu_name, load_average, usable_cores
 from engine.measure.own import Needs, OwnTimes
 from engine.measure.own_plan import filled_cache, step_run

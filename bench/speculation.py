@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from engine.compiled.step import CompileMode, attach
+from engine.compiled.attach import CompileMode, attach
 from engine.measure.machine import load_average
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, Speculation, generate

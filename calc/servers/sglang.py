@@ -18,9 +18,9 @@ from calc.servers.cache_layers import LATENT, RECURRENT, CacheLayers, cache_laye
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.servers.sglang_budget import SglangSetting, graph_batch, static_fraction, tier
 from calc.servers.versions import NEWEST, parse_version
-from calc.servers.vllm import check_heads
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
 from calc.servers.vllm_cache import attention_token_bytes, index_bytes, kv_heads_per_rank, recurrent_page_bytes
+from calc.servers.vllm_options import check_heads
 from calc.servers.weights import stage_weight_bytes, widest_dense
 from calc.units import GIB
 

@@ -1,4 +1,4 @@
-// What Python hands over: pointers and sizes. compiled/step.py's ctypes records must match these field by field.
+// What Python hands over: pointers and sizes. compiled/records.py's ctypes records must match these field by field.
 //
 // Letters: B rows of the batch, D hidden size, H query heads, K key/value heads, h head size, v size of a value.
 #pragma once

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from engine.compiled.attach import attach
 from engine.compiled.build import BuildError, build_library
-from engine.compiled.step import attach
 from engine.measure.kinds.machine import ROWS
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, random_weights

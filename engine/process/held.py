@@ -26,7 +26,7 @@ from engine.weights.formats import read_bytes
 from engine.weights.loading import Watch, followed
 
 if TYPE_CHECKING:
-    from engine.compiled.step import Compilation
+    from engine.compiled.attach import Compilation
 
 ShouldStop = Callable[[], bool]
 
@@ -220,7 +220,7 @@ class HeldModel:
             decoder.decode_step = held.compilation = None
             return
         if held.compilation is None:
-            from engine.compiled.step import attach
+            from engine.compiled.attach import attach
 
             held.compilation = attach(decoder)
         if mode == "on" or held.model.weight_format is not None:  # torch is thirty times slower on packed weights

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from engine.compiled.step import attach
+from engine.compiled.attach import attach
 from engine.errors import EngineError, TokenizerError
 from engine.measure.format_loss import Reading, format_loss, loss_ids, read_along
 from engine.measure.kinds.formats import (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.compiled import build
-from engine.compiled.step import attach, unsupported
+from engine.compiled.attach import attach, unsupported
 from engine.errors import EngineError
 from engine.families.registry import config_from_hf
 from engine.model.decoder import Decoder, random_weights
@@ -62,7 +62,7 @@ def test_failed_build_is_said_and_survived(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_build_outlives_the_run_that_began_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
     program = (
-        "import torch; from engine.compiled.step import attach; "
+        "import torch; from engine.compiled.attach import attach; "
         "from engine.model.decoder import Decoder, random_weights; from tests.engine.models import llama_config;"
         "c = llama_config(); d = Decoder(c, random_weights(c)); print(attach(d).note); import time; time.sleep(0.2)"
     )
@@ -86,8 +86,8 @@ def test_a_step_that_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> 
         begun.wait(10)
         return library
 
-    monkeypatch.setattr("engine.compiled.step.cached_library", lambda: None)
-    monkeypatch.setattr("engine.compiled.step.build_apart", slow)
+    monkeypatch.setattr("engine.compiled.attach.cached_library", lambda: None)
+    monkeypatch.setattr("engine.compiled.attach.build_apart", slow)
     compilation = attach(decoder)
     compilation.drop()
     begun.set()
@@ -106,8 +106,8 @@ def test_packed_weights_wait_for_their_step(monkeypatch: pytest.MonkeyPatch, tmp
         built.wait(10)
         return library
 
-    monkeypatch.setattr("engine.compiled.step.cached_library", lambda: None)
-    monkeypatch.setattr("engine.compiled.step.build_apart", slow)
+    monkeypatch.setattr("engine.compiled.attach.cached_library", lambda: None)
+    monkeypatch.setattr("engine.compiled.attach.build_apart", slow)
     notes = []
     for event in HeldModel().hold(Load(request_id=1, model=str(path)), lambda: False):
         if isinstance(event, Loaded):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.compiled import build
+from engine.compiled.attach import attach
 from engine.compiled.matrices import CompiledProduct, Scratch
-from engine.compiled.step import MAX_ROWS, attach
+from engine.compiled.step import MAX_ROWS
 from engine.families.registry import config_from_hf
 from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.compiled.attach import attach
 from engine.compiled.build import COMPILERS
-from engine.compiled.step import attach
 from engine.errors import Stopped
 from engine.measure import own_plan
 from engine.measure.own import MeasureOwnTimes, Needs, OwnTimesMeasured, StepTime

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.compiled.step import attach
+from engine.compiled.attach import attach
 from engine.errors import OptionError
 from engine.families.registry import config_from_hf
 from engine.model.cache_choice import CacheKind

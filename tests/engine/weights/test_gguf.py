@@ -15,7 +15,7 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from engine.compiled.step import unsupported
+from engine.compiled.attach import unsupported
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.families.gguf_splits import SPLITS
 from engine.model.config import ExpertsConfig, LatentConfig, Llama3RopeScaling, ModelConfig, YarnRopeScaling
