@@ -151,7 +151,7 @@ def answer_table(report: MemoryReport) -> Table:
 def _answer_rows(report: MemoryReport) -> Iterator[Row]:
     counts, context = report.parameters, report.study.context
     weights, token, request, *states, batch = report.steps[len(counts.steps) :]
-    total = next(term for term in counts.steps if term.name == "Total parameters")
+    total = next(term for term in counts.steps if term.gives == "parameters")
     state = report.state_bytes_per_sequence
 
     def row(name: str, value: str, also: str = "", note: str = "", **more: Any) -> Row:
@@ -209,12 +209,12 @@ def component_table(report: MemoryReport) -> Table:
 
 
 _STEPS_OF = {
-    "embedding": ("Embedding",),
-    "attention": ("Attention (per layer)",),
-    "mlp": ("Feed-forward (per layer)",),
-    "norms": ("Norms (per layer)", "Final norm"),
-    "head": ("Head",),
-    "other": ("Learned positions",),
+    "embedding": ("embedding",),
+    "attention": ("attention",),
+    "mlp": ("feed_forward",),
+    "norms": ("layer_norms", "final_norm"),
+    "head": ("head",),
+    "other": ("positions",),
 }
 
 
@@ -231,7 +231,7 @@ def _component_terms(report: MemoryReport, name: str) -> tuple[Term, ...]:
     """The steps that count a component: its own, then (where layers differ) the kinds of layers it is in."""
     model, steps = report.study.model, report.parameters.steps
     if model.uniform or name in ("embedding", "head"):
-        return tuple(term for term in steps if term.name.startswith(_STEPS_OF[name]))
+        return tuple(term for term in steps if term.gives in _STEPS_OF[name])
     from calc.model.layers import Dense, Experts, mixers_of
 
     hidden, own = model.layers[0].hidden_size, []

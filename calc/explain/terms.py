@@ -397,14 +397,17 @@ def evaluate(node: Expr, values: Mapping[str, Number]) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One reported number with its derivation. `value` is exact; `unit` is "B", "parameters", "FLOP", …"""
+    """One reported number with its derivation. `value` is exact; `unit` is "B", "parameters", "FLOP", …
+
+    `gives`: the symbol that stands for it in the formulas of later steps; empty where none uses it.
+    """
 
     name: str
     expression: Expr
     values: Mapping[str, Number]
     value: Number
     unit: str
-    source: str = ""
+    gives: str = ""
 
     @property
     def formula(self) -> str:
@@ -427,7 +430,7 @@ class Term:
         return substituted(self.expression, self.values, latex=True)
 
 
-def derive(name: str, formula: Callable[..., Any], *, unit: str, source: str = "", **arguments: Any) -> Term:
+def derive(name: str, formula: Callable[..., Any], *, unit: str, gives: str = "", **arguments: Any) -> Term:
     """Trace `formula` with symbols, work the trace out exactly with the numbers, and keep both.
 
     Divisions stay exact (a Fraction), which a direct call with ints would round to a float. Numbers among
@@ -440,4 +443,4 @@ def derive(name: str, formula: Callable[..., Any], *, unit: str, source: str = "
     expression = as_expr(traced)
     value = evaluate(expression, numbers)
     exact = whole(value) if isinstance(value, Fraction) else value
-    return Term(name=name, expression=expression, values=numbers, value=exact, unit=unit, source=source)
+    return Term(name=name, expression=expression, values=numbers, value=exact, unit=unit, gives=gives)

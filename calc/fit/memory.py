@@ -118,13 +118,14 @@ class MemoryReport:
 def batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
     """Requests of `kv` and `state` bytes each beside `weights` on the device; what one lacks where none fits."""
     formula: Callable[..., Any] = max_batch_with_state if state else max_batch
-    name, unit = "Max batch size", "requests"
+    name, gives, unit = "Max batch size", "batch", "requests"
     if study.device.memory_bytes < weights + kv + state or not kv + state:
-        formula, name, unit = shortfall, "Missing for one request", "B"
+        formula, name, gives, unit = shortfall, "Missing for one request", "", "B"
     more: dict[str, Any] = {"state_bytes": state} if state else {}
     return derive(
         name,
         formula,
+        gives=gives,
         unit=unit,
         memory_bytes=study.device.memory_bytes,
         weight_bytes=weights,
@@ -179,6 +180,7 @@ def memory_report(study: Study) -> MemoryReport:
     weights = derive(
         "Parameter memory",
         weight_bytes,
+        gives="weight_bytes",
         unit="B",
         parameters=counts.total,
         weight_element_bytes=study.weight_format.bytes_per_element,

@@ -212,29 +212,30 @@ def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
     name, each = "KV cache per token", kv_format.bytes_per_element
     if model.uniform:
         sizes = {name: getattr(model, name) for name in ("n_layers", "n_kv_heads", "head_dim")}
-        return derive(name, kv_bytes_per_token, unit="B", kv_element_bytes=each, **sizes)
+        return derive(name, kv_bytes_per_token, gives="kv_token_bytes", unit="B", kv_element_bytes=each, **sizes)
     elements = cache_elements(model)
     kinds = _present(
         full_elements=elements.full,
         latent_elements=elements.latent,
         window_elements=sum(elements.windowed.values()),
     )
-    return derive(name, token_bytes, unit="B", kv_element_bytes=each, **kinds)
+    return derive(name, token_bytes, gives="kv_token_bytes", unit="B", kv_element_bytes=each, **kinds)
 
 
 def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Term:
     """Cache bytes of a request of `context` tokens, windows capped, with the derivation. The state is not in it."""
     name = f"KV cache per request, {context:,} tokens"
+    given: dict[str, Any] = {"gives": "kv_request_bytes", "unit": "B"}
     if not model.uniform:
         return held_request_term(name, cache_elements(model), kv_format, context)
     if not model.n_sliding_layers:
         per_token = token_term(model, kv_format).value
-        return derive(name, kv_bytes_per_request, unit="B", kv_token_bytes=per_token, context=context)
+        return derive(name, kv_bytes_per_request, **given, kv_token_bytes=per_token, context=context)
     sizes = {name: getattr(model, name) for name in ("n_sliding_layers", "window", "n_kv_heads", "head_dim")}
     present: dict[str, Any] = {"n_full_layers": model.n_full_layers} if model.n_full_layers else {}
     each = kv_format.bytes_per_element
     sizes |= {"kv_element_bytes": each, "context": context, **present}
-    return derive(name, kv_bytes_per_windowed_request, unit="B", **sizes)
+    return derive(name, kv_bytes_per_windowed_request, **given, **sizes)
 
 
 def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
@@ -257,7 +258,15 @@ def held_request_term(name: str, elements: CacheElements, kv_format: StorageForm
     if elements.windowed:
         kinds["window"], kinds["window_elements"] = next(iter(elements.windowed.items()))
     each = kv_format.bytes_per_element
-    return derive(name, kept_formula(elements.windowed), unit="B", context=context, kv_element_bytes=each, **kinds)
+    return derive(
+        name,
+        kept_formula(elements.windowed),
+        gives="kv_request_bytes",
+        unit="B",
+        context=context,
+        kv_element_bytes=each,
+        **kinds,
+    )
 
 
 def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
@@ -275,4 +284,4 @@ def mixers_state_term(name: str, mixers: Mapping[Mixer, int], kv_format: Storage
         return None
     if held[False]:
         numbers["state_element_bytes"] = state_format(kv_format).bytes_per_element
-    return derive(name, state_bytes, unit="B", **numbers)
+    return derive(name, state_bytes, gives="state_bytes", unit="B", **numbers)

@@ -195,7 +195,7 @@ def parameters(model: ModelSpec) -> Parameters:
     values = {name: int(term.value) for name, term in outer.items()}
     idle = over_layers("idle")
     steps = _uniform_steps(model, outer) if model.uniform else _mixed_steps(model, outer, counts, idle)
-    total = next(int(term.value) for term in reversed(steps) if term.name == TOTAL)
+    total = next(int(term.value) for term in reversed(steps) if term.gives == "parameters")
     return Parameters(
         embedding=values.get("embedding", 0),
         positions=values.get("positions", 0),
@@ -221,22 +221,25 @@ def _outer_terms(model: ModelSpec) -> dict[str, Term]:
     size: dict[str, Any] = {"hidden_size": model.embedding_width}
     terms = {}
     if model.embeds:
-        terms["embedding"] = derive("Embedding", embedding_params, unit=PARAMS, vocab_size=model.vocab_size, **size)
+        terms["embedding"] = derive(
+            "Embedding", embedding_params, gives="embedding", unit=PARAMS, vocab_size=model.vocab_size, **size
+        )
     if model.n_learned_positions:
         terms["positions"] = derive(
             "Learned positions",
             position_params,
+            gives="positions",
             unit=PARAMS,
             n_learned_positions=model.n_learned_positions,
             hidden_size=model.hidden_size,
         )
     if model.final_norm_params is None:
         norm: dict[str, Any] = {"hidden_size": model.hidden_size, "norm": model.norm}
-        terms["final_norm"] = derive("Final norm", final_norm_params, unit=PARAMS, **norm)
+        terms["final_norm"] = derive("Final norm", final_norm_params, gives="final_norm", unit=PARAMS, **norm)
     if model.head_size:
         name = "Head (tied: the embedding serves)" if model.tied else "Head"
         head: dict[str, Any] = {"vocab_size": model.head_size, "tied": model.tied, "bias": model.head_bias}
-        terms["head"] = derive(name, head_params, unit=PARAMS, **head, **size)
+        terms["head"] = derive(name, head_params, gives="head", unit=PARAMS, **head, **size)
     return terms
 
 
@@ -246,14 +249,14 @@ def _uniform_steps(model: ModelSpec, outer: Mapping[str, Term]) -> tuple[Term, .
     (mixer,), (feed,) = layer.mixers, layer.feed_forwards
     sizes: dict[str, Any] = {name: getattr(model, name) for name in ("hidden_size", "head_dim", "norm", "qk_norm")}
     inside = {
-        "attention": replace(mixer.term(layer.hidden_size), name="Attention (per layer)"),
+        "attention": replace(mixer.term(layer.hidden_size), name="Attention (per layer)", gives="attention"),
         "feed_forward": replace(feed.term(layer.hidden_size), name="Feed-forward (per layer)"),
-        "layer_norms": derive("Norms (per layer)", layer_norm_params, unit=PARAMS, **sizes),
+        "layer_norms": derive("Norms (per layer)", layer_norm_params, gives="layer_norms", unit=PARAMS, **sizes),
     }
     order = ("embedding", "positions", "attention", "feed_forward", "layer_norms", "final_norm", "head")
     terms = {name: term for name in order if (term := outer.get(name) or inside.get(name)) is not None}
     present: dict[str, Any] = {name: int(term.value) for name, term in terms.items() if term.value}
-    total = derive(TOTAL, total_params, unit=PARAMS, n_layers=model.n_layers, **present)
+    total = derive(TOTAL, total_params, gives="parameters", unit=PARAMS, n_layers=model.n_layers, **present)
     return (*terms.values(), total)
 
 
@@ -266,7 +269,7 @@ def _mixed_steps(
     values = {name: int(term.value) for name, term in outer.items()}
     values |= {"final_norm": model.final_norm_size, "other": model.other_params}
     present: dict[str, Any] = {name: value for name, value in values.items() if value}
-    total = derive(TOTAL, layered_total, unit=PARAMS, stack=int(stack.value), **present)
+    total = derive(TOTAL, layered_total, gives="parameters", unit=PARAMS, stack=int(stack.value), **present)
     summed = () if len(groups) == 1 else (stack,)
     steps = (*outer.values(), *_part_terms(model.groups), *groups, *summed, total)
     if not idle:

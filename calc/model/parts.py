@@ -359,8 +359,10 @@ class Dense:
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": self.intermediate_size}
         name = f"Feed-forward of {self.intermediate_size:,} (per layer)"
         if self.shared:
-            return derive(f"{name[:-1]}, shared)", stated_params, unit=PARAMS, params=0)
-        return derive(name, feed_forward_params, unit=PARAMS, mlp=self.mlp, bias=self.bias, **sizes)
+            return derive(f"{name[:-1]}, shared)", stated_params, gives="feed_forward", unit=PARAMS, params=0)
+        return derive(
+            name, feed_forward_params, gives="feed_forward", unit=PARAMS, mlp=self.mlp, bias=self.bias, **sizes
+        )
 
 
 # Layers

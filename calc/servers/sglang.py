@@ -266,7 +266,7 @@ def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tu
     terms: tuple[Term, ...] = ()
     if options.kv_pool_bytes is None:
         share: dict[str, Any] = {"free_bytes": known.free, "utilization": known.fraction, "weight_bytes": weights}
-        terms = (derive("KV pool per GPU", pool_from_free, unit="B", **share),)
+        terms = (derive("KV pool per GPU", pool_from_free, gives="kv_pool_bytes", unit="B", **share),)
     if pool.size < 0 or not pool.page_bytes:
         return terms
     return (*terms, *block_terms(pool.size, pool.page_bytes, pool.pages, pool.request_pages))

@@ -317,6 +317,7 @@ def _terms(options: ServerOptions, known: Resolved, bound: Stage, blocks: int) -
             derive(
                 "KV pool per GPU",
                 pool_from_total,
+                gives="kv_pool_bytes",
                 unit="B",
                 memory_bytes=known.total_bytes,
                 utilization=known.utilization,

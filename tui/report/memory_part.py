@@ -42,28 +42,10 @@ GIVEN = (
 )
 """Symbols that stand in the table of inputs."""
 
-DERIVED = (
-    ("Embedding", "embedding"),
-    ("Learned positions", "positions"),
-    ("Attention", "attention"),
-    ("Feed-forward", "feed_forward"),
-    ("Norms", "layer_norms"),
-    ("Final norm", "final_norm"),
-    ("Head", "head"),
-    ("Total parameters", "parameters"),
-    ("Parameter memory", "weight_bytes"),
-    ("KV cache per token", "kv_token_bytes"),
-    ("KV cache per request", "kv_request_bytes"),
-    ("State per sequence", "state_bytes"),
-    ("Max batch size", "batch"),
-)
-"""Which symbol later steps use for what a step of this name found."""
-
 
 def derived_step(term: Term) -> Step:
     """A step with the symbol that stands for its result."""
-    known = next((symbol_math(name) for start, name in DERIVED if term.name.startswith(start)), None)
-    return Step(name=term.name, symbol=known, term=term)
+    return Step(name=term.name, symbol=symbol_math(term.gives) if term.gives else None, term=term)
 
 
 # Inputs
@@ -192,8 +174,7 @@ def _answer(report: MemoryReport) -> Paragraph:
 def _further_symbols(report: MemoryReport) -> list[Block]:
     """What the symbols mean that are neither among the inputs nor the result of a step."""
     used = dict.fromkeys(name for term in report.steps for name in term.values)
-    steps = [term.name for term in report.steps]
-    known = {*GIVEN, *(name for start, name in DERIVED if any(step.startswith(start) for step in steps))}
+    known = {*GIVEN, *(term.gives for term in report.steps)}
     names = [name for name in used if name not in known and name in SYMBOLS]
     if not names:
         return []

@@ -344,7 +344,7 @@ def _part_row(report: ServerReport, part: Part) -> Row:
             share(size, device_bytes(report)),
         ),
         title=f"{part.name}: {format_bytes_exact(size)}",
-        terms=_steps_of(part, report.steps),
+        terms=tuple(term for term in report.steps if part.field and term.gives == part.field),
         note=part.source + known,
     )
 
@@ -373,20 +373,6 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
     requests = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
     what = "The log's maximum concurrency: blocks of the pool over those of a request."
     yield row("Requests of full length", requests, what, report.steps[::-1])
-
-
-_STEP_WORDS = {
-    "weight_bytes_per_gpu": ("weight",),
-    "activation_bytes": ("activation",),
-    "non_torch_bytes": ("non-torch", "runtime"),
-    "cuda_graph_bytes": ("graph",),
-    "kv_pool_bytes": ("pool per gpu", "kv pool"),
-}
-
-
-def _steps_of(part: Part, steps: tuple[Term, ...]) -> tuple[Term, ...]:
-    words = _STEP_WORDS.get(part.field, ())
-    return tuple(term for term in steps if any(word in term.name.lower() for word in words))
 
 
 def groups_sentence(report: ServerReport) -> str:

@@ -48,7 +48,7 @@ from tui.report.latex_text import escape
 from tui.report.markdown import fenced, to_markdown
 from tui.report.measure import measure, sample_request
 from tui.report.measured_part import LEFT_OUT, Measurements
-from tui.report.memory_part import DERIVED, derived_step, rule_steps
+from tui.report.memory_part import derived_step, rule_steps
 from tui.report.model import Derivation, Figure, Grid, Heading, Math, grid_of, paragraph
 from tui.report.source import source_of
 
@@ -171,7 +171,7 @@ def test_each_result_has_the_symbol_that_later_formulas_use(llama: AppState, nas
         steps = [derived_step(term) for term in analyse(state).memory.steps]
         assert all(step.symbol is not None for step in steps)
         used = {name for step in steps for name in step.term.values}
-        found = {symbol for start, symbol in DERIVED if any(s.name.startswith(start) for s in steps)}
+        found = {step.term.gives for step in steps}
         derived_inputs = {"embedding", "attention", "feed_forward", "layer_norms", "final_norm", "head", "parameters"}
         assert used & derived_inputs <= found
 
