@@ -122,6 +122,15 @@ def simulate_parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description="A load over time, against the scheduler of vLLM's V1 engine.")
     add_study_options(parser)
     load = parser.add_argument_group("load")
+    _add_arrival_options(load)
+    _add_request_options(load)
+    _add_aim_options(load)
+    _add_server_options(parser)
+    add_output_options(parser)
+    return parser
+
+
+def _add_arrival_options(load: argparse._ArgumentGroup) -> None:
     load.add_argument("--rate", type=reader(rates), metavar="1,2,4", help="requests per second, a row for each rate")
     load.add_argument("--arrivals", choices=("poisson", "constant"), help="default poisson")
     load.add_argument(
@@ -131,6 +140,9 @@ def simulate_parser(prog: str) -> Parser:
         "--think", type=reader(parse_duration), metavar="5s", help="time that a user waits before the next request"
     )
     load.add_argument("--trace", type=Path, metavar="FILE", help="CSV or JSON lines of arrivals and lengths")
+
+
+def _add_request_options(load: argparse._ArgumentGroup) -> None:
     load.add_argument(
         "--requests",
         type=reader(partial(parse_count, maximum=MOST_REQUESTS)),
@@ -149,6 +161,9 @@ def simulate_parser(prog: str) -> Parser:
     )
     load.add_argument("--prefixes", type=count, metavar="N", help="number of different shared prefixes (default 1)")
     load.add_argument("--seed", type=reader(partial(parse_count, minimum=0, maximum=2**63)), help="default 0")
+
+
+def _add_aim_options(load: argparse._ArgumentGroup) -> None:
     add_limit_option(load)
     load.add_argument(
         "--percentile",
@@ -157,9 +172,6 @@ def simulate_parser(prog: str) -> Parser:
         help="the one that must keep the limits (default 99)",
     )
     load.add_argument("--find", choices=FINDS, help="the highest rate, or the most users, within --limit")
-    _add_server_options(parser)
-    add_output_options(parser)
-    return parser
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:

@@ -162,10 +162,7 @@ def flat_view(layers: tuple[LayerSpec, ...], groups: Mapping[LayerSpec, int]) ->
     mixer = max(mixers, key=lambda part: (ranks.get(part.kind, 0), mixers[part]), default=None)
     feed = max(feeds, key=lambda part: (part.kind == "dense", feeds[part]), default=None)
     n_heads, n_kv_heads, head_dim = (1, 1, hidden_size) if mixer is None else mixer.heads(hidden_size)
-    windows: dict[int, int] = {}
-    for part, n in mixers.items():
-        if part.window is not None and part.cache_elements:
-            windows[part.window] = windows.get(part.window, 0) + n
+    windows = _windows(mixers)
     view = {
         "n_layers": len(layers),
         "n_heads": n_heads,
@@ -193,6 +190,15 @@ def flat_view(layers: tuple[LayerSpec, ...], groups: Mapping[LayerSpec, int]) ->
         if all(_is_plain(layer, biased) for layer in groups):
             return biased
     return view
+
+
+def _windows(mixers: Mapping[Any, int]) -> dict[int, int]:
+    """Layers by the window that they keep."""
+    windows: dict[int, int] = {}
+    for part, n in mixers.items():
+        if part.window is not None and part.cache_elements:
+            windows[part.window] = windows.get(part.window, 0) + n
+    return windows
 
 
 def _counted(groups: Mapping[LayerSpec, int], parts: str) -> dict[Any, int]:

@@ -50,15 +50,20 @@ def _groups(kept: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
     return tuple(CacheGroup(kind=k.kind, layers=k.layers, block_tokens=1, blocks_per_request=1) for k in kept)
 
 
+def _request_bytes(study: Study, options: ServerOptions, kept: tuple[CacheLayers, ...], plain: int, length: int) -> int:
+    """What one request of full length takes, on all devices together."""
+    each = study.kv_format.bytes_per_element
+    heads = study.model.group_size if options.facts.repeated_kv else 1
+    rows = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in kept if k.kind != RECURRENT)
+    return rows + sum(k.layers * state_bytes(k, plain if k.mixer in AS_ACTIVATIONS else max(plain, 4)) for k in kept)
+
+
 def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     """A dynamic cache: what one request of full length takes, and how many fit into the rest of the device."""
     model, tp = study.model, options.tp
     total, visible = visible_bytes(study.device)
     plain, length = plain_bytes(study, options), options.max_model_len or study.context
-    kept, each = cache_layers(model), study.kv_format.bytes_per_element
-    heads = model.group_size if options.facts.repeated_kv else 1
-    request = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in kept if k.kind != RECURRENT)
-    request += sum(k.layers * state_bytes(k, plain if k.mixer in AS_ACTIVATIONS else max(plain, 4)) for k in kept)
+    kept = cache_layers(model)
     if tp > 1 and any(k.n_kv_heads % tp for k in kept if k.kind not in (LATENT, RECURRENT)):
         raise SpecError("tp", f"transformers splits whole KV heads and repeats none: they are not divisible by TP {tp}")
     weights = -(-int(_model_bytes(study, plain)) // tp)
@@ -72,7 +77,7 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
             element_bytes=plain,
         )
     )
-    request = -(-request // tp)
+    request = -(-_request_bytes(study, options, kept, plain, length) // tp)
     pool = total - weights - activation - CONTEXT_BYTES
     pool = pool if options.kv_pool_bytes is None else options.kv_pool_bytes
     said = [visible] if visible else []

@@ -153,6 +153,13 @@ def _add_modes(parser: Parser) -> None:
 
 def _add_generate_options(parser: Parser) -> None:
     group = parser.add_argument_group("generate")
+    _add_prompt_options(group)
+    _add_sampling_options(group)
+    _add_chat_options(group)
+    _add_run_options(group)
+
+
+def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 text")
@@ -164,6 +171,9 @@ def _add_generate_options(parser: Parser) -> None:
         metavar="N|all",
         help="tokens to generate at most (default 64); all: to the end of the model's context",
     )
+
+
+def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="X", help="0 takes the most likely token (default 0)"
     )
@@ -192,6 +202,9 @@ def _add_generate_options(parser: Parser) -> None:
         "--stop", action="append", metavar="TEXT", help="end before this text; may be given several times"
     )
     group.add_argument("--seed", type=int, metavar="N", help="the same seed draws the same tokens")
+
+
+def _add_chat_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--chat", action="store_true", help="send the prompt as a chat message, in the model's own template"
     )
@@ -202,6 +215,9 @@ def _add_generate_options(parser: Parser) -> None:
         help="let a chat model think first, or not (needs --chat and a template with enable_thinking)",
     )
     group.add_argument("--system", metavar="TEXT", help="system prompt of the chat (needs --chat)")
+
+
+def _add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache", choices=get_args(CacheKind), default="full", help="how K and V are kept (default full)"
     )

@@ -149,6 +149,19 @@ def _check_speculation(speculation: Speculation | None, decoder: Decoder, option
         raise OptionError("speculate", "speculation is for one process; use tp 1")
 
 
+def _sampler(options: GenerationOptions, device: torch.device) -> Sampler:
+    return Sampler(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        seed=options.seed,
+        device=device,
+    )
+
+
 class _Run:
     """One generation: the prompt, the cache, and what has been made so far."""
 
@@ -176,16 +189,7 @@ class _Run:
         self.n_prompt = self.prompt.size(1)
         if options.forced_ids is not None:
             check_ids(torch.tensor([options.forced_ids]), decoder.config)
-        self.sampler = Sampler(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            repetition_penalty=options.repetition_penalty,
-            presence_penalty=options.presence_penalty,
-            seed=options.seed,
-            device=decoder.device,
-        )
+        self.sampler = _sampler(options, decoder.device)
         self.reused = reused
         self.n_reused = 0
         self.cache = self._make_cache() if options.use_cache else None

@@ -50,6 +50,17 @@ class ChatTemplate:
         )
 
 
+def _compiled(template: str) -> Any:
+    from jinja2 import TemplateError
+
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise TokenizerError(f"the chat template has {len(template):,} characters; at most a million are read")
+    try:
+        return _environment().from_string(template)
+    except (TemplateError, RecursionError) as error:
+        raise TokenizerError(f"the chat template is broken{_place(error)}: {_first_line(error)}") from None
+
+
 def render_chat(
     messages: Sequence[Message],
     *,
@@ -67,15 +78,9 @@ def render_chat(
     the template. The text holds the special tokens by name, the first one included: encode it without adding any.
     Raises TokenizerError for a broken template, PromptError for what it refuses.
     """
-    from jinja2 import TemplateError
     from jinja2.exceptions import TemplateRuntimeError
 
-    if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise TokenizerError(f"the chat template has {len(template):,} characters; at most a million are read")
-    try:
-        compiled = _environment().from_string(template)
-    except (TemplateError, RecursionError) as error:
-        raise TokenizerError(f"the chat template is broken{_place(error)}: {_first_line(error)}") from None
+    compiled = _compiled(template)
     # What transformers' apply_chat_template gives.
     values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     values |= {"add_generation_prompt": add_generation_prompt}

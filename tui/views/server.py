@@ -224,8 +224,8 @@ class Part:
     """A share of the device's memory. `field` is the report's; `mark` and `style` are of the bar."""
 
     name: str
-    field: str
-    size: int
+    field: str = ""
+    size: int = 0
     mark: str
     style: str
     source: str
@@ -241,64 +241,62 @@ def device_bytes(report: ServerReport) -> int:
     return visible_bytes(report.study.device)[0]
 
 
+PARTS = (
+    Part(
+        name="Weights",
+        field="weight_bytes_per_gpu",
+        mark="█",
+        style="weights",
+        source="The tensors of one rank as the server stores them: repeated KV heads, padded vocabulary, tables.",
+    ),
+    Part(
+        name="Activations",
+        field="activation_bytes",
+        mark="▓",
+        style="activations",
+        source="The largest step that the server profiles; fitted on measured runs of this engine.",
+    ),
+    Part(
+        name="Runtime (non-torch)",
+        field="non_torch_bytes",
+        mark="▚",
+        style="runtime",
+        source="CUDA context, libraries and communication buffers, outside the framework's allocator.",
+    ),
+    Part(
+        name="CUDA graphs",
+        field="cuda_graph_bytes",
+        mark="▞",
+        style="graphs",
+        source="Captured decode steps, one graph for every batch size that is captured.",
+    ),
+    Part(
+        name="KV cache",
+        field="kv_pool_bytes",
+        mark="▒",
+        style="cache",
+        source="The pool: what the share of the device leaves after the other parts.",
+    ),
+)
+"""What a server takes of a device."""
+FREE = Part(
+    name="Free", mark="·", style="free", source="Left to other processes: the server keeps to its share of the device."
+)
+MISSING = replace(FREE, name="Missing", source="The parts add up to more than the device has.")
+
+
 def parts(report: ServerReport) -> tuple[Part, ...]:
     """Weights, activations, runtime, graphs, cache and what stays free: they sum to the device."""
-    held = [
-        Part(
-            name="Weights",
-            field="weight_bytes_per_gpu",
-            size=report.weight_bytes_per_gpu,
-            mark="█",
-            style="weights",
-            source="The tensors of one rank as the server stores them: repeated KV heads, padded vocabulary, tables.",
-        ),
-        Part(
-            name="Activations",
-            field="activation_bytes",
-            size=report.activation_bytes,
-            mark="▓",
-            style="activations",
-            source="The largest step that the server profiles; fitted on measured runs of this engine.",
-        ),
-        Part(
-            name="Runtime (non-torch)",
-            field="non_torch_bytes",
-            size=report.non_torch_bytes,
-            mark="▚",
-            style="runtime",
-            source="CUDA context, libraries and communication buffers, outside the framework's allocator.",
-        ),
-        Part(
-            name="CUDA graphs",
-            field="cuda_graph_bytes",
-            size=report.cuda_graph_bytes,
-            mark="▞",
-            style="graphs",
-            source="Captured decode steps, one graph for every batch size that is captured.",
-        ),
-        Part(
-            name="KV cache",
-            field="kv_pool_bytes",
-            size=max(0, report.kv_pool_bytes) if report.fullest is None else report.fullest.kv_bytes,
-            mark="▒",
-            style="cache",
-            source="The pool: what the share of the device leaves after the other parts.",
-        ),
-    ]
+    held = [replace(part, size=_size(report, part.field)) for part in PARTS]
     free = device_bytes(report) - sum(part.size for part in held)
-    held.append(
-        Part(
-            name="Free" if free >= 0 else "Missing",
-            field="",
-            size=free,
-            mark="·",
-            style="free",
-            source="Left to other processes: the server keeps to its share of the device."
-            if free >= 0
-            else "The parts add up to more than the device has.",
-        )
-    )
+    held.append(replace(FREE if free >= 0 else MISSING, size=free))
     return tuple(_as_placed(report, part) for part in held if part.size)
+
+
+def _size(report: ServerReport, field: str) -> int:
+    if field != "kv_pool_bytes":
+        return int(getattr(report, field))
+    return max(0, report.kv_pool_bytes) if report.fullest is None else report.fullest.kv_bytes
 
 
 def _as_placed(report: ServerReport, part: Part) -> Part:

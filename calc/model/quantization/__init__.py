@@ -32,15 +32,25 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     each = DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2)
     if scheme is None:
         return None if each == 2 else unquantized(model, each, str(dtype))
-    sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
-    counts = parameters(model)
-    components = {name: n * each for name, n in counts.components.items()}
-    quantized = left_kv = 0
     try:
         size_of = _sizes(scheme, model.model_type)
     except SourceError as error:
         raise SourceError(f"{source}: {error}") from None
     _check_every(scheme, model, source)
+    try:
+        return _stored(scheme, model, each, size_of, source)
+    except SpecError as error:
+        raise SourceError(f"{source}: {error}") from None
+
+
+def _stored(
+    scheme: Scheme, model: ModelSpec, each: int, size_of: Callable[[Tensor], Size | None], source: str
+) -> StoredWeights:
+    """The bytes of quantized matrices beside the rest at `each` bytes per element."""
+    sizes = {SPLIT: 0, KV: 0, WHOLE: 0}
+    counts = parameters(model)
+    components = {name: n * each for name, n in counts.components.items()}
+    quantized = left_kv = 0
     for matrix in _matrices(model, routers=scheme.routers_too):
         size = size_of(matrix)
         if size is None:
@@ -57,16 +67,13 @@ def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> 
     sizes[KV] += left_kv * each
     sizes[WHOLE] += whole * each
     sizes[SPLIT] += (rest - whole) * each
-    try:
-        return StoredWeights(
-            name=scheme.name,
-            split_bytes=sizes[SPLIT],
-            kv_bytes=sizes[KV],
-            whole_bytes=sizes[WHOLE],
-            components=tuple(components.items()),
-        )
-    except SpecError as error:
-        raise SourceError(f"{source}: {error}") from None
+    return StoredWeights(
+        name=scheme.name,
+        split_bytes=sizes[SPLIT],
+        kv_bytes=sizes[KV],
+        whole_bytes=sizes[WHOLE],
+        components=tuple(components.items()),
+    )
 
 
 def _check_every(scheme: Scheme, model: ModelSpec, source: str) -> None:
