@@ -54,7 +54,7 @@ def spec_document(model: ModelSpec) -> dict[str, Any]:
     """A model as the fields that `spec_from` reads. Its notes are left out."""
     left_out = {*NOT_TYPED, "layers", "spread", "stored", *(() if model.edited else ("edited",))}
     values = {name: getattr(model, name) for name in field_names(ModelSpec) if name not in left_out}
-    document = {name: _plain(value) for name, value in values.items() if value is not None}
+    document = {name: plain_value(value) for name, value in values.items() if value is not None}
     if model.stored is not None:
         from calc.model.stored import stored_document
 
@@ -66,8 +66,12 @@ def spec_document(model: ModelSpec) -> dict[str, Any]:
     return document
 
 
-def _plain(value: Any) -> Any:
-    """A choice (`Mlp`, `Norm`) as its text."""
+def plain_value(value: Any) -> Any:
+    """A field of a record as TOML has it: a choice (`Mlp`, `Norm`) as its text, a tuple as a list."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, str) else value
 
 
