@@ -145,10 +145,10 @@ def _attention(reader: Reader, arch: Architecture, layer: int, n_layers: int) ->
     window = _window(reader, arch, needed=False)
     if window is None:
         return Kind(FULL)
-    return Kind(SLIDING, window) if _slides(reader, arch, layer, n_layers) else Kind(FULL)
+    return Kind(SLIDING, window) if _slides(reader, arch, layer) else Kind(FULL)
 
 
-def _slides(reader: Reader, arch: Architecture, layer: int, n_layers: int) -> bool:
+def _slides(reader: Reader, arch: Architecture, layer: int) -> bool:
     pattern = reader.get("sliding_window_pattern")
     if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
         return pattern[layer % len(pattern)] == "L"

@@ -59,14 +59,6 @@ def read_params(model: ModelSpec, batch: int) -> Number:
     return linear_step(model, batch, weights=one_format(1)).weight_bytes
 
 
-def linear_activations(model: ModelSpec) -> int:
-    """Elements that a token moves in and out of the linear layers, fused ones (Q, K and V; gate and up) reading once.
-
-    Each of a token's experts reads and writes for itself.
-    """
-    return int(linear_step(model, 1, weights=one_format(0), element_bytes=1).activation_bytes)
-
-
 def commonest_experts(model: ModelSpec) -> Experts | None:
     """The experts that most layers have; None where a token goes through all there are."""
     counts: dict[Any, int] = {}

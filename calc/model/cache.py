@@ -179,13 +179,8 @@ def rank_state_term(model: ModelSpec, kv_format: StorageFormat, tp: int) -> Term
     return mixers_state_term("State per sequence and GPU", mixers_of(model.layers), kv_format, tp)
 
 
-def rank_state_bytes(model: ModelSpec, kv_format: StorageFormat, tp: int) -> int:
-    """State bytes per sequence on a rank of `tp`."""
-    return mixers_state_bytes(mixers_of(model.layers), kv_format, tp)
-
-
 def mixers_state_bytes(mixers: Mapping[Mixer, int], kv_format: StorageFormat, tp: int) -> int:
-    """`rank_state_bytes` of any mixers, how many there are of each."""
+    """State bytes per sequence on a rank of `tp`, of so many of each mixer."""
     term = mixers_state_term("State", mixers, kv_format, tp)
     return 0 if term is None else ceil(term.value)
 

@@ -1,4 +1,4 @@
-"""Parameters of a model: totals, components, and what a token is multiplied with. Exact.
+"""Parameters of a model: totals and components. Exact.
 
 Every formula is a plain function: ints give the count, `explain` symbols give the formula itself. Sums that have no
 derivation to show are folds over the tensors of the layers (`calc.model.parts`).
@@ -306,19 +306,6 @@ def _sum_term(name: str, parts: list[int], unit: str) -> Term:
     for part in parts[1:]:
         expression = Expr("+", (expression, Expr("num", (part,))))
     return Term(name=name, expression=expression, values={}, value=sum(parts), unit=unit)
-
-
-# What a token is multiplied with
-
-
-def worked_tensors(model: ModelSpec) -> Iterator[tuple[Tensor, int]]:
-    """Every tensor that a token is multiplied with, and how often: shared ones in each layer, the head tied or not."""
-    for layer, n in model.groups.items():
-        for tensor in unshared(layer).tensors():
-            if tensor.multiplied:
-                yield tensor, n
-    if model.head_size:
-        yield Tensor(LM_HEAD, model.head_size, model.embedding_width), 1
 
 
 def unshared(layer: LayerSpec) -> LayerSpec:

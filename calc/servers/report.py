@@ -95,7 +95,7 @@ def _counted(study: Study, options: ServerOptions) -> ServerReport:
 
         return sglang_report(study, options)
     if options.engine == "transformers":
-        from calc.servers.local import transformers_report
+        from calc.servers.transformers import transformers_report
 
         return transformers_report(study, options)
     from calc.servers.llamacpp.report import llamacpp_report

@@ -12,9 +12,6 @@ import assets
 from calc.model.study import DeviceSpec
 from calc.sources.machine import MARK, machine_or_none
 
-PATHS = ("bf16", "fp8", "fp4")
-"""Arithmetic of a product: 16 bits, or both factors in 8 or 4 bits. Of experts ``w4a16`` too: 4 bits times 16."""
-
 
 @dataclass(frozen=True, slots=True)
 class Reach:

@@ -97,11 +97,6 @@ def worked(model: ModelSpec, work: Pass) -> Worked:
     )
 
 
-def pass_time(model: ModelSpec, work: Pass, device: Device) -> PassTime:
-    """The time of `work` on `device`."""
-    return time_of(worked(model, work), device)
-
-
 def time_of(done: Worked, device: Device) -> PassTime:
     """The time on `device`; the least takes the highest rate of any path, and the full bandwidth."""
     return PassTime(

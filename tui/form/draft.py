@@ -80,7 +80,7 @@ def read_draft(draft: Draft, last_good: Study) -> Reading:
     """The study of `draft`. Never raises: errors are sentences by field name."""
     errors: dict[str, str] = {}
     model = _guard(lambda: _read_model(draft, errors), errors) or last_good.model
-    device = _guard(lambda: _read_device(draft, last_good.device, errors), errors) or last_good.device
+    device = _guard(lambda: _read_device(draft, errors), errors) or last_good.device
     workload = _read_workload(draft, model, errors)
     study = replace(last_good, model=model, device=device, policy=draft.policy, **workload)
     return Reading(study=study, errors=errors)
@@ -158,7 +158,7 @@ def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     return edit_unnamed(origin, **values) if origin.name == DEFAULT_MODEL else edit(origin, **values)
 
 
-def _read_device(draft: Draft, last_good: DeviceSpec, errors: dict[str, str]) -> DeviceSpec | None:
+def _read_device(draft: Draft, errors: dict[str, str]) -> DeviceSpec | None:
     memory = _parsed("memory_bytes", parse_memory, draft, errors)
     if memory is None:
         return None

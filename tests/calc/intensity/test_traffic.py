@@ -11,7 +11,6 @@ from calc.intensity.traffic import (
     attention_flops,
     commonest_experts,
     expected_experts,
-    linear_activations,
     linear_flops,
     linear_params,
     linear_step,
@@ -32,6 +31,11 @@ def matrices(model):
     layer = [(model.hidden_size, q + 2 * kv), (q, model.hidden_size)]
     layer += [(model.hidden_size, inner * (2 if model.mlp is Mlp.GATED else 1)), (inner, model.hidden_size)]
     return model.n_layers * layer + [(model.hidden_size, model.vocab_size)]
+
+
+def linear_activations(model):
+    """Elements that a token moves in and out of the linear layers."""
+    return linear_step(model, 1, weights=one_format(0), element_bytes=1).activation_bytes
 
 
 @QUICK

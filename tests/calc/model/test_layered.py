@@ -3,7 +3,7 @@
 import pytest
 
 from calc.intensity.traffic import linear_params
-from calc.model.cache import rank_cache_elements, rank_state_bytes
+from calc.model.cache import mixers_state_bytes, rank_cache_elements
 from calc.model.count import parameters
 from calc.model.layers import (
     Attention,
@@ -16,6 +16,7 @@ from calc.model.layers import (
     Mamba1,
     Mamba2,
     ShortConv,
+    mixers_of,
 )
 from calc.model.parts import Mlp
 from calc.model.shares import shares, tp_problem
@@ -111,8 +112,9 @@ class TestRecurrences:
 
     def test_bytes_of_a_sequence_on_a_rank(self):
         spec = model(((MAMBA2,), (Dense(intermediate_size=4),)), ((GQA,), (Dense(intermediate_size=4),)))
-        assert rank_state_bytes(spec, FORMATS["bf16"], 4) == 2 * 52
-        assert rank_state_bytes(model(((GQA,), (EXPERTS,))), FORMATS["bf16"], 4) == 0
+        assert mixers_state_bytes(mixers_of(spec.layers), FORMATS["bf16"], 4) == 2 * 52
+        attending = model(((GQA,), (EXPERTS,)))
+        assert mixers_state_bytes(mixers_of(attending.layers), FORMATS["bf16"], 4) == 0
 
     @pytest.mark.parametrize(
         ("mixer", "tp", "problem"),

@@ -10,7 +10,7 @@ from calc.model.study import Policy, Study
 from calc.simulate.step_times import StepTimes
 from calc.sources.catalog import find_device, find_model
 from calc.speed.estimate import Asked, Steps
-from calc.speed.passes import pass_time
+from calc.speed.passes import time_of, worked
 from calc.step.operators import Phase
 
 MODELS = ("llama-3-8b", "gemma-3-27b", "gpt-oss-120b", "deepseek-v3", "mixtral-8x7b", "qwen3-next-80b-a3b")
@@ -31,7 +31,7 @@ def test_steps_of_one_kind_are_the_passes_of_the_estimate(model: str) -> None:
         assert times.step_s(batch, context, ()) == pytest.approx(expected, rel=1e-9)
     for new, context in ((1, 1), (100, 100), (2048, 30_000)):
         work = replace(steps.base, phase=Phase.PREFILL, batch=1, context=context, new_tokens=new)
-        expected = pass_time(steps.model, work, steps.device).expected_s + steps.host_s
+        expected = time_of(worked(steps.model, work), steps.device).expected_s + steps.host_s
         assert times.step_s(0, 0.0, ((new, context),)) == pytest.approx(expected, rel=1e-9)
 
 

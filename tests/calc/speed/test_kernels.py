@@ -14,7 +14,7 @@ from calc.model.study import DeviceSpec
 from calc.sources.catalog import devices, find_device, find_model, manual_device
 from calc.speed.constants import DEFAULTS, constants_of
 from calc.speed.kernels import Device, Fullest, device_for_times, filling, fullest_rank, reach_of, timed
-from calc.speed.passes import highest_peak, pass_time
+from calc.speed.passes import highest_peak, time_of, worked
 from calc.step.model import pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase
 from calc.step.weights import as_stored, one_format
@@ -69,7 +69,7 @@ def test_all_reduces_take_the_measured_link() -> None:
 
 def test_nothing_beats_reading_the_weights_and_the_cache_once() -> None:
     """(8,030,261,248 - 525,336,576 of the embedding - 266,240 of norms) · 2 B and 1,024 · 131,072 B at 3.35 TB/s."""
-    found = pass_time(LLAMA, Pass(phase=Phase.DECODE, batch=1, context=1024), device())
+    found = time_of(worked(LLAMA, Pass(phase=Phase.DECODE, batch=1, context=1024)), device())
     assert found.bound_s == pytest.approx((7_504_658_432 * 2 + 1024 * 131_072) / 3.35e12)
     assert found.expected_s > found.bound_s
 
@@ -77,7 +77,7 @@ def test_nothing_beats_reading_the_weights_and_the_cache_once() -> None:
 def test_nothing_beats_the_arithmetic_of_a_prompt() -> None:
     """2 FLOPs per weight and token, the head once, and the causal half of attention: 2 · 2 · 32 · 128 per pair."""
     n = 4096
-    found = pass_time(LLAMA, Pass(phase=Phase.PREFILL, batch=1, context=n), device())
+    found = time_of(worked(LLAMA, Pass(phase=Phase.PREFILL, batch=1, context=n)), device())
     flops = 2 * n * (7_504_658_432 - 525_336_576) + 2 * 525_336_576 + 32 * 4 * 32 * 128 * n * (n + 1) / 2
     assert found.bound_s == pytest.approx(flops / find_device("h100-sxm").peak_flops_per_s["bf16"])
 
@@ -85,7 +85,7 @@ def test_nothing_beats_the_arithmetic_of_a_prompt() -> None:
 def test_the_bound_takes_the_experts_of_one_token_and_the_middle_those_that_are_hit() -> None:
     model = find_model("mixtral-8x7b")
     work = Pass(phase=Phase.DECODE, batch=64, context=128)
-    found = pass_time(model, work, device())
+    found = time_of(worked(model, work), device())
     experts = sum(one.operator.weight_bytes for one in found.operators if one.operator.kind is Kind.EXPERTS)
     one_expert = 3 * 4096 * 14_336 * 2
     assert experts == pytest.approx(32 * 8 * one_expert, rel=1e-6)
@@ -131,9 +131,9 @@ def spec(bandwidth: float, peak: float) -> DeviceSpec:
 def test_time_never_falls_as_there_is_more_to_do(batch: int, context: int, tp: int) -> None:
     work = Pass(phase=Phase.DECODE, batch=batch, context=context, tp=tp, weight_bytes=one_format(2))
     here = device()
-    now = pass_time(LLAMA, work, here).expected_s
-    assert pass_time(LLAMA, replace(work, batch=batch + 1), here).expected_s >= now
-    assert pass_time(LLAMA, replace(work, context=context + 100), here).expected_s >= now
+    now = time_of(worked(LLAMA, work), here).expected_s
+    assert time_of(worked(LLAMA, replace(work, batch=batch + 1)), here).expected_s >= now
+    assert time_of(worked(LLAMA, replace(work, context=context + 100)), here).expected_s >= now
 
 
 @QUICK
@@ -142,7 +142,7 @@ def test_the_bound_is_below_what_is_expected_for_every_kind_of_model(name: str, 
     model = find_model(name)
     work = Pass(phase=Phase.DECODE, batch=batch, context=2048, weight_bytes=as_stored(model))
     stored = "bf16" if model.stored is None else model.stored.name
-    found = pass_time(model, work, device("b200-sxm", stored))
+    found = time_of(worked(model, work), device("b200-sxm", stored))
     assert 0 < found.bound_s <= found.expected_s
     assert sum(one.time_s for one in found.operators) == pytest.approx(found.expected_s)
 
@@ -150,7 +150,7 @@ def test_the_bound_is_below_what_is_expected_for_every_kind_of_model(name: str, 
 def test_a_slower_device_is_slower() -> None:
     work = Pass(phase=Phase.DECODE, batch=4, context=512)
     times = [
-        pass_time(LLAMA, work, device_for_times(spec(b, 1e14), DEFAULTS, FORMATS["bf16"])).expected_s
+        time_of(worked(LLAMA, work), device_for_times(spec(b, 1e14), DEFAULTS, FORMATS["bf16"])).expected_s
         for b in (1e12, 2e12)
     ]
     assert times[0] > times[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -11,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.explain.terms import evaluate, symbol
-from calc.model.count import model_tensors, worked_tensors
+from calc.model.count import LM_HEAD, model_tensors, unshared
 from calc.model.layers import Compressor, Dense, LayerSpec, WindowRow
 from calc.model.parts import Mlp
 from calc.model.spec import ModelSpec
-from calc.model.tensors import LINEAR, ROUTER
+from calc.model.tensors import LINEAR, ROUTER, Tensor
 from calc.sources.catalog import ModelEntry, find_model, models
 from calc.step.model import linear_operators, mixing_operators, pass_operators
 from calc.step.operators import Kind, Operator, Pass, Phase, total
@@ -167,6 +168,16 @@ def test_attention_layer_by_layer_and_head_by_head(
     assert total(operators, "flops") == flops
     assert total(operators, "cache_bytes") == 2 * cached
     assert total(operators, "bytes") == 2 * (cached + 2 * queries)
+
+
+def worked_tensors(model: ModelSpec) -> Iterator[tuple[Tensor, int]]:
+    """Every tensor that a token is multiplied with, and how often: shared ones in each layer, the head tied or not."""
+    for layer, n in model.groups.items():
+        for tensor in unshared(layer).tensors():
+            if tensor.multiplied:
+                yield tensor, n
+    if model.head_size:
+        yield Tensor(LM_HEAD, model.head_size, model.embedding_width), 1
 
 
 @each("entry", models().values())

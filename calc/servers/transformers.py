@@ -5,7 +5,7 @@ transformers 5: cache_utils.py (DynamicCache: full layers keep every token, slid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil
 
@@ -19,6 +19,8 @@ from calc.servers.vllm_budget import forward_peak
 from calc.servers.weights import widest_dense
 from calc.units import GIB
 
+VERSION = "5.23"
+"""Whose classes were read."""
 CONTEXT_BYTES = int(0.5 * GIB)
 """A CUDA context with its kernels loaded."""
 AS_ACTIVATIONS = ("lightning attention", "compressor")
@@ -35,15 +37,6 @@ def row_bytes(layer: CacheLayers, each: int | Fraction) -> int:
 def state_bytes(layer: CacheLayers, element_bytes: int) -> int:
     """State bytes per sequence in one layer: the recurrence and the inputs of its convolution."""
     return (layer.state_elements + layer.conv_channels * layer.conv_kernel) * element_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What is on a device besides the cache."""
-
-    weights: int
-    activation: int
-    non_torch: int
 
 
 def _groups(kept: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
@@ -78,26 +71,40 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
         )
     )
     request = -(-_request_bytes(study, options, kept, plain, length) // tp)
-    pool = total - weights - activation - CONTEXT_BYTES
-    pool = pool if options.kv_pool_bytes is None else options.kv_pool_bytes
-    said = [visible] if visible else []
-    said += ["no pool is reserved, the cache grows: the figure is what the rest of the device holds",
-             f"one prompt of {prompt:,} tokens at a time, logits of its last token only",
-             "attention without a score matrix (sdpa or flash); eager attention takes more"]  # fmt: skip
-    if options.facts.repeated_kv:
-        said.append("the class of this model caches K and V once per query head")
-    return _report(
-        study,
-        options,
+    pool = total - weights - activation - CONTEXT_BYTES if options.kv_pool_bytes is None else options.kv_pool_bytes
+    tokens = int(max(0, pool) * length // request) if request else 0
+    return ServerReport(
+        study=study,
+        options=options,
         name="transformers",
-        held=Held(weights=weights, activation=activation, non_torch=CONTEXT_BYTES),
-        pool=pool,
-        request=request,
-        length=length,
-        tokens=int(max(0, pool) * length // request) if request else 0,
-        said=said,
-        kept=kept,
+        version=options.version or VERSION,
+        block_size=1,
+        weight_bytes_per_gpu=weights,
+        activation_bytes=activation,
+        non_torch_bytes=CONTEXT_BYTES,
+        cuda_graph_bytes=0,
+        kv_pool_bytes=pool,
+        kv_blocks=tokens,
+        kv_tokens=tokens,
+        max_concurrency=max(0, pool) / request if request else 0.0,
+        kv_request_bytes=request,
+        groups=_groups(kept),
+        assumptions=(*([visible] if visible else []), *_assumed(options, prompt)),
+        bands={
+            "activation_bytes": (activation // 2, activation * 2),
+            "non_torch_bytes": (CONTEXT_BYTES // 2, CONTEXT_BYTES * 2),
+        },
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs,
     )
+
+
+def _assumed(options: ServerOptions, prompt: int) -> Iterator[str]:
+    yield "no pool is reserved, the cache grows: the figure is what the rest of the device holds"
+    yield f"one prompt of {prompt:,} tokens at a time, logits of its last token only"
+    yield "attention without a score matrix (sdpa or flash); eager attention takes more"
+    if options.facts.repeated_kv:
+        yield "the class of this model caches K and V once per query head"
 
 
 def _kept_tokens(layer: CacheLayers, length: int) -> int:
@@ -115,44 +122,3 @@ def _model_bytes(study: Study, plain: int) -> int:
         return ceil(counts.total * each)
     outside = counts.embedding + counts.head + counts.norms + counts.positions
     return ceil((counts.total - outside) * each) + outside * plain
-
-
-def _report(
-    study: Study,
-    options: ServerOptions,
-    *,
-    name: str,
-    held: Held,
-    pool: int,
-    request: int,
-    length: int,
-    tokens: int,
-    said: list[str],
-    kept: tuple[CacheLayers, ...],
-    concurrency: float | None = None,
-    slots: int | None = None,
-    batch: int | None = None,
-) -> ServerReport:
-    requests = max(0, pool) / request if request else 0.0
-    return ServerReport(
-        study=study,
-        options=options,
-        name=name,
-        version=options.version or ("5.23" if name == "transformers" else "b6000"),
-        block_size=1,
-        weight_bytes_per_gpu=held.weights,
-        activation_bytes=held.activation,
-        non_torch_bytes=held.non_torch,
-        cuda_graph_bytes=0,
-        kv_pool_bytes=pool,
-        kv_blocks=tokens,
-        kv_tokens=tokens,
-        max_concurrency=requests if concurrency is None else concurrency,
-        kv_request_bytes=request,
-        groups=_groups(kept),
-        assumptions=tuple(said),
-        bands={"activation_bytes": (held.activation // 2, held.activation * 2),
-               "non_torch_bytes": (held.non_torch // 2, held.non_torch * 2)},
-        max_num_batched_tokens=batch or options.max_num_batched_tokens,
-        max_num_seqs=slots or options.max_num_seqs,
-    )  # fmt: skip
