@@ -306,15 +306,3 @@ def _sum_term(name: str, parts: list[int], unit: str) -> Term:
     for part in parts[1:]:
         expression = Expr("+", (expression, Expr("num", (part,))))
     return Term(name=name, expression=expression, values={}, value=sum(parts), unit=unit)
-
-
-def unshared(layer: LayerSpec) -> LayerSpec:
-    """`layer` with matrices of its own in place of an earlier layer's."""
-    parts = (*layer.mixers, *layer.feed_forwards)
-    if not any(getattr(part, "shared", False) for part in parts):
-        return layer
-
-    def own(part: Any) -> Any:
-        return replace(part, shared=False) if getattr(part, "shared", False) else part
-
-    return replace(layer, mixers=tuple(map(own, layer.mixers)), feed_forwards=tuple(map(own, layer.feed_forwards)))

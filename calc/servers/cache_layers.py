@@ -50,17 +50,19 @@ class CacheLayers:
 def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> tuple[CacheLayers, ...]:
     """Layers `first` to `last` (excluded) by what they keep, in order of first appearance."""
     layers = model.layers[first:last]
-    kept = [_of_mixer(mixer) for layer in layers for mixer in layer.mixers]
-    return _counted(sorted(kept, key=lambda each: each is not None and each.kind == SLIDING) if model.uniform else kept)
+    cached = [_of_mixer(mixer) for layer in layers for mixer in layer.mixers]
+    return _counted(
+        sorted(cached, key=lambda each: each is not None and each.kind == SLIDING) if model.uniform else cached
+    )
 
 
 PADDED_HEAD = 256
 """Head dimension to which vLLM padded keys and values of latent attention before it kept the latent."""
 
 
-def expanded(kept: tuple[CacheLayers, ...]) -> tuple[CacheLayers, ...]:
-    """`kept` with keys and values of every head in place of the latent, as servers without a latent cache."""
-    return tuple(_with_heads(layer) if layer.kind == LATENT else layer for layer in kept)
+def expanded(cached: tuple[CacheLayers, ...]) -> tuple[CacheLayers, ...]:
+    """`cached` with keys and values of every head in place of the latent, as servers without a latent cache."""
+    return tuple(_with_heads(layer) if layer.kind == LATENT else layer for layer in cached)
 
 
 def _with_heads(layer: CacheLayers) -> CacheLayers:

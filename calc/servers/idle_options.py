@@ -10,7 +10,7 @@ from calc.servers.cache_layers import RECURRENT, CacheLayers, cache_layers
 from calc.servers.records import ServerOptions
 from calc.servers.versions import VLLM_HYBRID, parse_version
 
-Kept = tuple[CacheLayers, ...]
+Cached = tuple[CacheLayers, ...]
 
 WORDS: Mapping[str, str] = {
     "prefix_caching_of_states": "--prefix-caching",
@@ -67,22 +67,22 @@ def _word(name: str) -> str:
     return WORDS.get(name, f"--{name.replace('_', '-')}")
 
 
-def _no_windows(options: ServerOptions, kept: Kept) -> str:
-    if not any(layer.window is not None for layer in kept):
+def _no_windows(options: ServerOptions, cached: Cached) -> str:
+    if not any(layer.window is not None for layer in cached):
         return "for a model without window layers"
     old = options.engine == "vllm" and options.version is not None and parse_version(options.version) < VLLM_HYBRID
     return "before vLLM 0.9.1, where window layers always keep the whole context" if old else ""
 
 
-def _no_states(options: ServerOptions, kept: Kept) -> str:
-    return "" if any(layer.kind == RECURRENT for layer in kept) else "for a model without recurrent layers"
+def _no_states(options: ServerOptions, cached: Cached) -> str:
+    return "" if any(layer.kind == RECURRENT for layer in cached) else "for a model without recurrent layers"
 
 
-def _no_draft(options: ServerOptions, kept: Kept) -> str:
-    return "" if options.speculative_layers or not _no_states(options, kept) else "without --speculative-layers"
+def _no_draft(options: ServerOptions, cached: Cached) -> str:
+    return "" if options.speculative_layers or not _no_states(options, cached) else "without --speculative-layers"
 
 
-_LACKING: Mapping[str, Callable[[ServerOptions, Kept], str]] = {
+_LACKING: Mapping[str, Callable[[ServerOptions, Cached], str]] = {
     "disable_hybrid": _no_windows,
     "swa_full": _no_windows,
     "prefix_caching_of_states": _no_states,

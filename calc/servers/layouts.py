@@ -64,9 +64,9 @@ def check_layouts(model: ModelSpec, engine: str, version: str | None) -> None:
             raise SpecError("engine_version", f"{engine} {asked} does not keep {what}: {_when(engine, since)}")
 
 
-def _rarer(kept: Sequence[CacheLayers]) -> list[str]:
-    recurrent = any(layer.kind == RECURRENT for layer in kept)
-    found = {_what(layer, recurrent=recurrent): None for layer in kept}
+def _rarer(cached: Sequence[CacheLayers]) -> list[str]:
+    recurrent = any(layer.kind == RECURRENT for layer in cached)
+    found = {_what(layer, recurrent=recurrent): None for layer in cached}
     return [what for what in found if what is not None]
 
 

@@ -134,8 +134,8 @@ class Pool:
     concurrency: float
 
 
-def _pool(study: Study, options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], derived: int) -> Pool:
-    layers, states = _spread(kept, options, study), _states(kept, options, known.plain)
+def _pool(study: Study, options: ServerOptions, known: Known, cached: tuple[CacheLayers, ...], derived: int) -> Pool:
+    layers, states = _spread(cached, options, study), _states(cached, options, known.plain)
     given = options.kv_pool_bytes is not None
     size = derived if options.kv_pool_bytes is None else options.kv_pool_bytes
     for_tokens = int(size / (1 + STATE_RATIO)) if states and not given else size
@@ -171,10 +171,10 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
         facts=options.facts,
         attention_tp=options.tp // options.dp_attention,
     )
-    kept = cache_layers(model)
+    cached = cache_layers(model)
     if options.speculative_layers:
-        kept = (*kept[:-1], replace(kept[-1], layers=kept[-1].layers + options.speculative_layers))
-    pool = _pool(study, options, known, kept, int(known.free * known.fraction) - weights)
+        cached = (*cached[:-1], replace(cached[-1], layers=cached[-1].layers + options.speculative_layers))
+    pool = _pool(study, options, known, cached, int(known.free * known.fraction) - weights)
     activation = forward_peak(
         batched_tokens=known.chunk,
         intermediate_size=widest_dense(model),
@@ -199,8 +199,8 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
         kv_tokens=pool.pages * known.page,
         max_concurrency=pool.concurrency,
         kv_request_bytes=pool.request_pages * pool.page_bytes + pool.state_bytes,
-        groups=tuple(_group(layer, known, pool) for layer in kept),
-        assumptions=tuple(_remarks(options, known, kept, pool, scaled=_scales_index(study.device))),
+        groups=tuple(_group(layer, known, pool) for layer in cached),
+        assumptions=tuple(_remarks(options, known, cached, pool, scaled=_scales_index(study.device))),
         bands=_bands(options, pool.size),
         steps=_terms(options, known, weights, pool),
         utilization=known.fraction,
@@ -215,22 +215,22 @@ def _group(layer: CacheLayers, known: Known, pool: Pool) -> CacheGroup:
 
 
 def _remarks(
-    options: ServerOptions, known: Known, kept: tuple[CacheLayers, ...], pool: Pool, *, scaled: bool
+    options: ServerOptions, known: Known, cached: tuple[CacheLayers, ...], pool: Pool, *, scaled: bool
 ) -> list[str]:
     said = [known.visible] if known.visible else []
     if options.gpu_memory_utilization is None:
         said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of {known.version} for this device")
     said.append(f"pages of {known.page} tokens" if known.page > 1 else "tokens are allocated one by one (page size 1)")
-    windows = {layer.window is not None for layer in kept if layer.kind != RECURRENT}
+    windows = {layer.window is not None for layer in cached if layer.kind != RECURRENT}
     if len(windows) > 1 and not options.disable_hybrid:
         said.append("window layers have their own pool: 0.8 tokens per token of the full layers")
-    if any(layer.index_elements and layer.kind == LATENT for layer in kept):
+    if any(layer.index_elements and layer.kind == LATENT for layer in cached):
         said.append(
             "index keys in fp8 with scales (132 B), as CUDA builds keep them"
             if scaled
             else "index keys in 16 bits, as in the log from Ascend; CUDA builds keep them in fp8 with scales (132 B)"
         )
-    elif any(layer.index_elements for layer in kept):
+    elif any(layer.index_elements for layer in cached):
         said.append("index keys in 16 bits")
     if pool.state_bytes and options.kv_pool_bytes is None:
         said.append("the state pool has 0.9 of the bytes of the token pool (--mamba-full-memory-ratio)")
@@ -240,7 +240,7 @@ def _remarks(
     return said
 
 
-def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
+def _spread(cached: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
     """Bytes per token of all layers of a kind, and whether they keep a window."""
     attention_tp = options.tp // options.dp_attention
     each = study.kv_format.bytes_per_element
@@ -252,7 +252,7 @@ def _spread(kept: tuple[CacheLayers, ...], options: ServerOptions, study: Study)
             ),
             k.window is not None and not options.disable_hybrid,
         )
-        for k in kept
+        for k in cached
         if k.kind != RECURRENT
     ]
 

@@ -39,16 +39,18 @@ def state_bytes(layer: CacheLayers, element_bytes: int) -> int:
     return (layer.state_elements + layer.conv_channels * layer.conv_kernel) * element_bytes
 
 
-def _groups(kept: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
-    return tuple(CacheGroup(kind=k.kind, layers=k.layers, block_tokens=1, blocks_per_request=1) for k in kept)
+def _groups(cached: tuple[CacheLayers, ...]) -> tuple[CacheGroup, ...]:
+    return tuple(CacheGroup(kind=k.kind, layers=k.layers, block_tokens=1, blocks_per_request=1) for k in cached)
 
 
-def _request_bytes(study: Study, options: ServerOptions, kept: tuple[CacheLayers, ...], plain: int, length: int) -> int:
+def _request_bytes(
+    study: Study, options: ServerOptions, cached: tuple[CacheLayers, ...], plain: int, length: int
+) -> int:
     """What one request of full length takes, on all devices together."""
     each = study.kv_format.bytes_per_element
     heads = study.model.group_size if options.facts.repeated_kv else 1
-    rows = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in kept if k.kind != RECURRENT)
-    return rows + sum(k.layers * state_bytes(k, plain if k.mixer in AS_ACTIVATIONS else max(plain, 4)) for k in kept)
+    rows = sum(k.layers * _kept_tokens(k, length) * row_bytes(k, each) * heads for k in cached if k.kind != RECURRENT)
+    return rows + sum(k.layers * state_bytes(k, plain if k.mixer in AS_ACTIVATIONS else max(plain, 4)) for k in cached)
 
 
 def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
@@ -56,8 +58,8 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
     model, tp = study.model, options.tp
     total, visible = visible_bytes(study.device)
     plain, length = plain_bytes(study, options), options.max_model_len or study.context
-    kept = cache_layers(model)
-    if tp > 1 and any(k.n_kv_heads % tp for k in kept if k.kind not in (LATENT, RECURRENT)):
+    cached = cache_layers(model)
+    if tp > 1 and any(k.n_kv_heads % tp for k in cached if k.kind not in (LATENT, RECURRENT)):
         raise SpecError("tp", f"transformers splits whole KV heads and repeats none: they are not divisible by TP {tp}")
     weights = -(-int(_model_bytes(study, plain)) // tp)
     prompt = options.max_num_batched_tokens or length
@@ -70,7 +72,7 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
             element_bytes=plain,
         )
     )
-    request = -(-_request_bytes(study, options, kept, plain, length) // tp)
+    request = -(-_request_bytes(study, options, cached, plain, length) // tp)
     pool = total - weights - activation - CONTEXT_BYTES if options.kv_pool_bytes is None else options.kv_pool_bytes
     tokens = int(max(0, pool) * length // request) if request else 0
     return ServerReport(
@@ -88,7 +90,7 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
         kv_tokens=tokens,
         max_concurrency=max(0, pool) / request if request else 0.0,
         kv_request_bytes=request,
-        groups=_groups(kept),
+        groups=_groups(cached),
         assumptions=(*([visible] if visible else []), *_assumed(options, prompt)),
         bands={
             "activation_bytes": (activation // 2, activation * 2),

@@ -73,27 +73,27 @@ class Stage:
 
 def vllm_layers(study: Study, version: Version, *stage: int) -> tuple[CacheLayers, ...]:
     """What the layers of a stage keep in `version`."""
-    kept = cache_layers(study.model, *stage)
-    return kept if version >= VLLM_LATENT else expanded(kept)
+    cached = cache_layers(study.model, *stage)
+    return cached if version >= VLLM_LATENT else expanded(cached)
 
 
 def stage_cache_layers(
     study: Study, version: Version, stage: tuple[int, int], speculative_layers: int
 ) -> tuple[CacheLayers, ...]:
     """What the layers of a stage keep; draft layers, on the last stage, keep what its attention layers keep."""
-    kept = vllm_layers(study, version, *stage)
+    cached = vllm_layers(study, version, *stage)
     if not speculative_layers or stage[1] != study.model.n_layers:
-        return kept
-    whole = next((k for k in reversed(kept) if k.kind in (FULL, LATENT)), kept[-1])
-    target = next((k for k in kept if k.mixer == "window_row"), whole)
-    return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in kept)
+        return cached
+    whole = next((k for k in reversed(cached) if k.kind in (FULL, LATENT)), cached[-1])
+    target = next((k for k in cached if k.mixer == "window_row"), whole)
+    return tuple(replace(k, layers=k.layers + speculative_layers) if k is target else k for k in cached)
 
 
 def _block_size(study: Study, options: ServerOptions, version: Version) -> tuple[int, str]:
     if options.block_size is not None:
         return options.block_size, ""
-    latent = [kept for kept in vllm_layers(study, version) if kept.kind == LATENT]
-    if any(kept.index_elements for kept in latent):
+    latent = [cached for cached in vllm_layers(study, version) if cached.kind == LATENT]
+    if any(cached.index_elements for cached in latent):
         return 64, "blocks of 64 tokens, as sparse latent attention asks for"
     if latent and version < VLLM_MLA_SMALL_BLOCKS:
         return 64, "blocks of 64 tokens, as FlashMLA asks for latent attention"
@@ -149,7 +149,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
     )
     inside = graphs if known.version >= VLLM_GRAPHS_IN_BUDGET else 0
     derived = ceil(known.total_bytes * known.utilization) - weights - activation - non_torch - inside
-    kept = stage_cache_layers(study, known.version, stage, options.speculative_layers)
+    cached = stage_cache_layers(study, known.version, stage, options.speculative_layers)
     return Stage(
         number=number,
         weights=weights,
@@ -158,7 +158,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
         non_torch=non_torch,
         graphs=graphs,
         pool=derived if options.kv_pool_bytes is None else options.kv_pool_bytes,
-        shape=_shape(kept, _cache_setting(study, options, known), known.version),
+        shape=_shape(cached, _cache_setting(study, options, known), known.version),
     )
 
 
@@ -190,14 +190,14 @@ def _step(options: ServerOptions, known: Resolved, *, last: bool) -> StepSetting
     )
 
 
-def _shape(kept: tuple[CacheLayers, ...], setting: CacheSetting, version: Version) -> CacheShape:
-    if any(layer.kind == COMPRESSED for layer in kept):
+def _shape(cached: tuple[CacheLayers, ...], setting: CacheSetting, version: Version) -> CacheShape:
+    if any(layer.kind == COMPRESSED for layer in cached):
         from calc.servers.vllm_compressed import compressed_shape
 
         if setting.kv_element_bytes >= KEPT_PLAIN:
             raise SpecError("kv_format", "vLLM keeps compressed attention in fp8 alone: --kv-format fp8")
-        return compressed_shape(kept, setting, version)
-    return cache_shape(kept, setting)
+        return compressed_shape(cached, setting, version)
+    return cache_shape(cached, setting)
 
 
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:

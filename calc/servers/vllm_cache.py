@@ -76,8 +76,8 @@ def request_tokens(kind: str, window: int | None, *, max_model_len: int, in_flig
     """Tokens of a request that a layer of this kind may hold at once."""
     if window is None or kind in (FULL, LATENT):
         return max_model_len
-    kept = window + in_flight_tokens - (1 if kind == SLIDING else 0)
-    return min(kept, max_model_len)
+    cached = window + in_flight_tokens - (1 if kind == SLIDING else 0)
+    return min(cached, max_model_len)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

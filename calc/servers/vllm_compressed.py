@@ -50,11 +50,11 @@ class Pages:
         return sum(cdiv(n, groups) * size for size, n in self.layers)
 
 
-def compressed_shape(kept: Sequence[CacheLayers], setting: CacheSetting, version: Version) -> CacheShape:
+def compressed_shape(cached: Sequence[CacheLayers], setting: CacheSetting, version: Version) -> CacheShape:
     """How a rank divides its pool. Raises SpecError for rows that vLLM's kernels do not have."""
-    if any(layer.kind not in (COMPRESSED, SLIDING) or layer.key_dim != ROW_ELEMENTS for layer in kept):
+    if any(layer.kind not in (COMPRESSED, SLIDING) or layer.key_dim != ROW_ELEMENTS for layer in cached):
         raise SpecError("layers", f"vLLM keeps compressed attention in rows of {ROW_ELEMENTS} elements alone")
-    tables = _tables(kept)
+    tables = _tables(cached)
     parts, block_bytes = _packed(tables) if version >= PACKED else _slotted(tables)
     groups = [
         CacheGroup(
@@ -75,15 +75,15 @@ def compressed_shape(kept: Sequence[CacheLayers], setting: CacheSetting, version
     )
 
 
-def _tables(kept: Sequence[CacheLayers]) -> list[Pages]:
+def _tables(cached: Sequence[CacheLayers]) -> list[Pages]:
     """Rows and index keys; then windows and states by their block and window."""
-    rows = [layer for layer in kept if layer.kind == COMPRESSED]
+    rows = [layer for layer in cached if layer.kind == COMPRESSED]
     sizes: dict[tuple[int, int | None], dict[int, int]] = {}
     for layer in rows:
         _add(sizes, (ROWS_BLOCK, None), ROWS_BLOCK // layer.ratio * ROW_BYTES, layer.layers)
         if layer.index_elements:
             _add(sizes, (ROWS_BLOCK, None), ROWS_BLOCK // layer.ratio * index_bytes(layer), layer.layers)
-    for layer in kept:
+    for layer in cached:
         if layer.kind == SLIDING:
             _add(sizes, (WINDOW_BLOCK, layer.window), WINDOW_BLOCK * ROW_BYTES, layer.layers)
     for layer in rows:

@@ -86,7 +86,7 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
 def _batched_tokens(study: Study, options: ServerOptions, version: Version, large: bool, total: int) -> int:
     if version >= VLLM_V1:
         return default_batched_tokens(version, large=large, memory_bytes=total)
-    windowed = any(kept.window is not None for kept in cache_layers(study.model))
+    windowed = any(cached.window is not None for cached in cache_layers(study.model))
     whole = windowed or options.facts.multimodal or options.speculative_layers > 0
     return batched_tokens(version, options.max_model_len or study.context, whole_prompts=whole)
 

@@ -7,10 +7,11 @@ norms inside of a mixer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from calc.model.count import EMBED_TOKENS, unshared
+from calc.model.count import EMBED_TOKENS
 from calc.model.parts import Mlp, Norm
 from calc.model.tensors import EMBEDDING, WHOLE, Tensor
 from calc.step.between import between_ranks
@@ -22,6 +23,7 @@ from calc.units import whole
 
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, Mixer
+    from calc.model.parts import LayerSpec
     from calc.model.spec import ModelSpec
 
 NORM_FLOPS = {Norm.RMS: 5, Norm.LAYER: 8}
@@ -171,3 +173,15 @@ def _sampling(model: ModelSpec, work: Pass) -> Operator:
         flops_each=Amount(elementwise_flops, logits | {"element_flops": SAMPLING_FLOPS}),
         reads_each=Amount(moved_bytes, logits | {"element_bytes": work.element_bytes}),
     )
+
+
+def unshared(layer: LayerSpec) -> LayerSpec:
+    """`layer` with matrices of its own in place of an earlier layer's."""
+    parts = (*layer.mixers, *layer.feed_forwards)
+    if not any(getattr(part, "shared", False) for part in parts):
+        return layer
+
+    def own(part: Any) -> Any:
+        return replace(part, shared=False) if getattr(part, "shared", False) else part
+
+    return replace(layer, mixers=tuple(map(own, layer.mixers)), feed_forwards=tuple(map(own, layer.feed_forwards)))

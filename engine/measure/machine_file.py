@@ -26,7 +26,7 @@ MAX_DAYS = 90
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Earlier:
     """An earlier measurement, or why there is none to be used: a sentence, empty where nothing was ever kept."""
 
     result: MachineResult | None
@@ -59,23 +59,23 @@ def keep(result: MachineResult, path: Path) -> MachineResult:
     return placed
 
 
-def read_kept(path: Path, *, now: datetime | None = None) -> Kept:
+def read_earlier(path: Path, *, now: datetime | None = None) -> Earlier:
     """The measurement in a file, if it is still one of this machine."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        return Kept(None)
+        return Earlier(None)
     except OSError as error:
-        return Kept(None, f"{path} cannot be read ({error.strerror or error})")
+        return Earlier(None, f"{path} cannot be read ({error.strerror or error})")
     try:
         if len(data) > MAX_BYTES:
             raise ValueError("it is too large")
         result = msgspec.json.decode(data, type=MachineResult)
         reason = _outdated(result, now or datetime.now(UTC))
     except (ValueError, TypeError, RecursionError):  # msgspec's errors are ValueErrors; dates without a zone TypeErrors
-        return Kept(None, f"{path} is damaged")
-    return Kept(result) if not reason else Kept(None, reason)
+        return Earlier(None, f"{path} is damaged")
+    return Earlier(result) if not reason else Earlier(None, reason)
 
 
 def _outdated(result: MachineResult, now: datetime) -> str:

@@ -119,7 +119,7 @@ def test_a_machine_that_was_never_measured_says_what_to_run(monkeypatch: pytest.
     with pytest.raises(UnknownName, match=r"^this machine has not been measured: run kvscope machine$"):
         find_device("this")
     assert all(entry.id != "this" for entry in search_devices(""))
-    assert engines.read_kept(tmp_path / "none.json") == engines.Kept(None)
+    assert engines.read_earlier(tmp_path / "none.json") == engines.Earlier(None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"rows": 3}', "[" * 100_000, "\xff"])
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_said_and_measured_again(kept: Path, text: str) -> Non
     kept.write_bytes(text.encode("latin-1"))
     with pytest.raises(SourceError, match="is damaged: run kvscope machine --measure"):
         find_device("this")
-    assert engines.read_kept(kept, now=NOW) == engines.Kept(None, f"{kept} is damaged")
+    assert engines.read_earlier(kept, now=NOW) == engines.Earlier(None, f"{kept} is damaged")
 
 
 @pytest.mark.parametrize("rate", [0, -1.0, "fast", None, 1e300])
@@ -151,7 +151,7 @@ def test_rates_that_nothing_reaches_are_refused(kept: Path, rate: object) -> Non
 )
 def test_what_was_kept_holds_only_while_it_is_true(kept: Path, changes: dict[str, object], reason: str) -> None:
     expected = engines.keep(result(**changes), kept)
-    read = engines.read_kept(kept, now=NOW)
+    read = engines.read_earlier(kept, now=NOW)
     assert reason in read.problem
     assert read.result == (None if reason else expected)
 

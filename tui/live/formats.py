@@ -29,7 +29,7 @@ MARK = "▶"
 
 
 class Choice(NamedTuple):
-    """A combination that a model can run in: the dtype it really has, the kept cache, tensor-parallel ranks."""
+    """A combination that a model can run in: the dtype it really has, the kind of cache, tensor-parallel ranks."""
 
     dtype: str
     cache: CacheKind
@@ -106,13 +106,13 @@ class Effects:
         request, info, timing = run.request, run.model, run.timing
         if info is None:
             return
-        kept = self._take_loaded(request.model, request.dtype, info)
+        of_model = self._take_loaded(request.model, request.dtype, info)
         if timing is None or not request.use_cache or timing.n_tokens < LEAST_TOKENS:
             return
         if timing.tpot_p50_s is None or timing.tokens_per_s is None:
             return
         choice = Choice(info.dtype, request.cache, request.tp)
-        old = kept.effects.get(choice)
+        old = of_model.effects.get(choice)
         new = Effect(
             choice=choice,
             weight_bytes=info.rank_weight_bytes or info.weight_bytes,
@@ -122,7 +122,7 @@ class Effects:
         )
         if old is not None:
             new = replace(new, n_same=old.n_same, n_compared=old.n_compared, mean_error=old.mean_error)
-        kept.effects[choice] = new
+        of_model.effects[choice] = new
 
     def take_formats(self, request: Formats, events: Sequence[Event]) -> None:
         """Keep what a comparison measured, from a batch of its events."""
@@ -135,14 +135,14 @@ class Effects:
 
     def _take_loaded(self, model: str | None, dtype: str, info: ModelInfo) -> _Model:
         """A load of `model` that was asked for as `dtype`. Ranks measure no rates: those of an earlier load stay."""
-        kept = self._model(model)
-        if info.read_bytes_per_s is None and kept.info is not None:
-            rates = kept.info.read_bytes_per_s, kept.info.matmul_flops_per_s
+        of_model = self._model(model)
+        if info.read_bytes_per_s is None and of_model.info is not None:
+            rates = of_model.info.read_bytes_per_s, of_model.info.matmul_flops_per_s
             info = msgspec.structs.replace(info, read_bytes_per_s=rates[0], matmul_flops_per_s=rates[1])
-        kept.info = info
+        of_model.info = info
         if dtype == "auto":
-            kept.auto = info.dtype
-        return kept
+            of_model.auto = info.dtype
+        return of_model
 
     def _model(self, model: str | None) -> _Model:
         return self._models.setdefault(model_key(model), _Model())

@@ -57,21 +57,21 @@ class CacheShape:
         """Tokens of one step."""
         return min(self.ubatch, self.cells)
 
-    def cells_of(self, kept: CacheLayers) -> int:
+    def cells_of(self, cached: CacheLayers) -> int:
         """Cells of one such layer."""
-        if kept.kind == COMPRESSED:
-            return self.slots * padded(-(-padded(self.context) // kept.ratio))
-        if kept.mixer == OWN_CELLS:
-            return self.slots * self._own_cells(kept)
-        if kept.window is None or self.whole_windows:
+        if cached.kind == COMPRESSED:
+            return self.slots * padded(-(-padded(self.context) // cached.ratio))
+        if cached.mixer == OWN_CELLS:
+            return self.slots * self._own_cells(cached)
+        if cached.window is None or self.whole_windows:
             return self.cells
-        return window_cells(kept.window, n_seq=self.slots, n_ubatch=self.ubatch, n_ctx=self.cells)
+        return window_cells(cached.window, n_seq=self.slots, n_ubatch=self.ubatch, n_ctx=self.cells)
 
-    def _own_cells(self, kept: CacheLayers) -> int:
+    def _own_cells(self, cached: CacheLayers) -> int:
         whole = padded(self.context)
-        if kept.window is None or self.whole_windows:
+        if cached.window is None or self.whole_windows:
             return whole
-        return window_cells(kept.window, n_seq=1, n_ubatch=self.ubatch, n_ctx=whole)
+        return window_cells(cached.window, n_seq=1, n_ubatch=self.ubatch, n_ctx=whole)
 
 
 def padded(n: int) -> int:
@@ -94,37 +94,37 @@ def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...]
     recurrent = any(mixer.state_elements for layer in model.groups for mixer in layer.mixers)
     for i, layer in enumerate(model.layers):
         if id(layer) not in known:
-            kept = [_as_kept(each, model, layer, build) for each in cache_layers(model, i, i + 1)]
-            known[id(layer)] = tuple(_with_index(each, layer, recurrent=recurrent) for each in kept)
+            cached = [_as_cached(each, model, layer, build) for each in cache_layers(model, i, i + 1)]
+            known[id(layer)] = tuple(_with_index(each, layer, recurrent=recurrent) for each in cached)
     return tuple(known[id(layer)] for layer in model.layers)
 
 
-def _with_index(kept: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
-    """`kept` with what the cache for the keys of an indexer has in addition.
+def _with_index(cached: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
+    """`cached` with what the cache for the keys of an indexer has in addition.
 
     Of blocks it has a row of values of one head, which nothing reads (llama_kv_cache_msa); of a latent beside recurrent
     layers, whose keys are pooled, it has three rows (llama_memory_hybrid_idx): loads with other widths say so.
     """
-    if not kept.index_elements or (kept.kind == LATENT) is not recurrent:
-        return kept
-    if kept.kind == LATENT:
-        return replace(kept, index_elements=POOLED_ROWS * kept.index_elements)
+    if not cached.index_elements or (cached.kind == LATENT) is not recurrent:
+        return cached
+    if cached.kind == LATENT:
+        return replace(cached, index_elements=POOLED_ROWS * cached.index_elements)
     mixer: Any = layer.mixers[0]
-    return replace(kept, index_values=mixer.value_dim) if kept.kind == FULL else kept
+    return replace(cached, index_values=mixer.value_dim) if cached.kind == FULL else cached
 
 
-def _as_kept(kept: CacheLayers, model: ModelSpec, layer: LayerSpec, build: int) -> CacheLayers:
-    if kept.kind == LATENT and build < LATENT_CACHE:
-        return _expanded(kept, layer)
+def _as_cached(cached: CacheLayers, model: ModelSpec, layer: LayerSpec, build: int) -> CacheLayers:
+    if cached.kind == LATENT and build < LATENT_CACHE:
+        return _expanded(cached, layer)
     ignored = build < WINDOW_CACHE or model.model_type in NO_WINDOW
-    return replace(kept, kind=FULL, window=None) if kept.window is not None and ignored else kept
+    return replace(cached, kind=FULL, window=None) if cached.window is not None and ignored else cached
 
 
-def _expanded(kept: CacheLayers, layer: LayerSpec) -> CacheLayers:
+def _expanded(cached: CacheLayers, layer: LayerSpec) -> CacheLayers:
     """K and V of every head, as builds before the latent cache kept them."""
     mixer = next(mixer for mixer in layer.mixers if isinstance(mixer, Latent))
     return replace(
-        kept,
+        cached,
         kind=FULL,
         n_kv_heads=mixer.n_heads,
         key_dim=mixer.nope_dim + mixer.rope_dim,
@@ -133,17 +133,17 @@ def _expanded(kept: CacheLayers, layer: LayerSpec) -> CacheLayers:
     )
 
 
-def layer_bytes(kept: CacheLayers, shape: CacheShape) -> int:
-    """Bytes of `kept.layers` such layers: states are float32, an indexer's keys are stored as K."""
-    state = kept.state_elements + kept.conv_channels * (kept.conv_kernel - 1)
-    states = kept.layers * shape.slots * state * STATE_BYTES
-    if kept.kind == RECURRENT:
+def layer_bytes(cached: CacheLayers, shape: CacheShape) -> int:
+    """Bytes of `cached.layers` such layers: states are float32, an indexer's keys are stored as K."""
+    state = cached.state_elements + cached.conv_channels * (cached.conv_kernel - 1)
+    states = cached.layers * shape.slots * state * STATE_BYTES
+    if cached.kind == RECURRENT:
         return states
-    return states + kept.layers * shape.cells_of(kept) * sum(row_bytes(kept, shape))
+    return states + cached.layers * shape.cells_of(cached) * sum(row_bytes(cached, shape))
 
 
-def row_bytes(kept: CacheLayers, shape: CacheShape) -> tuple[int, int]:
+def row_bytes(cached: CacheLayers, shape: CacheShape) -> tuple[int, int]:
     """Bytes of K and of V in one cell of one layer; a latent is K alone."""
-    keys = kept.n_kv_heads * kept.key_dim + kept.index_elements
-    values = (0 if kept.kind == LATENT else kept.n_kv_heads * kept.value_dim) + kept.index_values
+    keys = cached.n_kv_heads * cached.key_dim + cached.index_elements
+    values = (0 if cached.kind == LATENT else cached.n_kv_heads * cached.value_dim) + cached.index_values
     return ceil(keys * shape.key_bytes), ceil(values * shape.value_bytes)

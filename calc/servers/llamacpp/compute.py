@@ -45,9 +45,9 @@ class Batch:
         return elements * self.tokens * FLOAT_BYTES
 
 
-def batch_of(kept: Sequence[tuple[CacheLayers, ...]], shape: CacheShape, outputs: int) -> Batch:
+def batch_of(cached: Sequence[tuple[CacheLayers, ...]], shape: CacheShape, outputs: int) -> Batch:
     """The batch that a cache of `shape` is filled with."""
-    layers = {each for layer in kept for each in layer if each.kind != RECURRENT}
+    layers = {each for layer in cached for each in layer if each.kind != RECURRENT}
     masks = {(each.window, shape.cells_of(each)) for each in layers}
     return Batch(
         tokens=shape.batch,
@@ -59,10 +59,10 @@ def batch_of(kept: Sequence[tuple[CacheLayers, ...]], shape: CacheShape, outputs
     )
 
 
-def _converted(kept: CacheLayers, shape: CacheShape) -> int:
-    keys = kept.n_kv_heads * kept.key_dim if shape.key_bytes != HALF_BYTES else 0
-    values = kept.n_kv_heads * kept.value_dim if shape.value_bytes != HALF_BYTES else 0
-    return (keys + values) * shape.cells_of(kept) * HALF_BYTES
+def _converted(cached: CacheLayers, shape: CacheShape) -> int:
+    keys = cached.n_kv_heads * cached.key_dim if shape.key_bytes != HALF_BYTES else 0
+    values = cached.n_kv_heads * cached.value_dim if shape.value_bytes != HALF_BYTES else 0
+    return (keys + values) * shape.cells_of(cached) * HALF_BYTES
 
 
 # A layer
@@ -169,8 +169,8 @@ def _with_weights(model: ModelSpec, batch: Batch, step: int, copied: int, placem
     sparse = [part for layer in model.groups for part in layer.feed_forwards if isinstance(part, Experts)]
     if not sparse:
         inner = batch.floats(max((part.inner for layer in model.groups for part in layer.feed_forwards), default=0))
-        kept = 3 if copied < inner else 2  # a larger copy leaves room for the third once it is used
-        return max(step, copied + kept * inner + batch.floats(4 * model.hidden_size))
+        cached = 3 if copied < inner else 2  # a larger copy leaves room for the third once it is used
+        return max(step, copied + cached * inner + batch.floats(4 * model.hidden_size))
     if placement.on_devices <= model.n_layers:
         return copied + step
     part = max(sparse, key=lambda each: each.top_k * each.expert_size)

@@ -44,7 +44,7 @@ class Layout:
     devices: tuple[DeviceSpec, ...]
     weights: Weights
     placement: Placement
-    kept: tuple[tuple[CacheLayers, ...], ...]
+    cached: tuple[tuple[CacheLayers, ...], ...]
 
     @property
     def context(self) -> int:
@@ -73,7 +73,7 @@ class Layout:
     def cache_places(self) -> dict[tuple[int, CacheLayers], int]:
         """How many layers keep the same at the same place."""
         counts: dict[tuple[int, CacheLayers], int] = {}
-        for i, layer in enumerate(self.kept):
+        for i, layer in enumerate(self.cached):
             for each in layer:
                 key = self.placement.cache_of(i), each
                 counts[key] = counts.get(key, 0) + 1
@@ -96,14 +96,14 @@ class Layout:
     def cache_bytes(self, slots: int) -> dict[int, int]:
         """Cache by place."""
         shape, held = self.shape(slots), dict.fromkeys((HOST, *range(len(self.devices))), 0)
-        for (place, kept), layers in self.cache_places.items():
-            held[place] += layers * layer_bytes(kept, shape)
+        for (place, cached), layers in self.cache_places.items():
+            held[place] += layers * layer_bytes(cached, shape)
         return held
 
     def compute_bytes(self, slots: int) -> dict[int, int]:
         """Compute buffers by place."""
         shape, model = self.shape(slots), self.study.model
-        batch = batch_of(self.kept, shape, slots if self.build >= FEW_OUTPUTS else shape.batch)
+        batch = batch_of(self.cached, shape, slots if self.build >= FEW_OUTPUTS else shape.batch)
         held = {i: device_compute(model, self.weights, self.placement, batch, i) for i in range(len(self.devices))}
         return {HOST: host_compute(model, self.placement, batch), **held}
 
@@ -168,7 +168,7 @@ def layout_of(study: Study, options: ServerOptions) -> Layout:
             host_experts=options.n_cpu_moe,
             cache_on_host=options.kv_on_host,
         ),
-        kept=kept_by_layer(model, build),
+        cached=kept_by_layer(model, build),
     )
 
 

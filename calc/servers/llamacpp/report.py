@@ -59,8 +59,8 @@ def _band(compute: int) -> Band:
 
 def _groups(layout: Layout) -> tuple[CacheGroup, ...]:
     counts: dict[CacheLayers, int] = {}
-    for (_, kept), n in layout.cache_places.items():
-        counts[kept] = counts.get(kept, 0) + n
+    for (_, cached), n in layout.cache_places.items():
+        counts[cached] = counts.get(cached, 0) + n
     return tuple(CacheGroup(kind=k.kind, layers=n, block_tokens=1, blocks_per_request=1) for k, n in counts.items())
 
 

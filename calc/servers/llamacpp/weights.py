@@ -141,5 +141,5 @@ def tensor_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
 
 def table_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
     """Bytes of a table outside of the layers: those for every layer are stored as the embedding is."""
-    kept = tensor._replace(role=EMBEDDING) if tensor.role == OTHER else tensor
-    return tensor_bytes(kept, weight_format)
+    cached = tensor._replace(role=EMBEDDING) if tensor.role == OTHER else tensor
+    return tensor_bytes(cached, weight_format)

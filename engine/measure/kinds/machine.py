@@ -128,17 +128,17 @@ def _gpu_sentence(gpu: Gpu) -> str:
 
 def known(request: MeasureMachine) -> MachineFinished | None:
     """What was kept of this machine, where it still holds and has all that is asked for."""
-    from engine.measure.machine_file import machine_path, read_kept
+    from engine.measure.machine_file import machine_path, read_earlier
 
-    kept = read_kept(machine_path()).result
-    if request.measure or kept is None or not _answers(kept, request):
+    earlier = read_earlier(machine_path()).result
+    if request.measure or earlier is None or not _answers(earlier, request):
         return None
-    return MachineFinished(request_id=request.request_id, result=kept)
+    return MachineFinished(request_id=request.request_id, result=earlier)
 
 
-def _answers(kept: MachineResult, request: MeasureMachine) -> bool:
-    measured = {row.dtype for row in kept.rows}
-    return set(dtypes_of(request.dtypes)) <= measured and request.threads in (None, kept.threads)
+def _answers(earlier: MachineResult, request: MeasureMachine) -> bool:
+    measured = {row.dtype for row in earlier.rows}
+    return set(dtypes_of(request.dtypes)) <= measured and request.threads in (None, earlier.threads)
 
 
 OPTIONS = (

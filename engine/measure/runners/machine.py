@@ -30,7 +30,7 @@ from engine.measure.machine import (
     total_bytes,
     usable_cores,
 )
-from engine.measure.machine_file import keep, machine_path, read_kept, versions
+from engine.measure.machine_file import keep, machine_path, read_earlier, versions
 from engine.measure.machine_result import Gpu, MachineResult, MachineRow
 from engine.measure.products import DTYPES, Product, products
 from engine.measure.rates import facts
@@ -62,12 +62,12 @@ def run(request: MeasureMachine, held: "HeldModel", should_stop: Callable[[], bo
         yield answer
         return
     path = machine_path()
-    kept = read_kept(path)
-    notes = [f"Measured anew: {kept.problem}."] if kept.problem else []
+    earlier = read_earlier(path)
+    notes = [f"Measured anew: {earlier.problem}."] if earlier.problem else []
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     result = yield from measure(request, should_stop, notes=notes)
-    yield MachineFinished(result=keep(_merged(result, kept.result), path))
+    yield MachineFinished(result=keep(_merged(result, earlier.result), path))
 
 
 def measure(
@@ -92,15 +92,15 @@ def measure(
     return _result(dtypes, made, turns, load, notes)
 
 
-def _merged(result: MachineResult, kept: MachineResult | None) -> MachineResult:
+def _merged(result: MachineResult, earlier: MachineResult | None) -> MachineResult:
     """The new measurement with the dtypes that were measured before as it was now."""
-    if kept is None or kept.threads != result.threads:
+    if earlier is None or earlier.threads != result.threads:
         return result
     new = {row.dtype for row in result.rows}
-    older = tuple(row for row in kept.rows if row.dtype not in new)
+    older = tuple(row for row in earlier.rows if row.dtype not in new)
     if not older:
         return result
-    note = f"{', '.join(row.dtype for row in older)}: as measured at {kept.measured_at}."
+    note = f"{', '.join(row.dtype for row in older)}: as measured at {earlier.measured_at}."
     return msgspec.structs.replace(result, rows=(*result.rows, *older), notes=(*result.notes, note))
 
 

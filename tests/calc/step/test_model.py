@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.explain.terms import evaluate, symbol
-from calc.model.count import LM_HEAD, model_tensors, unshared
+from calc.model.count import LM_HEAD, model_tensors
 from calc.model.layers import Compressor, Dense, LayerSpec, WindowRow
 from calc.model.parts import Mlp
 from calc.model.spec import ModelSpec
 from calc.model.tensors import LINEAR, ROUTER, Tensor
 from calc.sources.catalog import ModelEntry, find_model, models
-from calc.step.model import linear_operators, mixing_operators, pass_operators
+from calc.step.model import linear_operators, mixing_operators, pass_operators, unshared
 from calc.step.operators import Kind, Operator, Pass, Phase, total
 from calc.step.weights import as_stored, one_format
 from tests.calc.strategies import LLAMA, QUICK
