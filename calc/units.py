@@ -7,7 +7,7 @@ Formatting takes int, Fraction or float and rounds the exact value once, half to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import islice
 
@@ -48,6 +48,19 @@ def whole(value: Fraction) -> int | Fraction:
 def rounded_up(value: Fraction) -> int:
     """The next whole number."""
     return -(-value.numerator // value.denominator)
+
+
+def largest(holds: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that `holds`, which every smaller one does too; 0 where none does.
+
+    >>> largest(lambda n: n * n <= 50, 1000)
+    7
+    """
+    low, high = 0, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 # Reading

@@ -17,7 +17,7 @@ from calc.fit.rules import costs_of
 from calc.model.checks import check_count
 from calc.model.storage import StorageFormat
 from calc.model.study import Study
-from calc.units import MAX_COUNT, format_count, format_decimal
+from calc.units import MAX_COUNT, format_count, format_decimal, largest
 
 if TYPE_CHECKING:
     from calc.servers.records import ServerOptions
@@ -93,11 +93,7 @@ def largest_context(costs: Costs, *, batch: int = 1) -> ContextAnswer:
 
 def _longest(costs: Costs, batch: int, most: int) -> int:
     """The longest context, up to `most`, that admits `batch` requests; 0 where not even one token is admitted."""
-    low, high = 0, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if costs.admits(middle, batch) else (low, middle)
-    return low
+    return largest(lambda context: costs.admits(context, batch), most)
 
 
 def largest_batch(costs: Costs) -> BatchAnswer:

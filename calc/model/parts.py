@@ -15,10 +15,10 @@ Which projections a published model has: transformers 5.23, ``modeling_*.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from calc.explain.terms import Term, derive
 from calc.model.checks import check_count, check_heads
@@ -28,6 +28,7 @@ from calc.units import MAX_COUNT
 if TYPE_CHECKING:
     from calc.model.layers import FeedForward, Mixer
 
+T = TypeVar("T")
 PARAMS = "parameters"
 
 
@@ -422,10 +423,15 @@ def shared_objects(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     return tuple(known.setdefault(layer, layer) for layer in layers)
 
 
+def counted(groups: Mapping[LayerSpec, int], parts: Callable[[LayerSpec], Iterable[T]]) -> dict[T, int]:
+    """The different ones of the `parts` of layers, in order of first appearance, and how many there are of each."""
+    counts: dict[T, int] = {}
+    for layer, n in groups.items():
+        for part in parts(layer):
+            counts[part] = counts.get(part, 0) + n
+    return counts
+
+
 def mixers_of(layers: tuple[LayerSpec, ...]) -> dict[Mixer, int]:
     """The different mixers and how many there are of each."""
-    counts: dict[Mixer, int] = {}
-    for layer, n in grouped(layers).items():
-        for mixer in layer.mixers:
-            counts[mixer] = counts.get(mixer, 0) + n
-    return counts
+    return counted(grouped(layers), lambda layer: layer.mixers)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from calc.errors import SpecError
 from calc.model.checks import check_count, check_heads
-from calc.model.parts import Attention, Dense, LayerSpec, Mlp, Norm, grouped, layer_norm_params, shared_objects
+from calc.model.parts import Attention, Dense, LayerSpec, Mlp, Norm, counted, grouped, layer_norm_params, shared_objects
 
 if TYPE_CHECKING:
     from calc.model.stored import StoredWeights
@@ -157,7 +157,8 @@ def flat_view(layers: tuple[LayerSpec, ...], groups: Mapping[LayerSpec, int]) ->
     Biases and norms of Q and K are said only where the first layer's parts are all there is.
     """
     first, hidden_size = layers[0], layers[0].hidden_size
-    mixers, feeds = _counted(groups, "mixers"), _counted(groups, "feed_forwards")
+    mixers: dict[Any, int] = counted(groups, lambda layer: layer.mixers)
+    feeds: dict[Any, int] = counted(groups, lambda layer: layer.feed_forwards)
     ranks = {"attention": 2, "latent": 1}
     mixer = max(mixers, key=lambda part: (ranks.get(part.kind, 0), mixers[part]), default=None)
     feed = max(feeds, key=lambda part: (part.kind == "dense", feeds[part]), default=None)
@@ -199,14 +200,6 @@ def _windows(mixers: Mapping[Any, int]) -> dict[int, int]:
         if part.window is not None and part.cache_elements:
             windows[part.window] = windows.get(part.window, 0) + n
     return windows
-
-
-def _counted(groups: Mapping[LayerSpec, int], parts: str) -> dict[Any, int]:
-    counts: dict[Any, int] = {}
-    for layer, n in groups.items():
-        for part in getattr(layer, parts):
-            counts[part] = counts.get(part, 0) + n
-    return counts
 
 
 def _norms(view: Mapping[str, Any], *, qk_norm: bool) -> int:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from calc.model.count import EMBED_TOKENS
-from calc.model.parts import Mlp, Norm
+from calc.model.parts import Mlp, Norm, counted
 from calc.model.tensors import EMBEDDING, WHOLE, Tensor
 from calc.step.between import between_ranks
 from calc.step.formulas import elementwise_flops, matrix_bytes, moved_bytes
@@ -83,21 +83,12 @@ def _operators(model: ModelSpec, work: Pass) -> Iterator[Operator]:
 
 def mixers(model: ModelSpec) -> Mapping[Mixer, int]:
     """The different mixers, shared ones with matrices of their own, and how many there are of each."""
-    counts: dict[Mixer, int] = {}
-    for layer, n in model.groups.items():
-        for mixer in unshared(layer).mixers:
-            counts[mixer] = counts.get(mixer, 0) + n
-    return counts
+    return counted(model.groups, lambda layer: unshared(layer).mixers)
 
 
 def feed_forwards(model: ModelSpec) -> Mapping[tuple[FeedForward, ...], int]:
     """The different sets of feed-forwards that a layer has, and how many layers have each."""
-    counts: dict[tuple[FeedForward, ...], int] = {}
-    for layer, n in model.groups.items():
-        feeds = unshared(layer).feed_forwards
-        if feeds:
-            counts[feeds] = counts.get(feeds, 0) + n
-    return counts
+    return counted(model.groups, lambda layer: filter(None, [unshared(layer).feed_forwards]))
 
 
 def _embedding(model: ModelSpec, work: Pass) -> Operator:

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 
 from textual.containers import Container
 from textual.message import Message
+from textual.widgets import Static
 
 from calc.commands.tables import Table
 from tui.form.state import Analysis, AppState
@@ -49,6 +50,12 @@ class Pane(Container):
     def problem(self) -> str:
         """What is wrong with a form that is no part of the state, without a full stop; "" where nothing is."""
         return ""
+
+    def show_problem(self, line: str, problem: str) -> None:
+        """Say in the `line` of that name what is wrong with what is typed; it is there only then."""
+        place = self.query_one(line, Static)
+        place.update(f"✗ {problem}" if problem else "")
+        place.display = bool(problem)
 
     def command_line(self) -> str:
         """The ``kvscope …`` command that prints what the pane shows."""

@@ -150,9 +150,7 @@ class IntensityPane(PagedPane):
     def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
         """Say at once what is wrong with what is being typed."""
         message.stop()
-        label = self.query_one("#intensity-problem", Label)
-        label.update(f"✗ {message.dial.problem}" if message.dial.problem else "")
-        label.display = bool(message.dial.problem)
+        self.show_problem("#intensity-problem", message.dial.problem)
 
     def _propose(self) -> None:
         if self._state is None:

@@ -143,9 +143,7 @@ class LoadPane(PagedPane):
                 self.post_message(StateEdited(state, self))
 
     def _say(self, problem: str) -> None:
-        label = self.query_one("#load-problem", Static)
-        label.update(f"✗ {problem}" if problem else "")
-        label.display = bool(problem)
+        self.show_problem("#load-problem", problem)
 
     # --- what is simulated --------------------------------------------------------------------------------
 

@@ -184,9 +184,7 @@ class RooflinePane(PagedPane):
     def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
         """Say at once what is wrong with what is being typed."""
         message.stop()
-        label = self.query_one("#roofline-problem", Label)
-        label.update(f"✗ {message.dial.problem}" if message.dial.problem else "")
-        label.display = bool(message.dial.problem)
+        self.show_problem("#roofline-problem", message.dial.problem)
 
     @on(RooflinePlot.Moved)
     def _plot_moved(self, event: RooflinePlot.Moved) -> None:

@@ -105,8 +105,12 @@ class CalcTable(DataTable[Text]):
     def _add_headings(self, table: Table, layout: Layout) -> None:
         labels = column_labels(table, layout)
         self.header_height = max((label.count("\n") + 1 for label in labels), default=1)
-        for i, label in zip(layout.columns, labels, strict=True):
-            self.add_column(Text(label, justify="right" if table.columns[i].numeric else "left"))
+        for i, label, width in zip(layout.columns, labels, self._widths_of(table, layout), strict=True):
+            self.add_column(Text(label, justify="right" if table.columns[i].numeric else "left"), width=width)
+
+    def _widths_of(self, table: Table, layout: Layout) -> Sequence[int | None]:
+        """Of the columns that are shown; None: as wide as its cells, once the table is idle."""
+        return [None for _ in layout.columns]
 
     def _cell(self, row: Row, index: int, column: Column) -> Text:
         style = "strike dim" if row.struck and column.numeric else "bold" if row.strong else ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.cells import cell_len
-from rich.text import Text
 
 from calc.commands.render import Layout, column_labels
 from calc.commands.tables import Table
@@ -24,11 +25,8 @@ class GrowingTable(CalcTable):
         changed, self._widths = widths != self._widths, widths
         super()._draw(layout, headings=headings or changed)
 
-    def _add_headings(self, table: Table, layout: Layout) -> None:
-        labels = column_labels(table, layout)
-        self.header_height = max((label.count("\n") + 1 for label in labels), default=1)
-        for i, label, width in zip(layout.columns, labels, self._widths, strict=True):
-            self.add_column(Text(label, justify="right" if table.columns[i].numeric else "left"), width=width)
+    def _widths_of(self, table: Table, layout: Layout) -> Sequence[int | None]:
+        return self._widths
 
 
 def _widths(table: Table, layout: Layout) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ def residual_streams(reader: Reader, hidden_size: int) -> int:
     return mixed * streams * hidden_size + mixed + 3
 
 
-def _outer(reader: Reader) -> Outer:
+def streams_outer(reader: Reader) -> Outer:
     """What mixes the residual streams into one before the head."""
     streams = reader.count("hc_mult")
     return Outer(streams * streams * reader.count(*HIDDEN_SIZE) + streams + 1)
@@ -109,6 +109,6 @@ ARCHITECTURES = (
         mlp_bias=MLP_BIAS,
         needs_inner=False,
         layers=_layers,
-        outer=_outer,
+        outer=streams_outer,
     ),
 )

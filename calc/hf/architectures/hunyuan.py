@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calc.hf.architecture import BIASED, MLP_BIAS, Architecture, Outer
+from calc.hf.architecture import BIASED, MLP_BIAS, Architecture
+from calc.hf.architectures.deepseek_v4 import streams_outer
 from calc.hf.feed_forward import feed_forwards
 from calc.hf.latent import latent_mixer, share_indexers
 from calc.hf.layers import stack
-from calc.hf.reader import HIDDEN_SIZE, Reader
+from calc.hf.reader import Reader
 from calc.model.layers import LayerSpec, Mixer
 
 
@@ -23,12 +24,6 @@ def _hunyuan4_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_s
     return stack(reader, mixed, hidden_size, mixers, feed_forwards(reader, arch, n_layers))
 
 
-def _hunyuan4_outer(reader: Reader) -> Outer:
-    """What mixes the residual streams into one before the head."""
-    streams = reader.count("hc_mult")
-    return Outer(streams * streams * reader.count(*HIDDEN_SIZE) + streams + 1)
-
-
 ARCHITECTURES = (
     replace(BIASED, names=("hunyuan_v1_dense",), qk_norm="head"),
     replace(BIASED, names=("hunyuan_v1_moe",), qk_norm="head", always_experts=True, shared_is_dense=True),
@@ -39,6 +34,6 @@ ARCHITECTURES = (
         first_dense=True,
         required=("indexer_types",),
         layers=_hunyuan4_layers,
-        outer=_hunyuan4_outer,
+        outer=streams_outer,
     ),
 )

@@ -24,7 +24,7 @@ from calc.servers.llamacpp.compute import batch_of, device_compute, host_compute
 from calc.servers.llamacpp.placement import HOST, Placement, placed
 from calc.servers.llamacpp.weights import Weights, weights_of
 from calc.servers.records import DeviceShare, HostShare, ServerOptions
-from calc.units import GIB
+from calc.units import GIB, largest
 
 UBATCH = 512
 MOST_SLOTS = 256
@@ -127,11 +127,7 @@ class Layout:
 
     def most_slots(self) -> int:
         """The most slots that fit; 0 where not even one does."""
-        low, high = 0, MOST_SLOTS + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(middle) else (low, middle)
-        return low
+        return largest(self.fits, MOST_SLOTS)
 
     def host(self, slots: int) -> HostShare:
         """What is on the host with `slots`."""
