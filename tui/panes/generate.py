@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -25,14 +24,14 @@ from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
 from engine.process.events import Generate, GenerationStarted, Turn
 from engine.records import Event, ModelInfo
-from tui.form.sampling import new_tokens_text
 from tui.form.state import Analysis, AppState
 from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
-from tui.live.engine_link import EngineStatus, Phase, engine_of
+from tui.live.engine_link import EngineStatus, engine_of
 from tui.live.formats import Choice, Effects, effects_table, model_key
 from tui.live.generation import Generation, generate_options
 from tui.live.load_memory import forecast, shortage
 from tui.live.measurement import Job
+from tui.live.run_line import comparison_lines, fitting, run_line, waiting_line
 from tui.live.run_times import own_request
 from tui.panes.base import Pane
 from tui.views.chart_text import draw
@@ -288,35 +287,17 @@ class GeneratePane(Pane):
             self._say(self._idle_line())
 
     def _idle_line(self) -> str:
-        run = self.run
-        status = engine_of(self.app).status
+        run, status = self.run, engine_of(self.app).status
         if self.measuring and self.effect is not None:
-            return self._fitting(self._measuring_lines(self.effect, status))
+            return self._fitting(comparison_lines(self.effect, status))
         if self._note and not self.running:
             return self._fitting(self._note)
         if run is None:
-            if status.phase is Phase.STOPPED:
-                return f"✗ the engine stopped: {status.detail}"
-            return f"Press Enter to generate (KV cache {'on' if self.form.cache_on else 'off'})"
-        if run.problem is not None:
-            return f"✗ {run.problem}"
-        if run.over:
-            return f"{len(run.ids):,} tokens · {self.query_one(RunNumbers).rate} · {run.outcome}"
-        if run.start_ns is None and status.phase is Phase.LOADING:
-            return f"▶ loading {status.detail} · Esc to stop"
-        if run.start_ns is None:
-            return f"waiting for the engine ({status.line})"
-        tokens = f"{len(run.ids):,} of {new_tokens_text(run.request.max_new_tokens)} tokens"
-        return f"▶ {tokens} · {self.query_one(RunNumbers).rate} · Esc to stop"
+            return waiting_line(status, cache_on=self.form.cache_on)
+        return run_line(run, status, rate=self.query_one(RunNumbers).rate)
 
     def _fitting(self, lines: Sequence[str]) -> str:
         return fitting(lines, self.query_one("#generate-status").content_size.width)
-
-    def _measuring_lines(self, job: Job, status: EngineStatus) -> tuple[str, ...]:
-        """How far a comparison is, with and without what is compared."""
-        line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc to stop"
-        what = job.request.choices[-1].dtype if isinstance(job.request, Formats) else ""
-        return (f"{what} against float32: {line}", line)
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
@@ -499,8 +480,3 @@ class GeneratePane(Pane):
         if isinstance(request, str):
             request = self.run.request if self.run else Generate(prompt=self.form.prompt.text)
         return shlex.join(["kvscope", "generate", *generate_options(request)])
-
-
-def fitting(lines: Sequence[str], width: int) -> str:
-    """The first of `lines`, longest first, that fits; the last one where none does."""
-    return next((line for line in lines if cell_len(line) <= width), lines[-1])
