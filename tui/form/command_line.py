@@ -33,7 +33,7 @@ def memory_command(study: Study, server: ServerOptions | None = None) -> str:
     """
     if server is None:
         return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
-    from tui.views.server import option_words
+    from tui.form.server_fields import option_words
 
     own = workload_options(replace(study, tps=(server.tp,), policy=Policy.EQUAL_SPLIT))
     return " ".join(["kvscope", "memory", *study_options(study), *own, *option_words(server)])

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from calc.intensity.attention import Attention
     from calc.intensity.study import IntensityQuery, IntensityReport
     from calc.servers.records import ServerOptions
-    from tui.views.estimate import EstimateAnswer
-    from tui.views.server import ServerAnswer
+    from tui.form.estimate import EstimateAnswer
+    from tui.form.server import ServerAnswer
 
 SERVING, LOAD = Serving(), LoadAsked()
 
@@ -69,7 +69,7 @@ class Analysis:
     @cached_property
     def estimate(self) -> EstimateAnswer:
         """The times of what is served: some ten milliseconds, so that nobody waits for it before the first paint."""
-        from tui.views.estimate import estimate_answer
+        from tui.form.estimate import estimate_answer
 
         return estimate_answer(self.state)
 
@@ -128,7 +128,7 @@ def analyse(state: AppState) -> Analysis:
     memory = memory_report(state.study)
     if state.server is None:
         return Analysis(state=state, memory=memory)
-    from tui.views.server import server_answer
+    from tui.form.server import server_answer
 
     return Analysis(state=state, memory=memory, server=server_answer(state.study, state.server))
 
@@ -139,7 +139,7 @@ def with_policy(state: AppState, name: str) -> AppState:
         return state
     if name in {str(policy) for policy in (Policy.EQUAL_SPLIT, Policy.REPLICATED)}:
         return replace(state, study=replace(state.study, policy=Policy(name)), server=None)
-    from tui.views.server import with_engine
+    from tui.form.server_fields import with_engine
 
     study = replace(state.study, policy=Policy.REPLICATED)
     return with_server(replace(state, study=study), with_engine(state.server, name))

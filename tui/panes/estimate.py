@@ -18,12 +18,12 @@ from calc.commands.frontier import Row
 from calc.commands.tables import Table
 from calc.errors import CalcError
 from tui.form.command_line import estimate_command
+from tui.form.estimate import EstimateAnswer
 from tui.form.state import Analysis, AppState
 from tui.panes.base import StateEdited, collected
 from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane, is_shown
 from tui.views.estimate import (
     DeviceAnswer,
-    EstimateAnswer,
     device_rows,
     device_table,
     estimate_markdown,

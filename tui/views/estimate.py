@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from calc.commands.estimate_options import as_run, asked_from, estimate_parser
 from calc.commands.estimate_tables import NAMES, answer_table, frontier_table, limits_kept, operator_table
 from calc.commands.estimate_words import assumptions, crossings, sentence
 from calc.commands.frontier import Row, frontier, judged
@@ -15,78 +13,21 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import Column, Table
 from calc.commands.tables import Row as TableRow
 from calc.errors import CalcError
-from calc.model.study import DeviceSpec, Policy, Study
+from calc.model.study import DeviceSpec, Study
 from calc.sources.catalog import find_device
 from calc.speed.derivation import token_terms
-from calc.speed.estimate import Asked, Estimate, Load, Steps, estimate
+from calc.speed.estimate import Load, Steps
 from calc.speed.plans import largest_plan
-from calc.speed.room import room_of
 from calc.units import Quantity, format_duration_s
-from tui.form.command_line import study_options
-from tui.form.serving import Serving, serving_words
+from tui.form.estimate import EstimateAnswer, estimate_answer
 from tui.views.chart import Axis, Chart, Series
 from tui.views.chart_text import draw
 from tui.views.operators import Explained, explained
-from tui.views.server import model_facts
 
 if TYPE_CHECKING:
     from tui.form.state import AppState
 
 EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateAnswer:
-    """The study as the engine runs it, what is asked of it, and the answer; `problem` says why there is none."""
-
-    study: Study
-    serving: Serving
-    asked: Asked | None = None
-    row: Row | None = None
-    problem: str = ""
-
-    @property
-    def limits(self) -> Mapping[str, float] | None:
-        """Seconds by name; None where there are none."""
-        return dict(self.serving.limits) or None
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The estimate itself."""
-        return None if self.row is None else self.row.answer
-
-
-def estimate_answer(state: AppState) -> EstimateAnswer:
-    """The answer to what the state serves, as ``kvscope estimate`` gives it. Never raises CalcError."""
-    serving = state.serving
-    empty = EstimateAnswer(study=state.study, serving=serving)
-    try:
-        study, asked = served(state)
-        answer = estimate(study, asked, room_of(study, asked))
-    except CalcError as error:
-        return replace(empty, problem=f"{error}.")
-    found = replace(empty, study=study, asked=asked)
-    return replace(found, row=judged(answer, found.limits, serving.price))
-
-
-def served(state: AppState) -> tuple[Study, Asked]:
-    """The study of `state` as the engine runs it, and what is asked. Raises CalcError."""
-    asked = asked_of(state.serving)
-    model = state.study.model
-    asked = replace(asked, facts=model_facts(model.source, model.name))
-    study = replace(state.study, context=asked.context, tps=(asked.tp,), policy=Policy.REPLICATED)
-    words = study_options(state.study)
-    given = {
-        "weights_given": any(word.startswith("--weight-") for word in words),
-        "cache_given": any(word.startswith("--kv-") for word in words),
-    }
-    return as_run(study, asked, **given), asked
-
-
-@lru_cache(maxsize=16)
-def asked_of(serving: Serving) -> Asked:
-    """What `serving` asks, read by the command's own parser. Raises SpecError."""
-    return asked_from(estimate_parser("kvscope estimate").parse_args(serving_words(serving)))
 
 
 # The rows, one after the other: what asks for them may do something else in between

@@ -56,6 +56,6 @@ def rule_of(state: AppState) -> Rule:
     """The rule of `state`, with what is known of the model that its server would load."""
     if state.server is None:
         return Rule(study=state.study)
-    from tui.views.server import known_options
+    from tui.form.server import known_options
 
     return Rule(study=state.study, server=known_options(state.study, state.server))

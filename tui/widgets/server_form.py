@@ -14,7 +14,7 @@ from textual.widgets import Input, Static
 from calc.errors import CalcError
 from calc.servers.records import ServerOptions
 from tui.form.fields import FIELDS, POLICIES
-from tui.views.server import EAGER_ENGINES, OPTION_FIELDS, option_text
+from tui.form.server_fields import EAGER_ENGINES, OPTION_FIELDS, option_text
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.form import FormChecked, Toggle
 from tui.widgets.option import Option

@@ -13,9 +13,9 @@ from textual.widgets import Input, Label, Static
 
 from calc.errors import CalcError
 from calc.speed.estimate import ENGINES
+from tui.form.estimate import asked_of
 from tui.form.serving import LOADS, Serving
 from tui.form.serving_fields import BY_NAME, FIELDS, ServingField
-from tui.views.estimate import asked_of
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.form import FormChecked
 from tui.widgets.option import Option

@@ -17,7 +17,7 @@ from tui.form.state import AppState
 from tui.widgets.styling import restyled
 
 if TYPE_CHECKING:
-    from tui.views.server import ServerAnswer
+    from tui.form.server import ServerAnswer
 
 Piece = tuple[str, str]
 """Words and the name of their style."""

@@ -12,10 +12,10 @@ from calc.errors import QuantityError
 from calc.speed.estimate import ENGINES, Load
 from tui.app.serving_document import ENGINES as REMEMBERED
 from tui.app.serving_document import serving_document, serving_from
+from tui.form.estimate import asked_of
 from tui.form.serving import Serving, serving_words
 from tui.form.serving_fields import FIELDS
 from tui.form.state import default_state, with_policy, with_server
-from tui.views.estimate import asked_of
 
 FULL = Serving(
     engine="sglang",

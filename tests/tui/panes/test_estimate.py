@@ -16,11 +16,12 @@ from tests.tui.live_engine import SIZES, open_pane, until
 from tests.tui.screen_text import text
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
+from tui.form.estimate import estimate_answer
 from tui.form.serving import Serving
 from tui.form.serving_fields import BY_NAME
 from tui.form.state import default_state, with_study
 from tui.panes.estimate import DECODE, DEVICES, FRONTIER, EstimatePane
-from tui.views.estimate import estimate_answer, strip_words
+from tui.views.estimate import strip_words
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 from tui.widgets.dial import ChoiceDial

@@ -11,11 +11,13 @@ from calc.sources.catalog import find_device, find_model
 from tests.tui.screen_text import lines
 from tui.app.app import KvscopeApp
 from tui.app.settings import Settings
+from tui.form.server import server_answer
+from tui.form.server_fields import OPTION_FIELDS, option_words
 from tui.form.state import default_state, with_policy, with_study
 from tui.views.placement import launch_words, notes, slot_rows, split_of
 from tui.views.questions import whole_answer
 from tui.views.rule import rule_of
-from tui.views.server import OPTION_FIELDS, option_words, parts, server_answer
+from tui.views.server import parts
 from tui.widgets.option import Option
 
 pytestmark = pytest.mark.panes("memory")

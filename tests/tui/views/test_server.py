@@ -23,18 +23,11 @@ from tui.app.app import KvscopeApp
 from tui.app.settings import Settings, load_settings, save_settings
 from tui.form.command_line import memory_command
 from tui.form.fields import POLICIES
+from tui.form.server_fields import OPTION_FIELDS, option_words, read_utilization
 from tui.form.state import AppState, analyse, default_state, with_policy, with_study
 from tui.headless.cli import main
 from tui.panes.memory import MemoryPane
-from tui.views.server import (
-    OPTION_FIELDS,
-    band_text,
-    device_bytes,
-    option_words,
-    parts,
-    parts_table,
-    read_utilization,
-)
+from tui.views.server import band_text, device_bytes, parts, parts_table
 from tui.widgets.data_table import CalcTable
 from tui.widgets.derivation import Derivation
 from tui.widgets.option import Option
