@@ -30,12 +30,12 @@ from engine.measure.timing import timing
 from engine.process.client import EngineClient
 from engine.process.events import Generate, GenerationFinished
 from engine.records import ALL, TO_THE_END, Request
+from tui.charts.chart_file import check_plot_path, render
 from tui.form.state import Analysis, AppState, analyse, initial_state
 from tui.live.measurement import Job
 from tui.live.predict import predicted_cache_bytes, predicted_times
 from tui.live.result_text import machine_text
 from tui.live.run_times import RunTimes, own_request, run_times
-from tui.views.chart_file import check_plot_path, render
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
 """The benchmark of the whole study: seconds, not minutes."""
@@ -181,7 +181,7 @@ def _screen_plot(args: argparse.Namespace, job: Job) -> list[str]:
     """The chart of a measurement in characters, where its text goes to a terminal."""
     if args.format != "text" or job.presentation.figure is None or not on_screen(args):
         return []
-    from tui.views.chart_text import draw
+    from tui.charts.chart_text import draw
 
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     width = min(screen()[0], PLOT_WIDTH)

@@ -14,7 +14,7 @@ from calc.commands.simulate import Simulated, printed, simulate_parser, simulate
 from calc.errors import SpecError
 
 if TYPE_CHECKING:
-    from tui.views.chart import Chart
+    from tui.charts.chart import Chart
 
 PLOT_WIDTH, PLOT_HEIGHT = 100, 20
 
@@ -51,7 +51,7 @@ def _refused() -> Iterator[None]:
 def _check_plot(path: Path) -> None:
     """Refuse before the work what could not be written after it. Raises SpecError."""
     from engine.files import check_writable
-    from tui.views.chart_file import check_plot_path
+    from tui.charts.chart_file import check_plot_path
 
     with _refused():
         check_plot_path(path)
@@ -60,7 +60,7 @@ def _check_plot(path: Path) -> None:
 
 def _write(args: argparse.Namespace, answer: Simulated) -> None:
     from engine.files import write_whole
-    from tui.views.chart_file import render
+    from tui.charts.chart_file import render
 
     if not answer.points:
         raise SpecError("plot", f"there is nothing to draw: {answer.problem}")
@@ -85,7 +85,7 @@ def chart_of(answer: Simulated) -> Chart:
 
 
 def _drawn(chart: Chart) -> str:
-    from tui.views.chart_text import draw
+    from tui.charts.chart_text import draw
 
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     return draw(chart, width=min(screen()[0], PLOT_WIDTH), height=PLOT_HEIGHT, marker="braille" if utf8 else "dot")

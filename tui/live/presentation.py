@@ -15,8 +15,8 @@ from engine.measure.measurement import Document, Measurement
 from engine.records import ModelInfo
 
 if TYPE_CHECKING:
+    from tui.charts.chart import Chart
     from tui.live.measurement import Job
-    from tui.views.chart import Chart
 
 Side = Literal["evaluation", "model"]
 """Where in the Benchmark pane: with the checks, or with what is measured of one model."""

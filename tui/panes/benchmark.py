@@ -17,6 +17,7 @@ from calc.commands.tables import Table
 from engine.errors import EngineError
 from engine.measure.kinds.formats import Formats
 from engine.records import Event, Request
+from tui.charts.chart_text import draw
 from tui.form.sampling import DTYPE_CHOICES, DTYPE_HELP, TP_CHOICES, TP_HELP, read_path, read_repeats
 from tui.form.state import Analysis, AppState
 from tui.live.engine_link import engine_of
@@ -26,7 +27,6 @@ from tui.live.measurement import Job
 from tui.live.presentation import DialField, Line, Presentation, Side, TextField
 from tui.live.result_text import machine_text
 from tui.panes.base import Pane
-from tui.views.chart_text import draw
 from tui.widgets.dial import ChoiceDial, Dial
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView

@@ -24,6 +24,8 @@ from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
 from engine.process.events import Generate, GenerationStarted, Turn
 from engine.records import Event, ModelInfo
+from tui.charts.chart_text import draw
+from tui.charts.plots import latency_chart
 from tui.form.state import Analysis, AppState
 from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
 from tui.live.engine_link import EngineStatus, engine_of
@@ -34,9 +36,7 @@ from tui.live.measurement import Job
 from tui.live.run_line import comparison_lines, fitting, run_line, waiting_line
 from tui.live.run_times import own_request
 from tui.panes.base import Pane
-from tui.views.chart_text import draw
 from tui.views.generation import Pair, comparison_table, run_table
-from tui.views.plots import latency_chart
 from tui.widgets.generate_form import DialName, GenerateForm
 from tui.widgets.plot import PlotView
 from tui.widgets.run_numbers import RunNumbers

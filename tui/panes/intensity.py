@@ -19,12 +19,12 @@ from calc.intensity.attention import Attention
 from calc.intensity.layers import is_plain
 from calc.intensity.observations import intensity_observations
 from calc.intensity.study import IntensityReport, default_attention
+from tui.charts.chart_text import draw
+from tui.charts.plots import decode_chart, prefill_chart
 from tui.form.command_line import study_options
 from tui.form.state import Analysis, AppState
 from tui.panes.base import StateEdited
 from tui.panes.pages import NEXT_PAGE, PagedPane
-from tui.views.chart_text import draw
-from tui.views.plots import decode_chart, prefill_chart
 from tui.widgets.dial import ChoiceDial, Dial, NumberDial
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView

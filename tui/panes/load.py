@@ -21,12 +21,12 @@ from textual.widgets import DataTable, Input, Static
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from calc.units import format_number
+from tui.charts.chart_text import draw
 from tui.form.load import ARRIVALS, LoadAsked
 from tui.form.load_fields import FIELDS, LoadField, load_words
 from tui.form.state import Analysis, AppState
 from tui.panes.base import StateEdited
 from tui.panes.pages import NEXT_PAGE, PICK_DEVICE, PagedPane
-from tui.views.chart_text import draw
 from tui.views.load import Run, course_chart, most_sentence, rate_chart, rate_sentence, rates_table, times_table
 from tui.widgets.card import card
 from tui.widgets.data_table import CalcTable

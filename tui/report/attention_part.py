@@ -10,6 +10,8 @@ from calc.intensity.attention import Attention
 from calc.intensity.observations import intensity_observations, textbook_observations
 from calc.intensity.study import IntensityReport, textbook_report
 from calc.units import format_count, format_number
+from tui.charts.chart import Chart
+from tui.charts.plots import decode_chart, flash_chart, prefill_chart
 from tui.report.formulas_part import standard_report
 from tui.report.model import (
     Block,
@@ -25,8 +27,6 @@ from tui.report.model import (
     paragraph,
     plain_items,
 )
-from tui.views.chart import Chart
-from tui.views.plots import decode_chart, flash_chart, prefill_chart
 
 
 def studied_report(report: IntensityReport) -> IntensityReport:

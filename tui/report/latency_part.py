@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from calc.units import format_count, format_decimal, format_duration_s, format_flops
 from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
 from engine.records import Machine, ModelInfo
+from tui.charts.plots import benchmark_chart, by_length
 from tui.live.measured.benchmark import benchmark_table
 from tui.live.sweep_times import predicted_sweep
 from tui.live.sweep_work import ArmWork, SweepWork, sweep_work
 from tui.report.model import Block, Figure, Grid, Heading, cells, grid_of, paragraph, plain_items
 from tui.report.model_part import model_name
-from tui.views.plots import benchmark_chart, by_length
 
 
 def latency_part(result: BenchmarkResult | None, model: ModelInfo | None) -> list[Block]:

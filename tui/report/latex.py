@@ -12,6 +12,7 @@ from functools import singledispatch
 
 from calc.commands.tables import term_value
 from calc.explain.terms import Term
+from tui.charts.chart import Axis, Chart, Level, Point, Series
 from tui.report.latex_text import escape
 from tui.report.model import (
     Bullets,
@@ -28,7 +29,6 @@ from tui.report.model import (
     Text,
     Verbatim,
 )
-from tui.views.chart import Axis, Chart, Level, Point, Series
 
 PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \usepackage[a4paper,margin=2.3cm]{geometry}

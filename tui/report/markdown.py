@@ -104,7 +104,7 @@ def _derivation(block: Derivation) -> str:
 
 @_block.register
 def _figure(block: Figure) -> str:
-    from tui.views.chart_text import draw
+    from tui.charts.chart_text import draw
 
     drawn = draw(block.chart, width=PLOT_WIDTH, height=PLOT_HEIGHT)
     return f"{fenced(drawn)}\n\n{_text(block.caption)}"

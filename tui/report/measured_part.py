@@ -10,11 +10,11 @@ from engine.measure.kinds.benchmark import BenchmarkResult
 from engine.measure.kinds.evaluate import EvaluationResult
 from engine.measure.timing import timing
 from engine.records import ModelInfo
+from tui.charts.chart import Axis, Chart, Level, Point, Series
 from tui.live.measured.evaluate import error_text, evaluation_table, worst_error
 from tui.report.latency_part import latency_part
 from tui.report.model import Block, Figure, Grid, Heading, Verbatim, cells, grid_of, paragraph, plain_items
 from tui.report.model_part import model_name, model_part
-from tui.views.chart import Axis, Chart, Level, Point, Series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

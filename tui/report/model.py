@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from calc.commands.tables import Table
 from calc.explain.terms import SYMBOLS, Expr, Term, to_latex, to_text
-from tui.views.chart import Chart
+from tui.charts.chart import Chart
 
 
 @dataclass(frozen=True, slots=True)

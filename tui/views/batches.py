@@ -15,7 +15,7 @@ from calc.model.cache import request_term
 from calc.model.count import parameters
 from calc.model.storage import FORMATS, StorageFormat
 from calc.units import format_count
-from tui.views.chart import Axis, Chart, Series
+from tui.charts.chart import Axis, Chart, Series
 from tui.views.rule import Rule
 
 CONTEXTS = tuple(2**i for i in range(10, 18))

@@ -19,9 +19,9 @@ from calc.speed.derivation import token_terms
 from calc.speed.estimate import Load, Steps
 from calc.speed.plans import largest_plan
 from calc.units import Quantity, format_duration_s
+from tui.charts.chart import Axis, Chart, Series
+from tui.charts.chart_text import draw
 from tui.form.estimate import EstimateAnswer, estimate_answer
-from tui.views.chart import Axis, Chart, Series
-from tui.views.chart_text import draw
 from tui.views.operators import Explained, explained
 
 if TYPE_CHECKING:

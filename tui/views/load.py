@@ -7,7 +7,7 @@ from typing import Any
 
 from calc.commands.tables import Column, Row, Table
 from calc.units import Quantity, format_count, format_duration_s, format_number
-from tui.views.chart import Axis, Chart, Level, Point, Series
+from tui.charts.chart import Axis, Chart, Level, Point, Series
 
 Run = Mapping[str, Any]
 """A run of the JSON document of ``simulate``."""

@@ -16,9 +16,9 @@ from calc.speed.crossings import (
 )
 from calc.speed.estimate import Load, Steps
 from calc.units import format_flops, format_rate
+from tui.charts.chart import Axis, Chart, Point, Series
+from tui.charts.chart_text import draw
 from tui.form.estimate import served
-from tui.views.chart import Axis, Chart, Point, Series
-from tui.views.chart_text import draw
 from tui.views.estimate import EXPORT_HEIGHT, EXPORT_WIDTH
 from tui.views.operators import LETTERS, Explained, explained, kind_words, letter_of, lettered_table, ordered
 

@@ -11,10 +11,10 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
+from tui.charts.plots import latency_chart
 from tui.live.formats import Choice, Effect, effects_table
 from tui.live.generation import Generation
 from tui.views.generation import Pair, cache_text, comparison_table, meter_text, predicted_of, rate
-from tui.views.plots import latency_chart
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 

@@ -12,8 +12,8 @@ from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinish
 from engine.measure.registry import MEASUREMENTS
 from engine.process.events import Cancelled, Failed
 from tests.records import batch_row
+from tests.tui.charts.test_plots import row
 from tests.tui.live.test_predict import INFO
-from tests.tui.views.test_plots import row
 from tui.live.measured import PRESENTATIONS
 from tui.live.measured.batch import batch_table
 from tui.live.measured.benchmark import benchmark_table

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from calc.commands.render import as_text
+from tui.charts.chart_text import draw
 from tui.live.load_worker import answers
-from tui.views.chart_text import draw
 from tui.views.load import course_chart, most_sentence, rate_chart, rate_sentence, rates_table, times_table
 
 LIMITS = {"ttft": 0.5, "tpot": 0.012}

@@ -12,12 +12,12 @@ from engine.measure.kinds.batch import Batch, BatchResult, BatchRow, BatchRowMea
 from engine.measure.measurement import Document
 from engine.measure.registry import MEASUREMENTS
 from engine.records import ModelInfo
+from tui.charts.chart import Chart
+from tui.charts.plots import batch_decode_chart, batch_figure
 from tui.form.sampling import ROWS_CHOICES, ROWS_HELP, read_batches, read_context, read_new_tokens
 from tui.live.predict import BatchPrediction, batches_of_own, predicted_batches
 from tui.live.presentation import DialField, Presentation, TextField
 from tui.live.result_text import medians, spread_text, times
-from tui.views.chart import Chart
-from tui.views.plots import batch_decode_chart, batch_figure
 
 if TYPE_CHECKING:
     from tui.live.measurement import Job

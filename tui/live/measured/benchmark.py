@@ -12,12 +12,12 @@ from engine.measure.kinds.benchmark import Benchmark, BenchmarkRow
 from engine.measure.measurement import Document
 from engine.measure.registry import MEASUREMENTS
 from engine.records import ModelInfo
+from tui.charts.chart import Chart
+from tui.charts.plots import benchmark_chart, benchmark_figure, by_length
 from tui.form.sampling import COMPILED_CHOICES, COMPILED_HELP, read_lengths, read_new_tokens
 from tui.live.presentation import DialField, Presentation, TextField
 from tui.live.result_text import medians, spread_text, times
 from tui.live.sweep_times import SweepPrediction, predicted_sweep, row_keys
-from tui.views.chart import Chart
-from tui.views.plots import benchmark_chart, benchmark_figure, by_length
 
 if TYPE_CHECKING:
     from tui.live.measurement import Job

@@ -11,10 +11,10 @@ from calc.units import format_decimal, format_duration_s, format_rate
 from engine.measure.kinds.machine import ROWS
 from engine.measure.machine_result import MachineResult, MachineRow
 from engine.measure.registry import MEASUREMENTS
+from tui.charts.chart import Axis, Chart, Series
 from tui.form.sampling import read_dtypes
 from tui.live.presentation import DialField, Presentation, TextField
 from tui.live.result_text import medians
-from tui.views.chart import Axis, Chart, Series
 
 if TYPE_CHECKING:
     from tui.live.measurement import Job

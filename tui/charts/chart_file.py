@@ -8,8 +8,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from engine.errors import OptionError
-from tui.views.chart import Chart, Level, Point, Scale, Series, ticks
-from tui.views.chart_text import draw
+from tui.charts.chart import Chart, Level, Point, Scale, Series, ticks
+from tui.charts.chart_text import draw
 
 SUFFIXES = (".svg", ".png", ".txt")
 TEXT_SIZE = (78, 24)

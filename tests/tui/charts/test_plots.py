@@ -20,10 +20,9 @@ from engine.measure.kinds.benchmark import BenchmarkRow
 from tests.examples import examples
 from tests.records import benchmark_row
 from tests.tui.live.test_predict import INFO, batch_row
-from tui.live.predict import predicted_batches
-from tui.views.chart import Axis, Chart, Level, Scale, Series, ticks
-from tui.views.chart_text import MARKERS, Colours, Marker, draw
-from tui.views.plots import (
+from tui.charts.chart import Axis, Chart, Level, Scale, Series, ticks
+from tui.charts.chart_text import MARKERS, Colours, Marker, draw
+from tui.charts.plots import (
     batch_decode_chart,
     benchmark_chart,
     decode_chart,
@@ -31,6 +30,7 @@ from tui.views.plots import (
     latency_chart,
     prefill_chart,
 )
+from tui.live.predict import predicted_batches
 
 COLOURS = Colours(axes=(1, 1, 1), text=(2, 2, 2), line=(3, 3, 3), series=((4, 4, 4), (5, 5, 5), (6, 6, 6)))
 
@@ -284,8 +284,8 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_a_drawing_is_the_same_in_every_process() -> None:
     """plotext holds ticks in a set: labels that make room for each other moved with the seed of hashes."""
     script = (
-        "from tui.views.chart import Axis, Chart, Series\n"
-        "from tui.views.chart_text import draw\n"
+        "from tui.charts.chart import Axis, Chart, Series\n"
+        "from tui.charts.chart_text import draw\n"
         "points = tuple((10.0**k, 10.0**k) for k in (-0.6, 1, 3.53))\n"
         "axis = dict(title='x', log=True, tick=lambda v: f'{v:,.4g}')\n"
         "series = Series(label='s', symbol='o', points=points)\n"

@@ -15,10 +15,10 @@ from engine.measure.kinds.batch import BatchResult
 from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
 from tests.records import benchmark_row, machine
 from tests.tui.live.test_predict import INFO, batch_row
+from tui.charts.chart import Axis, Chart, Level, Series
+from tui.charts.chart_file import as_svg, as_text, check_plot_path, render
+from tui.charts.plots import batch_figure, benchmark_figure
 from tui.live.predict import predicted_batches
-from tui.views.chart import Axis, Chart, Level, Series
-from tui.views.chart_file import as_svg, as_text, check_plot_path, render
-from tui.views.plots import batch_figure, benchmark_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 

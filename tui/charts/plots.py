@@ -16,7 +16,7 @@ from engine.measure.kinds.benchmark import BenchmarkResult, BenchmarkRow
 from engine.measure.timing import latencies_s, percentile
 from engine.records import Machine
 from engine.text import plural
-from tui.views.chart import Axis, Chart, Level, Point, Series
+from tui.charts.chart import Axis, Chart, Level, Point, Series
 
 if TYPE_CHECKING:
     from tui.live.predict import BatchPrediction

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal, TypeAlias
 
-from tui.views.chart import Chart, Scale, Series, ticks
+from tui.charts.chart import Chart, Scale, Series, ticks
 
 Marker: TypeAlias = Literal["braille", "hd", "dot"]
 MARKERS: tuple[Marker, ...] = ("braille", "hd", "dot")

@@ -1,0 +1,1 @@
+"""Charts: described once, drawn as text and as files."""
