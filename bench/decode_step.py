@@ -24,7 +24,8 @@ from torch import Tensor
 
 from engine.compiled.attach import attach
 from engine.model.config import ModelConfig
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.model.plain import PlainTransformer
 from engine.model.reference import to_reference_name
 from engine.weights.checkpoint import load_checkpoint

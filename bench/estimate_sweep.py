@@ -17,7 +17,8 @@ from dataclasses import replace
 from calc.model.storage import FORMATS
 from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_model
-from calc.speed.estimate import Asked, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import estimate
 from calc.speed.room import room_of
 from calc.speed.sweep import Block, sweep
 

@@ -33,11 +33,13 @@ from calc.model.stored_format import stored_format  # noqa: E402
 from calc.model.study import Policy, Study  # noqa: E402
 from calc.model.typed_formats import parse_cache, parse_weights  # noqa: E402
 from calc.sources.catalog import devices, find_model  # noqa: E402
+from calc.speed.asked import Asked, Load  # noqa: E402
 from calc.speed.bands import STUDIED, class_of, kind_of  # noqa: E402
 from calc.speed.constants import constants_of  # noqa: E402
-from calc.speed.estimate import Asked, Estimate, Load, Room, estimate, has_experts  # noqa: E402
+from calc.speed.estimate import Estimate, Room, estimate  # noqa: E402
 from calc.speed.room import reserved_room  # noqa: E402
 from calc.speed.spans import Span  # noqa: E402
+from calc.speed.steps import has_experts  # noqa: E402
 
 TARGET = ROOT / "assets" / "estimate_accuracy.json"
 ENGINES = {"vLLM": "vllm", "SGLang": "sglang", "TensorRT-LLM": "trtllm", "TRT-LLM": "trtllm", "llama.cpp": "llamacpp"}

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its tests included: they write model files
 from engine.compiled.attach import attach
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import load_checkpoint
 
 VOCABULARY = 32_000

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.estimates import Compared, LeftOut, asked_of, compared, queued, study_of  # noqa: E402
 from calc.errors import CalcError  # noqa: E402
-from calc.speed.estimate import Asked  # noqa: E402
+from calc.speed.asked import Asked  # noqa: E402
 
 WORKER = Path(__file__).with_name("time_worker.py")
 TIMEOUT_S = 1200

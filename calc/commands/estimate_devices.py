@@ -16,7 +16,8 @@ from calc.commands.output import emit_json, emit_tables
 from calc.commands.tables import Column, Table
 from calc.errors import SpecError
 from calc.sources.catalog import devices, find_device
-from calc.speed.estimate import Asked, Estimate, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import Estimate, estimate
 from calc.speed.room import room_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from calc.model.spec import DIMENSIONS
 from calc.model.study import Study
 from calc.speed.accuracy import accuracy_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
-from calc.speed.estimate import Estimate, Steps
+from calc.speed.estimate import Estimate
 from calc.speed.room import room_of
+from calc.speed.steps import Steps
 
 if TYPE_CHECKING:
     from calc.speed.passes import PassTime

@@ -22,7 +22,7 @@ from calc.commands.options import (
 from calc.errors import QuantityError, SpecError
 from calc.model.spec import ModelSpec
 from calc.model.study import DeviceSpec, Policy, Study
-from calc.speed.estimate import ENGINES, Asked, Load
+from calc.speed.asked import ENGINES, Asked, Load
 from calc.units import parse_count, parse_share
 
 MOST_DRAFTED = 256

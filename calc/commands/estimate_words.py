@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from calc.model.study import Study
 from calc.speed.accuracy import accuracy_of
+from calc.speed.asked import Asked, Load
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
-from calc.speed.estimate import FEW, Asked, Estimate, Load, Steps, has_experts
+from calc.speed.estimate import FEW, Estimate
 from calc.speed.room import by_server, room_of
+from calc.speed.steps import Steps, has_experts
 from calc.units import format_duration_s, format_number
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calc.model.study import Study
-from calc.speed.estimate import Asked, Estimate, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import Estimate, estimate
 from calc.speed.plans import Broken, broken_limits
 from calc.speed.room import room_of
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HELD = ("weight_bytes", "kv_bytes", "compute_bytes")
 ALL = -1
 """``--n-gpu-layers all``."""
+SPLIT = "split"
+"""The question of ``solve`` what is on the host."""
 
 
 def layer_count(text: str) -> int:

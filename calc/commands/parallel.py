@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from calc.commands.documents import json_number, term_document
+from calc.commands.documents import Document, json_number, term_document
 from calc.commands.tables import Table
 from calc.fit.degrees import ParallelSpec
 from calc.fit.parallel import ParallelPlan, plan
 from calc.fit.stages import UNLIMITED, Stage
 from calc.model.study import Study
 from calc.units import format_bytes, format_count, format_decimal
-
-Document = dict[str, Any]
 
 
 def plans_from(args: argparse.Namespace, study: Study) -> tuple[ParallelPlan, ...]:

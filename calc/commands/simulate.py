@@ -32,11 +32,12 @@ from calc.simulate.step_times import StepTimes
 from calc.simulate.summary import NEEDED, Outcome
 from calc.simulate.traces import MOST_REQUESTS, read_trace
 from calc.simulate.workload import Arrival, Mix
+from calc.speed.asked import Asked
+from calc.speed.asked import Load as Kind
 from calc.speed.bands import band_for
-from calc.speed.estimate import Asked, Steps, has_experts
-from calc.speed.estimate import Load as Kind
 from calc.speed.room import check_sharing
 from calc.speed.spans import Band
+from calc.speed.steps import Steps, has_experts
 from calc.units import parse_count, parse_duration, parse_rate, parse_share
 
 PROMPT, NEW, REQUESTS = fixed(1024), fixed(256), 1000

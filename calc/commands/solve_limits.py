@@ -14,7 +14,8 @@ from calc.commands.tables import Column, Row, Table
 from calc.errors import SpecError
 from calc.model.study import Policy
 from calc.sources.catalog import devices
-from calc.speed.estimate import ENGINES, Asked, estimate
+from calc.speed.asked import ENGINES, Asked
+from calc.speed.estimate import estimate
 from calc.speed.plans import Plan, fewest, largest_plan, plans_by_device, plans_by_tp
 from calc.speed.room import room_of
 from calc.units import Quantity, format_count, format_duration_s, format_number

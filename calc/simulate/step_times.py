@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
-from calc.speed.estimate import Steps
 from calc.speed.kernels import Device, Timed, timed
+from calc.speed.steps import Steps
 from calc.step.model import pass_operators
 from calc.step.operators import Amount, Kind, Operator, Pass, Phase
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from calc.speed.asked import Asked, Load
 from calc.speed.bands import accuracy_document
-from calc.speed.estimate import Asked, Load, has_experts
+from calc.speed.steps import has_experts
 
 if TYPE_CHECKING:
     from calc.model.study import Study

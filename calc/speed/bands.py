@@ -10,7 +10,8 @@ import assets
 from calc.speed.spans import Band, widened
 
 if TYPE_CHECKING:
-    from calc.speed.estimate import Asked, Steps
+    from calc.speed.asked import Asked
+    from calc.speed.steps import Steps
 
 STUDIED = {"ttft idle": Band(0.85, 1.9)}
 """From a study of the same public data, for kinds of which too few pairs of model and device were compared."""

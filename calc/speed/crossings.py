@@ -7,8 +7,10 @@ from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 
-from calc.speed.estimate import Load, Room, Steps, estimate
+from calc.speed.asked import Load
+from calc.speed.estimate import Room, estimate
 from calc.speed.kernels import PRODUCTS
+from calc.speed.steps import Steps
 from calc.step.model import mixing_operators
 from calc.step.operators import Kind, total
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from calc.explain.terms import Term, derive, maximum
-from calc.speed.estimate import Asked, Load, Steps
+from calc.speed.asked import Asked, Load
 from calc.speed.kernels import Device, filling, fullest_rank, link_of, reach_of, start_of
+from calc.speed.steps import Steps
 from calc.step.operators import BETWEEN_RANKS, NONE, Operator, Pass
 
 

@@ -8,7 +8,8 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from calc.errors import CalcError
-from calc.speed.estimate import MOST_BATCH, Asked, Estimate, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import MOST_BATCH, Estimate, estimate
 from calc.speed.room import room_of
 
 if TYPE_CHECKING:

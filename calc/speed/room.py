@@ -11,7 +11,9 @@ from calc.fit.memory import memory_report
 from calc.model.spec import ModelSpec
 from calc.model.study import Policy, Study
 from calc.servers.refusals import runs_on
-from calc.speed.estimate import TITLES, Asked, Load, Room, Steps
+from calc.speed.asked import TITLES, Asked, Load
+from calc.speed.estimate import Room
+from calc.speed.steps import Steps
 
 RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
 """What an engine without an account of its memory here is left with: 90 % of the device less 2 GB."""

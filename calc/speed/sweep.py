@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calc.errors import SpecError
-from calc.speed.estimate import MOST_BATCH, Asked, Estimate, Load, Room, Steps, at_once, estimate, shortage
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import MOST_BATCH, Estimate, Room, at_once, estimate, shortage
 from calc.speed.room import room_of
 from calc.speed.spans import Span
+from calc.speed.steps import Steps
 
 if TYPE_CHECKING:
     from calc.model.study import DeviceSpec, Study

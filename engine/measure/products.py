@@ -11,9 +11,10 @@ from engine.compiled.attach import attach
 from engine.compiled.build import BuildError, build_library
 from engine.measure.kinds.machine import ROWS
 from engine.model.config import ModelConfig
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
 from engine.model.devices import synchronize
 from engine.model.layers import Linear, LinearLike
+from engine.model.made_weights import random_weights
 from engine.weights.formats import GROUP, GroupedLinear, Packed, compute_dtype
 from engine.weights.panels import FORMS
 from engine.weights.panels import ROWS as PANEL

@@ -3,7 +3,6 @@
 B rows, T new tokens, N = B x T, D hidden size, V vocabulary.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -19,7 +18,7 @@ from engine.model.cache_kinds import KeysValues, WindowCache
 from engine.model.config import LayerKind, ModelConfig
 from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm, Table
 from engine.model.rotary import DynamicRotary, Rotary, make_rotary
-from engine.model.shapes import n_parameters, parameter_shapes
+from engine.model.shapes import n_parameters
 
 MANY_ROWS = 32
 """Tokens that `Decoder.forward_rows` takes at once where there is no compiled step that says how many it takes."""
@@ -387,24 +386,3 @@ def check_ids(ids: Tensor, config: ModelConfig) -> None:
     for value in (int(low), int(high)):
         if not 0 <= value < config.vocab_size:
             raise PromptError(f"token id {value} is outside the vocabulary; ids run from 0 to {config.vocab_size - 1}")
-
-
-def empty_weights(
-    config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "meta"
-) -> dict[str, Tensor]:
-    """Weights without values; on the meta device (the default) they take no memory at all."""
-    return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()}
-
-
-def random_weights(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1), for tests."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in parameter_shapes(config).items():
-        values = torch.empty(shape, dtype=torch.float64).normal_(generator=generator)
-        if len(shape) == 2:
-            values /= math.sqrt(shape[1]) if "embed" not in name else 1
-        else:
-            values = 0.1 * values + (1 if "norm" in name and name.endswith("weight") else 0)
-        weights[name] = values.to(dtype)
-    return weights

@@ -29,7 +29,7 @@ from engine.errors import EngineError
 from engine.families.registry import config_from_hf
 from engine.model.cache_kinds import KVCache
 from engine.model.config import ModelConfig
-from engine.model.decoder import empty_weights
+from engine.model.made_weights import empty_weights
 from engine.model.shapes import n_parameters
 from tests.engine.models import PLAIN_VARIANTS as VARIANTS
 from tests.engine.models import llama_config

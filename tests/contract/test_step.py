@@ -24,7 +24,8 @@ from calc.step.operators import Kind, Operator, Pass, Phase
 from calc.step.weights import one_format
 from engine.families.registry import config_from_hf
 from engine.model.cache_choice import make_cache
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from tests.engine.hf_configs import document
 
 FOUR = 4

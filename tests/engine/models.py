@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from engine.model.config import ExpertsConfig, LatentConfig, ModelConfig, YarnRopeScaling
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 
 
 def llama_config(**changes: Any) -> ModelConfig:

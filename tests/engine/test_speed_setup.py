@@ -9,7 +9,7 @@ import torch
 
 from bench.speed_setup import Shape, bytes_read, elements_read, float32_file, llama_python, random_file
 from engine.compiled.attach import unsupported
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config

@@ -11,7 +11,8 @@ from calc.commands.estimate_options import as_run, asked_from, estimate_parser
 from calc.commands.frontier import Row, judged
 from calc.errors import CalcError
 from calc.model.study import Policy, Study
-from calc.speed.estimate import Asked, Estimate, estimate
+from calc.speed.asked import Asked
+from calc.speed.estimate import Estimate, estimate
 from calc.speed.room import room_of
 from tui.form.command_line import study_options
 from tui.form.server import model_facts

@@ -15,9 +15,10 @@ from calc.commands.tables import Row as TableRow
 from calc.errors import CalcError
 from calc.model.study import DeviceSpec, Study
 from calc.sources.catalog import find_device
+from calc.speed.asked import Load
 from calc.speed.derivation import token_terms
-from calc.speed.estimate import Load, Steps
 from calc.speed.plans import largest_plan
+from calc.speed.steps import Steps
 from calc.units import Quantity, format_duration_s
 from tui.charts.chart import Axis, Chart, Series
 from tui.charts.chart_text import draw

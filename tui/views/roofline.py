@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from calc.commands.render import as_markdown
 from calc.errors import CalcError
+from calc.speed.asked import Load
 from calc.speed.crossings import (
     cache_over_weights,
     compute_bound_batch,
     compute_bound_prompt,
     products_compute_bound_batch,
 )
-from calc.speed.estimate import Load, Steps
+from calc.speed.steps import Steps
 from calc.units import format_flops, format_rate
 from tui.charts.chart import Axis, Chart, Point, Series
 from tui.charts.chart_text import draw

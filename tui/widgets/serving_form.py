@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import Input, Label, Static
 
 from calc.errors import CalcError
-from calc.speed.estimate import ENGINES
+from calc.speed.asked import ENGINES
 from tui.form.estimate import asked_of
 from tui.form.serving import LOADS, Serving
 from tui.form.serving_fields import BY_NAME, FIELDS, ServingField

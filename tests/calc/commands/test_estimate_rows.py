@@ -13,7 +13,7 @@ from calc.commands.frontier import Row, cost_per_million, frontier
 from calc.model.storage import FORMATS
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Load
+from calc.speed.asked import Asked, Load
 from calc.units import format_duration_s
 
 CLOSED = Asked(load=Load.CLOSED, count=1, tp=2)

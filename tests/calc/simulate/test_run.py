@@ -24,9 +24,11 @@ from calc.simulate.step_times import Chunk, StepTimes
 from calc.simulate.summary import outcome
 from calc.simulate.workload import Arrival, Listed, Mix, Users, constant, poisson
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Steps, estimate
-from calc.speed.estimate import Load as Kind
+from calc.speed.asked import Asked
+from calc.speed.asked import Load as Kind
+from calc.speed.estimate import estimate
 from calc.speed.room import room_of
+from calc.speed.steps import Steps
 from tests.examples import examples
 
 

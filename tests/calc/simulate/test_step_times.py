@@ -9,8 +9,9 @@ import pytest
 from calc.model.study import Policy, Study
 from calc.simulate.step_times import StepTimes
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Steps
+from calc.speed.asked import Asked
 from calc.speed.passes import time_of, worked
+from calc.speed.steps import Steps
 from calc.step.operators import Phase
 
 MODELS = ("llama-3-8b", "gemma-3-27b", "gpt-oss-120b", "deepseek-v3", "mixtral-8x7b", "qwen3-next-80b-a3b")

@@ -8,9 +8,11 @@ from math import log
 import pytest
 
 from bench.estimate_bands import Bands, Residual, quantiles
+from calc.speed.asked import Asked, Load
 from calc.speed.bands import STUDIED, band_for, class_of, kind_of, known_bands
-from calc.speed.estimate import Asked, Load, Room, Steps, estimate
+from calc.speed.estimate import Room, estimate
 from calc.speed.spans import WIDE, Band
+from calc.speed.steps import Steps
 from tests.calc.speed.test_estimate import study
 
 

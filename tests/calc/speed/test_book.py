@@ -9,8 +9,9 @@ import pytest
 from calc.model.storage import FORMATS, StorageFormat
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Steps
+from calc.speed.asked import Asked
 from calc.speed.passes import worked
+from calc.speed.steps import Steps
 
 V5E = Study(model=find_model("llama-2-13b"), device=find_device("tpu-v5e"), policy=Policy.REPLICATED)
 

@@ -9,10 +9,12 @@ import pytest
 from calc.commands.tables import term_value
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
+from calc.speed.asked import Asked, Load
 from calc.speed.crossings import compute_bound_prompt, products_compute_bound_batch
 from calc.speed.derivation import time_terms, token_terms
-from calc.speed.estimate import Asked, Load, Steps, estimate
+from calc.speed.estimate import estimate
 from calc.speed.room import room_of
+from calc.speed.steps import Steps
 from calc.step.operators import Phase
 
 

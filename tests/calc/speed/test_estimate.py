@@ -26,11 +26,13 @@ from calc.servers.records import ServerOptions
 from calc.servers.refusals import runs_on
 from calc.servers.report import server_report
 from calc.sources.catalog import find_device, find_model
+from calc.speed.asked import SERVERS, Asked, Load
 from calc.speed.constants import constants_of
 from calc.speed.crossings import cache_over_weights, compute_bound_batch, speculation_pays_to
-from calc.speed.estimate import SERVERS, Asked, Load, Room, Steps, estimate
+from calc.speed.estimate import Room, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
+from calc.speed.steps import Steps
 from tests.calc.servers.test_checkpoint_formats import COMPRESSED, LLAMA
 from tests.examples import examples
 

@@ -10,7 +10,8 @@ import pytest
 from calc.__main__ import main
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import estimate
 from calc.speed.plans import fewest, keeps, largest_plan, plans_by_device, plans_by_tp
 from calc.speed.room import room_of
 

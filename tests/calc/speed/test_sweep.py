@@ -13,7 +13,8 @@ from calc.errors import SpecError
 from calc.model.storage import FORMATS
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
-from calc.speed.estimate import Asked, Estimate, Load, estimate
+from calc.speed.asked import Asked, Load
+from calc.speed.estimate import Estimate, estimate
 from calc.speed.room import room_of
 from calc.speed.spans import Span
 from calc.speed.sweep import sweep

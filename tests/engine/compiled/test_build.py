@@ -14,8 +14,9 @@ from engine.compiled import build
 from engine.compiled.attach import attach, unsupported
 from engine.errors import EngineError
 from engine.families.registry import config_from_hf
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
 from engine.model.layers import Linear
+from engine.model.made_weights import random_weights
 from engine.process.events import Load, Loaded
 from engine.process.held import HeldModel
 from engine.weights.formats import FormatMaker, GroupedLinear, PrepackedLinear, linear_layers

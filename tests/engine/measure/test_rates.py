@@ -8,7 +8,8 @@ import torch
 
 from engine.measure import rates as module
 from engine.measure.rates import Rates, each_flops, layer_flops, prefill_chunk, probe
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.process.events import Load, Loaded
 from engine.process.service import Service
 from engine.weights.checkpoint import load_checkpoint

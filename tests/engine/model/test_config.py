@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families.registry import config_from_hf
 from engine.model.config import Llama3RopeScaling
-from engine.model.decoder import Decoder, empty_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import empty_weights
 from engine.model.reference import config_from_reference, from_reference_name, to_reference_name
 from engine.model.shapes import parameter_shapes
 from tests.engine import oracle

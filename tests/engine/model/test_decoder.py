@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import CacheError, PromptError
-from engine.model.decoder import Decoder, attention_mask, check_ids, empty_weights, random_weights
+from engine.model.decoder import Decoder, attention_mask, check_ids
+from engine.model.made_weights import empty_weights, random_weights
 from engine.model.reference import config_from_reference, from_reference_name
 from engine.model.rotary import rope_frequencies, rotate_
 from engine.model.shapes import n_parameters, parameter_shapes

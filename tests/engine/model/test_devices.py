@@ -13,8 +13,9 @@ from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
 from engine.measure.rates import probe
 from engine.model.cache_choice import CacheKind
-from engine.model.decoder import Decoder, empty_weights, random_weights
+from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, device_name, pick_device, rank_device, synchronize
+from engine.model.made_weights import empty_weights, random_weights
 from engine.model.shapes import n_parameters
 from engine.process.events import Failed, Generate, GenerationFinished, Load, Loaded
 from engine.process.service import Service

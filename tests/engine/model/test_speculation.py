@@ -13,9 +13,10 @@ from engine.errors import OptionError
 from engine.families.registry import config_from_hf
 from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, LongRopeScaling
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, ReusableCache, Speculation, generate
+from engine.model.made_weights import random_weights
 from engine.process.events import GenerationFinished, TokenGenerated
 from engine.speculation import Drafted, Speculate
 from tests.engine.hf_configs import document

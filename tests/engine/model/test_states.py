@@ -6,7 +6,8 @@ import torch
 from engine.errors import Stopped
 from engine.families.registry import config_from_hf
 from engine.model.cache import reuse_prefix
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from tests.engine.hf_configs import document
 
 IDS = torch.randint(321, (1, 12), generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,8 @@ from calc.sources import load_model
 from calc.sources.catalog import manual_device
 from engine.errors import EngineFailure, OptionError
 from engine.model.config import ModelConfig
-from engine.model.decoder import random_weights
 from engine.model.generate import GenerationOptions, generate
+from engine.model.made_weights import random_weights
 from engine.parallel.launch import load_parallel
 from engine.parallel.shard import Shard, check_tp, cut, shard_config
 from engine.weights.checkpoint import load_checkpoint

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import assets
 from engine.errors import CheckpointError, ConfigError, InputError, OptionError
 from engine.model.config import ModelConfig
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.model.shapes import parameter_shapes
 from engine.weights import convert
 from engine.weights.checkpoint import load_checkpoint, pick_dtype

@@ -12,7 +12,8 @@ from torch import Tensor
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.registry import config_from_hf
 from engine.model.config import Llama3RopeScaling
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.hf_configs import document
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from engine.errors import PromptError
 from engine.measure.format_loss import format_loss, read_along
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
 from engine.model.layers import Linear
+from engine.model.made_weights import random_weights
 from engine.weights.formats import GROUP, QUANTIZED, FormatMaker, GroupedLinear, QuantizedFormat, pack, packed, unpack
 from tests.engine.models import llama_config
 

@@ -19,7 +19,8 @@ from engine.compiled.attach import unsupported
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
 from engine.families.gguf_splits import SPLITS
 from engine.model.config import ExpertsConfig, LatentConfig, Llama3RopeScaling, ModelConfig, YarnRopeScaling
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.model.rotary import rope_frequencies
 from engine.model.shapes import n_parameters
 from engine.weights.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.model.shapes import parameter_shapes
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.formats import GROUP, GroupedLinear, QuantizedFormat, fill, linear_layers, pack, packed, unpack

@@ -11,7 +11,8 @@ import torch
 from engine.errors import CheckpointError
 from engine.families.gguf_splits import ADDS_BOS, SPLITS
 from engine.model.config import LinearRopeScaling, LongRopeScaling, YarnRopeScaling
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import LoadedModel, load_checkpoint
 from tests.engine.gguf_files import write_gguf
 from tests.engine.weights.test_gguf import logits, small, tokenizer_metadata, trained

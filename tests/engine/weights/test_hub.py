@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import CheckpointError, Stopped
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.process.events import Load, Loaded
 from engine.process.service import Service
 from engine.records import Progress

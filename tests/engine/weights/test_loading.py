@@ -17,7 +17,7 @@ from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
 from engine.measure.timing import NS_PER_S
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.process.events import Cancelled, Generate, Load, Loaded
 from engine.process.service import Service
 from engine.records import Event, Progress

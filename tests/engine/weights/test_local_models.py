@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.model.decoder import random_weights
+from engine.model.made_weights import random_weights
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.local_models import MAX_ENTRIES, FoundModel, find_models, is_gguf
 from tests.engine.gguf_files import write_gguf

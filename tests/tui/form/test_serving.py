@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from calc.errors import QuantityError
-from calc.speed.estimate import ENGINES, Load
+from calc.speed.asked import ENGINES, Load
 from tui.app.serving_document import ENGINES as REMEMBERED
 from tui.app.serving_document import serving_document, serving_from
 from tui.form.estimate import asked_of

@@ -20,7 +20,8 @@ from engine.measure.kinds.formats import (
     table,
 )
 from engine.measure.runners.formats import LoadDType, choice_name, run_formats
-from engine.model.decoder import Decoder, random_weights
+from engine.model.decoder import Decoder
+from engine.model.made_weights import random_weights
 from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Loaded
 from engine.process.service import Service
 from engine.records import DType, Event, Progress

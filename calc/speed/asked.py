@@ -1,0 +1,102 @@
+"""What is asked of an estimate: an engine, how devices share the model, tokens in and out, how requests come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+from math import floor
+from typing import TYPE_CHECKING
+
+from calc.errors import SpecError
+from calc.speed.drafts import step_tokens
+
+if TYPE_CHECKING:
+    from calc.model.spec import ModelSpec
+    from calc.servers.records import ModelFacts
+
+SERVERS = ("vllm", "sglang", "trtllm")
+"""Those that spread experts, attend in groups, and have several batches under way in a pipeline."""
+ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
+TITLES = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "trtllm": "TensorRT-LLM",
+    "transformers": "transformers",
+    "llamacpp": "llama.cpp",
+}
+
+
+class Load(StrEnum):
+    """How requests come."""
+
+    STATIC = "static"
+    CLOSED = "closed"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is served: `count` is the batch or the number of clients (None: maximum load), `chunk` a prefill chunk.
+
+    `draft`: the model that drafts (None: what drafts is not counted). `facts`: what a server reads from the model's own
+    files.
+    """
+
+    engine: str = "vllm"
+    prompt_tokens: int = 1024
+    new_tokens: int = 256
+    load: Load = Load.STATIC
+    count: int | None = 1
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp_attention: int = 1
+    dcp: int = 1
+    version: str | None = None
+    chunk: int | None = None
+    prefix_hit: Fraction = Fraction(0)
+    drafted: int = 0
+    acceptance: Fraction = Fraction(0)
+    draft: ModelSpec | None = None
+    facts: ModelFacts | None = None
+
+    def __post_init__(self) -> None:
+        """Raises SpecError for ways to share a model that the engine does not have."""
+        if self.pp > 1 and self.engine == "llamacpp":
+            raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave --pp out")
+        for name, word in (("ep", "ep"), ("dp_attention", "dp-attention"), ("dcp", "dcp")):
+            if name != "dcp" and getattr(self, name) > 1 and self.engine not in SERVERS:
+                raise SpecError(name, f"{TITLES[self.engine]} has no --{word}: use --policy {', '.join(SERVERS)}")
+            if self.tp % getattr(self, name):
+                parts = getattr(self, name)
+                raise SpecError(name, f"--{word} {parts:,} does not divide --tp {self.tp:,}")
+        if self.dcp > 1 and self.engine != "vllm":
+            raise SpecError("dcp", f"--dcp is not known of {TITLES[self.engine]}: use --policy vllm")
+        if self.dcp > 1 and self.dp_attention > 1:
+            raise SpecError("dcp", "--dcp is not counted beside --dp-attention: give only one of them")
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.tp * self.pp
+
+    @property
+    def stages(self) -> int:
+        """Groups of devices that have a part of the layers each. llama.cpp's cards work one after the other."""
+        return self.tp if self.engine == "llamacpp" else self.pp
+
+    @property
+    def context(self) -> int:
+        """Tokens of a finished request."""
+        return self.prompt_tokens + self.new_tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of a prompt that are not found in the cache."""
+        return max(1, self.prompt_tokens - floor(self.prompt_tokens * self.prefix_hit))
+
+    @property
+    def step_tokens(self) -> float:
+        """Tokens that a step is expected to give."""
+        return step_tokens(self.drafted, self.acceptance)
