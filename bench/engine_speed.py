@@ -23,7 +23,6 @@ import json
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout, its bench and tests included
 from bench import speed_setup
+from bench.llama_process import LlamaProcess
 from engine.compiled.attach import attach
 from engine.compiled.build import build_library
 from engine.measure.format_loss import format_loss, loss_ids, read_along
@@ -47,7 +47,6 @@ from engine.weights.memory import WeightMemory
 from engine.weights.uncompiled import prepack
 from tests.engine.smollm2 import fetch
 
-WORKER = Path(__file__).with_name("llama_worker.py")
 FORMATS = {"F32": "float32", "BF16": "bfloat16", "Q8_0": "auto", "Q4_0": "auto", "Q4_K_M": "auto"}
 """GGUF formats and the dtype that the engine runs them with."""
 OWN = {"Q8_0": "int8", "Q4_0": "int4"}
@@ -165,26 +164,13 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     return kept
 
 
-class LlamaCpp:
+class LlamaCpp(LlamaProcess):
     """The worker process that runs llama.cpp."""
 
     def __init__(self, python: Path, bench: Bench) -> None:
-        self._process = subprocess.Popen(
-            [python, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        super().__init__(python)
         self._bench = bench
         self.about = self.ask(do="about")
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"llama.cpp ended while it was to {request['do']} {request.get('name', '')}".rstrip())
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
     def convert(self, name: str) -> None:
         """Make one format from the benchmark's file, if it is not there yet."""
@@ -213,11 +199,6 @@ class LlamaCpp:
         """Of a text, in a format already loaded."""
         losses = self.ask(do="losses", name=name, ids=list(ids))["losses"]
         return float(torch.tensor(losses).mean().exp())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
 
 
 def bandwidth_gb_s(probe: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""llama.cpp as one side of bench/engine_speed.py: requests as JSON lines on stdin, times as JSON lines on stdout.
+"""llama.cpp for bench/engine_speed.py and bench/gguf_architectures.py: requests and answers as JSON lines.
 
 Runs in an environment of its own, with llama-cpp-python and nothing of this project.
 """
@@ -12,19 +12,30 @@ from typing import Any
 
 import llama_cpp as llama
 
+_ERROR = 4  # of ggml_log_level
+said: list[str] = []
+"""The last words of llama.cpp that are errors."""
+
 
 def silence(level: int, text: bytes, data: object) -> None:
     """llama.cpp talks on stderr while it loads."""
+    if level >= _ERROR:
+        said[:] = [*said[-9:], text.decode(errors="replace").strip()]
 
 
 class Model:
-    """One GGUF file with a context for ``room`` tokens."""
+    """One GGUF file with a context for ``room`` tokens; ``exact``: its cache and its attention in float32."""
 
-    def __init__(self, path: str, room: int, threads: int) -> None:
+    def __init__(self, path: str, room: int, threads: int, *, exact: bool = False) -> None:
         self.model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        if not self.model:
+            raise ValueError("llama.cpp does not load it")
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = room, room, room
         params.n_threads = params.n_threads_batch = threads
+        if exact:
+            params.type_k = params.type_v = llama.GGML_TYPE_F32
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama.llama_init_from_model(self.model, params)
         self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
 
@@ -52,6 +63,22 @@ class Model:
             ids.append(self.decode(ids[-1:]))
         return {"prefill_s": first - start, "decode_s": time.perf_counter() - first, "ids": ids}
 
+    def logits(self, ids: list[int]) -> list[list[float]]:
+        """Of every position of a text, read in one pass."""
+        import numpy as np
+
+        batch = llama.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+            batch.seq_id[i][0] = 0
+        failed = llama.llama_decode(self.context, batch)
+        llama.llama_batch_free(batch)
+        if failed:
+            raise ValueError("llama.cpp does not run it")
+        found = np.ctypeslib.as_array(llama.llama_get_logits(self.context), (len(ids), self.n_vocab))
+        return [[float(value) for value in row] for row in found]
+
     def losses(self, ids: list[int]) -> list[float]:
         """-log p of each id after the first, one step per token."""
         import numpy as np
@@ -63,6 +90,17 @@ class Model:
             logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, -1), (self.n_vocab,)).astype(float)
             result.append(float(np.logaddexp.reduce(logits) - logits[following]))
         return result
+
+
+def file_logits(path: str, ids: list[int]) -> dict[str, Any]:
+    """Of every position of a text by a file, in float32; or why not."""
+    try:
+        model = Model(path, room=len(ids), threads=1, exact=True)
+        logits = model.logits(ids)
+    except ValueError as error:
+        return {"failed": f"{error}: {' '.join(said[-3:])}"}
+    model.close()
+    return {"logits": logits}
 
 
 def convert(source: str, target: str, name: str) -> int:
@@ -92,6 +130,8 @@ def main() -> None:
                 answer = {}
             case "convert":
                 answer = {"failed": convert(request["source"], request["target"], request["format"])}
+            case "logits":
+                answer = file_logits(**request)
             case "losses":
                 answer = {"losses": models[request["name"]].losses(request["ids"])}
             case _:
