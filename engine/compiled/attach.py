@@ -31,6 +31,12 @@ def unsupported(decoder: Decoder) -> str | None:
         return "recurrent layers run one by one"
     if config.positions == "alibi":
         return "layers with positions by ALiBi run one by one"
+    if config.experts is not None and config.experts.jitter is not None:
+        return "experts that are chosen one after the other (SparseMixer) run one by one"
+    if config.activation == "xielu":
+        return "layers with weights in their activation (xIELU) run one by one"
+    if config.qk_norm_late:
+        return "layers that normalise queries and keys after they have turned run one by one"
     return None
 
 

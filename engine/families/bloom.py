@@ -1,11 +1,15 @@
 """BLOOM: positions by ALiBi, normalised embeddings, q, k and v of a head in one matrix."""
 
+from typing import Any
+
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -50,4 +54,22 @@ _ENDS = {
     "ln_f": "model.norm",
 }
 
-FAMILIES = {"bloom": Family(config=_config, tensors=renamed_with_groups(_PARTS, _ENDS))}
+
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return layer_norm_keys(file) | {
+        "n_head": file.get("attention.head_count"),
+        "seq_length": file.get("context_length"),
+    }
+
+
+def _gguf_parts(config: ModelConfig) -> dict[str, str]:
+    return {"token_embd_norm": "model.embed_norm"}
+
+
+FAMILIES = {
+    "bloom": Family(
+        config=_config,
+        tensors=renamed_with_groups(_PARTS, _ENDS),
+        gguf=GGUFForm(architecture="bloom", keys=_gguf_keys, parts=_gguf_parts),
+    )
+}

@@ -53,7 +53,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     return {
         **layer_norm_keys(file),
-        "logit_scale": file.get("logit_scale"),
+        "logit_scale": file.get("logit_scale") or 1.0,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors,
         "sliding_window": file.get("attention.sliding_window"),
         "layer_types": layer_kinds(file, every=4),

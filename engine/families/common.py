@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu2": "relu2",
     "quick_gelu": "gelu_sigmoid",
+    "xielu": "xielu",
 }
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -61,6 +62,16 @@ def common_config(raw: Keys, *, head_dim: int | None = None, theta: float = 1e4,
         "bos_id": next(iter(raw.token_ids("bos_token_id")), None),
     }
     return ModelConfig(**(fields | changes))
+
+
+def text_section(raw: Keys) -> Keys:
+    """The config of the text model inside a larger one, with what only the outer one states; else the config itself."""
+    text = raw.section("text_config")
+    if text is None:
+        return raw
+    outer = ("tie_word_embeddings", "eos_token_id", "bos_token_id")
+    stated = {key: raw.document[key] for key in outer if raw.get(key) is not None}
+    return Keys({**text.document, **stated}, where=text.where)
 
 
 def n_layers_of(raw: Keys) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,6 +136,8 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     raw = Keys(
         {key: value for key, value in file.metadata.items() if not isinstance(value, list)}, where=str(file.path)
     )
+    if file.get("attention.temperature_scale"):
+        raise UnsupportedArchitecture(f"{file.path} scales attention by the position, which is not supported here")
     sigmoid, groups = file.get("expert_gating_func") == _SIGMOID, file.get("expert_group_count")
     grouped = not sigmoid and isinstance(groups, int) and groups > 1
     rope = raw.count("deepseek2.rope.dimension_count")
@@ -161,6 +164,11 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     }
 
 
+def _adapted(config: ModelConfig) -> ModelConfig:
+    """llama.cpp ranks groups by their best two experts in DeepSeek-V2 too, which is made for the best one."""
+    return config if config.experts is None else replace(config, experts=replace(config.experts, group_best=2))
+
+
 def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
     return stored.then(lambda tensor: _in_order(name, tensor, config))
 
@@ -169,7 +177,9 @@ FAMILIES = {
     "deepseek_v2": Family(
         config=_v2_config,
         tensors=_tensors,
-        gguf=GGUFForm(architecture="deepseek2", keys=_gguf_keys, restore=_restore, off=("q_lora_rank",)),
+        gguf=GGUFForm(
+            architecture="deepseek2", keys=_gguf_keys, restore=_restore, adapted=_adapted, off=("q_lora_rank",)
+        ),
     ),
     "deepseek_v3": Family(config=_v3_config, tensors=_tensors),
 }

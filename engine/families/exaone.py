@@ -36,9 +36,14 @@ def _kinds(raw: Keys) -> list[str]:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    return {"sliding_window": file.get("attention.sliding_window"), "layer_types": layer_kinds(file, every=4)}
+    """llama.cpp knows the 32B by its layers, and it alone has a window."""
+    if file.get("block_count") != _LAYERS_OF_32B:
+        return {"sliding_window": None}
+    window = file.get("attention.sliding_window") or 4096
+    return {"sliding_window": window, "layer_types": layer_kinds(file, every=4, window=window)}
 
 
+_LAYERS_OF_32B = 64
 FAMILIES = {
     "exaone4": Family(config=_config, gguf=GGUFForm(architecture="exaone4", keys=_gguf_keys, off=("sliding_window",)))
 }

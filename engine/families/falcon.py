@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import layer_norm_keys
+from engine.families.gguf_keys import has_qkv_bias, layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
@@ -15,13 +14,13 @@ from engine.weights.gguf import GGUFFile
 def _config(raw: Keys) -> ModelConfig:
     old = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_kv_heads": "n_head_kv"}
     raw = Keys({**{new: raw.get(name) for new, name in old.items() if raw.get(name) is not None}, **raw.document})
-    if raw.flag("alibi", False):
-        raise UnsupportedArchitecture("config.json: alibi is true; positions by ALiBi are not supported")
     heads, width = raw.count("num_attention_heads"), raw.count("hidden_size", raw.get("n_embed"))
     grouped = raw.flag("new_decoder_architecture", False)
     n_kv = raw.count("num_kv_heads", heads) if grouped or not raw.flag("multi_query", True) else 1
     bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True) or grouped
     norms = raw.optional_count("num_ln_in_parallel_attn") or (2 if grouped else 1)
+    # Scores are scaled with what ALiBi has added to them.
+    positions = {"positions": "alibi", "alibi_scale": (width // heads) ** -0.5} if raw.flag("alibi", False) else {}
     names = {
         "hidden_size": width,
         "num_key_value_heads": n_kv,
@@ -39,6 +38,7 @@ def _config(raw: Keys) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         mlp_bias=bias,
+        **positions,
     )
 
 
@@ -64,7 +64,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
         "new_decoder_architecture": True,  # which says how many KV heads there are, and allows two norms
         "num_ln_in_parallel_attn": 2 if two else 1,
         "ffn_hidden_size": up.shape[0] if up is not None else None,
-        "bias": "blk.0.attn_qkv.bias" in file.tensors,
+        "bias": has_qkv_bias(file),
     }
 
 

@@ -14,8 +14,16 @@ def _no_keys(file: GGUFFile) -> dict[str, Any]:
     return {}
 
 
+def _no_tensors(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
+    return {}
+
+
 def _no_parts(config: ModelConfig) -> dict[str, str]:
     return {}
+
+
+def _as_published(config: ModelConfig) -> ModelConfig:
+    return config
 
 
 def _unchanged(name: str, tensor: StoredTensor, config: ModelConfig) -> StoredTensor:
@@ -32,11 +40,17 @@ class GGUFForm:
     off: tuple[str, ...] = ()
     """Keys that switch something off where a file does not state them; all others then take their defaults."""
     parts: Callable[[ModelConfig], Mapping[str, str]] = _no_parts
-    """Our names of tensors of a layer that mean something else here than in other architectures."""
+    """Our names of tensors that mean something else here than in other architectures."""
     restore: Callable[[str, StoredTensor, ModelConfig], StoredTensor] = _unchanged
     """A tensor, given our name of it, with the conversion's reordering undone."""
+    apart: Callable[[str, StoredTensor, ModelConfig], Mapping[str, StoredTensor]] | None = None
+    """In place of ``restore``: a tensor, given our name of it, as those that the engine has for it, by their names."""
+    more: Callable[[GGUFFile, ModelConfig], Mapping[str, StoredTensor]] = _no_tensors
+    """Tensors by our names that a file states as metadata. Raises CheckpointError."""
     fused_gate: bool = False
     """``ffn_up`` holds the gate's rows, then its own."""
+    adapted: Callable[[ModelConfig], ModelConfig] = _as_published
+    """The config where llama.cpp computes otherwise than the published model, or the conversion moves heads."""
     adds_norm_offset: bool = False
     """The conversion has added 1 to the weights of the norms."""
 

@@ -17,7 +17,7 @@ from engine.families.common import (
     window_fields,
 )
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import both_sides, head_width
+from engine.families.gguf_keys import both_sides, head_width, layer_kinds
 from engine.families.keys import Keys
 from engine.families.rope import RopeKeys, read_rope, read_scaling
 from engine.model.config import ModelConfig
@@ -139,14 +139,16 @@ _LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, which scale
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     largest = file.get("block_count") == _LARGEST[file.architecture]
-    own = {
-        "query_pre_attn_scalar": head_width(file) if largest else file.get("attention.key_length"),
-        "sliding_window": file.get("attention.sliding_window"),
+    second = file.architecture == "gemma2"
+    window = file.get("attention.sliding_window") or (4096 if second else None)  # as llama.cpp takes it to be
+    return {
+        "query_pre_attn_scalar": head_width(file) if largest else file.get("attention.key_length") or head_width(file),
+        "sliding_window": window,
+        "layer_types": layer_kinds(file, every=2 if second else 6, window=window),
+        "rope_local_base_freq": file.get("rope.freq_base_swa"),
+        "attn_logit_softcapping": file.get("attn_logit_softcapping") if second else None,
+        "final_logit_softcapping": file.get("final_logit_softcapping"),
     }
-    if file.architecture == "gemma2":
-        own["attn_logit_softcapping"] = file.get("attn_logit_softcapping")
-        own["final_logit_softcapping"] = file.get("final_logit_softcapping")
-    return own
 
 
 def _gemma1_keys(file: GGUFFile) -> dict[str, Any]:
@@ -154,7 +156,9 @@ def _gemma1_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _gguf(architecture: str) -> GGUFForm:
-    return GGUFForm(architecture=architecture, keys=_gguf_keys, parts=both_sides, adds_norm_offset=True)
+    return GGUFForm(
+        architecture=architecture, keys=_gguf_keys, parts=both_sides, off=("sliding_window",), adds_norm_offset=True
+    )
 
 
 FAMILIES = {

@@ -26,6 +26,8 @@ _FORMS: dict[str, tuple[str, GGUFForm]] = {
     for model_type, family in FAMILIES.items()
     if family.gguf is not None
 }
+ARCHITECTURES = tuple(_FORMS)
+"""llama.cpp's names of those that the engine runs."""
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
@@ -33,11 +35,14 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     if file.architecture not in _FORMS:
         raise UnsupportedArchitecture(
             f'{file.path} has architecture "{file.architecture}", which the engine cannot run from GGUF; '
-            f"it runs {', '.join(_FORMS)}"
+            f"it runs {', '.join(ARCHITECTURES)}"
         )
     model_type, form = _FORMS[file.architecture]
     said = {"model_type": model_type} | shared_keys(file) | form.keys(file)
     config = config_from_hf({key: value for key, value in said.items() if value is not None or key in form.off})
+    config = form.adapted(config)
+    if config.activation == "gelu":  # llama.cpp takes the approximation for the exact one too
+        config = replace(config, activation="gelu_tanh")
     if form.adds_norm_offset:
         config = replace(config, norm_offset=0.0)
     config = _with_attention_factor(_with_rope_factors(config, file), file)
@@ -111,9 +116,14 @@ _PARTS = {
     "shortconv.in_proj": "conv.in_proj",
     "shortconv.out_proj": "conv.out_proj",
 }
-_EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+_EXPERTS = {
+    "ffn_gate_exps": "gate_proj",
+    "ffn_up_exps": "up_proj",
+    "ffn_down_exps": "down_proj",
+    "ffn_gate_up_exps": "gate_up_proj",
+}
 _NO_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_.]+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d{1,5})\.([a-z0-9_.]+?)(?:\.(weight|bias))?")
 
 
 def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTensor]:
@@ -123,6 +133,7 @@ def weights_from_gguf(file: GGUFFile, config: ModelConfig) -> dict[str, StoredTe
     for name, tensor in file.tensors.items():
         if name not in _NO_WEIGHTS:
             weights.update(_named(name, tensor, form, config))
+    weights.update(form.more(file, config))
     if config.latent is not None:
         _join_latent(weights, config)
     return weights
@@ -153,26 +164,37 @@ def _joined(keys: StoredTensor, values: StoredTensor) -> StoredTensor:
 
 
 def _named(name: str, tensor: GGUFTensor, form: GGUFForm, config: ModelConfig) -> Iterator[tuple[str, StoredTensor]]:
-    match = _LAYER.fullmatch(name)
+    match, names = _LAYER.fullmatch(name), form.parts(config)
     if match is None:
         stem, _, kind = name.rpartition(".")
-        yield f"{_ENDS.get(stem, stem)}.{kind}", tensor.stored()
+        yield f"{names.get(stem) or _ENDS.get(stem, stem)}.{kind}", tensor.stored()
         return
     layer, part, kind = match.groups()
-    prefix, stored, names = f"model.layers.{layer}", tensor.stored(), form.parts(config)
+    prefix, stored = f"model.layers.{layer}", tensor.stored()
     if part in _EXPERTS:
         for i in range(tensor.shape[0]):
-            yield f"{prefix}.mlp.experts.{i}.{_EXPERTS[part]}.{kind}", tensor.part(i)
-    elif part == "attn_qkv":
+            yield from _expert(tensor.part(i), f"{prefix}.mlp.experts.{i}", _EXPERTS[part], kind)
+    elif part == "attn_qkv" and part not in names:
         for ours, rows in _split(stored, f"{prefix}.self_attn", kind, qkv_sizes(config)):
             yield ours, form.restore(ours, rows, config)
     elif part == "ffn_up" and form.fused_gate:
         inner = config.intermediate_size
         yield from _split(stored, f"{prefix}.mlp", kind, {"gate_proj": inner, "up_proj": inner})
     else:
-        ours = f"{prefix}.{names.get(part) or _PARTS.get(part, part)}.{kind}"
+        ours = ".".join((prefix, names.get(part) or _PARTS.get(part, part), *([kind] if kind else [])))
         ours = ours.removesuffix(".bias") if ours.endswith(f"{CHOICE_BIAS}.bias") else ours
-        yield ours, form.restore(ours, stored, config)
+        yield from (
+            form.apart(ours, stored, config).items() if form.apart else [(ours, form.restore(ours, stored, config))]
+        )
+
+
+def _expert(stored: StoredTensor, prefix: str, part: str, kind: str) -> Iterator[tuple[str, StoredTensor]]:
+    """One expert's matrix or its biases; gate and up may lie in one, the gate's rows first."""
+    if part != "gate_up_proj":
+        yield f"{prefix}.{part}.{kind}", stored
+        return
+    inner = stored.shape[0] // 2
+    yield from _split(stored, prefix, kind, {"gate_proj": inner, "up_proj": inner})
 
 
 def _split(stored: StoredTensor, prefix: str, kind: str, sizes: dict[str, int]) -> Iterator[tuple[str, StoredTensor]]:

@@ -14,7 +14,7 @@ def shared_keys(file: GGUFFile) -> dict[str, Any]:
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{file.path} has no matrix token_embd.weight, which gives the vocabulary")
     return {
-        "num_hidden_layers": file.get("block_count"),
+        "num_hidden_layers": n_layers(file),
         "hidden_size": file.get("embedding_length"),
         "intermediate_size": file.get("feed_forward_length"),
         "num_attention_heads": file.get("attention.head_count"),
@@ -26,10 +26,47 @@ def shared_keys(file: GGUFFile) -> dict[str, Any]:
         "rope_theta": file.get("rope.freq_base") or 10_000.0,
         "rope_scaling": rope_scaling(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "attention_bias": has_qkv_bias(file),
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         "eos_token_id": token_id(file, "eos"),
         "bos_token_id": token_id(file, "bos"),
+    }
+
+
+def n_layers(file: GGUFFile) -> Any:
+    """Layers that lead to the next token; those behind them predict later ones (MTP)."""
+    every, behind = file.get("block_count"), file.get("nextn_predict_layers")
+    return every - behind if isinstance(every, int) and isinstance(behind, int) else every
+
+
+def has_qkv_bias(file: GGUFFile) -> bool:
+    """Whether queries, keys and values have a bias, in one matrix or in three."""
+    return not {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"}.isdisjoint(file.tensors)
+
+
+def expert_keys(file: GGUFFile) -> dict[str, Any]:
+    """How many experts there are, how many are chosen, and how wide they are: the MLP's width shared out, if unsaid."""
+    inner, chosen = file.get("feed_forward_length"), file.get("expert_used_count")
+    shared_out = inner // chosen if isinstance(inner, int) and isinstance(chosen, int) and chosen else None
+    return {
+        "num_experts": file.get("expert_count"),
+        "num_local_experts": file.get("expert_count"),
+        "n_routed_experts": file.get("expert_count"),
+        "num_experts_per_tok": chosen,
+        "moe_intermediate_size": file.get("expert_feed_forward_length") or shared_out,
+    }
+
+
+def sigmoid_keys(file: GGUFFile) -> dict[str, Any]:
+    """Experts chosen as in DeepSeek-V3, in models with other attention."""
+    return {
+        **expert_keys(file),
+        "n_shared_experts": file.get("expert_shared_count"),
+        "first_k_dense_replace": file.get("leading_dense_block_count"),
+        "routed_scaling_factor": file.get("expert_weights_scale"),
+        "norm_topk_prob": file.get("expert_weights_norm") or False,
+        "n_group": file.get("expert_group_count") or 1,
+        "topk_group": file.get("expert_group_used_count") or 1,
     }
 
 
@@ -57,9 +94,12 @@ def turned_share(file: GGUFFile) -> dict[str, Any]:
     return {"partial_rotary_factor": turned / width} if isinstance(turned, int) and width else {}
 
 
-def layer_kinds(file: GGUFFile, *, every: int) -> list[str] | None:
-    """layer_types of a model with a window: as the file says, else every ``every``-th layer sees everything."""
-    if file.get("attention.sliding_window") is None:
+def layer_kinds(file: GGUFFile, *, every: int, window: int | None = None) -> list[str] | None:
+    """layer_types of a model with a window: as the file says, else every ``every``-th layer sees everything.
+
+    ``window``: of a file that states none.
+    """
+    if not (file.get("attention.sliding_window") or window):
         return None
     pattern, n_layers = file.get("attention.sliding_window_pattern"), file.get("block_count")
     if not isinstance(pattern, list) and isinstance(n_layers, int):
@@ -80,14 +120,23 @@ def rope_scaling(file: GGUFFile) -> dict[str, Any] | None:
         kind = "linear"  # what llama.cpp takes where only the factor is stated; its first files had scale_linear
     if kind is None or kind == "none":
         return None
-    weight = 10 * (file.get("rope.scaling.yarn_log_multiplier") or 0.0)  # the conversion stores a tenth of it
     return {
         "rope_type": kind,
         "factor": factor,
         "original_max_position_embeddings": file.get("rope.scaling.original_context_length"),
-        "mscale": weight,
-        "mscale_all_dim": weight,
+        **_magnitudes(file),
     }
+
+
+def _magnitudes(file: GGUFFile) -> dict[str, float]:
+    """What YaRN's magnitudes come from, where llama.cpp reads it; DeepSeek's conversion stores a tenth of it."""
+    weight = file.get("rope.scaling.yarn_log_multiplier") or 0.0
+    match file.architecture:
+        case "deepseek2":
+            return {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
+        case "mistral3" if weight:
+            return {"mscale": 1.0, "mscale_all_dim": weight}
+    return {}
 
 
 # Texts that end a turn or a text wherever they are tokens (llama.cpp's list of end-of-generation tokens).

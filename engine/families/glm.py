@@ -9,10 +9,11 @@ from typing import Any
 from engine.families.common import common_config, head_dim_of, partial_rope
 from engine.families.deepseek import experts_of_v3
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import both_sides, turned_share
+from engine.families.gguf_keys import both_sides, sigmoid_keys, turned_share
 from engine.families.keys import Keys
 from engine.families.tensors import in_halves, pairs_restored, renamed, split_gate_up
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -59,9 +60,18 @@ def _glm4_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[st
     return _glm_tensors({renamed(name, _GLM4_PARTS, {}): stored for name, stored in tensors.items()}, config)
 
 
+def _glm4_moe_keys(file: GGUFFile) -> dict[str, Any]:
+    norms = "blk.0.attn_q_norm.weight" in file.tensors
+    return {**sigmoid_keys(file), **turned_share(file), "use_qk_norm": norms}
+
+
 FAMILIES = {
-    "glm": Family(config=_glm_config, tensors=_glm_tensors),
-    "glm4_moe": Family(config=_glm4_moe_config),
+    "glm": Family(
+        config=_glm_config,
+        tensors=_glm_tensors,
+        gguf=GGUFForm(architecture="chatglm", keys=turned_share, restore=pairs_restored, fused_gate=True),
+    ),
+    "glm4_moe": Family(config=_glm4_moe_config, gguf=GGUFForm(architecture="glm4moe", keys=_glm4_moe_keys)),
     "glm4": Family(
         config=_glm4_config,
         tensors=_glm4_tensors,

@@ -75,7 +75,8 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return out
 
 
-def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+def gpt2_keys(file: GGUFFile) -> dict[str, Any]:
+    """The sizes by GPT-2's names."""
     return {
         "n_embd": file.get("embedding_length"),
         "n_layer": file.get("block_count"),
@@ -86,4 +87,4 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     }
 
 
-FAMILIES = {"gpt2": Family(config=gpt2_config, tensors=_tensors, gguf=GGUFForm(architecture="gpt2", keys=_gguf_keys))}
+FAMILIES = {"gpt2": Family(config=gpt2_config, tensors=_tensors, gguf=GGUFForm(architecture="gpt2", keys=gpt2_keys))}

@@ -1,10 +1,13 @@
 """GPT-BigCode (StarCoder, SantaCoder): a GPT-2 whose heads may share one key and value; matrices outputs first."""
 
-from engine.families.family import Family
-from engine.families.gpt2 import gpt2_config
+from typing import Any
+
+from engine.families.family import Family, GGUFForm
+from engine.families.gpt2 import gpt2_config, gpt2_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -22,5 +25,21 @@ _PARTS = {
 }
 _ENDS = {"wte": "model.embed_tokens", "wpe": "model.embed_positions", "ln_f": "model.norm"}
 
+
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    """The inner size that files state is always 4 times the width, whatever it is."""
+    up = file.tensors.get("blk.0.ffn_up.weight")
+    return gpt2_keys(file) | {
+        "multi_query": file.get("attention.head_count_kv") == 1,
+        "n_inner": up.shape[0] if up is not None else None,
+    }
+
+
 # One KV head: all queries first; several: the query, key and value of each head in turn.
-FAMILIES = {"gpt_bigcode": Family(config=_config, tensors=renamed_with_groups(_PARTS, _ENDS))}
+FAMILIES = {
+    "gpt_bigcode": Family(
+        config=_config,
+        tensors=renamed_with_groups(_PARTS, _ENDS),
+        gguf=GGUFForm(architecture="starcoder", keys=_gguf_keys),
+    )
+}

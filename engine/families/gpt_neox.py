@@ -4,7 +4,7 @@ from typing import Any
 
 from engine.families.common import common_config, head_dim_of, partial_rope
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import layer_norm_keys, turned_share
+from engine.families.gguf_keys import has_qkv_bias, layer_norm_keys, turned_share
 from engine.families.keys import Keys
 from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
@@ -46,7 +46,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
         **layer_norm_keys(file),
         **turned_share(file),
         "use_parallel_residual": file.get("use_parallel_residual"),
-        "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
+        "attention_bias": has_qkv_bias(file),
     }
 
 

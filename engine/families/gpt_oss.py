@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import rope_scaling
+from engine.families.gguf_keys import expert_keys, layer_kinds, rope_scaling
 from engine.families.keys import Keys
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
@@ -122,13 +122,13 @@ def widen_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
-    scaling = rope_scaling(file)
+    """llama.cpp rounds the ends of YaRN's ramp to whole pairs, which the published model does not."""
     return {
-        "num_local_experts": file.get("expert_count"),
-        "num_experts_per_tok": file.get("expert_used_count"),
+        **expert_keys(file),
         "intermediate_size": file.get("expert_feed_forward_length") or file.get("feed_forward_length"),
         "sliding_window": file.get("attention.sliding_window"),
-        "rope_scaling": {**scaling, "truncate": False} if scaling is not None else {"rope_type": "default"},
+        "layer_types": layer_kinds(file, every=2),
+        "rope_scaling": rope_scaling(file) or {"rope_type": "default"},
     }
 
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import UnsupportedArchitecture
-from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
+from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, text_section, window_fields
 from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import expert_keys, rope_scaling
 from engine.families.keys import Keys
 from engine.families.tensors import half_split
-from engine.model.config import ModelConfig
+from engine.model.config import ModelConfig, QueryGrowth
 from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import StoredTensor
 
@@ -29,14 +30,37 @@ def _mistral_config(raw: Keys) -> ModelConfig:
 
 def _mistral3_config(raw: Keys) -> ModelConfig:
     """The text model of one that sees."""
-    text = raw.section("text_config") or raw
-    if text.text("model_type", "mistral") != "mistral":
+    text, kinds = text_section(raw), {"mistral": _mistral_config, "ministral3": _ministral3_config}
+    kind = "mistral" if text is raw else text.text("model_type", "mistral")
+    if kind not in kinds:
         raise UnsupportedArchitecture(
-            f"{text.where}: model_type is {text.get('model_type')!r}; only mistral is supported in mistral3"
+            f"{text.where}: model_type is {kind!r}; {' and '.join(kinds)} are supported in mistral3"
         )
-    outer = ("tie_word_embeddings", "eos_token_id", "bos_token_id")
-    stated = {key: raw.document[key] for key in outer if raw.get(key) is not None}
-    return _mistral_config(Keys({**text.document, **stated}, where=text.where))
+    return kinds[kind](text)
+
+
+_MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 16_384,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+def _ministral3_config(raw: Keys) -> ModelConfig:
+    """Ministral 3: queries grow with the position, by a step for each further original context."""
+    raw = raw.with_defaults({"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5})
+    raw = raw.with_defaults({"max_position_embeddings": 262_144})
+    if raw.get("rope_parameters") is None and raw.get("rope_scaling") is None:
+        raw = raw.with_defaults({"rope_parameters": _MINISTRAL3_ROPE})
+    rope = raw.section("rope_parameters") or raw.section("rope_scaling") or raw
+    beta = rope.optional_positive("llama_4_scaling_beta")
+    every = rope.count("original_max_position_embeddings", raw.count("max_position_embeddings"))
+    growth = QueryGrowth(beta=beta, every=every) if beta is not None else None
+    return common_config(raw, theta=1e6, query_growth=growth, **window_fields(raw, layer_types(raw)))
 
 
 def _ministral_config(raw: Keys) -> ModelConfig:
@@ -93,14 +117,19 @@ _CWM = {
 
 def _llama_keys(file: GGUFFile) -> dict[str, Any]:
     """Mixtral's files are written as Llama's."""
-    n_experts = file.get("expert_count")
-    if not n_experts:
-        return {}
-    return {
-        "model_type": "mixtral",
-        "num_local_experts": n_experts,
-        "num_experts_per_tok": file.get("expert_used_count"),
-    }
+    return {"model_type": "mixtral", **expert_keys(file)} if file.get("expert_count") else {}
+
+
+def _mistral3_keys(file: GGUFFile) -> dict[str, Any]:
+    """Mistral Small 3.1 and later too: without a temperature nothing grows."""
+    beta, rope = file.get("attention.temperature_scale"), rope_scaling(file)
+    if beta and rope is None:
+        original = file.get("rope.scaling.original_context_length") or file.get("context_length")
+        rope = {"rope_type": "default", "original_max_position_embeddings": original}
+    fast, slow = (file.get(f"rope.scaling.yarn_beta_{end}") for end in ("fast", "slow"))
+    stated = {"beta_fast": fast, "beta_slow": slow, "llama_4_scaling_beta": beta or None}
+    rope = {**(rope or {"rope_type": "default"}), **{key: value for key, value in stated.items() if value is not None}}
+    return {"rope_scaling": rope}
 
 
 def _seed_oss_keys(file: GGUFFile) -> dict[str, Any]:
@@ -130,6 +159,10 @@ FAMILIES = {
     "mistral": Family(config=_mistral_config),
     "mistral3": Family(config=_mistral3_config),
     "ministral": Family(config=_ministral_config),
+    "ministral3": Family(
+        config=_ministral3_config,
+        gguf=GGUFForm(architecture="mistral3", keys=_mistral3_keys, restore=halves_restored),
+    ),
     "arcee": Family(config=_arcee_config, gguf=GGUFForm(architecture="arcee", restore=halves_restored)),
     "seed_oss": Family(config=_seed_oss_config, gguf=GGUFForm(architecture="seed_oss", keys=_seed_oss_keys)),
     "cwm": Family(config=_cwm_config),

@@ -25,7 +25,8 @@ _PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(w[123])\.weight")
 
 
-def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+def mixtral_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
+    """Experts under our names."""
     return {_name(name): tensor for name, tensor in tensors.items()}
 
 
@@ -35,4 +36,4 @@ def _name(name: str) -> str:
     return f"{match[1]}.experts.{match[2]}.{_PARTS[match[3]]}.weight" if match else name
 
 
-FAMILIES = {"mixtral": Family(config=_config, tensors=_tensors)}
+FAMILIES = {"mixtral": Family(config=_config, tensors=mixtral_tensors)}

@@ -5,10 +5,12 @@ from typing import Any
 
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.common import common_config
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import has_qkv_bias, layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import qkv_sizes, renamed, rows_of
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored
 
 
@@ -75,4 +77,26 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
     return out
 
 
-FAMILIES = {"mpt": Family(config=_config, tensors=_tensors)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    width, inner, bias = (
+        file.get(key) for key in ("embedding_length", "feed_forward_length", "attention.max_alibi_bias")
+    )
+    heads, groups = file.get("attention.head_count"), file.get("attention.head_count_kv")
+    return layer_norm_keys(file) | {
+        "d_model": width,
+        "n_heads": heads,
+        "n_layers": file.get("block_count"),
+        "max_seq_len": file.get("context_length"),
+        "expansion_ratio": inner / width if isinstance(inner, int) and width else None,
+        "no_bias": not has_qkv_bias(file),
+        "attn_config": {
+            "alibi": bool(bias),
+            "alibi_bias_max": bias or 8,
+            "clip_qkv": file.get("attention.clamp_kqv") or None,
+            "qk_ln": "blk.0.attn_q_norm.weight" in file.tensors,
+            "attn_type": "multihead_attention" if groups in (None, heads) else "grouped_query_attention",
+        },
+    }
+
+
+FAMILIES = {"mpt": Family(config=_config, tensors=_tensors, gguf=GGUFForm(architecture="mpt", keys=_gguf_keys))}

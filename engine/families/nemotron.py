@@ -1,9 +1,13 @@
 """Nemotron (Minitron): LayerNorm whose weights are counted from 1, squared ReLU, half of each head turns."""
 
+from typing import Any
+
 from engine.families.common import common_config, head_dim_of, partial_rope
-from engine.families.family import Family
+from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import turned_share
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
+from engine.weights.gguf import GGUFFile
 
 
 def _config(raw: Keys) -> ModelConfig:
@@ -26,4 +30,10 @@ def _config(raw: Keys) -> ModelConfig:
     )
 
 
-FAMILIES = {"nemotron": Family(config=_config)}
+def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"norm_eps": file.get("attention.layer_norm_epsilon"), **turned_share(file)}
+
+
+FAMILIES = {
+    "nemotron": Family(config=_config, gguf=GGUFForm(architecture="nemotron", keys=_gguf_keys, adds_norm_offset=True))
+}

@@ -15,8 +15,9 @@ from engine.families.common import (
     window_fields,
 )
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import layer_kinds
+from engine.families.gguf_keys import expert_keys, layer_kinds
 from engine.families.keys import Keys
+from engine.families.llama import halves_restored
 from engine.families.rope import read_rope, read_scaling
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
@@ -81,9 +82,13 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     return {"model_type": "olmo3", "sliding_window": window, "layer_types": layer_kinds(file, every=4)}
 
 
+def _olmo1_keys(file: GGUFFile) -> dict[str, Any]:
+    return {"clip_qkv": file.get("attention.clamp_kqv")}
+
+
 FAMILIES = {
     "olmo2": Family(config=_olmo2_config, gguf=GGUFForm(architecture="olmo2", keys=_gguf_keys)),
     "olmo3": Family(config=_olmo3_config),
-    "olmo": Family(config=_olmo1_config),
-    "olmoe": Family(config=_olmoe_config),
+    "olmo": Family(config=_olmo1_config, gguf=GGUFForm(architecture="olmo", keys=_olmo1_keys, restore=halves_restored)),
+    "olmoe": Family(config=_olmoe_config, gguf=GGUFForm(architecture="olmoe", keys=expert_keys)),
 }

@@ -7,6 +7,7 @@ from engine.errors import ConfigError
 from engine.families.common import FULL, SLIDING, common_config, layer_types, n_layers_of, window_fields
 from engine.families.deepseek import experts_of_v3
 from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import expert_keys, has_qkv_bias, sigmoid_keys
 from engine.families.keys import Keys
 from engine.model.config import ExpertsConfig, ModelConfig
 from engine.weights.gguf import GGUFFile
@@ -108,26 +109,23 @@ def _dots1_config(raw: Keys) -> ModelConfig:
     )
 
 
+def _dots1_keys(file: GGUFFile) -> dict[str, Any]:
+    return sigmoid_keys(file) | {"sliding_window": None}
+
+
 def _qwen3_moe_keys(file: GGUFFile) -> dict[str, Any]:
-    return {
-        "num_experts": file.get("expert_count"),
-        "num_experts_per_tok": file.get("expert_used_count"),
-        "moe_intermediate_size": file.get("expert_feed_forward_length"),
-        "norm_topk_prob": True,
-    }
+    return expert_keys(file) | {"norm_topk_prob": True}
 
 
 def _qwen2_moe_keys(file: GGUFFile) -> dict[str, Any]:
-    return {
-        "num_experts": file.get("expert_count"),
-        "num_experts_per_tok": file.get("expert_used_count"),
-        "moe_intermediate_size": file.get("expert_feed_forward_length"),
-        "shared_expert_intermediate_size": file.get("expert_shared_feed_forward_length"),
-        "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+    return expert_keys(file) | {
+        "shared_expert_intermediate_size": file.get("expert_shared_feed_forward_length")
+        or file.get("feed_forward_length"),
+        "qkv_bias": has_qkv_bias(file),
     }
 
 
-def _row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
+def shared_gate_row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
     """The gate of the shared expert is a vector there."""
     if not name.endswith(".shared_expert_gate.weight") or len(stored.shape) != 1:
         return stored
@@ -137,11 +135,13 @@ def _row(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
 FAMILIES = {
     "qwen2": Family(config=_qwen2_config, gguf=GGUFForm(architecture="qwen2")),
     "qwen3": Family(config=_qwen3_config, gguf=GGUFForm(architecture="qwen3")),
-    "dots1": Family(config=_dots1_config),
+    "dots1": Family(
+        config=_dots1_config, gguf=GGUFForm(architecture="dots1", keys=_dots1_keys, off=("sliding_window",))
+    ),
     "qwen2_moe": Family(
         config=_qwen2_moe_config,
         tensors=_qwen2_moe_tensors,
-        gguf=GGUFForm(architecture="qwen2moe", keys=_qwen2_moe_keys, restore=_row),
+        gguf=GGUFForm(architecture="qwen2moe", keys=_qwen2_moe_keys, restore=shared_gate_row),
     ),
     "qwen3_moe": Family(config=_qwen3_moe_config, gguf=GGUFForm(architecture="qwen3moe", keys=_qwen3_moe_keys)),
 }

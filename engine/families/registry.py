@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families import (
+    apertus,
     bloom,
     cohere,
     deepseek,
@@ -20,6 +21,7 @@ from engine.families import (
     gpt_neox,
     gpt_oss,
     granite,
+    hunyuan,
     lfm2,
     llama,
     mixtral,
@@ -58,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     **olmo.FAMILIES,
     **opt.FAMILIES,
     **granite.FAMILIES,
+    **hunyuan.FAMILIES,
     **stablelm.FAMILIES,
     **starcoder2.FAMILIES,
     **cohere.FAMILIES,
@@ -70,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     **nemotron.FAMILIES,
     **ernie.FAMILIES,
     **lfm2.FAMILIES,
+    **apertus.FAMILIES,
     **qwen3_next.FAMILIES,
 }
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables that old writers stored

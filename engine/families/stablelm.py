@@ -8,7 +8,7 @@ import torch
 
 from engine.families.common import common_config, head_dim_of, partial_rope
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import layer_norm_keys, turned_share
+from engine.families.gguf_keys import has_qkv_bias, layer_norm_keys, turned_share
 from engine.families.keys import Keys
 from engine.model.config import ModelConfig
 from engine.weights.gguf import GGUFFile
@@ -52,7 +52,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     return {
         **layer_norm_keys(file),
         **turned_share(file),
-        "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+        "use_qkv_bias": has_qkv_bias(file),
         "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in file.tensors,
     }

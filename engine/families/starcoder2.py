@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.families.common import common_config, window_fields
 from engine.families.family import Family, GGUFForm
-from engine.families.gguf_keys import layer_norm_keys
+from engine.families.gguf_keys import has_qkv_bias, layer_norm_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
 from engine.model.config import ModelConfig
@@ -37,7 +37,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     """The conversion does not write the window, and llama.cpp has none."""
-    return {**layer_norm_keys(file), "use_bias": "blk.0.attn_q.bias" in file.tensors}
+    return {**layer_norm_keys(file), "use_bias": has_qkv_bias(file)}
 
 
 FAMILIES = {

@@ -99,6 +99,41 @@ def _of_groups(stored: Stored, first: int, n: int, config: ModelConfig) -> Store
     return change(stored) if isinstance(stored, Tensor) else stored.then(change, shape)
 
 
+def experts_apart(name: str, stored: Stored) -> dict[str, Stored]:
+    """Experts that lie in one tensor, outputs first, the gate's before up's: one by one, by our names of them."""
+    prefix, _, part = name.rpartition(".experts.")
+    if part not in ("gate_up_proj", "down_proj"):
+        return {name: stored}
+    out: dict[str, Stored] = {}
+    for i in range(stored.shape[0]):
+        one, ours = _entry(stored, i), f"{prefix}.experts.{i}"
+        inner = one.shape[0] // 2
+        if part == "down_proj":
+            out[f"{ours}.down_proj.weight"] = one
+        else:
+            out[f"{ours}.gate_proj.weight"] = rows_of(one, 0, inner)
+            out[f"{ours}.up_proj.weight"] = rows_of(one, inner, one.shape[0])
+    return out
+
+
+def _entry(stored: Stored, index: int) -> Stored:
+    """One entry of the first dimension, read alone where that can be done."""
+    one = rows_of(stored, index, index + 1)
+    return one[0] if isinstance(one, Tensor) else one.then(lambda t: t[0], one.shape[1:])
+
+
+def rows_in_order(stored: Stored, parts: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Tensors of some rows each, which together are all of them; blocks of few bits stay as they are stored."""
+    order = torch.cat(list(parts.values()))
+    whole = stored[order] if isinstance(stored, Tensor) else stored.reordered(lambda t: t[order], stored.shape[0])
+    out: dict[str, Stored] = {}
+    start = 0
+    for name, rows in parts.items():
+        out[name] = rows_of(whole, start, start + rows.numel())
+        start += rows.numel()
+    return out
+
+
 def rows_of(stored: Stored, start: int, stop: int) -> Stored:
     """Some rows of a matrix."""
     return stored[start:stop] if isinstance(stored, Tensor) else stored.rows(start, stop)

@@ -10,7 +10,7 @@ from engine.errors import ConfigError
 
 NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope", "alibi"]
-Activation = Literal["relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_sigmoid"]
+Activation = Literal["relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_sigmoid", "xielu"]
 BlockKind = Literal["pre", "sandwich", "post", "parallel"]
 QKNormKind = Literal["head", "each", "all"]
 MAX_LAYERS = 10_000  # far above any model; keeps a hostile config from exhausting memory by names alone
@@ -92,6 +92,14 @@ RopeScaling = Llama3RopeScaling | LinearRopeScaling | YarnRopeScaling | LongRope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """Queries are multiplied by 1 + beta ln(1 + floor(position / every)) (Ministral 3, after Llama 4)."""
+
+    beta: float
+    every: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
     """The rotary positions of a layer: ``rotary_dim`` leading dimensions of each head turn."""
 
@@ -109,7 +117,8 @@ class ExpertsConfig:
     ``n_active_groups`` groups can be chosen; a group is as good as the sum of its best ``group_best`` experts.
     ``router_bias``: the router's scores have a bias (gpt-oss). ``choice_bias``: one is added for the choice alone
     (DeepSeek-V3). ``shared_size``: inner size of the expert that every token passes through, 0: none.
-    ``shared_gate``: what that one gives is weighed by a sigmoid of its own (Qwen2-MoE).
+    ``shared_gate``: what that one gives is weighed by a sigmoid of its own (Qwen2-MoE). ``jitter``: experts are chosen
+    one after the other, each weighed among those whose scores are within twice the jitter (SparseMixer, Phi-3.5-MoE).
     """
 
     n_experts: int
@@ -125,6 +134,7 @@ class ExpertsConfig:
     scoring: Literal["softmax", "sigmoid"] = "softmax"
     choice_bias: bool = False
     shared_gate: bool = False
+    jitter: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
@@ -178,7 +188,8 @@ class ConvConfig:
 class DeltaConfig:
     """Qwen3-Next's layers without attention: a gated delta rule (arXiv 2412.06464) after a short convolution.
 
-    Each of ``n_key_heads`` heads of queries and keys serves n_value_heads / n_key_heads heads of values in turn.
+    Each of ``n_key_heads`` heads of queries and keys serves n_value_heads / n_key_heads heads of values: those that
+    follow each other, or with ``tiled`` every n_key_heads-th (llama.cpp's files of Qwen3.5).
     """
 
     n_key_heads: int
@@ -186,6 +197,7 @@ class DeltaConfig:
     key_dim: int
     value_dim: int
     width: int
+    tiled: bool = False
 
     def __post_init__(self) -> None:
         if self.n_value_heads % self.n_key_heads:
@@ -224,12 +236,14 @@ class ModelConfig:
     has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
     where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
     declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: a LayerNorm has one.
-    ``positions`` "alibi": a score falls with the distance, by a slope of each head (arXiv 2108.12409).
+    ``positions`` "alibi": a score falls with the distance, by a slope of each head (arXiv 2108.12409) times
+    ``alibi_scale``.
     ``norm_weights`` False: norms only normalise. ``embed_norm``: embeddings are normalised too. ``block``: what
     is normalised, the input of attention and MLP, what they give, or both ("sandwich"); "parallel": both read the same
     input, through one or two ``parallel_norms``.
     ``qk_norm_kind``: queries and keys are normalised head by head with one weight for all heads, with one for each
-    ("each", the kind of ``norm``), or over all heads together. ``residual_scale`` multiplies what a layer adds.
+    ("each", the kind of ``norm``), or over all heads together; ``qk_norm_late``: after they have turned.
+    ``residual_scale`` multiplies what a layer adds.
     ``attention_gate``: what attention gives is weighed by a sigmoid. ``sinks``: a learned score per head joins each
     softmax and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
     through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``recurrent``: what the layers that ``recurrent_layers``
@@ -266,8 +280,11 @@ class ModelConfig:
     head_bias: bool
     qk_norm: bool
     qk_norm_kind: QKNormKind = "head"
+    qk_norm_late: bool = False
+    query_growth: QueryGrowth | None = None
     tied: bool
     attention_scale: float
+    alibi_scale: float = 1.0
     attention_softcap: float | None = None
     attention_gate: bool = False
     logit_softcap: float | None = None
@@ -295,6 +312,8 @@ class ModelConfig:
             )
         if self.positions == "rope" and self.head_dim % 2 and self.rotary_dim is None:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even one")
+        if self.query_growth is not None and self.rotary_dim not in (None, self.head_dim):
+            raise ConfigError("queries that grow with the position need heads that turn as a whole")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim):
             raise ConfigError(f"rotary_dim is {self.rotary_dim}; it must be even and at most head_dim {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:

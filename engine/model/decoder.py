@@ -242,6 +242,9 @@ class Decoder:
             return None  # it goes by what the cache holds, and more of the text is known
         if self.base_grows and cache.length + n_new > (self.original_context or 0):
             return None  # it knows one set of frequencies
+        growth = self.config.query_growth
+        if growth is not None and cache.length + n_new > growth.every:
+            return None  # it knows no growth of the queries
         in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
         return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
 
@@ -286,6 +289,9 @@ class Decoder:
                 else:
                     turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new, long=long)
                 cos, sin = map(self._for_all_heads, turns)
+                if (growth := self._growth(past, n_new, padding)) is not None:
+                    for turn in (cos, sin):  # which queries and keys have each their own of
+                        turn[..., : self.cache_config.n_heads, :].mul_(growth)
             if n_new == 1 and padding is None:
                 kinds.append(KindContext(None, False, cos, sin))
             elif past == 0 and padding is None and self._is_triangle(n_new, kind.window):
@@ -300,6 +306,15 @@ class Decoder:
         if config.latent is not None:
             return turn
         return turn.expand(*turn.shape[:-2], config.n_heads + config.n_kv_heads, -1).contiguous()
+
+    def _growth(self, past: int, n_new: int, padding: Tensor | None) -> Tensor | None:
+        """What queries are multiplied by at their positions, (T, 1, 1) or (B, T, 1, 1); None where that is 1."""
+        growth = self.config.query_growth
+        if growth is None or past + n_new <= growth.every:
+            return None
+        at = torch.arange(past, past + n_new) if padding is None else _row_positions(past, n_new, padding.cpu())
+        steps = (at // growth.every).double()
+        return (1 + growth.beta * steps.log1p())[..., None, None].to(self.device, self.dtype)
 
     def _is_triangle(self, n_new: int, window: int | None) -> bool:
         """Whether the kernel's own causal mask will do for the first tokens."""

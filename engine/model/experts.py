@@ -67,6 +67,9 @@ class Experts:
         logits = self.router(x)
         if logits.dtype.itemsize == 2:
             logits = logits.float()
+        if c.jitter is not None:
+            weights, chosen = _mixed_sparsely(logits, c.n_active, c.jitter)
+            return weights.to(x.dtype), chosen
         scores = logits.softmax(-1) if c.scoring == "softmax" else logits.sigmoid()
         ranked = scores if self.choice_bias is None else scores + self.choice_bias
         if c.n_groups > 1:
@@ -76,6 +79,18 @@ class Experts:
         if c.normalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return (weights * c.scale).to(x.dtype), chosen
+
+
+def _mixed_sparsely(scores: Tensor, n_active: int, jitter: float) -> tuple[Tensor, Tensor]:
+    """(weights, experts), both (N, k): the best of those left, weighed among those that are nearly as good."""
+    left, weights, chosen = scores, [], []
+    for _ in range(n_active):
+        best, index = left.max(-1, keepdim=True)
+        far = (best - scores) / scores.abs().clamp(min=best) > 2 * jitter
+        weights.append(left.masked_fill(far, -math.inf).softmax(-1).gather(-1, index))
+        chosen.append(index)
+        left = left.scatter(-1, index, -math.inf)
+    return torch.cat(weights, -1), torch.cat(chosen, -1)
 
 
 def _best_groups(scores: Tensor, c: ExpertsConfig) -> Tensor:

@@ -23,9 +23,14 @@ from engine.model.rotary import rotate_
 Weights = Mapping[str, Tensor]
 
 
-def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
-    """The function by name. May work in place: it gets a fresh result of a linear layer."""
+def activation(kind: Activation, weights: Weights, name: str) -> Callable[[Tensor], Tensor]:
+    """The function by name. May work in place: it gets a fresh result of a linear layer.
+
+    ``name``: of the MLP, where the function has weights of its own.
+    """
     match kind:
+        case "xielu":
+            return XIELU(weights[f"{name}.act_fn.alpha_p"], weights[f"{name}.act_fn.alpha_n"])
         case "relu":
             return torch.relu_
         case "relu2":
@@ -38,6 +43,20 @@ def activation(kind: Activation) -> Callable[[Tensor], Tensor]:
             return F.gelu
         case "gelu_tanh":
             return partial(F.gelu, approximate="tanh")
+
+
+class XIELU:
+    """A parabola above 0 and an exponential below, each with a learned bend (arXiv 2411.13010; Apertus)."""
+
+    beta, eps = 0.5, -1e-6
+
+    def __init__(self, alpha_p: Tensor, alpha_n: Tensor) -> None:
+        self.above = F.softplus(alpha_p)
+        self.below = F.softplus(alpha_n) + self.beta
+
+    def __call__(self, x: Tensor) -> Tensor:
+        bent = torch.where(x > 0, self.above * x * x, (torch.expm1(x.clamp(max=self.eps)) - x) * self.below)
+        return bent.add_(x, alpha=self.beta)
 
 
 class LinearLike(Protocol):
@@ -186,13 +205,13 @@ class Attention:
         self.qkv = linear(weights, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
         self.output = linear(weights, f"{name}.o_proj")
         self.qk_norm = QKNorm(config, weights, name) if config.qk_norm else None
+        self.norm_late = config.qk_norm_late
         self.gate = linear(weights, f"{name}.q_gate_proj") if config.attention_gate else None
         # (K, g, 1): a score of each query head that attends to nothing
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
-        self.slopes = (
-            alibi_slopes(config.n_heads).view(config.n_kv_heads, -1, 1) if config.positions == "alibi" else None
-        )
+        slopes = alibi_slopes(config.n_heads) * config.alibi_scale if config.positions == "alibi" else None
+        self.slopes = slopes.view(config.n_kv_heads, -1, 1) if slopes is not None else None
         self.by_hand = config.scores_by_hand
 
     def add_to(self, residual: Tensor, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
@@ -208,11 +227,13 @@ class Attention:
         n_turned = self.n_heads + self.n_kv_heads  # q and k heads lie side by side, then v
         shared = context.kinds[self.kind]
         heads = self.qkv(x).view(context.batch_size, context.n_new, n_turned + self.n_kv_heads, self.head_dim)
-        if self.qk_norm is not None:
-            self.qk_norm(heads[:, :, :n_turned])
+        turned = heads[:, :, :n_turned]
+        if self.qk_norm is not None and not self.norm_late:
+            self.qk_norm(turned)
         if shared.cos is not None and shared.sin is not None:
-            turned = heads[:, :, :n_turned]
             rotate_(turned if self.rotary_dim is None else turned[..., : self.rotary_dim], shared.cos, shared.sin)
+        if self.qk_norm is not None and self.norm_late:
+            self.qk_norm(turned)
         keys, values = self._keys_values(heads, context, cache)
         mixed = self._attend(heads[:, :, : self.n_heads], keys, values, context)
         return mixed if self.gate is None else mixed * self.gate(x).sigmoid()
@@ -354,7 +375,7 @@ class MLP:
     def __init__(self, config: ModelConfig, weights: Weights, name: str, *, linear: LinearMaker = Linear.of) -> None:
         self.gated = config.gated_mlp
         self.limit = config.swiglu_limit
-        self.activate = activation(config.activation)
+        self.activate = activation(config.activation, weights, name)
         inputs = (f"{name}.gate_proj", f"{name}.up_proj") if self.gated else (f"{name}.up_proj",)
         self.up = linear(weights, *inputs)
         self.down = linear(weights, f"{name}.down_proj")

@@ -75,8 +75,8 @@ class GatedDelta(_Mixer):
         super().__init__(weights, layer, name, f"{name}.conv1d", linear=linear)
         self.delta = delta
         self.eps = config.norm_eps
-        self.input = linear(weights, f"{name}.in_proj_qkvz")
-        self.rates = Linear.of(weights, f"{name}.in_proj_ba")
+        self.input = linear(weights, f"{name}.in_proj_qkv", f"{name}.in_proj_z")
+        self.rates = Linear.of(weights, f"{name}.in_proj_b", f"{name}.in_proj_a")
         self.decay = -weights[f"{name}.A_log"].double().exp()
         self.step_bias = weights[f"{name}.dt_bias"]
         self.norm_weight = weights[f"{name}.norm.weight"]
@@ -94,19 +94,16 @@ class GatedDelta(_Mixer):
         return (normed * F.silu(z)).reshape(context.batch_size * context.n_new, -1)
 
     def _projected(self, x: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """q, k and v side by side (B, T, channels), and z (B, T, value heads, h); the projection has it by key head."""
+        """q, k and v side by side (B, T, channels), and z (B, T, value heads, h)."""
         d = self.delta
-        group = d.n_value_heads // d.n_key_heads * d.value_dim
-        by_head = self.input(x).view(*shape, d.n_key_heads, -1)
-        parts = torch.split(by_head, [d.key_dim, d.key_dim, group, group], -1)
-        query, key, value, z = (part.reshape(*shape, -1) for part in parts)
-        return torch.cat((query, key, value), -1), z.view(*shape, d.n_value_heads, d.value_dim)
+        mixed, z = torch.split(self.input(x).view(*shape, -1), [2 * d.key_size + d.value_size, d.value_size], -1)
+        return mixed, z.view(*shape, d.n_value_heads, d.value_dim)
 
     def _learning(self, x: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """beta and g (B, T, value heads), at least float32."""
-        rates = self.rates(x).view(*shape, self.delta.n_key_heads, 2, -1)
+        rates = self.rates(x).view(*shape, 2, -1)
         wide = rates if rates.dtype == torch.float64 else rates.float()
-        b, a = (part.reshape(*shape, -1) for part in wide.unbind(3))
+        b, a = wide.unbind(2)
         return b.sigmoid(), self.decay.to(wide.dtype) * F.softplus(a + self.step_bias.to(wide.dtype))
 
     def _recur(self, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, g: Tensor, cache: Cache | None) -> Tensor:
@@ -130,8 +127,8 @@ class GatedDelta(_Mixer):
     def _by_value_head(self, part: Tensor) -> Tensor:
         """(B, T, keys of all heads) once for each value head: (B, T, value heads, h)."""
         d = self.delta
-        heads = part.view(*part.shape[:2], d.n_key_heads, d.key_dim)
-        return heads.repeat_interleave(d.n_value_heads // d.n_key_heads, dim=2)
+        heads, times = part.view(*part.shape[:2], d.n_key_heads, d.key_dim), d.n_value_heads // d.n_key_heads
+        return heads.repeat(1, 1, times, 1) if d.tiled else heads.repeat_interleave(times, dim=2)
 
 
 def _unit(x: Tensor) -> Tensor:

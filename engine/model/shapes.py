@@ -31,8 +31,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def n_parameters(config: ModelConfig) -> int:
-    """Parameters as a checkpoint stores them; a tied head is counted once, what balances experts (a buffer) is not."""
-    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if not name.endswith(CHOICE_BIAS))
+    """Parameters as a checkpoint stores them; a tied head is counted once, and DeepSeek's balance of experts is not:
+    it is a buffer there, and a parameter in ERNIE.
+    """
+    buffers = CHOICE_BIAS if config.experts is not None and config.experts.scoring == "sigmoid" else None
+    shapes = parameter_shapes(config).items()
+    return sum(math.prod(shape) for name, shape in shapes if buffers is None or not name.endswith(buffers))
 
 
 def _layer_shapes(c: ModelConfig, layer: int) -> dict[str, Shape]:
@@ -69,8 +73,10 @@ def _conv_shapes(c: ModelConfig, conv: ConvConfig) -> dict[str, Shape]:
 def _delta_shapes(c: ModelConfig, delta: DeltaConfig) -> dict[str, Shape]:
     mixed = 2 * delta.key_size + delta.value_size
     return {
-        "linear_attn.in_proj_qkvz.weight": (mixed + delta.value_size, c.hidden_size),
-        "linear_attn.in_proj_ba.weight": (2 * delta.n_value_heads, c.hidden_size),
+        "linear_attn.in_proj_qkv.weight": (mixed, c.hidden_size),
+        "linear_attn.in_proj_z.weight": (delta.value_size, c.hidden_size),
+        "linear_attn.in_proj_b.weight": (delta.n_value_heads, c.hidden_size),
+        "linear_attn.in_proj_a.weight": (delta.n_value_heads, c.hidden_size),
         "linear_attn.conv1d.weight": (mixed, 1, delta.width),
         "linear_attn.dt_bias": (delta.n_value_heads,),
         "linear_attn.A_log": (delta.n_value_heads,),
@@ -121,6 +127,8 @@ def _mlp_shapes(c: ModelConfig, name: str, inner: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for part in ("gate_proj", "up_proj") if c.gated_mlp else ("up_proj",):
         shapes |= _linear_shapes(f"{name}.{part}", c.hidden_size, inner, c.mlp_bias)
+    if c.activation == "xielu":
+        shapes |= {f"{name}.act_fn.alpha_p": (1,), f"{name}.act_fn.alpha_n": (1,)}
     return shapes | _linear_shapes(f"{name}.down_proj", inner, c.hidden_size, c.mlp_bias)
 
 

@@ -131,7 +131,16 @@ _CUTS: Mapping[str, Cut] = {
     "o_proj": _columns,
     "down_proj": _columns,
 }
-_WHOLE = ("norm", "layernorm", "embed_norm", "mlp.gate", "q_a_proj", "kv_a_proj_with_mqa", "embed_positions")
+_WHOLE = (
+    "norm",
+    "layernorm",
+    "embed_norm",
+    "mlp.gate",
+    "mlp.act_fn",
+    "q_a_proj",
+    "kv_a_proj_with_mqa",
+    "embed_positions",
+)
 
 
 def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:

@@ -25,7 +25,7 @@ from engine.weights.gguf import read_gguf
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 from engine.weights.lazy import Stored, read_safetensors
 from engine.weights.local_models import is_gguf
-from engine.weights.names import check_extra, is_buffer, plain_names, reference_names, some
+from engine.weights.names import check_extra, is_behind, is_buffer, plain_names, reference_names, some
 from engine.weights.pt import read_pt
 from engine.weights.quantized import widened
 from engine.weights.tokenizer import Tokenizer
@@ -97,13 +97,15 @@ def _read_gguf(location: Path) -> Source:
     file = read_gguf(location)
     config = config_from_gguf(file)
     weights = weights_from_gguf(file, config)
+    extra = {name: weights.pop(name) for name in list(weights) if is_behind(name, config.n_layers)}
+    note = check_extra(extra, (), config.n_layers, str(location))
     _check_shapes(weights, config, location, implied="its metadata implies")
     return Source(
         config=config,
         weights=weights,
         tokenizer=tokenizer_from_gguf(file),
         chat=chat_from_gguf(file),
-        notes=tokenizer_notes(file),
+        notes=(*tokenizer_notes(file), *([note] if note else [])),
     )
 
 

@@ -63,11 +63,17 @@ def why_not(name: str, stored: Stored, expected: Container[str], n_layers: int) 
     if layer is None:
         module = name.rpartition(".")[0]
         return "the model has none" if module.startswith("model.") and f"{module}.weight" in expected else None
-    if int(layer[1]) >= n_layers or _BUFFER.fullmatch(name) or _SCALE.fullmatch(name):
+    if is_behind(name, n_layers) or _BUFFER.fullmatch(name) or _SCALE.fullmatch(name):
         return None
     if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in expected and not loaded(stored).any():
         return None
     return "the model has none"
+
+
+def is_behind(name: str, n_layers: int) -> bool:
+    """Whether a tensor is of a layer behind the last one."""
+    layer = _LAYER.match(name)
+    return layer is not None and int(layer[1]) >= n_layers
 
 
 def is_buffer(name: str, stored: Stored) -> bool:

@@ -112,6 +112,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5}
     | EXPERTS,
 }
+FAMILIES |= {
+    "qwen3.5": {"model_type": "qwen3_5_text", "head_dim": 16}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5},
+    "qwen3.5-moe": {"model_type": "qwen3_5_moe_text", "head_dim": 16, "num_experts": 5}
+    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5}
+    | {"shared_expert_intermediate_size": 14}
+    | EXPERTS,
+    "granite-moe": {"model_type": "granitemoe", "num_local_experts": 5},
+    "granite-moe-shared": {"model_type": "granitemoeshared", "num_local_experts": 5, "shared_intermediate_size": 14},
+    "ernie-moe": {"model_type": "ernie4_5_moe", "moe_k": 2, "moe_num_experts": 5, "moe_intermediate_size": 12},
+    "hunyuan": {"model_type": "hunyuan_v1_dense", "head_dim": 10},
+    "ministral3": {"model_type": "ministral3", "head_dim": 10},
+    "apertus": {"model_type": "apertus"},
+    "phimoe": {"model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True},
+    "falcon-alibi": {"model_type": "falcon", "alibi": True, "ffn_hidden_size": 100},
+}
 
 
 def document(family: str) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def test_a_base_that_grows_with_the_text() -> None:
     assert not torch.equal(got[:, 1:7], expected[:, 1:7])
 
 
-LAYER_BY_LAYER = ("lfm2", "qwen3-next", "bloom", "mpt")
+LAYER_BY_LAYER = (
+    "lfm2", "qwen3-next", "qwen3.5", "qwen3.5-moe", "bloom", "mpt", "falcon-alibi", "hunyuan", "apertus", "phimoe",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["even", "ragged"])

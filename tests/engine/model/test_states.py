@@ -18,7 +18,7 @@ def decoder(family: str) -> Decoder:
     return Decoder(config, random_weights(config, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("family", ["lfm2", "qwen3-next"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3-next", "qwen3.5"])
 def test_a_pass_that_is_stopped_leaves_the_states_as_they_were(family: str) -> None:
     model = decoder(family)
     expected, cache = model.forward(IDS), model.new_cache(12)
@@ -29,7 +29,7 @@ def test_a_pass_that_is_stopped_leaves_the_states_as_they_were(family: str) -> N
     torch.testing.assert_close(model.forward(IDS[:, 5:], cache), expected[:, 5:], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", ["lfm2", "qwen3-next"])
+@pytest.mark.parametrize("family", ["lfm2", "qwen3-next", "qwen3.5"])
 def test_a_state_is_reused_as_a_whole_or_not_at_all(family: str) -> None:
     model, held = decoder(family), IDS[0].tolist()
     cache = model.new_cache(16)

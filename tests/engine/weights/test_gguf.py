@@ -123,7 +123,7 @@ def test_gpt_oss_has_sinks_and_biases_of_experts(tmp_path: Path) -> None:
         experts=ExpertsConfig(n_experts=3, n_active=2, intermediate_size=64, normalize=True, router_bias=True),
         qkv_bias=True, o_bias=True, mlp_bias=True, sinks=True, swiglu_limit=7.0, sliding_window=4,
         sliding_layers=(True, False), rope_theta=150_000.0, rope_scaling=YarnRopeScaling(
-            factor=4.0, original_max_positions=8, magnitude=0.1 * math.log(4) + 1, truncate=False),
+            factor=4.0, original_max_positions=8, magnitude=0.1 * math.log(4) + 1),
     )  # fmt: skip
     weights = random_weights(config)
     stacked = {name: tensor for name, tensor in weights.items() if ".experts." not in name}
@@ -386,6 +386,25 @@ def test_text_is_cut_as_transformers_cuts_it() -> None:
         ours = pre_tokenizers.Split(Regex(SPLITS[name][0]), "isolated")
         other = pre_tokenizers.Split(Regex(theirs[name]), "isolated")
         assert [ours.pre_tokenize_str(text) for text in texts] == [other.pre_tokenize_str(text) for text in texts], name
+
+
+def test_layers_behind_the_last_are_left_out(tmp_path: Path) -> None:
+    """They predict later tokens (multi-token prediction): they count among the file's layers, and are not run."""
+    config = small(n_layers=2)
+    weights = random_weights(config)
+    behind = {name.replace("layers.1.", "layers.2."): t for name, t in weights.items() if ".layers.1." in name}
+    more = {"nextn": torch.ones(32, 64)}
+    path = write_gguf(
+        tmp_path / "m.gguf",
+        config,
+        weights | behind | more,
+        metadata={"llama.block_count": 3, "llama.nextn_predict_layers": 1},
+        renames={"nextn": "blk.2.nextn.eh_proj.weight"},
+    )
+    loaded = load_checkpoint(path, dtype="float32")
+    assert loaded.config.n_layers == 2
+    assert torch.equal(logits(loaded.decoder), logits(Decoder(config, weights)))
+    assert "left out, because the model has no use for them: model.layers.2." in loaded.notes[0]
 
 
 def test_llama_3_factors_of_a_file_turn_as_its_config_would(tmp_path: Path) -> None:
