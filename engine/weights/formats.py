@@ -10,7 +10,9 @@ Activations, norms, biases and the table of embeddings stay floating. An int4 mo
 int8, as llama.cpp does. A matrix whose columns are not divisible by 32 stays as it is.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
@@ -19,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.measure.machine import usable_cores
 from engine.model.layers import Linear, LinearLike, Weights
 from engine.weights.memory import WeightMemory
-from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, from_panels, to_panels
+from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, Piece, from_panels, to_panels
 
 if TYPE_CHECKING:
     from engine.model.decoder import Decoder
@@ -40,6 +43,7 @@ FLOATING: dict[torch.dtype, FloatingFormat] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+_MOST_AT_ONCE = 8  # pieces of a matrix, each with a few megabytes in passing
 _HEADS = ("lm_head", "model.embed_tokens")
 _HELD_BY: dict[QuantizedFormat, tuple[PanelForm, ...]] = {"int8": ("int8",), "int4": ("int4", "int4-zero")}
 
@@ -146,7 +150,7 @@ class InPieces(Protocol):
 
     def form(self, name: str) -> PanelForm | None: ...
 
-    def groups(self, name: str) -> Iterator[Groups]: ...
+    def groups(self, name: str) -> Iterator[Piece]: ...
 
 
 class StoredWeights(InPieces, Protocol):
@@ -180,7 +184,7 @@ class FormatMaker:
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
 
-    def _pieces(self, name: str, kind: QuantizedFormat) -> tuple[PanelForm, Iterable[Groups]]:
+    def _pieces(self, name: str, kind: QuantizedFormat) -> tuple[PanelForm, Iterable[Piece]]:
         """Rows of a matrix in order: of a large one some at a time, where the source can do that."""
         if not isinstance(self.source, InPieces):
             return kind, group_pieces(_split(self.source[name]), kind)
@@ -318,16 +322,20 @@ def _split(weight: Tensor) -> Sequence[Tensor]:
     return torch.split(weight, max(1, _PACKED_AT_ONCE // weight.size(1) // ROWS) * ROWS)
 
 
-def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Groups]:
+def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Piece]:
     """Rows rounded to groups: a table of embeddings in float32 is large by itself."""
-    make = _pack_int8 if kind == "int8" else _pack_int4
     for piece in pieces:
-        rows, cols = piece.shape
-        yield make(piece.float().view(rows, cols // GROUP, GROUP))
+        yield Piece(len(piece), partial(_rounded, piece, kind))
+
+
+def _rounded(piece: Tensor, kind: QuantizedFormat) -> Groups:
+    rows, cols = piece.shape
+    groups = piece.float().view(rows, cols // GROUP, GROUP)
+    return _pack_int8(groups) if kind == "int8" else _pack_int4(groups)
 
 
 def fill(
-    pieces: Iterable[Groups],
+    pieces: Iterable[Piece],
     kind: PanelForm,
     rows: int,
     cols: int,
@@ -335,17 +343,28 @@ def fill(
     *,
     memory: WeightMemory | None = None,
 ) -> Packed:
-    """A packed matrix from its rows in order, in pieces of whole panels but for the last."""
+    """A packed matrix from its rows in order; while a model loads, as many pieces at once as there are cores."""
     form, n_panels = FORMS[kind], -(-rows // ROWS)
     empty = torch.empty if memory is None else memory.empty
     values = empty((n_panels, cols // BLOCK * form.block_bytes), dtype=torch.uint8)
     scales = empty((n_panels, ROWS * form.numbers(cols)), dtype=torch.float16)
     at = 0
-    for piece in pieces:
-        panels = to_panels(piece, kind)
-        last = at + len(panels.values)
-        values[at:last], scales[at:last] = panels
-        at = last
+
+    def put(first: int, last: int, make: Callable[[], Groups]) -> None:
+        values[first:last], scales[first:last] = to_panels(make(), kind)
+
+    # Threads of torch beside them would wait for each other.
+    at_once = min(usable_cores(), _MOST_AT_ONCE) if torch.get_num_threads() == 1 else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        under_way: deque[Future[None]] = deque()
+        for piece in pieces:
+            if len(under_way) > at_once:
+                under_way.popleft().result()
+            last = at + -(-piece.n_rows // ROWS)
+            under_way.append(pool.submit(put, at, last, piece.make))
+            at = last
+        for each in under_way:
+            each.result()
     assert at == n_panels, f"{at} panels of {n_panels}"
     return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 

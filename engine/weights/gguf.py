@@ -9,8 +9,11 @@ import math
 import mmap
 import re
 import struct
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,6 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
 _WIDENED_AT_ONCE = 1 << 15  # blocks
-_AROUND = 1 << 20  # bytes, more than a system maps around the page that was touched; divides by every page size
 _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 
 
@@ -87,16 +89,16 @@ class GGUFTensor:
             return widen(self._groups(start, stop), self.kind, shape)
         data = self._data(start, stop)
         if self.kind in _PLAIN:
-            return torch.frombuffer(data, dtype=_PLAIN[self.kind]).view(shape)
+            return data.view(_PLAIN[self.kind]).view(shape)
         return _dequantized(data, shape, self.kind)
 
     def _groups(self, start: int, stop: int) -> Groups:
         n_rows = (stop - start) * math.prod(self.shape[1:-1]) if len(self.shape) > 1 else 1
         return repack(self._data(start, stop), self.kind, n_rows)
 
-    def _data(self, start: int, stop: int) -> bytearray:
+    def _data(self, start: int, stop: int) -> Tensor:
         n_rows, size = self.shape[0], _n_bytes(self.kind, self.shape, self.name)
-        return self.file.copied(self.offset + size * start // n_rows, size * (stop - start) // n_rows)
+        return self.file.read(self.offset + size * start // n_rows, size * (stop - start) // n_rows)
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -130,22 +132,33 @@ def _parts(path: Path) -> list[Path]:
 
 def _read_part(path: Path) -> GGUFFile:
     try:
-        with path.open("rb") as file:
-            source = _Source(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path)
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    try:
+        source = _Source(file, path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except ValueError:  # an empty file cannot be mapped
+        file.close()
         raise CheckpointError(f"{path} is empty") from None
     return _header(source)
 
 
 class _Source:
-    """A mapped file with a place in it."""
+    """A file, mapped for the header with a place in it, and read for the tensors. Raises OSError and ValueError.
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
-        self.data = data
+    What is read leaves nothing behind, where mapped pages would be found, counted as this process's memory and given
+    back one by one.
+    """
+
+    def __init__(self, file: FileIO, path: Path) -> None:
+        self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.path = path
         self.at = 0
+        self._file = file
+        self._lock = threading.Lock()  # one thread reads ahead
+        weakref.finalize(self, file.close)
 
     def fail(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} is damaged or not a GGUF file: {what}")
@@ -186,25 +199,26 @@ class _Source:
         self.at += struct.calcsize(f"<{n}{code}")
         return list(values)
 
-    def copied(self, offset: int, size: int) -> bytearray:
-        """Bytes of a tensor. A copy: the mapping is read-only, and its alignment is only the file's."""
+    def read(self, offset: int, size: int) -> Tensor:
+        """Bytes of a tensor, in memory of their own."""
         if offset + size > len(self.data):
             raise self.fail(f"a tensor ends at byte {offset + size:,} of {len(self.data):,}")
-        data = bytearray(memoryview(self.data)[offset : offset + size])
-        self._give_back(offset, size)
+        data = torch.empty(size, dtype=torch.uint8)
+        room = memoryview(data.numpy().data)
+        try:
+            with self._lock:
+                self._file.seek(offset)
+                while room:
+                    n_read = self._file.readinto(room)
+                    if not n_read:
+                        raise self.fail(f"it has become shorter than {offset + size:,} bytes")
+                    room = room[n_read:]
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror or error}") from None
         return data
 
-    def _give_back(self, offset: int, size: int) -> None:
-        """Unmap what has been read, or the whole file would count as our memory beside the weights.
 
-        And what lies around it: a page that is touched brings its neighbours with it.
-        """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = max(0, offset // _AROUND - 1) * _AROUND
-            self.data.madvise(mmap.MADV_DONTNEED, start, min(offset + size + _AROUND, len(self.data)) - start)
-
-
-def _dequantized(data: bytearray, shape: tuple[int, ...], kind: int) -> Tensor:
+def _dequantized(data: Tensor, shape: tuple[int, ...], kind: int) -> Tensor:
     """Blocks as float32, some at a time: numpy's temporaries are several times as large as the result."""
     import numpy as np
     from gguf import quants
@@ -212,7 +226,7 @@ def _dequantized(data: bytearray, shape: tuple[int, ...], kind: int) -> Tensor:
 
     wanted = GGMLQuantizationType(kind)
     block, size = GGML_QUANT_SIZES[wanted]
-    blocks = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+    blocks = data.numpy().reshape(-1, size)
     # All blocks of a part in one go: `dequantize` takes sixteen rows at a time.
     by_block = getattr(quants, wanted.name).dequantize_blocks if wanted.name.startswith("Q") else None
     wide = np.empty((len(blocks), block), dtype=np.float32)

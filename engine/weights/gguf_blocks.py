@@ -27,9 +27,9 @@ class Blocks:
     read: Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def repack(data: bytearray, kind: int, n_rows: int) -> Groups:
-    """The blocks of ``n_rows`` rows as the engine's groups."""
-    blocks = torch.frombuffer(data, dtype=torch.uint8).view(n_rows, -1, GROUPED[kind].size)
+def repack(data: Tensor, kind: int, n_rows: int) -> Groups:
+    """The blocks of ``n_rows`` rows, as bytes, as the engine's groups."""
+    blocks = data.view(n_rows, -1, GROUPED[kind].size)
     values, *numbers = GROUPED[kind].read(blocks)
     return Groups(values.flatten(1), torch.cat([number.half().flatten(1) for number in numbers], 1))
 

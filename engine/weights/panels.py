@@ -18,6 +18,7 @@ themselves were rounded to 1/64 at best). How bits lie in a panel is said in `en
 them; this module lays them, and reads them where nothing is compiled.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -36,6 +37,13 @@ class Groups(NamedTuple):
 
     values: Tensor  # (rows, cols) uint8
     scales: Tensor  # (rows, numbers of a row)
+
+
+class Piece(NamedTuple):
+    """Some rows of a matrix, of whole panels but for the last piece; ``make`` reads or rounds them, in any thread."""
+
+    n_rows: int
+    make: Callable[[], Groups]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

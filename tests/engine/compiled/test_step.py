@@ -31,7 +31,7 @@ from engine.weights.formats import (
     panel_form,
     unpack,
 )
-from engine.weights.panels import FORMS, PANEL_FORMS, Groups, widened
+from engine.weights.panels import FORMS, PANEL_FORMS, Groups, Piece, widened
 from tests.engine.hf_configs import FAMILIES, document
 from tests.engine.models import VARIANTS, llama_config
 
@@ -349,7 +349,7 @@ class RandomForms:
         scales = torch.rand(rows, made.numbers(cols), generator=self.draw)
         wide = widened(Groups(bits, scales.half()), panel_form(form))
         scales /= 1.5 * wide.std() * cols**0.5
-        return fill([Groups(bits, scales.half())], panel_form(form), rows, cols, bias)
+        return fill([Piece(rows, lambda: Groups(bits, scales.half()))], panel_form(form), rows, cols, bias)
 
 
 FINE = 1e-3

@@ -18,6 +18,7 @@ from engine.weights.checkpoint import load_checkpoint
 from engine.weights.formats import GROUP, GroupedLinear, QuantizedFormat, fill, linear_layers, pack, packed, unpack
 from engine.weights.gguf import read_gguf
 from engine.weights.gguf_blocks import GROUPED, repack, widen
+from engine.weights.panels import Piece
 from tests.engine.gguf_files import write_gguf
 from tests.engine.models import llama_config
 
@@ -61,8 +62,8 @@ def test_repacked_blocks_stand_for_the_files_floats(kind: str) -> None:
     """Bit for bit; a K-quant's to what rounding the product of two numbers to float16 takes, 2^-11 at most."""
     blocks, number = blocks_of(kind, 21, 512), int(gguf.GGMLQuantizationType[kind])
     assert GROUPED[number].form == KINDS[kind]
-    groups, expected = repack(bytearray(blocks.tobytes()), number, 21), floats(blocks, kind)
-    got = unpack(fill([groups], GROUPED[number].form, 21, 512))
+    groups, expected = repack(torch.from_numpy(blocks).flatten(), number, 21), floats(blocks, kind)
+    got = unpack(fill([Piece(21, lambda: groups)], GROUPED[number].form, 21, 512))
     if kind.endswith("K") or kind == "IQ4_XS":
         assert (got - expected).norm() <= 4e-4 * expected.norm()
         assert bool(((got - expected).abs() <= 2**-11 * expected.abs().amax(1, keepdim=True)).all())
