@@ -16,7 +16,6 @@ from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.formats import Formats
 from engine.process.client import EngineClient
 from engine.process.events import (
-    TERMINAL_EVENTS,
     Cancelled,
     Generate,
     GenerationFinished,
@@ -25,9 +24,11 @@ from engine.process.events import (
     Loaded,
     TokenGenerated,
 )
-from engine.records import Event, Progress, Request
+from engine.records import Event, LastEvent, Progress, Request
 
 POLL_S = 0.002
+TERMINAL_EVENTS = (LastEvent, Loaded)
+"""What ends a request."""
 PATIENCE_S = 600.0
 
 

@@ -97,7 +97,6 @@ class CacheShape:
 
     block_size: int
     block_bytes: int
-    group_layers: int
     groups: tuple[CacheGroup, ...]
     padding_layers: int
 
@@ -226,7 +225,6 @@ def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheSh
         return CacheShape(
             block_size=first.block_tokens,
             block_bytes=block_bytes,
-            group_layers=layers_all,
             groups=(group,),
             padding_layers=0,
         )
@@ -237,7 +235,6 @@ def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheSh
     return CacheShape(
         block_size=min(spec.block_tokens for spec in specs),
         block_bytes=size * specs[0].page_bytes,
-        group_layers=size,
         groups=tuple(groups),
         padding_layers=size * len(groups) - sum(spec.layers for spec in specs),
     )

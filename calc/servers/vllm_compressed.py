@@ -69,7 +69,6 @@ def compressed_shape(cached: Sequence[CacheLayers], setting: CacheSetting, versi
     return CacheShape(
         block_size=min(table.tokens for table in tables),
         block_bytes=block_bytes,
-        group_layers=max(table.most for table in tables),
         groups=tuple(groups),
         padding_layers=0,
     )

@@ -7,13 +7,12 @@ from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
+from calc.units import MAX_COUNT, MAX_LIST
 from tui.form.serving import LOADS, Serving
 
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
 """Those that are estimated, as `calc.speed` names them."""
 SHARES, LISTS = ("prefix_hit", "acceptance"), ("batches", "devices")
-MOST = 10**12
-MOST_LIST = 256
 
 
 def serving_document(serving: Serving) -> dict[str, Any]:
@@ -49,12 +48,12 @@ def _possible(serving: Serving) -> tuple[bool, ...]:
     texts = (*serving.devices, *(() if serving.version is None else (serving.version,)))
     return (
         all(_is_count(n) for n in (*counts, *(() if serving.chunk is None else (serving.chunk,)))),
-        0 < len(serving.batches) <= MOST_LIST,
-        len(serving.devices) <= MOST_LIST,
+        0 < len(serving.batches) <= MAX_LIST,
+        len(serving.devices) <= MAX_LIST,
         all(isinstance(text, str) for text in texts),
         serving.load in LOADS,
         serving.engine in ENGINES,
-        serving.drafted == 0 or (_is_count(serving.drafted) and serving.drafted <= MOST_LIST),
+        serving.drafted == 0 or (_is_count(serving.drafted) and serving.drafted <= MAX_LIST),
         0 <= serving.acceptance <= 1,
         serving.prefix_hit is None or 0 < serving.prefix_hit <= 1,
         all(name in ("ttft", "tpot", "e2e") and seconds > 0 for name, seconds in serving.limits),
@@ -63,4 +62,4 @@ def _possible(serving: Serving) -> tuple[bool, ...]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_COUNT
