@@ -6,17 +6,16 @@
 import ctypes
 import threading
 from collections.abc import Callable
-from typing import Literal
 
 from engine.compiled.build import BuildError, build_apart, build_library, cached_library
 from engine.compiled.matrices import CompiledProduct, Scratch, compiled_unpack
 from engine.compiled.step import CompiledStep
 from engine.errors import EngineError, Stopped
 from engine.model.decoder import Decoder
+from engine.records import CompileMode
 from engine.weights.formats import FLOATING, GroupedLinear, PackedTable, linear_layers
 from engine.weights.uncompiled import prepack, widen_packed
 
-CompileMode = Literal["auto", "off", "on"]
 _ASK_S = 0.05
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
@@ -11,8 +11,8 @@ from engine.model.cache import Cache
 from engine.model.cache_kinds import Int8Cache, KeysValues, KVCache, LatentCache, WindowCache
 from engine.model.config import ModelConfig
 from engine.model.states import StateCache
+from engine.records import CacheKind
 
-CacheKind = Literal["full", "window", "int8"]
 _SCALE_BYTES = 4  # float32, one for each head of each token, of K and of V
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 from engine.errors import PromptError, Stopped
 from engine.model.block import make_block
 from engine.model.cache import Cache
-from engine.model.cache_choice import CacheKind, make_cache
+from engine.model.cache_choice import make_cache
 from engine.model.cache_kinds import KeysValues, WindowCache
 from engine.model.config import LayerKind, ModelConfig
 from engine.model.layers import ForwardContext, KindContext, Linear, LinearLike, LinearMaker, Norm, Table
 from engine.model.rotary import DynamicRotary, Rotary, make_rotary
 from engine.model.shapes import n_parameters
+from engine.records import CacheKind
 
 MANY_ROWS = 32
 """Tokens that `Decoder.forward_rows` takes at once where there is no compiled step that says how many it takes."""

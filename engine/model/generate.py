@@ -12,13 +12,14 @@ from torch import Tensor
 
 from engine.errors import OptionError, PromptError, Stopped
 from engine.model.cache import Cache, reuse_prefix
-from engine.model.cache_choice import CacheKind, cache_bytes
+from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder, check_ids
 from engine.model.devices import synchronize
 from engine.model.drafts import Drafter
 from engine.model.sampling import Sampler, check_sampling
 from engine.model.stops import StopTexts
 from engine.process.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
+from engine.records import CacheKind
 from engine.speculation import Drafted, Speculate
 from engine.weights.tokenizer import TextStream, Tokenizer
 
@@ -34,7 +35,7 @@ class GenerationOptions:
 
     ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
     ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
-    ``cache``: how keys and values are kept (`engine.model.cache_choice.CacheKind`).
+    ``cache``: how keys and values are kept (`engine.records.CacheKind`).
     ``stop``: texts that end the run; neither they nor what follows is part of its text.
     ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
     """

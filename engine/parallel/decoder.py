@@ -15,13 +15,14 @@ from torch import Tensor
 
 from engine.errors import OutOfMemory
 from engine.model.cache import Cache
-from engine.model.cache_choice import CacheKind, make_cache
+from engine.model.cache_choice import make_cache
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.layers import Linear, LinearLike, Weights
 from engine.model.shapes import n_parameters
 from engine.parallel.group import Group, RankLost
 from engine.parallel.shard import Shard, ShardedWeights, shard_config
+from engine.records import CacheKind
 
 KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 END, FORWARD, NEW_CACHE = 0, 1, 2

@@ -13,12 +13,12 @@ from engine.compiled.attach import attach
 from engine.compiled.matrices import CompiledProduct, Scratch
 from engine.compiled.step import MAX_ROWS
 from engine.families.registry import config_from_hf
-from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationOptions, generate
 from engine.model.layers import Linear, LinearMaker, Weights
 from engine.model.made_weights import random_weights
+from engine.records import CacheKind
 from engine.weights.formats import (
     FormatMaker,
     GroupedLinear,

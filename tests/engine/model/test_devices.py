@@ -12,14 +12,13 @@ from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
 from engine.measure.rates import probe
-from engine.model.cache_choice import CacheKind
 from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, device_name, pick_device, rank_device, synchronize
 from engine.model.made_weights import empty_weights, random_weights
 from engine.model.shapes import n_parameters
 from engine.process.events import Failed, Generate, GenerationFinished, Load, Loaded
 from engine.process.service import Service
-from engine.records import Event
+from engine.records import CacheKind, Event
 from tests.engine.models import VARIANTS, llama_config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

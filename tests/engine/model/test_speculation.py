@@ -11,13 +11,13 @@ import torch
 from engine.compiled.attach import attach
 from engine.errors import OptionError
 from engine.families.registry import config_from_hf
-from engine.model.cache_choice import CacheKind
 from engine.model.config import DynamicRopeScaling, LongRopeScaling
 from engine.model.decoder import Decoder
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, ReusableCache, Speculation, generate
 from engine.model.made_weights import random_weights
 from engine.process.events import GenerationFinished, TokenGenerated
+from engine.records import CacheKind
 from engine.speculation import Drafted, Speculate
 from tests.engine.hf_configs import document
 from tests.engine.models import VARIANTS, llama_config
