@@ -258,7 +258,7 @@ def half(a: Any) -> Any:
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 3}
 _TEXT_SIGN = {"+": "+", "-": "−", "*": "·", "/": "/"}
 _LATEX_SIGN = {"+": "+", "-": "-", "*": r"\cdot"}
-_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 LONG_DENOMINATOR, LEAST_SHORTENED = 10_000, Fraction(1, 100)
@@ -339,7 +339,7 @@ def to_text(node: Expr, leaf: Leaf = _text_leaf) -> str:
         return f"⌊{a} / {b}⌋"
     a, b = _operands(node, leaf, to_text, ("(", ")"))
     if node.op == "**":
-        return a + b.translate(_SUPERSCRIPT) if b.isdecimal() else f"{a}^{b}"
+        return a + b.translate(SUPERSCRIPT) if b.isdecimal() else f"{a}^{b}"
     return f"{a} {_TEXT_SIGN[node.op]} {b}"
 
 

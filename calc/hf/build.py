@@ -23,7 +23,6 @@ from calc.hf.reader import (
     HIDDEN_SIZE,
     INTERMEDIATE_SIZE,
     MAX_CONTEXT,
-    MAX_LAYERS,
     N_HEADS,
     N_LAYERS,
     VOCAB_SIZE,
@@ -36,7 +35,7 @@ from calc.hf.unread import unread_sizes
 from calc.model.layers import LayerSpec
 from calc.model.positions import longest_context
 from calc.model.quantization import stored_weights
-from calc.model.spec import ModelSpec
+from calc.model.spec import MAX_LAYERS, ModelSpec
 
 ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "vision_tower")
 """Keys of a multimodal model whose text model's fields stand beside them."""

@@ -20,12 +20,12 @@ from calc.hf.reader import (
     HIDDEN_SIZE,
     INTERMEDIATE_SIZE,
     MAX_CONTEXT,
-    MAX_LAYERS,
     N_HEADS,
     N_KV_HEADS,
     N_LAYERS,
     VOCAB_SIZE,
 )
+from calc.model.spec import MAX_LAYERS
 
 ALWAYS_WRITTEN = frozenset((*N_LAYERS, *HIDDEN_SIZE, *N_HEADS, *INTERMEDIATE_SIZE, *VOCAB_SIZE, *MAX_CONTEXT))
 AMBIGUOUS = frozenset(("q_lora_rank",))

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from calc.errors import SourceError
-from calc.hf.reader import MAX_LAYERS, shown
+from calc.hf.reader import shown
+from calc.model.spec import MAX_LAYERS
 
 FILE = "params.json"
 KEYS: Mapping[str, str] = {

@@ -13,7 +13,6 @@ from calc.units import MAX_COUNT
 
 MAX_CONFIG_BYTES = 4 * 2**20
 """A real config.json has a few kB; anything larger is some other file."""
-MAX_LAYERS = 10_000
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
 """Where multimodal configs keep the text model's fields."""
 MAX_NESTED = 4

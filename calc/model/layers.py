@@ -31,6 +31,7 @@ from calc.model.recurrent import (
     mamba2_params,
     short_conv_params,
 )
+from calc.model.spec import MAX_LAYERS
 
 __all__ = [
     "Attention", "Compressor", "Dense", "ExpandedLatent", "Experts", "FeedForward", "GatedDelta", "KimiDelta", "Latent",
@@ -101,9 +102,6 @@ def _layer_document(layer: LayerSpec) -> dict[str, Any]:
 def _part_document(part: Mixer | FeedForward) -> dict[str, Any]:
     values = {f.name: getattr(part, f.name) for f in fields(part) if getattr(part, f.name) != f.default}
     return {"kind": part.kind, **{n: str(v) if isinstance(v, Mlp) else v for n, v in values.items()}}
-
-
-MAX_LAYERS = 10_000
 
 
 def layers_from_document(document: Mapping[str, Any]) -> tuple[LayerSpec, ...]:

@@ -11,11 +11,11 @@ from calc.servers.cache_layers import COMPRESSED
 from calc.servers.llamacpp.builds import FLASH_WORDS, UNIFIED, build_of
 from calc.servers.records import ServerReport
 from calc.servers.serving import cache_of_checkpoint, quantized_online
+from calc.units import MIB
 
 VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
-MIB = 2**20
 ALL_LAYERS = 999
 """More than any model has: llama.cpp takes them all."""
 NAMELESS = "your-model"

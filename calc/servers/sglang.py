@@ -22,9 +22,8 @@ from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_pe
 from calc.servers.vllm_cache import attention_token_bytes, index_bytes, kv_heads_per_rank, recurrent_page_bytes
 from calc.servers.vllm_options import check_heads
 from calc.servers.weights import stage_weight_bytes, widest_dense
-from calc.units import GIB
+from calc.units import GIB, MIB
 
-MIB = 2**20
 SWA_RATIO = Fraction(4, 5)
 """--swa-full-tokens-ratio: window tokens kept for each full one."""
 STATE_RATIO = Fraction(9, 10)

@@ -18,8 +18,8 @@ from calc.model.spec import ModelSpec
 from calc.model.storage import StorageFormat
 from calc.model.tensors import LINEAR, Tensor, rank_elements
 from calc.servers.records import ModelFacts
+from calc.units import MIB
 
-MIB = 2**20
 INT4_GROUP = 128
 LARGE_TENSOR = 10 * MIB
 SEGMENT = 2 * MIB

@@ -52,7 +52,7 @@ _PARTS = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-_ENDS = {"wte": "model.embed_tokens", "wpe": "model.embed_positions", "ln_f": "model.norm"}
+ENDS = {"wte": "model.embed_tokens", "wpe": "model.embed_positions", "ln_f": "model.norm"}
 _LAYER = re.compile(r"h\.(\d{1,5})\.(.+)\.(weight|bias)")
 
 
@@ -63,7 +63,7 @@ def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, St
         match = _LAYER.fullmatch(name)
         if match is None:
             stem, _, kind = name.rpartition(".")
-            out[f"{_ENDS[stem]}.{kind}" if stem in _ENDS else full_name] = tensor
+            out[f"{ENDS[stem]}.{kind}" if stem in ENDS else full_name] = tensor
             continue
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}."

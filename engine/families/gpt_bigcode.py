@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine.families.family import Family, GGUFForm
-from engine.families.gpt2 import gpt2_config, gpt2_keys
+from engine.families.gpt2 import ENDS, gpt2_config, gpt2_keys
 from engine.families.keys import Keys
 from engine.families.tensors import renamed_with_groups
 from engine.model.config import ModelConfig
@@ -23,7 +23,6 @@ _PARTS = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-_ENDS = {"wte": "model.embed_tokens", "wpe": "model.embed_positions", "ln_f": "model.norm"}
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 FAMILIES = {
     "gpt_bigcode": Family(
         config=_config,
-        tensors=renamed_with_groups(_PARTS, _ENDS),
+        tensors=renamed_with_groups(_PARTS, ENDS),
         gguf=GGUFForm(architecture="starcoder", keys=_gguf_keys),
     )
 }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from engine.errors import ConfigError
 from engine.families.common import FULL, SLIDING, common_config, n_layers_of, window_fields
 from engine.families.family import Family
+from engine.families.gpt2 import ENDS
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
 from engine.model.config import ModelConfig
@@ -61,12 +62,11 @@ _PARTS = {
     "mlp.c_fc": "mlp.up_proj",
     "mlp.c_proj": "mlp.down_proj",
 }
-_ENDS = {"wte": "model.embed_tokens", "wpe": "model.embed_positions", "ln_f": "model.norm"}
 _MASKS = (".attention.bias", ".attention.masked_bias")
 
 
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    return {renamed(name, _PARTS, _ENDS): t for name, t in tensors.items() if not name.endswith(_MASKS)}
+    return {renamed(name, _PARTS, ENDS): t for name, t in tensors.items() if not name.endswith(_MASKS)}
 
 
 FAMILIES = {"gpt_neo": Family(config=_config, tensors=_tensors)}

@@ -1,7 +1,7 @@
 """The model in memory: at most one, so that the next request for it starts at once."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from engine.measure.rates import Rates, prefill_chunk, probe
 from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, pick_device, synchronize
-from engine.model.drafts import DraftModel, PromptLookup
+from engine.model.drafts import DraftModel, PromptLookup, ShouldStop
 from engine.model.generate import ReusableCache, Speculation
 from engine.process.events import Load, Loaded
 from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
@@ -27,8 +27,6 @@ from engine.weights.loading import Watch, followed
 
 if TYPE_CHECKING:
     from engine.compiled.attach import Compilation
-
-ShouldStop = Callable[[], bool]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,9 +25,10 @@ from tui.app.leaving import leave, on_signals
 from tui.app.panes import PANE_KEYS, PANES, later_panes
 from tui.app.plain import PlainText
 from tui.app.screen import PanesScreen
-from tui.app.settings import Marker, Settings, load_settings, save_settings, settings_path
+from tui.app.settings import Settings, load_settings, save_settings, settings_path
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
+from tui.charts import Marker
 from tui.form.state import Analysis, AppState, analyse, default_state, initial_state
 from tui.panes.base import Pane, StateEdited
 from tui.panes.spec import SpecPane

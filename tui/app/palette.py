@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.app import SystemCommand
 
 from tui.app.panes import PANE_KEYS, PANES
-from tui.app.settings import MARKERS
+from tui.charts import MARKERS
 
 if TYPE_CHECKING:
     from tui.app.app import KvscopeApp

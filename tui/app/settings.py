@@ -11,18 +11,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from calc.files import write_whole
 from tui.app.state_document import SettingsError, state_document, state_from, table_of
+from tui.charts import MARKERS, Marker
 from tui.form.state import AppState, default_state
 
 if TYPE_CHECKING:
     pass
 
 T = TypeVar("T")
-Marker = Literal["braille", "hd", "dot"]
-MARKERS: tuple[Marker, ...] = get_args(Marker)
 DEFAULT_THEME = "kvscope-dark"
 FILE_NAME = "settings.toml"
 MAX_SETTINGS_BYTES = 2**20

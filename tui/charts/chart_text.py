@@ -11,12 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
+from tui.charts import Marker
 from tui.charts.chart import Chart, Scale, Series, ticks
 
-Marker: TypeAlias = Literal["braille", "hd", "dot"]
-MARKERS: tuple[Marker, ...] = ("braille", "hd", "dot")
 Rgb: TypeAlias = tuple[int, int, int]
 
 MIN_WIDTH, MIN_HEIGHT = 30, 8

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-Limit = tuple[str, float]
+from tui.form.serving import Limit
+
 ARRIVALS = ("poisson", "constant")
 LIMITS: tuple[Limit, ...] = (("ttft", 0.5), ("tpot", 0.05))
 

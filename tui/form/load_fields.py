@@ -11,7 +11,8 @@ from calc.model.study import Study
 from calc.simulate.lengths import parse_lengths
 from calc.units import parse_count, parse_share
 from tui.form.command_line import study_options
-from tui.form.load import ARRIVALS, Limit, LoadAsked
+from tui.form.load import ARRIVALS, LoadAsked
+from tui.form.serving import Limit
 
 REQUESTS = 2000
 """Requests that are simulated at each rate: enough for p99, and done in a fraction of a second."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from calc.explain.terms import SUPERSCRIPT
+
 _SPACES = " \t\r\n\f\v"
 _BEFORE_UNIT = r"(?<=[0-9⁰¹²³⁴⁵⁶⁷⁸⁹]) (?=(?:[kMGTP]?i?B|[kMGTP]?FLOP|FLOP/B|[mµn]?s|%)(?![A-Za-z]))"
 """The space between a number and its unit: no line ends there."""
@@ -46,13 +48,12 @@ _ACCENTS = {
     "\u0327": "c", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u030b": "H",
 }  # fmt: skip
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
-_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
 
 
 def escape(text: str) -> str:
     """`text` for running LaTeX text: one line of ASCII, whatever was in it."""
-    raised = re.sub(r"(?<=[0-9])\^([0-9]+)", lambda power: power[1].translate(_RAISED), text)
+    raised = re.sub(r"(?<=[0-9])\^([0-9]+)", lambda power: power[1].translate(SUPERSCRIPT), text)
     tied = re.sub(_BEFORE_UNIT, "\u00a0", raised.strip(_SPACES))
     return " ".join(_word(word) for word in re.split(f"[{_SPACES}]+", tied))
 

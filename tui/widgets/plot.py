@@ -9,8 +9,9 @@ from rich.text import Text
 from textual.color import Color, ColorParseError
 from textual.widget import Widget
 
+from tui.charts import Marker
 from tui.charts.chart import Chart
-from tui.charts.chart_text import Colours, Marker, Rgb, draw
+from tui.charts.chart_text import Colours, Rgb, draw
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,9 @@ from engine.measure.kinds.benchmark import BenchmarkRow
 from tests.examples import examples
 from tests.records import benchmark_row
 from tests.tui.live.test_predict import INFO, batch_row
+from tui.charts import MARKERS, Marker
 from tui.charts.chart import Axis, Chart, Level, Scale, Series, ticks
-from tui.charts.chart_text import MARKERS, Colours, Marker, draw
+from tui.charts.chart_text import Colours, draw
 from tui.charts.plots import (
     batch_decode_chart,
     benchmark_chart,
