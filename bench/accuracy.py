@@ -173,21 +173,21 @@ def in_short(found: Findings) -> str:
     config, checkpoint, gguf = found.kinds
     return f"""# Accuracy
 
-Which calculator is right? Each tool below was asked on the same files, offline, on {found.day}. Made by
-`python bench/accuracy.py --rivals PYTHON` and not edited by hand. Times are on [a page of their own](estimates.md).
+Which calculator is right? Each tool below was run on the same files, offline, on {found.day}. Made by
+`python bench/accuracy.py --rivals PYTHON` and not edited by hand. Times have [their own page](estimates.md).
 
 ## In short
 
-A cell counts answers: exact / within 1 % / wrong / refused. A dash: the tool does not say this, or said nothing.
+A cell counts answers: exact / within 1 % / wrong / refused. A dash means that the tool gives no such number.
 
 {summary(found.files, found.served)}
 
-- **parameters, cache**: {len(config.cases)} published config.json files; the cache is of {CONTEXT:,} tokens at 2 bytes.
+- **parameters, cache**: {len(config.cases)} published config.json files; the cache holds {CONTEXT:,} tokens at 2 bytes.
 - **later configs, checkpoint bytes**: {len(checkpoint.cases)} quantized checkpoints, drafts and architectures of 2026.
 - **GGUF**: {len(gguf.cases)} small files, one per architecture of llama.cpp; a slot of {GGUF_CONTEXT:,} tokens.
 - **pool of a server**: {found.n_served} runs of vLLM 0.19 on an H100 with their config.json; exact is within 0.1 %.
 
-{len(found.asked)} public questions of people who size or run inference, each held against what is right:
+{len(found.asked)} public questions from people who size or run inference, each compared with the right answer:
 
 {question_counts(found.asked)}
 
@@ -199,11 +199,11 @@ def questions(found: Findings) -> str:
     """How questions are judged, and a line per question."""
     return f"""## Questions
 
-A number is exact when it is right to the digits that the source gives, inside the range that it gives, or within 5 %
-where it says about. A question counts as its worst value. Those marked L are start-up logs, taken because they name
-model, device and number; what a log does not say is left at its default. Every value and command
-[is below](#questions-value-by-value). `python bench/questions.py` asks them again;
-`--write FOLDER` leaves the configs that three commands read.
+A number is exact if it agrees with all digits that the source gives, lies inside the range that it gives, or is within
+5 % where the source says "about". A question is rated by its worst value. Those marked L are start-up logs, chosen
+because they name model, device and number; what a log does not say is left at its default. All values and commands
+[are below](#questions-value-by-value). `python bench/questions.py` runs them again;
+`--write FOLDER` writes the configs that three of the commands read.
 
 {question_table(found.asked)}"""
 
@@ -213,24 +213,24 @@ def files(found: Findings) -> str:
     config, checkpoint, gguf = (details(found.files, kind) for kind in found.kinds)
     return f"""## Configs
 
-Truth: counts and caches of transformers' classes on the meta device. innards keeps one token less of a window, as
-transformers does and servers do not. For DeepSeek-V3.2 it and aiconfigurator add the indexer's keys, which are counted
-apart here; aiconfigurator adds recurrent states too.
+Reference: counts and caches of transformers' classes on the meta device. innards keeps one token less per window, as
+transformers does and servers do not. For DeepSeek-V3.2, innards and aiconfigurator include the indexer's keys, which
+are counted separately here; aiconfigurator also includes recurrent states.
 
 {config}
 
 ## Checkpoints
 
-Truth: every module of the published checkpoint with the format that its own files give it, worked out apart from
-kvscope; for Gemma-4-31B NVFP4 what vLLM said it had loaded,
-29.39 GiB, because the worked-out 28,663,195,552 bytes lack the embedding.
+Reference: every module of the published checkpoint in the format that its own files state, computed independently of
+kvscope. For Gemma-4-31B NVFP4, it is what vLLM reported as loaded, 29.39 GiB, because the computed 28,663,195,552 bytes
+do not include the embedding.
 
 {checkpoint}
 
 ## GGUF files
 
-Truth: the tensors as written, and the buffers that llama.cpp b11549 printed when it loaded the file
-(`bench/llama_cpp_headers.py` asks it again).
+Reference: the tensors in the file, and the buffers that llama.cpp b11549 printed when it loaded the file
+(`bench/llama_cpp_headers.py` runs it again).
 
 {gguf}"""
 
@@ -244,14 +244,15 @@ def given_pools(found: Findings) -> str:
         "79.19 GiB with every part."
     )
     left_out = bullets(f"{case.id}: {case.problem}." for case in found.logs if case.problem)
-    return f"""## What a server's log says, its pool given
+    return f"""## Server logs, with the pool given
 
-Exact: tokens within 0.1 %, concurrency within 0.5 %, or within what the pool's two decimals allow where that is more.
+Exact means tokens within 0.1 % and concurrency within 0.5 %, or within the rounding of the pool's two decimals if that
+is more.
 {counted}
 
 {table(["", *HEAD], lines)}
 
-Not held against a pool:
+Not compared with a pool:
 
 {left_out}"""
 
@@ -264,20 +265,20 @@ def from_device_alone(found: Findings) -> str:
 
 {table(["part", "rows", "mean error", "largest"], error_rows(alone))}
 
-A pipeline's activations, memory outside PyTorch and graphs are left out: the log has the first stage's, the last binds.
-CUDA graphs are captured outside the budget in 0.19 and do not touch the pool.
+The activations, graphs and memory outside PyTorch of a pipeline are left out: the log shows those of the first stage,
+but the last stage limits. In 0.19, CUDA graphs are captured outside the budget and do not reduce the pool.
 
-How often the band that `kvscope memory` states holds what was measured:
+How often the measured value lies in the band that `kvscope memory` states:
 
 {table(["part", "rows", "in the band"], banded(found.runs))}
 
 The sampler's constant is {SAMPLER_WORDS} float32 copies of the logits. A fit to every second of the {len(one_each)}
-distinct runs alone gives {fitted_words(one_each[::2]):.2f}; the others, which that fit has not seen:
+distinct runs gives {fitted_words(one_each[::2]):.2f}. The errors on the other runs, which that fit has not seen:
 
 {table(["part", "rows", "mean error", "largest"], error_rows(held_out))}
 
-The constants for memory outside PyTorch and for graphs were read off all runs. Versions before 0.17 and after 0.20, and
-devices below 70 GiB, rest on single logs: their bands are a third of the activation either way."""
+The constants for memory outside PyTorch and for graphs come from all runs. For versions before 0.17 and after 0.20, and
+for devices below 70 GiB, there are only single logs: their bands are a third of the activation on either side."""
 
 
 def as_asked(case: RunCase) -> ServerReport:
@@ -289,7 +290,7 @@ def from_configs(found: Findings) -> str:
     """Pool and concurrency of runs from their config.json, per tool."""
     pool = [[tool, *own.cells()] for tool, (own, _) in found.served.items()]
     concurrency = [[tool, *own.cells()] for tool, (_, own) in found.served.items()]
-    return f"""## The same from the model's own config.json
+    return f"""## From the model's own config.json
 
 {table(["pool", *HEAD], pool)}
 
@@ -308,22 +309,22 @@ def tools(found: Findings) -> str:
     packages = " ".join(f"{name}=={version}" for name, version in found.versions.items())
     return f"""## The tools
 
-Each row is repeated by its command, without a network (`HF_HUB_OFFLINE=1`), in an environment of
+To repeat a row, run its command without network access (`HF_HUB_OFFLINE=1`) in an environment made by
 
 ```sh
 pip install {packages}
 ```
 
-- `kvscope memory --model config.json --context {CONTEXT} --kv-format bf16 --json`; a folder for checkpoints;
+- `kvscope memory --model config.json --context {CONTEXT} --kv-format bf16 --json` (a folder for checkpoints);
   `kvscope memory --model FILE.gguf --policy llamacpp --context {GGUF_CONTEXT} --json` for GGUF files
 {bullets(commands)}
 
 {UNUSED}"""
 
 
-UNUSED = """Tried and left out: llm-mem and hf-vram-calc (model-vram-calc) ask the Hub alone; llm-x-py wants weights;
-gpu-fit-llm did not install within 90 s, llm-analysis not at all; genz-llm has models of its own and reads no config;
-modelinfo, another package than modelinfo-cli, measures models that it runs."""
+UNUSED = """Tried and left out: llm-mem and hf-vram-calc (model-vram-calc) only query the Hub; llm-x-py needs weights;
+gpu-fit-llm did not install within 90 s, llm-analysis not at all; genz-llm has its own models and reads no config;
+modelinfo (not modelinfo-cli) measures models that it runs."""
 
 
 def main() -> int:

@@ -133,10 +133,10 @@ def check(rule: dict[str, Any], document: Any) -> Checked:
         return _check_words(rule, found[0])
     number = sum(found)
     unit = rule.get("unit", "")
-    number = 1 / number if unit == "per s" else number / UNITS[unit]
+    number = 1 / number if unit == "tokens/s" else number / UNITS[unit]
     if "below" in rule:
         verdict = Verdict.EXACT if number < float(rule["below"]) else Verdict.WRONG
-        return Checked(rule["what"], "no", f"no: at most {number:.1f}" if not verdict else "yes", verdict)
+        return Checked(rule["what"], "no", f"no, at most {number:.1f}" if not verdict else "yes", verdict)
     return Checked(rule["what"], _right(rule), _shown(number, rule), _verdict(number, rule, _band(rule, document)))
 
 

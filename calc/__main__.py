@@ -1,4 +1,4 @@
-"""``python -m calc memory …``: the calculator by itself."""
+"""``python -m calc memory …``: the calculator on its own."""
 
 from __future__ import annotations
 

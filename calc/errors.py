@@ -1,4 +1,4 @@
-"""Errors of calc. All derive from one base and read as one sentence a user can act on.
+"""Errors of calc. All derive from one base and are one sentence that a user can act on.
 
 CalcError
 ├── SpecError              a field of a model, device or workload is impossible
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class CalcError(ValueError):
-    """Base of everything calc refuses. ``str(error)`` is one sentence for the user, on one line and safe to show."""
+    """Base of all errors of calc. ``str(error)`` is one sentence for the user, on one line and safe to show."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
 
 class SpecError(CalcError):
-    """A field is impossible. ``field`` names it (``n_kv_heads``) so that a form can mark it."""
+    """A field has an impossible value. ``field`` names it (``n_kv_heads``) so that a form can mark it."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class SpecError(CalcError):
 
 
 class QuantityError(CalcError):
-    """Text that should be a size or a count is not one."""
+    """Text that should be a size or a count but is not."""
 
 
 class SourceError(CalcError):
@@ -55,9 +55,9 @@ class UnsupportedArchitecture(SourceError):
 
 
 class CacheUnknown(UnsupportedArchitecture):
-    """A file whose tensors say what its weights are, but not what its layers keep per token.
+    """A file whose tensors determine its weights, but not what its layers cache per token.
 
-    `components` are the bytes of its weights by the names of `Parameters.components`.
+    `components`: the bytes of its weights, by the names of `Parameters.components`.
     """
 
     def __init__(self, message: str, *, name: str, parameters: int, components: Mapping[str, int]) -> None:
@@ -73,7 +73,7 @@ class CacheUnknown(UnsupportedArchitecture):
 
 
 class UnknownStorage(SourceError):
-    """A config whose quantization kvscope cannot count. ``model`` is the model without what its checkpoint stores."""
+    """A config whose quantization kvscope cannot count. ``model`` is the model without its stored formats."""
 
     def __init__(self, message: str, model: ModelSpec) -> None:
         super().__init__(message)

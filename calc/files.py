@@ -1,4 +1,5 @@
-"""Files read within a limit, and written whole or not at all: the one writer of calc and of the front ends."""
+"""Reading files up to a size limit, and writing them completely or not at all. calc and the front ends share this
+writer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def read_bounded(file: Path, *, limit: int, what: str = "a description of a mode
 
 
 def check_writable(path: Path) -> None:
-    """Refuse before long work what could not be written after it. Raises SourceError."""
+    """Check before long work that its result can be written. Raises SourceError."""
     with _told(path):
         folder = path.resolve().parent
         if path.is_dir():
@@ -38,17 +39,17 @@ def check_writable(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` so that no half file is ever seen. Raises SourceError; an old file then stays."""
+    """Write `text` to `path` so that no partial file is ever visible. If it raises SourceError, an old file stays."""
     with replacing(path) as out:
         out.write(text)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A stream into a temporary file beside `path`, which takes its place at the end. Raises SourceError.
+    """A stream into a temporary file next to `path`, which replaces it at the end. Raises SourceError.
 
-    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced. A link keeps pointing to its
-    file, and an old file keeps its permissions. Where writing fails nothing is left behind.
+    A path that is not a regular file (/dev/stdout, a named pipe) is written to, never replaced. A link keeps pointing
+    to its file, and an old file keeps its permissions. If writing fails, nothing is left behind.
     """
     with _told(path):
         if path.exists() and not path.is_file():
@@ -82,7 +83,7 @@ def _umask() -> int:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """What the system refuses, as one sentence. A reader that left (BrokenPipeError) is none of that."""
+    """Turns an operating-system error into one sentence. A closed pipe (BrokenPipeError) is passed on."""
     try:
         yield
     except (CalcError, BrokenPipeError):

@@ -1,8 +1,8 @@
-"""Text from outside, made safe to show: the one place that knows what a terminal would act upon.
+"""Text from outside, made safe to show: the only place that knows what a terminal would interpret.
 
-A model's answer, a file name or an error may hold escape sequences (new title, cleared screen, clipboard), or
-characters that turn the direction of reading. They are shown as JSON writes them (``\\u001b``), never sent.
-Each character is looked at alone, so it does not matter where a stream is cut. `engine.plain` is the same.
+A model's answer, a file name or an error may contain escape sequences (window title, clear screen, clipboard) or
+characters that reverse the reading direction. They are shown as in JSON (``\\u001b``), never sent. Each character is
+handled separately, so it does not matter where a stream is cut. `engine.plain` does the same.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import re
 UNSAFE = r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 """Control characters except tab and newline (C0, DEL, C1), line separators, bidirectional controls, surrogates.
 
-Compiled on first use (re keeps it).
+Compiled on first use (re caches it).
 """
 
 
 def plain(text: str) -> str:
-    """`text` with unsafe characters as ``\\uXXXX``; tabs and line breaks stay. Of JSON text: the same document.
+    """`text` with unsafe characters as ``\\uXXXX``; tabs and line breaks stay. JSON text stays the same document.
 
     >>> plain("a\\x1b]0;title\\x07b")
     'a\\\\u001b]0;title\\\\u0007b'

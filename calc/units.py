@@ -21,7 +21,7 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 MAX_BYTES = 10**18
 """An exabyte: no device or model is near it, so a larger size is a slip of the hand."""
 MAX_COUNT = 10**12
-"""No model has a dimension near this: a larger number is a typing error."""
+"""No model has a dimension near this: a larger number is a typo."""
 MAX_LIST = 256
 MAX_TEXT = 64
 
@@ -41,7 +41,7 @@ _COUNT_UNITS = {
 
 
 def whole(value: Fraction) -> int | Fraction:
-    """The same number as an int where it is one."""
+    """The same number, as an int if it is whole."""
     return value.numerator if value.denominator == 1 else value
 
 

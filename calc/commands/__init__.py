@@ -1,4 +1,4 @@
-"""The calculator's commands: a module each, with its options, its JSON document, its tables and sentences."""
+"""The calculator's commands: one module each, with its options, JSON document, tables and sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 
 Run = Callable[..., int]
-"""Takes the words after the command and the program's name; returns the exit code."""
+"""Takes the arguments after the command, and the program's name; returns the exit code."""
 
 COMMANDS = {
     "memory": (
@@ -19,11 +19,11 @@ COMMANDS = {
     ),
     "estimate": (
         "calc.commands.estimate:run_estimate",
-        "TTFT, TPOT and tokens per second, with a bound and a band",
+        "TTFT, TPOT and tokens per second, with bounds and uncertainty",
     ),
     "simulate": (
         "calc.commands.simulate:run_simulate",
-        "a load over time: queue, percentiles, the rate that limits allow",
+        "a load over time: queue, percentiles, highest rate within limits",
     ),
     "solve": (
         "calc.commands.solve:run_solve",
@@ -36,11 +36,11 @@ COMMANDS = {
     "models": ("calc.commands.catalog:run_models", "the catalog of models"),
     "devices": ("calc.commands.catalog:run_devices", "the catalog of devices"),
 }
-"""Every command: where its function is (imported only when it is asked for), and what it does."""
+"""Every command: where its function is (imported only when it is used), and what it does."""
 
 
 def command_named(name: str, commands: Mapping[str, tuple[str, str]]) -> Run:
-    """The function of a command. Raises CalcError, with the nearest name, for one that is not in `commands`."""
+    """The function of a command. If `commands` does not have it, raises CalcError with the nearest name."""
     if name not in commands:
         import difflib
 
@@ -55,5 +55,5 @@ def command_named(name: str, commands: Mapping[str, tuple[str, str]]) -> Run:
 
 
 def listed(commands: Mapping[str, tuple[str, str]]) -> str:
-    """The commands for a help text, a line each."""
+    """The commands for a help text, one per line."""
     return "\n".join(f"  {name:<13} {what}" for name, (_, what) in commands.items())

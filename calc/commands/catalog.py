@@ -38,7 +38,7 @@ def run_devices(argv: Sequence[str], prog: str) -> int:
 
 
 def _emit_catalog(args: argparse.Namespace, table: Table, nothing: str) -> int:
-    """The table; `nothing` says in a text that it is empty."""
+    """The table; if it is empty, a text output says `nothing`."""
     if args.format == "json":
         records = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
         return emit_json(args, {"command": table.title.lower(), "schema": 1, "rows": records})

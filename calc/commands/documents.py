@@ -1,4 +1,4 @@
-"""What the JSON documents of several commands are made of. Keys are a contract with scripts."""
+"""Building blocks of the JSON documents of several commands. Scripts rely on the keys."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Document = dict[str, Any]
 
 
 def json_number(value: Number) -> int | float:
-    """An int where the value is whole, else a float (JSON has no fractions)."""
+    """An int if the value is whole, else a float (JSON has no fractions)."""
     if isinstance(value, Fraction):
         return value.numerator if value.denominator == 1 else float(value)
     return value
 
 
 def term_document(term: Term) -> Document:
-    """A step: what, formula, numbers put in, value, unit."""
+    """A step: what, formula, substituted numbers, value, unit."""
     return {
         "name": term.name,
         "formula": term.formula,

@@ -1,4 +1,4 @@
-"""``estimate``: TTFT, TPOT and throughput of a load on a device, with a bound, a middle and a band."""
+"""``estimate``: TTFT, TPOT and throughput of a load on a device, with a bound, a middle value and a band."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run_estimate(argv: Sequence[str], prog: str) -> int:
-    """``estimate``: exit code 0, also where the plan does not fit (that is an answer)."""
+    """``estimate``. The exit code is 0 even if the plan does not fit (that is an answer)."""
     args = estimate_parser(prog).parse_args(argv)
     if args.devices is not None:
         from calc.commands.estimate_devices import run_devices
@@ -60,7 +60,7 @@ def _text(study: Study, answer: Estimate, rows: Sequence[Row], args: argparse.Na
 
 
 def _prefill_title(answer: Estimate) -> str:
-    """Of which pass the operators are: with chunks it is the one in the middle."""
+    """The pass whose operators are shown; with chunks, the middle one."""
     title, time = "Prefill, operator by operator", answer.prefill
     if time is None or time.work.queries == answer.asked.computed_tokens:
         return title

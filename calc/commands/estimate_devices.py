@@ -1,4 +1,4 @@
-"""``estimate --devices A,B|all``: the same load on several devices side by side, a row for each device and batch."""
+"""``estimate --devices A,B|all``: the same load on several devices side by side, one row per device and batch."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ EVERY = "all"
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A row: a device, and what it does with a batch."""
+    """A row: a device and its estimate for a batch."""
 
     device: str
     row: Row
 
     @property
     def tokens_per_s(self) -> float:
-        """Expected, of all users; below zero where it does not fit."""
+        """Expected total tokens per second; negative if the batch does not fit."""
         rate = self.row.answer.output_rate
         return -1.0 if rate is None else float(rate.mid)
 
 
 def run_devices(args: argparse.Namespace, asked: Asked) -> int:
-    """Exit code 0, also where the model fits on none of them (that is an answer)."""
+    """The exit code is 0 even if the model fits on none of them (that is an answer)."""
     if args.device is not None or args.gpu_memory is not None:
-        raise SpecError("devices", "--devices names all devices: leave out --device and --gpu-memory")
+        raise SpecError("devices", "--devices replaces --device and --gpu-memory: leave them out")
     chosen, unknown = _devices(args.devices)
     prices = _prices(args, chosen)
     study, asked = served(args, asked, device=chosen[0])
@@ -60,14 +60,14 @@ def run_devices(args: argparse.Namespace, asked: Asked) -> int:
 
 
 def _first(study: Study, asked: Asked, args: argparse.Namespace) -> Document:
-    """The whole answer for the first device."""
+    """The complete answer for the first device."""
     return estimate_document(study, estimate(study, asked, room_of(study, asked)), (), args)
 
 
 def _devices(names: Sequence[str]) -> tuple[list[DeviceSpec], int]:
-    """The devices named, or all of the catalog whose bandwidth and peak are known; how many of it are left out.
+    """The named devices, or all catalog devices with known bandwidth and peak; and how many were left out.
 
-    Raises CalcError for a name that is not known.
+    Raises CalcError for an unknown name.
     """
     if EVERY not in names:
         return [find_device(name) for name in names], 0
@@ -77,7 +77,7 @@ def _devices(names: Sequence[str]) -> tuple[list[DeviceSpec], int]:
 
 
 def _prices(args: argparse.Namespace, chosen: Sequence[DeviceSpec]) -> list[float | None]:
-    """One price for all of them, or one for each. Raises SpecError."""
+    """One price for all devices, or one for each. Raises SpecError."""
     given = args.price or [None]
     if len(given) not in (1, len(chosen)):
         raise SpecError("price", f"{len(given)} prices for {len(chosen)} devices: give one, or one for each")
@@ -95,7 +95,7 @@ def _rows(
 def _answers(
     study: Study, asked: Asked, batches: Sequence[int] | None, chosen: Sequence[DeviceSpec]
 ) -> Iterator[Iterator[Estimate]]:
-    """The estimates of each device. Maximum load has a batch of its own on each."""
+    """The estimates for each device. At maximum load, each device has its own batch size."""
     if asked.load is Load.MAX and not batches:
         for device in chosen:
             one = replace(study, device=device)
@@ -116,13 +116,13 @@ def _or_problem(study: Study, asked: Asked) -> Estimate:
 
 
 def _notes(rows: Sequence[Beside], unknown: int, *, every: bool) -> list[str]:
-    """Why rows have no times, of all devices their number; and what to know of the others."""
+    """Why rows have no times (for --devices all, only their number), and notes on the others."""
     problems = list(dict.fromkeys(f"{one.device}: {one.row.answer.problem}." for one in rows if one.row.answer.problem))
     if every and problems:
-        problems = [f"{len(problems):,} rows without times are not shown: --json has the reason of each."]
+        problems = [f"{len(problems):,} rows without times are not shown; --json gives the reason for each."]
     if unknown:
-        problems.append(f"{unknown:,} devices of the catalog are left out: their bandwidth or peak is not known.")
-    return [*problems, "Each device has constants and a band of its own: kvscope estimate --device NAME shows them."]
+        problems.append(f"{unknown:,} catalog devices are left out because their bandwidth or peak is unknown.")
+    return [*problems, "Each device has its own constants and band: kvscope estimate --device NAME shows them."]
 
 
 # --- JSON and text ------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _row(one: Beside) -> Document:
 
 def _text(study: Study, asked: Asked, rows: Sequence[Beside], notes: list[str]) -> Answer:
     each = "one device each" if asked.devices == 1 else f"{asked.devices:,} devices each"
-    lengths = f"{asked.prompt_tokens:,} tokens in, {asked.new_tokens:,} out"
+    lengths = f"{asked.prompt_tokens:,} prompt tokens, {asked.new_tokens:,} generated"
     heading = f"{study.model.title} on {each}, {lengths}, {asked.engine}"
     columns = (Column("Device"), *COLUMNS)
     drawn = [replace(line, cells=(one.device, *line.cells), remark="") for one in rows for line in [cells(one.row)]]

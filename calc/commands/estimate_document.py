@@ -73,7 +73,7 @@ def band_document(span: Span | None) -> Document | None:
 
 
 def _calibration(study: Study, steps: Steps) -> Document:
-    """What the constants come from, and how far estimates of this kind were off (None: no such run is known)."""
+    """The source of the constants, and the errors of estimates of this kind (None: no such run is known)."""
     known, constants = accuracy_of(study, steps.asked), steps.device.constants
     return {
         "family": constants.family,
@@ -86,7 +86,7 @@ def _calibration(study: Study, steps: Steps) -> Document:
 
 
 def _speculation(steps: Steps, answer: Estimate) -> Document | None:
-    """What drafting brings and takes; None where nothing is drafted."""
+    """Gain and cost of drafting; None without drafting."""
     asked = steps.asked
     if not asked.drafted:
         return None

@@ -26,19 +26,19 @@ from calc.speed.asked import ENGINES, Asked, Load
 from calc.units import parse_count, parse_share
 
 MOST_DRAFTED = 256
-"""Tokens drafted per step: no draft is as long."""
+"""Maximum tokens drafted per step."""
 
 
 def drafts(text: str) -> tuple[int, Fraction]:
-    """``4,0.8``: tokens drafted per step, and the share of them that is accepted. Raises QuantityError."""
+    """``4,0.8``: tokens drafted per step, and the probability that each is accepted. Raises QuantityError."""
     drafted, comma, accepted = text.partition(",")
     if not comma:
-        raise QuantityError(f"{text!r} is not K,A: tokens drafted per step and their acceptance, such as 4,0.8")
+        raise QuantityError(f"{text!r} is not K,A: tokens drafted per step and acceptance rate, such as 4,0.8")
     return parse_count(drafted, what="drafted tokens", maximum=MOST_DRAFTED), parse_share(accepted)
 
 
 def price(text: str) -> float:
-    """Money per device and hour. Raises QuantityError."""
+    """A price per device and hour. Raises QuantityError."""
     try:
         value = float(text)
     except ValueError:
@@ -49,12 +49,12 @@ def price(text: str) -> float:
 
 
 def prices(text: str) -> tuple[float, ...]:
-    """A price, or one for each of ``--devices``. Raises QuantityError."""
+    """One price, or one for each of ``--devices``. Raises QuantityError."""
     return tuple(price(part) for part in text.split(","))
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names, separated by commas. Raises QuantityError."""
+    """Names separated by commas. Raises QuantityError."""
     found = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not found:
         raise QuantityError("expected one or more names, separated by commas")
@@ -65,40 +65,45 @@ def estimate_parser(prog: str) -> Parser:
     """Options of ``estimate``."""
     parser = Parser(prog=prog, description="TTFT, TPOT and tokens per second of a load, with a bound and a band.")
     add_study_options(parser)
-    _add_load_options(parser.add_argument_group("what is served"))
+    _add_load_options(parser.add_argument_group("served load"))
     _add_engine_options(parser.add_argument_group("engine"))
     add_output_options(parser)
     return parser
 
 
 def _add_load_options(served: argparse._ArgumentGroup) -> None:
-    served.add_argument("--prompt-tokens", type=count, default=1024, metavar="P", help="tokens in (default 1024)")
-    served.add_argument("--new-tokens", type=count, default=256, metavar="G", help="tokens out (default 256)")
+    served.add_argument("--prompt-tokens", type=count, default=1024, metavar="P", help="prompt tokens (default 1024)")
+    served.add_argument("--new-tokens", type=count, default=256, metavar="G", help="generated tokens (default 256)")
     load = served.add_mutually_exclusive_group()
-    load.add_argument("--batch", type=count, metavar="B", help="one static batch (default 1)")
+    load.add_argument("--batch", type=count, metavar="B", help="requests in one static batch (default 1)")
     load.add_argument(
         "--concurrency", type=count, metavar="C", help="clients; each sends its next request when the last one ends"
     )
-    load.add_argument("--max-load", action="store_true", help="all requests at once: the batch is what fits")
-    served.add_argument("--batches", type=counts, metavar="1..256", help="a row for each batch or number of clients")
+    load.add_argument("--max-load", action="store_true", help="full load: as many requests at once as fit")
+    served.add_argument("--batches", type=counts, metavar="1..256", help="one row per batch size or number of clients")
     add_limit_option(served)
     served.add_argument("--price", type=reader(prices), metavar="X", help="price per device and hour")
     served.add_argument(
         "--devices", type=reader(names), metavar="A,B|all", help="several devices side by side, or the whole catalog"
     )
     served.add_argument(
-        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt that is already in the cache"
+        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of the prompt already in the cache"
     )
-    served.add_argument("--chunk", type=count, metavar="N", help="tokens of a prefill chunk")
+    served.add_argument("--chunk", type=count, metavar="N", help="tokens per prefill chunk")
     served.add_argument(
-        "--speculate", type=reader(drafts), metavar="K,A", help="K draft tokens per step, each accepted with chance A"
+        "--speculate",
+        type=reader(drafts),
+        metavar="K,A",
+        help="K draft tokens per step, each accepted with probability A",
     )
-    served.add_argument("--draft", metavar="NAME|PATH", help="the draft model; its time is counted")
+    served.add_argument("--draft", metavar="NAME|PATH", help="draft model, so that its time is counted")
 
 
 def _add_engine_options(engine: argparse._ArgumentGroup) -> None:
     engine.add_argument("--tp", type=count, default=1, metavar="X", help="tensor-parallel degree (default 1)")
-    engine.add_argument("--pp", type=count, default=1, metavar="N", help="pipeline stages of TP devices (default 1)")
+    engine.add_argument(
+        "--pp", type=count, default=1, metavar="N", help="pipeline stages of TP devices each (default 1)"
+    )
     engine.add_argument(
         "--ep", type=count, default=1, metavar="N", help="expert-parallel degree, within the TP devices"
     )
@@ -110,7 +115,7 @@ def _add_engine_options(engine: argparse._ArgumentGroup) -> None:
     )
     engine.add_argument(
         "--policy",
-        type=policy_among(ENGINES, "is a rule of memory, not an engine"),
+        type=policy_among(ENGINES, "is a rule for memory, not an engine"),
         metavar="|".join(ENGINES),
         default="vllm",
         help="engine (default vllm)",
@@ -119,9 +124,9 @@ def _add_engine_options(engine: argparse._ArgumentGroup) -> None:
 
 
 def served(args: argparse.Namespace, asked: Asked, *, device: DeviceSpec | None = None) -> tuple[Study, Asked]:
-    """The study as the engine runs it, and what is asked, with what it reads of the model.
+    """The study as the engine runs it, and the question, with the sizes that it reads from the model.
 
-    `device`: instead of the one that the options name. Raises CalcError.
+    `device` replaces the one that the options name. Raises CalcError.
     """
     from calc.servers.facts import facts_of
 
@@ -140,7 +145,7 @@ def served(args: argparse.Namespace, asked: Asked, *, device: DeviceSpec | None 
 
 
 def as_run(study: Study, asked: Asked, *, weights_given: bool, cache_given: bool) -> Study:
-    """`study` with the formats that the engine of `asked` chooses by itself where none is given."""
+    """`study` with the formats that the engine of `asked` chooses if none is given."""
     from calc.servers.names import ENGINES as SERVERS
     from calc.servers.records import ModelFacts, ServerOptions
     from calc.servers.serving import as_served
@@ -152,11 +157,11 @@ def as_run(study: Study, asked: Asked, *, weights_given: bool, cache_given: bool
 
 
 def asked_from(args: argparse.Namespace) -> Asked:
-    """What the options ask for. Raises SpecError."""
+    """The question that the options ask. Raises SpecError."""
     load = Load.MAX if args.max_load else Load.CLOSED if args.concurrency else Load.STATIC
     drafted, acceptance = args.speculate or (0, Fraction(0))
     if args.chunk is not None and load is Load.MAX:
-        raise SpecError("chunk", "--chunk changes nothing at maximum load: give only one of them")
+        raise SpecError("chunk", "--chunk has no effect with --max-load: give only one of them")
     return Asked(
         engine=args.policy,
         version=args.engine_version,
@@ -182,7 +187,7 @@ def _draft(args: argparse.Namespace) -> ModelSpec | None:
     if args.draft is None:
         return None
     if args.speculate is None:
-        raise SpecError("draft", "--draft says who drafts: add --speculate K,A")
+        raise SpecError("draft", "--draft needs --speculate K,A")
     from calc.sources import load_model
 
     return load_model(args.draft)

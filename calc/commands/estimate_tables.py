@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def answer_table(point: Point) -> Table:
-    """Bound, low, middle and high of every quantity."""
+    """Bound, low, middle and high value of every quantity."""
     answer = point.answer
     times = (("TTFT", answer.ttft), ("TPOT", answer.tpot), ("End to end", answer.e2e))
     rows = [_time_row(name, span) for name, span in times]
     rows.append(_rate_row("Output tokens/s", answer.output_rate))
     rows.append(_rate_row("Tokens/s per user", answer.user_rate))
     if point.cost is not None:
-        rows.append(Row(("Cost per million tokens out", "", "", format_number(point.cost), "")))
+        rows.append(Row(("Cost per million output tokens", "", "", format_number(point.cost), "")))
     if point.meets_limits is not None:
-        rows.append(Row(("Keeps the limits", "", "", "yes" if point.meets_limits else "no", "")))
+        rows.append(Row(("Meets the limits", "", "", "yes" if point.meets_limits else "no", "")))
     names = ("Bound", "Low", "Mid", "High")
     return Table(title="Estimate", columns=(Column("Quantity"), *(Column(n, numeric=True) for n in names)), rows=rows)
 
@@ -46,7 +46,7 @@ def _rate(value: float) -> Quantity:
 
 
 def frontier_table(points: Sequence[Point]) -> Table:
-    """A row for each batch: times, rates, what limits, which limits on time it breaks, and what it costs."""
+    """One row per batch size: times, rates, the limiting resource, the latency limits it exceeds, and its cost."""
     what = "Clients" if points and points[0].answer.asked.load == CLIENTS else "Batch"
     columns = (Column(what, numeric=True), *COLUMNS[1:])
     table = Table(title=f"By {what.lower()}", columns=columns, rows=[cells(point) for point in points])
@@ -60,15 +60,15 @@ COLUMNS = (
     Column("TPOT, low to high", numeric=True, priority=2),
     Column("Tokens/s per user", numeric=True, priority=5),
     Column("Per user, low to high", numeric=True, priority=4),
-    Column("Tokens/s in all", numeric=True),
-    Column("In all, low to high", numeric=True, priority=3),
+    Column("Total tokens/s", numeric=True),
+    Column("Total, low to high", numeric=True, priority=3),
     Column("Limited by", priority=1),
     Column("Limits", priority=6),
     Column("Cost per million", numeric=True, priority=6),
 )
 CLIENTS = "closed"
 LIMITS = 9
-"""Where the columns begin that stand there only when there are limits, or a price."""
+"""Index of the first column that is shown only with limits or a price."""
 
 
 def cells(point: Point) -> Row:
@@ -82,7 +82,7 @@ def cells(point: Point) -> Row:
     tpot, user, every = answer.tpot, answer.user_rate, answer.output_rate
     band = Interval(format_duration_s(tpot.low), format_duration_s(tpot.high))
     rates = (_rate(user.mid), _band(user), _rate(every.mid), _band(every))
-    waiting = f"{int(answer.batch):,} of {point.batch:,} requests fit at once: the others wait."
+    waiting = f"{int(answer.batch):,} of {point.batch:,} requests fit at once; the others wait."
     return Row(
         (
             format_count(point.batch),
@@ -104,7 +104,7 @@ def _band(rate: Span) -> str:
 
 
 def limits_kept(point: Point) -> str:
-    """``✓``; ``✗ TPOT 61.0 ms`` where a limit on it is not kept; nothing where there are no limits."""
+    """``✓``, or ``✗ TPOT 61.0 ms`` if that limit is exceeded; empty without limits."""
     if point.broken is None:
         return ""
     if not point.answer.fits:
@@ -117,7 +117,7 @@ NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end to end"}
 
 
 def operator_table(title: str, time: PassTime) -> Table:
-    """The operators of a pass, those that take longest first."""
+    """The operators of a pass, slowest first."""
     columns = (
         Column("Operator"),
         Column("Runs", numeric=True, priority=1),

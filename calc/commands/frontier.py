@@ -1,4 +1,4 @@
-"""Estimates of several batches beside one another: the limits that each breaks, and what it costs."""
+"""Estimates for several batch sizes side by side: the limits that each exceeds, and its cost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from calc.speed.room import room_of
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A point of the frontier: the estimate of a batch, the limits it breaks (None: there are none), what it costs.
+    """A point of the frontier: the estimate of a batch, the limits it exceeds (None: no limits given), its cost.
 
-    `cost`: money per million tokens out; None where no price is given or the batch does not fit.
+    `cost`: price per million output tokens; None if no price is given or the batch does not fit.
     """
 
     batch: int
@@ -26,7 +26,7 @@ class Row:
 
     @property
     def meets_limits(self) -> bool | None:
-        """Whether the expected times keep every limit."""
+        """Whether the expected times meet every limit."""
         return None if self.broken is None else self.answer.fits and not self.broken
 
 
@@ -38,7 +38,7 @@ def frontier(
     limits: Mapping[str, float] | None = None,
     price: float | None = None,
 ) -> Iterator[Row]:
-    """A row for each batch or number of clients. At maximum load the rows are static batches. Raises SpecError."""
+    """One row per batch size or number of clients. At maximum load the rows are static batches. Raises SpecError."""
     load = Load.STATIC if asked.load is Load.MAX else asked.load
     each = [replace(asked, load=load, count=n) for n in batches]
     room = room_of(study, each[0]) if each else None
@@ -48,14 +48,14 @@ def frontier(
 
 
 def judged(answer: Estimate, limits: Mapping[str, float] | None = None, price: float | None = None) -> Row:
-    """`answer` with the limits that it breaks, and its cost at `price` per device and hour."""
+    """`answer` with the limits that it exceeds, and its cost at `price` per device and hour."""
     broken = None if limits is None else broken_limits(answer, limits)
     batch = answer.asked.count if answer.asked.count is not None else int(answer.batch)
     return Row(batch, answer, broken, cost_per_million(answer, price))
 
 
 def cost_per_million(answer: Estimate, price: float | None) -> float | None:
-    """Money per million tokens out, at the expected rate and `price` per device and hour."""
+    """Cost per million output tokens, at the expected rate and `price` per device and hour."""
     if price is None or answer.output_rate is None:
         return None
     return float(price * answer.asked.devices / 3600 / answer.output_rate.mid * 1e6)

@@ -1,6 +1,7 @@
-"""What a ``memory`` command line asks for: on how many devices, for how many requests; and the answer to just that.
+"""What a ``memory`` command line asks for (how many devices, how many requests) and the answer to exactly that.
 
-Without --tp the answer is for one device. With it, the first TP of the list; with other parallelism, its plan.
+Without --tp, the answer is for one device. With --tp, it is for the first TP of the list; with other parallelism, for
+its plan.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """The answer for `devices`, called `where`. `room_bytes`: what the fullest leaves; below zero without a request.
+    """The answer for `devices`, called `where`. `room_bytes`: what the fullest device has left; negative if no request
+    fits.
 
-    `each_bytes`: what a request takes there. `problem`: why nobody can run it so. `steps`: its own calculation.
+    `each_bytes`: what a request takes there. `problem`: why no server can run it. `steps`: its calculation.
     """
 
     where: str
@@ -40,12 +42,12 @@ class Headline:
     steps: tuple[Term, ...] = ()
 
     def free_bytes(self, batch: int) -> int:
-        """Left on the fullest device beside `batch` requests; below zero where they do not fit."""
+        """Bytes left on the fullest device with `batch` requests; negative if they do not fit."""
         return self.room_bytes - rounded_up(-(-batch // self.groups) * self.each_bytes)
 
 
 def one_device(report: MemoryReport) -> Headline:
-    """Of a single device."""
+    """The answer for a single device."""
     return Headline(
         where="one device",
         devices=1,
@@ -57,7 +59,7 @@ def one_device(report: MemoryReport) -> Headline:
 
 
 def of_row(report: MemoryReport, row: TpRow) -> Headline:
-    """Of the devices of a row of the tensor-parallel table."""
+    """The answer for a row of the tensor-parallel table."""
     each = Fraction(row.kv_bytes_per_request_per_gpu) + row.state_bytes_per_sequence_per_gpu
     return Headline(
         where=f"TP {row.tp:,}",
@@ -72,7 +74,7 @@ def of_row(report: MemoryReport, row: TpRow) -> Headline:
 
 
 def of_plan(report: MemoryReport, plan: ParallelPlan) -> Headline:
-    """Of the devices of a plan: its stage that decides."""
+    """The answer for a plan, from its limiting stage."""
     spec, memory = plan.spec, report.study.device.memory_bytes
     stage = plan.stages[plan.binding] if plan.stages else None
     return Headline(
@@ -89,7 +91,7 @@ def of_plan(report: MemoryReport, plan: ParallelPlan) -> Headline:
 
 
 def of_study(report: MemoryReport) -> Headline:
-    """The answer at the first TP that was asked for, which is one device where none was."""
+    """The answer for the first requested TP, or for one device if no TP was requested."""
     return one_device(report) if report.tp[0].tp == 1 else of_row(report, report.tp[0])
 
 
@@ -101,7 +103,7 @@ def headline(report: MemoryReport, plans: Sequence[ParallelPlan] = ()) -> Headli
 
 
 def asked_document(args: argparse.Namespace, answer: Headline) -> Document:
-    """With --tp, whether and how many requests fit; with --batch, whether those do and what is left."""
+    """With --tp, how many requests fit, if any; with --batch, whether those fit and what is left."""
     document: Document = {} if args.tp is None else {"fits": answer.fits, "max_batch": answer.max_batch}
     if args.batch is None:
         return document
@@ -109,12 +111,12 @@ def asked_document(args: argparse.Namespace, answer: Headline) -> Document:
 
 
 def batch_document(batch: int, most: int, free_bytes: int) -> Document:
-    """The keys of --batch."""
+    """The JSON keys of --batch."""
     return {"asked_batch": batch, "asked_fits": batch <= most, "free_bytes": free_bytes}
 
 
 def batch_sentence(batch: int, most: int, free_bytes: int, where: str) -> str:
-    """Whether `batch` requests fit, and what is left or missing on a device."""
+    """Whether `batch` requests fit, and how much is left or missing per device."""
     fit = "fits" if batch == 1 else "fit"
     if batch <= most:
         return f"{requests(batch).capitalize()} {fit} on {where}: {format_decimal(free_bytes)} are left per device."
@@ -124,15 +126,15 @@ def batch_sentence(batch: int, most: int, free_bytes: int, where: str) -> str:
 
 
 def sentences(answer: Headline, batch: int | None) -> list[str]:
-    """What stands first where the answer is not for one device, or a batch was asked for."""
+    """The first sentence if the answer is not for one device, or if --batch is given."""
     said = []
     if answer.problem is not None and not answer.fits:
         said.append(f"{answer.where} cannot be served: {answer.problem}.")
     elif answer.problem is not None:
         held = requests(answer.max_batch)
-        said.append(f"{answer.where}: {held} by arithmetic alone; no server divides the model this way.")
+        said.append(f"{answer.where}: {held}, by arithmetic alone; no server divides the model this way.")
     elif answer.devices > 1:
-        held = f"{requests(answer.max_batch)} at once" if answer.fits else "not one request"
+        held = f"{requests(answer.max_batch)} at once" if answer.fits else "no request"
         said.append(f"{answer.where}: {answer.devices:,} devices hold {held}.")
     if batch is not None:
         said.append(batch_sentence(batch, answer.max_batch, answer.free_bytes(batch), answer.where))
@@ -151,7 +153,7 @@ def asked_notes(report: MemoryReport) -> tuple[str, ...]:
 
 
 def with_headline(table: Table, answer: Headline, batch: int | None) -> Table:
-    """The answer table with its last row, the largest batch, as `answer` says; a row for --batch below it."""
+    """The answer table with the largest batch of `answer` as its last row, and a row for --batch below it."""
     rows = list(table.rows)
     if answer.devices > 1:
         name = f"Max batch size possible ({answer.where})"
@@ -159,7 +161,7 @@ def with_headline(table: Table, answer: Headline, batch: int | None) -> Table:
         rows[-1] = Row((name, format_count(answer.max_batch), "", note), terms=answer.steps[::-1], strong=True)
     if batch is not None:
         free = answer.free_bytes(batch)
-        name = f"Free beside {requests(batch)} ({answer.where})"
+        name = f"Free with {requests(batch)} ({answer.where})"
         note = "fits" if batch <= answer.max_batch else "does not fit"
         rows.append(Row((name, format_decimal(free), format_binary(free), note)))
     return Table(title=table.title, columns=table.columns, rows=rows)

@@ -60,24 +60,28 @@ def intensity_parser(prog: str) -> Parser:
         "--group-size", type=count, metavar="G", help="query heads per KV head, for plain attention (default 1)"
     )
     parser.add_argument(
-        "--contexts", type=counts, default=DEFAULT_CONTEXTS, metavar="64..16384", help="contexts of the prefill table"
+        "--contexts",
+        type=counts,
+        default=DEFAULT_CONTEXTS,
+        metavar="64..16384",
+        help="context lengths of the prefill table",
     )
     parser.add_argument(
-        "--batches", type=counts, default=DEFAULT_BATCHES, metavar="1..256", help="batches of the decode table"
+        "--batches", type=counts, default=DEFAULT_BATCHES, metavar="1..256", help="batch sizes of the decode table"
     )
     add_output_options(parser)
     return parser
 
 
 def add_attention_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Which attention is counted, what its softmax costs, and whether a mask hides what comes after."""
+    """The attention algorithm, the cost of its softmax, and whether a causal mask is used."""
     parser.add_argument(
         "--attention",
         choices=[str(a) for a in Attention],
-        help="default standard; flash where the model's layers are not all plain attention",
+        help="default standard, or flash if not all layers of the model have plain attention",
     )
     parser.add_argument(
-        "--softmax-flops", type=softmax, default=5, metavar="5|0|N", help="FLOPs per element of the softmax (default 5)"
+        "--softmax-flops", type=softmax, default=5, metavar="5|0|N", help="softmax FLOPs per element (default 5)"
     )
     parser.add_argument(
         "--causal", action="store_true", help="count only the lower triangle of the scores (default: all)"
@@ -107,8 +111,8 @@ def query_from(args: argparse.Namespace) -> IntensityQuery:
     if args.group_size is not None and not is_plain(model):
         raise SpecError(
             "group_size",
-            f"--group-size is for models whose layers all have plain attention: those of {model.title} are counted "
-            "with the heads that they have",
+            f"--group-size only applies if all layers have plain attention: the layers of {model.title} are counted "
+            "with their own heads",
         )
     return IntensityQuery(
         model=model,
@@ -140,7 +144,7 @@ def intensity_answer(report: IntensityReport) -> Answer:
     """Heading, tables and sentences of ``intensity``."""
     query = report.query
     if report.layers is not None:
-        kept = "S and P through memory" if query.attention is Attention.STANDARD else "S and P on the chip"
+        kept = "S and P in memory" if query.attention is Attention.STANDARD else "S and P on chip"
         shown = f"the layers of {query.model.title}, one sequence, N = {query.context:,}, {kept}"
     else:
         shown = f"{query.attention} attention, one KV head, N = {query.context:,}, d = {query.head_dim}"
@@ -150,11 +154,11 @@ def intensity_answer(report: IntensityReport) -> Answer:
 
 
 def intensity_document(report: IntensityReport) -> Document:
-    """What ``intensity --json`` prints. `limit` is null where there is none.
+    """What ``intensity --json`` prints. `limit` is null if there is none.
 
-    `counted` says of what phases are: one KV head, or all layers of a model that is not plain, for one sequence.
-    `flops` and `bytes` are whole (rounded up); `intensity` is worked out before that. `ridges` are those of common
-    devices where the device has none of its own.
+    `counted` says what the phases count: one KV head, or all layers of a model that is not plain, for one sequence.
+    `flops` and `bytes` are rounded up to integers; `intensity` is computed before rounding. `ridges` are those of
+    common devices if the device has none of its own.
     """
     query = report.query
     return {

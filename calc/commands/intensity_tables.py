@@ -45,7 +45,7 @@ def step_table(cost: PhaseCost, title: str) -> Table:
 
 
 def layers_table(cost: LayersCost, title: str) -> Table:
-    """FLOPs, bytes and intensity of every kind of layer in one phase; the last row is their sum."""
+    """FLOPs, bytes and intensity of each kind of layer in one phase; the last row is their sum."""
     rows = [
         Row(
             (
@@ -103,12 +103,12 @@ def _flop(flops: Number) -> Quantity:
 
 
 def _intensity_text(cost: PhaseCost | LayersCost) -> str:
-    """The quotient in lowest terms; of layers of several kinds it would be the two rows above once more."""
+    """The quotient in lowest terms. For layers of several kinds it would only repeat the two rows above."""
     return to_text(cost.intensity_formula) if isinstance(cost, PhaseCost) else "FLOPs / bytes"
 
 
 def flash_table(report: IntensityReport) -> Table:
-    """Standard attention and FlashAttention beside each other: bytes and intensity of both phases."""
+    """Standard attention and FlashAttention side by side: bytes and intensity of both phases."""
     standard_first = report.query.attention is Attention.STANDARD
     rows = []
     for own, other in ((report.prefill, report.other_prefill), (report.decode, report.other_decode)):
@@ -146,7 +146,8 @@ def context_table(report: IntensityReport) -> Table:
 
 
 def batch_table(report: IntensityReport) -> Table:
-    """Decode against batch: attention alone, linear layers, whole step; as queried and with the model's own groups."""
+    """Decode against batch size: attention alone, linear layers, whole step; as queried and with the model's own
+    groups."""
     asked, own = report.query.group_size, report.query.model.group_size
     series = {f" g={asked}": report.decode_by_batch, f" g={own}": report.decode_by_batch_grouped}
     if report.layers is not None:
@@ -165,13 +166,13 @@ def batch_table(report: IntensityReport) -> Table:
 
 
 def phase_tables(report: IntensityReport, prefill: str, decode: str) -> tuple[Table, Table]:
-    """Both phases under these titles: the steps of Algorithm 0, or the layers by kind."""
+    """Both phases with these titles: the steps of Algorithm 0, or the layers by kind."""
     if report.layers is not None:
         return layers_table(report.layers.prefill, prefill), layers_table(report.layers.decode, decode)
     return step_table(report.prefill, prefill), step_table(report.decode, decode)
 
 
 def sweep_tables(report: IntensityReport) -> tuple[Table, ...]:
-    """Formulas, FlashAttention beside the standard form (of plain attention), and both sweeps."""
+    """Formulas, FlashAttention compared with standard attention (if it is plain), and both sweeps."""
     flash = (flash_table(report),) if report.layers is None else ()
     return (formula_table(report), *flash, context_table(report), batch_table(report))

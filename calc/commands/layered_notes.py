@@ -1,4 +1,4 @@
-"""Sentences about a model whose layers are not all alike: what its layers are, what is kept, what is active."""
+"""Sentences about a model with different kinds of layers: the kinds, what they cache, what is active."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MOST_KINDS = 6
 
 
 def layered_notes(report: MemoryReport) -> list[str]:
-    """Notes in the place of those about grouping, windows and repeated heads of a plain model."""
+    """Notes that replace those about grouping, windows and repeated heads of a plain model."""
     return [*kind_notes(report), *_cache_notes(report), *repeated_heads(report), *_state_notes(report)]
 
 
 def kind_notes(report: MemoryReport) -> list[str]:
-    """What the layers are, and what of them a token uses: true whatever counts the cache."""
+    """What the layers are, and which parameters a token uses. True no matter how the cache is counted."""
     return [_kinds_note(report), *([_active_note(report)] if report.parameters.idle else [])]
 
 
@@ -45,7 +45,7 @@ def _cache_notes(report: MemoryReport) -> list[str]:
         )
     if elements.latent:
         notes.append(
-            "The latent cache serves all heads: with whole heads, every GPU holds a full copy regardless of TP."
+            "The latent cache serves all heads: with whole heads, every GPU holds a full copy, whatever the TP degree."
         )
     if index := index_elements(study.model):
         notes.append(
@@ -56,7 +56,7 @@ def _cache_notes(report: MemoryReport) -> list[str]:
 
 
 def repeated_heads(report: MemoryReport) -> list[str]:
-    """From which TP on whole KV heads are repeated."""
+    """The TP degrees beyond which whole KV heads are repeated."""
     layers = report.study.model.layers
     heads = {m.n_kv_heads for m in mixers_of(layers) if hasattr(m, "n_kv_heads") and m.cache_elements}
     beyond = [row.tp for row in report.tp if heads and row.tp > min(heads) and not row.problem]
@@ -72,8 +72,8 @@ def _state_notes(report: MemoryReport) -> list[str]:
     elements, waiting = state_elements(report.study.model), fp32_elements(report.study.model)
     if waiting:
         return [
-            f"Tokens that no row of the compressed cache has yet take {waiting:,} elements per sequence, which servers "
-            f"keep in fp32 ({format_bytes_exact(4 * waiting)}), whatever the context."
+            f"Tokens that are not yet in a row of the compressed cache take {waiting:,} elements per sequence, which "
+            f"servers keep in fp32 ({format_bytes_exact(4 * waiting)}), whatever the context."
         ]
     if not elements:
         return []

@@ -1,4 +1,4 @@
-"""``memory --policy llamacpp``: options of the split between devices and host, and what they come to."""
+"""``memory --policy llamacpp``: options for the split between devices and host, and the result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLIT = "split"
 
 
 def layer_count(text: str) -> int:
-    """A number of layers, 0 among them; ALL for ``all``."""
+    """A number of layers (may be 0); ALL for ``all``."""
     if text.strip().lower() == "all":
         return ALL
     return 0 if text.strip() == "0" else parse_count(text, what="a number of layers")
@@ -38,28 +38,34 @@ def split_shares(text: str) -> tuple[Fraction, ...]:
     try:
         shares = tuple(Fraction(part.strip()[:12]) for part in text.split(","))
     except (ValueError, ZeroDivisionError):
-        raise QuantityError(f"a split is one number per device such as 3,1, not {text[:40]!r}") from None
+        raise QuantityError(f"expected one number per device, such as 3,1, not {text[:40]!r}") from None
     if any(share < 0 for share in shares) or not sum(shares):
-        raise QuantityError(f"a split is one number per device, none below 0, such as 3,1, not {text[:40]!r}")
+        raise QuantityError(f"expected one number per device, none below 0, such as 3,1, not {text[:40]!r}")
     return shares
 
 
 def add_llamacpp_options(parser: argparse.ArgumentParser) -> None:
     """How llama.cpp divides a model between devices and host."""
     group = parser.add_argument_group("placement, with --policy llamacpp")
-    group.add_argument("--n-gpu-layers", type=reader(layer_count), metavar="N|all", help="upper layers on devices")
-    group.add_argument("--n-cpu-moe", type=count, metavar="N", help="lowest layers whose experts are on the host")
-    group.add_argument("--kv-on-host", action="store_true", help="the cache in host memory (--no-kv-offload)")
-    group.add_argument("--tensor-split", type=reader(split_shares), metavar="a,b", help="shares of the devices")
+    group.add_argument(
+        "--n-gpu-layers", type=reader(layer_count), metavar="N|all", help="number of layers on devices, from the top"
+    )
+    group.add_argument(
+        "--n-cpu-moe", type=count, metavar="N", help="number of layers with experts on the host, from the bottom"
+    )
+    group.add_argument("--kv-on-host", action="store_true", help="keep the cache in host memory (--no-kv-offload)")
+    group.add_argument("--tensor-split", type=reader(split_shares), metavar="a,b", help="share of each device")
     group.add_argument("--parallel", type=count, metavar="N", help="slots, each of --context tokens (default 1)")
-    group.add_argument("--swa-full", action="store_true", help="window layers keep the whole context")
-    group.add_argument("--cache-ram", type=size, metavar="SIZE", help="prompts kept on the host (default 8GiB)")
+    group.add_argument("--swa-full", action="store_true", help="window layers cache the whole context")
+    group.add_argument("--cache-ram", type=size, metavar="SIZE", help="prompt cache on the host (default 8GiB)")
 
 
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of ServerOptions that these options say. Raises SpecError."""
+    """The fields of ServerOptions that these options set. Raises SpecError."""
     if args.parallel is not None and args.max_num_seqs is not None and args.parallel != args.max_num_seqs:
-        raise SpecError("max_num_seqs", "--parallel and --max-num-seqs are both llama.cpp's slots: give one of them")
+        raise SpecError(
+            "max_num_seqs", "--parallel and --max-num-seqs both set llama.cpp's slots: give only one of them"
+        )
     return {
         "n_gpu_layers": None if args.n_gpu_layers in (None, ALL) else args.n_gpu_layers,
         "n_cpu_moe": args.n_cpu_moe or 0,
@@ -73,7 +79,7 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def devices_from(args: argparse.Namespace) -> tuple[DeviceSpec, ...]:
-    """The devices of ``--device A,B``; () where one is named. Raises CalcError."""
+    """The devices of ``--device A,B``; () if only one is named. Raises CalcError."""
     from calc.sources.catalog import find_device
 
     names = [name.strip() for name in (args.device or "").split(",")]
@@ -81,7 +87,7 @@ def devices_from(args: argparse.Namespace) -> tuple[DeviceSpec, ...]:
 
 
 def device_words(study: Study, options: ServerOptions | None) -> str:
-    """The device, or the unlike ones that share the model."""
+    """The device, or the different devices that share the model."""
     unlike = () if options is None else options.devices
     alike = 0 if options is None else len(options.tensor_split)
     several = f"{alike:,} {study.device.name}" if alike > 1 else study.device.name
@@ -109,7 +115,7 @@ def placement_document(report: ServerReport) -> Document:
 
 
 def placement_table(report: ServerReport) -> Table:
-    """Weights, cache and compute buffers of each device and of the host, and what stays free."""
+    """Weights, cache and compute buffers of each device and of the host, and the free memory."""
     rows = [
         (share.name, *map(format_decimal, (share.weight_bytes, share.kv_bytes, share.compute_bytes, share.total_bytes)),
          format_decimal(share.free_bytes))
@@ -133,7 +139,7 @@ def placement_table(report: ServerReport) -> Table:
 
 
 def placement_notes(report: ServerReport, best: ServerReport | None) -> list[str]:
-    """Whether it starts and with how many slots; else the split that does, with its launch line."""
+    """Whether it starts and with how many slots; if not, a split that does, with its launch command."""
     from calc.servers.launch import launch_command
 
     if report.fits:
@@ -164,7 +170,7 @@ def _slots(n: int) -> str:
 
 
 def best_split(study: Study, options: ServerOptions) -> ServerReport | None:
-    """The report of the split that fits with the least on the host; None where none does."""
+    """The report of the split that fits with the least on the host; None if none fits."""
     from calc.servers.llamacpp.split import largest_split
 
     return largest_split(study, options)
@@ -174,7 +180,7 @@ def best_split(study: Study, options: ServerOptions) -> ServerReport | None:
 
 
 def split_document(study: Study, options: ServerOptions, batch: int) -> Document:
-    """The split that fits `batch` slots: its options, what is where, its launch line; None of it where none fits."""
+    """The split that fits `batch` slots: its options, its placement and its launch command; all None if none fits."""
     from calc.servers.launch import launch_command
 
     best = best_split(study, replace(options, max_num_seqs=batch))
@@ -184,7 +190,7 @@ def split_document(study: Study, options: ServerOptions, batch: int) -> Document
 
 
 def split_table(answer: Document, document: Document) -> Table:
-    """The split as a table of what is where."""
+    """The split as a table of places and sizes."""
     rows = [
         (str(i), *(format_decimal(place[name]) for name in HELD), format_decimal(place["free_bytes"]))
         for i, place in enumerate(answer["devices"], 1)
@@ -203,7 +209,7 @@ def split_table(answer: Document, document: Document) -> Table:
 
 
 def every_advice(costs: Costs, batch: int) -> tuple[Advice, ...]:
-    """What to change so that `batch` requests fit; of llama.cpp first what to put on the host."""
+    """What to change so that `batch` requests fit; for llama.cpp, first what to put on the host."""
     from calc.fit.server_costs import ServerCosts
     from calc.fit.solve import advice
 
@@ -214,7 +220,7 @@ def every_advice(costs: Costs, batch: int) -> tuple[Advice, ...]:
 
 
 def split_advice(study: Study, options: ServerOptions, batch: int) -> tuple[Advice, ...]:
-    """To put on the host what the devices do not hold; () where that does not help."""
+    """The advice to put on the host what the devices cannot hold; () if that does not help."""
     from calc.fit.solve import Advice
 
     best = best_split(study, replace(options, max_num_seqs=batch))

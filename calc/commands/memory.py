@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 def memory_parser(prog: str) -> Parser:
     """Options of ``memory``."""
     parser = study_parser(prog, "Parameters, weights, KV cache, largest batch, tensor parallelism.")
-    parser.add_argument("--batch", type=count, metavar="N", help="requests at once: do they fit, and what is left?")
+    parser.add_argument(
+        "--batch", type=count, metavar="N", help="check whether that many requests fit, and what is left"
+    )
     add_parallel_options(parser)
     add_server_options(parser)
     add_llamacpp_options(parser)
@@ -39,7 +41,7 @@ def memory_parser(prog: str) -> Parser:
 
 
 def run_memory(argv: Sequence[str], prog: str) -> int:
-    """``memory``: exit code 0, also where nothing fits (that is an answer)."""
+    """``memory``. The exit code is 0 even if nothing fits (that is an answer)."""
     from calc.fit.memory import memory_report
 
     args = memory_parser(prog).parse_args(argv)
@@ -61,7 +63,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
 
 
 def _asked(args: argparse.Namespace, report: MemoryReport, answer: Headline) -> Answer:
-    """The answer of ``memory`` with what was asked for in front."""
+    """The answer of ``memory``, with the requested part first."""
     heading, parts, notes = memory_answer(report, answer)
     said = sentences(answer, args.batch)
     return heading, [with_headline(parts[0], answer, args.batch), *parts[1:]], list(dict.fromkeys((*said, *notes)))
@@ -90,7 +92,7 @@ def _emit_with_plans(args: argparse.Namespace, report: MemoryReport) -> int:
 
 
 def memory_answer(report: MemoryReport, answer: Headline | None = None) -> Answer:
-    """Heading, tables and sentences of ``memory``; `answer` where it is not for one device."""
+    """Heading, tables and sentences of ``memory``; with `answer` if it is not for one device."""
     from calc.commands import tables
     from calc.commands.notes import memory_notes, reading_notes
 
@@ -107,7 +109,7 @@ def memory_answer(report: MemoryReport, answer: Headline | None = None) -> Answe
 
 
 def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
-    """What ``memory --json`` prints; `devices`: how many its answer is for."""
+    """What ``memory --json`` prints; `devices`: the number of devices it is for."""
     from calc.commands.notes import memory_notes
 
     model = report.study.model
@@ -144,7 +146,7 @@ def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
 
 
 def _encoders_document(params: int) -> Document | None:
-    """Encoders and projectors beside the text model, in 16 bits as servers load them; None where none are counted."""
+    """Encoders and projectors beside the text model, in 16 bits as servers load them; None if none are counted."""
     return {"parameters": params, "bytes": 2 * params} if params else None
 
 

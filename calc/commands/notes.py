@@ -1,6 +1,6 @@
-"""What a reader of the memory table should know, in sentences made from the numbers and chosen by them.
+"""Notes for a reader of the memory table: sentences built from, and chosen by, the numbers.
 
-Apart from `calc.intensity.observations`, so that a cold ``memory`` imports nothing of the intensity study.
+Separate from `calc.intensity.observations`, so that a cold ``memory`` imports nothing of the intensity study.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SMALLEST_WEIGHT = 25
 
 
 BEYOND_LIMIT = "longer than the model's limit"
-"""What the note on a context beyond the model's says."""
+"""Part of the note on a context beyond the model's limit."""
 
 
 def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
-    """What a reader of the memory table should know: readings, assumptions, and what would fit.
+    """Notes on the memory table: how sizes are read, what is assumed, and what would fit.
 
-    Where the answer is for several `devices`, what fits on one is said to be so.
+    If the answer is for several `devices`, the sentence on what fits says that it is for one.
     """
     model = report.study.model
     alone = _fit_note(report) if devices == 1 else f"On one device: {_lowered(_fit_note(report))}"
@@ -46,9 +46,8 @@ def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
 
 
 def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
-    """Those of `memory_notes` that hold where a server counts: what fits, and what each layer keeps, it says itself.
-
-    So it does of the device's memory, where what it sees is not what the device is sold with.
+    """The notes of `memory_notes` that also hold for a server. A server has its own notes on what fits and what each
+    layer keeps, and on the device's memory if it sees another size than the nominal one.
     """
     from calc.servers.budget import visible_bytes
 
@@ -65,13 +64,13 @@ def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
 
 
 UNCOUNTED_DRAFTS = "multi-token-prediction layers are not counted"
-"""What a reader of configs says, which is not so where --speculative-layers counts them."""
+"""A note of the config reader that is false if --speculative-layers counts these layers."""
 REPEATS_HEADS = ("vllm", "sglang")
-"""Servers that split a cache by heads, and repeat them."""
+"""Servers that split a cache by heads and repeat them."""
 
 
 def _model_notes(report: MemoryReport) -> list[str]:
-    """How the memory is read, and what the layers are."""
+    """How the memory size is read, and what the layers are."""
     model, reading = report.study.model, _reading_note(report)
     if model.uniform:
         return [reading, _grouping_note(model)]
@@ -89,7 +88,7 @@ def _lowered(sentence: str) -> str:
 
 
 def other_memory(report: MemoryReport) -> MemoryReport | None:
-    """The study with the other reading of a memory that was typed in ("80 GB": 10^9 or 2^30); None where it has one."""
+    """The study with the other reading of a typed-in memory ("80 GB": 10^9 or 2^30); None if there is only one."""
     from calc.sources.catalog import manual_device, other_reading
 
     device = report.study.device
@@ -98,28 +97,28 @@ def other_memory(report: MemoryReport) -> MemoryReport | None:
 
 
 def reading_notes(report: MemoryReport) -> list[str]:
-    """What the other reading of the device's memory would hold, in a sentence."""
+    """How many requests fit under the other reading of the device's memory, in one sentence."""
     other = other_memory(report)
     if other is None:
         return []
-    held = {0: "not one request fits", 1: "1 request fits"}.get(other.max_batch, f"{other.max_batch:,} requests fit")
-    return [f"The other reading of the memory: {other.study.device.reading}, in which {held}."]
+    held = {0: "no request fits", 1: "1 request fits"}.get(other.max_batch, f"{other.max_batch:,} requests fit")
+    return [f"With the other reading of the memory, {other.study.device.reading}, {held}."]
 
 
 def context_notes(study: Study) -> list[str]:
-    """That the context is longer than the model's, where it is."""
+    """The sentence that the context is longer than the model's limit, if it is."""
     most = study.model.max_context
     beyond = most is not None and study.context > most
     return [f"The context of {study.context:,} tokens is {BEYOND_LIMIT} of {most:,}."] if beyond else []
 
 
 def _bytes_note(report: MemoryReport) -> str:
-    """What a parameter takes: the same for each, or on average where the checkpoint's own bytes are counted."""
+    """Bytes per parameter: equal for all, or an average if the checkpoint's own bytes are counted."""
     study = report.study
     value = study.weight_format.bytes_per_element
     each = f"{float(value):g} byte" + ("" if value == 1 else "s")
     if study.weight_format.stored is not None:
-        return f"The weights take {each} per parameter on average, as they are stored"
+        return f"The stored weights take {each} per parameter on average"
     return f"Every parameter is counted at {each}"
 
 
@@ -141,7 +140,8 @@ def _fit_note(report: MemoryReport) -> str:
         left = report.free_bytes - report.max_batch * report.request_bytes
         requests = "request fits" if report.max_batch == 1 else "requests fit"
         return (
-            f"{report.max_batch:,} {requests} in the memory that the weights leave; {format_decimal(left)} stays free."
+            f"{report.max_batch:,} {requests} in the memory that the weights leave; {format_decimal(left)} "
+            "remains free."
         )
     missing = format_bytes(report.request_bytes - report.free_bytes)
     if report.free_bytes < 0:
@@ -153,7 +153,7 @@ def _fit_note(report: MemoryReport) -> str:
 
 
 def _remedy(report: MemoryReport) -> str:
-    """Changes, each of which would make one request fit."""
+    """Changes that would each make one request fit."""
     ways = []
     if (context := _fitting_context(report)) is not None:
         ways.append(f"a context of {context:,} tokens" if context > 1 else "a context of 1 token")
@@ -163,14 +163,15 @@ def _remedy(report: MemoryReport) -> str:
     if (hundredths := int(allowed * 100)) >= SMALLEST_WEIGHT:
         ways.append(f"weights of at most {hundredths / 100:.2f} bytes each")
     if not ways:
-        return "No shorter context, smaller weight format or tensor parallelism over whole heads is enough by itself."
+        return "No shorter context, smaller weight format or tensor parallelism over whole heads is enough on its own."
     return f"It would fit with {', or '.join(ways)}."
 
 
 def _fitting_context(report: MemoryReport) -> int | None:
-    """The longest request that fits next to the weights, in tokens; None where not even one token does.
+    """The longest request that fits beside the weights, in tokens; None if not even one token does.
 
-    Of windowed layers too: where one request does not fit, its cache grows with its context up to there.
+    This also holds for windowed layers: if one request does not fit, its cache grows with its context up to that
+    length.
     """
     study, low, high = report.study, 0, report.study.context
     while high - low > 1:
@@ -182,7 +183,7 @@ def _fitting_context(report: MemoryReport) -> int | None:
 
 
 def smallest_fitting_tp(report: MemoryReport) -> int | None:
-    """Fewest devices, in whole heads, on which one request fits beside the weights; None if no degree does."""
+    """The fewest devices, with whole heads, on which one request fits beside the weights; None if no degree does."""
     study = report.study
     degrees = tuple(tp for tp in range(2, min(study.model.n_heads, 1024) + 1) if study.model.n_heads % tp == 0)
     if not degrees:

@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FORMATS = ("text", "json", "csv", "md")
 SERVERS = ENGINES
-"""Policies that count what a server reserves (`calc.servers` is imported only for them)."""
+"""Policies that count what a server reserves; only they import `calc.servers`."""
 DEFAULT_CONTEXT = 8192
-"""Tokens per request where none are asked for."""
+"""Default tokens per request."""
 TPS = (1, 2, 4, 8)
-"""Degrees of the tensor-parallel table where none is asked for."""
+"""Default degrees of the tensor-parallel table."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusal is one sentence (exit code 2), and whose usage leaves options to the list."""
+    """An argument parser that refuses with one sentence (exit code 2) and whose usage line does not list the
+    options."""
 
     def __init__(self, usage: str = "%(prog)s [OPTIONS]", **settings: Any) -> None:
         super().__init__(usage=usage, **settings)
@@ -44,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def reader(read: Callable[[str], T]) -> Callable[[str], T]:
-    """`read` for argparse: its refusal becomes the parser's sentence."""
+    """`read` for argparse: its error becomes the parser's error."""
 
     def convert(text: str) -> T:
         try:
@@ -56,13 +57,13 @@ def reader(read: Callable[[str], T]) -> Callable[[str], T]:
 
 
 POLICIES = (*map(str, Policy), *SERVERS, "trtllm")
-"""Every word of --policy: how heads are split, and engines. Each command takes some of them."""
+"""Every value of --policy: rules for splitting heads, and engines. Each command accepts some of them."""
 
 
 def policy_among(taken: Iterable[str], others: str) -> Callable[[str], str]:
-    """A reader of a policy, whatever its case and signs (``vLLM``, ``llama.cpp``, ``Equal Split``).
+    """A reader of a policy that ignores case and punctuation (``vLLM``, ``llama.cpp``, ``Equal Split``).
 
-    `others`: why a command does not take the rest of `POLICIES`.
+    `others`: why a command does not accept the rest of `POLICIES`.
     """
     names, known = tuple(taken), named_in(POLICIES, tensorrtllm="trtllm")
     among = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
@@ -78,7 +79,7 @@ def policy_among(taken: Iterable[str], others: str) -> Callable[[str], str]:
 
 
 def named_in(names: Iterable[str], **others: str) -> Callable[[str], str]:
-    """A reader that finds one of `names` whatever its case and signs; `others` are further spellings."""
+    """A reader of one of `names` that ignores case and punctuation; `others` are further spellings."""
     known = {**others, **{_letters(name): name for name in names}}
     return lambda text: known.get(_letters(text), text)
 
@@ -88,7 +89,7 @@ def _letters(text: str) -> str:
 
 
 def layers(text: str) -> tuple[int, ...]:
-    """The layers of each pipeline stage: ``27,27,26``."""
+    """The layers per pipeline stage: ``27,27,26``."""
     return tuple(count(part) for part in text.split(","))
 
 
@@ -118,17 +119,19 @@ def cache_storage(text: str) -> StorageFormat | None:
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say which model, which device and how things are stored."""
+    """Options for the model, the device and the storage formats."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", metavar="NAME|PATH", help="catalog name, config.json, model folder, .gguf or spec .toml"
     )
     for name in DIMENSIONS:
         model.add_argument(f"--{name.replace('_', '-')}", type=count, metavar="N")
-    model.add_argument("--mlp", choices=[str(m) for m in Mlp], help="gated has three matrices, plain two")
+    model.add_argument("--mlp", choices=[str(m) for m in Mlp], help="gated uses three matrices, plain two")
     tie = model.add_mutually_exclusive_group()
     tie.add_argument("--tied", action="store_true", default=None, help="the output head shares the embedding's weights")
-    tie.add_argument("--untied", action="store_false", dest="tied", default=None, help="it has its own weights")
+    tie.add_argument(
+        "--untied", action="store_false", dest="tied", default=None, help="the output head has its own weights"
+    )
     device = parser.add_argument_group("device")
     device.add_argument("--device", metavar="NAME", help="catalog name (see kvscope devices)")
     device.add_argument(
@@ -138,7 +141,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     weights = stored.add_mutually_exclusive_group()
     weights.add_argument(
         "--weight-bytes", dest="weight_format", type=storage, metavar="X",
-        help="bytes per weight (default: as the checkpoint stores them, else 2)",
+        help="bytes per weight (default: as in the checkpoint, else 2)",
     )  # fmt: skip
     weights.add_argument(
         "--weight-format", type=weight_storage, metavar="bf16|fp8|int8|q4_k|Q4_K_M|awq|…",
@@ -155,7 +158,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_from(args: argparse.Namespace) -> ModelSpec:
-    """The model of --model with the overrides put in; all sizes without it are a model typed in. Raises CalcError."""
+    """The model of --model with the overrides; without --model, all sizes together define a model. Raises CalcError."""
     from calc.sources import DEFAULT_MODEL, load_model
 
     given = {name: value for name in (*DIMENSIONS, "tied") if (value := getattr(args, name)) is not None}
@@ -173,7 +176,7 @@ def model_from(args: argparse.Namespace) -> ModelSpec:
 
 
 def device_from(args: argparse.Namespace) -> DeviceSpec:
-    """The device of --device or --gpu-memory, or the first with the memory of the second. Raises CalcError."""
+    """The device of --device or --gpu-memory; with both, the device with that memory. Raises CalcError."""
     from calc.sources.catalog import find_device, manual_device, memory_reading
 
     memory = args.gpu_memory
@@ -186,23 +189,25 @@ def device_from(args: argparse.Namespace) -> DeviceSpec:
 
 
 def device_names(args: argparse.Namespace) -> list[str]:
-    """The names of ``--device A,B``, which only llama.cpp runs on at once. Raises SpecError."""
+    """The names of ``--device A,B``; only llama.cpp uses several different devices. Raises SpecError."""
     names = [name.strip() for name in args.device.split(",")]
     if len(names) > 1 and args.policy != "llamacpp":
-        raise SpecError("device", f"{len(names)} devices: unlike devices share a model with --policy llamacpp only")
+        raise SpecError(
+            "device", f"{len(names)} devices: only --policy llamacpp shares a model among different devices"
+        )
     if len(names) > 1 and args.gpu_memory is not None:
         raise SpecError("gpu_memory", "--gpu-memory is for one device: leave it out with --device A,B")
     return names
 
 
 def formats_from(args: argparse.Namespace, model: ModelSpec) -> dict[str, StorageFormat]:
-    """Storage formats that were given, for `model`; weights as its checkpoint stores them where none was."""
+    """The requested storage formats for `model`; by default, weights as its checkpoint stores them."""
     given = {"weight_format": weights_for(model, args.weight_format), "kv_format": cache_for(model, args.kv_format)}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def weights_for(model: ModelSpec, chosen: StorageFormat | NamedFormat | None) -> StorageFormat | None:
-    """The weight format for `model`: a mix is worked out over its tensors; None where nothing says one."""
+    """The weight format for `model` (a mix is computed over its tensors); None if none is given."""
     if isinstance(chosen, StorageFormat):
         return chosen
     if chosen is not None:
@@ -217,7 +222,8 @@ def weights_for(model: ModelSpec, chosen: StorageFormat | NamedFormat | None) ->
 
 
 def cache_for(model: ModelSpec, chosen: StorageFormat | None) -> StorageFormat | None:
-    """The cache format for `model`: K and V apart are weighed by its own. Raises SpecError."""
+    """The cache format for `model`; different formats for K and V are averaged by the model's sizes. Raises
+    SpecError."""
     if chosen is None or chosen.pair is None:
         return chosen
     from calc.model.cache_pair import cache_as
@@ -229,27 +235,27 @@ def cache_for(model: ModelSpec, chosen: StorageFormat | None) -> StorageFormat |
 
 
 def add_workload_options(parser: argparse.ArgumentParser, *, servers: bool = False) -> None:
-    """Options that say what is served, on how many devices, and how that is counted."""
+    """Options for the load, the number of devices, and the way memory is counted."""
     parser.add_argument(
         "--context", type=count, default=DEFAULT_CONTEXT, metavar="N", help="tokens per request (default 8192)"
     )
     parser.add_argument(
         "--tp", type=counts, metavar="1,2,4,8",
-        help="tensor-parallel degrees; the answer is for the first (default: for one device)",
+        help="tensor-parallel degrees; the answer is for the first (default: one device)",
     )  # fmt: skip
     add_policy_option(parser, servers=servers)
 
 
-UNCOUNTED = "has no account of its memory here"
+UNCOUNTED = "has no memory model here"
 
 
 def add_policy_option(parser: argparse.ArgumentParser, *, servers: bool = False, timed: bool = False) -> None:
-    """How heads are split among devices, or (with `servers`) which server's memory, or (`timed`) time, is counted."""
-    server = ", or the server whose memory is counted" if servers else ""
+    """How heads are split among devices, or (with `servers`) which server's memory or (`timed`) time is counted."""
+    server = ", or the server to model" if servers else ""
     taken = (*map(str, Policy), *(SERVERS if servers else ()), *(["trtllm"] if timed else ()))
     parser.add_argument(
         "--policy",
-        type=policy_among(taken, UNCOUNTED if servers else "is an engine, and heads are split here as a rule says"),
+        type=policy_among(taken, UNCOUNTED if servers else "is an engine; here --policy is a rule for splitting heads"),
         metavar="|".join(taken),
         default=str(Policy.EQUAL_SPLIT),
         help=f"how heads are split among devices{server} (default equal-split)",
@@ -266,7 +272,7 @@ def study_parser(prog: str, description: str = "The whole study.") -> Parser:
 
 
 def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
-    """The study that the options describe; `servers` where the command takes their policies. Raises CalcError."""
+    """The study that the options describe; `servers` if the command accepts server policies. Raises CalcError."""
     server = args.policy in SERVERS
     if server and not servers:
         raise SpecError("policy", f"--policy {args.policy} works with the commands memory, solve and sweep only")
@@ -282,16 +288,16 @@ def study_from(args: argparse.Namespace, *, servers: bool = False) -> Study:
 
 
 def _degrees(args: argparse.Namespace) -> tuple[int, ...]:
-    """The degrees of --tp; of unlike devices their number."""
+    """The degrees of --tp; for different devices, their number."""
     n = 1 if args.device is None else len(device_names(args))
     return args.tp or TPS if n == 1 else (n,)
 
 
 def add_parallel_options(parser: argparse.ArgumentParser) -> None:
-    """Ways to share a model in addition to tensor parallelism; any of them adds a table of stages."""
+    """Other ways to share a model, in addition to tensor parallelism; each adds a table of stages."""
     shared = parser.add_argument_group("parallelism, in addition to --tp")
     shared.add_argument("--pp", type=count, metavar="N", help="pipeline stages")
-    shared.add_argument("--pp-layers", type=layers, metavar="27,27,26", help="layers of each stage, where uneven")
+    shared.add_argument("--pp-layers", type=layers, metavar="27,27,26", help="layers per stage, if uneven")
     shared.add_argument("--ep", type=count, metavar="N", help="expert-parallel degree, within the TP devices")
     shared.add_argument("--dp-attention", type=count, metavar="N", help="attention groups with their own requests")
     shared.add_argument("--dcp", type=count, metavar="N", help="devices that share the tokens of repeated KV heads")
@@ -312,17 +318,17 @@ def limits(text: str) -> dict[str, float]:
 
 
 def add_limit_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Times that an answer has to keep."""
+    """Latency limits for an answer."""
     parser.add_argument("--limit", type=reader(limits), metavar="ttft=500ms,tpot=50ms,e2e=10s", help="latency limits")
 
 
 def add_limit_options(parser: argparse.ArgumentParser) -> None:
-    """Limits on time, and the load that they are kept under."""
-    timed = parser.add_argument_group("limits on time: batch, tp, device, and with --rate devices")
+    """Latency limits, and the load under which they must hold."""
+    timed = parser.add_argument_group("latency limits, for --find batch, tp, device, and (with --rate) devices")
     add_limit_option(timed)
     timed.add_argument("--rate", type=reader(parse_rate), metavar="R", help="requests per second")
-    timed.add_argument("--prompt-tokens", type=count, metavar="P", help="tokens in (default 1024)")
-    timed.add_argument("--new-tokens", type=count, metavar="G", help="tokens out (default 256)")
+    timed.add_argument("--prompt-tokens", type=count, metavar="P", help="prompt tokens (default 1024)")
+    timed.add_argument("--new-tokens", type=count, metavar="G", help="generated tokens (default 256)")
 
 
 # --- a server -----------------------------------------------------------------------------------------------
@@ -335,25 +341,23 @@ SERVER_OPTIONS = (
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """How the server of --policy is started."""
+    """Start options of the server of --policy."""
     server = parser.add_argument_group("server, with --policy vllm, sglang, transformers or llamacpp")
-    server.add_argument("--engine-version", metavar="V", help="such as 0.19.0: accounting and defaults depend on it")
+    server.add_argument("--engine-version", metavar="V", help="such as 0.19.0; accounting and defaults depend on it")
     server.add_argument("--gpu-memory-utilization", type=reader(parse_share), metavar="0.9")
     server.add_argument("--max-num-batched-tokens", type=count, metavar="N", help="maximum tokens per step")
-    server.add_argument(
-        "--max-num-seqs", type=count, metavar="N", help="maximum sequences per step; for llama.cpp its slots"
-    )
+    server.add_argument("--max-num-seqs", type=count, metavar="N", help="maximum sequences per step (llama.cpp: slots)")
     server.add_argument("--block-size", type=count, metavar="N", help="tokens per cache block")
-    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the derived one")
-    server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the computed one")
+    server.add_argument("--enforce-eager", action="store_true", help="disable CUDA graphs")
     server.add_argument("--speculative-layers", type=count, metavar="N", help="layers of the draft module (MTP)")
     server.add_argument("--speculative-tokens", type=count, metavar="N", help="tokens drafted per step")
-    server.add_argument("--prefix-caching", action="store_true", help="cache recurrent states too")
-    server.add_argument("--disable-hybrid", action="store_true", help="window layers keep the whole context")
+    server.add_argument("--prefix-caching", action="store_true", help="also cache recurrent states")
+    server.add_argument("--disable-hybrid", action="store_true", help="window layers cache the whole context")
 
 
 def check_server_options(args: argparse.Namespace) -> None:
-    """Raise SpecError for options of a server without its policy, and for what no server counts."""
+    """Raise SpecError for server options without a server policy, and for options that no server counts."""
     given = [
         name for name in SERVER_OPTIONS if getattr(args, name, None) is not None and getattr(args, name) is not False
     ]
@@ -374,10 +378,10 @@ def add_output_options(
     *,
     form: str = "text",
     answer: str = "the answer",
-    output: str = "write the answer there, whole or not at all",
+    output: str = "write the answer to this file, completely or not at all",
     required: bool = False,
 ) -> None:
-    """How and where the answer is printed; `form` is the format where none is asked for."""
+    """How and where the answer is printed; `form` is the default format."""
     out = parser.add_argument_group("output")
     formats = out.add_mutually_exclusive_group()
     formats.add_argument(
@@ -385,5 +389,5 @@ def add_output_options(
     )
     formats.add_argument("--format", choices=FORMATS, help=f"format of {answer} (default {form})")
     out.add_argument("--output", type=Path, metavar="FILE", required=required, help=output)
-    out.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    out.add_argument("--quiet", action="store_true", help="no progress or remarks on stderr")
     parser.set_defaults(format=form)

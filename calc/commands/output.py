@@ -1,4 +1,4 @@
-"""How a command ends: its answer printed or written, its refusal as one sentence, its exit code."""
+"""How a command ends: it prints or writes its answer, or refuses with one sentence; and its exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def guarded(run: Callable[[], int], prog: str) -> int:
-    """Run a command; turn what users cause into one sentence and an exit code. Also where argparse stops."""
+    """Run a command; turn errors that users cause, including those from argparse, into one sentence and an exit
+    code."""
     try:
         code = _exit_code(run)
         if sys.stdout is not None:
@@ -30,7 +31,7 @@ def guarded(run: Callable[[], int], prog: str) -> int:
         message = str(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader has seen enough: nothing went wrong
+    except BrokenPipeError:  # the reader closed the pipe: this is not an error
         _leave_stdout()
         return 0
     except OSError as error:
@@ -48,7 +49,7 @@ def _exit_code(run: Callable[[], int]) -> int:
 
 
 def _leave_stdout() -> None:
-    """Python flushes stdout once more on exit, and would complain again."""
+    """Python flushes stdout again on exit and would report the error again."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,7 +61,7 @@ def say(sentence: str) -> None:
 
 
 def emit_json(args: argparse.Namespace, document: Mapping[str, object]) -> int:
-    """Print or write one JSON document, in ASCII where the terminal or pipe knows no more."""
+    """Print or write one JSON document, in ASCII if the output encoding requires it."""
     import json
 
     ascii_only = args.output is None and not _encoding().startswith("utf")
@@ -68,7 +69,7 @@ def emit_json(args: argparse.Namespace, document: Mapping[str, object]) -> int:
 
 
 def emit_tables(args: argparse.Namespace, heading: str, parts: list[Table], sentences: Sequence[str]) -> int:
-    """Print or write tables, then sentences, in --format; text is fitted to the terminal if it goes to one."""
+    """Print or write tables, then sentences, in --format; text that goes to a terminal is fitted to its width."""
     return emit(args, rendered(args.format, heading, parts, sentences, on_screen=on_screen(args)))
 
 
@@ -78,7 +79,7 @@ def on_screen(args: argparse.Namespace) -> bool:
 
 
 def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[str], *, on_screen: bool = False) -> str:
-    """The answer as text, Markdown or CSV (tables one after another, an empty line between)."""
+    """The answer as text, Markdown or CSV (tables separated by an empty line)."""
     from calc.commands.render import as_csv, as_heading, as_markdown, as_sentences, as_text
 
     if form == "csv":
@@ -94,7 +95,7 @@ def rendered(form: str, heading: str, parts: list[Table], sentences: Sequence[st
 
 
 def screen() -> tuple[int, bool]:
-    """Columns of the terminal, and whether it wants bold and dim (https://no-color.org)."""
+    """The terminal's columns, and whether to use bold and dim (https://no-color.org)."""
     import os
     import shutil
 
@@ -103,7 +104,7 @@ def screen() -> tuple[int, bool]:
 
 
 def print_all_the_same() -> None:
-    """Let a character that standard output cannot show cost that character, not the command: help on a code page."""
+    """Replace characters that standard output cannot encode instead of failing (help on a code page)."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -113,7 +114,7 @@ def _encoding() -> str:
 
 
 def emit(args: argparse.Namespace, text: str) -> int:
-    """Print `text`, or write it to --output whole. Raises SourceError where it cannot be written."""
+    """Print `text`, or write all of it to --output. Raises SourceError if it cannot be written."""
     if args.output is None:
         check_stdout()
         if not _encoding().startswith("utf"):
@@ -131,6 +132,6 @@ def emit(args: argparse.Namespace, text: str) -> int:
 
 
 def check_stdout() -> None:
-    """Raise SourceError where there is no standard output."""
+    """Raise SourceError if there is no standard output."""
     if sys.stdout is None:
         raise SourceError("standard output is closed: there is nowhere to print")

@@ -1,4 +1,4 @@
-"""``memory --pp N --ep N --dp-attention N --dcp N``: what each pipeline stage holds, for every TP of the table."""
+"""``memory --pp N --ep N --dp-attention N --dcp N``: what each pipeline stage holds, for each TP of the table."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _stage_document(stage: Stage) -> Document:
 
 
 def parallel_tables(plans: tuple[ParallelPlan, ...]) -> list[Table]:
-    """One row per stage and TP; the stage that limits the batch is named."""
+    """One row per stage and TP; the limiting stage is marked."""
     rows: list[tuple[str, ...]] = []
     struck = set()
     for found in plans:
@@ -110,5 +110,5 @@ def _remark(found: ParallelPlan, stage: Stage) -> str:
 
 
 def parallel_notes(plans: tuple[ParallelPlan, ...]) -> list[str]:
-    """The notes of all plans, each once."""
+    """The notes of all plans, without repetition."""
     return list(dict.fromkeys(note for found in plans for note in found.notes))

@@ -12,14 +12,14 @@ from calc.units import Interval, Quantity
 
 GAP = 2
 TEXT_FLOOR = 12
-"""A column of words is not narrowed below this: it would be all line breaks."""
+"""A column of words is never narrower than this."""
 SENTENCE_WIDTH = 100
 """Longer lines of prose are hard to follow, however wide the terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A table at some width: the columns drawn (indexes) with their widths, and those there is no room for."""
+    """A table at some width: the drawn columns (indexes) with their widths, and those that do not fit."""
 
     columns: tuple[int, ...]
     widths: tuple[int, ...]
@@ -32,10 +32,10 @@ class Layout:
 
 
 def laid_out(table: Table, width: int | None, *, wrap: bool = True) -> Layout | None:
-    """How `table` is drawn in `width` characters; None where not even its KEPT columns fit side by side.
+    """How `table` is drawn in `width` characters; None if not even its KEPT columns fit side by side.
 
-    Columns without a word in them are not drawn. Headings are wrapped first, then (with `wrap`) long cells; then
-    the columns of the lowest priority are left out, one after another.
+    Empty columns are not drawn. Headings are wrapped first, then (with `wrap`) long cells; then the columns with the
+    lowest priority are left out, one after another.
     """
     shown = [i for i, column in enumerate(table.columns) if column.priority == KEPT or _filled(table, i)]
     left_out: list[int] = []
@@ -49,7 +49,7 @@ def laid_out(table: Table, width: int | None, *, wrap: bool = True) -> Layout | 
 
 
 def cut_to(table: Table, width: int, *, wrap: bool = True) -> Layout:
-    """How `table` is drawn in `width` characters; where its KEPT columns do not fit, those alone, to be cut."""
+    """How `table` is drawn in `width` characters; if even its KEPT columns do not fit, only those, to be cut."""
     found = laid_out(table, width, wrap=wrap)
     if found is not None:
         return found
@@ -65,8 +65,8 @@ def _filled(table: Table, column: int) -> bool:
 def as_text(table: Table, *, width: int | None = None, styled: bool = False) -> str:
     """The table with a heading and aligned columns; `styled` adds a terminal's bold and dim.
 
-    Where it does not fit into `width` columns, it is laid out for them and what was left out is named; where not
-    even that fits, each row becomes a block of lines.
+    If it does not fit into `width` columns, it is narrowed, and columns that were left out are named; if even that does
+    not fit, each row becomes a block of lines.
     """
     table = _safe(table)
     heading = [table.title] if width is None else _wrap(table.title, width)
@@ -85,7 +85,7 @@ def _styled(text: str, style: str) -> str:
 
 
 def _left_out(table: Table, layout: Layout, width: int | None) -> list[str]:
-    """Which columns there was no room for."""
+    """Names the columns that did not fit."""
     if not layout.left_out or width is None:
         return []
     names = ", ".join(table.columns[i].heading for i in layout.left_out)
@@ -117,7 +117,8 @@ def _heading_lines(table: Table, layout: Layout) -> list[str]:
 
 
 def column_labels(table: Table, layout: Layout) -> list[str]:
-    """The heading of each drawn column by itself, lines of equal number; a group's name is over its first column."""
+    """The headings of the drawn columns, all with the same number of lines; a group's name is above its first
+    column."""
     columns = [table.columns[i] for i in layout.columns]
     labels = [_wrap(column.name, width) for column, width in zip(columns, layout.widths, strict=True)]
     height = max(map(len, labels), default=0)
@@ -130,7 +131,7 @@ def column_labels(table: Table, layout: Layout) -> list[str]:
 
 
 def as_heading(heading: str, *, width: int | None = None) -> str:
-    """A heading, wrapped where it is too long for `width`."""
+    """A heading, wrapped if it is too long for `width`."""
     heading = one_line(heading)
     return heading if width is None else "\n".join(_wrap(heading, width))
 
@@ -145,7 +146,7 @@ def as_sentences(sentences: Iterable[str], *, width: int | None = None) -> str:
 
 
 def _safe(table: Table) -> Table:
-    """The table with names that came from outside made safe to show."""
+    """The table with names from outside made safe to show."""
     rows = tuple(replace(row, cells=tuple(map(_safe_cell, row))) for row in table.rows)
     return replace(table, title=one_line(table.title), rows=rows)
 
@@ -169,20 +170,20 @@ def _total(widths: Sequence[int]) -> int:
 def _wrap(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
     if len(first) + len(text) <= width:
         return [first + text]
-    import textwrap  # only where a line is too long
+    import textwrap  # only if a line is too long
 
-    width = max(width, len(rest) + 8 if rest else 1)  # behind an indent some room is always left
+    width = max(width, len(rest) + 8 if rest else 1)  # always leave some room after the indent
     lines = textwrap.wrap(_glued(text), width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _glued(text: str) -> str:
-    """`text` with products held together: a formula breaks at its sums first."""
+    """`text` with products kept together: a formula breaks at its sums first."""
     return text.replace(" · ", "\u00a0·\u00a0")
 
 
 def _lines(table: Table, cells: Sequence[str], layout: Layout, *, low: bool = False) -> list[str]:
-    """The drawn cells side by side; long ones wrapped, short ones at the top (at the bottom where `low`)."""
+    """The drawn cells side by side; long ones wrapped, short ones at the top (with `low`, at the bottom)."""
     columns = [_wrap(cell, width) for cell, width in zip(cells, layout.widths, strict=True)]
     height = max(map(len, columns))
     filled = [[""] * (height - len(c)) + c if low else c + [""] * (height - len(c)) for c in columns]
@@ -212,7 +213,8 @@ def _cells(text: str) -> int:
 
 
 def _widths(table: Table, shown: Sequence[int], width: int | None, *, wrap: bool) -> tuple[int, ...] | None:
-    """Widths of the columns `shown` within `width`, headings wrapped first, then words; None where none do."""
+    """Widths of the columns `shown` within `width`, with headings wrapped first, then words; None if they do not
+    fit."""
     widths = _grouped(table, shown, [_floor(table, i, None, heading=True) for i in shown])
     if width is None:
         return tuple(widths)
@@ -227,9 +229,9 @@ def _widths(table: Table, shown: Sequence[int], width: int | None, *, wrap: bool
 
 
 def _floor(table: Table, column: int, at_least: int | None, *, heading: bool = False) -> int:
-    """The least width of a column: numbers and words unbroken, `at_least` for text that is as long (None: all of it).
+    """The minimum width of a column: numbers and words stay whole, longer text gets `at_least` (None: its full length).
 
-    With `heading` the heading stays on one line.
+    With `heading`, the heading stays on one line.
     """
     head, cells = table.columns[column], [row[column] for row in table.rows]
     longest = max(map(_cells, cells), default=0)
@@ -250,7 +252,7 @@ def _grouped(table: Table, shown: Sequence[int], widths: list[int]) -> list[int]
 
 
 def _stacked(table: Table, width: int) -> list[str]:
-    """Each row as a block: its first cell, and the others below it behind their headings."""
+    """Each row as a block: its first cell, and below it the others after their headings."""
     _, *headings = table.headings
     margin = max(map(len, headings), default=0) + 6
     lines = []
@@ -263,7 +265,7 @@ def _stacked(table: Table, width: int) -> list[str]:
 
 
 def _chained(table: Table, width: int) -> list[str]:
-    """Each row as an equation behind its name: on one line, else a line for each equals sign, else below the name."""
+    """Each row as an equation after its name: on one line, else one line per equals sign, else below the name."""
     margin = max((len(row[0]) for row in table.rows), default=0) + 4
     lines = []
     for name, *cells in table.rows:
@@ -285,7 +287,7 @@ _PLAIN: dict[str, str | int | None] = {
 
 
 def in_encoding(text: str, encoding: str) -> str:
-    """`text` as far as `encoding` can say it: our signs in ASCII where they are missing, other letters as ``?``."""
+    """`text` in `encoding`: characters that it lacks become ASCII if they are our own signs, else ``?``."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -294,9 +296,10 @@ def in_encoding(text: str, encoding: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """The table as RFC 4180 lines, headings first. Quantities are plain numbers, their unit is in the heading.
+    """The table as RFC 4180 lines, headings first. Quantities are plain numbers with their unit in the heading.
 
-    A column of several units is followed by one that names them; what repeats a column in other units is left out.
+    A column with several units is followed by a column that names them; a column that repeats another in other units is
+    left out.
     """
     import csv
     import io
@@ -309,7 +312,7 @@ def as_csv(table: Table) -> str:
 
 
 def _csv(table: Table, column: int) -> list[list[str]]:
-    """A column with its heading, and a second one with the units where they differ. An interval is two columns."""
+    """A column with its heading, and a second one for the units if they differ. An interval becomes two columns."""
     cells = [row[column] for row in table.rows]
     if any(isinstance(cell, Interval) for cell in cells):
         name = table.columns[column].heading.removesuffix(", low to high")
@@ -330,7 +333,7 @@ def _numbers(heading: str, cells: list[str]) -> list[list[str]]:
 
 
 def _plain(cell: str) -> str:
-    """A quantity as a number that any reader of CSV takes; a dash is an empty cell."""
+    """A quantity as a number that any CSV reader accepts; a dash becomes an empty cell."""
     if not isinstance(cell, Quantity):
         return "" if cell == "–" else str(cell)
     if isinstance(cell.value, float) and not cell.value.is_integer():
@@ -339,7 +342,7 @@ def _plain(cell: str) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """The table for Markdown, numbers to the right, struck rows struck."""
+    """The table as Markdown, with numbers right-aligned and struck rows struck through."""
 
     table = _safe(table)
 

@@ -1,4 +1,4 @@
-"""``memory --policy vllm|sglang|transformers|llamacpp``: options in; document, tables and sentences out."""
+"""``memory --policy vllm|sglang|transformers|llamacpp``: from options to document, tables and sentences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def options_from(args: argparse.Namespace, study: Study | None = None) -> ServerOptions:
-    """The server's options of a command line, for the first TP and the model of `study`. Raises SpecError."""
+    """The server options of a command line, for the first TP and the model of `study`. Raises SpecError."""
     return ServerOptions(
         engine=args.policy,
         version=args.engine_version,
@@ -61,7 +61,7 @@ Tried = tuple[int, ServerReport | None, str | None]
 
 
 def tried(study: Study, options: ServerOptions) -> tuple[Tried, ...]:
-    """The report for every --tp of the study, or why there is none; --tensor-split says how many devices there are."""
+    """The report for every --tp of the study, or why there is none; --tensor-split gives the number of devices."""
     out: list[Tried] = []
     shares = len(options.tensor_split)
     degrees = [tp for tp in study.tps if not shares or tp == shares] or list(study.tps)
@@ -95,13 +95,13 @@ def serve(args: argparse.Namespace, base: MemoryReport) -> Served:
     reports = tried(study, options)
     report = _chosen(reports)
     if base.study.weight_format.bytes_per_element > study.weight_format.bytes_per_element:
-        said = "the checkpoint's float32 weights are loaded in 16 bits, as --dtype auto does"
+        said = "the checkpoint's float32 weights are loaded in 16 bits, as with --dtype auto"
         report = replace(report, assumptions=(*report.assumptions, said))
     return Served(base if study is base.study else memory_report(study), reports, report)
 
 
 def _chosen(reports: tuple[Tried, ...]) -> ServerReport:
-    """The one that the engine block describes: the first TP that can be served. Raises SpecError where none can."""
+    """The report of the engine block: the first TP that can be served. Raises SpecError if none can."""
     report = next((report for _, report, _ in reports if report is not None), None)
     if report is None:
         raise SpecError("tp", str(reports[0][2]))
@@ -159,7 +159,7 @@ def server_document(served: Served, batch: int | None) -> Document:
 
 
 def free_bytes(report: ServerReport, batch: int) -> int:
-    """Left in the pool of the GPU that binds beside `batch` requests; below zero where they do not fit."""
+    """Bytes left in the pool of the limiting GPU with `batch` requests; negative if they do not fit."""
     per_group = -(-batch // report.options.dp_attention)
     return report.cache_room_bytes - per_group * report.kv_request_bytes
 
@@ -179,7 +179,7 @@ def _tp_document(tp: int, report: ServerReport | None, problem: str | None) -> D
 
 
 def server_notes(reports: tuple[Tried, ...], report: ServerReport, batch: int | None) -> list[str]:
-    """Whether it starts and fits, whether a batch does, what other TPs would do, and what was assumed."""
+    """Whether it starts and fits, whether the requested batch fits, what other TPs would hold, and what was assumed."""
     name = SERVER_NAMES[report.options.engine]
     assumed = [f"Assumed: {'; '.join(report.assumptions)}."] if report.assumptions else []
     if report.devices and report.refusal is None:
@@ -214,7 +214,7 @@ def _batch_note(report: ServerReport, batch: int) -> str:
 
 
 def _other_tps(reports: tuple[Tried, ...], report: ServerReport) -> list[str]:
-    """Why a TP of the list cannot be served; the smallest that fits where the chosen one does not."""
+    """Why TPs of the list cannot be served; the smallest that fits if the chosen one does not."""
     notes = [f"TP {tp:,} cannot be served: {problem}." for tp, _, problem in reports if problem is not None]
     larger = next((other for _, other, _ in reports if other is not None and other.fits), None)
     if larger is not None and not report.fits:
@@ -261,7 +261,7 @@ EMPTY = ("", "", "", "")
 
 
 def _requests_row(report: ServerReport) -> tuple[str, ...]:
-    name = "Requests of full length"
+    name = "Full-length requests"
     if report.refusal is not None:
         return name, "–", "", "", "", "does not start"
     held = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
@@ -294,10 +294,8 @@ def _tp_table(reports: tuple[Tried, ...]) -> Table:
         remark = "" if report.fits else "does not fit" if report.starts else "does not start"
         rows.append((str(tp), format_decimal(report.weight_bytes_per_gpu), held, format_count(report.requests), remark))
     if any(report is not None and report.devices for _, report, _ in reports):
-        columns = ("Devices", "Weights, fullest", "KV/request there", "Slots", "Remark")
-        return Table(
-            title="Devices that share the layers", columns=columns, rows=tuple(rows), numeric=frozenset(range(4))
-        )
+        columns = ("Devices", "Weights, fullest GPU", "KV/request there", "Slots", "Remark")
+        return Table(title="Devices sharing the layers", columns=columns, rows=tuple(rows), numeric=frozenset(range(4)))
     columns = ("TP", "Weights per GPU", "KV/request per GPU", "Batch", "Remark")
     return Table(title="Tensor parallelism", columns=columns, rows=tuple(rows), numeric=frozenset({0, 1, 2, 3}))
 

@@ -1,4 +1,4 @@
-"""``simulate``: what users see while requests come and go: percentiles, goodput, the highest rate that keeps limits."""
+"""``simulate``: a load over time: percentiles, goodput, the highest rate that meets the limits."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ from calc.units import parse_count, parse_duration, parse_rate, parse_share
 PROMPT, NEW, REQUESTS = fixed(1024), fixed(256), 1000
 PERCENTILE = 99
 ROUNDS, MOST_DRAWN = 10, 10_000
-"""Where their number is not said: as many requests as fit at once, ten times over, and never fewer than 1000."""
+"""Default number of requests: ten times as many as fit at once, and at least 1000."""
 SHARES = (0.2, 0.5, 0.8, 0.95)
-"""Of the full load: the rates that are shown where none is asked for."""
+"""Default rates, as fractions of the full load."""
 MOST_RATES = 64
 FINDS = ("rate", "users")
 NOT_SIMULATED = {
-    "pp": "a pipeline has several steps under way, which are not simulated (kvscope estimate --pp)",
-    "dp-attention": "attention groups have schedulers of their own, which are not simulated (kvscope estimate)",
-    "dcp": "blocks whose tokens are shared are not simulated (kvscope estimate --dcp)",
-    "speculate": "drafted tokens are accepted by chance, which is not simulated (kvscope estimate --speculate)",
-    "draft": "drafting is not simulated (kvscope estimate --draft)",
-    "chunk": "vLLM cuts prompts into what a step has room for: --max-num-batched-tokens",
+    "pp": "a pipeline has several steps in flight, which are not simulated (kvscope estimate --pp counts them)",
+    "dp-attention": "attention groups with their own schedulers are not simulated (kvscope estimate counts them)",
+    "dcp": "blocks with shared tokens are not simulated (kvscope estimate --dcp counts them)",
+    "speculate": "drafting is not simulated (kvscope estimate --speculate counts it)",
+    "draft": "drafting is not simulated (kvscope estimate --draft counts it)",
+    "chunk": "vLLM splits prompts by the room in a step: use --max-num-batched-tokens",
 }
-"""Options of ``estimate`` that a simulation step by step does not follow, and why."""
+"""Options of ``estimate`` that the simulation does not support, and why."""
 DRAWN = ("requests", "prompt_tokens", "new_tokens", "prefix_hit", "prefixes", "seed")
 TRACE_ALONE = ("rate", "arrivals", "concurrency", "think", "find", *DRAWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One load that was simulated: at a rate, with so many users, or as a trace has it.
+    """One simulated load: at a rate, with a number of users, or from a trace.
 
-    `fast` and `slow` are the same with steps at both ends of their band, where there is one load alone.
+    `fast` and `slow` are the same load with steps at both ends of their band, if it is the only load.
     """
 
     seen: Outcome
@@ -77,7 +77,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What was asked and what came of it. `load` is None where the server does not start; then `problem` says why."""
+    """The question and its answer. `load` is None if the server does not start; then `problem` says why."""
 
     study: Study
     asked: Asked
@@ -97,12 +97,12 @@ class Simulated:
 
     @property
     def percentile(self) -> int:
-        """The percentile that is to keep the limits."""
+        """The percentile that must meet the limits."""
         return self.args.percentile or PERCENTILE
 
     @property
     def aim(self) -> Aim | None:
-        """Limits and the percentile that is to keep them."""
+        """Limits and the percentile that must meet them."""
         return None if self.args.limit is None else Aim(limits=self.args.limit, percent=self.percentile)
 
     def utilization(self, point: Point) -> float | None:
@@ -120,7 +120,7 @@ def rates(text: str) -> tuple[float, ...]:
 
 def simulate_parser(prog: str) -> Parser:
     """Options of ``simulate``."""
-    parser = Parser(prog=prog, description="A load over time, against the scheduler of vLLM's V1 engine.")
+    parser = Parser(prog=prog, description="A load over time, with the scheduler of vLLM's V1 engine.")
     add_study_options(parser)
     load = parser.add_argument_group("load")
     _add_arrival_options(load)
@@ -132,15 +132,15 @@ def simulate_parser(prog: str) -> Parser:
 
 
 def _add_arrival_options(load: argparse._ArgumentGroup) -> None:
-    load.add_argument("--rate", type=reader(rates), metavar="1,2,4", help="requests per second, a row for each rate")
+    load.add_argument("--rate", type=reader(rates), metavar="1,2,4", help="requests per second, one row per rate")
     load.add_argument("--arrivals", choices=("poisson", "constant"), help="default poisson")
     load.add_argument(
         "--concurrency", type=counts, metavar="1..64", help="users; each sends its next request when the last one ends"
     )
     load.add_argument(
-        "--think", type=reader(parse_duration), metavar="5s", help="time that a user waits before the next request"
+        "--think", type=reader(parse_duration), metavar="5s", help="pause of a user before the next request"
     )
-    load.add_argument("--trace", type=Path, metavar="FILE", help="CSV or JSON lines of arrivals and lengths")
+    load.add_argument("--trace", type=Path, metavar="FILE", help="CSV or JSON lines with arrivals and lengths")
 
 
 def _add_request_options(load: argparse._ArgumentGroup) -> None:
@@ -148,17 +148,20 @@ def _add_request_options(load: argparse._ArgumentGroup) -> None:
         "--requests",
         type=reader(partial(parse_count, maximum=MOST_REQUESTS)),
         metavar="N",
-        help="default 1000 or more",
+        help="number of requests (default: 1000 or more)",
     )
     load.add_argument(
         "--prompt-tokens", type=reader(parse_lengths), metavar="P",
-        help="tokens in (default 1024): 1024, 512..2048, exponential:300, normal:1000,200, lognormal:800,0.7",
+        help="prompt tokens (default 1024): 1024, 512..2048, exponential:300, normal:1000,200, lognormal:800,0.7",
     )  # fmt: skip
     load.add_argument(
-        "--new-tokens", type=reader(parse_lengths), metavar="G", help="tokens out, in the same forms (default 256)"
+        "--new-tokens",
+        type=reader(parse_lengths),
+        metavar="G",
+        help="generated tokens, in the same forms (default 256)",
     )
     load.add_argument(
-        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of each prompt that others have too"
+        "--prefix-hit", type=reader(parse_share), metavar="F", help="share of each prompt that is a shared prefix"
     )
     load.add_argument("--prefixes", type=count, metavar="N", help="number of different shared prefixes (default 1)")
     load.add_argument("--seed", type=reader(partial(parse_count, minimum=0, maximum=2**63)), help="default 0")
@@ -170,9 +173,9 @@ def _add_aim_options(load: argparse._ArgumentGroup) -> None:
         "--percentile",
         type=int,
         choices=sorted(NEEDED),
-        help="the one that must keep the limits (default 99)",
+        help="percentile that must meet the limits (default 99)",
     )
-    load.add_argument("--find", choices=FINDS, help="the highest rate, or the most users, within --limit")
+    load.add_argument("--find", choices=FINDS, help="find the highest rate, or the most users, within --limit")
 
 
 def _add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -188,20 +191,20 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         type=policy_among(("vllm",), "has no scheduler here"),
         default="vllm",
         metavar="vllm",
-        help="the scheduler that is simulated",
+        help="the simulated scheduler",
     )
     server.add_argument("--engine-version", metavar="V", help="such as 0.19.0")
     server.add_argument("--gpu-memory-utilization", type=reader(parse_share), metavar="0.9")
     server.add_argument("--max-num-batched-tokens", type=count, metavar="N", help="maximum tokens per step")
     server.add_argument("--max-num-seqs", type=count, metavar="N", help="maximum sequences per step")
     server.add_argument("--block-size", type=count, metavar="N", help="tokens per cache block")
-    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the derived one")
-    server.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")
+    server.add_argument("--kv-pool", type=size, metavar="SIZE", help="cache pool per GPU, instead of the computed one")
+    server.add_argument("--enforce-eager", action="store_true", help="disable CUDA graphs")
     server.add_argument("--no-prefix-caching", action="store_true", help="do not reuse cached prefixes")
 
 
 def _refused(why: str) -> Callable[[str], str]:
-    """A reader that takes one of it alone."""
+    """A reader that accepts only one of them."""
 
     def read(text: str) -> str:
         if text != "1":
@@ -212,13 +215,13 @@ def _refused(why: str) -> Callable[[str], str]:
 
 
 def run_simulate(argv: Sequence[str], prog: str) -> int:
-    """``simulate``: exit code 0, also where the server does not start or nothing keeps the limits."""
+    """``simulate``. The exit code is 0 even if the server does not start or nothing meets the limits."""
     args = simulate_parser(prog).parse_args(argv)
     return printed(simulated(args), args)
 
 
 def printed(answer: Simulated, args: argparse.Namespace) -> int:
-    """The answer in the form that was asked for."""
+    """The answer in the requested format."""
     if args.format == "json":
         from calc.commands.simulate_document import document
 
@@ -229,7 +232,7 @@ def printed(answer: Simulated, args: argparse.Namespace) -> int:
 
 
 def simulated(args: argparse.Namespace) -> Simulated:
-    """Everything that the options ask for. Raises CalcError."""
+    """Everything that the options ask. Raises CalcError."""
     answer = prepared(args)
     if answer.load is None:
         return answer
@@ -239,7 +242,7 @@ def simulated(args: argparse.Namespace) -> Simulated:
 
 
 def prepared(args: argparse.Namespace) -> Simulated:
-    """The server and the requests, before any of them is sent. Raises CalcError."""
+    """The server and the requests, before any request is sent. Raises CalcError."""
     _check(args)
     if args.trace is not None:
         answer = _asked(args, read_trace(args.trace))
@@ -252,7 +255,7 @@ def prepared(args: argparse.Namespace) -> Simulated:
 
 
 def _asked(args: argparse.Namespace, requests: Sequence[Arrival]) -> Simulated:
-    """The server that takes the longest of `requests`."""
+    """The server, sized for the longest of `requests`."""
     longest = max(requests, key=lambda one: one.longest)
     asked = Asked(
         version=args.engine_version,
@@ -273,41 +276,44 @@ def _asked(args: argparse.Namespace, requests: Sequence[Arrival]) -> Simulated:
 
 
 def _enough(answer: Simulated) -> int:
-    """Requests that show more than how an empty server fills up."""
+    """Enough requests to show more than how an empty server fills up."""
     server = answer.served.server
     return 0 if server is None else min(MOST_DRAWN, ROUNDS * at_once(answer.requests, server))
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raise SpecError for options that say nothing together."""
+    """Raise SpecError for options that do not make sense together."""
     if args.trace is not None:
         for name in TRACE_ALONE:
             if getattr(args, name) is not None:
-                raise SpecError(name, f"--{name.replace('_', '-')} says what a trace says: give only one of them")
+                raise SpecError(
+                    name,
+                    f"--{name.replace('_', '-')} cannot be combined with --trace, which sets it: give only one of them",
+                )
     if args.find is not None:
         if args.limit is None:
-            raise SpecError("limit", f"--find {args.find} needs --limit: the the times to keep")
+            raise SpecError("limit", f"--find {args.find} needs --limit: add the latency limits")
         for name in ("rate", "concurrency"):
             if getattr(args, name) is not None:
-                raise SpecError(name, f"--find {args.find} looks for the load: leave --{name} out")
+                raise SpecError(name, f"--find {args.find} searches for the load: leave out --{name}")
         percent = args.percentile or PERCENTILE
         if (args.requests or REQUESTS) < NEEDED[percent]:
             raise SpecError("requests", f"percentile {percent} needs at least {NEEDED[percent]} requests")
     if args.rate is not None and args.concurrency is not None:
-        raise SpecError("rate", "--rate is an open loop, --concurrency a closed one: give only one of them")
+        raise SpecError("rate", "--rate is an open loop and --concurrency a closed loop: give only one of them")
     closed = args.concurrency is not None or args.find == "users"
     if args.arrivals is not None and closed:
         raise SpecError(
-            "arrivals", "--arrivals needs an open loop: in a closed one, users send when their last request has ended"
+            "arrivals", "--arrivals needs an open loop: in a closed loop, users send when their last request has ended"
         )
     if args.percentile is not None and args.limit is None:
-        raise SpecError("percentile", "--percentile says which share of requests keeps --limit: add the limits")
+        raise SpecError("percentile", "--percentile needs --limit: add the latency limits")
     if args.think is not None and not closed:
-        raise SpecError("think", "--think is the time between a user's requests: add --concurrency or --find users")
+        raise SpecError("think", "--think needs users: add --concurrency or --find users")
     if args.prefixes is not None and args.prefix_hit is None:
-        raise SpecError("prefixes", "--prefixes needs --prefix-hit: how much of a prompt is shared")
+        raise SpecError("prefixes", "--prefixes needs --prefix-hit: add the shared part of a prompt")
     if args.prefix_hit is not None and args.no_prefix_caching:
-        raise SpecError("prefix_hit", "--prefix-hit finds nothing with --no-prefix-caching: give only one of them")
+        raise SpecError("prefix_hit", "--prefix-hit has no effect with --no-prefix-caching: give only one of them")
 
 
 def _mix(args: argparse.Namespace) -> Mix:
@@ -342,7 +348,8 @@ def _server(study: Study, asked: Asked, args: argparse.Namespace, longest: int) 
     if args.prefix_hit is not None and found.server is not None and not found.server.caching:
         raise SpecError(
             "prefix_hit",
-            f"{study.model.title} has layers with caches of several kinds: prefixes are not simulated there",
+            f"{study.model.title} has layers with several kinds of cache, for which prefixes are not simulated: "
+            "leave out --prefix-hit",
         )
     return found
 

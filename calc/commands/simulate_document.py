@@ -1,4 +1,4 @@
-"""The JSON document of ``simulate``. Keys are a contract with scripts."""
+"""The JSON document of ``simulate``. Scripts rely on the keys."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def _numbers(answer: Simulated, seen: Outcome) -> Document:
 
 
 def _spread(spread: Spread | None) -> Document | None:
-    """Percentiles; null where there are too few requests for one."""
+    """Percentiles; null if there are too few requests for one."""
     if spread is None:
         return None
     return {"mean": spread.mean, **{f"p{at}": spread.said(at) for at in NEEDED}, "max": spread.values[-1]}
 
 
 def _band(answer: Simulated, point: Point) -> Document | None:
-    """The same load with steps at both ends of their band; null where several loads were asked for."""
+    """The same load with steps at both ends of their band; null if there are several loads."""
     if point.fast is None or point.slow is None:
         return None
     ends = (("low", answer.band.low, point.fast), ("high", answer.band.high, point.slow))

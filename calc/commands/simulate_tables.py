@@ -31,7 +31,7 @@ def answer_of(answer: Simulated) -> Answer:
 
 
 def where(answer: Simulated) -> str:
-    """The model and what serves it."""
+    """The model and its server."""
     devices = "one" if answer.asked.tp == 1 else f"{answer.asked.tp} x"
     return f"{answer.study.model.title} on {devices} {answer.study.device.name}"
 
@@ -40,7 +40,7 @@ def where(answer: Simulated) -> str:
 
 
 def load_table(answer: Simulated) -> Table:
-    """A row for each load."""
+    """One row per load."""
     times = [
         Column(f"{name} {at}", numeric=True, priority=3 if at == "p99" else 2)
         for name in ("TTFT", "TPOT", "E2E")
@@ -50,7 +50,7 @@ def load_table(answer: Simulated) -> Table:
         Column("Load", numeric=True),
         Column("Of full load", numeric=True, priority=3),
         Column("Requests/s", numeric=True, priority=1),
-        Column("Tokens/s out", numeric=True, priority=2),
+        Column("Output tokens/s", numeric=True, priority=2),
         *times,
         Column("Waiting", numeric=True, priority=1),
         Column("Running", numeric=True, priority=1),
@@ -109,22 +109,22 @@ def use_table(seen: Outcome) -> Table:
     """What was in use, and what was computed."""
     course = seen.course
     rows = [
-        ("Requests running, mean", _mean(course.running)),
-        ("Requests waiting, mean", _mean(course.waiting)),
-        ("Requests waiting, most", format_count(seen.waiting_most)),
-        ("Cache held, mean", _share(sum(course.cache) / len(course.cache))),
-        ("Cache held, most", _share(seen.cache_most)),
+        ("Running requests, mean", _mean(course.running)),
+        ("Waiting requests, mean", _mean(course.waiting)),
+        ("Waiting requests, maximum", format_count(seen.waiting_most)),
+        ("Cache used, mean", _share(sum(course.cache) / len(course.cache))),
+        ("Cache used, maximum", _share(seen.cache_most)),
         ("Device busy", _share(seen.busy_share)),
         ("Steps", format_count(seen.steps)),
-        ("Prompt tokens found in the cache", format_count(seen.cached_tokens)),
+        ("Prompt tokens cached", format_count(seen.cached_tokens)),
         ("Preemptions", format_count(seen.preemptions)),
-        ("Tokens computed again", format_count(seen.recomputed_tokens)),
+        ("Tokens recomputed", format_count(seen.recomputed_tokens)),
     ]
     return Table(title="In use", columns=(Column("Quantity"), Column("Value", numeric=True)), rows=[*map(Row, rows)])
 
 
 def band_table(answer: Simulated, point: Point) -> Table:
-    """The same load where steps take as long as the low and the high end of their band."""
+    """The same load with steps at the low and the high end of their band."""
     assert point.fast is not None
     assert point.slow is not None
     names = (f"Steps x {answer.band.low:.3g}", "x 1", f"x {answer.band.high:.3g}")
@@ -137,7 +137,7 @@ def band_table(answer: Simulated, point: Point) -> Table:
     rows.append(Row(("Requests/s", *(format_number(seen.requests_per_s, "requests/s") for seen in three))))
     if point.seen.good is not None:
         rows.append(Row(("Goodput/s", *(format_number(seen.goodput_per_s or 0.0, "requests/s") for seen in three))))
-    return Table(title="How sure", columns=columns, rows=rows)
+    return Table(title="Band of the times", columns=columns, rows=rows)
 
 
 def _said(spread: Spread | None, percent: int) -> str:
@@ -182,14 +182,14 @@ def load_said(point: Point) -> str:
 def requests_said(answer: Simulated) -> str:
     """What the requests are like, in words."""
     if answer.mix is not None:
-        return f"{answer.mix.prompt.text} tokens in and {answer.mix.new.text} out"
+        return f"{answer.mix.prompt.text} prompt tokens and {answer.mix.new.text} output tokens"
     n, requests = len(answer.requests), answer.requests
     prompt, new = sum(one.prompt_tokens for one in requests) / n, sum(one.new_tokens for one in requests) / n
-    return f"{n:,} requests of {prompt:,.0f} tokens in and {new:,.0f} out in the mean"
+    return f"{n:,} requests with {prompt:,.0f} prompt tokens and {new:,.0f} output tokens on average"
 
 
 def found_sentence(answer: Simulated) -> str:
-    """The most that keeps the limits."""
+    """The highest load that meets the limits."""
     found, aim = answer.found, answer.aim
     assert found is not None
     assert aim is not None
@@ -197,37 +197,37 @@ def found_sentence(answer: Simulated) -> str:
     broken = " and ".join(name.upper() for name in found.broken)
     what = "requests per second" if answer.args.find == "rate" else "users"
     if found.value is None:
-        return f"nothing keeps {kept} at p{aim.percent:g}: alone a request does not keep {broken}."
+        return f"nothing meets {kept} at p{aim.percent:g}: even a single request does not meet {broken}."
     value = format_number(found.value)
     if found.above is None:
-        most = "the full load, which is the limit" if answer.args.find == "rate" else "the most that were tried"
-        return f"{value} {what} keep {kept} at p{aim.percent:g}: {most}."
-    return f"up to {value} {what} keep {kept} at p{aim.percent:g}; above that {broken} breaks first."
+        most = "the full load, which is the limit" if answer.args.find == "rate" else "the highest number tried"
+        return f"{value} {what} meet {kept} at p{aim.percent:g}: {most}."
+    return f"up to {value} {what} meet {kept} at p{aim.percent:g}; beyond that, {broken} is exceeded first."
 
 
 def notes(answer: Simulated) -> list[str]:
-    """Warnings first, then what the simulation takes for granted."""
+    """Warnings first, then the assumptions of the simulation."""
     said = list(warnings(answer))
     server = answer.served.server
     if server is not None:
         said.append(
-            f"vLLM {answer.served.version}: {server.step_tokens:,} tokens and {server.sequences:,} sequences per step, "
-            f"{server.blocks:,} blocks of {server.block_tokens} tokens; first come first served, the last admitted is "
-            f"preempted and computed again."
+            f"vLLM {answer.served.version}: {server.step_tokens:,} tokens and {server.sequences:,} sequences per "
+            f"step, {server.blocks:,} blocks of {server.block_tokens} tokens. Requests are admitted in order of "
+            "arrival; the last admitted is preempted first and computed again."
         )
         said.append(
-            "Steps take the middle of the estimate; its band for a closed loop is "
-            f"{answer.band.low:.2g} to {answer.band.high:.2g} of that (docs/estimates.md)."
+            f"Step times are the middle of the estimate; its band for a closed loop is {answer.band.low:.2g} to "
+            f"{answer.band.high:.2g} times that (docs/estimates.md)."
         )
     if len(server.groups if server is not None else ()) > 1:
-        said.append("Layers of several kinds share the blocks: prefixes and preempted tokens are not found again.")
+        said.append("Layers of several kinds share the blocks: prefixes and preempted tokens are never cache hits.")
     if answer.args.trace is None and answer.args.prefix_hit is None and answer.args.find is None:
-        said.append("No two prompts begin alike: say --prefix-hit where they do.")
+        said.append("No two prompts share a prefix: add --prefix-hit if yours do.")
     return said
 
 
 def warnings(answer: Simulated) -> list[str]:
-    """Loads above the full one: what waits grows for as long as they last."""
+    """Loads above the full load: the queue grows as long as they last."""
     if answer.load is None:
         return []
     full, said = answer.load.full_load, []
@@ -236,7 +236,8 @@ def warnings(answer: Simulated) -> list[str]:
         if rate is not None and rate >= full:
             said.append(
                 f"Unstable: {format_number(rate)} requests per second are more than the {format_number(full)} that "
-                f"the server ends at full load. The queue grows by {format_number(rate - full)} per second and never "
-                f"drains: the times are those of {point.seen.requests:,} requests and grow with their number."
+                f"the server completes at full load. The queue grows by {format_number(rate - full)} requests per "
+                f"second and never drains: these times are for {point.seen.requests:,} requests and grow with that "
+                "number."
             )
-    return [*said, f"At full load the server ends {format_number(full)} requests per second."]
+    return [*said, f"At full load the server completes {format_number(full)} requests per second."]

@@ -48,16 +48,16 @@ if TYPE_CHECKING:
 
 FINDS = ("context", "batch", "devices", "device", "format")
 WITH_LIMITS = "tp"
-"""A question of time alone: the best tensor parallelism within --limit."""
+"""A question about time only: the best tensor parallelism within --limit."""
 
 
 def solve_parser(prog: str) -> Parser:
     """Options of ``solve``."""
     parser = Parser(
         prog=prog,
-        description="Inverse questions: the largest context or batch, the fewest devices, which device of the "
-        "catalog, which formats. Where nothing fits, the answer says what is missing and what to change. With a "
-        "server policy, the answer is what that server would admit.",
+        description="Inverse questions: the largest context or batch, the fewest devices, which catalog devices, which "
+        "formats. If nothing fits, the answer says what is missing and what to change. With a server policy, the "
+        "answer is what that server would admit.",
     )
     add_study_options(parser)
     parser.add_argument(
@@ -85,7 +85,7 @@ def solve_parser(prog: str) -> Parser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked about which study; `server` where a server policy is to answer."""
+    """The question and its study; `server` if a server policy answers it."""
 
     study: Study
     policy: str
@@ -97,7 +97,7 @@ class Question:
 
     @property
     def report(self) -> ServerReport | None:
-        """What the server says of the study; None without a server, and where it cannot divide the model so."""
+        """The server's report on the study; None without a server, or if it cannot divide the model this way."""
         if self.server is None:
             return None
         from calc.servers.report import server_report
@@ -120,7 +120,7 @@ def question_from(args: argparse.Namespace) -> Question:
         server = options_from(args, study)
         given = {"weights_given": args.weight_format is not None, "cache_given": args.kv_format is not None}
         study = as_served(study, server, **given)
-    tp = study.tps[0]  # of unlike devices their number
+    tp = study.tps[0]  # for different devices, their number
     return Question(
         study=study,
         policy=args.policy,
@@ -133,7 +133,7 @@ def question_from(args: argparse.Namespace) -> Question:
 
 
 def run_solve(argv: Sequence[str], prog: str) -> int:
-    """``solve``: exit code 0, also where nothing fits (that is an answer)."""
+    """``solve``. The exit code is 0 even if nothing fits (that is an answer)."""
     args = solve_parser(prog).parse_args(argv)
     if args.limit is not None:
         from calc.commands.solve_limits import run_with_limits
@@ -141,7 +141,7 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
         return run_with_limits(args)
     _check_no_limit(args)
     if args.policy not in (*map(str, Policy), *SERVERS):
-        raise SpecError("policy", f"{args.policy} {UNCOUNTED}: --limit asks for its times")
+        raise SpecError("policy", f"{args.policy} {UNCOUNTED}: use --limit to ask for its times")
     asked = question_from(args)
     finds = _finds(args)
     document = solve_document(asked, finds)
@@ -156,17 +156,17 @@ def run_solve(argv: Sequence[str], prog: str) -> int:
 
 
 def _check_no_limit(args: argparse.Namespace) -> None:
-    """Raise SpecError for questions of time without a limit."""
+    """Raise SpecError for a question about time without a limit."""
     given = [name for name in ("rate", "prompt_tokens", "new_tokens") if getattr(args, name) is not None]
     if args.find == WITH_LIMITS or given:
         what = f"--{given[0].replace('_', '-')}" if given else "--find tp"
-        raise SpecError("limit", f"{what} needs limits on time: add --limit ttft=500ms,tpot=50ms")
+        raise SpecError("limit", f"{what} needs latency limits: add --limit ttft=500ms,tpot=50ms")
 
 
 def _finds(args: argparse.Namespace) -> tuple[str, ...]:
     splits = args.policy == "llamacpp"
     if args.find == SPLIT and not splits:
-        raise SpecError("find", "--find split is about llama.cpp, which runs layers on the host: add --policy llamacpp")
+        raise SpecError("find", "--find split needs llama.cpp, which can run layers on the host: add --policy llamacpp")
     if args.find != "all":
         return (args.find,)
     return (*FINDS, SPLIT) if splits else FINDS
@@ -178,7 +178,7 @@ def _advice_sentences(document: Document) -> list[str]:
 
 
 def solve_document(asked: Question, finds: Sequence[str]) -> Document:
-    """What ``solve --json`` prints: the question, an answer to each of `finds`, what is missing, what to change."""
+    """What ``solve --json`` prints: the question, the answer to each of `finds`, what is missing, what to change."""
     study = asked.study
     return {
         "command": "solve",
@@ -219,7 +219,7 @@ def _verdict(asked: Question) -> Document:
 
 
 def _refused_context(asked: Question) -> str:
-    """That the server does not start with this context, in a sentence; "" where it does."""
+    """The sentence that the server does not start with this context; "" if it does."""
     if asked.server is None or asked.report is None:
         return ""
     from calc.servers.refusals import context_refusal
@@ -233,7 +233,7 @@ def _solve_notes(asked: Question) -> list[str]:
     notes = [f"Device memory: {study.device.reading}.", *filter(None, [study.weight_format.note])]
     if asked.server is not None:
         assumed = () if report is None else report.assumptions
-        left_out = f"Devices that {SERVER_NAMES[asked.policy]} does not run on are left out."
+        left_out = f"Devices that {SERVER_NAMES[asked.policy]} does not support are left out."
         return [*notes, left_out, *([f"Assumed: {'; '.join(assumed)}."] if assumed else [])]
     if problem := tp_problem(study.model, asked.tp):
         notes.append(f"TP {asked.tp} cannot be served: {problem}.")

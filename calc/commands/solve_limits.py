@@ -1,4 +1,4 @@
-"""``solve --limit``: which batch, TP, device and how many devices keep limits on time."""
+"""``solve --limit``: which batch, TP and device, and how many devices, meet latency limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_PROMPT, DEFAULT_NEW = 1024, 256
 
 
 def run_with_limits(args: argparse.Namespace) -> int:
-    """``solve --limit``: exit code 0, also where nothing keeps the limits (that is an answer)."""
+    """``solve --limit``. The exit code is 0 even if nothing meets the limits (that is an answer)."""
     _check_idle(args)
     finds = _finds(args)
     study, asked = served(args, _asked(args))
@@ -45,7 +45,7 @@ def _finds(args: argparse.Namespace) -> tuple[str, ...]:
     if args.find not in FINDS:
         raise SpecError("find", f"--limit answers {', '.join(FINDS)}, not --find {args.find}")
     if args.find == "devices" and args.rate is None:
-        raise SpecError("rate", "how many devices keep the limits depends on the load: add --rate, requests per second")
+        raise SpecError("rate", "the number of devices depends on the load: add --rate in requests per second")
     return (args.find,)
 
 
@@ -63,19 +63,19 @@ def _asked(args: argparse.Namespace) -> Asked:
 
 
 def _check_idle(args: argparse.Namespace) -> None:
-    """Raise SpecError for options that say nothing about time."""
+    """Raise SpecError for options that have no effect on time."""
     names = [name for name in SERVER_OPTIONS if name != "engine_version" and getattr(args, name, None)]
     names += [name for name, default in (("context", DEFAULT_CONTEXT), ("batch", 1)) if getattr(args, name) != default]
     if names:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         raise SpecError(
             names[0],
-            f"{words} changes nothing with --limit, which takes --prompt-tokens, --new-tokens and --engine-version",
+            f"{words} has no effect with --limit: use --prompt-tokens, --new-tokens and --engine-version",
         )
 
 
 def _found(find: str, study: Study, asked: Asked, args: argparse.Namespace) -> list[Plan]:
-    """The plans that answer a question, the best first."""
+    """The plans that answer a question, best first."""
     if find == "device":
         known = [entry.spec for entry in devices().values()]
         plans = list(plans_by_device(study, asked, args.limit, known))
@@ -131,16 +131,16 @@ def _plan(plan: Plan, rate: float | None) -> dict[str, Any]:
 
 TITLES = {
     "batch": "Largest batch",
-    "tp": "Tensor parallelism, the most tokens per device first",
+    "tp": "Tensor parallelism, most tokens/s per device first",
     "devices": "Fewest devices",
-    "device": "Devices of the catalog, the most tokens per device first",
+    "device": "Catalog devices, most tokens/s per device first",
 }
 
 
 def _text(study: Study, asked: Asked, found: dict[str, list[Plan]], args: argparse.Namespace) -> Answer:
     limits = ", ".join(f"{name.upper()} {format_duration_s(value)}" for name, value in args.limit.items())
     heading = f"{study.model.title} on {study.device.name} within {limits}, {asked.engine}"
-    heading += f", {asked.prompt_tokens:,} tokens in, {asked.new_tokens:,} out"
+    heading += f", {asked.prompt_tokens:,} prompt tokens, {asked.new_tokens:,} generated"
     tables = [_table(TITLES[find], plans, args.rate if find == "devices" else None) for find, plans in found.items()]
     return heading, tables, _notes(study, asked, found, args)
 
@@ -165,14 +165,14 @@ def _row(plan: Plan, rate: float | None) -> Row:
 
 
 def _notes(study: Study, asked: Asked, found: dict[str, list[Plan]], args: argparse.Namespace) -> list[str]:
-    notes = ["Clients in a closed loop; the expected times keep the limits, the high ends of their bands may not."]
+    notes = ["Clients in a closed loop. The expected times meet the limits; the high ends of their bands may not."]
     if found.get("devices"):
         best = found["devices"][0]
         notes.insert(0, f"Use {_devices(best, args.rate)}: {format_number(args.rate)} requests per second.")
     missing = [find for find, plans in found.items() if not plans]
     if missing:
         alone = estimate(study, replace(asked, count=1), room_of(study, replace(asked, count=1)))
-        notes.insert(0, f"No {' and no '.join(missing)} keeps the limits. {_alone(alone.problem, alone)}")
+        notes.insert(0, f"No {' and no '.join(missing)} meets the limits. {_alone(alone.problem, alone)}")
     return notes
 
 
@@ -186,4 +186,4 @@ def _alone(problem: str | None, alone: Any) -> str:
     if alone.ttft is None or alone.tpot is None:
         return f"Here {problem}."
     ttft, tpot = format_duration_s(alone.ttft.mid), format_duration_s(alone.tpot.mid)
-    return f"One request alone takes {ttft} to its first token and {tpot} per token."
+    return f"A single request takes {ttft} to its first token and {tpot} per token."

@@ -20,7 +20,7 @@ SIZE_COLUMNS = (
 
 
 def _repeated(also: str) -> tuple[str, str]:
-    """A size in other units, or a remark: each in its own column."""
+    """A size in other units, or a remark, each in its own column."""
     return (also, "") if isinstance(also, Quantity) else ("", also)
 
 
@@ -31,7 +31,7 @@ def _quantities(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
 
 
 def _sizes(answer: Document, missing: str) -> list[tuple[str, str, str]]:
-    """Weights and what stays free; or what is missing."""
+    """Weights and free memory, or what is missing."""
     named = [("Weights per GPU", "weight_bytes"), ("Free per GPU", "free_bytes"), (missing, "missing_bytes")]
     kept = [(name, answer[key]) for name, key in named if answer[key] > 0]
     return [(name, format_decimal(value), format_binary(value)) for name, value in kept]
@@ -85,7 +85,7 @@ def _devices_table(answer: Document, document: Document) -> Table:
 
 
 def _rule(document: Document) -> str:
-    """What was counted, for a title."""
+    """What was counted, as part of a title."""
     policy = document["policy"]
     return f"as {SERVER_NAMES[policy]} counts" if policy in SERVER_NAMES else f"{policy}: weights and cache alone"
 
@@ -102,7 +102,7 @@ def _device_table(answers: list[Document], document: Document) -> Table:
     )
     struck = frozenset(i for i, answer in enumerate(answers) if not answer["fits"])
     columns = ("Device", "Memory", "Batch", "Remark")
-    title = f"Devices of the catalog, {_rule(document)}"
+    title = f"Catalog devices, {_rule(document)}"
     return Table(title=title, columns=columns, rows=rows, numeric=frozenset({1, 2}), struck=struck)
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MAX_AXIS = 1_000_000
 MAX_POINTS = 10**10
 MAX_SHOWN = 10_000
-"""Rows of a table that a person might read; more go to CSV or JSON."""
+"""Maximum rows of a table; more must go to CSV or JSON."""
 
 
 def _axis(what: str) -> Callable[[str], tuple[int, ...]]:
@@ -71,7 +71,9 @@ def sweep_parser(prog: str) -> Parser:
     what.add_argument(
         "--models", type=_names, default=("llama-3-8b",), metavar="NAME|PATH,…", help="default llama-3-8b"
     )
-    what.add_argument("--devices", type=_names, metavar="NAME|SIZE,…", help="catalog names or sizes (default 80GB)")
+    what.add_argument(
+        "--devices", type=_names, metavar="NAME|SIZE,…", help="catalog names or memory sizes (default 80GB)"
+    )
     what.add_argument("--gpu-memory", type=size, metavar="SIZE", help="one device with this much memory")
     what.add_argument("--tp", type=_axis("tp"), default=(1,), metavar="1..8", help="default 1")
     what.add_argument("--contexts", type=_axis("contexts"), default=(8192,), metavar="1k..128k", help="default 8192")
@@ -93,7 +95,7 @@ def axes_from(args: argparse.Namespace) -> Axes:
     from calc.sources.catalog import manual_device
 
     if args.devices and args.gpu_memory is not None:
-        raise CalcError("--devices and --gpu-memory cannot be combined: write sizes among the devices (--devices 80GB)")
+        raise CalcError("--devices and --gpu-memory cannot be combined: write sizes in --devices (--devices 80GB)")
     devices = [_device(name) for name in args.devices or ()] or [manual_device(args.gpu_memory or 80 * 10**9)]
     given = None not in (args.weight_formats or (None,))
     axes = Axes(
@@ -124,7 +126,7 @@ def _server(args: argparse.Namespace) -> ServerOptions | None:
 
 
 def _device(text: str) -> DeviceSpec:
-    """A size such as 80GB, or a name of the catalog."""
+    """A size such as 80GB, or a catalog name."""
     from calc.sources.catalog import find_device, manual_device
 
     if text[:1].isdigit() and text[-1:].lower() == "b":
@@ -136,7 +138,7 @@ def _device(text: str) -> DeviceSpec:
 
 
 def run_sweep(argv: Sequence[str], prog: str) -> int:
-    """``sweep``: rows are written as they are worked out; a file appears whole or not at all."""
+    """``sweep``: rows are written as they are computed; a file appears completely or not at all."""
     args = sweep_parser(prog).parse_args(argv)
     axes = axes_from(args)
     if args.format in ("text", "md"):
@@ -185,14 +187,14 @@ def _write(args: argparse.Namespace, axes: Axes, out: TextIO) -> None:
 
 
 def begun(blocks: Iterator[Block]) -> Iterator[Block]:
-    """`blocks` with the first one made: what refuses the whole sweep does so before anything is written."""
+    """`blocks` with the first one computed, so that errors occur before anything is written."""
     from itertools import chain
 
     return chain([next(blocks)], blocks)
 
 
 def _progress_stream(args: argparse.Namespace) -> TextIO | None:
-    """Where progress is shown: a terminal on stderr, unless rows go to the same screen."""
+    """Where progress is shown: stderr if it is a terminal, unless rows go to the same screen."""
     if args.quiet or sys.stderr is None or not sys.stderr.isatty():
         return None
     on_screen = args.output is None and sys.stdout is not None and sys.stdout.isatty()
@@ -200,7 +202,7 @@ def _progress_stream(args: argparse.Namespace) -> TextIO | None:
 
 
 class Progress:
-    """How far the sweep is, on a terminal: shown after a second, drawn ten times per second, wiped at the end."""
+    """Progress of the sweep on a terminal: shown after a second, drawn ten times per second, erased at the end."""
 
     def __init__(self, points: int, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.points = points
@@ -210,7 +212,7 @@ class Progress:
         self.shown_at: float | None = None
 
     def follow(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """`blocks`, counted as they pass."""
+        """`blocks`, counted as they pass through."""
         done = 0
         try:
             for block in blocks:
@@ -221,7 +223,7 @@ class Progress:
             self.wipe()
 
     def show(self, done: int) -> None:
-        """Draw the line if it is due."""
+        """Draw the progress line if it is due."""
         now = self.clock()
         due = self.started + 1.0 if self.shown_at is None else self.shown_at + 0.1
         if self.stream is None or now < due:
@@ -233,7 +235,7 @@ class Progress:
         self.stream.flush()
 
     def wipe(self) -> None:
-        """Leave the line empty."""
+        """Erase the progress line."""
         if self.stream is not None and self.shown_at is not None:
             self.stream.write("\r\x1b[K")
             self.stream.flush()

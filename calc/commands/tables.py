@@ -1,4 +1,4 @@
-"""Tables as data: built once from a report, shown by the app, printed by the command line, written in the report."""
+"""Tables as data: built once from a report, then shown by the app, printed by a command or put into the write-up."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ KEPT = 9
 class Column:
     """A heading, and how its column is drawn.
 
-    `numeric` columns are aligned to the right. Where a table is too wide, the columns of the lowest `priority` are
-    left out first, those of priority KEPT never. Neighbours of one `group` stand under its name. A column that
-    `repeats` the one before it in other units is not in the CSV.
+    `numeric` columns are right-aligned. If a table is too wide, the columns with the lowest `priority` are left out
+    first, those with priority KEPT never. Adjacent columns of one `group` are under its name. A column that `repeats`
+    the one before it in other units is not in the CSV.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The cells of a row, which it reads like a tuple of, and the calculation that they come from.
+    """The cells of a row (it reads like a tuple) and the calculation behind them.
 
-    `terms` begin with the step that gives the row's own number, under `title`; `remark` warns of something, `note`
-    says where a number without a formula comes from. `struck`: shown as impossible. `strong`: a total, or chosen.
+    `terms` begin with the step that gives the row's own number, under `title`; `remark` is a warning, `note` gives the
+    source of a number without a formula. `struck`: shown as impossible. `strong`: a total, or selected.
     """
 
     cells: tuple[str, ...]
@@ -83,9 +83,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Table:
-    """Columns and rows under a title. In a `chain` the cells after the first are equal to one another.
+    """Columns and rows under a title. In a `chain`, all cells after the first are equal to each other.
 
-    A column may be given as its name, a row as its cells; `numeric` and `struck` are then indexes of columns and rows.
+    A column may be given by its name, a row by its cells; `numeric` and `struck` are then indexes of columns and rows.
     """
 
     title: str
@@ -119,7 +119,7 @@ class Table:
         return tuple(row.cells for row in self.rows)
 
     def with_columns(self, indexes: Sequence[int]) -> Table:
-        """The table of some of its columns."""
+        """The table with only some of its columns."""
         rows = tuple(replace(row, cells=tuple(row[i] for i in indexes)) for row in self.rows)
         return replace(self, columns=tuple(self.columns[i] for i in indexes), rows=rows)
 
@@ -169,7 +169,7 @@ def _answer_rows(report: MemoryReport) -> Iterator[Row]:
     name = f"KV cache per request ({context:,} tokens)"
     yield row(name, *_both_units(report.kv_bytes_per_request), terms=(request, token))
     if state:
-        remark = "The same for every length, in addition to the cache."
+        remark = "In addition to the cache; the same at every length."
         yield row("State per sequence", *_both_units(state), terms=tuple(states), remark=remark)
     yield row(
         "Max batch size possible",
@@ -246,7 +246,7 @@ def _component_terms(report: MemoryReport, name: str) -> tuple[Term, ...]:
 
 
 def tp_table(report: MemoryReport) -> Table:
-    """Tensor parallelism: the equal split beside whole KV heads; rows no server could run are struck."""
+    """Tensor parallelism: equal split and whole KV heads; rows that no server could run are struck through."""
     from calc.model.study import Policy
 
     equal, whole = report.tp_tables[Policy.EQUAL_SPLIT], report.tp_tables[Policy.REPLICATED]
@@ -281,7 +281,7 @@ def _tp_row(equal: TpRow, whole: TpRow) -> Row:
 
 
 def term_value(term: Term) -> str:
-    """``131,072 B``; bytes in larger units after it where that helps."""
+    """``131,072 B``, followed by larger units if that helps."""
     if term.unit == "s":
         return format_duration_s(term.value)
     if term.unit in ("B/s", "FLOP/s"):
@@ -292,7 +292,7 @@ def term_value(term: Term) -> str:
 
 
 def derivation_table(terms: tuple[Term, ...], title: str = "Calculation") -> Table:
-    """One row per step: what, formula, numbers put in, result with unit."""
+    """One row per step: what, formula, substituted numbers, result with unit."""
     rows = tuple((t.name, t.formula, t.substituted, Quantity(term_value(t), t.value, t.unit)) for t in terms)
     return Table(title=title, columns=("Step", "Formula", "Numbers", "Result"), rows=rows, chain=True)
 
@@ -315,7 +315,7 @@ def model_catalog_table(entries: Iterable[ModelEntry]) -> Table:
 
 
 def device_catalog_table(entries: Iterable[DeviceEntry]) -> Table:
-    """Names, memory, bandwidth and dense 16-bit peak of catalog devices; what is not known stays empty."""
+    """Names, memory, bandwidth and dense 16-bit peak of catalog devices; unknown values stay empty."""
     rows = []
     for entry in entries:
         d = entry.spec

@@ -1,4 +1,4 @@
-"""What ``memory`` answers for a file whose weights are known and whose cache is not: the weights alone."""
+"""The answer of ``memory`` for a file whose weights are known but whose cache is not: only the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calc.units import format_count, format_decimal
 
 
 def emit_weights(args: argparse.Namespace, known: CacheUnknown) -> int:
-    """Print the weights, and the sentence that says why there is no more."""
+    """Print the weights and the sentence that says why nothing else is known."""
     device = device_from(args)
     if args.format == "json":
         return emit_json(args, weights_document(known, device.name, device.memory_bytes))
@@ -24,11 +24,11 @@ def emit_weights(args: argparse.Namespace, known: CacheUnknown) -> int:
     room = f"{device.name} has {format_decimal(abs(free))} " + ("more than the weights" if free >= 0 else "too little")
     counted = f"{format_count(known.parameters)} parameters"
     table = Table(title="Weights", columns=columns, rows=rows)
-    return emit_tables(args, f"{known.name}: weights alone", [table], [counted, room, str(known)])
+    return emit_tables(args, f"{known.name}: weights only", [table], [counted, room, str(known)])
 
 
 def weights_document(known: CacheUnknown, device: str, memory_bytes: int) -> Document:
-    """The document of ``memory`` with null for what is not known."""
+    """The document of ``memory``, with null for unknown values."""
     return {
         "command": "memory",
         "schema": 1,

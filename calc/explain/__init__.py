@@ -1,1 +1,1 @@
-"""Formulas that show themselves: traced terms, and closed forms of them."""
+"""Formulas that display themselves: traced terms and their closed forms."""

@@ -1,7 +1,7 @@
 """Closed forms of traced expressions: expand, cancel, and the limit as one symbol grows.
 
-Enough algebra for FLOPs over bytes (polynomials with whole powers), in a few dozen lines, because the panes
-recompute on every keystroke; the tests check it against sympy.
+Just enough algebra for FLOPs over bytes (polynomials with integer powers), in a few dozen lines, because the panes
+recompute on every keystroke. The tests check it against sympy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Monomial = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Polynomial:
-    """Coefficients by monomial; no zero is kept."""
+    """Coefficients by monomial; zeros are dropped."""
 
     terms: Mapping[Monomial, Fraction]
 
@@ -54,7 +54,7 @@ def _times(a: Monomial, b: Monomial) -> Monomial:
 
 
 def expand(node: Expr) -> Polynomial:
-    """`node` multiplied out. Raises ValueError where it is no polynomial (a division, a floor)."""
+    """`node` multiplied out. Raises ValueError if it is not a polynomial (a division, a floor)."""
     if node.op == "num":
         return Polynomial({(): Fraction(node.args[0])} if node.args[0] else {})
     if node.op == "sym":
@@ -121,7 +121,7 @@ class Ratio:
         return to_expr(self.above) / to_expr(self.below)
 
     def limit(self, name: str, values: Mapping[str, Number]) -> tuple[Expr, Fraction] | None:
-        """Its limit as `name` grows, as formula and value; None when it grows without bound."""
+        """Its limit as `name` grows, as formula and value; None if it grows without bound."""
         up, down = self.above.degree(name), self.below.degree(name)
         if up > down:
             return None

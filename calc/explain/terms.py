@@ -1,11 +1,11 @@
-"""Formulas that show themselves.
+"""Formulas that display themselves.
 
 A formula is one plain function over plain operators. Called with ints it gives the exact value, with arrays
 a sweep, and with `Expr` symbols the very expression that was computed. `derive` does the first and the last
 and keeps both in a `Term`, so what is shown cannot differ from what was calculated.
 
-A tracer of some 150 lines is used instead of sympy because every ``memory --json`` prints its steps and sympy
-alone takes longer to import than the whole command may take; the tests hold the two against each other.
+A tracer of some 150 lines is used instead of sympy, because every ``memory --json`` prints its steps and importing
+sympy alone takes longer than the whole command may take. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Number = int | float | Fraction
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """How an argument name is written: in text, in LaTeX, and what it means."""
+    """How an argument name is written in text and in LaTeX, and what it means."""
 
     text: str
     latex: str
@@ -31,8 +31,8 @@ class Symbol:
 
 SYMBOLS: dict[str, Symbol] = {
     "n_layers": Symbol("L", "L", "layers"),
-    "n_full_layers": Symbol("L_full", r"L_\mathrm{full}", "layers that keep every token"),
-    "n_sliding_layers": Symbol("L_win", r"L_\mathrm{win}", "layers that keep a window"),
+    "n_full_layers": Symbol("L_full", r"L_\mathrm{full}", "layers that cache every token"),
+    "n_sliding_layers": Symbol("L_win", r"L_\mathrm{win}", "layers that cache a window"),
     "window": Symbol("w", "w", "window of the sliding layers, tokens"),
     "n_heads": Symbol("n_q", r"n_\mathrm{q}", "query heads"),
     "n_kv_heads": Symbol("n_kv", r"n_\mathrm{kv}", "key/value heads"),
@@ -43,9 +43,9 @@ SYMBOLS: dict[str, Symbol] = {
     "n_learned_positions": Symbol("T_max", r"T_\mathrm{max}", "learned positions"),
     "embedding": Symbol("E", "E", "embedding parameters"),
     "positions": Symbol("E_pos", r"E_\mathrm{pos}", "position parameters"),
-    "attention": Symbol("A", "A", "attention parameters of a layer"),
-    "feed_forward": Symbol("M", "M", "feed-forward parameters of a layer"),
-    "layer_norms": Symbol("R", "R", "norm parameters of a layer"),
+    "attention": Symbol("A", "A", "attention parameters per layer"),
+    "feed_forward": Symbol("M", "M", "feed-forward parameters per layer"),
+    "layer_norms": Symbol("R", "R", "norm parameters per layer"),
     "final_norm": Symbol("R_f", r"R_\mathrm{f}", "parameters of the final norm"),
     "head": Symbol("H", "H", "head parameters"),
     "parameters": Symbol("P", "P", "parameters"),
@@ -67,11 +67,11 @@ SYMBOLS: dict[str, Symbol] = {
     "group_size": Symbol("g", "g", "query heads per KV head"),
     "batch": Symbol("B", "B", "sequences in the batch"),
     "split_params": Symbol("P_s", r"P_\mathrm{s}", "parameters that are divided"),
-    "kv_head_params": Symbol("P_kv", r"P_\mathrm{kv}", "K and V projection parameters of one KV head, all layers"),
-    "whole_params": Symbol("P_r", r"P_\mathrm{r}", "parameters every rank holds"),
+    "kv_head_params": Symbol("P_kv", r"P_\mathrm{kv}", "K and V projection parameters per KV head, all layers"),
+    "whole_params": Symbol("P_r", r"P_\mathrm{r}", "parameters that every rank holds"),
     # Models whose layers are not all alike (the parts of calc.model).
     "value_dim": Symbol("d_v", r"d_\mathrm{v}", "value head dimension"),
-    "extra_params": Symbol("x", "x", "smaller parts: gates, sinks, norms inside"),
+    "extra_params": Symbol("x", "x", "smaller parts: gates, sinks, inner norms"),
     "kv_lora_rank": Symbol("r_kv", r"r_\mathrm{kv}", "rank of the KV latent"),
     "q_lora_rank": Symbol("r_q", r"r_\mathrm{q}", "rank of the query latent"),
     "nope_dim": Symbol("d_n", r"d_\mathrm{n}", "head dimension without rotation"),
@@ -90,23 +90,23 @@ SYMBOLS: dict[str, Symbol] = {
     "n_experts": Symbol("n_e", r"n_\mathrm{e}", "routed experts"),
     "expert": Symbol("P_e", r"P_\mathrm{e}", "parameters of an expert"),
     "group_layers": Symbol("L_i", "L_i", "layers of this kind"),
-    "mixer": Symbol("A_i", "A_i", "attention or recurrence of a layer"),
-    "routed": Symbol("M_e", r"M_\mathrm{e}", "routed experts of a layer"),
-    "router": Symbol("R_e", r"R_\mathrm{e}", "router of a layer"),
+    "mixer": Symbol("A_i", "A_i", "attention or recurrence parameters per layer"),
+    "routed": Symbol("M_e", r"M_\mathrm{e}", "routed expert parameters per layer"),
+    "router": Symbol("R_e", r"R_\mathrm{e}", "router parameters per layer"),
     "stack": Symbol("S", "S", "parameters of all layers"),
     "other": Symbol("O", "O", "parameters of other parts"),
-    "idle": Symbol("P_i", r"P_\mathrm{i}", "parameters of the experts a token does not go through"),
-    "full_elements": Symbol("e_full", r"e_\mathrm{full}", "cache elements per token of layers that keep all"),
+    "idle": Symbol("P_i", r"P_\mathrm{i}", "parameters of the experts that a token does not use"),
+    "full_elements": Symbol("e_full", r"e_\mathrm{full}", "cache elements per token of layers that cache all tokens"),
     "latent_elements": Symbol("e_lat", r"e_\mathrm{lat}", "cache elements per token of latent layers"),
-    "window_elements": Symbol("e_win", r"e_\mathrm{win}", "cache elements per token of layers that keep a window"),
+    "window_elements": Symbol("e_win", r"e_\mathrm{win}", "cache elements per token of layers that cache a window"),
     "state_elements": Symbol("e_s", r"e_\mathrm{s}", "state elements per sequence"),
     "o_groups": Symbol("g_o", r"g_\mathrm{o}", "groups of the output projection"),
     "o_lora_rank": Symbol("r_o", r"r_\mathrm{o}", "rank of the output projection"),
     "index_heads": Symbol("n_I", r"n_\mathrm{I}", "heads of the indexer"),
     "index_dim": Symbol("d_I", r"d_\mathrm{I}", "head dimension of the indexer"),
-    "ratio": Symbol("m_c", r"m_\mathrm{c}", "tokens of a compressed row"),
+    "ratio": Symbol("m_c", r"m_\mathrm{c}", "tokens per compressed row"),
     "width": Symbol("w_c", r"w_\mathrm{c}", "values per token that a row is made from"),
-    "fp32_elements": Symbol("e_32", r"e_\mathrm{32}", "elements per sequence that are kept in fp32"),
+    "fp32_elements": Symbol("e_32", r"e_\mathrm{32}", "elements per sequence kept in fp32"),
     "state_element_bytes": Symbol("b_s", r"b_\mathrm{s}", "bytes per state element"),
     "state_bytes": Symbol("St", r"\mathit{St}", "state bytes per sequence"),
     "split_weight_bytes": Symbol("W_s", r"W_\mathrm{s}", "stored bytes of weights that are divided"),
@@ -126,7 +126,7 @@ SYMBOLS: dict[str, Symbol] = {
     "blocks": Symbol("n_blk", r"n_\mathrm{blk}", "blocks of the pool"),
     "request_blocks": Symbol("r_blk", r"r_\mathrm{blk}", "blocks per request"),
     "free_bytes": Symbol("free", r"\mathit{free}", "free bytes before the weights"),
-    "multiple": Symbol("m", "m", "what the vocabulary is padded to a multiple of"),
+    "multiple": Symbol("m", "m", "vocabulary size is padded to a multiple of this"),
     "attention_params": Symbol("P_a", r"P_\mathrm{a}", "attention parameters that are divided"),
     "attention_tp": Symbol("X_a", r"X_\mathrm{a}", "GPUs that share the attention of a request"),
     "rank_experts": Symbol("P_eX", r"P_{\mathrm{e},X}", "routed expert parameters of a rank"),
@@ -138,41 +138,41 @@ SYMBOLS: dict[str, Symbol] = {
     "matrix_params": Symbol("P_m", r"P_\mathrm{m}", "weights of a matrix"),
     "elements": Symbol("e_t", r"e_\mathrm{t}", "elements per token"),
     "top_k": Symbol("k", "k", "experts per token"),
-    "idle_share": Symbol("i", "i", "share of the experts that a token leaves idle"),
+    "idle_share": Symbol("i", "i", "share of the experts that a token does not use"),
     "token_elements": Symbol("e", "e", "elements of K and V per token and KV head"),
     "softmax_flops": Symbol("f", "f", "FLOPs of the softmax per score"),
-    "chosen": Symbol("n_c", r"n_\mathrm{c}", "tokens that an indexer picks"),
+    "chosen": Symbol("n_c", r"n_\mathrm{c}", "tokens that an indexer selects"),
     "index_element_bytes": Symbol("b_x", r"b_\mathrm{x}", "bytes per element of an indexer's key"),
     "state_flops": Symbol("f_s", r"f_\mathrm{s}", "FLOPs of a recurrence per token"),
     "element_flops": Symbol("f_e", r"f_\mathrm{e}", "FLOPs per element"),
     "rotated": Symbol("e_r", r"e_\mathrm{r}", "rotated elements per token"),
-    "cached": Symbol("e_c", r"e_\mathrm{c}", "elements per token that go to the cache"),
+    "cached": Symbol("e_c", r"e_\mathrm{c}", "elements per token written to the cache"),
     # The time of an operator (calc.speed).
     "count": Symbol("n", "n", "runs of the operator in the pass"),
-    "run_s": Symbol("t_1", "t_1", "seconds of one run"),
+    "run_s": Symbol("t_1", "t_1", "seconds per run"),
     "start_s": Symbol("t_0", "t_0", "seconds that even an empty run takes"),
-    "run_flops": Symbol("F", "F", "FLOPs of one run"),
-    "run_bytes": Symbol("Q", "Q", "bytes that one run moves"),
-    "filling": Symbol("c_f", r"c_\mathrm{f}", "rows of whole tiles per row that is needed"),
-    "fullest_flops": Symbol("c_g", r"c_\mathrm{g}", "FLOPs of the fullest rank per FLOP of the mean one"),
-    "fullest_bytes": Symbol("c_h", r"c_\mathrm{h}", "bytes that the fullest rank reads per byte of the mean one"),
+    "run_flops": Symbol("F", "F", "FLOPs per run"),
+    "run_bytes": Symbol("Q", "Q", "bytes moved per run"),
+    "filling": Symbol("c_f", r"c_\mathrm{f}", "rows of whole tiles per needed row"),
+    "fullest_flops": Symbol("c_g", r"c_\mathrm{g}", "FLOPs of the busiest rank over those of the mean rank"),
+    "fullest_bytes": Symbol("c_h", r"c_\mathrm{h}", "bytes read by the busiest rank over those of the mean rank"),
     "peak_flops_per_s": Symbol("π", r"\pi", "peak of the device, FLOP/s"),
-    "peak_share": Symbol("u_π", r"u_\pi", "share of the peak that such an operator reaches"),
-    "flops_per_s": Symbol("π_r", r"\pi_\mathrm{r}", "FLOP/s that it reaches"),
+    "peak_share": Symbol("u_π", r"u_\pi", "share of the peak that this operator reaches"),
+    "flops_per_s": Symbol("π_r", r"\pi_\mathrm{r}", "achieved FLOP/s"),
     "bandwidth_bytes_per_s": Symbol("β", r"\beta", "bandwidth of the device, B/s"),
-    "bandwidth_share": Symbol("u_β", r"u_\beta", "share of the bandwidth that such an operator reaches"),
-    "bytes_per_s": Symbol("β_r", r"\beta_\mathrm{r}", "B/s that it reaches"),
-    "link_bytes": Symbol("Q_l", r"Q_\mathrm{l}", "bytes that one run sends to other GPUs"),
-    "copies": Symbol("c_x", r"c_\mathrm{x}", "ranks that a token goes to"),
-    "step_s": Symbol("t_s", "t_s", "seconds of a decode step"),
-    "host_s": Symbol("t_h", "t_h", "seconds of the host per step"),
-    "step_tokens": Symbol("k_t", r"k_\mathrm{t}", "tokens that a step is expected to give"),
-    "between_s": Symbol("t_b", r"t_\mathrm{b}", "seconds of the prompts of others, per token"),
-    "others": Symbol("C_o", r"C_\mathrm{o}", "requests whose prompts come in between"),
-    "prompt_s": Symbol("t_p", r"t_\mathrm{p}", "seconds of one more prompt"),
-    "new_tokens": Symbol("N_new", r"N_\mathrm{new}", "new tokens of a request"),
+    "bandwidth_share": Symbol("u_β", r"u_\beta", "share of the bandwidth that this operator reaches"),
+    "bytes_per_s": Symbol("β_r", r"\beta_\mathrm{r}", "achieved B/s"),
+    "link_bytes": Symbol("Q_l", r"Q_\mathrm{l}", "bytes sent to other GPUs per run"),
+    "copies": Symbol("c_x", r"c_\mathrm{x}", "ranks that a token is sent to"),
+    "step_s": Symbol("t_s", "t_s", "seconds per decode step"),
+    "host_s": Symbol("t_h", "t_h", "host seconds per step"),
+    "step_tokens": Symbol("k_t", r"k_\mathrm{t}", "expected tokens per step"),
+    "between_s": Symbol("t_b", r"t_\mathrm{b}", "seconds of other requests' prompts, per token"),
+    "others": Symbol("C_o", r"C_\mathrm{o}", "requests whose prompts run in between"),
+    "prompt_s": Symbol("t_p", r"t_\mathrm{p}", "seconds per additional prompt"),
+    "new_tokens": Symbol("N_new", r"N_\mathrm{new}", "new tokens per request"),
     "token_s": Symbol("TPOT", r"\mathit{TPOT}", "seconds per token"),
-    "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring sends a vector: 2 (X - 1) / X"),
+    "ring_share": Symbol("c_r", r"c_\mathrm{r}", "times that a ring all-reduce sends a vector: 2 (X - 1) / X"),
 }
 
 
@@ -262,11 +262,11 @@ SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 LONG_DENOMINATOR, LEAST_SHORTENED = 10_000, Fraction(1, 100)
-"""From these on a fraction is shown by the beginning of its digits: an average over a checkpoint's tensors."""
+"""From this size on, a fraction is shown by its first digits: an average over a checkpoint's tensors."""
 
 
 def number_text(value: Number) -> str:
-    """A number as a person writes it: grouped digits, decimals only where it has them, 17/32 where they do not end.
+    """A number as a person writes it: grouped digits, decimals if they are finite, else a fraction such as 1/3.
 
     >>> number_text(Fraction(17, 32)), number_text(Fraction(1, 3)), number_text(Fraction(9_057_967, 14_908_263))
     ('0.53125', '1/3', '0.607580…')
@@ -285,7 +285,7 @@ def number_text(value: Number) -> str:
 
 
 def quantity_text(name: str, value: Number) -> str:
-    """A number put in for a symbol: a time or a rate with the unit that its name states, any other as it is.
+    """A number substituted for a symbol: a time or a rate with the unit in its name, any other number as it is.
 
     >>> quantity_text("start_s", 1.3e-5), quantity_text("peak_flops_per_s", 989e12), quantity_text("batch", 4096)
     ('13.0 µs', '989.0 TFLOP/s', '4,096')
@@ -311,7 +311,7 @@ def _latex_leaf(node: Expr) -> str:
 
 
 def _operands(node: Expr, leaf: Leaf, render: Callable[[Expr, Leaf], str], brackets: tuple[str, str]) -> list[str]:
-    """Both operands of a binary node, in brackets where precedence asks for them."""
+    """Both operands of a binary node, in brackets if precedence requires them."""
     out = []
     for i, arg in enumerate(node.args):
         shown = render(arg, leaf)
@@ -320,7 +320,7 @@ def _operands(node: Expr, leaf: Leaf, render: Callable[[Expr, Leaf], str], brack
 
 
 def _needs_brackets(node: Expr, arg: Expr, position: int, shown: str) -> bool:
-    """Whether operand `arg`, written as `shown`, would be read wrongly without brackets."""
+    """Whether operand `arg`, written as `shown`, needs brackets."""
     if arg.op in ("sym", "num"):  # 17/32 is a division to the reader, -3 a subtraction
         divides = "/" in shown and (node.op == "**" or (node.op == "/" and position == 1))
         return divides or (shown.startswith("-") and (node.op == "**" or position == 1))
@@ -359,13 +359,13 @@ def to_latex(node: Expr, leaf: Leaf = _latex_leaf) -> str:
 
 
 def _latex_quantity(text: str) -> str:
-    """A number, and its unit upright after a narrow space."""
+    """A number and, after a narrow space, its unit in upright type."""
     number, _, unit = text.replace(",", "{,}").replace("µ", "\\mu ").partition(" ")
     return rf"{number}\,\mathrm{{{unit}}}" if unit else number
 
 
 def substituted(node: Expr, values: Mapping[str, Number], *, latex: bool = False) -> str:
-    """The expression with `values` put in for its symbols, not yet worked out."""
+    """The expression with `values` substituted for its symbols, not yet evaluated."""
 
     def leaf(at: Expr) -> str:
         number = quantity_text(at.args[0], values[at.args[0]]) if at.op == "sym" else number_text(at.args[0])
@@ -387,7 +387,7 @@ _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def evaluate(node: Expr, values: Mapping[str, Number]) -> Any:
-    """The expression worked out exactly with `values`."""
+    """The exact value of the expression for `values`."""
     if node.op == "sym":
         return values[node.args[0]]
     if node.op == "num":
@@ -426,16 +426,15 @@ class Term:
 
     @property
     def latex_substituted(self) -> str:
-        """The numbers put in, in LaTeX maths."""
+        """The substituted numbers, in LaTeX maths."""
         return substituted(self.expression, self.values, latex=True)
 
 
 def derive(name: str, formula: Callable[..., Any], *, unit: str, gives: str = "", **arguments: Any) -> Term:
-    """Trace `formula` with symbols, work the trace out exactly with the numbers, and keep both.
+    """Trace `formula` with symbols, evaluate the trace exactly with the numbers, and keep both.
 
-    Divisions stay exact (a Fraction), which a direct call with ints would round to a float. Numbers among
-    `arguments` become symbols; booleans, enums, strings and None choose the formula's form and are passed as
-    they are.
+    Divisions stay exact (a Fraction); a direct call with ints would round to a float. Numbers among `arguments` become
+    symbols; booleans, enums, strings and None choose the form of the formula and are passed unchanged.
     """
     numbers = {k: v for k, v in arguments.items() if isinstance(v, int | float | Fraction) and not isinstance(v, bool)}
     shape = {k: v for k, v in arguments.items() if k not in numbers}

@@ -1,7 +1,7 @@
 """What devices admit of a study: the seam between the questions of `calc.fit.solve` and the rule that counts.
 
-`Costs` is what every rule answers: `calc.fit.plain_costs` counts weights and cache alone, `calc.fit.server_costs` what
-a server reserves, and `calc.fit.rules` picks one of them.
+`Costs` is what every rule answers: `calc.fit.plain_costs` counts weights and cache only, `calc.fit.server_costs` what a
+server reserves, and `calc.fit.rules` picks one of them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """How many requests of one context are admitted, and the bytes of the device that decides.
+    """How many requests of one context are admitted, and the bytes on the limiting device.
 
-    `batch`: all that fit. `missing_bytes`: what those asked for lack, 0 where they fit. `kv_bytes` and `state_bytes`
-    are of one request. `free_bytes`: left beside the requests asked for, or beside none where they do not fit
-    (then negative where even the weights do not). `problem`: why no server could run it; `runnable`: whether the
-    rule counts it regardless. `stage`: the pipeline stage that decides, from 1; 0 where the rule does not say.
-    `steps`: the calculation, result first, where it comes with the answer.
+    `batch`: all that fit. `missing_bytes`: what the requested ones lack, 0 if they fit. `kv_bytes` and `state_bytes`
+    are per request. `free_bytes`: what the requested ones leave, or what no request leaves if they do not fit (negative
+    if even the weights do not fit). `problem`: why no server could run it; `runnable`: whether the rule counts it
+    anyway. `stage`: the limiting pipeline stage, from 1; 0 if the rule has none. `steps`: the calculation, result
+    first, if it comes with the answer.
     """
 
     batch: int
@@ -46,11 +46,11 @@ class Costs(Protocol):
 
     @property
     def study(self) -> Study:
-        """The study that is counted."""
+        """The counted study."""
 
     @property
     def fewer_never_fit(self) -> bool:
-        """Whether what does not fit n pipeline stages does not fit fewer either."""
+        """Whether what does not fit in n pipeline stages cannot fit in fewer."""
 
     @property
     def rule(self) -> str:
@@ -58,13 +58,13 @@ class Costs(Protocol):
 
     @property
     def any_degree(self) -> bool:
-        """Whether devices share layers, so that any number of them does."""
+        """Whether devices share layers, so that any number of them can share the model."""
 
     def runs_on(self, device: DeviceSpec) -> bool:
         """Whether the rule's server runs on `device` at all."""
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
-        """What is admitted of `context` tokens (None: the study's) for `batch` requests (None: all that fit)."""
+        """The admission of `batch` requests (None: all that fit) of `context` tokens each (None: the study's)."""
 
     def steps(self, at: Admission, context: int) -> tuple[Term, ...]:
         """The calculation of `at`, the admission of `context` tokens: its result first."""
@@ -82,22 +82,22 @@ class Costs(Protocol):
         """Formats of weights and of the cache that could be chosen, the study's own among them."""
 
     def shared(self, tp: int, pp: int, batch: int) -> Admission:
-        """What is admitted of the study's context by `pp` pipeline stages of `tp` devices each."""
+        """The admission of the study's context on `pp` pipeline stages of `tp` devices each."""
 
     def least_stages(self, tp: int, batch: int) -> int:
         """Pipeline stages of `tp` devices below which `batch` requests certainly do not fit."""
 
     def equal_split_devices(self, batch: int, most: int) -> int | None:
-        """The fewest devices by the assignment's rule, up to `most`; None where there is none or it does not apply."""
+        """The fewest devices by the assignment's rule, up to `most`; None if there is none or it does not apply."""
 
     def reason(self, at: Admission, batch: int) -> str:
-        """What stays free of `at`, or what is missing and for what, in words."""
+        """In words: what is left free at `at`, or what is missing and for what."""
 
     def shortage(self, batch: int) -> str:
         """What a device lacks for `batch` requests, in a sentence; "" if they fit."""
 
 
 def offered(names: Sequence[str], own: StorageFormat) -> list[StorageFormat]:
-    """Formats by name, the study's own in place of the one of its name, else first."""
+    """Formats by name; the study's own format replaces the one of its name, or comes first."""
     known = [own if name == own.name else FORMATS[name] for name in names]
     return known if own in known else [own, *known]

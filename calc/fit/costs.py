@@ -1,8 +1,8 @@
-"""What a device holds as a function of the context: the same formulas as calc.memory's, before a context is put in.
+"""What a device holds as a function of the context, by the formulas of `calc.fit.memory`.
 
-`memory_report` answers for one context. Inverse questions and sweeps ask for thousands: here weights and state
-are taken from a report once, and the cache's own formula is called with a context, or with an array of them, in
-whole numbers: a size is a pair of integers (numerator, denominator), so that nothing is ever rounded early.
+`memory_report` answers for one context. Inverse questions and sweeps need thousands: here, weights and state are taken
+from a report once, and the cache's formula is called with one context or an array of them. A size is a pair of integers
+(numerator, denominator), so that nothing is rounded early.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Elements = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankCosts:
-    """What one of `tp` devices holds, with everything but the context decided.
+    """What one of `tp` devices holds, with everything fixed except the context.
 
-    `elements` says how many cache elements per request of a context has (an int, or an array for an array); one takes
-    `kv_num / kv_den` bytes, rounded up to whole bytes where `whole_bytes`; the device holds `share_num / share_den`
-    of that. `weight_num / weight_den` are the exact weight bytes. `problem`: why no server could run it;
-    `runnable`: whether the policy divides regardless.
+    `elements` gives the cache elements per request for a context (an int, or an array for an array). An element takes
+    `kv_num / kv_den` bytes, with the total rounded up if `whole_bytes`; the device holds `share_num / share_den` of
+    that. `weight_num / weight_den` are the exact weight bytes. `problem`: why no server could run it; `runnable`:
+    whether the policy divides the model anyway.
     """
 
     tp: int
@@ -46,58 +46,57 @@ class RankCosts:
 
     @property
     def weight_bytes(self) -> int:
-        """Weight bytes of the device, part of a byte taking all of it."""
+        """Weight bytes of the device, rounded up."""
         return -(-self.weight_num // self.weight_den)
 
     @property
     def kv_scale(self) -> int:
-        """What `kv_scaled` is to be divided by."""
+        """The divisor of `kv_scaled`."""
         return self.share_den if self.whole_bytes else self.share_den * self.kv_den
 
     def kv_scaled(self, context: Any) -> Any:
-        """Cache bytes of a request on the device, times `kv_scale`."""
+        """Cache bytes per request on the device, times `kv_scale`."""
         stored = self.elements(context) * self.kv_num
         if self.whole_bytes:
             stored = -(-stored // self.kv_den)
         return stored * self.share_num
 
     def kv_bytes(self, context: int) -> Fraction:
-        """Cache bytes of a request on the device, exact."""
+        """Exact cache bytes per request on the device."""
         return Fraction(self.kv_scaled(context), self.kv_scale)
 
     def request(self, context: Any) -> Any:
-        """Bytes that a request takes on the device, cache and state, times `kv_scale`."""
+        """Cache and state bytes per request on the device, times `kv_scale`."""
         return self.kv_scaled(context) + self.state_bytes * self.kv_scale
 
     def room(self, memory_bytes: int) -> int:
         """Bytes beside the weights, times `kv_scale`, rounded down; negative where the weights exceed the device.
 
-        What requests take is whole at that scale, so that rounding here changes no quotient.
+        At that scale, request sizes are integers, so rounding here changes no quotient.
         """
         free = memory_bytes * self.weight_den - self.weight_num
         return free * self.kv_scale // self.weight_den
 
     def max_batch(self, memory_bytes: int, context: int) -> int:
-        """Requests whose caches and states fit beside the weights; 0 where not one does or no server could."""
+        """Requests whose caches and states fit beside the weights; 0 if none fits or no server could run it."""
         request, room = self.request(context), self.room(memory_bytes)
         batch: int = room // request if self.runnable and 0 < request <= room else 0
         return batch
 
     def free_bytes(self, memory_bytes: int, context: int, batch: int) -> int:
-        """Whole bytes that stay free beside the weights and `batch` requests; negative where they do not fit."""
+        """Whole bytes left beside the weights and `batch` requests; negative if they do not fit."""
         free: int = (self.room(memory_bytes) - batch * self.request(context)) // self.kv_scale
         return free
 
     def missing_bytes(self, memory_bytes: int, context: int, batch: int = 1) -> int:
-        """Bytes by which the weights and `batch` requests exceed the device; 0 where they fit."""
+        """Bytes by which the weights and `batch` requests exceed the device; 0 if they fit."""
         return max(0, -self.free_bytes(memory_bytes, context, batch))
 
 
 def rank_costs(study: Study, tps: Sequence[int] | None = None) -> tuple[RankCosts, ...]:
     """`RankCosts` of `study` for each degree of tensor parallelism, under the study's policy.
 
-    Exactly what `memory_report(study).tp` says, for any context. Policies other than the equal split keep whole
-    heads.
+    Exactly what `memory_report(study).tp` says, for any context. All policies except the equal split keep whole heads.
     """
     whole_heads = study.policy is not Policy.EQUAL_SPLIT
     asked = study if tps is None else replace(study, tps=tuple(tps))
@@ -128,7 +127,7 @@ def rank_costs(study: Study, tps: Sequence[int] | None = None) -> tuple[RankCost
 
 
 def _cache(model: ModelSpec, tp: int, *, whole_heads: bool) -> tuple[Elements, bool, Fraction]:
-    """Elements by context, whether they are rounded up to bytes before they are shared, and the device's share."""
+    """Elements by context, whether they are rounded up to bytes before they are divided, and the device's share."""
     if not whole_heads:
         return request_elements(model), True, Fraction(1, tp)
     if (heads := only_kv_heads(model)) is None:
@@ -137,7 +136,7 @@ def _cache(model: ModelSpec, tp: int, *, whole_heads: bool) -> tuple[Elements, b
 
 
 def request_elements(model: ModelSpec, tp: int | None = None) -> Elements:
-    """Cache elements of a request by its context: of the model, or of a rank of `tp` that keeps whole heads.
+    """Cache elements per request by context, for the model or for a rank of `tp` that keeps whole heads.
 
     >>> from calc.sources.catalog import find_model
     >>> request_elements(find_model("llama-3-8b"))(8192)

@@ -1,8 +1,8 @@
 """How many devices share what of a model, and whether they can: in whole heads, experts and layers.
 
-`tp` devices make a pipeline stage, `pp` stages a replica. Of the `tp`, `ep` share the routed experts as whole ones
-(each expert is split over tp / ep), `dp_attention` groups attend each to their own requests, and `dcp` devices share
-the tokens of a request among KV heads that would only be repeated. vLLM's ``-tp t -dp d --enable-expert-parallel``
+`tp` devices form a pipeline stage, `pp` stages a replica. Of the `tp` devices, `ep` divide the routed experts among
+them as whole experts (each split over tp / ep), `dp_attention` groups each handle their own requests, and `dcp` devices
+share a request's tokens for KV heads that would otherwise be repeated. vLLM's ``-tp t -dp d --enable-expert-parallel``
 is tp = t x d, dp_attention = d, ep = t x d here.
 """
 
@@ -19,7 +19,7 @@ from calc.model.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelSpec:
-    """How many devices share what; `pp_layers`: the layers of each stage. Raises SpecError for a number below 1."""
+    """How many devices share what; `pp_layers`: the layers per stage. Raises SpecError for a number below 1."""
 
     tp: int = 1
     pp: int = 1
@@ -48,7 +48,7 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
     if spec.tp % spec.dp_attention:
         return f"{spec.tp:,} devices do not form {spec.dp_attention:,} equal attention groups"
     if spec.pp > model.n_layers:
-        return f"{spec.pp:,} stages for {model.n_layers:,} layers: each stage needs one"
+        return f"{spec.pp:,} stages for {model.n_layers:,} layers: each stage needs at least one layer"
     if problem := partition_problem(model.n_layers, spec.pp, spec.pp_layers):
         return problem
     different = model.groups
@@ -65,7 +65,7 @@ def parallel_problem(model: ModelSpec, spec: ParallelSpec) -> str | None:
 
 def _expert_problem(experts: Sequence[Experts], spec: ParallelSpec) -> str | None:
     if spec.ep > 1 and not experts:
-        return "the model has no routed experts to spread over devices"
+        return "the model has no routed experts to divide among devices"
     if spec.tp % spec.ep:
         return f"{spec.tp:,} devices do not form equal groups of {spec.ep:,} for the experts"
     for part in experts:
@@ -77,7 +77,7 @@ def _expert_problem(experts: Sequence[Experts], spec: ParallelSpec) -> str | Non
 
 
 def _shared_tokens_problem(mixer: Mixer, spec: ParallelSpec) -> str | None:
-    """Why a request's tokens cannot be shared: only heads that would be repeated free devices for that."""
+    """Why a request's tokens cannot be shared: only devices with repeated heads can share tokens."""
     if spec.dcp == 1 or not (mixer.cache_elements or mixer.state_elements):
         return None
     if mixer.state_elements or mixer.window is not None:
@@ -87,7 +87,7 @@ def _shared_tokens_problem(mixer: Mixer, spec: ParallelSpec) -> str | None:
     if max(1, copies) % spec.dcp:
         held = "the latent" if isinstance(mixer, Latent) else f"each of the {_kv_heads(mixer)} KV heads"
         times = "once" if copies <= 1 else f"{copies:,} times"
-        return f"{held} is held {times} by {spec.attention_tp:,} devices, which {spec.dcp:,} cannot share"
+        return f"{held} is held {times} by {spec.attention_tp:,} devices and cannot be shared by {spec.dcp:,}"
     return None
 
 

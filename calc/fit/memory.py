@@ -1,7 +1,7 @@
 """What is on the device, the largest batch, and the tensor-parallel table.
 
-Counted are weights and KV cache, as the assignment asks. Activations, runtime and graphs are not: what a
-particular server reserves for them is a question of its own.
+Weights and KV cache are counted, as the assignment asks. Activations, runtime and graphs are not: what a particular
+server reserves for them is a separate question.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def weight_bytes(*, parameters: Any, weight_element_bytes: Any) -> Any:
 
 
 def max_batch(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) -> Any:
-    """Requests whose caches fit beside the weights.
+    """Number of requests whose caches fit beside the weights.
 
     >>> max_batch(memory_bytes=80_000_000_000, weight_bytes=16_060_522_496, kv_request_bytes=1_073_741_824)
     59
@@ -37,7 +37,7 @@ def max_batch(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any) ->
 
 
 def max_batch_with_state(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any, state_bytes: Any) -> Any:
-    """Requests whose caches and recurrent states fit beside the weights."""
+    """Number of requests whose caches and recurrent states fit beside the weights."""
     return (memory_bytes - weight_bytes) // (kv_request_bytes + state_bytes)
 
 
@@ -47,26 +47,26 @@ def shortfall(*, memory_bytes: Any, weight_bytes: Any, kv_request_bytes: Any, st
 
 
 def equal_share(*, weight_bytes: Any, tp: Any) -> Any:
-    """Weight bytes per GPU when everything divides evenly (the assignment's rule)."""
+    """Weight bytes per GPU if everything divides evenly (the assignment's rule)."""
     return weight_bytes / tp
 
 
 def equal_kv_share(*, kv_request_bytes: Any, tp: Any) -> Any:
-    """Cache bytes per request and GPU when everything divides evenly."""
+    """Cache bytes per request and GPU if everything divides evenly."""
     return kv_request_bytes / tp
 
 
 def equal_state_share(*, state_bytes: Any, tp: Any) -> Any:
-    """State bytes per sequence and GPU when everything divides evenly, up to the next whole byte."""
+    """State bytes per sequence and GPU if everything divides evenly, rounded up."""
     return (state_bytes + tp - 1) // tp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpRow:
-    """One tensor-parallel degree. `problem` says why no server could run it, or is None.
+    """One tensor-parallel degree. `problem`: why no server could run it, or None.
 
-    `steps` derive the weights, the cache, the state where there is one, and last the batch that follows from them.
-    The equal split divides regardless, as the assignment does; with whole heads such a row never fits.
+    `steps` derive the weights, the cache, the state if there is one, and finally the batch that follows from them. The
+    equal split divides anyway, as the assignment does; with whole heads such a row never fits.
     """
 
     tp: int
@@ -81,7 +81,7 @@ class TpRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryReport:
-    """The assignment's table and everything behind it. `max_batch` and `fits` are of a single device."""
+    """The assignment's table and everything behind it. `max_batch` and `fits` are for a single device."""
 
     study: Study
     parameters: Parameters
@@ -97,12 +97,12 @@ class MemoryReport:
 
     @property
     def request_bytes(self) -> int:
-        """What a request takes: its cache, and the state of the recurrent layers where there are any."""
+        """Bytes per request: its cache, and the state of the recurrent layers if there are any."""
         return self.kv_bytes_per_request + self.state_bytes_per_sequence
 
     @property
     def component_bytes(self) -> dict[str, Number]:
-        """Weight bytes by component: as the file holds them where it was read, else alike for every parameter."""
+        """Weight bytes by component: as stored in the file if it was read, else equal for every parameter."""
         weights, counts = self.study.weight_format, self.parameters.components
         if weights.stored is not None and weights.stored.components:
             own = dict(weights.stored.components)
@@ -116,7 +116,7 @@ class MemoryReport:
 
 
 def batch_term(study: Study, weights: Number, kv: Number, state: Number = 0) -> Term:
-    """Requests of `kv` and `state` bytes each beside `weights` on the device; what one lacks where none fits."""
+    """The number of requests of `kv` and `state` bytes that fit beside `weights`, or what one lacks if none fits."""
     formula: Callable[..., Any] = max_batch_with_state if state else max_batch
     name, gives, unit = "Max batch size", "batch", "requests"
     if study.device.memory_bytes < weights + kv + state or not kv + state:
@@ -175,7 +175,8 @@ def _whole_head_row(study: Study, found: Shares, tp: int) -> TpRow:
 
 
 def memory_report(study: Study) -> MemoryReport:
-    """Parameters, bytes, largest batch and both tensor-parallel tables of `study`. Never raises for a bad fit."""
+    """Parameters, bytes, largest batch and both tensor-parallel tables of `study`. Never raises because something does
+    not fit."""
     counts = parameters(study.model)
     weights = derive(
         "Parameter memory",

@@ -15,7 +15,8 @@ from calc.model.study import Study
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelPlan:
-    """What every stage holds, and which one decides. `problem`: why no server could run it (then no stages)."""
+    """What every stage holds, and which one limits. `problem`: why no server could run it (then there are no
+    stages)."""
 
     spec: ParallelSpec
     problem: str | None
@@ -34,7 +35,7 @@ class ParallelPlan:
 
 
 def plan(study: Study, spec: ParallelSpec) -> ParallelPlan:
-    """What each device holds when `study`'s model is shared as `spec` says; whole heads, whatever the policy."""
+    """What each device holds if `study`'s model is divided by `spec`, in whole heads whatever the policy."""
     problem = parallel_problem(study.model, spec)
     if problem is not None:
         return _impossible(spec, problem)
@@ -74,17 +75,19 @@ def _notes(model: ModelSpec, spec: ParallelSpec, stages: tuple[Stage, ...], bind
     if padded != model.vocab_size:
         notes.append(
             f"The vocabulary of {model.vocab_size:,} is padded to {padded:,}, a multiple of {VOCAB_MULTIPLE} and of "
-            f"TP {spec.tp:,}, so that embedding and head divide."
+            f"TP {spec.tp:,}, so that embedding and head can be divided."
         )
     if len(stages) > 1:
         layers = ", ".join(str(stage.n_layers) for stage in stages)
         copy = ", with a copy of the tied embedding" if model.tied else ""
         notes.append(
-            f"Layers by stage: {layers}; the embedding is on the first, the head on the last{copy}. "
-            f"Stage {binding.index + 1} decides."
+            f"Layers by stage: {layers}; the embedding is on the first, the head on the last{copy}. Stage "
+            f"{binding.index + 1} limits."
         )
         if model.spread:
-            notes.append("Which layers slide is not in the spec: they are taken as evenly spread over the stages.")
+            notes.append(
+                "The spec does not say which layers slide: they are assumed to be spread evenly over the stages."
+            )
     return (*notes, *_attention_notes(model, spec))
 
 
@@ -97,12 +100,12 @@ def _attention_notes(model: ModelSpec, spec: ParallelSpec) -> list[str]:
             f"{spec.attention_tp // min(heads):,} times, their K and V projections too."
         )
     if spec.attention_tp > 1 and any(isinstance(m, Latent) for m in mixers):
-        notes.append("The latent cache serves all heads: it is not divided by TP, only by attention groups.")
+        notes.append("The latent cache serves all heads, so attention groups divide it, but TP does not.")
     if spec.dp_attention > 1:
         notes.append(
             f"{spec.dp_attention:,} attention groups of {spec.attention_tp:,} serve their own requests: the batch is "
             "that of all groups, and each group holds all attention weights and the embedding."
         )
     if spec.ep > 1:
-        notes.append(f"Whole experts over {spec.ep:,} devices; the fullest is counted where they do not divide.")
+        notes.append(f"Whole experts are divided among {spec.ep:,} devices; the fullest device is counted.")
     return notes

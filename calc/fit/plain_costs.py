@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 WEIGHT_FORMATS = ("fp32", "bf16", "fp8", "q8_0", "q6_k", "q5_k", "q4_1", "q4_k", "nvfp4", "mxfp4", "int4")
 CACHE_FORMATS = ("fp32", "bf16", "q8_0", "fp8", "q5_0", "nvfp4", "q4_0", "int4")
-"""What servers store weights and caches in, without those that take the same bytes (fp16, int8)."""
+"""Formats in which servers store weights and caches, without those of equal size (fp16, int8)."""
 LEAST_OVERHEAD_BYTES = 2**29
-"""A CUDA context with its kernels: what every server takes besides weights and cache."""
+"""A CUDA context with its kernels: what every server needs besides weights and cache."""
 DIVISORS = 64
-"""Degrees above the mean load that are tried for the equal split: rounding a state up takes one more at most."""
+"""Degrees above the mean load that are tried for the equal split; rounding a state up adds at most one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainCosts:
-    """Weights and cache alone, under the study's policy. `rank` is what one of the devices holds.
+    """Weights and cache only, under the study's policy. `rank` is what one of the devices holds.
 
-    `ranks` remembers the costs of other formats: each is put into a report once.
+    `ranks` caches the costs of other formats: each is computed once.
     """
 
     study: Study
@@ -40,25 +40,25 @@ class PlainCosts:
 
     @property
     def fewer_never_fit(self) -> bool:
-        """True of a model whose layers are all alike: a stage of fewer layers never holds more."""
+        """True for a model whose layers are all alike: a stage with fewer layers never holds more."""
         return len(self.study.model.groups) == 1
 
     @property
     def rule(self) -> str:
-        """Of every plain policy."""
+        """True for every plain policy."""
         return "weights and cache alone"
 
     @property
     def any_degree(self) -> bool:
-        """Heads are shared."""
+        """Devices share heads, not layers."""
         return False
 
     def runs_on(self, device: DeviceSpec) -> bool:
-        """No server is meant."""
+        """True: no particular server is meant."""
         return True
 
     def admission(self, context: int | None = None, batch: int | None = None) -> Admission:
-        """By the formulas of `calc.fit.memory`, before a context is put in."""
+        """By the formulas of `calc.fit.memory`, as functions of the context."""
         rank, memory = self.rank, self.study.device.memory_bytes
         context = self.study.context if context is None else context
         most = rank.max_batch(memory, context)
@@ -101,11 +101,11 @@ class PlainCosts:
         return self.ranks[key]
 
     def offered_formats(self) -> tuple[Sequence[StorageFormat], Sequence[StorageFormat]]:
-        """Those that one server or another knows."""
+        """The formats that at least one server supports."""
         return offered(WEIGHT_FORMATS, self.study.weight_format), offered(CACHE_FORMATS, self.study.kv_format)
 
     def shared(self, tp: int, pp: int, batch: int) -> Admission:
-        """As `calc.fit.parallel` plans it, in whole heads and layers."""
+        """As planned by `calc.fit.parallel`, in whole heads and layers."""
         loads, found = self._loads(tp, pp, batch)
         binding, memory = found.stages[found.binding], self.study.device.memory_bytes
         return Admission(
@@ -116,7 +116,7 @@ class PlainCosts:
         )
 
     def least_stages(self, tp: int, batch: int) -> int:
-        """Stages hold the whole model together, so the mean load says where to begin."""
+        """All stages together hold the whole model, so start at the mean load."""
         loads, _ = self._loads(tp, 1, batch)
         return max(1, rounded_up(sum(loads, Fraction(0)) / self.study.device.memory_bytes))
 
@@ -133,7 +133,7 @@ class PlainCosts:
         return loads, found
 
     def equal_split_devices(self, batch: int, most: int) -> int | None:
-        """The fewest devices where weights, caches and states divide evenly."""
+        """The fewest devices if weights, caches and states divide evenly."""
         equal = replace(self.study, policy=Policy.EQUAL_SPLIT)
         whole = plain_costs(equal, 1).admission()
         held = whole.weight_bytes + batch * (whole.kv_bytes + whole.state_bytes)
@@ -142,15 +142,15 @@ class PlainCosts:
         return next((tp for tp in tries if plain_costs(equal, tp).admission(batch=batch).missing_bytes == 0), None)
 
     def reason(self, at: Admission, batch: int) -> str:
-        """Of a device: why not, what stays free, or what is missing."""
+        """For a device: why it cannot be used, what is left free, or what is missing."""
         if not at.runnable:
             return str(at.problem)
         if at.batch >= batch:
             scarce = ": less than any server needs for itself" if at.free_bytes < LEAST_OVERHEAD_BYTES else ""
-            return f"{format_decimal(at.free_bytes)} stay free{scarce}"
+            return f"{format_decimal(at.free_bytes)} free{scarce}"
         if at.free_bytes < 0:
             return f"the weights alone exceed it by {format_decimal(-at.free_bytes)}"
-        return f"{format_decimal(at.missing_bytes)} are missing for {requests(batch)}"
+        return f"{requests(batch)} would need {format_decimal(at.missing_bytes)} more"
 
     def shortage(self, batch: int) -> str:
         """What is missing, and what takes the most memory."""
@@ -164,8 +164,8 @@ class PlainCosts:
         }
         largest = max(parts, key=lambda name: parts[name])
         return (
-            f"{format_bytes(at.missing_bytes)} are missing for {requests(batch)}; most of the memory goes to "
-            f"{largest}, {format_decimal(parts[largest])}."
+            f"{format_bytes(at.missing_bytes)} are missing for {requests(batch)}; the largest part of the memory is "
+            f"{largest} ({format_decimal(parts[largest])})."
         )
 
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def costs_of(study: Study, tp: int = 1, server: ServerOptions | None = None) -> Costs:
-    """The costs of `study` on `tp` devices: under its own policy, or as `server` counts.
+    """The costs of `study` on `tp` devices, under its own policy or as `server` counts.
 
-    Raises SpecError where the server's other options go with no such `tp`.
+    Raises SpecError if the server's other options do not allow this `tp`.
     """
     if server is None:
         return plain_costs(study, tp)

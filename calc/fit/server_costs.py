@@ -29,15 +29,15 @@ CACHE_FORMATS: Mapping[str, tuple[str, ...]] = {
     "transformers": ("bf16",),
     "llamacpp": ("bf16", "q8_0", "q5_0", "q4_0"),
 }
-"""What each loads and keeps without a change of its code."""
+"""Formats that each server loads and caches without a change of its code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCosts:
-    """What the server of `options` makes of `study`: whole requests of full length, or why it refuses it.
+    """How the server of `options` runs `study`: the number of full-length requests, or why it refuses.
 
-    Bytes are of the GPU that binds: what is missing and what stays free is counted in its cache pool, parts of
-    blocks aside. Memory alone is asked: whether the context is within the model's limit is not.
+    Bytes are those of the limiting GPU: missing and free bytes are counted in its cache pool, without partial blocks.
+    Only memory is checked, not whether the context is within the model's limit.
     """
 
     study: Study
@@ -45,7 +45,7 @@ class ServerCosts:
 
     @property
     def fewer_never_fit(self) -> bool:
-        """Not certain: a server's overheads change with the number of stages."""
+        """False: a server's overheads change with the number of stages."""
         return False
 
     @property
@@ -68,7 +68,7 @@ class ServerCosts:
         return _admission(study, self.options, batch)
 
     def steps(self, at: Admission, context: int) -> tuple[Term, ...]:
-        """Those of the server's report."""
+        """The steps of the server's report."""
         return at.steps
 
     def admits(self, context: int, batch: int) -> bool:
@@ -76,7 +76,7 @@ class ServerCosts:
         return self.admission(context, batch).batch >= batch
 
     def on(self, device: DeviceSpec) -> ServerCosts:
-        """The same server on another device, or as many of it as share the model."""
+        """The same server on another device, or on as many of it as share the model."""
         return replace(self, study=replace(self.study, device=device), options=_alike(self.options))
 
     def stored(self, weights: StorageFormat, cache: StorageFormat) -> ServerCosts:
@@ -84,7 +84,7 @@ class ServerCosts:
         return replace(self, study=replace(self.study, weight_format=weights, kv_format=cache))
 
     def offered_formats(self) -> tuple[Sequence[StorageFormat], Sequence[StorageFormat]]:
-        """Those that the server loads."""
+        """The formats that the server loads."""
         engine, study = self.options.engine, self.study
         return offered(WEIGHT_FORMATS[engine], study.weight_format), offered(CACHE_FORMATS[engine], study.kv_format)
 
@@ -102,17 +102,17 @@ class ServerCosts:
         return None
 
     def reason(self, at: Admission, batch: int) -> str:
-        """Of a device: why not, what stays free of the pool, or what is missing."""
+        """For a device: why it cannot be used, what is left free in the pool, or what is missing."""
         if at.problem is not None:
             return at.problem
         if at.batch >= batch:
-            return f"{format_decimal(at.free_bytes)} of the pool stay free"
+            return f"{format_decimal(at.free_bytes)} free in the pool"
         if at.free_bytes <= 0:
             return f"does not start: {format_decimal(-at.free_bytes)} are missing before any cache"
-        return f"{format_decimal(at.missing_bytes)} of the pool are missing for {requests(batch)}"
+        return f"{requests(batch)} would need {format_decimal(at.missing_bytes)} more in the pool"
 
     def shortage(self, batch: int) -> str:
-        """What the pool lacks."""
+        """What is missing in the pool."""
         at = self.admission(batch=batch)
         if at.problem is not None:
             return f"{at.problem[0].upper()}{at.problem[1:]}."
@@ -123,7 +123,7 @@ class ServerCosts:
 
 
 def _alike(options: ServerOptions) -> ServerOptions:
-    """`options` for devices that are all alike: what named unlike ones, or shares of them, is left out."""
+    """`options` for equal devices: without named different devices and their shares."""
     return replace(options, devices=(), tensor_split=())
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a server counts: one report for each setting and context. A setting that it cannot divide is left out."""
+"""A sweep as a server counts: one report per setting and context. Settings that it cannot divide are left out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from calc.servers.report import server_report
 from calc.servers.serving import as_served
 
 MOST_REPORTS = 100_000
-"""Reports of a sweep: some minutes."""
+"""Maximum number of reports in a sweep: a few minutes."""
 
 
 def server_reports(axes: Axes) -> Iterator[ServerReport]:
-    """The report of every setting and context. Raises SpecError for too many, or where none can be made."""
+    """The report for every setting and context. Raises SpecError if there are too many, or if none can be made."""
     settings = axes.settings * len(axes.contexts)
     if settings > MOST_REPORTS:
         raise SpecError(
             "contexts",
-            f"{settings:,} reports of a server are more than the maximum of {MOST_REPORTS:,}: shorten a list",
+            f"{settings:,} server reports are more than the maximum of {MOST_REPORTS:,}: shorten a list",
         )
     made, refused = False, ""
     for study, options in _studies(axes):

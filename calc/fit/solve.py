@@ -1,8 +1,8 @@
 """Inverse questions: the largest context, the largest batch, the fewest devices, which device, which formats.
 
-Each is asked of `Costs` (`calc.fit.admission`): of weights and cache alone, or of what a server admits. "It does not
-fit" is an answer, with the bytes that are missing. Exact integers throughout: a largest context is found by
-bisection, since what a request takes never falls as its context grows.
+`Costs` (`calc.fit.admission`) answers each: for weights and cache only, or for what a server admits. "It does not fit"
+is an answer, with the missing bytes. All numbers are exact integers. The largest context is found by bisection, because
+a longer context never needs less memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_DEVICES = 1024
 MOST_PLANS = 8
-"""Plans that are shown where any number of devices shares the layers."""
+"""Number of plans shown if any number of devices can share the layers."""
 
 
 # Context and batch
@@ -32,11 +32,11 @@ MOST_PLANS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextAnswer:
-    """The longest context of a batch. `context` is None where not even one token fits: then bytes are missing.
+    """The longest context of a batch. `context` is None if not even one token fits; then bytes are missing.
 
-    `unbounded`: no context fills the device (every layer keeps a window or a state); `context` is then what the model
-    was made for, or the largest number there is. `beyond_model`: longer than the model was made for. Bytes are of one
-    device, the cache's of one request.
+    `unbounded`: no context fills the device (every layer keeps a window or a state); `context` is then the model's
+    limit, or the largest number. `beyond_model`: longer than the model's limit. Bytes are per device, those of the
+    cache per request.
     """
 
     context: int | None
@@ -51,7 +51,7 @@ class ContextAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchAnswer:
-    """The largest batch of a context. Bytes are of one device; cache and state of one request."""
+    """The largest batch of a context. Bytes are per device; cache and state are per request."""
 
     batch: int
     fits: bool
@@ -65,7 +65,7 @@ class BatchAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridRow:
-    """One degree of tensor parallelism: what it admits of each context. `costs`: None where the rule refuses it."""
+    """One tensor-parallel degree and what it admits for each context. `costs`: None if the rule refuses it."""
 
     tp: int
     costs: Costs | None
@@ -92,7 +92,7 @@ def largest_context(costs: Costs, *, batch: int = 1) -> ContextAnswer:
 
 
 def _longest(costs: Costs, batch: int, most: int) -> int:
-    """The longest context, up to `most`, that admits `batch` requests; 0 where not even one token is admitted."""
+    """The longest context, up to `most`, at which `batch` requests fit; 0 if not even one token fits."""
     return largest(lambda context: costs.admits(context, batch), most)
 
 
@@ -121,7 +121,7 @@ def batch_grid(
 def _grid_row(study: Study, tp: int, contexts: Sequence[int], server: ServerOptions | None) -> GridRow:
     try:
         costs = costs_of(study, tp, server)
-    except SpecError as error:  # the server's other options go with no such TP
+    except SpecError as error:  # the server's other options do not allow this TP
         refused = Admission(batch=0, missing_bytes=0, problem=str(error), runnable=False)
         return GridRow(tp=tp, costs=None, cells=(refused,) * len(contexts))
     return GridRow(tp=tp, costs=costs, cells=tuple(costs.admission(context) for context in contexts))
@@ -132,9 +132,9 @@ def _grid_row(study: Study, tp: int, contexts: Sequence[int], server: ServerOpti
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A way to share the model: TP within a stage, PP stages. `weight_bytes` of the stage that decides.
+    """A way to share the model: TP within a stage, PP stages. `weight_bytes` are those of the limiting stage.
 
-    `usual`: a plan that people run: a power of two in one machine, or whole machines in a row.
+    `usual`: a common plan, with a power of two within one machine, or whole machines.
     """
 
     tp: int
@@ -148,11 +148,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicesAnswer:
-    """The fewest devices of a usual plan, and for every TP the fewest stages that do.
+    """The fewest devices of a usual plan, and for every TP the fewest stages that fit.
 
-    Usual plans come first, then the fewest devices, then the largest batch. `devices` is None where up to the most
-    allowed do not do; `missing_bytes` is then what the fullest device of the best way lacks. `equal_split`: as many
-    as the assignment's rule asks for, where everything divides.
+    Sorted by usual plans first, then the fewest devices, then the largest batch. `devices` is None if even the maximum
+    number is not enough; `missing_bytes` is then what the fullest device of the best plan lacks. `equal_split`: the
+    number by the assignment's rule, if everything divides.
     """
 
     devices: int | None
@@ -164,8 +164,7 @@ class DevicesAnswer:
 def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) -> DevicesAnswer:
     """The fewest devices that hold the model and `batch` requests of the study's context, in whole heads and layers.
 
-    For each TP the fewest pipeline stages that do; plans that people run before others. Raises SpecError for a
-    number below 1.
+    For each TP, the fewest pipeline stages that fit; usual plans first. Raises SpecError for a number below 1.
     """
     check_count("batch", batch)
     check_count("most", most)
@@ -186,11 +185,11 @@ def fewest_devices(costs: Costs, *, batch: int = 1, most: int = MOST_DEVICES) ->
 
 
 MACHINES = (1, 2, 4, 8)
-"""GPUs of a machine."""
+"""GPUs per machine."""
 
 
 def _is_usual(plan: Plan, machine: int) -> bool:
-    """Within one machine a power of two; beyond it whole machines of `machine` GPUs, as stages or one TP group."""
+    """Within one machine, a power of two; beyond it, whole machines of `machine` GPUs, as stages or one TP group."""
     if plan.pp > 1:
         return plan.tp == machine
     return plan.tp in MACHINES or (plan.tp % MACHINES[-1] == 0 and not plan.tp & (plan.tp - 1))
@@ -208,7 +207,7 @@ def _tps(costs: Costs, most: int) -> tuple[int, ...]:
 
 
 def _fitting_plan(costs: Costs, tp: int, batch: int, most: int, missing: list[int]) -> Iterator[Plan]:
-    """The plan of `tp` with the fewest stages, up to `most`, that holds `batch` requests; else what it lacks."""
+    """The plan of `tp` with the fewest stages, up to `most`, that holds `batch` requests, or what it lacks."""
     last = 1 if costs.any_degree else min(costs.study.model.n_layers, most)
     if lacking := costs.shared(tp, last, batch).missing_bytes:
         missing.append(lacking)
@@ -232,7 +231,7 @@ def _fitting_plan(costs: Costs, tp: int, batch: int, most: int, missing: list[in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceAnswer:
-    """A device of the catalog. `reason`, in words: what stays free, or what is missing and for what."""
+    """A catalog device. `reason`, in words: what is left free, or what is missing and for what."""
 
     id: str
     name: str
@@ -244,8 +243,8 @@ class DeviceAnswer:
 
 
 def devices_that_fit(costs: Costs, *, batch: int = 1) -> tuple[DeviceAnswer, ...]:
-    """The catalog's devices that the rule's server runs on: the smallest that hold `batch` requests first, then the
-    rest, nearest first.
+    """The catalog devices that the rule's server supports: first those that hold `batch` requests, smallest first, then
+    the rest, nearest first.
     """
     from calc.sources.catalog import devices
 
@@ -275,7 +274,7 @@ def devices_that_fit(costs: Costs, *, batch: int = 1) -> tuple[DeviceAnswer, ...
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatAnswer:
-    """A way to store weights and cache; `largest_context` of the batch that was asked for."""
+    """A way to store weights and cache; `largest_context` is for the requested batch."""
 
     weight_format: str
     kv_format: str
@@ -286,7 +285,7 @@ class FormatAnswer:
 
 
 def formats_that_fit(costs: Costs, *, batch: int = 1) -> tuple[FormatAnswer, ...]:
-    """Every way to store weights and cache: what fits first, then the least changed, then the most bytes."""
+    """Every way to store weights and cache: those that fit first, then the fewest changes, then the most bytes."""
     check_count("batch", batch)
     study = costs.study
     weights, caches = costs.offered_formats()
@@ -317,7 +316,7 @@ def _format_answer(costs: Costs, weight: StorageFormat, cache: StorageFormat, ba
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """One change that makes it fit by itself: a sentence, and the words that say it on the command line."""
+    """One change that is enough on its own: a sentence, and its command-line options."""
 
     change: str
     text: str
@@ -325,9 +324,9 @@ class Advice:
 
 
 def advice(costs: Costs, *, batch: int = 1) -> tuple[Advice, ...]:
-    """What to change so that `batch` requests fit, each by itself; () if they fit.
+    """Changes that are each enough to make `batch` requests fit; () if they fit.
 
-    The part that weighs most comes first: smaller weights before a smaller cache, or the other way about.
+    The largest part comes first: smaller weights before a smaller cache, or vice versa.
     """
     if not costs.shortage(batch):
         return ()
@@ -347,7 +346,7 @@ def advice(costs: Costs, *, batch: int = 1) -> tuple[Advice, ...]:
 
 
 def _format_advice(study: Study, formats: Sequence[FormatAnswer], kind: str) -> list[Advice]:
-    """The storage with the most bytes that makes it fit by itself."""
+    """The storage with the most bytes that is enough on its own."""
     other, name = ("weight_format", "kv_format") if kind == "kv" else ("kv_format", "weight_format")
     what = "cache" if kind == "kv" else "weights"
     for answer in formats:

@@ -28,14 +28,15 @@ from calc.model.tensors import EMBEDDING, KV, NORM, WHOLE, Tensor, kv_heads_per_
 from calc.units import whole
 
 UNLIMITED = 10**18
-"""The batch of a stage that keeps nothing of a request."""
+"""The batch of a stage that caches nothing."""
 
 
 # Formulas
 
 
 def rank_expert_params(*, n_experts: Any, ep: Any, expert: Any, tp: Any) -> Any:
-    """Routed parameters of a layer on a rank: the experts of the fullest of `ep`, each split over tp / ep."""
+    """Routed expert parameters per layer on a rank: the experts of the fullest of `ep` ranks, each split over tp /
+    ep."""
     return (n_experts + ep - 1) // ep * expert * ep / tp
 
 
@@ -50,7 +51,7 @@ def stage_weight_bytes(
     attention_tp: Any = 1,
     rank_experts: Any = 0,
 ) -> Any:
-    """Weight bytes of a device: its part of what is divided, its own KV heads and experts, and what all hold."""
+    """Weight bytes of a device: its share of divided tensors, its KV heads and experts, and what every device holds."""
     held = whole_params + rank_kv_params + rank_experts
     return _divided(held, (split_params, tp), (attention_params, attention_tp)) * weight_element_bytes
 
@@ -68,13 +69,14 @@ def stored_stage_weight_bytes(
     attention_tp: Any = 1,
     rank_experts: Any = 0,
 ) -> Any:
-    """The same of a checkpoint: what is divided, K and V, what all hold, each at the mean of its stored bytes."""
+    """The same for a checkpoint: divided tensors, K and V, and what every device holds, each at its mean stored
+    bytes."""
     divided = _divided(rank_experts, (split_params, tp), (attention_params, attention_tp)) * split_element_bytes
     return divided + rank_kv_params * kv_weight_element_bytes + whole_params * whole_element_bytes
 
 
 def _divided(held: Any, *parts: tuple[Any, Any]) -> Any:
-    """`held`, and a device's part of each of `parts`; those that are nothing are not shown."""
+    """`held` plus a device's share of each of `parts`; empty parts are not shown."""
     for params, devices in parts:
         if not (isinstance(params, int) and params == 0):
             held = held + params / devices
@@ -82,7 +84,7 @@ def _divided(held: Any, *parts: tuple[Any, Any]) -> Any:
 
 
 def shared_context(*, context: Any, dcp: Any) -> Any:
-    """Tokens of a request that the fullest of `dcp` devices keeps."""
+    """Tokens per request on the fullest of `dcp` devices."""
     return (context + dcp - 1) // dcp
 
 
@@ -104,7 +106,7 @@ class Stage:
 
     @property
     def fits(self) -> bool:
-        """Whether one request does."""
+        """Whether one request fits."""
         return self.missing_bytes == 0 and self.max_batch > 0
 
 
@@ -118,7 +120,7 @@ def stages_of(study: Study, spec: ParallelSpec) -> tuple[Stage, ...]:
 
 @dataclass(slots=True)
 class _Held:
-    """Parameters of a stage as they fall on a rank; summed up layer by layer."""
+    """Parameters of a stage on one rank, summed layer by layer."""
 
     attention: int = 0
     split: int = 0
@@ -151,7 +153,7 @@ def _add_attention(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> N
 
 
 def _add_experts(held: _Held, tensor: Tensor, n: int, spec: ParallelSpec) -> None:
-    """The experts of the fullest rank; what every rank with a part of an expert holds is not divided further."""
+    """The experts of the fullest rank; tensors that every rank with a part of an expert holds are not divided."""
     each = tensor.rows * tensor.columns
     if tensor.share == WHOLE:
         held.whole += n * -(-tensor.copies // spec.ep) * each
@@ -184,7 +186,7 @@ def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Par
     for layer, n in grouped(part.layers).items():
         _add_layer(held, layer, n, spec)
     _add_ends(held, model, spec, first=part.first, last=part.last)
-    if spec.dp_attention == 1:  # one division says it all
+    if spec.dp_attention == 1:  # a single division is enough
         held.split, held.attention = held.split + held.attention, 0
     experts = held.experts.numerator if held.experts.denominator == 1 else held.experts
     numbers: dict[str, Any] = {
@@ -207,7 +209,7 @@ def _weights_term(model: ModelSpec, study: Study, spec: ParallelSpec, part: _Par
 
 
 def _stored_each(model: ModelSpec, stored: StoredWeights) -> dict[str, Any]:
-    """Mean bytes of an element of what is divided, of K and V, and of what every rank holds."""
+    """Mean bytes per element of divided tensors, of K and V, and of what every rank holds."""
     found = shares(model)
     kinds = (
         ("split_element_bytes", stored.split_bytes, found.split),
@@ -249,7 +251,7 @@ def _parts(model: ModelSpec, spec: ParallelSpec) -> list[_Part]:
 
 
 def _shared_owners(layers: tuple[LayerSpec, ...]) -> Counter[Attention | Dense]:
-    """Attentions and feed-forwards whose matrices later layers use too, and how many there are of each."""
+    """Attentions and feed-forwards whose matrices later layers also use, with the number of each."""
     every = (part for layer in layers for part in (*layer.mixers, *layer.feed_forwards))
     able = [part for part in every if isinstance(part, Attention | Dense)]
     users = {replace(part, shared=False) for part in able if part.shared}
@@ -257,7 +259,7 @@ def _shared_owners(layers: tuple[LayerSpec, ...]) -> Counter[Attention | Dense]:
 
 
 def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense]) -> tuple[LayerSpec, ...]:
-    """`layers` of a later stage with matrices of their own in place of an earlier stage's, each as often as it is."""
+    """`layers` of a later stage with their own copies of matrices from an earlier stage, with the number of each."""
     seen: Counter[Attention | Dense] = Counter()
 
     def copy(part: Any) -> Any:
@@ -276,7 +278,7 @@ def _with_copies(layers: tuple[LayerSpec, ...], owned: Counter[Attention | Dense
 
 
 def _kv_term(study: Study, spec: ParallelSpec, part: _Part) -> tuple[Term, ...]:
-    """Cache bytes per request and device; the tokens that it keeps before that where they are shared."""
+    """Cache bytes per request and device, preceded by the tokens that it keeps if they are shared."""
     elements = held_elements(part.mixers(), lambda mixer: mixer.rank_cache_elements(spec.attention_tp))
     name = f"{part.label}: KV cache per request and GPU"
     if not elements.per_token:

@@ -1,8 +1,8 @@
 """The memory of many studies at once: the formulas of `calc.fit.costs` over numpy arrays. The only numpy in calc.
 
-A sweep is a product of axes. For each model, device, degree of parallelism and pair of formats everything but context
-and batch is decided, and all contexts and batches are one two-dimensional array: a `Block`. Values are whole numbers
-in 64 bits; where the largest might not fit, Python's own integers take their place, slower and as exact.
+A sweep is a product of axes. For each model, device, parallel degree and pair of formats, only context and batch vary;
+they form a two-dimensional array, a `Block`. Values are 64-bit integers; if the largest might not fit, Python integers
+are used, which are slower but just as exact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 BLOCK_POINTS = 2**18
 """Points per block: a few megabytes, so that a sweep of any length can stream."""
 SAFE = 2**62
-"""Below this value a sum of two fits in 64 bits."""
+"""Below this value, a sum of two fits in 64 bits."""
 
 COLUMNS = (
     "model",
@@ -90,7 +90,7 @@ def sweep(axes: Axes) -> Iterator[Block]:
 
 
 def _served(report: ServerReport, axes: Axes) -> Block:
-    """A context as a server counts it: bytes of the GPU that binds; `free_bytes` is what its pool keeps."""
+    """A context as a server counts it: bytes of the limiting GPU; `free_bytes` is what is left in its pool."""
     study, each, pool = report.study, report.kv_request_bytes, report.cache_room_bytes
     batches: Array = np.array(axes.batches, dtype=object)
     taken = batches[np.newaxis, :] * each

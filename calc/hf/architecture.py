@@ -1,7 +1,7 @@
-"""The record of one architecture: what the fields of a config do not say, and where its layers differ from the usual.
+"""The record of one architecture: what the config's fields do not say, and how its layers differ from the usual.
 
-Read off ``modeling_*.py`` and ``configuration_*.py`` of transformers 5.23, and held against its classes built on
-the meta device in the tests. The records themselves are in `calc.hf.architectures`, one file for each lineage.
+Taken from ``modeling_*.py`` and ``configuration_*.py`` of transformers 5.23; the tests compare with its classes on the
+meta device. The records are in `calc.hf.architectures`, one file per lineage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Layers = Callable[["Reader", "Architecture", int, int], "list[LayerSpec]"]
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Parameters outside the layers, the embedding and the head; the embedding's width where it is not hidden_size."""
+    """Parameters outside the layers, the embedding and the head; the embedding's width if it is not hidden_size."""
 
     params: int = 0
     embedding_size: int | None = None
@@ -37,20 +37,20 @@ class Architecture:
     """One architecture. The defaults are those of a Llama: RMSNorm, gated MLP, no bias, nothing tied.
 
     Names:
-        `names` are the model_types that mean it.
+        `names` are its model_types.
     Parts of a layer:
         `norm` is "rms" (a weight), "layer" (weight and bias), "layer_weight" (a LayerNorm without a bias) or "none";
         `norms` says how many of hidden_size a layer has, `sparse_norms` how many more a layer with experts has.
         `qk_norm` is "" (none), "head" (one of head_dim for Q and one for K), "full" (over all heads) or "each" (a
-        weight for each head); `qk_key` is the flag that turns it on, where there is one.
+        weight for each head); `qk_key` is the flag that turns it on, if there is one.
         `gated_attention` doubles the query projection, `separate_gate` adds a matrix of its own. `sinks` adds one
         number per head, `extra_params` and `extra_head_dims` (times head_dim) small parameters of every layer.
         `shared_gate` gates the shared expert; `shared_is_dense` gives it the size of a dense layer; `always_experts`
         keeps the router even for one expert.
         `state_norms`, `state_biases` (keys for the projections in and out) and `state_norm` describe Mamba layers;
         `split_delta` says that a gated delta layer has its projections one by one.
-    Which layers slide:
-        `window` is "" (the fields say it), "all" (every layer, where a window is given), "upper" (use_sliding_window
+    Which layers have a sliding window:
+        `window` is "" (the fields say it), "all" (every layer, if a window is given), "upper" (use_sliding_window
         and max_window_layers) or "every:N" (each Nth layer is full); `default_window` is the window of the class.
     Outside the layers:
         `positions` is the number of rows of a learned position table beyond the context, None for no table;
@@ -59,9 +59,9 @@ class Architecture:
         `defaults` are keys with the values that the class takes (beside assets/class_defaults.json); `layer_types`
         is the pattern that the class repeats; `first_dense` makes the first layer dense; `wide_inner` makes the
         inner size four times hidden_size. `required` are keys that a config must state, if only as null.
-        `unused` are keys that look like sizes and change none in this architecture.
+        `unused` are keys that look like sizes but have no effect in this architecture.
         `needs_heads` and `needs_inner` say whether a config must state query heads and the inner size.
-    What differs:
+    Differences:
         `rename` maps keys of its own ("section.key" for a nested one) to the usual key. `adapt` returns the record as
         one config has it. `count_layers`, `inner_size` (for a hidden_size), `layers` and `outer` replace the usual
         reading.
@@ -126,4 +126,4 @@ class Architecture:
 
 
 BIASED = Architecture(qkv_bias=ATTENTION_BIAS, o_bias=ATTENTION_BIAS)
-"""A Llama whose attention_bias puts a bias on all four projections: the commonest start of a record."""
+"""A Llama whose attention_bias puts a bias on all four projections: the most common base of a record."""

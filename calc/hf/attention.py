@@ -11,19 +11,19 @@ BIAS_FLAGS = ("attention_bias", "qkv_bias", "use_qkv_bias", "add_qkv_bias", "att
 
 
 def has_bias(reader: Reader, bias: Bias) -> bool:
-    """What a bias of an architecture comes to in this config."""
+    """The value of an architecture's bias setting in this config."""
     if isinstance(bias, bool):
-        reader.ignore(*BIAS_FLAGS)  # its class has them, or has none, whatever they say
+        reader.ignore(*BIAS_FLAGS)  # the class decides, whatever the config says
     return bias if isinstance(bias, bool) else reader.flag(*bias)
 
 
 def full_attention(reader: Reader, arch: Architecture) -> Attention:
-    """The mixer of a layer that attends to every token. Raises SourceError where heads are not determined."""
+    """The mixer of a layer that attends to every token. Raises SourceError if the heads are not determined."""
     return attention_mixer(reader, arch, Kind(FULL))
 
 
 def attention_mixer(reader: Reader, arch: Architecture, kind: Kind) -> Attention:
-    """The mixer of a full, sliding or chunked layer. Raises SourceError where heads are not determined."""
+    """The mixer of a full, sliding or chunked layer. Raises SourceError if the heads are not determined."""
     n_heads = reader.count(*N_HEADS)
     n_kv_heads, head_dim = kv_heads(reader, arch, n_heads), head_size(reader, n_heads)
     keys_are_values = False
@@ -53,7 +53,7 @@ def attention_mixer(reader: Reader, arch: Architecture, kind: Kind) -> Attention
 
 
 def kv_heads(reader: Reader, arch: Architecture, n_heads: int) -> int:
-    """KV heads; a config that says nothing has one for each query head, or what its class assumes."""
+    """KV heads; without a value in the config, one per query head, or what the class assumes."""
     if reader.flag("multi_query") and not reader.flag("new_decoder_architecture"):
         reader.ignore(*N_KV_HEADS)
         return 1
@@ -62,7 +62,7 @@ def kv_heads(reader: Reader, arch: Architecture, n_heads: int) -> int:
     if (found := reader.maybe(*N_KV_HEADS)) is not None:
         return found
     if any(key in reader.config for key in N_KV_HEADS):
-        reader.notes.append(f"num_key_value_heads is null: {n_heads}, a KV head for each query head")
+        reader.notes.append(f"num_key_value_heads is null: {n_heads}, one KV head per query head")
         return n_heads
     if not any(note.startswith("num_key_value_heads") for note in reader.notes) and arch.gated:
         reader.assume("num_key_value_heads", n_heads)
@@ -70,7 +70,7 @@ def kv_heads(reader: Reader, arch: Architecture, n_heads: int) -> int:
 
 
 def head_size(reader: Reader, n_heads: int) -> int:
-    """head_dim, or hidden_size / n_heads where the class divides so."""
+    """head_dim, or hidden_size / n_heads if the class divides this way."""
     if (found := reader.maybe(*HEAD_DIM)) is not None:
         return found
     if "head_dim" in reader.of_class and "head_dim" in reader.config:
@@ -84,7 +84,7 @@ def head_size(reader: Reader, n_heads: int) -> int:
 
 
 def qk_norm_params(reader: Reader, arch: Architecture, mixer: Attention) -> int:
-    """Weights of the norms of Q and K."""
+    """Weights of the Q and K norms."""
     if not arch.qk_norm or (arch.qk_key is not None and not reader.flag(*arch.qk_key)):
         return 0
     widths = {

@@ -1,4 +1,4 @@
-"""A config becomes a ModelSpec: its architecture is looked up, its layers are read, and what is unread is refused."""
+"""Turns a config into a ModelSpec: looks up its architecture, reads its layers, and refuses unread keys."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from calc.model.quantization import stored_weights
 from calc.model.spec import MAX_LAYERS, ModelSpec
 
 ENCODERS = ("mm_vision_tower", "vision_config", "audio_config", "embd_layer", "vision_tower")
-"""Keys of a multimodal model whose text model's fields stand beside them."""
+"""Keys of a multimodal model that has the text model's fields on the same level."""
 QUANTIZATION = "hf_quant_config.json"
-"""Where TensorRT Model Optimizer says how a checkpoint is quantized, beside a config that does not."""
+"""The file in which TensorRT Model Optimizer describes the quantization, if the config does not."""
 OTHER_STEMS: Mapping[str, str] = {
     "HunYuanDenseV1": "hunyuan_v1_dense",
     "HunYuanMoEV1": "hunyuan_v1_moe",
@@ -48,11 +48,11 @@ OTHER_STEMS: Mapping[str, str] = {
     "MiniMaxM3VL": "minimax_m3_vl_text",
     "RW": "falcon",
 }
-"""What a class's name begins with, where that is not its type's own name, and the type."""
+"""Prefixes of class names that differ from their model_type, and that type."""
 MAX_TYPE = 64
-"""Characters of a model_type that are kept: names of classes are shorter."""
+"""Maximum length of a model_type: class names are shorter."""
 LISTED_LAYERS = ("layers_block_type", "block_configs")
-"""Lists that say how many layers there are, where no key counts them."""
+"""Lists whose length is the number of layers, if no key states it."""
 
 
 def read_hf_config(path: str | Path) -> ModelSpec:
@@ -71,7 +71,7 @@ def read_hf_config(path: str | Path) -> ModelSpec:
 def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> ModelSpec:
     """The model that a parsed config.json describes; `source` (a path) starts every message.
 
-    Raises UnsupportedArchitecture for a model that its fields do not determine, SourceError for what is wrong.
+    Raises UnsupportedArchitecture if the fields do not determine the model, SourceError for wrong values.
     """
     draft = draft_kind(config)
     refuse_draft(draft, config, source)
@@ -80,8 +80,8 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
     reader, arch = _opened(fields, model_type, source, inner=part is not None)
     if model_type != fields.get("model_type", model_type) and fields["model_type"] not in BY_MODEL_TYPE:
         reader.notes.append(
-            f"kvscope does not know model_type {shown(fields['model_type'])}: it is read as {model_type}, which its "
-            "class in architectures is"
+            f"kvscope does not know model_type {shown(fields['model_type'])}: it is read as {model_type}, the type of "
+            "its class in architectures"
         )
     _note_ties(reader, config, part)
     encoders = _encoders(reader, config, part)
@@ -96,37 +96,35 @@ def spec_from_config(config: Mapping[str, Any], *, name: str, source: str) -> Mo
 
 
 def _note_ties(reader: Reader, config: Mapping[str, Any], part: str | None) -> None:
-    """Say where a multimodal config contradicts its text model on the head."""
+    """Note if a multimodal config contradicts its text model about the head."""
     outer, inner = config.get("tie_word_embeddings"), reader.config.get("tie_word_embeddings")
     if part is not None and isinstance(outer, bool) and isinstance(inner, bool) and outer != inner:
         reader.notes.append(
-            f"tie_word_embeddings is {shown(outer)} beside {part}, which says {shown(inner)}: {shown(inner)} is taken"
+            f"tie_word_embeddings is {shown(outer)}, but {part} says {shown(inner)}: {shown(inner)} is used"
         )
 
 
 def _encoders(reader: Reader, config: Mapping[str, Any], part: str | None) -> int:
-    """Parameters of encoders and projectors beside the text model, which the counts leave out; 0 with a note."""
+    """Parameters of encoders and projectors, which the counts leave out; 0 with a note if unknown."""
     if part is None and not any(reader.has(key) for key in ENCODERS):
         return 0
-    from calc.hf.projectors import encoder_params  # only for who brings a multimodal model
+    from calc.hf.projectors import encoder_params  # imported only for a multimodal model
 
-    alone = "the text model alone" + (f" ({part})" if part else "")
+    alone = "only the text model is counted" + (f" ({part})" if part else "")
     hidden_size = reader.maybe(*HIDDEN_SIZE)
     params = None if hidden_size is None else encoder_params(config, hidden_size)
     if params is None:
-        reader.notes.append(
-            f"{alone}: encoders of images or sound are not counted, because how many parameters they have is not known"
-        )
+        reader.notes.append(f"{alone}: the sizes of its image or audio encoders are not known")
         return 0
     reader.notes.append(
-        f"{alone}: encoders and projectors have {params:,} parameters more ({2 * params:,} B in 16 bits), which a "
-        "server loads as well"
+        f"{alone}: encoders and projectors have another {params:,} parameters ({2 * params:,} B in 16 bits), which a "
+        "server also loads"
     )
     return params
 
 
 def _opened(fields: Mapping[str, Any], model_type: str, source: str, *, inner: bool) -> tuple[Reader, Architecture]:
-    """The config under the usual keys, with its class's defaults, and the architecture that its model_type means."""
+    """The config with the usual keys and its class's defaults, and the architecture of its model_type."""
     arch = BY_MODEL_TYPE.get(model_type, Architecture())
     renamed = _usual_keys(fields, arch)
     of_class = class_defaults(model_type, arch)
@@ -138,27 +136,27 @@ def _opened(fields: Mapping[str, Any], model_type: str, source: str, *, inner: b
 
 
 def _model_type(fields: Mapping[str, Any], outer: object, source: str) -> str:
-    """The model_type that `fields` state, or that of their class, or what stands outside of them."""
+    """The model_type in `fields`, or that of their class, or the one outside them."""
     found = fields.get("model_type")
     if found is None:
         found = _type_of_class(fields.get("architectures")) or outer
     if found is None:
         raise SourceError(
-            f"{source}: model_type missing: it says which biases and norms there are; add it, or {fallback.BY_HAND}"
+            f"{source}: model_type missing: it determines biases and norms; add it, or {fallback.BY_HAND}"
         )
     if not isinstance(found, str):
         raise SourceError(f"{source}: model_type must be a name such as llama, not {shown(found)}")
     if found not in BY_MODEL_TYPE and found not in fallback.NOT_COUNTED | fallback.NOT_DECODERS:
         return _type_of_class(fields.get("architectures")) or found
     if found == "llava":
-        # The configs of the first LLaVAs name their language model by the architecture only.
+        # The configs of early LLaVA models name their language model only by the architecture.
         bases = [base for base in ("Mistral", "Qwen") if base in str(fields.get("architectures"))[:200]]
         return f"llava_{bases[0].lower()}" if bases else found
     return found
 
 
 def _type_of_class(architectures: object) -> str | None:
-    """The model_type of a class such as LlamaForCausalLM; None where its name is not that of one type."""
+    """The model_type of a class such as LlamaForCausalLM; None if the name does not belong to one type."""
     name = class_name({"architectures": architectures})
     stem = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), "")
     stem = OTHER_STEMS.get(stem, stem).replace("_", "").lower()
@@ -166,7 +164,7 @@ def _type_of_class(architectures: object) -> str | None:
 
 
 def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]:
-    """What stands under the architecture's own keys, under the usual ones."""
+    """The config with the architecture's own keys renamed to the usual ones."""
     found = {}
     for own, usual in arch.rename.items():
         section, _, key = own.rpartition(".")
@@ -177,7 +175,7 @@ def _usual_keys(fields: Mapping[str, Any], arch: Architecture) -> dict[str, Any]
 
 
 def _draft_spec(kind: str, reader: Reader, arch: Architecture, name: str) -> ModelSpec:
-    """A draft head as a model: layers, what stands before them, and a head of its own where it has one."""
+    """A draft head as a model: its layers, what comes before them, and its own head if it has one."""
     _check_stated(reader, arch)
     hidden_size = reader.count(*HIDDEN_SIZE)
     made = draft_of(kind, reader, arch, _n_layers(reader, arch))
@@ -223,7 +221,7 @@ def _spec(reader: Reader, arch: Architecture, name: str, class_of_file: str, enc
 
 
 def _model(name: str, source: str, layers: tuple[LayerSpec, ...], sizes: Mapping[str, Any]) -> ModelSpec:
-    """The ModelSpec of `layers` and the sizes outside them: the one place that makes it."""
+    """Makes the ModelSpec from `layers` and the sizes outside them; the only place that does."""
     return ModelSpec(name=name, source=source, layers=layers, **sizes)
 
 
@@ -233,12 +231,12 @@ def _with_stored(reader: Reader, spec: ModelSpec) -> ModelSpec:
     except SourceError as error:
         raise UnknownStorage(str(error), replace(spec, notes=tuple(reader.notes))) from None
     if stored is not None:
-        reader.notes.append(f"weights as the config says: {stored.name}, {stored.total_bytes:,} B")
+        reader.notes.append(f"weights as the config states: {stored.name}, {stored.total_bytes:,} B")
     return replace(spec, stored=stored, notes=tuple(reader.notes))
 
 
 def _with_expert_dtype(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with what DeepSeek-V4 says of its experts' format where the other formats are said."""
+    """The config with DeepSeek-V4's expert format moved to where the other formats are."""
     quantized = config.get("quantization_config")
     if not isinstance(quantized, dict) or "expert_dtype" not in config:
         return config
@@ -246,7 +244,7 @@ def _with_expert_dtype(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_stated(reader: Reader, arch: Architecture) -> None:
-    """Raise SourceError that lists the sizes that the config must state and does not."""
+    """Raise a SourceError that lists the required sizes that the config lacks."""
     reader.require(
         *(() if reader.has(*LISTED_LAYERS) else (N_LAYERS,)),
         *((N_HEADS,) if arch.needs_heads else ()),
@@ -261,7 +259,7 @@ def _check_stated(reader: Reader, arch: Architecture) -> None:
 
 
 def _n_layers(reader: Reader, arch: Architecture) -> int:
-    """How many layers there are: stated, or as many as are listed. Raises SourceError."""
+    """The number of layers, stated or counted from a list. Raises SourceError."""
     found = None
     if not reader.has(*N_LAYERS):
         listed = next((each for key in LISTED_LAYERS if isinstance(each := reader.get(key), list) and each), None)
@@ -281,7 +279,7 @@ def _context(reader: Reader, arch: Architecture) -> tuple[int | None, int]:
     if context is None and arch.default_positions is not None:
         context = reader.count("n_positions", default=arch.default_positions)
     if context is None:
-        raise reader.fail("max_position_embeddings missing: the learned position table has a row for each position")
+        raise reader.fail("max_position_embeddings missing: the learned position table has one row per position")
     return context, context + arch.positions
 
 
@@ -298,7 +296,7 @@ def _note_predictors(reader: Reader) -> None:
 
 
 def _refuse_unread(reader: Reader) -> None:
-    """Raise UnsupportedArchitecture where a key looks like a size and nothing has read it."""
+    """Raise UnsupportedArchitecture if a key looks like a size and nothing has read it."""
     if unread := unread_sizes(reader):
         means = "mean" if len(unread) > 1 else "means"
         raise UnsupportedArchitecture(

@@ -1,8 +1,8 @@
-"""What a transformers class takes for the keys that a config leaves out (assets/class_defaults.json).
+"""The values that a transformers class uses for keys missing in a config (assets/class_defaults.json).
 
-transformers writes the inner config of a multimodal model without the keys at their default value, so that a
-published config may lack even hidden_size: it means the class's. At the top of a file the sizes that make a model
-what it is are always written: one that is missing there is a fault of the file and is not filled in.
+transformers writes the inner config of a multimodal model without keys that have their default value, so a published
+config may lack even hidden_size; the class's value is meant. At the top level of a file, the main sizes are always
+written: if one is missing, the file is wrong, and no default is used.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from calc.model.spec import MAX_LAYERS
 
 ALWAYS_WRITTEN = frozenset((*N_LAYERS, *HIDDEN_SIZE, *N_HEADS, *INTERMEDIATE_SIZE, *VOCAB_SIZE, *MAX_CONTEXT))
 AMBIGUOUS = frozenset(("q_lora_rank",))
-"""Absent, these may as well have been null: some copies of configs drop null keys."""
+"""If absent, these may have been null: some copies of configs drop null keys."""
 NAMES = (
     N_LAYERS, HIDDEN_SIZE, N_HEADS, N_KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE, VOCAB_SIZE, MAX_CONTEXT, N_EXPERTS,
     TOP_K, EXPERT_SIZE, N_SHARED,
 )  # fmt: skip
-"""Names of one size: a default stands for it only where the config has none of them."""
+"""Alternative names of one size: a default is used only if the config has none of them."""
 SAY_KINDS = frozenset("layer_types layers_block_type full_attention_interval attn_type_list linear_attn_config".split())
 SAY_EXPERTS = frozenset("mlp_layer_types first_k_dense_replace moe_layer_freq mlp_only_layers".split())
 
@@ -47,7 +47,7 @@ def _classes() -> Mapping[str, Mapping[str, Any]]:
 
 
 def class_defaults(model_type: str, arch: Architecture) -> dict[str, Any]:
-    """Every key that the class of `model_type` has a default for."""
+    """Every key for which the class of `model_type` has a default."""
     names = (model_type, *arch.names)
     of_class = next((_classes()[name] for name in names if name in _classes()), {})
     return {**of_class, **arch.defaults}
@@ -56,9 +56,9 @@ def class_defaults(model_type: str, arch: Architecture) -> dict[str, Any]:
 def left_out(
     config: Mapping[str, Any], arch: Architecture, of_class: Mapping[str, Any], *, inner: bool
 ) -> dict[str, Any]:
-    """The keys that `config` lacks, under no other name either, with what its class takes for them.
+    """The keys that `config` lacks under all their names, with the class's values.
 
-    `inner`: it stood inside a multimodal config, where every key may be left out.
+    `inner`: it is part of a multimodal config, where every key may be missing.
     """
     present = {name for names in NAMES if any(name in config for name in names) for name in names}
     absent = present | (frozenset() if inner else ALWAYS_WRITTEN | AMBIGUOUS)
@@ -67,7 +67,7 @@ def left_out(
 
 
 def _derived(arch: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class works out: the kinds of its layers and which of them have experts."""
+    """Defaults that a class computes: the kinds of its layers and which of them have experts."""
     found: dict[str, Any] = {}
     n_layers = config.get("num_hidden_layers")
     known = isinstance(n_layers, int) and 0 < n_layers <= MAX_LAYERS

@@ -1,7 +1,7 @@
-"""Draft heads for speculative decoding (EAGLE, DFlash and their like): what a server loads beside a target model.
+"""Draft heads for speculative decoding (EAGLE, DFlash and similar), which a server loads beside a target model.
 
-A draft head has layers of its own; its embedding and often its head are the target's. The layouts are those of
-SpecForge (``specforge/modeling/draft``), vLLM (``llama_eagle.py``, ``llama_eagle3.py``, ``deepseek_mtp.py``), SGLang
+A draft head has its own layers; its embedding and often its head are the target's. The layouts follow SpecForge
+(``specforge/modeling/draft``), vLLM (``llama_eagle.py``, ``llama_eagle3.py``, ``deepseek_mtp.py``), SGLang
 (``llama_eagle.py``) and speculators (``models/eagle3``).
 """
 
@@ -24,9 +24,9 @@ CLASSES = (
     ("dsparkdraft", DFLASH), ("dominodraft", DFLASH), ("nextn", NEXT), ("mtp", NEXT), ("medusa", ""),
     ("speculator", ""), ("draft", ""), ("assistant", ""),
 )  # fmt: skip
-"""What a class's name holds and the kind of draft head that it is; "" for one that is not counted."""
+"""Parts of class names and their kind of draft head; "" for a kind that is not counted."""
 NO_DRAFTS = ("ForConditionalGeneration", "VLChatModel")
-"""Endings of whole models, some of which are called Eagle as well (NVIDIA's vision models)."""
+"""Endings of complete models, some of which are also called Eagle (NVIDIA's vision models)."""
 KEYS = (
     ("draft_vocab_size", EAGLE3), ("eagle_config", EAGLE3), ("dflash_config", DFLASH), ("medusa_num_heads", ""),
     ("medusa_num_layers", ""), ("speculators_model_type", ""),
@@ -38,18 +38,18 @@ LAYERS_OF_CLASS = (
     ("llama", "llama"), ("peagle", "llama"), ("dflashdraft", "qwen3"), ("dsparkdraft", "qwen3"),
     ("dominodraft", "qwen3"),
 )  # fmt: skip
-"""What a class's name holds and the model_type of its layers, whatever model_type its config copied from the target."""
+"""Parts of class names and the model_type of their layers, whatever model_type the config copied from the target."""
 LAYER_CONFIG = ("transformer_layer_config", "model")
-"""Where a draft's config keeps the fields of its layers (speculators; vLLM's EAGLE)."""
+"""Sections of a draft's config with the fields of its layers (speculators; vLLM's EAGLE)."""
 N_AUXILIARY = 3
-"""Layers of the target whose outputs EAGLE-3 reads, where no list names them."""
+"""Number of target layers whose outputs EAGLE-3 reads, if no list names them."""
 NEXT_TYPES = frozenset("deepseek_v3 deepseek_v32 kimi_k2 glm4_moe glm4_moe_lite".split())
-"""Types whose prediction layers are laid out as DeepSeek-V3's: two norms, a projection, a layer, a norm."""
+"""Types whose prediction layers are laid out like DeepSeek-V3's: two norms, a projection, a layer, a norm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What a draft head is made of. `norm`: whether a norm stands after its layers."""
+    """The parts of a draft head. `norm`: whether a norm follows its layers."""
 
     layers: list[LayerSpec]
     other_params: int
@@ -59,7 +59,7 @@ class Draft:
 
 
 def draft_kind(config: Mapping[str, Any]) -> str | None:
-    """The kind of draft head that a config describes, "" for one that is not counted; None for a whole model."""
+    """The kind of draft head that a config describes, "" for a kind that is not counted; None for a complete model."""
     if config.get("speculators_model_type") == "eagle3":
         return EAGLE3
     name = class_name(config)
@@ -73,7 +73,7 @@ def draft_kind(config: Mapping[str, Any]) -> str | None:
 
 
 def draft_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A draft's config with the fields of its layers beside its own, and the type of its layers as its class has it."""
+    """A draft's config with the fields of its layers at the top level, and the type of its layers by its class."""
     layer: Mapping[str, Any] = next((config[key] for key in LAYER_CONFIG if isinstance(config.get(key), dict)), {})
     own = {key: value for key, value in config.items() if key not in (*LAYER_CONFIG, "speculators_config")}
     name = class_name(config).lower()
@@ -85,31 +85,33 @@ def draft_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_draft(kind: str | None, config: Mapping[str, Any], source: str) -> None:
     """Raise UnsupportedArchitecture for a kind of draft head that is not counted."""
     if kind == "":
-        name = class_name(config) or str(config.get("model_type") or "by its keys")
+        name = class_name(config) or str(config.get("model_type") or "judging by its keys")
         raise UnsupportedArchitecture(
-            f"{source}: a draft head for speculative decoding ({name[:60]}), not a whole model, and its layout is not "
-            "one that kvscope counts (EAGLE, EAGLE-3, DFlash, DSpark, Domino, DeepSeek's MTP)"
+            f"{source}: a draft head for speculative decoding ({name[:60]}), not a complete model, with a layout that "
+            "kvscope does not support (EAGLE, EAGLE-3, DFlash, DSpark, Domino and DeepSeek's MTP are)"
         )
 
 
 def draft_of(kind: str, reader: Reader, arch: Architecture, n_layers: int) -> Draft:
-    """The draft head, with notes. Raises UnsupportedArchitecture for a layout that is not known."""
+    """The draft head, with notes. Raises UnsupportedArchitecture for an unknown layout."""
     make = _KINDS[kind]
-    reader.notes.append(f"a draft head for speculative decoding ({kind}), not a whole model: it runs beside its target")
+    reader.notes.append(
+        f"a draft head for speculative decoding ({kind}), not a complete model: it runs beside its target"
+    )
     made = make(reader, arch, n_layers, reader.count(*HIDDEN_SIZE))
     vocab = reader.count(*VOCAB_SIZE)
     if not made.embeds:
         reader.notes.append(
-            f"the embedding is its target's and not counted ({vocab * reader.count(*HIDDEN_SIZE):,} parameters more "
-            "where the checkpoint holds a copy)"
+            f"the embedding is the target's and not counted (another {vocab * reader.count(*HIDDEN_SIZE):,} "
+            "parameters if the checkpoint has a copy)"
         )
     if not made.head_rows:
-        reader.notes.append("the head over tokens is its target's and not counted")
+        reader.notes.append("the language-model head is the target's and not counted")
     return made
 
 
 def _eagle3(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> Draft:
-    """A projection of the target's hidden states; a first layer that reads the embedding as well; a head of its own."""
+    """A projection of the target's hidden states, a first layer that also reads the embedding, and its own head."""
     target = reader.maybe("target_hidden_size") or hidden_size
     own = reader.section("eagle_config")
     listed = (own and own.get("eagle_aux_hidden_state_layer_ids")) or reader.get("eagle_aux_hidden_state_layer_ids")
@@ -120,19 +122,19 @@ def _eagle3(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     other = n_read * target * hidden_size if uses else 0
     other += n_read * target if reader.flag("fc_norm") else 0
     if "peagle" in class_name(reader.config).lower():
-        other += n_read * target  # what stands for the hidden state of a token that is not there yet
+        other += n_read * target  # placeholder for the hidden state of a token that does not exist yet
     layers = layers_of(reader, arch, n_layers, hidden_size)
     layers[0] = _reads_embedding(reader, layers[0])
     vocab = reader.count(*VOCAB_SIZE)
     rows = reader.maybe("draft_vocab_size") or (0 if reader.flag("tie_word_embeddings") else vocab)
     if rows not in (0, vocab):
-        reader.notes.append(f"its maps of draft tokens to the target's take {8 * rows + vocab:,} B more")
+        reader.notes.append(f"its maps from draft tokens to target tokens take another {8 * rows + vocab:,} B")
     embeds = target != hidden_size or reader.has("speculators_model_type")
     return Draft(layers=layers, other_params=other, head_rows=rows, embeds=embeds)
 
 
 def _reads_embedding(reader: Reader, layer: LayerSpec) -> LayerSpec:
-    """A layer whose Q, K and V read the embedding beside the hidden state, each with a norm of its own."""
+    """A layer whose Q, K and V read both the embedding and the hidden state, each with its own norm."""
     return replace(
         layer,
         mixers=tuple(_wider(reader, mixer, layer.hidden_size) for mixer in layer.mixers),
@@ -141,19 +143,19 @@ def _reads_embedding(reader: Reader, layer: LayerSpec) -> LayerSpec:
 
 
 def _wider(reader: Reader, mixer: Mixer, more: int) -> Mixer:
-    """A mixer whose first projections read `more` inputs."""
+    """A mixer whose first projections have `more` additional inputs."""
     if isinstance(mixer, Attention):
         rows = mixer.n_heads * mixer.head_dim + mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim)
     elif isinstance(mixer, Latent):
         queries = mixer.q_lora_rank or mixer.n_heads * (mixer.nope_dim + mixer.rope_dim)
         rows = queries + mixer.cache_elements
     else:
-        raise reader.fail(f"a draft head whose first layer is {mixer.label}: what it reads is not known")
+        raise reader.fail(f"a draft head whose first layer is {mixer.label}: its inputs are not known")
     return replace(mixer, extra_params=mixer.extra_params + rows * more)
 
 
 def _eagle(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> Draft:
-    """A projection of embedding and hidden state; layers of which the first has no norm before attention."""
+    """A projection of embedding and hidden state; layers, the first without a norm before attention."""
     reader.ignore("num_lookahead_tokens", "truncated_vocab_size")
     original = class_name(reader.config).endswith("Eagle")
     bias = reader.flag("bias", original) or reader.flag("eagle_fc_bias")
@@ -164,7 +166,7 @@ def _eagle(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) 
 
 
 def _dflash(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> Draft:
-    """Layers that draft a block at once, over a projection of the target's hidden states and its norm."""
+    """Layers that draft a whole block, from a normalized projection of the target's hidden states."""
     own = reader.section("dflash_config")
     reader.ignore("block_size", "num_target_layers", "emb_dim")
     listed = own and own.get("target_layer_ids")
@@ -179,7 +181,7 @@ def _dflash(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _projector(reader: Reader, own: Reader, hidden_size: int) -> int:
-    """What corrects the logits of a block: none in DFlash, a GRU in Domino, a Markov head in DSpark."""
+    """The part that corrects the logits of a block: none in DFlash, a GRU in Domino, a Markov head in DSpark."""
     name = class_name(reader.config).lower()
     kind = own.text("projector_type") or next((word for word in ("domino", "dspark") if word in name), None)
     vocab = reader.count(*VOCAB_SIZE)
@@ -190,11 +192,11 @@ def _projector(reader: Reader, own: Reader, hidden_size: int) -> int:
         return 3 * inner * (hidden_size + inner) + (hidden_size + inner) * width + width * vocab
     if kind == "dspark":
         return _markov(own, hidden_size, vocab)
-    raise own.fail(f"projector_type {kind[:40]!r} is not one that kvscope counts (domino, dspark)")
+    raise own.fail(f"kvscope does not support projector_type {kind[:40]!r} (only domino and dspark)")
 
 
 def _markov(own: Reader, hidden_size: int, vocab: int) -> int:
-    """Two tables of markov_rank, a gate or a cell between them, and a confidence of one row."""
+    """Two tables of width markov_rank, a gate or a cell between them, and a confidence head of one row."""
     rank = own.maybe("markov_rank", minimum=0) or 0
     params = 2 * vocab * rank
     kind = (own.text("markov_head_type") or "vanilla").lower()
@@ -203,18 +205,18 @@ def _markov(own: Reader, hidden_size: int, vocab: int) -> int:
     elif rank and kind == "rnn":
         params += 3 * rank * (2 * rank + hidden_size + 1)
     elif kind != "vanilla":
-        raise own.fail(f"markov_head_type {kind[:40]!r} is not one that kvscope counts (vanilla, gated, rnn)")
+        raise own.fail(f"kvscope does not support markov_head_type {kind[:40]!r} (only vanilla, gated and rnn)")
     if own.flag("enable_confidence_head", bool(own.get("confidence_head_alpha"))):
         params += hidden_size + 1 + (rank if own.flag("confidence_head_with_markov") else 0)
     return params
 
 
 def _next(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> Draft:
-    """DeepSeek-V3's: embedding and hidden state, each with a norm, projected together; a layer with experts; a norm."""
+    """DeepSeek-V3's: embedding and hidden state, each with a norm, in one projection; a layer with experts; a norm."""
     if reader.model_type not in NEXT_TYPES:
         raise UnsupportedArchitecture(
-            f"{reader.source}: a draft head ({class_name(reader.config)[:60]}), not a whole model: how the prediction "
-            f"layers of a {reader.model_type} model are laid out is not known"
+            f"{reader.source}: a draft head ({class_name(reader.config)[:60]}), not a complete model: the layout of "
+            f"prediction layers in a {reader.model_type} model is not known"
         )
     n_next = reader.maybe("num_nextn_predict_layers") or 1
     reader.put("first_k_dense_replace", 0)

@@ -1,7 +1,7 @@
-"""Encoders of images and sound beside a text model, and the projectors between: what a server loads in addition.
+"""Image and audio encoders beside a text model, and the projectors between them, which a server also loads.
 
-Sizes as in ``modeling_*.py`` of transformers 5.23, held against its classes built on the meta device in the tests. A
-config may leave out what its class assumes, so the defaults of each class stand here. What is not determined is None.
+Sizes follow ``modeling_*.py`` of transformers 5.23; the tests compare with its classes on the meta device. A config may
+omit what its class assumes, so the defaults of each class are here. What is not determined is None.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from calc.units import MAX_COUNT
 
 CHANNELS = 3
 MEL_BINS = 128
-"""Of a spectrum, which two convolutions of stride 2 make a quarter."""
+"""Bins of a spectrum, which two convolutions of stride 2 reduce to a quarter."""
 
 
 class Unknown(Exception):
@@ -21,7 +21,7 @@ class Unknown(Exception):
 
 
 class Fields:
-    """Sizes of one part of a config, or what its class assumes for them. Raises Unknown."""
+    """Sizes of one part of a config, with its class's defaults. Raises Unknown."""
 
     def __init__(self, config: object, defaults: Mapping[str, Any] | None = None) -> None:
         if not isinstance(config, Mapping):
@@ -30,7 +30,7 @@ class Fields:
         self.kind = str(self.values.get("model_type", ""))
 
     def n(self, *keys: str) -> int:
-        """The count under the first key that has one; of a list its first number (a square image or patch)."""
+        """The count under the first key that has one; for a list, its first number (a square image or patch)."""
         found = next((self.values[key] for key in keys if key in self.values), None)
         if isinstance(found, list) and found:
             found = found[0]
@@ -39,7 +39,7 @@ class Fields:
         return found
 
     def size(self, key: str) -> int:
-        """How many a list has."""
+        """The length of a list."""
         found = self.values.get(key)
         return len(found) if isinstance(found, list) else 0
 
@@ -48,7 +48,7 @@ class Fields:
         return bool(self.values.get(key, default))
 
     def part(self, key: str, defaults: Mapping[str, Any] | None = None) -> Fields:
-        """A section of it."""
+        """A section of the config."""
         return Fields(self.values.get(key), defaults)
 
 
@@ -58,18 +58,18 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> int:
 
 
 def block(h: int, inner: int, *, gated: bool = False, qkv: bool = True, out: bool = True, mlp: bool = True) -> int:
-    """Attention and feed-forward of a layer of width `h`, with the biases that are said; its norms left out."""
+    """Attention and feed-forward of a layer of width `h`, with the given biases, without its norms."""
     attention = 3 * linear(h, h, qkv) + linear(h, h, out)
     return attention + (2 if gated else 1) * linear(h, inner, mlp) + linear(inner, h, mlp)
 
 
 def places(fields: Fields) -> int:
-    """Patches of an image."""
+    """Patches per image."""
     return (fields.n("image_size") // fields.n("patch_size")) ** 2
 
 
 def patch(fields: Fields, h: int, *, bias: bool) -> int:
-    """The projection of a patch, of several frames where the encoder takes them together."""
+    """The projection of a patch, or of several frames if the encoder combines them."""
     frames = fields.n("temporal_patch_size") if "temporal_patch_size" in fields.values else 1
     return linear(CHANNELS * frames * fields.n("patch_size", "spatial_patch_size") ** 2, h, bias)
 
@@ -78,7 +78,7 @@ def patch(fields: Fields, h: int, *, bias: bool) -> int:
 
 
 def siglip(fields: Fields) -> int:
-    """SigLIP, and Idefics 3's form of it: patches with a bias, positions, LayerNorms, a pooling head where it is on."""
+    """SigLIP and Idefics 3's variant: patches with a bias, positions, LayerNorms, and an optional pooling head."""
     h, inner = fields.n("hidden_size"), fields.n("intermediate_size")
     positions = fields.n("num_patches") if fields.kind.startswith("siglip2") else places(fields)
     layers = fields.n("num_hidden_layers") * (block(h, inner) + 4 * h)
@@ -101,7 +101,7 @@ def pixtral(fields: Fields) -> int:
 
 
 def qwen2_vl(fields: Fields) -> int:
-    """Qwen2-VL: its own width, merged by fours into the text's."""
+    """Qwen2-VL: its own width; groups of four patches are merged into the text model's width."""
     h = fields.n("embed_dim")
     wide = h * fields.n("spatial_merge_size") ** 2
     layers = fields.n("depth") * (block(h, h * fields.n("mlp_ratio")) + 4 * h)
@@ -119,7 +119,7 @@ def qwen2_5_vl(fields: Fields) -> int:
 
 
 def qwen3_vl(fields: Fields) -> int:
-    """Qwen3-VL and 3.5: positions, and for some layers of the text a merger of its own."""
+    """Qwen3-VL and 3.5: positions, and separate mergers for some layers of the text model."""
     h = fields.n("hidden_size")
     wide = h * fields.n("spatial_merge_size") ** 2
     merged = linear(wide, wide) + linear(wide, fields.n("out_hidden_size"))
@@ -129,7 +129,7 @@ def qwen3_vl(fields: Fields) -> int:
 
 
 def glm4v(fields: Fields) -> int:
-    """GLM-4.1V to 4.6V: gated layers as wide as the text, a convolution that merges, a gated merger."""
+    """GLM-4.1V to 4.6V: gated layers of the text model's width, a merging convolution, a gated merger."""
     h, out, inner = fields.n("hidden_size"), fields.n("out_hidden_size"), fields.n("intermediate_size")
     bias = fields.flag("attention_bias")
     plain = block(h, out, gated=True, qkv=bias, out=False, mlp=False)
@@ -140,7 +140,7 @@ def glm4v(fields: Fields) -> int:
 
 
 def llama4(fields: Fields) -> int:
-    """Llama 4: a class token, norms before and after, an adapter after pixels are shuffled."""
+    """Llama 4: a class token, norms before and after, an adapter after the pixel shuffle."""
     h, inner = fields.n("hidden_size"), fields.n("intermediate_size")
     layers = fields.n("num_hidden_layers") * (block(h, inner) + 4 * h)
     adapter = inner * fields.n("projector_input_dim")
@@ -149,7 +149,7 @@ def llama4(fields: Fields) -> int:
 
 
 def mllama(fields: Fields) -> int:
-    """Llama 3.2 Vision: tiles with positions of their own, and gated layers over all of them."""
+    """Llama 3.2 Vision: tiles with their own positions, and gated layers over all of them."""
     h, n_ratios = fields.n("hidden_size"), fields.size("supported_aspect_ratios") or 8
     plain = block(h, fields.n("intermediate_size"), qkv=False, out=False) + 4 * h
     tiles, rows = fields.n("max_num_tiles"), (places(fields) + 1) * h
@@ -159,7 +159,7 @@ def mllama(fields: Fields) -> int:
 
 
 def internvl(fields: Fields) -> int:
-    """InternViT: a class token, scales of both residuals, norms of Q and K where they are on."""
+    """InternViT: a class token, scales of both residuals, optional norms of Q and K."""
     h = fields.n("hidden_size")
     norm = 1 if fields.values.get("norm_type") == "rms_norm" else 2
     qkv = fields.flag("attention_bias", fields.flag("qkv_bias"))
@@ -203,7 +203,7 @@ def gemma4(fields: Fields) -> int:
 
 
 def gemma4_audio(fields: Fields) -> int:
-    """Gemma 4's sound: a conformer, two feed-forwards and a convolution in each layer."""
+    """Gemma 4's audio encoder: a conformer with two feed-forwards and a convolution per layer."""
     h, channels = fields.n("hidden_size"), fields.values.get("subsampling_conv_channels")
     if not isinstance(channels, list) or len(channels) != 2 or not all(isinstance(n, int) for n in channels):
         raise Unknown
@@ -296,7 +296,7 @@ TOWERS: Mapping[str, tuple[Callable[[Fields], int], Mapping[str, Any]]] = {
     }),
     "whisper": (whisper, {"num_mel_bins": 128, "max_source_positions": 1500}),
 }  # fmt: skip
-"""Towers by the model_type of their section, with what its class assumes."""
+"""Towers by the model_type of their section, with the defaults of its class."""
 SAME_TOWER: Mapping[str, str] = {
     "smolvlm_vision": "idefics3_vision", "qwen2_vl_vision": "qwen2_vl", "qwen2_5_vl_vision": "qwen2_5_vl",
     "qwen3_vl_vision": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl", "qwen3_vl_moe_vision": "qwen3_vl",
@@ -310,7 +310,7 @@ SAME_TOWER: Mapping[str, str] = {
 
 
 def tower(config: Fields, key: str, assumed: str) -> tuple[int, Fields]:
-    """(parameters, fields) of the encoder under `key`, of the type that it states or that its model assumes."""
+    """(parameters, fields) of the encoder under `key`, whose type is stated or assumed by its model."""
     kind = config.part(key).kind or assumed
     name = SAME_TOWER.get(kind, kind)
     if name not in TOWERS:

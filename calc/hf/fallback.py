@@ -1,4 +1,4 @@
-"""A model_type that no record names: read by its fields alone where they leave nothing open, else refused by name."""
+"""A model_type without a record: read by its fields if they determine everything, else refused by name."""
 
 from __future__ import annotations
 
@@ -26,28 +26,26 @@ NOT_DECODERS = frozenset(
     "wav2vec2 xlm-roberta xlnet".split()
 )
 NOT_COUNTED = frozenset("blt rwkv6 rwkv7 xlstm plamo2 arctic".split())
-"""Decoders that are known to hold more than their fields say, or other things."""
+"""Decoders known to have more or other parts than their fields say."""
 OTHER_NORMS = ("query_pre_attn_scalar", "post_norm_eps")
 """Keys of architectures whose layers have more norms than a Llama's (Gemma, Muse)."""
 UNGATED = ("relu2", "relu", "xielu", "gelu_new", "gelu_fast")
-"""Activations of feed-forwards that have no gate, in almost every architecture that names them."""
+"""Activations of feed-forwards without a gate, in almost every architecture that uses them."""
 
 
 def refuse_by_name(reader: Reader) -> None:
-    """Raise UnsupportedArchitecture for a model_type that is no decoder, or one that kvscope cannot count."""
+    """Raise UnsupportedArchitecture for a model_type that is not a decoder, or that kvscope cannot count."""
     named = f"{reader.source}: model_type {shown(reader.model_type)}"
     if reader.get("is_encoder_decoder") is True or reader.model_type in NOT_DECODERS:
-        raise UnsupportedArchitecture(
-            f"{named} is not a decoder-only language model, which is the only kind that kvscope counts"
-        )
+        raise UnsupportedArchitecture(f"{named} is not a decoder-only language model: kvscope supports no other kind")
     if reader.model_type in NOT_COUNTED:
-        raise UnsupportedArchitecture(f"{named} has layers that kvscope does not count: {BY_HAND}")
+        raise UnsupportedArchitecture(f"{named} has layers that kvscope does not support: {BY_HAND}")
 
 
 def assumed(reader: Reader) -> Architecture:
-    """A gated decoder with RMSNorm, every assumption noted.
+    """A gated decoder with RMSNorm; every assumption becomes a note.
 
-    Raises UnsupportedArchitecture where the fields do not determine the sizes.
+    Raises UnsupportedArchitecture if the fields do not determine the sizes.
     """
     named = shown(reader.model_type)
     missing = [
@@ -62,17 +60,17 @@ def assumed(reader: Reader) -> Architecture:
             f"({', '.join(missing)} missing): {BY_HAND}"
         )
     reader.notes.append(
-        f"kvscope does not know model_type {named}: it is read by its fields as a pre-norm decoder with RMSNorm, "
-        "a gated MLP" + (", latent attention" if is_latent(reader) else "") + " and biases only where a key says so"
+        f"kvscope does not know model_type {named}: its fields are read as a pre-norm decoder with RMSNorm, a gated "
+        "MLP" + (", latent attention" if is_latent(reader) else "") + " and biases only if a key says so"
     )
     if hints := [key for key in OTHER_NORMS if reader.get(key) is not None]:
         raise UnsupportedArchitecture(
-            f"{reader.source}: kvscope does not know model_type {named}, and {hints[0]} hints at norms that its "
+            f"{reader.source}: kvscope does not know model_type {named}, and {hints[0]} suggests norms that its "
             f"fields do not state: {BY_HAND}"
         )
     if (activation := reader.get("hidden_act")) in UNGATED:
         raise UnsupportedArchitecture(
-            f"{reader.source}: kvscope does not know model_type {named}, and hidden_act {activation} hints at a "
+            f"{reader.source}: kvscope does not know model_type {named}, and hidden_act {activation} suggests a "
             f"feed-forward without a gate: {BY_HAND}"
         )
     qk_key = "use_qk_norm" if reader.has("use_qk_norm") else "qk_layernorm"

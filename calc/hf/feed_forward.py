@@ -21,7 +21,7 @@ SHARED_SIZE = (
 )  # fmt: skip
 N_SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
 DENSE_SIZE = ("intermediate_size_mlp", "dense_intermediate_size", "dense_mlp_intermediate_size")
-"""The inner size of dense layers between experts, where it is not intermediate_size (Llama 4 and Qwen)."""
+"""The inner size of dense layers between layers with experts, if it is not intermediate_size (Llama 4 and Qwen)."""
 N_DENSE = ("first_k_dense_replace", "num_dense_layers")
 WHICH_SPARSE = (
     *N_DENSE, "mlp_layer_types", "moe_layer_freq", "moe_layers", "moe_layer_start_index", "moe_layer_end_index",
@@ -32,7 +32,7 @@ WHICH_SPARSE = (
 
 
 def feed_forwards(reader: Reader, arch: Architecture, n_layers: int) -> list[tuple[FeedForward, ...]]:
-    """One tuple for each layer: a dense block, or shared experts (as one block) and routed ones."""
+    """One tuple per layer: a dense block, or shared experts (as one block) and routed experts."""
     n_experts = _n_experts(reader)
     if n_experts <= 1 and not arch.always_experts:
         reader.ignore(*N_EXPERTS, *TOP_K, *EXPERT_SIZE, *SHARED_SIZE, *N_SHARED, *DENSE_SIZE, *WHICH_SPARSE)
@@ -54,7 +54,7 @@ def dense_block(reader: Reader, arch: Architecture) -> Dense:
 
 
 def inner_size(reader: Reader, arch: Architecture) -> int:
-    """The inner dimension of a dense block; four times the width where the class says so."""
+    """The inner dimension of a dense block; four times the width if the class says so."""
     hidden_size = reader.count(*HIDDEN_SIZE)
     if arch.inner_size is not None:
         return arch.inner_size(reader, hidden_size)
@@ -66,7 +66,7 @@ def inner_size(reader: Reader, arch: Architecture) -> int:
 
 
 def sparse_layers(reader: Reader, arch: Architecture, n_layers: int) -> list[bool]:
-    """Which layers have experts: all, or as first_k_dense_replace, steps, periods and lists say."""
+    """Which layers have experts: all, or those given by first_k_dense_replace, steps, periods and lists."""
     if (types := reader.per_layer("mlp_layer_types", n_layers)) is not None:
         reader.ignore(*WHICH_SPARSE)
         if unknown := [t for t in types if t not in ("dense", "sparse")]:
@@ -140,7 +140,7 @@ def _experts(reader: Reader, arch: Architecture, n_experts: int) -> Experts:
 
 
 def _shared(reader: Reader, arch: Architecture) -> tuple[FeedForward, ...]:
-    """Experts that every token goes through, as one feed-forward of their joint size."""
+    """Experts that every token uses, as one feed-forward of their combined size."""
     size = reader.maybe(*SHARED_SIZE, minimum=0)
     if size is None and not arch.shared_is_dense:
         n_shared = reader.maybe(*N_SHARED, minimum=0) or 0

@@ -1,4 +1,4 @@
-"""Latent attention (MLA), from the fields of a config: kv_lora_rank says that a model has it."""
+"""Latent attention (MLA) from the fields of a config: kv_lora_rank indicates it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_latent(reader: Reader) -> bool:
 def latent_mixer(reader: Reader, arch: Architecture) -> Latent:
     """The mixer of a latent layer; a null q_lora_rank means that queries are projected directly."""
     if "q_lora_rank" not in reader.config:
-        raise reader.fail("q_lora_rank missing: write null where queries have no latent")
+        raise reader.fail("q_lora_rank missing: write null if queries have no latent")
     reader.ignore(*N_KV_HEADS, *HEAD_DIM, "qk_head_dim")  # one latent serves all heads
     return Latent(
         n_heads=reader.count(*N_HEADS),
@@ -37,14 +37,14 @@ def latent_mixer(reader: Reader, arch: Architecture) -> Latent:
 
 
 def shares_indexers(reader: Reader) -> bool:
-    """Whether some latent layers may take their tokens from another layer's indexer."""
+    """Whether some latent layers may use the tokens selected by another layer's indexer."""
     return reader.has("indexer_types", "index_topk_pattern", "index_topk_freq")
 
 
 def share_indexers(reader: Reader, mixers: list[tuple[Mixer, ...]]) -> list[tuple[Mixer, ...]]:
-    """The mixers of each layer: a "shared" one takes its tokens from an earlier indexer.
+    """The mixers of each layer: a "shared" one uses the tokens selected by an earlier indexer.
 
-    Raises SourceError for a type that is not known.
+    Raises SourceError for an unknown type.
     """
     listed = _indexer_types(reader, len(mixers))
     if unknown := [kind for kind in listed if kind not in ("full", "shared")]:
@@ -53,7 +53,7 @@ def share_indexers(reader: Reader, mixers: list[tuple[Mixer, ...]]) -> list[tupl
 
 
 def _indexer_types(reader: Reader, n_layers: int) -> list[str]:
-    """indexer_types, or the letters of index_topk_pattern, or every index_topk_freq-th layer from an offset on."""
+    """indexer_types, or the letters of index_topk_pattern, or every index_topk_freq-th layer after an offset."""
     letters, frequency = reader.get("index_topk_pattern"), reader.maybe("index_topk_freq") or 1
     stated = reader.maybe("index_skip_topk_offset", minimum=0)
     if (listed := reader.per_layer("indexer_types", n_layers)) is not None:

@@ -1,4 +1,4 @@
-"""What each layer's mixer is, from the fields of a config: full, sliding, chunked, or a recurrence."""
+"""The kind of each layer's mixer from the fields of a config: full, sliding, chunked, or a recurrence."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PATTERN_LETTERS = {"M": MAMBA2, "*": FULL, "E": NONE, "-": NONE}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A layer's kind and, where it slides or is cut in chunks, the tokens it keeps."""
+    """A layer's kind and, if it is sliding or chunked, the tokens it keeps."""
 
     name: str
     window: int | None = None
 
 
 def linear_or_full(reader: Reader, n_layers: int) -> list[str] | None:
-    """layer_types of a model that has linear_attention and full_attention alone; None where it is not there."""
+    """layer_types of a model that has only linear_attention and full_attention; None if it is absent."""
     listed = reader.per_layer("layer_types", n_layers)
     if listed is not None and (unknown := [kind for kind in listed if kind not in (LINEAR_TYPE, FULL_TYPE)]):
         known = f"{LINEAR_TYPE} and {FULL_TYPE}"
@@ -51,8 +51,8 @@ def linear_or_full(reader: Reader, n_layers: int) -> list[str] | None:
 
 
 def layer_kinds(reader: Reader, arch: Architecture, n_layers: int) -> list[Kind]:
-    """One kind per layer. Raises SourceError where the config names one that is not known."""
-    reader.ignore("max_window_layers", "sliding_window_size")  # read where use_sliding_window asks for it
+    """One kind per layer. Raises SourceError if the config names an unknown one."""
+    reader.ignore("max_window_layers", "sliding_window_size")  # read if use_sliding_window is on
     names = _listed(reader, n_layers) or _hybrid(reader, n_layers)
     if names is None:
         return [_attention(reader, arch, i, n_layers) for i in range(n_layers)]
@@ -70,7 +70,7 @@ def _kind(name: str, window: int | None, chunk: int | None) -> Kind:
 
 
 def _listed(reader: Reader, n_layers: int) -> list[str] | None:
-    """From a list of names, one per layer (layer_types and its like), or a pattern of letters."""
+    """From a list of names, one per layer (layer_types and similar), or a pattern of letters."""
     pattern = reader.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         return _letters(reader, pattern, n_layers)
@@ -97,9 +97,7 @@ def _recurrence(reader: Reader) -> str:
         return MAMBA1
     if reader.has("linear_num_value_heads"):
         return DELTA
-    raise reader.fail(
-        "recurrent layers without linear_num_value_heads, mamba_num_heads or mamba_dt_rank: not determined"
-    )
+    raise reader.fail("recurrent layers need linear_num_value_heads, mamba_num_heads or mamba_dt_rank")
 
 
 def _letters(reader: Reader, pattern: str, n_layers: int) -> list[str]:
@@ -130,7 +128,7 @@ def _hybrid(reader: Reader, n_layers: int) -> list[str] | None:
 
 
 def _chunked(reader: Reader, n_layers: int) -> list[str]:
-    """Llama 4: layers with rotary positions are cut in chunks, every fourth has none and sees all."""
+    """Llama 4: layers with rotary positions are chunked; every fourth layer has none and attends to all tokens."""
     rotary = reader.get("no_rope_layers") or None
     if rotary is None:
         interval = reader.maybe("no_rope_layer_interval") or 4
@@ -141,7 +139,7 @@ def _chunked(reader: Reader, n_layers: int) -> list[str]:
 
 
 def _attention(reader: Reader, arch: Architecture, layer: int, n_layers: int) -> Kind:
-    """Full or sliding, where the config lists no kinds."""
+    """Full or sliding, if the config lists no kinds."""
     window = _window(reader, arch, needed=False)
     if window is None:
         return Kind(FULL)
@@ -165,8 +163,8 @@ def _slides(reader: Reader, arch: Architecture, layer: int) -> bool:
     if rule == "all":
         return True
     raise reader.fail(
-        f"sliding_window is {reader.count('sliding_window')}, but nothing says which layers slide: "
-        "add layer_types, one of full_attention and sliding_attention per layer"
+        f"sliding_window is {reader.count('sliding_window')}, but nothing says which layers are sliding: add "
+        "layer_types, with full_attention or sliding_attention per layer"
     )
 
 

@@ -1,4 +1,4 @@
-"""The layers of a model whose fields say what each of them is: mixers by kind, feed-forwards, norms."""
+"""The layers of a model whose fields describe each of them: mixers by kind, feed-forwards, norms."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Block = tuple[FeedForward, ...]
 
 
 def layers_of(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """All layers, bottom first: by the architecture's own rules, or by the fields. Raises SourceError."""
+    """All layers, bottom first, by the architecture's own rules or by the fields. Raises SourceError."""
     if arch.layers is not None:
         return arch.layers(reader, arch, n_layers, hidden_size)
     return layers_by_fields(reader, arch, n_layers, hidden_size)
 
 
 def layers_by_fields(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Each layer's kind gives its mixers, and the keys of experts its feed-forwards. Raises SourceError."""
+    """Each layer's kind determines its mixers, and the expert keys its feed-forwards. Raises SourceError."""
     kinds = layer_kinds(reader, arch, n_layers)
     mixers = {kind: _mixers(reader, arch, kind, hidden_size) for kind in dict.fromkeys(kinds)}
     each = [mixers[kind] for kind in kinds]
@@ -48,7 +48,7 @@ def stack(
     mixers: Sequence[tuple[Mixer, ...]],
     blocks: Sequence[Block],
 ) -> list[LayerSpec]:
-    """One layer for each of `mixers` and `blocks`, with the architecture's norms; equal layers are one object."""
+    """One layer per element of `mixers` and `blocks`, with the architecture's norms; equal layers are one object."""
     made: dict[tuple[tuple[Mixer, ...], Block], LayerSpec] = {}
     for own, block in dict.fromkeys(zip(mixers, blocks, strict=True)):
         made[own, block] = LayerSpec(
@@ -64,7 +64,7 @@ def stack(
 def norm_params(reader: Reader, arch: Architecture, hidden_size: int, mixers: tuple[Mixer, ...], block: Block) -> int:
     """Norms of a layer, and its other small parameters."""
     if arch.qk_norm and arch.qk_key is None:
-        reader.ignore(*QK_NORM_FLAGS)  # its class has these norms whatever they say
+        reader.ignore(*QK_NORM_FLAGS)  # the class has these norms, whatever the config says
     params = arch.norms * arch.norm_params(hidden_size) + arch.extra_params
     params += sum(qk_norm_params(reader, arch, mixer) for mixer in mixers if isinstance(mixer, Attention))
     if any(isinstance(part, Experts) for part in block):
@@ -73,7 +73,7 @@ def norm_params(reader: Reader, arch: Architecture, hidden_size: int, mixers: tu
 
 
 def _heads_per_layer(reader: Reader, mixers: list[tuple[Mixer, ...]]) -> list[tuple[Mixer, ...]]:
-    """Layers with numbers of heads of their own (DeciLM's KV heads, Laguna's query heads)."""
+    """Layers with their own head counts (DeciLM's KV heads, Laguna's query heads)."""
     fields = {"n_heads": "num_attention_heads_per_layer", "n_kv_heads": "num_key_value_heads_per_layer"}
     for field, key in fields.items():
         listed = reader.per_layer(key, len(mixers))

@@ -1,7 +1,7 @@
-"""``params.json``, as Mistral and Meta publish beside their weights, as the config.json that says the same.
+"""Converts ``params.json``, as published by Mistral and Meta, into an equivalent config.json.
 
 Sources: vLLM (``transformers_utils/configs/mistral.py``) for Mistral's keys; Meta's ``llama/model.py`` (FeedForward)
-for the inner size, which its files state by a multiple and a factor.
+for the inner size, which its files give as a multiple and a factor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXPERT_KEYS: Mapping[str, str] = {
     "num_expert_groups_per_tok": "topk_group", "route_every_n": "moe_layer_freq",
 }  # fmt: skip
 RUNNING = ("expert_parallel", "expert_model_parallel", "routed_scale", "moe_tp", "moe_ep")
-"""What a `moe` section says of how experts are run."""
+"""Keys of a `moe` section on how experts are run."""
 MAX_MULTIPLE = 2**20
 
 
@@ -35,7 +35,7 @@ def is_params(config: Mapping[str, Any]) -> bool:
 
 
 def as_config(params: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The same under the keys of a config.json. Raises SourceError where it does not determine the sizes."""
+    """The same with the keys of a config.json. Raises SourceError if it does not determine the sizes."""
     rest = {key: value for key, value in params.items() if key not in KEYS}
     config = {**rest, **{usual: params[own] for own, usual in KEYS.items() if own in params}}
     if "multiple_of" in params:
@@ -44,13 +44,12 @@ def as_config(params: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _meta(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """Llama: two thirds of four times dim, times a factor, up to a multiple; the vocabulary may be the tokenizer's."""
+    """Llama: two thirds of four times dim, times a factor, rounded up to a multiple; the vocabulary may be the
+    tokenizer's."""
     if config.get("vocab_size") == -1:
-        raise SourceError(
-            f"{source}: vocab_size is -1, the tokenizer's own: write its number (32000 for Llama 1 and 2)"
-        )
+        raise SourceError(f"{source}: vocab_size is -1 (the tokenizer's): write the number (32000 for Llama 1 and 2)")
     if images := [key for key in config if key.startswith("vision_")]:
-        raise SourceError(f"{source}: {images[0]} says that layers attend to images: give the model's config.json")
+        raise SourceError(f"{source}: {images[0]} means that layers attend to images: use the model's config.json")
     config["intermediate_size"] = _inner_size(config, source)
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     said = {"multiple_of", "ffn_dim_multiplier", "use_scaled_rope"}
@@ -111,10 +110,10 @@ def _windows(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _quantization(quantized: object, source: str) -> object:
-    """Mistral's own words for fp8 as quantization_config has them; what is in those words already, as it is."""
+    """Mistral's own fp8 fields as a quantization_config; a quantization_config is left unchanged."""
     if isinstance(quantized, dict) and quantized.get("qformat_weight") == "fp8_e4m3":
         dynamic = quantized.get("qscheme_act") == "NO_SCALES"
         return {"quant_method": "fp8", "activation_scheme": "dynamic" if dynamic else "static"}
     if isinstance(quantized, dict) and ("quant_method" in quantized or "config_groups" in quantized):
         return quantized
-    raise SourceError(f"{source}: quantization is not one that kvscope knows (fp8_e4m3): give --weight-format")
+    raise SourceError(f"{source}: kvscope does not know this quantization (only fp8_e4m3): give --weight-format")

@@ -1,4 +1,4 @@
-"""Multimodal models by their outer model_type: which encoders they have, and what leads from them to the text model."""
+"""Multimodal models by their outer model_type: their encoders, and the projectors to the text model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Counted = Callable[[Fields, int], int]
 
 
 def encoder_params(config: Mapping[str, Any], hidden_size: int) -> int | None:
-    """Parameters of all encoders and projectors of a multimodal config; None where they are not determined."""
+    """Parameters of all encoders and projectors of a multimodal config; None if not determined."""
     count = MODELS.get(str(config.get("model_type", "")))
     if count is None:
         return None
@@ -23,7 +23,7 @@ def encoder_params(config: Mapping[str, Any], hidden_size: int) -> int | None:
 
 
 def _tower_alone(assumed: str) -> Counted:
-    """Encoders that end in the text model's width by themselves."""
+    """Encoders whose output already has the text model's width."""
 
     def count(config: Fields, hidden_size: int) -> int:
         return tower(config, "vision_config", assumed)[0]
@@ -42,7 +42,7 @@ def _paligemma(config: Fields, hidden_size: int) -> int:
 
 
 def _llava(config: Fields, hidden_size: int) -> int:
-    """Two linear layers from as many of the encoder's layers as are named."""
+    """Two linear layers from the outputs of the named encoder layers."""
     params, vision = tower(config, "vision_config", "clip_vision_model")
     inputs = vision.n("hidden_size") * (config.size("vision_feature_layer") or 1)
     bias = config.flag("multimodal_projector_bias", True)
@@ -50,7 +50,7 @@ def _llava(config: Fields, hidden_size: int) -> int:
 
 
 def _llava_next(config: Fields, hidden_size: int) -> int:
-    """The same, and the embedding of a line's end."""
+    """The same, and an end-of-line embedding."""
     return _llava(config, hidden_size) + hidden_size
 
 
@@ -117,7 +117,7 @@ def _step(config: Fields, hidden_size: int) -> int:
 
 
 def _gemma4(config: Fields, hidden_size: int) -> int:
-    """Images, and sound where the model has it; both projected without a bias."""
+    """Images, and audio if the model has it; both projected without a bias."""
     params = 0
     if isinstance(config.values.get("vision_config"), Mapping):
         own, vision = tower(config, "vision_config", "gemma4_vision")
@@ -131,7 +131,7 @@ def _gemma4(config: Fields, hidden_size: int) -> int:
 
 
 def _gemma4_unified(config: Fields, hidden_size: int) -> int:
-    """No tower: merged patches with a position by row and column, and sound as it is, both projected."""
+    """No tower: merged patches with a position by row and column, and raw audio, both projected."""
     params = 0
     if isinstance(config.values.get("vision_config"), Mapping):
         vision = config.part("vision_config", UNIFIED_VISION)

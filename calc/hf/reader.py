@@ -1,4 +1,4 @@
-"""Typed access to a config's keys: every refusal names the file and the key, every assumption becomes a note."""
+"""Typed access to a config's keys: every error names the file and the key, every assumption becomes a note."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from calc.files import read_bounded
 from calc.units import MAX_COUNT
 
 MAX_CONFIG_BYTES = 4 * 2**20
-"""A real config.json has a few kB; anything larger is some other file."""
+"""A real config.json has a few kB; anything larger is another kind of file."""
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
-"""Where multimodal configs keep the text model's fields."""
+"""Keys of multimodal configs that contain the text model's fields."""
 MAX_NESTED = 4
-"""A text model stands at most two keys deep in a published config."""
+"""In published configs, a text model is at most two keys deep."""
 OF_ALL_PARTS = ("tie_word_embeddings", "quantization_config", "quantization", "dtype", "torch_dtype", "model_type")
-"""What a multimodal config says of all its parts."""
+"""Keys of a multimodal config that apply to all its parts."""
 
 N_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "n_embed", "model_dim")
@@ -31,10 +31,10 @@ MAX_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_len
 
 
 class Reader:
-    """Keys of one config (its text part). `notes` collects what was assumed, `read` which keys were looked at.
+    """Keys of one config (its text part). `notes` collects assumptions, `read` the keys that were read.
 
-    `defaults` has keys that the config lacks with what its class takes for them: one that is read becomes a note.
-    `of_class` has all defaults of the class, also for keys that the config states.
+    `defaults` holds the class's values for keys that the config lacks; reading one adds a note. `of_class` holds all
+    defaults of the class, including those that the config states.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Reader:
         return SourceError(f"{self.source}: {what}")
 
     def get(self, key: str) -> Any:
-        """The value as it stands; None where it is absent or null."""
+        """The unchanged value; None if it is absent or null."""
         return self._value(key)
 
     def _value(self, key: str, default: Any = None) -> Any:
-        """The value, noted where it is the class's and not the config's. What is off or none goes without saying."""
+        """The value, with a note if it comes from the class and not the config. Off or none needs no note."""
         self.read.add(key)
         value = self.config.get(key, default)
         if key in self.unsaid:
@@ -73,11 +73,11 @@ class Reader:
         return value
 
     def ignore(self, *keys: str) -> None:
-        """Mark keys that mean nothing here, because of what other keys say: they need not be read."""
+        """Mark keys that have no effect here because of other keys, so that they need not be read."""
         self.read.update(keys)
 
     def put(self, key: str, value: Any, *, note: object = None) -> None:
-        """Set what the class puts there whatever the config says; `note` is what to say that the class assumes."""
+        """Set a value that the class uses whatever the config says; `note` says what the class assumes."""
         self.read.add(key)
         self.unsaid.discard(key)
         self.config[key] = value
@@ -95,7 +95,7 @@ class Reader:
         return any(self.config.get(key) is not None for key in keys)
 
     def count(self, *keys: str, minimum: int = 1, default: int | None = None) -> int:
-        """The whole number under the first of `keys` that has one. Raises SourceError where none has."""
+        """The whole number under the first of `keys` that has one. Raises SourceError if none has."""
         value = self.maybe(*keys, minimum=minimum)
         if value is not None:
             return value
@@ -105,13 +105,13 @@ class Reader:
         return default
 
     def require(self, *names: tuple[str, ...]) -> None:
-        """Raise SourceError that lists every key (by its usual name) that is absent or null under all of its names."""
+        """Raise a SourceError that lists every key (by its usual name) that is absent or null under all its names."""
         missing = [keys[0] for keys in names if not self.has(*keys)]
         if missing:
             raise self.fail(f"{' and '.join(missing) if len(missing) < 3 else ', '.join(missing)} missing")
 
     def maybe(self, *keys: str, minimum: int = 1) -> int | None:
-        """As `count`, but None where all are absent or null."""
+        """As `count`, but None if all are absent or null."""
         self.read.update(keys)
         for key in keys:
             value = self._value(key)
@@ -130,7 +130,7 @@ class Reader:
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false; null is false, `default` holds where the key is absent."""
+        """True or false; null is false, and `default` is used if the key is absent."""
         value = self._value(key, default)
         if value is None:
             return False
@@ -139,14 +139,14 @@ class Reader:
         return value
 
     def text(self, key: str) -> str | None:
-        """A text, or None where it is absent."""
+        """A text, or None if it is absent."""
         value = self._value(key)
         if value is None or isinstance(value, str):
             return value
         raise self.fail(f"{key} must be a name, not {shown(value)}")
 
     def per_layer(self, key: str, n_layers: int) -> list[Any] | None:
-        """A list of one value per layer, or None where the key is absent."""
+        """A list of one value per layer, or None if the key is absent."""
         value = self._value(key)
         if value is None:
             return None
@@ -155,7 +155,7 @@ class Reader:
         return value[:n_layers]
 
     def indices(self, key: str) -> frozenset[int]:
-        """A list of layer numbers; empty where the key is absent."""
+        """A list of layer numbers; empty if the key is absent."""
         value = self._value(key)
         if value is None:
             return frozenset()
@@ -183,7 +183,7 @@ class Reader:
 
 
 def _assumed(value: object) -> str:
-    """A class's value in a note; of a list its start, which is what is repeated."""
+    """A class's value for a note; for a list, its repeating start."""
     if isinstance(value, list):
         return f"{', '.join(map(str, value[:6]))}{', and so on' if len(value) > 6 else ''}"
     return json.dumps(value)
@@ -194,7 +194,7 @@ def _length(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A JSON value as it stands in the file, cut to fit a sentence."""
+    """A JSON value as in the file, shortened to fit a sentence."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**30:
@@ -204,7 +204,7 @@ def shown(value: object) -> str:
 
 
 def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
-    """The fields of the text model and, in a multimodal config, the key they stand under."""
+    """The fields of the text model and, in a multimodal config, the key that contains them."""
     found, at = config, None
     for _ in range(MAX_NESTED):
         key = next((key for key in TEXT_PARTS if isinstance(found.get(key), dict) and found[key]), None)
@@ -218,7 +218,7 @@ def text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]
 
 
 def read_object(file: Path, *, limit: int = MAX_CONFIG_BYTES) -> Mapping[str, Any]:
-    """The JSON object in `file`, read whole but never more than `limit` bytes. Raises SourceError."""
+    """The JSON object in `file`, of at most `limit` bytes. Raises SourceError."""
     data = read_bounded(file, limit=limit)
     try:
         value = json.loads(data.decode("utf-8-sig"))
@@ -227,7 +227,7 @@ def read_object(file: Path, *, limit: int = MAX_CONFIG_BYTES) -> Mapping[str, An
     except json.JSONDecodeError as error:
         raise SourceError(f"{file}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (ValueError, RecursionError):
-        raise SourceError(f"{file}: not a config.json: numbers too long or lists too deep") from None
+        raise SourceError(f"{file}: not a config.json: its numbers are too long or its lists too deep") from None
     if not isinstance(value, dict):
         raise SourceError(f"{file}: a config.json holds an object {{...}}, not {shown(value)}")
     return value

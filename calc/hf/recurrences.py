@@ -1,4 +1,4 @@
-"""Mixers that keep a state instead of a cache (Mamba, gated delta, short convolution), from the fields of a config."""
+"""Mixers with a state instead of a cache (Mamba, gated delta, short convolution), from the fields of a config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recurrent_mixer(reader: Reader, arch: Architecture, kind: str, hidden_size: 
 
 
 def _mamba1(reader: Reader, arch: Architecture, hidden_size: int) -> Mamba1:
-    """Mamba, with norms of dt, B and C where the architecture has them (Jamba)."""
+    """Mamba, with norms of dt, B and C if the architecture has them (Jamba)."""
     inner = reader.count("mamba_expand") * hidden_size
     state, dt_rank = reader.count("mamba_d_state"), step_rank(reader, "mamba_dt_rank", hidden_size)
     extra = dt_rank + 2 * state if arch.state_norms else 0
@@ -45,7 +45,7 @@ def _mamba1(reader: Reader, arch: Architecture, hidden_size: int) -> Mamba1:
 
 
 def step_rank(reader: Reader, key: str, hidden_size: int) -> int:
-    """The rank of the step size; "auto" is a sixteenth of the width, rounded up."""
+    """The rank of the time step; "auto" is a sixteenth of the width, rounded up."""
     return -(-hidden_size // 16) if reader.get(key) == "auto" else reader.count(key)
 
 
@@ -77,5 +77,5 @@ def _head_dim(reader: Reader, n_heads: int, hidden_size: int) -> int:
 
 
 def _any_flag(reader: Reader, keys: tuple[str, ...]) -> bool:
-    flags = [reader.flag(key) for key in keys]  # all of them are read, so that all are checked
+    flags = [reader.flag(key) for key in keys]  # read all of them so that all are checked
     return any(flags)

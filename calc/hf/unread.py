@@ -1,8 +1,8 @@
-"""Keys that look like a size or a part and that nothing has read: a model that has one is refused, whatever its type.
+"""Unread keys that look like a size or a part: a model with such a key is refused, whatever its type.
 
-A config that is read without them would be counted wrong and nobody would know (Kimi K3's experts read an input of
-routed_expert_hidden_size). What a reader has decided not to need it marks with `Reader.ignore`; what never says
-anything about weights or caches is listed here, once.
+Ignoring them would give a wrong count without any sign (Kimi K3's experts have an input of routed_expert_hidden_size).
+A reader marks keys that it does not need with `Reader.ignore`; keys that never affect weights or caches are listed
+here, once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SIZE_WORDS = frozenset(
     ssm lora hidden inner intermediate ffn streams expand mult ratio altup
     """.split()
 )
-"""Words of a key, between its underscores, that say that its number is a size or a count."""
+"""Words in a key, between underscores, that indicate a size or a count."""
 PART_WORDS = frozenset("gate gates gated gating bias biases norm norms layernorm layernorms sink sinks".split())
-"""Words of a key that say that a flag that is true adds weights (use_full_rank_gate, attention_output_gate)."""
+"""Words in a key that indicate that the flag, if true, adds weights (use_full_rank_gate, attention_output_gate)."""
 
 NO_SIZE: Mapping[str, frozenset[str]] = {
     "how text is generated": frozenset(
@@ -39,8 +39,8 @@ NO_SIZE: Mapping[str, frozenset[str]] = {
     "how positions are encoded": frozenset(
         "rotary_dim no_rope_layers no_rope_layer_interval rope_scaling rope_parameters".split()
     ),
-    "how long the context is, not what a token takes": frozenset("n_ctx n_positions".split()),
-    "how experts are weighed, and what weights are multiplied with": frozenset(
+    "the length of the context, not the size of a token": frozenset("n_ctx n_positions".split()),
+    "how expert outputs are weighted, and factors of weights": frozenset(
         """
         norm_topk_prob moe_renormalize use_routing_bias use_moe_router_bias moe_router_enable_expert_bias
         moe_router_use_expert_bias use_expert_bias use_gemma_norm use_rmsnorm norm_softmax norm_before_gate
@@ -50,21 +50,21 @@ NO_SIZE: Mapping[str, frozenset[str]] = {
     ),
     "a size that another key states": frozenset("num_attention_heads_per_group org_vocab_size".split()),
 }
-"""Keys that look like sizes and change neither weights nor caches, by what they are about."""
+"""Keys that look like sizes but affect neither weights nor caches, by topic."""
 NOT_SIZES = frozenset().union(*NO_SIZE.values())
 
 ENCODER_WORDS = frozenset("vision image img audio video mm vit speech sound perceiver projector".split())
-"""Encoders of images and sound, which are not counted (a note says so)."""
+"""Image and audio encoders, which are not counted here (a note says so)."""
 PREDICTOR_WORDS = frozenset("mtp nextn".split())
 """Layers for multi-token prediction, which are not counted (a note says so)."""
 MAX_DEPTH = 4
-"""Sections within sections that are looked into; no published config has as many."""
+"""Maximum depth of nested sections that are searched; no published config is as deep."""
 ID_ENDINGS = ("_id", "_ids", "_index", "_token", "_idx")
-"""Endings of keys that name a token or a place."""
+"""Endings of keys that name a token or a position."""
 
 
 def unread_sizes(reader: Reader) -> list[str]:
-    """Keys of the config and of the sections in it that look like sizes and that nothing has read, sorted.
+    """Unread keys of the config and its sections that look like sizes, sorted.
 
     A key of a section is written as "section.key".
     """
@@ -100,12 +100,12 @@ def _words(key: str) -> set[str]:
 
 
 def _is_part(key: str, value: object) -> bool:
-    """Whether a flag is true whose key names a part that has weights."""
+    """Whether a flag is true and its key names a part with weights."""
     return value is True and bool(PART_WORDS & _words(key))
 
 
 def _is_size(value: object) -> bool:
-    """A whole number above 0, or a list of numbers that has one."""
+    """Whether it is a whole number above 0, or a list of numbers with one."""
     if isinstance(value, list):
         return any(isinstance(each, int) and _is_size(each) for each in value[:1000])
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

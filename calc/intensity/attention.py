@@ -1,12 +1,12 @@
 """FLOPs and bytes of attention for one KV head: standard (Algorithm 0) and FlashAttention, prefill and decode.
 
-Algorithm 0 is the standard implementation of Dao et al. 2022 (FlashAttention, section 2.2): S = Q Kᵀ is written
-to device memory, read for the softmax, P written, and read again for O = P V. FlashAttention (Algorithm 1 there)
-keeps S and P on the chip; its traffic is counted at the minimum: Q, K, V and O once each.
+Algorithm 0 is the standard implementation of Dao et al. 2022 (FlashAttention, section 2.2): S = Q Kᵀ is written to
+device memory, read for the softmax, P written, and read again for O = P V. FlashAttention (Algorithm 1 there) keeps S
+and P on chip; its traffic is counted at the minimum: Q, K, V and O once each.
 
-A multiply-add is two FLOPs. The softmax counts `softmax_flops` per element: 5 for maximum, subtraction,
-exponential, sum and division, or 0 to leave it out. There is no causal mask, as Algorithm 0 has none, unless `causal`
-asks for it: then the lower triangle of S and P alone is computed and moved.
+A multiply-add is two FLOPs. The softmax counts `softmax_flops` per element: 5 for maximum, subtraction, exponential,
+sum and division, or 0 to leave it out. There is no causal mask, as in Algorithm 0, unless `causal` is set: then only
+the lower triangle of S and P is computed and moved.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def standard_steps(
 def flash_steps(
     *, n_queries: Any, n_keys: Any, head_dim: Any, group_size: Any, softmax_flops: Number, causal: bool = False
 ) -> list[Step]:
-    """The same FLOPs with S and P kept on the chip: only Q, K, V are read and O written."""
+    """The same FLOPs with S and P kept on chip: only Q, K and V are read and O is written."""
     scores = group_size * pairs(n_queries=n_queries, n_keys=n_keys, causal=causal)
     queries, keys = group_size * n_queries * head_dim, n_keys * head_dim
     return [
@@ -72,7 +72,7 @@ def flash_steps(
 
 
 def attention_steps(kind: Attention, phase: Phase, *, n_keys: Any, causal: bool = False, **sizes: Any) -> list[Step]:
-    """The steps for `phase`: as many queries as keys in prefill; one in decode, with no token after it to hide."""
+    """The steps for `phase`: as many queries as keys in prefill; one in decode, where the mask hides nothing."""
     steps = standard_steps if kind is Attention.STANDARD else flash_steps
     if phase is Phase.DECODE:
         return steps(n_queries=1, n_keys=n_keys, **sizes)
@@ -80,7 +80,7 @@ def attention_steps(kind: Attention, phase: Phase, *, n_keys: Any, causal: bool 
 
 
 def attention_work(kind: Attention, phase: Phase, *, element_bytes: Any, **sizes: Any) -> tuple[Any, Any]:
-    """(FLOPs, bytes) of one KV head.
+    """(FLOPs, bytes) for one KV head.
 
     >>> attention_work(Attention.STANDARD, Phase.PREFILL, n_keys=1024, head_dim=128, group_size=1,
     ...                softmax_flops=5, element_bytes=2)
@@ -109,8 +109,8 @@ class StepCost:
 class PhaseCost:
     """FLOPs, bytes and intensity of one phase: values, closed forms, the step table and the limit in N.
 
-    Read and write formulas of `steps` count elements; byte formulas carry the factor b. `limit` is what the
-    intensity tends to as N grows (None: it grows without bound).
+    Read and write formulas of `steps` count elements; byte formulas include the factor b. `limit` is the limit of the
+    intensity as N grows (None: it grows without bound).
     """
 
     phase: Phase
@@ -195,6 +195,6 @@ def phase_cost(
 
 
 def _bytes_formula(moved: Expr) -> Expr:
-    """``b · (4·N² + 4·N·d)``: the elements collected, times the bytes of one."""
+    """``b · (4·N² + 4·N·d)``: collected elements times bytes per element."""
     elements, element_bytes = moved.args
     return Expr("*", (element_bytes, closed_form(elements)))

@@ -1,4 +1,4 @@
-"""What the layers of a model that is not plain do, in sentences: the form counted, what is moved, where it tends."""
+"""Sentences about the layers of a model that is not plain: the form counted, what is moved, the limits."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def layer_observations(report: IntensityReport) -> tuple[str, ...]:
 
 def _at_the_point(report: IntensityReport, layers: Layers) -> str:
     query, p, d = report.query, layers.prefill, layers.decode
-    kept = "S and P go through memory" if query.attention == "standard" else "S and P stay on the chip"
-    mask = "the lower triangle alone" if query.causal else "without a causal mask"
+    kept = "S and P are stored in memory" if query.attention == "standard" else "S and P stay on chip"
+    mask = "only the lower triangle" if query.causal else "without a causal mask"
     return (
-        f"At N = {query.context:,}, one sequence, what reads caches and states in the layers of {query.model.title} "
-        f"needs {format_flops(p.flops)} and moves {format_decimal(p.bytes)} in prefill ({figures(p.intensity)} FLOP/B, "
-        f"{mask}), and needs {format_flops(d.flops)} and moves {format_decimal(d.bytes)} in decode "
+        f"At N = {query.context:,}, for one sequence, the parts of {query.model.title}'s layers that read caches and "
+        f"states need {format_flops(p.flops)} and move {format_decimal(p.bytes)} in prefill ({figures(p.intensity)} "
+        f"FLOP/B, {mask}), and need {format_flops(d.flops)} and move {format_decimal(d.bytes)} in decode "
         f"({figures(d.intensity)} FLOP/B); {kept}."
     )
 
@@ -48,9 +48,9 @@ def _forms(model: ModelSpec, layers: Layers) -> Iterator[str]:
     if latent := next((read for mixer, read in reads if mixer.kind == "latent"), None):
         expanded = any("expanded" in operator.name for operator in layers.prefill.operators)
         yield (
-            f"Absorbed, {latent.n_heads:,} heads read one row of {latent.token_elements:,} elements per token, and K "
-            "and V are never built: the products that would build them act on queries and results instead."
-            f"{' Expanded, K and V are built for every head, once per token.' if expanded else ''}"
+            f"In the absorbed form, {latent.n_heads:,} heads read one row of {latent.token_elements:,} elements per "
+            "token. K and V are never built: their projections are applied to queries and results "
+            f"instead.{' In the expanded form, K and V are built for every head, once per token.' if expanded else ''}"
         )
     if indexed := [read for _, read in reads if read.index_heads]:
         most = max(read.chosen or 0 for _, read in reads)
@@ -64,7 +64,7 @@ def _listed(cost: LayersCost) -> str:
 
 
 def _shares(cost: LayersCost) -> str:
-    """Which bytes decode moves, and which kind of layer moves most of them."""
+    """Which bytes decode moves, and which kind of layer moves most."""
     moved = float(cost.bytes)
     caches = [o for o in cost.operators if o.kind is not Kind.RECURRENCE]
     states = [o for o in cost.operators if o.kind is Kind.RECURRENCE]
@@ -102,6 +102,7 @@ def _tends(cost: LayersCost) -> str:
 def _by_batch(report: IntensityReport, layers: Layers) -> str:
     batches = sorted(point.batch for point in report.decode_by_batch)
     return (
-        f"Its {figures(layers.decode.intensity)} FLOP/B in decode do not depend on the batch (B = {batches[0]:,} to "
-        f"{batches[-1]:,}): every sequence reads its own cache and state, so FLOPs and bytes grow alike."
+        f"Its decode intensity of {figures(layers.decode.intensity)} FLOP/B does not depend on the batch size (B = "
+        f"{batches[0]:,} to {batches[-1]:,}): every sequence reads its own cache and state, so FLOPs and bytes grow "
+        "at the same rate."
     )

@@ -1,7 +1,7 @@
-"""Attention as the layers of a model have it: latent, windows, indexers, recurrences; all layers, one sequence.
+"""Attention as in the layers of a model (latent, windows, indexers, recurrences), for all layers and one sequence.
 
-A model whose layers all have plain attention over the whole context is studied by one KV head instead
-(`calc.intensity.attention`), as the assignment asks.
+If all layers have plain attention over the whole context, one KV head is studied instead (`calc.intensity.attention`),
+as the assignment asks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_plain(model: ModelSpec) -> bool:
 class LayersCost:
     """FLOPs, bytes and intensity of all mixers in one phase, for one sequence, by kind.
 
-    Formulas are in N, with every other size put in. `limit` is what the intensity tends to as N grows (None: it
+    Formulas are in N, with every other size substituted. `limit` is the limit of the intensity as N grows (None: it
     grows without bound).
     """
 
@@ -70,7 +70,7 @@ class LayersCost:
 
     @property
     def layers(self) -> int:
-        """Layers that attend or recur."""
+        """Layers with attention or recurrence."""
         return sum(operator.count for operator in self.operators if operator.kind != "index")
 
 
@@ -108,7 +108,7 @@ def _in_n(work: Pass) -> Pass:
 
 
 def _collected(node: Expr) -> Expr:
-    """`node` multiplied out and collected; a minimum and a floor stand for themselves."""
+    """`node` multiplied out and collected; minima and floors stay as they are."""
     kept: list[Expr] = []
 
     def without(at: Expr) -> Expr:
@@ -127,12 +127,12 @@ def _collected(node: Expr) -> Expr:
 
 
 def _limit(flops: Expr, moved: Expr) -> tuple[Expr, Fraction] | None:
-    """What flops / moved tends to as N grows; None where that is no number."""
+    """The limit of flops / moved as N grows; None if it is not a number."""
     return ratio_of(expand(_far(flops)), expand(_far(moved))).limit(N, {})
 
 
 def _far(node: Expr) -> Expr:
-    """`node` where N is larger than every window: a minimum with N is the other, ⌊N/m⌋ is N/m."""
+    """`node` for N larger than every window: min(N, x) becomes x, and ⌊N/m⌋ becomes N/m."""
     if node.op in ("sym", "num"):
         return node
     left, right = (_far(arg) for arg in node.args)

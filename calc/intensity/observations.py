@@ -1,4 +1,4 @@
-"""What the intensity plots show: sentences that are built from, and chosen by, the computed values."""
+"""What the intensity plots show: sentences built from, and chosen by, the computed values."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def intensity_observations(report: IntensityReport) -> tuple[str, ...]:
 
 
 def textbook_observations(report: IntensityReport) -> tuple[str, ...]:
-    """What plain attention of one head shows, in both phases and by batch."""
+    """Sentences on plain attention of one head, in both phases and by batch size."""
     return (_at_the_point(report), _saturation(report), _other_algorithm(report), _attention_by_batch(report))
 
 
 def _fewer_bytes(factor: float) -> str:
-    """``1/9.00 of the bytes``, or ``2.1 % fewer bytes`` where the factor is near 1."""
+    """``1/9.00 of the bytes``, or ``2.1 % fewer bytes`` if the factor is near 1."""
     return f"1/{figures(factor)} of the bytes" if factor >= 1.5 else f"{100 * (1 - 1 / factor):.1f} % fewer bytes"
 
 
@@ -60,7 +60,7 @@ def _at_the_point(report: IntensityReport) -> str:
 
 
 def knee(report: IntensityReport) -> int | None:
-    """Smallest context at which prefill attention reaches KNEE of its limit; None where it has no limit."""
+    """Smallest context at which prefill attention reaches KNEE of its limit; None if it has no limit."""
     limit = report.prefill.limit
     if limit is None:
         return None
@@ -87,13 +87,14 @@ def _saturation(report: IntensityReport) -> str:
         shown = f"{figures(last.intensity)} FLOP/B at N = {last.context:,}"
     limit, formula, at = report.prefill.limit, report.prefill.limit_formula, knee(report)
     if limit is None or formula is None or at is None:
-        return f"Prefill rises with the context without a limit, {shown}: FLOPs grow with N², bytes with N."
+        return f"Prefill intensity rises with the context without a limit, {shown}: FLOPs grow with N², bytes with N."
     verb = "saturates" if last.context >= at else "rises towards a limit"
     here, share = report.query.context, percent(report.prefill.intensity / limit)
     where = f"N = {here:,} is past that" if here >= at else f"N = {here:,} reaches {share}"
     return (
-        f"Prefill {verb}, {shown}: the traffic of S and P grows with N², as the FLOPs do, so the intensity tends to "
-        f"{to_text(formula)} = {limit:,.2f} FLOP/B. It reaches {percent(KNEE)} of that at N = {at:,}; {where}."
+        f"Prefill intensity {verb}, {shown}: the traffic of S and P grows with N², like the FLOPs, so the intensity "
+        f"tends to {to_text(formula)} = {limit:,.2f} FLOP/B. It reaches {percent(KNEE)} of that at N = {at:,}; "
+        f"{where}."
     )
 
 
@@ -103,11 +104,11 @@ def _other_algorithm(report: IntensityReport) -> str:
     if report.query.attention is Attention.STANDARD:
         flash, standard, flash_decode, standard_decode = standard, flash, standard_decode, flash_decode
     in_prefill, in_decode = float(standard.bytes / flash.bytes), float(standard_decode.bytes / flash_decode.bytes)
-    why = "most of the traffic is the cache" if in_decode < 1.5 else "S and P are large beside the cache"
+    why = "most of the traffic is the cache" if in_decode < 1.5 else "S and P are large compared with the cache"
     return (
-        f"Keeping S and P on the chip (FlashAttention) moves {_fewer_bytes(in_prefill)} in prefill "
-        f"({figures(flash.intensity)} FLOP/B instead of {figures(standard.intensity)}) and "
-        f"{_fewer_bytes(in_decode)} in decode, where {why}."
+        f"Keeping S and P on chip (FlashAttention) moves {_fewer_bytes(in_prefill)} in prefill "
+        f"({figures(flash.intensity)} FLOP/B instead of {figures(standard.intensity)}) and {_fewer_bytes(in_decode)} "
+        f"in decode, where {why}."
     )
 
 
@@ -119,11 +120,11 @@ def _by_batch(points: tuple[DecodePoint, ...]) -> tuple[DecodePoint, DecodePoint
 def _attention_by_batch(report: IntensityReport) -> str:
     first, last = _by_batch(report.decode_by_batch)
     low, high = first.attention_intensity, last.attention_intensity
-    shape = "does not depend on the batch" if abs(high - low) <= FLAT * high else "changes with the batch"
+    shape = "does not depend on the batch size" if abs(high - low) <= FLAT * high else "changes with the batch size"
     text = f"Decode attention {shape} ({figures(low)} FLOP/B at B = {first.batch:,}, {figures(high)} at {last.batch:,})"
     if first.batch == last.batch:
-        text = f"Decode attention has {figures(low)} FLOP/B at B = {first.batch:,}, and another batch changes nothing"
-    text += ": every sequence reads its own K and V, so FLOPs and bytes grow alike"
+        text = f"Decode attention has {figures(low)} FLOP/B at B = {first.batch:,} and at any other batch size"
+    text += ": every sequence reads its own K and V, so FLOPs and bytes grow at the same rate"
     g, grouped = report.query.model.group_size, report.decode_by_batch_grouped[0].attention_intensity
     if g == report.query.group_size:
         return f"{text}."
@@ -135,29 +136,32 @@ def _linear_by_batch(report: IntensityReport) -> str:
     first, last = _by_batch(report.decode_by_batch)
     if first.batch == last.batch:
         return (
-            f"The linear layers have {figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} and rise with "
-            f"the batch: their weights are read once for the whole batch{_experts(report, last)}."
+            f"The linear layers have {figures(first.linear_intensity)} FLOP/B at B = {first.batch:,}, rising with the "
+            f"batch size: their weights are read once for the whole batch{_experts(report, last)}."
         )
     gain, growth = last.linear_intensity / first.linear_intensity, last.batch / first.batch
     return (
-        f"The linear layers rise {figures(gain)} times when the batch grows {figures(growth)} times, from "
-        f"{figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} to {figures(last.linear_intensity)} at "
-        f"{last.batch:,}: their weights are read once for the whole batch"
-        f"{_held_back(report, first, last) if gain < 0.8 * growth else ''}{_experts(report, last)}."
+        f"The intensity of the linear layers rises {figures(gain)} times when the batch grows {figures(growth)} "
+        f"times, from {figures(first.linear_intensity)} FLOP/B at B = {first.batch:,} to "
+        f"{figures(last.linear_intensity)} at {last.batch:,}: their weights are read once for the whole "
+        f"batch{_held_back(report, first, last) if gain < 0.8 * growth else ''}{_experts(report, last)}."
     )
 
 
 def _held_back(report: IntensityReport, first: DecodePoint, last: DecodePoint) -> str:
-    """Why the linear layers gain less than the batch grows: what makes up most of the bytes that came on top."""
+    """Why the linear layers gain less than the batch grows: the largest part of the additional bytes."""
     weights, moved = last.weight_bytes - first.weight_bytes, last.activation_bytes - first.activation_bytes
     share, now = percent(max(weights, moved) / (weights + moved)), percent(last.activation_bytes / last.linear_bytes)
     if weights > moved:
         return (
-            f", but new tokens hit experts that no token hit before: {figures(last.weight_bytes / first.weight_bytes)} "
-            f"times as many weights are read, {share} of the bytes that come on top (activations are {now} of all)"
+            f", but more tokens use more experts: {figures(last.weight_bytes / first.weight_bytes)} times as many "
+            f"weights are read, {share} of the additional bytes (activations are {now} of all)"
         )
     before = percent(first.activation_bytes / first.linear_bytes)
-    return f", but activations are moved for each sequence: {before} of the bytes at first, {now} at last"
+    return (
+        f", but activations are moved for each sequence: {before} of the bytes at the smallest batch, {now} at the "
+        "largest"
+    )
 
 
 def _experts(report: IntensityReport, point: DecodePoint) -> str:
@@ -165,8 +169,8 @@ def _experts(report: IntensityReport, point: DecodePoint) -> str:
     if part is None:
         return ""
     return (
-        f". With every expert as likely as any other, {figures(expected_experts(part, point.batch))} of "
-        f"{part.n_experts:,} experts per layer are hit at B = {point.batch:,}"
+        f". If all experts are equally likely, {figures(expected_experts(part, point.batch))} of {part.n_experts:,} "
+        f"experts per layer are used at B = {point.batch:,}"
     )
 
 
@@ -180,7 +184,7 @@ def _step_by_batch(report: IntensityReport) -> str:
         own = _by_batch(report.decode_by_batch_grouped)[1]
         text += f" ({figures(own.step_intensity)} with {_grouped(query.model.group_size)})"
     share, linear = last.step_intensity / last.linear_intensity, figures(last.linear_intensity)
-    what = "attention" if report.layers is None else "what reads caches and states"
+    what = "attention" if report.layers is None else "reading caches and states"
     moved = percent(last.attention_bytes / (last.attention_bytes + last.linear_bytes))
     over = f"{what} over N = {query.context:,}, {moved} of the bytes,"
     if share > 1 / 0.9:
@@ -191,7 +195,7 @@ def _step_by_batch(report: IntensityReport) -> str:
 
 
 def critical_batch(report: IntensityReport, ridge: float) -> int | None:
-    """Smallest batch at which the linear layers reach `ridge` FLOP/B; None where activations prevent it."""
+    """Smallest batch at which the linear layers reach `ridge` FLOP/B; None if activations prevent it."""
     query = report.query
     weights, model = query.weights, query.model
     if commonest_experts(model) is not None:  # a larger batch reads more of them
@@ -207,7 +211,7 @@ MAX_BATCH = 1 << 20
 
 
 def _first_batch(reached: Callable[[int], bool]) -> int | None:
-    """The smallest batch that reaches it, given that larger ones do too; None where no batch up to MAX_BATCH does."""
+    """The smallest batch that reaches it, given that larger ones also do; None if no batch up to MAX_BATCH does."""
     high = 1
     while not reached(high):
         high *= 2
@@ -250,7 +254,7 @@ def _against(report: IntensityReport, ridge: Ridge, *, brief: bool = False) -> s
 
 
 def _crossing(report: IntensityReport, ridge: float) -> str:
-    """Where decode attention ends on the other side of the ridge as N grows."""
+    """The remark that decode attention crosses the ridge as N grows, if it does."""
     decode = report.shown_decode
     limit: Number | None = decode.limit
     if limit is None or (limit >= ridge) == (decode.intensity >= ridge):

@@ -1,4 +1,4 @@
-"""The ridge that intensities are held against: the device's own, or those of common devices where it has none."""
+"""The ridge that intensities are compared with: the device's own, or those of common devices if it has none."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from calc.model.study import DeviceSpec
 
 COMMON = (("A100", "a100-80gb"), ("H100", "h100-sxm"))
-"""Devices of 80 GB that most people know, by their names in the catalog."""
+"""Well-known 80 GB devices, by their catalog names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """FLOP per byte at which a device's compute and bandwidth balance (bf16). `common`: not of the device asked for."""
+    """FLOP per byte at which a device's compute and bandwidth balance (bf16). `common`: not from the requested
+    device."""
 
     name: str
     value: float
@@ -20,7 +21,7 @@ class Ridge:
 
 
 def ridges_of(device: DeviceSpec) -> tuple[Ridge, ...]:
-    """The ridge of `device`; of common ones where its bandwidth or peak is not known."""
+    """The ridge of `device`, or those of common devices if its bandwidth or peak is unknown."""
     if (own := device.ridge()) is not None:
         return (Ridge(device.name, own),)
     from calc.sources.catalog import devices

@@ -17,12 +17,12 @@ def bound_s(*, moved_bytes: Any, flops: Any, bytes_per_s: Any, flops_per_s: Any)
 
 
 def decode_bytes(*, weight_bytes: Any, kv_token_bytes: Any, context: Any) -> Any:
-    """Bytes that the decode step of one request reads: every weight it uses, and the cache of `context` tokens."""
+    """Bytes that a decode step of one request reads: every weight it uses, and the cache of `context` tokens."""
     return weight_bytes + kv_token_bytes * context
 
 
 def prefill_flops(model: ModelSpec, n_tokens: int, *, attention_flops: int) -> int:
-    """FLOPs of a prompt of `n_tokens`: all of them pass the layers, only the last one passes the head."""
+    """FLOPs of a prompt of `n_tokens`: all tokens pass the layers, only the last one passes the head."""
     head = model.head_size * model.embedding_width
     layers = linear_params(model) - head
     return int(linear_flops(batch=n_tokens, parameters=layers)) + 2 * head + attention_flops

@@ -1,4 +1,4 @@
-"""The arithmetic-intensity study: both phases, both sweeps, and what they show."""
+"""The arithmetic-intensity study: both phases, both sweeps, and the observations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_SOFTMAX_FLOPS = 10**6
 
 
 def default_attention(model: ModelSpec) -> Attention:
-    """Algorithm 0 for plain attention; the kernels of other kinds all keep S and P on the chip."""
+    """Algorithm 0 for plain attention; the kernels of other kinds all keep S and P on chip."""
     return Attention.STANDARD if is_plain(model) else Attention.FLASH
 
 
@@ -36,8 +36,8 @@ def default_attention(model: ModelSpec) -> Attention:
 class IntensityQuery:
     """What to study: `context` is N, `head_dim` is d; `group_size` query heads share a KV head.
 
-    Where the layers of the model are not all plain, they are counted as they are: `head_dim` and `group_size` are then
-    those of the textbook form alone. `stored`: weights are read as the model's checkpoint stores each part.
+    If the layers of the model are not all plain, they are counted as they are; `head_dim` and `group_size` then apply
+    only to the textbook form. `stored`: weights are read as the model's checkpoint stores each part.
     """
 
     model: ModelSpec
@@ -70,7 +70,7 @@ class IntensityQuery:
 
     @property
     def weights(self) -> WeightBytes:
-        """Bytes of a weight where it is read."""
+        """Bytes per weight when it is read."""
         return as_stored(self.model) if self.stored else one_format(self.weight_element_bytes)
 
     def work(self, phase: Phase, *, batch: Any = 1, context: Any = None) -> Pass:
@@ -89,7 +89,7 @@ class IntensityQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextPoint:
-    """Prefill attention at one context length: of one KV head, or of all layers of a model that is not plain."""
+    """Prefill attention at one context length, for one KV head or for all layers of a model that is not plain."""
 
     context: int
     flops: Number
@@ -109,8 +109,8 @@ class Layers:
 class IntensityReport:
     """Costs of both phases at the query's N and d, the sweeps, and the same costs of the other algorithm.
 
-    `decode_by_batch` uses the query's group size (1: multi-head attention); `decode_by_batch_grouped` the
-    model's own. `layers` is None for plain attention; else the sweeps are of all layers, and both the same.
+    `decode_by_batch` uses the query's group size (1: multi-head attention), `decode_by_batch_grouped` the model's own.
+    `layers` is None for plain attention; otherwise both sweeps are the same and cover all layers.
     """
 
     query: IntensityQuery
@@ -126,12 +126,12 @@ class IntensityReport:
 
     @property
     def shown_prefill(self) -> PhaseCost | LayersCost:
-        """Prefill as it is shown: of all layers where they are not plain."""
+        """Prefill as shown: for all layers if they are not plain."""
         return self.prefill if self.layers is None else self.layers.prefill
 
     @property
     def shown_decode(self) -> PhaseCost | LayersCost:
-        """Decode as it is shown."""
+        """Decode as shown."""
         return self.decode if self.layers is None else self.layers.decode
 
 
@@ -162,7 +162,7 @@ def _by_batch(
 
 
 def phase_work(query: IntensityQuery, phase: Phase, context: int, **changes: Any) -> tuple[Any, Any]:
-    """(FLOPs, bytes) of plain attention of one KV head over `context` tokens."""
+    """(FLOPs, bytes) of plain attention for one KV head over `context` tokens."""
     sizes = _sizes(query) | changes
     return attention_work(query.attention, phase, n_keys=context, element_bytes=query.element_bytes, **sizes)
 

@@ -1,9 +1,9 @@
 """FLOPs and bytes of a decode step: the linear layers, attention over the cache, and both together.
 
-Linear layers read their weights once for the whole batch; attention reads each sequence's own cache. That
-difference is why batching raises the intensity of one and not of the other (Pope et al. 2022, section 3).
-Norms, activations and the embedding look-up are left out: together well under a percent of either sum.
-The sums are those of the operators of a pass (`calc.step`).
+Linear layers read their weights once for the whole batch; attention reads each sequence's own cache. That difference is
+why batching raises the intensity of one and not of the other (Pope et al. 2022, section 3). Norms, activations and the
+embedding lookup are left out: together they are well under one percent of either sum. The sums are taken over the
+operators of a pass (`calc.step`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """The linear layers of a decode step: FLOPs, bytes of the weights, bytes of what goes in and out."""
+    """The linear layers of a decode step: FLOPs, weight bytes, bytes of inputs and outputs."""
 
     flops: Number
     weight_bytes: Number
@@ -39,7 +39,7 @@ class Linear:
 
 
 def linear_step(model: ModelSpec, batch: int, *, weights: WeightBytes, element_bytes: Number = 2) -> Linear:
-    """The linear layers of a step of `batch` tokens; of routed experts those that are expected to be hit are read."""
+    """The linear layers of a step of `batch` tokens; only the routed experts expected to be used are read."""
     work = Pass(phase=Phase.DECODE, batch=batch, element_bytes=element_bytes, weight_bytes=weights)
     operators = linear_operators(model, work)
     read = total(operators, "weight_bytes")
@@ -47,20 +47,20 @@ def linear_step(model: ModelSpec, batch: int, *, weights: WeightBytes, element_b
 
 
 def linear_params(model: ModelSpec) -> int:
-    """Weights that a token is multiplied with: every projection and the head (tied or not), no look-up.
+    """Weights that a token is multiplied with: every projection and the head (tied or not), no lookup.
 
-    Of routed experts those that the token goes through: a batch that hits more of them reads more weights.
+    Only the routed experts that the token uses: a batch that uses more experts reads more weights.
     """
     return int(linear_step(model, 1, weights=one_format(1)).flops) // 2
 
 
 def read_params(model: ModelSpec, batch: int) -> Number:
-    """Weights that a step of `batch` tokens reads: of routed experts those that are expected to be hit."""
+    """Weights that a step of `batch` tokens reads: of the routed experts, only those expected to be used."""
     return linear_step(model, batch, weights=one_format(1)).weight_bytes
 
 
 def commonest_experts(model: ModelSpec) -> Experts | None:
-    """The experts that most layers have; None where a token goes through all there are."""
+    """The experts that most layers have; None if a token uses all of them."""
     counts: dict[Any, int] = {}
     for feeds, n in feed_forwards(model).items():
         for part in feeds:
@@ -70,7 +70,7 @@ def commonest_experts(model: ModelSpec) -> Experts | None:
 
 
 def expected_experts(part: Experts, batch: int) -> float:
-    """Distinct experts of a layer that a batch is expected to hit, every choice of a token as likely as any other."""
+    """Expected number of distinct experts per layer that a batch uses, if all choices are equally likely."""
     idle = 1 - part.top_k / part.n_experts
     return float(experts_hit(tokens=batch, n_experts=part.n_experts, top_k=part.top_k, idle_share=idle))
 
@@ -99,7 +99,7 @@ class DecodePoint:
 
 
 def point_of(batch: int, linear: Linear, *, attention_flops: Any, attention_bytes: Any) -> DecodePoint:
-    """A decode step of `batch` sequences, whose attention takes that work in all."""
+    """A decode step of `batch` sequences, with the given total work of attention."""
     moved = linear.weight_bytes + linear.activation_bytes + attention_bytes
     return DecodePoint(
         batch=batch,
@@ -117,7 +117,7 @@ SOFTMAX_FLOPS = 5
 
 
 def attention_flops(model: ModelSpec) -> int:
-    """FLOPs of all layers that attend, per query token and token attended to: scores, softmax, weighted values.
+    """FLOPs of all attention layers, per query token and token attended to: scores, softmax, weighted values.
 
     Latent attention is counted absorbed, as servers decode and the local engine runs it: every head reads the latent.
     """
@@ -129,6 +129,6 @@ def attention_flops(model: ModelSpec) -> int:
 
 
 def attending_heads(model: ModelSpec) -> int:
-    """Query heads of all layers that attend over a cache."""
+    """Query heads of all layers that attend to a cache."""
     reads = ((mixer.attended(), n) for mixer, n in mixers_of(model.layers).items())
     return sum(n * read.n_heads for read, n in reads if read is not None)

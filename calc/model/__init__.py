@@ -1,1 +1,1 @@
-"""What a model is: its sizes, layers, weights as stored and cache."""
+"""What a model is: its sizes, layers, stored weights and cache."""

@@ -33,7 +33,7 @@ def kv_bytes_per_token(*, n_layers: Any, n_kv_heads: Any, head_dim: Any, kv_elem
 
 
 def kv_bytes_per_request(*, kv_token_bytes: Any, context: Any) -> Any:
-    """Bytes of a request of `context` tokens when every layer keeps them all.
+    """Bytes of a request of `context` tokens if every layer keeps all of them.
 
     >>> kv_bytes_per_request(kv_token_bytes=131_072, context=8192)
     1073741824
@@ -51,7 +51,7 @@ def kv_bytes_per_windowed_request(
     context: Any,
     n_full_layers: Any = 0,
 ) -> Any:
-    """Bytes of a request when some layers keep only the last `window` tokens."""
+    """Bytes of a request if some layers keep only the last `window` tokens."""
     kept = n_full_layers * context + n_sliding_layers * minimum(context, window)
     return 2 * n_kv_heads * head_dim * kv_element_bytes * kept
 
@@ -64,9 +64,9 @@ def token_bytes(
 
 
 def kept_formula(windowed: Mapping[int, int]) -> Callable[..., Any]:
-    """Bytes of a request: what is kept whole times the context, each window up to its length.
+    """Bytes per request: full layers times the context, plus each window up to its length.
 
-    The first window has a symbol; where there are several, the others stand in the formula as numbers.
+    The first window has a symbol; further windows appear in the formula as numbers.
     """
     more = list(windowed.items())[1:]
 
@@ -95,19 +95,19 @@ def rank_kv_bytes(*, kv_request_bytes: Any, n_kv_heads: Any, tp: Any) -> Any:
 
 
 def state_bytes(*, state_elements: Any = 0, state_element_bytes: Any = 0, fp32_elements: Any = 0) -> Any:
-    """Bytes of a sequence's state: of recurrent layers, and of what is kept in fp32 whatever the format."""
+    """State bytes per sequence: recurrent layers, and what is kept in fp32 whatever the format."""
     return state_elements * state_element_bytes + 4 * fp32_elements
 
 
 # Elements
 
 ONE_ROW = ("latent", "compressor")
-"""Kinds that keep a row for all heads, on every rank."""
+"""Kinds that keep one row for all heads, on every rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheElements:
-    """Elements per token, over all layers: kept whole, latent (kept whole, by every rank), and by window."""
+    """Elements per token over all layers: full, latent (full, on every rank), and by window."""
 
     full: int
     latent: int
@@ -120,12 +120,12 @@ class CacheElements:
 
 
 def cache_elements(model: ModelSpec, elements: Callable[[Mixer], int] | None = None) -> CacheElements:
-    """What one token holds. `elements` says how many of a mixer's count (default: all of them)."""
+    """The elements of one token. `elements` says how many of a mixer's elements count (default: all)."""
     return held_elements(mixers_of(model.layers), elements)
 
 
 def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] | None = None) -> CacheElements:
-    """`cache_elements` of any mixers, how many there are of each."""
+    """`cache_elements` for any mixers, with the number of each."""
     full = latent = 0
     windowed: dict[int, int] = {}
     for mixer, n in mixers.items():
@@ -140,7 +140,7 @@ def held_elements(mixers: Mapping[Mixer, int], elements: Callable[[Mixer], int] 
 
 
 def index_elements(model: ModelSpec) -> int:
-    """Elements per token that indexers of sparse attention keep, apart from the cache."""
+    """Elements per token that indexers of sparse attention keep in addition to the cache."""
     return sum(n * mixer.index_elements for mixer, n in mixers_of(model.layers).items())
 
 
@@ -150,29 +150,29 @@ def state_elements(model: ModelSpec) -> int:
 
 
 def fp32_elements(model: ModelSpec) -> int:
-    """Elements per sequence that are kept in fp32 whatever the format: tokens that are not compressed yet."""
+    """Elements per sequence kept in fp32 whatever the format: tokens that are not yet compressed."""
     return sum(n * mixer.state_elements for mixer, n in mixers_of(model.layers).items() if in_fp32(mixer))
 
 
 def in_fp32(mixer: Mixer) -> bool:
-    """Whether a mixer's state is in fp32 whatever the cache's format."""
+    """Whether a mixer's state is always in fp32, whatever the cache format."""
     return bool(getattr(mixer, "fp32_state", False))
 
 
 def rank_cache_elements(model: ModelSpec, tp: int) -> CacheElements:
-    """What one token holds on a rank of `tp`: its KV heads, and the whole of a latent."""
+    """The elements of one token on a rank of `tp`: its KV heads, and the complete latent."""
     return cache_elements(model, lambda mixer: mixer.rank_cache_elements(tp))
 
 
 def only_kv_heads(model: ModelSpec) -> int | None:
-    """The number of KV heads of every layer that has a cache; None where there are several, or a latent."""
+    """The number of KV heads of all layers with a cache; None if it varies, or for a latent."""
     mixers = [mixer for layer in model.groups for mixer in layer.mixers if mixer.cache_elements]
     heads = {mixer.n_kv_heads if isinstance(mixer, Attention) else None for mixer in mixers}
     return next(iter(heads)) if len(heads) == 1 else None
 
 
 def rank_state_term(model: ModelSpec, kv_format: StorageFormat, tp: int) -> Term | None:
-    """State bytes per sequence on a rank of `tp`, with the derivation; None where no layer has a state.
+    """State bytes per sequence on a rank of `tp`, with the derivation; None if no layer has a state.
 
     Heads are divided; Mamba-2 keeps at least one group.
     """
@@ -186,7 +186,7 @@ def mixers_state_bytes(mixers: Mapping[Mixer, int], kv_format: StorageFormat, tp
 
 
 def state_format(kv_format: StorageFormat) -> StorageFormat:
-    """How a state is stored: as the cache, but never in less than 2 bytes (no server quantizes states)."""
+    """How a state is stored: like the cache, but never in less than 2 bytes (no server quantizes states)."""
     return kv_format if kv_format.bytes_per_element >= 2 else FORMATS["bf16"]
 
 
@@ -194,7 +194,7 @@ def state_format(kv_format: StorageFormat) -> StorageFormat:
 
 
 def pair_term(model: ModelSpec, kv_format: StorageFormat) -> tuple[Term, ...]:
-    """Bytes per cache element where K and V have formats of their own, with the derivation; () where they have one."""
+    """Bytes per cache element if K and V have different formats, with the derivation; () if they have one."""
     if kv_format.pair is None:
         return ()
     from calc.model.cache_pair import mean_term
@@ -218,7 +218,7 @@ def token_term(model: ModelSpec, kv_format: StorageFormat) -> Term:
 
 
 def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Term:
-    """Cache bytes of a request of `context` tokens, windows capped, with the derivation. The state is not in it."""
+    """Cache bytes of a request of `context` tokens, windows capped, with the derivation, without the state."""
     name = f"KV cache per request, {context:,} tokens"
     given: dict[str, Any] = {"gives": "kv_request_bytes", "unit": "B"}
     if not model.uniform:
@@ -234,7 +234,7 @@ def request_term(model: ModelSpec, kv_format: StorageFormat, context: int) -> Te
 
 
 def rank_request_term(model: ModelSpec, kv_format: StorageFormat, context: int, tp: int) -> Term:
-    """Cache bytes per request on a rank of `tp`, with the derivation. The state is not in it."""
+    """Cache bytes per request on a rank of `tp`, with the derivation, without the state."""
     name = "KV cache per request and GPU"
     n_kv_heads = only_kv_heads(model)
     if n_kv_heads is None:
@@ -248,7 +248,7 @@ def _present(**numbers: int) -> dict[str, Any]:
 
 
 def held_request_term(name: str, elements: CacheElements, kv_format: StorageFormat, context: int) -> Term:
-    """Cache bytes of a request whose tokens hold `elements`, windows capped, with the derivation."""
+    """Cache bytes of a request whose tokens have `elements`, windows capped, with the derivation."""
     kinds = _present(full_elements=elements.full, latent_elements=elements.latent)
     if elements.windowed:
         kinds["window"], kinds["window_elements"] = next(iter(elements.windowed.items()))
@@ -265,12 +265,12 @@ def held_request_term(name: str, elements: CacheElements, kv_format: StorageForm
 
 
 def state_term(model: ModelSpec, kv_format: StorageFormat) -> Term | None:
-    """State bytes per sequence with the derivation; None where no layer has a state."""
+    """State bytes per sequence, with the derivation; None if no layer has a state."""
     return mixers_state_term("State per sequence", mixers_of(model.layers), kv_format, 1)
 
 
 def mixers_state_term(name: str, mixers: Mapping[Mixer, int], kv_format: StorageFormat, tp: int) -> Term | None:
-    """State bytes per sequence of `mixers` on a rank of `tp`: as the cache is stored, or in fp32 where it always is."""
+    """State bytes per sequence of `mixers` on a rank of `tp`: stored like the cache, or in fp32 if it always is."""
     held: dict[bool, Any] = {True: 0, False: 0}
     for mixer, n in mixers.items():
         held[in_fp32(mixer)] += n * mixer.rank_state_elements(tp)

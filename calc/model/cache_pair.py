@@ -1,7 +1,7 @@
-"""K and V in formats of their own: what an element of a model's cache takes on average.
+"""Different formats for K and V: the mean bytes per element of a model's cache.
 
-Exact where K and V have the same proportion in every layer that caches: then every count of elements times the mean
-is the bytes of both. A latent is a row that serves as K and V: it takes the format of K.
+The mean is exact if K and V have the same proportion in every layer with a cache: then any number of elements times the
+mean gives the bytes of both. A latent serves as K and V and has the format of K.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pair_format(text: str) -> StorageFormat:
     """The formats of K and V in ``q8_0/q4_0``. Raises QuantityError."""
     names = text.split("/")
     if len(names) != 2 or not all(name.strip() for name in names):
-        raise QuantityError(f"a cache format is one name, or those of K and V such as q8_0/q4_0, not {text[:60]!r}")
+        raise QuantityError(f"a cache format is one name, or two for K and V such as q8_0/q4_0, not {text[:60]!r}")
     key, value = map(parse_format, names)
     if key == value:
         return key
@@ -44,7 +44,7 @@ def _of(key: StorageFormat, value: StorageFormat, *, key_elements: int, value_el
 def mean_element_bytes(
     *, key_elements: Any, value_elements: Any, key_element_bytes: Any, value_element_bytes: Any
 ) -> Any:
-    """Bytes per element of K and V together.
+    """Mean bytes per element of K and V.
 
     >>> mean_element_bytes(key_elements=1024, value_elements=1024, key_element_bytes=2, value_element_bytes=1)
     1.5
@@ -54,7 +54,7 @@ def mean_element_bytes(
 
 
 def cache_as(chosen: StorageFormat, model: ModelSpec) -> StorageFormat:
-    """`chosen` for the cache of `model`: of a pair, the mean over its K and V. Raises SpecError."""
+    """`chosen` for the cache of `model`; for a pair, the mean over K and V. Raises SpecError."""
     if chosen.pair is None:
         return chosen
     key, value = chosen.pair
@@ -63,7 +63,7 @@ def cache_as(chosen: StorageFormat, model: ModelSpec) -> StorageFormat:
 
 
 def mean_term(model: ModelSpec, chosen: StorageFormat) -> Term:
-    """Bytes per element of a cache of a pair, with the derivation."""
+    """Bytes per cache element of a pair, with the derivation."""
     key, value = chosen.pair or (chosen, chosen)
     keys, values = _elements(model)
     numbers: dict[str, Any] = {"key_elements": keys, "value_elements": values}
@@ -72,7 +72,7 @@ def mean_term(model: ModelSpec, chosen: StorageFormat) -> Term:
 
 
 def _elements(model: ModelSpec) -> tuple[int, int]:
-    """Elements of K and of V per token, all layers. Raises SpecError where their proportion differs by layer."""
+    """Elements of K and of V per token, all layers. Raises SpecError if their proportion differs by layer."""
     found: dict[Fraction, tuple[int, int]] = {}
     mixers: list[tuple[Any, int]] = [(mixer, n) for mixer, n in mixers_of(model.layers).items() if mixer.cache_elements]
     for mixer, n in mixers:
@@ -83,6 +83,6 @@ def _elements(model: ModelSpec) -> tuple[int, int]:
     if len(found) != 1:
         raise SpecError(
             "kv_format",
-            f"K and V of {model.name} have another proportion from layer to layer: give one format for both",
+            f"the sizes of K and V of {model.name} differ from layer to layer: give one format for both",
         )
     return next(iter(found.values()))

@@ -1,4 +1,4 @@
-"""Whether a count can be one."""
+"""Checks of counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_count(name: str, value: object, *, minimum: int = 1, maximum: int = MA
 
 
 def _shown(value: int) -> str:
-    """An integer in a sentence: all digits, or their number where there are too many to read or to print."""
+    """An integer in a sentence: all digits, or only their number if there are too many to read or print."""
     if abs(value) < 10**18:
         return f"{value:,}"
     return f"a {'negative ' if value < 0 else ''}number of more than 18 digits"
@@ -28,8 +28,8 @@ def check_heads(n_heads: int, n_kv_heads: int) -> None:
     if n_heads % n_kv_heads:
         raise SpecError(
             "n_kv_heads",
-            f"n_kv_heads {n_kv_heads} does not divide n_heads {n_heads}: each KV head serves a whole number of query "
-            f"heads ({_near_divisors(n_heads, n_kv_heads)})",
+            f"n_heads {n_heads} is not divisible by n_kv_heads {n_kv_heads}: each KV head serves a whole number of "
+            f"query heads ({_near_divisors(n_heads, n_kv_heads)})",
         )
 
 

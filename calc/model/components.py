@@ -1,4 +1,4 @@
-"""Which component of a parameter count (`calc.model.count.Parameters`) a tensor belongs to."""
+"""The component of a parameter count (`calc.model.count.Parameters`) to which a tensor belongs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed attention (DeepSeek-V4): a window of whole tokens, and one row for every few tokens before it.
+"""Compressed attention (DeepSeek-V4): a window of uncompressed tokens, and one row per group of earlier tokens.
 
 Source: DeepSeek-V4 2026, sections 2.2 and 2.3; sizes as in its reference model (``inference/model.py``: Attention,
 Compressor, Indexer) and in transformers 5.23 (``modeling_deepseek_v4.py``).
@@ -25,7 +25,7 @@ def window_attention_params(
     o_groups: Any,
     o_lora_rank: Any,
 ) -> Any:
-    """Queries through a latent, one row that is key and value, an output through a latent per group; norms, sinks.
+    """Queries through a latent, one row that is both key and value, an output through a latent per group; norms, sinks.
 
     >>> window_attention_params(hidden_size=4096, n_heads=64, head_dim=512, q_lora_rank=1024, o_groups=8,
     ...                         o_lora_rank=1024)
@@ -38,14 +38,14 @@ def window_attention_params(
 
 
 def compressor_params(*, hidden_size: Any, ratio: Any, width: Any, head_dim: Any) -> Any:
-    """Values and weights of `width` from each token, a bias of each place in a group, the norm of a row."""
+    """Values and weights of `width` per token, a bias per position in a group, the norm of a row."""
     return width * (2 * hidden_size + ratio) + head_dim
 
 
 def indexed_compressor_params(
     *, hidden_size: Any, ratio: Any, width: Any, head_dim: Any, q_lora_rank: Any, index_heads: Any, index_dim: Any
 ) -> Any:
-    """As `compressor_params` for rows and keys together, and the queries and weights of the indexer's heads."""
+    """As `compressor_params` for rows and keys together, plus the queries and weights of the indexer's heads."""
     both = width * (2 * hidden_size + ratio) + head_dim + index_dim
     return both + index_heads * (q_lora_rank * index_dim + hidden_size)
 
@@ -62,13 +62,13 @@ class _OneRow:
         raise NotImplementedError
 
     def rank_cache_elements(self, tp: int) -> int:
-        """All of them: one row serves all heads."""
+        """All elements: one row serves all heads."""
         return self.cache_elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowRow(_OneRow):
-    """Attention over a window of `window` tokens (and what a `Compressor` keeps); a row is key and value at once."""
+    """Attention over a window of `window` tokens (and the rows of a `Compressor`); a row is both key and value."""
 
     kind: ClassVar[str] = "window_row"
     state_elements: ClassVar[int] = 0
@@ -90,7 +90,7 @@ class WindowRow(_OneRow):
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return f"attention over rows that are key and value, window {self.window:,}"
+        return f"attention over shared key/value rows, window {self.window:,}"
 
     @property
     def cache_elements(self) -> int:
@@ -99,7 +99,7 @@ class WindowRow(_OneRow):
 
     @property
     def rope_width(self) -> int:
-        """Columns of a table of its rotary positions."""
+        """Columns of its rotary position table."""
         return self.rope_dim
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -107,7 +107,7 @@ class WindowRow(_OneRow):
         return self.n_heads, 1, self.head_dim
 
     def attended(self, *, absorbed: bool = True) -> Attended:
-        """How a token attends: a row is read once, as key and value of all heads."""
+        """How a token attends: a row is read once, as both key and value of all heads."""
         size = self.head_dim
         return Attended(self.label, self.n_heads, size, size, kv_heads=1, token_elements=size, window=self.window)
 
@@ -124,7 +124,8 @@ class WindowRow(_OneRow):
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: what goes into a latent or a row is on every rank, the rest is divided by heads and groups."""
+        """Its tensors: projections into a latent or a row are on every rank; the rest is divided by heads and
+        groups."""
         inner, out = self.n_heads * self.head_dim, self.o_groups * self.o_lora_rank
         yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE)
         yield Tensor("q_a_norm", self.q_lora_rank, share=WHOLE, role=NORM)
@@ -145,11 +146,11 @@ class WindowRow(_OneRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compressor(_OneRow):
-    """One row of head_dim for every `ratio` tokens, from them (`overlap`: and from the group before).
+    """One row of head_dim per `ratio` tokens, made from them (with `overlap`, also from the previous group).
 
-    `index_heads` > 0: an indexer picks `index_topk` rows by keys of index_dim, made in the same way, kept in addition
-    to the cache. `read_heads` of the layer's window read the rows. Tokens that no row has yet are kept per sequence, in
-    fp32: values and weights of up to two groups.
+    `index_heads` > 0: an indexer selects `index_topk` rows by keys of index_dim, which are made in the same way and
+    kept in addition to the cache. `read_heads` of the layer's window read the rows. Tokens that are not yet in a row
+    are kept per sequence, in fp32: values and weights of up to two groups.
     """
 
     kind: ClassVar[str] = "compressor"
@@ -170,13 +171,13 @@ class Compressor(_OneRow):
         check_sizes(self)
         for name in ("head_dim", "index_dim"):
             if (size := getattr(self, name)) % self.ratio:
-                raise SpecError(name, f"{name} {size:,} is not divisible by the {self.ratio:,} tokens of a row")
+                raise SpecError(name, f"{name} {size:,} is not divisible by the {self.ratio:,} tokens per row")
 
     @property
     def label(self) -> str:
         """What it is, in words."""
-        chosen = ", some of which an indexer picks" if self.index_heads else ""
-        return f"a row for every {self.ratio:,} tokens{chosen}"
+        chosen = ", some of which an indexer selects" if self.index_heads else ""
+        return f"one row per {self.ratio:,} tokens{chosen}"
 
     @property
     def groups(self) -> int:
@@ -195,7 +196,7 @@ class Compressor(_OneRow):
 
     @property
     def state_elements(self) -> int:
-        """Elements per sequence: a value and a weight of each token of the groups, for the row and for the key."""
+        """Elements per sequence: a value and a weight per token of the groups, for the row and for the key."""
         width = self.head_dim + (self.index_dim if self.index_heads else 0)
         return self.groups * self.ratio * 2 * self.groups * width
 
@@ -204,7 +205,7 @@ class Compressor(_OneRow):
         return 1, 1, self.head_dim
 
     def attended(self, *, absorbed: bool = True) -> Attended:
-        """How a token attends: the heads of the layer's window read its rows too."""
+        """How a token attends: the heads of the layer's window also read its rows."""
         return Attended(
             self.label,
             self.read_heads,
@@ -227,7 +228,7 @@ class Compressor(_OneRow):
         return
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds, on every rank; values and weights are left in 16 bits by every quantization."""
+        """Its tensors, all on every rank; every quantization leaves values and weights in 16 bits."""
         yield from self._compressor("compressor.", hidden_size, self.head_dim)
         if self.index_heads:
             yield from self._compressor("indexer.compressor.", hidden_size, self.index_dim)
@@ -241,8 +242,8 @@ class Compressor(_OneRow):
         yield Tensor(f"{prefix}kv_norm", size, share=WHOLE, role=NORM)
 
     def term(self, hidden_size: int) -> Term:
-        """Its parameters, the indexer's among them."""
-        name = f"Rows for every {self.ratio:,} tokens (per layer)"
+        """Its parameters, including the indexer's."""
+        name = f"Rows of {self.ratio:,} tokens (per layer)"
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "ratio": self.ratio}
         width, each = self.groups * self.head_dim, self.head_dim
         if not self.index_heads:

@@ -1,9 +1,9 @@
 """Parameters of a model: totals and components. Exact.
 
-Every formula is a plain function: ints give the count, `explain` symbols give the formula itself. Sums that have no
-derivation to show are folds over the tensors of the layers (`calc.model.parts`).
-Sources: Touvron et al. 2023 (Llama, section 2.2) for the gated form without biases; Vaswani et al. 2017 (section 3.3)
-for the plain one; Ainslie et al. 2023 (section 2.2) for grouped-query projections.
+Every formula is a plain function: ints give the count, `explain` symbols give the formula itself. Sums without a
+derivation are folds over the tensors of the layers (`calc.model.parts`). Sources: Touvron et al. 2023 (Llama, section
+2.2) for the gated form without biases; Vaswani et al. 2017 (section 3.3) for the plain one; Ainslie et al. 2023
+(section 2.2) for grouped-query projections.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def final_norm_params(*, hidden_size: Any, norm: Norm = Norm.RMS) -> Any:
 
 
 def head_params(*, vocab_size: Any, hidden_size: Any, tied: bool = False, bias: bool = False) -> Any:
-    """The head; only its bias when it shares the embedding's weights."""
+    """The head; only its bias if it shares the embedding's weights."""
     weights = 0 if tied else vocab_size * hidden_size
     return weights + vocab_size if bias else weights
 
@@ -62,7 +62,7 @@ def total_params(
     positions: Any = 0,
     head: Any = 0,
 ) -> Any:
-    """All of it: attention, feed_forward and layer_norms are of one layer."""
+    """All parameters; attention, feed_forward and layer_norms are per layer."""
     return embedding + positions + n_layers * (attention + feed_forward + layer_norms) + final_norm + head
 
 
@@ -82,12 +82,12 @@ def group_params(
 def layered_total(
     *, stack: Any, embedding: Any = 0, final_norm: Any = 0, positions: Any = 0, head: Any = 0, other: Any = 0
 ) -> Any:
-    """All of it: `stack` is the sum over the kinds of layers."""
+    """All parameters; `stack` is the sum over the kinds of layers."""
     return embedding + positions + stack + other + final_norm + head
 
 
 def active_params(*, parameters: Any, idle: Any) -> Any:
-    """Parameters that a token goes through."""
+    """Parameters that a token uses."""
     return parameters - idle
 
 
@@ -95,7 +95,7 @@ def active_params(*, parameters: Any, idle: Any) -> Any:
 
 
 def outer_tensors(model: ModelSpec) -> Iterator[Tensor]:
-    """What is not in a layer: embedding, positions, other parts, final norm, head."""
+    """Tensors outside the layers: embedding, positions, other parts, final norm, head."""
     width = model.embedding_width
     if model.embeds:
         yield Tensor(EMBED_TOKENS, model.vocab_size, width, role=EMBEDDING)
@@ -143,7 +143,7 @@ class Parameters:
 
     @property
     def active(self) -> int:
-        """Parameters that a token goes through, the embedding among them: all but the experts it is not routed to."""
+        """Parameters that a token uses, including the embedding: all except the experts it is not routed to."""
         return self.total - self.idle
 
     @property
@@ -162,7 +162,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCounts:
-    """Parameters of one layer by component. `idle`: of the experts that a token does not go through."""
+    """Parameters of one layer by component. `idle`: those of experts that a token does not use."""
 
     mixer: int
     feed_forward: int
@@ -173,7 +173,7 @@ class LayerCounts:
 
 
 def layer_counts(layer: LayerSpec) -> LayerCounts:
-    """What `layer` holds."""
+    """The parameters of `layer`."""
     counts = dict.fromkeys(("feed_forward", "routed", "router", "idle"), 0)
     for part in layer.feed_forwards:
         for tensor in part.tensors(layer.hidden_size):
@@ -217,7 +217,7 @@ TOTAL = "Total parameters"
 
 
 def _outer_terms(model: ModelSpec) -> dict[str, Term]:
-    """What is not in a layer: embedding, positions, final norm, head."""
+    """Terms outside the layers: embedding, positions, final norm, head."""
     size: dict[str, Any] = {"hidden_size": model.embedding_width}
     terms = {}
     if model.embeds:
@@ -237,14 +237,14 @@ def _outer_terms(model: ModelSpec) -> dict[str, Term]:
         norm: dict[str, Any] = {"hidden_size": model.hidden_size, "norm": model.norm}
         terms["final_norm"] = derive("Final norm", final_norm_params, gives="final_norm", unit=PARAMS, **norm)
     if model.head_size:
-        name = "Head (tied: the embedding serves)" if model.tied else "Head"
+        name = "Head (tied to the embedding)" if model.tied else "Head"
         head: dict[str, Any] = {"vocab_size": model.head_size, "tied": model.tied, "bias": model.head_bias}
         terms["head"] = derive(name, head_params, gives="head", unit=PARAMS, **head, **size)
     return terms
 
 
 def _uniform_steps(model: ModelSpec, outer: Mapping[str, Term]) -> tuple[Term, ...]:
-    """The derivation of equal layers: one layer's parts, then all of it with the number of layers."""
+    """The derivation for equal layers: one layer's parts, then the total with the number of layers."""
     layer = model.layers[0]
     (mixer,), (feed,) = layer.mixers, layer.feed_forwards
     sizes: dict[str, Any] = {name: getattr(model, name) for name in ("hidden_size", "head_dim", "norm", "qk_norm")}
@@ -263,7 +263,7 @@ def _uniform_steps(model: ModelSpec, outer: Mapping[str, Term]) -> tuple[Term, .
 def _mixed_steps(
     model: ModelSpec, outer: Mapping[str, Term], counts: Mapping[LayerSpec, LayerCounts], idle: int
 ) -> tuple[Term, ...]:
-    """The derivation of layers of several kinds: each part once, the kinds of layers, their sum, all of it."""
+    """The derivation for several kinds of layers: each part once, the kinds of layers, their sum, the total."""
     groups = [_group_term(layer, n, counts[layer]) for layer, n in model.groups.items()]
     stack = groups[0] if len(groups) == 1 else _sum_term("All layers", [int(term.value) for term in groups], PARAMS)
     values = {name: int(term.value) for name, term in outer.items()}
@@ -279,7 +279,8 @@ def _mixed_steps(
 
 
 def _part_terms(layers: Mapping[LayerSpec, int]) -> list[Term]:
-    """One term for each different part, in order of appearance; experts as one and as all of a layer."""
+    """One term per distinct part, in order of appearance; for experts, one for a single expert and one for all of a
+    layer."""
     terms: dict[Any, list[Term]] = {}
     for layer in layers:
         parts: tuple[Any, ...] = (*layer.mixers, *layer.feed_forwards)
@@ -301,7 +302,7 @@ def _group_term(layer: LayerSpec, n: int, counts: LayerCounts) -> Term:
 
 
 def _sum_term(name: str, parts: list[int], unit: str) -> Term:
-    """A sum written out: its formula is the numbers themselves."""
+    """A written-out sum: its formula is the numbers themselves."""
     expression = Expr("num", (parts[0],))
     for part in parts[1:]:
         expression = Expr("+", (expression, Expr("num", (part,))))

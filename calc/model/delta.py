@@ -26,7 +26,7 @@ def gated_delta_params(
     kernel: Any,
     extra_params: Any = 0,
 ) -> Any:
-    """A gated delta layer: q, k, v, z, b and a projections, convolution, dt and A of a head, norm, out."""
+    """A gated delta layer: q, k, v, z, b and a projections, convolution, dt and A per head, norm, out."""
     convolved = 2 * key_heads * key_dim + value_heads * value_dim
     into = hidden_size * (convolved + value_heads * value_dim + 2 * value_heads)
     rest = convolved * kernel + 2 * value_heads + value_dim
@@ -36,7 +36,7 @@ def gated_delta_params(
 def kimi_delta_params(
     *, hidden_size: Any, n_heads: Any, head_dim: Any, kernel: Any, gate_rank: Any = 0, whole_gate: bool = False
 ) -> Any:
-    """A Kimi delta layer: q, k and v with convolutions, decay and output gate (of a rank, or whole), b, norm, out."""
+    """A Kimi delta layer: q, k and v with convolutions, decay and output gate (low-rank or full), b, norm, out."""
     inner = n_heads * head_dim
     decay = hidden_size * inner if is_zero(gate_rank) else gate_rank * (hidden_size + inner)
     gate = hidden_size * inner if whole_gate else decay
@@ -46,9 +46,10 @@ def kimi_delta_params(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedDelta(Recurrent):
-    """A gated delta layer: a state of key x value dimension a value head, and the last convolution inputs.
+    """A gated delta layer: a state of key x value dimension per value head, and the last convolution inputs.
 
-    `split`: its checkpoints hold z apart from Q, K and V, and b apart from a (Qwen 3.5), not as one (Qwen3-Next).
+    `split`: its checkpoints store z separately from Q, K and V, and b separately from a (Qwen 3.5), not fused
+    (Qwen3-Next).
     """
 
     kind: ClassVar[str] = "gated_delta"
@@ -66,7 +67,7 @@ class GatedDelta(Recurrent):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        """Channels of the convolution; its last `kernel` inputs are part of the state."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     @property
@@ -76,11 +77,11 @@ class GatedDelta(Recurrent):
 
     @property
     def state_flops(self) -> int:
-        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
+        """Per state element: a decay, and a product and a sum each for recall, correction and readout."""
         return 7 * self.value_heads * self.key_dim * self.value_dim
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
+        """Query heads, KV heads (the same number) and head dimension, for the flat view of a model."""
         return self.value_heads, self.value_heads, self.value_dim
 
     def divided(self) -> tuple[tuple[str, int], ...]:
@@ -88,7 +89,7 @@ class GatedDelta(Recurrent):
         return (("key heads", self.key_heads), ("value heads", self.value_heads))
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds."""
+        """Its tensors."""
         inner = self.value_heads * self.value_dim
         if self.split:
             yield Tensor("in_proj_qkv", self.conv_channels, hidden_size)
@@ -112,10 +113,10 @@ class GatedDelta(Recurrent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KimiDelta(Recurrent):
-    """Kimi delta attention: a state of head dimension x head dimension a head, and the last convolution inputs.
+    """Kimi delta attention: a state of head dimension x head dimension per head, and the last convolution inputs.
 
-    Decay (of every channel) and output gate are projected through `gate_rank`, or directly where it is 0; the gate
-    directly with `whole_gate` as well.
+    Decay (per channel) and output gate are projected through `gate_rank`, or directly if it is 0; with `whole_gate`,
+    the gate is also projected directly.
     """
 
     kind: ClassVar[str] = "kimi_delta"
@@ -131,7 +132,7 @@ class KimiDelta(Recurrent):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        """Channels of the convolution; its last `kernel` inputs are part of the state."""
         return 3 * self.n_heads * self.head_dim
 
     @property
@@ -141,11 +142,11 @@ class KimiDelta(Recurrent):
 
     @property
     def state_flops(self) -> int:
-        """Per element of the state: decay, and a product and a sum each to recall, to correct and to read out."""
+        """Per state element: a decay, and a product and a sum each for recall, correction and readout."""
         return 7 * self.n_heads * self.head_dim * self.head_dim
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
+        """Query heads, KV heads (the same number) and head dimension, for the flat view of a model."""
         return self.n_heads, self.n_heads, self.head_dim
 
     def divided(self) -> tuple[tuple[str, int], ...]:
@@ -153,7 +154,7 @@ class KimiDelta(Recurrent):
         return (("heads", self.n_heads),)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: q, k and v with their convolutions, decay (f) and output gate (g), b, norm, out."""
+        """Its tensors: q, k and v with their convolutions, decay (f) and output gate (g), b, norm, out."""
         inner = self.n_heads * self.head_dim
         for name in ("q", "k", "v"):
             yield Tensor(f"{name}_proj", inner, hidden_size, fused="qkv_proj")

@@ -12,11 +12,11 @@ from calc.model.stored import EDITED_NOTE, without_stored
 
 
 def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
-    """`model` with other sizes, marked as edited; `model` itself where nothing changes. Raises SpecError.
+    """`model` with other sizes, marked as edited; `model` itself if nothing changes. Raises SpecError.
 
-    The one statement of what an edit means: a head dimension that was hidden_size / n_heads stays that, unless it is
-    given; the same share of layers keeps a window; what a checkpoint stores says nothing of an edited model. A size
-    of layers that are not all alike is refused by name.
+    The only definition of an edit: a head dimension that was hidden_size / n_heads stays so unless it is given; the
+    same share of layers keeps a window; stored bytes no longer apply to an edited model. If the layers are not all
+    alike, a size of theirs is refused by name.
     """
     sizes = {name: getattr(model, name) for name in SIZES}
     for name in DIMENSIONS:
@@ -47,19 +47,19 @@ def edit(model: ModelSpec, **changes: Any) -> ModelSpec:
 
 
 def edit_unnamed(model: ModelSpec, **changes: Any) -> ModelSpec:
-    """`edit` of a default that nobody asked for: with other sizes its context has no known limit."""
+    """`edit` of a default model that was not requested: with other sizes, its context has no known limit."""
     edited = edit(model, **changes)
     resized = any(getattr(edited, name) != getattr(model, name) for name in DIMENSIONS)
     return replace(edited, max_context=None) if resized else edited
 
 
 def follows_hidden_size(model: ModelSpec) -> bool:
-    """Whether the head dimension is what embedding and query heads imply."""
+    """Whether the head dimension is hidden_size / n_heads."""
     return model.head_dim * model.n_heads == model.hidden_size
 
 
 def derived_head_dim(hidden_size: int, n_heads: int) -> int:
-    """hidden_size / n_heads. Raises SpecError where that is no whole number."""
+    """hidden_size / n_heads. Raises SpecError if that is not a whole number."""
     if hidden_size % n_heads:
         raise SpecError(
             "head_dim", f"hidden_size {hidden_size:,} is not divisible by n_heads {n_heads:,}: set --head-dim"
@@ -68,5 +68,5 @@ def derived_head_dim(hidden_size: int, n_heads: int) -> int:
 
 
 def scaled_windows(model: ModelSpec, n_layers: int) -> int:
-    """Window layers of `model` with another number of layers: the same share."""
+    """Number of window layers of `model` with another number of layers: the same share."""
     return -(-model.n_sliding_layers * n_layers // model.n_layers)

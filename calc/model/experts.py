@@ -24,7 +24,7 @@ def routed_params(*, n_experts: Any, expert: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """`n_experts` routed feed-forwards of which a token goes through `top_k`; the router is `router_params`."""
+    """`n_experts` routed feed-forwards, of which a token uses `top_k`; the router has `router_params` parameters."""
 
     kind: ClassVar[str] = "experts"
     n_experts: int
@@ -57,7 +57,7 @@ class Experts:
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: router, and the matrices of all experts under the name of the first."""
+        """Its tensors: the router, and the matrices of all experts under the name of the first."""
         weights = min(self.router_params, self.n_experts * hidden_size)
         if weights == self.n_experts * hidden_size:
             yield Tensor("gate", self.n_experts, hidden_size, WHOLE, ROUTER)

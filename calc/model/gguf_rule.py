@@ -1,4 +1,4 @@
-"""Which tensor of a GGUF file gets which type: the rule of llama.cpp's quantizer for its mixes (Q4_K_M and others).
+"""Which type each tensor of a GGUF file gets: the rule of llama.cpp's quantizer for its mixes (Q4_K_M and others).
 
 Source: llama.cpp 0c1e57098bba, src/llama-quant.cpp (llama_tensor_get_type_impl, tensor_type_fallback,
 tensor_allows_quantization) and conversion/base.py for what stays in F32. Its own snapshots of twelve models
@@ -23,7 +23,7 @@ MIXES: Mapping[str, str] = {
 }  # fmt: skip
 """The mixes that `llama-quantize` makes, and the type of most of their tensors."""
 PLAIN = ("F16", "BF16")
-"""What is converted and not quantized: all matrices alike."""
+"""Formats that are converted, not quantized: all matrices have the same type."""
 TINY = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"))
 FALLBACK: Mapping[str, str] = {
     **dict.fromkeys(
@@ -32,13 +32,14 @@ FALLBACK: Mapping[str, str] = {
     **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
     "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
-"""What a tensor gets whose columns are not whole blocks; F16 where they are not whole blocks of that either."""
+"""The fallback for a tensor whose columns are not whole blocks; F16 if they are not whole blocks of the fallback
+either."""
 
 
 class GgufTensor(NamedTuple):
-    """`copies` tensors of one name held as one: those of a layer's experts. A `fixed` one is F32 in every mix.
+    """`copies` tensors stored as one under one name: those of a layer's experts. A `fixed` one is F32 in every mix.
 
-    `share` says how ranks divide it, `component` what it counts among (the names of `Parameters.components`).
+    `share` says how ranks divide it, `component` which of `Parameters.components` it belongs to.
     """
 
     name: str
@@ -64,9 +65,9 @@ def type_bytes(type_name: str, tensor: GgufTensor) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """What the rule asks of a model. `group`: query heads per KV head of the first layer, 0 where it has none.
+    """What the rule needs to know about a model. `group`: query heads per KV head in the first layer, 0 if it has none.
 
-    `large`: llama.cpp counts it among the 70B models. `importance`: quantized with an importance matrix.
+    `large`: llama.cpp treats it as a 70B model. `importance`: quantized with an importance matrix.
     """
 
     n_layers: int
@@ -91,7 +92,7 @@ def _held(tensor: GgufTensor, rule: _Rule) -> str:
 
 
 def _fitting(type_name: str, columns: int) -> str:
-    """The type, or what llama.cpp falls back to where the columns are not whole blocks."""
+    """The type, or llama.cpp's fallback if the columns are not whole blocks."""
     for name in (type_name, FALLBACK.get(type_name, "F16")):
         if columns % BLOCKS[name][0] == 0:
             return name
@@ -99,7 +100,7 @@ def _fitting(type_name: str, columns: int) -> str:
 
 
 def category(name: str) -> str:
-    """What kind of tensor llama.cpp takes a name for.
+    """The category that llama.cpp derives from a tensor's name.
 
     >>> category("blk.0.ffn_down_exps.weight"), category("blk.3.attn_v.weight"), category("blk.0.ssm_out.weight")
     ('ffn_down', 'attn_v', 'other')
@@ -118,12 +119,12 @@ def category(name: str) -> str:
 
 
 def more_bits(i: int, n: int) -> bool:
-    """Whether the tensor of layer `i` of `n` is one of those that the _M mixes give more bits."""
+    """Whether the _M mixes give more bits to the tensor of layer `i` of `n`."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
 class _Rule:
-    """One file's way through its tensors: some decisions depend on how many of a kind came before."""
+    """The state while going through a file's tensors: some decisions depend on how many of a kind came before."""
 
     def __init__(self, mix: str, tensors: list[GgufTensor], facts: FileFacts) -> None:
         self.mix = mix
@@ -135,7 +136,7 @@ class _Rule:
         self.values = self.downs = self.gates = self.ups = 0
 
     def choose(self, tensor: GgufTensor) -> str:
-        """The type, before the shape is looked at."""
+        """The type before the shape is checked."""
         kind = category(tensor.name)
         if kind == "output" or (kind == "embedding" and self.tied):
             return self._output(tensor)
@@ -223,7 +224,7 @@ class _Rule:
         return unlike.get(self.mix, self.default)
 
     def _at(self, tensor: GgufTensor, counted: int) -> int:
-        """The layer, as the rule numbers it: by the name where there are experts, else by how many came before."""
+        """The layer number used by the rule: from the name if there are experts, else by how many came before."""
         return tensor.layer if self.facts.n_experts > 1 else counted
 
     def _down(self, tensor: GgufTensor) -> str:
@@ -239,7 +240,7 @@ class _Rule:
             unlike |= {"Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K"}
         if early:
             unlike |= {"Q2_K_S": "Q4_K", "Q4_K_S": "Q5_K"}
-            # An importance matrix does not save the first layers of Q4_0 and Q5_0; the IQ4 types need more without.
+            # Q4_0 and Q5_0 need it in the first layers even with an importance matrix; the IQ4 types only without one.
             unlike |= (
                 {"Q4_0": "Q4_1", "Q5_0": "Q5_1"} if self.facts.importance else {"IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}
             )

@@ -1,7 +1,7 @@
-"""The tensors of a model as a GGUF file names and shapes them: what `calc.model.gguf_rule` chooses types for.
+"""The tensors of a model with the names and shapes of a GGUF file; `calc.model.gguf_rule` chooses their types.
 
 Source: conversion/*.py and gguf-py/gguf/tensor_mapping.py of llama.cpp 0c1e57098bba. Norms, biases, routers,
-convolutions and state matrices are F32 in every file; experts of a layer are one tensor.
+convolutions and state matrices are F32 in every file; the experts of a layer are one tensor.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ FUSED_QKV = frozenset(
 FUSED_UP = frozenset("phi3 glm glm4 chatglm".split())
 """Classes whose gate and up are one matrix (ffn_up)."""
 ONE_NUMBER_OF_KV_HEADS = frozenset(("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"))
-"""Classes whose files state one number of KV heads, also for the layers that are recurrent."""
+"""Classes whose files state one number of KV heads, even for recurrent layers."""
 UNSPLIT_LATENT = frozenset(("minicpm3", "plm"))
-"""Classes whose kv_b_proj stays one matrix; llama.cpp splits it by K and V for the others."""
+"""Classes whose kv_b_proj stays one matrix; for the others, llama.cpp splits it into K and V."""
 LARGE = {"llama": 80, "qwen2": 80, "nemotron-nas": 80, "deci": 80, "olmo": 80, "jais2": 68, "": 80}
-"""Layers at which llama.cpp calls a class's model 70B; the first also for names that nobody gave."""
+"""Numbers of layers at which llama.cpp treats a class as 70B; the first also for typed-in models."""
 
 FUSED_NAMES = ("attn_qkv.weight", "ffn_up.weight")
 UNKNOWN = "unknown.weight"
-"""The name of a part whose tensors are not known one by one."""
+"""The name of a part whose individual tensors are not known."""
 LARGEST_VECTORS = 4
-"""Hidden sizes up to which an unnamed part is taken for vectors."""
+"""Size, in multiples of the hidden size, up to which an unnamed part is assumed to be vectors."""
 NAMES: Mapping[str, str] = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "self_attn.q_a_proj": "attn_q_a", "self_attn.q_b_proj": "attn_q_b",
@@ -52,11 +52,11 @@ NAMES: Mapping[str, str] = {
     "mlp.experts.0.down_proj": "ffn_down_exps", "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
     "mlp.shared_experts.up_proj": "ffn_up_shexp", "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }  # fmt: skip
-"""Paths below a layer, and what GGUF calls their matrices."""
+"""Paths below a layer, and the GGUF names of their matrices."""
 
 
 def gguf_tensors(model: ModelSpec) -> Iterator[GgufTensor]:
-    """All tensors of `model`. Those of a part whose shapes are not known are one matrix of its whole size."""
+    """All tensors of `model`. A part with unknown shapes is one matrix of its full size."""
     yield from _outside(model)
     known: dict[int, list[GgufTensor]] = {}  # equal layers are one object
     for i, layer in enumerate(model.layers):
@@ -67,7 +67,7 @@ def gguf_tensors(model: ModelSpec) -> Iterator[GgufTensor]:
 
 
 def file_facts(model: ModelSpec, *, importance: bool) -> FileFacts:
-    """What the rule asks of `model`."""
+    """What the rule needs to know about `model`."""
     parts: list[Any] = [part for layer in model.groups for part in layer.feed_forwards]
     mixers: list[Any] = [mixer for layer in model.groups for mixer in layer.mixers]
     n_experts = max((part.n_experts for part in parts if part.kind == "experts"), default=0)
@@ -84,7 +84,7 @@ def file_facts(model: ModelSpec, *, importance: bool) -> FileFacts:
 
 
 def _group(model: ModelSpec) -> int:
-    """Query heads per KV head of the first layer, as a file states them: a latent is one KV head."""
+    """Query heads per KV head in the first layer, as a file states them: a latent is one KV head."""
     layers = model.layers if model.model_type in ONE_NUMBER_OF_KV_HEADS else model.layers[:1]
     mixers: list[Any] = [mixer for layer in layers for mixer in layer.mixers]
     for mixer in mixers:
@@ -106,7 +106,7 @@ def _outside(model: ModelSpec) -> Iterator[GgufTensor]:
 
 
 def _of_layer(layer: LayerSpec, model_type: str) -> list[GgufTensor]:
-    """The tensors of a layer; what the class fuses is one of them."""
+    """The tensors of a layer; what the class fuses is a single tensor."""
     found: dict[str, GgufTensor] = {}
     others = []
     for tensor in _apart(layer, model_type):
@@ -151,21 +151,21 @@ def _matrix(name: str, tensor: Tensor) -> GgufTensor:
 
 
 def _split_latent(mixer: Any, tensor: Tensor) -> Iterator[GgufTensor]:
-    """kv_b_proj as llama.cpp holds it: for every head a matrix to K, transposed, and one to V."""
+    """kv_b_proj as llama.cpp stores it: per head a transposed matrix for K and one for V."""
     rank, heads = mixer.kv_lora_rank, mixer.n_heads
     yield GgufTensor("attn_k_b.weight", 0, rank, mixer.nope_dim, heads, share=tensor.share)
     yield GgufTensor("attn_v_b.weight", 0, mixer.value_dim, rank, heads, share=tensor.share)
 
 
 def _split_gate(mixer: Any, tensor: Tensor) -> Iterator[GgufTensor]:
-    """in_proj_qkvz as it is converted: Q, K and V, and the gate."""
+    """in_proj_qkvz as converted: Q, K and V, and the gate."""
     gate = mixer.value_heads * mixer.value_dim
     yield _matrix("attn_qkv", tensor._replace(rows=tensor.rows - gate))
     yield _matrix("attn_gate", tensor._replace(rows=gate))
 
 
 def _unnamed(tensor: Tensor, hidden_size: int) -> GgufTensor:
-    """A norm, a bias, a router, a convolution: F32. A large part whose tensors are not known: one matrix."""
+    """Norms, biases, routers and convolutions are F32. A large part with unknown tensors is one matrix."""
     unknown = tensor.role == OTHER and tensor.columns == 1 and tensor.rows > LARGEST_VECTORS * hidden_size
     if unknown:
         return GgufTensor(UNKNOWN, 0, 1, tensor.rows, tensor.copies, share=tensor.share)

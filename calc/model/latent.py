@@ -42,7 +42,7 @@ def latent_attention_params(
 
 
 def indexer_params(*, hidden_size: Any, query_dim: Any, index_heads: Any, index_dim: Any) -> Any:
-    """The indexer of sparse latent attention: queries, one key with its LayerNorm, weights of the heads."""
+    """The indexer of sparse latent attention: queries, one key with its LayerNorm, weights per head."""
     return query_dim * index_heads * index_dim + hidden_size * (index_dim + index_heads) + 2 * index_dim
 
 
@@ -50,10 +50,10 @@ def indexer_params(*, hidden_size: Any, query_dim: Any, index_heads: Any, index_
 class Latent:
     """Latent attention (MLA): one row of kv_lora_rank + rope_dim per token serves all heads, on every rank.
 
-    `gated`: its output is multiplied with a projection of the input, as wide. `index_topk` > 0: a sparse one, whose
-    queries attend to that many tokens. Its indexer (`index_heads`; an earlier layer's where there are none) keeps
-    `index_elements` more per token (usually in fp8). They are not part of `cache_elements`, as transformers and the
-    servers' logs count. No `window`: every token is kept.
+    `gated`: its output is multiplied by a projection of the input of the same width. `index_topk` > 0: sparse
+    attention, whose queries attend to that many tokens. Its indexer (`index_heads`; an earlier layer's if there are
+    none) keeps `index_elements` more per token (usually in fp8). These are not part of `cache_elements`, as in
+    transformers and the servers' logs. No `window`: every token is kept.
     """
 
     kind: ClassVar[str] = "latent"
@@ -85,7 +85,7 @@ class Latent:
 
     @property
     def cache_elements(self) -> int:
-        """Elements a cached token: the latent and the rotary key."""
+        """Elements per cached token: the latent and the rotary key."""
         return self.kv_lora_rank + self.rope_dim
 
     @property
@@ -95,7 +95,7 @@ class Latent:
 
     @property
     def rope_width(self) -> int:
-        """Columns of a table of its rotary positions."""
+        """Columns of its rotary position table."""
         return self.rope_dim
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -105,9 +105,9 @@ class Latent:
     def attended(self, *, absorbed: bool = True) -> Attended:
         """How a token attends.
 
-        Absorbed, every head reads the latent itself: K and V are never built (decoding, and the local engine).
-        Expanded, K and V are built for every head (a prompt). A sparse one is absorbed in both phases: the tokens
-        that it picks differ from query to query (DeepSeek-V3.2, section 2.1).
+        In the absorbed form, every head reads the latent itself and K and V are never built (decoding, and the local
+        engine). In the expanded form, K and V are built for every head (prefill). Sparse attention is absorbed in both
+        phases, because it selects different tokens for each query (DeepSeek-V3.2, section 2.1).
         """
         absorbed = absorbed or bool(self.index_heads or self.index_topk)
         read = self._absorbed() if absorbed else self._expanded()
@@ -130,7 +130,7 @@ class Latent:
         return Attended("", self.n_heads, key_dim, value_dim, kv_heads=self.n_heads, token_elements=each)
 
     def rank_cache_elements(self, tp: int) -> int:
-        """Cache elements per token on a rank of `tp`: all of them, since the latent serves all heads."""
+        """Cache elements per token on a rank of `tp`: all of them, because the latent serves all heads."""
         return self.cache_elements
 
     def rank_state_elements(self, tp: int) -> int:
@@ -142,7 +142,7 @@ class Latent:
         return heads_problem(self.n_heads, tp)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: what goes into a latent is on every rank, what comes out of it is divided by heads."""
+        """Its tensors: projections into a latent are on every rank; projections out of it are divided by heads."""
         rank, queries = self.kv_lora_rank, self.n_heads * (self.nope_dim + self.rope_dim)
         if self.q_lora_rank:
             yield Tensor("q_a_proj", self.q_lora_rank, hidden_size, WHOLE, fused="qkv_a_proj")
@@ -164,7 +164,7 @@ class Latent:
             yield Tensor("extra", self.extra_params, share=WHOLE, role=OTHER)
 
     def absorbed_tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """`tensors` as absorbed attention multiplies them: each head's K part with its query, its V part at the end."""
+        """`tensors` as used in absorbed attention: each head's K part multiplies its query, its V part the result."""
         for tensor in self.tensors(hidden_size):
             if tensor.name == "kv_b_proj":
                 yield Tensor("kv_b_proj.k", self.kv_lora_rank, self.nope_dim, copies=self.n_heads)
@@ -186,14 +186,14 @@ class Latent:
         yield Tensor("indexer.k_norm", 2 * self.index_dim, share=WHOLE, role=NORM)
 
     def _indexer_params(self, hidden_size: int) -> int:
-        """Parameters of the indexer; none where there is none."""
+        """Parameters of the indexer; 0 if there is none."""
         if not self.index_heads:
             return 0
         sizes = {"query_dim": self.q_lora_rank or hidden_size, "index_dim": self.index_dim}
         return int(indexer_params(hidden_size=hidden_size, index_heads=self.index_heads, **sizes))
 
     def term(self, hidden_size: int) -> Term:
-        """Its parameters, the indexer's among them."""
+        """Its parameters, including the indexer's."""
         sizes = {n: getattr(self, n) for n in ("n_heads", "kv_lora_rank", "nope_dim", "rope_dim", "value_dim")}
         extra = self.extra_params + self._indexer_params(hidden_size)
         optional = {n: v for n, v in (("q_lora_rank", self.q_lora_rank), ("extra_params", extra)) if v}
@@ -211,7 +211,7 @@ class ExpandedLatent(Latent):
     @property
     def label(self) -> str:
         """What it is, in words."""
-        return "latent attention, K and V of every head kept"
+        return "latent attention, K and V of all heads cached"
 
     @property
     def cache_elements(self) -> int:
@@ -219,7 +219,7 @@ class ExpandedLatent(Latent):
         return self.n_heads * (self.nope_dim + self.rope_dim + self.value_dim)
 
     def attended(self, *, absorbed: bool = True) -> Attended:
-        """How a token attends: over the K and V that are kept."""
+        """How a token attends: to the cached K and V."""
         return self._expanded()._replace(form=self.label)
 
     def rank_cache_elements(self, tp: int) -> int:

@@ -1,4 +1,4 @@
-"""Every kind of layer part, and layers as plain documents (JSON, TOML). The parts say what they are themselves."""
+"""Every kind of layer part, and layers as plain documents (JSON, TOML). The parts describe themselves."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ KINDS: Mapping[str, type] = {
 
 
 def layers_document(layers: tuple[LayerSpec, ...]) -> dict[str, Any]:
-    """`layers` as plain lists and mappings (JSON, TOML): the different layers, and their order as runs."""
+    """`layers` as plain lists and mappings (JSON, TOML): the distinct layers, and their order as runs."""
     different = list(grouped(layers))
     order: list[list[int]] = []
     for layer in layers:

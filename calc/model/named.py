@@ -1,6 +1,6 @@
-"""Weight formats that people name and that are no one size per weight: GGUF mixes, and quantized checkpoints.
+"""Named weight formats without a fixed size per weight: GGUF mixes and quantized checkpoints.
 
-What each takes is worked out tensor by tensor over one model: a mix by llama.cpp's rule (`calc.model.gguf_rule`), a
+The size of each is computed tensor by tensor for one model: a mix by llama.cpp's rule (`calc.model.gguf_rule`), a
 checkpoint by the quantization_config that the method's own tools write (`calc.model.quantization`).
 """
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("embedding", "attention", "mlp", "experts", "norms", "head", "other")
 GGUF = "gguf-"
-"""What stands before the name of a mix that is also the name of a format of one size (gguf-q8_0)."""
+"""The prefix of a mix whose name is also that of a fixed-size format (gguf-q8_0)."""
 BNB_4BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}
 
 
 def _compressed(layout: str, **weights: Any) -> dict[str, Any]:
-    """What llm-compressor writes for all linear layers but the head."""
+    """What llm-compressor writes for all linear layers except the head."""
     group = {"targets": ["Linear"], "weights": {"symmetric": True, **weights}}
     whole = {"quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"]}
     return {**whole, "config_groups": {"group_0": group}}
@@ -42,15 +42,15 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "gptq": (
         {"quant_method": "gptq", "bits": 4, "group_size": 128},
-        "4 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+        "4 bits in groups of 128 with zero points and a group index (GPTQ)",
     ),
     "gptq-int8": (
         {"quant_method": "gptq", "bits": 8, "group_size": 128},
-        "8 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+        "8 bits in groups of 128 with zero points and a group index (GPTQ)",
     ),
     "gptq-int3": (
         {"quant_method": "gptq", "bits": 3, "group_size": 128},
-        "3 bits in groups of 128 with zero points and an index of the inputs (GPTQ)",
+        "3 bits in groups of 128 with zero points and a group index (GPTQ)",
     ),
     "auto-round": (
         {"quant_method": "auto-round", "bits": 4, "group_size": 128},
@@ -91,16 +91,16 @@ CHECKPOINTS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "fp8-static": (
         {"quant_method": "fp8", "activation_scheme": "static"},
-        "fp8 with a scale of each matrix and one of its inputs (AutoFP8, llm-compressor FP8)",
+        "fp8 with one scale per matrix and one for its inputs (AutoFP8, llm-compressor FP8)",
     ),
     "fp8-block": (
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
-        "fp8 with a scale for 128 x 128 (DeepSeek's, Qwen's own)",
+        "fp8 with a scale per 128 x 128 block (DeepSeek's and Qwen's own)",
     ),
     "mlx-4bit": ({"bits": 4, "group_size": 64}, "4 bits in groups of 64 with a scale and a bias (MLX)"),
     "mlx-8bit": ({"bits": 8, "group_size": 64}, "8 bits in groups of 64 with a scale and a bias (MLX)"),
 }
-"""What the method's own tool writes into quantization_config when nothing else is asked of it; and that in words."""
+"""What the method's own tool writes into quantization_config by default, and a description."""
 OTHER_NAMES: Mapping[str, str] = {
     "q3_k": "Q3_K_M", "awq-int4": "awq", "awq-4bit": "awq", "int4-awq": "awq", "awq_marlin": "awq",
     "gptq-int4": "gptq", "gptq-4bit": "gptq", "int4-gptq": "gptq", "gptq_marlin": "gptq", "gptq-8bit": "gptq-int8",
@@ -111,11 +111,11 @@ OTHER_NAMES: Mapping[str, str] = {
     "w8a8-int8": "w8a8", "int8-w8a8": "w8a8", "int4-w4a16": "w4a16", "mlx": "mlx-4bit",
     "bnb-8bit": "llm.int8", "bnb-int8": "llm.int8", "llm_int8": "llm.int8",
 }  # fmt: skip
-"""What people also call them."""
+"""Alternative names."""
 
 
 EXL = re.compile(r"exl([23])(\d+(?:\.\d+)?)(?:bpw|bits?)?")
-"""An ExLlama file by its format and its bits per weight, as `format_key` leaves it: exl2-4.25bpw."""
+"""An ExLlama file by its format and its bits per weight, after `format_key`: exl2-4.25bpw."""
 EXL_HEAD_BITS = 6
 
 
@@ -127,20 +127,20 @@ class NamedFormat:
 
 
 def named_format(text: str) -> NamedFormat:
-    """The one called `text` (any case, ``-`` or ``_``). Raises QuantityError with near names."""
+    """The format called `text` (any case, ``-`` or ``_``). Raises QuantityError with near names."""
     if (found := known_name(text)) is not None:
         return found
     raise _unknown(text)
 
 
 def known_name(text: str) -> NamedFormat | None:
-    """The one called `text`; None where there is none, or a format of one size is called so."""
+    """The format called `text`; None if there is none, or if it is a fixed-size format."""
     found = _BY_KEY.get(format_key(text)) or _exl_name(text)
     return None if found is None or known_format(text) is not None else NamedFormat(found)
 
 
 def _exl_name(text: str) -> str | None:
-    """The usual name of an ExLlama file of so many bits per weight.
+    """The usual name of an ExLlama file with that many bits per weight.
 
     >>> _exl_name("EXL3_4.0bpw"), _exl_name("exl2-4.25")
     ('exl3-4bpw', 'exl2-4.25bpw')
@@ -150,7 +150,7 @@ def _exl_name(text: str) -> str | None:
 
 
 def _checkpoint(name: str) -> tuple[Mapping[str, Any], str] | None:
-    """The quantization_config of a checkpoint by its usual name, and that in words; None for a mix."""
+    """The quantization_config of a checkpoint by its usual name, and a description; None for a mix."""
     if name in CHECKPOINTS:
         return CHECKPOINTS[name]
     if not name.startswith("exl"):
@@ -162,20 +162,20 @@ def _checkpoint(name: str) -> tuple[Mapping[str, Any], str] | None:
 
 def _unknown(text: str) -> QuantityError:
     if format_key(text) in ("exl2", "exl3"):
-        return unknown_format(text, (), f"its size is its bits per weight: write {text.strip().lower()}-4.0bpw")
+        return unknown_format(text, (), f"add the bits per weight: {text.strip().lower()}-4.0bpw")
     if format_key(text).startswith("ud"):
-        hint = "Unsloth's dynamic mixes follow no published rule: give the .gguf file itself as --model"
+        hint = "Unsloth's dynamic mixes follow no published rule: pass the .gguf file to --model"
         return unknown_format(text, (), hint)
     return unknown_format(text, weight_names())
 
 
 def option_name(mix: str) -> str:
-    """What gives a mix as an option: its name, behind ``gguf-`` where a format of one size has that name."""
+    """A mix as an option value: its name, with the prefix ``gguf-`` if a fixed-size format has that name."""
     return mix if known_format(mix) is None else GGUF + mix
 
 
 def weight_names() -> tuple[str, ...]:
-    """Every name that a weight format can be given by."""
+    """Every name of a weight format."""
     return (*FORMATS, *CHECKPOINTS, *map(option_name, MIXES))
 
 
@@ -188,7 +188,7 @@ _BY_KEY: Mapping[str, str] = {
 
 
 def weights_as(chosen: StorageFormat | NamedFormat, model: ModelSpec) -> StorageFormat:
-    """The format that stores the weights of `model` as `chosen` says."""
+    """The format that stores the weights of `model` as `chosen`."""
     if isinstance(chosen, StorageFormat):
         return chosen
     if (checkpoint := _checkpoint(chosen.name)) is not None:
@@ -206,7 +206,7 @@ def _as_checkpoint(name: str, config: Mapping[str, Any], said: str, model: Model
     if name.startswith("exl"):
         where = "for the linear layers; the embedding and norms stay in 16 bits"
     if "quant_method" not in config:  # MLX
-        where = "for every matrix, embedding, head and routers among them; norms stay in 16 bits"
+        where = "for every matrix, including embedding, head and routers; norms stay in 16 bits"
     note = f"Weights as {name}: {said} {where}."
     return format_of(model, replace(stored, name=name), note)
 
@@ -216,14 +216,14 @@ def _as_mix(mix: str, model: ModelSpec) -> StorageFormat:
     held = tensor_types(mix, gguf_tensors(model), file_facts(model, importance=importance))
     matrix = "" if mix in PLAIN else f", {'with' if importance else 'without'} an importance matrix"
     note = (
-        f"Weights as a GGUF file {mix}, by llama.cpp's rule{matrix}: {_types(held, MIXES[mix])}. "
-        "The file's header and vocabulary come on top."
+        f"Weights as a {mix} GGUF file, by llama.cpp's rule{matrix}: {_types(held, MIXES[mix])}. The file's header "
+        "and vocabulary are not counted."
     )
     return format_of(model, _stored(option_name(mix), held, model.n_layers), note)
 
 
 def _stored(name: str, held: list[tuple[GgufTensor, str]], n_layers: int) -> StoredWeights:
-    """The bytes of tensors in their types: how they fall on ranks, components and layers."""
+    """The bytes of tensors in their types, by rank, component and layer."""
     shares, components = {SPLIT: 0, KV: 0, WHOLE: 0}, dict.fromkeys(COMPONENTS, 0)
     layers, experts = [0] * n_layers, [0] * n_layers
     for tensor, type_name in held:
@@ -244,7 +244,7 @@ def _stored(name: str, held: list[tuple[GgufTensor, str]], n_layers: int) -> Sto
 
 
 def _types(held: list[tuple[GgufTensor, str]], usual: str) -> str:
-    """Which tensors are in which type, in words: the usual one first, norms and other small ones last."""
+    """Which tensors have which type, in words: the most common type first, norms and other small tensors last."""
     kinds: dict[str, dict[str, int]] = {}
     for tensor, type_name in held:
         if not tensor.fixed:
@@ -263,7 +263,7 @@ def _types(held: list[tuple[GgufTensor, str]], usual: str) -> str:
 def _kind(name: str) -> str:
     """A tensor's name without its layer."""
     if name.endswith(UNKNOWN):
-        return "parts whose tensors are not known"
+        return "parts with unknown tensors"
     parts = name.removesuffix(".weight").split(".")
     return ".".join(parts[2:] if parts[0] == "blk" else parts)
 

@@ -1,13 +1,12 @@
-"""The parts of a layer, each as the list of its tensors: the one description of what a model holds.
+"""The parts of a layer, each as a list of its tensors: the single description of a model.
 
-A model is a stack of layers, a layer has mixers (attention over a cache, or a recurrence with a state), feed-forwards
-(dense or experts) and norms. A part lists its tensors: name as in a checkpoint, rows, columns, how many, how tensor
-parallelism divides them, what they are for. Stored bytes, shares of a rank, FLOPs and activations are sums over that
-list. The count of parameters has a formula of its own besides (`term`), because its derivation is shown; tests hold
-the two against each other.
+A model is a stack of layers. A layer has mixers (attention over a cache, or a recurrence with a state), feed-forwards
+(dense or experts) and norms. A part lists its tensors: name as in a checkpoint, rows, columns, number of copies, how
+tensor parallelism divides them, and their role. Stored bytes, shares of a rank, FLOPs and activations are sums over
+that list. The parameter count also has a formula (`term`), because its derivation is shown; tests compare the two.
 
-Here are the parts of the common decoder. The others are in `calc.model.latent`, `calc.model.experts` and
-`calc.model.recurrent` (with `delta`), which only a model that has them imports.
+This module has the parts of the common decoder. Others are in `calc.model.latent`, `calc.model.experts` and
+`calc.model.recurrent` (with `delta`), which are imported only for models that have them.
 
 Sources: Vaswani et al. 2017 and Ainslie et al. 2023 (attention), Touvron et al. 2023 (the gated feed-forward).
 Which projections a published model has: transformers 5.23, ``modeling_*.py``.
@@ -77,7 +76,7 @@ def mixed_attention_params(
     keys: bool = True,
     values: bool = True,
 ) -> Any:
-    """Projections of an attention layer whose V may have another width than K, or not be projected at all.
+    """Projections of an attention layer whose V may differ in width from K, or not be projected at all.
 
     >>> mixed_attention_params(hidden_size=4096, n_heads=32, n_kv_heads=8, head_dim=128, value_dim=128)
     41943040
@@ -96,7 +95,7 @@ def mixed_attention_params(
 
 
 def feed_forward_params(*, hidden_size: Any, intermediate_size: Any, mlp: Mlp = Mlp.GATED, bias: bool = False) -> Any:
-    """Feed-forward block of a layer: three matrices when gated, two when plain.
+    """Feed-forward block of a layer: three matrices if gated, two if plain.
 
     >>> feed_forward_params(hidden_size=4096, intermediate_size=14_336)
     176160768
@@ -107,13 +106,13 @@ def feed_forward_params(*, hidden_size: Any, intermediate_size: Any, mlp: Mlp = 
 
 
 def layer_norm_params(*, hidden_size: Any, head_dim: Any, norm: Norm = Norm.RMS, qk_norm: bool = False) -> Any:
-    """The two norms of a layer, and the norms of Q and K where the model has them (Qwen3)."""
+    """The two norms of a layer, and the norms of Q and K if the model has them (Qwen3)."""
     total = (2 if norm is Norm.RMS else 4) * hidden_size
     return total + 2 * head_dim if qk_norm else total
 
 
 def stated_params(*, params: Any) -> Any:
-    """Parameters of a part that is given by its count."""
+    """Parameters of a part that is given only by its count."""
     return params
 
 
@@ -128,7 +127,7 @@ def derived(part: Any, name: str, formula: Any, hidden_size: int) -> Term:
 def feed_forward_tensors(
     prefix: str, width: int, inner: int, mlp: Mlp, *, bias: bool, copies: int = 1, active: int | None = None
 ) -> Iterator[Tensor]:
-    """A feed-forward block from and to `width`, or `copies` of them. The output's bias is on every rank."""
+    """A feed-forward block from and to `width`, or `copies` of it. The output bias is on every rank."""
     for name in ("gate_proj", "up_proj") if mlp is Mlp.GATED else ("up_proj",):
         yield Tensor(f"{prefix}{name}", inner, width, copies=copies, active=active, fused="gate_up_proj")
         if bias:
@@ -171,9 +170,10 @@ def check_sizes(part: Any) -> None:
 class Attention:
     """Attention with a cache of K and V. No `window`: every token is kept. `chunked`: the window restarts.
 
-    `keys` and `values` false: not projected here (V is K, or both come from another layer: then nothing is kept).
-    `shared`: its matrices are an earlier layer's and are counted there. `extra_params`: sinks, gates, norms inside.
-    `index_heads`, `index_dim`: an indexer that picks `index_topk` tokens in blocks, its key kept beside the cache.
+    `keys` and `values` false: not projected here (V is K, or both come from another layer; then nothing is cached).
+    `shared`: its matrices belong to an earlier layer and are counted there. `extra_params`: sinks, gates, inner norms.
+    `index_heads`, `index_dim`: an indexer that selects `index_topk` tokens in blocks; its key is kept in addition to
+    the cache.
     """
 
     kind: ClassVar[str] = "attention"
@@ -225,7 +225,7 @@ class Attention:
 
     @property
     def rope_width(self) -> int:
-        """Columns of a table of its rotary positions."""
+        """Columns of its rotary position table."""
         return self.head_dim
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
@@ -267,7 +267,7 @@ class Attention:
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds; of a shared one only what it has in addition."""
+        """Its tensors; if `shared`, only those it has in addition."""
         if not self.shared:
             queries, values = self.n_heads * self.head_dim * (2 if self.gated else 1), self.n_heads * self.value_dim
             yield from self._projection("q_proj", queries, hidden_size, SPLIT)
@@ -308,7 +308,7 @@ class Attention:
 
 
 def heads_problem(n_heads: int, tp: int) -> str | None:
-    """Why query heads cannot be shared evenly by `tp` ranks; None where they can."""
+    """Why query heads cannot be divided evenly among `tp` ranks; None if they can."""
     if n_heads % tp:
         heads = f"{n_heads:,} query heads are" if n_heads > 1 else "1 query head is"
         return f"{heads} not divisible by {tp:,}"
@@ -317,9 +317,9 @@ def heads_problem(n_heads: int, tp: int) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dense:
-    """A feed-forward that every token goes through. `extra_params`: what it has in addition to its matrices.
+    """A feed-forward that every token uses. `extra_params`: parameters in addition to its matrices.
 
-    `shared`: its matrices are an earlier layer's and are counted there.
+    `shared`: its matrices belong to an earlier layer and are counted there.
     """
 
     kind: ClassVar[str] = "dense"
@@ -349,14 +349,14 @@ class Dense:
         return None
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds; of a shared one only what it has in addition."""
+        """Its tensors; if `shared`, only those it has in addition."""
         if not self.shared:
             yield from feed_forward_tensors("", hidden_size, self.intermediate_size, self.mlp, bias=self.bias)
         if self.extra_params:
             yield Tensor("extra", self.extra_params, share=WHOLE, role=OTHER)
 
     def term(self, hidden_size: int) -> Term:
-        """Its parameters, `extra_params` left out."""
+        """Its parameters without `extra_params`."""
         sizes: dict[str, Any] = {"hidden_size": hidden_size, "intermediate_size": self.intermediate_size}
         name = f"Feed-forward of {self.intermediate_size:,} (per layer)"
         if self.shared:
@@ -371,7 +371,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer. `norm_params` counts all its norms, those of Q and K among them. Raises SpecError."""
+    """One layer. `norm_params` counts all its norms, including those of Q and K. Raises SpecError."""
 
     hidden_size: int
     mixers: tuple[Mixer, ...]
@@ -386,10 +386,10 @@ class LayerSpec:
     @property
     def label(self) -> str:
         """What it consists of, in words."""
-        return " + ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "nothing but a norm"
+        return " + ".join(part.label for part in (*self.mixers, *self.feed_forwards)) or "only a norm"
 
     def tensors(self) -> Iterator[Tensor]:
-        """All of it, names below the layer (``self_attn.q_proj``)."""
+        """All its tensors, named below the layer (``self_attn.q_proj``)."""
         for mixer in self.mixers:
             for tensor in mixer.tensors(self.hidden_size):
                 yield tensor._replace(name=mixer.prefix + tensor.name)
@@ -407,8 +407,8 @@ class LayerSpec:
 
 
 def grouped(layers: tuple[LayerSpec, ...]) -> dict[LayerSpec, int]:
-    """The different layers, in order of first appearance, and how many there are of each."""
-    by_identity: dict[int, tuple[LayerSpec, int]] = {}  # a layer's hash is a walk through it: once an object is enough
+    """The distinct layers, in order of first appearance, with the number of each."""
+    by_identity: dict[int, tuple[LayerSpec, int]] = {}  # hashing a layer walks through it: once per object is enough
     for layer in layers:
         by_identity[id(layer)] = (layer, by_identity.get(id(layer), (layer, 0))[1] + 1)
     counts: dict[LayerSpec, int] = {}
@@ -433,5 +433,5 @@ def counted(groups: Mapping[LayerSpec, int], parts: Callable[[LayerSpec], Iterab
 
 
 def mixers_of(layers: tuple[LayerSpec, ...]) -> dict[Mixer, int]:
-    """The different mixers and how many there are of each."""
+    """The distinct mixers with the number of each."""
     return counted(grouped(layers), lambda layer: layer.mixers)

@@ -10,7 +10,7 @@ def stage_layers(n_layers: int, pp: int, sizes: Sequence[int] | None = None) -> 
     """First and last (excluded) layer of every stage as vLLM divides them (``get_pp_indices``).
 
     What is over goes to the last stage but one, and before: the first has the embedding and the last one the head.
-    `sizes`: the layers of each stage where they are given.
+    `sizes`: the layers of each stage, if given.
 
     >>> stage_layers(10, 4)
     ((0, 2), (2, 5), (5, 8), (8, 10))

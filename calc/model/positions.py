@@ -1,8 +1,7 @@
-"""How long a context a model serves, its rotary scaling counted.
+"""The context length of a model, including its rotary scaling.
 
-As vLLM derives it (``_get_and_verify_max_len``): linear, dynamic and YaRN scaling stretch the context by their factor,
-YaRN that of the original context. Llama 3's and longrope's scaling are in max_position_embeddings already, and so is
-Gemma 3's.
+As in vLLM (``_get_and_verify_max_len``): linear, dynamic and YaRN scaling extend the context by their factor (YaRN the
+original context). For Llama 3, longrope and Gemma 3, max_position_embeddings already includes the scaling.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 STATED_SCALED = ("default", "llama3", "longrope", "mrope", "su")
-"""Kinds of scaling whose length max_position_embeddings states."""
+"""Kinds of scaling that max_position_embeddings already includes."""
 MOST_FACTOR = 10**6
 
 
@@ -30,7 +29,7 @@ def longest_context(config: Mapping[str, Any], context: int) -> int:
 
 
 def scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The rotary settings of a config: one, or one for each kind of layer."""
+    """The rotary settings of a config: one, or one per kind of layer."""
     found = config.get("rope_scaling") or config.get("rope_parameters")
     if isinstance(found, Mapping):
         nested = [part for part in found.values() if isinstance(part, Mapping)]

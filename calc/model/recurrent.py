@@ -1,4 +1,4 @@
-"""Recurrent layers: what they keep per sequence does not grow with it.
+"""Recurrent layers: their state per sequence does not grow with the sequence.
 
 Sources: Gu and Dao 2023 (mamba1), Dao and Gu 2024 (mamba2), LFM2 2025 (short convolution). Gated and Kimi
 delta layers are in `calc.model.delta`.
@@ -27,7 +27,7 @@ class _WithoutCache:
     rope_width: ClassVar[int] = 0
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
+        """Query heads, KV heads (the same number) and head dimension, for the flat view of a model."""
         return 1, 1, hidden_size
 
     def attended(self, *, absorbed: bool = True) -> None:
@@ -40,7 +40,7 @@ class _WithoutCache:
 
 
 class Recurrent(_WithoutCache):
-    """A recurrence that tensor parallelism divides by heads, or by channels where it has none."""
+    """A recurrence that tensor parallelism divides by heads, or by channels if it has no heads."""
 
     __slots__ = ()
     label: ClassVar[str]
@@ -52,11 +52,11 @@ class Recurrent(_WithoutCache):
 
     @property
     def state_flops(self) -> int:
-        """FLOPs per token of the recurrence itself, projections and convolution apart."""
+        """FLOPs per token of the recurrence itself, without projections and convolution."""
         raise NotImplementedError
 
     def divided(self) -> tuple[tuple[str, int], ...]:
-        """What is divided: names and numbers."""
+        """Names and numbers of what is divided."""
         raise NotImplementedError
 
     def problem(self, tp: int) -> str | None:
@@ -100,7 +100,7 @@ def mamba2_params(
     conv_bias: bool = True,
     norm: bool = True,
 ) -> Any:
-    """A Mamba-2 layer: in projection of z, x, B, C and dt; convolution with bias; dt, A and D of a head; norm; out."""
+    """A Mamba-2 layer: in projection of z, x, B, C and dt; convolution with bias; dt, A and D per head; norm; out."""
     convolved = inner + 2 * groups * state
     into = hidden_size * (inner + convolved + n_heads)
     convolution = convolved * (kernel + 1) if conv_bias else convolved * kernel
@@ -109,7 +109,7 @@ def mamba2_params(
 
 
 def short_conv_params(*, hidden_size: Any, kernel: Any, bias: bool = False) -> Any:
-    """A gated short convolution (LFM2): into B, C and x, a convolution of each channel, out."""
+    """A gated short convolution (LFM2): in projection of B, C and x, a convolution per channel, out projection."""
     total = 4 * hidden_size * hidden_size + hidden_size * kernel
     return total + 5 * hidden_size if bias else total
 
@@ -132,7 +132,7 @@ class Mamba1(Recurrent):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        """Channels of the convolution; its last `kernel` inputs are part of the state."""
         return self.inner
 
     @property
@@ -142,11 +142,11 @@ class Mamba1(Recurrent):
 
     @property
     def state_flops(self) -> int:
-        """Per element of the state: its decay (2), decay, input, sum, and a product and a sum read out."""
+        """Per state element: computing the decay (2), decay, input, sum, and a product and a sum for the readout."""
         return 7 * self.inner * self.state
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
+        """Query heads, KV heads (the same number) and head dimension, for the flat view of a model."""
         return 1, 1, self.inner
 
     def divided(self) -> tuple[tuple[str, int], ...]:
@@ -154,7 +154,7 @@ class Mamba1(Recurrent):
         return (("channels", self.inner),)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds."""
+        """Its tensors."""
         inner = self.inner
         yield Tensor("in_proj", 2 * inner, hidden_size)
         yield from convolution(inner, self.kernel, bias=self.conv_bias)
@@ -191,7 +191,7 @@ class Mamba2(Recurrent):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        """Channels of the convolution; its last `kernel` inputs are part of the state."""
         return self.inner + 2 * self.groups * self.state
 
     @property
@@ -201,11 +201,11 @@ class Mamba2(Recurrent):
 
     @property
     def state_flops(self) -> int:
-        """Per element of the state: decay, input, sum, and a product and a sum read out."""
+        """Per state element: decay, input, sum, and a product and a sum for the readout."""
         return 5 * self.inner * self.state
 
     def heads(self, hidden_size: int) -> tuple[int, int, int]:
-        """Heads, heads again and their dimension, for the flat view of a model."""
+        """Query heads, KV heads (the same number) and head dimension, for the flat view of a model."""
         return self.n_heads, self.n_heads, max(1, self.inner // self.n_heads)
 
     def divided(self) -> tuple[tuple[str, int], ...]:
@@ -213,7 +213,7 @@ class Mamba2(Recurrent):
         return (("heads", self.n_heads),)
 
     def problem(self, tp: int) -> str | None:
-        """Heads that do not divide, or groups that neither divide nor repeat."""
+        """The problem if heads cannot be divided, or groups can be neither divided nor repeated."""
         if (text := Recurrent.problem(self, tp)) is not None:
             return text
         if self.groups % tp and tp % self.groups:
@@ -228,7 +228,7 @@ class Mamba2(Recurrent):
         return Fraction(self.state_elements, tp)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: z, x, B, C and dt are one projection."""
+        """Its tensors: z, x, B, C and dt are one projection."""
         yield Tensor("in_proj", self.inner + self.conv_channels + self.n_heads, hidden_size)
         yield from convolution(self.conv_channels, self.kernel, bias=self.conv_bias)
         for name in ("dt_bias", "A_log", "D"):
@@ -245,7 +245,7 @@ class Mamba2(Recurrent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortConv(Recurrent):
-    """A gated short convolution over `width` channels: the last `kernel` inputs are kept."""
+    """A gated short convolution over `width` channels; its last `kernel` inputs are the state."""
 
     kind: ClassVar[str] = "conv"
     label: ClassVar[str] = "short convolution"
@@ -258,7 +258,7 @@ class ShortConv(Recurrent):
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution, of whose inputs the last `kernel` are part of the state."""
+        """Channels of the convolution; its last `kernel` inputs are part of the state."""
         return self.width
 
     @property
@@ -276,7 +276,7 @@ class ShortConv(Recurrent):
         return (("channels", self.width),)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """What it holds: into B, C and x, the convolution, out."""
+        """Its tensors: in projection of B, C and x, the convolution, out projection."""
         yield Tensor("in_proj", 3 * hidden_size, hidden_size)
         yield from convolution(hidden_size, self.kernel, bias=self.bias)
         yield Tensor("out_proj", hidden_size, hidden_size, summed=True)
@@ -292,9 +292,9 @@ class ShortConv(Recurrent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stated(_WithoutCache):
-    """A rarer recurrence, given by its counts: parameters and state, worked out where its config is read.
+    """A rarer recurrence, given by its parameter and state counts, which are computed when its config is read.
 
-    Of the state the last `kernel` inputs of a convolution over `conv_channels` are a part, where it has one.
+    If it has a convolution over `conv_channels`, its last `kernel` inputs are part of the state.
     """
 
     kind: ClassVar[str] = "stated"
@@ -309,11 +309,11 @@ class Stated(_WithoutCache):
 
     @property
     def state_flops(self) -> int:
-        """What it computes is not known: as much per element of the state as Mamba-2."""
+        """Its computation is not known: assumed to be as much per state element as Mamba-2."""
         return 5 * self.state_elements
 
     def problem(self, tp: int) -> None:
-        """None: what of it could not be divided is not known."""
+        """None: it is not known which parts cannot be divided."""
         return
 
     def rank_state_elements(self, tp: int) -> Fraction:
@@ -321,7 +321,7 @@ class Stated(_WithoutCache):
         return Fraction(self.state_elements, tp)
 
     def tensors(self, hidden_size: int) -> Iterator[Tensor]:
-        """All of it as one: its shapes are not known here."""
+        """All parameters as one tensor: its shapes are not known here."""
         yield Tensor("stated", self.params, role=OTHER)
 
     def term(self, hidden_size: int) -> Term:
@@ -330,13 +330,13 @@ class Stated(_WithoutCache):
 
 
 def convolution(channels: int, kernel: int, *, bias: bool) -> Iterator[Tensor]:
-    """A convolution of each channel over its last `kernel` inputs."""
+    """A convolution per channel over its last `kernel` inputs."""
     yield Tensor("conv1d", channels, kernel, role=OTHER)
     if bias:
         yield Tensor("conv1d.bias", channels, role=BIAS)
 
 
 def extra(params: int) -> Iterator[Tensor]:
-    """What a part has in addition to its matrices, by its count."""
+    """Parameters of a part in addition to its matrices, by their count."""
     if params:
         yield Tensor("extra", params, role=OTHER)

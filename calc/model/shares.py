@@ -34,20 +34,20 @@ def rank_weight_bytes(
 def mixed_rank_weight_bytes(
     *, split_params: Any, tp: Any, whole_params: Any, weight_element_bytes: Any, rank_kv_params: Any = 0
 ) -> Any:
-    """The same for KV heads of several numbers, or none; latent projections, norms and routers are on every rank."""
+    """The same for several KV head counts, or none; latent projections, norms and routers are on every rank."""
     return (split_params / tp + rank_kv_params + whole_params) * weight_element_bytes
 
 
 def stored_rank_weight_bytes(
     *, split_weight_bytes: Any, tp: Any, whole_weight_bytes: Any, kv_weight_bytes: Any = 0, rank_kv_share: Any = 0
 ) -> Any:
-    """The same of a checkpoint that keeps its tensors in formats of their own."""
+    """The same for a checkpoint with its own tensor formats."""
     return split_weight_bytes / tp + kv_weight_bytes * rank_kv_share + whole_weight_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Parameters as they fall on ranks: divided, on every rank, and K and V projections by the number of KV heads."""
+    """Parameters by rank: divided, on every rank, and K and V projections by the number of KV heads."""
 
     split: int
     whole: int
@@ -59,7 +59,7 @@ class Shares:
 
 
 def shares(model: ModelSpec) -> Shares:
-    """How the parameters of the whole model fall on tensor-parallel ranks."""
+    """How the model's parameters are distributed over tensor-parallel ranks."""
     split = whole = 0
     kv: dict[int, int] = {}
     groups = [(layer.tensors(), n) for layer, n in model.groups.items()]
@@ -109,7 +109,7 @@ VOCAB_MULTIPLE = 64
 
 
 def padded_to(*, vocab_size: Any, multiple: Any) -> Any:
-    """The vocabulary as servers hold it: up to the next multiple.
+    """The vocabulary as servers store it, rounded up to a multiple.
 
     >>> padded_to(vocab_size=50_257, multiple=64)
     50304
@@ -120,15 +120,15 @@ def padded_to(*, vocab_size: Any, multiple: Any) -> Any:
 def padded_vocab_term(vocab_size: int, tp: int) -> Term:
     """The padded vocabulary that `tp` ranks share, with the derivation.
 
-    vLLM pads to a multiple of 64 and then insists that the ranks divide it (``vocab_parallel_embedding.py``, `divide`).
-    Where they do not, it is padded to a multiple of both: the least that every rank can hold in equal rows.
+    vLLM pads to a multiple of 64 and requires that the ranks divide it (``vocab_parallel_embedding.py``, `divide`). If
+    they do not, it is padded here to a multiple of both: the smallest size that all ranks can hold in equal parts.
     """
     multiple = lcm(VOCAB_MULTIPLE, tp)
     return derive("Vocabulary, padded", padded_to, unit="tokens", vocab_size=vocab_size, multiple=multiple)
 
 
 def padded_vocab(vocab_size: int, tp: int) -> int:
-    """Rows of all `tp` ranks together.
+    """Total rows over all `tp` ranks.
 
     >>> padded_vocab(49_155, 1), padded_vocab(32_000, 3)
     (49216, 32064)

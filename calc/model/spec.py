@@ -1,7 +1,7 @@
 """What a model is: a stack of layers, and what is outside of them. A frozen record, checked when made.
 
-Names are those of the field (Hugging Face's, without ``num_``): n_layers, n_heads, n_kv_heads, head_dim,
-hidden_size (embedding dimension, h1), intermediate_size (inner dimension, h2), vocab_size.
+Names follow the field's usage (Hugging Face's, without ``num_``): n_layers, n_heads, n_kv_heads, head_dim, hidden_size
+(embedding dimension, h1), intermediate_size (inner dimension, h2), vocab_size.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 10_000
 TYPED_IN = "typed-in model"
-"""The name of a model that is given by its sizes alone."""
+"""The name of a model that is given only by its sizes."""
 
 DIMENSIONS = ("n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
 SIZES = (
     "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_size", "intermediate_size", "mlp", "norm", "qkv_bias",
     "o_bias", "mlp_bias", "qk_norm", "n_sliding_layers", "window",
 )  # fmt: skip
-"""What the flat view says of the layers."""
+"""Fields of the flat view that describe layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only language model: a stack of layers, and what is outside of them.
+    """A decoder-only language model: a stack of layers and the parts outside them.
 
-    The fields after `edited` are a read-only view of the layers: those of the commonest kind. Where all layers are
-    alike but for a window (`uniform`), the view says everything, and `edit` can change it. `spread`: which layers
-    keep a window is not known, they are taken as evenly spread. `other_params` are outside of layers, embedding and
-    head; `embedding_size` is given where it is not hidden_size, `final_norm_params` where it is no usual norm.
-    `head_rows` is given where the head has not a row for each token (a classifier's labels; 0 for no head); `embeds` is
-    false where the embedding is another model's. `encoder_params` are those of encoders of images and sound and their
-    projectors, which no count has. `stored` are the weights as a checkpoint holds them, where they are quantized or a
-    file was read; `model_type` is what its config calls its class, empty where nothing says it.
+    The fields after `edited` are a read-only view of the layers, with the sizes of the most common kind. If all layers
+    are equal except for a window (`uniform`), the view is complete, and `edit` can change it. `spread`: it is not known
+    which layers keep a window; they are assumed to be evenly spread. `other_params` are outside the layers, embedding
+    and head; `embedding_size` is given if it is not hidden_size, `final_norm_params` if the norm is unusual.
+    `head_rows` is given if the head does not have one row per token (a classifier's labels; 0 for no head); `embeds` is
+    false if the embedding belongs to another model. `encoder_params` are those of image and audio encoders and their
+    projectors, which are in no count. `stored` are the weights as in a checkpoint, if they are quantized or a file was
+    read; `model_type` is the type in its config, "" if unknown.
 
-    Raises SpecError (with the field's name) when a field is impossible.
+    Raises SpecError (with the field's name) if a field has an impossible value.
     """
 
     name: str
@@ -101,12 +101,12 @@ class ModelSpec:
 
     @property
     def title(self) -> str:
-        """Its name where it is shown."""
+        """Its name for display."""
         return f"{self.name} (edited)" if self.edited else self.name
 
     @property
     def provenance(self) -> str:
-        """Its source where it is shown."""
+        """Its source for display."""
         return f"{self.source}, edited" if self.edited else self.source
 
     @property
@@ -145,16 +145,16 @@ def _check_layers(name: str, layers: tuple[LayerSpec, ...]) -> None:
     if any(layer.hidden_size != layers[0].hidden_size for layer in layers):
         raise SpecError("layers", "all layers must have the same hidden_size")
     if not any(mixer.cache_elements or mixer.state_elements for layer in layers for mixer in layer.mixers):
-        raise SpecError("layers", f"no layer of {name} keeps anything of the tokens before")
+        raise SpecError("layers", f"no layer of {name} keeps a cache or a state")
 
 
 # The flat view
 
 
 def flat_view(layers: tuple[LayerSpec, ...], groups: Mapping[LayerSpec, int]) -> dict[str, Any]:
-    """SIZES of the commonest kind: of attention before other mixers, of dense feed-forwards before experts.
+    """SIZES of the most common kind: attention before other mixers, dense feed-forwards before experts.
 
-    Biases and norms of Q and K are said only where the first layer's parts are all there is.
+    Biases and norms of Q and K are set only if the first layer's parts are the only ones.
     """
     first, hidden_size = layers[0], layers[0].hidden_size
     mixers: dict[Any, int] = counted(groups, lambda layer: layer.mixers)
@@ -208,13 +208,13 @@ def _norms(view: Mapping[str, Any], *, qk_norm: bool) -> int:
 
 
 def _is_plain(layer: LayerSpec, view: Mapping[str, Any]) -> bool:
-    """Whether `layer` is exactly what the flat view says, whatever its window."""
+    """Whether the flat view describes `layer` exactly, whatever its window."""
     window = layer.mixers[0].window if layer.mixers else None
     return layer == _plain_layer(view, window)
 
 
 def _says_all(model: ModelSpec, view: Mapping[str, Any], groups: Mapping[LayerSpec, int]) -> bool:
-    """Whether the flat view says everything: layers alike but for one window, nothing unusual outside of them."""
+    """Whether the flat view is complete: layers equal except for one window, nothing unusual outside them."""
     first = model.layers[0]
     return (
         all(_is_plain(layer, view) and layer.mixers[0].window in (None, view["window"]) for layer in groups)
@@ -267,10 +267,10 @@ def uniform(
     window: int | None = None,
     **outer: Any,
 ) -> ModelSpec:
-    """A model whose layers are all alike; `n_sliding_layers` of them keep the last `window` tokens alone.
+    """A model with equal layers; `n_sliding_layers` of them keep only the last `window` tokens.
 
-    Those are taken as evenly spread, the first one sliding, as Gemma, Mistral and gpt-oss have them. `outer`: the
-    fields of ModelSpec that are not about layers. Raises SpecError.
+    These are assumed to be evenly spread, starting with the first, as in Gemma, Mistral and gpt-oss. `outer`: the
+    fields of ModelSpec outside the layers. Raises SpecError.
     """
     sizes: dict[str, Any] = {
         "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim,
@@ -298,9 +298,9 @@ def uniform(
 
 
 def model_of(**fields: Any) -> ModelSpec:
-    """A model from a document's fields: by its layers, which flat sizes may repeat, or by flat sizes alone.
+    """A model from a document's fields: by its layers, which flat sizes may repeat, or only by flat sizes.
 
-    Raises SpecError, naming the field, where a flat size contradicts the layers.
+    Raises SpecError, naming the field, if a flat size contradicts the layers.
     """
     if "layers" not in fields:
         return uniform(**fields)
@@ -315,8 +315,8 @@ def model_of(**fields: Any) -> ModelSpec:
 def edit_refusal(model: ModelSpec, name: str) -> str:
     """Why the size `name` of `model` cannot be changed alone."""
     return (
-        f"{name} cannot be edited in {model.name}: its {model.n_layers} layers are not all alike and are given one by "
-        "one (edit its config.json, or start from a plain model such as llama-3-8b)"
+        f"{name} cannot be edited in {model.name}, because its {model.n_layers} layers are not all alike (edit its "
+        "config.json, or start from a plain model such as llama-3-8b)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Bytes per element as stored: exact, as whole blocks."""
+"""Stored bytes per element: exact, as whole blocks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StorageFormat:
-    """`block_elems` elements are stored in `block_bytes` bytes (scales and zero points included).
+    """`block_elems` elements are stored in `block_bytes` bytes (including scales and zero points).
 
-    `stored` is given where the format is that of one model's weights as a whole, tensors of several types among them:
-    then the block is the whole model. `note` is what a reader should know of it. `pair` are the formats of K and V
-    where they differ; the block is then their mean for one model (`calc.model.cache_pair`).
+    `stored` is given if the format describes all weights of one model, with tensors of several types; the block is then
+    the whole model. `note` is a remark for readers. `pair` are the formats of K and V if they differ; the block is then
+    their mean for one model (`calc.model.cache_pair`).
     """
 
     name: str
@@ -31,13 +31,16 @@ class StorageFormat:
 
     @property
     def bytes_per_element(self) -> int | Fraction:
-        """Exact bytes per element: an int where it is whole, else a Fraction (Q8_0: 34/32)."""
+        """Exact bytes per element: an int if it is whole, else a Fraction (Q8_0: 34/32)."""
         return whole(Fraction(self.block_bytes, self.block_elems))
 
 
 def _ggml(name: str, block_elems: int, block_bytes: int) -> StorageFormat:
     mixes = f"Q{name[1]}_K_S and Q{name[1]}_K_M" if name in ("q4_k", "q5_k") else f"gguf-{name}"
-    note = f"Every weight is counted in {name}; a GGUF file keeps some tensors in other types: --weight-format {mixes}."
+    note = (
+        f"Every weight is counted as {name}; a GGUF file stores some tensors in other types: use --weight-format "
+        f"{mixes}."
+    )
     return StorageFormat(name, block_elems, block_bytes, note=note)
 
 
@@ -67,7 +70,7 @@ FORMATS: dict[str, StorageFormat] = {
     )
 }
 GGML_FORMATS = frozenset(name for name, f in FORMATS.items() if f.note)
-"""The ones that only GGUF files and llama.cpp have."""
+"""Formats that only GGUF files and llama.cpp have."""
 ALIASES = {
     "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "f16": "fp16", "float32": "fp32", "float": "fp32",
     "f32": "fp32", "float8": "fp8", "fp8_e4m3fn": "fp8_e4m3",
@@ -75,7 +78,7 @@ ALIASES = {
 
 
 def format_key(name: str) -> str:
-    """How a format's name is matched: any case, ``-`` and ``_`` and spaces alike or left out.
+    """How a format's name is matched: case, ``-``, ``_`` and spaces are ignored.
 
     >>> format_key("Q4-K-M") == format_key("q4_k_m") == format_key("Q4KM")
     True
@@ -84,7 +87,7 @@ def format_key(name: str) -> str:
 
 
 def known_format(name: str) -> StorageFormat | None:
-    """The format of one size per element that is called `name`; None where there is none."""
+    """The fixed-size format called `name`; None if there is none."""
     key = format_key(name)
     return _BY_KEY.get(key)
 
@@ -102,7 +105,7 @@ def storage_format(name: str) -> StorageFormat:
 
 
 def unknown_format(name: str, known: tuple[str, ...], hint: str = "") -> QuantityError:
-    """That no format of `known` is called `name`, with near names where there are any."""
+    """The error that no format of `known` is called `name`, with near names if there are any."""
     from difflib import get_close_matches  # only on failure
 
     keys = {format_key(each): each for each in known}
@@ -124,14 +127,14 @@ def bytes_format(text: str) -> StorageFormat:
 
 
 def _short(text: str) -> str:
-    """`text` unless it is long or has a big exponent: Fraction("1e999999999") would work for hours."""
+    """`text` unless it is long or has a big exponent: Fraction("1e999999999") would run for hours."""
     if len(text) > 24 or len(text.lower().partition("e")[2]) > 3:
         raise ValueError(text)
     return text
 
 
 def parse_format(text: str) -> StorageFormat:
-    """A format by name, or by bytes per element when the text starts like a number."""
+    """A format by name, or by bytes per element if the text starts like a number."""
     stripped = text.strip()
     return bytes_format(stripped) if starts_as_number(stripped) else storage_format(stripped)
 

@@ -1,4 +1,4 @@
-"""Weights as a file or a quantized checkpoint holds them: exact bytes, and how they fall on tensor-parallel ranks."""
+"""Weights as stored in a file or quantized checkpoint: exact bytes, and how they are divided among ranks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from calc.model.storage import StorageFormat
 
 STORED_NOTE = "weights as "
-"""How a model's note on its stored weights begins: who stores them follows."""
+"""The start of a model's note on its stored weights; who stores them follows."""
 OF_FILE, OF_INDEX = "file", "index"
-"""How stored weights are called, or begin, that are those of files or of their index."""
-EDITED_NOTE = "edited: the bytes of its checkpoint no longer apply: weights in the format that is given, or 16 bits"
+"""Names, or their beginnings, of stored weights that come from files or their index."""
+EDITED_NOTE = "edited: its checkpoint's bytes no longer apply; weights are in the given format, or 16 bits"
 
 
 class LayerBytes(NamedTuple):
-    """Bytes of one layer, and those of its routed experts among them."""
+    """Bytes of one layer, and how many of them are its routed experts'."""
 
     total: int
     experts: int
@@ -29,12 +29,11 @@ class LayerBytes(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWeights:
-    """Bytes of all weights, scales and zero points included; `name` says how they are stored.
+    """Bytes of all weights, including scales and zero points; `name` says how they are stored.
 
-    `split_bytes` are divided by tensor parallelism, `kv_bytes` follow the KV heads, `whole_bytes` every rank holds.
-    `components` are its bytes by the names of `Parameters.components`, empty where they are not known. Where the
-    tensors of a file were read, `layers` are those of each layer, bottom first: what a server needs that puts layers
-    or experts on several devices.
+    Tensor parallelism divides `split_bytes`; `kv_bytes` follow the KV heads; every rank holds `whole_bytes`.
+    `components` are the bytes by the names of `Parameters.components`, empty if unknown. If a file's tensors were read,
+    `layers` are the bytes per layer, bottom first, for a server that puts layers or experts on several devices.
     """
 
     name: str
@@ -52,12 +51,13 @@ class StoredWeights:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """All bytes."""
         return self.split_bytes + self.kv_bytes + self.whole_bytes
 
     @property
     def of_files(self) -> bool:
-        """Whether they are what files hold, encoders among them; otherwise a config says them, of the text model."""
+        """Whether they come from files, including encoders; otherwise they come from a config and describe the text
+        model."""
         return self.name == OF_INDEX or self.name.startswith(OF_FILE)
 
 
@@ -72,14 +72,14 @@ def named_formats(formats: Mapping[str, int]) -> str:
 
 
 def is_as_stored(model: ModelSpec, weight_format: StorageFormat) -> bool:
-    """Whether `weight_format` is the checkpoint's own (`stored_format`), not merely one of the same name: mxfp4."""
+    """Whether `weight_format` is the checkpoint's own (`stored_format`), not just one of the same name (mxfp4)."""
     stored = model.stored
     own = None if stored is None else (stored.name, stored.total_bytes)
     return own == (weight_format.name, weight_format.block_bytes)
 
 
 def without_stored(model: ModelSpec, note: str) -> ModelSpec:
-    """`model` with nothing known of its checkpoint; `note` takes the place of the one on its stored weights."""
+    """`model` without anything known about its checkpoint; `note` replaces the one on its stored weights."""
     if model.stored is None:
         return model
     kept = (each for each in model.notes if not each.startswith(STORED_NOTE))

@@ -25,9 +25,9 @@ class Policy(StrEnum):
 class DeviceSpec:
     """An accelerator. Peaks are dense (no sparsity), by dtype: "bf16", "fp8", "int8", "fp4", "fp32".
 
-    `memory_bytes` is what calculations use; `reading` says where that number comes from ("80 GB read as
-    80 x 10^9 B"). `reported_memory_bytes` is what PyTorch reports, with which servers budget. What is not known is
-    None or absent, never guessed.
+    `memory_bytes` is what calculations use; `reading` says how that number was read ("80 GB read as 80 x 10^9 B").
+    `reported_memory_bytes` is what PyTorch reports; servers budget with it. Unknown values are None or absent, never
+    guessed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class DeviceSpec:
             raise SpecError("memory_bytes", f"device memory must be at most {MAX_BYTES:,} B, an exabyte")
 
     def ridge(self, dtype: str = "bf16") -> float | None:
-        """FLOP per byte at which compute and bandwidth balance; None where either is unknown."""
+        """FLOP per byte at which compute and bandwidth balance; None if either is unknown."""
         peak = self.peak_flops_per_s.get(dtype)
         if peak is None or self.bandwidth_bytes_per_s is None:
             return None

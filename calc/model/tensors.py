@@ -1,4 +1,4 @@
-"""A tensor of a model, and how tokens attend: what the parts of a layer are made of."""
+"""A tensor of a model, and how tokens attend: the building blocks of a layer's parts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 from calc.explain.terms import maximum
 
 SPLIT, KV, WHOLE = "split", "kv", "whole"
-"""Divided among ranks; by KV heads (a rank keeps whole ones, at least one); on every rank."""
+"""Divided among ranks; divided by KV heads (a rank keeps whole heads, at least one); on every rank."""
 LINEAR, ROUTER, NORM, BIAS, OTHER = "linear", "router", "norm", "bias", "other"
-"""What a tensor is: a matrix of a linear layer, a router, a norm, a bias, or something smaller (a convolution, a
-state matrix, sinks), which no quantization touches."""
+"""What a tensor is: a matrix of a linear layer, a router, a norm, a bias, or something smaller (a convolution, a state
+matrix, sinks), which is never quantized."""
 EMBEDDING, POSITIONS = "embedding", "positions"
 
 
 class Tensor(NamedTuple):
-    """`copies` tensors of rows (out) x columns (in). `name` is the path in a checkpoint, below the part or the model.
+    """`copies` tensors of rows (out) x columns (in). `name` is the path in a checkpoint, relative to the part or the
+    model.
 
-    `active` says how many of the `copies` a token goes through (None: all of them); `expert` marks those of routed
-    experts; a KV tensor has `kv_heads`. `fused` is the matrix that servers hold and multiply it in, together with
-    others of the same input. `summed`: ranks hold columns of it, and add up what they make of them.
+    `active` says how many of the `copies` a token uses (None: all of them); `expert` marks those of routed experts; a
+    KV tensor has `kv_heads`. `fused` is the matrix in which servers store and multiply it, together with others of the
+    same input. `summed`: ranks hold columns of it and sum their results.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Tensor(NamedTuple):
 
     @property
     def fused_name(self) -> str:
-        """The path of the matrix that servers hold it in: its own where it stands alone (vLLM packed_modules_mapping).
+        """The path of the matrix in which servers store it: its own if it is not fused (vLLM packed_modules_mapping).
 
         >>> Tensor("self_attn.k_proj", 1024, 4096, fused="qkv_proj").fused_name
         'self_attn.qkv_proj'
@@ -50,17 +51,17 @@ class Tensor(NamedTuple):
 
     @property
     def params(self) -> int:
-        """Elements of all of them."""
+        """Elements of all copies."""
         return self.rows * self.columns * self.copies
 
     @property
     def active_params(self) -> int:
-        """Elements that a token goes through."""
+        """Elements that a token uses."""
         return self.rows * self.columns * (self.copies if self.active is None else self.active)
 
     @property
     def multiplied(self) -> bool:
-        """Whether a token is multiplied with it: all but norms, biases and look-ups."""
+        """Whether a token is multiplied with it: all except norms, biases and lookups."""
         return self.role in (LINEAR, ROUTER, OTHER)
 
 
@@ -77,10 +78,10 @@ def rank_elements(tensor: Tensor, tp: int) -> int:
 class Attended(NamedTuple):
     """How one query token attends: `n_heads` queries of `key_dim`, results of `value_dim` each.
 
-    Of a token in the cache `kv_heads` x `token_elements` are read, once for all the queries that share them. A query
-    sees the last `window` tokens (None: all of them; `chunked`: those of its own chunk), or `chosen` ones that an
-    indexer of `index_heads` x `index_dim` picks by keys of `index_element_bytes` (an earlier layer's indexer where it
-    has no heads). With a `ratio` above 1, rows of so many tokens take the place of tokens.
+    Per cached token, `kv_heads` x `token_elements` are read, once for all the queries that share them. A query sees the
+    last `window` tokens (None: all of them; `chunked`: those of its own chunk), or `chosen` ones that an indexer of
+    `index_heads` x `index_dim` selects by keys of `index_element_bytes` (an earlier layer's indexer if it has no
+    heads). With a `ratio` above 1, rows of that many tokens replace tokens.
     """
 
     form: str
@@ -99,7 +100,7 @@ class Attended(NamedTuple):
 
     @property
     def most(self) -> int | None:
-        """Tokens that a query sees at most; None: as many as there are."""
+        """Maximum tokens that a query sees; None: all of them."""
         return min((n for n in (self.window, self.chosen) if n is not None), default=None)
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from calc.model.named import NamedFormat
 
 AUTO = "auto"
-"""As the file stores it; 16 bits where nothing says."""
+"""As stored in the file; 16 bits if unknown."""
 
 
 def parse_weights(text: str) -> StorageFormat | NamedFormat | None:
-    """How weights are stored: bytes per element, a format of one size, or a mix such as Q4_K_M; None for ``auto``.
+    """How weights are stored: bytes per element, a fixed-size format, or a mix such as Q4_K_M; None for ``auto``.
 
-    What a mix takes depends on the model: `calc.model.named.weights_as` says it. Raises QuantityError.
+    The size of a mix depends on the model: see `calc.model.named.weights_as`. Raises QuantityError.
     """
     stripped = text.strip()
     if format_key(stripped) == AUTO:
@@ -38,9 +38,9 @@ def parse_weights(text: str) -> StorageFormat | NamedFormat | None:
 
 
 def parse_cache(text: str) -> StorageFormat | None:
-    """How a cache is stored: one format, or those of K and V (``q8_0/q4_0``); None for ``auto``.
+    """How a cache is stored: one format, or two for K and V (``q8_0/q4_0``); None for ``auto``.
 
-    What a pair takes depends on the model: `calc.model.cache_pair.cache_as` says it. Raises QuantityError.
+    The size of a pair depends on the model: see `calc.model.cache_pair.cache_as`. Raises QuantityError.
     """
     stripped = text.strip()
     if format_key(stripped) == AUTO:

@@ -1,4 +1,4 @@
-"""What all server reports share: the memory that a server sees, the parts of a device, one term per line."""
+"""What all server reports share: the memory that a server sees and the parts of a device, one term per line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from calc.servers.records import Band, ServerOptions
 from calc.units import GIB
 
 CUDA_SHARE, LABEL_SHARE = 0.99, 0.985
-"""What CUDA reports of the driver's figure, and of the label's: over the devices whose logs are known."""
+"""CUDA's reported memory relative to the driver's figure and to the label, over the devices with known logs."""
 
 
 def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
-    """Bytes that a server sees, and what was assumed where that is not what the device record says."""
+    """Bytes that a server sees, and the assumption if that is not the device record's value."""
     own, seen = device.memory_bytes, device.reported_memory_bytes
     if device.source == "typed in" or "CUDA reports" in device.reading or "(edited)" in device.name:
         return own, None
@@ -23,14 +23,14 @@ def visible_bytes(device: DeviceSpec) -> tuple[int, str | None]:
     if "on the label" not in device.reading and not device.name.startswith("NVIDIA"):
         return own, None
     if not device.name.startswith("NVIDIA"):
-        return own, f"{device.name}: what its driver reports is not known, its label is taken"
+        return own, f"{device.name}: its driver's figure is unknown, so the nominal size is used"
     share = CUDA_SHARE if "driver" in device.reading else LABEL_SHARE
-    said = f"{device.name}: what CUDA reports is not known, {share:.1%} of {own / GIB:.2f} GiB is assumed"
+    said = f"{device.name}: the memory that CUDA reports is unknown; {share:.1%} of {own / GIB:.2f} GiB is assumed"
     return int(own * share), said
 
 
 def plain_bytes(study: Study, options: ServerOptions) -> int:
-    """Bytes of activations and of what is not quantized: 4 where the weights are float32."""
+    """Bytes per element of activations and unquantized tensors: 4 if the weights are float32."""
     return 4 if study.weight_format.bytes_per_element >= 4 else options.activation_element_bytes
 
 
@@ -58,7 +58,7 @@ def blocks_of(*, pool_bytes: Any, block_bytes: Any) -> Any:
 
 
 def concurrency_of(*, blocks: Any, request_blocks: Any) -> Any:
-    """Requests of full length that the pool holds."""
+    """Full-length requests that the pool holds."""
     return blocks / request_blocks
 
 
@@ -66,14 +66,12 @@ def block_terms(pool: int, block_bytes: int, blocks: int, request_blocks: int) -
     """The last two steps of every report."""
     return (
         derive("Blocks of the pool", blocks_of, unit="blocks", pool_bytes=pool, block_bytes=block_bytes),
-        derive(
-            "Requests of full length", concurrency_of, unit="requests", blocks=blocks, request_blocks=request_blocks
-        ),
+        derive("Full-length requests", concurrency_of, unit="requests", blocks=blocks, request_blocks=request_blocks),
     )
 
 
 def summed_band(pool: int, parts: dict[str, tuple[int, Band]]) -> Band:
-    """Low and high of a pool from those of its parts; independent deviations add in squares."""
+    """Low and high of a pool from those of its parts; independent deviations are added in quadrature."""
     down = sum((high - value) ** 2 for value, (_, high) in parts.values()) ** 0.5
     up = sum((value - low) ** 2 for value, (low, _) in parts.values()) ** 0.5
     return int(pool - down), int(pool + up)

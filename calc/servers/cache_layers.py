@@ -1,4 +1,4 @@
-"""The layers of a model as the cache of a server sees them: what each keeps per token or per sequence."""
+"""The layers of a model as a server's cache sees them: what each keeps per token or per sequence."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CacheLayers:
     """`layers` layers that keep the same.
 
     Per token: n_kv_heads x (key_dim + value_dim) elements (LATENT: one row of key_dim on every rank) and the
-    `index_elements` of an indexer (`index_values` beside them: what llama.cpp allocates). Of a latent row the last
-    `rope_dim` are rotary; without a latent cache its `latent_heads` keep keys of `latent_head_dim`. `sparse`: an
-    indexer picks what is read. COMPRESSED: a row of key_dim and its index key for every `ratio` tokens, made from them
-    (`overlap`: and from those before). Per sequence: `state_elements` and the last inputs of a convolution over
-    `conv_channels`; `mixer` names the recurrence, because state types differ.
+    `index_elements` of an indexer (plus `index_values`, which llama.cpp allocates). The last `rope_dim` elements of a
+    latent row are rotary; without a latent cache, its `latent_heads` keep keys of `latent_head_dim`. `sparse`: an
+    indexer selects what is read. COMPRESSED: a row of key_dim and its index key per `ratio` tokens, made from them
+    (with `overlap`, also from the previous ones). Per sequence: `state_elements` and the last inputs of a convolution
+    over `conv_channels`; `mixer` names the recurrence, because state types differ.
     """
 
     kind: str
@@ -57,7 +57,7 @@ def cache_layers(model: ModelSpec, first: int = 0, last: int | None = None) -> t
 
 
 PADDED_HEAD = 256
-"""Head dimension to which vLLM padded keys and values of latent attention before it kept the latent."""
+"""Head dimension to which vLLM padded keys and values of latent attention before it cached the latent."""
 
 
 def expanded(cached: tuple[CacheLayers, ...]) -> tuple[CacheLayers, ...]:
@@ -79,7 +79,7 @@ def _counted(layers: Sequence[CacheLayers | None]) -> tuple[CacheLayers, ...]:
 
 
 def _of_mixer(mixer: Mixer) -> CacheLayers | None:
-    """What one mixer keeps; None where it reads another layer's cache."""
+    """What one mixer keeps; None if it reads another layer's cache."""
     from calc.model.layers import Attention, Compressor, ExpandedLatent, Latent, WindowRow
 
     if isinstance(mixer, Attention):
@@ -95,7 +95,7 @@ def _of_mixer(mixer: Mixer) -> CacheLayers | None:
 
 
 def _heads(mixer: Attention) -> CacheLayers:
-    """K and V of every head, and the key of an indexer that picks blocks."""
+    """K and V of all heads, and the key of an indexer that selects blocks."""
     return CacheLayers(
         kind=FULL if mixer.window is None else CHUNKED if mixer.chunked else SLIDING,
         layers=1,
@@ -124,7 +124,7 @@ def _latent(mixer: Latent) -> CacheLayers:
 
 
 def _rows(mixer: Compressor) -> CacheLayers:
-    """A row for several tokens, an index key beside it, and the tokens that have no row yet."""
+    """A row for several tokens, its index key, and the tokens that have no row yet."""
     return CacheLayers(
         kind=COMPRESSED,
         layers=1,
@@ -138,7 +138,7 @@ def _rows(mixer: Compressor) -> CacheLayers:
 
 
 def _recurrent(mixer: Any) -> CacheLayers:
-    """A state of heads x head dimension x state (none of a short convolution), and the inputs of a convolution."""
+    """A state of heads x head dimension x state (none for a short convolution), and the inputs of a convolution."""
     from calc.model.layers import Stated
 
     channels = mixer.conv_channels

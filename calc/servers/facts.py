@@ -1,8 +1,8 @@
-"""What a config says besides the sizes of the text model: rotary tables, encoders, state types. Never refuses.
+"""What a config says besides the sizes of the text model: rotary tables, encoders, state types. Never raises.
 
 Table lengths: vLLM's rotary_embedding.py (linear and dynamic: context x factor; YaRN: original context x factor;
-longrope: both contexts; else the context). Encoders are counted by their dimensions: 4 h^2 + 2 h I per layer
-(3 h I where gated), patches, positions and the projector; biases with them where the type has them.
+longrope: both contexts; else the context). Encoders are counted by their dimensions: 4 h^2 + 2 h I per layer (3 h I if
+gated), patches, positions and the projector, with biases if the type has them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from calc.servers.records import ModelFacts
 MAX_BYTES = 4 * 2**20
 GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
 GEMMA4_VIDEO_TOKENS = 2496
-"""vLLM raises its tokens per step to this for Gemma 4, one video of 32 frames (pull request 43051; logs of 0.25.1)."""
+"""vLLM raises its tokens per step to this for Gemma 4: one video of 32 frames (pull request 43051; logs of 0.25.1)."""
 ANY_SIZE, ANY_SIZE_TOKENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), 16_384
-"""Families whose images keep their size, and the tokens of the largest one that their published processors take."""
+"""Families whose images keep their size, and the tokens of the largest image that their published processors accept."""
 LAID_OUT, ROTATED = 6, 11
-"""Q, K and V as they come and as they are laid out anew; and with K while it is rotated in float32."""
+"""Q, K and V before and after the change of layout; and with K while it is rotated in float32."""
 Config = Mapping[str, Any]
 
 
 def facts_of(model: str | None, name: str = "") -> ModelFacts:
-    """Facts of --model: from the config where it is a path, else those known of the catalog name."""
+    """Facts about --model: from the config if it is a path, else those known for the catalog name."""
     if model is not None:
         path = Path(model).expanduser()
         try:
@@ -42,7 +42,7 @@ def facts_of(model: str | None, name: str = "") -> ModelFacts:
 
 
 def _with_beside(config: Config, path: Path) -> Config:
-    """`config` with ModelOpt's hf_quant_config.json beside it, where it says nothing of a quantization itself."""
+    """`config` with ModelOpt's hf_quant_config.json, if it does not state a quantization itself."""
     beside = path.with_name("hf_quant_config.json")
     if config.get("quantization_config") or not beside.is_file() or beside.stat().st_size > MAX_BYTES:
         return config
@@ -50,7 +50,7 @@ def _with_beside(config: Config, path: Path) -> Config:
 
 
 def named_facts(name: str) -> ModelFacts:
-    """Facts of well-known catalog models, by the start of their name, and of what their repository stores."""
+    """Facts about well-known catalog models, by the start of their name, and about their repository's formats."""
     key = name.lower()
     known = next((facts for start, facts in _KNOWN.items() if key.startswith(start)), ModelFacts())
     stored = _stored_config(name)
@@ -68,7 +68,7 @@ CACHE_ALGORITHMS = {"fp8": "fp8", "nvfp4": "nvfp4"}
 
 
 def cache_of(config: Config) -> dict[str, Any]:
-    """The checkpoint's own cache format and who quantized it, as fields of ModelFacts; {} where it has none.
+    """The checkpoint's own cache format and its quantizer, as fields of ModelFacts; {} if it has none.
 
     vLLM: get_kv_cache_quant_algo_string (ModelOpt's kv_cache_quant_algo, or a kv_cache_scheme of 8 or 4 bits) and
     Attention (any kv_cache_scheme of compressed-tensors means fp8).
@@ -93,7 +93,7 @@ def cache_of(config: Config) -> dict[str, Any]:
 
 
 def _quark_scales(quant: Config) -> bool:
-    """Whether Quark's layer_quant_config gives the outputs of kv_cache_group a type: vLLM reads the scales alone."""
+    """Whether Quark's layer_quant_config gives the outputs of kv_cache_group a type: vLLM reads only the scales."""
     export, layers = quant.get("export"), quant.get("layer_quant_config")
     group = export.get("kv_cache_group") if isinstance(export, Mapping) else None
     return bool(group) and isinstance(layers, Mapping) and bool(layers)
@@ -106,7 +106,7 @@ def _scheme(scheme: Config) -> str | None:
 
 
 def facts_from_config(config: Config) -> ModelFacts:
-    """Facts of a parsed config.json; what it does not say stays at the default."""
+    """Facts from a parsed config.json; missing values stay at the default."""
     text = config.get("text_config") or config.get("language_config") or config
     text = text if isinstance(text, dict) else config
     vision = config.get("vision_config")
@@ -134,7 +134,7 @@ def _number(config: Config, *names: str) -> int:
 
 
 def rope_elements(text: Config) -> int | None:
-    """Elements of the precomputed tables; None where the config leaves it to the model's context."""
+    """Elements of the precomputed tables; None if they depend on the model's context."""
     context = _number(text, "max_position_embeddings", "n_positions", "max_seq_len")
     if not context or text.get("alibi") is True or text.get("position_embedding_type") == "alibi":
         return None
@@ -177,7 +177,7 @@ def _table_length(scaling: Config, context: int, text: Config) -> int:
 
 
 def image(vision: Config, config: Config) -> dict[str, Any]:
-    """Elements, patches and tokens of the largest image, as fields of ModelFacts; {} where nothing says them."""
+    """Elements, patches and tokens of the largest image, as fields of ModelFacts; {} if unknown."""
     patch = _number(vision, "patch_size", "spatial_patch_size")
     merge = _number(vision, "spatial_merge_size") or _number(config, "spatial_merge_size") or 1
     if not patch:
@@ -201,7 +201,7 @@ def image(vision: Config, config: Config) -> dict[str, Any]:
 
 
 def _live(vision: Config) -> dict[str, int]:
-    """Elements per patch that a layer of the encoder holds at once: of attention and of its MLP."""
+    """Elements per patch that an encoder layer holds at once, in attention and in its MLP."""
     hidden, inner = encoder_widths(vision)
     kind = str(vision.get("model_type", ""))
     rotated = ROTATED if kind.startswith(ANY_SIZE) else LAID_OUT
@@ -223,7 +223,7 @@ def encoder_widths(vision: Config) -> tuple[int, int]:
 
 
 def encoder_params(vision: Config, text: Config, config: Config) -> int:
-    """Parameters of the image encoder and its projector; 0 where there is none."""
+    """Parameters of the image encoder and its projector; 0 if there is none."""
     h, inner = encoder_widths(vision)
     n = _number(vision, "num_hidden_layers", "depth", "num_layers")
     if not h or not n:

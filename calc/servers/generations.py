@@ -1,4 +1,4 @@
-"""Generations of GPUs by the names of devices: what kernels a server takes depends on them."""
+"""GPU generations by device name: a server's choice of kernels depends on them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ STARTS: Mapping[str, tuple[str, ...]] = {
     HOPPER: ("NVIDIA H100", "NVIDIA H200", "NVIDIA H20", "NVIDIA H800", "NVIDIA GH200"),
     BLACKWELL: ("NVIDIA B100", "NVIDIA B200", "NVIDIA B300", "NVIDIA GB200", "NVIDIA GB300"),
 }
-"""How the names of a generation begin; Blackwell's are those of compute capability 10."""
+"""Name prefixes of each generation; Blackwell means compute capability 10."""
 
 
 BEYOND_HOPPER_BYTES = 160 * 2**30
-"""No Hopper has this much: a memory that was typed in then is taken for a Blackwell's."""
+"""No Hopper has this much memory: a typed-in memory of this size is taken for a Blackwell."""
 
 
 def generation(device: DeviceSpec) -> str:
@@ -30,7 +30,7 @@ BEFORE_ADA = (
     "NVIDIA RTX A", "NVIDIA RTX 30", "NVIDIA RTX 20", "NVIDIA Titan", "NVIDIA T4", "NVIDIA V100", "NVIDIA P",
     "NVIDIA Tesla", "NVIDIA Quadro", "NVIDIA Jetson AGX Orin", "NVIDIA Jetson Orin",
 )  # fmt: skip
-"""How names begin of compute capability below 8.9, which has no instructions for fp8."""
+"""Name prefixes of devices with compute capability below 8.9, which have no fp8 instructions."""
 VOLTA = ("NVIDIA V100", "NVIDIA Titan V", "NVIDIA Tesla V100")
 
 

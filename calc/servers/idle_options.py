@@ -1,4 +1,4 @@
-"""Options that would change nothing: of another server, or without the layers that they are about."""
+"""Options without effect: for another server, or for layers that the model does not have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS: Mapping[str, str] = {
     "kv_pool_bytes": "--kv-pool",
     "cache_ram_bytes": "--cache-ram",
 }
-"""Options whose word on the command line is not their name."""
+"""Options whose command-line name differs from their field name."""
 UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "gpu_memory_utilization": ("vllm", "sglang"),
     "block_size": ("vllm", "sglang"),
@@ -39,24 +39,26 @@ UNDERSTOOD: Mapping[str, tuple[str, ...]] = {
     "swa_full": ("llamacpp",),
     "cache_ram_bytes": ("llamacpp",),
 }
-"""The servers that each option changes something for."""
+"""The servers on which each option has an effect."""
 
 DEFAULTS = ServerOptions()
 INSTEAD = dict.fromkeys(("pp", "pp_layers", "dcp", "dp_attention"), "--tp is the number of devices")
 
 
 def check_options(study: Study, options: ServerOptions) -> None:
-    """Raise SpecError for an option that is given and changes nothing."""
+    """Raise SpecError for a given option without effect."""
     for name, servers in UNDERSTOOD.items():
         if not _given(options, name):
             continue
         if options.engine not in servers:
             if options.engine == "sglang" and name in ("pp", "pp_layers"):
-                raise SpecError(name, f"{_word(name)} is not counted with --policy sglang: its pipelines are not known")
+                raise SpecError(
+                    name, f"{_word(name)} is not supported with --policy sglang: its pipeline memory is not known"
+                )
             instead = INSTEAD.get(name, "remove it")
-            raise SpecError(name, f"{_word(name)} changes nothing with --policy {options.engine}: {instead}")
+            raise SpecError(name, f"{_word(name)} has no effect with --policy {options.engine}: {instead}")
         if (lacking := _LACKING.get(name)) and (why := lacking(options, cache_layers(study.model))):
-            raise SpecError(name, f"{_word(name)} changes nothing {why}: remove it")
+            raise SpecError(name, f"{_word(name)} has no effect {why}: remove it")
 
 
 def _given(options: ServerOptions, name: str) -> bool:
@@ -71,7 +73,7 @@ def _no_windows(options: ServerOptions, cached: Cached) -> str:
     if not any(layer.window is not None for layer in cached):
         return "for a model without window layers"
     old = options.engine == "vllm" and options.version is not None and parse_version(options.version) < VLLM_HYBRID
-    return "before vLLM 0.9.1, where window layers always keep the whole context" if old else ""
+    return "before vLLM 0.9.1, where window layers always cache the whole context" if old else ""
 
 
 def _no_states(options: ServerOptions, cached: Cached) -> str:

@@ -17,14 +17,15 @@ VLLM_CACHE = {"fp8": "fp8", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SGLANG_CACHE = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 LLAMACPP_CACHE = {"bf16": "f16", "fp16": "f16", "fp32": "f32"}
 ALL_LAYERS = 999
-"""More than any model has: llama.cpp takes them all."""
+"""More layers than any model has: llama.cpp then uses all of them."""
 NAMELESS = "your-model"
 WITHOUT_BF16 = ("NVIDIA V100", "NVIDIA T4", "NVIDIA P100", "NVIDIA P40")
 """Compute capability below 8.0."""
 
 
 def launch_command(report: ServerReport) -> str | None:
-    """A shell line; for transformers the Python that loads the model with this cache. None where it does not start."""
+    """A shell command; for transformers, Python code that loads the model with this cache. None if it does not
+    start."""
     if not report.starts:
         return None
     engine = report.options.engine
@@ -39,7 +40,7 @@ def launch_command(report: ServerReport) -> str | None:
 def served_name(model: ModelSpec) -> str:
     """What the server loads: the Hugging Face id of a catalog model, else the folder or file it was read from.
 
-    A model of other sizes is in no repository that is known.
+    A model with other sizes is in no known repository.
     """
     from calc.sources.catalog import models
 
@@ -69,20 +70,20 @@ def _above_one(value: int) -> int | None:
 
 
 def _dtype(report: ServerReport) -> str | None:
-    """The type of weights and activations, where it is not the checkpoint's or the device lacks bfloat16."""
+    """The dtype of weights and activations, if it is not the checkpoint's or the device lacks bfloat16."""
     said = {"fp32": "float32", "fp16": "float16"}.get(report.study.weight_format.name)
     return said or ("float16" if report.study.device.name.startswith(WITHOUT_BF16) else None)
 
 
 def _vllm_cache(report: ServerReport) -> str | None:
-    """The cache's format; said too where it overrides the checkpoint's own."""
+    """The cache format; also given if it overrides the checkpoint's own."""
     asked = VLLM_CACHE.get(report.study.kv_format.name)
     own = cache_of_checkpoint(report.options)
     return "bfloat16" if asked is None and own not in (None, report.study.kv_format.name) else asked
 
 
 def _rows_block(report: ServerReport) -> int | None:
-    """Tokens of a block of compressed attention, which is counted with that of its kernels."""
+    """Tokens per block of compressed attention, as its kernels require."""
     from calc.servers.vllm_compressed import ROWS_BLOCK
 
     mixers = (mixer for layer in report.study.model.groups for mixer in layer.mixers)
@@ -140,7 +141,7 @@ def _sglang(report: ServerReport) -> list[str]:
 
 
 def _mix(report: ServerReport) -> str:
-    """What a file's name says of its mix, where one was named."""
+    """The part of a file name that names the mix, if one was given."""
     weights = report.study.weight_format
     mixed = weights.stored is not None and report.study.model.stored is None
     return f"-{weights.name.removeprefix('gguf-')}" if mixed else ""
@@ -170,7 +171,7 @@ def _llamacpp(report: ServerReport) -> list[str]:
     flags = ["--flash-attn", "on"] if build >= FLASH_WORDS else ["--flash-attn"]
     flags += ["--no-kv-offload"] if options.kv_on_host else []
     flags += ["--swa-full"] if options.swa_full else []
-    shared = not any(group.kind == COMPRESSED for group in report.groups)  # else every slot has cells of its own
+    shared = not any(group.kind == COMPRESSED for group in report.groups)  # else every slot has its own cells
     flags += ["--kv-unified"] if slots > 1 and build >= UNIFIED and shared else []  # one cache for all, as counted
     return ["llama-server", *words, *flags]
 

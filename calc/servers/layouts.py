@@ -1,8 +1,8 @@
-"""Which server keeps which rarer cache, and since when: what is not in this table is refused by name.
+"""Which server supports which rarer cache, and since when: anything else is refused by name.
 
-Sources: models/deepseek_v4, models/minimax_m3 and layers/mamba of vLLM 0.19 to 0.33 and its list of models that were
-taken out; mem_cache/memory_pool.py of SGLang 0.5.23; modeling_deepseek_v4.py, modeling_minimax_m3_vl.py and
-modeling_minimax.py of transformers 5.23; llama-kv-cache-dsv4.cpp, -msa.cpp and llama-memory-recurrent.cpp of llama.cpp.
+Sources: models/deepseek_v4, models/minimax_m3 and layers/mamba of vLLM 0.19 to 0.33 and its list of removed models;
+mem_cache/memory_pool.py of SGLang 0.5.23; modeling_deepseek_v4.py, modeling_minimax_m3_vl.py and modeling_minimax.py of
+transformers 5.23; llama-kv-cache-dsv4.cpp, -msa.cpp and llama-memory-recurrent.cpp of llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from calc.servers.versions import MEASURED_VLLM, NEWEST, Version, parse_version
 
 
 class Since(NamedTuple):
-    """Versions that have a layout: from `first` on, before `gone`; None where there is no such end."""
+    """Versions that have a layout: from `first`, before `gone`; None means no limit."""
 
     first: Version | None = None
     gone: Version | None = None
 
     def has(self, version: Version | None) -> bool:
-        """Whether `version` has it; a server whose version does not matter has it."""
+        """Whether `version` has it; always true for a server whose version does not matter."""
         if version is None:
             return True
         return (self.first is None or version >= self.first) and (self.gone is None or version < self.gone)
@@ -32,7 +32,7 @@ class Since(NamedTuple):
 
 COMPRESSED_ROWS, BLOCK_INDEX = "the cache of compressed attention", "the keys of a block indexer"
 MIXED_INDEX, POOLED_INDEX = (
-    "the keys of a block indexer beside recurrent layers", "the keys of a latent's indexer beside recurrent layers",
+    "the keys of a block indexer beside recurrent layers", "the keys of a latent indexer beside recurrent layers",
 )  # fmt: skip
 LIGHTNING = "the state of a lightning attention layer"
 ALWAYS = Since()
@@ -45,23 +45,23 @@ KNOWN: Mapping[str, Mapping[str, Since]] = {
     POOLED_INDEX: {"llamacpp": Since((9510,))},
     LIGHTNING: {"vllm": Since((0, 11), (0, 23)), "transformers": ALWAYS, "llamacpp": ALWAYS},
     "the state of a RWKV layer": {"llamacpp": ALWAYS},
-    "the state of a mamba with heads layer": {"llamacpp": ALWAYS},
+    "the state of a Mamba layer with heads": {"llamacpp": ALWAYS},
 }  # fmt: skip
-"""By what is kept: the servers that keep it. DeepSeek-V4 (pull request 24162) cannot be in llama.cpp before b9510; the
-oldest SGLang that was read and has MiniMax-M3 is 0.5.20."""
+"""The servers by what they can keep. DeepSeek-V4 (pull request 24162) cannot be in llama.cpp before b9510; the oldest
+SGLang source that was read and has MiniMax-M3 is 0.5.20."""
 USUAL = frozenset(("mamba1", "mamba2", "gated_delta", "kimi_delta", "conv"))
-"""Recurrences whose states every server keeps."""
+"""Recurrences whose states every server supports."""
 
 
 def check_layouts(model: ModelSpec, engine: str, version: str | None) -> None:
-    """Raise SpecError where it is not known how the server keeps what the model's layers keep."""
+    """Raise SpecError if it is not known how the server stores what the model's layers keep."""
     for what in _rarer(cache_layers(model)):
         since = KNOWN.get(what, {}).get(engine)
         if since is None:
             raise SpecError("layers", f"how {engine} stores {what} is not known")
         asked = version or default_version(engine, model)
         if not since.has(_version(engine, asked)):
-            raise SpecError("engine_version", f"{engine} {asked} does not keep {what}: {_when(engine, since)}")
+            raise SpecError("engine_version", f"{engine} {asked} does not support {what}: {_when(engine, since)}")
 
 
 def _rarer(cached: Sequence[CacheLayers]) -> list[str]:
@@ -76,7 +76,7 @@ def _what(layer: CacheLayers, *, recurrent: bool) -> str | None:
     if layer.kind == RECURRENT:
         return None if layer.mixer in USUAL else f"the state of a {layer.mixer} layer"
     if layer.kind == LATENT and layer.window is not None:
-        return "a latent of the last tokens alone"
+        return "a latent for a window of tokens"
     if not layer.index_elements:
         return None
     if layer.kind == LATENT:
@@ -85,7 +85,7 @@ def _what(layer: CacheLayers, *, recurrent: bool) -> str | None:
 
 
 def default_version(engine: str, model: ModelSpec) -> str:
-    """The version that is taken where none is given: vLLM's measured one, or its newest where that lacks the model."""
+    """The default version: vLLM's measured one, or its newest if that one lacks the model."""
     newest = NEWEST.get(engine, "")
     if engine != "vllm":
         return newest
@@ -105,5 +105,5 @@ def _when(engine: str, since: Since) -> str:
     gone = ".".join(map(str, since.gone)) if since.gone else ""
     build = "b" if engine == "llamacpp" else ""
     if not gone:
-        return f"it came with {build}{first}" if build else f"ask for --engine-version {first} or later"
-    return f"it had it from {first} to before {gone}"
+        return f"it came with {build}{first}" if build else f"use --engine-version {first} or later"
+    return f"only versions from {first} to before {gone} have it"

@@ -1,4 +1,4 @@
-"""The servers whose memory is counted, by the names that --policy takes, and how they write themselves."""
+"""The supported servers, by their --policy names, and their proper spelling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server policy is asked and what it answers: frozen records, every size in bytes."""
+"""Questions to a server policy and its answers: frozen records, with every size in bytes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from calc.model.study import DeviceSpec, Study
 from calc.servers.names import ENGINES
 
 STARTS_SHORT = ("sglang", "transformers")
-"""Servers that start with a pool of less than one request of full length."""
+"""Servers that start with a pool smaller than one full-length request."""
 
 Band = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a server loads besides the text model, which a ModelSpec does not say.
+    """What a server loads besides the text model, which is not in a ModelSpec.
 
     `rope_elements`: elements of the precomputed cos/sin tables (None: one table of the model's context).
     `vision_params`: parameters of encoders and projectors, part of every rank's share. An image of `image_elements`
-    pixels and colours becomes `image_tokens` tokens; `item_tokens` is the longest item (a video), below which vLLM
-    does not set its tokens per step. An image is cut into `image_patches`; per patch a layer of the encoder has
-    `encoder_hidden` elements, and inside at once `encoder_attention` or `encoder_mlp`. `state_element_bytes`: the
-    config's own type of recurrent state. `repeated_kv`: transformers caches K and V once per query head (falcon).
-    `cache_format`: the checkpoint's own format of the cache, which its `quantizer` (modelopt, compressed-tensors)
-    wrote into it; `cache_scales`: one that it has scales for, and that has to be asked for (Quark).
+    pixels times channels becomes `image_tokens` tokens; `item_tokens` is the longest item (a video), the minimum of
+    vLLM's tokens per step. An image is cut into `image_patches`; per patch, an encoder layer has `encoder_hidden`
+    elements, and at its peak `encoder_attention` or `encoder_mlp`. `state_element_bytes`: the config's own type of
+    recurrent state. `repeated_kv`: transformers caches K and V once per query head (falcon). `cache_format`: the
+    checkpoint's own cache format, written by its `quantizer` (modelopt, compressed-tensors); `cache_scales`: a format
+    that it has scales for, but that must be requested (Quark).
     """
 
     rope_elements: int | None = None
@@ -54,12 +54,12 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """How the server is started. None: the engine's own default for its version and the device.
+    """The start options of a server. None: the engine's own default for its version and the device.
 
-    `kv_pool_bytes` replaces the derived pool, per GPU. `pp_layers`: layers of each stage (VLLM_PP_LAYER_PARTITION).
+    `kv_pool_bytes` replaces the computed pool, per GPU. `pp_layers`: layers per stage (VLLM_PP_LAYER_PARTITION).
     `dp_attention` is SGLang's ``--dp-size`` with attention data-parallel inside the TP group. `state_element_bytes`
-    is of the recurrent state (None: as the version does). From `n_gpu_layers` (None: all of them) on, options are
-    llama.cpp's; `devices` are unlike ones, in order (none: `tp` of the study's). Raises SpecError.
+    applies to the recurrent state (None: the version's default). The options from `n_gpu_layers` (None: all) are
+    llama.cpp's; `devices` are different devices, in order (none: `tp` of the study's device). Raises SpecError.
     """
 
     engine: str = "vllm"
@@ -109,7 +109,7 @@ class ServerOptions:
             )
         if self.tp % self.dp_attention or self.tp % self.dcp:
             what = "dp_attention" if self.tp % self.dp_attention else "dcp"
-            raise SpecError(what, f"{what} {getattr(self, what)} must divide tp {self.tp}")
+            raise SpecError(what, f"tp {self.tp} is not divisible by {what} {getattr(self, what)}")
 
 
 _OPTIONAL_COUNTS = (
@@ -134,7 +134,7 @@ class CacheGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceShare:
-    """What llama.cpp puts on one device. `room_bytes`: what its driver's memory leaves for all of it."""
+    """What llama.cpp puts on one device. `room_bytes`: what the driver's memory leaves for it."""
 
     name: str
     weight_bytes: int
@@ -144,18 +144,18 @@ class DeviceShare:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """All bytes."""
         return self.weight_bytes + self.kv_bytes + self.compute_bytes
 
     @property
     def free_bytes(self) -> int:
-        """What stays free; below zero where it does not fit."""
+        """Free bytes; negative if it does not fit."""
         return self.room_bytes - self.total_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostShare:
-    """What llama.cpp keeps in the memory of the host."""
+    """What llama.cpp keeps in host memory."""
 
     weight_bytes: int
     kv_bytes: int
@@ -167,9 +167,9 @@ class HostShare:
 class ServerReport:
     """What the server reserves and what its start-up log says, for the GPU that limits the batch.
 
-    `bands` gives (low, high) of every estimated size; a value that is exact has none. `kv_pool_bytes` below zero
-    means that the server does not start: then blocks, tokens and concurrency are 0. `refusal`: why it does not start
-    whatever the pool holds.
+    `bands` gives (low, high) for every estimated size; exact values have none. A negative `kv_pool_bytes` means that
+    the server does not start; blocks, tokens and concurrency are then 0. `refusal`: why it does not start, whatever the
+    pool holds.
     """
 
     study: Study
@@ -201,31 +201,32 @@ class ServerReport:
 
     @property
     def fullest(self) -> DeviceShare | None:
-        """The device with the least to spare; None where the server divides the model evenly."""
+        """The device with the least room; None if the server divides the model evenly."""
         return min(self.devices, key=lambda share: share.free_bytes, default=None)
 
     @property
     def cache_room_bytes(self) -> int:
-        """What the device that limits the batch has for the cache: its pool, or all that llama.cpp leaves there."""
+        """The room for the cache on the device that limits the batch: its pool, or everything that llama.cpp leaves
+        there."""
         full = self.fullest
         return self.kv_pool_bytes if full is None else full.free_bytes + full.kv_bytes
 
     @property
     def context(self) -> int:
-        """Tokens of a request of full length."""
+        """Tokens per full-length request."""
         return self.options.max_model_len or self.study.context
 
     @property
     def fits(self) -> bool:
-        """Whether the server starts and one request of full length has its blocks."""
+        """Whether the server starts and has the blocks for one full-length request."""
         return self.refusal is None and self.max_concurrency >= 1
 
     @property
     def starts(self) -> bool:
-        """Whether the server starts: vLLM and llama.cpp only where a request of full length fits."""
+        """Whether the server starts: vLLM and llama.cpp only start if a full-length request fits."""
         return self.fits or (self.refusal is None and self.kv_pool_bytes > 0 and self.options.engine in STARTS_SHORT)
 
     @property
     def requests(self) -> int:
-        """Requests of full length that the server holds at once; 0 where it does not start."""
+        """Full-length requests that the server holds at once; 0 if it does not start."""
         return floor(self.max_concurrency + 1e-9) if self.refusal is None else 0

@@ -1,4 +1,4 @@
-"""One entry for all servers: the report of the server that the options name."""
+"""One entry point for all servers: the report of the server that the options name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from calc.servers.versions import version_remark
 
 
 def server_report(study: Study, options: ServerOptions) -> ServerReport:
-    """The report of `options.engine` on `study`; a pool below zero and a refusal at start are answers.
+    """The report of `options.engine` on `study`; a negative pool and a refusal to start are answers.
 
-    Raises SpecError for a parallelism that the server does not have, and for an option that changes nothing.
+    Raises SpecError for a parallelism that the server does not have, and for an option without effect.
     """
     check_layouts(study.model, options.engine, options.version)
     check_options(study, options)
@@ -34,7 +34,7 @@ def server_report(study: Study, options: ServerOptions) -> ServerReport:
 
 
 def _online(study: Study, options: ServerOptions) -> str | None:
-    """That all linear layers are quantized, where the server does it while loading."""
+    """The note that all linear layers are quantized, if the server does it while loading."""
     method = quantized_online(study) if options.engine in ("vllm", "sglang") else None
     if method is None:
         return None
@@ -42,19 +42,19 @@ def _online(study: Study, options: ServerOptions) -> str | None:
 
 
 def _own_cache(study: Study, options: ServerOptions) -> str | None:
-    """That the cache takes the checkpoint's own format, where it does."""
+    """The note that the cache has the checkpoint's own format, if it does."""
     own = cache_of_checkpoint(options)
-    return f"the cache in {own}, as the checkpoint says" if own == study.kv_format.name else None
+    return f"the cache is in {own}, as the checkpoint says" if own == study.kv_format.name else None
 
 
 def _other_file(study: Study) -> str | None:
-    """That the weights are those of another file than the model's own, where a mix or a checkpoint was named."""
+    """The note that the weights come from another file than the model's own, if a mix or checkpoint was named."""
     named = study.weight_format.stored is not None and not is_as_stored(study.model, study.weight_format)
-    return f"a file or repository that holds the weights as {study.weight_format.name} is served" if named else None
+    return f"assumes a file or repository with the weights as {study.weight_format.name}" if named else None
 
 
 def _left_in_16_bits(study: Study) -> str | None:
-    """That a file whose modules are chosen one by one holds more than a format that is the same for all."""
+    """The note that a file with individually chosen modules is larger than one with the same format for all."""
     if study.weight_format.name not in ("nf4", "fp4") or study.model.stored is not None:
         return None
     return (
@@ -64,19 +64,19 @@ def _left_in_16_bits(study: Study) -> str | None:
 
 
 LLAMACPP_CACHE = ("fp32", "bf16", "fp16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-"""What llama.cpp keeps K and V in (common/arg.cpp, kv_cache_types)."""
+"""Formats in which llama.cpp caches K and V (common/arg.cpp, kv_cache_types)."""
 
 
 def _check_cache(study: Study, options: ServerOptions) -> None:
-    """Raise SpecError for a named cache format that the server does not keep; bytes per element are taken as given."""
+    """Raise SpecError for a named cache format that the server does not support; bytes per element are accepted."""
     cache = study.kv_format
     if options.engine == "llamacpp":
         named = (each.name for each in cache.pair or (cache,) if each.name in FORMATS)
         unknown = [name for name in named if name not in LLAMACPP_CACHE]
         if unknown:
-            raise SpecError("kv_format", f"llama.cpp keeps no cache in {unknown[0]}: {', '.join(LLAMACPP_CACHE)}")
+            raise SpecError("kv_format", f"llama.cpp has no {unknown[0]} cache: use one of {', '.join(LLAMACPP_CACHE)}")
     elif cache.name in GGML_FORMATS:
-        raise SpecError("kv_format", f"{options.engine} keeps no cache in {cache.name}, a format of llama.cpp")
+        raise SpecError("kv_format", f"{options.engine} has no {cache.name} cache: this is a format of llama.cpp")
 
 
 def _counted(study: Study, options: ServerOptions) -> ServerReport:
@@ -84,7 +84,7 @@ def _counted(study: Study, options: ServerOptions) -> ServerReport:
     if study.kv_format.pair is not None and options.engine != "llamacpp":
         raise SpecError(
             "kv_format",
-            f"{options.engine} keeps K and V in one format, not {study.kv_format.name}: llamacpp keeps them apart",
+            f"{options.engine} caches K and V in one format, not {study.kv_format.name}: only llamacpp allows two",
         )
     if options.engine == "vllm":
         from calc.servers.vllm import vllm_report

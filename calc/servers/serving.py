@@ -1,4 +1,4 @@
-"""The study as a server takes it: the formats that it chooses by itself where none is given."""
+"""The study as a server runs it, with the formats that it chooses if none is given."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SINCE = {"vllm": VLLM_CACHE_OF_CHECKPOINT, "sglang": SGLANG_CACHE_OF_CHECKPOINT}
 E4M3 = ("fp8", "fp8_e4m3")
 
 ONLINE = {"fp8": "fp8", "fp8_e4m3": "fp8"}
-"""Quantization while loading, by the weight format that was asked for."""
+"""Quantization while loading, by the requested weight format."""
 
 
 def quantized_online(study: Study) -> str | None:
-    """The --quantization that makes the study's weights of a checkpoint that is not quantized; None where none does."""
+    """The --quantization that turns an unquantized checkpoint into the study's weights; None if there is none."""
     return None if study.model.stored is not None else ONLINE.get(study.weight_format.name)
 
 
 def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cache_given: bool) -> Study:
-    """The study with the formats that a server chooses by itself where none is given.
+    """The study with the formats that a server chooses if none is given.
 
     vLLM, SGLang and llama.cpp's converter load float32 checkpoints in 16 bits (``--dtype auto``).
     """
@@ -37,13 +37,13 @@ def as_served(study: Study, options: ServerOptions, *, weights_given: bool, cach
 
 
 def _cache_of_model(study: Study, options: ServerOptions) -> str | None:
-    """The one cache format that the server has for the model's attention, where there is one alone."""
+    """The server's cache format for the model's attention, if there is only one."""
     compressed = any(mixer.kind == "compressor" for layer in study.model.groups for mixer in layer.mixers)
     return "fp8" if compressed and options.engine == "vllm" else None
 
 
 def cache_of_checkpoint(options: ServerOptions) -> str | None:
-    """The checkpoint's own cache format where the server's version takes it without being told; None where not."""
+    """The checkpoint's own cache format if the server's version uses it automatically, else None."""
     facts, since = options.facts, SINCE.get(options.engine, {}).get(options.facts.quantizer)
     if facts.cache_format is None or since is None:
         return None
@@ -52,32 +52,32 @@ def cache_of_checkpoint(options: ServerOptions) -> str | None:
 
 
 def cache_as_weights(study: Study, *, given: bool) -> Study:
-    """A server's cache takes the type of the activations where none is given: 4 bytes with float32 weights."""
+    """By default, a server's cache has the dtype of the activations: 4 bytes with float32 weights."""
     if given or study.weight_format.bytes_per_element < 4:
         return study
     return replace(study, kv_format=FORMATS["fp32"])
 
 
 def fp8_remark(study: Study, options: ServerOptions) -> str | None:
-    """That fp8 (E4M3) is not in the instructions of the device, and what works there."""
+    """The note that the device has no fp8 (E4M3) instructions, and what works there."""
     if study.kv_format.name not in E4M3 or options.engine != "vllm" or not lacks_fp8(study.device):
         return None
     return (
-        f"{study.device.name} has no instructions for fp8 (E4M3): of vLLM's kernels FlashInfer's alone keep it there, "
-        "--kv-format fp8_e5m2 works with all of them"
+        f"{study.device.name} has no instructions for fp8 (E4M3): only vLLM's FlashInfer kernels support it there; "
+        "--kv-format fp8_e5m2 works with all kernels"
     )
 
 
 def fp8_refusal(study: Study, options: ServerOptions) -> str | None:
-    """That no kernel keeps an fp8 (E4M3) cache on the device."""
+    """The refusal that no kernel supports an fp8 (E4M3) cache on the device."""
     if study.kv_format.name not in E4M3 or options.engine != "vllm" or not is_volta(study.device):
         return None
-    return f"it has no kernel for a cache in fp8 (E4M3) on {study.device.name}: --kv-format fp8_e5m2 works"
+    return f"it has no kernel for an fp8 (E4M3) cache on {study.device.name}: --kv-format fp8_e5m2 works"
 
 
 def scales_remark(study: Study, options: ServerOptions) -> str | None:
-    """That a Quark checkpoint has scales for an fp8 cache, which has to be asked for."""
+    """The note that a Quark checkpoint has scales for an fp8 cache, which must be requested."""
     scaled = options.facts.cache_scales
     if scaled is None or options.engine != "vllm" or study.kv_format.name == scaled:
         return None
-    return f"the checkpoint has scales for a cache in {scaled}: vLLM keeps it so with --kv-format {scaled} alone"
+    return f"the checkpoint has scales for a {scaled} cache, which vLLM uses only with --kv-format {scaled}"

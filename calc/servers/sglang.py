@@ -1,4 +1,4 @@
-"""SGLang: the pool is a share of the memory that was free before the weights, cut into single tokens.
+"""SGLang: the pool is a share of the memory that was free before the weights were loaded, divided into single tokens.
 
 Sources: model_runner.py (profile_max_num_token), server_args.py (mem_fraction_static), memory_pool.py; start-up logs.
 """
@@ -25,22 +25,23 @@ from calc.servers.weights import stage_weight_bytes, widest_dense
 from calc.units import GIB, MIB
 
 SWA_RATIO = Fraction(4, 5)
-"""--swa-full-tokens-ratio: window tokens kept for each full one."""
+"""--swa-full-tokens-ratio: window tokens per full token."""
 STATE_RATIO = Fraction(9, 10)
 """--mamba-full-memory-ratio: pool of states to pool of tokens."""
 INDEX_ELEMENT_BYTES = 2
 CONTEXT_BYTES, ROCM_CONTEXT_BYTES = int(0.61 * GIB), int(2.76 * GIB)
-"""Gone before the weights: the CUDA context (139.20 of 139.81 GiB in a log), ROCm's (188.32 of 191.98 with TP 8)."""
+"""Used before the weights: the CUDA context (139.20 of 139.81 GiB free in a log), ROCm's (188.32 of 191.98 with TP
+8)."""
 GROUP_BYTES = int(0.9 * GIB)
-"""Gone where several GPUs share the model: buffers of the communicator."""
+"""Used if several GPUs share the model: buffers of the communicator."""
 
 
 def token_bytes(
     layer: CacheLayers, *, attention_tp: int, kv_element_bytes: int | Fraction, scaled_index: bool = False
 ) -> int:
-    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that.
+    """Bytes per token and layer on a rank. Raises SpecError if the KV heads cannot be divided this way.
 
-    `scaled_index`: the index keys of a latent in fp8 with scales (DSATokenToKVPool), as CUDA and ROCm builds keep them.
+    `scaled_index`: index keys of latent attention in fp8 with scales (DSATokenToKVPool), as in CUDA and ROCm builds.
     """
     if layer.kind == LATENT:
         index = layer.index_elements * INDEX_ELEMENT_BYTES
@@ -57,7 +58,7 @@ def token_bytes(
 
 
 def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int) -> int:
-    """Bytes of the recurrent states of a sequence on a rank."""
+    """Bytes of recurrent states per sequence on a rank."""
     each = options.state_element_bytes or options.facts.state_element_bytes or plain
     return sum(
         layer.layers
@@ -123,7 +124,7 @@ def resolve(study: Study, options: ServerOptions) -> Known:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """The pool and what it holds. `request_pages` is of a request of full length."""
+    """The pool and what it holds. `request_pages` is for a full-length request."""
 
     size: int
     page_bytes: int
@@ -218,29 +219,31 @@ def _remarks(
 ) -> list[str]:
     said = [known.visible] if known.visible else []
     if options.gpu_memory_utilization is None:
-        said.append(f"--mem-fraction-static {float(known.fraction):g}, the rule of {known.version} for this device")
+        said.append(f"--mem-fraction-static {float(known.fraction):g}, the default of {known.version} for this device")
     said.append(f"pages of {known.page} tokens" if known.page > 1 else "tokens are allocated one by one (page size 1)")
     windows = {layer.window is not None for layer in cached if layer.kind != RECURRENT}
     if len(windows) > 1 and not options.disable_hybrid:
         said.append("window layers have their own pool: 0.8 tokens per token of the full layers")
     if any(layer.index_elements and layer.kind == LATENT for layer in cached):
         said.append(
-            "index keys in fp8 with scales (132 B), as CUDA builds keep them"
+            "index keys in fp8 with scales (132 B), as in CUDA builds"
             if scaled
-            else "index keys in 16 bits, as in the log from Ascend; CUDA builds keep them in fp8 with scales (132 B)"
+            else "index keys in 16 bits, as in a log from Ascend; CUDA builds use fp8 with scales (132 B)"
         )
     elif any(layer.index_elements for layer in cached):
         said.append("index keys in 16 bits")
     if pool.state_bytes and options.kv_pool_bytes is None:
-        said.append("the state pool has 0.9 of the bytes of the token pool (--mamba-full-memory-ratio)")
+        said.append("the state pool has 0.9 times the bytes of the token pool (--mamba-full-memory-ratio)")
     if options.dp_attention > 1:
         each = options.tp // options.dp_attention
-        said.append(f"attention over {each} GPUs; tokens of one of {options.dp_attention} data-parallel ranks")
+        said.append(
+            f"attention over {each} GPUs; tokens are those of one of {options.dp_attention} data-parallel ranks"
+        )
     return said
 
 
 def _spread(cached: tuple[CacheLayers, ...], options: ServerOptions, study: Study) -> list[tuple[int, bool]]:
-    """Bytes per token of all layers of a kind, and whether they keep a window."""
+    """Bytes per token over all layers of a kind, and whether they keep a window."""
     attention_tp = options.tp // options.dp_attention
     each = study.kv_format.bytes_per_element
     return [
@@ -257,7 +260,7 @@ def _spread(cached: tuple[CacheLayers, ...], options: ServerOptions, study: Stud
 
 
 def _scales_index(device: DeviceSpec) -> bool:
-    """Whether the device's build keeps index keys in fp8: of a memory that was typed in it is not known."""
+    """Whether the device's build keeps index keys in fp8; unknown for a typed-in memory."""
     return device.source != "typed in"
 
 
@@ -272,6 +275,6 @@ def _terms(options: ServerOptions, known: Known, weights: int, pool: Pool) -> tu
 
 
 def _bands(options: ServerOptions, pool: int) -> dict[str, tuple[int, int]]:
-    """Either way where the pool is derived: 5 % of a share that was given, 8 % of the default one."""
+    """Error on either side of a computed pool: 5 % for a given share, 8 % for the default one."""
     margin = abs(pool) * (5 if options.gpu_memory_utilization is not None else 8) // 100
     return {} if options.kv_pool_bytes is not None else {"kv_pool_bytes": (pool - margin, pool + margin)}

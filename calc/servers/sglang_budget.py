@@ -1,4 +1,4 @@
-"""SGLang's defaults by version and device: tokens per prefill chunk, graphs, and the share of memory that is static.
+"""SGLang's defaults by version and device: tokens per prefill chunk, graphs, and the static share of memory.
 
 Source: server_args.py of 0.4.9, 0.4.10, 0.5.6, 0.5.8, 0.5.10 and memory_hook.py of 0.5.23. Sizes there are in MiB.
 """
@@ -16,7 +16,7 @@ LEAST_LARGE_RESERVE = 10 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Defaults of devices below `below_gib`: chunk, largest batch with a graph (below TP 4, from there on)."""
+    """Defaults of devices below `below_gib`: chunk, and largest batch with a graph (below TP 4, from TP 4)."""
 
     below_gib: float
     chunk: int
@@ -30,7 +30,7 @@ TIERS = (
     Tier(160, 8192, (256, 512)),
     Tier(float("inf"), 16_384, (512, 512)),
 )
-"""As 0.5.23 has them; before, devices of 20 to 35 GiB took 2,048 tokens and 24 or 80."""
+"""As in 0.5.23; before, devices of 20 to 35 GiB used 2,048 tokens and 24 or 80."""
 OLD_SMALL = Tier(35, 2048, (24, 80))
 
 
@@ -59,7 +59,7 @@ def graph_batch(setting: SglangSetting) -> int:
 
 
 def prefill_sizes(most: int) -> int:
-    """How many prefill lengths graphs are captured for, up to `most` tokens.
+    """Number of prefill lengths with a captured graph, up to `most` tokens.
 
     >>> prefill_sizes(8192), prefill_sizes(2048)
     (58, 42)
@@ -69,7 +69,7 @@ def prefill_sizes(most: int) -> int:
 
 
 def static_fraction(setting: SglangSetting, chunk: int) -> Fraction:
-    """--mem-fraction-static: what activations of a chunk and graphs leave, to three decimals."""
+    """--mem-fraction-static: what the activations of a chunk and the graphs leave, to three decimals."""
     reserved = _by_chunk(setting, chunk) if setting.version >= SGLANG_BY_CHUNK else _by_device(setting)
     share = Fraction(round(1000 * (setting.total_mib - reserved) / setting.total_mib), 1000)
     return max(Fraction(1, 10), share * Fraction(95, 100) if setting.multimodal else share)
@@ -88,7 +88,7 @@ def _by_chunk(setting: SglangSetting, chunk: int) -> float:
 
 
 def _by_device(setting: SglangSetting) -> float:
-    """Before 0.5: a table of devices."""
+    """Before 0.5: from a table of devices."""
     total, n = setting.total_mib / 1024, setting.tp
     small, middle, large = 2.8 + n / 10, 9.5 + n / 2, 12 + n / 2
     reserved = small if total < 35 else middle if total < 90 else large if total < 160 else 32.0

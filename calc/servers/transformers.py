@@ -1,4 +1,4 @@
-"""transformers: no pool of blocks, a cache that grows.
+"""transformers: no pool of blocks, but a cache that grows.
 
 transformers 5: cache_utils.py (DynamicCache: full layers keep every token, sliding ones window - 1 and the new one).
 """
@@ -24,18 +24,18 @@ VERSION = "5.23"
 CONTEXT_BYTES = int(0.5 * GIB)
 """A CUDA context with its kernels loaded."""
 AS_ACTIVATIONS = ("lightning attention", "compressor")
-"""What keeps its states in the type of the activations; others keep them in float32."""
+"""Recurrences that keep their states in the dtype of the activations; others use float32."""
 
 
 def row_bytes(layer: CacheLayers, each: int | Fraction) -> int:
-    """Bytes per token (or row) and layer, all heads, the key of an indexer among them."""
+    """Bytes per token (or row) and layer for all heads, including an indexer's key."""
     if layer.kind == LATENT:
         return ceil((layer.key_dim + layer.index_elements) * each)
     return ceil((layer.n_kv_heads * (layer.key_dim + layer.value_dim) + layer.index_elements) * each)
 
 
 def state_bytes(layer: CacheLayers, element_bytes: int) -> int:
-    """State bytes per sequence in one layer: the recurrence and the inputs of its convolution."""
+    """State bytes per sequence and layer: the recurrence and the inputs of its convolution."""
     return (layer.state_elements + layer.conv_channels * layer.conv_kernel) * element_bytes
 
 
@@ -54,13 +54,15 @@ def _request_bytes(
 
 
 def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
-    """A dynamic cache: what one request of full length takes, and how many fit into the rest of the device."""
+    """A dynamic cache: the size of one full-length request, and how many fit into the rest of the device."""
     model, tp = study.model, options.tp
     total, visible = visible_bytes(study.device)
     plain, length = plain_bytes(study, options), options.max_model_len or study.context
     cached = cache_layers(model)
     if tp > 1 and any(k.n_kv_heads % tp for k in cached if k.kind not in (LATENT, RECURRENT)):
-        raise SpecError("tp", f"transformers splits whole KV heads and repeats none: they are not divisible by TP {tp}")
+        raise SpecError(
+            "tp", f"transformers divides whole KV heads and repeats none: they are not divisible by TP {tp}"
+        )
     weights = -(-int(_model_bytes(study, plain)) // tp)
     prompt = options.max_num_batched_tokens or length
     activation = int(
@@ -102,8 +104,8 @@ def transformers_report(study: Study, options: ServerOptions) -> ServerReport:
 
 
 def _assumed(options: ServerOptions, prompt: int) -> Iterator[str]:
-    yield "no pool is reserved, the cache grows: the figure is what the rest of the device holds"
-    yield f"one prompt of {prompt:,} tokens at a time, logits of its last token only"
+    yield "no pool is reserved and the cache grows: the figure is what fits in the rest of the device"
+    yield f"one prompt of {prompt:,} tokens at a time, with logits for its last token only"
     yield "attention without a score matrix (sdpa or flash); eager attention takes more"
     if options.facts.repeated_kv:
         yield "the class of this model caches K and V once per query head"

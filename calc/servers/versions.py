@@ -1,7 +1,7 @@
-"""What changed between versions of a server, and which defaults it chooses.
+"""What changed between versions of a server, and its defaults.
 
-vLLM: engine/arg_utils.py (defaults by device and use; read of 0.26 to 0.33) and the start-up logs of 0.2.6 to 0.26
-that the tests hold this against. SGLang: server_args.py of 0.4.9 to 0.5.23.
+vLLM: engine/arg_utils.py (defaults by device and use; read of 0.26 to 0.33) and the start-up logs of 0.2.6 to 0.26 that
+the tests compare with. SGLang: server_args.py of 0.4.9 to 0.5.23.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from calc.units import GIB
 Version = tuple[int, ...]
 
 MEASURED_VLLM = "0.19.0"
-"""The version whose memory was measured part by part; used where none is given."""
+"""The default version, whose memory was measured part by part."""
 VLLM_V1: Version = (0, 8)
 VLLM_HYBRID: Version = (0, 9, 1)
 VLLM_WHOLE_BLOCKS: Version = (0, 9, 1)
-"""Before, concurrency was tokens / length; since, whole blocks of whole groups."""
+"""Before, concurrency was tokens / length; since then, it is computed from whole blocks of whole groups."""
 VLLM_MLA_SMALL_BLOCKS: Version = (0, 12)
-"""Before, FlashMLA and its blocks of 64 were taken for latent attention; since, FlashAttention on Hopper."""
+"""Before, latent attention used FlashMLA with blocks of 64; since then, FlashAttention on Hopper."""
 VLLM_LATENT: Version = (0, 7, 1)
-"""Before, keys and values of latent attention were kept for every head, padded to 256."""
+"""Before, keys and values of latent attention were cached for every head, padded to 256."""
 VLLM_TRITON_EXPERTS: Version = (0, 12)
-"""Since, Triton's kernels for MXFP4 experts come with vLLM."""
+"""Since then, Triton's kernels for MXFP4 experts come with vLLM."""
 VLLM_SPARSE_FP8_ROWS: Version = (0, 19)
-"""Since, Blackwell keeps plain fp8 rows for sparse latent attention; before, every device kept rows with scales."""
+"""Since then, Blackwell uses plain fp8 rows for sparse latent attention; before, every device used rows with scales."""
 VLLM_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 14), "compressed-tensors": (0, 15)}
-"""Since, a checkpoint's own cache format is taken where --kv-cache-dtype is auto, by who quantized it."""
+"""Since then, a checkpoint's own cache format is used with --kv-cache-dtype auto, by its quantizer."""
 SGLANG_CACHE_OF_CHECKPOINT: Mapping[str, Version] = {"modelopt": (0, 5, 6)}
 SGLANG_BY_CHUNK: Version = (0, 5)
-"""Since, SGLang reserves by the tokens of a chunk; before, by a table of devices."""
+"""Since then, SGLang reserves by the tokens of a chunk; before, by a table of devices."""
 SGLANG_PREFILL_GRAPHS: Version = (0, 5, 10)
-"""Since, graphs of prefills are captured too."""
+"""Since then, prefill graphs are also captured."""
 VLLM_LEAN_SAMPLER: Version = (0, 17)
 VLLM_PIXELS_CAST: Version = (0, 9, 2)
-"""Since, pixels reach the device in the type of the model; before, in float32 as well."""
+"""Since then, pixels reach the device in the model's dtype; before, also in float32."""
 VLLM_STATE_PER_SEQUENCE: Version = (0, 20)
-"""Since, vLLM does not start where --max-num-seqs is more than the blocks for recurrent states."""
+"""Since then, vLLM does not start if --max-num-seqs exceeds the blocks for recurrent states."""
 VLLM_GRAPHS_IN_BUDGET: Version = (0, 21)
 VLLM_TOKENS_FROM_CONCURRENCY: Version = (0, 21)
 VLLM_UTILIZATION_92: Version = (0, 22)
 VLLM_STEPS_AT_ONCE: Version = (0, 26)
-"""Since, a window keeps the tokens of every step that is under way: two with asynchronous scheduling, the default."""
+"""Since then, a window keeps the tokens of every step in flight: two with asynchronous scheduling, the default."""
 VLLM_RUNNER_V2: Version = (0, 33)
-"""Since, a pipeline has one step more under way than it has stages."""
+"""Since then, a pipeline has one more step in flight than it has stages."""
 VLLM_LARGEST_DEVICES: Version = (0, 28)
 LARGE_DEVICE_BYTES = 70 * GIB
-"""From here on, but not on an A100, vLLM takes more tokens and sequences per step."""
+"""From this memory size upwards, except on an A100, vLLM uses more tokens and sequences per step."""
 LARGEST_DEVICE_BYTES = 160 * GIB
-"""From here on, since 0.28, vLLM takes twice as many tokens per step again."""
+"""From this memory size upwards, since 0.28, vLLM doubles the tokens per step again."""
 NEWEST: Mapping[str, str] = {"vllm": "0.33", "sglang": "0.5.23"}
 """The newest version whose source was read."""
 LOGGED_VLLM = ((0, 2, 6), (0, 26, 99))
-"""Versions between these are held against logs."""
+"""Versions between these were compared with logs."""
 
 
 def parse_version(text: str) -> Version:
-    """The numbers a version begins with: "0.8.5.post1", "v0.11.0rc2.dev98+g39". Raises SpecError.
+    """The leading numbers of a version: "0.8.5.post1", "v0.11.0rc2.dev98+g39". Raises SpecError.
 
     >>> parse_version("v0.11.0rc2.dev98+g39"), parse_version("0.19")
     ((0, 11, 0), (0, 19))
@@ -72,14 +72,14 @@ def parse_version(text: str) -> Version:
 
 
 def version_remark(engine: str, text: str | None) -> str | None:
-    """What is not known of a version that was asked for: newer than any read, or read and never measured."""
+    """What is not known about a requested version: newer than any known one, or read but never measured."""
     if text is None or engine not in NEWEST:
         return None
     version, newest = parse_version(text), parse_version(NEWEST[engine])
     if version[: len(newest)] > newest:
-        return f"{text} is newer than any version known here: counted as {NEWEST[engine]}"
+        return f"{text} is newer than any known version: counted as {NEWEST[engine]}"
     if engine == "vllm" and not LOGGED_VLLM[0] <= version <= LOGGED_VLLM[1]:
-        return f"no log of {text} was measured: its defaults are from its source, its overheads those of near versions"
+        return f"no log of {text} was measured: defaults are from its source, overheads from similar versions"
     return None
 
 
@@ -89,7 +89,7 @@ def default_utilization(version: Version) -> Fraction:
 
 
 def is_large(device: str, memory_bytes: int) -> bool:
-    """Whether vLLM takes its larger defaults on this device (H100, H200, MI300X; not A100; its logs say not GB10)."""
+    """Whether vLLM uses its larger defaults on this device (H100, H200, MI300X; not A100, nor GB10 by its logs)."""
     small = any(name in device.lower() for name in ("a100", "gb10", "spark"))
     return memory_bytes >= LARGE_DEVICE_BYTES and not small
 
@@ -102,7 +102,7 @@ def default_batched_tokens(version: Version, *, large: bool, memory_bytes: int =
 
 
 def steps_at_once(version: Version, pp: int) -> int:
-    """Steps that vLLM counts as under way when it sizes windows.
+    """Steps that vLLM counts as in flight when it sizes windows.
 
     >>> steps_at_once((0, 25, 1), 1), steps_at_once((0, 26), 1), steps_at_once((0, 33), 2)
     (1, 2, 3)

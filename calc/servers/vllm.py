@@ -46,14 +46,14 @@ from calc.servers.weights import stage_weight_bytes
 from calc.units import format_bytes
 
 KEPT_PLAIN = 2
-"""Bytes per element from which a cache is not quantized."""
+"""From this many bytes per element upwards, a cache is not quantized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One pipeline stage's rank. Pool and blocks are below zero where it does not start.
+    """One rank of a pipeline stage. Pool and blocks are negative if it does not start.
 
-    `activation` has half of the `unreturned` bytes in it: how much of them is there is not known.
+    `activation` includes half of the `unreturned` bytes, because the actual amount is not known.
     """
 
     number: int
@@ -67,12 +67,12 @@ class Stage:
 
     @property
     def blocks(self) -> int:
-        """Whole blocks of its pool."""
+        """Whole blocks in its pool."""
         return self.pool // self.shape.block_bytes
 
 
 def vllm_layers(study: Study, version: Version, *stage: int) -> tuple[CacheLayers, ...]:
-    """What the layers of a stage keep in `version`."""
+    """What the layers of a stage cache in `version`."""
     cached = cache_layers(study.model, *stage)
     return cached if version >= VLLM_LATENT else expanded(cached)
 
@@ -80,7 +80,7 @@ def vllm_layers(study: Study, version: Version, *stage: int) -> tuple[CacheLayer
 def stage_cache_layers(
     study: Study, version: Version, stage: tuple[int, int], speculative_layers: int
 ) -> tuple[CacheLayers, ...]:
-    """What the layers of a stage keep; draft layers, on the last stage, keep what its attention layers keep."""
+    """What the layers of a stage cache; draft layers, on the last stage, cache what its attention layers do."""
     cached = vllm_layers(study, version, *stage)
     if not speculative_layers or stage[1] != study.model.n_layers:
         return cached
@@ -94,9 +94,9 @@ def _block_size(study: Study, options: ServerOptions, version: Version) -> tuple
         return options.block_size, ""
     latent = [cached for cached in vllm_layers(study, version) if cached.kind == LATENT]
     if any(cached.index_elements for cached in latent):
-        return 64, "blocks of 64 tokens, as sparse latent attention asks for"
+        return 64, "blocks of 64 tokens, as sparse latent attention requires"
     if latent and version < VLLM_MLA_SMALL_BLOCKS:
-        return 64, "blocks of 64 tokens, as FlashMLA asks for latent attention"
+        return 64, "blocks of 64 tokens, as FlashMLA requires for latent attention"
     return 16, ""
 
 
@@ -122,7 +122,7 @@ def _cache_setting(study: Study, options: ServerOptions, known: Resolved) -> Cac
 
 
 def _scaled_rows(study: Study, version: Version) -> bool:
-    """Whether fp8 rows of sparse latent attention keep their rotary part in 16 bits and scales (fp8_ds_mla)."""
+    """Whether fp8 rows of sparse latent attention have scales and a rotary part in 16 bits (fp8_ds_mla)."""
     quantized = study.kv_format.bytes_per_element < KEPT_PLAIN
     plain = version >= VLLM_SPARSE_FP8_ROWS and (
         generation(study.device) == BLACKWELL or study.device.name.startswith("AMD")
@@ -163,7 +163,7 @@ def _stage(study: Study, options: ServerOptions, known: Resolved, number: int, s
 
 
 def _weights(study: Study, options: ServerOptions, known: Resolved, stage: tuple[int, int]) -> int:
-    """Weights of a rank of the stage, padding of experts among them."""
+    """Weights of a rank of the stage, including padding of experts."""
     held = stage_weight_bytes(
         study.model,
         study.weight_format,
@@ -177,7 +177,7 @@ def _weights(study: Study, options: ServerOptions, known: Resolved, stage: tuple
 
 
 def _step(options: ServerOptions, known: Resolved, *, last: bool) -> StepSetting:
-    """The step of the profile run, on the `last` stage or another."""
+    """The step of the profile run, on the `last` stage or another stage."""
     return StepSetting(
         version=known.version,
         tp=options.tp,
@@ -195,13 +195,13 @@ def _shape(cached: tuple[CacheLayers, ...], setting: CacheSetting, version: Vers
         from calc.servers.vllm_compressed import compressed_shape
 
         if setting.kv_element_bytes >= KEPT_PLAIN:
-            raise SpecError("kv_format", "vLLM keeps compressed attention in fp8 alone: --kv-format fp8")
+            raise SpecError("kv_format", "vLLM only supports compressed attention in fp8: use --kv-format fp8")
         return compressed_shape(cached, setting, version)
     return cache_shape(cached, setting)
 
 
 def vllm_report(study: Study, options: ServerOptions) -> ServerReport:
-    """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for what it would refuse."""
+    """vLLM's budget, pool, blocks, tokens and concurrency. Raises SpecError for options that it would refuse."""
     check_heads(study, options.tp)
     check_shared_tokens(study, options)
     check_stages(study, options.pp, options.pp_layers)
@@ -256,35 +256,33 @@ def _remarks(study: Study, options: ServerOptions, known: Resolved, bound: Stage
     if any(group.kind == RECURRENT for group in bound.shape.groups):
         each = _state_element_bytes(options, known.plain)
         said.append(
-            f"recurrent states in {each} bytes per element; the page of a state is padded to that of an attention block"
+            f"recurrent states in {each} bytes per element; a state's page is padded to that of an attention block"
         )
     if known.speculative_tokens and options.speculative_tokens is None:
-        said.append(f"{known.speculative_tokens} draft tokens per step: their number was not given")
+        said.append(f"{known.speculative_tokens} draft tokens per step, because no number was given")
     if any(layer.kind == COMPRESSED for layer in vllm_layers(study, known.version)):
         said.append(
-            "rows of 584 bytes as FlashMLA keeps them, index keys in fp8; the states of tokens without a row are in"
-            " pages of windows"
+            "rows of 584 bytes as in FlashMLA, index keys in fp8; the states of tokens without a row are in window "
+            "pages"
         )
     if bound.shape.padding_layers:
         said.append(f"{bound.shape.padding_layers} padding layers make the groups equal")
     if n_stages > 1:
-        said.append(f"stage {bound.number + 1} of {n_stages} limits the batch: the report is of its GPU")
+        said.append(f"stage {bound.number + 1} of {n_stages} limits the batch: the report is for its GPU")
     if options.kv_pool_bytes is not None:
-        said.append("the pool is the given one; the other parts are estimates")
+        said.append("the pool was given; the other parts are estimates")
     elif known.version < VLLM_GRAPHS_IN_BUDGET and not options.enforce_eager:
-        said.append("in this version CUDA graphs are captured after the pool and outside the utilization")
+        said.append("in this version, CUDA graphs are captured after the pool and outside --gpu-memory-utilization")
     if options.facts.encoder_hidden:
         size = f"{options.facts.image_tokens:,} tokens"
-        said.append(
-            f"the largest image, {size}, is encoded in the profile run; a video, where one is longer, takes more"
-        )
+        said.append(f"the largest image, {size}, is encoded in the profile run; a longer video takes more")
     if known.version < VLLM_V1:
-        said.append("the profile run of the V0 engine is known from few logs")
+        said.append("only a few logs show the profile run of the V0 engine")
     if bound.unreturned:
         most = format_bytes(bound.unreturned)
         said.append(
-            f"before 0.6.4 tensors that NCCL was still reading counted as used, up to {most}: half is taken, the band"
-            " holds none and all"
+            f"before 0.6.4, tensors that NCCL was still reading counted as used, up to {most}: half is assumed, and "
+            "the band ranges from none to all"
         )
     return said
 

@@ -1,10 +1,10 @@
 """What vLLM reserves besides weights and cache: activations, memory outside PyTorch, CUDA graphs.
 
 The profile run that sizes the pool has two peaks. The sampler's dummy run holds float32 copies of the logits of all
-sequences, whole on every rank; the forward pass holds the inner activations of all tokens of a step. The larger one
-counts. The workspaces of experts stay allocated under both since 0.17 (modular_kernel.py, TritonExperts).
-Constants: fitted on every second distinct run of vLLM 0.19 on H100 and checked on the others (docs/accuracy.md);
-those of older versions on single start-up logs.
+sequences, complete on every rank; the forward pass holds the inner activations of all tokens of a step. The larger peak
+counts. Since 0.17, the workspaces of experts stay allocated during both (modular_kernel.py, TritonExperts). Constants:
+fitted on every second distinct run of vLLM 0.19 on H100 and checked on the others (docs/accuracy.md); those of older
+versions come from single start-up logs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from calc.servers.weights import widest_dense
 from calc.units import GIB
 
 SAMPLER_WORDS = 3.16
-"""float32 copies of the logits that the sampler holds at once, since 0.17; before, it sorted them."""
+"""float32 copies of the logits that the sampler holds at once since 0.17; before, it sorted them."""
 SAMPLER_WORDS_SORTED = 9.0
 BASE_BYTES = int(0.035 * GIB)
 GRAPH_SIZES = 51
@@ -38,7 +38,7 @@ def sampler_peak(
 
 
 STATES, STATES_V0 = 4, 3
-"""Tensors of the hidden size beside a layer's inner ones; of the V0 engine as Llama-3.1-8B shows on 0.6.4 (2.07 GiB
+"""Tensors of the hidden size beside a layer's inner ones; for the V0 engine, as Llama-3.1-8B shows on 0.6.4 (2.07 GiB
 for 20,000 tokens, 2.99 for 29,000)."""
 
 
@@ -56,13 +56,13 @@ def forward_peak(
 
 
 def expert_workspace(*, batched_tokens: Any, top_k: Any, rows_in: int, hidden_size: int, element_bytes: Any) -> Any:
-    """Bytes of the two workspaces of fused experts; `rows_in` is gate and up of a rank."""
+    """Bytes of the two workspaces of fused experts; `rows_in` is gate and up on a rank."""
     widths = max(rows_in, hidden_size) + max(rows_in // 2, hidden_size)
     return batched_tokens * top_k * widths * element_bytes
 
 
 def encoder_bytes(*, batched_tokens: int, hidden_size: int, element_bytes: int, facts: ModelFacts) -> int:
-    """Outputs of the encoder for a whole step and the pixels they come from."""
+    """Encoder outputs for a whole step and their pixels."""
     if not facts.multimodal:
         return 0
     images = _images(batched_tokens, facts)
@@ -71,15 +71,15 @@ def encoder_bytes(*, batched_tokens: int, hidden_size: int, element_bytes: int, 
 
 
 def _images(batched_tokens: int, facts: ModelFacts) -> int:
-    """The largest images of a step, one at least."""
+    """Number of largest images per step, at least one."""
     return max(1, batched_tokens // facts.image_tokens) if facts.image_tokens else 0
 
 
 def encoder_peak(*, batched_tokens: int, tp: int, element_bytes: int, facts: ModelFacts) -> int:
-    """Bytes inside a layer of the encoder, and the pixels (qwen2_5_vl.py: Qwen2_5_VisionBlock).
+    """Bytes inside an encoder layer, and the pixels (qwen2_5_vl.py: Qwen2_5_VisionBlock).
 
-    Beside its input and the norm of it: what attention holds, with Q, K and V of all heads where ranks gather them, or
-    what its MLP holds.
+    Besides its input and the normalized input: what attention holds (with Q, K and V of all heads if ranks gather
+    them), or what its MLP holds.
     """
     h, images = facts.encoder_hidden, _images(batched_tokens, facts)
     gathered = 3 * h + 6 * h / tp if tp > 1 else 0
@@ -169,7 +169,7 @@ def non_torch_bytes(version: Version, *, tp: int, pp: int, hidden_size: int) -> 
 
 
 def capture_sizes(max_num_seqs: int) -> int:
-    """How many batch sizes CUDA graphs are captured for.
+    """Number of batch sizes with a captured CUDA graph.
 
     >>> capture_sizes(256), capture_sizes(1024), capture_sizes(64)
     (51, 51, 19)
@@ -180,23 +180,23 @@ def capture_sizes(max_num_seqs: int) -> int:
 
 
 def cuda_graph_bytes(*, n_layers: int, sizes: int, eager: bool) -> int:
-    """Bytes of the captured graphs: a share per layer and size; about 0.01 GiB per size in all."""
+    """Bytes of the captured graphs: a share per layer and size; about 0.01 GiB per size in total."""
     return 0 if eager else int((0.2 + 0.019 * n_layers) * GIB * sizes / GRAPH_SIZES)
 
 
 def activation_band(version: Version, value: int, *, large: bool) -> Band:
-    """Low and high: 5 % where it was measured (0.17 to 0.20 on a large device), else one third."""
+    """Low and high: 5 % if it was measured (0.17 to 0.20 on a large device), else one third."""
     share = 0.05 if VLLM_LEAN_SAMPLER <= version < (0, 21) and large else 0.33
     return int(value * (1 - share)), int(value * (1 + share))
 
 
 def non_torch_band(version: Version, value: int, *, tp: int) -> Band:
-    """Low and high over versions and machines seen."""
+    """Low and high over the observed versions and machines."""
     if tp == 1 and version < VLLM_V1:
         return int(0.02 * GIB), value + int(0.25 * GIB)
     return (int(0.05 * GIB), value + int(0.25 * GIB)) if tp == 1 else (int(0.7 * GIB), value + int(0.2 * GIB))
 
 
 def cuda_graph_band(value: int) -> Band:
-    """Low and high: captures vary by half either way."""
+    """Low and high: captures vary by half in either direction."""
     return value // 3, value * 3 // 2

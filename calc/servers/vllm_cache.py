@@ -1,6 +1,6 @@
 """vLLM's paged cache as formulas: page sizes, groups of layers, blocks, what the log prints.
 
-Source: vllm/v1/kv_cache_interface.py and vllm/v1/core/kv_cache_utils.py; held against start-up logs in the tests.
+Source: vllm/v1/kv_cache_interface.py and vllm/v1/core/kv_cache_utils.py; the tests compare with start-up logs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from calc.servers.cache_layers import CHUNKED, FULL, LATENT, RECURRENT, SLIDING,
 from calc.servers.records import CacheGroup
 
 GROUP_SLACK = Fraction(3, 2)
-"""Layer kinds whose numbers differ by less than this form groups of the larger number, padded."""
+"""Layer kinds whose counts differ by less than this factor form groups of the larger count, padded."""
 SCALE_GROUP = 128
-"""fp8 elements of a sparse latent row that share a scale of 4 bytes."""
+"""fp8 elements of a sparse latent row that share a 4-byte scale."""
 INDEX_ROW_BYTES = 132
-"""An indexer's row in vLLM: 128 fp8 elements and a scale of 4 bytes."""
+"""An indexer's row in vLLM: 128 fp8 elements and a 4-byte scale."""
 BLOCK_INDEX_BYTES = 2
-"""Per element of the key of an indexer that picks blocks: 16 bits, whatever the cache is in (MiniMax-M3)."""
+"""Bytes per element of the key of an indexer that selects blocks: 16 bits, whatever the cache format (MiniMax-M3)."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -32,7 +32,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def kv_heads_per_rank(*, n_kv_heads: Any, tp: Any) -> Any:
-    """Whole KV heads per rank; heads are repeated where there are more ranks than heads."""
+    """Whole KV heads per rank; heads are repeated if there are more ranks than heads."""
     return maximum(n_kv_heads // tp, 1)
 
 
@@ -54,7 +54,7 @@ def recurrent_page_bytes(
     conv_element_bytes: Any,
     tp: Any,
 ) -> Any:
-    """State bytes per sequence in one layer on a rank; `conv_rows` is kernel - 1 + speculative tokens.
+    """State bytes per sequence and layer on a rank; `conv_rows` is kernel - 1 + speculative tokens.
 
     >>> recurrent_page_bytes(state_elements=48 * 128 * 128, conv_channels=10240, conv_rows=3, state_element_bytes=4,
     ...                      conv_element_bytes=2, tp=4)
@@ -82,7 +82,8 @@ def request_tokens(kind: str, window: int | None, *, max_model_len: int, in_flig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvSpec:
-    """Layers of one kind on a rank: `page_bytes` per block and layer; `dcp` ranks share a context that can be split."""
+    """Layers of one kind on a rank: `page_bytes` per block and layer; `dcp` ranks share a context that can be
+    divided."""
 
     kind: str
     layers: int
@@ -102,13 +103,13 @@ class CacheShape:
 
     @property
     def blocks_per_request(self) -> int:
-        """Blocks per request of full length, over all groups."""
+        """Blocks per full-length request, over all groups."""
         return sum(group.blocks_per_request for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSetting:
-    """What the layout depends on besides the layers. `in_flight_tokens`: those of the steps that run at once."""
+    """What the layout depends on besides the layers. `in_flight_tokens`: tokens of the steps in flight."""
 
     tp: int
     dcp: int
@@ -124,7 +125,8 @@ class CacheSetting:
 
 
 def latent_row_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
-    """Bytes of a latent row; as ``fp8_ds_mla`` 512 in fp8, 4 scales of 4 bytes, 64 rotary elements in 16 bits: 656."""
+    """Bytes of a latent row; for ``fp8_ds_mla``, 512 in fp8, 4 scales of 4 bytes and 64 rotary elements in 16 bits:
+    656."""
     if layer.sparse and setting.scaled_rows:
         latent = layer.key_dim - layer.rope_dim
         return latent + 4 * cdiv(latent, SCALE_GROUP) + 2 * layer.rope_dim
@@ -137,7 +139,7 @@ def index_bytes(layer: CacheLayers) -> int:
 
 
 def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
-    """Bytes per token and layer on a rank. Raises SpecError where the KV heads cannot be split like that."""
+    """Bytes per token and layer on a rank. Raises SpecError if the KV heads cannot be divided this way."""
     if layer.kind == LATENT:
         return latent_row_bytes(layer, setting) + index_bytes(layer)
     if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
@@ -153,7 +155,7 @@ def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
 
 
 def state_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
-    """State bytes per sequence in one layer on a rank."""
+    """State bytes per sequence and layer on a rank."""
     return int(
         recurrent_page_bytes(
             state_elements=layer.state_elements,
@@ -201,12 +203,12 @@ def _kv_spec(layer: CacheLayers, *, pages: dict[CacheLayers, int], largest: int,
 
 
 def _unified(pages: dict[CacheLayers, int]) -> bool:
-    """Kinds that keep the same (all full, all latent) share a group whatever their pages are."""
+    """Kinds that keep the same (all full, all latent) share a group, whatever their page sizes."""
     return len({(layer.kind == LATENT, layer.window) for layer in pages}) > 1
 
 
 def group_size(counts: Sequence[int]) -> int:
-    """Layers of a group, from the number of layers of every kind.
+    """Layers per group, from the number of layers of each kind.
 
     >>> group_size([5, 29]), group_size([12, 36]), group_size([10, 12])
     (5, 12, 12)
@@ -215,7 +217,8 @@ def group_size(counts: Sequence[int]) -> int:
 
 
 def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheShape:
-    """Groups and the bytes of a block. Layers of one kind form one group; else groups are of equal size."""
+    """Groups and bytes per block. If all layers are of one kind, they form one group; otherwise groups are of equal
+    size."""
     specs = _merged(kv_specs(layers, setting))
     if len({(spec.kind, spec.window) for spec in specs}) == 1:
         first = specs[0]
@@ -229,7 +232,7 @@ def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheSh
             padding_layers=0,
         )
     if len({spec.page_bytes for spec in specs}) > 1:
-        raise SpecError("layers", "the pages of this model's layers cannot be made equal: vLLM refuses this model too")
+        raise SpecError("layers", "the pages of this model's layers cannot be made equal: vLLM also refuses this model")
     size = group_size([spec.layers for spec in specs])
     groups = [_group(spec, size, setting) for spec in specs for _ in range(cdiv(spec.layers, size))]
     return CacheShape(
@@ -241,7 +244,7 @@ def cache_shape(layers: Sequence[CacheLayers], setting: CacheSetting) -> CacheSh
 
 
 def _merged(specs: Sequence[KvSpec]) -> list[KvSpec]:
-    """Specs that are the same but for their number of layers, as one."""
+    """Merges specs that differ only in their number of layers."""
     counts: dict[tuple[str, int, int, int | None], int] = {}
     for spec in specs:
         key = (spec.kind, spec.page_bytes, spec.block_tokens, spec.window)
@@ -259,9 +262,9 @@ def _group(spec: KvSpec, layers: int, setting: CacheSetting) -> CacheGroup:
 
 
 def request_blocks(spec: KvSpec, setting: CacheSetting) -> int:
-    """Blocks per request of full length in one group.
+    """Blocks per full-length request in one group.
 
-    A window can start anywhere in a block: one block more. A state is one block, plus one per draft token.
+    A window can start anywhere in a block and needs one more block. A state is one block, plus one per draft token.
     """
     if spec.kind == RECURRENT:
         return 1 + setting.speculative_tokens + (1 if setting.states_cached else 0)

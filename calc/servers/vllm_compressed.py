@@ -1,8 +1,8 @@
 """vLLM's pool for compressed attention (DeepSeek-V4): rows, index keys and states in groups that share blocks.
 
 Sources: models/deepseek_v4/attention.py and compressor.py, sparse_swa.py, and the grouping of layers in
-v1/core/kv_cache_utils.py (0.20 to 0.28) and v1/core/kv_cache_planning.py (0.33). Held against a log of 0.22: 30,000
-tokens of V4-Flash need 6.66 GiB, and 5.44 GiB hold 13,528 (vllm-project/vllm#44376).
+v1/core/kv_cache_utils.py (0.20 to 0.28) and v1/core/kv_cache_planning.py (0.33). Compared with a log of 0.22: 30,000
+tokens of V4-Flash need 6.66 GiB, and 5.44 GiB hold 13,528 tokens (vllm-project/vllm#44376).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from calc.servers.versions import Version
 from calc.servers.vllm_cache import CacheSetting, CacheShape, cdiv, index_bytes
 
 PACKED: Version = (0, 29)
-"""Since, a block is as wide as the widest group; before, as one slot per page size, times the most layers."""
+"""Since then, a block is as wide as the widest group; before, as one slot per page size times the most layers."""
 ROW_ELEMENTS, ROW_BYTES = 512, 584
-"""A row as FlashMLA keeps it: 448 elements in fp8, 64 rotary ones in 16 bits, 8 bytes of scales."""
+"""A row in FlashMLA: 448 elements in fp8, 64 rotary elements in 16 bits, 8 bytes of scales."""
 PAGE_MULTIPLE = 576
 ROWS_BLOCK, WINDOW_BLOCK = 256, 64
 STATE_BLOCK = {4: 4, 128: 8}
-"""Tokens of a block of states by the tokens of a row: as many as fit the page of rows."""
+"""Tokens per block of states, by tokens per row: as many as fit the page of rows."""
 STATE_ELEMENT_BYTES = 4
 
 
@@ -37,12 +37,12 @@ class Pages:
 
     @property
     def most(self) -> int:
-        """Layers of the commonest page size."""
+        """Layers of the most common page size."""
         return max(n for _, n in self.layers)
 
     @property
     def balanced(self) -> bool:
-        """Whether there are as many layers of every page size."""
+        """Whether all page sizes have the same number of layers."""
         return len({n for _, n in self.layers}) == 1
 
     def bytes_in(self, groups: int) -> int:
@@ -51,9 +51,9 @@ class Pages:
 
 
 def compressed_shape(cached: Sequence[CacheLayers], setting: CacheSetting, version: Version) -> CacheShape:
-    """How a rank divides its pool. Raises SpecError for rows that vLLM's kernels do not have."""
+    """How a rank divides its pool. Raises SpecError for rows that vLLM's kernels do not support."""
     if any(layer.kind not in (COMPRESSED, SLIDING) or layer.key_dim != ROW_ELEMENTS for layer in cached):
-        raise SpecError("layers", f"vLLM keeps compressed attention in rows of {ROW_ELEMENTS} elements alone")
+        raise SpecError("layers", f"vLLM only supports compressed attention in rows of {ROW_ELEMENTS} elements")
     tables = _tables(cached)
     parts, block_bytes = _packed(tables) if version >= PACKED else _slotted(tables)
     groups = [
@@ -110,7 +110,7 @@ def _request_blocks(table: Pages, setting: CacheSetting) -> int:
 
 
 def _slotted(tables: Sequence[Pages]) -> tuple[list[int], int]:
-    """Parts of every table and the bytes of a block, with one slot of every page size of the rows for each layer."""
+    """Parts of every table and the bytes per block, with one slot per page size of the rows for each layer."""
     rows = tables[0].most
     slots = common_part([table.most for table in tables], least=rows)
     parts = [1, *(cdiv(table.most, slots) for table in tables[1:])]
@@ -119,7 +119,7 @@ def _slotted(tables: Sequence[Pages]) -> tuple[list[int], int]:
 
 
 def _packed(tables: Sequence[Pages]) -> tuple[list[int], int]:
-    """Parts of every table and the bytes of a block, where pages lie side by side."""
+    """Parts of every table and the bytes per block, with pages side by side."""
     mixed = [table.most for table in tables if table.balanced and len(table.layers) > 1]
     each = common_part([table.most for table in tables if table.balanced], least=max(mixed)) if mixed else None
     parts = [cdiv(table.most, each) if each and table.balanced else 1 for table in tables]
@@ -127,7 +127,7 @@ def _packed(tables: Sequence[Pages]) -> tuple[list[int], int]:
 
 
 def common_part(counts: Sequence[int], *, least: int) -> int:
-    """The size from `least` on that pads `counts` least, the larger of two that do so equally.
+    """The size of at least `least` with the least padding for `counts`; the larger of two equal ones.
 
     >>> common_part([21, 43, 21, 20], least=21)
     22

@@ -50,8 +50,12 @@ def resolve(study: Study, options: ServerOptions) -> Resolved:
     text = options.version or default_version("vllm", study.model)
     version, said = parse_version(text), []
     if options.version is None:
-        why = "this one was measured part by part" if text == MEASURED_VLLM else "older ones do not have this model"
-        said.append(f"vLLM {text}: no version was given, and {why}")
+        why = (
+            "this one was measured part by part"
+            if text == MEASURED_VLLM
+            else "older versions do not support this model"
+        )
+        said.append(f"vLLM {text}, because no version was given and {why}")
     total, visible = visible_bytes(study.device)
     said += [visible] if visible else []
     large = is_large(study.device.name, total)
@@ -92,7 +96,7 @@ def _batched_tokens(study: Study, options: ServerOptions, version: Version, larg
 
 
 def check_heads(study: Study, tp: int) -> None:
-    """Raise SpecError where the query heads of a layer are not divisible by `tp`."""
+    """Raise SpecError if the query heads of a layer are not divisible by `tp`."""
     for layer in study.model.groups:
         for mixer in layer.mixers:
             heads = getattr(mixer, "n_heads", tp)
@@ -101,7 +105,7 @@ def check_heads(study: Study, tp: int) -> None:
 
 
 def check_shared_tokens(study: Study, options: ServerOptions) -> None:
-    """Raise SpecError where vLLM does not share tokens: KV heads that no rank repeats (config/model.py; 0.10.2 on)."""
+    """Raise SpecError if vLLM cannot share tokens, because no rank repeats KV heads (config/model.py; since 0.10.2)."""
     tp, dcp = options.tp, options.dcp
     if dcp == 1:
         return
@@ -113,7 +117,7 @@ def check_shared_tokens(study: Study, options: ServerOptions) -> None:
 
 
 def check_stages(study: Study, pp: int, sizes: tuple[int, ...] | None) -> None:
-    """Raise SpecError where a stage would have no layer, or nothing to cache, or its layers are not the model's."""
+    """Raise SpecError if a stage would have no layer or nothing to cache, or if the layers do not add up."""
     if pp > study.model.n_layers:
         raise SpecError("pp", f"{study.model.n_layers:,} layers are fewer than the {pp:,} pipeline stages")
     if problem := partition_problem(study.model.n_layers, pp, sizes):

@@ -1,8 +1,8 @@
-"""Weight bytes of one rank: tensors as a server stores them, by tensor-parallel rank and pipeline stage.
+"""Weight bytes of one rank: tensors as stored by a server, by tensor-parallel rank and pipeline stage.
 
-Linear layers take the weight format; embedding, head, norms, routers and biases stay in the activations' type
-(vLLM's quantization methods). K and V projections repeat where there are more ranks than KV heads; the vocabulary is
-padded to 64 rows and then divided (``vocab_parallel_embedding.py``); what goes into a latent is on every rank.
+Linear layers use the weight format; embedding, head, norms, routers and biases stay in the activations' dtype (vLLM's
+quantization methods). K and V projections repeat if there are more ranks than KV heads; the vocabulary is padded to 64
+rows and then divided (``vocab_parallel_embedding.py``); projections into a latent are on every rank.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Held:
 
 
 def layer_tensors(layer: LayerSpec, tp: int, attention_tp: int | None = None) -> tuple[Held, ...]:
-    """The tensors of one layer on a rank, fused as servers hold them; what is small is counted as one.
+    """The tensors of one layer on a rank, fused as in servers; small tensors are counted as one.
 
-    `attention_tp`: the ranks that share attention where data-parallel groups each hold all of it.
+    `attention_tp`: the ranks that share attention if data-parallel groups each hold all of it.
 
-    A recurrence is one linear tensor: which of its parts a server quantizes is not known.
+    A recurrence is one linear tensor: it is not known which of its parts a server quantizes.
     """
     held: dict[str, int] = {}
     small = 0
@@ -54,7 +54,7 @@ def layer_tensors(layer: LayerSpec, tp: int, attention_tp: int | None = None) ->
 
 
 def _fuse(held: dict[str, int], prefix: str, tensors: Iterable[Tensor], tp: int) -> int:
-    """Add the linear ones of `tensors` to `held` by fused name; elements of the others."""
+    """Add the linear tensors to `held` by fused name; returns the elements of the others."""
     small = 0
     for tensor in tensors:
         if tensor.role == LINEAR:
@@ -68,7 +68,7 @@ def _fuse(held: dict[str, int], prefix: str, tensors: Iterable[Tensor], tp: int)
 def outer_held(
     model: ModelSpec, *, tp: int, first: bool, last: bool, attention_tp: int | None = None
 ) -> tuple[Held, ...]:
-    """Embedding and positions on the first stage, head and final norm on the last; a tied head needs both there."""
+    """Embedding and positions on the first stage, head and final norm on the last; a tied head is on both."""
     shared = ((model.vocab_size, attention_tp or tp), (model.head_size, tp))
     rows, head = (padded_vocab(n, ranks) // ranks for n, ranks in shared)
     width = model.embedding_width
@@ -84,9 +84,9 @@ def outer_held(
 
 
 def format_bytes_each(model: ModelSpec, weight_format: StorageFormat, plain: int) -> int | Fraction:
-    """Bytes a linear weight takes: int4 in groups of 128 with a 16-bit scale and a 4-bit zero point.
+    """Bytes per linear weight: int4 in groups of 128 with a 16-bit scale and a 4-bit zero point.
 
-    Of a checkpoint that is quantized: what its bytes leave for the linear weights beside the plain ones.
+    For a quantized checkpoint: what its bytes leave for the linear weights after the unquantized ones.
     """
     if (stored := weight_format.stored) is not None:
         tensors = [t for layer in model.layers for t in layer_tensors(layer, 1)]
@@ -100,7 +100,7 @@ def format_bytes_each(model: ModelSpec, weight_format: StorageFormat, plain: int
 
 
 def allocated(size: int) -> int:
-    """Bytes that PyTorch's CUDA allocator books for a tensor: above 10 MiB whole 2 MiB, a large rest given back.
+    """Bytes that PyTorch's CUDA allocator uses for a tensor: multiples of 2 MiB above 10 MiB; a large rest is returned.
 
     Source: c10/cuda/CUDACachingAllocator.cpp (get_allocation_size, should_split).
 
@@ -114,12 +114,12 @@ def allocated(size: int) -> int:
 
 
 def tensor_bytes(tensor: Held, each: int | Fraction, plain: int) -> int:
-    """Bytes of a tensor: in the weight format where it is linear and that is narrower, else `plain` an element."""
+    """Bytes of a tensor: in the weight format if it is linear and the format is narrower, else `plain` per element."""
     return ceil(tensor.elements * each) if tensor.linear and each < plain else tensor.elements * plain
 
 
 def rope_bytes(model: ModelSpec, facts: ModelFacts, plain: int) -> int:
-    """The precomputed tables of rotary positions: one row of head_dim for every position of the model's context."""
+    """The precomputed rotary tables: one row of head_dim per position of the model's context."""
     if facts.rope_elements is not None:
         return facts.rope_elements * plain
     if model.n_learned_positions or model.max_context is None:
@@ -140,7 +140,7 @@ def stage_weight_bytes(
     speculative_layers: int = 0,
     attention_tp: int | None = None,
 ) -> int:
-    """Weight bytes of a rank of one stage, as its allocator counts them, tables and encoders included."""
+    """Weight bytes of a rank of one stage as its allocator counts them, including tables and encoders."""
     first, last = stage[0] == 0, stage[1] == model.n_layers
     layers = model.layers
     each = format_bytes_each(model, weight_format, plain)
@@ -157,11 +157,11 @@ def stage_weight_bytes(
     total += sum(allocated(tensor_bytes(tensor, each, plain)) for tensor in outer)
     total += rope_bytes(model, facts, plain)
     if not first or (each < plain and weight_format.stored is not None and weight_format.stored.of_files):
-        return total  # the linear weights were given what the files hold, encoders included
+        return total  # the linear weights already include everything in the files, also encoders
     return total + -(-(model.encoder_params or facts.vision_params) * plain // tp)
 
 
 def widest_dense(model: ModelSpec) -> int:
-    """The widest feed-forward that every token goes through; 0 where there are only experts."""
+    """The widest feed-forward that every token uses; 0 if there are only experts."""
     dense = (part for layer in model.groups for part in layer.feed_forwards if part.kind == "dense")
     return max((part.inner for part in dense), default=0)

@@ -167,7 +167,7 @@ def _sampling(model: ModelSpec, work: Pass) -> Operator:
 
 
 def unshared(layer: LayerSpec) -> LayerSpec:
-    """`layer` with matrices of its own in place of an earlier layer's."""
+    """`layer` with its own matrices instead of an earlier layer's."""
     parts = (*layer.mixers, *layer.feed_forwards)
     if not any(getattr(part, "shared", False) for part in parts):
         return layer

@@ -178,7 +178,7 @@ def test_python_m_calc_answers_alike(capsys: pytest.CaptureFixture[str]) -> None
         (["memory", "--model", "no-such-model"], ["no-such-model"]),
         (["memory", "--model", "/no/such/config.json"], ["/no/such/config.json"]),
         (["memory", "--device", "no-such-device"], ["no-such-device"]),
-        (["memory", "--n-kv-heads", "5"], ["n_kv_heads 5 does not divide n_heads 32"]),
+        (["memory", "--n-kv-heads", "5"], ["n_heads 32 is not divisible by n_kv_heads 5"]),
         (["memory", "--kv-format", "fp7"], ["fp7"]),
         (["memory", "--weight-bytes", "2", "--weight-format", "fp8"], ["not allowed with"]),
         (["memory", "--tp", "4..1"], ["goes down"]),

@@ -105,7 +105,7 @@ def test_no_page_of_a_server_contradicts_itself(capsys: pytest.CaptureFixture[st
     block = answer(capsys, *words, "--engine-version", "0.19.0")["engine"]
     assert isinstance(block, dict)
     assert block["kv_tokens"] < block["max_concurrency"] * 128_000
-    assert any(f"says {block['kv_tokens']:,} tokens as if" in said for said in block["assumptions"])
+    assert any(f"says {block['kv_tokens']:,} tokens, as if" in said for said in block["assumptions"])
 
 
 def test_float32_weights_take_a_float32_cache(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def device_table(rows: Sequence[DeviceAnswer], price: float | None) -> Table:
         Column("Users", numeric=True, priority=3),
         Column("TTFT", numeric=True, priority=2),
         Column("Tokens/s per user", numeric=True),
-        Column("Tokens/s in all", numeric=True),
+        Column("Total tokens/s", numeric=True),
         Column("Limits", priority=4),
         Column("Worth/hour", numeric=True, priority=5),
         Column("Limited by", priority=1),
@@ -234,7 +234,7 @@ def frontier_chart(answer: EstimateAnswer, rows: Sequence[Row]) -> Chart:
     broken = [row for row in rows if row.meets_limits is False]
     series = [
         Series(label="expected", symbol="○", colour=0, points=_points(kept, "mid")),
-        Series(label="breaks a limit", symbol="×", colour=1, joined=False, points=_points(broken, "mid")),
+        Series(label="exceeds a limit", symbol="×", colour=1, joined=False, points=_points(broken, "mid")),
         Series(label="low", symbol="-", colour=2, points=_points(rows, "low")),
         Series(label="high", symbol="+", colour=2, points=_points(rows, "high")),
         *_limit(answer, rows),

@@ -137,16 +137,19 @@ def _time(value: float | None) -> str:
 def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
     """Where the limits break."""
     if not limits:
-        return "Set limits to see the rate at which p99 breaks."
+        return "Set limits to see the rate at which p99 exceeds them."
     if found is None:
         return ""
     kept = " and ".join(f"{name.upper()} {format_duration_s(value)}" for name, value in limits.items())
     broken = " and ".join(name.upper() for name in found["breaks_above"])
     if found["value"] is None:
-        return f"Nothing keeps {kept} at p99: alone a request does not keep {broken}."
+        return f"Nothing meets {kept} at p99: even a single request does not meet {broken}."
     if found["above"] is None:
-        return f"{kept} are kept at p99 up to the full load, {format_number(found['value'])} requests per second."
-    return f"p99 keeps {kept} up to {format_number(found['value'])} requests per second; then {broken} breaks."
+        return f"p99 meets {kept} up to the full load, {format_number(found['value'])} requests per second."
+    return (
+        f"p99 meets {kept} up to {format_number(found['value'])} requests per second; beyond that, {broken} is "
+        "exceeded."
+    )
 
 
 def rate_sentence(run: Run) -> str:

@@ -166,7 +166,7 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
     yield row("Tokens", format_count(report.kv_tokens), tokens, pool)
     requests = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
     what = "The log's maximum concurrency: blocks of the pool over those of a request."
-    yield row("Requests of full length", requests, what, report.steps[::-1])
+    yield row("Full-length requests", requests, what, report.steps[::-1])
 
 
 def groups_sentence(report: ServerReport) -> str:

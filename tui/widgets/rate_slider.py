@@ -37,7 +37,8 @@ class RateSlider(Track, Dial):
     def __init__(self, *, id: str) -> None:  # noqa: A002
         super().__init__(
             "rate",
-            help="Requests per second. ← → go through the simulated rates; ┿: where p99 breaks, ┃: the full load",
+            help="Requests per second. ← → step through the simulated rates; ┿: highest rate where p99 meets the "
+            "limits, ┃: full load",
             id=id,
         )
         self._rates: tuple[float, ...] = ()

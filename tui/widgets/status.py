@@ -48,7 +48,7 @@ def _batch(found: Headline) -> Piece:
 
 
 def _served(server: ServerAnswer) -> Piece:
-    """Requests of full length that the server holds."""
+    """Full-length requests that the server holds."""
     if server.report is None:
         return ("server: no result", "bad")
     name, held = server.report.options.engine, server.report.max_concurrency

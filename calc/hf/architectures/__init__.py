@@ -1,4 +1,4 @@
-"""All architectures by model_type: one module for each lineage, named after it, with a tuple ARCHITECTURES."""
+"""All architectures by model_type: one module per lineage, named after it, with a tuple ARCHITECTURES."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cohere: parallel blocks with one LayerNorm that has no bias, tied embeddings, windows from Command R7B on."""
+"""Cohere: parallel blocks with one LayerNorm without a bias, tied embeddings, and windows since Command R7B."""
 
 from __future__ import annotations
 

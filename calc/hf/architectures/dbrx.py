@@ -1,4 +1,4 @@
-"""DBRX: heads and experts stand in sections of the config."""
+"""DBRX: heads and experts are in sections of the config."""
 
 from __future__ import annotations
 

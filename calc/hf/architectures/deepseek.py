@@ -1,4 +1,4 @@
-"""DeepSeek and the models that took over its latent attention: Kimi K2, LongCat, A.X, Youtu, MiniCPM 3."""
+"""DeepSeek and models that use its latent attention: Kimi K2, LongCat, A.X, Youtu, MiniCPM 3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calc.model.layers import Dense, Experts, LayerSpec
 
 
 def _longcat_count(reader: Reader) -> int:
-    """num_hidden_layers, where a config has it, counts attentions: two per layer."""
+    """num_hidden_layers, if present, counts attentions: two per layer."""
     found = reader.maybe("num_layers")
     stated = reader.maybe("num_hidden_layers", minimum=2)
     if found is not None:
@@ -47,7 +47,7 @@ def _longcat_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_si
 
 
 def _axk2_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """A.X K2: queries and an output gate from one projection of twice the rank, norms with a gate of low rank."""
+    """A.X K2: queries and an output gate from one projection of twice the rank, norms with a low-rank gate."""
     latent = latent_mixer(reader, arch)
     rank, n_heads = latent.q_lora_rank, latent.n_heads
     if not rank:
@@ -64,7 +64,7 @@ def _axk2_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size:
 
 
 def _minicpm3(reader: Reader, arch: Architecture) -> Architecture:
-    """v_head_dim: the configs leave it out, and the class divides hidden_size."""
+    """v_head_dim: missing in the configs; the class divides hidden_size by the heads."""
     if not reader.has("v_head_dim"):
         each = reader.count(*HIDDEN_SIZE) // reader.count(*N_HEADS)
         reader.put("v_head_dim", each, note=f"{each}, hidden_size divided by the heads")

@@ -13,7 +13,7 @@ from calc.model.layers import Compressor, LayerSpec, Mixer, WindowRow
 WINDOW, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 OF_RATIO = {0: WINDOW, 4: SPARSE, 128: HEAVY}
 RATES = {SPARSE: 4, HEAVY: 128}
-"""Tokens of a row, where compress_rates does not say."""
+"""Tokens per row, if compress_rates does not say."""
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
@@ -46,7 +46,7 @@ def _rows(reader: Reader) -> WindowRow:
 
 
 def _types(reader: Reader, n_layers: int) -> list[str]:
-    """layer_types, or compress_ratios (0, 4 or 128), which also lists the layer of multi-token prediction."""
+    """layer_types, or compress_ratios (0, 4 or 128), which also lists the multi-token-prediction layer."""
     if (listed := reader.per_layer("layer_types", n_layers)) is not None:
         reader.ignore("compress_ratios")
         if unknown := [kind for kind in listed if kind not in OF_RATIO.values()]:
@@ -78,14 +78,15 @@ def _compressor(reader: Reader, kind: str, rows: WindowRow) -> Compressor:
 
 
 def residual_streams(reader: Reader, hidden_size: int) -> int:
-    """What mixes the residual streams at one place: weights of streams in, out and among them, a bias, 3 scales."""
+    """Parameters that mix the residual streams at one place: weights into, out of and among the streams, a bias, 3
+    scales."""
     streams = reader.count("hc_mult")
     mixed = (2 + streams) * streams
     return mixed * streams * hidden_size + mixed + 3
 
 
 def streams_outer(reader: Reader) -> Outer:
-    """What mixes the residual streams into one before the head."""
+    """Parameters that combine the residual streams before the head."""
     streams = reader.count("hc_mult")
     return Outer(streams * streams * reader.count(*HIDDEN_SIZE) + streams + 1)
 
@@ -98,7 +99,8 @@ def _note_hash_tables(reader: Reader, n_layers: int) -> None:
     if n_hash:
         entries = n_hash * reader.count("vocab_size") * reader.count("num_experts_per_tok")
         reader.notes.append(
-            f"{n_hash} layers choose experts by a table of the vocabulary: {entries:,} entries, which are no parameters"
+            f"{n_hash} layers choose experts with a table over the vocabulary: its {entries:,} entries are not "
+            "parameters"
         )
 
 

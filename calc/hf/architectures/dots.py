@@ -1,4 +1,4 @@
-"""dots3: latent attention with a gate per head, wide in layers over a window, with an indexer in the others."""
+"""dots3: latent attention with a gate per head; layers with a window are wider, the others have an indexer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLIDING_SIZES = {
     "num_attention_heads": 64, "kv_lora_rank": 1024, "q_lora_rank": 1024, "qk_nope_head_dim": 192, "v_head_dim": 128,
     "qk_rope_head_dim": 64,
 }  # fmt: skip
-"""Sizes of layers over a window, where neither swa_ keys nor per_layer_config state them."""
+"""Sizes of layers with a window, if neither swa_ keys nor per_layer_config state them."""
 FIELDS = {
     "num_attention_heads": "n_heads", "kv_lora_rank": "kv_lora_rank", "q_lora_rank": "q_lora_rank",
     "qk_nope_head_dim": "nope_dim", "v_head_dim": "value_dim", "qk_rope_head_dim": "rope_dim",
@@ -31,13 +31,13 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     mixers: list[tuple[Mixer, ...]] = []
     for i, kind in enumerate(types):
         latent = full if kind == INDEXED else plain if kind == FULL else _sliding(reader, plain, i)
-        more = latent.rope_dim + hidden_size * latent.n_heads  # a norm of the rotary key, a gate of each head
+        more = latent.rope_dim + hidden_size * latent.n_heads  # a norm of the rotary key, a gate per head
         mixers.append((replace(latent, extra_params=latent.extra_params + more),))
     return stack(reader, arch, hidden_size, mixers, feed_forwards(reader, arch, n_layers))
 
 
 def _shared(reader: Reader, arch: Architecture) -> Architecture:
-    """The size of the shared experts is that of each, under two names."""
+    """The shared experts have the size of a routed one, under two names."""
     each = reader.count("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size", default=1536)
     n_shared = reader.maybe("n_shared_experts", minimum=0)
     reader.put("shared_expert_intermediate_size", each * (1 if n_shared is None else n_shared))
@@ -59,7 +59,7 @@ def _types(reader: Reader, n_layers: int) -> list[str]:
 
 
 def _sliding(reader: Reader, full: Latent, layer: int) -> Latent:
-    """The mixer of a layer over a window: sizes of per_layer_config, of swa_ keys, or of the class."""
+    """The mixer of a layer with a window: sizes from per_layer_config, from swa_ keys, or from the class."""
     own = reader.section("per_layer_config")
     stated = None if own is None else own.section(f"{layer:02d}") or own.section(str(layer))
     if own is not None and stated is None:

@@ -1,4 +1,4 @@
-"""ERNIE 4.5: use_bias decides over all biases; the VL forms have experts that only tokens of images go through."""
+"""ERNIE 4.5: use_bias sets all biases; the VL models have experts that only image tokens use."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _USE_BIAS = ("use_bias", False)
 _ERNIE = Architecture(qkv_bias=_USE_BIAS, o_bias=_USE_BIAS, mlp_bias=_USE_BIAS, tied=True)
 _MOE = replace(_ERNIE, head_bias=_USE_BIAS, router_bias=True)
 _PAIRS = ("moe_intermediate_size", "moe_layer_start_index", "moe_layer_end_index", *N_EXPERTS)
-"""Keys whose value may be a pair: of text, and of images."""
+"""Keys whose value may be a pair: for text and for images."""
 
 
 def _vl_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Experts of text as the fields say, and beside them experts of images, with a router of their own."""
+    """Text experts as the fields say, and image experts beside them with their own router."""
     if not isinstance(reader.get("moe_intermediate_size"), list):
-        reader.put("moe_intermediate_size", [1536, 512], note="1536 of text and 512 of images")
+        reader.put("moe_intermediate_size", [1536, 512], note="1536 for text and 512 for images")
     pairs = {key: value for key in _PAIRS if isinstance(value := reader.get(key), list)}
     if any(len(pair) != 2 for pair in pairs.values()):
-        raise reader.fail(f"{', '.join(pairs)} must be one number, or two: of text and of images")
+        raise reader.fail(f"{', '.join(pairs)} must be one number, or two: for text and for images")
     images = feed_forwards(_side(reader, pairs, 1), arch, n_layers)
     layers = layers_by_fields(_side(reader, pairs, 0), arch, n_layers, hidden_size)
-    reader.notes.append("experts of images are counted, and no token of text goes through them")
+    reader.notes.append("image experts are counted, but text tokens do not use them")
     pairs_of_blocks = zip(layers, images, strict=True)
     return [replace(layer, feed_forwards=layer.feed_forwards + _idle(block)) for layer, block in pairs_of_blocks]
 
 
 def _side(reader: Reader, pairs: Mapping[str, list[object]], side: int) -> Reader:
-    """The reader, with the numbers of text (0) or of images (1)."""
+    """The reader, with the numbers for text (0) or images (1)."""
     for key, pair in pairs.items():
         reader.put(key, pair[side])
     return reader

@@ -1,4 +1,4 @@
-"""EXAONE: a Llama at first; from 4 on, norms of Q and K, and windows in three of four layers."""
+"""EXAONE: a Llama before version 4; since then, norms of Q and K, and windows in three of four layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Falcon: parallel blocks, attention beside Mamba-2 in Falcon-H1 (Falcon Mamba stands with Mamba)."""
+"""Falcon: parallel blocks; attention beside Mamba-2 in Falcon-H1 (Falcon Mamba is in mamba.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from calc.model.layers import LayerSpec, Mixer
 
 
 def _falcon(reader: Reader, arch: Architecture) -> Architecture:
-    """Parallel blocks share one norm, but the 40B form has two."""
+    """Parallel blocks share one norm, but the 40B model has two."""
     if reader.flag("new_decoder_architecture"):
         return replace(arch, norms=reader.maybe("num_ln_in_parallel_attn") or 2)
     return replace(arch, norms=1 if reader.flag("parallel_attn", True) else 2)

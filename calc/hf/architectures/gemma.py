@@ -1,4 +1,4 @@
-"""Gemma: tied embeddings, four norms from 2 on; Gemma 3n and 4 share caches between layers; RecurrentGemma."""
+"""Gemma: tied embeddings, four norms since Gemma 2; Gemma 3n and 4 share caches between layers; RecurrentGemma."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _first_shared(reader: Reader, n_layers: int) -> int:
 
 
 def _gemma3n_outer(reader: Reader) -> Outer:
-    """Embeddings of each layer's own input, and projections of the further streams, in and out."""
+    """Embeddings for each layer's own input, and projections into and out of the additional streams."""
     n_layers, each = reader.count("num_hidden_layers"), reader.count("hidden_size_per_layer_input")
     hidden_size = reader.count(*HIDDEN_SIZE)
     inputs = n_layers * each * (reader.count("vocab_size_per_layer_input") + hidden_size) + each
@@ -30,7 +30,7 @@ def _gemma3n_outer(reader: Reader) -> Outer:
 
 
 def _gemma3n_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Gemma 3n: alternating updates of several streams, a low-rank path, and an input for each layer."""
+    """Gemma 3n: alternating updates of several streams, a low-rank path, and a separate input per layer."""
     first_shared = _first_shared(reader, n_layers)
     streams, each, rank = (
         reader.count(key) for key in ("altup_num_inputs", "hidden_size_per_layer_input", "laurel_rank")
@@ -58,14 +58,14 @@ def _inner_sizes(reader: Reader, n_layers: int) -> list[int]:
 
 
 def _gemma4(reader: Reader, arch: Architecture) -> Architecture:
-    """Heads of full layers are wider even where the config does not say so."""
+    """Heads of full layers are wider even if the config does not say so."""
     if not reader.has("global_head_dim", "per_layer_config"):
         reader.put("global_head_dim", 512, note=512)
     return arch
 
 
 def _gemma4_outer(reader: Reader) -> Outer:
-    """The embeddings of each layer's input, their projection and norm."""
+    """The embeddings for each layer's input, their projection and norm."""
     each = reader.maybe("hidden_size_per_layer_input", minimum=0)
     if not each:
         reader.ignore("vocab_size_per_layer_input")
@@ -75,7 +75,7 @@ def _gemma4_outer(reader: Reader) -> Outer:
 
 
 def _gemma4_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Gemma 4: full layers have wider heads, and V from K; experts stand beside the dense block."""
+    """Gemma 4: full layers have wider heads and use K as V; experts are beside the dense block."""
     kinds = layer_kinds(reader, arch, n_layers)
     kinds[-1] = Kind(FULL)  # the class makes it so, whatever layer_types says
     first_shared = _first_shared(reader, n_layers)
@@ -120,7 +120,7 @@ def _gemma4_layer(reader: Reader, mixer: Attention, *, hidden_size: int, inner: 
 
 
 def _recurrent_gemma_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """RecurrentGemma: gated linear recurrences and sliding windows in the order that block_types repeats."""
+    """RecurrentGemma: gated linear recurrences and sliding windows in the repeated order of block_types."""
     pattern = reader.get("block_types") or reader.get("_block_types") or ["recurrent", "recurrent", "attention"]
     known = ("recurrent", "attention")
     if not isinstance(pattern, list) or not all(kind in known for kind in pattern):
@@ -152,7 +152,7 @@ def _local_attention(reader: Reader, hidden_size: int) -> Attention:
 
 
 def _linear_recurrence(reader: Reader, hidden_size: int) -> Stated:
-    """De et al. 2024 (Griffin): two branches in, a convolution, gates of blocks, a decay per channel, one way out."""
+    """De et al. 2024 (Griffin): two input branches, a convolution, block gates, a decay per channel, one output."""
     width = reader.maybe("lru_width") or hidden_size
     kernel, n_heads = reader.count("conv1d_width"), reader.count(*N_HEADS)
     block = width // n_heads

@@ -1,4 +1,4 @@
-"""GLM, from ChatGLM to GLM-5.3, and Solar, which follows GLM-4.5."""
+"""GLM from ChatGLM to GLM-5.3, and Solar, which follows GLM-4.5."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def _next_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size:
         tuple(_with_pools(reader, mixer, hidden_size) for mixer in own)
         for own in share_indexers(reader, [of[linear] for linear in types])
     ]
-    reader.notes.append("of an indexer its keys are counted before they are pooled; transformers keeps gates as well")
+    reader.notes.append("indexer keys are counted before pooling; transformers also keeps gates")
     mixed = replace(arch, extra_params=2 * residual_streams(reader, hidden_size))
     return stack(reader, mixed, hidden_size, mixers, feed_forwards(reader, arch, n_layers))
 
 
 def _next_types(reader: Reader, n_layers: int) -> list[bool]:
-    """Whether each layer is linear: layer_types, or all but every fourth."""
+    """Whether each layer is linear: by layer_types, else all but every fourth."""
     listed = reader.per_layer("layer_types", n_layers)
     if listed is None:
         return [i % 4 != 3 for i in range(n_layers)]
@@ -52,7 +52,7 @@ def _next_types(reader: Reader, n_layers: int) -> list[bool]:
 
 
 def _with_pools(reader: Reader, mixer: Mixer, hidden_size: int) -> Mixer:
-    """An indexer weighs the keys of `index_kpool` tokens into one: a gate, and a row for each place."""
+    """The indexer pools the keys of `index_kpool` tokens into one, with a gate and one row per position."""
     pool = reader.count("index_kpool")
     if not (isinstance(mixer, Latent) and mixer.index_heads):
         return mixer

@@ -1,4 +1,4 @@
-"""GPT-2, GPT-Neo, GPT-J and GPT-NeoX, and the decoders of their time: BLOOM, OPT, MPT, StarCoder and others."""
+"""GPT-2, GPT-Neo, GPT-J and GPT-NeoX, and other decoders of that time: BLOOM, OPT, MPT, StarCoder and others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GPTJ = replace(_PLAIN, norms=1, mlp_bias=True, head_bias=True, wide_inner=True,
 
 
 def _opt(reader: Reader, arch: Architecture) -> Architecture:
-    """OPT-350m has its norms after the blocks and no final one."""
+    """OPT-350m has norms after the blocks and no final norm."""
     before = reader.flag("do_layer_norm_before", True) and not reader.flag("_remove_final_layer_norm")
     affine = reader.flag("layer_norm_elementwise_affine", True)
     return replace(arch, norm=arch.norm if affine else "none", final_norm=before)
@@ -28,12 +28,12 @@ def _opt_outer(reader: Reader) -> Outer:
 
 
 def _mpt(reader: Reader, arch: Architecture) -> Architecture:
-    """ALiBi or a learned table; the class of transformers knows no bias, and ALiBi alone."""
+    """ALiBi or a learned table; the transformers class supports only ALiBi, without biases."""
     attention = reader.section("attn_config")
     if attention is not None and (attention.flag("multiquery_attention") or attention.maybe("kv_n_heads")):
-        raise reader.fail("attn_config with kv_n_heads is not one that kvscope knows")
+        raise reader.fail("kvscope does not support attn_config with kv_n_heads")
     if not reader.flag("no_bias", True):
-        raise reader.fail("no_bias false: kvscope knows MPT without biases")
+        raise reader.fail("kvscope does not support no_bias false: only MPT without biases")
     alibi = attention is None or attention.flag("alibi", True)
     return arch if alibi else replace(arch, positions=0)
 

@@ -1,4 +1,4 @@
-"""Granite, dense, with experts and with Mamba-2 layers; Bamba, from which the hybrids come."""
+"""Granite: dense, with experts, and with Mamba-2 layers; Bamba, the origin of the hybrids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HRM-Text: two stacks of layers that a token goes through again and again, each time with a cache of its own."""
+"""HRM-Text: two stacks of layers that a token passes several times, each time with a separate cache."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from calc.model.layers import LayerSpec
 
 
 def _count(reader: Reader) -> int:
-    """Layers as often as they are gone through."""
+    """Layers, counted once per pass."""
     return _per_stack(reader) * reader.count("H_cycles") * (reader.count("L_cycles") + 1)
 
 
 def _per_stack(reader: Reader) -> int:
-    """num_layers_per_stack; where it is not stated, num_hidden_layers means the same, and else all rounds together."""
+    """num_layers_per_stack; without it, num_hidden_layers has the same meaning, else it counts all rounds together."""
     stated = reader.count("num_hidden_layers")
     return reader.maybe("num_layers_per_stack") or stated
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Each cycle: the low stack `L_cycles` times, then the high stack; matrices count where a stack is first used."""
+    """Each cycle runs the low stack `L_cycles` times, then the high stack; matrices are counted at their first use."""
     per_stack, low = _per_stack(reader), reader.count("L_cycles")
     attention, dense = full_attention(reader, arch), dense_block(reader, arch)
     gate_bias = attention.n_heads * attention.head_dim if attention.qkv_bias else 0
@@ -32,12 +32,12 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     again = replace(
         own, mixers=(replace(attention, shared=True, extra_params=0),), feed_forwards=(replace(dense, shared=True),)
     )
-    first = {0, low}  # rounds in which a stack is new
+    first = {0, low}  # rounds in which a stack is used for the first time
     return [own if i // per_stack in first else again for i in range(n_layers)]
 
 
 def _outer(reader: Reader) -> Outer:
-    """The state that the low stack starts from."""
+    """The initial state of the low stack."""
     return Outer(reader.count(*HIDDEN_SIZE))
 
 

@@ -15,7 +15,7 @@ FULL, SLIDING = "hybrid", "hybrid_sliding"
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """Attention of one kind of layer. `extent`: distances that have a relative position of their own."""
+    """Attention of one kind of layer. `extent`: number of distances with their own relative position."""
 
     heads: int
     kv_heads: int
@@ -25,7 +25,7 @@ class _Shape:
 
     @property
     def kept(self) -> int:
-        """Channels of the keys, and of the values."""
+        """Channels of the keys and of the values."""
         return self.kv_heads * self.head_dim
 
 
@@ -66,13 +66,13 @@ def _attention(reader: Reader, shape: _Shape, hidden_size: int, more: int = 0) -
 
 
 def _convolutions(reader: Reader, shape: _Shape, hidden_size: int, more: int = 0) -> Stated:
-    """Of keys, of values, of attention's output and of the feed-forward's; `kernel` inputs of each are kept."""
+    """Convolutions of keys, values, attention output and feed-forward output; `kernel` inputs of each are kept."""
     elements = 2 * (shape.kept + hidden_size) * reader.count("conv_kernel_size")
     return Stated(label="short convolution", params=elements + more, state_elements=elements)
 
 
 def _inkling_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Published files call the experts' size intermediate_size where dense_intermediate_size stands beside it."""
+    """In published files, intermediate_size is the experts' size if dense_intermediate_size is also present."""
     if reader.has("dense_intermediate_size"):
         reader.put("moe_intermediate_size", reader.count("intermediate_size"))
     if not reader.has("mlp_layer_types"):
@@ -87,7 +87,7 @@ def _inkling_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_si
 
 
 def _scaled(reader: Reader, block: Block, hidden_size: int) -> Block:
-    """A factor of the whole block; the router has a row for each shared expert as well."""
+    """One factor for the whole block; the router also has a row per shared expert."""
     *first, last = block
     if isinstance(last, Experts):
         rows = reader.maybe("n_shared_experts", minimum=0) or 0
@@ -96,8 +96,8 @@ def _scaled(reader: Reader, block: Block, hidden_size: int) -> Block:
 
 
 def _inkling2_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Full layers norm the inputs of Q, K and V apart, and their convolutions depend on the input."""
-    reader.ignore("n_layers_per_attn_res_block")  # what is mixed, not how much it takes
+    """Full layers normalize the inputs of Q, K and V separately, and their convolutions depend on the input."""
+    reader.ignore("n_layers_per_attn_res_block")  # says what is mixed, without effect on sizes
     kernel, shapes, types = reader.count("conv_kernel_size"), _shapes(reader), _types(reader, n_layers)
     blocks = feed_forwards(reader, arch, n_layers)
     layers: list[LayerSpec] = []
@@ -122,7 +122,7 @@ def _inkling2_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_s
 
 
 def _untied(reader: Reader, arch: Architecture) -> Architecture:
-    """The head is never the embedding, whatever the config says."""
+    """The head is never tied to the embedding, whatever the config says."""
     reader.put("tie_word_embeddings", False)
     return arch
 
@@ -132,7 +132,7 @@ def _embedding_norm(reader: Reader) -> Outer:
 
 
 def _inkling2_outer(reader: Reader) -> Outer:
-    """The embedding's norm, and the query over the residuals before the head."""
+    """The embedding's norm, and before the head the query over the residuals."""
     return Outer(2 * reader.count(*HIDDEN_SIZE))
 
 

@@ -1,4 +1,4 @@
-"""InternLM: a bias that one key turns on."""
+"""InternLM: one key turns on a bias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JetMoE: experts in the feed-forward, and in attention for queries and output."""
+"""JetMoE: experts in the feed-forward, and for queries and output in attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calc.model.parts import Mlp
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Each expert of attention projects queries for all KV heads, and their result back."""
+    """Each attention expert projects the queries for all KV heads and projects their result back."""
     blocks = feed_forwards(reader, arch, n_layers)
     experts = blocks[0][-1]
     if not isinstance(experts, Experts):
@@ -26,7 +26,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         value_dim=head_dim,
-        shared=True,  # its queries and output stand as experts below, so that those that a token uses are counted
+        shared=True,  # queries and output are experts below, so that only those that a token uses count as active
         extra_params=2 * inner * hidden_size,
     )
     projections = replace(experts, expert_size=inner, mlp=Mlp.PLAIN)

@@ -34,7 +34,7 @@ def _kimi_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size:
 
 
 def _latent_experts(reader: Reader, hidden_size: int, blocks: list[Block]) -> list[Block]:
-    """K3: routed experts work in a smaller width, with projections into it and out of it, and a norm."""
+    """K3: routed experts have a smaller width, with projections into and out of it, and a norm."""
     width = reader.maybe("routed_expert_hidden_size")
     if width is None:
         return blocks
@@ -43,7 +43,7 @@ def _latent_experts(reader: Reader, hidden_size: int, blocks: list[Block]) -> li
     def narrow(part: FeedForward) -> FeedForward:
         if not isinstance(part, Experts):
             return part
-        around = 2 * hidden_size * width + norm + part.n_experts  # a bias of the router's choice as well
+        around = 2 * hidden_size * width + norm + part.n_experts  # also a bias for the router's choice
         return replace(part, input_size=width, router_params=part.router_params + around)
 
     return [tuple(narrow(part) for part in block) for block in blocks]
@@ -53,22 +53,22 @@ def _note_residuals(reader: Reader, n_layers: int, hidden_size: int) -> None:
     """Attention over the residuals of earlier blocks: a norm and a row, twice per layer and once at the end."""
     if reader.maybe("attn_res_block_size") is not None:
         params = (2 * n_layers + 1) * 2 * hidden_size
-        reader.notes.append(f"what mixes the residuals of earlier blocks is not counted: {params:,} parameters")
+        reader.notes.append(f"the mixing of residuals of earlier blocks is not counted ({params:,} parameters)")
 
 
 def _listed_types(reader: Reader, own: Reader | None, n_layers: int) -> list[str]:
     """Layers are numbered from 1 in linear_attn_config."""
     if own is None or not own.has("full_attn_layers"):
-        raise reader.fail("linear_attn_config missing: its full_attn_layers says which layers have latent attention")
+        raise reader.fail("linear_attn_config missing: its full_attn_layers lists the layers with latent attention")
     own.ignore("kda_layers")  # all others
     full = own.indices("full_attn_layers")
     return [FULL_TYPE if i + 1 in full else LINEAR_TYPE for i in range(n_layers)]
 
 
 def _bailing_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Bailing hybrid: gates that are not of low rank, and the last layer of each group is latent.
+    """Bailing hybrid: gates of full rank; the last layer of each group is latent.
 
-    Ling 2.5 and Ring 2.5 have the same model_type, and lightning attention, whose outputs are normed in groups.
+    Ling 2.5 and Ring 2.5 have the same model_type, but use lightning attention whose outputs are normalized in groups.
     """
     if reader.has("group_norm_size") and not reader.has("linear_head_dim"):
         return _lightning_layers(reader, arch, n_layers, hidden_size)
@@ -92,9 +92,9 @@ def _bailing_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_si
 
 
 def _lightning_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Ling and Ring linear: lightning attention with an output gate and a norm of groups of heads.
+    """Ling and Ring linear: lightning attention with an output gate and a norm over groups of heads.
 
-    The last layer of each group is full, as are the layers after the last whole group: latent in 2.5, plain before.
+    The last layer of each group is full, as are the layers after the last complete group: latent in 2.5, plain before.
     """
     reader.ignore("group_norm_size", "linear_backend", "num_kv_heads_for_linear_attn")
     n_heads = reader.count(*N_HEADS)

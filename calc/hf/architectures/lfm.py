@@ -1,4 +1,4 @@
-"""LFM (Liquid): short convolutions between layers of attention."""
+"""LFM (Liquid): short convolutions between attention layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calc.model.layers import Attention, LayerSpec, Mixer
 
 
 def _inner(reader: Reader, hidden_size: int) -> int:
-    """The stated size, or two thirds of it times a factor, rounded up, where the class adjusts it."""
+    """The stated size, or (if the class adjusts it) two thirds of it times a factor, rounded up."""
     size = reader.count("intermediate_size", "block_ff_dim")
     factor = reader.get("block_ffn_dim_multiplier")
     multiple = reader.maybe("block_multiple_of") or 256

@@ -1,4 +1,4 @@
-"""Llama, and the many decoders that differ from it by a bias, a norm or a projection."""
+"""Llama, and the many decoders that differ from it only in a bias, a norm or a projection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LLAMA = replace(BIASED, mlp_bias=MLP_BIAS)
 def _llama_vision_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     """Llama 3.2 Vision: some layers attend to the image instead of the text, with gates, and cache no text."""
     if not reader.has("cross_attention_layers"):
-        raise reader.fail("cross_attention_layers missing: it says which layers attend to the image")
+        raise reader.fail("cross_attention_layers missing: it lists the layers that attend to the image")
     crossed = reader.indices("cross_attention_layers")
     mixer = full_attention(reader, arch)
     params = int(mixer.term(hidden_size).value) + 2 * mixer.head_dim + 2
@@ -28,14 +28,14 @@ def _llama_vision_layers(reader: Reader, arch: Architecture, n_layers: int, hidd
 
 def _llama_vision_outer(reader: Reader) -> Outer:
     """The embedding has 8 rows more than the head."""
-    reader.notes.append("K and V of the image's tokens, which the cross attention keeps, are not counted")
+    reader.notes.append("K and V of the image tokens, which cross attention caches, are not counted")
     return Outer(8 * reader.count(*HIDDEN_SIZE))
 
 
 def _doge(reader: Reader, arch: Architecture) -> Architecture:
-    """Scales of both residuals; a projection and a vector of each KV head that choose what is attended to."""
+    """Scales of both residuals; a projection and a vector per KV head that select what is attended to."""
     if reader.flag("is_moe"):
-        raise reader.fail("is_moe true: kvscope knows Doge with dense layers only")
+        raise reader.fail("kvscope does not support is_moe true: only Doge with dense layers")
     reader.drop("num_experts", "num_experts_per_tok")
     mixer = full_attention(reader, arch)
     width, biased = mixer.n_kv_heads * mixer.head_dim, mixer.n_kv_heads * int(mixer.qkv_bias)
@@ -55,7 +55,7 @@ def _hyperclovax(reader: Reader, arch: Architecture) -> Architecture:
 def _openelm_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     """OpenELM: heads and inner size grow with depth."""
     if not reader.flag("ffn_with_glu", True):
-        raise reader.fail("ffn_with_glu false: kvscope knows OpenELM with gated layers")
+        raise reader.fail("kvscope does not support ffn_with_glu false: only OpenELM with gated layers")
     head_dim, divisor = reader.count("head_dim"), reader.count("ffn_dim_divisor")
     norms = 2 * hidden_size + (2 * head_dim if reader.flag("normalize_qk_projections") else 0)
     listed = [reader.per_layer(key, n_layers) for key in ("num_query_heads", "num_kv_heads", "ffn_multipliers")]
@@ -85,7 +85,7 @@ def _divisible(reader: Reader, factor: object, *, hidden_size: int, divisor: int
 
 
 def _laguna_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Laguna: the output of attention has a gate for each head, or for each element of a head."""
+    """Laguna: the attention output has a gate per head, or per element of a head."""
     gating = reader.get("gating")
     per_head = gating is None or gating is True or gating == "per-head"
     layers = layers_by_fields(reader, arch, n_layers, hidden_size)

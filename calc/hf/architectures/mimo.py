@@ -1,4 +1,4 @@
-"""MiMo-V2: sliding layers with sinks and heads of their own numbers (MiMo 7B is a Qwen 2, and stands there)."""
+"""MiMo-V2: sliding layers with sinks and their own head counts (MiMo 7B is a Qwen 2: see qwen.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calc.model.layers import Attention, LayerSpec, Mixer
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
     if not reader.has("mlp_layer_types", "moe_layer_freq"):
-        raise reader.fail("mlp_layer_types missing: it says which layers have experts")
+        raise reader.fail("mlp_layer_types missing: it lists the layers with experts")
     full = full_attention(reader, arch)
     sliding = _sliding(reader, full)
     mixers: list[tuple[Mixer, ...]] = [(sliding,) if slides else (full,) for slides in _slides(reader, n_layers)]
@@ -34,7 +34,7 @@ def _slides(reader: Reader, n_layers: int) -> list[bool]:
 
 
 def _sliding(reader: Reader, full: Attention) -> Attention:
-    """KV heads are twice as many where no number is stated."""
+    """There are twice as many KV heads if no number is stated."""
     window = reader.maybe("sliding_window_size")
     n_heads = reader.maybe("swa_num_attention_heads") or full.n_heads
     sinks = n_heads if reader.flag("add_swa_attention_sink_bias", True) else 0

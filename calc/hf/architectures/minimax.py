@@ -1,4 +1,4 @@
-"""MiniMax: lightning attention in 01 and M1, norms over all heads in M2, indexers that pick blocks in M3."""
+"""MiniMax: lightning attention in 01 and M1, norms over all heads in M2, indexers that select blocks in M3."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from calc.model.layers import Attention, LayerSpec, Mixer, Stated
 
 
 def _lightning_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Lightning attention, and full attention where layer_types or attn_type_list says so."""
+    """Lightning attention, or full attention if layer_types or attn_type_list says so."""
     types = linear_or_full(reader, n_layers) or _listed_types(reader, n_layers)
     full = full_attention(reader, arch)
     inner = full.n_heads * full.head_dim
@@ -35,7 +35,7 @@ def _listed_types(reader: Reader, n_layers: int) -> list[str]:
 
 
 def _m3_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """MiniMax M3: full attention, and in sparse layers an indexer that picks blocks of tokens."""
+    """MiniMax M3: full attention, and in sparse layers an indexer that selects blocks of tokens."""
     full = full_attention(reader, arch)
     sparse = _m3_sparse(reader, n_layers)
     indexed = full
@@ -78,7 +78,7 @@ def _m3_indexed(reader: Reader, full: Attention, hidden_size: int) -> Attention:
 
 
 _M3_LOCAL = ("index_local_blocks",)
-"""Of the blocks that an indexer picks, those that it always picks."""
+"""The blocks that an indexer always selects."""
 
 ARCHITECTURES = (
     Architecture(

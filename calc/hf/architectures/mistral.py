@@ -12,16 +12,16 @@ from calc.hf.reader import HIDDEN_SIZE, Reader
 from calc.model.layers import Latent, LayerSpec, Mixer
 
 NOPE_INTERVAL = 4
-"""Each layer of that number has no rotary positions, where no list says which."""
+"""Every layer whose number is a multiple of this has no rotary positions, unless a list says which."""
 
 
 def _large4_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Scales of each head's softmax, an indexer with a norm of its input, latents without a rotary key."""
+    """A softmax scale per head, an indexer with a norm of its input, latents without a rotary key."""
     reader.put("q_lora_rank", None)  # the class projects queries directly
     reader.ignore("index_topk", "layer_types", "head_dim")
     sources = reader.per_layer("kv_source_layers", n_layers)
     if sources is not None and sources != list(range(n_layers)):
-        raise reader.fail("kv_source_layers lists layers that share a latent: kvscope counts models without them")
+        raise reader.fail("kv_source_layers lists layers that share a latent, which kvscope does not support")
     latent = latent_mixer(reader, arch)
     rotary = reader.per_layer("no_rope_layers", n_layers)
     if rotary is None:
@@ -33,12 +33,12 @@ def _large4_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_siz
 
 
 def _without_positions(latent: Latent) -> Latent:
-    """The rotary part of keys and queries as a part without positions, which comes out of the latent."""
+    """The rotary part of keys and queries is treated as a part without positions from the latent."""
     return replace(latent, nope_dim=latent.nope_dim + latent.rope_dim, rope_dim=0)
 
 
 def _scaled(mixer: Mixer, hidden_size: int) -> Mixer:
-    """Two numbers per head, of the indexer too, and the LayerNorm of its input."""
+    """Two numbers per head (also in the indexer), and the LayerNorm of its input."""
     if not isinstance(mixer, Latent):
         return mixer
     indexer = 2 * hidden_size + 2 * mixer.index_heads if mixer.index_heads else 0
@@ -46,7 +46,7 @@ def _scaled(mixer: Mixer, hidden_size: int) -> Mixer:
 
 
 def _voxtral(reader: Reader, arch: Architecture) -> Architecture:
-    """Voxtral Realtime: the delay scales each layer's norm, by two matrices of 32."""
+    """Voxtral Realtime: the delay scales each layer's norm through two matrices of rank 32."""
     return replace(arch, extra_params=2 * 32 * reader.count(*HIDDEN_SIZE))
 
 

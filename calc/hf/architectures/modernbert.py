@@ -25,7 +25,7 @@ def _modernbert(reader: Reader, arch: Architecture) -> Architecture:
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """The first layer has no norm before its attention: the embedding's stands there."""
+    """The first layer has no norm before its attention: the embedding's norm takes its place."""
     kinds = layer_kinds(reader, arch, n_layers)
     of: dict[Kind, tuple[Mixer, ...]] = {kind: (attention_mixer(reader, arch, kind),) for kind in dict.fromkeys(kinds)}
     dense = dense_block(reader, arch)
@@ -34,7 +34,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _outer(reader: Reader) -> Outer:
-    """The embedding's norm, and before the head, where there is one, a square matrix and a norm."""
+    """The embedding's norm, and before the head, if there is one, a square matrix and a norm."""
     hidden_size = reader.count(*HIDDEN_SIZE)
     norm = hidden_size * (2 if reader.flag("norm_bias") else 1)
     before_head = hidden_size * (hidden_size + reader.flag("classifier_bias")) + norm

@@ -1,4 +1,4 @@
-"""Molmo 2: a Qwen 3 whose embedding has rows for the tokens of images, which the head has not."""
+"""Molmo 2: a Qwen 3 whose embedding (but not its head) has rows for image tokens."""
 
 from __future__ import annotations
 

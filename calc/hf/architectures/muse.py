@@ -1,4 +1,4 @@
-"""Muse Spark: gates of attention and of both residuals, experts that work in a smaller width; Muse Glimmer."""
+"""Muse Spark: gates for attention and both residuals, experts with a smaller width; Muse Glimmer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _glimmer(reader: Reader, arch: Architecture) -> Architecture:
-    """Muse Glimmer: the last layer is full, and every fourth one below it."""
+    """Muse Glimmer: the last layer and every fourth one below it are full."""
     if not reader.has("layer_types"):
         n_layers = reader.count(*N_LAYERS)
         reader.assume("layer_types", "the last layer and every fourth one below it full")

@@ -1,4 +1,4 @@
-"""Nemotron-H, a stack of single blocks, and Nemotron NAS, a Llama whose blocks were cut one by one."""
+"""Nemotron-H, a stack of single blocks, and Nemotron NAS, a Llama whose blocks were pruned one by one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KEYS = {
     "*": (*N_HEADS, *N_KV_HEADS, *HEAD_DIM),
     "E": (*N_EXPERTS, *TOP_K, *EXPERT_SIZE, *SHARED_SIZE, *N_SHARED, "moe_latent_size"),
 }
-"""The keys of each kind of block, which mean nothing where no layer is of that kind."""
+"""The keys of each kind of block, which are unused if no layer is of that kind."""
 
 
 def _single_blocks(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
@@ -48,13 +48,13 @@ def _single_blocks(reader: Reader, arch: Architecture, n_layers: int, hidden_siz
 
 
 def _letters(reader: Reader, arch: Architecture, n_layers: int) -> str:
-    """The pattern of letters, or one made of layers_block_type."""
+    """The pattern of letters, or one made from layers_block_type."""
     if isinstance(pattern := reader.get("hybrid_override_pattern"), str):
         layer_kinds(reader, arch, n_layers)
         return pattern
     listed = reader.per_layer("layers_block_type", n_layers)
     if listed is None:
-        raise reader.fail("hybrid_override_pattern missing: it says what each layer is")
+        raise reader.fail("hybrid_override_pattern missing: it gives the kind of each layer")
     if wrong := [word for word in listed if word not in _LETTERS]:
         raise reader.fail(f"layers_block_type has {shown(wrong[0])}: kvscope knows {', '.join(_LETTERS)}")
     return "".join(_LETTERS[word] for word in listed)
@@ -85,7 +85,7 @@ def _nas_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: 
     blocks = reader.per_layer("block_configs", n_layers)
     if blocks is None:
         return layers_by_fields(reader, arch, n_layers, hidden_size)
-    reader.put("num_key_value_heads", reader.count(*N_HEADS))  # each block says its own
+    reader.put("num_key_value_heads", reader.count(*N_HEADS))  # each block has its own
     reader.ignore("intermediate_size")
     return [_block(reader, arch, block, hidden_size) for block in blocks]
 

@@ -1,4 +1,4 @@
-"""OLMo: no norm weights at first, norms over all heads of Q and K from 2 on, gated delta layers in the hybrid."""
+"""OLMo: no norm weights in OLMo 1, norms over all heads of Q and K since OLMo 2, gated delta layers in the hybrid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OLMO2 = replace(BIASED, qk_norm="full")
 
 
 def _hybrid_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Gated delta, with every fourth layer and the last one full."""
+    """Gated delta layers; every fourth layer and the last one are full."""
     n_heads = reader.count(*N_HEADS)
     key_heads = reader.maybe("linear_num_key_heads") or n_heads
     key_dim = reader.maybe("linear_key_head_dim") or 3 * hidden_size // (4 * key_heads)

@@ -1,4 +1,4 @@
-"""Phi: parallel blocks with biases up to 2, a Llama from 3 on, experts with LayerNorm in Phi-3.5-MoE."""
+"""Phi: parallel blocks with biases up to Phi-2, a Llama since Phi-3, experts with LayerNorm in Phi-3.5-MoE."""
 
 from __future__ import annotations
 

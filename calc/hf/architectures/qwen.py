@@ -1,4 +1,4 @@
-"""Qwen: biases of Q, K and V up to 2.5, norms of Q and K from 3 on, gated delta layers in Qwen3-Next and 3.5."""
+"""Qwen: biases of Q, K and V up to 2.5, norms of Q and K since 3, gated delta layers in Qwen3-Next and 3.5."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVERY_FOURTH_FULL = (*("linear_attention",) * 3, "full_attention")
 
 
 def _half(reader: Reader, hidden_size: int) -> int:
-    """Qwen 1 states the sizes of gate and up together."""
+    """Qwen 1 states the combined size of gate and up."""
     return reader.count("intermediate_size") // 2
 
 

@@ -14,7 +14,7 @@ from calc.hf.recurrences import recurrent_mixer
 from calc.model.layers import Attention, LayerSpec, Mixer, Stated
 
 FULL_TYPES = ("indexed_attention", "full_attention")
-"""Both mean attention over the tokens that an indexer picks."""
+"""Both mean attention over the tokens that an indexer selects."""
 MAX_NGRAM_ROWS = 10**12
 WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Bases that decide whether a number below 3 x 10^24 is prime (Sorenson and Webster 2015)."""
@@ -33,7 +33,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _types(reader: Reader, n_layers: int) -> list[bool]:
-    """Whether each layer is linear: layer_types, or all but every fourth."""
+    """Whether each layer is linear: by layer_types, else all but every fourth."""
     listed = reader.per_layer("layer_types", n_layers)
     interval = reader.maybe("full_attention_interval") or 4
     if listed is None:
@@ -44,10 +44,10 @@ def _types(reader: Reader, n_layers: int) -> list[bool]:
 
 
 def _indexed(reader: Reader, full: Attention, hidden_size: int) -> Attention:
-    """The indexer's queries and its one key come from one projection; blocks of a budget of tokens are picked."""
+    """The indexer's queries and its single key come from one projection; it selects blocks up to a budget of tokens."""
     heads, head_dim = reader.count("indexer_n_heads"), reader.count("indexer_head_dim")
     if (keys := reader.count("indexer_kv_heads")) != 1:
-        raise reader.fail(f"indexer_kv_heads is {keys}: kvscope knows indexers with one key")
+        raise reader.fail(f"indexer_kv_heads is {keys}: kvscope only supports indexers with one key")
     reader.ignore("indexer_compress_ratio")
     return replace(
         full,
@@ -59,19 +59,19 @@ def _indexed(reader: Reader, full: Attention, hidden_size: int) -> Attention:
 
 
 def _residual(reader: Reader, hidden_size: int, *, inject: bool) -> int:
-    """What mixes the residual streams: a norm, a product of low rank, and weights of the way back."""
+    """Parameters that mix the residual streams: a norm, a low-rank product, and weights back into the streams."""
     streams = reader.count("hc_count")
     wide = streams * hidden_size
     return wide + 2 * wide * reader.count("hc_lowrank") + (wide * streams if inject else 0)
 
 
 def _ngram_layers(reader: Reader) -> frozenset[int]:
-    """Numbers, from 1, of the layers that add embeddings of n-grams."""
+    """Numbers, from 1, of the layers that add n-gram embeddings."""
     return reader.indices("ple_layer_ids")
 
 
 def _ngram_layer(reader: Reader, hidden_size: int) -> Stated:
-    """Keys of every stream, one value, three norms and a convolution with gaps; the table stands outside."""
+    """Keys of every stream, one value, three norms and a dilated convolution; the table is outside the layers."""
     streams, order = reader.count("hc_count"), reader.count("ngram_size", minimum=2)
     kernel, width = reader.count("ple_conv_kernel_size"), reader.maybe("ple_embed_dim") or hidden_size
     wide = streams * hidden_size
@@ -80,14 +80,14 @@ def _ngram_layer(reader: Reader, hidden_size: int) -> Stated:
 
 
 def _outer(reader: Reader) -> Outer:
-    """What mixes the streams at the end, and the tables of n-grams, of a prime number of rows for each head."""
+    """Parameters that combine the streams at the end, and the n-gram tables with a prime number of rows per head."""
     hidden_size = reader.count(*HIDDEN_SIZE)
     n_tables = len(_ngram_layers(reader))
     heads = (reader.count("ngram_size", minimum=2) - 1) * reader.count("heads_per_ngram")
     width = (reader.maybe("ple_embed_dim") or hidden_size) // heads
     multiple, first = reader.count("make_ngram_vocab_size_divisible_by"), reader.count("ngram_vocab_size_base")
     if first > MAX_NGRAM_ROWS or n_tables * heads > 10_000:
-        raise reader.fail("ngram_vocab_size_base, ngram_size or ple_layer_ids is too large for a table of embeddings")
+        raise reader.fail("ngram_vocab_size_base, ngram_size or ple_layer_ids is too large for an embedding table")
     reader.ignore("split_ngram_parts")
     rows, start = 0, first - 1
     for _ in range(n_tables):
@@ -98,8 +98,8 @@ def _outer(reader: Reader) -> Outer:
         rows += -(-table // multiple) * multiple
     if rows:
         reader.notes.append(
-            f"embeddings of n-grams have {rows * width:,} parameters, counted as active; "
-            f"a token reads {n_tables * heads} rows"
+            f"n-gram embeddings have {rows * width:,} parameters, counted as active; a token reads {n_tables * heads} "
+            "rows"
         )
     return Outer(_residual(reader, hidden_size, inject=False) + rows * width)
 
@@ -117,7 +117,7 @@ def next_prime(number: int) -> int:
 
 
 def _is_prime(number: int) -> bool:
-    """Miller and Rabin's test."""
+    """The Miller-Rabin primality test."""
     if number < 2 or any(number % base == 0 for base in WITNESSES):
         return number in WITNESSES
     odd, twos = number - 1, 0

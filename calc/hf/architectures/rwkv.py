@@ -1,4 +1,4 @@
-"""RWKV 4: a decay per channel in place of attention, and a feed-forward with a gate of its own input."""
+"""RWKV 4: a decay per channel instead of attention, and a feed-forward gated by its own input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from calc.model.parts import Mlp, Norm
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """The first layer has a norm more: the embedding's."""
+    """The first layer has an additional norm: the embedding's."""
     width = reader.maybe("attention_hidden_size") or hidden_size
     inner = reader.maybe("intermediate_size") or 4 * hidden_size
     reader.ignore("rescale_every", "context_length")

@@ -1,4 +1,4 @@
-"""StableLM: LayerNorm on a Llama, parallel blocks in the 12B form."""
+"""StableLM: a Llama with LayerNorm; parallel blocks in the 12B model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 3.5 and 3.7: sliding layers with heads of their own number, a gate for each head, experts from layer 3 on."""
+"""Step 3.5 and 3.7: sliding layers with their own head count, a gate per head, experts from layer 3 upwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calc.hf.reader import Reader
 from calc.model.layers import Attention, LayerSpec, Mixer
 
 FIRST_SPARSE = 3
-"""The first layer with experts, where nothing says which have them."""
+"""The first layer with experts, if the config does not list them."""
 
 
 def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
@@ -32,7 +32,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _sliding(reader: Reader, full: Attention) -> Attention:
-    """The mixer with what attention_other_setting, or num_sliding_attention_heads, says of sliding layers."""
+    """The mixer with the sizes of sliding layers from attention_other_setting or num_sliding_attention_heads."""
     own = reader.section("attention_other_setting")
     if own is None:
         return replace(full, n_heads=reader.maybe("num_sliding_attention_heads") or full.n_heads)
@@ -47,10 +47,10 @@ def _sliding(reader: Reader, full: Attention) -> Attention:
 
 
 def _mlp_types(reader: Reader, n_layers: int) -> list[str]:
-    """From moe_layers_enum, a list of layers or the same as a text; else all from the fourth on."""
+    """From moe_layers_enum, a list of layers (also as text); else all from the fourth upwards."""
     listed = reader.get("moe_layers_enum")
     if listed is None:
-        reader.assume("moe_layers_enum", f"all layers from {FIRST_SPARSE} on")
+        reader.assume("moe_layers_enum", f"all layers from {FIRST_SPARSE} upwards")
         sparse = set(range(FIRST_SPARSE, n_layers))
     else:
         items = listed.split(",") if isinstance(listed, str) else listed

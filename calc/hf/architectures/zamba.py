@@ -1,4 +1,4 @@
-"""Zamba: Mamba layers, and before some of them a transformer block whose weights all its places share."""
+"""Zamba: Mamba layers, some of them preceded by a transformer block whose weights are shared by all occurrences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from calc.model.layers import Attention, Dense, LayerSpec, Mamba1, Mamba2, Mixer
 
 
 def _zamba_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Zamba: one transformer block, twice as wide at its input."""
+    """Zamba: one transformer block with an input of twice the width."""
     inner = reader.count("mamba_expand") * hidden_size
     mamba = Mamba1(
         inner=inner,
@@ -35,7 +35,7 @@ def _zamba_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size
 
 
 def _zamba2_layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int) -> list[LayerSpec]:
-    """Zamba2: `num_mem_blocks` transformer blocks in turn, with low-rank adapters for each of their places."""
+    """Zamba2: `num_mem_blocks` transformer blocks in turn, with low-rank adapters for each occurrence."""
     bias = reader.flag("add_bias_linear")
     mamba = _zamba2_mamba(reader, hidden_size, bias=bias)
     width, head_dim = _block_width(reader, hidden_size)
@@ -77,7 +77,7 @@ def _zamba2_mamba(reader: Reader, hidden_size: int, *, bias: bool) -> Mamba2:
 
 
 def _block_width(reader: Reader, hidden_size: int) -> tuple[int, int]:
-    """(width that the block's projections read, head_dim): twice hidden_size where the config does not say it."""
+    """(input width of the block's projections, head_dim): twice hidden_size if the config does not state it."""
     width = reader.maybe("attention_hidden_size") or 2 * hidden_size
     return width, reader.maybe("attention_head_dim") or 2 * hidden_size // reader.count(*N_HEADS)
 
@@ -99,7 +99,8 @@ def _hybrid_layers(reader: Reader, n_layers: int) -> list[bool]:
 def _wide_attention(
     reader: Reader, hidden_size: int, *, width: int, head_dim: int, shared: bool, adapters: int
 ) -> Attention:
-    """Attention whose queries, keys and values are projected from `width`: the rest of it stands in extra_params."""
+    """Attention whose queries, keys and values are projected from `width`; what exceeds hidden_size is in
+    extra_params."""
     n_heads = reader.count(*N_HEADS)
     n_kv_heads = reader.maybe(*N_KV_HEADS) or n_heads
     wider = (width - hidden_size) * (n_heads + 2 * n_kv_heads) * head_dim
@@ -114,7 +115,7 @@ def _wide_attention(
 
 
 def _hybrid(hidden_size: int, mixers: tuple[Mixer, ...], dense: Dense, *, width: int, own: bool) -> LayerSpec:
-    """Mixers, the block, and the projection after it; norms of the block where it is its own."""
+    """Mixers, the block, and the projection after it; norms of the block at its first occurrence."""
     norms = hidden_size + (width + hidden_size if own else 0)
     return LayerSpec(
         hidden_size=hidden_size,

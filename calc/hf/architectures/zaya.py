@@ -1,4 +1,4 @@
-"""Zaya: keys and queries convolved, half of each value from the token before, routers that are small MLPs."""
+"""Zaya: convolved keys and queries, half of each value from the previous token, small MLPs as routers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
     if unknown := [kind for kind in types if kind not in (FULL, SLIDING)]:
         raise reader.fail(f"layer_types has {shown(unknown[0])}: kvscope knows {FULL} and {SLIDING}")
     full = full_attention(reader, arch)
-    full = replace(full, extra_params=full.n_kv_heads)  # a temperature of each
+    full = replace(full, extra_params=full.n_kv_heads)  # a temperature per head
     of: dict[str, tuple[Mixer, ...]] = {FULL: (full, _convolved(reader, full))}
     if SLIDING in types:
         near = replace(full, window=reader.count("sliding_window"))
@@ -38,7 +38,7 @@ def _layers(reader: Reader, arch: Architecture, n_layers: int, hidden_size: int)
 
 
 def _convolved(reader: Reader, full: Attention) -> Stated:
-    """A convolution of each channel of Q and K, then one within each head; half of a value waits for a token."""
+    """A convolution per channel of Q and K, then one within each head; half of a value is delayed by one token."""
     channels = (full.n_heads + full.n_kv_heads) * full.head_dim
     each, within = reader.count("cca_time0"), reader.count("cca_time1")
     params = channels * (each + 1) + channels * (full.head_dim * within + 1)
@@ -47,7 +47,7 @@ def _convolved(reader: Reader, full: Attention) -> Stated:
 
 
 def _experts(reader: Reader, hidden_size: int, *, first: bool) -> Experts:
-    """One more way through the router leads past all experts; from the second layer on it scales earlier states."""
+    """The router has one more output that skips all experts; from the second layer upwards it scales earlier states."""
     n_experts, width = reader.count(*N_EXPERTS), reader.count("router_hidden_size")
     router = (hidden_size + 1) * width + width + 2 * (width + 1) * width + width * (n_experts + 1)
     return Experts(
@@ -59,7 +59,7 @@ def _experts(reader: Reader, hidden_size: int, *, first: bool) -> Experts:
 
 
 def _outer(reader: Reader) -> Outer:
-    """Scale and bias of what goes into the first layer."""
+    """Scale and bias of the input of the first layer."""
     return Outer(2 * reader.count(*HIDDEN_SIZE))
 
 

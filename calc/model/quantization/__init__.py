@@ -1,8 +1,9 @@
-"""``quantization_config`` of a config.json as bytes: quantized matrices with scales and zero points, the rest as is.
+"""``quantization_config`` of a config.json as bytes: quantized matrices with scales and zero points, the rest
+unchanged.
 
-`methods` finds the method, its family reads the fields (`integers`, `floats`, `compressed`, `codebooks`, `torchao`) and
-makes a `Scheme`; here the scheme meets the model's matrices, whose names `modules` matches. Biases, norms, routers and
-convolutions stay as they are.
+`methods` finds the method; its family reads the fields (`integers`, `floats`, `compressed`, `codebooks`, `torchao`) and
+makes a `Scheme`. Here the scheme is applied to the model's matrices, whose names `modules` matches. Biases, norms,
+routers and convolutions are not quantized.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "half": 2, "float
 
 
 def stored_weights(config: Mapping[str, Any], model: ModelSpec, source: str) -> StoredWeights | None:
-    """Bytes of `model` as its config says they are stored; None for plain 16-bit weights. Raises SourceError."""
+    """Stored bytes of `model` according to its config; None for plain 16-bit weights. Raises SourceError."""
     scheme = scheme_of(config, source)
     dtype = config.get("dtype") or config.get("torch_dtype")
     each = DTYPE_BYTES.get(str(dtype).removeprefix("torch."), 2)
@@ -77,15 +78,15 @@ def _stored(
 
 
 def _check_every(scheme: Scheme, model: ModelSpec, source: str) -> None:
-    """Raise SourceError where a module that must be there is not one of the model's."""
+    """Raise SourceError if a required module is not in the model."""
     names = {published(matrix.name, model.model_type) for matrix in _matrices(model)} if scheme.every else set()
     for wanted in scheme.every:
         if not any(Modules((wanted,)).name(name) for name in names):
-            raise SourceError(f"{source}: quantization_config names {wanted[:60]}, which is no module of this model")
+            raise SourceError(f"{source}: quantization_config names {wanted[:60]}, which is not a module of this model")
 
 
 def _matrices(model: ModelSpec, *, routers: bool = False) -> Iterator[Tensor]:
-    """What a quantization could apply to: embedding, head and the linear layers, routers where it takes them too."""
+    """What a quantization can apply to: embedding, head and linear layers, and routers for some methods."""
     roles = (LINEAR, EMBEDDING, ROUTER) if routers else (LINEAR, EMBEDDING)
     return (tensor for tensor in model_tensors(model) if tensor.role in roles)
 
@@ -106,13 +107,13 @@ def unquantized(model: ModelSpec, each: int, name: str) -> StoredWeights:
 
 
 def _small_params(model: ModelSpec, *, routers: bool = True) -> int:
-    """What every rank holds whatever the format: norms and routers."""
+    """What every rank holds in any format: norms and routers."""
     counts = parameters(model)
     return counts.norms + (counts.other if routers else 0)
 
 
 def _sizes(scheme: Scheme, model_type: str) -> Callable[[Tensor], Size | None]:
-    """What says the bytes of a matrix; None where it stays as it is. Raises SourceError for a pattern."""
+    """The function for the bytes of a matrix; None if it is not quantized. Raises SourceError for a bad pattern."""
     ignored = Modules(scheme.ignored)
     groups = [(Modules(names), size) for names, size in scheme.groups]
 

@@ -1,4 +1,4 @@
-"""Weights as numbers of vectors in a codebook, and other rare layouts: AQLM, VPTQ, SpQR, HIGGS, BitNet.
+"""Weights as indexes into a codebook of vectors, and other rare layouts: AQLM, VPTQ, SpQR, HIGGS, BitNet.
 
 Sources: aqlm 1.1.7 (inference.py), vptq 0.0.5 (layers/vqlinear.py), spqr_quant 0.2.0 (inference.py), transformers 5.23
 (integrations/higgs.py, bitnet.py). Codebooks, scales and norms are 16-bit.
@@ -13,7 +13,7 @@ from calc.model.quantization.scheme import Quant, Scheme, Size, cdiv
 
 
 def aqlm(quant: Quant) -> Scheme:
-    """AQLM: for each group a number of each codebook, the codebooks of the matrix, a scale per group of rows."""
+    """AQLM: per group one index into each codebook, the codebooks of the matrix, a scale per group of rows."""
     wide, high = quant.count("in_group_size", default=8), quant.count("out_group_size", default=1)
     books, bits = quant.count("num_codebooks", default=1), quant.count("nbits_per_codebook", default=16)
     number = 1 if bits <= 8 else 2 if bits <= 16 else 4
@@ -27,7 +27,7 @@ def aqlm(quant: Quant) -> Scheme:
 
 
 def vptq(quant: Quant) -> Scheme:
-    """VPTQ: every module has a record of its own in config_for_layers, or takes the shared one."""
+    """VPTQ: every module has its own record in config_for_layers, or uses the shared one."""
     layers, shared = quant.section("config_for_layers"), quant.section("shared_layer_config")
     by_record: dict[str, tuple[list[str], Size]] = {}
     for section, path in ((layers, ""), (shared, "re:.*")):
@@ -56,7 +56,7 @@ def _vptq_size(own: Quant) -> Size:
     outliers = own.count("outlier_size", default=0, lowest=0)
     packed = own.flag("is_indice_packed", True)
     if vector < 1 or book < 1:
-        raise own.fail("vector_lens and num_centroids must say the main codebook")
+        raise own.fail("vector_lens and num_centroids must describe the main codebook")
     bits = book.bit_length() - 1 + (residual_book.bit_length() - 1 if residual_book else 0)
 
     def size(rows: int, columns: int) -> int:
@@ -75,19 +75,19 @@ def _vptq_size(own: Quant) -> Size:
 
 
 SPQR_PARTS: Mapping[str, int] = {"dense_weights": 8, "row_offsets": 4, "col_vals": 4, "in_perm": 4}
-"""The tensors of a module and the bytes of their elements."""
+"""The tensors of a module and the bytes per element."""
 
 
 def spqr(quant: Quant) -> Scheme:
-    """SpQR: the config states how many elements each tensor of each module has."""
+    """SpQR: the config states the number of elements of each tensor."""
     shapes = quant.section("shapes")
     if shapes is None or not shapes.raw:
-        raise quant.fail("shapes missing: it says how many elements the tensors of each module have")
+        raise quant.fail("shapes missing: it states the number of elements of each tensor")
     totals: dict[str, int] = {}
     for name, value in shapes.raw.items():
         module, _, part = name.removesuffix(".shape").rpartition(".")
         if part not in SPQR_PARTS:
-            raise shapes.fail(f"{name[:60]} is not a tensor of SpQR")
+            raise shapes.fail(f"{name[:60]} is not a SpQR tensor")
         elements = value[0] if isinstance(value, list) and len(value) == 1 else value
         if isinstance(elements, bool) or not isinstance(elements, int) or not 0 <= elements < 2**40:
             raise shapes.fail(f"{name[:60]} must be a number of elements")
@@ -101,7 +101,7 @@ def _constant(n_bytes: int) -> Size:
 
 
 def higgs(quant: Quant) -> Scheme:
-    """HIGGS: 16-bit words of packed weights, a scale for each group, and the tables of the grid."""
+    """HIGGS: 16-bit words of packed weights, a scale per group, and the grid tables."""
     bits, group = quant.count("bits", default=4), quant.count("group_size", default=256)
     grid = 1 << bits
     tables = 2 * grid + 4 * grid * grid
@@ -114,10 +114,10 @@ def higgs(quant: Quant) -> Scheme:
 
 
 def bitnet(quant: Quant) -> Scheme:
-    """BitNet: four ternary weights in a byte and a scale of the matrix. Quantized while loading, nothing is packed."""
+    """BitNet: four ternary weights per byte and one scale per matrix. If quantized while loading, nothing is packed."""
     ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
     if str(quant.raw.get("quantization_mode", "offline")) == "online":
-        return Scheme("bitnet, 16 bits in its files", _constant(0), ignored=ignored, others_too=False)
+        return Scheme("bitnet, 16 bits in the files", _constant(0), ignored=ignored, others_too=False)
     norm = 2 if quant.flag("use_rms_norm") else 0
     return Scheme("bitnet", lambda rows, columns: cdiv(rows, 4) * columns + 2 + norm * columns, ignored=ignored)
 

@@ -1,4 +1,5 @@
-"""compressed-tensors (llm-compressor): packed or plain, scales by tensor, channel, group or block, half of it zeros.
+"""compressed-tensors (llm-compressor): packed or plain, with scales by tensor, channel, group or block, and 2:4
+sparsity.
 
 Source: compressed-tensors 0.12 (compressors/sparse_compressors/sparse_24_bitmask.py, quantized_compressors and
 marlin_24), vLLM 0.11 (quantization/gptq_marlin_24.py).
@@ -33,16 +34,16 @@ MARLIN_24 = "marlin-24"
 
 
 def _sparse_24(quant: Quant) -> bool:
-    """Whether of four elements two are stored, and a bit for each. Raises SourceError for another sparsity."""
+    """Whether two of four elements are stored, with one bit per element. Raises SourceError for another sparsity."""
     own = quant.section("sparsity_config")
     kind = "dense" if own is None else str(own.raw.get("format") or "dense")
     if kind not in ("dense", SPARSE_24):
-        raise quant.fail(f"sparsity_config of format {kind[:30]!r}: how many elements are stored is not known")
+        raise quant.fail(f"sparsity_config of format {kind[:30]!r}: the number of stored elements is not known")
     return kind == SPARSE_24
 
 
 def _unquantized(quant: Quant, *, sparse: bool) -> Scheme:
-    """16-bit weights: the cache alone is quantized, or half of the elements are left out."""
+    """16-bit weights: only the cache is quantized, or half of the elements are left out."""
     if not sparse:
         return Scheme("16 bits", lambda rows, columns: 2 * rows * columns, others_too=False)
     own = quant.section("sparsity_config")
@@ -51,21 +52,21 @@ def _unquantized(quant: Quant, *, sparse: bool) -> Scheme:
 
 
 def sparse_bytes(rows: int, columns: int, *, bits: int) -> int:
-    """Half of the elements, a bit for each, and the shape."""
+    """Half of the elements, one bit per element, and the shape."""
     return rows * columns // 2 * bits // 8 + rows * cdiv(columns, 8) + 16
 
 
 def marlin_24_bytes(rows: int, columns: int, *, bits: int, group: int) -> int:
-    """Half of the elements, two bits that say where each stood, a 16-bit scale per group."""
+    """Half of the elements, two position bits for each, a 16-bit scale per group."""
     groups = cdiv(columns, group) if group > 0 else 1
     return rows * columns // 2 * bits // 8 + rows * columns // 8 + 2 * groups * rows
 
 
 def _compressed_group(quant: Quant, group: Any) -> tuple[tuple[str, ...], str, Size]:
-    """(targets, name, size of a matrix) of one of `config_groups`."""
+    """(targets, name, matrix size) of one of `config_groups`."""
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
-        raise quant.fail("config_groups must say weights")
+        raise quant.fail("config_groups must contain weights")
     layout = str(group.get("format") or quant.raw.get("format") or "")
     targets = Quant(group, f"{quant.where}: config_groups").names("targets") or ("Linear",)
     name, size = _compressed_format(Quant(weights, f"{quant.where}: weights"), group, layout)
@@ -73,7 +74,7 @@ def _compressed_group(quant: Quant, group: Any) -> tuple[tuple[str, ...], str, S
 
 
 def _with_half(name: str, size: Size) -> tuple[str, Size]:
-    """The same with two of four elements of 8 bits stored: scales stay."""
+    """The same with two of four 8-bit elements stored; scales stay."""
 
     def half(rows: int, columns: int) -> int:
         return size(rows, columns) - rows * columns + sparse_bytes(rows, columns, bits=8)
@@ -112,7 +113,7 @@ def _compressed_format(weights: Quant, group: Mapping[str, Any], layout: str) ->
 
 
 def _block(weights: Quant) -> tuple[int, int]:
-    """Rows and columns of a block: a list, or a text such as 128x128."""
+    """Rows and columns of a block: a list, or text such as 128x128."""
     stated = weights.raw.get("block_structure")
     sides = stated.split("x") if isinstance(stated, str) else stated
     if not isinstance(sides, list) or len(sides) != 2 or not all(str(side).isdigit() and int(side) for side in sides):

@@ -1,4 +1,4 @@
-"""Floats of 8 and 4 bits: FP8 in blocks, by row or by matrix, MXFP8, MXFP4, NVFP4; ModelOpt, Quark and FP-Quant.
+"""8-bit and 4-bit floats: FP8 by block, row or matrix, MXFP8, MXFP4, NVFP4; ModelOpt, Quark and FP-Quant.
 
 Sources: transformers' integrations of each method, OCP's microscaling formats, TensorRT Model Optimizer's export,
 fp_quant 0.3.2 (module/linear.py).
@@ -31,7 +31,7 @@ def fp8(quant: Quant) -> Scheme:
         return rows * columns + scale * cdiv(rows, high) * cdiv(columns, wide)
 
     name = f"fp8, blocks of {high} x {wide}"
-    if quant.raw.get("quantized_layers"):  # NVIDIA's DeepSeek-V4: experts in NVFP4; what it ignores stays in fp8
+    if quant.raw.get("quantized_layers"):  # NVIDIA's DeepSeek-V4: experts in NVFP4; ignored modules stay in fp8
         mixed = mixed_precision(quant, ())
         kept = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers"))
         return Scheme(f"{name}, experts in {mixed.name}", size, ignored=kept, groups=mixed.groups)
@@ -41,20 +41,20 @@ def fp8(quant: Quant) -> Scheme:
 
 
 def int8_blocks(quant: Quant) -> Scheme:
-    """Integers of 8 bits in blocks, as FP8's (SGLang's blockwise_int8)."""
+    """8-bit integers in blocks, like FP8 (SGLang's blockwise_int8)."""
     found = fp8(Quant({"weight_block_size": [128, 128], **quant.raw}, quant.where))
     return replace(found, name=found.name.replace("fp8", "int8"))
 
 
 def by_row(quant: Quant) -> Scheme:
-    """A byte per element and a float32 scale per row (SGLang's w8a8_int8 and w8a8_fp8)."""
+    """One byte per element and a float32 scale per row (SGLang's w8a8_int8 and w8a8_fp8)."""
     kind = str(quant.raw.get("quant_method"))[-4:].strip("_-")
     ignored = (LM_HEAD, *quant.names("modules_to_not_convert", "ignored_layers", "ignore"))
     return Scheme(f"{kind} by row", lambda rows, columns: rows * columns + 4 * rows, ignored=ignored)
 
 
 def mxfp8(quant: Quant) -> Scheme:
-    """FP8 of transformers with a power of two as the scale of 32 elements."""
+    """FP8 of transformers, with a power-of-two scale per 32 elements."""
     return Scheme("mxfp8", mxfp8_bytes, ignored=(LM_HEAD, *quant.names("modules_to_not_convert")))
 
 
@@ -69,22 +69,22 @@ def mxfp4(quant: Quant) -> Scheme:
 
 
 def mxfp4_bytes(rows: int, columns: int) -> int:
-    """Half a byte per element and a scale of a byte for 32 of them."""
+    """Half a byte per element and a one-byte scale per 32 elements."""
     return rows * cdiv(columns, 32) * 17
 
 
 def mxfp8_bytes(rows: int, columns: int) -> int:
-    """A byte per element and a scale of a byte for 32 of them."""
+    """One byte per element and a one-byte scale per 32 elements."""
     return rows * columns + rows * cdiv(columns, 32)
 
 
 def nvfp4_bytes(rows: int, columns: int) -> int:
-    """Half a byte per element, an fp8 scale for 16, a scale of the matrix and one of its inputs."""
+    """Half a byte per element, an fp8 scale per 16 elements, one scale per matrix and one for its inputs."""
     return rows * (cdiv(columns, 2) + cdiv(columns, 16)) + 8
 
 
 def fp8_bytes(rows: int, columns: int) -> int:
-    """A byte per element, a scale of the matrix and one of its inputs."""
+    """One byte per element, one scale per matrix and one for its inputs."""
     return rows * columns + 8
 
 
@@ -119,12 +119,12 @@ def modelopt(quant: Quant) -> Scheme:
 def modelopt_format(quant: Quant, algorithm: str) -> tuple[str, Size]:
     if algorithm not in MODELOPT:
         known = ", ".join((*MODELOPT, "MIXED_PRECISION"))
-        raise quant.fail(f"quant_algo {algorithm[:40]!r} is not one that kvscope knows ({known}): give --weight-format")
+        raise quant.fail(f"kvscope does not know quant_algo {algorithm[:40]!r} (only {known}): give --weight-format")
     return MODELOPT[algorithm]
 
 
 def mixed_precision(quant: Quant, ignored: tuple[str, ...]) -> Scheme:
-    """Every quantized module is named with its format; the others stay as they are."""
+    """Every quantized module is listed with its format; the others are not quantized."""
     listed = quant.raw.get("quantized_layers")
     if not isinstance(listed, dict) or not listed or len(listed) > MAX_MODULES:
         raise quant.fail("quantized_layers missing: it names the format of each module")
@@ -140,10 +140,10 @@ def mixed_precision(quant: Quant, ignored: tuple[str, ...]) -> Scheme:
 
 
 def quark(quant: Quant) -> Scheme:
-    """Quark: one format for the linear layers, and formats of their own for patterns of names."""
+    """Quark: one format for the linear layers, and other formats for name patterns."""
     whole, layers = quant.section("global_quant_config"), quant.section("layer_quant_config")
     if whole is None or whole.section("weight") is None:
-        raise quant.fail("global_quant_config must say weight")
+        raise quant.fail("global_quant_config must contain weight")
     name, size = _quark_format(whole)
     kept: list[str] = []
     groups: list[tuple[tuple[str, ...], Size]] = []
@@ -171,7 +171,7 @@ def _quark_format(own: Quant) -> tuple[str, Size]:
         return dtype.partition("_")[0], fp8_bytes
     if dtype in ("fp8_e4m3", "int8") and scheme == "per_channel":
         return f"{dtype.partition('_')[0]} by row", lambda rows, columns: rows * columns + 4 * rows
-    raise own.fail(f"weights of {dtype[:20]!r} {scheme[:20]!r} are not ones that kvscope counts: give --weight-format")
+    raise own.fail(f"kvscope does not support weights of {dtype[:20]!r} {scheme[:20]!r}: give --weight-format")
 
 
 def fp_quant(quant: Quant) -> Scheme:
@@ -180,7 +180,7 @@ def fp_quant(quant: Quant) -> Scheme:
     if kind not in ("mxfp4", "nvfp4"):
         raise quant.fail(f"forward_dtype {kind[:20]!r} is not mxfp4 or nvfp4")
     if quant.flag("pseudoquantization") or quant.flag("store_master_weights"):
-        raise quant.fail("weights that are kept in 16 bits beside the quantized ones are not counted")
+        raise quant.fail("kvscope does not support quantized weights with 16-bit copies")
     group = 32 if kind == "mxfp4" else 16
     width = quant.count("hadamard_group_size", default=group)
 

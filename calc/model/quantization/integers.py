@@ -1,7 +1,7 @@
 """Packed integers: AWQ, GPTQ, AutoRound, HQQ, EETQ, bitsandbytes, MLX and ExLlama.
 
-Sources: AutoAWQ and AutoGPTQ (int32 words, 16-bit scales; GPTQ's g_idx), auto_round 0.16.1 (its layout is GPTQ's
-without an index), hqq 0.2.8 (state_dict of HQQLinear), EETQ and bitsandbytes as transformers 5.23 keeps them, mlx.
+Sources: AutoAWQ and AutoGPTQ (int32 words, 16-bit scales; GPTQ's g_idx), auto_round 0.16.1 (GPTQ's layout without an
+index), hqq 0.2.8 (state_dict of HQQLinear), EETQ and bitsandbytes as in transformers 5.23, mlx.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def gptq(quant: Quant) -> Scheme:
 
 
 def _inside(quant: Quant) -> tuple[str, ...]:
-    """The modules of a layer that are quantized, where not all are: lists of those that are done together.
+    """The quantized modules of a layer, if not all are: lists of modules that are quantized together.
 
-    Every expert is written out; the first one stands for all.
+    Every expert is listed; the first one stands for all.
     """
     listed = quant.raw.get("modules_in_block_to_quantize") or quant.raw.get("inside_layer_modules") or []
     if not isinstance(listed, list) or len(listed) > MAX_PATTERNS:
@@ -52,7 +52,7 @@ def _inside(quant: Quant) -> tuple[str, ...]:
 
 
 def marlin(quant: Quant) -> Scheme:
-    """Marlin: 4 bits and a 16-bit scale for each group, without zero points or an index; or two of four elements."""
+    """Marlin: 4 bits and a 16-bit scale per group, without zero points or an index; or 2:4 sparsity."""
     bits, group = quant.count("bits", default=4), quant.count("group_size", lowest=-1)
     ignored = () if quant.flag("lm_head") else (LM_HEAD,)
     if "24" in str(quant.raw.get("quant_method")):
@@ -77,7 +77,7 @@ def gptq_size(bits: int, group: int) -> Size:
 
 
 def _dynamic(quant: Quant, bits: int, group: int) -> tuple[list[str], tuple[tuple[tuple[str, ...], Size], ...]]:
-    """(names left out, groups of their own) of GPTQModel's `dynamic`: "-:pattern" leaves out, others override."""
+    """(excluded names, own groups) of GPTQModel's `dynamic`: "-:pattern" excludes, others override."""
     rules = quant.raw.get("dynamic") or {}
     if not isinstance(rules, dict) or len(rules) > MAX_PATTERNS:
         raise quant.fail("dynamic must be an object of patterns")
@@ -108,7 +108,7 @@ def bitsandbytes(quant: Quant) -> Scheme:
 
 
 def auto_round(quant: Quant) -> Scheme:
-    """AutoRound: GPTQ's layout without an index, or AWQ's; `extra_config` names the layers that have other bits."""
+    """AutoRound: GPTQ's layout without an index, or AWQ's; `extra_config` lists layers with other bit widths."""
     usual = _auto_round_format(quant, quant)
     kept: list[str] = []
     groups: list[tuple[tuple[str, ...], Size]] = []
@@ -125,7 +125,7 @@ def auto_round(quant: Quant) -> Scheme:
 
 
 def _auto_round_format(own: Quant, whole: Quant) -> tuple[str, Size]:
-    """Name and size of what `own` says; `whole` holds what it leaves out."""
+    """Name and size of the format in `own`; `whole` has the fields that it leaves out."""
     bits = own.count("bits", default=whole.count("bits"))
     group = own.count("group_size", default=whole.count("group_size", default=128, lowest=-1), lowest=-1)
     kind = str(own.raw.get("data_type") or whole.raw.get("data_type") or "int")
@@ -140,7 +140,7 @@ def _auto_round_format(own: Quant, whole: Quant) -> tuple[str, Size]:
         if (kind[:2], bits) in known:
             return known[kind[:2], bits]
     if not kind.startswith("int"):
-        raise own.fail(f"data_type {kind[:20]!r} of {bits} bits is not one that kvscope counts: give --weight-format")
+        raise own.fail(f"kvscope does not support data_type {kind[:20]!r} with {bits} bits: give --weight-format")
 
     def size(rows: int, columns: int) -> int:
         return integer_bytes(rows, columns, bits=bits, group=group, zeros=True, order=False, scale=2)
@@ -149,16 +149,17 @@ def _auto_round_format(own: Quant, whole: Quant) -> tuple[str, Size]:
 
 
 def _as_pattern(name: str) -> str:
-    """A module's name; a pattern where it is written as one."""
+    """A module's name, or a pattern if it is written as one."""
     return f"re:{name}" if any(sign in name for sign in "*^$[(\\+") else name
 
 
 HQQ_RECORDS = 68
-"""Bytes of what HQQLinear writes beside weights, scales and zeros: shape, packing, types and flags, as tensors."""
+"""Bytes that HQQLinear writes besides weights, scales and zeros: shape, packing, types and flags, as tensors."""
 
 
 def hqq(quant: Quant) -> Scheme:
-    """HQQ: packed weights, a 16-bit scale and zero for each group; formats by the last name of a layer, or one."""
+    """HQQ: packed weights, a 16-bit scale and zero point per group; formats by the last part of a layer's name, or
+    one."""
     ignored = quant.names("skip_modules") if "skip_modules" in quant.raw else (LM_HEAD,)
     chosen = quant.section("quant_config") or quant
     if chosen.raw.get("weight_quant_params") is not None:
@@ -168,7 +169,7 @@ def hqq(quant: Quant) -> Scheme:
     named = (name for name, value in chosen.raw.items() if isinstance(value, dict))
     layers = {name: section for name in named if (section := chosen.section(name)) is not None}
     if not layers:
-        raise quant.fail("quant_config must say weight_quant_params")
+        raise quant.fail("quant_config must contain weight_quant_params")
     made = {name: _hqq_format(section) for name, section in layers.items()}
     formats = " and ".join(dict.fromkeys(name for name, _ in made.values()))
     groups = tuple(((name.rpartition(".")[2],), size) for name, (_, size) in made.items())
@@ -177,14 +178,14 @@ def hqq(quant: Quant) -> Scheme:
 
 def _hqq_format(section: Quant) -> tuple[str, Size]:
     if section.raw.get("scale_quant_params") or section.raw.get("zero_quant_params"):
-        raise section.fail("scales that are quantized themselves are not counted")
+        raise section.fail("kvscope does not support quantized scales")
     weights = section.section("weight_quant_params")
     return _hqq_size(section if weights is None else weights)
 
 
 def _hqq_size(weights: Quant) -> tuple[str, Size]:
     bits, group = weights.count("nbits"), weights.count("group_size")
-    each = HQQ_RECORDS + (weights.dtype == "bfloat16")  # the name of the compute type is a letter longer
+    each = HQQ_RECORDS + (weights.dtype == "bfloat16")  # the name of the compute type is one letter longer
 
     def size(rows: int, columns: int) -> int:
         elements = rows * columns
@@ -202,7 +203,7 @@ def eetq(quant: Quant) -> Scheme:
 
 
 def mlx(quant: Quant) -> Scheme:
-    """MLX: every matrix whose rows are whole groups, embedding, head and routers among them; layers may differ."""
+    """MLX: every matrix whose rows are whole groups, including embedding, head and routers; layers may differ."""
     name, size = _mlx_format(quant)
     kept: list[str] = []
     groups: list[tuple[tuple[str, ...], Size]] = []
@@ -220,7 +221,7 @@ def _mlx_format(quant: Quant) -> tuple[str, Size]:
     group = quant.count("group_size")
     beside = {"affine": 4, "mxfp4": 1, "nvfp4": 1, "mxfp8": 1}.get(mode)
     if beside is None:
-        raise quant.fail(f"mode {mode[:20]!r} is not one that kvscope counts: give --weight-format")
+        raise quant.fail(f"kvscope does not support mode {mode[:20]!r}: give --weight-format")
 
     def size(rows: int, columns: int) -> int:
         if columns % group:
@@ -231,7 +232,7 @@ def _mlx_format(quant: Quant) -> tuple[str, Size]:
 
 
 def metal(quant: Quant) -> Scheme:
-    """The Metal kernels of transformers: 32-bit words, a float32 scale and bias for each group."""
+    """The Metal kernels of transformers: 32-bit words, a float32 scale and bias per group."""
     bits, group = quant.count("bits", default=4), quant.count("group_size", default=64)
 
     def size(rows: int, columns: int) -> int:
@@ -242,7 +243,7 @@ def metal(quant: Quant) -> Scheme:
 
 
 def exllama(quant: Quant) -> Scheme:
-    """EXL2 and EXL3: the bits that the linear layers take on average, and those of the head."""
+    """EXL2 and EXL3: the average bits of the linear layers, and those of the head."""
     bits, head_bits = _fraction(quant, "bits"), _fraction(quant, "head_bits", default=6)
     method = str(quant.raw.get("quant_method"))[:8].lower()
 

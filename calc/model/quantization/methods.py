@@ -1,4 +1,4 @@
-"""Which method a quantization_config means, and who reads it. A family is imported only for a config that names it."""
+"""The method of a quantization_config and its reader. A family is imported only for a config that names it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ OTHER_NAMES: Mapping[str, str] = {
 }  # fmt: skip
 WHILE_LOADING: Mapping[str, str] = {
     **dict.fromkeys(
-        ("quanto", "rtn", "experts-int8", "ptpc-fp8", "tpu-int8", "deepspeedfp"), "it quantizes while it loads"
+        ("quanto", "rtn", "experts-int8", "ptpc-fp8", "tpu-int8", "deepspeedfp"), "it quantizes while loading"
     ),
     "sinq": "the layout of its files is not documented",
     "fouroversix": "the layout of its files is not documented",
     "gemma": "the layout of its files is not documented",
     "nvfp4": "the layout of transformers' own NVFP4 files is not documented",
-    "gguf": "give the .gguf file itself as --model",
+    "gguf": "pass the .gguf file to --model",
 }
-"""Methods that transformers names and whose bytes a config does not determine, and why."""
+"""Methods of transformers whose bytes a config does not determine, and why."""
 TELLING: tuple[tuple[str, frozenset[str]], ...] = (
     ("compressed-tensors", frozenset(("config_groups",))),
     ("bitsandbytes", frozenset(("load_in_4bit",))),
@@ -48,13 +48,13 @@ TELLING: tuple[tuple[str, frozenset[str]], ...] = (
     ("torchao", frozenset(("quant_type",))),
     ("mlx", frozenset(("bits", "group_size"))),
 )
-"""Keys that only one method writes, for a config that does not name it; MLX's are what is left."""
+"""Keys that only one method writes, for a config that does not name it; otherwise it is MLX."""
 
 
 def scheme_of(config: Mapping[str, Any], source: str) -> Scheme | None:
-    """What a config's quantization_config means; None where there is none.
+    """The scheme of a config's quantization_config; None if there is none.
 
-    Raises SourceError for a method that is not known, or one whose fields do not determine the bytes.
+    Raises SourceError for an unknown method, or if the fields do not determine the bytes.
     """
     raw = config.get("quantization_config") or _of_mlx(config.get("quantization"))
     if raw is None or raw == {}:
@@ -74,12 +74,12 @@ def scheme_of(config: Mapping[str, Any], source: str) -> Scheme | None:
 
 
 def _of_mlx(raw: object) -> Mapping[str, Any] | None:
-    """What MLX says under a key of its own; None where it is something else."""
+    """MLX's own quantization key; None if it is something else."""
     return raw if isinstance(raw, dict) and {"bits", "group_size"} <= set(raw) else None
 
 
 def _method(raw: Mapping[str, Any]) -> str:
-    """The method by its usual name; by the keys that only it has where the config does not name one."""
+    """The method by its usual name, or by the keys that only it has if the config does not name one."""
     stated = raw.get("quant_method")
     if stated is None and raw.get("quant_algo") is None:
         present = {key for key, value in raw.items() if value not in (None, False)}

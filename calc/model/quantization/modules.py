@@ -1,4 +1,4 @@
-"""Modules by the names that checkpoints give them: plain paths, globs and ``re:`` patterns, whatever the prefix."""
+"""Modules by their names in checkpoints: plain paths, globs and ``re:`` patterns, with any prefix."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from calc.errors import SourceError
 
 PREFIXES = frozenset("model language_model backbone transformer thinker text_model llm".split())
-"""What a checkpoint may put before a module's path below the model."""
+"""Prefixes that a checkpoint may put before a module's path."""
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "mixer": ("mixer", "linear_attn", "mamba", "self_attn", "conv", "short_conv"),
     "self_attn": ("self_attn", "attention", "attn", "mixer"),
@@ -20,16 +20,16 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "down_proj": ("down_proj", "w2"),
     "up_proj": ("up_proj", "w3"),
 }
-"""Parts of a module's path that checkpoints call by different names."""
+"""Parts of a module's path that have different names in checkpoints."""
 
 LAYOUTS: Mapping[str, Mapping[str, str]] = {
     "gemma4_text": {"mlp.experts.": "experts.", "mlp.shared_experts.": "mlp.", "mlp.gate": "router.proj"},
 }
-"""Types whose modules stand elsewhere than in other checkpoints: Gemma 4 has its experts beside `mlp`, not in it."""
+"""Types with modules at another path than usual: Gemma 4 has its experts beside `mlp`, not in it."""
 
 
 def published(path: str, model_type: str) -> str:
-    """Where checkpoints of that type have the module."""
+    """The module's path in checkpoints of that type."""
     for usual, own in LAYOUTS.get(model_type, {}).items():
         if f".{usual}" in path:
             return path.replace(f".{usual}", f".{own}")
@@ -37,7 +37,7 @@ def published(path: str, model_type: str) -> str:
 
 
 class Modules:
-    """A set of modules by the names of a checkpoint: plain paths, globs and ``re:`` patterns."""
+    """A set of modules by checkpoint names: plain paths, globs and ``re:`` patterns."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.everything = "Linear" in names
@@ -51,7 +51,7 @@ class Modules:
         self.patterns = [*others, *(pattern for name in names if (pattern := _pattern(name)) is not None)]
 
     def name(self, path: str) -> bool:
-        """Whether the module of that path, or one that it lies in, is one of them: by its path or a part of it."""
+        """Whether the set contains the module at that path or one of its parents, by its path or a part of it."""
         return self.everything or any(self._names(alias) for alias in _aliases(path))
 
     def _names(self, path: str) -> bool:
@@ -66,7 +66,7 @@ class Modules:
 
 
 def _aliases(path: str) -> list[str]:
-    """The names that checkpoints give the module of that path."""
+    """The checkpoint names of the module at that path."""
     found = [""]
     for part in path.split("."):
         found = [f"{start}.{name}" if start else name for start in found for name in ALIASES.get(part, (part,))]
@@ -74,7 +74,7 @@ def _aliases(path: str) -> list[str]:
 
 
 def _below_model(name: str) -> str:
-    """A module's path without what stands before the layers: ``model.language_model.layers.0`` is ``layers.0``."""
+    """A module's path without the prefix before the layers: ``model.language_model.layers.0`` is ``layers.0``."""
     parts = name.split(".")
     while len(parts) > 1 and parts[0] in PREFIXES:
         parts = parts[1:]
@@ -87,13 +87,13 @@ def _glob(name: str) -> re.Pattern[str]:
 
 
 def _pattern(name: str) -> re.Pattern[str] | None:
-    """A ``re:`` entry as a pattern. Raises SourceError for one that could take for ever: files are untrusted."""
+    """A ``re:`` entry as a pattern. Raises SourceError for one that could take forever: files are untrusted."""
     if not name.startswith("re:"):
         return None
     text = name[3:]
     repeated = re.search(r"[*+?}]\s*[*+{]|\([^)]*[*+][^)]*\)[*+{]", text)
     if re.fullmatch(r"[\w.,*^$|()\[\]\\/?+!:=-]*", text) is None or repeated or text.count("*") > 8:
-        raise SourceError(f"the pattern {text[:60]!r} of a quantization_config is not one that kvscope follows")
+        raise SourceError(f"kvscope does not support the pattern {text[:60]!r} of a quantization_config")
     try:
         return re.compile(text)
     except re.error:

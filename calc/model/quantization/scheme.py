@@ -1,4 +1,4 @@
-"""What a quantization_config means, as a value; typed access to its fields; arithmetic that several methods share."""
+"""A quantization_config as a value, typed access to its fields, and arithmetic that several methods share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ Size = Callable[[int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How matrices are stored: `matrix_bytes` for each one but the `ignored`, which stay as they are.
+    """How matrices are stored: `matrix_bytes` for all except the `ignored` ones, which are not quantized.
 
-    `groups` are (targets, size) for modules that are stored in another way, first match first; with `others_too`
-    off, a matrix that no group names stays as it is. Names are those of modules, ``re:`` patterns or globs.
-    `every` are names of which each must be a module of the model: a list that says what is quantized in other words
-    than ours would leave something out.
-    `embedding_too` and `routers_too`: the embedding and the routers are quantized as the linear layers are (MLX).
+    `groups` are (targets, size) for modules that are stored differently; the first match counts. With `others_too` off,
+    a matrix that no group names is not quantized. Names are module names, ``re:`` patterns or globs. Each name in
+    `every` must be a module of the model; otherwise our names differ from those in the list, and something would be
+    missed. `embedding_too` and `routers_too`: the embedding and the routers are quantized like the linear layers (MLX).
     """
 
     name: str
@@ -44,7 +43,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def integer_bytes(rows: int, columns: int, *, bits: int, group: int, zeros: bool, order: bool, scale: int) -> int:
-    """Packed integers of `bits`, a scale of `scale` bytes and a zero point a group of inputs, an index where ordered.
+    """Packed integers of `bits`, a scale of `scale` bytes and a zero point per group of inputs, an index with `order`.
 
     >>> integer_bytes(4096, 4096, bits=4, group=128, zeros=True, order=False, scale=2)
     8716288
@@ -83,7 +82,7 @@ class Quant:
         return default
 
     def section(self, key: str) -> Quant | None:
-        """A nested object; None where there is none."""
+        """A nested object; None if there is none."""
         value = self.raw.get(key)
         if value is None:
             return None

@@ -1,6 +1,6 @@
-"""torchao: a configuration object in `quant_type`, by its name or as a nested record, for all modules or for some.
+"""torchao: a configuration object in `quant_type`, by name or as a nested record, for all or some modules.
 
-Source: torchao 0.18.0 (the tensors that `quantize_` makes of a linear layer). Version 1 of the integer layouts kept a
+Source: torchao 0.18.0 (the tensors that `quantize_` makes of a linear layer). Version 1 of the integer layouts stored a
 16-bit scale and a 64-bit zero point per row.
 """
 
@@ -24,14 +24,14 @@ SHORT: Mapping[str, str] = {
     "float8-dynamic-activation-float8-weight": "Float8DynamicActivationFloat8WeightConfig",
     "float8dq": "Float8DynamicActivationFloat8WeightConfig",
 }
-"""Names of configurations as text; what follows the last dash of a short one is its group size (int4wo-128)."""
+"""Names of configurations as text; the number after the last dash of a short name is its group size (int4wo-128)."""
 BY_MODULE = ("FqnToConfig", "ModuleFqnToConfig", "AOPerModuleConfig")
 
 
 def torchao(quant: Quant) -> Scheme:
     """The scheme of `quant_type`."""
     if quant.flag("include_input_output_embeddings"):
-        raise quant.fail("include_input_output_embeddings: a quantized embedding is not counted")
+        raise quant.fail("include_input_output_embeddings: kvscope does not support a quantized embedding")
     ignored = (LM_HEAD, *quant.names("modules_to_not_convert"))
     chosen = quant.raw.get("quant_type")
     if isinstance(chosen, str):
@@ -50,7 +50,7 @@ def _by_text(quant: Quant, text: str) -> tuple[str, Mapping[str, Any]]:
     if not group.isdigit():
         name, group = text.lower().replace("_", "-"), ""
     if name not in SHORT:
-        raise quant.fail(f"quant_type {text[:40]!r} is not one that kvscope counts ({', '.join(SHORT)})")
+        raise quant.fail(f"kvscope does not support quant_type {text[:40]!r} (only {', '.join(SHORT)})")
     more = quant.raw.get("quant_type_kwargs")
     data = dict(more) if isinstance(more, dict) else {}
     return SHORT[name], {**data, **({"group_size": int(group)} if group else {})}
@@ -67,7 +67,7 @@ def _of_record(quant: Quant, record: Mapping[str, Any]) -> tuple[str, Size]:
 
 
 def _by_module(quant: Quant, data: Mapping[str, Any], ignored: tuple[str, ...]) -> Scheme:
-    """Modules by name, and ``_default`` for the others; null leaves a module as it is."""
+    """Modules by name, and ``_default`` for the others; null leaves a module unquantized."""
     listed = next((data[key] for key in ("fqn_to_config", "module_fqn_to_config") if key in data), None)
     if not isinstance(listed, dict) or not listed or len(listed) > MAX_PATTERNS:
         raise quant.fail("module_fqn_to_config missing: it says how each module is stored")
@@ -102,7 +102,7 @@ def _format(quant: Quant, kind: str, data: Mapping[str, Any], *, version: int) -
         if "PerRow" in str(data.get("granularity")):
             return "torchao float8 by row", lambda rows, columns: rows * columns + 4 * rows
         return "torchao float8 by tensor", lambda rows, columns: rows * columns + 4
-    raise quant.fail(f"quant_type {kind[:60]!r} is not one that kvscope counts: give --weight-format")
+    raise quant.fail(f"kvscope does not support quant_type {kind[:60]!r}: give --weight-format")
 
 
 READERS: Mapping[str, Callable[[Quant], Scheme]] = {"torchao": torchao}

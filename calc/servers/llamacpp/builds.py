@@ -1,4 +1,4 @@
-"""What came to llama.cpp with which build. A build before a feature refuses its option or has the older accounting.
+"""Which build of llama.cpp introduced what. A build before a feature refuses its option or uses the older accounting.
 
 Numbers of builds: release tags and the dates of the pull requests named here.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from calc.errors import SpecError
 
 MEASURED = 11549
-"""The build whose buffers were compared, that of the PyPI wheel xllamacpp 2026.10.11549; used where none is given."""
+"""The default build, whose buffers were compared: that of the PyPI wheel xllamacpp 2026.10.11549."""
 QUANTIZED_KEYS = 1620
 """--cache-type-k (pull request 4309, December 2023)."""
 SPLIT_BY_LAYER = 1842
@@ -39,11 +39,11 @@ SINCE: Mapping[str, tuple[int, str]] = {
     "cache_ram_bytes": (HOST_PROMPTS, "--cache-ram"),
     "tensor_split": (SPLIT_BY_LAYER, "--tensor-split by whole layers"),
 }
-"""Options by field, the first build that has them and their words."""
+"""Options by field, with the first build that has them and their names."""
 
 
 def build_of(version: str | None) -> int:
-    """The number of a build: ``b4800``, ``4800``, ``b7003 (596a297cb)``; the measured one where none is given.
+    """The number of a build: ``b4800``, ``4800``, ``b7003 (596a297cb)``; the measured one if none is given.
 
     >>> build_of("b4800"), build_of("7003 (596a297cb)")
     (4800, 7003)

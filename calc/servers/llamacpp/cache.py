@@ -3,7 +3,7 @@
 llama-kv-cache.cpp (contiguous, n_ctx cells for all slots), llama-kv-cache-iswa.cpp (window x slots + one batch, padded
 to 256), llama-memory-recurrent.cpp (one state per slot, in float32), llama-kv-cache-dsa.cpp, -msa.cpp and
 llama-memory-hybrid-idx.cpp (a cache for the keys of indexers), llama-kv-cache-dsv4.cpp (compressed rows, every slot
-with cells of its own). Held against what the build of October 2026 allocates for every architecture.
+with its own cells). Compared with what the build of October 2026 allocates for every architecture.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ STATE_BYTES = 4
 NO_WINDOW = frozenset(
     ("ministral", "mistral", "mixtral", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
 )
-"""Classes whose window llama.cpp does not use: their layers keep the whole context."""
+"""Classes whose window llama.cpp ignores: their layers cache the whole context."""
 POOLED_ROWS = 3
-"""Rows of an indexer that pools keys: of GLM-5.3."""
+"""Rows of an indexer that pools keys (GLM-5.3)."""
 OWN_CELLS = "window_row"
-"""Layers of which every slot has cells of its own: windows of rows, beside compressed ones."""
+"""Layers in which every slot has its own cells: windows of rows, beside compressed rows."""
 
 Each = int | Fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShape:
-    """`context` tokens for each of `slots`, in batches of `ubatch`, K and V at `key_bytes` and `value_bytes` each.
+    """`context` tokens for each of `slots`, in batches of `ubatch`; K and V take `key_bytes` and `value_bytes` per
+    element.
 
-    `whole_windows` (``--swa-full``): window layers keep the whole context.
+    `whole_windows` (``--swa-full``): window layers cache the whole context.
     """
 
     context: int
@@ -54,11 +55,11 @@ class CacheShape:
 
     @property
     def batch(self) -> int:
-        """Tokens of one step."""
+        """Tokens per step."""
         return min(self.ubatch, self.cells)
 
     def cells_of(self, cached: CacheLayers) -> int:
-        """Cells of one such layer."""
+        """Cells per layer of this kind."""
         if cached.kind == COMPRESSED:
             return self.slots * padded(-(-padded(self.context) // cached.ratio))
         if cached.mixer == OWN_CELLS:
@@ -89,7 +90,7 @@ def window_cells(window: int, *, n_seq: int, n_ubatch: int, n_ctx: int) -> int:
 
 
 def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...], ...]:
-    """What each layer keeps, bottom first; nothing where it reads another layer's cache."""
+    """What each layer keeps, bottom first; nothing if it reads another layer's cache."""
     known: dict[int, tuple[CacheLayers, ...]] = {}  # equal layers are one object
     recurrent = any(mixer.state_elements for layer in model.groups for mixer in layer.mixers)
     for i, layer in enumerate(model.layers):
@@ -102,8 +103,8 @@ def kept_by_layer(model: ModelSpec, build: int) -> tuple[tuple[CacheLayers, ...]
 def _with_index(cached: CacheLayers, layer: LayerSpec, *, recurrent: bool) -> CacheLayers:
     """`cached` with what the cache for the keys of an indexer has in addition.
 
-    Of blocks it has a row of values of one head, which nothing reads (llama_kv_cache_msa); of a latent beside recurrent
-    layers, whose keys are pooled, it has three rows (llama_memory_hybrid_idx): loads with other widths say so.
+    For blocks, it has one unused row of values (llama_kv_cache_msa). For a latent with pooled keys beside recurrent
+    layers, it has three rows (llama_memory_hybrid_idx), as loading models with other widths shows.
     """
     if not cached.index_elements or (cached.kind == LATENT) is not recurrent:
         return cached
@@ -121,7 +122,7 @@ def _as_cached(cached: CacheLayers, model: ModelSpec, layer: LayerSpec, build: i
 
 
 def _expanded(cached: CacheLayers, layer: LayerSpec) -> CacheLayers:
-    """K and V of every head, as builds before the latent cache kept them."""
+    """K and V of all heads, as in builds before the latent cache."""
     mixer = next(mixer for mixer in layer.mixers if isinstance(mixer, Latent))
     return replace(
         cached,
@@ -143,7 +144,7 @@ def layer_bytes(cached: CacheLayers, shape: CacheShape) -> int:
 
 
 def row_bytes(cached: CacheLayers, shape: CacheShape) -> tuple[int, int]:
-    """Bytes of K and of V in one cell of one layer; a latent is K alone."""
+    """Bytes of K and of V per cell and layer; a latent has only K."""
     keys = cached.n_kv_heads * cached.key_dim + cached.index_elements
     values = (0 if cached.kind == LATENT else cached.n_kv_heads * cached.value_dim) + cached.index_values
     return ceil(keys * shape.key_bytes), ceil(values * shape.value_bytes)

@@ -1,7 +1,8 @@
 """llama.cpp's compute buffers: what one batch needs on a device and on the host, with flash attention.
 
-ggml-alloc.c lets tensors share memory once they are used; the sums below are the live ones where most are, worked out
-from buffers that llama.cpp itself reserves (docs/accuracy.md). In units of one float32 per token of the batch.
+ggml-alloc.c reuses the memory of tensors that are no longer needed. The sums below are the tensors that are live at the
+peak, derived from buffers that llama.cpp itself reserves (docs/accuracy.md). The unit is one float32 per token of the
+batch.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from calc.servers.llamacpp.weights import Weights
 FLOAT_BYTES = 4
 HALF_BYTES = 2
 OFFLOADED_BATCH = 32
-"""From this many rows on, a product with weights on the host is done on the first device: they are copied there."""
+"""From this many rows upwards, products with weights on the host run on the first device: the weights are copied
+there."""
 PIPELINE_COPIES = 4
-"""Of the inputs, where several devices hold all layers and batches follow each other through them."""
+"""Copies of the inputs if several devices hold all layers and batches are pipelined through them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What a step carries: tokens, outputs whose logits are made, and a mask for each kind of layer.
+    """What a step carries: tokens, outputs with logits, and a mask per kind of layer.
 
-    Of the layer with the most: `stored_bytes` of its cache, and `converted_bytes`, K and V in 16 bits where they are
-    stored otherwise. `kv_width`: elements of K and V of a token.
+    For the largest layer: `stored_bytes` of its cache, and `converted_bytes`, K and V in 16 bits if they are stored in
+    another format. `kv_width`: elements of K and V per token.
     """
 
     tokens: int
@@ -46,7 +48,7 @@ class Batch:
 
 
 def batch_of(cached: Sequence[tuple[CacheLayers, ...]], shape: CacheShape, outputs: int) -> Batch:
-    """The batch that a cache of `shape` is filled with."""
+    """The batch that fills a cache of `shape`."""
     layers = {each for layer in cached for each in layer if each.kind != RECURRENT}
     masks = {(each.window, shape.cells_of(each)) for each in layers}
     return Batch(
@@ -69,21 +71,21 @@ def _converted(cached: CacheLayers, shape: CacheShape) -> int:
 
 
 def layer_floats(layer: LayerSpec) -> int:
-    """Live floats per token in the widest step of a layer, residual and input of the model among them."""
+    """Live floats per token in the widest step of a layer, including the residual and the model's input."""
     beside = 2 * layer.hidden_size + max((_mixed(mixer, layer.hidden_size) for mixer in layer.mixers), default=0)
     feeds = [beside + _fed(part, layer.hidden_size) for part in layer.feed_forwards]
     return max([*feeds, *(_mixing(mixer, layer.hidden_size) for mixer in layer.mixers)], default=0)
 
 
 def _mixed(mixer: Mixer, hidden_size: int) -> int:
-    """What a mixer hands on before its output projection."""
+    """Output width of a mixer before its output projection."""
     return mixer.n_heads * mixer.head_dim if isinstance(mixer, Attention) else hidden_size
 
 
 def _fed(part: FeedForward, hidden_size: int) -> int:
-    """Inner activations: gate, up and their product; of experts once for each that a token goes through.
+    """Inner activations: gate, up and their product; for experts, once per expert that a token uses.
 
-    The experts' outputs take the place of gate and up where they are no wider.
+    The experts' outputs reuse the memory of gate and up if they are not wider.
     """
     matrices = 3 if part.mlp is Mlp.GATED else 2
     if isinstance(part, Dense):
@@ -102,7 +104,7 @@ def _mixing(mixer: Mixer, hidden_size: int) -> int:
 
 
 def _attention_floats(layer: LayerSpec) -> int:
-    """Floats beside the 16-bit copies of a cache that is stored otherwise."""
+    """Floats beside the 16-bit copies of a cache stored in another format."""
     return max((_mixing(mixer, layer.hidden_size) for mixer in layer.mixers if not _stateful(mixer)), default=0)
 
 
@@ -114,7 +116,7 @@ def _stateful(mixer: Mixer) -> bool:
 
 
 def device_compute(model: ModelSpec, weights: Weights, placement: Placement, batch: Batch, device: int) -> int:
-    """Bytes of the compute buffer of one device. The first one also does the batches of layers on the host."""
+    """Bytes of the compute buffer of one device. The first device also computes batches for layers on the host."""
     own = {model.layers[i] for i, place in enumerate(placement.of_layer[:-1]) if place == device}
     if device == 0 and HOST in placement.of_layer:
         own |= set(model.layers)
@@ -132,7 +134,7 @@ def device_compute(model: ModelSpec, weights: Weights, placement: Placement, bat
 
 
 def _attention(batch: Batch, own: set[LayerSpec], *, from_host: bool) -> int:
-    """Attention with copies of one layer's cache beside it: in 16 bits where stored otherwise, or from the host."""
+    """Attention with copies of one layer's cache: in 16 bits if stored in another format, or from the host."""
     copies = batch.converted_bytes + (batch.stored_bytes if from_host else 0)
     return batch.floats(max((_attention_floats(layer) for layer in own), default=0)) + copies if copies else 0
 
@@ -142,7 +144,7 @@ def _has_host_cache(placement: Placement) -> bool:
 
 
 def _logits(model: ModelSpec, weights: Weights, placement: Placement, batch: Batch, device: int) -> int:
-    """Logits and states of the outputs, where the output is; beside a copy of the head where that is on the host."""
+    """Logits and states of the outputs, on the device of the output; with a copy of the head if that is on the host."""
     made = batch.outputs * (model.vocab_size + model.hidden_size) * FLOAT_BYTES
     place = placement.of_layer[-1]
     if place == device:
@@ -151,13 +153,13 @@ def _logits(model: ModelSpec, weights: Weights, placement: Placement, batch: Bat
 
 
 def is_pipelined(model: ModelSpec, placement: Placement) -> bool:
-    """Whether batches follow each other through several devices (pipeline parallelism in its log)."""
+    """Whether batches are pipelined through several devices (pipeline parallelism in its log)."""
     everything = placement.on_devices > model.n_layers and not placement.host_experts
     return placement.n_devices > 1 and everything and not placement.cache_on_host
 
 
 def _copied_weights(weights: Weights, placement: Placement) -> int:
-    """The largest matrix on the host that batches are multiplied with: it is copied to the first device."""
+    """The largest matrix on the host that multiplies batches: it is copied to the first device."""
     places = zip(weights.layers, placement.of_layer, strict=False)
     whole = [layer.largest for layer, place in places if place == HOST]
     experts = [layer.largest for layer in weights.layers[: placement.host_experts] if layer.experts]
@@ -165,11 +167,11 @@ def _copied_weights(weights: Weights, placement: Placement) -> int:
 
 
 def _with_weights(model: ModelSpec, batch: Batch, step: int, copied: int, placement: Placement) -> int:
-    """The widest step with the copy of a matrix beside it."""
+    """The widest step together with the copy of a matrix."""
     sparse = [part for layer in model.groups for part in layer.feed_forwards if isinstance(part, Experts)]
     if not sparse:
         inner = batch.floats(max((part.inner for layer in model.groups for part in layer.feed_forwards), default=0))
-        cached = 3 if copied < inner else 2  # a larger copy leaves room for the third once it is used
+        cached = 3 if copied < inner else 2  # a larger copy leaves room for the third after its use
         return max(step, copied + cached * inner + batch.floats(4 * model.hidden_size))
     if placement.on_devices <= model.n_layers:
         return copied + step
@@ -179,7 +181,7 @@ def _with_weights(model: ModelSpec, batch: Batch, step: int, copied: int, placem
 
 
 def host_compute(model: ModelSpec, placement: Placement, batch: Batch) -> int:
-    """Bytes of the compute buffer of the host: masks, and the embedded tokens twice, or K and V on their way to it."""
+    """Bytes of the compute buffer of the host: masks, and the embedded tokens twice, or K and V in transfer to it."""
     if is_pipelined(model, placement):
         return PIPELINE_COPIES * batch.mask_bytes + batch.floats((PIPELINE_COPIES + 1) * model.hidden_size)
     incoming = batch.kv_width if _has_host_cache(placement) else 0

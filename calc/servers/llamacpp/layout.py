@@ -1,4 +1,4 @@
-"""How llama.cpp lays a model out: bytes of weights, cache and compute on each device and on the host."""
+"""How llama.cpp places a model: bytes of weights, cache and compute buffers on each device and on the host."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPT_CACHE_BYTES = 8 * GIB
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A study as llama.cpp lays it out with `options`, before it is known how many slots there are."""
+    """A study as llama.cpp places it with `options`, before the number of slots is known."""
 
     study: Study
     options: ServerOptions
@@ -48,12 +48,12 @@ class Layout:
 
     @property
     def context(self) -> int:
-        """Tokens of a slot."""
+        """Tokens per slot."""
         return self.options.max_model_len or self.study.context
 
     @cached_property
     def rooms(self) -> tuple[int, ...]:
-        """Bytes of each device that are left for weights, cache and compute."""
+        """Bytes of each device that are available for weights, cache and compute buffers."""
         return tuple(visible_bytes(device)[0] - CONTEXT_BYTES for device in self.devices)
 
     @cached_property
@@ -71,7 +71,7 @@ class Layout:
 
     @cached_property
     def cache_places(self) -> dict[tuple[int, CacheLayers], int]:
-        """How many layers keep the same at the same place."""
+        """Number of layers that keep the same in the same place."""
         counts: dict[tuple[int, CacheLayers], int] = {}
         for i, layer in enumerate(self.cached):
             for each in layer:
@@ -108,7 +108,7 @@ class Layout:
         return {HOST: host_compute(model, self.placement, batch), **held}
 
     def shares(self, slots: int) -> tuple[DeviceShare, ...]:
-        """What is on each device with `slots`."""
+        """The contents of each device with `slots`."""
         cache, compute = self.cache_bytes(slots), self.compute_bytes(slots)
         return tuple(
             DeviceShare(
@@ -126,11 +126,11 @@ class Layout:
         return all(share.free_bytes >= 0 for share in self.shares(slots))
 
     def most_slots(self) -> int:
-        """The most slots that fit; 0 where not even one does."""
+        """The most slots that fit; 0 if not even one does."""
         return largest(self.fits, MOST_SLOTS)
 
     def host(self, slots: int) -> HostShare:
-        """What is on the host with `slots`."""
+        """The contents of the host with `slots`."""
         prompts = PROMPT_CACHE_BYTES if self.options.cache_ram_bytes is None else self.options.cache_ram_bytes
         return HostShare(
             weight_bytes=self.weight_bytes[HOST],
@@ -141,7 +141,7 @@ class Layout:
 
 
 def layout_of(study: Study, options: ServerOptions) -> Layout:
-    """How llama.cpp lays `study` out. Raises SpecError where it would refuse the options."""
+    """How llama.cpp places `study`. Raises SpecError if it would refuse the options."""
     build, model = build_of(options.version), study.model
     check_build(build, {name: getattr(options, name) for name in SINCE})
     _check_cache_format(build, study)
@@ -173,4 +173,4 @@ def _check_cache_format(build: int, study: Study) -> None:
     if build < QUANTIZED_KEYS and keys.bytes_per_element < 2:
         raise SpecError("kv_format", f"llama.cpp b{build} has no quantized cache: it came with b{QUANTIZED_KEYS}")
     if build < QUANTIZED_VALUES and values.bytes_per_element < 2:
-        raise SpecError("kv_format", f"llama.cpp b{build} quantizes K alone: V came with b{QUANTIZED_VALUES}")
+        raise SpecError("kv_format", f"llama.cpp b{build} only quantizes K: V came with b{QUANTIZED_VALUES}")

@@ -1,7 +1,7 @@
-"""Which layer goes to which device: the upper ones to devices, in order, as ``--n-gpu-layers`` and the split say.
+"""Which layer goes to which device: the upper layers to devices, in order, by ``--n-gpu-layers`` and the split.
 
-llama-model.cpp (load_tensors, get_layer_buft_list). The output counts as one layer more, the last. A device takes the
-layers whose place among those on devices lies below the sum of the shares up to it.
+llama-model.cpp (load_tensors, get_layer_buft_list). The output counts as an additional last layer. A device takes the
+layers whose position among those on devices is below the sum of the shares up to that device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOST = -1
 class Placement:
     """`of_layer`: the device of each layer, bottom first, and of the output (the last); HOST is not a device.
 
-    The experts of the lowest `host_experts` layers are on the host, and with `cache_on_host` every cache is.
+    The experts of the lowest `host_experts` layers are on the host, and with `cache_on_host` every cache is too.
     """
 
     of_layer: tuple[int, ...]
@@ -29,7 +29,7 @@ class Placement:
 
     @property
     def on_devices(self) -> int:
-        """Layers on a device, the output among them."""
+        """Layers on devices, including the output."""
         return sum(place != HOST for place in self.of_layer)
 
     def experts_of(self, layer: int) -> int:
@@ -49,7 +49,7 @@ def placed(
     host_experts: int = 0,
     cache_on_host: bool = False,
 ) -> Placement:
-    """The placement of `n_layers` layers and the output on devices that take `shares`; None layers: all of them.
+    """The placement of `n_layers` layers and the output on devices with these `shares`; None means all layers.
 
     >>> placed(4, [1, 1]).of_layer, placed(4, [3, 1], n_gpu_layers=4).of_layer
     ((0, 0, 0, 1, 1), (-1, 0, 0, 0, 1))

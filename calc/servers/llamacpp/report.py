@@ -12,7 +12,7 @@ from calc.servers.records import Band, CacheGroup, ServerOptions, ServerReport
 
 
 def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
-    """A contiguous cache for all slots, one unless more are asked for. Raises SpecError."""
+    """A contiguous cache for all slots (by default one). Raises SpecError."""
     layout = layout_of(study, options)
     slots = options.max_num_seqs or 1
     shares = layout.shares(slots)
@@ -53,7 +53,7 @@ def llamacpp_report(study: Study, options: ServerOptions) -> ServerReport:
 
 
 def _band(compute: int) -> Band:
-    """A fifth less to a quarter more: what the sums were off by, at most, on the graphs that were compared."""
+    """From a fifth less to a quarter more: the largest errors of the sums on the compared graphs."""
     return compute * 4 // 5, compute * 5 // 4
 
 
@@ -65,16 +65,16 @@ def _groups(layout: Layout) -> tuple[CacheGroup, ...]:
 
 
 def _assumed(layout: Layout, slots: int) -> list[str]:
-    """What the figures hold for, in the words of llama.cpp's options."""
+    """The conditions of the figures, in terms of llama.cpp's options."""
     model, placement = layout.study.model, layout.placement
     said = [*dict.fromkeys(words for device in layout.devices if (words := visible_bytes(device)[1]))]
     each = "1 slot" if slots == 1 else f"{slots:,} slots"
     said.append(f"{each} of {layout.context:,} tokens, allocated at once (--ctx-size {layout.context * slots:,})")
-    said.append(f"{placement.on_devices:,} of {model.n_layers + 1:,} layers on devices, the output among them")
+    said.append(f"{placement.on_devices:,} of {model.n_layers + 1:,} layers on devices, including the output")
     if placement.host_experts:
         said.append(f"the experts of the lowest {placement.host_experts:,} layers on the host")
     if model.tied:
-        said.append("the tied embedding is on the host as the table and beside the output as the head")
+        said.append("the tied embedding is on the host as the table and with the output as the head")
     if len(layout.devices) > 1:
         said.append(f"{len(layout.devices)} devices share whole layers (--split-mode layer)")
     said += ["flash attention on", f"batches of {layout.options.max_num_batched_tokens or UBATCH:,} tokens"]
@@ -82,14 +82,14 @@ def _assumed(layout: Layout, slots: int) -> list[str]:
 
 
 def _of_build(layout: Layout) -> list[str]:
-    """What this build does otherwise than the model or later builds."""
+    """How this build differs from the model or from later builds."""
     build, mixers = layout.build, [mixer for layer in layout.study.model.groups for mixer in layer.mixers]
     said = [f"b{build} is newer than any known here: counted as b{MEASURED}"] if build > MEASURED else []
     if any(mixer.window is not None and mixer.cache_elements for mixer in mixers):
         if layout.study.model.model_type in NO_WINDOW:
-            said.append("llama.cpp has no windows for this model: its layers keep the whole context")
+            said.append("llama.cpp has no windows for this model: its layers cache the whole context")
         elif build < WINDOW_CACHE:
-            said.append(f"window layers keep the whole context before b{WINDOW_CACHE}")
+            said.append(f"window layers cache the whole context before b{WINDOW_CACHE}")
     if build < LATENT_CACHE and any(mixer.kind == LATENT for mixer in mixers):
-        said.append(f"K and V of every head are kept before b{LATENT_CACHE}, not the latent")
+        said.append(f"before b{LATENT_CACHE}, K and V of all heads are cached instead of the latent")
     return said

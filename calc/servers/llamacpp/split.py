@@ -1,4 +1,4 @@
-"""The split between devices and host that fits: as many layers on devices as there is room for, experts last of all."""
+"""The split between devices and host that fits: as many layers on devices as possible, with experts last."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from calc.servers.records import ServerOptions, ServerReport
 
 
 def largest_split(study: Study, options: ServerOptions) -> ServerReport | None:
-    """The largest ``--n-gpu-layers``, or the smallest ``--n-cpu-moe`` of a model with experts, that fits.
+    """The largest ``--n-gpu-layers`` that fits, or for a model with experts the smallest ``--n-cpu-moe``.
 
-    Experts go to the host before whole layers do: a token goes through few of them. None where no split fits.
+    Experts go to the host before whole layers: a token uses few of them. None if no split fits.
     """
     n_layers = study.model.n_layers
     whole = replace(options, n_gpu_layers=None, n_cpu_moe=0)
@@ -28,9 +28,9 @@ def largest_split(study: Study, options: ServerOptions) -> ServerReport | None:
 
 
 def _least(most: int, made: Callable[[int], ServerReport]) -> ServerReport | None:
-    """The report of the smallest number up to `most` that fits; a larger one never takes more on devices.
+    """The report for the smallest number up to `most` that fits; a larger number never needs more on devices.
 
-    But for the copies of what is on the host: where it is not all on devices any more, a buffer grows.
+    The exception is copies of what is on the host: a buffer grows as soon as not everything is on devices.
     """
     if (report := made(0)).fits:
         return report

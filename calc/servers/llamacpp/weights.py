@@ -1,7 +1,7 @@
-"""Where llama.cpp can put each weight: the input stays on the host, layers with or without their experts, the output.
+"""Where llama.cpp can put each weight: the input on the host, layers with or without their experts, the output.
 
-llama-model.cpp (load_tensors): the input embedding is only looked up and stays on the host. A tied head is that
-embedding once more where the output is on another device. Norms, biases and routers are float32 in every GGUF file.
+llama-model.cpp (load_tensors): the input embedding is only looked up and stays on the host. A tied head is a second
+copy of that embedding if the output is on another device. Norms, biases and routers are float32 in every GGUF file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from calc.model.stored import LayerBytes, StoredWeights
 from calc.model.tensors import EMBEDDING, LINEAR, OTHER, POSITIONS, Tensor
 
 LOOKED_UP = (EMBEDDING, POSITIONS, OTHER)
-"""Outside of the layers: tables, those for every layer (Gemma 3n) among them."""
+"""Tables outside the layers, including those for every layer (Gemma 3n)."""
 PLAIN_BYTES = 4
-"""Per element of what no GGUF quantization touches."""
+"""Bytes per element of tensors that no GGUF quantization changes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
     """Bytes of one layer: its routed experts, which ``--n-cpu-moe`` moves to the host, and the rest.
 
-    `largest` is its largest matrix (all experts of one are a single one): what a batch copies to the device.
+    `largest` is its largest matrix (all experts of one matrix count as one), which a batch copies to the device.
     """
 
     rest: int
@@ -37,14 +37,14 @@ class LayerWeights:
     largest: int
 
     def scaled(self, rest: Fraction, experts: Fraction) -> LayerWeights:
-        """The same stored in other formats: the rest, and the experts."""
+        """The same in other formats for the rest and the experts."""
         largest = self.largest * (experts if self.experts else rest)
         return LayerWeights(rest=int(self.rest * rest), experts=int(self.experts * experts), largest=int(largest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Bytes by where they can be. `output` holds the head, the embedding once more where it is tied."""
+    """Bytes by possible place. `output` has the head (a second copy of the embedding if it is tied)."""
 
     input: int
     output: int
@@ -55,7 +55,7 @@ class Weights:
 
 @lru_cache(maxsize=64)
 def weights_of(model: ModelSpec, weight_format: StorageFormat) -> Weights:
-    """The weights of `model` stored in `weight_format`; by a file's own tensors where that is what it holds."""
+    """The weights of `model` stored in `weight_format`, or by a file's own tensors if that is its format."""
     counted = _counted(model, weight_format)
     stored = weight_format.stored
     if stored is None:
@@ -64,7 +64,8 @@ def weights_of(model: ModelSpec, weight_format: StorageFormat) -> Weights:
 
 
 def _of_file(model: ModelSpec, stored: StoredWeights, counted: Weights) -> Weights:
-    """A file's bytes layer by layer. What is neither in a layer nor head or last norm is looked up on the host."""
+    """A file's bytes layer by layer. Everything outside the layers, except head and last norm, is looked up on the
+    host."""
     components = dict(stored.components)
     norm = model.final_norm_size * PLAIN_BYTES
     head = components.get("embedding" if model.tied else "head", 0)
@@ -86,7 +87,7 @@ def _layer_of_file(stored: LayerBytes, counted: LayerWeights) -> LayerWeights:
 
 
 def _scaled(counted: Weights, stored: StoredWeights) -> Weights:
-    """The bytes of a checkpoint that says no more than their sum, and perhaps that of the experts."""
+    """The bytes of a checkpoint of which only the total, and perhaps that of the experts, is known."""
     experts = sum(layer.experts for layer in counted.layers)
     twice = counted.head if counted.tied else 0
     whole = counted.input + counted.output - twice + sum(layer.rest + layer.experts for layer in counted.layers)
@@ -140,6 +141,6 @@ def tensor_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
 
 
 def table_bytes(tensor: Tensor, weight_format: StorageFormat) -> int:
-    """Bytes of a table outside of the layers: those for every layer are stored as the embedding is."""
+    """Bytes of a table outside the layers: those for every layer are stored like the embedding."""
     cached = tensor._replace(role=EMBEDDING) if tensor.role == OTHER else tensor
     return tensor_bytes(cached, weight_format)

@@ -45,4 +45,4 @@ def test_an_interval_is_two_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["Batch"] for row in rows] == ["1", "8"]
     for row in rows:
         assert float(row["TPOT low (s)"]) < float(row["TPOT (s)"]) < float(row["TPOT high (s)"])
-        assert float(row["In all low (tokens/s)"]) < float(row["In all high (tokens/s)"])
+        assert float(row["Total low (tokens/s)"]) < float(row["Total high (tokens/s)"])

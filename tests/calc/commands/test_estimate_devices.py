@@ -53,7 +53,10 @@ def test_maximum_load_has_a_batch_of_its_own_on_each(capsys: pytest.CaptureFixtu
     ("words", "said"),
     [
         (("--device", "h100-sxm,rtx-4090"), "--devices h100-sxm,rtx-4090 compares several"),
-        (("--devices", "h100-sxm", "--device", "rtx-4090"), "leave out --device and --gpu-memory"),
+        (
+            ("--devices", "h100-sxm", "--device", "rtx-4090"),
+            "--devices replaces --device and --gpu-memory: leave them out",
+        ),
         (("--devices", "h100-sxm,rtx-4090", "--price", "1,2,3"), "3 prices for 2 devices: give one, or one for each"),
         (("--device", "h100-sxm", "--price", "1,2"), "2 prices for one device"),
         (("--devices", "h100-smx"), "h100-sxm"),

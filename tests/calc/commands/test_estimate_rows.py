@@ -61,7 +61,7 @@ def test_the_cost_is_the_price_of_all_devices_over_the_tokens_of_an_hour() -> No
 
 def test_clients_that_wait_are_counted() -> None:
     (row,) = frontier_table(rows(10**6)).rows
-    assert row.remark.endswith("of 1,000,000 requests fit at once: the others wait.")
+    assert row.remark.endswith("of 1,000,000 requests fit at once; the others wait.")
 
 
 def test_limits_and_cost_are_columns_only_where_they_are_asked_for() -> None:

@@ -74,7 +74,7 @@ def test_a_batch_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_no_server_divides_is_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     """The equal split counts TP 3 as the assignment does; 32 query heads are not divisible by it."""
     text = run(["--tp", "3"], capsys)
-    assert "TP 3: 208 requests by arithmetic alone; no server divides the model this way." in text
+    assert "TP 3: 208 requests, by arithmetic alone; no server divides the model this way." in text
     assert "hold 208" not in text
     whole = run(["--tp", "3", "--policy", "replicated"], capsys)
     assert "TP 3 cannot be served: 32 query heads are not divisible by 3." in whole

@@ -55,7 +55,7 @@ def test_unlike_devices(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--tensor-split 3,1 " in two["launch"]
     code, _, err = run(capsys, *EIGHT, "--device", "rtx-3090,rtx-3060", "--policy", "vllm")
     assert code == 2
-    assert "unlike devices share a model with --policy llamacpp only" in err
+    assert "only --policy llamacpp shares a model among different devices" in err
 
 
 @pytest.mark.slow
@@ -120,17 +120,17 @@ def test_solve_finds_the_split(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((*EIGHT, "--policy", "vllm", "--n-gpu-layers", "0"), "--n-gpu-layers changes nothing with --policy vllm"),
+        ((*EIGHT, "--policy", "vllm", "--n-gpu-layers", "0"), "--n-gpu-layers has no effect with --policy vllm"),
         ((*EIGHT, "--kv-on-host"), "--kv-on-host needs a server policy"),
         ((*EIGHT, "--policy", "llamacpp", "--n-cpu-moe", "2"), "has no routed experts"),
         (
             (*EIGHT, "--policy", "llamacpp", "--swa-full"),
             "for a model without window layers",
         ),
-        ((*EIGHT, "--policy", "llamacpp", "--tensor-split", "1,x"), "a split is one number per device such as 3,1"),
-        ((*EIGHT, "--policy", "llamacpp", "--parallel", "2", "--max-num-seqs", "3"), "give one of them"),
+        ((*EIGHT, "--policy", "llamacpp", "--tensor-split", "1,x"), "expected one number per device, such as 3,1"),
+        ((*EIGHT, "--policy", "llamacpp", "--parallel", "2", "--max-num-seqs", "3"), "give only one of them"),
         ((*EIGHT, "--policy", "llamacpp", "--engine-version", "9.9.9"), "looks like b6089"),
-        (("solve", "--find", "split"), "--find split is about llama.cpp"),
+        (("solve", "--find", "split"), "--find split needs llama.cpp"),
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:

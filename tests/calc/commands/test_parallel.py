@@ -70,7 +70,7 @@ def test_shared_tokens_and_attention_groups(capsys):
     (groups,) = answer(["--dp-attention", "2", "--tp", "4"], capsys)["parallel"]["plans"]
     assert groups["max_batch"] == 2 * groups["stages"][0]["max_batch"]
     (experts,) = answer(["--ep", "2", "--tp", "2"], capsys)["parallel"]["plans"]
-    assert experts["problem"] == "the model has no routed experts to spread over devices"
+    assert experts["problem"] == "the model has no routed experts to divide among devices"
 
 
 @pytest.mark.parametrize("form", ["text", "csv", "md"])

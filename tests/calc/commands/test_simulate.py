@@ -116,22 +116,28 @@ def test_a_server_that_does_not_start_is_an_answer(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--rate", "1", "--concurrency", "2"), "--rate is an open loop, --concurrency a closed one"),
+        (("--rate", "1", "--concurrency", "2"), "--rate is an open loop and --concurrency a closed loop"),
         (("--find", "rate"), "--find rate needs --limit"),
-        (("--find", "rate", "--limit", "ttft=1s", "--rate", "1"), "--find rate looks for the load: leave --rate out"),
+        (
+            ("--find", "rate", "--limit", "ttft=1s", "--rate", "1"),
+            "--find rate searches for the load: leave out --rate",
+        ),
         (("--find", "rate", "--limit", "ttft=1s", "--requests", "50"), "percentile 99 needs at least 100 requests"),
-        (("--rate", "1", "--think", "1s"), "--think is the time between a user's requests"),
+        (("--rate", "1", "--think", "1s"), "--think needs users"),
         (("--concurrency", "1", "--arrivals", "constant"), "--arrivals needs an open loop"),
-        (("--rate", "1", "--percentile", "90"), "--percentile says which share of requests keeps --limit"),
-        (("--trace", "x", "--seed", "1"), "--seed says what a trace says"),
+        (("--rate", "1", "--percentile", "90"), "--percentile needs --limit"),
+        (("--trace", "x", "--seed", "1"), "--seed cannot be combined with --trace"),
         (("--rate", "1", "--prefixes", "2"), "--prefixes needs --prefix-hit"),
-        (("--rate", "1", "--prefix-hit", "0.5", "--no-prefix-caching"), "--prefix-hit finds nothing"),
-        (("--rate", "1", "--trace", "x"), "--rate says what a trace says"),
+        (
+            ("--rate", "1", "--prefix-hit", "0.5", "--no-prefix-caching"),
+            "--prefix-hit has no effect with --no-prefix-caching",
+        ),
+        (("--rate", "1", "--trace", "x"), "--rate cannot be combined with --trace"),
         (("--rate", "0"), "a rate is a number per second, more than 0"),
         (("--rate", "1", "--policy", "sglang"), "sglang has no scheduler here: use vllm"),
         (("--rate", "1", "--engine-version", "0.6.3"), "vLLM 0.6.3 has another scheduler: simulate follows V1"),
         (("--rate", "1", "--max-num-batched-tokens", "512"), "it is less than --max-num-seqs 1,024"),
-        (("--rate", "1", "--model", "gemma-3-27b", "--prefix-hit", "0.5"), "prefixes are not simulated there"),
+        (("--rate", "1", "--model", "gemma-3-27b", "--prefix-hit", "0.5"), "for which prefixes are not simulated"),
         (("--rate", "1", "--requests", "1e6"), "must be at most 100,000"),
         (("--rate", "1", "--gpu-memory", "80GB"), "times need the bandwidth"),
     ],
@@ -145,16 +151,16 @@ def test_text_markdown_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", *QUICK, "--rate", "5", "--limit", "ttft=500ms"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(
-        "llama-3-8b on one NVIDIA H100 SXM: 5 requests per second with 1,024 tokens in and 256 out: "
+        "llama-3-8b on one NVIDIA H100 SXM: 5 requests per second with 1,024 prompt tokens and 256 output tokens: "
     )
-    for title in ("\nLoad\n", "\nTimes\n", "\nIn use\n", "\nHow sure\n"):
+    for title in ("\nLoad\n", "\nTimes\n", "\nIn use\n", "\nBand of the times\n"):
         assert title in text
     assert main(["simulate", *QUICK, "--rate", "5", "--format", "csv"]) == 0
     heading, row = capsys.readouterr().out.split("\n")[:2]
     assert heading.startswith("Load (requests/s),Of full load,Requests/s (requests/s)")
     assert float(row.split(",")[0]) == 5.0
     assert main(["simulate", *QUICK, "--find", "users", "--limit", "tpot=12ms", "--format", "md"]) == 0
-    assert "above that TPOT breaks first." in capsys.readouterr().out.split("\n")[0]
+    assert "beyond that, TPOT is exceeded first." in capsys.readouterr().out.split("\n")[0]
 
 
 def test_numpy_is_not_needed() -> None:

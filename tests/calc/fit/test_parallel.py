@@ -61,7 +61,7 @@ def test_uneven_stages_by_hand():
     assert [stage.kv_bytes_per_request for stage in found.stages] == [11 * 2**25, 11 * 2**25, 10 * 2**25]
     assert found.binding == 0
     assert found.max_batch == (80 * GB - 2 * (11 * layer + 525_336_576)) // (11 * 2**25)
-    assert any("Stage 1 decides" in note for note in found.notes)
+    assert any("Stage 1 limits" in note for note in found.notes)
 
 
 def test_a_tied_head_is_copied_to_the_last_stage():
@@ -236,7 +236,7 @@ def test_decode_context_parallelism_divides_tokens_of_repeated_heads():
         ({"tp": 4, "dp_attention": 3}, "4 devices do not form 3 equal attention groups"),
         ({"tp": 4, "ep": 4}, "no routed experts"),
         ({"tp": 8, "dcp": 2}, "each of the 8 KV heads is held once by 8 devices"),
-        ({"tp": 16, "dcp": 4}, "held 2 times by 16 devices, which 4 cannot share"),
+        ({"tp": 16, "dcp": 4}, "held 2 times by 16 devices and cannot be shared by 4"),
     ],
 )
 def test_what_cannot_be_is_explained(spec, said):
@@ -251,7 +251,7 @@ def test_what_cannot_be_is_explained(spec, said):
         ({"tp": 8, "ep": 3}, "8 devices do not form equal groups of 3"),
         ({"tp": 512, "ep": 512}, "128 query heads are not divisible by 512"),
         ({"tp": 512, "ep": 512, "dp_attention": 4}, "512 devices for 256 experts"),
-        ({"tp": 8, "dcp": 16}, "the latent is held 8 times by 8 devices, which 16 cannot share"),
+        ({"tp": 8, "dcp": 16}, "the latent is held 8 times by 8 devices and cannot be shared by 16"),
     ],
 )
 def test_what_cannot_be_with_experts_is_explained(spec, said):

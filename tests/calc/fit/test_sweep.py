@@ -222,7 +222,7 @@ def test_a_sweep_that_a_server_refuses_whole(capsys):
     out = capsys.readouterr()
     assert (out.out, "32 query heads are not divisible by TP 3" in out.err) == ("", True)
     assert main(["sweep", "--policy", "vllm", "--contexts", "1..200000:1"]) == 2
-    assert "200,000 reports of a server" in capsys.readouterr().err
+    assert "200,000 server reports" in capsys.readouterr().err
 
 
 def test_a_sweep_of_llama_cpp_counts_what_is_left(capsys):

@@ -402,11 +402,11 @@ class TestErnieVl:
         assert parameters(spec).components["experts"] == experts
         idle = 27 * 3 * 2560 * ((64 - 6) * 1536 + 64 * 512)
         assert parameters(spec).total - parameters(spec).active == idle
-        assert any("no token of text goes through them" in note for note in spec.notes)
+        assert any("text tokens do not use them" in note for note in spec.notes)
 
     def test_one_number_for_both(self):
         assert parameters(read(ERNIE_VL_28B | {"moe_num_experts": 64})).total == 28_624_635_776
-        with pytest.raises(SourceError, match="one number, or two: of text and of images"):
+        with pytest.raises(SourceError, match="one number, or two: for text and for images"):
             read(ERNIE_VL_28B | {"moe_num_experts": [64, 64, 64]})
 
 

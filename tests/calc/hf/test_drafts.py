@@ -145,9 +145,9 @@ class TestByHand:
 class TestWhatIsSaid:
     def test_notes(self):
         notes = spec_from_config(SPECFORGE["llama3-8B-eagle3"][0], name="m", source="m").notes
-        assert any("a draft head for speculative decoding (EAGLE-3), not a whole model" in note for note in notes)
-        assert any("525,336,576 parameters more" in note for note in notes)
-        assert any("take 384,256 B more" in note for note in notes)
+        assert any("a draft head for speculative decoding (EAGLE-3), not a complete model" in note for note in notes)
+        assert any("another 525,336,576 parameters" in note for note in notes)
+        assert any("take another 384,256 B" in note for note in notes)
 
     def test_its_cache_is_that_of_its_layers(self):
         spec = spec_from_config(SPECFORGE["llama3-8B-eagle3"][0], name="m", source="m")
@@ -158,7 +158,7 @@ class TestWhatIsSaid:
         ("config", "words"),
         [
             ({"architectures": ["MedusaModel"], "model_type": "medusa"}, "MedusaModel"),
-            ({"model_type": "mlp_speculator", "architectures": ["MLPSpeculatorPreTrainedModel"]}, "not a whole model"),
+            ({"model_type": "mlp_speculator", "architectures": ["MLPSpeculatorPreTrainedModel"]}, "a complete model"),
             ({"model_type": "gemma4_unified_assistant", "num_hidden_layers": 4}, "gemma4_unified_assistant"),
             (draft("Qwen3NextMTP", "1 16 2 2048 512", 151_936, "qwen3_next"), "not known"),
             (eagle3("1 32 8 4096 14336", 128_256) | {"hidden_size": None}, "hidden_size missing"),

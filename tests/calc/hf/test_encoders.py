@@ -64,7 +64,7 @@ class TestWhereItIsShown:
     def test_the_text_model_stays_what_it_was(self):
         assert parameters(self.model).total == 3_880_263_168
         assert self.model.encoder_params == 419_816_304
-        assert any("419,816,304 parameters more (839,632,608 B in 16 bits)" in note for note in self.model.notes)
+        assert any("another 419,816,304 parameters (839,632,608 B in 16 bits)" in note for note in self.model.notes)
 
     def test_json(self):
         study = Study(model=self.model, device=find_device("h100-sxm"))
@@ -101,13 +101,13 @@ def test_what_is_not_determined_is_not_counted(config):
 def test_what_is_not_known_is_said():
     model = spec_from_config(GEMMA3_4B | {"vision_config": {"model_type": "other"}}, name="m", source="m")
     assert model.encoder_params == 0
-    assert any("because how many parameters they have is not known" in note for note in model.notes)
+    assert any("the sizes of its image or audio encoders are not known" in note for note in model.notes)
 
 
 def test_a_head_that_is_said_in_two_ways_is_noted():
     inner = {**GEMMA3_4B["text_config"], "tie_word_embeddings": True}
     model = spec_from_config({**GEMMA3_4B, "text_config": inner, "tie_word_embeddings": False}, name="m", source="m")
-    said = "tie_word_embeddings is false beside text_config, which says true: true is taken"
+    said = "tie_word_embeddings is false, but text_config says true: true is used"
     assert model.tied
     assert said in model.notes
     assert said not in spec_from_config({**GEMMA3_4B, "text_config": inner}, name="m", source="m").notes

@@ -49,9 +49,11 @@ def test_head(name):
 
 
 def test_notes_say_what_the_class_is():
-    assert any("a classifier, a head of 1 row" in note for note in model(*HEADS["one label"][:1], num_labels=1).notes)
+    assert any(
+        "a classifier with a head of 1 row" in note for note in model(*HEADS["one label"][:1], num_labels=1).notes
+    )
     assert any("num_labels is not in the config: 2" in note for note in model("LlamaForSequenceClassification").notes)
-    assert any("its score head is not known" in note for note in model("LlamaForRewardModel").notes)
+    assert any("its score head is unknown" in note for note in model("LlamaForRewardModel").notes)
     assert any("kvscope does not know" in note for note in model("LlamaForSomethingElse").notes)
     assert not any("architectures" in note for note in model("LlamaForCausalLM").notes)
 

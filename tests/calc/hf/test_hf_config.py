@@ -162,7 +162,7 @@ class TestAssumptions:
 
     def test_quantization_is_noted(self):
         m = spec(LLAMA, quantization_config={"quant_method": "fp8"})
-        assert m.notes == (f"weights as the config says: fp8, {m.stored.total_bytes:,} B",)
+        assert m.notes == (f"weights as the config states: fp8, {m.stored.total_bytes:,} B",)
         assert parameters(m).total == 8_030_261_248
 
 
@@ -213,7 +213,9 @@ class TestWindows:
 
     def test_layer_types_must_fit(self):
         assert "list of 36 values" in refusal({**QWEN3, "layer_types": ["full_attention"]})
-        assert "not determined" in refusal({**QWEN3, "layer_types": ["linear_attention"] * 36})
+        assert "recurrent layers need linear_num_value_heads" in refusal(
+            {**QWEN3, "layer_types": ["linear_attention"] * 36}
+        )
         assert 'layer_types has "hyena"' in refusal({**QWEN3, "layer_types": ["hyena"] * 36})
 
 
@@ -271,7 +273,7 @@ class TestRefusals:
 
     def test_known_to_be_more_than_its_fields_is_refused_by_name_with_the_way_out(self):
         message = refusal({**LLAMA, "model_type": "blt"}, UnsupportedArchitecture)
-        assert message.startswith('model_type "blt" has layers that kvscope does not count')
+        assert message.startswith('model_type "blt" has layers that kvscope does not support')
         assert all(f"--{name.replace('_', '-')}" in message for name in DIMENSIONS)
 
     @pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu2"), ("post_norm_eps", 1e-8)])
@@ -290,7 +292,7 @@ class TestRefusals:
         assert key in message
 
     def test_unknown_with_a_window_must_say_which_layers_slide(self):
-        assert "nothing says which layers slide" in refusal({**BRAND_NEW, "sliding_window": 9})
+        assert "nothing says which layers are sliding" in refusal({**BRAND_NEW, "sliding_window": 9})
 
     def test_unknown_whose_class_is_known_is_that(self):
         m = spec(LLAMA, model_type="my_llama")
@@ -312,7 +314,7 @@ class TestRefusals:
         assert "model_type missing" in refusal(without(LLAMA, "model_type") | {"architectures": named})
 
     def test_model_type_must_be_there_and_be_a_name(self):
-        assert refusal(without(LLAMA, "model_type", "architectures")).startswith("model_type missing: it says which")
+        assert refusal(without(LLAMA, "model_type", "architectures")).startswith("model_type missing: it determines")
         assert "must be a name" in refusal({**LLAMA, "model_type": 3})
 
 
@@ -336,7 +338,7 @@ class TestFiles:
             ("[]", "holds an object {...}, not a list"),
             ("null", "holds an object {...}, not null"),
             ("[" * 100_000, "too deep"),
-            ('{"hidden_size": ' + "9" * 5000 + "}", "numbers too long"),
+            ('{"hidden_size": ' + "9" * 5000 + "}", "numbers are too long"),
         ],
     )
     def test_what_is_not_a_config(self, tmp_path, content, says):

@@ -91,20 +91,20 @@ def test_an_encoder_is_said(tmp_path):
     encoder = {"hidden_size": 1664, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 8192}
     model = load_model(str(written(tmp_path / "m", MISTRAL | {"vision_encoder": encoder})))
     assert parameters(model).total == 7_248_023_552
-    assert any("text model alone" in note for note in model.notes)
+    assert any("only the text model is counted" in note for note in model.notes)
 
 
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        (LLAMA_2_7B | {"vocab_size": -1}, "vocab_size is -1, the tokenizer's own"),
+        (LLAMA_2_7B | {"vocab_size": -1}, "vocab_size is -1"),
         (LLAMA_3_8B | {"multiple_of": 0}, "multiple_of must be a whole number"),
         (LLAMA_3_8B | {"ffn_dim_multiplier": "x"}, "ffn_dim_multiplier must be a number"),
         (LLAMA_3_8B | {"vision_num_cross_attention_layers": 8}, "vision_num_cross_attention_layers"),
         (LLAMA_3_8B | {"moe_args": {"num_experts": 16}}, "moe_args.num_experts"),
         (MISTRAL | {"sliding_window": [None, 1, 2]}, "sliding_window must be a list that the layers repeat"),
         (MISTRAL | {"sliding_window": [1, 2]}, "sliding_window must have one size"),
-        (MISTRAL | {"quantization": {"qformat_weight": "int3"}}, "quantization is not one"),
+        (MISTRAL | {"quantization": {"qformat_weight": "int3"}}, "does not know this quantization"),
         ({key: value for key, value in MISTRAL.items() if key != "hidden_dim"}, "intermediate_size missing"),
     ],
 )

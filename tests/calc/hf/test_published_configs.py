@@ -165,7 +165,7 @@ def test_the_first_llavas_name_their_language_model_by_the_architecture():
     assert (plain.qkv_bias, qwen.qkv_bias) == (False, True)
     assert parameters(qwen).total == 7_615_616_512
     assert [note.partition(",")[0] for note in qwen.notes] == [
-        "the text model alone: encoders of images or sound are not counted"
+        "only the text model is counted: the sizes of its image or audio encoders are not known"
     ]
 
 

@@ -81,7 +81,7 @@ def test_the_knee_is_exact(head_dim):
 
 def test_saturation():
     sentence = said(QUERY, SATURATION)
-    assert sentence.startswith("Prefill saturates, from 21.5 FLOP/B at N = 64 to 64.1 at 16,384")
+    assert sentence.startswith("Prefill intensity saturates, from 21.5 FLOP/B at N = 64 to 64.1 at 16,384")
     assert "(4 · d + 5) / (4 · b) = 64.62 FLOP/B" in sentence
     assert "It reaches 95 % of that at N = 2,432" in sentence
     assert sentence.endswith("N = 1,024 reaches 89 %.")
@@ -93,7 +93,7 @@ def test_saturation_above_the_knee():
 
 def test_saturation_is_not_claimed_below_the_knee():
     sentence = said(replace(QUERY, contexts=(64, 1024)), SATURATION)
-    assert sentence.startswith("Prefill rises towards a limit, from 21.5 FLOP/B at N = 64 to 57.4 at 1,024")
+    assert sentence.startswith("Prefill intensity rises towards a limit, from 21.5 FLOP/B at N = 64 to 57.4 at 1,024")
 
 
 def test_saturation_follows_the_element_size():
@@ -116,7 +116,7 @@ def test_the_order_of_the_contexts_does_not_matter():
 
 def test_a_single_context():
     assert said(replace(QUERY, contexts=(512,)), SATURATION).startswith(
-        "Prefill rises towards a limit, 51.7 FLOP/B at N = 512:"
+        "Prefill intensity rises towards a limit, 51.7 FLOP/B at N = 512:"
     )
 
 
@@ -129,12 +129,12 @@ def test_flash_against_standard_is_told_the_same_from_both_sides():
 
 def test_flash_helps_decode_where_many_heads_share_a_small_cache():
     sentence = said(replace(QUERY, group_size=64, head_dim=64), FLASH)
-    assert "of the bytes in decode, where S and P are large beside the cache" in sentence
+    assert "of the bytes in decode, where S and P are large compared with the cache" in sentence
 
 
 def test_attention_is_flat():
     sentence = said(QUERY, ATTENTION)
-    assert "does not depend on the batch (0.993 FLOP/B at B = 1, 0.993 at 256)" in sentence
+    assert "does not depend on the batch size (0.993 FLOP/B at B = 1, 0.993 at 256)" in sentence
     assert "With 4 query heads per KV head, as in llama-3-8b, it is 3.79 FLOP/B" in sentence
 
 
@@ -148,7 +148,7 @@ def test_attention_of_a_model_without_groups():
 def test_linear_layers():
     sentence = said(QUERY, LINEAR)
     report = intensity_report(QUERY)
-    assert "rise 237 times when the batch grows 256 times, from 1.00 FLOP/B at B = 1 to 237 at 256" in sentence
+    assert "rises 237 times when the batch grows 256 times, from 1.00 FLOP/B at B = 1 to 237 at 256" in sentence
     assert round(report.decode_by_batch[-1].linear_intensity) == 237
     assert "activations" not in sentence
 
@@ -157,7 +157,9 @@ def test_linear_layers_held_by_their_activations():
     """A model with huge activations: a vocabulary of a million on a width of 8."""
     model = edit(LLAMA, hidden_size=8, n_heads=1, n_kv_heads=1, head_dim=8, intermediate_size=8, vocab_size=10**6)
     sentence = said(replace(QUERY, model=model), LINEAR)
-    assert sentence.endswith("but activations are moved for each sequence: 11 % of the bytes at first, 97 % at last.")
+    assert sentence.endswith(
+        "but activations are moved for each sequence: 11 % of the bytes at the smallest batch, 97 % at the largest."
+    )
     assert "the linear layers never reach the ridge" in said(replace(QUERY, model=model), RIDGE)
 
 
@@ -167,14 +169,14 @@ def test_experts_are_what_holds_deepseek_back_and_activations_are_not():
     query = IntensityQuery(model=model, device=H100, attention=Attention.FLASH, stored=True)
     report = intensity_report(query)
     first, last = report.decode_by_batch[0], report.decode_by_batch[-1]
-    sentence = next(s for s in intensity_observations(report) if s.startswith("The linear layers"))
+    sentence = next(s for s in intensity_observations(report) if s.startswith("The intensity of the linear layers"))
     times = last.weight_bytes / first.weight_bytes
-    assert "but new tokens hit experts that no token hit before" in sentence
+    assert "but more tokens use more experts" in sentence
     assert f"{times:.1f} times as many weights are read" in sentence
     share = (last.weight_bytes - first.weight_bytes) / (last.linear_bytes - first.linear_bytes)
-    assert f"{100 * share:.0f} % of the bytes that come on top" in sentence
+    assert f"{100 * share:.0f} % of the additional bytes" in sentence
     assert f"activations are {100 * last.activation_bytes / last.linear_bytes:.0f} % of all" in sentence
-    assert "256 of 256 experts per layer are hit at B = 256" in sentence
+    assert "256 of 256 experts per layer are used at B = 256" in sentence
     assert "activations are moved for each sequence" not in sentence
 
 
@@ -225,7 +227,7 @@ def test_step_over_a_tiny_context():
 
 def test_a_single_batch():
     sentences = intensity_observations(intensity_report(replace(QUERY, batches=(8,))))
-    assert "at B = 8, and another batch changes nothing" in sentences[ATTENTION]
+    assert "at B = 8 and at any other batch size" in sentences[ATTENTION]
     assert sentences[LINEAR].startswith("The linear layers have 7.98 FLOP/B at B = 8")
     assert sentences[STEP].startswith("The whole decode step has 6.41 FLOP/B at B = 8")
 
@@ -329,7 +331,7 @@ def test_notes_of_the_default():
         "Device memory: 80,000,000,000 B.",
         "Grouped-query attention: 4 query heads share each KV head, so the cache is 4 times smaller than with 32 "
         "KV heads.",
-        "59 requests fit in the memory that the weights leave; 588.71 MB stays free.",
+        "59 requests fit in the memory that the weights leave; 588.71 MB remains free.",
         "Every parameter is counted at 2 bytes; activations, runtime and graphs are not counted.",
     )
     assert 80 * GB - 16_060_522_496 - 59 * 2**30 == 588_709_888
@@ -350,7 +352,7 @@ def test_grouping_is_named(heads, kv_heads, says):
 def test_one_request():
     assert "1 request fits in the memory that the weights leave; 0.00 B" not in notes(memory_bytes=18 * GB)[2]
     assert (
-        notes(memory_bytes=18 * GB)[2] == "1 request fits in the memory that the weights leave; 865.74 MB stays free."
+        notes(memory_bytes=18 * GB)[2] == "1 request fits in the memory that the weights leave; 865.74 MB remains free."
     )
 
 

@@ -55,7 +55,7 @@ class TestNames:
             parse_weights("zzzzzz")
 
     def test_dynamic_mixes_follow_no_rule(self):
-        with pytest.raises(QuantityError, match=r"give the \.gguf file itself"):
+        with pytest.raises(QuantityError, match=r"pass the \.gguf file"):
             parse_weights("UD-Q4_K_XL")
 
     @pytest.mark.parametrize("name", weight_names())
@@ -120,7 +120,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("name", ["exl2", "EXL3"])
     def test_an_exllama_file_needs_its_bits(self, name):
-        with pytest.raises(QuantityError, match=r"its size is its bits per weight: write exl[23]-4\.0bpw"):
+        with pytest.raises(QuantityError, match=r"add the bits per weight: exl[23]-4\.0bpw"):
             parse_weights(name)
 
     def test_the_note_says_what_stays(self, capsys):
@@ -130,7 +130,7 @@ class TestCheckpoints:
 
     def test_a_server_is_told_that_another_file_is_served(self, capsys):
         found = memory(capsys, "--weight-format", "awq", "--policy", "vllm", "--tp", "1")
-        assert any("holds the weights as awq is served" in note for note in found["notes"])
+        assert any("a file or repository with the weights as awq" in note for note in found["notes"])
         found = memory(capsys, "--weight-format", "Q4_K_M", "--policy", "llamacpp", "--tp", "1")
         assert "--model Meta-Llama-3-8B-Q4_K_M.gguf" in found["launch"]
 
@@ -180,7 +180,7 @@ class TestPairs:
 
     def test_a_server_that_has_one_format_says_so(self, capsys):
         assert main(["memory", "--kv-format", "bf16/fp8", "--policy", "vllm"]) == 2
-        assert "vllm keeps K and V in one format" in capsys.readouterr().err
+        assert "vllm caches K and V in one format" in capsys.readouterr().err
 
     def test_llama_cpp_starts_with_both(self, capsys):
         found = memory(capsys, "--kv-format", "q8_0/q4_0", "--policy", "llamacpp", "--tp", "1")

@@ -144,7 +144,7 @@ class TestIgnored:
 
     @pytest.mark.parametrize("pattern", ["re:(a+)+$", "re:(.*)*x", "re:((((", "re:a**"])
     def test_patterns_that_could_hang_are_refused(self, pattern):
-        with pytest.raises(SourceError, match=r"m/config\.json: the pattern"):
+        with pytest.raises(SourceError, match=r"m/config\.json: .*the pattern"):
             spec({**FP8_DYNAMIC, "ignore": [pattern]})
 
     @pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model.", "backbone."])
@@ -311,15 +311,15 @@ class TestRefusals:
         ("quantization", "what"),
         [
             ({"quant_method": "qqq"}, "'qqq' is not one that kvscope knows"),
-            ({"quant_method": "hqq"}, "quant_config must say weight_quant_params"),
+            ({"quant_method": "hqq"}, "quant_config must contain weight_quant_params"),
             ({"bits": 4}, "quant_method missing"),
             ({"quant_method": "awq", "bits": "four"}, "bits must be a whole number"),
             ({"quant_method": "gptq", "bits": 4}, "group_size missing"),
             ({"quant_method": "compressed-tensors"}, "config_groups"),
-            ({"quant_method": "modelopt", "quant_algo": "FP7"}, "'FP7' is not one that kvscope knows"),
+            ({"quant_method": "modelopt", "quant_algo": "FP7"}, "kvscope does not know quant_algo 'FP7'"),
             ({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}, "quantized_layers missing"),
             ({"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": [1]}, "dynamic must be an object"),
-            ({"quant_method": "quark"}, "global_quant_config must say weight"),
+            ({"quant_method": "quark"}, "global_quant_config must contain weight"),
             ([4], "must be an object"),
         ],
     )

@@ -126,7 +126,7 @@ class TestFloats:
     def test_fp_quant(self):
         mx = {"quant_method": "fp_quant", "forward_dtype": "mxfp4", "hadamard_group_size": 32}
         assert total(mx) == LINEAR // 32 * 17 + MATRICES * (4 + 2 * 32 * 32 * 2) + 2 * REST
-        with pytest.raises(SourceError, match="16 bits beside the quantized ones"):
+        with pytest.raises(SourceError, match="quantized weights with 16-bit copies"):
             spec({**mx, "pseudoquantization": True})
 
     def test_fbgemm(self):
@@ -237,7 +237,7 @@ class TestTorchao:
     @pytest.mark.parametrize(
         ("quantization", "what"),
         [
-            ({"quant_type": "fp6"}, "quant_type 'fp6' is not one that kvscope counts"),
+            ({"quant_type": "fp6"}, "kvscope does not support quant_type 'fp6'"),
             ({"quant_type": {"default": {"_type": "UIntXWeightOnlyConfig", "_data": {}}}}, "UIntXWeightOnlyConfig"),
             ({}, "quant_type must be a name"),
             ({"quant_type": "int8wo", "include_input_output_embeddings": True}, "a quantized embedding"),

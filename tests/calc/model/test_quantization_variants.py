@@ -40,7 +40,7 @@ def test_gptq_of_some_modules():
     assert total(quantization) == packed + 2 * (LINEAR - some) + 2 * REST
     flat = [name for names in listed for name in names]
     assert total({**quantization, "modules_in_block_to_quantize": flat}) == total(quantization)
-    with pytest.raises(SourceError, match=r"names attn\.c_attn, which is no module of this model"):
+    with pytest.raises(SourceError, match=r"names attn\.c_attn, which is not a module of this model"):
         total({**quantization, "modules_in_block_to_quantize": [["attn.c_attn"], ["mlp.up_proj"]]})
 
 
@@ -93,9 +93,9 @@ def test_eight_bits_by_other_names(quantization, scales):
     [
         (compressed(FP8, targets=["LlamaAttention"]), "names no matrix of this model"),
         ({"quant_method": "mxfp4"}, "names no matrix of this model"),
-        (compressed(FP8, sparsity_config={"format": "sparse-bitmask"}), "how many elements are stored"),
+        (compressed(FP8, sparsity_config={"format": "sparse-bitmask"}), "the number of stored elements"),
         (compressed({**FP8, "strategy": "block", "block_structure": "large"}), "block_structure"),
-        ({"quant_method": "ptpc_fp8"}, "it quantizes while it loads"),
+        ({"quant_method": "ptpc_fp8"}, "it quantizes while loading"),
         (
             {"quant_method": "gptq", "bits": 4, "group_size": 128, "modules_in_block_to_quantize": "all"},
             "must be a list",

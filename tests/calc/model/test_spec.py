@@ -48,7 +48,7 @@ def test_kv_heads_divide_heads_and_near_divisors_are_offered():
     with pytest.raises(SpecError) as caught:
         edit(LLAMA, n_kv_heads=7)
     assert caught.value.field == "n_kv_heads"
-    assert "n_kv_heads 7 does not divide n_heads 32" in str(caught.value)
+    assert "n_heads 32 is not divisible by n_kv_heads 7" in str(caught.value)
     assert "(try 2, 4, 8)" in str(caught.value)
 
 

@@ -51,7 +51,7 @@ def test_the_cache_of_a_compressed_checkpoint(capsys: pytest.CaptureFixture[str]
     config = {**LLAMA, "quantization_config": COMPRESSED}
     own = answer(capsys, config, tmp_path)
     assert own["kv_bytes_per_token"] == 65_536
-    assert "the cache in fp8, as the checkpoint says" in own["engine"]["assumptions"]
+    assert "the cache is in fp8, as the checkpoint says" in own["engine"]["assumptions"]
     told = answer(capsys, config, tmp_path, "--kv-format", "bf16")
     assert told["kv_bytes_per_token"] == 131_072
     assert "--kv-cache-dtype bfloat16" in told["launch"]
@@ -185,7 +185,7 @@ def test_quark_has_scales_of_a_cache_and_no_format() -> None:
     known = facts_from_config({**LLAMA, "quantization_config": quark})
     assert (known.cache_format, known.cache_scales) == (None, "fp8")
     found = report(find_model("llama-3.1-8b"), find_device("mi300x"), facts=known)
-    assert any("has scales for a cache in fp8" in said for said in found.assumptions)
+    assert any("has scales for a fp8 cache" in said for said in found.assumptions)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_what_is_not_known_is_said() -> None:
         elif entry.vendor == "NVIDIA" and "CUDA reports" not in entry.reading:
             assert "is assumed" in str(said)
         elif "on the label" in entry.reading:
-            assert "its label is taken" in str(said)
+            assert "the nominal size is used" in str(said)
 
 
 def test_a_memory_that_was_typed_in_is_taken() -> None:

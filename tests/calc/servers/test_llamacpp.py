@@ -288,7 +288,7 @@ def test_before_the_window_cache_windows_kept_the_whole_context() -> None:
     gemma = find_model("gemma-3-27b")
     assert cache_of(gemma, context=20_480, build=4800) == 62 * 20_480 * 8192
     said = report("gemma-3-27b", version="b4800").assumptions
-    assert "window layers keep the whole context before b5554" in said
+    assert "window layers cache the whole context before b5554" in said
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_a_build_before_an_option_refuses_it(option: dict[str, Any], words: str)
 
 def test_a_build_before_a_quantized_cache_refuses_it() -> None:
     asked = study(find_model("llama-3-8b"), kv_format=FORMATS["q8_0"])
-    for version, words in (("b1500", "no quantized cache"), ("b2000", "quantizes K alone")):
+    for version, words in (("b1500", "no quantized cache"), ("b2000", "only quantizes K")):
         with pytest.raises(SpecError, match=words):
             server_report(asked, ServerOptions(engine="llamacpp", version=version))
 

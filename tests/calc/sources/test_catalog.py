@@ -345,7 +345,7 @@ class TestStoredWeights:
         found = memory_json(capsys, "--model", "deepseek-v3", "--vocab-size", "1024")
         assert found["weight_bytes"] == 2 * found["parameters"]["total"]
         assert found["notes"][-1] == (
-            "edited: the bytes of its checkpoint no longer apply: weights in the format that is given, or 16 bits"
+            "edited: its checkpoint's bytes no longer apply; weights are in the given format, or 16 bits"
         )
         assert not any(note.startswith("weights as") for note in found["notes"])
 

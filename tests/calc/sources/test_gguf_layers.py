@@ -68,7 +68,7 @@ class TestWeightsAlone:
     def test_as_text(self, tmp_path, capsys):
         assert run_memory(["--model", self.path(tmp_path)], "kvscope memory") == 0
         out = capsys.readouterr().out
-        assert out.startswith("m: weights alone")
+        assert out.startswith("m: weights only")
         assert "architecture 'hyena' is not one that kvscope reads from GGUF" in out
         assert "80.00 GB more than the weights" in out
 
@@ -279,7 +279,7 @@ class TestContradictions:
             ([PLAIN] * 2, heads([4], 2), "has 1 entries: none for layer 1"),
             ([PLAIN] * 2, FOUR | {"block_count": 3}, "block_count says 3 layers, the file has 2"),
             ([g.norms(H) | g.attention(H, 64, 32) | g.experts(H, 8, 4)], FOUR, "expert_used_count missing"),
-            ([g.norms(H) | g.mlp(H, INNER)], FOUR, "no layer of m keeps anything"),
+            ([g.norms(H) | g.mlp(H, INNER)], FOUR, "no layer of m keeps a cache"),
             ([PLAIN, {}], FOUR, "block_count says 2 layers, the file has 1"),
         ],
     )
@@ -316,7 +316,7 @@ class TestStored:
         assert sum(report.component_bytes.values()) == report.weight_bytes == model.stored.total_bytes
         assert "30.08 MB" in component_table(report).rows[0]
         assert memory_document(report)["weight_bytes_by_component"]["embedding"] == 30_081_024
-        assert any(note.startswith("The weights take 0.") for note in memory_document(report)["notes"])
+        assert any(note.startswith("The stored weights take 0.") for note in memory_document(report)["notes"])
 
     def test_another_format_counts_every_parameter_alike(self, tmp_path):
         report = memory_report(Study(model=self.model(tmp_path), device=DEVICE))

@@ -194,7 +194,9 @@ def test_tokens_that_cannot_be_shared(words: tuple[str, ...], reason: str, capsy
 
 def test_clients_that_wait_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(capsys, "--device", "h100-sxm", "--concurrency", "1000")
-    assert "346 of 1,000 clients fit at once. What the others wait is not in TTFT." in str(found["assumptions"])
+    assert "346 of 1,000 clients fit at once. TTFT does not include the waiting time of the others." in str(
+        found["assumptions"]
+    )
 
 
 def test_tensorrt_llm_starts_a_request_when_all_its_tokens_have_room() -> None:
@@ -286,7 +288,7 @@ def test_why_an_engine_does_not_start_is_said_as_it_is(capsys: pytest.CaptureFix
     [
         (("--model", "llama-3-70b", "--tp", "3"), "64 query heads are not divisible by"),
         (("--model", "mixtral-8x7b", "--tp", "16", "--ep", "16"), "16 devices for 8 experts"),
-        (("--model", "qwen3-8b", "--tp", "4", "--ep", "4"), "the model has no routed experts to spread over devices"),
+        (("--model", "qwen3-8b", "--tp", "4", "--ep", "4"), "the model has no routed experts to divide among devices"),
     ],
 )
 def test_devices_that_cannot_share_a_model_are_refused_by_every_engine(
@@ -436,14 +438,14 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
         (("--device", "h100-sxm", "--limit", "ttft=5"), "a time needs a unit"),
         (("--device", "h100-sxm", "--price", "-1"), "is not a price per device and hour"),
         (("--device", "h100-sxm", "--speculate", "4"), "is not K,A"),
-        (("--device", "h100-sxm", "--draft", "llama-3.2-1b"), "--draft says who drafts: add --speculate K,A"),
+        (("--device", "h100-sxm", "--draft", "llama-3.2-1b"), "--draft needs --speculate K,A"),
         (
             ("--device", "h100-sxm", "--policy", "ollama"),
             "'ollama' is not known: use vllm, sglang, trtllm",
         ),
         (
             ("--device", "h100-sxm", "--policy", "Equal Split"),
-            "equal-split is a rule of memory, not an engine",
+            "equal-split is a rule for memory, not an engine",
         ),
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),

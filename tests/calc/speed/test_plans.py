@@ -59,7 +59,7 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
     assert found["limits_s"] == {"tpot": 0.05}
     best = found["answers"]["devices"][0]
     assert best["devices"] == best["replicas"] * best["tp"]
-    assert found["notes"][0].startswith("No batch keeps the limits. Here not one request")
+    assert found["notes"][0].startswith("No batch meets the limits. Here not one request")
     assert (
         found["notes"][1]
         == f"Use {best['devices']} x NVIDIA H100 SXM ({best['replicas']} x TP {best['tp']}): 20 requests per second."
@@ -69,17 +69,17 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--find", "tp"), "--find tp needs limits on time"),
-        (("--rate", "5"), "--rate needs limits on time"),
+        (("--find", "tp"), "--find tp needs latency limits"),
+        (("--rate", "5"), "--rate needs latency limits"),
         (("--limit", "tpot=20ms", "--find", "context"), "--limit answers batch, tp, devices, device"),
-        (("--limit", "tpot=20ms", "--find", "devices"), "add --rate, requests per second"),
+        (("--limit", "tpot=20ms", "--find", "devices"), "add --rate in requests per second"),
         (("--limit", "tpot=20ms", "--rate", "0"), "a rate is a number per second, more than 0"),
         (
             ("--limit", "tpot=20ms", "--context", "32k", "--batch", "9"),
-            "--context, --batch changes nothing with --limit",
+            "--context, --batch has no effect with --limit",
         ),
-        (("--limit", "tpot=20ms", "--gpu-memory-utilization", "0.5"), "--gpu-memory-utilization changes nothing"),
-        (("--new-tokens", "5"), "--new-tokens needs limits on time"),
+        (("--limit", "tpot=20ms", "--gpu-memory-utilization", "0.5"), "--gpu-memory-utilization has no effect"),
+        (("--new-tokens", "5"), "--new-tokens needs latency limits"),
         (("--limit", "tpot=20ms", "--policy", "replicated"), "--limit needs an engine"),
     ],
 )

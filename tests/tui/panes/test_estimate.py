@@ -94,7 +94,7 @@ async def test_what_is_asked_is_edited_in_the_pane() -> None:
         assert shown is not None
         assert [column.name for column in shown.columns][-2:] == ["Limits", "Cost per million"]
         assert "✗ TTFT" in shown.rows[-1][-2]
-        assert "4,000 tokens in" in sentence(pane)
+        assert "4,000 prompt tokens" in sentence(pane)
         assert "Worth/hour" in [column.name for column in (table(pane, DEVICES).table or shown).columns]
         pane.query_one("#serving-load", ChoiceDial).focus()
         await pilot.press("right")

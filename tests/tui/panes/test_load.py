@@ -76,8 +76,8 @@ async def test_rates_are_simulated_and_the_slider_goes_through_them() -> None:
     """The rate at which p99 breaks is chosen by itself; ← and → choose another, and everything shown is of that one."""
     async with app_on().run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
-        assert sentence(pane).startswith("p99 keeps TTFT 500 ms and TPOT 12.0 ms up to ")
-        assert "then TPOT breaks." in sentence(pane)
+        assert sentence(pane).startswith("p99 meets TTFT 500 ms and TPOT 12.0 ms up to ")
+        assert "beyond that, TPOT is exceeded." in sentence(pane)
         assert rates(pane).row_count == len(SHARES) + 1
         assert pane.run is not None
         before = pane.run["rate"]
@@ -136,7 +136,7 @@ async def test_the_table_chooses_a_rate_and_an_edit_asks_again() -> None:
         pane.query_one("#load-limits Input", Input).value = "ttft=1ms"
         await until(pilot, lambda: app.state.load.limits == (("ttft", 0.001),))
         await settled(pilot, pane)
-        assert sentence(pane).startswith("Nothing keeps TTFT 1.00 ms at p99: alone a request does not keep TTFT.")
+        assert sentence(pane).startswith("Nothing meets TTFT 1.00 ms at p99: even a single request does not meet TTFT.")
         pane.query_one("#load-prompt Input", Input).value = "zipf:2"
         await pilot.pause()
         assert "zipf:2 is not a distribution of lengths" in str(pane.query_one("#load-problem", Static).content)
@@ -144,7 +144,7 @@ async def test_the_table_chooses_a_rate_and_an_edit_asks_again() -> None:
         app.action_undo()
         await until(pilot, lambda: app.state.load.limits == TIGHT)
         await settled(pilot, pane)
-        assert sentence(pane).startswith("p99 keeps TTFT 500 ms")
+        assert sentence(pane).startswith("p99 meets TTFT 500 ms")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ async def test_it_is_whole_at_every_size(size: tuple[int, int]) -> None:
             assert "cache held, %" in shown
             assert "Times by rate" in shown
         document = pane.export_markdown()
-        assert document.startswith("# Load over time\n\np99 keeps ")
-        assert "first come first served" in document
+        assert document.startswith("# Load over time\n\np99 meets ")
+        assert "in order of arrival" in document
 
 
 def test_the_words_say_what_differs_from_the_command() -> None:

@@ -111,7 +111,7 @@ async def test_an_edit_is_shown_everywhere_at_once() -> None:
 async def test_a_bad_number_is_marked_and_the_last_good_answer_stays() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-n_kv_heads", "5")
-        assert "✗ n_kv_heads 5 does not divide n_heads 32" in text(app)
+        assert "✗ n_heads 32 is not divisible by n_kv_heads 5" in text(app)
         assert app.query_one("#field-n_kv_heads").has_class("-bad")
         assert "MAX BATCH 59" in lines(app)[1]
         await type_into(pilot, "#field-n_kv_heads", "32")

@@ -54,12 +54,12 @@ def test_percentiles_of_one_rate() -> None:
 
 def test_sentences_say_where_p99_breaks() -> None:
     runs, found = said()
-    assert most_sentence(found, LIMITS).startswith("p99 keeps TTFT 500 ms and TPOT 12.0 ms up to ")
-    assert most_sentence(found, LIMITS).endswith("then TPOT breaks.")
-    assert most_sentence(None, {}) == "Set limits to see the rate at which p99 breaks."
+    assert most_sentence(found, LIMITS).startswith("p99 meets TTFT 500 ms and TPOT 12.0 ms up to ")
+    assert most_sentence(found, LIMITS).endswith("beyond that, TPOT is exceeded.")
+    assert most_sentence(None, {}) == "Set limits to see the rate at which p99 exceeds them."
     assert most_sentence(None, LIMITS) == ""
     nothing = {"value": None, "above": 0.1, "breaks_above": ["ttft"]}
-    assert "alone a request does not keep TTFT" in most_sentence(nothing, LIMITS)
+    assert "even a single request does not meet TTFT" in most_sentence(nothing, LIMITS)
     assert "up to the full load, 3 requests" in most_sentence({"value": 3.0, "above": None, "breaks_above": []}, LIMITS)
     assert "never drains" in rate_sentence(runs[len(runs) - 2])  # 1.1 of the full load
     assert "never drains" not in rate_sentence(runs[0])

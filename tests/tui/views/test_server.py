@@ -105,7 +105,7 @@ def test_the_table_has_the_pool_in_the_words_of_the_log() -> None:
     rows = {row[0].strip(): row[1] for row in parts_table(report()).rows}
     assert rows["Blocks"] == "27,000"
     assert rows["Tokens"] == "432,000"
-    assert rows["Requests of full length"] == "52.73"
+    assert rows["Full-length requests"] == "52.73"
     short = parts_table(report(kv_pool_bytes=-3 * GB, kv_blocks=0, kv_tokens=0, max_concurrency=0.0)).rows[-1]
     assert short[0].strip() == "Does not start: no room for the cache"
     assert short[1] == "3.00 GB"
