@@ -93,7 +93,16 @@ class Effects:
         found = self._models.get(model_key(model), _Model()).effects.values()
         return tuple(sorted(found, key=lambda effect: effect.choice != REFERENCE))
 
-    def info(self, model: str | None) -> ModelInfo | None:
+    def measured(self, model: str | None, choice: Choice) -> Effect | None:
+        """What was measured of a model in one format."""
+        return next((effect for effect in self.of(model) if effect.choice == choice), None)
+
+    def known(self, model: str | None, held: ModelInfo | None) -> ModelInfo | None:
+        """The model as it was loaded last: in this session, or as the engine holds it."""
+        own = held is not None and model_key(model) in (held.name, model_key(held.path))
+        return self._info(model) or (held if own else None)
+
+    def _info(self, model: str | None) -> ModelInfo | None:
         """The model as it was loaded last, with the machine's rates where any load measured them."""
         return self._models.get(model_key(model), _Model()).info
 

@@ -27,7 +27,7 @@ from engine.records import Event, ModelInfo
 from tui.charts.chart_text import draw
 from tui.charts.plots import latency_chart
 from tui.form.state import Analysis, AppState
-from tui.live.choice_line import AUTO_LINES, Expected, Turned, choice_lines, expected
+from tui.live.choice_line import AUTO_LINES, Turned, choice_lines, expected
 from tui.live.engine_link import EngineStatus, engine_of
 from tui.live.formats import Choice, Effects, effects_table, model_key
 from tui.live.generation import Generation, generate_options
@@ -345,27 +345,17 @@ class GeneratePane(Pane):
 
     def _known(self) -> ModelInfo | None:
         """The form's model as it was loaded last, if it was."""
-        held = engine_of(self.app).status.model
-        own = held is not None and model_key(self.form.model) in (held.name, model_key(held.path))
-        return self._effects.info(self.form.model) or (held if own else None)
+        return self._effects.known(self.form.model, engine_of(self.app).status.model)
 
     def _choice_lines(self, turned: Turned) -> tuple[str, ...]:
-        """What the chosen format costs, as predicted and as measured."""
-        chosen, info = self._chosen, self._known()
+        """What the chosen format costs a run like the last one, with the new tokens of the form."""
+        chosen, model, info = self._chosen, self.form.model, self._known()
         if chosen is None:
             return AUTO_LINES if turned == "dtype" else ()
-        measured = next((effect for effect in self._effects.of(self.form.model) if effect.choice == chosen), None)
-        return choice_lines(chosen, turned, self._expected(chosen, info), measured=measured, info=info)
-
-    def _expected(self, chosen: Choice, info: ModelInfo | None) -> Expected:
-        """calc's figures for a run like the last one, with the new tokens of the form."""
-        return expected(
-            chosen,
-            model_key(self.form.model),
-            info,
-            prompt_tokens=len(self.run.prompt_ids) if self.run is not None and self.run.prompt_ids else 1,
-            new_tokens=self.form.new_tokens,
-        )
+        prompt_tokens = len(self.run.prompt_ids) if self.run is not None and self.run.prompt_ids else 1
+        new_tokens = self.form.new_tokens
+        ahead = expected(chosen, model_key(model), info, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+        return choice_lines(chosen, turned, ahead, measured=self._effects.measured(model, chosen), info=info)
 
     def action_effect(self) -> None:
         """Measure how far the chosen format's logits are from float32's; the model in memory makes room for both."""

@@ -107,7 +107,7 @@ def test_short_runs_and_those_without_the_cache_leave_none(run: Generation) -> N
     effects = Effects()
     effects.take_run(run)
     assert effects.of(None) == ()
-    assert effects.info(None) == run.model
+    assert effects.known(None, None) == run.model
 
 
 def test_a_comparison_fills_the_errors_and_a_later_run_keeps_them() -> None:
@@ -138,7 +138,7 @@ def test_the_machines_rates_outlive_a_load_that_measures_none() -> None:
     effects = Effects()
     effects.take_run(run_of(RATED))
     effects.take_run(run_of(RATED, tp=2))
-    info = effects.info(RATED)
+    info = effects.known(RATED, None)
     assert info is not None
     assert (info.tp, info.read_bytes_per_s) == (2, 1e9)
 
