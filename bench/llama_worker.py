@@ -1,4 +1,4 @@
-"""llama.cpp for bench/engine_speed.py and bench/gguf_architectures.py: requests and answers as JSON lines.
+"""llama.cpp for bench/engine_speed.py, gguf_architectures.py and gguf_tokens.py: requests and answers as JSON lines.
 
 Runs in an environment of its own, with llama-cpp-python and nothing of this project.
 """
@@ -103,6 +103,22 @@ def file_logits(path: str, ids: list[int]) -> dict[str, Any]:
     return {"logits": logits}
 
 
+def tokens_of(path: str, texts: list[str]) -> list[list[int]]:
+    """Texts by a file's vocabulary, with the tokens that it puts first or last; those in the text are known."""
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    model = llama.llama_model_load_from_file(path.encode(), params)
+    vocabulary, found = llama.llama_model_get_vocab(model), []
+    for text in texts:
+        data = text.encode()
+        room = len(data) + 8
+        ids = (llama.llama_token * room)()
+        n = llama.llama_tokenize(vocabulary, data, len(data), ids, room, True, True)
+        found.append(list(ids[:n]))
+    llama.llama_model_free(model)
+    return found
+
+
 def convert(source: str, target: str, name: str) -> int:
     """Write the same weights in another format; 0 when it worked."""
     params = llama.llama_model_quantize_default_params()
@@ -130,6 +146,8 @@ def main() -> None:
                 answer = {}
             case "convert":
                 answer = {"failed": convert(request["source"], request["target"], request["format"])}
+            case "tokens":
+                answer = {"ids": tokens_of(**request)}
             case "logits":
                 answer = file_logits(**request)
             case "losses":

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.family import GGUFForm
-from engine.families.gguf_keys import end_ids, shared_keys, token_id
+from engine.families.gguf_ends import end_texts
+from engine.families.gguf_keys import shared_keys, token_id
 from engine.families.registry import FAMILIES, config_from_hf
 from engine.families.tensors import qkv_sizes
 from engine.model.config import LongRopeScaling, ModelConfig, YarnRopeScaling
@@ -47,7 +48,15 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         config = replace(config, norm_offset=0.0)
     config = _with_attention_factor(_with_rope_factors(config, file), file)
     stated = [i for key in ("eot", "eom") if (i := token_id(file, key)) is not None]
-    return replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *stated, *end_ids(file)])))
+    return replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *stated, *_end_ids(file)])))
+
+
+def _end_ids(file: GGUFFile) -> list[int]:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list):
+        return []
+    ends = end_texts(tokens)
+    return [index for index, text in enumerate(tokens) if text in ends]
 
 
 def _with_attention_factor(config: ModelConfig, file: GGUFFile) -> ModelConfig:

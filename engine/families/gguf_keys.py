@@ -137,19 +137,3 @@ def _magnitudes(file: GGUFFile) -> dict[str, float]:
         case "mistral3" if weight:
             return {"mscale": 1.0, "mscale_all_dim": weight}
     return {}
-
-
-# Texts that end a turn or a text wherever they are tokens (llama.cpp's list of end-of-generation tokens).
-_ENDS = (
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)  # fmt: skip
-
-
-def end_ids(file: GGUFFile) -> tuple[int, ...]:
-    """Tokens that are known to end a turn by their text, whatever the file says of them."""
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    found = {text: i for i, text in enumerate(tokens) if text in _ENDS} if isinstance(tokens, list) else {}
-    if "<|return|>" in found and "<|call|>" in found:
-        found.pop("<|end|>", None)  # gpt-oss ends a message with it, not a turn
-    return tuple(found.values())

@@ -38,11 +38,11 @@ DEFAULT = [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]
 ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
             "tekken", "chameleon")  # fmt: skip
 """Names with which llama.cpp puts BOS first, where the file does not say."""
-WHOLE_WORDS = (*ADDS_BOS[:-1], "gpt-4o", "llama4", "youtu")
+WHOLE_WORDS = (*ADDS_BOS[:-1], "youtu", "glm4", "glm5")
 """Names whose models take a whole word when they know it, whatever the merges make of it."""
 
 _BY_WAY: list[tuple[list[str], tuple[str, ...]]] = [
-    ([_LLAMA3], (*ADDS_BOS[:-2], "dbrx", "smaug-bpe", "glm4", "chatglm-bpe")),
+    ([_LLAMA3], (*ADDS_BOS[:-2], "dbrx", "smaug-bpe", "glm4", "glm5", "chatglm-bpe")),
     ([_QWEN2], ("qwen2", "stablelm2", "hunyuan", "deepseek-r1-qwen", "megrez", "kormo", "f2llmv2", "grok-2",
                 "solar-open")),
     ([_QWEN35], ("qwen35",)),

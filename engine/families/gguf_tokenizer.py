@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from engine.errors import TokenizerError
+from engine.families.gguf_ends import control_texts
 from engine.families.gguf_splits import ADDS_BOS, DEFAULT, SPLITS, WHOLE_WORDS
 from engine.weights.chat import ChatTemplate
 from engine.weights.gguf import GGUFFile
@@ -65,8 +66,6 @@ def _byte_level(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
     # Some vocabularies hold words that no merge makes; their models take a whole word when they know it.
     model = models.BPE(vocabulary, pairs, fuse_unk=False, ignore_merges=name in WHOLE_WORDS)
     backend = tokenizers.Tokenizer(model)
-    if name == "qwen2":
-        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = _pre_tokenizer(SPLITS.get(name, DEFAULT))
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -149,11 +148,14 @@ def _kinds(file: GGUFFile, n: int) -> list[int]:
 
 def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence[str]) -> None:
     """Tokens that are matched whole; and the first and last one where the file says they are added."""
-    kinds = _kinds(file, len(tokens))
-    special = [
-        AddedToken(t, normalized=False, special=True) for t, k in zip(tokens, kinds, strict=True) if k == _CONTROL
-    ]
-    whole = [AddedToken(t, normalized=False, special=False) for t, k in zip(tokens, kinds, strict=True) if k == _USER]
+    control = control_texts(tokens)
+    special: list[AddedToken] = []
+    whole: list[AddedToken] = []
+    for text, kind in zip(tokens, _kinds(file, len(tokens)), strict=True):
+        if kind == _CONTROL or text in control:
+            special.append(AddedToken(text, normalized=False, special=True, rstrip=_takes_spaces(file, text)))
+        elif kind == _USER:
+            whole.append(AddedToken(text, normalized=False, special=False, rstrip=_takes_spaces(file, text)))
     backend.add_special_tokens(special)
     backend.add_tokens(whole)
     sentencepiece = file.metadata.get("tokenizer.ggml.model") == "llama"
@@ -164,6 +166,12 @@ def _add_special(backend: tokenizers.Tokenizer, file: GGUFFile, tokens: Sequence
         named = [(tokens[i], i) for i in (*first, *last)]
         template = [*(tokens[i] for i in first), "$A", *(tokens[i] for i in last)]
         backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=named)
+
+
+def _takes_spaces(file: GGUFFile, text: str) -> bool:
+    """Whether spaces and line ends behind a token are part of it, which llama.cpp knows of Phi-3 by its name."""
+    name = str(file.metadata.get("general.name", "")).lower()
+    return ("phi-3" in name or "phi3" in name) and text not in ("<unk>", "<s>", "<|endoftext|>")
 
 
 def _added(file: GGUFFile, tokens: Sequence[str], name: str, *, default: bool) -> list[int]:

@@ -17,6 +17,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from engine.compiled.attach import unsupported
 from engine.errors import CheckpointError, ConfigError, EngineError, UnsupportedArchitecture
+from engine.families.gguf_ends import end_texts
 from engine.families.gguf_splits import SPLITS
 from engine.model.config import ExpertsConfig, LatentConfig, Llama3RopeScaling, ModelConfig, YarnRopeScaling
 from engine.model.decoder import Decoder
@@ -274,6 +275,49 @@ def test_the_first_token_is_added_where_the_file_says_so(tmp_path: Path) -> None
     assert tokenizer is not None
     assert tokenizer.encode("a")[0] == 1
     assert tokenizer.encode("a", add_special=False) == tokenizer.encode("a")[1:]
+
+
+def test_letters_with_marks_stay_apart_as_in_llama_cpp(tmp_path: Path) -> None:
+    tokenizer = load_checkpoint(
+        saved(tmp_path, tokenizer_metadata(trained()) | {"tokenizer.ggml.pre": "qwen2"})
+    ).tokenizer
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
+
+
+def test_tokens_are_known_by_their_text_as_in_llama_cpp(tmp_path: Path) -> None:
+    """The end of a text is one, whatever kind the file gives it."""
+    metadata = tokenizer_metadata(trained())
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    tokens[-3:], kinds[-3:] = ["</s>", "<|fim_pad|>", "<fim_prefix>"], [1, 1, 1]
+    loaded = load_checkpoint(saved(tmp_path, metadata))
+    n = len(tokens)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.encode("a</s><|fim_pad|><fim_prefix>")[1:] == [n - 3, n - 2, n - 1]
+    assert loaded.config.eos_ids == (0, n - 3, n - 2)
+
+
+@pytest.mark.parametrize(
+    ("beside", "ends"),
+    [
+        ([], {"</s>", "<|end|>"}),
+        (["<|return|>", "<|call|>"], {"</s>", "<|return|>", "<|call|>"}),  # <|end|> ends a message there
+        (["<|call|>", "<|flush|>"], {"</s>", "<|end|>", "<|call|>", "<|flush|>"}),
+        (["<|calls|>", "<|flush|>"], {"</s>", "<|calls|>", "<|flush|>"}),
+        (["<|tool_response>"], {"<|end|>", "<|tool_response>"}),
+        (["<|plamo:eos|>", "<eos>"], {"<|end|>", "<eos>"}),
+    ],
+)
+def test_what_ends_a_turn_goes_by_what_else_there_is(beside: list[str], ends: set[str]) -> None:
+    assert end_texts(["a", "</s>", "<|end|>", *beside]) == ends
+
+
+@pytest.mark.parametrize(("name", "takes"), [("Phi-3 Mini 4k", True), ("Llama", False)])
+def test_spaces_behind_the_special_tokens_of_phi_3_are_theirs(name: str, takes: bool, tmp_path: Path) -> None:
+    metadata = tokenizer_metadata(trained()) | {"general.name": name}
+    tokenizer = load_checkpoint(saved(tmp_path, metadata)).tokenizer
+    assert tokenizer is not None
+    assert (tokenizer.encode("<|im_start|>\n a") == tokenizer.encode("<|im_start|>a")) is takes
 
 
 def test_a_tokenizer_that_would_be_a_guess_is_left_out(tmp_path: Path) -> None:
