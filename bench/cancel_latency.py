@@ -12,19 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.formats import Formats
 from engine.process.client import EngineClient
-from engine.process.events import (
-    Cancelled,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Load,
-    Loaded,
-    TokenGenerated,
-)
-from engine.records import Event, LastEvent, Progress, Request
+from engine.process.events import Generate, Loaded
+from engine.records import Cancelled, Event, LastEvent, Load, Progress, Request
 
 POLL_S = 0.002
 TERMINAL_EVENTS = (LastEvent, Loaded)

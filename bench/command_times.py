@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from calc.units import format_duration_s
-from engine.measure.machine import cpu_name, usable_cores
+from engine.machine import cpu_name, usable_cores
 
 ROOT = Path(__file__).parents[1]
 CALCULATED = (

@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout
 from engine.compiled.attach import attach
-from engine.measure.machine import cpu_name, load_average, usable_cores
+from engine.machine import cpu_name, load_average, usable_cores
 from engine.measure.own import Needs, OwnTimes
 from engine.measure.own_plan import filled_cache, step_run
 from engine.measure.own_timer import OwnTimer

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from engine.compiled.attach import attach
-from engine.measure.machine import load_average
+from engine.generation_events import GenerationFinished, TokenGenerated
+from engine.machine import load_average
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, Speculation, generate
-from engine.process.events import GenerationFinished, TokenGenerated
 from engine.records import CompileMode
 from engine.speculation import LOOKUP, LOOKUP_TOKENS, MODEL_TOKENS, NGRAM, Drafted, Speculate
 from engine.weights.checkpoint import LoadedModel, load_checkpoint

@@ -15,6 +15,8 @@ TO_THE_END = 1 << 40
 """As `max_new_tokens`: until the model's context is full."""
 ALL = "all"
 """How people write that."""
+MAX_RANKS = 64
+NS_PER_S = 1_000_000_000
 
 
 class Record(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -47,12 +49,20 @@ class OnModel(Request, frozen=True, kw_only=True):
     """Where it runs; "auto" takes a GPU where torch sees one. With tensor parallelism each rank has its own GPU."""
 
 
+class Load(OnModel, frozen=True, kw_only=True):
+    """Load a model and answer `Loaded`."""
+
+
 class Event(Record, frozen=True, kw_only=True):
     """Base of what the engine says."""
 
 
 class LastEvent(Event, frozen=True, kw_only=True):
     """Base of the events that end any request."""
+
+
+class Cancelled(LastEvent, frozen=True, kw_only=True):
+    """The request was stopped before its end. A `Generate` that has its model ends in `GenerationFinished` instead."""
 
 
 class RowMeasured(Event, frozen=True, kw_only=True):

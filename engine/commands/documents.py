@@ -8,10 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from engine.generation_events import GenerationFinished
 from engine.measure.measurement import Document
-from engine.measure.timing import NS_PER_S, timing
+from engine.measure.timing import timing
 from engine.plain import plain
-from engine.process.events import GenerationFinished
+from engine.records import NS_PER_S
 from engine.speculation import Drafted
 
 

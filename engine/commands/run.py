@@ -14,12 +14,12 @@ from engine.commands.documents import generation_document, to_json
 from engine.commands.summary import generation_text
 from engine.errors import EngineError, EngineFailure, InputError, OutOfMemory
 from engine.files import write_whole
+from engine.generation_events import GenerationFinished, TokenGenerated
 from engine.measure.measurement import Document, Measurement
 from engine.measure.registry import measurement_of
-from engine.measure.timing import NS_PER_S
 from engine.plain import one_line, plain
-from engine.process.events import EngineExited, Failed, Generate, GenerationFinished, Loaded, TokenGenerated
-from engine.records import Event, MeasurementFinished, ModelInfo, Progress, Request
+from engine.process.events import EngineExited, Failed, Generate, Loaded
+from engine.records import NS_PER_S, Event, MeasurementFinished, ModelInfo, Progress, Request
 from engine.text import duration, plural, size
 
 DONE, CHECK_FAILED = 0, 1

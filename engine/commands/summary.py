@@ -1,7 +1,7 @@
 """Generations as plain text without colours. Pure, without torch."""
 
+from engine.generation_events import GenerationFinished
 from engine.measure.timing import timing
-from engine.process.events import GenerationFinished
 from engine.speculation import Drafted
 from engine.text import duration, plural
 

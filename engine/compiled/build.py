@@ -25,8 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
-from engine.process.apart import apart
-from engine.process.client import default_environment
+from engine.apart import apart, default_environment
 
 SOURCE = Path(__file__).with_name("step.cpp")
 COMPILERS = ("c++", "g++", "clang++")

@@ -15,7 +15,7 @@ import platformdirs
 
 from engine.errors import EngineError
 from engine.files import write_whole
-from engine.measure.machine import cpu_name, usable_cores
+from engine.machine import cpu_name, usable_cores
 from engine.measure.machine_result import MachineResult
 
 FILE_NAME = "machine.json"

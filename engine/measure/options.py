@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from engine.errors import OptionError
-from engine.records import ALL, TO_THE_END, CompileMode, Device, DType
+from engine.records import ALL, MAX_RANKS, TO_THE_END, CompileMode, Device, DType
 
 MAX_THREADS = 1024
 MAX_TOKENS = 1_000_000
 MAX_REPEATS = 1000
-MAX_RANKS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

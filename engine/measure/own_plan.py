@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from engine.compiled.attach import attach
-from engine.measure.machine import available_bytes, last_cache_bytes
+from engine.machine import available_bytes, last_cache_bytes
 from engine.measure.own import Needs
 from engine.measure.products import first_rows
 from engine.model.cache import Cache

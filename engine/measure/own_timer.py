@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from engine.measure.machine import load_average
+from engine.machine import load_average
 from engine.measure.own import BUDGET_S, Needs, OwnTimes, PromptTime, RowsTime, StepTime, TextTime
 from engine.measure.own_plan import Plan, Runs, Timed, layer_run
 from engine.measure.turns import Turns

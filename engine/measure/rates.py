@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from engine.measure.machine import cpu_name, usable_cores
+from engine.machine import cpu_name, usable_cores
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
 from engine.model.devices import device_name, synchronize

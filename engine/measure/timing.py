@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-NS_PER_S = 1_000_000_000
+from engine.records import NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

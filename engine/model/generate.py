@@ -1,16 +1,20 @@
 """Prefill and decode as an iterator of events with raw timestamps; rates are made from them elsewhere.
 
-The events are the protocol's own records (`engine.process.events`), so that what a test sees is what the app gets.
+The events are the protocol's own records (`engine.generation_events`), so that what a test sees is what the app gets.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine.errors import OptionError, PromptError, Stopped
+from engine.generation_events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.model.cache import Cache, reuse_prefix
 from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder, check_ids
@@ -18,10 +22,11 @@ from engine.model.devices import synchronize
 from engine.model.drafts import Drafter
 from engine.model.sampling import Sampler, check_sampling
 from engine.model.stops import StopTexts
-from engine.process.events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.records import CacheKind
 from engine.speculation import Drafted, Speculate
-from engine.weights.tokenizer import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from engine.weights.tokenizer import TextStream, Tokenizer
 
 START_REACH = 3
 """Tokens that the first draft has at most; each next one has twice as many as the last step made."""

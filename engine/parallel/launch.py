@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
+from engine.apart import apart
 from engine.errors import EngineError, EngineFailure
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder
@@ -26,7 +27,6 @@ from engine.model.devices import check_devices, pick_device, rank_device
 from engine.parallel.decoder import LeaderDecoder, RankDecoder, follow, shard_of
 from engine.parallel.group import TIMEOUT, Group, RankLost
 from engine.parallel.shard import Shard, check_tp, cut
-from engine.process.apart import apart
 from engine.weights.checkpoint import BUNDLED, LoadedModel, load_checkpoint
 from engine.weights.hub import locate
 from engine.weights.loading import Watch

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from engine.errors import OptionError
-from engine.measure.options import MAX_RANKS
 from engine.model.config import ModelConfig
+from engine.records import MAX_RANKS
 
 
 @dataclass(frozen=True, slots=True)

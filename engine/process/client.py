@@ -7,17 +7,16 @@ with EngineClient() as client:
     events = client.poll()                                                   # app: every tick
 """
 
-import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from engine.apart import default_environment
 from engine.errors import EngineFailure
 from engine.process.events import Cancel, encode, ends
 from engine.process.session import Session
@@ -25,20 +24,11 @@ from engine.records import Event, Request
 
 # Ctrl-C wakes a waiting main thread only if the system hands the signal to that thread; so never wait for long.
 _INTERRUPTIBLE_S = 0.25
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def default_command() -> tuple[str, ...]:
     """The command that starts the engine; ``-P`` keeps modules of the current folder out of it."""
     return (sys.executable, "-P", "-m", "engine", "serve")
-
-
-def default_environment() -> Mapping[str, str] | None:
-    """The environment in which the process finds this package in a checkout; None when it is installed."""
-    if _PACKAGE_ROOT.name in ("site-packages", "dist-packages"):
-        return None
-    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class EngineClient:

@@ -5,7 +5,8 @@ with a ``"type"`` field that names its class. Timestamps are raw ``time.perf_cou
 engine process: only differences mean something, and rates are made from them in `engine.measure.timing` alone.
 
 The records are ``msgspec.Struct``: frozen, checked when a line is decoded, encoded without any code here. Those of
-measurements are declared in `engine.measure.kinds`, what all have in common in `engine.records`.
+measurements are declared in `engine.measure.kinds`, those of a run in `engine.generation_events`, what all have in
+common in `engine.records`.
 Every request ends in exactly one terminal event: a `LastEvent`, or `Loaded` for a `Load`.
 """
 
@@ -16,10 +17,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from engine.errors import EngineFailure, ErrorKind
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
-from engine.records import CacheKind, Event, LastEvent, ModelInfo, OnModel, Progress, Record, Request
-from engine.speculation import Drafted, Speculate
+from engine.records import CacheKind, Cancelled, Event, LastEvent, Load, ModelInfo, OnModel, Progress, Record, Request
+from engine.speculation import Speculate
 
 _T = TypeVar("_T")
 
@@ -29,7 +31,6 @@ class ProtocolError(EngineFailure):
 
 
 Role = Literal["system", "user", "assistant"]
-StopReason = Literal["eos", "length", "positions", "cache", "cancelled", "stop"]
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,10 +41,6 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 # --- requests: app -> engine ------------------------------------------------------------------------------
-
-
-class Load(OnModel, frozen=True, kw_only=True):
-    """Load a model and answer `Loaded`."""
 
 
 class Generate(OnModel, frozen=True, kw_only=True):
@@ -108,55 +105,6 @@ class Loaded(Event, frozen=True, kw_only=True):
     model: ModelInfo
 
 
-class GenerationStarted(Event, frozen=True, kw_only=True):
-    """The prompt is encoded, the cache allocated, the clock (`start_ns`) runs; the prefill comes next."""
-
-    prompt_ids: tuple[int, ...]
-    start_ns: int
-    kv_cache_bytes: int
-    kv_bytes_per_token: int
-    prompt_text: str | None = None
-    reused_tokens: int = 0
-    """Tokens of the prompt whose keys and values the cache had already."""
-    kv_capacity: int = 0
-    """Tokens the cache has room for."""
-
-
-class TokenGenerated(Event, frozen=True, kw_only=True):
-    """One new token, `index` from 0. `text` is what it adds; it may be empty until a character is whole."""
-
-    index: int
-    token_id: int
-    text: str
-    time_ns: int
-    kv_tokens: int
-    kv_used_bytes: int
-    drafted: bool = False
-    """It had been drafted, so that no pass of its own was needed."""
-
-
-class GenerationFinished(LastEvent, frozen=True, kw_only=True):
-    """The whole run. `ids` and `text` hold the new tokens only; `text` is None without a tokenizer.
-
-    A cancelled run ends like this too, with the tokens made so far and the reason "cancelled".
-    `kv_cache_bytes` is the cache allocated for the run, 0 without one; with tensor parallelism it is one rank's.
-    `communication_ns` is what rank 0 spent waiting for and adding up with the others, None on a single rank.
-    """
-
-    reason: StopReason
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    text: str | None
-    start_ns: int
-    token_times_ns: tuple[int, ...]
-    kv_cache_bytes: int
-    communication_ns: int | None = None
-    kv_capacity: int = 0
-    cache: CacheKind = "full"
-    drafted: Drafted | None = None
-    """What came of drafting; None where nothing was to be drafted."""
-
-
 class Failed(LastEvent, frozen=True, kw_only=True):
     """The request ended in an error, said in one sentence. The engine lives on.
 
@@ -165,10 +113,6 @@ class Failed(LastEvent, frozen=True, kw_only=True):
 
     kind: ErrorKind
     message: str
-
-
-class Cancelled(LastEvent, frozen=True, kw_only=True):
-    """The request was stopped before its end. A `Generate` that has its model ends in `GenerationFinished` instead."""
 
 
 class EngineExited(LastEvent, frozen=True, kw_only=True):

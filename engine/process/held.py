@@ -18,8 +18,8 @@ from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, pick_device, synchronize
 from engine.model.drafts import DraftModel, PromptLookup, ShouldStop
 from engine.model.generate import ReusableCache, Speculation
-from engine.process.events import Load, Loaded
-from engine.records import CompileMode, Event, ModelInfo, OnModel, Progress
+from engine.process.events import Loaded
+from engine.records import CompileMode, Event, Load, ModelInfo, OnModel, Progress
 from engine.speculation import Speculate
 from engine.weights.checkpoint import BUNDLED, SMALL_MODEL_PARAMETERS, LoadedModel, load_checkpoint
 from engine.weights.formats import read_bytes

@@ -9,8 +9,8 @@ from typing import IO
 
 import msgspec
 
-from engine.process.events import Cancel, Cancelled, Failed, ProtocolError, Shutdown, decode_request
-from engine.records import Event, Request
+from engine.process.events import Cancel, Failed, ProtocolError, Shutdown, decode_request
+from engine.records import Cancelled, Event, Request
 
 _EXIT_GRACE_S = 0.5
 _PARENT_CHECK_S = 0.1

@@ -14,14 +14,15 @@ import msgspec
 import torch
 
 from engine.errors import EngineError, OptionError, Stopped, TokenizerError
+from engine.generation_events import GenerationStarted
 from engine.measure.own import MeasureOwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.model.devices import pick_device
 from engine.model.drafts import ShouldStop
 from engine.model.generate import GenerationOptions, generate
-from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Load, Ready
+from engine.process.events import Failed, Generate, Ready
 from engine.process.held import HeldModel
-from engine.records import Event, Request
+from engine.records import Cancelled, Event, Load, Request
 from engine.weights.checkpoint import LoadedModel, return_freed_memory
 
 

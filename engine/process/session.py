@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import IO
 
-from engine.process.apart import apart
+from engine.apart import apart
 from engine.process.events import Cancel, EngineExited, ProtocolError, Shutdown, decode_event, ends
 from engine.records import Event, Request
 

@@ -10,9 +10,9 @@ import sys
 import threading
 from typing import IO, TYPE_CHECKING
 
-from engine.process.events import Cancelled, Failed, ProtocolError, encode
+from engine.process.events import Failed, ProtocolError, encode
 from engine.process.inbox import Inbox
-from engine.records import Event
+from engine.records import Cancelled, Event
 
 if TYPE_CHECKING:
     from engine.process.service import Service

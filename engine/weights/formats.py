@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.measure.machine import usable_cores
+from engine.machine import usable_cores
 from engine.model.layers import Linear, LinearLike, Weights
 from engine.weights.memory import WeightMemory
 from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, Piece, from_panels, to_panels

@@ -11,8 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from engine.errors import Stopped
-from engine.measure.timing import NS_PER_S
-from engine.records import Progress
+from engine.records import NS_PER_S, Progress
 
 T = TypeVar("T")
 REPORT_NS = NS_PER_S // 10

@@ -16,8 +16,8 @@ from calc.sources import machine as calcs
 from calc.sources.catalog import find_device, search_devices
 from calc.speed.constants import constants_of
 from calc.speed.kernels import device_for_times
+from engine.machine import cpu_name, usable_cores
 from engine.measure import machine_file as engines
-from engine.measure.machine import cpu_name, usable_cores
 from engine.measure.machine_result import Gpu, MachineResult, MachineRow
 from engine.records import Machine
 

@@ -22,7 +22,8 @@ from calc.plain import one_line, plain
 from engine.commands import cli as engine_cli
 from engine.commands.run import follow, print_text
 from engine.errors import EngineError
-from engine.process.events import Failed, Generate, GenerationFinished, Loaded, TokenGenerated
+from engine.generation_events import GenerationFinished, TokenGenerated
+from engine.process.events import Failed, Generate, Loaded
 from engine.records import Event
 from tests.tui.fake_engine import model
 from tui.app.app import KvscopeApp

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from calc.sources import machine as calc_machine
-from engine.measure import machine as engine_machine
+from engine import machine as engine_machine
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,9 @@ import signal
 import sys
 import time
 
-from engine.process.events import (
-    Cancel,
-    Failed,
-    Generate,
-    GenerationFinished,
-    Load,
-    Ready,
-    Shutdown,
-    TokenGenerated,
-    decode_request,
-    encode,
-)
+from engine.generation_events import GenerationFinished, TokenGenerated
+from engine.process.events import Cancel, Failed, Generate, Ready, Shutdown, decode_request, encode
+from engine.records import Load
 
 
 def send(*records):

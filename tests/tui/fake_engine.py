@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import msgspec
 
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured
 from engine.measure.kinds.benchmark import (
     Benchmark,
@@ -34,22 +35,8 @@ from engine.measure.kinds.formats import FormatMeasured, FormatRow, Formats, For
 from engine.measure.kinds.machine import MachineFinished, MachineRowMeasured, MeasureMachine
 from engine.measure.machine_result import MachineResult, MachineRow
 from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured, PromptTime, StepTime
-from engine.process.events import (
-    Cancel,
-    Cancelled,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Load,
-    Loaded,
-    Ready,
-    Shutdown,
-    TokenGenerated,
-    decode_request,
-    encode,
-)
-from engine.records import Event, Machine, ModelInfo, Progress, Request
+from engine.process.events import Cancel, Failed, Generate, Loaded, Ready, Shutdown, decode_request, encode
+from engine.records import Cancelled, Event, Load, Machine, ModelInfo, Progress, Request
 
 WORDS = ("the ", "cache ", "keeps ", "what ", "was ", "read ", "before, ", "so ", "nothing ", "is ", "twice.\n")
 TOKEN_BYTES = 2 * 2 * 2 * 64 * 4

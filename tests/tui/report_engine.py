@@ -7,20 +7,11 @@ The first argument says what goes wrong: "good" (nothing), "mismatch" (a case fa
 import os
 import sys
 
+from engine.generation_events import GenerationFinished, GenerationStarted
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
-from engine.process.events import (
-    Cancelled,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Loaded,
-    Shutdown,
-    decode_request,
-    encode,
-)
-from engine.records import Progress
+from engine.process.events import Failed, Generate, Loaded, Shutdown, decode_request, encode
+from engine.records import Cancelled, Progress
 from tests.records import benchmark_row, machine, model_info
 
 MODEL = model_info(

@@ -20,6 +20,7 @@ from engine.commands import run as commands
 from engine.commands.documents import generation_document, to_json
 from engine.errors import EngineError
 from engine.files import check_writable, write_whole
+from engine.generation_events import GenerationFinished
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.measurement import Document, plain_document
@@ -28,7 +29,7 @@ from engine.measure.own import BUDGET_S, OwnTimes, OwnTimesMeasured
 from engine.measure.registry import MEASUREMENTS
 from engine.measure.timing import timing
 from engine.process.client import EngineClient
-from engine.process.events import Generate, GenerationFinished
+from engine.process.events import Generate
 from engine.records import ALL, TO_THE_END, Request
 from tui.charts.chart_file import check_plot_path, render
 from tui.form.state import Analysis, AppState, analyse, initial_state

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.message import Message
 
+from engine.generation_events import TokenGenerated
 from engine.measure.own import MeasureOwnTimes, OwnTimes, OwnTimesMeasured
 from engine.measure.registry import measurement_of
 from engine.process.client import EngineClient
-from engine.process.events import EngineExited, Failed, Generate, Load, Loaded, Ready, TokenGenerated, ends
-from engine.records import Event, ModelInfo, Progress, Request
+from engine.process.events import EngineExited, Failed, Generate, Loaded, Ready, ends
+from engine.records import Event, Load, ModelInfo, Progress, Request
 
 if TYPE_CHECKING:
     from textual.app import App

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.own import OwnTimes
-from engine.measure.timing import NS_PER_S, Timing, latencies_s, percentile, tokens_per_s, tpot_s, ttft_s
-from engine.process.events import (
-    Cancelled,
-    EngineExited,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Loaded,
-    TokenGenerated,
-)
-from engine.records import ALL, TO_THE_END, Event, ModelInfo
+from engine.measure.timing import Timing, latencies_s, percentile, tokens_per_s, tpot_s, ttft_s
+from engine.process.events import EngineExited, Failed, Generate, Loaded
+from engine.records import ALL, NS_PER_S, TO_THE_END, Cancelled, Event, ModelInfo
 from engine.speculation import Drafted
 
 REASONS = {

@@ -10,7 +10,7 @@ from calc.model.count import parameters
 from calc.model.spec import ModelSpec
 from calc.units import MAX_BYTES, format_decimal
 from engine.errors import CheckpointError
-from engine.measure.machine import available_bytes
+from engine.machine import available_bytes
 from engine.process.events import Generate
 from engine.records import ModelInfo
 from engine.weights.hub import cached_path

@@ -11,8 +11,8 @@ from calc.commands.tables import Table
 from calc.units import format_duration_s
 from engine.measure.measurement import Measurement
 from engine.measure.registry import measurement_of
-from engine.process.events import Cancelled, EngineExited, Failed, Loaded
-from engine.records import Event, MeasurementFinished, ModelInfo, Progress, Request, RowMeasured
+from engine.process.events import EngineExited, Failed, Loaded
+from engine.records import Cancelled, Event, MeasurementFinished, ModelInfo, Progress, Request, RowMeasured
 from tui.live.engine_link import loading_text
 from tui.live.measured import PRESENTATIONS
 from tui.live.presentation import Prediction, Presentation

@@ -20,9 +20,10 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from calc.sources import is_path
 from engine.errors import EngineError
+from engine.generation_events import GenerationStarted
 from engine.measure.kinds.formats import FormatChoice, Formats
 from engine.measure.own import OwnTimesMeasured
-from engine.process.events import Generate, GenerationStarted, Turn
+from engine.process.events import Generate, Turn
 from engine.records import Event, ModelInfo
 from tui.charts.chart_text import draw
 from tui.charts.plots import latency_chart

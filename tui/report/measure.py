@@ -9,19 +9,12 @@ import msgspec
 
 from calc.plain import plain
 from engine.errors import EngineError, EngineFailure, InputError
+from engine.generation_events import GenerationFinished, GenerationStarted
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished
 from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
 from engine.process.client import EngineClient
-from engine.process.events import (
-    Cancelled,
-    EngineExited,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Loaded,
-)
-from engine.records import Event, ModelInfo, Request
+from engine.process.events import EngineExited, Failed, Generate, Loaded
+from engine.records import Cancelled, Event, ModelInfo, Request
 from tui.live.predict import predicted_cache_bytes
 from tui.report.measured_part import Measurements, Sample
 

@@ -10,7 +10,7 @@ from textual.app import App
 
 from calc.sources import is_path
 from calc.units import format_decimal
-from engine.measure.machine import available_bytes
+from engine.machine import available_bytes
 from engine.weights.local_models import FoundModel, find_models
 from tui.form.pick_list import Choice, PickList
 from tui.widgets.path_bar import PathBar, PathRequest

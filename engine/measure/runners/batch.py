@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from engine.errors import OptionError
+from engine.machine import available_bytes
 from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRow, BatchRowMeasured, check
-from engine.measure.machine import available_bytes
 from engine.measure.own import Needs, OwnTimes
 from engine.measure.own_timer import OwnTimer, TimerOf
 from engine.measure.rates import machine_facts
 from engine.measure.runners.benchmark import make_prompt, with_room
-from engine.measure.timing import NS_PER_S, median
+from engine.measure.timing import median
 from engine.model.cache import Cache
 from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder
-from engine.process.events import Cancelled
-from engine.records import Event, Progress
+from engine.records import NS_PER_S, Cancelled, Event, Progress
 from engine.text import plural
 from engine.weights.formats import read_bytes
 

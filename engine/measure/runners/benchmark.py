@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from engine.generation_events import GenerationFinished
 from engine.measure.eta import ARMS, Arm, RemainingTime
 from engine.measure.kinds.benchmark import (
     Benchmark,
@@ -26,11 +27,10 @@ from engine.measure.kinds.benchmark import (
 from engine.measure.own import Needs, OwnTimes
 from engine.measure.own_timer import OwnTimer, TimerOf
 from engine.measure.rates import machine_facts
-from engine.measure.timing import NS_PER_S, latencies_s, median, percentile, timing
+from engine.measure.timing import latencies_s, median, percentile, timing
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationOptions, generate
-from engine.process.events import Cancelled, GenerationFinished
-from engine.records import Event, Progress
+from engine.records import NS_PER_S, Cancelled, Event, Progress
 from engine.text import plural
 
 if TYPE_CHECKING:

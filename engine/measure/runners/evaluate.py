@@ -28,11 +28,9 @@ from engine.measure.kinds.evaluate import (
     rounding_note,
     tolerance_note,
 )
-from engine.measure.timing import NS_PER_S
 from engine.model.config import ModelConfig
 from engine.model.decoder import Decoder, check_ids
-from engine.process.events import Cancelled, Load
-from engine.records import Event, Progress
+from engine.records import NS_PER_S, Cancelled, Event, Load, Progress
 from engine.weights.checkpoint import BUNDLED, LoadedModel
 from engine.weights.jsonfile import read_json
 

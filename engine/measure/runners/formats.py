@@ -26,8 +26,7 @@ from engine.measure.rates import machine_facts
 from engine.measure.timing import median, percentile
 from engine.model.cache_choice import cache_bytes
 from engine.model.devices import pick_device
-from engine.process.events import Cancelled, Load
-from engine.records import CompileMode, DType, Event, Machine, Progress
+from engine.records import Cancelled, CompileMode, DType, Event, Load, Machine, Progress
 from engine.weights.checkpoint import LoadedModel
 
 if TYPE_CHECKING:

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
+from engine.machine import (
+    available_bytes,
+    cpu_name,
+    last_cache_bytes,
+    load_average,
+    total_bytes,
+    usable_cores,
+)
 from engine.measure.kinds.machine import (
     ROWS,
     MachineFinished,
@@ -21,14 +29,6 @@ from engine.measure.kinds.machine import (
     check,
     dtypes_of,
     known,
-)
-from engine.measure.machine import (
-    available_bytes,
-    cpu_name,
-    last_cache_bytes,
-    load_average,
-    total_bytes,
-    usable_cores,
 )
 from engine.measure.machine_file import keep, machine_path, read_earlier, versions
 from engine.measure.machine_result import Gpu, MachineResult, MachineRow

@@ -23,12 +23,13 @@ from engine.commands.run import ProgressLine, progress_text
 from engine.commands.summary import generation_text
 from engine.errors import OptionError
 from engine.files import check_writable, write_whole
+from engine.generation_events import GenerationFinished
 from engine.measure.kinds import batch, benchmark, evaluate
 from engine.measure.kinds.batch import Batch, BatchResult
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkResult
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationResult
 from engine.measure.measurement import plain_document
-from engine.process.events import Generate, GenerationFinished
+from engine.process.events import Generate
 from engine.records import TO_THE_END, Progress
 from engine.speculation import Drafted, Speculate
 from engine.text import duration, table

@@ -17,8 +17,9 @@ from engine.families.registry import config_from_hf
 from engine.model.decoder import Decoder
 from engine.model.layers import Linear
 from engine.model.made_weights import random_weights
-from engine.process.events import Load, Loaded
+from engine.process.events import Loaded
 from engine.process.held import HeldModel
+from engine.records import Load
 from engine.weights.formats import FormatMaker, GroupedLinear, PrepackedLinear, linear_layers
 from tests.engine.gguf_files import write_gguf
 from tests.engine.hf_configs import document

@@ -10,8 +10,9 @@ from engine.measure import rates as module
 from engine.measure.rates import Rates, each_flops, layer_flops, prefill_chunk, probe
 from engine.model.decoder import Decoder
 from engine.model.made_weights import random_weights
-from engine.process.events import Load, Loaded
+from engine.process.events import Loaded
 from engine.process.service import Service
+from engine.records import Load
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.formats import FormatMaker, linear_layers
 from tests.engine.models import decoder as tiny

@@ -8,6 +8,7 @@ import torch
 
 from engine.commands.cli import parse, requests
 from engine.errors import OptionError
+from engine.generation_events import GenerationFinished
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
@@ -16,9 +17,9 @@ from engine.model.decoder import Decoder
 from engine.model.devices import check_devices, device_name, pick_device, rank_device, synchronize
 from engine.model.made_weights import empty_weights, random_weights
 from engine.model.shapes import n_parameters
-from engine.process.events import Failed, Generate, GenerationFinished, Load, Loaded
+from engine.process.events import Failed, Generate, Loaded
 from engine.process.service import Service
-from engine.records import CacheKind, Event
+from engine.records import CacheKind, Event, Load
 from tests.engine.models import VARIANTS, llama_config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import OptionError, PromptError, Stopped
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationEvent, GenerationOptions, ReusableCache, generate
-from engine.process.events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.records import CacheKind
 from tests.engine.models import VARIANTS, decoder
 from tests.engine.weights.test_tokenizer import BYTES

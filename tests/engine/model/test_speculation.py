@@ -11,12 +11,12 @@ import torch
 from engine.compiled.attach import attach
 from engine.errors import OptionError
 from engine.families.registry import config_from_hf
+from engine.generation_events import GenerationFinished, TokenGenerated
 from engine.model.config import DynamicRopeScaling, LongRopeScaling
 from engine.model.decoder import Decoder
 from engine.model.drafts import Drafter, DraftModel, PromptLookup
 from engine.model.generate import GenerationOptions, ReusableCache, Speculation, generate
 from engine.model.made_weights import random_weights
-from engine.process.events import GenerationFinished, TokenGenerated
 from engine.records import CacheKind
 from engine.speculation import Drafted, Speculate
 from tests.engine.hf_configs import document

@@ -12,20 +12,11 @@ from pathlib import Path
 import pytest
 
 from engine.errors import EngineFailure
+from engine.generation_events import GenerationFinished, TokenGenerated
 from engine.process.client import EngineClient, default_command
-from engine.process.events import (
-    EngineExited,
-    Failed,
-    Generate,
-    GenerationFinished,
-    Load,
-    ProtocolError,
-    Ready,
-    Shutdown,
-    TokenGenerated,
-)
+from engine.process.events import EngineExited, Failed, Generate, ProtocolError, Ready, Shutdown
 from engine.process.session import describe_returncode
-from engine.records import Event
+from engine.records import Event, Load
 from tests.engine.processes import exists
 from tests.patience import wait_until
 

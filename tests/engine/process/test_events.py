@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import EngineError
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.kinds.batch import Batch, BatchFinished, BatchResult, BatchRowMeasured
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRowMeasured
 from engine.measure.kinds.evaluate import CaseEvaluated, CaseResult, Evaluate, EvaluationFinished, EvaluationResult
@@ -29,24 +30,19 @@ from engine.measure.own import (
 from engine.process import events as protocol
 from engine.process.events import (
     Cancel,
-    Cancelled,
     EngineExited,
     Failed,
     Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Load,
     Loaded,
     ProtocolError,
     Ready,
     Shutdown,
-    TokenGenerated,
     decode_event,
     decode_request,
     encode,
     ends,
 )
-from engine.records import Event, Machine, Progress, Request
+from engine.records import Cancelled, Event, Load, Machine, Progress, Request
 from engine.speculation import Drafted, Speculate
 from tests.records import TWO_LAYER, batch_row, benchmark_row, format_row
 
@@ -298,7 +294,7 @@ def test_what_the_app_imports_brings_nothing_heavy() -> None:
         "process.client",
         "measure.timing",
         "measure.registry",
-        "measure.machine",
+        "machine",
         "measure.options",
         "commands.documents",
         "commands.summary",

@@ -6,9 +6,11 @@ from typing import ClassVar
 import pytest
 
 from engine.errors import OptionError
-from engine.process.events import Failed, Generate, GenerationFinished, GenerationStarted, Load, Loaded, Turn
+from engine.generation_events import GenerationFinished, GenerationStarted
+from engine.process.events import Failed, Generate, Loaded, Turn
 from engine.process.held import check_vocabularies
 from engine.process.service import Service
+from engine.records import Load
 from engine.speculation import Speculate
 from engine.weights.checkpoint import BUNDLED, load_checkpoint
 

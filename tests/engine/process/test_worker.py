@@ -17,30 +17,16 @@ import pytest
 import torch
 
 from engine.errors import CheckpointError, OutOfMemory
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkRowMeasured
 from engine.measure.kinds.evaluate import CaseEvaluated, Evaluate, EvaluationFinished
 from engine.process import service as service_module
 from engine.process.client import EngineClient
-from engine.process.events import (
-    Cancel,
-    Cancelled,
-    EngineExited,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Load,
-    Loaded,
-    Ready,
-    Shutdown,
-    TokenGenerated,
-    decode_event,
-    encode,
-)
+from engine.process.events import Cancel, EngineExited, Failed, Generate, Loaded, Ready, Shutdown, decode_event, encode
 from engine.process.inbox import Inbox
 from engine.process.service import Service, failure, is_out_of_memory
 from engine.process.worker import Outlet, run
-from engine.records import Event, Progress, Request
+from engine.records import Cancelled, Event, Load, Progress, Request
 from engine.weights.checkpoint import SMALL_MODEL_PARAMETERS
 from tests.engine import oracle
 from tests.engine.processes import exists

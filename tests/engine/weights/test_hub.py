@@ -10,9 +10,9 @@ import pytest
 
 from engine.errors import CheckpointError, Stopped
 from engine.model.made_weights import random_weights
-from engine.process.events import Load, Loaded
+from engine.process.events import Loaded
 from engine.process.service import Service
-from engine.records import Progress
+from engine.records import Load, Progress
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.hub import cache_folder, cached_model, locate
 from engine.weights.loading import REPORT_NS, Watch

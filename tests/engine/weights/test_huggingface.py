@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.generation_events import GenerationFinished
 from engine.measure.runners.evaluate import cached_logits
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationOptions, ReusableCache, generate
 from engine.model.rotary import rope_frequencies, rope_magnitude
-from engine.process.events import GenerationFinished
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.hf_models import (
     GEMMA,

@@ -16,11 +16,10 @@ from engine.errors import CheckpointError, Stopped
 from engine.measure.kinds.benchmark import Benchmark
 from engine.measure.kinds.evaluate import Evaluate
 from engine.measure.kinds.formats import Formats
-from engine.measure.timing import NS_PER_S
 from engine.model.made_weights import random_weights
-from engine.process.events import Cancelled, Generate, Load, Loaded
+from engine.process.events import Generate, Loaded
 from engine.process.service import Service
-from engine.records import Event, Progress
+from engine.records import NS_PER_S, Cancelled, Event, Load, Progress
 from engine.weights.checkpoint import load_checkpoint
 from engine.weights.loading import REPORT_NS, Watch, followed
 from tests.engine.gguf_files import write_gguf

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from engine.generation_events import GenerationFinished
 from engine.model.generate import GenerationOptions, generate
-from engine.process.events import GenerationFinished
 from engine.weights.checkpoint import LoadedModel, load_checkpoint
 from tests.engine.smollm2 import model_file
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from engine.generation_events import GenerationFinished, TokenGenerated
 from engine.measure.kinds.evaluate import Evaluate, EvaluationFinished
 from engine.measure.own import MeasureOwnTimes
-from engine.process.events import Cancelled, EngineExited, Failed, Generate, GenerationFinished, Load, TokenGenerated
-from engine.records import Event, Progress, Request
+from engine.process.events import EngineExited, Failed, Generate
+from engine.records import Cancelled, Event, Load, Progress, Request
 from tests.patience import wait_until
 from tests.tui.fake_engine import RATED
 from tests.tui.live_engine import fake_engine

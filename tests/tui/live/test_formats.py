@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from calc.commands.render import laid_out
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
 from engine.measure.kinds.formats import FormatChoice, FormatMeasured, FormatRow, Formats
-from engine.process.events import Generate, GenerationFinished, GenerationStarted, Loaded, TokenGenerated
+from engine.process.events import Generate, Loaded
 from engine.records import CacheKind, DType
 from tests.tui.fake_engine import RATED, TOKEN_BYTES, model
 from tui.live.choice_line import Expected, Turned, choice_lines, expected

@@ -5,20 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from engine.generation_events import GenerationFinished, GenerationStarted, StopReason, TokenGenerated
 from engine.measure.own import OwnTimes, PromptTime, StepTime, TextTime
 from engine.measure.timing import timing
-from engine.process.events import (
-    Cancelled,
-    EngineExited,
-    Failed,
-    Generate,
-    GenerationFinished,
-    GenerationStarted,
-    Loaded,
-    StopReason,
-    TokenGenerated,
-)
-from engine.records import Event
+from engine.process.events import EngineExited, Failed, Generate, Loaded
+from engine.records import Cancelled, Event
 from engine.speculation import Drafted, Speculate
 from tests.tui.fake_engine import TOKEN_BYTES, model
 from tui.live.generation import Generation, generate_options

@@ -10,7 +10,8 @@ from calc.commands.render import laid_out
 from calc.commands.tables import Table
 from engine.measure.kinds.evaluate import CaseResult, Evaluate, EvaluationFinished, EvaluationResult
 from engine.measure.registry import MEASUREMENTS
-from engine.process.events import Cancelled, Failed
+from engine.process.events import Failed
+from engine.records import Cancelled
 from tests.records import batch_row
 from tests.tui.charts.test_plots import row
 from tests.tui.live.test_predict import INFO

@@ -14,9 +14,9 @@ from engine.measure.options import parse_counts, parse_ids
 from engine.measure.runners import batch as module
 from engine.measure.runners.batch import begin, check_memory, decode, row_lengths, run_batch
 from engine.model.decoder import Decoder
-from engine.process.events import Cancelled, Failed
+from engine.process.events import Failed
 from engine.process.service import Service
-from engine.records import Event, Progress
+from engine.records import Cancelled, Event, Progress
 from engine.weights.formats import read_bytes
 from tests.engine.models import decoder
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from engine.errors import OptionError
+from engine.generation_events import GenerationFinished, GenerationStarted, TokenGenerated
+from engine.machine import cpu_name
 from engine.measure.eta import RemainingTime
 from engine.measure.kinds.benchmark import Benchmark, BenchmarkFinished, BenchmarkResult, BenchmarkRowMeasured
-from engine.measure.machine import cpu_name
 from engine.measure.options import parse_counts
 from engine.measure.rates import machine_facts
 from engine.measure.runners import benchmark
 from engine.measure.runners.benchmark import Run, make_prompt, make_row, run_benchmark, with_room
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationOptions, generate
-from engine.process.events import Cancelled, GenerationFinished, GenerationStarted, TokenGenerated
-from engine.records import Progress
+from engine.records import Cancelled, Progress
 from tests.engine.models import decoder
 
 MS = 1_000_000

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.errors import OptionError, TokenizerError
+from engine.generation_events import GenerationStarted
 from engine.measure.format_loss import loss_ids
 from engine.measure.kinds.formats import (
     FormatChoice,
@@ -22,9 +23,9 @@ from engine.measure.kinds.formats import (
 from engine.measure.runners.formats import LoadDType, choice_name, run_formats
 from engine.model.decoder import Decoder
 from engine.model.made_weights import random_weights
-from engine.process.events import Cancelled, Failed, Generate, GenerationStarted, Loaded
+from engine.process.events import Failed, Generate, Loaded
 from engine.process.service import Service
-from engine.records import DType, Event, Progress
+from engine.records import Cancelled, DType, Event, Progress
 from engine.weights.checkpoint import LoadedModel, load_checkpoint
 from tests.engine.models import llama_config
 

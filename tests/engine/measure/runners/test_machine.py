@@ -13,6 +13,7 @@ import torch
 from engine.commands.cli import parse
 from engine.commands.run import follow
 from engine.errors import OptionError, Stopped
+from engine.machine import last_cache_bytes, total_bytes
 from engine.measure.kinds.machine import (
     MachineFinished,
     MachineRowMeasured,
@@ -24,7 +25,6 @@ from engine.measure.kinds.machine import (
     known,
     table,
 )
-from engine.measure.machine import last_cache_bytes, total_bytes
 from engine.measure.machine_result import MachineResult
 from engine.measure.products import COLUMNS, Product, products
 from engine.measure.runners import machine
