@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config, n_layers_of, rope_fields
 from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import n_layers
 from engine.families.keys import Keys
 from engine.families.rope import read_rope
 from engine.families.tensors import all_loaded, half_split
@@ -129,6 +130,13 @@ def _in_order(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     return ordered[:, 0] if bias else ordered
 
 
+def _by_sigmoid(file: GGUFFile) -> bool:
+    """Whether experts are scored so; llama.cpp knows the files of GLM-4.7-Flash that do not say it by their sizes."""
+    stated, embedding = file.get("expert_gating_func"), file.tensors.get("token_embd.weight")
+    flash = n_layers(file) in (47, 48) and embedding is not None and embedding.shape[0] == 154_880
+    return stated == _SIGMOID or (flash and not stated)
+
+
 _SIGMOID = 2  # llama.cpp's number of that way to score experts
 
 
@@ -138,7 +146,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     )
     if file.get("attention.temperature_scale"):
         raise UnsupportedArchitecture(f"{file.path} scales attention by the position, which is not supported here")
-    sigmoid, groups = file.get("expert_gating_func") == _SIGMOID, file.get("expert_group_count")
+    sigmoid, groups = _by_sigmoid(file), file.get("expert_group_count")
     grouped = not sigmoid and isinstance(groups, int) and groups > 1
     rope = raw.count("deepseek2.rope.dimension_count")
     mla = "_mla" if raw.get("deepseek2.attention.key_length_mla") is not None else ""

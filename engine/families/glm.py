@@ -6,6 +6,7 @@ GLM-4.5 to 4.7: experts of DeepSeek-V3 beside partly rotated heads, in halves.
 from collections.abc import Mapping
 from typing import Any
 
+from engine.errors import UnsupportedArchitecture
 from engine.families.common import common_config, head_dim_of, partial_rope
 from engine.families.deepseek import experts_of_v3
 from engine.families.family import Family, GGUFForm
@@ -60,6 +61,13 @@ def _glm4_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[st
     return _glm_tensors({renamed(name, _GLM4_PARTS, {}): stored for name, stored in tensors.items()}, config)
 
 
+def _glm4_keys(file: GGUFFile) -> dict[str, Any]:
+    sections = file.get("rope.dimension_sections")
+    if isinstance(sections, list) and len([size for size in sections[:2] if size]) == 2:
+        raise UnsupportedArchitecture(f"{file.path} has positions of images (M-RoPE), which are not supported in glm4")
+    return turned_share(file)
+
+
 def _glm4_moe_keys(file: GGUFFile) -> dict[str, Any]:
     norms = "blk.0.attn_q_norm.weight" in file.tensors
     return {**sigmoid_keys(file), **turned_share(file), "use_qk_norm": norms}
@@ -75,8 +83,6 @@ FAMILIES = {
     "glm4": Family(
         config=_glm4_config,
         tensors=_glm4_tensors,
-        gguf=GGUFForm(
-            architecture="glm4", keys=turned_share, parts=both_sides, restore=pairs_restored, fused_gate=True
-        ),
+        gguf=GGUFForm(architecture="glm4", keys=_glm4_keys, parts=both_sides, restore=pairs_restored, fused_gate=True),
     ),
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.families.common import FULL, common_config, layer_types, n_layers_of
+from engine.families.common import FULL, common_config, layer_types, n_layers_of, window_fields
 from engine.families.family import Family, GGUFForm
 from engine.families.keys import Keys
 from engine.families.tensors import renamed
@@ -30,6 +30,7 @@ def _config(raw: Keys) -> ModelConfig:
         intermediate_size=_inner_size(raw),
         recurrent=conv if any(recurrent) else None,
         recurrent_layers=recurrent if any(recurrent) else (),
+        **window_fields(raw, None),
     )
 
 
@@ -66,6 +67,7 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
     if not isinstance(heads, list) or not any(heads):
         return {}
     return {
+        "sliding_window": file.get("attention.sliding_window") or None,
         "num_key_value_heads": max(heads),
         "layer_types": [FULL if n else "conv" for n in heads],
         "conv_L_cache": file.get("shortconv.l_cache"),

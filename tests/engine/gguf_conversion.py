@@ -179,6 +179,9 @@ CASES: dict[str, Case] = {
     "lfm2": Case("lfm2", "lfm2", changes={"conv_bias": False}, facts={
         "attention.head_count_kv": [0, 0, 2, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
         "attention.layer_norm_rms_epsilon": 1e-5, "feed_forward_length": 32}),
+    "lfm2-window": Case("lfm2", "lfm2", changes={"conv_bias": False}, own=True, facts=WINDOW | {
+        "attention.head_count_kv": [0, 0, 2, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
+        "attention.layer_norm_rms_epsilon": 1e-5, "feed_forward_length": 32}),
     "deepseek-v2": Case("deepseek-v2", "deepseek2", changes={"attention_bias": False}, own=True,
                         facts=LATENT | GROUPS | {"expert_weights_scale": 16.0, "expert_weights_norm": False,
                                                  "expert_gating_func": 1}),

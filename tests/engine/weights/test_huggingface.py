@@ -23,6 +23,7 @@ from engine.model.generate import GenerationOptions, ReusableCache, generate
 from engine.model.rotary import rope_frequencies, rope_magnitude
 from engine.weights.checkpoint import load_checkpoint
 from tests.engine.hf_models import (
+    DELTA,
     GEMMA,
     GEMMA3_ROPE,
     LONG,
@@ -236,11 +237,12 @@ def test_the_decoder_of_a_gemma_that_sees(tmp_path: Path) -> None:
     torch.testing.assert_close(load_checkpoint(tmp_path).decoder.forward(ids), expected, rtol=0, atol=1e-4)
 
 
-def test_the_decoder_of_a_mistral_that_sees(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mistral", "ministral3"])
+def test_the_decoder_of_a_mistral_that_sees(kind: str, tmp_path: Path) -> None:
     """Mistral Small 3.1 and later: the text section and its weights, the rest named as left out."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 16, "patch_size": 8, "model_type": "pixtral", "head_dim": 8}
-    text = SIZES | {"model_type": "mistral", "head_dim": 6, "sliding_window": None}
+    text = SIZES | {"model_type": kind, "head_dim": 6, "sliding_window": None}
     config = transformers.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
     torch.manual_seed(1)
     theirs = transformers.Mistral3ForConditionalGeneration(config).eval()
@@ -251,6 +253,21 @@ def test_the_decoder_of_a_mistral_that_sees(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path)
     torch.testing.assert_close(loaded.decoder.forward(ids), expected, rtol=0, atol=1e-4)
     assert "multi_modal_projector" in " ".join(loaded.notes)
+
+
+def test_the_decoder_of_a_qwen_that_sees(tmp_path: Path) -> None:
+    """Qwen3.5 as it is published: the text section and its weights, the rest named as left out."""
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = transformers.Qwen3_5Config(text_config=SIZES | DELTA, vision_config=vision, tie_word_embeddings=False)
+    torch.manual_seed(1)
+    theirs = transformers.Qwen3_5ForConditionalGeneration(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ids = torch.arange(3, 15)[None]
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids, use_cache=False).logits
+    loaded = load_checkpoint(tmp_path)
+    torch.testing.assert_close(loaded.decoder.forward(ids), expected, rtol=0, atol=1e-4)
+    assert "visual" in " ".join(loaded.notes)
 
 
 @pytest.mark.parametrize("name", ROPES)
