@@ -42,7 +42,7 @@ def memory_notes(report: MemoryReport, *, devices: int = 1) -> tuple[str, ...]:
     if report.study.weight_format.note:
         notes.append(report.study.weight_format.note)
     notes.append(f"{_bytes_note(report)}; activations, runtime and graphs are not counted.")
-    return (*notes, *model.notes)
+    return (*notes, *map(as_sentence, model.notes))
 
 
 def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
@@ -53,7 +53,7 @@ def served_notes(report: MemoryReport, served: ServerReport) -> list[str]:
 
     model = report.study.model
     drafted = served.options.speculative_layers > 0
-    said = [note for note in model.notes if not (drafted and UNCOUNTED_DRAFTS in note)]
+    said = [as_sentence(note) for note in model.notes if not (drafted and UNCOUNTED_DRAFTS in note)]
     reading = [] if visible_bytes(report.study.device)[1] else [_reading_note(report)]
     if model.uniform:
         return [*reading, _grouping_note(model), *said]
@@ -81,6 +81,17 @@ def _model_notes(report: MemoryReport) -> list[str]:
 
 def _reading_note(report: MemoryReport) -> str:
     return f"Device memory: {report.study.device.reading}."
+
+
+def as_sentence(note: str) -> str:
+    """A model's own note among sentences. A field's name, which a word with a line in it is, stays as it is.
+
+    >>> as_sentence("the head shares the embedding"), as_sentence("num_nextn_predict_layers 1: not counted")
+    ('The head shares the embedding.', 'num_nextn_predict_layers 1: not counted.')
+    """
+    first = note.partition(" ")[0]
+    begun = note[:1].upper() + note[1:] if first.isalpha() else note
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 
 
 def _lowered(sentence: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -208,7 +209,17 @@ class Actions(App[None]):
         except CalcError as error:
             return str(error)
         self._take_model(model)
+        await self.offer_weights(model)
         return None
+
+    async def offer_weights(self, model: ModelSpec) -> None:
+        """Generate runs the model whose weights were opened, unless another was chosen there."""
+        from tui.panes.generate import GeneratePane
+
+        pane = self.pane("generate")
+        # In a thread, for a disk that does not answer.
+        if model.stored and isinstance(pane, GeneratePane) and await asyncio.to_thread(os.path.exists, model.source):
+            pane.offer_model(model.source)
 
     def _take_model(self, model: ModelSpec) -> None:
         spec = self.pane("spec")

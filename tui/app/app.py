@@ -208,6 +208,7 @@ class KvscopeApp(Actions):
         self.is_whole = True
         self._estimate_soon()
         self.engine.attach(self, start=self._start_engine)
+        await self.offer_weights(self.state.study.model)
 
     async def _add_pane(self, pane: Pane) -> None:
         name = pane.TITLE.lower()

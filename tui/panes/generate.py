@@ -99,6 +99,8 @@ class GeneratePane(Pane):
         self.pair = Pair()
         self._request_id: int | None = None
         self._seen = False
+        self._offered = ""
+        """The model that was opened elsewhere and is, or was, this pane's."""
         self.turns: tuple[Turn, ...] = ()
         """The chat so far: what was asked and answered."""
 
@@ -417,6 +419,12 @@ class GeneratePane(Pane):
         from tui.widgets.model_files import pick_model_file
 
         pick_model_file(self.app, self.form.model_text, self._take_model)
+
+    def offer_model(self, model: str) -> None:
+        """Take a model that was opened elsewhere, in the place of none or of the one that was offered before."""
+        if self.form.model_text in ("", self._offered):
+            self._offered = model
+            self._take_model(model)
 
     def _take_model(self, model: str) -> None:
         self.form.model_text = model

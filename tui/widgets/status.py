@@ -28,7 +28,7 @@ def question(state: AppState, n_devices: int) -> list[list[Piece]]:
     study = state.study
     device = device_short_name(study.device)
     name, kv = study.model.title, study.kv_format.name
-    weights = study.weight_format.name.partition(",")[0]  # "fp8, blocks of 128 x 128" in one word
+    weights = _in_short(study.weight_format.name)
     tokens = f"{study.context:,} tokens"
     rule = state.policy.replace("-", " ")
     formats = f"{weights} weights · {kv} KV"
@@ -41,6 +41,12 @@ def question(state: AppState, n_devices: int) -> list[list[Piece]]:
         [(name, "name"), (f" · {study.context:,}", ""), (short, "")],
         [(name, "name")],
     ]
+
+
+def _in_short(weights: str) -> str:
+    """``fp8, blocks of 128 x 128`` without its details; of a file's formats that of most bytes: ``file (Q4_K …)``."""
+    first, comma, _ = weights.partition(",")
+    return f"{first} …)" if comma and "(" in first else first
 
 
 def _batch(found: Headline) -> Piece:

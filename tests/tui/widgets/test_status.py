@@ -3,6 +3,7 @@
 import pytest
 
 from calc.fit.memory import memory_report
+from calc.model.storage import StorageFormat
 from calc.model.study import Policy, Study
 from calc.sources.catalog import find_device, find_model
 from tui.form.state import initial_state
@@ -45,3 +46,9 @@ def test_the_bar_is_of_each_of_the_devices() -> None:
     words = memory_bar(memory_report(study(4)), 90).plain
     assert "weights 35.28 GB" in words  # 141.11 GB / 4
     assert "KV 49.66 GB = 74 × 671.09 MB" in words  # 74 x 2.684 GB / 4
+
+
+def test_a_file_of_several_formats_is_named_after_the_first() -> None:
+    mixed = StorageFormat(name="file (Q4_K, Q6_K, F32)", block_bytes=80, block_elems=100)
+    asked = Study(model=find_model("llama-3.1-8b"), device=find_device("h100-sxm"), weight_format=mixed)
+    assert " · file (Q4_K …) weights · " in lines(asked, 160)[0]
