@@ -60,7 +60,7 @@ class Family:
     """One model_type of a config.json.
 
     ``config`` raises ConfigError and UnsupportedArchitecture. ``tensors`` puts a checkpoint's tensors under the names
-    of `engine.model.config.parameter_shapes`, as views where possible, and keeps names that it does not know; None:
+    of `engine.model.shapes.parameter_shapes`, as views where possible, and keeps names that it does not know; None:
     they have these names already. ``quantization``: quant_methods that ``tensors`` widens.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,7 +24,7 @@ from tui.app.leaving import leave, on_signals
 from tui.app.panes import PANE_KEYS, PANES, later_panes
 from tui.app.plain import PlainText
 from tui.app.screen import PanesScreen
-from tui.app.settings import Settings, load_settings, save_settings, settings_path
+from tui.app.settings import Remembered, Settings
 from tui.app.themes import THEMES
 from tui.app.type_ahead import TypeAhead
 from tui.charts import Marker
@@ -103,14 +102,10 @@ class KvscopeApp(Actions):
     ) -> None:
         """`state` goes before the remembered one. `settings` given (tests) are neither read nor written."""
         super().__init__()
-        self._settings_file = settings_path() if settings is None else None
-        self.own_folder = None if self._settings_file is None else self._settings_file.parent
-        self._problem: str | None = None
-        if settings is None:
-            loaded = load_settings(settings_path())
-            settings, self._problem = loaded.settings, loaded.problem
-        self.settings = settings
-        self.state = state or settings.state or default_state()
+        self._remembered = Remembered(settings)
+        self._problem = self._remembered.problem
+        self.own_folder = self._remembered.folder
+        self.state = state or self.settings.state or default_state()
         self.analysis: Analysis = analyse(self.state)
         self.engine: EngineLink | None = None
         self._engine_command, self._start_engine = engine_command, start_engine
@@ -122,7 +117,6 @@ class KvscopeApp(Actions):
         self._form_problems: dict[str, str] = {}
         self.form_problem = ""
         self._stale: set[str] = set()
-        self._dirty = False
         self.is_whole = False
         """Whether all panes are mounted."""
         self._estimate_timer: Timer | None = None
@@ -330,10 +324,13 @@ class KvscopeApp(Actions):
 
     # --- what is remembered -------------------------------------------------------------------------------
 
+    @property
+    def settings(self) -> Settings:
+        """Theme, marker and the last state."""
+        return self._remembered.settings
+
     def _remember(self, **changes: object) -> None:
-        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
-        if not self._dirty:
-            self._dirty = True
+        if self._remembered.change(**changes):
             self.set_timer(SAVE_AFTER_S, self._save)
 
     def _theme_changed(self, theme: Theme) -> None:
@@ -343,17 +340,8 @@ class KvscopeApp(Actions):
 
     def _save(self) -> None:
         """Write what is to be remembered; failing to is said once and stops nothing."""
-        if not self._dirty:
-            return
-        self._dirty = False
-        if self._settings_file is None:
-            return
-        try:
-            save_settings(self._settings_file, self.settings)
-        except (OSError, CalcError) as error:
-            reason, self._settings_file = error, None
-            if self.is_running:
-                self.notify(f"Cannot save the settings: {reason}.", severity="warning")
+        if (reason := self._remembered.write()) and self.is_running:
+            self.notify(f"Cannot save the settings: {reason}.", severity="warning")
 
     # --- actions ------------------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from calc.errors import CalcError
 from calc.files import write_whole
 from tui.app.state_document import SettingsError, state_document, state_from, table_of
 from tui.charts import MARKERS, Marker
@@ -100,6 +101,35 @@ def save_settings(path: Path, settings: Settings) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, tomli_w.dumps(settings_document(settings)))
+
+
+class Remembered:
+    """The settings of an app: read when it starts, written after changes. `given` ones (tests) are neither."""
+
+    def __init__(self, given: Settings | None = None) -> None:
+        self._file = settings_path() if given is None else None
+        loaded = LoadedSettings(settings=given or Settings()) if self._file is None else load_settings(self._file)
+        self.settings, self.problem = loaded.settings, loaded.problem or ""
+        self.folder = None if self._file is None else self._file.parent
+        self._changed = False
+
+    def change(self, **changes: object) -> bool:
+        """Whether this is the first change since they were written."""
+        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        first, self._changed = not self._changed, True
+        return first
+
+    def write(self) -> str:
+        """Write what has changed. Why that failed, after which nothing is written any more; else ""."""
+        changed, self._changed = self._changed, False
+        if not changed or self._file is None:
+            return ""
+        try:
+            save_settings(self._file, self.settings)
+        except (OSError, CalcError) as error:
+            self._file = None
+            return str(error)
+        return ""
 
 
 # --- settings as a TOML table ------------------------------------------------------------------------------

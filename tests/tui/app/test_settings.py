@@ -17,7 +17,7 @@ from calc.model.storage import parse_format
 from calc.model.study import Policy, Study
 from calc.sources.catalog import devices, find_device, find_model, models
 from tests.each import each
-from tui.app.settings import Settings, load_settings, save_settings, settings_path
+from tui.app.settings import Remembered, Settings, load_settings, save_settings, settings_path
 from tui.form.load import LoadAsked
 from tui.form.serving import Serving
 from tui.form.state import AppState, default_state
@@ -52,6 +52,35 @@ def test_what_is_saved_is_what_is_read(path: Path) -> None:
     assert load_settings(path).settings == settings
     assert load_settings(path).problem is None
     assert [p.name for p in path.parent.iterdir()] == ["settings.toml"]
+
+
+def test_changes_are_written_once_and_where_that_fails_never_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVSCOPE_CONFIG_DIR", str(tmp_path / "config"))
+    kept = Remembered()
+    assert (kept.settings, kept.problem, kept.folder) == (Settings(), "", tmp_path / "config")
+    assert kept.write() == ""
+    assert not (tmp_path / "config").exists()
+    assert [kept.change(theme="nord"), kept.change(marker="dot")] == [True, False]
+    assert kept.write() == ""
+    assert Remembered().settings == Settings(theme="nord", marker="dot")
+    (tmp_path / "config" / "settings.toml").unlink()
+    (tmp_path / "config").rmdir()
+    (tmp_path / "config").write_text("a file where the folder should be")
+    assert kept.change(marker="hd")
+    assert "File exists" in kept.write()
+    assert kept.change(marker="braille")
+    assert kept.write() == ""
+
+
+def test_given_settings_are_neither_read_nor_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVSCOPE_CONFIG_DIR", str(tmp_path / "config"))
+    kept = Remembered(Settings(theme="nord"))
+    assert (kept.settings.theme, kept.folder) == ("nord", None)
+    assert kept.change(theme="other")
+    assert kept.write() == ""
+    assert not (tmp_path / "config").exists()
 
 
 @pytest.mark.parametrize("weights", ["Q4_K_M", "gguf-q8_0", "awq"])
