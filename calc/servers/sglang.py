@@ -10,7 +10,6 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from calc.errors import SpecError
 from calc.explain.terms import Term, derive
 from calc.model.study import DeviceSpec, Study
 from calc.servers.budget import block_terms, plain_bytes, pool_from_free, visible_bytes
@@ -19,7 +18,7 @@ from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.servers.sglang_budget import SglangSetting, graph_batch, static_fraction, tier
 from calc.servers.versions import NEWEST, parse_version
 from calc.servers.vllm_budget import capture_sizes, cuda_graph_bytes, forward_peak
-from calc.servers.vllm_cache import attention_token_bytes, index_bytes, kv_heads_per_rank, recurrent_page_bytes
+from calc.servers.vllm_cache import heads_bytes, index_bytes, recurrent_page_bytes
 from calc.servers.vllm_options import check_heads
 from calc.servers.weights import stage_weight_bytes, widest_dense
 from calc.units import GIB, MIB
@@ -46,15 +45,8 @@ def token_bytes(
     if layer.kind == LATENT:
         index = layer.index_elements * INDEX_ELEMENT_BYTES
         return ceil(layer.key_dim * kv_element_bytes) + (index_bytes(layer) if scaled_index else index)
-    if layer.n_kv_heads % attention_tp and attention_tp % layer.n_kv_heads:
-        raise SpecError(
-            "tp", f"{layer.n_kv_heads:,} KV heads are not divisible by {attention_tp:,} and do not repeat evenly"
-        )
-    heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=attention_tp)
-    each: int | Fraction = attention_token_bytes(
-        heads_per_rank=heads, key_dim=layer.key_dim, value_dim=layer.value_dim, kv_element_bytes=kv_element_bytes
-    )
-    return ceil(each) + layer.index_elements * INDEX_ELEMENT_BYTES
+    own = heads_bytes(layer, tp=attention_tp, kv_element_bytes=kv_element_bytes)
+    return own + layer.index_elements * INDEX_ELEMENT_BYTES
 
 
 def _states(layers: tuple[CacheLayers, ...], options: ServerOptions, plain: int) -> int:
@@ -158,30 +150,38 @@ def _pool(study: Study, options: ServerOptions, known: Known, cached: tuple[Cach
     )
 
 
-def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
-    """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
-    check_heads(study, options.tp // options.dp_attention)
-    model, known = study.model, resolve(study, options)
-    weights = stage_weight_bytes(
-        model,
+def _weights(study: Study, options: ServerOptions, known: Known) -> int:
+    return stage_weight_bytes(
+        study.model,
         study.weight_format,
         tp=options.tp,
-        stage=(0, model.n_layers),
+        stage=(0, study.model.n_layers),
         plain=known.plain,
         facts=options.facts,
         attention_tp=options.tp // options.dp_attention,
     )
+
+
+def _activation(study: Study, options: ServerOptions, known: Known) -> int:
+    peak = forward_peak(
+        batched_tokens=known.chunk,
+        intermediate_size=widest_dense(study.model),
+        tp=options.tp,
+        hidden_size=study.model.hidden_size,
+        element_bytes=known.plain,
+    )
+    return int(peak)
+
+
+def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
+    """SGLang's pool and tokens (of one data-parallel rank). Raises SpecError."""
+    check_heads(study, options.tp // options.dp_attention)
+    model, known = study.model, resolve(study, options)
+    weights = _weights(study, options, known)
     cached = cache_layers(model)
     if options.speculative_layers:
         cached = (*cached[:-1], replace(cached[-1], layers=cached[-1].layers + options.speculative_layers))
     pool = _pool(study, options, known, cached, int(known.free * known.fraction) - weights)
-    activation = forward_peak(
-        batched_tokens=known.chunk,
-        intermediate_size=widest_dense(model),
-        tp=options.tp,
-        hidden_size=model.hidden_size,
-        element_bytes=known.plain,
-    )
     return ServerReport(
         study=study,
         options=options,
@@ -189,7 +189,7 @@ def sglang_report(study: Study, options: ServerOptions) -> ServerReport:
         version=known.version,
         block_size=known.page,
         weight_bytes_per_gpu=weights,
-        activation_bytes=int(activation),
+        activation_bytes=_activation(study, options, known),
         non_torch_bytes=known.total - known.free,
         cuda_graph_bytes=cuda_graph_bytes(
             n_layers=model.n_layers, sizes=capture_sizes(known.graph_batch), eager=options.enforce_eager

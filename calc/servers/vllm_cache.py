@@ -142,16 +142,21 @@ def token_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
     """Bytes per token and layer on a rank. Raises SpecError if the KV heads cannot be divided this way."""
     if layer.kind == LATENT:
         return latent_row_bytes(layer, setting) + index_bytes(layer)
-    if layer.n_kv_heads % setting.tp and setting.tp % layer.n_kv_heads:
-        raise SpecError("tp", f"{layer.n_kv_heads} KV heads are not divisible by {setting.tp} and do not repeat evenly")
-    heads = kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=setting.tp)
+    own = heads_bytes(layer, tp=setting.tp, kv_element_bytes=setting.kv_element_bytes)
+    return own + layer.index_elements * BLOCK_INDEX_BYTES
+
+
+def heads_bytes(layer: CacheLayers, *, tp: int, kv_element_bytes: int | Fraction) -> int:
+    """K and V of a token on a rank of `tp`. Raises SpecError if the KV heads cannot be divided this way."""
+    if layer.n_kv_heads % tp and tp % layer.n_kv_heads:
+        raise SpecError("tp", f"{layer.n_kv_heads:,} KV heads are not divisible by {tp:,} and do not repeat evenly")
     each: int | Fraction = attention_token_bytes(
-        heads_per_rank=heads,
+        heads_per_rank=kv_heads_per_rank(n_kv_heads=layer.n_kv_heads, tp=tp),
         key_dim=layer.key_dim,
         value_dim=layer.value_dim,
-        kv_element_bytes=setting.kv_element_bytes,
+        kv_element_bytes=kv_element_bytes,
     )
-    return ceil(each) + layer.index_elements * BLOCK_INDEX_BYTES
+    return ceil(each)
 
 
 def state_bytes(layer: CacheLayers, setting: CacheSetting) -> int:
