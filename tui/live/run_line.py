@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 
 from engine.measure.kinds.formats import Formats
+from engine.text import plural
 from tui.form.sampling import new_tokens_text
 from tui.live.engine_link import EngineStatus, Phase
 from tui.live.generation import Generation
@@ -25,7 +26,7 @@ def run_line(run: Generation, status: EngineStatus, *, rate: str) -> str:
     if run.problem is not None:
         return f"✗ {run.problem}"
     if run.over:
-        return f"{len(run.ids):,} tokens · {rate} · {run.outcome}"
+        return f"{plural(len(run.ids), 'token')} · {rate} · {run.outcome}"
     if run.start_ns is None and status.phase is Phase.LOADING:
         return f"▶ loading {status.detail} · Esc to stop"
     if run.start_ns is None:
