@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
-from calc.errors import QuantityError
 from calc.model.study import Policy, Study
 from calc.servers.records import CacheGroup, ServerOptions, ServerReport
 from calc.sources.catalog import find_device, find_model
@@ -23,7 +22,7 @@ from tui.app.app import KvscopeApp
 from tui.app.settings import Settings, load_settings, save_settings
 from tui.form.command_line import memory_command
 from tui.form.fields import POLICIES
-from tui.form.server_fields import OPTION_FIELDS, option_words, read_utilization
+from tui.form.server_fields import option_words
 from tui.form.state import AppState, analyse, default_state, with_policy, with_study
 from tui.headless.cli import main
 from tui.panes.memory import MemoryPane
@@ -112,19 +111,6 @@ def test_the_table_has_the_pool_in_the_words_of_the_log() -> None:
     assert all(row.title and (row.note or row.terms) for row in parts_table(report()).rows)
 
 
-@pytest.mark.parametrize(
-    ("typed", "value"), [("", None), ("0.9", Fraction(9, 10)), ("92%", Fraction(23, 25)), ("1", Fraction(1))]
-)
-def test_a_utilization_is_a_share(typed: str, value: Fraction | None) -> None:
-    assert read_utilization(typed) == value
-
-
-@pytest.mark.parametrize("typed", ["0", "1.1", "nine", "-0.5", "1/0", "9e99999999"])
-def test_what_is_no_share_is_refused_in_a_sentence(typed: str) -> None:
-    with pytest.raises(QuantityError, match="utilization must be"):
-        read_utilization(typed)
-
-
 def test_the_command_line_says_policy_and_options() -> None:
     options = ServerOptions(tp=2, version="0.11.0", gpu_memory_utilization=Fraction(85, 100), enforce_eager=True)
     assert option_words(options) == [
@@ -133,17 +119,6 @@ def test_the_command_line_says_policy_and_options() -> None:
     command = memory_command(replace(STUDY, policy=Policy.REPLICATED, context=4096), options)
     assert command.startswith("kvscope memory --device h100-sxm --context 4096 --tp 2 --policy vllm")
     assert command.count("--policy") == 1
-
-
-def test_the_policy_comes_and_goes_with_its_options() -> None:
-    first = state()
-    assert first.policy == "vllm"
-    assert first.study.policy is Policy.REPLICATED
-    assert with_policy(first, "equal-split").server is None
-    assert first.server is not None
-    kept = with_policy(replace(first, server=replace(first.server, tp=4, block_size=32)), "sglang")
-    assert kept.server == ServerOptions(engine="sglang", tp=4)
-    assert analyse(with_policy(first, "replicated")).server is None
 
 
 def test_what_was_set_of_a_server_is_remembered(tmp_path: Path) -> None:
@@ -253,12 +228,6 @@ async def test_the_spec_form_has_the_same_switch() -> None:
         assert app.active_pane.command_line() == "kvscope memory --device h100-sxm --tp 1 --policy vllm"
         await type_into(pilot, "#field-context", "4096")
         assert app.state.policy == "vllm"
-
-
-def test_every_option_has_a_reader_that_takes_a_blank() -> None:
-    default = ServerOptions()
-    for field in OPTION_FIELDS:
-        assert field.read("") == getattr(default, field.name)
 
 
 @pytest.mark.slow
