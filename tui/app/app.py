@@ -318,6 +318,11 @@ class KvscopeApp(Actions):
         self._refresh_active()
         self.refresh_bindings()
 
+    @on(Tabs.Entered)
+    def _entered(self, event: Tabs.Entered) -> None:
+        event.stop()
+        self.call_after_refresh(self._focus_first, self.query_one(Tabs).active)
+
     def on_engine_changed(self, event: EngineChanged) -> None:
         """The engine's state is in the strip, on every pane."""
         self.query_one("#strip", StatusStrip).show_engine(event.status.line)

@@ -43,11 +43,11 @@ class TabLine(Widget, can_focus=True):
     ]
 
     class Chosen(Message):
-        """A title was chosen."""
+        """A title was chosen; `clicked`: with the mouse."""
 
-        def __init__(self, index: int) -> None:
+        def __init__(self, index: int, *, clicked: bool = False) -> None:
             super().__init__()
-            self.index = index
+            self.index, self.clicked = index, clicked
 
     def __init__(self, titles: Sequence[str]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class TabLine(Widget, can_focus=True):
         cell = event.x - self.gutter.left + self.scrolled(self.content_size.width)
         for index, start in enumerate(self.starts()[1:]):
             if cell < start:
-                self.post_message(self.Chosen(index))
+                self.post_message(self.Chosen(index, clicked=True))
                 return
 
     def action_turn(self, by: int) -> None:
@@ -104,6 +104,9 @@ class Tabs(Container):
 
     class Activated(Message):
         """Another pane is shown."""
+
+    class Entered(Message):
+        """A pane's title was clicked: what is typed next is meant for the pane."""
 
     def __init__(self, titles: Sequence[str], first: Widget, *, id: str) -> None:  # noqa: A002
         """`first` is the pane of the first title; the others are added."""
@@ -136,3 +139,5 @@ class Tabs(Container):
         """Show the pane of the title."""
         event.stop()
         self.active = self._names[event.index]
+        if event.clicked:
+            self.post_message(self.Entered())

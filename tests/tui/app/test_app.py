@@ -564,6 +564,14 @@ async def test_a_pane_asked_for_before_it_is_there_is_shown_when_it_comes() -> N
         assert app.query_one(Tabs).active == "load"
 
 
+async def test_a_click_on_a_title_puts_the_focus_into_the_pane() -> None:
+    async with running() as (app, pilot):
+        await pilot.click(TabLine, offset=(app.query_one(TabLine).starts()[PANES.index("Generate")] + 2, 0))
+        await until(pilot, lambda: app.focused is not None and app.focused.id == "prompt")
+        await pilot.click(TabLine, offset=(2, 0))
+        await until(pilot, lambda: app.focused is not None and app.pane("spec") in app.focused.ancestors)
+
+
 async def test_no_cursor_blinks() -> None:
     async with running() as (app, pilot):
         for field in ("#field-n_layers", "#option-seed Input", "#prompt"):
