@@ -13,7 +13,14 @@ from engine.compiled.attach import attach
 from engine.compiled.matrices import CompiledProduct, Scratch
 from engine.compiled.step import MAX_ROWS
 from engine.families.registry import config_from_hf
-from engine.model.config import DynamicRopeScaling, ExpertsConfig, LatentConfig, LongRopeScaling, ModelConfig
+from engine.model.config import (
+    DynamicRopeScaling,
+    ExpertsConfig,
+    LatentConfig,
+    LongRopeScaling,
+    ModelConfig,
+    QueryGrowth,
+)
 from engine.model.decoder import Decoder
 from engine.model.generate import GenerationOptions, generate
 from engine.model.layers import Linear, LinearMaker, Weights
@@ -124,6 +131,18 @@ def test_a_base_that_grows_with_the_text() -> None:
     expected, got = (_steps(decoder, ids, 5) for decoder in (eager, compiled))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
     assert not torch.equal(got[:, 1:7], expected[:, 1:7])
+
+
+def test_queries_that_grow_with_the_position() -> None:
+    """Within the first stretch, where nothing grows; beyond it the layers run."""
+    eager, compiled = _pair(llama_config(query_growth=QueryGrowth(beta=2.0, every=12)))
+    ids = _ids(eager.config, 3, 20)
+    expected, got = (_steps(decoder, ids, 5) for decoder in (eager, compiled))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(got[:, 1:7], expected[:, 1:7])
+    plain = _steps(_pair(llama_config())[0], ids, 5)
+    torch.testing.assert_close(got[:, :7], plain[:, :7], atol=1e-4, rtol=0)
+    assert (got[:, 8:] - plain[:, 8:]).abs().max() > 1e-2
 
 
 LAYER_BY_LAYER = (
