@@ -32,6 +32,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return "layers with positions by ALiBi run one by one"
     if config.experts is not None and config.experts.jitter is not None:
         return "experts that are chosen one after the other (SparseMixer) run one by one"
+    if config.sub_norms or config.byte_inputs:
+        return "layers of BitNet run one by one"
     if config.activation == "xielu":
         return "layers with weights in their activation (xIELU) run one by one"
     if config.qk_norm_late:

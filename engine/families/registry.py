@@ -1,11 +1,13 @@
 """All families that the engine runs, by the model_type of a config.json."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.errors import ConfigError, UnsupportedArchitecture
 from engine.families import (
     apertus,
+    bitnet,
     bloom,
     cohere,
     deepseek,
@@ -74,6 +76,7 @@ FAMILIES: dict[str, Family] = {
     **ernie.FAMILIES,
     **lfm2.FAMILIES,
     **apertus.FAMILIES,
+    **bitnet.FAMILIES,
     **qwen3_next.FAMILIES,
 }
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # tables that old writers stored
@@ -91,7 +94,8 @@ def config_from_hf(document: object) -> ModelConfig:
             f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(FAMILIES)}'
         )
     _check_quantization(raw, family)
-    return family.config(raw)
+    config, section = family.config(raw), raw.section("quantization_config")
+    return replace(config, byte_inputs=True) if section is not None and _method(section) == "bitnet" else config
 
 
 def model_type_of(raw: Keys) -> str:

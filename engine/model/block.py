@@ -6,7 +6,7 @@ from engine.model.cache import Cache
 from engine.model.config import ConvConfig, DeltaConfig, ModelConfig
 from engine.model.experts import Experts
 from engine.model.latent import LatentAttention
-from engine.model.layers import MLP, Attention, ForwardContext, Linear, LinearMaker, Norm, Weights
+from engine.model.layers import MLP, Attention, ByteInputs, ForwardContext, Linear, LinearMaker, Norm, Weights
 from engine.model.recurrent import GatedDelta, ShortConv
 
 
@@ -110,6 +110,7 @@ Mixer = Attention | LatentAttention | ShortConv | GatedDelta
 
 def make_block(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> AnyBlock:
     """The block that the config asks for."""
+    linear = ByteInputs.maker(linear) if config.byte_inputs else linear
     match config.block:
         case "sandwich":
             return SandwichBlock(config, weights, layer, kind=kind, linear=linear)

@@ -246,8 +246,9 @@ class ModelConfig:
     ``residual_scale`` multiplies what a layer adds.
     ``attention_gate``: what attention gives is weighed by a sigmoid. ``sinks``: a learned score per head joins each
     softmax and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
-    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``recurrent``: what the layers that ``recurrent_layers``
-    marks have in place of attention. Raises ConfigError.
+    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``sub_norms``: what attention and MLP give is normalised
+    before their last projection; ``byte_inputs``: what the linear layers of a block read is rounded to 8 bits (BitNet).
+    ``recurrent``: what the layers that ``recurrent_layers`` marks have in place of attention. Raises ConfigError.
     """
 
     n_layers: int
@@ -293,6 +294,8 @@ class ModelConfig:
     embed_norm: bool = False
     sinks: bool = False
     swiglu_limit: float | None = None
+    sub_norms: bool = False
+    byte_inputs: bool = False
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     experts: ExpertsConfig | None = None

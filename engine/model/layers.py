@@ -102,6 +102,32 @@ class Linear:
         return cls(join(weights, *(f"{name}.weight" for name in names)), join(weights, *biases) if biases else None)
 
 
+class ByteInputs:
+    """A linear layer whose input is rounded to 8 bits, each row by its largest value (BitNet)."""
+
+    def __init__(self, layer: LinearLike) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(in_bytes(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """residual + what `__call__` gives."""
+        return self.layer.add_to(residual, in_bytes(x))
+
+    @classmethod
+    def maker(cls, linear: LinearMaker) -> LinearMaker:
+        """Layers of another maker, with such inputs."""
+        return lambda weights, *names: cls(linear(weights, *names))
+
+
+def in_bytes(x: Tensor) -> Tensor:
+    """Rows (N, D) as whole 127ths of their largest values."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = 127 / wide.abs().amax(-1, keepdim=True).clamp_(min=1e-5)
+    return ((wide * scale).round().clamp_(-128, 127) / scale).to(x.dtype)
+
+
 @runtime_checkable
 class Joining(Protocol):
     """Weights that can be had one below the other, without a copy of each."""
@@ -207,6 +233,7 @@ class Attention:
         self.qk_norm = QKNorm(config, weights, name) if config.qk_norm else None
         self.norm_late = config.qk_norm_late
         self.gate = linear(weights, f"{name}.q_gate_proj") if config.attention_gate else None
+        self.sub_norm = Norm.of(weights, f"{name}.attn_sub_norm", config) if config.sub_norms else None
         # (K, g, 1): a score of each query head that attends to nothing
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
@@ -236,7 +263,8 @@ class Attention:
             self.qk_norm(turned)
         keys, values = self._keys_values(heads, context, cache)
         mixed = self._attend(heads[:, :, : self.n_heads], keys, values, context)
-        return mixed if self.gate is None else mixed * self.gate(x).sigmoid()
+        mixed = mixed if self.gate is None else mixed * self.gate(x).sigmoid()
+        return mixed if self.sub_norm is None else self.sub_norm(mixed)
 
     def _keys_values(self, heads: Tensor, context: ForwardContext, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """All keys and values in sight, each (B, K, S, h)."""
@@ -379,6 +407,7 @@ class MLP:
         inputs = (f"{name}.gate_proj", f"{name}.up_proj") if self.gated else (f"{name}.up_proj",)
         self.up = linear(weights, *inputs)
         self.down = linear(weights, f"{name}.down_proj")
+        self.sub_norm = Norm.of(weights, f"{name}.ffn_sub_norm", config) if config.sub_norms else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """mlp(x), (N, D)."""
@@ -389,6 +418,10 @@ class MLP:
         return self.down.add_to(residual, self._inner(x))
 
     def _inner(self, x: Tensor) -> Tensor:
+        inner = self._activated(x)
+        return inner if self.sub_norm is None else self.sub_norm(inner)
+
+    def _activated(self, x: Tensor) -> Tensor:
         inner = self.up(x)
         if not self.gated:
             return self.activate(inner)

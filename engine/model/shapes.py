@@ -93,6 +93,8 @@ def _attention_shapes(c: ModelConfig) -> dict[str, Shape]:
     shapes |= _linear_shapes("self_attn.k_proj", c.hidden_size, kv_size, c.qkv_bias)
     shapes |= _linear_shapes("self_attn.v_proj", c.hidden_size, kv_size, c.qkv_bias)
     shapes |= _linear_shapes("self_attn.o_proj", q_size, c.hidden_size, c.o_bias)
+    if c.sub_norms:
+        shapes["self_attn.attn_sub_norm.weight"] = (q_size,)
     if c.qk_norm and c.norm_weights:
         for name, n_heads in (("q_norm", c.n_heads), ("k_norm", c.n_kv_heads)):
             shapes[f"self_attn.{name}.weight"] = _qk_norm_shape(c, n_heads)
@@ -129,6 +131,8 @@ def _mlp_shapes(c: ModelConfig, name: str, inner: int) -> dict[str, Shape]:
         shapes |= _linear_shapes(f"{name}.{part}", c.hidden_size, inner, c.mlp_bias)
     if c.activation == "xielu":
         shapes |= {f"{name}.act_fn.alpha_p": (1,), f"{name}.act_fn.alpha_n": (1,)}
+    if c.sub_norms:
+        shapes[f"{name}.ffn_sub_norm.weight"] = (inner,)
     return shapes | _linear_shapes(f"{name}.down_proj", inner, c.hidden_size, c.mlp_bias)
 
 

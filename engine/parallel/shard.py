@@ -32,6 +32,8 @@ def check_tp(config: ModelConfig, tp: int) -> None:
         )
     if tp > 1 and config.positions == "alibi":
         raise OptionError("tp", "the slopes of ALiBi go by all heads, which ranks do not share; use tp 1")
+    if tp > 1 and config.sub_norms:
+        raise OptionError("tp", "results are normalised over all heads, which ranks do not share; use tp 1")
     if config.n_heads % tp:
         raise OptionError("tp", f"{config.n_heads} query heads are not divisible by {tp}; {_legal(config)}")
     kv = config.n_kv_heads

@@ -16,8 +16,9 @@ from torch import Tensor
 from engine.errors import CheckpointError, UnsupportedArchitecture
 from engine.families.keys import Keys
 from engine.weights.lazy import Stored, StoredTensor, loaded
+from engine.weights.ternary import ternary
 
-METHODS = ("fp8", "awq", "gptq", "compressed-tensors", "bitsandbytes")
+METHODS = ("fp8", "awq", "gptq", "compressed-tensors", "bitsandbytes", "bitnet")
 """Values of quant_method that are widened here."""
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORD = 32  # bits of an integer that holds several weights
@@ -26,6 +27,8 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where AutoAWQ's kernels want the eight 
 
 def widened(tensors: Mapping[str, Stored], quantization: Keys | None) -> dict[str, Stored]:
     """The same tensors with every quantized matrix under its plain name, ``stem.weight``. Raises CheckpointError."""
+    if quantization is not None and quantization.get("quant_method") == "bitnet":
+        return ternary(tensors, quantization)
     out: dict[str, Stored] = {}
     used: set[str] = set()
     for name, stored in tensors.items():

@@ -122,6 +122,8 @@ CASES: dict[str, Case] = {
         "expert_count": 6, "expert_used_count": 2, "expert_shared_feed_forward_length": 14}),
     "arcee": Case("arcee", "arcee", changes={"mlp_bias": False}),
     "seed-oss": Case("seed-oss", "seed_oss", changes={"attention_out_bias": False}, facts={"attention.key_length": 10}),
+    "bitnet": Case("bitnet", "bitnet", changes={"hidden_act": "silu", "tie_word_embeddings": True},
+                   facts={"rope.scaling.type": "linear", "rope.scaling.factor": 1.0, "rope.freq_base": 5e5}),
     "apertus": Case("apertus", "apertus", changes={"attention_bias": False},
                     facts={"rope.freq_base": 5e5}),
     "ernie": Case("ernie", "ernie4_5", changes={"use_bias": False},
@@ -466,6 +468,12 @@ def _tiled(tensors: Tensors, said: Said) -> Tensors:
     return {name: change(name, t) if ".linear_attn." in name else t for name, t in tensors.items()}
 
 
+def _first_names(tensors: Tensors, said: Said) -> Tensors:
+    """BitNet's inner norms by the names that its first models have."""
+    ours = {"attn_sub_norm": "inner_attn_ln", "ffn_sub_norm": "ffn_layernorm"}
+    return {re.sub("|".join(ours), lambda match: ours[match[0]], name): t for name, t in tensors.items()}
+
+
 def _without_first(tensors: Tensors, said: Said) -> Tensors:
     return {name.removeprefix("transformer."): t for name, t in tensors.items()}
 
@@ -484,6 +492,7 @@ _CHANGES: dict[str, tuple[Callable[[Tensors, Said], Tensors], ...]] = {
     "granite": (_permuted,),
     "granitemoe": (_permuted, _granite_experts),
     "apertus": (_without_bends,),
+    "bitnet": (_first_names,),
     "falcon": (_by_kind,),
     "gptneox": (_by_kind,),
     "bloom": (_without_first, _by_kind),

@@ -193,6 +193,7 @@ MODELS |= {
     "hunyuan": ("HunYuanDenseV1", {"head_dim": 10}),
     "hunyuan-alpha": ("HunYuanDenseV1", ALPHA | {"head_dim": 10, "attention_bias": True}),
     "ministral3": ("Ministral3", {"rope_parameters": YARN | GROWTH, "head_dim": 10}),
+    "bitnet": ("BitNet", {}),
     "apertus": ("Apertus", {"rope_parameters": LLAMA3, "attention_bias": True}),
     "phimoe": ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.2, "attention_bias": True}),
     "phimoe-head": ("Phimoe", {"num_local_experts": 6, "lm_head_bias": True, "sliding_window": 7}),

@@ -222,6 +222,41 @@ def test_gpt_oss_as_it_is_published_with_experts_in_mxfp4(tmp_path: Path) -> Non
     torch.testing.assert_close(load_checkpoint(tmp_path).decoder.forward(ids), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # where torch.compile is imported
+@pytest.mark.parametrize("way", ["bitlinear", "offline", "online"])
+def test_bitnet_as_it_is_published(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ternary weights in bytes, as numbers with a scale, or rounded while they are read; inputs of 8 bits each time."""
+    from transformers.integrations import bitnet
+
+    monkeypatch.setattr("torch._dynamo.config.disable", True)
+    lift_to_float64(monkeypatch, "BitNet")
+    theirs, generator = make_random("BitNet", {}, torch.float64), torch.Generator().manual_seed(4)
+    for name, linear in [*theirs.named_modules()]:
+        if not isinstance(linear, torch.nn.Linear) or name == "lm_head":
+            continue
+        sizes = {"in_features": linear.in_features, "out_features": linear.out_features, "bias": False}
+        codes = torch.randint(-1, 2, linear.weight.shape, generator=generator).double()
+        if way == "bitlinear":
+            layer = bitnet.BitLinear(**sizes, dtype=torch.float64)
+            layer.weight, layer.weight_scale = bitnet.pack_weights(codes), torch.tensor([5.0]).double()
+        else:
+            layer = bitnet.AutoBitLinear(**sizes, dtype=torch.float64, online_quant=way == "online")
+            layer.weight.data = linear.weight.data if way == "online" else codes
+            if way == "offline":
+                layer.weight_scale.fill_(0.2)
+        theirs.set_submodule(name, layer)
+    save_file({name: t.contiguous() for name, t in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    stated = {"quant_method": "bitnet", "linear_class": "bitlinear" if way == "bitlinear" else "autobitlinear"}
+    document = theirs.config.to_dict() | {"quantization_config": stated | {"quantization_mode": way}}
+    (tmp_path / "config.json").write_text(json.dumps(document, default=str))
+    ids = torch.arange(3, 30)[None]
+    with torch.inference_mode():
+        expected = theirs(ids, use_cache=False).logits
+    ours = load_checkpoint(tmp_path, dtype="float64").decoder
+    torch.testing.assert_close(ours.forward(ids), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(stepwise(ours, ids), expected, rtol=0, atol=1e-9)
+
+
 def test_the_decoder_of_a_gemma_that_sees(tmp_path: Path) -> None:
     """Gemma 3's image models: the config's section and the decoder's weights are used, the rest is left out."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
