@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Button, Input, Label, ProgressBar, Static
 
@@ -27,7 +27,8 @@ from tui.live.measurement import Job
 from tui.live.presentation import DialField, Line, Presentation, Side, TextField
 from tui.live.result_text import machine_text
 from tui.panes.base import Pane
-from tui.widgets.dial import ChoiceDial, Dial
+from tui.widgets.dial import Dial
+from tui.widgets.measurement_form import MeasurementForm
 from tui.widgets.option import Option
 from tui.widgets.plot import PlotView
 from tui.widgets.table_view import TableView
@@ -101,23 +102,13 @@ class BenchmarkPane(Pane):
             yield Label("", id="benchmark-status", markup=False)
         with Horizontal(id="benchmark-main"):
             with VerticalScroll(id="benchmark-evaluation", can_focus=False):
-                yield from self._compose_form("evaluation", ())
+                yield MeasurementForm("evaluation", (), _views("evaluation"))
                 yield Static("", id="verdict", markup=False)
                 yield from self._compose_views("evaluation")
             with VerticalScroll(id="benchmark-sweep", can_focus=False):
-                yield from self._compose_form("model", SHARED)
+                yield MeasurementForm("model", SHARED, _views("model"))
                 yield from self._compose_views("model")
                 yield Static("", id="notes", markup=False)
-
-    def _compose_form(self, side: Side, shared: tuple[Line, ...]) -> ComposeResult:
-        with Vertical(classes="options"):
-            for line in shared:
-                with Horizontal(classes="line"):
-                    yield from _inputs(side, line)
-            for p in _views(side):
-                for line in p.form:
-                    with Horizontal(classes=f"line form-{p.view}"):
-                        yield from _inputs(p.view, line)
 
     def _compose_views(self, side: Side) -> ComposeResult:
         for p in _views(side):
@@ -208,24 +199,8 @@ class BenchmarkPane(Pane):
 
     def _request(self, presentation: Presentation) -> Request | str:
         """The request the form stands for, or what is wrong with it."""
-        for option in self.query_one(SIDES[presentation.side]).query(Option):
-            if option.problem:
-                return option.problem
-        fields = set(presentation.measurement.request.__struct_fields__)
-        lines = SHARED if presentation.side == "model" else ()
-        values = self._values(presentation.side, lines) | self._values(presentation.view, presentation.form)
-        values |= presentation.measurement.fixed
-        return presentation.measurement.request(**{name: value for name, value in values.items() if name in fields})
-
-    def _values(self, owner: str, lines: Sequence[Line]) -> dict[str, Any]:
-        """What the inputs of a form stand at, by the fields that they set."""
-        values: dict[str, Any] = {}
-        for each in (each for line in lines for each in line):
-            if isinstance(each, TextField):
-                values[each.name] = self.query_one(f"#option-{owner}-{each.name}", Option).value
-            else:
-                values[each.name] = each.take(self.query_one(f"#dial-{owner}-{each.name}", ChoiceDial).value)
-        return values
+        form = self.query_one(f"{SIDES[presentation.side]} MeasurementForm", MeasurementForm)
+        return form.request(presentation)
 
     # --- a job's events -----------------------------------------------------------------------------------
 
@@ -336,8 +311,7 @@ class BenchmarkPane(Pane):
     def on_option_edited(self, message: Option.Edited) -> None:
         """Say at once what is wrong with an option."""
         message.stop()
-        problem = next((option.problem for option in self.query(Option) if option.problem), "")
-        if problem:
+        if problem := self.problem():
             self._say(f"✗ {problem}", problem=True)
         else:
             self._show_progress()
@@ -386,7 +360,7 @@ class BenchmarkPane(Pane):
 
     def problem(self) -> str:
         """The first option that cannot be read."""
-        return next((option.problem for option in self.query(Option) if option.problem), "")
+        return next((form.problem for form in self.query(MeasurementForm) if form.problem), "")
 
     def command_line(self) -> str:
         """The command of the latest job as the form stands now; of the sweep before there is one."""
@@ -396,22 +370,6 @@ class BenchmarkPane(Pane):
             request = self.job.request if self.job else presentation.measurement.request()
         measurement = presentation.measurement
         return shlex.join(["kvscope", measurement.name, *measurement.words(request)])
-
-
-def _inputs(owner: str, line: Line) -> Iterator[Widget]:
-    """The widgets of one line of a form."""
-    for each in line:
-        if isinstance(each, TextField):
-            yield Option(
-                each.label,
-                each.read,
-                text=each.text,
-                placeholder=each.placeholder,
-                width=each.width,
-                id=f"option-{owner}-{each.name}",
-            )
-        else:
-            yield ChoiceDial(each.label, each.choices, each.value, help=each.help, id=f"dial-{owner}-{each.name}")
 
 
 def _drawn(job: Job) -> Iterator[str]:
