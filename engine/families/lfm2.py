@@ -1,13 +1,18 @@
-"""LFM2: short convolutions in most layers, attention in the others."""
+"""LFM2: short convolutions in most layers, attention in the others; with experts too."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.families.common import FULL, common_config, layer_types, n_layers_of, window_fields
 from engine.families.family import Family, GGUFForm
+from engine.families.gguf_keys import expert_keys
 from engine.families.keys import Keys
+from engine.families.mixtral import mixtral_name
 from engine.families.tensors import renamed
-from engine.model.config import ConvConfig, ModelConfig
+from engine.model.config import ConvConfig, ExpertsConfig, ModelConfig
+from engine.model.shapes import CHOICE_BIAS
 from engine.weights.gguf import GGUFFile
 from engine.weights.lazy import Stored, StoredTensor
 
@@ -34,6 +39,22 @@ def _config(raw: Keys) -> ModelConfig:
     )
 
 
+def _moe_config(raw: Keys) -> ModelConfig:
+    n_dense, n_layers = raw.whole("num_dense_layers", 2), n_layers_of(raw)
+    experts = ExpertsConfig(
+        n_experts=raw.count("num_experts", 32),
+        n_active=raw.count("num_experts_per_tok", 4),
+        intermediate_size=raw.count("moe_intermediate_size", 1792),
+        normalize=raw.flag("norm_topk_prob", True),
+        sum_floor=1e-6,
+        scale=raw.positive("routed_scaling_factor", 1.0),
+        scoring="sigmoid",
+        choice_bias=raw.flag("use_expert_bias", True),
+    )
+    config = _config(raw.with_defaults({"block_auto_adjust_ff_dim": False}))
+    return replace(config, experts=experts, expert_layers=tuple(i >= n_dense for i in range(n_layers)))
+
+
 def _inner_size(raw: Keys) -> int:
     """Two thirds of what is stated, times a factor, up to a whole multiple; unless the config says not to."""
     stated = raw.count("block_ff_dim", raw.get("intermediate_size"))
@@ -57,8 +78,21 @@ _PARTS = {
 _ENDS = {"model.embedding_norm": "model.norm"}
 
 
+_EXPERT = re.compile(
+    r"(model\.layers\.\d{1,5})\.feed_forward\.(experts\.\d{1,5}\.w[123]\.weight|gate\.weight|expert_bias)"
+)
+
+
 def _tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
-    return {renamed(name, _PARTS, _ENDS): stored for name, stored in tensors.items()}
+    return {_name(name): stored for name, stored in tensors.items()}
+
+
+def _name(name: str) -> str:
+    match = _EXPERT.fullmatch(name)
+    if match is None:
+        return renamed(name, _PARTS, _ENDS)
+    layer, part = match.groups()
+    return f"{layer}.mlp.gate.{CHOICE_BIAS}" if part == "expert_bias" else mixtral_name(f"{layer}.mlp.{part}")
 
 
 def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
@@ -83,8 +117,24 @@ def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTens
     return stored.then(lambda tensor: tensor[:, None], (stored.shape[0], 1, stored.shape[1]))
 
 
+def _gguf_moe_keys(file: GGUFFile) -> dict[str, Any]:
+    n_dense = file.get("leading_dense_block_count")
+    return {**_gguf_keys(file), **expert_keys(file), "num_dense_layers": n_dense}
+
+
+def _plain_sum(config: ModelConfig) -> ModelConfig:
+    """llama.cpp divides the weights of experts by their sum alone."""
+    assert config.experts is not None
+    return replace(config, experts=replace(config.experts, sum_floor=0.0))
+
+
 FAMILIES = {
+    "lfm2_moe": Family(
+        config=_moe_config,
+        tensors=_tensors,
+        gguf=GGUFForm(architecture="lfm2moe", keys=_gguf_moe_keys, restore=_restore, adapted=_plain_sum),
+    ),
     "lfm2": Family(
         config=_config, tensors=_tensors, gguf=GGUFForm(architecture="lfm2", keys=_gguf_keys, restore=_restore)
-    )
+    ),
 }

@@ -27,10 +27,11 @@ _EXPERT = re.compile(r"(.+)\.experts\.(\d{1,5})\.(w[123])\.weight")
 
 def mixtral_tensors(tensors: Mapping[str, Stored], config: ModelConfig) -> dict[str, Stored]:
     """Experts under our names."""
-    return {_name(name): tensor for name, tensor in tensors.items()}
+    return {mixtral_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _name(name: str) -> str:
+def mixtral_name(name: str) -> str:
+    """Our name of an expert's matrix; any other name as it is."""
     name = name.replace(".block_sparse_moe.", ".mlp.")
     match = _EXPERT.fullmatch(name)
     return f"{match[1]}.experts.{match[2]}.{_PARTS[match[3]]}.weight" if match else name

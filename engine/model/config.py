@@ -113,7 +113,7 @@ class ExpertsConfig:
     """Routed experts in place of the MLP: ``n_active`` of ``n_experts`` per token, chosen by their scores.
 
     ``scoring``: softmax over all experts, or each one's sigmoid (DeepSeek-V3). ``normalize``: the chosen weights are
-    divided by their sum. ``scale`` multiplies them. With ``n_groups`` above 1 only the experts of the best
+    divided by their sum plus ``sum_floor``, times ``scale``. With ``n_groups`` above 1 only the experts of the best
     ``n_active_groups`` groups can be chosen; a group is as good as the sum of its best ``group_best`` experts.
     ``router_bias``: the router's scores have a bias (gpt-oss). ``choice_bias``: one is added for the choice alone
     (DeepSeek-V3). ``shared_size``: inner size of the expert that every token passes through, 0: none.
@@ -135,6 +135,7 @@ class ExpertsConfig:
     choice_bias: bool = False
     shared_gate: bool = False
     jitter: float | None = None
+    sum_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:

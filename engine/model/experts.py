@@ -77,7 +77,7 @@ class Experts:
         chosen = ranked.topk(c.n_active, -1).indices
         weights = scores.gather(-1, chosen)
         if c.normalize:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / (weights.sum(-1, keepdim=True) + c.sum_floor)
         return (weights * c.scale).to(x.dtype), chosen
 
 

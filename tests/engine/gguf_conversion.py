@@ -181,6 +181,10 @@ CASES: dict[str, Case] = {
     "lfm2": Case("lfm2", "lfm2", changes={"conv_bias": False}, facts={
         "attention.head_count_kv": [0, 0, 2, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
         "attention.layer_norm_rms_epsilon": 1e-5, "feed_forward_length": 32}),
+    "lfm2-moe": Case("lfm2-moe", "lfm2moe", changes={
+        "routed_scaling_factor": 1.0, "tie_word_embeddings": True}, facts=SIGMOID | {
+        "expert_used_count": 2, "attention.head_count_kv": [0, 2, 0, 2], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
+        "attention.layer_norm_rms_epsilon": 1e-5}),
     "lfm2-window": Case("lfm2", "lfm2", changes={"conv_bias": False}, own=True, facts=WINDOW | {
         "attention.head_count_kv": [0, 0, 2, 0], "shortconv.l_cache": 3, "rope.freq_base": 1e6,
         "attention.layer_norm_rms_epsilon": 1e-5, "feed_forward_length": 32}),
@@ -474,6 +478,14 @@ def _first_names(tensors: Tensors, said: Said) -> Tensors:
     return {re.sub("|".join(ours), lambda match: ours[match[0]], name): t for name, t in tensors.items()}
 
 
+def _lfm2_experts(tensors: Tensors, said: Said) -> Tensors:
+    """Their names in other models, and a bias that is called one."""
+    return {
+        re.sub(r"expert_bias$", "expert_bias.bias", re.sub(r"^model\.(.+\.experts\.)", r"\1", name)): tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _without_first(tensors: Tensors, said: Said) -> Tensors:
     return {name.removeprefix("transformer."): t for name, t in tensors.items()}
 
@@ -498,6 +510,7 @@ _CHANGES: dict[str, tuple[Callable[[Tensors, Said], Tensors], ...]] = {
     "bloom": (_without_first, _by_kind),
     "stablelm": (_stacked(r"(.+[qk]_layernorm)\.norms\.(\d+)(\.weight)"),),
     "lfm2": (_short,),
+    "lfm2moe": (_short, _lfm2_experts, _stacked(r"(.+\.experts)\.(\d+)(\.w[123]\.weight)")),
     "gpt2": (_turned_over,),
     "gpt-oss": (_oss,),
     "gemma": (_one_more,),

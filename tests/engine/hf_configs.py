@@ -124,6 +124,7 @@ FAMILIES |= {
     "ernie-moe": {"model_type": "ernie4_5_moe", "moe_k": 2, "moe_num_experts": 5, "moe_intermediate_size": 12},
     "hunyuan": {"model_type": "hunyuan_v1_dense", "head_dim": 10},
     "ministral3": {"model_type": "ministral3", "head_dim": 10},
+    "lfm2-moe": {"model_type": "lfm2_moe", "num_experts": 5, "layer_types": ["conv", "full_attention"] * 4} | EXPERTS,
     "bitnet": {"model_type": "bitnet"},
     "apertus": {"model_type": "apertus"},
     "phimoe": {"model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True},

@@ -193,6 +193,12 @@ MODELS |= {
     "hunyuan": ("HunYuanDenseV1", {"head_dim": 10}),
     "hunyuan-alpha": ("HunYuanDenseV1", ALPHA | {"head_dim": 10, "attention_bias": True}),
     "ministral3": ("Ministral3", {"rope_parameters": YARN | GROWTH, "head_dim": 10}),
+    "lfm2-moe": (
+        "Lfm2Moe",
+        EXPERTS
+        | {"num_hidden_layers": 4, "num_dense_layers": 1, "tie_word_embeddings": False}
+        | {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "routed_scaling_factor": 2.0},
+    ),
     "bitnet": ("BitNet", {}),
     "apertus": ("Apertus", {"rope_parameters": LLAMA3, "attention_bias": True}),
     "phimoe": ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.2, "attention_bias": True}),
@@ -233,7 +239,7 @@ def make_random(kind: str, changes: dict[str, Any], dtype: torch.dtype = torch.f
         spread = 0.3 if parameter.dim() == 1 else 1.5 / math.sqrt(parameter.shape[-1])
         torch.nn.init.normal_(parameter, 1.0 if "norm" in name or ".ln_" in name else 0.0, spread)
     for name, buffer in model.named_buffers():
-        if name.endswith(CHOICE_BIAS):
+        if name.endswith((CHOICE_BIAS, "expert_bias")):
             torch.nn.init.normal_(buffer, 0.0, 0.3)
     return model
 
