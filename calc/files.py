@@ -11,9 +11,6 @@ from typing import TextIO
 
 from calc.errors import CalcError, SourceError
 
-MAX_CONFIG_BYTES = 4 * 2**20
-"""No config.json is near it."""
-
 
 def read_bounded(file: Path, *, limit: int, what: str = "a description of a model") -> bytes:
     """All bytes of a regular file of at most `limit` bytes: `what`. Raises SourceError that starts with the path."""

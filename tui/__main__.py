@@ -1,7 +1,7 @@
 """The ``kvscope`` command: full screen, or headless for scripts.
 
-Which of the two is decided before anything heavy is imported: a headless ``memory`` never sees Textual,
-and nothing here ever sees torch (the engine is a process of its own).
+The choice is made before anything heavy is imported: a headless ``memory`` never imports Textual, and nothing here ever
+imports torch (the engine is a separate process).
 """
 
 from __future__ import annotations

@@ -12,5 +12,6 @@ the keys of a params.json into those of a config.json.
 """
 
 from calc.hf.build import read_hf_config, spec_from_config
+from calc.hf.reader import MAX_CONFIG_BYTES
 
-__all__ = ["read_hf_config", "spec_from_config"]
+__all__ = ["MAX_CONFIG_BYTES", "read_hf_config", "spec_from_config"]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import SourceError
-from calc.files import MAX_CONFIG_BYTES, read_bounded
+from calc.files import read_bounded
 from calc.units import MAX_COUNT
 
+MAX_CONFIG_BYTES = 4 * 2**20
 """A real config.json has a few kB; anything larger is another kind of file."""
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "language_model_config", "thinker_config")
 """Keys of multimodal configs that contain the text model's fields."""

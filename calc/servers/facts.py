@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calc.files import MAX_CONFIG_BYTES
 from calc.servers.records import ModelFacts
 
+MAX_BYTES = 4 * 2**20
 GATED_ENCODERS = ("pixtral", "qwen2_5_vl", "gemma4_vision", "mistral")
 GEMMA4_VIDEO_TOKENS = 2496
 """vLLM raises its tokens per step to this for Gemma 4: one video of 32 frames (pull request 43051; logs of 0.25.1)."""
@@ -32,7 +32,7 @@ def facts_of(model: str | None, name: str = "") -> ModelFacts:
         path = Path(model).expanduser()
         try:
             path = path / "config.json" if path.is_dir() else path
-            if path.suffix == ".json" and path.is_file() and path.stat().st_size <= MAX_CONFIG_BYTES:
+            if path.suffix == ".json" and path.is_file() and path.stat().st_size <= MAX_BYTES:
                 config = json.loads(path.read_bytes())
                 if isinstance(config, dict):
                     return facts_from_config(_with_beside(config, path))
@@ -44,7 +44,7 @@ def facts_of(model: str | None, name: str = "") -> ModelFacts:
 def _with_beside(config: Config, path: Path) -> Config:
     """`config` with ModelOpt's hf_quant_config.json, if it does not state a quantization itself."""
     beside = path.with_name("hf_quant_config.json")
-    if config.get("quantization_config") or not beside.is_file() or beside.stat().st_size > MAX_CONFIG_BYTES:
+    if config.get("quantization_config") or not beside.is_file() or beside.stat().st_size > MAX_BYTES:
         return config
     return {**config, "quantization_config": {"quant_method": "modelopt", **json.loads(beside.read_bytes())}}
 

@@ -1,4 +1,4 @@
-"""What keys and the palette do beside moving between panes: copy, write, open, pick a model or a device, help."""
+"""What keys and the palette do besides moving between panes: copy, write, open, choose a model or device, help."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Actions(App[None]):
-    """Actions on what the app holds. `KvscopeApp` adds the screen, the state and the panes."""
+    """Actions of the app. `KvscopeApp` adds the screen, the state and the panes."""
 
     state: AppState
     analysis: Analysis
     own_folder: Path | None
-    """Where kvscope keeps files of its own; None where it must not (tests)."""
+    """Folder for kvscope's own files; None if it must not write any (tests)."""
     form_problem: str
-    """What is wrong with the forms that the state comes from; "" where nothing is."""
+    """What is wrong with the forms behind the state; "" if nothing is."""
 
     @abstractmethod
     def pane(self, name: str) -> Pane | None:
@@ -50,7 +50,7 @@ class Actions(App[None]):
     # --- help and questions -------------------------------------------------------------------------------
 
     def action_help(self) -> None:
-        """Explain the focused thing, the pane, and the keys."""
+        """Explain the focused widget, the pane, and the keys."""
         from tui.app.help import HelpScreen, focus_help, help_text, keys_of
 
         title, rows = focus_help(self.focused)
@@ -58,7 +58,7 @@ class Actions(App[None]):
         self.push_screen(HelpScreen(help_text(title, rows, self.active_pane, keys)))
 
     def action_questions(self) -> None:
-        """The inverse questions, over the pane."""
+        """Show the inverse questions over the pane."""
         from tui.views.rule import rule_of
         from tui.widgets.questions import Questions
 
@@ -127,29 +127,29 @@ class Actions(App[None]):
     # --- files --------------------------------------------------------------------------------------------
 
     async def action_export(self) -> None:
-        """Ask in place for a file and write the pane to it."""
+        """Ask for a file at the foot of the screen and write the pane to it."""
         pane = self.active_pane
         if pane is None:
             return
         await self._ask_to_write("Export to", f"kvscope-{pane.TITLE.lower()}.md", pane.export_markdown())
 
     async def action_report(self) -> None:
-        """Ask in place for a file and write the whole report to it, with what was measured in this session."""
+        """Ask for a file and write the whole report to it, with this session's measurements."""
         measured = self._measured()
         held = (
-            "with what was measured in this session"
+            "with the measurements of this session"
             if measured
-            else "nothing was measured in this session: calculated numbers only"
+            else "nothing was measured in this session, so only calculated numbers"
         )
         await self._ask_for_report(measured, hint=f"{held} · Enter to write · Esc to cancel")
 
     async def action_measured_report(self) -> None:
-        """The same after running the evaluations, the latency sweep and a sample in an engine of its own."""
-        hint = "measures first, which takes about a minute · Enter to start · Esc to cancel"
+        """The same after running the evaluations, the latency sweep and a sample in a separate engine."""
+        hint = "measures first (about a minute) · Enter to start · Esc to cancel"
         await self._ask_for_report(self._measured(), hint=hint, then=self._measure_report)
 
     def _measured(self) -> Measurements | None:
-        """What the Benchmark tab has measured so far."""
+        """The measurements of the Benchmark tab so far."""
         from tui.app.report import measured_in
         from tui.panes.benchmark import BenchmarkPane
 
@@ -174,14 +174,14 @@ class Actions(App[None]):
         await self.query_one(PathBar).ask(PathRequest(label="Report to", value="report.md", accept=accept, hint=hint))
 
     def _measure_report(self, path: Path) -> None:
-        """Measure beside the app, then write the report again with what was found."""
+        """Measure in the background, then write the report with the measurements."""
         from tui.app.report import measured_report
 
         self.notify(f"Measuring for {path}.", markup=False)
         self.run_worker(partial(measured_report, self, self.state, path), thread=True, group="report", exclusive=True)
 
     async def action_save_spec(self) -> None:
-        """Ask in place for a file and write the model to it, as TOML that opens again."""
+        """Ask for a file and write the model to it, as TOML that can be opened again."""
         import tomli_w
 
         from calc.sources.toml import spec_document
@@ -196,12 +196,12 @@ class Actions(App[None]):
         await self.query_one(PathBar).ask(PathRequest(label=label, value=value, accept=writer, hint=hint))
 
     async def action_open(self) -> None:
-        """Ask in place for a model file."""
+        """Ask for a model file."""
         hint = "a config.json, .gguf, folder or spec .toml · Enter to open · Tab to complete · Esc to cancel"
         await self.query_one(PathBar).ask(PathRequest(label="Open", value="", accept=self.open_model, hint=hint))
 
     async def open_model(self, name_or_path: str) -> str | None:
-        """Take the model of a path or catalog name; a sentence where that cannot be, None when it is done."""
+        """Use the model of a path or catalog name; returns a sentence if that fails, else None."""
         from calc.sources import load_model
 
         try:

@@ -45,9 +45,9 @@ FOLDER = Path(__file__).parent
 PANES_FOLDER = FOLDER.parent / "panes"
 SAVE_AFTER_S = 0.5
 SETTLE_S = 0.05
-"""How long an edit waits for the next one before its estimate is worked out."""
+"""How long an edit waits for the next one before its estimate is computed."""
 LEAVING_GRACE_S = 0.1
-"""Time for the engine to end by itself when the app is left."""
+"""Time for the engine to end by itself when the app closes."""
 MAX_UNDO = 100
 
 
@@ -89,7 +89,7 @@ class KvscopeApp(Actions):
             priority=True,
             tooltip="Suspend the app and return to the shell",
         ),
-        Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False, tooltip="Take back the last edit"),
+        Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False, tooltip="Undo the last edit"),
     ]
 
     def __init__(
@@ -100,7 +100,7 @@ class KvscopeApp(Actions):
         *,
         start_engine: bool = True,
     ) -> None:
-        """`state` goes before the remembered one. `settings` given (tests) are neither read nor written."""
+        """`state` overrides the remembered one. Given `settings` (tests) are neither read nor written."""
         super().__init__()
         self._remembered = Remembered(settings)
         self._problem = self._remembered.problem
@@ -122,7 +122,7 @@ class KvscopeApp(Actions):
         self._estimate_timer: Timer | None = None
 
     async def on_event(self, event: events.Event) -> None:
-        """Keys and pastes one after the other; all else as it comes."""
+        """Keys and pastes one at a time; everything else as it comes."""
         if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
             await self._type_ahead.take(event)
         else:
@@ -132,7 +132,7 @@ class KvscopeApp(Actions):
         return [*super().get_line_filters(), self._plain]
 
     def _take_theme(self) -> None:
-        """Before anything is styled: a theme set later would style all of it again."""
+        """Set before anything is styled: a theme set later would style everything again."""
         for theme in THEMES:
             self.register_theme(theme)
         name = self.settings.theme
@@ -142,7 +142,8 @@ class KvscopeApp(Actions):
         if name not in (theme.name for theme in THEMES):
             self.theme = name
             return
-        # As `self.theme = name`, which would parse all styles twice; ours have none of the terminal's own colours.
+        # Like `self.theme = name`, which would parse all styles twice; our themes use none of the terminal's own
+        # colours.
         self.set_reactive(App.theme, name)
         self.set_class(self.current_theme.dark, "-dark-mode", update=False)
         self.set_class(not self.current_theme.dark, "-light-mode", update=False)
@@ -151,7 +152,7 @@ class KvscopeApp(Actions):
     # --- composition --------------------------------------------------------------------------------------
 
     def get_default_screen(self) -> Screen[object]:
-        """The screen, with the classes of its size from the start: Textual would style and lay it out twice."""
+        """The screen, with its size classes from the start: otherwise Textual would style and lay it out twice."""
         size = self.size
         classes = (
             next(name for least, name in reversed(breakpoints) if length >= least)
@@ -177,7 +178,7 @@ class KvscopeApp(Actions):
         self._focus_first("spec")
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """A cursor stands: one that blinks costs an idle app more than all else together."""
+        """Cursors do not blink: blinking costs an idle app more than everything else together."""
         if hasattr(event.widget, "cursor_blink"):
             event.widget.cursor_blink = False
 
@@ -188,7 +189,7 @@ class KvscopeApp(Actions):
             self.notify(self._problem, title="Settings", severity="warning", timeout=12)
 
     async def _mount_rest(self) -> None:
-        """Beside the messages of the app, so that keys are answered meanwhile."""
+        """Runs beside the app's messages, so that keys are handled meanwhile."""
         from tui.live.engine_link import EngineLink
 
         self.engine = EngineLink(self._engine_command)
@@ -197,7 +198,7 @@ class KvscopeApp(Actions):
                 await self.query_one(SpecPane).mount_more()
             for pane in later_panes():
                 await self._add_pane(pane)
-        except (NoMatches, MountError):  # the user has already left
+        except (NoMatches, MountError):  # the user has already closed the app
             return
         self.is_whole = True
         self._estimate_soon()
@@ -209,16 +210,16 @@ class KvscopeApp(Actions):
         self.stylesheet.read(PANES_FOLDER / f"{name}.tcss")
         self.stylesheet.parse()
         tabs = self.query_one(Tabs)
-        with self.batch_update():  # laid out once, not for each widget
+        with self.batch_update():  # laid out once, not per widget
             await tabs.add(pane)
         self._stale.add(name)
-        if name == tabs.active:  # asked for before it was there
+        if name == tabs.active:  # requested before it was mounted
             self._refresh_active()
             self.refresh_bindings()
             self.call_after_refresh(self._focus_first, name)
 
     def on_unmount(self) -> None:
-        """The engine ends with the app; what was not yet saved is."""
+        """End the engine with the app, and save what is not yet saved."""
         self._keep()
 
     def _keep(self) -> None:
@@ -231,7 +232,7 @@ class KvscopeApp(Actions):
         self.end()
 
     def end(self, code: int = 0) -> None:
-        """Keep what is to be kept and end: at once where the app has the process to itself."""
+        """Save what must be saved and end, at once if the app owns the process."""
         if not self.owns_process:
             self.exit(return_code=code)
             return
@@ -246,7 +247,7 @@ class KvscopeApp(Actions):
         self.take_state(event.state, origin=event.origin)
 
     def take_state(self, state: AppState, *, origin: Pane | None = None, undoable: bool = True) -> None:
-        """Analyse `state` and show it; `origin` proposed it. An impossible state is refused in a sentence."""
+        """Analyse `state` and show it; `origin` proposed it. An impossible state is refused with a sentence."""
         try:
             analysis = analyse(state)
         except CalcError as error:
@@ -259,7 +260,7 @@ class KvscopeApp(Actions):
         self._remember(state=state)
 
     def _remember_undo(self, *, typed: bool) -> None:
-        """What is typed in one field without leaving it is one edit."""
+        """Text typed in one field without leaving it is one edit."""
         typing_in = self.focused if typed and isinstance(self.focused, Input) else None
         if typing_in is None or typing_in is not self._typed_in:
             self._undo = [*self._undo[-MAX_UNDO:], self.state]
@@ -267,7 +268,7 @@ class KvscopeApp(Actions):
 
     @on(FormChecked)
     def _form_checked(self, event: FormChecked) -> None:
-        """A form that is not valid is marked on every tab."""
+        """An invalid form is marked on every tab."""
         event.stop()
         pane = next(node for node in event.origin.ancestors_with_self if isinstance(node, Pane))
         self._form_problems[pane.TITLE] = event.problem
@@ -276,14 +277,14 @@ class KvscopeApp(Actions):
         self.query_one("#strip", StatusStrip).show_problem(title, problem)
 
     def _show_everywhere(self, origin: Pane | None = None) -> None:
-        """The status strip and the visible pane now; the others when they are looked at."""
+        """Update the status strip and the visible pane now; the others when they are shown."""
         self.query_one("#strip", StatusStrip).show(self.state, self.analysis.memory, self.analysis.server)
         self._stale = {title.lower() for title in PANES}
         self._refresh_active(origin)
         self._estimate_soon()
 
     def _estimate_soon(self) -> None:
-        """The strip says the estimate when it is worked out; never before the first paint, nor at every keystroke."""
+        """Compute the strip's estimate, but not before the first paint and not at every keystroke."""
         if self._estimate_timer is not None:
             self._estimate_timer.stop()
         if self.is_whole:
@@ -292,7 +293,7 @@ class KvscopeApp(Actions):
     def _show_estimate(self) -> None:
         from tui.views.estimate import strip_words
 
-        for strip in self.query(StatusStrip):  # none, where the app is just closing
+        for strip in self.query(StatusStrip):  # there is none if the app is closing
             strip.show_estimate(strip_words(self.analysis.estimate))
 
     def _refresh_active(self, origin: Pane | None = None) -> None:
@@ -324,7 +325,7 @@ class KvscopeApp(Actions):
         self.call_after_refresh(self._focus_first, self.query_one(Tabs).active)
 
     def on_engine_changed(self, event: EngineChanged) -> None:
-        """The engine's state is in the strip, on every pane."""
+        """Show the engine's state in the strip, on every pane."""
         self.query_one("#strip", StatusStrip).show_engine(event.status.line)
 
     # --- what is remembered -------------------------------------------------------------------------------
@@ -344,26 +345,26 @@ class KvscopeApp(Actions):
             self._show_everywhere()
 
     def _save(self) -> None:
-        """Write what is to be remembered; failing to is said once and stops nothing."""
+        """Save the settings; a failure is reported once and stops nothing."""
         if (reason := self._remembered.write()) and self.is_running:
             self.notify(f"Cannot save the settings: {reason}.", severity="warning")
 
     # --- actions ------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys of the app work where no list or help lies over the panes."""
+        """The app's keys work only if no list or help covers the panes."""
         if len(self.screen_stack) > 1 and action in OVER_PANES:
             return False
         return super().check_action(action, parameters)
 
     def get_system_commands(self, screen: Screen[object]) -> list[SystemCommand]:
-        """Our commands in the palette."""
+        """Adds our commands to the palette."""
         from tui.app.palette import app_commands
 
         return list(app_commands(self))
 
     def action_go(self, index: int) -> None:
-        """Show a pane and put the focus into it; one that is being made comes when it is there."""
+        """Show a pane and focus it; if it is not mounted yet, this happens afterwards."""
         tabs = self.query_one(Tabs)
         name = PANES[index].lower()
         if tabs.active != name:
@@ -399,7 +400,7 @@ class KvscopeApp(Actions):
         self.take_state(state, undoable=False)
 
     def action_start_over(self) -> None:
-        """The assignment's case again; undo brings the present one back."""
+        """Return to the assignment's case; undo brings the current state back."""
         self.take_state(default_state())
 
     def action_marker(self, marker: Marker) -> None:
@@ -422,11 +423,11 @@ OVER_PANES = frozenset(
         "command_palette",
     }
 )
-"""Actions that make no sense while a list or the help lies over the panes."""
+"""Actions that are disabled while a list or the help covers the panes."""
 
 
 def run_app(study: Study | None = None) -> int:
-    """Open the app on `study`, or as it was left; returns the exit code."""
+    """Open the app on `study`, or as it was last closed; returns the exit code."""
     app = KvscopeApp(initial_state(study) if study is not None else None)
     app.owns_process = True
     app.run()

@@ -1,4 +1,4 @@
-"""Copied text on its way to the clipboard: the terminal's (OSC 52), the desktop's, or a file for want of both."""
+"""Where copied text goes: the terminal's clipboard (OSC 52), the desktop's, or else a file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOOLS = (
     ("DISPLAY", ("xsel", "--clipboard", "--input")),
     ("WSL_DISTRO_NAME", ("clip.exe",)),
 )
-"""Programs that write the desktop's clipboard, and the variable that says that there is one."""
+"""Programs that write the desktop clipboard, and the environment variable that shows that it exists."""
 LONGEST_S = 2.0
 FILE_NAME = "copied.txt"
 
 
 def desktop_tool(env: Mapping[str, str], platform: str = sys.platform) -> tuple[str, ...] | None:
-    """The program that reaches the clipboard of the person at this terminal; None over SSH, or where there is none."""
+    """The program that reaches the clipboard of the user at this terminal; None over SSH, or if there is none."""
     if "SSH_CONNECTION" in env or "SSH_TTY" in env:
         return None
     own = {"darwin": ("pbcopy",), "win32": ("clip.exe",)}.get(platform)
@@ -33,11 +33,11 @@ def desktop_tool(env: Mapping[str, str], platform: str = sys.platform) -> tuple[
 
 
 def copy_beside(text: str, folder: Path | None) -> str:
-    """Copy `text` to the desktop's clipboard, else into a file of `folder`; says in a few words where it is.
+    """Copy `text` to the desktop clipboard, else into a file in `folder`; returns a few words on where it is.
 
-    The terminal has been sent it already, but nobody knows whether it took it.
+    It was already sent to the terminal, but there is no way to know whether the terminal accepted it.
     """
-    sent = "Sent to the clipboard of the terminal"
+    sent = "Sent to the terminal's clipboard"
     if folder is None:
         return sent
     tool = desktop_tool(os.environ)
@@ -48,11 +48,11 @@ def copy_beside(text: str, folder: Path | None) -> str:
         write_whole(folder / FILE_NAME, text)
     except (OSError, SourceError):
         return sent
-    return f"{sent}, and kept in {folder / FILE_NAME}"
+    return f"{sent}, and saved in {folder / FILE_NAME}"
 
 
 def encoded(tool: tuple[str, ...], text: str) -> bytes:
-    """`text` as `tool` reads it: clip.exe takes what has no mark of UTF-16 for the code page of the console."""
+    """`text` encoded for `tool`: clip.exe assumes the console's code page unless there is a UTF-16 mark."""
     return text.encode("utf-16" if tool[0] == "clip.exe" else "utf-8")
 
 

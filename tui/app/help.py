@@ -59,7 +59,7 @@ def _title(field: Field) -> str:
 
 
 def keys_of(active: Iterable[ActiveBinding]) -> Rows:
-    """Keys that work now and what they do, each action once; keys that every text field has are left out."""
+    """Active keys and what they do, each action once, without the keys of every text field."""
     found: dict[str, list[str]] = {}
     for entry in active:
         binding = entry.binding

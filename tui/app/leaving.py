@@ -1,7 +1,7 @@
-"""How the app ends: what is worth keeping is kept, the terminal is given back, and the process is gone.
+"""How the app ends: it saves what must be saved, restores the terminal, and ends the process.
 
-The interpreter's own end waits for threads and frees what the system takes back anyway, for seconds while a sweep or a
-report is at work. Nothing is left to it.
+The interpreter's own exit waits for threads and frees memory that the system reclaims anyway, which takes seconds while
+a sweep or report is running. So it is skipped.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import suppress
 from textual.driver import Driver
 
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
-"""Those that end a program and that it may answer. Windows has no SIGHUP."""
+"""Signals that end a program and can be handled. Windows has no SIGHUP."""
 
 
 def leave(driver: Driver | None, code: int) -> None:
-    """Give the terminal back as it was found, and end the process with `code`, whatever its threads do."""
+    """Restore the terminal and end the process with `code`, whatever its threads do."""
     if driver is not None:
         with suppress(OSError):  # a terminal that is gone needs nothing
             driver.stop_application_mode()
@@ -32,10 +32,10 @@ def leave(driver: Driver | None, code: int) -> None:
 
 
 def on_signals(answer: Callable[[int], None]) -> None:
-    """Call `answer` with the exit code of a shell (128 and the signal) when the system asks the program to end."""
+    """Call `answer` with the shell's exit code (128 plus the signal) when the system asks the program to end."""
     loop = asyncio.get_running_loop()
     for name in SIGNALS:
         number = getattr(signal, name, None)
         if number is not None:
-            with suppress(NotImplementedError):  # Windows has no handlers in its event loop
+            with suppress(NotImplementedError):  # Windows event loops have no signal handlers
                 loop.add_signal_handler(number, answer, 128 + number)

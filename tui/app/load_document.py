@@ -1,4 +1,4 @@
-"""What the Load pane asks as a table of the settings file, and read back: every field as it is typed."""
+"""The Load pane's fields as a table of the settings file, written and read: every field as typed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tui.form.load import ARRIVALS, LoadAsked
 
 
 def load_document(asked: LoadAsked) -> dict[str, str]:
-    """What is not the default. The fields are imported only where there is something to write, as when reading."""
+    """Values that are not the default. The fields are imported only if there is something to write or read."""
     usual = LoadAsked()
     if asked == usual:
         return {}
@@ -38,5 +38,5 @@ def load_from(table: Mapping[str, Any]) -> LoadAsked:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"what is asked of a load must be text, not {value!r}")
+        raise ValueError(f"a load field must be text, not {value!r}")
     return value

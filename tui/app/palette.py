@@ -50,7 +50,7 @@ def app_commands(app: KvscopeApp) -> Iterator[SystemCommand]:
     for marker in MARKERS:
         if marker != app.settings.marker:
             yield SystemCommand(f"Plot marker: {marker}", _MARKERS[marker], partial(app.action_marker, marker))
-    yield SystemCommand("Theme", "Choose the colours; kept for the next start", app.action_change_theme)
+    yield SystemCommand("Theme", "Choose the colours; saved for the next start", app.action_change_theme)
     yield SystemCommand("Help", "Explain the focused field, and list the keys", app.action_help)
     yield SystemCommand("Quit", "Close kvscope", app.action_quit)
 

@@ -1,4 +1,4 @@
-"""Which panes there are: their titles, their keys, and the order in which they are made."""
+"""The panes: their titles, their keys, and the order in which they are created."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PANE_KEYS = ("f2", "f3", "f4", "f5", "f6", "f7", "f8", "f12")
 
 
 def later_panes() -> Iterator[Pane]:
-    """The panes that are not on the first screen, in the order of their tabs; the live ones share what they measure.
+    """The panes that are not on the first screen, in tab order; the live panes share their measurements.
 
-    Each is imported when its turn comes, so that keys are answered in between.
+    Each is imported when its turn comes, so that keys are handled in between.
     """
     from tui.panes.memory import MemoryPane
 

@@ -1,4 +1,4 @@
-"""The last door before the terminal: what an app draws holds no character that a terminal acts upon."""
+"""The last filter before the terminal: removes every character that a terminal would interpret."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from calc.plain import UNSAFE
 
 
 class PlainText(LineFilter):
-    """Takes unsafe characters out of every line that is drawn, whichever widget it comes from.
+    """Removes unsafe characters from every drawn line, whichever widget it comes from.
 
-    Texts from outside are made safe to read where they come in (`calc.plain.plain`). This is for those that were
-    forgotten, and for what is typed. The line keeps its width.
+    Text from outside is sanitized where it comes in (`calc.plain.plain`). This filter is for text that was missed, and
+    for typed text. The line keeps its width.
     """
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """The segments without unsafe characters; most lines as they are."""
+        """The segments without unsafe characters; most lines are unchanged."""
         if all(segment.text.isprintable() for segment in segments):
             return segments
         return [_plain(segment) for segment in segments]
@@ -32,5 +32,5 @@ def _plain(segment: Segment) -> Segment:
 
 
 def _stand_in(found: re.Match[str]) -> str:
-    """What has the same width: nothing, but a sign for half of a surrogate pair."""
+    """A replacement of the same width: nothing, except a sign for half of a surrogate pair."""
     return "\ufffd" if "\ud800" <= found[0] <= "\udfff" else ""

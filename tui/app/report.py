@@ -1,4 +1,4 @@
-"""The report of the app: with what was measured in the session, or measured anew beside the app."""
+"""The app's report, with this session's measurements or with new ones made in the background."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tui.report.measured_part import Measurements
 
 
 def measured_in(jobs: Mapping[str, Job]) -> Measurements | None:
-    """The measurements of the latest finished jobs, by name; None where none of them is of the report's."""
+    """The measurements of the latest finished jobs, by name; None if the report uses none of them."""
     evaluate, kv_evaluate, benchmark = (jobs.get(name) for name in ("evaluate", "kv-evaluate", "benchmark"))
     if evaluate is kv_evaluate is benchmark is None:
         return None
@@ -36,9 +36,9 @@ def measured_in(jobs: Mapping[str, Job]) -> Measurements | None:
 
 
 def measured_report(app: App[None], state: AppState, path: Path) -> None:
-    """Measure with an engine of its own, write the report of `state`, and say so, or say what went wrong.
+    """Measure with a separate engine, write the report of `state`, and report success or failure.
 
-    For a thread beside the app.
+    Runs in a thread.
     """
     worker = get_current_worker()
     try:

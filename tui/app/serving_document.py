@@ -1,4 +1,5 @@
-"""What is served as a table of the settings file, and read back. calc.speed is not imported: the first paint waits."""
+"""The served load as a table of the settings file. Does not import calc.speed, because the first paint waits for
+this."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from calc.units import MAX_COUNT, MAX_LIST
 from tui.form.serving import LOADS, Serving
 
 ENGINES = ("vllm", "sglang", "trtllm", "transformers", "llamacpp")
-"""Those that are estimated, as `calc.speed` names them."""
+"""The engines that can be estimated, by their names in `calc.speed`."""
 SHARES, LISTS = ("prefix_hit", "acceptance"), ("batches", "devices")
 
 
 def serving_document(serving: Serving) -> dict[str, Any]:
-    """What is not the default: shares as text, limits as a table."""
+    """Values that are not the default: shares as text, limits as a table."""
     usual = Serving()
     values = {f.name: getattr(serving, f.name) for f in fields(serving)}
     changed = {name: value for name, value in values.items() if value != getattr(usual, name) and value is not None}
@@ -38,7 +39,7 @@ def serving_from(table: Mapping[str, Any]) -> Serving:
         values["limits"] = tuple((str(name), float(seconds)) for name, seconds in dict(values["limits"]).items())
     serving = Serving(**values)
     if not all(_possible(serving)):
-        raise ValueError("what is served has a value that is not valid")
+        raise ValueError("the served load has an invalid value")
     return serving
 
 

@@ -1,8 +1,8 @@
-"""The file of what the app remembers: theme, marker, the last state. TOML, written whole or not at all.
+"""The settings file: theme, marker and last state. TOML, written completely or not at all.
 
-The file lives in the platform's config folder (``KVSCOPE_CONFIG_DIR`` overrides it). A setting that cannot be
-understood costs that setting alone: it is reported in one sentence, its default is used, and the file is kept as
-``settings.toml.broken``. A file that is no TOML is set aside as a whole.
+The file lives in the platform's config folder (``KVSCOPE_CONFIG_DIR`` overrides it). An invalid setting affects only
+itself: it is reported in one sentence, its default is used, and the file is kept as ``settings.toml.broken``. A file
+that is not TOML is set aside as a whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSettings:
-    """Settings and, where the file had to be ignored, the sentence that says so."""
+    """Settings and, if the file had to be ignored, the sentence that says so."""
 
     settings: Settings
     problem: str | None = None
@@ -56,7 +56,7 @@ def settings_path() -> Path:
 
 
 def load_settings(path: Path) -> LoadedSettings:
-    """The settings in `path`; defaults where there is no file, or where it is broken (then it is set aside)."""
+    """The settings in `path`; defaults if there is no file or it is broken (then it is set aside)."""
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_SETTINGS_BYTES + 1)
@@ -85,14 +85,14 @@ def _copy(path: Path, broken: Path) -> None:
 
 
 def _set_aside(path: Path, refused: Sequence[str], keep: Callable[[Path, Path], object]) -> str:
-    """What is not valid, in one sentence; `keep` moves or copies the file to where it says."""
+    """One sentence on invalid settings; `keep` moves or copies the file to the given place."""
     broken = path.with_name(f"{path.name}.broken")
-    said = f"Not valid in the settings, and ignored: {'; '.join(refused)}"
+    said = f"Ignored invalid settings: {'; '.join(refused)}"
     try:
         keep(path, broken)
     except OSError:
         return f"{said}."
-    return f"{said}. The file is kept as {broken}."
+    return f"{said}. The file was kept as {broken}."
 
 
 def save_settings(path: Path, settings: Settings) -> None:
@@ -144,7 +144,7 @@ def settings_document(settings: Settings) -> dict[str, Any]:
 
 
 def settings_from(document: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    """The settings a document describes, and what it says that cannot be. Keys it does not know are ignored."""
+    """The settings that a document describes, and its invalid values. Unknown keys are ignored."""
     refused: list[str] = []
     theme = _read(lambda: _theme(document.get("theme", DEFAULT_THEME)), refused) or DEFAULT_THEME
     marker = _read(lambda: _marker(document.get("marker", MARKERS[0])), refused) or MARKERS[0]
@@ -179,17 +179,17 @@ def _marker(value: object) -> Marker:
 
 
 FIRST = ("model", "device")
-"""What the other parts of a state are read with."""
+"""Parts that the other parts of a state depend on."""
 
 
 OPTIONS = ("server", "serving", "load")
-"""Tables whose keys can stand alone."""
+"""Tables whose keys are independent."""
 
 
 def salvaged(document: Mapping[str, Any]) -> tuple[AppState, list[str]]:
-    """The usual state with all that can be taken over from `document`, and what cannot, with the reason.
+    """The default state with everything valid in `document`, and the invalid parts with the reasons.
 
-    Parts are tried one after the other, and of options that are refused each of them.
+    Parts are tried one by one; if a group of options is refused, each option is tried alone.
     """
     kept: dict[str, Any] = state_document(default_state())
     refused: list[str] = []
@@ -210,7 +210,7 @@ def salvaged(document: Mapping[str, Any]) -> tuple[AppState, list[str]]:
 
 
 def _fits(document: Mapping[str, Any]) -> str:
-    """Why no state can be read from `document`, "" where one can."""
+    """Why no state can be read from `document`, "" if one can."""
     try:
         state_from(document)
     except ValueError as error:

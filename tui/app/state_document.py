@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SettingsError(ValueError):
-    """A settings file that does not say what it should; ``str`` is one sentence."""
+    """An error in a settings file; ``str`` is one sentence."""
 
 
 def state_document(state: AppState) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def state_document(state: AppState) -> dict[str, Any]:
 
 
 def _server_document(options: ServerOptions) -> dict[str, Any]:
-    """The options that are not the default; facts of the model are read again with it."""
+    """The options that are not the default; facts about the model are read again with it."""
     default = type(options)()
     names = (f.name for f in fields(options) if f.name != "facts")
     values = {name: getattr(options, name) for name in names if getattr(options, name) != getattr(default, name)}
@@ -142,7 +142,7 @@ def _model_from(table: Mapping[str, Any]) -> ModelSpec:
 
     values = dict(table)
     notes = tuple(values.pop("notes", ()))
-    if str(values.get("name")).endswith(EDITED):  # as states of versions before 0.2 say it
+    if str(values.get("name")).endswith(EDITED):  # as in states of versions before 0.2
         name, source = values["name"].removesuffix(EDITED), str(values["source"]).removesuffix(", edited")
         values |= {"name": name, "source": source, "edited": True}
     return replace(spec_from(values, where="state.model"), notes=notes)
@@ -166,7 +166,7 @@ def _format_from(value: object) -> StorageFormat:
 
 
 def _weights_from(value: object, model: ModelSpec) -> StorageFormat:
-    """The weight format; one that is worked out over the model's tensors is worked out again."""
+    """The weight format; one that is computed over the model's tensors is computed again."""
     fmt = _format_from(value)
     if is_as_stored(model, fmt):
         return stored_format(model) or fmt
@@ -174,6 +174,6 @@ def _weights_from(value: object, model: ModelSpec) -> StorageFormat:
 
 
 def _cache_from(value: object, model: ModelSpec) -> StorageFormat:
-    """The cache format; K and V apart are weighed by the model's own again."""
+    """The cache format; different formats for K and V are averaged again by the model's sizes."""
     fmt = _format_from(value)
     return cache_as(pair_format(fmt.name), model) if "/" in fmt.name and " " not in fmt.name else fmt

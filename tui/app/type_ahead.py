@@ -1,8 +1,8 @@
-"""One key at a time: what is typed in a burst reaches what the keys before it opened, in the order it was typed.
+"""One key at a time: keys typed in a burst reach what earlier keys opened, in the order they were typed.
 
-Textual hands a key to the widget that has the focus at that moment, and a key that runs a command climbs to the app
-first, while letters after it are already at work (Textual #6605): `Home 9` types before it moves, and what follows a
-key that opens a list goes to the field below the list. So a key waits until the one before it has been answered.
+Textual sends a key to the widget that has the focus at that moment. A key that runs a command first bubbles up to the
+app, while later letters are already handled (Textual #6605): `Home 9` types before it moves, and keys after one that
+opens a list go to the field below the list. So a key waits until the one before it has been handled.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from textual.timer import Timer
 from textual.widget import Widget
 
 LONGEST_S = 0.25
-"""A key whose widget is gone before it answers holds the others up for no longer than this."""
+"""A key whose widget disappears before it answers delays the others no longer than this."""
 
 
 class TypeAhead:
-    """Keys and pastes of `app`, passed on with `forward` one after the other."""
+    """Keys and pastes of `app`, passed on with `forward` one at a time."""
 
     def __init__(self, app: MessagePump, forward: Callable[[events.Event], Awaitable[None]]) -> None:
         self._app, self._forward = app, forward
@@ -32,7 +32,7 @@ class TypeAhead:
         self._limit: Timer | None = None
 
     async def take(self, event: events.Event) -> None:
-        """Pass `event` on, at once unless the one before it is still being answered."""
+        """Pass `event` on, at once unless the previous one is still being handled."""
         self._held.append(event)
         if not self._waiting:
             await self._next()
@@ -47,12 +47,12 @@ class TypeAhead:
         screen, target = self._screen(), self._focused()
         await self._forward(event)
         self._limit = self._app.set_timer(LONGEST_S, lambda: self._answered(turn))
-        # Through all pumps that the key may climb, twice: what it posted on the way climbs after it.
+        # Through all pumps that the key may bubble through, twice, because what it posts on the way follows it.
         typed = isinstance(event, events.Key) and event.is_printable
         _climb(target, lambda: _climb(self._focused(), lambda: self._when_shown(turn, same=typed and screen)))
 
     def _when_shown(self, turn: int, *, same: Screen[object] | bool) -> None:
-        """A pane or a list that a key opened has the focus in it once it was laid out."""
+        """A pane or list that a key opened gets the focus once it is laid out."""
         now = self._screen()
         if now is same:
             self._app.call_later(self._answered, turn)
@@ -75,7 +75,7 @@ class TypeAhead:
 
 
 def _climb(widget: DOMNode, then: Callable[[], None]) -> None:
-    """Call `then` when `widget` and all that is above it have dealt with what they were sent so far."""
+    """Call `then` when `widget` and everything above it have processed their messages so far."""
     above = widget.parent
     if isinstance(above, DOMNode):
         widget.call_later(_climb, above, then)

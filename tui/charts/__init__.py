@@ -6,4 +6,4 @@ from typing import Literal, get_args
 
 Marker = Literal["braille", "hd", "dot"]
 MARKERS: tuple[Marker, ...] = get_args(Marker)
-"""What curves are drawn with in text."""
+"""Markers for curves in text."""

@@ -1,4 +1,4 @@
-"""A chart as data: series with their spread, axes, levels; the scales and ticks that every drawing of it shares.
+"""A chart as data: series with their spread, axes and levels, and the scales and ticks that all drawings share.
 
 Drawn as text by `chart_text`, as SVG and PNG by `chart_file`, as LaTeX by `tui.report.latex`.
 """
@@ -16,10 +16,10 @@ Point: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """A line through `points` (x, y). `symbol` marks each point, so that no series depends on its colour.
+    """A line through `points` (x, y). `symbol` marks each point, so that series can be told apart without colour.
 
-    `spread` has the least and the greatest y seen at each point, where it was measured. `colour` is an index into
-    the palette of whoever draws; `joined` False draws the points alone. Without a label it is not in the legend.
+    `spread` has the least and greatest measured y at each point. `colour` is an index into the drawing's palette; with
+    `joined` False only the points are drawn. Without a label it is not in the legend.
     """
 
     label: str
@@ -31,7 +31,7 @@ class Series:
 
     @property
     def bounds(self) -> Iterator[float]:
-        """Every y that the series reaches."""
+        """All y values of the series."""
         return chain((y for _, y in self.points), *self.spread)
 
 
@@ -59,7 +59,7 @@ class Axis:
 class Chart:
     """What a plot shows, before it has a size and a format.
 
-    `notes` say what could not be drawn, such as a level off the scale; `caption` where the numbers come from.
+    `notes` say what could not be drawn, such as a level off the scale; `caption` says where the numbers come from.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where values go: `place` maps them to an even scale, on which `low` and `high` are its ends."""
+    """Maps values to positions: `place` maps them to a linear scale with the ends `low` and `high`."""
 
     low: float
     high: float
@@ -107,7 +107,7 @@ class Scale:
 
 
 def scale_of(axis: Axis, values: Sequence[float]) -> Scale:
-    """The scale of an axis that holds all finite `values` (those above zero where it is logarithmic)."""
+    """The scale of an axis for all finite `values` (only positive ones if it is logarithmic)."""
     kept = [v for v in values if isfinite(v) and (not axis.log or v > 0)] or [1.0]
     low, high = min(kept), max(kept)
     if axis.log:
@@ -122,7 +122,7 @@ def scale_of(axis: Axis, values: Sequence[float]) -> Scale:
 def ticks(scale: Scale, *, count: int, doubling: bool = False) -> list[float]:
     """At most `count` round values inside `scale`: decades or doublings on a logarithmic one, else 1, 2, 5 steps.
 
-    At least two, however low the chart is: one label says nothing of a scale.
+    At least two, however small the chart is: a single label does not show a scale.
     """
     count = max(2, count)
     if scale.log and doubling:
@@ -141,7 +141,7 @@ def _powers(scale: Scale, *, base: float, count: int) -> list[float]:
 
 
 def _decades(scale: Scale, *, count: int) -> list[float]:
-    """1, 2, 5 of each decade where there is room; 1 and 3; 1 alone; fewer decades."""
+    """1, 2 and 5 of each decade if there is room; else 1 and 3; else 1; else fewer decades."""
     first, last = floor(scale.low), ceil(scale.high)
     for mantissas in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
         values = [m * 10.0**k for k in range(first, last + 1) for m in mantissas]
@@ -152,7 +152,7 @@ def _decades(scale: Scale, *, count: int) -> list[float]:
 
 
 def _at_least_two(low: float, high: float) -> list[float]:
-    """The first round values of which two fall into the scale."""
+    """The first round values of which two are on the scale."""
     for count in range(2, 8):
         found = _steps(low, high, count=count)
         if len(found) > 1:

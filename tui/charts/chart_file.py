@@ -1,4 +1,4 @@
-"""A chart as a file: SVG by hand, PNG of it by cairosvg, text by plotext."""
+"""A chart as a file: SVG written here, PNG made from it by cairosvg, text by plotext."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _BLACK, _GREY = "#222", "#e4e4e4"
 
 
 def check_plot_path(path: Path) -> None:
-    """Raise `OptionError`, before anything is measured, for a plot that could not be written afterwards."""
+    """Raise `OptionError` before anything is measured if the plot could not be written afterwards."""
     if path.suffix.lower() not in SUFFIXES:
-        raise OptionError("plot", f"a plot is written as {', '.join(SUFFIXES)}; {path.name} is none of them")
+        raise OptionError("plot", f"the name of a plot must end in {', '.join(SUFFIXES)}, not {path.name}")
     if path.suffix.lower() == ".png":
         _cairosvg()
 
 
 def render(path: Path, chart: Chart) -> bytes:
-    """The chart in the format that the name of the file asks for. Raises OptionError."""
+    """The chart in the format of the file name. Raises OptionError."""
     suffix = path.suffix.lower()
     if suffix == ".txt":
         return f"{as_text(chart)}\n".encode()
@@ -41,14 +41,14 @@ def render(path: Path, chart: Chart) -> bytes:
 
 
 def as_text(chart: Chart) -> str:
-    """The chart in plain characters with its caption; no colour codes."""
+    """The chart in plain characters with its caption, without colour codes."""
     width, height = TEXT_SIZE
     lines = draw(chart, width=width, height=height, marker="dot").split("\n")
     return "\n".join([line.rstrip() for line in lines] + chart.caption.splitlines())
 
 
 def as_png(svg: str) -> bytes:
-    """The SVG as a picture at twice its size. Raises OptionError without cairosvg."""
+    """The SVG as a PNG at twice its size. Raises OptionError without cairosvg."""
     png: bytes = _cairosvg()(bytestring=svg.encode(), scale=2)
     return png
 
@@ -56,7 +56,7 @@ def as_png(svg: str) -> bytes:
 def _cairosvg() -> Callable[..., bytes]:
     try:
         from cairosvg import svg2png
-    except (ImportError, OSError):  # OSError: the package is there, the cairo library of the system is not
+    except (ImportError, OSError):  # OSError: the package is installed, but the system's cairo library is missing
         raise OptionError(
             "plot", "a .png plot needs cairosvg: pip install 'kvscope[png]', or write .svg or .txt"
         ) from None
@@ -68,7 +68,7 @@ def _cairosvg() -> Callable[..., bytes]:
 
 
 def as_svg(chart: Chart) -> str:
-    """A complete SVG document; one that says why where there is no point to draw."""
+    """A complete SVG document; if there is no point to draw, it says why."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" font-family="sans-serif" font-size="13" fill="{_BLACK}">',
@@ -103,9 +103,9 @@ Place = Callable[[float], float]
 
 
 def _x_axis(chart: Chart, x: Place) -> Iterator[str]:
-    """The axis with a tick at every x that has a point, at round ones where there are many.
+    """The axis with a tick at every x that has a point, or at round values if there are many.
 
-    Labels that would touch the one before are left out.
+    Labels that would touch the previous one are left out.
     """
     bottom = _HEIGHT - _BOTTOM
     yield _segment(_LEFT, bottom, _WIDTH - _RIGHT, bottom, _BLACK)
@@ -165,7 +165,7 @@ def _colour(series: Series) -> str:
 
 
 def _symbol(series: Series, x: float, y: float) -> str:
-    """The mark of a point; none for a plain line, which was calculated and not measured."""
+    """The mark of a point; none for a plain line, which is calculated, not measured."""
     colour = _colour(series)
     r = 4.5
     paths = {

@@ -1,8 +1,8 @@
-"""A chart drawn in characters. The only place that knows plotext.
+"""A chart drawn in characters. The only module that uses plotext.
 
-plotext 5 keeps one global figure, takes the logarithm of data in place (a second build fails) and limits sizes
-to the terminal it finds. So every drawing here has a figure of its own, is given logarithms ready made with
-ticks of our own, and is told its size.
+plotext 5 keeps one global figure, takes logarithms of data in place (a second build fails) and limits sizes to the
+terminal. So every drawing here has its own figure, gets precomputed logarithms with our own ticks, and is told its
+size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rgb: TypeAlias = tuple[int, int, int]
 
 MIN_WIDTH, MIN_HEIGHT = 30, 8
 TICK_COLUMNS, TICK_ROWS = 8, 2
-"""Room a tick label needs, so that labels never touch."""
+"""Room per tick label, so that labels never touch."""
 PLAIN_SYMBOLS = {"●": "o", "○": "0", "×": "x", "+": "+", "◆": "*", "╌": "-", "┄": "."}
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -63,7 +63,7 @@ def _clip(text: str, width: int) -> str:
 
 
 def _head(chart: Chart, *, width: int, height: int, marker: Marker, colours: Colours | None) -> list[str]:
-    """Title, one note at most, the y title and the legend over as many lines as there is room for."""
+    """Title, at most one note, the y title and the legend on as many lines as fit."""
     title = chart.title
     if chart.notes:
         joined = f"{title} · {chart.notes[0]}"
@@ -103,7 +103,7 @@ def _series_colour(series: Series, colours: Colours | None) -> Rgb | None:
 
 
 def _sign(series: Series, marker: Marker) -> str:
-    """What stands for a series in the legend: a dash where its points have no symbol."""
+    """The legend symbol of a series: a dash if its points have no symbol."""
     return _symbol(series.symbol, marker) if series.symbol.strip() else "─"
 
 
@@ -122,8 +122,8 @@ FINE: dict[Marker, tuple[int, int]] = {"braille": (2, 4), "hd": (2, 2), "dot": (
 class _Grid:
     """The cells of the canvas, and the finer points that lines are drawn with.
 
-    plotext rounds single characters and fine points differently, up to a cell apart. `snap` moves a value into the
-    cell that a line through it is drawn in, so that symbols, ticks and levels sit on the lines.
+    plotext rounds single characters and fine points differently, by up to one cell. `snap` moves a value into the cell
+    of a line through it, so that symbols, ticks and levels are on the lines.
     """
 
     x: Scale
@@ -132,7 +132,7 @@ class _Grid:
     fine: tuple[int, int]
 
     def snap(self, x: float, y: float) -> tuple[float, float]:
-        """Places for a single character at (x, y)."""
+        """Positions for a single character at (x, y)."""
         return self._snap(self.x, x, 0), self._snap(self.y, y, 1)
 
     def _snap(self, scale: Scale, value: float, axis: int) -> float:
@@ -169,7 +169,7 @@ def _body(chart: Chart, *, width: int, height: int, marker: Marker, colours: Col
 
 
 def _order_ticks(figure: Any) -> None:
-    """plotext keeps ticks in a set, so that which label makes room for its neighbour would change from run to run."""
+    """plotext keeps ticks in a set, so which of two close labels is dropped would change from run to run."""
     held = figure.monitor
     for ticks_of, labels_of in ((held.xticks, held.xlabels), (held.yticks, held.ylabels)):
         if ticks_of[0]:

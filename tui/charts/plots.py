@@ -27,7 +27,7 @@ NEAR = 2.6
 NEAR_LOG = 6.0
 """The same on a logarithmic axis."""
 LATENCY_WINDOW = 240
-"""Tokens the latency plot shows: it scrolls with the run."""
+"""Tokens in the latency plot, which scrolls with the run."""
 
 
 # Intensity
@@ -38,7 +38,8 @@ def _number(value: float) -> str:
 
 
 def _ridges(report: IntensityReport, *, highest: float, near: float) -> tuple[tuple[Level, ...], tuple[str, ...]]:
-    """Ridges as levels, or as a note where they would squeeze the points into a corner. Common ones are marked so."""
+    """Ridges as levels, or as a note if they would squeeze the points into a corner. Ridges of common devices are
+    marked."""
     drawn = [ridge for ridge in report.ridges if ridge.value <= near * highest]
     levels = tuple(
         Level(label=f"ridge {_ridge_name(ridge)} {ridge.value:,.0f}", value=ridge.value, symbol="┄") for ridge in drawn
@@ -52,7 +53,7 @@ def _ridge_name(ridge: Ridge) -> str:
 
 
 def prefill_chart(report: IntensityReport) -> Chart:
-    """Intensity of prefill attention against context, alone, on linear axes; what limits decoding in a note."""
+    """Intensity of prefill attention against context, on linear axes; a note says what limits decoding."""
     limit = report.shown_prefill.limit
     points = tuple((float(p.context), p.intensity) for p in report.prefill_by_context)
     levels = () if limit is None else (Level(label=f"limit {limit:,.1f}", value=limit),)
@@ -130,7 +131,7 @@ def _textbook_series(report: IntensityReport) -> list[Series]:
 
 
 def flash_chart(report: IntensityReport, flash: IntensityReport) -> Chart:
-    """Prefill of standard attention and of FlashAttention beside each other, on logarithmic axes."""
+    """Prefill of standard attention and of FlashAttention side by side, on logarithmic axes."""
     lines = (("standard attention", "●", 0, report), ("FlashAttention", "×", 1, flash))
     series = tuple(
         Series(
@@ -162,7 +163,7 @@ def _points(rows: Sequence[DecodePoint], name: str) -> tuple[Point, ...]:
 
 
 def _time_axis(title: str, highest_s: float, *, log: bool = False) -> tuple[Axis, float]:
-    """An axis in the unit that suits `highest_s`, and what seconds are multiplied with."""
+    """An axis in the unit that suits `highest_s`, and the factor for seconds."""
     unit, scale = next(
         ((u, k) for u, k, least in (("s", 1.0, 1.0), ("ms", 1e3, 1e-3)) if highest_s >= least), ("µs", 1e6)
     )
@@ -180,7 +181,7 @@ def latency_chart(
     predicted_s: float | None = None,
     window: int = LATENCY_WINDOW,
 ) -> Chart:
-    """Time between a token and the one before it, for the last `window` tokens; their median and what is predicted."""
+    """Time between consecutive tokens, for the last `window` tokens, with their median and the prediction."""
     recent = token_times_ns[-window - 1 :]
     values = latencies_s(recent)
     first = len(token_times_ns) - len(values) + 1
@@ -205,14 +206,15 @@ def latency_chart(
 
 
 def by_length(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Rows of a latency sweep by prompt length: they are measured in another order."""
+    """Rows of a latency sweep by prompt length; they are measured in another order."""
     return sorted(rows, key=lambda row: row.prompt_tokens)
 
 
 def benchmark_chart(
     rows: Sequence[BenchmarkRow], predicted: SweepPrediction | None = None, *, new_tokens: int | None = None
 ) -> Chart:
-    """Medians of both arms with their spread against prompt length, both axes logarithmic; predicted as plain lines."""
+    """Medians with and without the cache, with spread, against prompt length; both axes logarithmic; predictions as
+    plain lines."""
     rows = by_length(rows)
     highest = max((max(r.with_cache_max_s, r.without_cache_max_s) for r in rows), default=0.0)
     axis, scale = _time_axis("time", highest, log=True)
@@ -238,7 +240,7 @@ def benchmark_chart(
 
 
 def _expected_arms(rows: Sequence[BenchmarkRow], predicted: SweepPrediction | None, scale: float) -> Iterator[Series]:
-    """What is predicted of both arms, where it is."""
+    """The predictions with and without the cache, if any."""
     if predicted is None:
         return
     for arm, colour in (("with", 2), ("without", 3)):
@@ -248,7 +250,7 @@ def _expected_arms(rows: Sequence[BenchmarkRow], predicted: SweepPrediction | No
 
 
 def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Chart:
-    """Tokens per second of all rows against batch: measured, and as a plain line what calc predicts."""
+    """Total tokens per second against batch size: measured, and calc's prediction as a plain line."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].batch)
     measured = [rows[index] for index in order]
     series = [
@@ -263,7 +265,7 @@ def batch_decode_chart(rows: Sequence[BatchRow], predicted: BatchPrediction | No
         line = tuple((float(rows[index].batch), predicted.tokens_per_s[index]) for index in order)
         series.insert(0, Series(label="predicted", symbol="·", colour=1, points=line))
     return Chart(
-        title="Tokens per second of all rows together",
+        title="Total tokens per second of all rows",
         x=Axis(title="batch, rows", log=True, doubling=True, tick=format_count),
         y=Axis(title="tokens/s", tick=_number, from_zero=True),
         series=tuple(series),

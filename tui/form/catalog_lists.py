@@ -1,4 +1,4 @@
-"""The catalogs as pick lists: their lines, a preview of what would fit, and paths that name a model."""
+"""The catalogs as pick lists: their lines, a preview of what fits, and paths to a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.form.pick_list import Choice, PickList
 
 MANUAL = "(by hand)"
 THIS = "this"
-"""The line of this machine, which stands first."""
+"""The line of this machine, which comes first."""
 
 
 def model_list(study: Study) -> PickList:
@@ -44,7 +44,7 @@ def _model_choice(entry: ModelEntry, study: Study) -> Choice:
 
 
 def model_preview(model: ModelSpec, study: Study) -> str:
-    """What the model needs on the device of the study, and the source of its sizes."""
+    """What the model needs on the study's device, and the source of its sizes."""
     try:
         report = memory_report(replace(study, model=model, weight_format=format_beside(study, model)))
     except CalcError as error:
@@ -57,7 +57,7 @@ def model_preview(model: ModelSpec, study: Study) -> str:
 
 
 def device_list(study: Study) -> PickList:
-    """This machine, a line for a device of which only the memory is known, and the catalog's devices."""
+    """This machine, a line for a device with only its memory known, and the catalog's devices."""
 
     def search(text: str) -> Sequence[Choice]:
         entries = search_devices(text)
@@ -72,7 +72,7 @@ def device_list(study: Study) -> PickList:
         by_hand = Choice(
             key=MANUAL,
             cells=(MANUAL, "", "", "", ""),
-            preview=lambda: "You type the memory; bandwidth and peak stay unknown.",
+            preview=lambda: "Type the memory yourself; bandwidth and peak stay unknown.",
         )
         return [*mine, by_hand, *found]
 
@@ -111,9 +111,9 @@ def current_device(device: DeviceSpec) -> str:
 
 
 def device_called(key: str, present: DeviceSpec) -> DeviceSpec:
-    """The device of a chosen line; by hand keeps the present memory and drops what else was known.
+    """The device of a chosen line; "by hand" keeps the current memory and drops everything else.
 
-    This machine before it was measured leaves the present device.
+    Choosing this machine before it is measured keeps the current device.
     """
     if key == MANUAL:
         return manual_device(present.memory_bytes)

@@ -1,4 +1,4 @@
-"""The command line that prints what the app shows: only options that differ from the defaults."""
+"""The command line that prints what the app shows, with only the options that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ NOT_SIZES = ("name", "source", "notes", "edited", "spread", "groups", "uniform",
 
 
 def memory_command(study: Study, server: ServerOptions | None = None) -> str:
-    """``kvscope memory …`` for `study`, under the policy of `server` where there is one.
+    """``kvscope memory …`` for `study`, with the policy of `server` if there is one.
 
-    The model is named by its catalog id or its path, edited fields follow as options. A server has one degree of
-    tensor parallelism: its own.
+    The model is given by its catalog id or path; edited fields follow as options. A server has a single tensor-parallel
+    degree.
     """
     if server is None:
         return " ".join(["kvscope", "memory", *study_options(study), *workload_options(study)])
@@ -40,7 +40,7 @@ def memory_command(study: Study, server: ServerOptions | None = None) -> str:
 
 
 def estimate_command(study: Study, serving: Serving) -> str:
-    """``kvscope estimate …`` for `study`, served so."""
+    """``kvscope estimate …`` for `study` and this load."""
     return " ".join(["kvscope", "estimate", *study_options(study), *map(shlex.quote, serving_words(serving))])
 
 
@@ -59,7 +59,7 @@ def step_command(state: AppState) -> str:
 
 
 def workload_options(study: Study) -> list[str]:
-    """Options of ``memory`` that are not about model, device and formats."""
+    """Options of ``memory`` other than model, device and formats."""
     words: list[str] = []
     if study.context != 8192:
         words += ["--context", str(study.context)]
@@ -81,12 +81,12 @@ def study_options(study: Study) -> list[str]:
 
 
 def model_options(model: ModelSpec) -> list[str]:
-    """``--model`` and what was edited after it. Llama-3-8B is the default."""
+    """``--model`` and the edited fields. Llama-3-8B is the default."""
     name, base = _base_of(model)
     words = [] if name == DEFAULT_MODEL else ["--model", shlex.quote(name)]
     changed = {n: getattr(model, n) for n in changed_fields(model, base) if n in DIMENSIONS}
     if follows_hidden_size(base):
-        # The command lets the head dimension follow embedding and heads, unless it is given.
+        # On the command line, the head dimension follows hidden size and heads unless it is given.
         changed.pop("head_dim", None)
         if not follows_hidden_size(model):
             changed["head_dim"] = model.head_dim
@@ -102,13 +102,13 @@ def model_options(model: ModelSpec) -> list[str]:
 
 def changed_fields(model: ModelSpec, base: ModelSpec) -> list[str]:
     """Fields in which `model` differs from `base`, names and sources apart."""
-    alike = model.uniform and base.uniform  # then the flat sizes say what the layers are
+    alike = model.uniform and base.uniform  # then the flat sizes describe the layers
     names = (name for name in field_names(ModelSpec) if name not in NOT_SIZES and not (alike and name == "layers"))
     return [name for name in names if getattr(model, name) != getattr(base, name)]
 
 
 def unsaid(study: Study) -> tuple[str, ...]:
-    """Fields that the command gives another value, because no option says them (biases, windows, positions)."""
+    """Fields that the command cannot express, because they have no option (biases, windows, positions)."""
     from calc.commands.options import study_from, study_parser
 
     words = [*study_options(study), *workload_options(study)]
@@ -117,7 +117,7 @@ def unsaid(study: Study) -> tuple[str, ...]:
 
 
 def _base_of(model: ModelSpec) -> tuple[str, ModelSpec]:
-    """What --model should say, and the model that gives: the catalog's, a file's, else the default."""
+    """The value of --model and the resulting model: from the catalog, from a file, or the default."""
     from calc.sources import load_model
 
     for name in (model.name, model.source):
@@ -144,7 +144,7 @@ def device_options(device: DeviceSpec) -> list[str]:
 
 
 def _weight_options(study: Study) -> list[str]:
-    """How weights are stored, where that is not what the command takes by itself: as the checkpoint holds them."""
+    """The weight format, if it is not the command's default (as in the checkpoint)."""
     if study.model.stored is None:
         return _format_options("weight", study.weight_format)
     if is_as_stored(study.model, study.weight_format):

@@ -1,7 +1,7 @@
-"""From the text of the spec form to a study: pure functions, so that what a keystroke means can be tested.
+"""From the text of the spec form to a study: pure functions, so that the effect of a keystroke can be tested.
 
-The three parts (model, device, workload) are read apart: while one holds an impossible number, edits of the
-others still count, and the impossible part keeps its last good value.
+The three parts (model, device, workload) are read separately: if one has an impossible number, edits of the others
+still count, and the impossible part keeps its last good value.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ MODEL_COUNTS = (
 MODEL_FLAGS = ("tied", "qk_norm", "qkv_bias", "o_bias", "mlp_bias", "head_bias")
 MODEL_CHOICES: Mapping[str, type[Mlp] | type[Norm]] = {"mlp": Mlp, "norm": Norm}
 EDITED = " (edited)"
-"""How a changed device is called, as on the command line."""
+"""Suffix of an edited device, as on the command line."""
 STORED = "stored"
-"""What the form calls the checkpoint's own format."""
+"""The form's name for the checkpoint's own format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """The form as it stands: texts of the typed fields, values of the others.
+    """The form's current content: texts of the typed fields, values of the others.
 
-    `model_origin` and `device_origin` are what was last picked or opened: names, sources and facts that the form
-    has no field for come from them.
+    `model_origin` and `device_origin` were last chosen or opened; names, sources and facts without a form field come
+    from them.
     """
 
     texts: Mapping[str, str]
@@ -65,19 +65,19 @@ class Draft:
     model_origin: ModelSpec
     device_origin: DeviceSpec
     windows_follow: bool = False
-    """Whether the number of window layers follows the number of layers (nobody typed it)."""
+    """Whether the number of window layers follows the number of layers (it was not typed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a draft says: a study (impossible parts as they were) and, by field, what is wrong."""
+    """The result of a draft: a study (impossible parts as before) and, by field, what is wrong."""
 
     study: Study
     errors: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_draft(draft: Draft, last_good: Study) -> Reading:
-    """The study of `draft`. Never raises: errors are sentences by field name."""
+    """The study of `draft`. Never raises; errors are sentences by field name."""
     errors: dict[str, str] = {}
     model = _guard(lambda: _read_model(draft, errors), errors) or last_good.model
     device = _guard(lambda: _read_device(draft, errors), errors) or last_good.device
@@ -87,7 +87,7 @@ def read_draft(draft: Draft, last_good: Study) -> Reading:
 
 
 def _guard(read: Callable[[], T | None], errors: dict[str, str]) -> T | None:
-    """`read()`, its SpecError filed under the field it names."""
+    """`read()`, with its SpecError stored under the field that it names."""
     try:
         return read()
     except SpecError as error:
@@ -113,7 +113,7 @@ def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
     if len(errors) > before:
         return None
     if "head_dim" not in values:
-        # Where it cannot follow, the other fields are still checked, with any head dimension.
+        # If it cannot follow, the other fields are still checked, with any head dimension.
         values["head_dim"] = _guard(lambda: head_dim_of(values["hidden_size"], values["n_heads"]), errors) or 1
     if draft.windows_follow:
         values["n_sliding_layers"] = scaled_windows(draft.model_origin, values["n_layers"])
@@ -123,25 +123,25 @@ def _read_model(draft: Draft, errors: dict[str, str]) -> ModelSpec | None:
 
 
 def windows_follow(model: ModelSpec, origin: ModelSpec) -> bool:
-    """Whether `model` has the share of window layers that `origin` has."""
+    """Whether `model` has the same share of window layers as `origin`."""
     return model.n_sliding_layers == scaled_windows(origin, model.n_layers)
 
 
 LAYERED_FIELDS = frozenset(
     {*MODEL_COUNTS, *MODEL_CHOICES, *MODEL_FLAGS} - {"vocab_size", "n_learned_positions", "tied", "head_bias"}
 )
-"""What no single number says of a model whose layers are given one by one: read-only in the form."""
+"""Fields without a single value in a model with different layers: read-only in the form."""
 
 
 def head_dim_of(hidden_size: int, n_heads: int) -> int:
-    """hidden_size / n_heads, what the head dimension is where nobody says otherwise. Raises SpecError."""
+    """hidden_size / n_heads, the default head dimension. Raises SpecError."""
     if hidden_size % n_heads:
         raise SpecError("head_dim", f"{hidden_size:,} is not divisible by {n_heads:,} query heads: type the head dim")
     return hidden_size // n_heads
 
 
 def auto_head_dim(texts: Mapping[str, str]) -> str:
-    """What an empty head dimension stands for, as a placeholder."""
+    """The placeholder of an empty head dimension."""
     try:
         hidden_size, n_heads = (count_parser(name)(texts[name]) or 1 for name in ("hidden_size", "n_heads"))
         value = head_dim_of(hidden_size, n_heads)
@@ -151,9 +151,9 @@ def auto_head_dim(texts: Mapping[str, str]) -> str:
 
 
 def edited_model(origin: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
-    """`origin` with `values`, named "(edited)" where that changes anything. Raises SpecError.
+    """`origin` with `values`, named "(edited)" if that changes anything. Raises SpecError.
 
-    The default is nobody's choice: with other sizes the limit of its context goes, as on the command line.
+    The default model was not chosen: with other sizes it loses its context limit, as on the command line.
     """
     return edit_unnamed(origin, **values) if origin.name == DEFAULT_MODEL else edit(origin, **values)
 
@@ -166,7 +166,7 @@ def _read_device(draft: Draft, errors: dict[str, str]) -> DeviceSpec | None:
 
 
 def device_with_memory(origin: DeviceSpec, memory_bytes: int) -> DeviceSpec:
-    """`origin` with another memory: a manual device where nothing else is known, else "(edited)"."""
+    """`origin` with another memory: a manual device if nothing else is known, else "(edited)"."""
     if memory_bytes == origin.memory_bytes:
         return origin
     if origin.bandwidth_bytes_per_s is None and not origin.peak_flops_per_s:
@@ -176,7 +176,7 @@ def device_with_memory(origin: DeviceSpec, memory_bytes: int) -> DeviceSpec:
 
 
 def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
-    """The weight format for another model: as its checkpoint stores it, else the one chosen by hand, else bf16."""
+    """The weight format for another model: as its checkpoint stores it, else the format chosen by hand, else bf16."""
     found = stored_format(model)
     if found is not None:
         return found
@@ -187,9 +187,9 @@ def format_beside(study: Study, model: ModelSpec) -> StorageFormat:
 
 
 def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
-    """How weights are stored; ``stored`` and ``auto``: as the model's checkpoint holds them. Raises CalcError.
+    """The weight format; ``stored`` and ``auto`` mean as in the model's checkpoint. Raises CalcError.
 
-    A model that was edited has no checkpoint any more: its weights are counted at 2 bytes then.
+    An edited model no longer has a checkpoint: its weights are then counted at 2 bytes.
     """
     chosen = None if text.strip().lower() == STORED else parse_weight_format(without_unit(text))
     if chosen is not None:
@@ -202,7 +202,7 @@ def parse_weights(text: str, model: ModelSpec) -> StorageFormat:
 
 
 def parse_kv(text: str, model: ModelSpec) -> StorageFormat:
-    """How the cache is stored: one format, or those of K and V (``q8_0/q4_0``). Raises CalcError."""
+    """The cache format: one, or two for K and V (``q8_0/q4_0``). Raises CalcError."""
     return cache_as(parse_cache(without_unit(text)) or FORMATS["bf16"], model)
 
 
@@ -220,7 +220,7 @@ def _read_workload(draft: Draft, model: ModelSpec, errors: dict[str, str]) -> di
 
 
 def field_texts(study: Study) -> dict[str, str]:
-    """What the typed fields show for `study`; an empty head dimension follows embedding and heads."""
+    """The text of the typed fields for `study`; an empty head dimension follows hidden size and heads."""
     texts = {name: _count_text(getattr(study.model, name)) for name in MODEL_COUNTS}
     if follows_hidden_size(study.model):
         texts["head_dim"] = ""
@@ -239,7 +239,7 @@ def _count_text(value: int | None) -> str:
 
 
 def memory_text(memory_bytes: int) -> str:
-    """A size that reads back exactly: ``80 GB``, ``79.19 GiB`` where two places are exact, else all bytes."""
+    """A size that reads back exactly: ``80 GB``, ``79.19 GiB`` if two decimals are exact, else all bytes."""
     for scale, unit in ((GB, "GB"), (GIB, "GiB")):
         if memory_bytes % scale == 0:
             return f"{memory_bytes // scale} {unit}"
@@ -251,7 +251,7 @@ def memory_text(memory_bytes: int) -> str:
 
 
 def hint(name: str, text: str) -> str:
-    """How `text` was read, where that says more than the text itself; empty where it cannot be read."""
+    """How `text` was read, if that says more than the text itself; empty if it cannot be read."""
     try:
         return _hint(name, text.strip())
     except CalcError:
@@ -264,7 +264,7 @@ def _hint(name: str, text: str) -> str:
         other = f"{n_bytes / GB:,.2f} GB" if "i" in text.lower() else f"{n_bytes / GIB:,.2f} GiB"
         return f"= {other}"
     if text.lower() == STORED:
-        return "as the checkpoint holds them"
+        return "as in the checkpoint"
     if name in ("weight_format", "kv_format"):
         read = parse_weight_format if name == "weight_format" else parse_cache
         return _format_hint(read(without_unit(text)))
@@ -279,9 +279,9 @@ def _hint(name: str, text: str) -> str:
 
 def _format_hint(fmt: StorageFormat | NamedFormat | None) -> str:
     if fmt is None:
-        return "as the checkpoint holds them, else 2 B each"
+        return "as in the checkpoint, else 2 B each"
     if isinstance(fmt, NamedFormat):
-        return "tensor by tensor: some stay wider, see the notes"
+        return "by tensor: some stay wider, see the notes"
     if fmt.pair is not None:
         of_keys, of_values = (float(each.bytes_per_element) for each in fmt.pair)
         return f"K {of_keys:g} B and V {of_values:g} B each"
@@ -291,7 +291,7 @@ def _format_hint(fmt: StorageFormat | NamedFormat | None) -> str:
 
 
 def origin_of_model(model: ModelSpec) -> ModelSpec:
-    """The catalog model that an edited one came from, where the catalog has it; else `model` itself."""
+    """The catalog model that an edited one came from, if the catalog has it; else `model` itself."""
     if not model.edited:
         return model
     from calc.sources.catalog import find_model
@@ -303,7 +303,7 @@ def origin_of_model(model: ModelSpec) -> ModelSpec:
 
 
 def device_short_name(device: DeviceSpec) -> str:
-    """A name for the strip: ``80 GB`` for a device of which only that is known."""
+    """A name for the strip: ``80 GB`` for a device of which only the memory is known."""
     known = device.bandwidth_bytes_per_s is not None or device.peak_flops_per_s
     return device.name if known else _size_name(device)
 

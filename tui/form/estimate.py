@@ -1,4 +1,4 @@
-"""The estimate of what a state serves, as ``kvscope estimate`` gives it: asked through the command's own parser."""
+"""The estimate for a state's load, as from ``kvscope estimate``, through the command's own parser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateAnswer:
-    """The study as the engine runs it, what is asked of it, and the answer; `problem` says why there is none."""
+    """The study as the engine runs it, the question, and the answer; `problem` says why there is none."""
 
     study: Study
     serving: Serving
@@ -34,7 +34,7 @@ class EstimateAnswer:
 
     @property
     def limits(self) -> Mapping[str, float] | None:
-        """Seconds by name; None where there are none."""
+        """Limits in seconds by name; None if there are none."""
         return dict(self.serving.limits) or None
 
     @property
@@ -44,7 +44,7 @@ class EstimateAnswer:
 
 
 def estimate_answer(state: AppState) -> EstimateAnswer:
-    """The answer to what the state serves, as ``kvscope estimate`` gives it. Never raises CalcError."""
+    """The answer for the state's load, as from ``kvscope estimate``. Never raises CalcError."""
     serving = state.serving
     empty = EstimateAnswer(study=state.study, serving=serving)
     try:
@@ -57,7 +57,7 @@ def estimate_answer(state: AppState) -> EstimateAnswer:
 
 
 def served(state: AppState) -> tuple[Study, Asked]:
-    """The study of `state` as the engine runs it, and what is asked. Raises CalcError."""
+    """The study of `state` as the engine runs it, and the question. Raises CalcError."""
     asked = asked_of(state.serving)
     model = state.study.model
     asked = replace(asked, facts=model_facts(model.source, model.name))
@@ -72,5 +72,5 @@ def served(state: AppState) -> tuple[Study, Asked]:
 
 @lru_cache(maxsize=16)
 def asked_of(serving: Serving) -> Asked:
-    """What `serving` asks, read by the command's own parser. Raises SpecError."""
+    """The question of `serving`, read by the command's own parser. Raises SpecError."""
     return asked_from(estimate_parser("kvscope estimate").parse_args(serving_words(serving)))

@@ -20,7 +20,7 @@ LIST_FORMS = "a list (1,2,4,8) or a range that doubles (1..16)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field of the form. `symbol` is its key in calc.explain.SYMBOLS, where formulas use it."""
+    """One field of the form. `symbol` is its key in calc.explain.SYMBOLS if formulas use it."""
 
     name: str
     label: str
@@ -169,8 +169,8 @@ OTHERS = _by_name(
         label="Weights",
         unit="bytes per element",
         meaning=(
-            "Storage format of the weights, scales included: one size for each parameter, or a GGUF mix or a quantized "
-            "checkpoint, worked out tensor by tensor."
+            "Storage format of the weights, including scales: one size per parameter, or a GGUF mix or quantized "
+            "checkpoint, computed tensor by tensor."
         ),
         forms=f"{FORMAT_FORMS}; Q4_K_M, awq, …; stored, auto",
         symbol="weight_element_bytes",
@@ -179,7 +179,7 @@ OTHERS = _by_name(
         name="kv_format",
         label="KV cache",
         unit="bytes per element",
-        meaning="Storage format of the K and V cache; K and V apart as q8_0/q4_0.",
+        meaning="Storage format of the K and V cache; for different formats write q8_0/q4_0.",
         forms=FORMAT_FORMS,
         symbol="kv_element_bytes",
     ),

@@ -1,4 +1,4 @@
-"""What the Load pane asks. How it is typed is in `load_fields`, which the first paint does not wait for."""
+"""What the Load pane asks. Its typed form is in `load_fields`, for which the first paint does not wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS: tuple[Limit, ...] = (("ttft", 0.5), ("tpot", 0.05))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadAsked:
-    """Requests that come over time. Lengths are as they are written on the command line; limits are in seconds."""
+    """Requests that arrive over time. Lengths are written as on the command line; limits are in seconds."""
 
     prompt: str = "1024"
     new: str = "256"

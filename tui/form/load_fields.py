@@ -1,4 +1,4 @@
-"""The fields of the Load pane: how each is read and written, what it means, and the words of ``kvscope simulate``."""
+"""The fields of the Load pane: how each is read and written, its meaning, and its ``kvscope simulate`` options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tui.form.load import ARRIVALS, LoadAsked
 from tui.form.serving import Limit
 
 REQUESTS = 2000
-"""Requests that are simulated at each rate: enough for p99, and done in a fraction of a second."""
+"""Requests simulated at each rate: enough for p99, and simulated in a fraction of a second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadField:
-    """A field: label, cells, reader (to values of `LoadAsked` by name), writer, and what F1 says of it."""
+    """A field: label, cells, reader (to values of `LoadAsked` by name), writer, and its F1 help."""
 
     name: str
     label: str
@@ -48,7 +48,7 @@ def _limits(text: str) -> Mapping[str, Any]:
 
 
 def limit_words(found: tuple[Limit, ...]) -> str:
-    """Limits as they are typed, read back as the same: ``ttft=500ms,tpot=50ms``."""
+    """Limits as typed text that reads back to the same: ``ttft=500ms,tpot=50ms``."""
     return ",".join(f"{name}={value * 1e3:.10g}ms" for name, value in found)
 
 
@@ -60,7 +60,7 @@ FIELDS = (
         width=14,
         read=_lengths("prompt"),
         write=lambda asked: asked.prompt,
-        meaning=f"Tokens in: {LENGTHS}",
+        meaning=f"Prompt tokens: {LENGTHS}",
     ),
     LoadField(
         name="new",
@@ -68,7 +68,7 @@ FIELDS = (
         width=14,
         read=_lengths("new"),
         write=lambda asked: asked.new,
-        meaning=f"Tokens out: {LENGTHS}",
+        meaning=f"Generated tokens: {LENGTHS}",
     ),
     LoadField(
         name="prefix",
@@ -76,7 +76,7 @@ FIELDS = (
         width=5,
         read=_share,
         write=lambda asked: "" if asked.prefix_hit is None else f"{float(asked.prefix_hit):.10g}",
-        meaning="Share of every prompt that all have in common, such as 0.5 or 50%.",
+        meaning="Share of every prompt that is a common prefix, such as 0.5 or 50%.",
         blank="none",
     ),
     LoadField(
@@ -85,7 +85,7 @@ FIELDS = (
         width=24,
         read=_limits,
         write=lambda asked: limit_words(asked.limits),
-        meaning="Limits that p99 must keep: ttft=500ms,tpot=50ms,e2e=10s, any of them.",
+        meaning="Limits that p99 must meet, any of: ttft=500ms,tpot=50ms,e2e=10s.",
         blank="none",
     ),
     LoadField(

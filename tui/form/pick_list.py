@@ -1,4 +1,4 @@
-"""What a picker offers: its lines, their previews, and how they are searched."""
+"""The content of a picker: its lines, their previews, and how they are searched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One line of a picker: what is returned, its columns, and how a preview describes it."""
+    """One line of a picker: the returned value, its columns, and its preview."""
 
     key: str
     cells: tuple[str, ...]
@@ -17,7 +17,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickList:
-    """What a picker offers. `search` filters; `custom` reads text that no line matches (a path), or refuses it."""
+    """The content of a picker. `search` filters; `custom` reads text that no line matches (a path), or refuses it."""
 
     title: str
     prompt: str
@@ -25,4 +25,4 @@ class PickList:
     columns: tuple[int, ...]
     custom: Callable[[str], str | None] = lambda _: None
     empty: str = ""
-    """What to do where nothing matches."""
+    """The hint if nothing matches."""

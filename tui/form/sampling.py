@@ -48,7 +48,7 @@ def read_new_tokens(text: str) -> int:
 
 
 def new_tokens_text(count: int) -> str:
-    """As people read it."""
+    """As shown to the user."""
     return ALL if count == TO_THE_END else f"{count:,}"
 
 
@@ -74,7 +74,7 @@ def read_top_p(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoreSampling:
-    """What one field holds of the options that are rarely set."""
+    """The rarely used options, all in one field."""
 
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -86,9 +86,9 @@ class MoreSampling:
 
 MORE_HELP = (
     "min-p 0.05: leave out unlikely tokens. repetition 1.1, presence 0.5: penalties. "
-    'stop "TEXT": end before it (\\n is a new line). '
+    'stop "TEXT": end before this text (\\n is a new line). '
     "speculate lookup, or the path of a smaller model: draft tokens; the text stays the same (lookup,7: 7 per step). "
-    "model: the settings of the model's makers, where temperature is 0 or an option is off."
+    "model: use the model's own settings if temperature is 0 or an option is off."
 )
 _MORE = {
     "min-p": ("min_p", 0.0, 1.0, "0 to 1"),
@@ -132,12 +132,12 @@ def _read_speculate(text: str) -> Speculate:
 
 
 def read_seed(text: str) -> int | None:
-    """Blank is a new seed for each run."""
+    """Blank means a new seed for each run."""
     return parse_count(text, what="seed", minimum=0, maximum=MAX_SEED) if text.strip() else None
 
 
 def read_path(text: str) -> str | None:
-    """Blank is the bundled file; ``~`` is the home folder. Whether it exists is for the engine to say."""
+    """Blank means the bundled file; ``~`` is the home folder. The engine checks whether it exists."""
     stripped = text.strip()
     if not stripped:
         return None
@@ -149,7 +149,7 @@ def read_path(text: str) -> str | None:
 
 
 def read_dtypes(text: str) -> str:
-    """Names of dtypes with commas between them; blank is the usual ones."""
+    """Names of dtypes separated by commas; blank means the default ones."""
     try:
         dtypes_of(text.strip())
     except OptionError as error:
@@ -188,7 +188,7 @@ def read_repeats(text: str) -> int:
 
 
 def read_ids(text: str) -> tuple[int, ...] | None:
-    """Token ids in ``1, 2, 3`` or ``ids: 1 2 3``; None where the text is something else."""
+    """Token ids in ``1, 2, 3`` or ``ids: 1 2 3``; None for any other text."""
     match = _IDS.fullmatch(text)
     return tuple(int(part) for part in re.split(r"[\s,]+", match[1])) if match else None
 

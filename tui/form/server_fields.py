@@ -1,6 +1,6 @@
-"""The options of a real server in the form: read from text, shown as text, and as words of the command line.
+"""The options of a real server in the form: read from text, shown as text, and as command-line options.
 
-A blank field is the server's own default.
+A blank field means the server's own default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _count(name: str) -> Callable[[str], int | None]:
 
 
 def read_version(text: str) -> str | None:
-    """An engine's version; blank is the one that was measured."""
+    """An engine's version; blank means the measured one."""
     return text.strip() or None
 
 
@@ -45,7 +45,7 @@ def read_utilization(text: str) -> Fraction | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionField:
-    """One of the server's options in the form: label, cells, reader, what it means, and its command line word."""
+    """One of the server's options in the form: label, cells, reader, meaning, and its command-line option."""
 
     name: str
     label: str
@@ -73,7 +73,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="version",
         width=8,
         read=read_version,
-        meaning="Version of the server, such as 0.19.0: defaults and accounting change. Blank: the one measured.",
+        meaning="Version of the server, such as 0.19.0; sets defaults and accounting. Blank: the measured version.",
         word="--engine-version",
     ),
     OptionField(
@@ -89,7 +89,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="util",
         width=5,
         read=read_utilization,
-        meaning="Share of the device that the server may use. Blank: the default of the version.",
+        meaning="Share of the device that the server may use. Blank: the version's default.",
         word="--gpu-memory-utilization",
         engines=WITH_POOL,
     ),
@@ -106,7 +106,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="seqs",
         width=6,
         read=_count("seqs"),
-        meaning="Maximum sequences per step; for llama.cpp its slots. Blank: by version and device, one slot.",
+        meaning="Maximum sequences per step (llama.cpp: slots). Blank: by version and device, or one slot.",
         word="--max-num-seqs",
         engines=(*WITH_POOL, "llamacpp"),
     ),
@@ -124,7 +124,8 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="GPU layers",
         width=5,
         read=_gpu_layers,
-        meaning="Upper layers on devices, the output among them. Blank: all; the others are in host memory.",
+        meaning="Number of layers on devices, from the top, including the output. Blank: all. The others are in host "
+        "memory.",
         word="--n-gpu-layers",
         engines=("llamacpp",),
     ),
@@ -133,7 +134,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
         label="CPU experts",
         width=5,
         read=lambda text: layer_count(text) if text.strip() else 0,
-        meaning="Lowest layers whose experts are in host memory. Blank: none.",
+        meaning="Number of layers with experts in host memory, from the bottom. Blank: none.",
         word="--n-cpu-moe",
         engines=("llamacpp",),
         blank=0,
@@ -142,7 +143,7 @@ OPTION_FIELDS: tuple[OptionField, ...] = (
 
 
 def option_text(options: ServerOptions, name: str) -> str:
-    """What the field of `name` shows."""
+    """The text of the field `name`."""
     value, blank = getattr(options, name), next(field.blank for field in OPTION_FIELDS if field.name == name)
     if value == blank:
         return ""
@@ -150,7 +151,7 @@ def option_text(options: ServerOptions, name: str) -> str:
 
 
 def option_words(options: ServerOptions) -> list[str]:
-    """The command line's options that say `options`, those that are the default left out."""
+    """The command-line options for `options`, without the defaults."""
     words: list[str] = ["--policy", options.engine]
     for field in OPTION_FIELDS:
         value = getattr(options, field.name)
@@ -167,7 +168,7 @@ def option_words(options: ServerOptions) -> list[str]:
 
 
 def with_engine(options: ServerOptions | None, engine: str) -> ServerOptions:
-    """`options` of another engine: what only the one before understands goes back to the default."""
+    """`options` for another engine: what only the previous one supports returns to its default."""
     if options is None:
         return ServerOptions(engine=engine)
     if options.engine == engine:

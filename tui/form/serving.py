@@ -1,4 +1,4 @@
-"""What the Estimate pane asks: load, engine, limits, price; and the options of ``kvscope estimate`` that say it."""
+"""What the Estimate pane asks: load, engine, limits, price; and the matching options of ``kvscope estimate``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ LOADS = ("batch", "clients", "maximum")
 """One static batch; clients that each send their next request when the last one ends; all requests at once."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DEVICES = ("a100-80gb", "h100-sxm", "h200-sxm", "b200-sxm", "mi300x")
-"""Devices that people compare, by their names in the catalog."""
+"""Commonly compared devices, by their catalog names."""
 
 ENGINE = ("engine", "version", "tp", "pp", "ep", "dp_attention", "dcp")
-"""Fields that say how the model is run, whatever the load."""
+"""Fields on how the model runs, whatever the load."""
 
 Limit = tuple[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What is served, and how. `limits` are seconds by name, `price` is money per device and hour.
+    """The load and how it is served. `limits` are seconds by name, `price` is per device and hour.
 
-    `count` is of the batch or of the clients. `devices` are compared, by their names in the catalog.
+    `count` is the batch size or the number of clients. `devices` are compared, by their catalog names.
     """
 
     engine: str = "vllm"
@@ -58,7 +58,7 @@ def engine_words(serving: Serving) -> list[str]:
 
 
 def serving_words(serving: Serving) -> list[str]:
-    """Options of ``kvscope estimate`` for `serving`, the frontier among them; devices are not an option of it."""
+    """Options of ``kvscope estimate`` for `serving`, including the frontier but not the devices."""
     return [*_load_words(serving), *_asked_words(serving), *engine_words(serving)]
 
 
@@ -83,7 +83,7 @@ def _asked_words(serving: Serving) -> Iterator[str]:
 
 
 def number_text(value: float | Fraction | None) -> str:
-    """A number as it is typed, read back as the same; nothing for none."""
+    """A number as typed text that reads back to the same; "" for None."""
     if value is None:
         return ""
     text = f"{float(value):.10g}"
@@ -91,13 +91,13 @@ def number_text(value: float | Fraction | None) -> str:
 
 
 def split_text(serving: Serving) -> str:
-    """``pp=2,ep=8``: ways to share the model in addition to TP; nothing where there are none."""
+    """``pp=2,ep=8``: ways to share the model in addition to TP; "" if there are none."""
     shares = {"pp": serving.pp, "ep": serving.ep, "dp": serving.dp_attention, "dcp": serving.dcp}
     return ",".join(f"{name}={n}" for name, n in shares.items() if n != 1)
 
 
 def draft_text(drafted: int, acceptance: Fraction) -> str:
-    """``4,0.8``; nothing where nothing is drafted."""
+    """``4,0.8``; "" without drafting."""
     return f"{drafted},{number_text(acceptance)}" if drafted else ""
 
 
@@ -109,6 +109,6 @@ def limit_text(limits: tuple[Limit, ...]) -> str:
 
 
 def list_text(numbers: tuple[int, ...]) -> str:
-    """``1..256`` where each number is twice the one before, else all of them."""
+    """``1..256`` if each number is twice the previous one, else all of them."""
     doubling = len(numbers) > 2 and all(b == 2 * a for a, b in pairwise(numbers))
     return f"{numbers[0]}..{numbers[-1]}" if doubling else ",".join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""The typed fields of the Estimate pane: how each is read and written, and what it means."""
+"""The typed fields of the Estimate pane: how each is read and written, and its meaning."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingField:
-    """A field: its label, cells, reader (to values of `Serving` by name), writer, and what F1 says of it.
+    """A field: its label, cells, reader (to values of `Serving` by name), writer, and its F1 help.
 
-    `blank` is what an empty text stands for, as it is shown.
+    `blank` is shown for an empty text and says what it means.
     """
 
     name: str
@@ -100,7 +100,7 @@ FIELDS = (
         width=8,
         read=_optional("version", _version),
         write=lambda serving: serving.version or "",
-        meaning="Version of the engine, such as 0.19.0. Blank: the one that was measured.",
+        meaning="Version of the engine, such as 0.19.0. Blank: the measured version.",
         blank="auto",
     ),
     ServingField(
@@ -128,7 +128,7 @@ FIELDS = (
         width=7,
         read=_count("prompt_tokens", "prompt tokens", 10**8),
         write=lambda serving: str(serving.prompt_tokens),
-        meaning="Tokens of each prompt.",
+        meaning="Tokens per prompt.",
     ),
     ServingField(
         name="new_tokens",
@@ -136,7 +136,7 @@ FIELDS = (
         width=6,
         read=_count("new_tokens", "new tokens", 10**8),
         write=lambda serving: str(serving.new_tokens),
-        meaning="Tokens generated for each prompt.",
+        meaning="Tokens generated per prompt.",
     ),
     ServingField(
         name="chunk",
@@ -144,7 +144,7 @@ FIELDS = (
         width=6,
         read=_optional("chunk", lambda text: parse_count(text, what="chunk")),
         write=lambda serving: number_text(serving.chunk),
-        meaning="Tokens of a prefill chunk. Blank: the prompt is computed as a whole.",
+        meaning="Tokens per prefill chunk. Blank: the prompt is computed in one pass.",
     ),
     ServingField(
         name="prefix_hit",
@@ -152,7 +152,7 @@ FIELDS = (
         width=5,
         read=_optional("prefix_hit", parse_share),
         write=lambda serving: number_text(serving.prefix_hit),
-        meaning="Share of the prompt that is found in the prefix cache, such as 0.5 or 50%. Blank: none.",
+        meaning="Share of the prompt that is already in the prefix cache, such as 0.5 or 50%. Blank: none.",
     ),
     ServingField(
         name="draft",
@@ -160,7 +160,8 @@ FIELDS = (
         width=6,
         read=_drafts,
         write=lambda serving: draft_text(serving.drafted, serving.acceptance),
-        meaning="Speculation: tokens drafted per step and the share that is accepted, such as 4,0.8. Blank: none.",
+        meaning="Speculation: tokens drafted per step and the probability that each is accepted, such as 4,0.8. Blank: "
+        "none.",
     ),
     ServingField(
         name="limits",
@@ -190,9 +191,9 @@ FIELDS = (
         read=_split,
         write=split_text,
         meaning=(
-            "Ways to share the model in addition to TP: pp (pipeline stages of TP devices), ep (of the TP devices, "
-            "those that share experts), dp (attention groups with their own requests), dcp (devices that share the "
-            "tokens of repeated KV heads), such as pp=2,ep=8. Blank: none."
+            "Ways to share the model in addition to TP: pp (pipeline stages of TP devices each), ep (expert-parallel "
+            "degree within the TP devices), dp (attention groups with their own requests), dcp (devices that share "
+            "the tokens of repeated KV heads), such as pp=2,ep=8. Blank: none."
         ),
     ),
     ServingField(
@@ -201,7 +202,7 @@ FIELDS = (
         width=9,
         read=_batches,
         write=lambda serving: list_text(serving.batches),
-        meaning=f"Batches or numbers of clients in the table: 1..256 doubles, 8,16,24 lists. At most {MOST_ROWS}.",
+        meaning=f"Batch sizes or client counts in the table: 1..256 doubles, 8,16,24 is a list. At most {MOST_ROWS}.",
     ),
     ServingField(
         name="devices",
@@ -209,7 +210,7 @@ FIELDS = (
         width="1fr",
         read=_devices,
         write=lambda serving: ",".join(serving.devices),
-        meaning="Catalog devices to compare with the chosen one: h100-sxm,l40s,rtx-4090 (kvscope devices lists all).",
+        meaning="Catalog devices to compare with the current one: h100-sxm,l40s,rtx-4090 (kvscope devices lists all).",
     ),
 )
 

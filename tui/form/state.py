@@ -29,8 +29,8 @@ SERVING, LOAD = Serving(), LoadAsked()
 class AppState:
     """What the panes show. `attention_context` is N of the intensity pane, `attention_head_dim` its d.
 
-    `attention` is None where it is the usual one of the model's layers. `step_batch` and `step_context` are of the
-    roofline pane.
+    `attention` is None for the default of the model's layers. `step_batch` and `step_context` belong to the roofline
+    pane.
     """
 
     study: Study
@@ -47,7 +47,7 @@ class AppState:
 
     @property
     def policy(self) -> str:
-        """The server's name where there is one, else the rule of the study."""
+        """The server's name if there is one, else the rule of the study."""
         return str(self.study.policy) if self.server is None else self.server.engine
 
 
@@ -61,14 +61,14 @@ class Analysis:
 
     @cached_property
     def intensity(self) -> IntensityReport:
-        """Computed when first looked at: it takes several times as long as `memory`, and only one tab shows it."""
+        """Computed on first use: it takes several times as long as `memory`, and only one tab shows it."""
         from calc.intensity.study import intensity_report
 
         return intensity_report(intensity_query(self.state))
 
     @cached_property
     def estimate(self) -> EstimateAnswer:
-        """The times of what is served: some ten milliseconds, so that nobody waits for it before the first paint."""
+        """The times of the load. Takes some ten milliseconds, so it is computed only after the first paint."""
         from tui.form.estimate import estimate_answer
 
         return estimate_answer(self.state)
@@ -83,9 +83,9 @@ def default_state() -> AppState:
 
 
 def initial_state(study: Study) -> AppState:
-    """The state that shows `study`, with d of the intensity pane its model's.
+    """The state that shows `study`, with its model's d in the intensity pane.
 
-    Where it asks for one degree of tensor parallelism, times are estimated and a load is simulated at it too.
+    If it has a single tensor-parallel degree, times and loads also use that degree.
     """
     state = AppState(study=study, attention_head_dim=study.model.head_dim)
     if len(study.tps) > 1:
@@ -123,7 +123,7 @@ def intensity_query(state: AppState) -> IntensityQuery:
 
 def analyse(state: AppState) -> Analysis:
     """The reports of `state`. Raises CalcError if it is impossible."""
-    check_count("context", state.attention_context)  # the rest is that of a valid study
+    check_count("context", state.attention_context)  # the rest comes from a valid study
     check_count("head_dim", state.attention_head_dim)
     memory = memory_report(state.study)
     if state.server is None:
@@ -146,6 +146,6 @@ def with_policy(state: AppState, name: str) -> AppState:
 
 
 def with_server(state: AppState, options: ServerOptions) -> AppState:
-    """`state` with a server and its options; what is estimated runs on the same engine."""
+    """`state` with a server and its options; the estimate uses the same engine."""
     serving = replace(state.serving, engine=options.engine, version=options.version, tp=options.tp)
     return replace(state, server=options, serving=serving)

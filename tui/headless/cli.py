@@ -1,4 +1,4 @@
-"""From the words of the command line to the app or to one headless command."""
+"""From the command line to the app or to one headless command."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ENGINE_COMMAND = "tui.headless.engine:run_engine_command"
 COMMANDS = {
     **calc_commands.COMMANDS,
     "simulate": ("tui.headless.simulate:run_simulate", calc_commands.COMMANDS["simulate"][1]),
-    "report": ("tui.report.command:run_report", "the complete write-up, as LaTeX or Markdown"),
+    "report": ("tui.report.command:run_report", "the complete report, as LaTeX or Markdown"),
 }
-"""Those that are known without a look at the engine: a cold ``memory`` imports nothing of it."""
+"""Commands known without looking at the engine: a cold ``memory`` imports nothing of it."""
 
 GLYPHS = "╭─█▏◆●⣿…"
-"""Some of the characters that the screen is made of."""
+"""Some of the characters used on the screen."""
 
 USAGE = """\
 usage: {prog} [OPTIONS]                 the full-screen app, on this model
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_command(words: Sequence[str]) -> int:
     name, *rest = words
-    name = name.replace("_", "-")  # kv_evaluate, as the assignment's modes are spelled
+    name = name.replace("_", "-")  # kv_evaluate, the assignment's spelling
     known = COMMANDS if name in COMMANDS else all_commands()
     prog = f"{PROG} {name}" if name in known else PROG
     return guarded(lambda: _run_named(name, known, rest, prog), prog)
@@ -88,17 +88,17 @@ def _run_command(words: Sequence[str]) -> int:
 def _run_named(name: str, known: Mapping[str, tuple[str, str]], words: Sequence[str], prog: str) -> int:
     run = command_named(name, known)
     if name not in COMMANDS:
-        run = partial(run, name)  # one function for all that run the engine
+        run = partial(run, name)  # one function for all commands that run the engine
     return run(words, prog)
 
 
 def _run_app(words: Sequence[str]) -> int:
-    """The full screen, with the study that the options describe (none: as it was left)."""
+    """The full-screen app with the study that the options describe (without options: as it was last closed)."""
     study = _study(words) if words else None
     if reason := _no_screen():
         say(f"{PROG}: {reason}, so the app cannot start; without it: {PROG} --no-tui, or {PROG} memory (see --help)")
         return 2
-    gc.disable()  # nothing that is made for the first screen is garbage; `EngineLink.attach` turns it on again
+    gc.disable()  # nothing made for the first screen is garbage; `EngineLink.attach` turns collection on again
     from tui.app.app import run_app
 
     return run_app(study)
@@ -116,7 +116,7 @@ def _no_screen() -> str | None:
         return "standard input is not a terminal"
     if not sys.stdout.isatty():
         return "standard output is not a terminal"
-    if not sys.stderr.isatty():  # Textual draws there
+    if not sys.stderr.isatty():  # Textual draws on stderr
         return "standard error, where the screen is drawn, is not a terminal"
     if os.name == "posix" and os.environ.get("TERM", "") in ("", "dumb"):
         return "the terminal cannot move its cursor (TERM is dumb or unset)"
@@ -124,7 +124,7 @@ def _no_screen() -> str | None:
 
 
 def _unshown() -> str | None:
-    """Why the locale cannot show the screen, or None. Where none is set, terminals read UTF-8 all the same."""
+    """Why the locale cannot show the screen, or None. If none is set, terminals still read UTF-8."""
     named = os.environ.get("LC_ALL", "")
     encoding = "ASCII" if named in ("C", "POSIX") else sys.stderr.encoding or "ASCII"
     try:

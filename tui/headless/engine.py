@@ -1,4 +1,4 @@
-"""Commands that need the engine, without a screen: the engine runs as a process, its answers are printed here."""
+"""Commands that need the engine, without a screen: the engine runs as a process, and its answers are printed here."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from tui.live.result_text import machine_text
 from tui.live.run_times import RunTimes, own_request, run_times
 
 SHORT_LENGTHS, SHORT_NEW_TOKENS, SHORT_REPEATS = (10, 50, 100), 10, 3
-"""The benchmark of the whole study: seconds, not minutes."""
+"""The short benchmark of the whole study: seconds, not minutes."""
 
 PREDICTION_SHARE = 0.25
-"""Of the time of a generation: what its prediction may take after it."""
+"""Time for the prediction after a generation, as a share of the generation's time."""
 PLOT_WIDTH, PLOT_HEIGHT = 100, 20
-"""A plot on the terminal, at most."""
+"""Maximum size of a plot on the terminal."""
 
 new_tokens = reader(lambda text: TO_THE_END if text == ALL else parse_count(text, minimum=0, maximum=2**63))
 whole_number = reader(partial(parse_count, minimum=0, maximum=2**63))
-"""A count that may be nothing (--warmup 0), or a seed."""
+"""A count that may be 0 (--warmup 0), or a seed."""
 
 ClientFactory = Callable[[], EngineClient]
 
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace, client: ClientFactory) -> int:
 
 
 def _own_times(outcome: commands.Outcome, engine: EngineClient) -> OwnTimes | None:
-    """What the operators of the model that generated take; None of anything else, and where they were not timed."""
+    """The operator times of the model after a generation; None for anything else, or if they were not timed."""
     (answered,) = outcome.answers
     request, result = answered.request, answered.result
     if not isinstance(request, Generate) or not isinstance(result, GenerationFinished) or not request.use_cache:
@@ -92,10 +92,12 @@ def _parse(name: str, argv: Sequence[str], prog: str) -> argparse.Namespace:
     _read_as_calc_does(parser)
     parser.set_defaults(plot=None)
     if name in MEASUREMENTS and MEASUREMENTS[name].plots:
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was measured: .svg, .png, .txt")
+        parser.add_argument(
+            "--plot", type=Path, metavar="FILE", help="plot the measurements to a .svg, .png or .txt file"
+        )
     add_output_options(parser)
     args = parser.parse_args(argv)
-    args.json = args.format != "text"  # anything but text is printed at the end, not streamed
+    args.json = args.format != "text"  # formats other than text are printed at the end, not streamed
     return args
 
 
@@ -106,7 +108,7 @@ def _description(name: str) -> str:
 
 
 def _read_as_calc_does(parser: argparse.ArgumentParser) -> None:
-    """Numbers and lists of numbers as every command reads them: 1k, 8Ki, 64..1k. The engine checks what they may be."""
+    """Numbers and lists of numbers as in every command: 1k, 8Ki, 64..1k. The engine checks their range."""
     parser.register("type", int, whole_number)
     parser.register("type", engine_cli.reader(parse_counts), counts)
     parser.register("type", engine_cli.reader(parse_new_tokens), new_tokens)
@@ -136,7 +138,7 @@ def _print(args: argparse.Namespace, outcome: commands.Outcome, own: OwnTimes | 
 
 
 def _say_predicted(args: argparse.Namespace, answered: commands.Answered, own: OwnTimes | None) -> None:
-    """A remark on what was predicted of a generation: times, the ratio measured over predicted, why they differ."""
+    """A remark on the prediction for a generation: times, the ratio measured / predicted, and why they differ."""
     if own is None or args.quiet:
         return
     document = _document(answered, own)
@@ -154,11 +156,11 @@ def _say_predicted(args: argparse.Namespace, answered: commands.Answered, own: O
 def _gain_text(came: Document) -> str:
     """The gain of speculation, measured and predicted."""
     pays = came["pays_from_acceptance"]
-    pays_text = "would not pay at any" if pays is None else f"pays from {pays:.2f} on"
+    pays_text = "would not be faster at any acceptance" if pays is None else f"is faster from {pays:.2f} upwards"
     return (
-        f"speculation {came['gain']:.2f} times as fast as without (predicted {came['gain_predicted']:.2f}: "
-        f"{came['tokens_per_step_predicted']:.2f} tokens per step at an acceptance of {came['acceptance'] or 0:.2f}, "
-        f"and it {pays_text})"
+        f"speculation: {came['gain']:.2f} times as fast as without (predicted {came['gain_predicted']:.2f}: "
+        f"{came['tokens_per_step_predicted']:.2f} tokens per step at an acceptance of {came['acceptance'] or 0:.2f}; "
+        f"it {pays_text})"
     )
 
 
@@ -170,7 +172,7 @@ def _job(answered: commands.Answered) -> Job | None:
 
 
 def _measured_text(args: argparse.Namespace, job: Job) -> str:
-    """The one table of a measurement, the same in every format, with how it ended and what is to be known of it."""
+    """The table of a measurement, the same in every format, with its outcome and its notes."""
     machine = getattr(job.result, "machine", None)
     where = [] if machine is None else [f"Measured on {machine_text(machine)}."]
     sentences = [job.outcome, *job.notes, *where]
@@ -179,7 +181,7 @@ def _measured_text(args: argparse.Namespace, job: Job) -> str:
 
 
 def _screen_plot(args: argparse.Namespace, job: Job) -> list[str]:
-    """The chart of a measurement in characters, where its text goes to a terminal."""
+    """The chart of a measurement in characters, if its text goes to a terminal."""
     if args.format != "text" or job.presentation.figure is None or not on_screen(args):
         return []
     from tui.charts.chart_text import draw
@@ -190,7 +192,7 @@ def _screen_plot(args: argparse.Namespace, job: Job) -> list[str]:
 
 
 def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
-    """The chart of --plot, with what is predicted where something is. Raises OptionError where it cannot be written."""
+    """The chart of --plot, with predictions if there are any. Raises OptionError if it cannot be written."""
     (answered,) = outcome.answers
     if args.plot is None:
         return
@@ -203,7 +205,8 @@ def _write_plot(args: argparse.Namespace, outcome: commands.Outcome) -> None:
 
 
 def _document(answered: commands.Answered, own: OwnTimes | None = None) -> Document:
-    """The JSON document, with calc's figures beside the measured ones, and what its own operators predict."""
+    """The JSON document, with calc's figures beside the measured ones, and the predictions from the model's own
+    operators."""
     job, result, model = _job(answered), answered.result, answered.model
     if job is not None:
         return job.presentation.document(job)
@@ -231,7 +234,7 @@ def _document(answered: commands.Answered, own: OwnTimes | None = None) -> Docum
 
 
 def _speculation_predicted(times: RunTimes | None, tpot_s: float | None) -> dict[str, float | None]:
-    """What is predicted of a run's speculation, and the gain that was measured, against a time that is predicted."""
+    """The prediction for a run's speculation, and the measured gain relative to a predicted time."""
     found = None if times is None else times.speculated
     if found is None:
         return {}
@@ -253,7 +256,7 @@ def _generation_table(answered: commands.Answered, own: OwnTimes | None) -> Tabl
 def run_study(argv: Sequence[str], prog: str, client: ClientFactory = EngineClient) -> int:
     """``kvscope --no-tui`` alone: memory, intensity, evaluate, kv-evaluate and a short benchmark, one after another.
 
-    The options are those of ``memory``. Exit code 1 where an evaluation fails.
+    The options are those of ``memory``. Exit code 1 if an evaluation fails.
     """
     args = study_parser(prog).parse_args(argv)
     state = initial_state(study_from(args))

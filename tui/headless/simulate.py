@@ -20,9 +20,11 @@ PLOT_WIDTH, PLOT_HEIGHT = 100, 20
 
 
 def run_simulate(argv: Sequence[str], prog: str) -> int:
-    """``simulate`` with ``--plot``: exit code 0, also where the server does not start."""
+    """``simulate`` with ``--plot``. The exit code is 0 even if the server does not start."""
     parser = simulate_parser(prog)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the load over time: .svg, .png, .txt")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the load over time to a .svg, .png or .txt file"
+    )
     args = parser.parse_args(argv)
     if args.plot is not None:
         _check_plot(args.plot)
@@ -39,7 +41,7 @@ def run_simulate(argv: Sequence[str], prog: str) -> int:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """What the engine's writer refuses, as calc refuses it."""
+    """Turns errors of the engine's writer into calc's errors."""
     from engine.errors import OptionError
 
     try:
@@ -49,7 +51,7 @@ def _refused() -> Iterator[None]:
 
 
 def _check_plot(path: Path) -> None:
-    """Refuse before the work what could not be written after it. Raises SpecError."""
+    """Check before the work that its result can be written. Raises SpecError."""
     from engine.files import check_writable
     from tui.charts.chart_file import check_plot_path
 
@@ -63,7 +65,7 @@ def _write(args: argparse.Namespace, answer: Simulated) -> None:
     from tui.charts.chart_file import render
 
     if not answer.points:
-        raise SpecError("plot", f"there is nothing to draw: {answer.problem}")
+        raise SpecError("plot", f"there is nothing to plot: {answer.problem}")
     with _refused():
         write_whole(args.plot, render(args.plot, chart_of(answer)))
     if not args.quiet:
@@ -71,7 +73,7 @@ def _write(args: argparse.Namespace, answer: Simulated) -> None:
 
 
 def chart_of(answer: Simulated) -> Chart:
-    """One load over time, or times by load where there are several."""
+    """One load over time, or times by load if there are several."""
     from calc.commands.simulate_document import run_document
     from calc.commands.simulate_tables import load_said, where
     from tui.views.load import course_chart, rate_chart

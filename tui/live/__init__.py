@@ -1,1 +1,1 @@
-"""What runs: the engine's events followed, predictions beside them."""
+"""What runs: follows the engine's events, with predictions beside them."""

@@ -1,4 +1,4 @@
-"""What a format will cost, in a line, the moment it is chosen: predicted plain, measured with ●. Pure."""
+"""What a format will cost, in one line, as soon as it is chosen: predictions plain, measurements with ●. Pure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tui.live.predict import DTYPES, cache_token_term, predicted_times, read_spe
 
 Turned = Literal["dtype", "cache-kind", "tp"]
 AUTO_LINES = (
-    "auto: the file's own type, or float32 where this processor is slow at 16 bits",
-    "auto: the file's own type, where this CPU is fast at it",
+    "auto: the file's own type, or float32 if this CPU is slow at 16 bits",
+    "auto: the file's own type if this CPU is fast at it",
 )
 """Before a run has shown what it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What calc says of a choice before it runs; None where the model's sizes or the machine's rates are not known.
+    """calc's figures for a choice before it runs; None if the model's sizes or the machine's rates are unknown.
 
-    Bytes are those of all ranks together; `full_token_bytes` is the full cache's, to compare with.
+    Bytes are the total of all ranks; `full_token_bytes` is that of the full cache, for comparison.
     """
 
     weight_bytes: float | None = None
@@ -56,7 +56,7 @@ def expected(choice: Choice, path: str, info: ModelInfo | None, *, prompt_tokens
 
 
 def _cache_dtype(dtype: str, info: ModelInfo) -> str:
-    """Packed weights leave the cache in the type of arithmetic: the loaded model's where it is packed too."""
+    """With packed weights, the cache has the dtype of arithmetic: the loaded model's if it is also packed."""
     if dtype in DTYPES:
         return dtype
     return info.cache_dtype if info.dtype not in DTYPES and info.cache_dtype else "bfloat16"
@@ -65,14 +65,14 @@ def _cache_dtype(dtype: str, info: ModelInfo) -> str:
 def choice_lines(
     choice: Choice, turned: Turned, ahead: Expected, *, measured: Effect | None, info: ModelInfo | None
 ) -> tuple[str, ...]:
-    """The sentence on a choice that a dial was turned to, the longest first; it begins with what that dial changes."""
+    """The sentence on a newly chosen setting, longest first; it begins with what that dial changes."""
     if choice.tp > 1 and choice.dtype not in DTYPES:
-        return (f"✗ {choice.dtype} weights run on one rank: turn tp to 1, or take a floating dtype",)
+        return (f"✗ {choice.dtype} weights run on one rank only: set tp to 1 or choose a floating-point dtype",)
     heads = {"dtype": _weights, "cache-kind": _cache, "tp": _ranks}[turned](choice, ahead, measured, info)
     bound = "" if ahead.tpot_s is None else f"TPOT ≥ {format_duration_s(ahead.tpot_s)}"
     speed = "" if measured is None else f"● {format_duration_s(measured.tpot_p50_s)}"
     same, error, same_short = _agreement(measured)
-    ask = "" if same else "f measures its error"
+    ask = "" if same else "f: measure its error"
     return (
         _joined(heads[0], bound and f"{bound} predicted", speed and f"{speed} measured", same + error, ask),
         _joined(heads[0], bound, speed, same, ask),
@@ -87,11 +87,11 @@ def _joined(*parts: str) -> str:
 
 
 def _agreement(measured: Effect | None) -> tuple[str, str, str]:
-    """How far the logits are float32's: tokens, mean error, tokens in short; empty where they were not compared."""
+    """How close the logits are to float32's: tokens, mean error, a short form; empty if they were not compared."""
     if measured is None or measured.n_same is None or measured.mean_error is None:
         return "", "", ""
     n_same, n_compared = measured.n_same, measured.n_compared
-    full = f"● {n_same} of {n_compared} tokens as float32"
+    full = f"● {n_same} of {n_compared} tokens as in float32"
     return full, f", |Δlogit| {measured.mean_error:.4f}", f"● {n_same}/{n_compared} same"
 
 
@@ -135,7 +135,7 @@ def _ranks(choice: Choice, ahead: Expected, measured: Effect | None, info: Model
 
 
 def _size(measured: float | None, predicted: float | None) -> str:
-    """Bytes as measured, else as predicted; empty where neither is known."""
+    """Bytes as measured, else as predicted; empty if neither is known."""
     if measured is not None:
         return f"● {format_decimal(measured)}"
     return "" if predicted is None else format_decimal(predicted)

@@ -1,7 +1,7 @@
-"""The app's line to the engine process: started after the first paint, polled while it works, never waited for.
+"""The app's connection to the engine process: started after the first paint, polled while it works, never waited for.
 
-Events are handed out in batches: a tick that finds two hundred new tokens calls its owner once. Whoever submits a
-request gives a handler; the handler gets every event of that request, the terminal one last.
+Events are delivered in batches: a tick that finds two hundred new tokens calls its owner once. A request is submitted
+with a handler, which gets every event of that request, the terminal event last.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
 TICK_S, IDLE_TICK_S = 1 / 20, 1.0
-"""Between two looks at what has come: while a request is unanswered, and for an engine that ends by itself."""
-_DOWNLOADING = "downloading "  # before the name of what comes over the network
+"""Polling intervals: while a request is unanswered, and otherwise (to notice an engine that ends by itself)."""
+_DOWNLOADING = "downloading "  # before the name of a download
 Handler = Callable[[Sequence[Event]], None]
 
 
 class Phase(StrEnum):
-    """What the engine is doing, in the word that is shown."""
+    """What the engine is doing, as the word that is shown."""
 
     OFF = "off"
     STARTING = "starting"
@@ -59,9 +59,9 @@ _BULLETS = {Phase.OFF: "○", Phase.STARTING: "◌", Phase.LOADING: "◌", Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
-    """State of the engine for the eye. `detail` says why it stopped or what it loads; `model` is what is loaded.
+    """State of the engine for display. `detail` says why it stopped or what it loads; `model` is the loaded model.
 
-    `own`: what that model's own operators took, where they were timed.
+    `own`: the times of that model's own operators, if they were timed.
     """
 
     phase: Phase = Phase.OFF
@@ -78,7 +78,7 @@ class EngineStatus:
 
 
 class EngineChanged(Message):
-    """The engine's status is another one; posted to the app."""
+    """The engine's status has changed; posted to the app."""
 
     def __init__(self, status: EngineStatus) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class EngineLink:
     """One engine for the whole app. Nothing here blocks but `close`."""
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
-        """`command` replaces the one that starts the engine (tests use a fake)."""
+        """`command` replaces the command that starts the engine (tests use a fake)."""
         self._client = EngineClient(command)
         self._pending: dict[int, _Pending] = {}
         self._app: App[Any] | None = None
@@ -109,10 +109,11 @@ class EngineLink:
         self._watchers.append(watcher)
 
     def attach(self, app: App[Any], *, start: bool = True) -> None:
-        """Tick with `app` from now on, and start the process with the bundled model. For the app's `on_ready`."""
+        """Tick with `app` from now on, and start the process with the bundled model. Called from the app's
+        `on_ready`."""
         self._app = app
-        # What is alive now (modules, widgets, styles) stays so: left to itself, the collector walks all of it once or
-        # twice a second while tokens stream, and each walk holds a key up by 80 to 110 ms.
+        # Everything alive now (modules, widgets, styles) stays alive. Without this, the collector would walk all of it
+        # once or twice per second while tokens stream, and each walk would delay a key by 80 to 110 ms.
         gc.freeze()
         gc.enable()
         self._ticks = app.set_interval(TICK_S, self.tick)
@@ -121,7 +122,7 @@ class EngineLink:
             self.start()
 
     def start(self) -> None:
-        """Start the process and let it load the bundled model, so that the first prompt finds it warm."""
+        """Start the process and let it load the bundled model, so that it is ready for the first prompt."""
         if not self._started:
             self._started = True
             self.submit(Load())
@@ -140,13 +141,13 @@ class EngineLink:
         return request_id
 
     def _make_way(self) -> None:
-        """Stop what is measured for predictions alone: whatever is asked for now comes first."""
+        """Stop measurements that only serve predictions: the new request comes first."""
         for request_id, pending in self._pending.items():
             if isinstance(pending.request, MeasureOwnTimes):
                 self._client.cancel(request_id)
 
     def cancel(self, request_id: int | None) -> None:
-        """Ask for the end of a request; its terminal event still comes. None and ended ones are ignored."""
+        """Cancel a request; its terminal event still comes. None and ended requests are ignored."""
         if request_id is not None and request_id in self._pending:
             self._client.cancel(request_id)
 
@@ -161,9 +162,9 @@ class EngineLink:
         return self._client.pid
 
     def tick(self) -> None:
-        """Hand out what has come since the last call: one call per request, however many events."""
+        """Deliver what has come since the last call: one call per request, however many events."""
         if self._app is not None and not self._app.is_running:
-            return  # the app is closing: panes are there without the widgets that an event would change
+            return  # the app is closing: panes no longer have the widgets that an event would change
         events = self._client.poll()
         if not self._pending and self._ticks is not None:
             self._ticks.pause()
@@ -201,7 +202,7 @@ class EngineLink:
             pending.handler(batch)
 
     def _note(self, event: Event, *, borrows: bool) -> None:
-        """What an event says about the engine itself."""
+        """Update the engine's own status from an event."""
         if isinstance(event, Ready):
             self._show(phase=self._phase(), pid=event.pid)
         elif isinstance(event, Loaded):
@@ -216,7 +217,7 @@ class EngineLink:
         elif isinstance(event, Failed):
             failed_load = self.status.model is None
             self._show(phase=self._phase(), detail=event.message if failed_load else "")
-        elif self.status.phase is Phase.LOADING:  # what was loaded is at work, or the load was stopped
+        elif self.status.phase is Phase.LOADING:  # the loaded model is at work, or the load was stopped
             self._show(phase=self._phase(), detail="")
 
     def _phase(self) -> Phase:
@@ -235,18 +236,19 @@ class EngineLink:
 
 
 def _borrows(request: Request) -> bool:
-    """Whether `request` loads its model beside the one that is held."""
+    """Whether `request` loads its model in addition to the held one."""
     measurement = measurement_of(request)
     return measurement is not None and measurement.borrows
 
 
 def _forget(starting: bool) -> dict[str, object]:
-    """What is no longer true of a new process."""
+    """Reset what is no longer true for a new process."""
     return {"model": None, "own": None, "pid": None} if starting else {}
 
 
 def loading_text(progress: Progress) -> str:
-    """How far a load is: "45 % of SmolLM2.gguf", "downloading 45 % of SmolLM2.gguf". A narrow bar cuts the name."""
+    """Progress of a load: "45 % of SmolLM2.gguf", "downloading 45 % of SmolLM2.gguf". A narrow bar cuts off the
+    name."""
     if not progress.total:
         return progress.detail
     name = progress.detail.removeprefix(_DOWNLOADING)

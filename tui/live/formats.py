@@ -1,6 +1,6 @@
-"""What the formats of a model were measured to cost, kept while the app runs, and shown as a table. No widgets here.
+"""The measured cost of a model's formats, kept while the app runs and shown as a table. No widgets here.
 
-The app owns one `Effects`: the Generate tab puts its runs into it, both live tabs their comparisons with float32.
+The app owns one `Effects`: the Generate tab adds its runs, and both live tabs add their comparisons with float32.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tui.live.result_text import SHORT_NAMES, times
 
 BUNDLED = "bundled"
 LEAST_TOKENS = 8
-"""A run of fewer tokens has no median worth keeping."""
+"""A run with fewer tokens has no useful median."""
 MARK = "▶"
-"""Stands before the row of what is chosen now."""
+"""Marks the row of the current choice."""
 
 
 class Choice(NamedTuple):
-    """A combination that a model can run in: the dtype it really has, the kind of cache, tensor-parallel ranks."""
+    """A combination that a model can run in: its actual dtype, the kind of cache, tensor-parallel ranks."""
 
     dtype: str
     cache: CacheKind
@@ -53,7 +53,7 @@ REFERENCE = Choice("float32", "full", 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """A choice and the newest that was measured of it. Bytes are those of one rank; errors None: not compared."""
+    """A choice and its latest measurements. Bytes are per rank; errors None: not compared."""
 
     choice: Choice
     weight_bytes: int
@@ -67,7 +67,7 @@ class Effect:
 
 @dataclass(slots=True)
 class _Model:
-    """One model: its effects in the order they were first measured, what was loaded last, what auto ran as."""
+    """One model: its effects in the order of their first measurement, the last load, and what auto ran as."""
 
     effects: dict[Choice, Effect] = field(default_factory=dict)
     info: ModelInfo | None = None
@@ -75,7 +75,7 @@ class _Model:
 
 
 def model_key(model: str | None) -> str:
-    """One name for a model however a request writes it: the real path, also of a name in the local cache."""
+    """One name for a model, however a request writes it: the real path, also for a name in the local cache."""
     if model is None:
         return BUNDLED
     path = model if os.path.exists(model) else cached_model(model) if "/" in model else None
@@ -89,7 +89,7 @@ class Effects:
         self._models: dict[str, _Model] = {}
 
     def of(self, model: str | None) -> tuple[Effect, ...]:
-        """What was measured of a model: float32 on one rank first, the others in the order they came."""
+        """The measurements of a model: float32 on one rank first, the others in order."""
         found = self._models.get(model_key(model), _Model()).effects.values()
         return tuple(sorted(found, key=lambda effect: effect.choice != REFERENCE))
 
@@ -103,15 +103,15 @@ class Effects:
         return self._info(model) or (held if own else None)
 
     def _info(self, model: str | None) -> ModelInfo | None:
-        """The model as it was loaded last, with the machine's rates where any load measured them."""
+        """The model as it was loaded last, with the machine's rates if any load measured them."""
         return self._models.get(model_key(model), _Model()).info
 
     def auto(self, model: str | None) -> str | None:
-        """What dtype auto ran as; None where that is not known yet."""
+        """The dtype that auto ran as; None if not yet known."""
         return self._models.get(model_key(model), _Model()).auto
 
     def take_run(self, run: Generation) -> None:
-        """Keep what a run with the cache measured, if it was long enough."""
+        """Keep the measurements of a run with the cache if it was long enough."""
         request, info, timing = run.request, run.model, run.timing
         if info is None:
             return
@@ -134,7 +134,7 @@ class Effects:
         of_model.effects[choice] = new
 
     def take_formats(self, request: Formats, events: Sequence[Event]) -> None:
-        """Keep what a comparison measured, from a batch of its events."""
+        """Keep the results of a comparison, from a batch of its events."""
         for event in events:
             if isinstance(event, FormatMeasured):
                 effect = _effect_of(event.row)
@@ -143,7 +143,7 @@ class Effects:
                 self._take_loaded(request.model, request.choices[-1].dtype, event.model)
 
     def _take_loaded(self, model: str | None, dtype: str, info: ModelInfo) -> _Model:
-        """A load of `model` that was asked for as `dtype`. Ranks measure no rates: those of an earlier load stay."""
+        """Record a load of `model` requested as `dtype`. Ranks measure no rates, so those of an earlier load stay."""
         of_model = self._model(model)
         if info.read_bytes_per_s is None and of_model.info is not None:
             rates = of_model.info.read_bytes_per_s, of_model.info.matmul_flops_per_s
@@ -171,7 +171,8 @@ def _effect_of(row: FormatRow) -> Effect:
 
 
 def effects_table(effects: Sequence[Effect], chosen: Choice | None) -> Table:
-    """A row per choice, the chosen one marked: speed with its ratio to the first row's, bytes, error of the logits."""
+    """A row per choice, with the current one marked: speed with its ratio to the first row's, bytes, error of the
+    logits."""
     names = {
         "● TPOT p50": KEPT, "● Rate": 3, "Speedup": 7, "● Bytes": 6, "● Cache/token": 1, "Same token": 5,
         "Mean |Δlogit|": 2,

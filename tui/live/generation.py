@@ -25,7 +25,7 @@ REASONS = {
 
 @dataclass(slots=True)
 class Generation:
-    """What is known of a run so far. `feed` takes its events; the properties are for the eye."""
+    """What is known about a run so far. `feed` takes its events; the properties are for display."""
 
     request: Generate
     model: ModelInfo | None = None
@@ -44,9 +44,9 @@ class Generation:
     reason: str | None = None
     problem: str | None = None
     own: OwnTimes | None = None
-    """What the model's own operators take, once that has been measured."""
+    """The times of the model's own operators, once they are measured."""
     drafted: Drafted | None = None
-    """What came of drafting, when the run has ended."""
+    """The result of drafting, when the run has ended."""
     _sorted_s: list[float] = field(default_factory=list)
     _counted: int = 0
     _taken: int = 0
@@ -65,7 +65,7 @@ class Generation:
                 self.kv_token_bytes = event.kv_bytes_per_token
             elif isinstance(event, GenerationFinished):
                 self.reason, self.drafted = event.reason, event.drafted
-            elif isinstance(event, Cancelled):  # stopped before its turn came
+            elif isinstance(event, Cancelled):  # stopped before its turn
                 self.reason = "cancelled"
             elif isinstance(event, Failed | EngineExited):
                 self.problem = event.message
@@ -85,21 +85,21 @@ class Generation:
         return "".join(self.said)
 
     def take_text(self) -> str:
-        """The text that has come since the last call."""
+        """The new text since the last call."""
         text, self._taken = "".join(self.said[self._taken :]), len(self.said)
         return text
 
     @property
     def over(self) -> bool:
-        """Whether the run has ended, in whatever way."""
+        """Whether the run has ended, for any reason."""
         return self.reason is not None or self.problem is not None
 
     @property
     def timing(self) -> Timing | None:
         """Rates so far, `engine.measure.timing.timing` of all tokens; None before the clock started.
 
-        Only what has come since the last call is worked on: the sorted latencies of a long run are kept, and merging
-        a few new ones into them is linear, where sorting all of them again would hold up the screen.
+        Only new tokens since the last call are processed: the sorted latencies of a long run are kept, and merging a
+        few new ones is linear, while sorting all again would block the screen.
         """
         if self.start_ns is None:
             return None
@@ -118,7 +118,7 @@ class Generation:
 
     @property
     def capacity(self) -> int:
-        """Tokens the cache was allocated for, as the engine says; else from the model's bytes per token."""
+        """Tokens for which the cache was allocated, as the engine reports, else from the model's bytes per token."""
         if self.model is None or not self.cache_bytes:
             return 0
         if self.cache_capacity:
@@ -127,14 +127,14 @@ class Generation:
 
     @property
     def shown_prompt(self) -> str:
-        """The prompt as text, or as its ids where there is none."""
+        """The prompt as text, or as ids if there is no text."""
         if self.prompt_text is not None:
             return self.prompt_text
         return " ".join(map(str, self.prompt_ids))
 
     @property
     def outcome(self) -> str:
-        """How it stands, in words."""
+        """The state of the run, in words."""
         if self.problem is not None:
             return self.problem
         if self.reason == "length":
@@ -176,7 +176,7 @@ def generate_options(request: Generate) -> list[str]:
 
 
 def _chat_options(request: Generate) -> list[tuple[str, str | None, None]]:
-    """The system prompt and the last question: the command line asks one, without what was said before."""
+    """The system prompt and the last question: the command line asks a single question, without earlier turns."""
     turns = request.turns or ()
     system = next((turn.content for turn in turns if turn.role == "system"), None)
     return [("--system", system, None), ("--prompt", turns[-1].content if turns else None, None)]

@@ -1,4 +1,4 @@
-"""What a model will take of this machine's memory, said before it is loaded."""
+"""The memory that a model will need on this machine, shown before it is loaded."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from engine.weights.hub import cached_path
 from tui.live.predict import DTYPES, ELEMENT_BYTES, read_spec, read_weight_bytes
 
 AUTO = 4.0
-"""The most that auto takes: a CPU that is slow at 16 bits runs such weights as float32."""
+"""Upper bound for auto: a CPU that is slow at 16 bits runs such weights as float32."""
 
 
 ENGINE_BYTES = 45e6
-"""What a loaded model takes beside weights and cache: torch's code and tables as they are first used (some 25 MB,
-bench/load_memory.py), a tokenizer of 50,000 texts and what a prefill holds at once."""
+"""Memory of a loaded model besides weights and cache: torch's code and tables on first use (some 25 MB,
+bench/load_memory.py), a tokenizer of 50,000 tokens, and what a prefill holds at once."""
 RANK_BYTES = 150e6
-"""A further rank: a process with torch of its own."""
+"""Memory per additional rank: a process with its own torch."""
 _CHARACTERS_A_TOKEN = 3
 
 
 def forecast(request: Generate, loaded: ModelInfo | None) -> str:
-    """A sentence on weights, cache and engine against the memory that is free; empty where nothing is to be loaded."""
+    """A sentence on weights, cache and engine compared with the free memory; empty if nothing is to be loaded."""
     if request.model is None or (loaded is not None and loaded.path == request.model):
         return ""
     try:
         cached = None if os.path.exists(request.model) else cached_path(request.model)
-    except CheckpointError:  # a tag that means several files: the engine says so
+    except CheckpointError:  # a tag that means several files: the engine reports it
         return ""
     spec = read_spec(request.model if cached is None else str(cached))
     if spec is None:
@@ -54,9 +54,9 @@ def forecast(request: Generate, loaded: ModelInfo | None) -> str:
 
 
 def shortage(model: str | None, dtype: str, *, given_back_bytes: int = 0) -> str:
-    """Why a model cannot be loaded as `dtype`, in a sentence; empty where it can, or where nobody knows.
+    """Why a model cannot be loaded as `dtype`, in a sentence; empty if it can, or if unknown.
 
-    `given_back_bytes`: what the model held now leaves free before that.
+    `given_back_bytes`: memory that the currently held model frees first.
     """
     spec, free = read_spec(model) if model else None, available_bytes()
     if spec is None or free is None:
@@ -65,12 +65,13 @@ def shortage(model: str | None, dtype: str, *, given_back_bytes: int = 0) -> str
     if weights <= free:
         return ""
     return (
-        f"{spec.name} as {dtype} takes {format_decimal(weights)} of weights, {format_decimal(free)} of memory is free"
+        f"{spec.name} as {dtype} needs {format_decimal(weights)} of weights, but only {format_decimal(free)} of "
+        "memory is free"
     )
 
 
 def cache_bytes(spec: ModelSpec, request: Generate) -> float:
-    """Bytes of the cache of a request, its text counted as three characters a token."""
+    """Cache bytes of a request, assuming three characters per token."""
     turns = "".join(turn.content for turn in request.turns or ())
     prompt = len(request.prompt_ids or ()) or len(request.prompt or turns) // _CHARACTERS_A_TOKEN + 1
     tokens = min(prompt + request.max_new_tokens, spec.max_context or MAX_BYTES)
@@ -80,7 +81,7 @@ def cache_bytes(spec: ModelSpec, request: Generate) -> float:
 
 
 def stored_bytes(spec: ModelSpec) -> float | None:
-    """Bytes of a GGUF file's weights where the engine keeps them as they are; None where it may widen them."""
+    """Bytes of a GGUF file's weights if the engine keeps them as stored; None if it may dequantize them."""
     kinds = re.findall(r"[A-Z]+\d+(?:_\w+)?", spec.stored.name if spec.stored is not None else "")
     if spec.stored is None or not set(kinds) - {"F32", "BF16"}:
         return None
@@ -88,7 +89,7 @@ def stored_bytes(spec: ModelSpec) -> float | None:
 
 
 def weight_bytes(spec: ModelSpec, dtype: str) -> float:
-    """Bytes of the weights as the engine would hold them: of int8 and int4 the table of embeddings stays bfloat16."""
+    """Bytes of the weights as the engine would hold them: for int8 and int4, the embedding table stays bfloat16."""
     if dtype in ("int8", "int4"):
         return read_weight_bytes(spec, dtype) + spec.vocab_size * spec.hidden_size * ELEMENT_BYTES["bfloat16"]
     if dtype not in ELEMENT_BYTES and (kept := stored_bytes(spec)) is not None:

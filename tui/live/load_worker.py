@@ -1,6 +1,6 @@
-"""Simulates a load beside the app, in a process of its own: words of ``simulate`` in, JSON lines out, rate by rate.
+"""Simulates a load in a separate process: options of ``simulate`` in, JSON lines out, one rate after another.
 
-A simulation is seconds of plain Python, and in a thread of the app every key would wait for it.
+A simulation takes seconds of plain Python, and in a thread of the app it would delay every key.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from calc.simulate.capacity import Found
 from calc.simulate.load import Load
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.1)
-"""Rates that are simulated, of the full load."""
+"""Simulated rates, as fractions of the full load."""
 
 
 def answers(words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What is known, as it comes to be known: the server, each rate, the highest that keeps the limits, its run."""
+    """The results as they become known: the server, each rate, the highest that meets the limits, its run."""
     try:
         answer = prepared(simulate_parser("simulate").parse_args([*words]))
         if answer.load is None:
@@ -52,7 +52,7 @@ def _most(answer: Simulated, load: Load) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """A JSON line for each answer; whoever asked ends the process when the question is another one."""
+    """A JSON line per answer; the caller ends the process when the question changes."""
     try:
         for one in answers(sys.argv[1:]):
             print(json.dumps(one), flush=True)

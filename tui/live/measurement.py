@@ -1,4 +1,4 @@
-"""One piece of the Benchmark tab's work as the app follows it: events in, rows and words out. No widgets here."""
+"""One job of the Benchmark tab as the app follows it: events in, rows and text out. No widgets here."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tui.live.presentation import Prediction, Presentation
 
 
 class JobState(Enum):
-    """How a job stands."""
+    """The state of a job."""
 
     RUNNING = auto()
     PASSED = auto()
     STOPPED = auto()
     FAILED = auto()
-    """The engine failed, or a check of the measurement did."""
+    """The engine failed, or a check in the measurement did."""
 
 
 @dataclass(slots=True)
 class Job:
-    """A measurement under way, and what has come of it. `outcome` says how it ended, in words."""
+    """A running measurement and its results. `outcome` says how it ended, in words."""
 
     request: Request
     model: ModelInfo | None = None
-    """The model that is measured: the one in memory, until another is loaded."""
+    """The measured model: the one in memory, until another is loaded."""
     rows_by_key: dict[Hashable, Any] = field(default_factory=dict)
-    """The latest row of each key, in the order in which the keys came."""
+    """The latest row per key, in the order in which the keys came."""
     latest: RowMeasured | None = None
     predicted: Prediction | None = None
-    """What calc says about the rows."""
+    """calc's predictions for the rows."""
     result: Any = None
     progress: Progress | None = None
     state: JobState = JobState.RUNNING
@@ -54,14 +54,14 @@ class Job:
 
     @classmethod
     def finished(cls, request: Request, event: Event, model: ModelInfo | None) -> Job:
-        """The job of a request that has been answered by `event`."""
+        """The job of a request that was answered by `event`."""
         job = cls(request, model=model)
         job.feed([event])
         return job
 
     @property
     def presentation(self) -> Presentation:
-        """How it is shown."""
+        """Its presentation."""
         return PRESENTATIONS[self.measurement.name]
 
     @property
@@ -96,13 +96,13 @@ class Job:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences on what was measured, and on what is predicted beside it."""
+        """Sentences on the measurements and on the predictions."""
         basis = [self.predicted.basis] if self.predicted is not None else []
         return [*basis, *getattr(self.result, "notes", ())]
 
     @property
     def progress_line(self) -> str:
-        """``1 of 6 · bfloat16 · 12 s left``; empty before the engine has begun."""
+        """``1 of 6 · bfloat16 · 12 s left``; empty before the engine starts."""
         if self.progress is None:
             return ""
         left = self.progress.remaining_s

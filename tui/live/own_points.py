@@ -1,4 +1,4 @@
-"""What the loaded model's own operators reached, as points of a roofline: FLOP/B and FLOP/s. Pure."""
+"""What the loaded model's own operators achieved, as points of a roofline: FLOP/B and FLOP/s. Pure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LINEAR = frozenset({Kind.QKV, Kind.OUTPUT, Kind.MLP, Kind.ROUTER})
 
 
 def own_points(info: ModelInfo, own: OwnTimes) -> tuple[Point, ...]:
-    """Whole steps and prompts, and the linear layers and the head where they were timed apart.
+    """Whole steps and prompts, and the linear layers and the head if they were timed separately.
 
-    FLOPs and bytes are those that calc counts for the model at the bytes that its weights take in memory.
+    FLOPs and bytes are calc's counts for the model, with its weights' bytes in memory.
     """
     return tuple(_points(spec_of(info), _pass(info), own))
 
 
 def _pass(info: ModelInfo) -> Pass:
-    """A pass of the model as it is loaded, its weights at their mean."""
+    """A pass of the loaded model, with its weights at their mean bytes."""
     each = Fraction(info.weight_bytes, info.n_parameters)
     cached = cache_format(info, "full").bytes_per_element
     return Pass(phase=Phase.DECODE, weight_bytes=one_format(each), kv_element_bytes=cached)

@@ -1,8 +1,9 @@
-"""Predictions from what the loaded model's own operators took on this machine: steps and prompts of any size. Pure.
+"""Predictions from the times of the loaded model's own operators on this machine: steps and prompts of any size. Pure.
 
-A step of B rows that see n tokens is interpolated between the measured batches and contexts: its time is linear in n
-(attention reads the cache), and piecewise linear in B. A prompt goes in passes of at most a chunk; the time of a pass
-is a power law of its tokens between measured lengths, and later chunks take longer by what they look back on.
+A step of B rows with n tokens each is interpolated between the measured batches and contexts: its time is linear in n
+(attention reads the cache) and piecewise linear in B. A prompt runs in passes of at most one chunk; the time of a pass
+follows a power law of its tokens between measured lengths, and later chunks take longer because they attend to earlier
+ones.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from engine.measure.own import OwnTimes, RowsTime
 from engine.text import plural
 
 EXTRAPOLATED = 1.1
-"""From so many times the largest size that was timed on, a figure is called extrapolated."""
+"""Beyond this multiple of the largest timed size, a figure counts as extrapolated."""
 CLOSE = 0.15
-"""A measured time within this share of the predicted one needs no reason."""
+"""A measured time this close to the predicted one needs no reason."""
 BUSY = 1.2
-"""From so many times as long as on a quiet machine on, other processes are named."""
+"""From this slowdown compared with an idle machine, other processes are named as the reason."""
 Points = Sequence[tuple[float, float]]
-"""x and y, by rising x."""
+"""Pairs of x and y, sorted by x."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Where a step of one row goes, in seconds: what is shown of a prediction."""
+    """The parts of a one-row step in seconds, as shown with a prediction."""
 
     linears_s: float
     head_s: float
@@ -36,7 +37,7 @@ class Parts:
 
 
 def step_s(times: OwnTimes, batch: float, context: float) -> float | None:
-    """Seconds of a decode step; None for more rows than the compiled step takes, which run another way."""
+    """Seconds per decode step; None for more rows than the compiled step supports, which run differently."""
     if not times.steps or (times.max_rows is not None and batch > times.max_rows):
         return None
     lines = {point.batch: _line(times, point.batch) for point in times.steps}
@@ -44,7 +45,7 @@ def step_s(times: OwnTimes, batch: float, context: float) -> float | None:
 
 
 def _line(times: OwnTimes, batch: int) -> Callable[[float], float]:
-    """Seconds of a step of measured rows against its context; noise never makes more context cheaper."""
+    """Seconds of a step with measured rows by context; noise never makes a longer context cheaper."""
     points = sorted((p.context, p.seconds) for p in times.steps if p.batch == batch)
     (short, base), (long, far) = points[0], points[-1]
     slope = max(0.0, (far - base) / (long - short)) if long > short else 0.0
@@ -52,7 +53,7 @@ def _line(times: OwnTimes, batch: int) -> Callable[[float], float]:
 
 
 def prompt_s(times: OwnTimes, tokens: int, *, past: int = 0) -> float | None:
-    """Seconds of `tokens` of a prompt after `past` that the cache has, in passes of at most a chunk."""
+    """Seconds for `tokens` of a prompt after `past` cached tokens, in passes of at most one chunk."""
     if not times.prompts or tokens < 1:
         return None
     chunk = min(times.chunk or tokens, tokens)
@@ -61,7 +62,7 @@ def prompt_s(times: OwnTimes, tokens: int, *, past: int = 0) -> float | None:
 
 
 def pass_s(times: OwnTimes, tokens: int, *, past: int = 0) -> float:
-    """Seconds of one pass over `tokens`. Raises ValueError where no prompt was measured."""
+    """Seconds of one pass over `tokens`. Raises ValueError if no prompt was measured."""
     first = sorted((p.tokens, p.seconds) for p in times.prompts if not p.past)
     later = sorted((p.past, p.seconds, p.tokens) for p in times.prompts if p.past)
     if tokens == 1 and past:
@@ -83,7 +84,7 @@ def generation_s(times: OwnTimes, prompt: int, new_tokens: int, *, past: int = 0
 
 
 def run_s(times: OwnTimes, prompt: int, new_tokens: int, *, cached: bool) -> float | None:
-    """Seconds of a prompt and its new tokens, with the cache or with everything again for each token."""
+    """Seconds for a prompt and its new tokens, with the cache or recomputing everything for each token."""
     if cached:
         parts = generation_s(times, prompt, new_tokens)
         return None if parts is None else parts[0] + (new_tokens - 1) * parts[1]
@@ -93,7 +94,7 @@ def run_s(times: OwnTimes, prompt: int, new_tokens: int, *, cached: bool) -> flo
 
 
 def parts(times: OwnTimes) -> Parts | None:
-    """What a step of one row over the short context is made of; None where its parts were not timed apart."""
+    """The parts of a one-row step over the short context; None if they were not timed separately."""
     linears, heads = dict(_rows(times.linears)), dict(_rows(times.heads))
     steps = sorted((p.context, p.seconds) for p in times.steps if p.batch == 1)
     if 1 not in linears or 1 not in heads or len(steps) < 2:
@@ -114,7 +115,7 @@ def _rows(points: Sequence[RowsTime]) -> list[tuple[int, float]]:
 
 
 def interpolated(points: Points, x: float) -> float:
-    """Linear between neighbours, and beyond the ends as between the last two; one point is all there is to say."""
+    """Linear between neighbours; beyond the ends, extrapolated from the last two; constant for a single point."""
     if len(points) == 1:
         return points[0][1]
     at = next((i for i, (known, _) in enumerate(points) if known >= x), len(points) - 1)
@@ -123,9 +124,9 @@ def interpolated(points: Points, x: float) -> float:
 
 
 def power_law(points: Points, x: float) -> float:
-    """A power of x through neighbours, and beyond the ends through the nearest two; one point: proportional.
+    """A power law through neighbours; beyond the ends, through the nearest two; proportional for a single point.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     if not points:
         raise ValueError("no prompt was measured")
@@ -142,9 +143,9 @@ def power_law(points: Points, x: float) -> float:
 
 
 def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *known: str) -> str:
-    """The reason where a measured time is not the predicted one; `known` facts come first.
+    """The reason why a measured time differs from the predicted one; `known` facts come first.
 
-    Empty where they agree, and where nothing was measured that makes a difference: no cause is guessed.
+    Empty if they agree, or if nothing measured explains the difference: no cause is guessed.
     """
     if measured_s is None or not predicted_s or abs(measured_s / predicted_s - 1) <= CLOSE:
         return ""
@@ -153,22 +154,22 @@ def why(times: OwnTimes, measured_s: float | None, predicted_s: float | None, *k
         share = f"other processes had {100 * (1 - 1 / times.slowdown):.0f} % of the cores"
         expected = format_duration_s(predicted_s * times.slowdown)
         waiting = "" if times.threads == 1 else f", and {times.threads} threads wait for each other"
-        reasons.append(f"{share}{waiting}: {expected} with that")
+        reasons.append(f"{share}{waiting}: {expected} expected with that")
     return "; ".join(reasons)
 
 
 def beyond(times: OwnTimes, *, batch: int = 1, context: float = 0, prompt: int = 0) -> str:
-    """That a figure was extrapolated, and from where; empty where it was not."""
+    """The remark that a figure was extrapolated, and from where; empty if it was not."""
     largest = max((p.batch for p in times.steps), default=0)
     longest = max((p.context for p in times.steps if p.batch == min(batch, largest)), default=context)
     read = max((p.tokens + p.past for p in times.prompts), default=prompt)
     said = []
     if batch > largest:
-        said.append(f"steps were timed up to {largest} rows")
+        said.append(f"steps were only timed up to {largest} rows")
     if context > EXTRAPOLATED * longest:
-        said.append(f"steps were timed up to {longest:,} tokens")
+        said.append(f"steps were only timed up to {longest:,} tokens")
     if prompt > EXTRAPOLATED * read:
-        said.append(f"prompts were timed up to {read:,} tokens")
+        said.append(f"prompts were only timed up to {read:,} tokens")
     return ", ".join(said)
 
 
@@ -178,6 +179,6 @@ def basis(times: OwnTimes) -> str:
     some = "" if times.layers_timed == times.n_layers else f" ({times.layers_timed} of {times.n_layers} layers)"
     busy = "" if times.slowdown < BUSY else f" Meanwhile everything took {times.slowdown:.1f} times as long."
     return (
-        f"Predicted from what {how}{some} took on a quiet machine, timed in {plural(times.rounds, 'round')} beside "
-        f"what is measured.{busy}"
+        f"Predicted from the times of {how}{some} on an idle machine, timed in {plural(times.rounds, 'round')} "
+        f"between the measurements.{busy}"
     )

@@ -1,4 +1,4 @@
-"""What calc says about the model that the engine runs: the prediction beside every measurement."""
+"""calc's predictions for the model that the engine runs, beside every measurement."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ DTYPES = {
     "float16": FORMATS["fp16"],
 }
 """torch's dtypes as storage formats."""
-ROOFLINE = "a batch that the compiled step does not take runs layer by layer, predicted by the roofline"
+ROOFLINE = "the compiled step does not support this batch size; it runs layer by layer, predicted by the roofline"
 
 
 def spec_of(info: ModelInfo) -> ModelSpec:
-    """The calculator's spec of a loaded model: read from its own file where there is one, else from its sizes.
+    """calc's spec of a loaded model: read from its own file if there is one, else from its sizes.
 
-    No window: the engine's full cache keeps every token.
+    Without windows: the engine's full cache keeps every token.
     """
     return _without_windows(read_spec(info.path)) or _spec_of_sizes(info)
 
 
 @lru_cache(maxsize=8)
 def read_spec(path: str) -> ModelSpec | None:
-    """calc's own reading of a model file or folder; None where it has none (the bundled model, a .pt file)."""
+    """calc's own reading of a model file or folder; None if it has none (the bundled model, a .pt file)."""
     from calc.sources import load_model
 
     if not os.path.exists(path):
@@ -91,19 +91,19 @@ def _spec_of_sizes(info: ModelInfo) -> ModelSpec:
 
 
 def cache_format(info: ModelInfo, kind: CacheKind = "full") -> StorageFormat:
-    """How the engine keeps keys and values; int8 has a 4-byte scale for each head of each token."""
+    """How the engine stores keys and values; int8 has a 4-byte scale per head and token."""
     if kind == "int8":
         return StorageFormat("int8 with scales", info.head_dim, info.head_dim + 4)
     return DTYPES[info.cache_dtype or info.dtype]
 
 
 def cache_token_term(info: ModelInfo, kind: CacheKind = "full") -> Term:
-    """Cache bytes per token of the loaded model as it is kept, with the derivation."""
+    """Cache bytes per token of the loaded model as stored, with the derivation."""
     return token_term(spec_of(info), cache_format(info, kind))
 
 
 def predicted_cache_bytes(info: ModelInfo, tokens: int, kind: CacheKind = "full") -> Number:
-    """calc's figure for a cache of `tokens` tokens (a rank's share of it where there are several)."""
+    """calc's figure for a cache of `tokens` tokens (or a rank's share of it)."""
     if not tokens:
         return 0
     spec = (read_spec(info.path) if kind == "window" else None) or spec_of(info)
@@ -136,9 +136,9 @@ class Work:
 def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> Work:
     """FLOPs of prefill and `new_tokens` - 1 further steps, with the cache and with full recomputation.
 
-    With the cache a step puts one token through the linear layers and attends over the n tokens there are: linear
-    in n. Without it the step does the prefill of n tokens again: n times the linear layers, attention in n².
-    So both sums are those of n and of n² over the steps, and are taken in closed form.
+    With the cache, a step runs one token through the linear layers and attends to n tokens: linear in n. Without it,
+    the step repeats the prefill of n tokens: n times the linear layers, and attention in n². So both are sums of n and
+    n² over the steps, computed in closed form.
     """
     first, last = prompt_tokens, prompt_tokens + new_tokens - 1
     per_token = int(linear_flops(batch=1, parameters=linear_params(spec)))
@@ -150,12 +150,12 @@ def generation_work(spec: ModelSpec, *, prompt_tokens: int, new_tokens: int) -> 
 
 
 ELEMENT_BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 34 / 32, "int4": 20 / 32}
-"""Bytes per weight in the engine; int8 and int4 have scales for 32."""
+"""Bytes per weight in the engine; int8 and int4 have one scale per 32 values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The least times of a run with the cache on the machine it runs on, and what they come from."""
+    """The least possible times of a run with the cache on its machine, and their basis."""
 
     ttft_s: float
     tpot_s: float
@@ -167,9 +167,9 @@ class Bounds:
 def predicted_times(
     info: ModelInfo, kind: CacheKind, *, prompt_tokens: int, new_tokens: int, reused_tokens: int = 0
 ) -> Bounds | None:
-    """calc's roofline with the rates that the engine measured of this machine; None where it measured none.
+    """calc's roofline with the engine's measured rates of this machine; None if it measured none.
 
-    `reused_tokens` of the prompt were in the cache: the first pass attends to them, and runs the others.
+    `reused_tokens` of the prompt were cached: the first pass attends to them and computes the others.
     """
     if not info.read_bytes_per_s or not info.matmul_flops_per_s or not prompt_tokens:
         return None
@@ -190,9 +190,9 @@ def predicted_times(
 
 @dataclass(frozen=True, slots=True)
 class BatchPrediction:
-    """Tokens per second that calc predicts for each batch, and the two rates of this machine it starts from.
+    """calc's predicted tokens per second for each batch, and this machine's two rates behind them.
 
-    `computing`: whether arithmetic bounds the batch, not memory.
+    `computing`: whether arithmetic limits the batch, not memory.
     """
 
     tokens_per_s: tuple[float, ...]
@@ -202,9 +202,9 @@ class BatchPrediction:
     smallest: int
     prefill_tokens: int
     why: tuple[str, ...] = ()
-    """For each batch why measured and predicted differ; empty where they do not, or where nothing is known."""
+    """Why measured and predicted differ, per batch; empty if they do not, or if the reason is unknown."""
     own: OwnTimes | None = None
-    """What the model's own operators took: where it is known, times are predicted from it."""
+    """The times of the model's own operators; if known, predictions use them."""
 
     @property
     def basis(self) -> str:
@@ -222,10 +222,10 @@ class BatchPrediction:
 def predicted_batches(
     info: ModelInfo, rows: Sequence[BatchRow], *, prefill_tokens: int, prefill_s: float
 ) -> BatchPrediction | None:
-    """calc's roofline for measured batches; None where there is none.
+    """calc's roofline for measured batches; None if there is none.
 
-    A step reads the weights once and the cache of every row, and multiplies each row with all weights: the bandwidth
-    is the one at which the smallest batch took the time it took, the arithmetic rate that of the long prompt.
+    A step reads the weights once and the cache of every row, and multiplies each row by all weights. The bandwidth is
+    derived from the time of the smallest batch, and the arithmetic rate from the long prompt.
     """
     if not rows:
         return None
@@ -258,10 +258,10 @@ def predicted_batches(
 def batches_of_own(
     rooflines: BatchPrediction, rows: Sequence[BatchRow], own: OwnTimes, *, longest: float
 ) -> BatchPrediction:
-    """The same batches predicted from the model's own operators, and why they differ from what was measured.
+    """The same batches predicted from the model's own operators, and why they differ from the measurements.
 
-    `longest`: tokens of the longest row. Layers look at all rows as if they had as many, the compiled step at each
-    row's own. A batch larger than the compiled step takes keeps the roofline.
+    `longest`: tokens of the longest row. Layers treat all rows as that long; the compiled step uses each row's own
+    length. A batch too large for the compiled step uses the roofline.
     """
     rates, reasons = [], []
     for row, roofline in zip(rows, rooflines.tokens_per_s, strict=True):
@@ -274,13 +274,13 @@ def batches_of_own(
 
 
 def _decode_flops(spec: ModelSpec, row: BatchRow) -> float:
-    """FLOPs of a step: every row through the linear layers and over the tokens it has."""
+    """FLOPs of a step: every row through the linear layers and attention over its own tokens."""
     linear = int(linear_flops(batch=row.batch, parameters=linear_params(spec)))
     return linear + attention_flops(spec) * row.batch * row.context_tokens
 
 
 def _prompt_flops(spec: ModelSpec, n_tokens: int) -> int:
-    """FLOPs of a whole prompt."""
+    """FLOPs of a complete prompt."""
     return prefill_flops(spec, n_tokens, attention_flops=attention_flops(spec) * n_tokens**2)
 
 
@@ -293,9 +293,9 @@ def step_weight_bytes(info: ModelInfo, *, batch: int = 1) -> float:
 
 
 def read_weight_bytes(spec: ModelSpec, dtype: str, *, batch: int = 1) -> float:
-    """Bytes of the matrices that a step of `batch` tokens reads, of routed experts those that it is expected to hit.
+    """Bytes of the matrices that a step of `batch` tokens reads; only the routed experts expected to be used count.
 
-    As the engine keeps them: an int4 model's head is int8.
+    As stored in the engine: an int4 model's head is int8.
     """
     n_weights, head = float(read_params(spec, batch)), spec.vocab_size * spec.embedding_width
     if dtype != "int4":

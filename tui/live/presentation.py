@@ -1,4 +1,4 @@
-"""How the app and the command line present a measurement: its inputs, its table, its chart, its words. Pure.
+"""How the app and the command line present a measurement: inputs, table, chart and texts. Pure.
 
 A `Presentation` adds to an `engine.measure.measurement.Measurement` what needs the calculator: predictions beside the
 measured figures, tables and charts. `tui.live.measured` finds one for each measurement.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tui.live.measurement import Job
 
 Side = Literal["evaluation", "model"]
-"""Where in the Benchmark pane: with the checks, or with what is measured of one model."""
+"""The side of the Benchmark pane: checks, or measurements of one model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class TextField:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialField:
-    """A dial that sets a field of the request to what `take` makes of the chosen word."""
+    """A dial that sets a field of the request to `take` of the chosen word."""
 
     name: str
     label: str
@@ -47,15 +47,15 @@ class DialField:
 
 
 Line = tuple[TextField | DialField, ...]
-"""Inputs beside one another."""
+"""Inputs side by side."""
 
 
 class Prediction(Protocol):
-    """What calc predicts for the rows of a measurement."""
+    """calc's predictions for the rows of a measurement."""
 
     @property
     def basis(self) -> str:
-        """Where it comes from, in a sentence."""
+        """Its basis, in one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,20 +73,20 @@ class Presentation:
     """A paragraph of the pane's help."""
     side: Side = "model"
     place: str = ""
-    """The view that shows it, where several measurements share one; else the measurement's own name."""
+    """The view that shows it, if several measurements share one; else the measurement's own name."""
     form: tuple[Line, ...] = ()
     """Inputs that only this measurement has."""
     table: Callable[[Job], Table]
     data_table: Callable[[Job], Table] | None = None
-    """The table for files and the command line, where it is another one than the screen's."""
+    """The table for files and the command line, if it differs from the screen's."""
     chart: Callable[[Job | None], Chart] | None = None
     outcome: Callable[[Job], str] = lambda job: f"✓ {len(job.rows)} rows measured"
     """How a finished job ended, in words."""
     predict: Callable[[Job, ModelInfo], Prediction | None] | None = None
-    """What calc says of the rows so far, from the model that was measured."""
+    """calc's predictions for the rows so far, from the measured model."""
     document: Callable[[Job], Document] = lambda job: job.measurement.document(job.result)
     figure: Callable[[Job], Chart] | None = None
-    """The chart that --plot writes to a file; None of a measurement that has none."""
+    """The chart that --plot writes to a file; None if there is none."""
 
     @property
     def name(self) -> str:
@@ -100,7 +100,7 @@ class Presentation:
 
 
 def plain_presentation(measurement: Measurement) -> Presentation:
-    """A measurement that has no module of its own here: its plain table, once it has ended."""
+    """A measurement without its own module here: its plain table, once it has ended."""
     return Presentation(
         measurement=measurement,
         title=f"Measure {measurement.name}",

@@ -8,14 +8,14 @@ from engine.text import plural
 
 
 def spread_text(low: float, high: float) -> str:
-    """``20.1–20.3 ms``; both units where they differ."""
+    """``20.1–20.3 ms``; both units if they differ."""
     first, last = format_duration_s(low), format_duration_s(high)
     number, *unit = first.split(" ")
     return f"{number}–{last}" if len(unit) == 1 and unit == last.split(" ")[1:] else f"{first}–{last}"
 
 
 def times(ratio: float) -> Quantity:
-    """A ratio as it is written: ``2.00x``."""
+    """A ratio as text: ``2.00x``."""
     return Quantity(f"{ratio:.2f}x", ratio)
 
 
@@ -23,12 +23,12 @@ SHORT_NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float1
 
 
 def medians(repeats: int, what: str = "repeats") -> str:
-    """What the figures of a result are: ``medians of 5 repeats``."""
+    """The kind of a result's figures: ``medians of 5 repeats``."""
     return f"medians of {repeats} {what}" if repeats > 1 else "one run each"
 
 
 def machine_text(machine: Machine) -> str:
-    """Where it was measured, in a line."""
+    """The machine of the measurement, in one line."""
     shared = f"{plural(machine.cores, 'core')}, {plural(machine.threads, 'thread')}"
     return (
         f"{machine.cpu}, {shared} · {machine.device} {machine.dtype} · "

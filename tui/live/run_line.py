@@ -1,4 +1,4 @@
-"""How a run is doing, in one line."""
+"""The state of a run, in one line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tui.live.measurement import Job
 
 
 def waiting_line(status: EngineStatus, *, cache_on: bool) -> str:
-    """What is said before the first run."""
+    """The line before the first run."""
     if status.phase is Phase.STOPPED:
         return f"✗ the engine stopped: {status.detail}"
     return f"Press Enter to generate (KV cache {'on' if cache_on else 'off'})"
 
 
 def run_line(run: Generation, status: EngineStatus, *, rate: str) -> str:
-    """How far `run` is, or how it ended; `rate`: its tokens per second."""
+    """The progress of `run`, or how it ended; `rate`: its tokens per second."""
     if run.problem is not None:
         return f"✗ {run.problem}"
     if run.over:
@@ -36,12 +36,12 @@ def run_line(run: Generation, status: EngineStatus, *, rate: str) -> str:
 
 
 def comparison_lines(job: Job, status: EngineStatus) -> tuple[str, str]:
-    """How far a comparison with float32 is, with and without what is compared."""
+    """The progress of a comparison with float32, with and without what is compared."""
     line = f"{job.progress_line or f'waiting for the engine ({status.line})'} · Esc to stop"
     what = job.request.choices[-1].dtype if isinstance(job.request, Formats) else ""
     return f"{what} against float32: {line}", line
 
 
 def fitting(lines: Sequence[str], width: int) -> str:
-    """The first of `lines`, longest first, that fits; the last one where none does."""
+    """The first of `lines`, longest first, that fits; the last one if none does."""
     return next((line for line in lines if cell_len(line) <= width), lines[-1])

@@ -1,4 +1,4 @@
-"""A generation's times, measured beside predicted: from the model's own operators, and the least that memory allows."""
+"""A generation's times, measured and predicted from the model's own operators, and the least that memory allows."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MODEL_FIELDS = tuple(name for name in OnModel.__struct_fields__ if name != "requ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTimes:
-    """What is predicted of a run with the cache, in seconds."""
+    """The prediction for a run with the cache, in seconds."""
 
     ttft_s: float
     tpot_s: float
     own: OwnTimes
     notes: tuple[str, ...]
-    """What is known to make a difference."""
+    """Known reasons for a difference."""
     speculated: Speculated | None = None
-    """What `tpot_s` comes from where tokens were drafted."""
+    """The basis of `tpot_s` if tokens were drafted."""
 
     def why(self, ttft_s: float | None, tpot_s: float | None) -> str:
-        """Why what was measured differs from this; empty where it does not."""
+        """Why the measurement differs from this; empty if it does not."""
         first = why(self.own, ttft_s, self.ttft_s, *self.notes)
         later = why(self.own, tpot_s, self.tpot_s, *self.notes)
         if first == later or not (first and later):
@@ -38,7 +38,7 @@ class RunTimes:
 def own_request(
     request: Generate, *, prompt_tokens: int, new_tokens: int, budget_s: float = BUDGET_S
 ) -> MeasureOwnTimes:
-    """What asks for the times that a run like this needs: single steps, and its prompt."""
+    """The request for the times that a run like this needs: single steps and its prompt."""
     text = 1 if request.speculate is None else 1 + request.speculate.most
     needs = Needs(rows=1, context=prompt_tokens + new_tokens + 1, prompt=prompt_tokens, text=text)
     return MeasureOwnTimes(needs=needs, budget_s=budget_s, **{name: getattr(request, name) for name in MODEL_FIELDS})
@@ -53,16 +53,16 @@ def run_times(
     reused_tokens: int = 0,
     drafted: Drafted | None = None,
 ) -> RunTimes | None:
-    """The times of a run; None where nothing was timed. `reused_tokens` of the prompt were in the cache.
+    """The times of a run; None if nothing was timed. `reused_tokens` of the prompt were cached.
 
-    `drafted`: what came of drafting, for whose acceptance the time per token is predicted.
+    `drafted`: the result of drafting; the time per token is predicted for its acceptance.
     """
     if own is None or prompt_tokens <= reused_tokens:
         return None
     both = generation_s(own, prompt_tokens - reused_tokens, new_tokens, past=reused_tokens)
     if both is None:
         return None
-    kept = "" if cache == "full" else f"steps were timed with a full cache, this run had the kind {cache}"
+    kept = "" if cache == "full" else f"steps were timed with a full cache, but this run used the kind {cache}"
     reach = beyond(own, context=prompt_tokens + new_tokens, prompt=prompt_tokens)
     notes, (ttft_s, tpot_s) = tuple(filter(None, (kept, reach))), both
     if drafted is None:

@@ -1,4 +1,4 @@
-"""Speculation of a run, measured beside predicted: what calc expects of that acceptance, with steps that were timed."""
+"""A run's speculation, measured and predicted: calc's expectation for that acceptance, from timed steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ NS_PER_S = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculated:
-    """What is predicted for the acceptance that was measured.
+    """The prediction for the measured acceptance.
 
-    `without_s`: the time per token without speculation. `tpot_s`: with it; drafting takes what it took. `step_tokens`:
-    in the mean over all steps. `pays_from`: the acceptance from which on full drafts pay; None where none would do.
+    `without_s`: the time per token without speculation. `tpot_s`: with it, using the measured drafting time.
+    `step_tokens`: the mean over all steps. `pays_from`: the acceptance above which full drafts are faster; None if none
+    is.
     """
 
     without_s: float
@@ -27,20 +28,21 @@ class Speculated:
     step_tokens: float
     pays_from: float | None
     slowdown: float = 1.0
-    """How many times as long everything took because of other processes."""
+    """Slowdown of everything because of other processes."""
 
     @property
     def gain(self) -> float:
-        """How many times as many tokens per second as without it."""
+        """Tokens per second relative to those without it."""
         return self.without_s / self.tpot_s
 
     def measured_gain(self, tpot_s: float | None) -> float | None:
-        """The same of a time per token that was measured, against the predicted one without, on a machine as busy."""
+        """The same for a measured time per token, relative to the predicted one without speculation on an equally busy
+        machine."""
         return self.without_s * self.slowdown / tpot_s if tpot_s else None
 
 
 def _ratios(own: OwnTimes) -> Callable[[float], float]:
-    """How many times as long as a step of one token one of several takes: linear between those that were timed."""
+    """Time of a step over several tokens relative to one token: linear between timed values."""
     points = [(1.0, 1.0)]
     for text in sorted(own.texts, key=lambda text: text.tokens):
         one_s = step_s(own, 1, text.context)
@@ -50,7 +52,7 @@ def _ratios(own: OwnTimes) -> Callable[[float], float]:
 
 
 def speculated(own: OwnTimes, drafted: Drafted, context: float) -> Speculated | None:
-    """The prediction at the middle of a run; None where steps of several tokens were not timed, or there were none."""
+    """The prediction at the middle of a run; None if steps of several tokens were not timed, or there were none."""
     without_s, acceptance, n_steps = step_s(own, 1, context), drafted.acceptance, len(drafted.by_step)
     if without_s is None or not own.texts or not n_steps:
         return None

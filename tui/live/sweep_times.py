@@ -1,4 +1,4 @@
-"""The times of a latency sweep as its model's own operators predict them, with and without the cache. Pure."""
+"""The times of a latency sweep predicted from its model's own operators, with and without the cache. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tui.live.own_times import basis, beyond, generation_s, run_s, why
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthTimes:
-    """One prompt length. None where a time is not predicted; `why` measured and predicted differ, empty where not."""
+    """One prompt length. A time is None if not predicted; `why` measured and predicted differ is empty if they do
+    not."""
 
     with_cache_s: float | None
     without_cache_s: float | None
@@ -24,14 +25,14 @@ class LengthTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPrediction:
-    """What is predicted of a sweep, by prompt length."""
+    """The prediction for a sweep, by prompt length."""
 
     lengths: Mapping[int, LengthTimes]
     own: OwnTimes
 
     @property
     def basis(self) -> str:
-        """Where it comes from, in a sentence."""
+        """Its basis, in one sentence."""
         return basis(self.own)
 
 
@@ -58,7 +59,7 @@ def _length(row: BenchmarkRow, own: OwnTimes, new_tokens: int) -> LengthTimes:
 
 
 def row_keys(row: BenchmarkRow, predicted: LengthTimes) -> Document:
-    """What the JSON of a row says of its prediction: see `engine.measure.kinds.benchmark.PREDICTED_KEYS`."""
+    """The JSON keys of a row's prediction: see `engine.measure.kinds.benchmark.PREDICTED_KEYS`."""
     values = (
         predicted.with_cache_s,
         ratio(row.with_cache_s, predicted.with_cache_s),
@@ -72,5 +73,5 @@ def row_keys(row: BenchmarkRow, predicted: LengthTimes) -> Document:
 
 
 def ratio(measured: float | None, predicted: float | None) -> float | None:
-    """Measured over predicted; None where either is not known."""
+    """Measured / predicted; None if either is unknown."""
     return measured / predicted if measured is not None and predicted else None

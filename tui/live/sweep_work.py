@@ -1,4 +1,4 @@
-"""The work of a latency sweep as calc predicts it: FLOPs, bytes and least times of both arms. Pure."""
+"""The work of a latency sweep as calc predicts it: FLOPs, bytes and least times with and without the cache. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pass = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmWork:
-    """One arm at one prompt length. `least_s` is the roofline with this machine's rates; None where there are none."""
+    """One way at one prompt length. `least_s` is the roofline with this machine's rates; None if there are none."""
 
     flops: float
     moved_bytes: float
@@ -26,7 +26,7 @@ class ArmWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepWork:
-    """Both arms at one prompt length."""
+    """Both ways at one prompt length."""
 
     prompt_tokens: int
     with_cache: ArmWork
@@ -34,11 +34,11 @@ class SweepWork:
 
 
 def sweep_work(info: ModelInfo, lengths: Sequence[int], *, new_tokens: int) -> tuple[SweepWork, ...]:
-    """What the runs of a sweep have to do.
+    """The work of the runs of a sweep.
 
-    With the cache: one pass over the prompt, then a pass over one token for each new token but the first. Without it:
-    for each new token a pass over all tokens so far. Every pass reads the weights once; a pass over one token reads
-    the cache too.
+    With the cache: one pass over the prompt, then a one-token pass for each new token except the first. Without it: for
+    each new token, a pass over all tokens so far. Every pass reads the weights once; a one-token pass also reads the
+    cache.
     """
     spec = spec_of(info)
     weights, token = step_weight_bytes(info), float(cache_token_term(info).value)
@@ -66,7 +66,7 @@ def sweep_work(info: ModelInfo, lengths: Sequence[int], *, new_tokens: int) -> t
 
 
 def step_flops(spec: ModelSpec, n_tokens: int) -> float:
-    """FLOPs of a pass over one token that attends to `n_tokens`."""
+    """FLOPs of a one-token pass that attends to `n_tokens`."""
     return float(linear_flops(batch=1, parameters=linear_params(spec))) + attention_flops(spec) * n_tokens
 
 

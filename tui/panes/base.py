@@ -1,4 +1,4 @@
-"""What every tab is: a container that shows the analysis and can be copied, exported and asked for help."""
+"""The base of every tab: a container that shows the analysis and can be copied, exported and asked for help."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class StateEdited(Message):
 
 
 class Pane(Container):
-    """Base of the tabs. Subclasses override what they can answer; the app calls these."""
+    """Base of the tabs. The app calls these methods; subclasses override those that apply."""
 
     TITLE: ClassVar[str]
     HELP: ClassVar[str] = ""
     OF_STATE: ClassVar[bool] = True
-    """Whether it shows the state of the app, so that a form of another pane that is not valid concerns it."""
+    """Whether it shows the app's state, and so is affected by an invalid form in another pane."""
 
     def show(self, state: AppState, analysis: Analysis) -> None:
         """Show `state`: called on start and after every edit, and never while the pane is not mounted."""
 
     def answer(self, state: AppState, analysis: Analysis) -> None:
-        """Show what follows from `state`, which this pane proposed. Its fields may already hold a later edit."""
+        """Show the results of `state`, which this pane proposed. Its fields may already hold a later edit."""
         self.show(state, analysis)
 
     def tables(self) -> tuple[Table, ...]:
@@ -48,11 +48,11 @@ class Pane(Container):
         raise NotImplementedError
 
     def problem(self) -> str:
-        """What is wrong with a form that is no part of the state, without a full stop; "" where nothing is."""
+        """What is wrong with a form outside the state, without a full stop; "" if nothing is."""
         return ""
 
     def show_problem(self, line: str, problem: str) -> None:
-        """Say in the `line` of that name what is wrong with what is typed; it is there only then."""
+        """Show the error in the typed text in the `line` of that name, which is otherwise hidden."""
         place = self.query_one(line, Static)
         place.update(f"✗ {problem}" if problem else "")
         place.display = bool(problem)
@@ -63,7 +63,7 @@ class Pane(Container):
 
 
 async def collected(items: Iterator[T]) -> list[T]:
-    """All items, each worked out between other messages: a key never waits for more than one of them."""
+    """All items, each computed between other messages: a key never waits for more than one item."""
     found = []
     for item in items:
         found.append(item)

@@ -1,4 +1,4 @@
-"""The Benchmark tab: is the engine right, what does the cache buy, what does a batch or a format cost."""
+"""The Benchmark tab: is the engine correct, what does the cache gain, what does a batch or a format cost."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ SHARED: tuple[Line, ...] = (
         DialField(name="tp", label="tp", choices=TP_CHOICES, value="1", help=TP_HELP, take=int),
     ),
 )
-"""The inputs of everything that is measured of one model; a measurement takes those that its request has."""
+"""The inputs of all measurements of one model; a measurement uses those that its request has."""
 SIDES: dict[Side, str] = {"evaluation": "#benchmark-evaluation", "model": "#benchmark-sweep"}
 
 
 def _views(side: Side) -> list[Presentation]:
-    """One presentation for each view of a side."""
+    """One presentation per view of a side."""
     return list({p.view: p for p in reversed(PRESENTATIONS.values()) if p.side == side}.values())[::-1]
 
 
 def _key_help() -> str:
     lines = [f"{p.key} {p.button}: {p.help}" for p in PRESENTATIONS.values() if p.key]
     rest = (
-        "F9 or m lists the models on this machine. Esc stops. ^n or p turns the page on a narrow screen. Leave a path "
-        "empty to use the bundled file. The bar shows the worst error on a logarithmic scale up to the tolerance."
+        "F9 or m lists the models on this machine. Esc stops. On a narrow screen, ^n or p turns the page. Leave a "
+        "path empty to use the bundled file. The bar shows the worst error on a logarithmic scale up to the "
+        "tolerance."
     )
     return "\n\n".join([*lines, rest])
 
@@ -81,7 +82,7 @@ class BenchmarkPane(Pane):
     ]
 
     def __init__(self, effects: Effects, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
-        """`effects` takes the formats that are measured here, for the Generate tab."""
+        """`effects` receives the formats measured here, for the Generate tab."""
         super().__init__(id=id, classes=classes)
         self._effects = effects
         self.job: Job | None = None
@@ -126,7 +127,7 @@ class BenchmarkPane(Pane):
             plot.refresh()
 
     def first_focus(self) -> Widget:
-        """The first button, so that the letters work."""
+        """Focus the first button, so that letter keys work."""
         return self.query_one("#benchmark-buttons Button")
 
     # --- starting -----------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class BenchmarkPane(Pane):
         engine_of(self.app).cancel(self._request_id)
 
     def on_button_pressed(self, message: Button.Pressed) -> None:
-        """The buttons do what their keys do."""
+        """Buttons do the same as their keys."""
         message.stop()
         name = (message.button.id or "").removeprefix("start-")
         if name in PRESENTATIONS:
@@ -167,11 +168,11 @@ class BenchmarkPane(Pane):
 
     @property
     def running(self) -> bool:
-        """Whether a job is under way."""
+        """Whether a job is running."""
         return self.job is not None and not self.job.over
 
     def start(self, name: str) -> None:
-        """Start a measurement, unless one is under way or the form cannot be read."""
+        """Start a measurement, unless one is running or the form is invalid."""
         if self.running:
             self._say(f"{self.job.name if self.job else ''} is running: press Esc to stop it")
             return
@@ -190,7 +191,7 @@ class BenchmarkPane(Pane):
         self._refresh()
 
     def _put_first(self, presentation: Presentation) -> None:
-        """On the right, what was started last stands first."""
+        """On the right, the last started job comes first."""
         if presentation.side == "model":
             side = self.query_one(SIDES["model"])
             views = [*side.query(f"#table-{presentation.view}, #plot-{presentation.view}")]
@@ -217,12 +218,12 @@ class BenchmarkPane(Pane):
             self._refresh()
 
     def on_show(self) -> None:
-        """Back on screen: show what came meanwhile."""
+        """Back on screen: show what arrived meanwhile."""
         self._seen = True
         self._refresh()
 
     def on_hide(self) -> None:
-        """Off the screen: keep the data, paint nothing."""
+        """Off screen: keep the data, paint nothing."""
         self._seen = False
 
     def _refresh(self) -> None:
@@ -234,7 +235,7 @@ class BenchmarkPane(Pane):
         self._show_notes()
 
     def _show_running(self) -> None:
-        """Buttons and keys follow the state. The focus stays on a button that can be pressed."""
+        """Update buttons and keys. The focus stays on a button that can be pressed."""
         stop = self.query_one("#stop", Button)
         if stop.disabled != self.running:
             return
@@ -246,7 +247,8 @@ class BenchmarkPane(Pane):
         self.app.refresh_bindings()
 
     def _focus_button(self, button: Button) -> None:
-        """Scroll to its end of the line: by its region, a run that ends at once leaves the other button in sight."""
+        """Scroll to the button's end of the line: scrolling by its region would leave the other button in view if a run
+        ends at once."""
         line = self.query_one("#benchmark-buttons")
         button.focus(scroll_visible=False)
         (line.scroll_end if button.id == "stop" else line.scroll_home)(animate=False)
@@ -278,7 +280,7 @@ class BenchmarkPane(Pane):
         verdict.set_class(job.over and not job.failed, "-good")
 
     def _show_view(self, presentation: Presentation) -> None:
-        """The table and the chart of one view. An empty chart stands for the first of a side until there is a job."""
+        """The table and the chart of one view. Until there is a job, the first view of a side shows an empty chart."""
         job = self.jobs.get(presentation.view)
         table = self.query_one(f"#table-{presentation.view}", TableView)
         table.display = job is not None and bool(job.rows)
@@ -295,7 +297,7 @@ class BenchmarkPane(Pane):
         return [self.jobs[p.view] for p in _views("model") if p.view in self.jobs]
 
     def _show_notes(self) -> None:
-        """What is to be known of the latest measurement on the right."""
+        """The notes on the latest measurement on the right."""
         measured = self._measured()
         latest = self.job if self.job in measured else next(iter(measured), None)
         lines = latest.notes if latest is not None else []
@@ -325,7 +327,7 @@ class BenchmarkPane(Pane):
         self.toggle_class("-sweep")
 
     def action_scroll_page(self, by: int) -> None:
-        """What does not fit, a screen up or down."""
+        """Scroll the pane by one screen."""
         for body in self.query(VerticalScroll):
             body.scroll_relative(y=by * max(1, body.size.height - 2), animate=False)
 
@@ -347,7 +349,7 @@ class BenchmarkPane(Pane):
         return tuple(job.data_table for job in sorted(jobs, key=lambda job: job is not self.job) if job.rows)
 
     def export_markdown(self) -> str:
-        """What was measured: tables, verdict, plots, notes and the machine."""
+        """The measurements: tables, verdict, plots, notes and the machine."""
         parts = ["# Evaluation and benchmark", *(as_markdown(table) for table in self.tables())]
         if "evaluate" in self.jobs:
             parts.append(self.jobs["evaluate"].outcome)
@@ -373,6 +375,6 @@ class BenchmarkPane(Pane):
 
 
 def _drawn(job: Job) -> Iterator[str]:
-    """The chart of a job as text, where it has one and something was measured."""
+    """The chart of a job as text, if it has one and something was measured."""
     if job.presentation.chart is not None and job.rows:
         yield draw(job.presentation.chart(job), width=96, height=24)

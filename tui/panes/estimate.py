@@ -1,4 +1,5 @@
-"""The Estimate pane: how fast a load is served, in a sentence, a row per batch, a plot, and beside other devices."""
+"""The Estimate pane: how fast a load is served, as a sentence, a row per batch size, a plot, and compared with other
+devices."""
 
 from __future__ import annotations
 
@@ -47,13 +48,14 @@ from tui.widgets.serving_form import ServingForm
 
 HELP = """\
 How fast a load is served: the time to the first token (TTFT), the time per token after it (TPOT), tokens per second.
-Every number is an estimate with a band, from low to high; docs/estimates.md says how far such estimates were off.
+Every number is an estimate with a band from low to high; docs/estimates.md describes their accuracy.
 
-Tab moves through what is asked. The load is one static batch, clients in a closed loop (each sends its next request
-when the last one ends), or all requests at once. The table has a row for each batch or number of clients; limits on
-time are kept or not by the expected times, and a row says which limit it breaks. ↑ ↓ choose a row: the operators below
-are those of its step. Devices are compared under the same question; ◂ marks the chosen one. With a price, "Worth/hour"
-is the price per hour at which a device costs as much per token as the chosen one. d picks another device."""
+Tab moves through the fields. The load is one static batch, clients in a closed loop (each sends its next request when
+the last one ends), or all requests at once. The table has a row for each batch or number of clients; latency limits
+are checked against the expected times, and a row names the limit that it exceeds. ↑ ↓ select a row; the operators
+below are those of its step. Devices are compared under the same load; ◂ marks the current one. With a price,
+"Worth/hour" is the price per hour at which a device costs as much per token as the current one. d chooses another
+device."""
 
 FRONTIER, DEVICES, DECODE, PREFILL = TABLES = (
     "estimate-frontier",
@@ -63,14 +65,14 @@ FRONTIER, DEVICES, DECODE, PREFILL = TABLES = (
 )
 PAGE_FOCUS = (FRONTIER, "estimate-beside", DEVICES, DECODE, "estimate-beside")
 SETTLE_S = 0.05
-"""How long an edit waits for the next one before it is worked out."""
+"""How long an edit waits for the next one before it is computed."""
 
 
 class EstimatePane(PagedPane):
-    """The form, the sentence, tables at the left, plot and calculation at the right.
+    """The form, the sentence, tables on the left, plot and calculation on the right.
 
-    The rows are worked out one by one between other messages, so that keys are never waited for; an edit ends the work
-    on the state before it.
+    The rows are computed one by one between other messages, so that keys never wait; an edit cancels the work on the
+    previous state.
     """
 
     TITLE: ClassVar[str] = "Estimate"
@@ -88,7 +90,7 @@ class EstimatePane(PagedPane):
         self._current = FRONTIER
         self._chosen: tuple[int, str] | None = None
         self.is_settled = False
-        """Whether everything that follows from the state is shown."""
+        """Whether all results of the state are shown."""
 
     def compose(self) -> ComposeResult:
         yield ServingForm()
@@ -114,7 +116,7 @@ class EstimatePane(PagedPane):
         self.show_page(0)
 
     def first_focus(self) -> Widget:
-        """Where the keyboard starts: the table of the page (on a wide screen the one in use), else the form."""
+        """Where the focus starts: the table of the page (on a wide screen, the one in use), else the form."""
         narrow = self.screen.has_class("-narrow")
         wanted = PAGE_FOCUS[self.page] if narrow else self._current
         places = (self.query_one(f"#{name}") for name in (wanted, DEVICES))
@@ -129,19 +131,19 @@ class EstimatePane(PagedPane):
     # --- what is shown ------------------------------------------------------------------------------------
 
     def show(self, state: AppState, analysis: Analysis) -> None:
-        """Show `state`: the form at once, the answer as it is worked out."""
+        """Show `state`: the form at once, the answer as it is computed."""
         self.query_one(ServingForm).show(state.serving)
         self.answer(state, analysis)
 
     def answer(self, state: AppState, analysis: Analysis) -> None:
-        """Work out what follows from `state`; the form already says it."""
+        """Compute the results of `state`; the form already shows it."""
         self._state = state
         self.is_settled = False
         self._work_out(analysis)
 
     @work(group="estimate", exclusive=True)
     async def _work_out(self, analysis: Analysis) -> None:
-        """The sentence, then the rows, then how many users keep the limits, then the devices."""
+        """The sentence, then the rows, then how many users meet the limits, then the devices."""
         await asyncio.sleep(SETTLE_S)
         self._answer = answer = analysis.estimate
         self._users = ""
@@ -149,7 +151,7 @@ class EstimatePane(PagedPane):
         try:
             self._rows = await collected(frontier_rows(answer))
             self._users = most_users(answer)
-        except CalcError as error:  # a batch of the table that nothing can run, though what is asked can
+        except CalcError as error:  # a batch of the table cannot run, although the requested load can
             self._rows, self._users = [], f"No table: {error}."
         self._show_rows()
         self._show_sentence()
@@ -181,7 +183,7 @@ class EstimatePane(PagedPane):
         self._show_behind()
 
     def _choose_what_is_asked(self) -> None:
-        """The cursor goes to the row of what is asked, where another number is asked than before."""
+        """Move the cursor to the requested row if the requested number has changed."""
         assert self._state is not None
         serving, batches = self._state.serving, [row.batch for row in self._rows]
         asked = serving.count, serving.load
@@ -203,7 +205,7 @@ class EstimatePane(PagedPane):
             self._show_behind()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        """The table that has the focus is the one that is explained and copied."""
+        """The focused table is the one that is explained and copied."""
         if isinstance(event.widget, CalcTable):
             self._current = event.widget.id or FRONTIER
             self._show_behind()
@@ -219,7 +221,7 @@ class EstimatePane(PagedPane):
         return self._rows[min(at, len(self._rows) - 1)] if self._rows else None
 
     def _show_behind(self) -> None:
-        """The operators of the chosen batch, and how the chosen line came about."""
+        """The operators of the chosen batch, and the calculation of the chosen line."""
         for name in TABLES:
             self._table(name).show_cursor = name == self._current
         row = self._row()
@@ -268,7 +270,7 @@ class EstimatePane(PagedPane):
         return "" if self._state is None else estimate_command(self._state.study, self._state.serving)
 
     def _show_card(self, name: str, shown: bool) -> None:
-        """A card with nothing in it is left out, and what has the focus in it gives it away."""
+        """An empty card is hidden, and a focused widget in it loses the focus."""
         place, focused = self.query_one(f"#card-{name}"), self.screen.focused
         place.set_class(not shown, "-nothing")
         if not shown and focused is not None and place in focused.ancestors:

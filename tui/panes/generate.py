@@ -68,7 +68,7 @@ processes that share the model."""
 
 
 class GeneratePane(Pane):
-    """Runs one generation, or comparison with float32, at a time; a stopped run keeps its text and numbers."""
+    """Runs one generation or comparison with float32 at a time; a stopped run keeps its text and numbers."""
 
     TITLE: ClassVar[str] = "Generate"
     OF_STATE: ClassVar[bool] = False
@@ -88,13 +88,13 @@ class GeneratePane(Pane):
     ]
 
     def __init__(self, effects: Effects, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
-        """`effects` keeps what the formats of each model were measured to cost."""
+        """`effects` keeps the measured cost of each model's formats."""
         super().__init__(id=id, classes=classes)
         self._effects = effects
         self.effect: Job | None = None
         """The comparison of a format with float32 that was started last."""
         self._note: tuple[str, ...] = ()
-        """What the status line says until the next run: the same in a few lengths, the longest first."""
+        """The status line until the next run, in a few lengths, longest first."""
         self.run: Generation | None = None
         self.pair = Pair()
         self._request_id: int | None = None
@@ -102,7 +102,7 @@ class GeneratePane(Pane):
         self._offered = ""
         """The model that was opened elsewhere and is, or was, this pane's."""
         self.turns: tuple[Turn, ...] = ()
-        """The chat so far: what was asked and answered."""
+        """The chat so far: questions and answers."""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="generate-main"):
@@ -154,7 +154,7 @@ class GeneratePane(Pane):
 
     @on(GenerateForm.Sent)
     def send(self) -> None:
-        """Generate with the prompt and options as they are."""
+        """Generate with the current prompt and options."""
         if self.busy:
             self._say(f"{'a run' if self.running else 'a measurement'} is in progress: press Esc to stop it")
             return
@@ -182,7 +182,7 @@ class GeneratePane(Pane):
         return self.form.request(self.turns, engine_of(self.app).status.model)
 
     def _show_turn(self, turns: tuple[Turn, ...]) -> None:
-        """The new question after what is there; a chat's first one on a clean page."""
+        """Show the new question after the existing text; a chat's first question starts on a clean page."""
         stream = self.query_one(TokenStream)
         first = not any(turn.role == "assistant" for turn in turns)
         if first:
@@ -197,7 +197,7 @@ class GeneratePane(Pane):
             return
         started = self.run.start_ns
         if any(isinstance(event, GenerationStarted) for event in batch):
-            # The engine says what it loads (in this batch, too); a model it already holds is the one in its status.
+            # The engine reports what it loads (also in this batch); a model that it already holds is in its status.
             self.run.model = self.run.model or engine_of(self.app).status.model
         self.run.feed(batch)
         if started is None and self.run.start_ns is not None and self.run.request.turns is None:
@@ -210,7 +210,7 @@ class GeneratePane(Pane):
             self._measure_own(self.run)
 
     def _measure_own(self, run: Generation) -> None:
-        """Time what the model's own operators take, for the prediction beside `run`: once, and until anything else."""
+        """Time the model's own operators, for the prediction beside `run`: once, and until another request comes."""
         if run.problem is not None or not run.request.use_cache or not run.ids or engine_of(self.app).busy:
             return
 
@@ -232,7 +232,7 @@ class GeneratePane(Pane):
         if run.over:
             self.query_one(TokenStream).write(run.take_text())
             self._keep_turn(run)
-            if run.request.turns is None or run.reason != "eos":  # in a chat it is what every answer ends with
+            if run.request.turns is None or run.reason != "eos":  # in a chat, every answer ends this way
                 note = f"— {run.outcome} —"
                 self.query_one(TokenStream).write(f"\n\n{note}" if run.ids else note, "note")
             self._request_id = None
@@ -242,14 +242,14 @@ class GeneratePane(Pane):
         self._say(self._idle_line(), problem=run.problem is not None)
 
     def _keep_turn(self, run: Generation) -> None:
-        """What was asked and answered becomes part of the chat; the prompt is ready for the next question."""
+        """Add the question and the answer to the chat; the prompt is ready for the next question."""
         if run.request.turns is None or not run.ids:
             return
         self.turns = (*run.request.turns, Turn(role="assistant", content=run.text.strip()))
         self.form.prompt.text = ""
 
     def _show_running(self) -> None:
-        """The button and the keys follow the state; only when it changes."""
+        """Update the button and the keys, only when the state changes."""
         if self.form.show_busy(self.busy):
             self.app.refresh_bindings()
 
@@ -263,14 +263,14 @@ class GeneratePane(Pane):
         self.query_one(RunNumbers).show_effects(self._effects.of(self.form.model), self._chosen)
 
     def on_show(self) -> None:
-        """Back on screen: catch up with what came meanwhile."""
+        """Back on screen: show what arrived meanwhile."""
         self._seen = True
         if self.run is not None:
             self.query_one(TokenStream).write(self.run.take_text())
         self._refresh_numbers()
 
     def on_resize(self) -> None:
-        """The bars are as wide as there is room."""
+        """The bars use the available width."""
         self.call_after_refresh(self._resized)
 
     def _resized(self) -> None:
@@ -279,13 +279,13 @@ class GeneratePane(Pane):
             self._say(self._idle_line())
 
     def on_hide(self) -> None:
-        """Off the screen: keep the data, paint nothing."""
+        """Off screen: keep the data, paint nothing."""
         self._seen = False
 
     # --- state in words -----------------------------------------------------------------------------------
 
     def _engine_changed(self, status: EngineStatus) -> None:
-        """Say what the engine does while a run waits for it, and why it stopped when nothing runs."""
+        """Show what the engine does while a run waits for it, and why it stopped if nothing runs."""
         if self.is_mounted and (self.measuring or not (self.run is not None and self.run.start_ns is not None)):
             self._say(self._idle_line())
 
@@ -305,13 +305,13 @@ class GeneratePane(Pane):
     def _say(self, text: str, *, problem: bool = False) -> None:
         label = self.query_one("#generate-status", Label)
         refused = problem or text.startswith("✗")
-        # A line that stays one line moves nothing: no layout for it at every tick.
+        # A line that stays one line high moves nothing: no layout at every tick.
         label.update(text, layout=refused or label.has_class("-problem"))
         label.set_class(refused, "-problem")
 
     @on(GenerateForm.Edited)
     def _edited(self, event: GenerateForm.Edited) -> None:
-        """Say at once what is wrong with an option; another model has formats of its own."""
+        """Show at once what is wrong with an option; another model has its own formats."""
         event.stop()
         if event.of_model:
             self._note = ()
@@ -321,7 +321,7 @@ class GeneratePane(Pane):
         self._say(f"✗ {problem}" if problem else self._idle_line(), problem=bool(problem))
 
     async def _check_model(self, model: str | None) -> None:
-        """Say of a path that there is nothing; in a thread, for a disk that does not answer."""
+        """Report a path that does not exist; in a thread, because a disk may not answer."""
         if model is not None and is_path(model) and not await asyncio.to_thread(os.path.exists, model):
             missing = f"✗ no such file or folder: {model}"
             self._note = (f"{missing} (F9 lists the models on this machine)", missing)
@@ -329,7 +329,7 @@ class GeneratePane(Pane):
 
     @on(GenerateForm.DialTurned)
     def _turned(self, event: GenerateForm.DialTurned) -> None:
-        """Something for the next run; of a format, what it will cost."""
+        """Show a setting for the next run; for a format, what it will cost."""
         event.stop()
         self.app.refresh_bindings()
         self._note = self._choice_lines(event.turned) if event.turned is not None else ()
@@ -341,7 +341,7 @@ class GeneratePane(Pane):
 
     @property
     def _chosen(self) -> Choice | None:
-        """What the dials are turned to; None while nobody knows what auto is."""
+        """The choice on the dials; None until it is known what auto means."""
         form = self.form
         runs_as = self._effects.auto(form.model) if form.dtype == "auto" else form.dtype
         return Choice(runs_as, form.cache_kind, form.tp) if runs_as else None
@@ -361,7 +361,7 @@ class GeneratePane(Pane):
         return choice_lines(chosen, turned, ahead, measured=self._effects.measured(model, chosen), info=info)
 
     def action_effect(self) -> None:
-        """Measure how far the chosen format's logits are from float32's; the model in memory makes room for both."""
+        """Measure how far the chosen format's logits are from float32's; the model in memory is released for both."""
         if self.busy:
             return
         form, info = self.form, self._known()
@@ -401,15 +401,15 @@ class GeneratePane(Pane):
     # --- actions ------------------------------------------------------------------------------------------
 
     def action_stop(self) -> None:
-        """Stop the run; the engine answers with what it made so far."""
+        """Stop the run; the engine returns what it generated so far."""
         engine_of(self.app).cancel(self._request_id)
 
     def action_turn(self, name: DialName) -> None:
-        """Turn a dial on, for the next run."""
+        """Move a dial to its next value, for the next run."""
         self.form.turn(name)
 
     def action_new_chat(self) -> None:
-        """Forget the turns; the next question begins a chat."""
+        """Forget all turns; the next question starts a new chat."""
         self.turns, self._note = (), ()
         self.query_one(TokenStream).clear()
         self._say("new chat started")
@@ -438,7 +438,7 @@ class GeneratePane(Pane):
         self.query_one("#generate-right" if numbers else "#prompt").focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Stop only what runs; pages exist on narrow screens only."""
+        """Stop is available only while something runs; pages exist only on narrow screens."""
         if action == "stop":
             return self.busy
         if action == "effect":
@@ -452,7 +452,7 @@ class GeneratePane(Pane):
     # --- documents ----------------------------------------------------------------------------------------
 
     def tables(self) -> tuple[Table, ...]:
-        """The run, both ways compared, and the formats of the model."""
+        """The run, the comparison of both ways, and the formats of the model."""
         effects = self._effects.of(self.form.model)
         formats = (effects_table(effects, self._chosen),) if effects else ()
         if self.run is None:
@@ -474,7 +474,7 @@ class GeneratePane(Pane):
         return self.form.problem
 
     def command_line(self) -> str:
-        """``kvscope generate …`` with the options of the form (or of the last run where the form is invalid)."""
+        """``kvscope generate …`` with the options of the form (or of the last run if the form is invalid)."""
         request = self._request()
         if isinstance(request, str):
             request = self.run.request if self.run else Generate(prompt=self.form.prompt.text)

@@ -1,4 +1,4 @@
-"""The Intensity tab: FLOPs per byte of attention, in prefill and in decode, and what follows from them."""
+"""The Intensity tab: FLOPs per byte of attention, in prefill and in decode, and what this means."""
 
 from __future__ import annotations
 
@@ -33,22 +33,21 @@ EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
 
 
 class IntensityPane(PagedPane):
-    """Two plots, the tables whose sums are the totals, the formulas, and sentences about them.
+    """Two plots, the tables with their totals, the formulas, and sentences about them.
 
-    A model whose layers are not all plain attention is shown by its kinds of layers instead of one KV head.
+    If not all layers have plain attention, the kinds of layers are shown instead of one KV head.
     """
 
     TITLE: ClassVar[str] = "Intensity"
     PAGES = ("prefill plot", "decode plot", "calculation", "sweeps", "observations")
     HELP: ClassVar[str] = (
-        "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one KV "
-        "head; where layers have windows, latents, indexers or states, for all layers of the model, as each is.\n\n"
-        "↑ ↓ select a setting · ← → halve or double it · type a number (1024, 8k, 8Ki) and press Enter · "
-        "f: standard attention or FlashAttention · x: count softmax FLOPs or not · m: causal mask or none · ^n or p: "
-        "next page on a narrow screen.\n\n"
-        "N is the context in tokens, d the head dimension. The dashed line is the limit as N grows. The dotted line is "
-        "the ridge point of the device (of common devices where it has none): below it, memory bandwidth limits the "
-        "speed."
+        "Arithmetic intensity: FLOPs of attention divided by the bytes it moves to and from device memory, for one "
+        "KV head; if layers have windows, latents, indexers or states, for all layers of the model.\n\n↑ ↓ select a "
+        "setting · ← → halve or double it · type a number (1024, 8k, 8Ki) and press Enter · f: standard attention or "
+        "FlashAttention · x: count softmax FLOPs or not · m: causal mask on or off · ^n or p: next page on a narrow "
+        "screen.\n\nN is the context in tokens, d the head dimension. The dashed line is the limit as N grows. The "
+        "dotted line is the ridge point of the device (or of common devices if it has none): below it, memory "
+        "bandwidth limits the speed."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -78,7 +77,7 @@ class IntensityPane(PagedPane):
                 "attention",
                 [str(kind) for kind in Attention],
                 str(Attention.STANDARD),
-                help="standard: S and P are written to device memory. flash: they stay on the chip",
+                help="standard: S and P are written to device memory. flash: they stay on chip",
                 id="dial-attention",
             )
             yield ChoiceDial(
@@ -114,7 +113,7 @@ class IntensityPane(PagedPane):
         self.show_page(0)
 
     def first_focus(self) -> Widget:
-        """The dial of N: ← and → turn it at once."""
+        """The dial of N, so that ← and → change it at once."""
         return self.query_one("#dial-n")
 
     # --- what is shown ------------------------------------------------------------------------------------
@@ -143,12 +142,12 @@ class IntensityPane(PagedPane):
     # --- editing ------------------------------------------------------------------------------------------
 
     def on_dial_changed(self, message: Dial.Changed) -> None:
-        """A dial was turned: propose the state it stands for."""
+        """A dial was turned: propose the new state."""
         message.stop()
         self._propose()
 
     def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
-        """Say at once what is wrong with what is being typed."""
+        """Show at once what is wrong with the typed text."""
         message.stop()
         self.show_problem("#intensity-problem", message.dial.problem)
 
@@ -173,7 +172,7 @@ class IntensityPane(PagedPane):
         self.query_one("#dial-attention", ChoiceDial).action_turn(1)
 
     def action_toggle_softmax(self) -> None:
-        """Count the softmax's FLOPs, or not."""
+        """Count the softmax FLOPs, or not."""
         self.query_one("#dial-softmax", ChoiceDial).action_turn(1)
 
     def action_toggle_mask(self) -> None:
@@ -195,7 +194,7 @@ class IntensityPane(PagedPane):
         dials[(at + by) % len(dials)].focus()
 
     def action_scroll_page(self, by: int) -> None:
-        """What is under the plots, a screen up or down."""
+        """Scroll what is below the plots by one screen."""
         body = self.query_one("#intensity-body", VerticalScroll)
         body.scroll_relative(y=by * max(1, body.size.height - 2), animate=False)
 
@@ -223,7 +222,7 @@ class IntensityPane(PagedPane):
         return "\n\n".join([heading, *plots, *tables, "### Observations", sentences]) + "\n"
 
     def command_line(self) -> str:
-        """``kvscope intensity …`` with the options that are not the defaults."""
+        """``kvscope intensity …`` with the options that are not defaults."""
         if self._state is None:
             return "kvscope intensity"
         return " ".join(["kvscope", "intensity", *intensity_options(self._state)])
@@ -235,7 +234,7 @@ def report_tables(report: IntensityReport) -> tuple[Table, ...]:
 
 
 def tables_by_place(report: IntensityReport) -> dict[str, Table]:
-    """The tables of the pane by the id of their place; FlashAttention stands beside plain attention alone."""
+    """The tables of the pane by widget id; FlashAttention is compared only for plain attention."""
     how = "by kind of layer" if report.layers is not None else "step by step"
     prefill, decode = phase_tables(report, f"Prefill, {how}", f"Decode, {how}")
     tables = {"steps-prefill": prefill, "steps-decode": decode, "formulas": formula_table(report)}

@@ -1,4 +1,5 @@
-"""The Load pane: requests that come over time, simulated at many rates; what users see, and where p99 breaks."""
+"""The Load pane: requests that arrive over time, simulated at many rates; what users see, and where p99 exceeds the
+limits."""
 
 from __future__ import annotations
 
@@ -38,15 +39,15 @@ from tui.widgets.rate_slider import RateSlider
 from tui.widgets.work import work
 
 HELP = """\
-Requests that come over time, simulated against the scheduler of vLLM's V1 engine with the times of the estimate
-(docs/simulate.md). Rates from a tenth of the full load to above it are worked out beside the app, one after another.
+Requests that arrive over time, simulated with the scheduler of vLLM's V1 engine with the times of the estimate
+(docs/simulate.md). Rates from a tenth of the full load to above it are simulated in the background, one after another.
 
-← → on the rate, or ↑ ↓ in the table, choose one: its percentiles, and the queue and the cache over time. ◂ and ┿ mark
-the highest rate at which p99 keeps the limits, ┃ the full load: above it the queue grows and never drains (struck).
-Lengths are one number, a range (512..2048) or a distribution (lognormal:800,0.7)."""
+← → on the rate, or ↑ ↓ in the table, select a rate to see its percentiles, and the queue and the cache over time. ◂
+and ┿ mark the highest rate at which p99 meets the limits. ┃ marks the full load: above it, the queue grows and never
+drains (struck through). Lengths are one number, a range (512..2048) or a distribution (lognormal:800,0.7)."""
 
 FIRST_LINE = 3
-"""Fields beside the arrivals on a narrow screen; the others stand below."""
+"""Fields beside the arrivals on a narrow screen; the others are below."""
 SETTLE_S = 0.15
 """How long an edit waits for the next one before it is simulated."""
 EXPORT_WIDTH, EXPORT_HEIGHT = 96, 24
@@ -54,7 +55,7 @@ WORKER = (sys.executable, "-m", "tui.live.load_worker")
 
 
 class LoadPane(PagedPane):
-    """The form, two sentences, the rate; tables at the left, plots at the right."""
+    """The form, two sentences, the rate; tables on the left, plots on the right."""
 
     TITLE: ClassVar[str] = "Load"
     HELP: ClassVar[str] = HELP
@@ -71,13 +72,17 @@ class LoadPane(PagedPane):
         self._problem = ""
         self._moved = False
         self.is_settled = False
-        """Whether everything that was asked is simulated."""
+        """Whether everything requested is simulated."""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="load-form"):
             with HorizontalGroup(classes="line"):
                 yield ChoiceDial(
-                    "arrivals", ARRIVALS, ARRIVALS[0], help="At random, or at equal distances", id="load-arrivals"
+                    "arrivals",
+                    ARRIVALS,
+                    ARRIVALS[0],
+                    help="poisson: at random times. constant: at equal intervals",
+                    id="load-arrivals",
                 )
                 yield from map(_option, FIELDS[:FIRST_LINE])
             with HorizontalGroup(classes="line"):
@@ -100,13 +105,13 @@ class LoadPane(PagedPane):
         self.show_page(0)
 
     def first_focus(self) -> Widget:
-        """The rate: ← and → turn it at once."""
+        """The rate, so that ← and → change it at once."""
         return self.query_one("#load-rate")
 
     # --- what is asked ------------------------------------------------------------------------------------
 
     def show(self, state: AppState, analysis: Analysis) -> None:
-        """Show what is asked; simulate it where it is something else than before."""
+        """Show the question; simulate it if it has changed."""
         asked = state.load
         self.query_one("#load-arrivals", ChoiceDial).value = asked.arrivals
         with self.prevent(Input.Changed):
@@ -118,7 +123,7 @@ class LoadPane(PagedPane):
         self.answer(state, analysis)
 
     def answer(self, state: AppState, analysis: Analysis) -> None:
-        """Simulate what follows from `state`; the form already says it."""
+        """Simulate the load of `state`; the form already shows it."""
         self._state = state
         words = shlex.split(" ".join(load_words(state.study, state.load)))
         if words != self._words:
@@ -148,18 +153,19 @@ class LoadPane(PagedPane):
     # --- what is simulated --------------------------------------------------------------------------------
 
     async def _simulated(self, words: list[str]) -> None:
-        """Follow a process of its own: keys never wait for it, and another question ends it."""
+        """Follow a separate process: keys never wait for it, and a new question ends it."""
         await asyncio.sleep(SETTLE_S)
         self._runs, self._server, self._found, self._problem = [], None, None, ""
         self._moved = False
         self._show_all()
         done = False
-        # Popen, not asyncio's own processes: a second cancellation leaves one of those running, its pipe open.
+        # Popen instead of asyncio's processes: a second cancellation would leave one of those running with its pipe
+        # open.
         with subprocess.Popen([*WORKER, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None
             try:
                 while line := await asyncio.to_thread(process.stdout.readline):
-                    if not self.app.is_running:  # what it would be shown in is gone
+                    if not self.app.is_running:  # the widgets that would show it are gone
                         return
                     done = self._take(json.loads(line))
             finally:
@@ -170,7 +176,7 @@ class LoadPane(PagedPane):
         self._show_all()
 
     def _take(self, said: dict[str, Any]) -> bool:
-        """One answer of the process; whether it was the last."""
+        """Handle one answer of the process; returns whether it was the last."""
         if "run" in said and said["run"]["rate"] not in [rate for rate, _ in self._runs]:
             insort(self._runs, (said["run"]["rate"], said["run"]), key=lambda one: one[0])
         self._server, self._found = said.get("server", self._server), said.get("found", self._found)
@@ -182,7 +188,7 @@ class LoadPane(PagedPane):
         return "done" in said or "problem" in said
 
     def _usual(self) -> int:
-        """The rate that is shown until the user chooses: the highest that keeps the limits, else the middle."""
+        """The rate shown until the user chooses one: the highest that meets the limits, else the middle one."""
         most = None if self._found is None else self._found["value"]
         rates = [rate for rate, _ in self._runs]
         return rates.index(most) if most in rates else len(rates) // 2
@@ -203,7 +209,7 @@ class LoadPane(PagedPane):
 
     @property
     def run(self) -> Run | None:
-        """What was simulated at the chosen rate."""
+        """The simulation at the chosen rate."""
         at = self.query_one(RateSlider).at
         return self._runs[at][1] if at < len(self._runs) else None
 
@@ -247,7 +253,7 @@ class LoadPane(PagedPane):
     @on(DataTable.RowHighlighted, "#load-rates")
     def _row_chosen(self, event: DataTable.RowHighlighted) -> None:
         if not event.data_table.has_focus or event.cursor_row not in range(len(self._runs)):
-            return  # the table was emptied for what is asked now
+            return  # the table was emptied for the new question
         if event.cursor_row != self.query_one(RateSlider).at:
             self._moved = True
             self._choose(event.cursor_row)
@@ -264,7 +270,7 @@ class LoadPane(PagedPane):
         return tuple(table for table in found if table is not None and table.rows)
 
     def export_markdown(self) -> str:
-        """The sentences, the tables, the plots as text, and what the simulation takes for granted."""
+        """The sentences, the tables, the plots as text, and the assumptions of the simulation."""
         charts = (course_chart(self.run), rate_chart([run for _, run in self._runs], limits=self._limits))
         plots = [f"```text\n{draw(chart, width=EXPORT_WIDTH, height=EXPORT_HEIGHT)}\n```" for chart in charts]
         notes = [] if self._server is None else ["\n".join(f"- {note}" for note in self._server["notes"])]

@@ -57,7 +57,7 @@ NO_LAYERS = Table(title="Layers", columns=("Kind",), rows=())
 
 
 def layers_table(report: MemoryReport) -> Table:
-    """The legend of the layer map; empty where all layers are alike."""
+    """The legend of the layer map; empty if all layers are alike."""
     found = layer_map(report.study)
     return NO_LAYERS if found is None else kinds_table(found)
 
@@ -72,7 +72,7 @@ BY_RULE: Mapping[str, Callable[[Rule], Table]] = {CONTEXTS: batch_by_context, FO
 
 
 def _built(state: AppState, report: MemoryReport) -> dict[str, Table]:
-    """The tables by name: those of the report, then those of the rule that was chosen."""
+    """The tables by name: those of the report, then those of the chosen rule."""
     rule = rule_of(state)
     by_rule = {name: build(rule) for name, build in BY_RULE.items()}
     return {name: build(report) for name, build in BUILD.items()} | by_rule
@@ -91,7 +91,7 @@ def _places(server: ServerReport) -> Table:
 
 
 class MemoryPane(Pane):
-    """Tables at the left, the selected row's calculation at the right."""
+    """Tables on the left, the selected row's calculation on the right."""
 
     TITLE = "Memory"
     HELP: ClassVar[str] = HELP
@@ -175,7 +175,7 @@ class MemoryPane(Pane):
             self._leave(PLACES)
 
     def _leave(self, name: str) -> None:
-        """The table `name` is gone: its cursor goes to the answer."""
+        """The table `name` has disappeared: the cursor goes to the answer."""
         self._current = ANSWER
         if self._table(name).has_focus:
             self._table(ANSWER).focus()
@@ -200,7 +200,7 @@ class MemoryPane(Pane):
         self.post_message(StateEdited(state, self))
 
     def _show_remarks(self) -> None:
-        """What there is no column for is said below the table."""
+        """Show what has no column below the table."""
         table, lines = self._table(TP), self.query_one("#tp-remarks", Static)
         rows = () if table.table is None else table.table.rows
         said = [f"TP {row[0]}: {row[-1]}" for row in rows if row[-1]] if table.left_out else []
@@ -208,7 +208,7 @@ class MemoryPane(Pane):
         lines.display = bool(said)
 
     def on_resize(self) -> None:
-        """Remarks are a column where there is room, else lines under the table."""
+        """Remarks are a column if there is room, else lines below the table."""
         self.call_after_refresh(self._show_remarks)
 
     # --- the row that is explained ------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class MemoryPane(Pane):
         )
 
     def first_focus(self) -> CalcTable:
-        """Where the keyboard starts."""
+        """Where the focus starts."""
         return self._table(self._current)
 
     def _table(self, name: str) -> CalcTable:

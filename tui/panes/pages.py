@@ -1,4 +1,4 @@
-"""Pages of a pane: on a narrow screen its parts are shown one after the other."""
+"""Pages of a pane: on a narrow screen its parts are shown one at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICK_DEVICE = Binding("d", "app.pick_device", "device", tooltip="Choose a device
 class PagedPane(Pane):
     """A pane whose parts have classes ``page-0``, ``page-1`` …; its style shows those of the class ``-page-N``.
 
-    It composes `page_label`, which says which page is shown.
+    It composes `page_label`, which shows the current page.
     """
 
     PAGES: ClassVar[tuple[str, ...]]
@@ -30,20 +30,20 @@ class PagedPane(Pane):
         self.page = 0
 
     def page_label(self) -> Label:
-        """The line that says which page is shown."""
+        """The line that shows the current page."""
         return Label("", classes="page-label")
 
     def first_focus(self) -> Widget:
-        """What takes the focus on the page that is shown."""
+        """The widget that gets the focus on the current page."""
         raise NotImplementedError
 
     def action_next_page(self) -> None:
-        """Turn the page; the focus goes along where it would be hidden."""
+        """Turn the page; the focus moves along if it would be hidden."""
         self.show_page((self.page + 1) % len(self.PAGES))
         self.call_after_refresh(self.keep_focus)
 
     def keep_focus(self) -> None:
-        """Move the focus to what is shown, unless it is there already."""
+        """Move the focus to the visible page, unless it is already there."""
         focused = self.screen.focused
         if focused is None or not is_shown(focused):
             self.first_focus().focus()
@@ -56,12 +56,12 @@ class PagedPane(Pane):
         self.query_one(".page-label", Label).update(words)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Pages exist on narrow screens only, and are not turned under a list or the help."""
+        """Pages exist only on narrow screens, and are not turned under a list or the help."""
         if action == "next_page":
             return self.screen.has_class("-narrow") and self.app.screen is self.screen
         return True
 
 
 def is_shown(widget: Widget) -> bool:
-    """Whether a widget is not hidden, nor anything that it is in."""
+    """Whether a widget and all its parents are visible."""
     return all(node.display for node in widget.ancestors_with_self if isinstance(node, Widget))

@@ -1,4 +1,4 @@
-"""The Roofline pane: the operators of a step under the roofs of the device, and where the limits change."""
+"""The Roofline pane: the operators of a step under the device's roofline, and where the limiting resource changes."""
 
 from __future__ import annotations
 
@@ -40,22 +40,23 @@ from tui.widgets.roofline_plot import RooflinePlot
 from tui.widgets.slider import Slider
 
 HELP = """\
-A roofline: FLOP/s against FLOPs per byte. The slope is the memory bandwidth of the device, the flat roofs are its peaks
-by data type. Each operator of a decode step is a small letter, each of a prefill a capital; ○ and ◇ are whole passes.
-An operator under the slope waits for memory, one under the flat roof for arithmetic; one far below both for its start.
+A roofline: FLOP/s against FLOPs per byte. The slope is the device's memory bandwidth; the flat roofs are its peaks by
+data type. Small letters are operators of a decode step, capitals those of a prefill; ○ and ◇ are whole passes. An
+operator under the slope is limited by memory, one under a flat roof by arithmetic, one far below both by its launch
+overhead.
 
-In the plot ← → halve or double the batch, ↑ ↓ the context; drag it, or drag the scales, or type a number into one. ┿ on
-a scale marks where the limit changes. s: decode or prefill in the table and in front. In the table ↑ ↓ choose an
-operator, whose time is worked out beside it. d picks another device. Points are estimates; with this machine as the
-device what was measured lies over them, marked ●: products that kvscope machine timed, and steps, prompts and layers
-of the loaded model, which are timed after a run in the Generate tab."""
+In the plot ← → halve or double the batch, ↑ ↓ the context; drag it, or drag the scales, or type a number into one. ┿
+on a scale marks where the limiting resource changes. s: show decode or prefill in the table and in front. In the
+table, ↑ ↓ select an operator; its time is derived beside it. d chooses another device. Points are estimates. If this
+machine is the device, measured values are drawn over them as ●: products timed by kvscope machine, and steps, prompts
+and layers of the loaded model, timed after a run in the Generate tab."""
 
 SETTLE_S = 0.05
-"""How long an edit waits for the next one before the crossings are looked for."""
+"""How long an edit waits for the next one before the crossings are searched."""
 
 
 class RooflinePane(PagedPane):
-    """Two scales with their marks, the plot, the table of a pass, and the calculation of its chosen row."""
+    """Two scales with their marks, the plot, the table of a pass, and the calculation of its selected row."""
 
     TITLE: ClassVar[str] = "Roofline"
     HELP: ClassVar[str] = HELP
@@ -82,7 +83,7 @@ class RooflinePane(PagedPane):
             minimum=1,
             maximum=2**16,
             unit="",
-            help="Sequences of the step: decode computes one token of each, prefill all their prompts",
+            help="Sequences per step: decode computes one token for each, prefill computes all their prompts",
             id="step-batch",
         )
         yield Slider(
@@ -91,7 +92,7 @@ class RooflinePane(PagedPane):
             minimum=1,
             maximum=2**20,
             unit="",
-            help="Tokens of each sequence: those that decode attends to, and those of the prompt",
+            help="Tokens per sequence: those that decode attends to, and those of the prompt",
             id="step-context",
         )
         yield Label("", id="roofline-problem", markup=False)
@@ -112,13 +113,13 @@ class RooflinePane(PagedPane):
         engine_of(self.app).watch(self._engine_changed)
 
     def first_focus(self) -> Widget:
-        """The plot: arrows move its points at once."""
+        """The plot, so that arrow keys move its points at once."""
         return self.query_one(RooflinePlot if self.page == 0 else CalcTable)
 
     # --- what is shown ------------------------------------------------------------------------------------
 
     def show(self, state: AppState, analysis: Analysis) -> None:
-        """Show the passes of `state` at once; where limits change is looked for afterwards."""
+        """Show the passes of `state` at once; the crossings are searched afterwards."""
         self._state = state
         self.query_one("#step-batch", Slider).value = state.step_batch
         self.query_one("#step-context", Slider).value = state.step_context
@@ -129,7 +130,7 @@ class RooflinePane(PagedPane):
         self._look_for_crossings(view)
 
     def _engine_changed(self, status: EngineStatus) -> None:
-        """Another model is loaded, or its operators were timed."""
+        """Called when another model is loaded, or its operators were timed."""
         if self._view is not None and (view := with_own(self._view, status)) != self._view:
             self._view = view
             self._show_plot()
@@ -182,7 +183,7 @@ class RooflinePane(PagedPane):
         self._propose(self.query_one("#step-batch", Slider).value, self.query_one("#step-context", Slider).value)
 
     def on_number_dial_typed(self, message: NumberDial.Typed) -> None:
-        """Say at once what is wrong with what is being typed."""
+        """Show at once what is wrong with the typed text."""
         message.stop()
         self.show_problem("#roofline-problem", message.dial.problem)
 
@@ -203,7 +204,7 @@ class RooflinePane(PagedPane):
             self.post_message(StateEdited(state, self))
 
     def action_other_phase(self) -> None:
-        """Decode or prefill in the table and in front."""
+        """Show decode or prefill in the table and in front."""
         self._phase = PHASES[1 - PHASES.index(self._phase)]
         self._show_plot()
         self._show_table()

@@ -1,4 +1,4 @@
-"""The Spec pane: the form at the left, its results at the right."""
+"""The Spec pane: the form on the left, its results on the right."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ if TYPE_CHECKING:
     from tui.views.rule import Rule
 
 HELP = """\
-The model, the device and the workload. Each edit is checked as you type. A field that is not valid is marked and says
-why; the results of the last valid input stay on screen.
+The model, the device and the workload. Each edit is checked as you type. An invalid field is marked and shows the
+reason; the results of the last valid input stay on screen.
 
-Start from a catalog entry, from a config.json (ctrl+o), or type the numbers. The results are at the right, and in the
+Start from a catalog entry, from a config.json (ctrl+o), or type the numbers. The results are on the right, and in the
 two lines at the top of every pane."""
 
 
 def device_facts(device: DeviceSpec) -> str:
-    """Bandwidth, peak and ridge in a line; what is not known is said to be so."""
+    """Bandwidth, peak and ridge in one line; unknown values are named."""
     peak, bandwidth, ridge = device.peak_flops_per_s.get("bf16"), device.bandwidth_bytes_per_s, device.ridge()
     facts = [
         format_rate(bandwidth) if bandwidth else "",
@@ -74,7 +74,7 @@ def device_facts(device: DeviceSpec) -> str:
 
 
 def context_note(study: Study) -> str:
-    """A warning where the context exceeds what the model was made for."""
+    """A warning if the context exceeds the model's limit."""
     limit = study.model.max_context
     return f"! this model supports at most {limit:,} tokens" if limit is not None and study.context > limit else ""
 
@@ -113,7 +113,7 @@ class SpecPane(Pane):
             yield card("Notes", Notes(id="spec-notes"))
 
     async def mount_more(self) -> None:
-        """What stands lower down, or only large screens have room for; the app calls this after the first paint."""
+        """Cards further down, or only for large screens; the app calls this after the first paint."""
         from tui.widgets.plot import PlotView
 
         command = card("Equivalent command", CachedStatic(id="spec-command"))
@@ -178,19 +178,19 @@ class SpecPane(Pane):
     # --- showing ------------------------------------------------------------------------------------------
 
     def show(self, state: AppState, analysis: Analysis) -> None:
-        """Take a state that came from elsewhere into the fields, and show what follows from it."""
-        if state is not self._answered:  # else only the theme or the marker has changed
+        """Put a state from elsewhere into the fields, and show its results."""
+        if state is not self._answered:  # otherwise only the theme or the marker has changed
             self._follow(state)
         self.answer(state, analysis)
 
     def answer(self, state: AppState, analysis: Analysis) -> None:
-        """Show what follows from `state`; the fields keep what was typed since."""
+        """Show the results of `state`; the fields keep what was typed since."""
         self._answered = state
         self._report = analysis.memory
         self._show_consequences(state, analysis.memory)
 
     def _follow(self, state: AppState) -> None:
-        """Take `state` over into the fields; parts that it does not change keep what is typed there."""
+        """Put `state` into the fields; unchanged parts keep the typed text."""
         before, self._state = self._state, state
         study = state.study
         if before is None or study.model != before.study.model:
@@ -206,7 +206,7 @@ class SpecPane(Pane):
         self._reread(post=False)
 
     def _start_from(self, model: ModelSpec, origin: ModelSpec) -> None:
-        """Edits are of `origin` from now on; what only goes layer by layer cannot be edited."""
+        """From now on, edits start from `origin`; sizes that differ by layer cannot be edited."""
         self._model_origin = origin
         self._windows_follow = bool(model.n_sliding_layers) and windows_follow(model, origin)
         fixed = frozenset() if origin.uniform else LAYERED_FIELDS
@@ -233,7 +233,7 @@ class SpecPane(Pane):
         self.query_one("#field-device", PickerField).value = study.device.name
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
         self._shown("device-facts", study.device, lambda _: device_facts(study.device))
-        for name in ("spec-first", "spec-answer"):  # one of the two is displayed
+        for name in ("spec-first", "spec-answer"):  # only one of the two is displayed
             self._shown(name, asked_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)
         self.query_one("#spec-notes", Notes).show(asked_notes(report))
@@ -256,7 +256,7 @@ class SpecPane(Pane):
         self._show_beside(rule, report)
 
     def _show_beside(self, rule: Rule, report: MemoryReport) -> None:
-        """The third column, where the screen has one."""
+        """The third column, if the screen has one."""
         if not self.screen.has_class("-ultra"):
             return
         from tui.views.batches import batch_by_format, batch_chart
@@ -296,7 +296,7 @@ class SpecPane(Pane):
         self._reread()
 
     def _reread(self, *, post: bool = True) -> None:
-        """Read the form; show what is wrong in place; propose the new state where there is one."""
+        """Read the form, show errors in place, and propose the new state if there is one."""
         if self._state is None:
             return
         reading = read_draft(self._draft(), self._state.study)
@@ -304,7 +304,7 @@ class SpecPane(Pane):
             self.post_message(FormChecked(next(iter(reading.errors.values()), ""), self))
         self._errors = dict(reading.errors)
         if self._inputs["weight_format"].value.strip().lower() == STORED and reading.study.model.stored is None:
-            self._fill(reading.study, ("weight_format",))  # an edited model has no checkpoint any more
+            self._fill(reading.study, ("weight_format",))  # an edited model no longer has a checkpoint
         if self._windows_follow and reading.study.model.n_sliding_layers:
             self._fill(reading.study, ("n_sliding_layers",))
         self._inputs["head_dim"].placeholder = auto_head_dim({n: w.value for n, w in self._inputs.items()})
@@ -331,7 +331,7 @@ class SpecPane(Pane):
         )
 
     def take_model(self, model: ModelSpec) -> None:
-        """Start from `model`: every model field shows it, whatever was typed there."""
+        """Start from `model`: every model field shows it, replacing typed text."""
         assert self._state is not None
         study = replace(self._state.study, model=model, weight_format=format_beside(self._state.study, model))
         self._start_from(model, model)
@@ -340,7 +340,7 @@ class SpecPane(Pane):
         self._reread()
 
     def take_device(self, device: DeviceSpec) -> None:
-        """Use `device`, whatever was typed as memory."""
+        """Use `device`, replacing a typed memory."""
         assert self._state is not None
         self._device_origin = device
         self._fill(replace(self._state.study, device=device), ("memory_bytes",))
@@ -350,11 +350,11 @@ class SpecPane(Pane):
 
     @property
     def errors(self) -> dict[str, str]:
-        """What is wrong with the form, by field name."""
+        """Errors in the form, by field name."""
         return dict(self._errors)
 
     def first_focus(self) -> Widget:
-        """Where the keyboard starts."""
+        """Where the focus starts."""
         return self.query_one("#field-model")
 
     def tables(self) -> tuple[Table, ...]:

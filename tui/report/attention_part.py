@@ -30,12 +30,12 @@ from tui.report.model import (
 
 
 def studied_report(report: IntensityReport) -> IntensityReport:
-    """The study of one head that (d) shows: with the algorithm that was chosen, where the layers are plain."""
+    """The one-head study shown in (d), with the chosen algorithm if the layers are plain."""
     return report if report.layers is None else standard_report(report)
 
 
 def part_d(report: IntensityReport) -> list[Block]:
-    """Intensity at N and d, the two plots with their numbers and observations; FlashAttention and the layers apart."""
+    """Intensity at N and d, the two plots with their numbers and observations, then FlashAttention and the layers."""
     study = studied_report(report)
     query = study.query
     return [
@@ -63,7 +63,7 @@ def _intensity_answer(report: IntensityReport) -> Paragraph:
     grows = "grows without limit" if prefill.limit is None else f"tends to {prefill.limit:,.4g}"
     return paragraph(
         f"Answer: {prefill.intensity:,.4g} FLOP/B in prefill, which {grows} as the context grows; "
-        f"{decode.intensity:,.3g} FLOP/B in decode, whatever the batch."
+        f"{decode.intensity:,.3g} FLOP/B in decode at any batch size."
     )
 
 
@@ -72,7 +72,7 @@ def _algorithm_note(report: IntensityReport) -> list[Block]:
         return [
             paragraph(
                 "This part first studies the plain attention of the question, with the head dimension of "
-                f"{report.query.model.title}; what the layers of the model really do follows at the end.",
+                f"{report.query.model.title}; what the model's own layers do follows at the end.",
             )
         ]
     if report.query.attention is Attention.STANDARD:
@@ -83,7 +83,7 @@ def _algorithm_note(report: IntensityReport) -> list[Block]:
 
 
 def _flash_comparison(report: IntensityReport) -> list[Block]:
-    """Both algorithms in one figure of their own."""
+    """Both algorithms in a separate figure."""
     standard = standard_report(report)
     flash = textbook_report(replace(report.query, attention=Attention.FLASH))
     other = flash if report.query.attention is Attention.STANDARD else standard
@@ -99,12 +99,12 @@ def _flash_comparison(report: IntensityReport) -> list[Block]:
 
 
 def _layers_blocks(report: IntensityReport) -> list[Block]:
-    """What the model's own layers do, where they are not all plain attention."""
+    """What the model's own layers do, if they are not all plain attention."""
     if report.layers is None:
         return []
     prefill, decode = tables.phase_tables(report, "Prefill by kind of layer", "Decode by kind of layer")
     return [
-        Heading(2, f"The layers of {report.query.model.title} as they are"),
+        Heading(2, f"The layers of {report.query.model.title}"),
         paragraph(
             "The layers of this model are not all plain attention over the whole context. This section counts what "
             "each of them does, for one sequence and all layers.",
@@ -118,7 +118,7 @@ def _layers_blocks(report: IntensityReport) -> list[Block]:
 
 
 def intensity_grid(report: IntensityReport) -> Grid:
-    """FLOPs over bytes of both phases."""
+    """FLOPs / bytes for both phases."""
     return Grid(
         title=f"Intensity of {report.query.attention} attention: FLOPs over bytes",
         columns=cells("Phase", "Formula", "FLOP", "Bytes", "FLOP/B", "As N grows"),
@@ -138,7 +138,7 @@ def intensity_grid(report: IntensityReport) -> Grid:
 
 
 def _limits(report: IntensityReport) -> list[Block]:
-    """The limits in N as formulas, for the algorithm that is studied."""
+    """The limits in N as formulas, for the studied algorithm."""
     out: list[Block] = []
     for cost in (report.prefill, report.decode):
         if cost.limit_formula is None or cost.limit is None:
@@ -162,7 +162,7 @@ def _limits(report: IntensityReport) -> list[Block]:
 
 
 def prefill_figure(report: IntensityReport) -> Chart:
-    """The curve of prefill alone on linear axes, with its limit, and the ridge where it lies near."""
+    """The prefill curve on linear axes, with its limit, and the ridge if it is near."""
     return replace(prefill_chart(report), title=f"Prefill · d = {report.query.head_dim}")
 
 
@@ -183,5 +183,6 @@ def _ridge_words(report: IntensityReport) -> str:
     if not report.ridges[0].common:
         return f"; the ridge: {values}"
     return (
-        f"; {report.query.device.name} has no known bandwidth or peak, so ridges of common devices stand in: {values}"
+        f"; the bandwidth or peak of {report.query.device.name} is unknown, so ridges of common devices are "
+        f"shown: {values}"
     )

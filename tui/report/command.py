@@ -1,4 +1,4 @@
-"""``kvscope report``: the written answer into a .tex or .md file, whole or not at all."""
+"""``kvscope report``: writes the report to a .tex or .md file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,42 +28,45 @@ def report_parser(prog: str) -> Parser:
     """Options of ``report``: the study as for ``memory`` and ``intensity``, and where to write."""
     parser = Parser(
         prog=prog,
-        description="The complete write-up: tables, calculation, plots and measurements, as LaTeX or Markdown.",
+        description="The complete report: tables, calculation, plots and measurements, as LaTeX or Markdown.",
     )
     add_study_options(parser)
     add_workload_options(parser)
     intensity = parser.add_argument_group("intensity, (c) and (d)")
-    intensity.add_argument("--attention-context", type=count, default=1024, metavar="N", help="tokens (default 1024)")
+    intensity.add_argument(
+        "--attention-context", type=count, default=1024, metavar="N", help="context in tokens (default 1024)"
+    )
     add_attention_options(intensity)
     measured = parser.add_argument_group("problem 2, measured")
     measured.add_argument(
         "--weights", metavar="FILE", help=".pt, .safetensors, .gguf or a model folder (default: the bundled model)"
     )
     measured.add_argument("--cases", metavar="FILE", help="JSON of expected logits (default: the bundled cases)")
-    measured.add_argument("--no-measure", action="store_true", help="leave the engine out: calculated numbers only")
+    measured.add_argument("--no-measure", action="store_true", help="do not run the engine: calculated numbers only")
     add_output_options(
         parser,
         answer="the path of the report and its verdict",
-        output="the report: a .tex (LaTeX) or .md (Markdown) file, written whole or not at all",
+        output="the report: a .tex (LaTeX) or .md (Markdown) file",
         required=True,
     )
     return parser
 
 
 def run_report(argv: Sequence[str], prog: str) -> int:
-    """``report``: 0 written; 1 written, an evaluation in it failed; 2 bad input; 3 the engine failed, none written."""
+    """``report``. Exit code 0: written; 1: written, but an evaluation failed; 2: bad input; 3: the engine failed,
+    nothing written."""
     from engine.errors import EngineError
 
     args = report_parser(prog).parse_args(argv)
     render = renderer_for(args.output)
     check_writable(args.output)
     if args.no_measure and (args.weights or args.cases):
-        raise SourceError("--no-measure leaves out what --weights and --cases are for: give one or the other")
+        raise SourceError("--no-measure cannot be combined with --weights or --cases: give only one of them")
     state = state_from(args)
     try:
         measured = None if args.no_measure else _measured(args)
     except EngineError as error:
-        remedy = "" if args.no_measure else " (--no-measure leaves the engine out)"
+        remedy = "" if args.no_measure else " (--no-measure does not need the engine)"
         say(f"{prog}: {error.message}{remedy}")
         return error.exit_code
     return _written(args, state, measured, render)
@@ -84,7 +87,7 @@ def _written(
 
 
 def _say_where(args: argparse.Namespace, report: Report) -> None:
-    """Print the path, and the verdict of its evaluations where the format has room for it."""
+    """Print the path and, if the format allows it, the verdict of its evaluations."""
     path = str(args.output)
     to_stdout = argparse.Namespace(format=args.format, output=None)
     if args.format == "json":

@@ -1,4 +1,4 @@
-"""The complete written answer to the assignment, for whatever model and device the state holds."""
+"""The complete report for the assignment, for the state's model and device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCES = (
 def build_report(state: AppState, measurements: Measurements | None) -> Report:
     """The document for `state`: problem 1 (a) to (d) calculated, problem 2 from `measurements` (None: left out).
 
-    The times of a load stand between them where those of the device are known.
+    The times of a load come between them if the device's times are known.
     """
     analysis = analyse(state)
     study = state.study

@@ -1,4 +1,4 @@
-"""How fast the load of the state is served, where times of the device are known: the Estimate pane as a part."""
+"""How fast the state's load is served, if the device's times are known: the Estimate pane as a part of the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tui.report.model import Block, Heading, grid_of, paragraph, plain_items
 
 
 def estimate_part(analysis: Analysis) -> list[Block]:
-    """The sentence, the answer with its band, a row for each batch, and what is taken for granted."""
+    """The sentence, the answer with its band, a row per batch size, and the assumptions."""
     if analysis.memory.study.device.ridge() is None:
         return []
     from tui.views.estimate import frontier_rows, headline, remarks
@@ -20,7 +20,7 @@ def estimate_part(analysis: Analysis) -> list[Block]:
     return [
         Heading(1, "Estimate"),
         paragraph(headline(answer)),
-        grid_of(answer_table(answer.row), title="Times and rates: the bound that nothing beats, and the band"),
-        *([grid_of(frontier_table(rows), title="By batch, or by number of clients")] if rows else []),
+        grid_of(answer_table(answer.row), title="Times and rates, with the bound and the band"),
+        *([grid_of(frontier_table(rows), title="By batch size or number of clients")] if rows else []),
         plain_items(remarks(answer)),
     ]

@@ -33,14 +33,14 @@ PHASES = {Phase.PREFILL: "Prefill: all N tokens at once", Phase.DECODE: "Decode:
 
 
 def standard_report(report: IntensityReport) -> IntensityReport:
-    """The same study of plain attention, with standard attention as the algorithm and FlashAttention as the other."""
+    """The same study of plain attention, with standard attention as the algorithm and FlashAttention for comparison."""
     if report.query.attention is Attention.STANDARD and report.layers is None:
         return report
     return textbook_report(replace(report.query, attention=Attention.STANDARD))
 
 
 def part_c(report: IntensityReport) -> list[Block]:
-    """Algorithm 0 in both phases, each term explained, the sums, and FlashAttention beside it."""
+    """Algorithm 0 in both phases, each term explained, the sums, and a comparison with FlashAttention."""
     standard = standard_report(report)
     blocks: list[Block] = [
         Heading(1, "Problem 1 (c): FLOPs and bytes of attention, as formulas in N and d"),
@@ -53,7 +53,7 @@ def part_c(report: IntensityReport) -> list[Block]:
 
 
 def _formula_answer(report: IntensityReport) -> Paragraph:
-    """The answer to (c): FLOPs and bytes of both phases, for one head that is read from memory."""
+    """The answer to (c): FLOPs and bytes of both phases for one head."""
     head = "one head" if report.query.group_size == 1 else "one KV head and its query heads"
     pieces: list[Inline] = []
     for cost in (report.prefill, report.decode):
@@ -74,9 +74,9 @@ def _setting(report: IntensityReport) -> list[Block]:
             symbol_math("element_bytes"),
             " bytes. A multiply and an add are two FLOP; ",
             f"{_softmax_words(query)}; {_mask_words(query)}. Algorithm 0 (Dao et al. 2022, section 2.2) computes S, P "
-            "and O one after the other, and S and P go to device memory and come back. With K and V of its own for "
-            "every head, heads and layers multiply FLOPs and bytes alike and the intensity of one head is that of the "
-            "whole model's attention; query heads that share K and V follow in (d).",
+            "and O one after another, and writes S and P to device memory and reads them back. If every head has its "
+            "own K and V, heads and layers multiply FLOPs and bytes equally, so the intensity of one head is that of "
+            "the whole model's attention; query heads that share K and V follow in (d).",
         )
     ]
 
@@ -90,7 +90,7 @@ def _softmax_words(query: IntensityQuery) -> str:
 
 def _mask_words(query: IntensityQuery) -> str:
     if query.causal:
-        return "a causal mask leaves the lower triangle of S and P, and it alone is computed and moved in prefill"
+        return "with the causal mask, only the lower triangle of S and P is computed and moved in prefill"
     return "there is no causal mask"
 
 
@@ -117,7 +117,7 @@ def _phase_opening(cost: PhaseCost) -> list[Block]:
 
 
 def _symbols(query: IntensityQuery) -> dict[str, Any]:
-    """Arguments of `attention_steps` that trace formulas in N and d (and g where heads are grouped)."""
+    """Arguments of `attention_steps` that trace formulas in N and d (and g if heads are grouped)."""
     group = 1 if query.group_size == 1 else symbol("group_size")
     return {
         "n_keys": symbol("n_keys"),
@@ -129,10 +129,10 @@ def _symbols(query: IntensityQuery) -> dict[str, Any]:
 
 
 def step_sentences(query: IntensityQuery, phase: Phase) -> tuple[Text, ...]:
-    """For each step of Algorithm 0: where its FLOPs come from, and which tensors it reads and writes.
+    """For each step of Algorithm 0: the source of its FLOPs, and the tensors that it reads and writes.
 
-    The names of the tensors are those in the step's own name ("O = P V": O is written, P and V are read), their
-    sizes the addends of its traced formulas, in the same order.
+    The tensors are named in the step's own name ("O = P V": O is written, P and V are read); their sizes are the
+    addends of its traced formulas, in the same order.
     """
     steps = attention_steps(Attention.STANDARD, phase, **_symbols(query))
     sentences = []
@@ -167,7 +167,7 @@ def addends(expression: object) -> list[Expr]:
 
 
 def _flops_sentence(result: str, flops: object, entries: Expr, *, dot_product: bool) -> Text:
-    """Why the step takes its FLOPs: entries of the result times what each one costs."""
+    """Why the step needs its FLOPs: entries of the result times the cost of each."""
     work = as_expr(flops)
     opening: Text = ("Each of the ", formula(entries), f" entries of {result} ")
     if not dot_product:
@@ -264,7 +264,7 @@ def total_steps(cost: PhaseCost) -> tuple[Step, ...]:
 
 
 def _flash_blocks(report: IntensityReport) -> list[Block]:
-    """What keeping S and P on the chip saves, from the difference of the two byte formulas."""
+    """What keeping S and P on chip saves, from the difference of the two byte formulas."""
     pairs = ((report.prefill, report.other_prefill), (report.decode, report.other_decode))
     rows = []
     for standard, flash in pairs:
@@ -285,11 +285,11 @@ def _flash_blocks(report: IntensityReport) -> list[Block]:
         Heading(2, "Comparison with FlashAttention"),
         paragraph(
             "FlashAttention (Algorithm 1 of the same paper) does the same FLOPs block by block and keeps S and P on "
-            "the chip: their writes and reads disappear from the bytes. Its traffic is counted at the minimum: "
-            "Q, K, V and O once each.",
+            "chip, so their reads and writes disappear from the bytes. Its traffic is counted at the minimum: Q, K, "
+            "V and O once each.",
         ),
         Grid(
-            title="Bytes of standard attention, of FlashAttention, and what is saved",
+            title="Bytes of standard attention and of FlashAttention, and the difference",
             columns=cells("Phase", "Bytes", "Flash bytes", "Saved", "Bytes", "Flash bytes", "FLOP/B", "Flash FLOP/B"),
             rows=tuple(rows),
             numeric=frozenset({4, 5, 6, 7}),

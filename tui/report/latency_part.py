@@ -1,4 +1,4 @@
-"""Problem 2 (d): latency with and without the cache, and both curves explained by the work that calc predicts."""
+"""Problem 2 (d): latency with and without the cache, with both curves explained by the work that calc predicts."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def latency_part(result: BenchmarkResult | None, model: ModelInfo | None) -> lis
 
 
 def _explained(result: BenchmarkResult, model: ModelInfo | None) -> list[Block]:
-    """Both curves by the work that calc predicts, beside the measured times; nothing where the model is not known."""
+    """Both curves by the work that calc predicts, beside the measured times; empty if the model is not known."""
     if model is None:
         return []
     rows = by_length(result.rows)
     work = sweep_work(model, [row.prompt_tokens for row in rows], new_tokens=result.new_tokens)
     return [
         paragraph(
-            f"Predicted work. With the cache a run is one pass over the prompt of N tokens and "
+            "Predicted work. With the cache a run is one pass over the prompt of N tokens and "
             f"{result.new_tokens - 1} passes over one token; without it, {result.new_tokens} passes over N and more "
-            "tokens. Each pass reads the weights once; activations are not counted. The least time is the roofline of "
-            "each pass, with the rates of memory and of arithmetic that were measured on this machine."
+            "tokens. Each pass reads the weights once; activations are not counted. The least time is the roofline "
+            "of each pass, with this machine's measured memory and arithmetic rates."
         ),
         work_grid(rows, work),
         plain_items(work_sentences(rows, work)),
@@ -63,7 +63,7 @@ def _explained(result: BenchmarkResult, model: ModelInfo | None) -> list[Block]:
 
 
 def work_grid(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> Grid:
-    """FLOPs, bytes, least and measured time of each arm, by prompt length."""
+    """FLOPs, bytes, least and measured time of both ways, by prompt length."""
     lines = []
     for row, done in zip(rows, work, strict=True):
         for arm, each, measured_s in (
@@ -87,27 +87,27 @@ def work_grid(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> Grid:
 
 
 def work_sentences(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> list[str]:
-    """How the work and the times of both arms grow from the shortest prompt to the longest."""
+    """How the work and the times of both ways grow from the shortest prompt to the longest."""
     first, last, before, after = rows[0], rows[-1], work[0], work[-1]
     if last is first:
         return []
     span = f"From {first.prompt_tokens:,} to {last.prompt_tokens:,} prompt tokens"
     cached, plain = (after.with_cache, before.with_cache), (after.without_cache, before.without_cache)
     return [
-        f"{span} the work without the cache grows {_growth(*plain)} in FLOPs, since every new token passes the whole "
-        f"text again; the time grows {last.without_cache_s / first.without_cache_s:.1f} times.",
+        f"{span} the work without the cache grows {_growth(*plain)} in FLOPs, because every new token processes the "
+        f"whole text again; the time grows {last.without_cache_s / first.without_cache_s:.1f} times.",
         f"{span} the work with the cache grows {_growth(*cached)} in FLOPs and "
-        f"{cached[0].moved_bytes / cached[1].moved_bytes:.2f} times in bytes: the text passes once, later tokens pass "
-        f"alone; the time grows {last.with_cache_s / first.with_cache_s:.1f} times.",
-        f"At {last.prompt_tokens:,} tokens the cache leaves 1/{plain[0].flops / cached[0].flops:.1f} of the FLOPs, and "
-        f"the run is {last.speedup:.1f} times as fast; at {first.prompt_tokens:,} tokens it leaves "
+        f"{cached[0].moved_bytes / cached[1].moved_bytes:.2f} times in bytes, because the text is processed once and "
+        f"later tokens one at a time; the time grows {last.with_cache_s / first.with_cache_s:.1f} times.",
+        f"At {last.prompt_tokens:,} tokens, the cache reduces the FLOPs to 1/{plain[0].flops / cached[0].flops:.1f}, "
+        f"and the run is {last.speedup:.1f} times as fast; at {first.prompt_tokens:,} tokens it reduces them to "
         f"1/{plain[1].flops / cached[1].flops:.1f}, and the run is {first.speedup:.1f} times as fast.",
         *_besides(rows, work),
     ]
 
 
 def _besides(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> list[str]:
-    """What a pass costs besides the work that is counted, where measured over least time falls with the length."""
+    """The cost of a pass besides the counted work, if measured / least time falls with the length."""
     if not work[0].without_cache.least_s or not work[-1].without_cache.least_s:
         return []
     short = rows[0].without_cache_s / work[0].without_cache.least_s
@@ -115,14 +115,14 @@ def _besides(rows: Sequence[BenchmarkRow], work: Sequence[SweepWork]) -> list[st
     if short < BESIDES * long:
         return []
     return [
-        f"Without the cache, measured over least time falls from {short:.1f} to {long:.1f}: a pass has costs that are "
-        "not counted (calls, small operations) and that longer texts spread over more work. This is why short prompts "
-        "gain less than their FLOPs say."
+        f"Without the cache, measured / least time falls from {short:.1f} to {long:.1f}: a pass has costs that are "
+        "not counted (calls, small operations), and longer texts spread them over more work. This is why short "
+        "prompts gain less than their FLOPs suggest."
     ]
 
 
 BESIDES = 1.5
-"""Times that the cost of a short pass over its least time must exceed that of a long one to be spoken of."""
+"""Minimum ratio of measured / least time between short and long passes for this sentence."""
 
 
 def _growth(last: ArmWork, first: ArmWork) -> str:
@@ -130,29 +130,29 @@ def _growth(last: ArmWork, first: ArmWork) -> str:
 
 
 def prefill_share(row: BenchmarkRow) -> float:
-    """The part of the time with the cache that is prefill."""
+    """The share of prefill in the time with the cache."""
     return row.prefill_s / row.with_cache_s if row.with_cache_s else 0.0
 
 
 def sweep_sentences(rows: Sequence[BenchmarkRow]) -> list[str]:
-    """What the sweep shows: the part that is prefill, the time per token at both ends."""
+    """What the sweep shows: the share of prefill, and the time per token at both ends."""
     first, last = rows[0], rows[-1]
     if last is first:
         return [f"{prefill_share(last):.0%} of the time with the cache is prefill."]
     sentences = [
-        f"With the cache {prefill_share(first):.0%} of the time is prefill at {first.prompt_tokens:,} tokens and "
+        f"With the cache, prefill takes {prefill_share(first):.0%} of the time at {first.prompt_tokens:,} tokens and "
         f"{prefill_share(last):.0%} at {last.prompt_tokens:,}."
     ]
     if first.tpot_s and last.tpot_s:
         sentences.append(
-            f"A token after the first takes {format_duration_s(first.tpot_s)} at {first.prompt_tokens:,} tokens and "
-            f"{format_duration_s(last.tpot_s)} at {last.prompt_tokens:,}{_beyond_noise(first, last)}."
+            f"Each token after the first takes {format_duration_s(first.tpot_s)} at {first.prompt_tokens:,} tokens "
+            f"and {format_duration_s(last.tpot_s)} at {last.prompt_tokens:,}{_beyond_noise(first, last)}."
         )
     return sentences
 
 
 def _beyond_noise(first: BenchmarkRow, last: BenchmarkRow) -> str:
-    """Whether the times per token of two rows differ by more than single tokens of one row do."""
+    """Whether the times per token of two rows differ by more than the spread of single tokens."""
     if first.tpot_p95_s is None or last.tpot_p50_s is None or last.tpot_p50_s > first.tpot_p95_s:
         return ""
     return ", a difference within the spread of single tokens"

@@ -1,7 +1,7 @@
-r"""A report as LaTeX that compiles as it is with texlive-latex-base, -latex-extra and -pictures.
+r"""A report as LaTeX that compiles without changes with texlive-latex-base, -latex-extra and -pictures.
 
-The file is pure ASCII; plots are pgfplots over the very points of the charts, so there are no image files.
-Everything a table or figure holds that is not a formula goes through `latex_text.escape`.
+The file is pure ASCII; plots are pgfplots with the points of the charts, so there are no image files. Everything in a
+table or figure that is not a formula goes through `latex_text.escape`.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ PREAMBLE = r"""\documentclass[a4paper,11pt]{article}
 \renewcommand{\labelitemi}{$\bullet$}"""
 
 LINE_CHARACTERS = 90.0
-"""Characters of a table line: the text width at \\small, in average characters."""
+"""Characters per table line: the text width at \\small, in average characters."""
 GAP_CHARACTERS = 2.6
-"""What the space between two columns takes."""
+"""Characters taken by the space between two columns."""
 WIDE_CHARACTERS = 20.0
-"""Text columns wider than this may be broken into lines."""
+"""Text columns wider than this may be wrapped."""
 HEADING_CHARACTERS = 9
-"""Headings up to this long stay on one line, however narrow the cells below are."""
+"""Headings up to this length stay on one line, however narrow the cells below are."""
 UNBROKEN_STEPS = 4
 """Calculations with more steps may break over pages."""
 LONG_LINES = 34
 """Tables with more lines may break over pages."""
 LONG_BRACKET = 70
-"""Characters of maths from which brackets may be broken inside."""
+"""Length of maths from which line breaks inside brackets are allowed."""
 
 _COLOURS = ("blue!70!black", "red!75!black", "teal", "orange!85!black", "violet", "brown")
 _MARKS = {"●": "*", "○": "o", "×": "x", "+": "+", "◆": "diamond*"}
@@ -73,7 +73,7 @@ def to_latex(report: Report) -> str:
 
 
 def _maths(latex: str) -> str:
-    r"""Inline maths. Long formulas lose \left and \right, which would forbid a line to end inside."""
+    r"""Inline maths. Long formulas lose \left and \right, which would prevent line breaks inside."""
     if len(latex) > LONG_BRACKET:
         latex = latex.replace(r"\left(", "(").replace(r"\right)", ")")
     return rf"$\displaystyle {latex}$" if r"\frac" in latex else f"${latex}$"
@@ -178,7 +178,7 @@ def _cell(text: Text) -> str:
 
 
 def _header(block: Grid, *, wrapped: bool) -> str:
-    """The headings; `wrapped` breaks those that are wider than their columns' cells."""
+    """The headings; `wrapped` breaks those wider than the cells of their columns."""
     return " & ".join(_column_heading(block, i, wrapped=wrapped) for i in range(len(block.columns))) + r" \\"
 
 
@@ -201,7 +201,7 @@ def _heading_lines(block: Grid, column: int) -> list[str]:
 
 
 def _length(text: Text) -> float:
-    """Characters a cell takes, about."""
+    """Approximate characters of a cell."""
     return sum(_math_length(inline) if isinstance(inline, Math) else len(inline) for inline in text)
 
 
@@ -212,7 +212,7 @@ def _math_length(math: Math) -> float:
 
 
 def _widths(block: Grid, *, wrapped: bool) -> list[float]:
-    """Characters each column takes as it is, with its heading on one line or broken."""
+    """Characters per column, with its heading on one line or broken."""
     widths = []
     for i, heading in enumerate(block.columns):
         lines = [float(len(line)) for line in _heading_lines(block, i)] if wrapped else [_length(heading)]
@@ -221,7 +221,7 @@ def _widths(block: Grid, *, wrapped: bool) -> list[float]:
 
 
 def _column_spec(block: Grid, widths: Sequence[float]) -> str:
-    """Columns as wide as they are; where a line is not enough, the wide text columns share what is left."""
+    """Natural column widths; if a line is too short, the wide text columns share what is left."""
     room = _room(widths)
     columns = ["r" if i in block.numeric else "l" for i in range(len(widths))]
     wide = [i for i, width in enumerate(widths) if width > WIDE_CHARACTERS and i not in block.numeric]
@@ -242,12 +242,12 @@ def _has_maths(block: Grid, column: int) -> bool:
 
 
 def _lines(block: Grid) -> float:
-    """Lines the body takes, about: every cell wider than half a line is broken."""
+    """Approximate lines of the body: every cell wider than half a line is wrapped."""
     return sum(max(1.0, *(_length(cell) / (LINE_CHARACTERS / 2) for cell in row)) for row in block.rows)
 
 
 def _shares(widths: Sequence[float], room: float) -> list[float]:
-    """`room` divided: a column that needs less than an even part gets what it needs."""
+    """Divides `room`: a column that needs less than an even share gets what it needs."""
     given = dict.fromkeys(range(len(widths)), 0.0)
     open_columns, left = list(given), room
     while open_columns:
@@ -284,7 +284,7 @@ def _boxed(inside: str) -> str:
 
 
 def _step(step: Step) -> str:
-    """Name; symbol = formula; = numbers put in = result."""
+    """Name; symbol = formula; = substituted numbers = result."""
     term = step.term
     left = f"{step.symbol.latex} = " if step.symbol else ""
     first = _maths(left + step.formula.latex)
@@ -295,7 +295,7 @@ def _step(step: Step) -> str:
 
 
 def _numbers(term: Term) -> str:
-    """The formula with its numbers; a fraction, which cannot be broken, is made smaller where it is too wide."""
+    """The formula with its numbers; a fraction cannot be broken, so it is made smaller if it is too wide."""
     shown = _maths("{} = " + term.latex_substituted)
     if r"\frac" in shown and max(map(len, term.substituted.split(" / "))) > LONG_BRACKET:
         return rf"\adjustbox{{max width=\linewidth}}{{{shown}}}"
@@ -326,7 +326,7 @@ def _figure(block: Figure) -> str:
 
 
 def _drawable(chart: Chart, series: Series) -> tuple[tuple[float, float], ...]:
-    """The points of a series that its axes can show."""
+    """The points of a series within its axes."""
     return tuple((x, y) for x, y in series.points if (x > 0 or not chart.x.log) and (y > 0 or not chart.y.log))
 
 
@@ -365,7 +365,7 @@ def _series(chart: Chart, series: Series) -> str:
 
 
 def _point(at: Point, low: float | None, high: float | None) -> str:
-    """A coordinate, with its distance to the greatest and the least value where they are known."""
+    """A coordinate, with its distance to the greatest and the least value if they are known."""
     x, y = at
     bars = "" if low is None or high is None else f" += (0,{high - y:.8g}) -= (0,{y - low:.8g})"
     return f"({x:.10g},{y:.8g}){bars}"

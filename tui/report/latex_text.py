@@ -1,7 +1,7 @@
-r"""Any text as LaTeX that pdflatex accepts: no command, no active character, no byte it does not know survives.
+r"""Turns any text into LaTeX that pdflatex accepts: without commands, active characters or unknown bytes.
 
-The result is pure ASCII. What has no LaTeX form in the standard fonts is written as its code point ([U+4E2D]),
-so that a name in another script never stops a compilation.
+The result is pure ASCII. A character without a LaTeX form in the standard fonts is written as its code point
+([U+4E2D]), so that a name in another script never breaks the compilation.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from calc.explain.terms import SUPERSCRIPT
 
 _SPACES = " \t\r\n\f\v"
 _BEFORE_UNIT = r"(?<=[0-9⁰¹²³⁴⁵⁶⁷⁸⁹]) (?=(?:[kMGTP]?i?B|[kMGTP]?FLOP|FLOP/B|[mµn]?s|%)(?![A-Za-z]))"
-"""The space between a number and its unit: no line ends there."""
+"""The space between a number and its unit, where no line may end."""
 LONG_WORD = 22
-"""Longer runs without a space get places to break, so that a path does not run over the margin."""
+"""Longer runs without a space get break points, so that a path does not run over the margin."""
 CHUNK = 8
-"""Such a word may be broken after so many characters without punctuation, at the latest."""
+"""Maximum characters without punctuation before such a word may be broken."""
 
-# Signs that LaTeX would take from TS1, a font set that is not in the outlines of a small installation, are maths.
+# Signs that LaTeX would take from TS1 (a font set missing in small installations) are written as maths.
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"$\mathdollar$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "\u00a0": "~",
 }  # fmt: skip
 _LIGATURES = frozenset("-'`!?,<>")
-"""Characters that join with a neighbour in TeX's fonts: each stands alone in braces."""
+"""Characters that form ligatures in TeX's fonts: each is put in braces."""
 
 _MATHS = {
     "·": r"\cdot", "×": r"\times", "−": "-", "±": r"\pm", "÷": r"\div", "≈": r"\approx", "≤": r"\le", "≥": r"\ge",
@@ -52,7 +52,7 @@ _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", s
 
 
 def escape(text: str) -> str:
-    """`text` for running LaTeX text: one line of ASCII, whatever was in it."""
+    """`text` for running LaTeX text: one line of ASCII, whatever it contains."""
     raised = re.sub(r"(?<=[0-9])\^([0-9]+)", lambda power: power[1].translate(SUPERSCRIPT), text)
     tied = re.sub(_BEFORE_UNIT, "\u00a0", raised.strip(_SPACES))
     return " ".join(_word(word) for word in re.split(f"[{_SPACES}]+", tied))
@@ -66,7 +66,7 @@ def _word(word: str) -> str:
 
 
 def _breakable(word: str, pieces: list[str]) -> list[list[str]]:
-    """`pieces` in parts between which a line may end: after punctuation, and every CHUNK characters."""
+    """`pieces` with break points after punctuation and every CHUNK characters."""
     parts: list[list[str]] = [[]]
     for character, piece in zip(word, pieces, strict=True):
         parts[-1].append(piece)
@@ -81,7 +81,7 @@ def _character(character: str, before: str) -> str:
     if character in _LIGATURES and character == before and character != "`":
         return "{}" + character
     if " " < character <= "~":
-        # A bracket at the start of a row or list item would be read as its optional argument.
+        # A bracket at the start of a row or list item would be read as an optional argument.
         return "{" + character + "}" if character in "[]*`" else character
     return _beyond_ascii(character)
 
@@ -99,7 +99,7 @@ def _beyond_ascii(character: str) -> str:
 
 
 def _accented(character: str) -> str | None:
-    r"""``\'{e}`` for é; None for what is no letter with one accent."""
+    r"""``\'{e}`` for é; None for anything except a letter with one accent."""
     parts = unicodedata.normalize("NFD", character)
     if len(parts) == 2 and parts[0].isascii() and parts[0].isalpha() and parts[1] in _ACCENTS:
         base = {"i": r"\i", "j": r"\j"}.get(parts[0], parts[0])

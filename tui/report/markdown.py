@@ -30,7 +30,7 @@ def to_markdown(report: Report) -> str:
 
 
 def _escape(text: str) -> str:
-    """`text` on one line, with nothing in it that Markdown would read as markup."""
+    """`text` on one line, without anything that Markdown would read as markup."""
     return "".join("\\" + c if c in _SPECIAL else c for c in " ".join(text.split()))
 
 
@@ -39,7 +39,7 @@ def _inline(inline: Inline) -> str:
 
 
 def _escaped_piece(text: str) -> str:
-    """A piece of running text: its spaces at either end separate it from its neighbours."""
+    """A piece of running text; spaces at its ends separate it from its neighbours."""
     if not text.strip():
         return " " if text else ""
     return " " * text[:1].isspace() + _escape(text) + " " * text[-1:].isspace()
@@ -94,7 +94,12 @@ def _row(values: list[str]) -> str:
 def _derivation(block: Derivation) -> str:
     from calc.commands.tables import term_value
 
-    head = [f"**{_escape(block.title)}**", "", _row(["Step", "Formula", "Numbers put in", "Result"]), _row(["---"] * 4)]
+    head = [
+        f"**{_escape(block.title)}**",
+        "",
+        _row(["Step", "Formula", "Substituted numbers", "Result"]),
+        _row(["---"] * 4),
+    ]
     for step in block.steps:
         left = f"{step.symbol.text} = " if step.symbol else ""
         formula, numbers = f"`{left}{step.formula.text}`", f"`{step.term.substituted}`"

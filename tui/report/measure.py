@@ -1,4 +1,4 @@
-"""What the report measures: both evaluations, a sample, the latency sweep, through the engine's process."""
+"""The report's measurements: both evaluations, a sample and the latency sweep, through the engine's process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tui.live.predict import predicted_cache_bytes
 from tui.report.measured_part import Measurements, Sample
 
 Watcher = Callable[[Event], None]
-"""Told every event as it comes."""
+"""Called with every event as it comes."""
 
 Found = TypeVar("Found")
 
 PROMPT, NEW_TOKENS = "The king", 48
 SWEEP = Benchmark(new_tokens=20, repeats=3)
-"""Fewer tokens and repeats than the benchmark command's own five: a report is waited for."""
+"""Fewer tokens and repeats than the benchmark command, because the user waits for the report."""
 
 
 def _ignore(event: Event) -> None:
-    """Nobody watches."""
+    """Ignore the event."""
 
 
 def measure(
@@ -40,9 +40,9 @@ def measure(
     watch: Watcher = _ignore,
     sweep: Benchmark = SWEEP,
 ) -> Measurements:
-    """Run everything the report shows of problem 2, with the given weights and cases or the bundled ones.
+    """Run everything that the report shows for problem 2, with the given or the bundled weights and cases.
 
-    Raises InputError, or EngineFailure where the engine failed, was stopped or died.
+    Raises InputError, or EngineFailure if the engine failed, was stopped or died.
     """
     evaluate, kv_evaluate = (
         _last(client, Evaluate(weights=weights, cases=cases, cached=cached), EvaluationFinished, watch=watch).result
@@ -60,7 +60,7 @@ def measure(
 
 
 def sample_request(model: ModelInfo, weights: str | None) -> Generate:
-    """A short continuation: of words where the model has a tokenizer, else of its first token ids."""
+    """A short continuation: of text if the model has a tokenizer, else of its first token ids."""
     room = min(NEW_TOKENS, model.max_positions // 2)
     if model.has_tokenizer:
         return Generate(model=weights, prompt=PROMPT, max_new_tokens=room)
@@ -68,7 +68,7 @@ def sample_request(model: ModelInfo, weights: str | None) -> Generate:
 
 
 def _events(client: EngineClient, request: Request, *, watch: Watcher) -> list[Event]:
-    """All events of a request. Raises EngineError for an end that is none of its own."""
+    """All events of a request. Raises EngineError if it ends with an unexpected event."""
     events = []
     for event in client.stream(request):
         watch(event)

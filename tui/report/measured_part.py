@@ -19,7 +19,7 @@ from tui.report.model_part import model_name, model_part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One generated continuation: raw timestamps, the cache that was allocated and the bytes calc predicts."""
+    """One generated continuation: raw timestamps, the allocated cache and the bytes that calc predicts."""
 
     model: str
     prompt: str
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """What the engine measured. None: that part was not run."""
+    """The engine's measurements. None: that part was not run."""
 
     evaluate: EvaluationResult | None = None
     kv_evaluate: EvaluationResult | None = None
@@ -44,19 +44,19 @@ class Measurements:
 
     @property
     def passed(self) -> bool | None:
-        """Whether every evaluation that was run passed; None if none was."""
+        """Whether every evaluation passed; None if none was run."""
         results = [result.passed for result in (self.evaluate, self.kv_evaluate) if result is not None]
         return all(results) if results else None
 
 
 LEFT_OUT = (
-    "Measurements were left out of this document: it holds calculated numbers only. "
-    "Written again without --no-measure it runs the evaluations, a sample and the latency sweep."
+    "This document has calculated numbers only, no measurements. Without --no-measure, the report runs the "
+    "evaluations, a sample and the latency sweep."
 )
 
 
 def measured_part(measured: Measurements | None) -> list[Block]:
-    """The model, both evaluations, the latency sweep and a sample, or a sentence that says they were left out."""
+    """The model, both evaluations, the latency sweep and a sample, or a sentence that they were left out."""
     head: list[Block] = [Heading(1, "Problem 2: a transformer with a KV cache, measured")]
     if measured is None or measured == Measurements():
         return [*head, paragraph(LEFT_OUT)]
@@ -91,7 +91,8 @@ def _evaluation(result: EvaluationResult | None) -> list[Block]:
 
 
 def _differences(result: EvaluationResult) -> list[Block]:
-    """Cached against uncached by itself: the three ways through the cache, and how far below the rest it lies."""
+    """Cached against uncached logits: the three ways through the cache, compared with the error against the expected
+    logits."""
     rows = tuple(
         cells(
             format_count(case.case),
@@ -103,8 +104,8 @@ def _differences(result: EvaluationResult) -> list[Block]:
         for case in result.cases
     )
     caption = (
-        "Cached against uncached beside the error against the expected logits, both axes logarithmic; a difference of "
-        "exactly zero is not drawn."
+        "Difference of cached and uncached logits, and error against the expected logits, both axes logarithmic; a "
+        "difference of exactly zero is not drawn."
     )
     return [
         Grid(
@@ -156,7 +157,7 @@ def _verdict(result: EvaluationResult) -> str:
 
 
 def _weights(path: str) -> str:
-    """A weight file by its path; the one that kvscope ships by what it is, wherever it is installed."""
+    """A weight file by its path, or "the bundled model" for kvscope's own."""
     from assets import path as asset_path
 
     return "the bundled model" if path in ("bundled", str(asset_path("model"))) else path
@@ -183,7 +184,7 @@ def _sample(sample: Sample | None) -> list[Block]:
                 cells(
                     "KV cache predicted by the formula of Problem 1 (a)", format_bytes(sample.predicted_kv_cache_bytes)
                 ),
-                cells("Measured over predicted", _over(sample.kv_cache_bytes, sample.predicted_kv_cache_bytes)),
+                cells("Measured / predicted", _over(sample.kv_cache_bytes, sample.predicted_kv_cache_bytes)),
             ),
             numeric=frozenset({1}),
         ),
@@ -195,4 +196,4 @@ def _duration(seconds: float | None) -> str:
 
 
 def _over(measured: int, predicted: int) -> str:
-    return f"{measured / predicted:.4f}" if predicted else "nothing predicted"
+    return f"{measured / predicted:.4f}" if predicted else "no prediction"

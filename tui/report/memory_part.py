@@ -40,11 +40,11 @@ GIVEN = (
     *("n_learned_positions", "n_sliding_layers", "window", "memory_bytes", "context", "weight_element_bytes"),
     *("kv_element_bytes", "tp", "n_keys"),
 )
-"""Symbols that stand in the table of inputs."""
+"""Symbols in the table of inputs."""
 
 
 def derived_step(term: Term) -> Step:
-    """A step with the symbol that stands for its result."""
+    """A step with the symbol for its result."""
     return Step(name=term.name, symbol=symbol_math(term.gives) if term.gives else None, term=term)
 
 
@@ -52,12 +52,12 @@ def derived_step(term: Term) -> Step:
 
 
 def inputs_part(analysis: Analysis) -> list[Block]:
-    """What was given, with the symbols the formulas use."""
+    """The inputs, with the symbols that the formulas use."""
     study = analysis.memory.study
     return [
         Heading(1, "Inputs"),
         Grid(
-            title="What was given",
+            title="Inputs",
             columns=cells("Quantity", "Symbol", "Value"),
             rows=(*_model_rows(study.model), *_device_rows(analysis), *_workload_rows(analysis)),
         ),
@@ -95,7 +95,7 @@ def _model_rows(model: ModelSpec) -> list[tuple[Text, ...]]:
 
 
 def _block_kinds(model: ModelSpec) -> str:
-    """The switches of a model that change a count, in words."""
+    """The model's switches that affect a count, in words."""
     biases = {"QKV": model.qkv_bias, "output": model.o_bias, "MLP": model.mlp_bias, "head": model.head_bias}
     words = [
         f"{model.mlp} MLP",
@@ -158,12 +158,12 @@ def part_a(report: MemoryReport) -> list[Block]:
 
 
 def _answer(report: MemoryReport) -> Paragraph:
-    """The answer to (a) in a sentence, with the other reading of the memory where it has one."""
+    """The answer to (a) in a sentence, with the other reading of the memory if there is one."""
     study, other = report.study, other_memory(report)
-    batch = f"the largest batch is {report.max_batch:,}" if report.fits else "not one request fits"
+    batch = f"the largest batch is {report.max_batch:,}" if report.fits else "no request fits"
     also = ""
     if other is not None:
-        also = f" ({other.max_batch:,} in {power_text(other.study.device.memory_bytes)}, its other reading)"
+        also = f" ({other.max_batch:,} if read as {power_text(other.study.device.memory_bytes)})"
     return paragraph(
         f"Answer: {format_count(report.parameters.total)} parameters take {format_bytes(report.weight_bytes)}; a "
         f"request of {study.context:,} tokens takes {format_bytes(report.request_bytes)}; {batch} in "
@@ -172,14 +172,14 @@ def _answer(report: MemoryReport) -> Paragraph:
 
 
 def _further_symbols(report: MemoryReport) -> list[Block]:
-    """What the symbols mean that are neither among the inputs nor the result of a step."""
+    """The meaning of symbols that are neither inputs nor results of a step."""
     used = dict.fromkeys(name for term in report.steps for name in term.values)
     known = {*GIVEN, *(term.gives for term in report.steps)}
     names = [name for name in used if name not in known and name in SYMBOLS]
     if not names:
         return []
     rows = tuple(cells(symbol_math(name), SYMBOLS[name].meaning) for name in names)
-    return [Grid(title="Further symbols", columns=cells("Symbol", "Meaning"), rows=rows)]
+    return [Grid(title="Other symbols", columns=cells("Symbol", "Meaning"), rows=rows)]
 
 
 def _tied_note(model: ModelSpec) -> list[Block]:
@@ -192,7 +192,7 @@ def _tied_note(model: ModelSpec) -> list[Block]:
 
 
 def part_b(report: MemoryReport) -> list[Block]:
-    """Tensor parallelism over X GPUs: formulas of both rules, the table, and what cannot be run."""
+    """Tensor parallelism over X GPUs: formulas for both rules, the table, and what cannot be run."""
     return [
         Heading(1, "Problem 1 (b): tensor parallelism over X GPUs"),
         _group_answer(report),
@@ -201,7 +201,7 @@ def part_b(report: MemoryReport) -> list[Block]:
         _split_symbols(report),
         grid_of(
             tables.tp_table(report),
-            title="By the number of GPUs (TP): weights and cache of one GPU, largest batch of the whole group",
+            title="By number of GPUs (TP): weights and cache per GPU, largest batch of the whole group",
         ),
         *_impossible(report),
         *_growth(report),
@@ -212,37 +212,37 @@ def part_b(report: MemoryReport) -> list[Block]:
 
 
 def _two_rules(report: MemoryReport) -> Paragraph:
-    """What the equal split and whole heads mean; a latent has no heads that could be divided."""
+    """What the equal split and whole heads mean; a latent has no heads to divide."""
     mixers = mixers_of(report.study.model.layers)
     latent = any(mixer.kind in ONE_ROW for mixer in mixers)
     if latent and not any(isinstance(mixer, Attention) for mixer in mixers):
-        rule: Text = (": a latent serves all heads and is whole on every GPU, as norms are.",)
+        rule: Text = (": a latent serves all heads, so every GPU has a full copy, as for norms.",)
     else:
         repeated = (" exceeds ", symbol_math("n_kv_heads"), " they repeat, and norms are on every GPU.")
-        also = " A latent serves all heads and is whole on every GPU." if latent else ""
+        also = " A latent serves all heads, so every GPU has a full copy." if latent else ""
         rule = (", which keeps whole KV heads: once ", symbol_math("tp"), *repeated, also)
     return paragraph(
-        "Equal split, the rule of the assignment: weights and cache divide by ",
+        "Equal split, the assignment's rule: weights and cache are divided by ",
         symbol_math("tp"),
-        ". Beside it the rule of a real server",
+        ". For comparison, the rule of a real server",
         *rule,
     )
 
 
 def _group_answer(report: MemoryReport) -> Paragraph:
-    """The answer to (b) by the assignment's rule: the formulas in X, and the batch of every X."""
+    """The answer to (b) by the assignment's rule: the formulas in X, and the batch for every X."""
     rows = report.tp_tables[Policy.EQUAL_SPLIT]
     shown = next((row for row in rows if row.fits), rows[-1])
     weights, cache, *_ = shown.steps
     batches = [f"{row.max_batch:,} for X = {row.tp:,}" if row.fits else f"none for X = {row.tp:,}" for row in rows]
-    batch: Text = (", so that the largest batch of all X is ", formula(_composed(report, shown).expression))
+    batch: Text = (", so that the largest batch of all X GPUs is ", formula(_composed(report, shown).expression))
     return paragraph(
-        "Answer: when everything divides evenly, one of X GPUs holds ",
+        "Answer: if everything divides evenly, one of X GPUs holds ",
         formula(weights.expression),
         " bytes of weights and ",
         formula(cache.expression),
         " bytes of cache per request",
-        *(batch if shown.fits else (". The largest batch of all X",)),
+        *(batch if shown.fits else (". The largest batch of all X GPUs",)),
         f": {', '.join(batches)}.",
     )
 
@@ -251,9 +251,9 @@ RULES = {Policy.EQUAL_SPLIT: "Equal split", Policy.REPLICATED: "Whole KV heads"}
 
 
 def _rule_derivations(report: MemoryReport) -> list[Block]:
-    """Both rules worked out for one X: the first above 1 that a server could run and that holds a request.
+    """Both rules computed for one X: the first above 1 that a server could run and that holds a request.
 
-    Where no X does both: the first that holds one in equal parts, then the first that could be run, else the last.
+    If no X does both: the first that holds one with the equal split, then the first that could be run, else the last.
     """
     rows, equal = report.tp_tables[Policy.REPLICATED], report.tp_tables[Policy.EQUAL_SPLIT]
     able = [i for i, row in enumerate(rows) if row.tp > 1 and not row.problem]
@@ -268,7 +268,8 @@ def _rule_derivations(report: MemoryReport) -> list[Block]:
 
 
 def rule_steps(report: MemoryReport, policy: Policy, row: TpRow) -> tuple[Step, ...]:
-    """Weights, cache, state and batch of one GPU; the equal split has all shares put into the formula of its batch."""
+    """Weights, cache, state and batch of one GPU; for the equal split, all shares are substituted into the batch
+    formula."""
     *held, batch = row.steps
     steps = [
         Step(name=term.name, symbol=SHARES[name], term=term) for name, term in zip(_held_names(row), held, strict=True)
@@ -284,11 +285,11 @@ SHARES = {
     "kv_request_bytes": Math("KV_X", r"\mathit{KV}_X"),
     "state_bytes": Math("St_X", r"\mathit{St}_X"),
 }
-"""What the bytes of the whole model are called when those of one GPU are meant."""
+"""Names of one GPU's bytes for those of the whole model."""
 
 
 def _held_names(row: TpRow) -> tuple[str, ...]:
-    """Names of what a GPU holds, in the order of the steps that derive it: the state is there where layers have one."""
+    """Names of what a GPU holds, in the order of its derivation; with the state if layers have one."""
     return tuple(SHARES)[: len(row.steps) - 1]
 
 
@@ -305,7 +306,8 @@ def _per_gpu(expression: Expr) -> Math:
 
 
 def _composed(report: MemoryReport, row: TpRow) -> Term:
-    """The batch (or what is missing) as one formula of the whole model's bytes: each share's formula put in for it."""
+    """The batch (or what is missing) as one formula of the whole model's bytes, with each share's formula
+    substituted."""
     *held, batch = row.steps
     shares = {name: term.expression for name, term in zip(_held_names(row), held, strict=True)}
     values: dict[str, Number] = {"memory_bytes": report.study.device.memory_bytes}
@@ -315,7 +317,7 @@ def _composed(report: MemoryReport, row: TpRow) -> Term:
 
 
 def _put_in(node: Expr, parts: Mapping[str, Expr]) -> Expr:
-    """`node` with the expressions of `parts` for the symbols they belong to."""
+    """`node` with the expressions of `parts` substituted for their symbols."""
     if node.op == "sym":
         return parts.get(node.args[0], node)
     return node if node.op == "num" else Expr(node.op, tuple(_put_in(arg, parts) for arg in node.args))
@@ -342,7 +344,7 @@ def _growth(report: MemoryReport) -> list[Block]:
 
 
 def _readings(report: MemoryReport) -> list[Block]:
-    """The largest batch of the group under both readings of the device's memory, where it has two."""
+    """The largest batch of the group for both readings of the device's memory, if there are two."""
     other = other_memory(report)
     if other is None:
         return []
@@ -363,7 +365,7 @@ def _readings(report: MemoryReport) -> list[Block]:
 
 
 def _impossible(report: MemoryReport) -> list[Block]:
-    """A word on the rows that no server could run; the remarks below name each with its reason."""
+    """A sentence on the rows that no server could run; the remarks below give the reasons."""
     bad = [f"{row.tp:,}" for row in report.tp if row.problem]
     if not bad:
         return []
@@ -371,17 +373,18 @@ def _impossible(report: MemoryReport) -> list[Block]:
         paragraph(
             "No server could run ",
             symbol_math("tp"),
-            f" = {', '.join(bad)}: the equal split exists on paper only, and its row is struck out or set in italics.",
+            f" = {', '.join(bad)}: there, the equal split only exists on paper, and its row is struck through or "
+            "in italics.",
         )
     ]
 
 
 def _split_symbols(report: MemoryReport) -> Paragraph:
-    """What the symbols of the whole-head rule mean, with their values."""
+    """The meaning of the symbols of the whole-head rule, with their values."""
     term = report.tp_tables[Policy.REPLICATED][0].steps[0]
     wanted = ("split_params", "kv_head_params", "rank_kv_params", "whole_params")
     names = [name for name in wanted if name in term.values]
-    pieces: list[Inline] = ["Where whole heads are kept, "]
+    pieces: list[Inline] = ["With whole heads, "]
     for i, name in enumerate(names):
         value, meaning = format_count(term.values[name]), SYMBOLS[name].meaning
         pieces += ["; " if i else "", symbol_math(name), f" = {value}: {meaning}"]

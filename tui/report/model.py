@@ -1,7 +1,7 @@
-"""A report as data: blocks in order, without a word of LaTeX or Markdown in the text.
+"""A report as data: blocks in order, without any LaTeX or Markdown in the text.
 
-Formulas are `Math`, made from the expressions that were calculated, so the two written forms cannot differ
-from each other or from the numbers.
+Formulas are `Math`, made from the calculated expressions, so the two output formats cannot differ from each other or
+from the numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Text: TypeAlias = tuple[Inline, ...]
 
 
 def formula(expression: Expr) -> Math:
-    """An expression as it was calculated."""
+    """A calculated expression."""
     return Math(to_text(expression), to_latex(expression))
 
 
@@ -63,7 +63,7 @@ class Bullets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A table. `numeric` columns are aligned to the right; `struck` rows are there to be seen as impossible.
+    """A table. `numeric` columns are right-aligned; `struck` rows are shown as impossible.
 
     `summed` says that the last row is a total.
     """
@@ -78,9 +78,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A derived number: what it is called, the symbol that stands for it later (if any), and its term.
+    """A derived number: its name, its symbol for later use (if any), and its term.
 
-    `shown` replaces the formula where its symbols need a mark of their own (one GPU's share of W).
+    `shown` replaces the formula if its symbols need their own mark (one GPU's share of W).
     """
 
     name: str
@@ -96,7 +96,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
-    """Steps of a calculation: formula, numbers put in, result with its unit."""
+    """Steps of a calculation: formula, substituted numbers, result with its unit."""
 
     title: str
     steps: tuple[Step, ...]
@@ -104,7 +104,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A plot, drawn from its data in either form."""
+    """A plot, drawn from its data in either format."""
 
     chart: Chart
     caption: Text
@@ -112,14 +112,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
-    """Text whose characters and line ends are kept: what a model wrote."""
+    """Text with its characters and line breaks kept: a model's output."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Lines of this program's source."""
+    """Lines of this program's source code."""
 
     text: str
 
@@ -129,7 +129,7 @@ Block: TypeAlias = Heading | Paragraph | Bullets | Grid | Derivation | Figure | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The whole document. `passed` is what the evaluations in it said, None when there are none."""
+    """The whole document. `passed` is the result of its evaluations, None if there are none."""
 
     title: str
     subtitle: str
@@ -154,7 +154,7 @@ def plain_items(sentences: Sequence[str]) -> Bullets:
 
 
 def cells(*values: Inline | Text) -> tuple[Text, ...]:
-    """A row of a grid: a bare string or formula becomes a cell of its own."""
+    """A row of a grid: a bare string or formula becomes one cell."""
     return tuple(value if isinstance(value, tuple) else (value,) for value in values)
 
 

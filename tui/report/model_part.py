@@ -1,4 +1,4 @@
-"""Problem 2 (a): the model that was run, what its cache holds, and where the code appends to it."""
+"""Problem 2 (a): the model, the content of its cache, and the code that appends to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui.report.source import source_of
 
 
 def model_part(info: ModelInfo | None) -> list[Block]:
-    """Sizes, the bytes of the cache derived, and the append in code; nothing where no model was described."""
+    """Sizes, the derivation of the cache bytes, and the append in code; empty if no model was described."""
     if info is None:
         return []
     shape = f"({info.n_layers}, 2, rows, {info.n_kv_heads}, capacity, {info.head_dim})"
@@ -25,9 +25,9 @@ def model_part(info: ModelInfo | None) -> list[Block]:
             "value of the new token alone, appends key and value, and attends to all of them."
         ),
         _cache_derivation(info),
-        paragraph("The append as a textbook writes it (engine/model/plain.py, which the tests compare with):"),
+        paragraph("The append as in a textbook (engine/model/plain.py, which the tests compare with):"),
         Code(source_of("engine.model.plain", "Attention", "forward")),
-        paragraph("The append of the engine, which copies nothing that is held (engine/model/cache_kinds.py):"),
+        paragraph("The engine's append, which copies no existing entries (engine/model/cache_kinds.py):"),
         Code(source_of("engine.model.cache_kinds", "KVCache", "append")),
     ]
 
@@ -48,7 +48,7 @@ def _rows(info: ModelInfo) -> tuple[tuple[Text, ...], ...]:
         cells("Vocabulary", format_count(info.vocab_size)),
         cells("Positions", f"{positions} {format_count(info.max_positions)}"),
         cells("Feed-forward, norm", f"{'gated' if info.gated_mlp else 'two matrices'}, {_norm(info)}"),
-        cells("Parameters that the engine loaded", format_count(info.n_parameters)),
+        cells("Parameters loaded by the engine", format_count(info.n_parameters)),
         cells("Parameters by the formulas of Problem 1 (a)", format_count(parameters(spec_of(info)).total)),
         cells("Weights in memory", f"{format_bytes(info.weight_bytes)}, {info.dtype}"),
     )

@@ -1,4 +1,4 @@
-"""Pieces of this program's own source, read from its files, so that what a report shows is what runs."""
+"""Pieces of this program's own source code, read from its files, so that a report shows the code that runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def source_of(module: str, *names: str) -> str:
-    """The definition of `names` (a class, then its method) in a module, which is read and not imported."""
+    """The definition of `names` (a class, then its method) in a module, which is read, not imported."""
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None

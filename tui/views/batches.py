@@ -1,4 +1,4 @@
-"""The largest batch by context or storage format, under the rule of the state: as tables and as a chart."""
+"""The largest batch by context or storage format, under the rule of the state, as tables and as a chart."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ CONTEXTS = tuple(2**i for i in range(10, 18))
 WEIGHT_FORMATS = ("bf16", "fp8", "q4_k")
 KV_FORMATS = ("bf16", "fp8", "q4_0")
 MOST_FORMATS = 3
-"""Of those that a server knows: each pair costs a report."""
+"""Formats compared for a server: each pair costs a report."""
 NONE_FITS, NOT_RUN = "–", "✗"
 SYMBOLS = "●×◆○+"
 
 
 def contexts_around(context: int) -> tuple[int, ...]:
-    """Powers of two from 1,024 to 131,072, and `context` itself; 262,144 where it is one of them: always nine."""
+    """Powers of two from 1,024 to 131,072 and `context` itself, or 262,144 if it is one of them: always nine."""
     return tuple(sorted({*CONTEXTS, context if context not in CONTEXTS else 2 * CONTEXTS[-1]}))
 
 
 def batch_cell(at: Admission) -> str:
-    """The batch; ``–`` where no request fits, ``✗`` where the rule cannot split the model that way."""
+    """The batch; ``–`` if no request fits, ``✗`` if the rule cannot divide the model that way."""
     if not at.runnable:
         return NOT_RUN
     return format_count(at.batch) if at.batch else NONE_FITS
 
 
 def batch_by_context(rule: Rule, tps: Sequence[int] | None = None, *, explained: bool = True) -> Table:
-    """The largest batch by context and TP (the rule's, where none are given); the study's own context is marked.
+    """The largest batch by context and TP (by default the rule's); the study's own context is marked.
 
-    Rows carry their calculation where they are to be `explained`.
+    Rows carry their calculation if `explained`.
     """
     contexts = contexts_around(rule.study.context)
     grid = rule.grid(rule.tps if tps is None else tps, contexts)
@@ -110,7 +110,7 @@ def _format_row(costs: Costs, weight: StorageFormat, caches: Sequence[StorageFor
 
 
 def formats_beside(rule: Rule) -> tuple[tuple[StorageFormat, ...], tuple[StorageFormat, ...]]:
-    """Formats of weights and of the cache that the table compares: the study's own among them."""
+    """Weight and cache formats in the table, including the study's own."""
     if rule.server is not None:
         weights, caches = rule.costs(rule.tp).offered_formats()
         return _first(weights, rule.study.weight_format), _first(caches, rule.study.kv_format)
@@ -129,7 +129,7 @@ def _with(names: Sequence[str], own: StorageFormat) -> tuple[StorageFormat, ...]
 
 
 def batch_chart(rule: Rule) -> Chart:
-    """The largest batch against context, a line for each TP; contexts at which nothing fits have no point."""
+    """The largest batch against context, one line per TP; contexts at which nothing fits have no point."""
     contexts, series = contexts_around(rule.study.context), []
     for i, row in enumerate(rule.grid(rule.tps[: len(SYMBOLS)], contexts)):
         points = (

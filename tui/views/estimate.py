@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 EXPORT_WIDTH, EXPORT_HEIGHT = 96, 26
 
 
-# The rows, one after the other: what asks for them may do something else in between
+# The rows, one after another: the caller may do something else in between
 
 
 def frontier_rows(answer: EstimateAnswer) -> Iterator[Row]:
-    """A row for each batch or number of clients that is asked for."""
+    """One row per requested batch size or number of clients."""
     if answer.asked is not None:
         serving = answer.serving
         yield from frontier(answer.study, answer.asked, serving.batches, limits=answer.limits, price=serving.price)
@@ -43,7 +43,7 @@ def frontier_rows(answer: EstimateAnswer) -> Iterator[Row]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceAnswer:
-    """A device beside others: what it gives, or why it gives nothing."""
+    """A device for comparison: its results, or why it has none."""
 
     study: Study
     row: Row | None = None
@@ -56,18 +56,18 @@ class DeviceAnswer:
 
 
 def device_rows(state: AppState) -> Iterator[DeviceAnswer]:
-    """The same question on the state's own device and on those that it is compared with."""
+    """The same question for the state's own device and for the compared devices."""
     own = state.study.device
     others = (other for name in state.serving.devices if (other := _device_or_none(name)) is not None)
     for device in (own, *(other for other in others if other.name != own.name)):
         answer = estimate_answer(replace(state, study=replace(state.study, device=device)))
-        price = state.serving.price if device is own else None  # the price is that of the own device
+        price = state.serving.price if device is own else None  # the price is that of the state's own device
         row = None if answer.estimate is None else judged(answer.estimate, answer.limits, price)
         yield DeviceAnswer(study=answer.study, row=row, problem=answer.problem)
 
 
 def _device_or_none(name: str) -> DeviceSpec | None:
-    """The device of a name that may be a remembered one; None where it is not known any more."""
+    """The device of a name, which may come from the settings; None if it is no longer known."""
     try:
         return find_device(name)
     except CalcError:
@@ -75,7 +75,7 @@ def _device_or_none(name: str) -> DeviceSpec | None:
 
 
 def most_users(answer: EstimateAnswer) -> str:
-    """How many clients keep the limits at once, as a sentence; nothing where there are no limits."""
+    """How many clients meet the limits at once, as a sentence; "" without limits."""
     if answer.limits is None or answer.asked is None or answer.estimate is None:
         return ""
     plan = largest_plan(answer.study, answer.asked, answer.limits)
@@ -91,12 +91,12 @@ def most_users(answer: EstimateAnswer) -> str:
 
 
 def headline(answer: EstimateAnswer) -> str:
-    """The answer in a sentence; the reason where there is none."""
+    """The answer in a sentence, or the reason why there is none."""
     return f"No estimate: {answer.problem}" if answer.estimate is None else sentence(answer.study, answer.estimate)
 
 
 def remarks(answer: EstimateAnswer) -> tuple[str, ...]:
-    """Where the limit changes, and what is taken for granted."""
+    """Where the limiting resource changes, and the assumptions."""
     found = answer.estimate
     return () if found is None else (*crossings(answer.study, found), *assumptions(answer.study, found))
 
@@ -124,7 +124,7 @@ def figures(value: float) -> str:
 
 
 def device_table(rows: Sequence[DeviceAnswer], price: float | None) -> Table:
-    """The devices beside each other, with the price per hour at which each costs as much per token as the own one."""
+    """The devices side by side, with the price per hour at which each costs as much per token as the own device."""
     columns = (
         Column("Device"),
         Column("Users", numeric=True, priority=3),
@@ -174,7 +174,7 @@ def _device_row(one: DeviceAnswer, price: float | None, own_rate: float | None, 
 
 
 def operator_tables(row: Row | None) -> tuple[Table, Table]:
-    """The operators of a batch's decode step and of its prompt; empty where it does not fit."""
+    """The operators of a batch's decode step and of its prompt; empty if it does not fit."""
     found = None if row is None else row.answer
     if row is None or found is None or found.decode is None or found.prefill is None:
         return NO_OPERATORS, NO_OPERATORS
@@ -188,11 +188,11 @@ def operator_tables(row: Row | None) -> tuple[Table, Table]:
 NO_OPERATORS = Table(title="Operators", columns=("Operator",), rows=())
 
 
-# How the chosen line came about
+# The calculation of the selected line
 
 
 def explained_row(answer: EstimateAnswer, row: Row | None) -> Explained:
-    """A batch: what it sees, in a sentence."""
+    """A batch, in a sentence."""
     if row is None:
         return Explained(title="No estimate", remark=answer.problem)
     (shown,) = frontier_table([row]).rows
@@ -200,7 +200,7 @@ def explained_row(answer: EstimateAnswer, row: Row | None) -> Explained:
     title = f"{row.batch:,} {one}{'' if row.batch == 1 else 's'}"
     if row.answer.decode is None:
         return Explained(title=title, remark=shown.remark)
-    asked = answer.asked is not None and row.batch == answer.asked.count  # whose sentence is said above
+    asked = answer.asked is not None and row.batch == answer.asked.count  # its sentence is shown above
     note = "" if asked else sentence(answer.study, row.answer)
     terms = token_terms(Steps(study=answer.study, asked=row.answer.asked), int(row.answer.batch))
     return Explained(title=title, terms=terms, remark=shown.remark, note=note)
@@ -229,7 +229,7 @@ def explained_operator(answer: EstimateAnswer, row: Row, at: int, *, prefill: bo
 
 
 def frontier_chart(answer: EstimateAnswer, rows: Sequence[Row]) -> Chart:
-    """Tokens per second in all against those of one user: a point for each batch, lines for the band."""
+    """Total tokens per second against those per user: one point per batch size, lines for the band."""
     kept = [row for row in rows if row.meets_limits is not False]
     broken = [row for row in rows if row.meets_limits is False]
     series = [
@@ -241,9 +241,9 @@ def frontier_chart(answer: EstimateAnswer, rows: Sequence[Row]) -> Chart:
         *_own(answer),
     ]
     return Chart(
-        title="Speed of one user against all",
-        x=Axis(title="tokens/s of one user", tick=_tick, log=True),
-        y=Axis(title="tokens/s in all", tick=_tick, log=True),
+        title="Speed per user and in total",
+        x=Axis(title="tokens/s per user", tick=_tick, log=True),
+        y=Axis(title="total tokens/s", tick=_tick, log=True),
         series=tuple(one for one in series if one.points),
         levels=(),
         empty=answer.problem or "nothing fits: no point to draw",
@@ -251,7 +251,7 @@ def frontier_chart(answer: EstimateAnswer, rows: Sequence[Row]) -> Chart:
 
 
 def _limit(answer: EstimateAnswer, rows: Sequence[Row]) -> list[Series]:
-    """The speed of one user that the limit on TPOT asks for, as an upright line."""
+    """The speed per user that the TPOT limit requires, as a vertical line."""
     most_s = (answer.limits or {}).get("tpot")
     heights = [y for name in ("low", "high") for _, y in _points(rows, name)]
     if most_s is None or not heights:

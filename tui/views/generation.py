@@ -1,4 +1,4 @@
-"""The numbers beside a generation, as rich text: rates, the cache measured over predicted, both ways compared."""
+"""The numbers beside a generation, as rich text: rates, the measured and predicted cache, both ways compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def seconds(value: float | None) -> str:
-    """A time, or a dash where there is none."""
+    """A time, or a dash if there is none."""
     return "–" if value is None else format_duration_s(value)
 
 
@@ -60,7 +60,7 @@ def meter_text(run: Generation | None, rates: Timing | None) -> Text:
 
 
 def bounds_of(run: Generation) -> Bounds | None:
-    """The least times of a run, as calc has them with this machine's rates; None without a cache."""
+    """The least times of a run, by calc with this machine's rates; None without a cache."""
     if run.model is None or not run.request.use_cache:
         return None
     return predicted_times(
@@ -73,7 +73,7 @@ def bounds_of(run: Generation) -> Bounds | None:
 
 
 def predicted_of(run: Generation) -> RunTimes | None:
-    """What the model's own operators say of a run; None without a cache, and before they have been timed."""
+    """The prediction from the model's own operators; None without a cache, or before they are timed."""
     if not run.request.use_cache:
         return None
     return run_times(
@@ -87,7 +87,7 @@ def predicted_of(run: Generation) -> RunTimes | None:
 
 
 def _beside_text(run: Generation, rates: Timing) -> str:
-    """Measured and predicted times as columns with their ratio, why they differ, and what a token reads."""
+    """Measured and predicted times as columns with their ratio, why they differ, and the bytes read per token."""
     predicted, bounds = predicted_of(run), bounds_of(run)
     if bounds is None and predicted is None:
         return ""
@@ -113,17 +113,19 @@ def _beside_text(run: Generation, rates: Timing) -> str:
 
 
 def _drafted_lines(drafted: Drafted, found: Speculated | None, tpot_s: float | None) -> list[str]:
-    """The gain of speculation as a row of that table, then what was accepted."""
+    """The gain of speculation as a row of that table, then the acceptance."""
     lines, said = [], drafted_text(drafted)
     if found is not None and (gain := found.measured_gain(tpot_s)) is not None:
         lines.append(f"  {'gain':<5}{f'{gain:.2f}x':>11}{f'{found.gain:.2f}x':>11}{gain / found.gain:>8.2f}")
-        pays = "would not pay at any" if found.pays_from is None else f"pays from {found.pays_from:.2f} on"
+        pays = (
+            "not faster at any acceptance" if found.pays_from is None else f"faster from {found.pays_from:.2f} upwards"
+        )
         said += f" (predicted {found.step_tokens:.2f} at acceptance {drafted.acceptance or 0:.2f}; {pays})"
     return lines + wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
-    """A bar of at most `width` characters, eighths of one at its end."""
+    """A bar of at most `width` characters, with eighths of a character at its end."""
     share = 0.0 if whole <= 0 else max(0.0, min(1.0, value / whole))
     cells, rest = divmod(round(share * width * 8), 8)
     end = EIGHTHS[rest] if rest and filled == FULL else ""
@@ -131,9 +133,9 @@ def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:
 
 
 def cache_text(run: Generation | None, *, width: int, colour: str = "") -> Text:
-    """Allocated and used bytes, measured, over calc's figures, with their ratio and the formula."""
+    """Allocated and used bytes, measured, above calc's figures, with their ratio and the formula."""
     if run is None or run.model is None:
-        return Text("the cache appears here, measured beside the predicted figure", style="dim")
+        return Text("the cache appears here, measured and predicted", style="dim")
     if not run.request.use_cache:
         return _no_cache_text(run)
     term = cache_token_term(run.model, run.request.cache)
@@ -161,8 +163,8 @@ def _no_cache_text(run: Generation) -> Text:
     n_tokens = len(run.prompt_ids) + len(run.ids)
     spared = kv_bytes_per_request(kv_token_bytes=cache_token_term(run.model).value, context=n_tokens)
     text = Text(f"{MEASURED} no cache: 0 B\n", style="bold")
-    text.append(f"every token reads all {n_tokens:,} before it again; a cache\n", "not bold")
-    return text.append(f"of {format_decimal(spared)} (predicted) would spare that", "not bold")
+    text.append(f"every token recomputes all {n_tokens:,} tokens before it; a cache\n", "not bold")
+    return text.append(f"of {format_decimal(spared)} (predicted) would avoid that", "not bold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ class Pair:
     uncached: Generation | None = None
 
     def with_run(self, run: Generation) -> Pair:
-        """The pair with `run` in its place; the other way stays if it was the same prompt on the same model."""
+        """The pair with `run` replaced; the other run stays if it had the same prompt and model."""
         cached, uncached = (run, self.uncached) if run.request.use_cache else (self.cached, run)
         other = uncached if cached is run else cached
         if other is None or (other.prompt_ids == run.prompt_ids and other.model == run.model):
@@ -182,7 +184,7 @@ class Pair:
 
     @property
     def comparable(self) -> bool:
-        """Whether both are there and made as many tokens."""
+        """Whether both exist and generated the same number of tokens."""
         a, b = self.cached, self.uncached
         return a is not None and b is not None and len(a.ids) == len(b.ids) > 0
 
@@ -247,7 +249,7 @@ def run_table(run: Generation) -> Table:
 
 
 def _predicted_rows(run: Generation, rates: Timing | None) -> list[tuple[str, str, str]]:
-    """Predicted times, with measured over predicted and why they differ."""
+    """Predicted times, with the ratio measured / predicted and why they differ."""
     predicted = predicted_of(run)
     if predicted is None:
         return []
@@ -261,7 +263,7 @@ def _predicted_rows(run: Generation, rates: Timing | None) -> list[tuple[str, st
 
 
 def _speculation_rows(run: Generation, rates: Timing | None) -> list[tuple[str, str, str]]:
-    """What came of drafting, and its gain measured over predicted."""
+    """The result of drafting, with its measured and predicted gain."""
     if run.drafted is None:
         return []
     rows = [("Drafted tokens accepted", f"{run.drafted.n_accepted:,} of {run.drafted.n_drafted:,}", "measured")]

@@ -1,4 +1,4 @@
-"""Which layer keeps what: the kinds of a model's layers, their order, and the bytes of each kind. Pure functions."""
+"""What each layer caches: the kinds of a model's layers, their order, and the bytes of each kind. Pure functions."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ STYLES = {
     BOTH: "both",
     EXPERTS: "experts",
 }
-"""Marks of the map with the names of their colours; the others are plain."""
+"""Marks of the map with the names of their colours; other marks are plain."""
 MARKS = {FULL: "primary", WINDOW: "accent", LATENT: "success", STATE: "warning", BOTH: "secondary"}
 """The same as colours of the theme."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of layer part: `steps` give its bytes; `held` says by what ("/req"; empty: weights)."""
+    """One kind of layer part: `steps` give its bytes; `held` says per what ("/req"; empty: weights)."""
 
     mark: str
     label: str
@@ -47,7 +47,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerMap:
-    """Cells of all layers in their order: what they keep, and their feed-forwards (empty where all are alike)."""
+    """Cells of all layers in order: what they cache, and their feed-forwards (empty if all are alike)."""
 
     keeps: str
     feeds: str
@@ -56,7 +56,7 @@ class LayerMap:
 
 
 def layer_map(study: Study) -> LayerMap | None:
-    """The map of `study`'s model; None where all layers are the same."""
+    """The map of `study`'s model; None if all layers are the same."""
     model = study.model
     if model.uniform and not model.n_sliding_layers:
         return None
@@ -99,7 +99,7 @@ def _layered_map(study: Study) -> LayerMap:
 
 
 def _windowed_map(study: Study) -> LayerMap:
-    """Of a model typed in it is known how many layers have a window, not which."""
+    """For a typed-in model, it is known how many layers have a window, but not which."""
     model, each = study.model, study.kv_format.bytes_per_element
     per_layer = 2 * model.n_kv_heads * model.head_dim
     counts: list[tuple[str, str, int, int | None]] = [(FULL, "full attention", model.n_full_layers, None)]
@@ -134,7 +134,7 @@ def _kinds(study: Study) -> Iterator[Kind]:
 
 
 def _joined(same: list[Kind]) -> Kind:
-    """Kinds that are called the same (heads of another size, say) as one."""
+    """Merges kinds with the same name (for example with other head sizes)."""
     first = same[0]
     return replace(
         first,
@@ -215,7 +215,7 @@ def _feed_kind(study: Study, part: FeedForward, n: int, hidden: int) -> Kind:
 
 
 def kinds_table(found: LayerMap) -> Table:
-    """The legend of the map: mark and kind, layers, cache per token, bytes and of what."""
+    """The legend of the map: mark and kind, layers, cache per token, bytes and what they are."""
     return Table(
         title="Layers",
         columns=(
@@ -246,8 +246,8 @@ def _kind_row(kind: Kind) -> Row:
 def kinds_sentence(model: ModelSpec) -> str:
     """Why a model's fields are read-only."""
     return (
-        f"Read-only: the {model.n_layers:,} layers are not all alike and are given one by one, so no single number "
-        "says what one is. The fields show the commonest kind; edit the config.json, or start from a plain model."
+        f"Read-only: the {model.n_layers:,} layers are not all alike, so no single number describes them. The fields "
+        "show the most common kind. Edit the config.json, or start from a plain model."
     )
 
 
@@ -255,9 +255,9 @@ LABEL_CELLS = 5
 
 
 def map_lines(found: LayerMap, width: int) -> list[tuple[str, str, str]]:
-    """The map in lines of at most `width` cells: number of the first layer, cells, which row (keeps or feeds).
+    """The map in lines of at most `width` cells: number of the first layer, cells, row (keeps or feeds).
 
-    Lines hold a multiple of ten layers, where there is room for ten.
+    Lines have a multiple of ten layers if there is room for ten.
     """
     room = max(1, width - LABEL_CELLS)
     room = room // 10 * 10 if room >= 10 else room

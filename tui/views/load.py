@@ -13,7 +13,7 @@ Run = Mapping[str, Any]
 """A run of the JSON document of ``simulate``."""
 
 DRAWN = 30
-"""Points of the course that are drawn: means over as many equal stretches of time."""
+"""Number of points drawn over time: means over that many equal intervals."""
 TIMES = (("ttft", "TTFT", "●", "○"), ("tpot", "TPOT", "◆", "+"))
 SPREADS = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("End to end", "e2e_s"), ("In the queue", "wait_s"))
 PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
@@ -23,12 +23,12 @@ PERCENTILES = ("mean", "p50", "p90", "p95", "p99")
 
 
 def course_chart(run: Run | None, *, title: str = "Over time") -> Chart:
-    """Requests that run and wait, and the share of the cache that is held, over time."""
+    """Running and waiting requests, and the used share of the cache, over time."""
     course = {"time_s": (), "running": (), "waiting": (), "kv_used_share": ()} if run is None else run["over_time"]
     columns = (
         ("running", "●", course["running"]),
         ("waiting", "○", course["waiting"]),
-        ("cache held, %", "×", tuple(100 * share for share in course["kv_used_share"])),
+        ("cache used, %", "×", tuple(100 * share for share in course["kv_used_share"])),
     )
     series = tuple(
         Series(label=label, symbol=symbol, colour=colour, points=_thinned(course["time_s"], values))
@@ -44,7 +44,7 @@ def course_chart(run: Run | None, *, title: str = "Over time") -> Chart:
 
 
 def _thinned(times: Sequence[float], values: Sequence[float]) -> tuple[Point, ...]:
-    """Means of neighbours, at the middle of each stretch."""
+    """Means of neighbours, at the middle of each interval."""
     each = max(1, len(values) // DRAWN)
     parts = [values[i : i + each] for i in range(0, len(values), each)]
     width = times[0] * each if times else 0.0
@@ -87,7 +87,7 @@ def _said(run: Run, name: str, at: str) -> float | None:
 
 
 def rates_table(runs: Sequence[Run], most: float | None) -> Table:
-    """A row for each rate; `most` is the highest that keeps the limits."""
+    """One row per rate; `most` is the highest that meets the limits."""
     columns = (
         Column("Rate", numeric=True),
         Column("Of full", numeric=True, priority=2),
@@ -106,7 +106,7 @@ def rates_table(runs: Sequence[Run], most: float | None) -> Table:
 def _rate_row(run: Run, most: float | None) -> Row:
     mark = " ◂" if most is not None and run["rate"] == most else ""
     times = [_time(_said(run, f"{name}_s", at)) for name in ("ttft", "tpot") for at in ("p50", "p99")]
-    kept = {None: "", True: "kept", False: "not kept"}[run["keeps_limits"]]
+    kept = {None: "", True: "met", False: "exceeded"}[run["keeps_limits"]]
     cells = (
         Quantity(f"{format_number(run['rate'])}/s{mark}", run["rate"], "requests/s"),
         Quantity(f"{run['utilization']:.0%}", run["utilization"]),
@@ -120,7 +120,7 @@ def _rate_row(run: Run, most: float | None) -> Row:
 
 
 def times_table(run: Run | None) -> Table:
-    """Percentiles of every time of one rate."""
+    """Percentiles of every time at one rate."""
     columns = (Column("Time"), *(Column(name.capitalize(), numeric=True) for name in PERCENTILES))
     rows = [] if run is None else [(name, *(_time(_said(run, key, at)) for at in PERCENTILES)) for name, key in SPREADS]
     title = "Times" if run is None else f"Times at {format_number(run['rate'])} per second"
@@ -135,7 +135,7 @@ def _time(value: float | None) -> str:
 
 
 def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
-    """Where the limits break."""
+    """The rate at which the limits are exceeded."""
     if not limits:
         return "Set limits to see the rate at which p99 exceeds them."
     if found is None:
@@ -155,7 +155,7 @@ def most_sentence(found: Run | None, limits: Mapping[str, float]) -> str:
 def rate_sentence(run: Run) -> str:
     """What users see at one rate."""
     ttft, tpot = run["ttft_s"], run["tpot_s"]
-    sees = f"TTFT {_time(ttft['p50'])} in the median, {_time(ttft['p99'])} at p99"
+    sees = f"TTFT {_time(ttft['p50'])} at the median, {_time(ttft['p99'])} at p99"
     then = "" if tpot is None else f"; TPOT {_time(tpot['p50'])}, {_time(tpot['p99'])}"
     return f"At {format_number(run['rate'])}/s: {sees}{then}.{_drains(run['utilization'])}"
 

@@ -22,9 +22,10 @@ GAP = "  "
 def columns(
     rows: Sequence[Sequence[str]], *, right: Collection[int], looks: Sequence[str] = (), gap: str = GAP, width: int = 0
 ) -> Text:
-    """Rows as aligned columns, `right` ones to the right; `looks` are styles by row; the first fills up to `width`.
+    """Rows as aligned columns, with those in `right` right-aligned; `looks` are styles by row; the first column fills
+    up to `width`.
 
-    Plain text, not a rich table: these are drawn again at every keystroke, and a table takes ten times as long.
+    Plain text, not a rich table: this is redrawn at every keystroke, and a rich table takes ten times as long.
     """
     widths = _widths(rows)
     widths[0] += max(0, width - _line_width(rows, gap))
@@ -51,8 +52,8 @@ def _line_width(rows: Sequence[Sequence[str]], gap: str) -> int:
 def answer_grid(report: MemoryReport, width: int) -> Text:
     """The assignment's table in `width` cells: quantity, value, the same in binary units.
 
-    Where that is too wide, quantities lose what they say in brackets, then the binary units go. A value stands under
-    its quantity only where the two do not fit on one line.
+    If that is too wide, quantities first lose the text in brackets, then the binary units are dropped. A value is below
+    its quantity only if the two do not fit on one line.
     """
     rows = [(name, value, also or note) for name, value, also, note in asked_table(report).rows]
     short = [(name.partition(" (")[0], *rest) for name, *rest in rows]
@@ -91,13 +92,13 @@ def component_bars(report: MemoryReport) -> Text:
 
 
 def sources_text(study: Study) -> str:
-    """Where model and device come from."""
+    """The sources of model and device."""
     lines = [f"{study.model.title}: {study.model.provenance}", f"{study.device.name}: {study.device.source}"]
     return "\n".join(lines)
 
 
 def steps_grid(report: MemoryReport) -> Grid:
-    """Every step of the report in a line: what, formula, result."""
+    """Every step of the report in one line: what, formula, result."""
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for look in ("dim", "", "bold"):
         grid.add_column(style=look)

@@ -1,4 +1,4 @@
-"""The operators of a pass: their order in tables, their letters in plots, and how the time of one came about."""
+"""The operators of a pass: their order in tables, their letters in plots, and the derivation of their times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LETTERS = {
     Kind.ACTIVATION: "x",
     Kind.SAMPLING: "s",
 }
-"""Of the kinds that compute anything; look-ups and sums between GPUs have no point in a roofline."""
+"""Letters for the kinds that compute something; lookups and sums between GPUs have no point in a roofline."""
 WORDS = {
     Kind.QKV: "QKV",
     Kind.RECURRENCE: "recurrence",
@@ -53,28 +53,28 @@ class Explained:
 
 
 def ordered(time: PassTime) -> list[Timed]:
-    """The operators as tables list them: those that take longest first."""
+    """The operators in table order: slowest first."""
     return sorted(time.operators, key=lambda one: -one.time_s)
 
 
 def explained(time: PassTime, device: Device, index: int) -> Explained:
-    """How the time of the operator in line `index` of the table came about; the last line is the sum."""
+    """The derivation of the time of the operator in line `index` of the table; the last line is the sum."""
     operators = ordered(time)
     if index >= len(operators):
-        return Explained(title="Sum", note="The operators run one after the other: their times add up.")
+        return Explained(title="Sum", note="The operators run one after another: their times add up.")
     one = operators[index]
     terms = time_terms(one.operator, time.work, device)
     return Explained(title=one.operator.name, terms=terms, note=f"Limited by {one.limited_by}.")
 
 
 def letter_of(one: Timed, *, prefill: bool) -> str:
-    """The operator's letter in the plot: small in decode, a capital in prefill; nothing where it has no point."""
+    """The operator's letter in the plot: small in decode, a capital in prefill; "" if it has no point."""
     letter = LETTERS.get(one.operator.kind, "") if one.operator.flops and one.operator.bytes else ""
     return letter.upper() if prefill else letter
 
 
 def lettered_table(title: str, time: PassTime, *, prefill: bool) -> Table:
-    """The operators with the letters that they have in the plot."""
+    """The operators with their letters in the plot."""
     columns = (
         Column(""),
         Column("Operator"),
@@ -110,15 +110,15 @@ def _line(one: Timed, whole_s: float, letter: str) -> Row:
 
 
 def intensity(flops: float, moved: float) -> str:
-    """FLOPs per byte to three figures; nothing where no byte moves."""
+    """FLOPs per byte to three significant digits; "" if no byte is moved."""
     return Quantity(figures(flops / moved) if flops else "0", flops / moved, "FLOP/B") if moved else ""
 
 
 def short_limit(limit: str) -> str:
-    """``memory bandwidth`` in one word, where a table has no room for two."""
+    """``memory bandwidth`` in one word, if a table has no room for two."""
     return "memory" if limit == "memory bandwidth" else limit
 
 
 def kind_words(kind: Kind) -> str:
-    """A kind as a legend says it."""
+    """The legend text of a kind."""
     return WORDS.get(kind, str(kind))

@@ -1,4 +1,5 @@
-"""The inverse questions, answered by the rule of the state: what fits, how long, how many devices, which format."""
+"""The inverse questions, answered by the rule of the state: what fits, which context, how many devices, which
+format."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ MOST_ROWS = 8
 
 
 def whole_answer(rule: Rule, *, batch: int, tp: int) -> list[tuple[str, tuple[str, ...], Table | None]]:
-    """Title, sentences and table of every question, in the order of need. Raises SpecError."""
+    """Title, sentences and table of every question, most important first. Raises SpecError."""
     costs = rule.costs(tp)
     grid = grid_table(rule)
     return [
@@ -53,11 +54,11 @@ def _what_fits(costs: Costs, batch: int, tp: int) -> tuple[str, ...]:
         held, weights = format_decimal(found.kv_bytes_per_request), format_decimal(found.weight_bytes)
         return (
             f"{_requests(found.batch)} of {costs.study.context:,} tokens on {_gpus(tp)}. Each device holds {weights} "
-            f"of weights and {held} of cache per request; {format_decimal(found.free_bytes)} stay free.",
+            f"of weights and {held} of cache per request; {format_decimal(found.free_bytes)} are free.",
         )
     ways = tuple(f"{item.text} ({' '.join(item.options)})" for item in every_advice(costs, batch))
     remedy = ways or ("No single change makes it fit.",)
-    return (f"Does not fit: {costs.shortage(batch)}", "Each of these changes makes it fit by itself:", *remedy)
+    return (f"Does not fit: {costs.shortage(batch)}", "Each of these changes is enough to make it fit:", *remedy)
 
 
 def context_sentence(found: ContextAnswer, batch: int, tp: int) -> str:
@@ -66,8 +67,8 @@ def context_sentence(found: ContextAnswer, batch: int, tp: int) -> str:
         why = found.problem or f"one token of {_requests(batch)} needs {format_decimal(found.missing_bytes)} more"
         return f"None: {why}."
     if found.unbounded:
-        return f"Any: what a request keeps does not grow beyond {format_decimal(found.kv_bytes)}."
-    beyond = "; the model was made for less" if found.beyond_model else ""
+        return f"Any: the cache of a request never exceeds {format_decimal(found.kv_bytes)}."
+    beyond = "; this is beyond the model's limit" if found.beyond_model else ""
     each = format_decimal(found.kv_bytes)
     return f"{found.context:,} tokens for {_requests(batch)} on {_gpus(tp)}, {each} of cache each{beyond}."
 
@@ -75,11 +76,11 @@ def context_sentence(found: ContextAnswer, batch: int, tp: int) -> str:
 def _devices_sentences(costs: Costs, batch: int) -> tuple[str, ...]:
     found, study = fewest_devices(costs, batch=batch), costs.study
     if found.devices is None:
-        return (f"No number of such devices up to 1,024: {format_decimal(found.missing_bytes)} are missing.",)
+        return (f"Not possible with up to 1,024 such devices: {format_decimal(found.missing_bytes)} are missing.",)
     plans = [
         f"TP {plan.tp:,} x PP {plan.pp:,}: {_requests(plan.max_batch)} fit, "
         f"{format_decimal(plan.weight_bytes)} of weights on the fullest device"
-        + (f", stage {plan.binding_stage} decides" if plan.pp > 1 and plan.binding_stage else "")
+        + (f", limited by stage {plan.binding_stage}" if plan.pp > 1 and plan.binding_stage else "")
         for plan in found.plans[:3]
     ]
     return (f"{found.devices:,} x {study.device.name} for {_requests(batch)} of {study.context:,} tokens.", *plans)
@@ -91,7 +92,7 @@ def grid_table(rule: Rule) -> Table:
 
 
 def device_table(costs: Costs, *, batch: int) -> Table:
-    """Devices of the catalog that hold the batch, the smallest first; one that does not, to see how much it lacks."""
+    """Catalog devices that hold the batch, smallest first; and one that does not, to show how much is missing."""
     found = devices_that_fit(costs, batch=batch)
     fitting = [device for device in found if device.fits][:MOST_ROWS]
     short = sorted((device for device in found if not device.fits), key=lambda device: device.missing_bytes)[:2]
@@ -108,7 +109,7 @@ def device_table(costs: Costs, *, batch: int) -> Table:
 
 
 def format_table(costs: Costs, *, batch: int) -> Table:
-    """Formats of weights and cache that make the batch fit, least loss first; else what the smallest ones lack."""
+    """Weight and cache formats that make the batch fit, least loss first; else what the smallest ones lack."""
     found = formats_that_fit(costs, batch=batch)
     shown = [answer for answer in found if answer.fits][:MOST_ROWS] or list(found[-2:])
     rows = tuple(
@@ -127,7 +128,7 @@ def format_table(costs: Costs, *, batch: int) -> Table:
 
 
 def growth_sentences(costs: Costs) -> tuple[str, ...]:
-    """What one more request takes, and how far the context could grow."""
+    """What one more request needs, and how far the context could grow."""
     one = largest_batch(costs)
     if one.problem and not one.fits:
         return (f"Nothing: {one.problem}.",)
@@ -137,7 +138,7 @@ def growth_sentences(costs: Costs) -> tuple[str, ...]:
     if longer.context is not None and not longer.unbounded and one.batch:
         sentences.append(f"With {_requests(one.batch)} the context can grow to {longer.context:,} tokens.")
     part = "weights" if one.weight_bytes > one.batch * request else "cache"
-    sentences.append(f"Most of the memory is {part}.")
+    sentences.append(f"The largest part of the memory is {part}.")
     return tuple(sentences)
 
 

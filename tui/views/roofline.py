@@ -1,4 +1,5 @@
-"""The Roofline pane's content: a step's operators under the roofs of the device, and where its limits change."""
+"""The Roofline pane's content: a step's operators under the device's roofline, and where the limiting resource
+changes."""
 
 from __future__ import annotations
 
@@ -38,17 +39,17 @@ LEAST_INTENSITY = 0.25
 COLOURS = {"decode": 0, "prefill": 1}
 WHOLE = {"decode": "○", "prefill": "◇"}
 MEASURED_DTYPES = (("fp32", 4.0), ("bf16", 1.9), ("int8", 0.75))
-"""Formats of weights that products are measured in, by the bytes of a weight; below them int4."""
+"""Measured weight formats, by bytes per weight; below them int4."""
 ROOFS = ("bf16", "fp8", "int8", "fp4", "int4")
-"""Arithmetic whose roofs are drawn."""
+"""Kinds of arithmetic with a roof."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepView:
-    """The passes of a batch and context; `problem` says why there are none.
+    """The passes for a batch and context; `problem` says why there are none.
 
-    `measured`: what products of the engine reached on this machine, as FLOP/B and FLOP/s, where it is the device;
-    `own` what the operators of the model reached that is loaded, which is called `loaded`.
+    `measured`: what the engine's products achieved on this machine, as FLOP/B and FLOP/s, if it is the device; `own`:
+    what the operators of the loaded model (`loaded`) achieved.
     """
 
     device: str
@@ -69,7 +70,7 @@ class StepView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossings:
-    """Where the limit changes: batches, at the context; contexts, at the batch. None where it never does."""
+    """Where the limit changes: batch sizes at the context, and contexts at the batch. None if it never does."""
 
     batch_products: int | None = None
     batch_step: int | None = None
@@ -78,7 +79,7 @@ class Crossings:
 
 
 def step_view(state: AppState) -> StepView:
-    """The passes that the pane shows: `step_batch` sequences of `step_context` tokens. Never raises CalcError."""
+    """The passes shown by the pane: `step_batch` sequences of `step_context` tokens. Never raises CalcError."""
     empty = StepView(device=state.study.device.name, batch=state.step_batch, context=state.step_context)
     try:
         steps = steps_of(state)
@@ -89,7 +90,7 @@ def step_view(state: AppState) -> StepView:
 
 
 def with_own(view: StepView, status: EngineStatus) -> StepView:
-    """`view` with the points of the model that is loaded, where this machine is the device and they were measured."""
+    """`view` with the points of the loaded model, if this machine is the device and they were measured."""
     from calc.sources.machine import MARK
 
     if status.model is None or status.own is None or not view.device.endswith(MARK):
@@ -100,7 +101,7 @@ def with_own(view: StepView, status: EngineStatus) -> StepView:
 
 
 def measured_points(study: Study) -> tuple[Point, ...]:
-    """Products that were timed on this machine in the format of the weights; none where it is not the device."""
+    """Products timed on this machine in the format of the weights; empty if it is not the device."""
     from calc.sources.machine import MARK, machine_or_none, roof_points
 
     machine = machine_or_none() if study.device.name.endswith(MARK) else None
@@ -121,7 +122,7 @@ def steps_of(state: AppState) -> Steps:
 
 
 def crossings_of(view: StepView) -> Iterator[Crossings]:
-    """Where the limit changes, found one after the other: each search takes some ten passes."""
+    """Where the limit changes, found one after another: each search takes some ten passes."""
     if view.steps is None:
         return
     found = Crossings(batch_products=products_compute_bound_batch(view.steps))
@@ -134,7 +135,7 @@ def crossings_of(view: StepView) -> Iterator[Crossings]:
 
 
 def crossing_sentences(view: StepView, at: Crossings) -> tuple[str, ...]:
-    """The marks of the scales in words: a line for the batch, and one for the context."""
+    """The marks of the scales in words: one line for the batch, and one for the context."""
     if view.steps is None:
         return ()
     products = "never" if at.batch_products is None else f"from {at.batch_products:,}"
@@ -142,13 +143,13 @@ def crossing_sentences(view: StepView, at: Crossings) -> tuple[str, ...]:
     cache = "never" if at.context_cache is None else f"from {at.context_cache:,}"
     prompt = "never" if at.context_prompt is None else f"from {at.context_prompt:,}"
     return (
-        f"{CROSSING}Batch: arithmetic limits the products {products}, the whole step {whole}.",
-        f"{CROSSING}Context: cache over weights {cache}; arithmetic limits prefill {prompt}.",
+        f"{CROSSING}Batch: arithmetic limits matrix products {products}, the whole step {whole}.",
+        f"{CROSSING}Context: reads more cache than weights {cache}; arithmetic limits prefill {prompt}.",
     )
 
 
 def step_table(view: StepView, phase: str) -> Table | None:
-    """The operators of a phase, those that take longest first."""
+    """The operators of a phase, slowest first."""
     time = view.phase(phase)
     if time is None:
         return None
@@ -158,7 +159,7 @@ def step_table(view: StepView, phase: str) -> Table | None:
 
 
 def explained_step(view: StepView, phase: str, index: int) -> Explained:
-    """How the time of a line of `step_table` came about."""
+    """The derivation of the time in a line of `step_table`."""
     time = view.phase(phase)
     if time is None or view.steps is None:
         return Explained(title="No roofline", remark=view.problem)
@@ -184,9 +185,9 @@ def roofline_markdown(state: AppState, status: EngineStatus) -> str:
 
 
 def roofline_chart(view: StepView, *, front: str = "decode") -> Chart:
-    """FLOP/s against FLOP/B: the roofs, a letter for each operator, ○ and ◇ for whole passes.
+    """FLOP/s against FLOP/B: the roofs, one letter per operator, ○ and ◇ for whole passes.
 
-    The pass `front` is drawn over the other. What was measured lies over the estimates, marked ●.
+    The pass `front` is drawn over the other. Measured values are drawn over the estimates, as ●.
     """
     back = "prefill" if front == "decode" else "decode"
     points = [*_phase_series(view, back), *_phase_series(view, front)]
@@ -207,7 +208,7 @@ def roofline_chart(view: StepView, *, front: str = "decode") -> Chart:
 
 
 def _measured(view: StepView) -> Iterator[Series]:
-    """What was timed on this machine, over what is expected."""
+    """Measured points of this machine, drawn over the estimates."""
     for label, colour, points in (
         ("products measured here", 3, view.measured),
         (f"steps, prompts and layers of {view.loaded}", 4, view.own),
@@ -217,7 +218,7 @@ def _measured(view: StepView) -> Iterator[Series]:
 
 
 def _legend(view: StepView) -> Iterator[Series]:
-    """The letters that are drawn, in one order whatever takes longest; ○ and ◇ are in front."""
+    """The drawn letters, always in the same order; ○ and ◇ come first."""
     if view.decode is None:
         return
     yield Series(label="whole step", symbol=WHOLE["decode"], colour=COLOURS["decode"], points=())
@@ -229,7 +230,7 @@ def _legend(view: StepView) -> Iterator[Series]:
 
 
 def _phase_series(view: StepView, phase: str) -> list[Series]:
-    """A series for each letter, the longest last: what takes the time is drawn over the rest; then the whole pass."""
+    """One series per letter, slowest last, so that slow operators are drawn over the rest; then the whole pass."""
     time = view.phase(phase)
     if time is None:
         return []
@@ -246,7 +247,7 @@ def _phase_series(view: StepView, phase: str) -> list[Series]:
 
 
 def _roofs(view: StepView, intensities: Sequence[float]) -> Iterator[Series]:
-    """The roof of each arithmetic that the device has: bandwidth times intensity up to its peak."""
+    """The roof for each kind of arithmetic of the device: bandwidth times intensity up to its peak."""
     if view.steps is None:
         return
     device = view.steps.device

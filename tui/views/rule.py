@@ -26,7 +26,7 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """As titles say it: ``equal split``, ``whole heads``, ``vLLM``."""
+        """Its name in titles: ``equal split``, ``whole heads``, ``vLLM``."""
         if self.server is None:
             return "equal split" if self.study.policy is Policy.EQUAL_SPLIT else "whole heads"
         from tui.views.server import NAMES
@@ -40,7 +40,7 @@ class Rule:
 
     @property
     def tps(self) -> tuple[int, ...]:
-        """The degrees that the study asks for; the server's own where one counts: each costs a report."""
+        """The study's degrees, or the server's own, because each costs a report."""
         return self.study.tps if self.server is None else (self.server.tp,)
 
     def costs(self, tp: int) -> Costs:
@@ -53,7 +53,7 @@ class Rule:
 
 
 def rule_of(state: AppState) -> Rule:
-    """The rule of `state`, with what is known of the model that its server would load."""
+    """The rule of `state`, with what is known about the model that its server would load."""
     if state.server is None:
         return Rule(study=state.study)
     from tui.form.server import known_options

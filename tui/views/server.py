@@ -1,4 +1,4 @@
-"""The memory of a device as a real server divides it: parts, blocks, groups of layers, notes. Pure functions."""
+"""How a real server divides a device's memory: parts, blocks, groups of layers, notes. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = SERVER_NAMES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A share of the device's memory. `field` is the report's; `mark` and `style` are of the bar."""
+    """A share of the device's memory. `field` is that of the report; `mark` and `style` are for the bar."""
 
     name: str
     field: str = ""
@@ -50,7 +50,7 @@ PARTS = (
         field="activation_bytes",
         mark="▓",
         style="activations",
-        source="The largest step that the server profiles; fitted on measured runs of this engine.",
+        source="The largest step that the server profiles; fitted to measured runs of this engine.",
     ),
     Part(
         name="Runtime (non-torch)",
@@ -64,25 +64,25 @@ PARTS = (
         field="cuda_graph_bytes",
         mark="▞",
         style="graphs",
-        source="Captured decode steps, one graph for every batch size that is captured.",
+        source="Captured decode steps, one graph per captured batch size.",
     ),
     Part(
         name="KV cache",
         field="kv_pool_bytes",
         mark="▒",
         style="cache",
-        source="The pool: what the share of the device leaves after the other parts.",
+        source="The pool: what remains of the device's share after the other parts.",
     ),
 )
-"""What a server takes of a device."""
+"""Memory that a server uses on a device."""
 FREE = Part(
-    name="Free", mark="·", style="free", source="Left to other processes: the server keeps to its share of the device."
+    name="Free", mark="·", style="free", source="Left to other processes: the server uses only its share of the device."
 )
 MISSING = replace(FREE, name="Missing", source="The parts add up to more than the device has.")
 
 
 def parts(report: ServerReport) -> tuple[Part, ...]:
-    """Weights, activations, runtime, graphs, cache and what stays free: they sum to the device."""
+    """Weights, activations, runtime, graphs, cache and free memory: together, the whole device."""
     held = [replace(part, size=_size(report, part.field)) for part in PARTS]
     free = device_bytes(report) - sum(part.size for part in held)
     held.append(replace(FREE if free >= 0 else MISSING, size=free))
@@ -100,7 +100,7 @@ def _as_placed(report: ServerReport, part: Part) -> Part:
 
 
 def band_text(report: ServerReport, field: str) -> str:
-    """``± 4.0%``, of the wider side; empty where the value is exact."""
+    """``± 4.0%`` for the wider side; empty if the value is exact."""
     band, value = report.bands.get(field), getattr(report, field, 0)
     if band is None or value <= 0:
         return ""
@@ -128,7 +128,7 @@ def _part_row(report: ServerReport, part: Part) -> Row:
     known = (
         f" Between {format_decimal(band[0])} and {format_decimal(band[1])}." if band else " Exact." * bool(part.field)
     )
-    size = abs(part.size)  # what is missing is said as an amount
+    size = abs(part.size)  # what is missing is shown as a positive amount
     return Row(
         (
             f"{part.mark} {part.name}",
@@ -160,12 +160,12 @@ def _pool_rows(report: ServerReport) -> Iterator[Row]:
         return
     pool = report.steps[:2]
     block = Quantity(f"{report.block_size:,} tokens", report.block_size, "tokens")
-    yield row("Block", block, "Tokens that are allocated together.", pool)
-    yield row("Blocks", format_count(report.kv_blocks), "Whole blocks of the pool.", pool)
-    tokens = "What the start-up log calls the size of the KV cache."
+    yield row("Block", block, "Tokens allocated together.", pool)
+    yield row("Blocks", format_count(report.kv_blocks), "Whole blocks in the pool.", pool)
+    tokens = "The size of the KV cache in the start-up log."
     yield row("Tokens", format_count(report.kv_tokens), tokens, pool)
     requests = Quantity(f"{report.max_concurrency:,.2f}", report.max_concurrency)
-    what = "The log's maximum concurrency: blocks of the pool over those of a request."
+    what = "The log's maximum concurrency: blocks in the pool over blocks per request."
     yield row("Full-length requests", requests, what, report.steps[::-1])
 
 
@@ -179,15 +179,15 @@ def groups_sentence(report: ServerReport) -> str:
 
 
 def server_notes(report: ServerReport) -> tuple[str, ...]:
-    """What was assumed, and how layers share blocks; of llama.cpp what starts, or the split that does."""
+    """The assumptions, and how layers share blocks; for llama.cpp, whether it starts, or the split that does."""
     if report.devices:
         return (*notes(report), *report.assumptions)
     shared = groups_sentence(report)
-    return (*report.assumptions, *([f"A request of full length: {shared}."] if shared else []))
+    return (*report.assumptions, *([f"Per full-length request: {shared}."] if shared else []))
 
 
 def defaults(report: ServerReport) -> Mapping[str, str]:
-    """What the server takes where an option is blank, by field name."""
+    """The server's defaults for blank options, by field name."""
     known = {
         "version": report.version,
         "gpu_memory_utilization": None if report.utilization is None else f"{float(report.utilization):g}",

@@ -11,7 +11,7 @@ STYLES = {"head": "dim", "rule": "dim", "struck": "strike dim", "strong": "bold"
 
 
 def table_text(table: Table, width: int, *, rule: bool = False) -> Text:
-    """The columns of `table` that there is room for in `width` cells; a line under the headings with `rule`."""
+    """The columns of `table` that fit in `width` cells; with `rule`, a line under the headings."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for number, (line, style) in enumerate(table_lines(table, cut_to(table, width), rule=rule)):
         text.append("\n" if number else "").append(line, STYLES.get(style, ""))

@@ -18,7 +18,7 @@ WEIGHTS, CACHE, FREE, OVER = "█", "▒", "·", "▚"
 
 
 def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]:
-    """Cells of each part in a bar of `width`: they sum to the cells of their sum, and what is there is seen.
+    """Cells of each part in a bar of `width`: they add up exactly, and every nonempty part is visible.
 
     >>> bar_cells((16, 63, 1), 80, 40), bar_cells((1, 999, 0), 1000, 10)
     ((8, 31, 1), (1, 9, 0))
@@ -36,7 +36,7 @@ def bar_cells(parts: tuple[int, ...], total: int, width: int) -> tuple[int, ...]
 
 
 def memory_bar(report: MemoryReport, width: int) -> Text:
-    """The bar of each device, and its legend on as many lines as it takes."""
+    """The bar of each device, and its legend on as many lines as needed."""
     capacity, found = report.study.device.memory_bytes, of_study(report)
     weights = capacity - found.room_bytes
     if not found.fits:
@@ -58,7 +58,7 @@ def memory_bar(report: MemoryReport, width: int) -> Text:
 
 
 def _overfull(capacity: int, weights: int, request: int, width: int) -> Text:
-    """Weights and one request against the device they exceed."""
+    """Weights and one request compared with the device that they exceed."""
     needed = weights + request
     inside, over = bar_cells((min(capacity, weights), needed - min(capacity, weights)), needed, width)
     bar = Text.assemble((WEIGHTS * inside, "weights"), (OVER * over, "over"))
@@ -70,7 +70,7 @@ def _overfull(capacity: int, weights: int, request: int, width: int) -> Text:
 
 
 def _with_legend(bar: Text, legend: list[tuple[str, str, str]], width: int) -> Text:
-    """The bar and its legend; an entry that does not fit on the line begins the next one."""
+    """The bar and its legend; an entry that does not fit on the line starts the next one."""
     room = 0
     for mark, style, words in legend:
         cells = len(words) + 5
@@ -80,7 +80,7 @@ def _with_legend(bar: Text, legend: list[tuple[str, str, str]], width: int) -> T
 
 
 class MemoryBar(Widget):
-    """The bar, as wide as there is room."""
+    """The bar, over the available width."""
 
     DEFAULT_CSS = """
     MemoryBar {
@@ -98,7 +98,7 @@ class MemoryBar(Widget):
         self._report: MemoryReport | None = None
 
     def show(self, report: MemoryReport) -> None:
-        """Show `report`; laid out again only where that takes another number of lines."""
+        """Show `report`; laid out again only if the number of lines changes."""
         lines, self._report = self._lines(), report
         self.refresh(layout=lines != self._lines())
 

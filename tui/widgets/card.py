@@ -9,16 +9,16 @@ from textual.widget import Widget
 class Card(VerticalGroup):
     """A frame that lights up while one of its widgets has the focus.
 
-    It says so in a class of its own that only its own style looks at: with ``:focus-within`` Textual would style every
-    widget in the frame anew at each move of the focus.
+    It sets a class that only its own style uses: with ``:focus-within``, Textual would restyle every widget in the
+    frame at each focus change.
     """
 
     def on_descendant_focus(self) -> None:
-        """Light up."""
+        """Highlight the frame."""
         self._follow_focus()
 
     def on_descendant_blur(self) -> None:
-        """Go out, unless the focus has moved within the frame."""
+        """Remove the highlight, unless the focus has moved within the frame."""
         self._follow_focus()
 
     def _follow_focus(self) -> None:

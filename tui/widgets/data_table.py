@@ -1,4 +1,4 @@
-"""A calc `Table` to move through: rows by ↑ ↓ and the mouse, numbers to the right, impossible rows struck."""
+"""A calc `Table` to move through: rows by ↑ ↓ and the mouse, numbers right-aligned, impossible rows struck through."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from calc.commands.render import Layout, column_labels, cut_to
 from calc.commands.tables import Column, Row, Table
 
 UNKNOWN_WIDTH = 80
-"""Columns to draw for before the first layout."""
+"""Assumed width before the first layout."""
 
 
 class CalcTable(DataTable[Text]):
-    """Shows a `Table`. At its ends ↑ and ↓ ask for the table before or after (`Left`)."""
+    """Shows a `Table`. At its ends, ↑ and ↓ request the previous or next table (`Left`)."""
 
     DEFAULT_CSS = """
     CalcTable {
@@ -38,7 +38,7 @@ class CalcTable(DataTable[Text]):
     ]
 
     class Left(Message):
-        """The cursor wants to go past an end: `step` is -1 or 1."""
+        """The cursor moves past an end: `step` is -1 or 1."""
 
         def __init__(self, table: CalcTable, step: int) -> None:
             super().__init__()
@@ -54,7 +54,7 @@ class CalcTable(DataTable[Text]):
 
     @property
     def table(self) -> Table | None:
-        """What is shown, whole (also the columns there is no room for)."""
+        """The whole shown table, including columns that do not fit."""
         return self._shown
 
     @property
@@ -65,11 +65,11 @@ class CalcTable(DataTable[Text]):
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """Columns there is no room for."""
+        """Columns that do not fit."""
         return () if self._layout is None else self._layout.left_out
 
     def show(self, table: Table) -> None:
-        """Show the columns of `table` that there is room for; the cursor stays on its row."""
+        """Show the columns of `table` that fit; the cursor stays on its row."""
         width = self.content_size.width - 2 * self.cell_padding
         layout = cut_to(table, width if width > 0 else UNKNOWN_WIDTH, wrap=False)
         same = table == self._shown and layout == self._layout and (not self._marks or self._theme == self.app.theme)
@@ -135,8 +135,8 @@ class CalcTable(DataTable[Text]):
 
 
 def next_table(tables: Sequence[CalcTable], left: CalcTable.Left) -> None:
-    """The cursor goes on to the table before or after, at its near end; at the last of `tables` it stays."""
-    if left.table not in tables:  # it emptied while the key was on its way
+    """Move the cursor to the near end of the previous or next table; it stays at the ends of `tables`."""
+    if left.table not in tables:  # it became empty while the key was on its way
         return
     at = tables.index(left.table) + left.step
     if 0 <= at < len(tables):

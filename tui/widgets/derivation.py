@@ -1,4 +1,4 @@
-"""The calculation behind a number: formula, numbers put in, result, one step after another."""
+"""The calculation behind a number: formula, substituted numbers and result, step by step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def legend(terms: Iterable[Term]) -> str:
 
 
 def wrap(text: str, width: int, *, hang: int = 0) -> list[str]:
-    """`text` broken at spaces into lines of at most `width`, the later ones indented by `hang`."""
+    """`text` wrapped at spaces into lines of at most `width`, later ones indented by `hang`."""
     lines: list[str] = []
     current = ""
     for word in text.split(" "):
@@ -51,7 +51,7 @@ def wrap(text: str, width: int, *, hang: int = 0) -> list[str]:
 
 
 def step_lines(term: Term, width: int, *, named: bool = True) -> Text:
-    """One step: its name, then formula = numbers = result, in one line where it fits."""
+    """One step: its name, then formula = numbers = result, on one line if it fits."""
     text = Text()
     if named:
         text.append("\n".join(wrap(term.name, width)), "name").append("\n")
@@ -113,7 +113,7 @@ class Derivation(Widget):
         self.remark = self.note = ""
 
     def show(self, title: str, terms: Sequence[Term], *, remark: str = "", note: str = "") -> None:
-        """Show `terms` under `title`, with a remark where something is impossible, or a note on the source."""
+        """Show `terms` under `title`, with a remark if something is impossible, or a note on the source."""
         shown = (title, tuple(terms), remark, note)
         if shown != (self.title, self.terms, self.remark, self.note):
             self.title, self.terms, self.remark, self.note = shown
@@ -123,7 +123,7 @@ class Derivation(Widget):
         return derivation_text(self.title, self.terms, width, remark=self.remark, note=self.note)
 
     def plain(self) -> str:
-        """The text as it stands on the screen."""
+        """The text as shown on the screen."""
         return self._text(self.content_size.width or 80).plain
 
     def render(self) -> Text:

@@ -1,4 +1,4 @@
-"""A value that is turned with ← and →: a number that doubles and halves (or is typed), or one of a few choices."""
+"""A value changed with ← and →: a number that doubles and halves (or is typed), or one of a few choices."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from calc.errors import QuantityError
 from calc.units import format_count, parse_count
 
 STARTS = frozenset("0123456789.,-+")
-"""What begins a typed number. All that follows belongs to it, so that a wrong letter is no command."""
+"""Characters that start a typed number. Everything after them belongs to it, so that a wrong letter is not a
+command."""
 WORD_S = 1.0
-"""Letters that come within this time of each other are one word."""
+"""Letters typed within this time of each other form one word."""
 
 
 class Dial(Widget, can_focus=True):
@@ -62,7 +63,7 @@ class Dial(Widget, can_focus=True):
         raise NotImplementedError
 
     def action_turn(self, by: int) -> None:
-        """Turn, and tell about it."""
+        """Turn the dial and post `Changed`."""
         if self.turn(by):
             self.refresh(layout=True)
             self.post_message(self.Changed(self))
@@ -77,7 +78,7 @@ class Dial(Widget, can_focus=True):
         return self.render().cell_len
 
     def on_click(self, event: events.Click) -> None:
-        """The arrows are buttons; a click elsewhere turns a choice on, and only selects a number."""
+        """The arrows are buttons; a click elsewhere moves a choice to its next value, but only selects a number."""
         by = event.style.meta.get("turn")
         if by is not None:
             self.action_turn(by)
@@ -137,13 +138,13 @@ class NumberDial(Dial):
             event.stop()
 
     def on_blur(self) -> None:
-        """Leaving takes the number when it is one, and drops it when not."""
+        """Losing the focus accepts a valid number and drops an invalid one."""
         if self.typed is not None:
             self._edit("enter")
             self._drop()
 
     def on_paste(self, event: events.Paste) -> None:
-        """A pasted number is one that was typed."""
+        """A pasted number counts as typed."""
         self.typed = (self.typed or "") + event.text.strip()[:32]
         self._check()
         event.stop()
@@ -182,7 +183,7 @@ class NumberDial(Dial):
             self.post_message(self.Typed(self))
 
     class Typed(Message):
-        """What is being typed changed; `dial.problem` says what is wrong with it, if anything."""
+        """The typed text changed; `dial.problem` says what is wrong with it, if anything."""
 
         def __init__(self, dial: NumberDial) -> None:
             super().__init__()
@@ -190,7 +191,7 @@ class NumberDial(Dial):
 
 
 class ChoiceDial(Dial):
-    """One of a few words; it turns in a circle, or the word is typed."""
+    """One of a few words; it cycles, or the word is typed."""
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class ChoiceDial(Dial):
         return len(self._choices) > 1
 
     def on_key(self, event: events.Key) -> None:
-        """Typing a choice takes it; a letter that begins none, and no word, is left to commands."""
+        """Typing a choice selects it; a letter that starts no choice is left to commands."""
         character = (event.character or "").lower() if event.is_printable else ""
         if not character or character.isspace():
             self._typed = ""

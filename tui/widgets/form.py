@@ -1,4 +1,4 @@
-"""One-line form widgets: typed fields with their reading or error in place, and switches."""
+"""One-line form widgets: typed fields with their interpretation or error in place, and switches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tui.widgets.styling import restyled
 
 
 class FormChecked(Message):
-    """What is wrong with the form `origin` is another thing than before; "" where it is valid."""
+    """The error of the form `origin` has changed; "" if it is valid."""
 
     def __init__(self, problem: str, origin: Widget) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class FieldInput(Input):
 
     @property
     def content_width(self) -> int:
-        """At least the field's own width: only text that is longer changes what there is to scroll."""
+        """At least the field's own width: only longer text changes the scroll range."""
         return max(super().content_width, self.content_size.width)
 
     def update_node_styles(self, animate: bool = True) -> None:
-        """Not before it is mounted, which styles it anyway: a form of fifteen would appear later."""
+        """Not before it is mounted, which styles it anyway: a form of fifteen fields would appear later."""
         if self.is_attached:
             super().update_node_styles(animate)
 
@@ -73,9 +73,9 @@ WIDTHS = {False: 11, True: 16}
 
 
 class FormRow(Widget):
-    """Labels with inputs side by side; below them, when there is one, the error or the reading of what was typed.
+    """Labels with inputs side by side; below them, if there is one, the error or the interpretation of the typed text.
 
-    Labels and messages are drawn by the row itself: a form of a hundred small widgets would be slow to appear.
+    The row draws labels and messages itself: a form of a hundred small widgets would be slow to appear.
     """
 
     DEFAULT_CSS = """
@@ -107,7 +107,7 @@ class FormRow(Widget):
 
     @property
     def message(self) -> str:
-        """What is said below the inputs."""
+        """The message below the inputs."""
         return "\n".join(self._messages)
 
     def compose(self) -> ComposeResult:
@@ -127,7 +127,7 @@ class FormRow(Widget):
         return [line for text in self._messages for line in wrap(f" {text}", max(20, width), hang=3)]
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """One line, and those of the message."""
+        """One line plus those of the message."""
         return 1 + len(self._lines(width))
 
     def on_click(self, event: events.Click) -> None:
@@ -138,7 +138,7 @@ class FormRow(Widget):
             self._inputs[names[min(index, len(names) - 1)]].focus()
 
     def say(self, errors: Mapping[str, str], *, note: str = "") -> None:
-        """Show what is wrong with the row's fields, else how they were read (and `note`)."""
+        """Show the errors of the row's fields, else how they were read (and `note`)."""
         for name, widget in self._inputs.items():
             widget.set_class(name in errors, "-bad")
         own = [f"✗ {errors[name]}" for name in self._inputs if name in errors]
@@ -205,7 +205,7 @@ class Toggle(Widget, can_focus=True):
         return len(self.field.label) + 4
 
     def action_turn(self) -> None:
-        """Turn it and tell."""
+        """Toggle it and post the change."""
         self.value = not self.value
         self.post_message(self.Changed(self))
 
@@ -230,7 +230,7 @@ class FieldDial(ChoiceDial):
         self.field = field
 
     def render(self) -> Text:
-        """Without the label: that stands before it, as with all fields."""
+        """Without the label, which is before it as with all fields."""
         text = Text(no_wrap=True)
         text.append("◀ ", Style(meta={"turn": -1})).append(self.shown()).append(" ▶", Style(meta={"turn": 1}))
         return text

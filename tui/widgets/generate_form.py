@@ -51,7 +51,7 @@ FORMAT_DIALS: dict[str, Turned] = {"dial-dtype": "dtype", "dial-cache-kind": "ca
 
 
 class GenerateForm(Vertical):
-    """Options, prompt and button. `request` says what they stand for; the pane hears of them by messages."""
+    """Options, prompt and button. `request` returns their meaning; the pane gets messages about them."""
 
     DEFAULT_CSS = """
     GenerateForm {
@@ -72,14 +72,14 @@ class GenerateForm(Vertical):
         """The button while something runs."""
 
     class Edited(Message):
-        """A field changed; `form.problem` says what cannot be read. `of_model` where it is the model's field."""
+        """A field changed; `form.problem` says what cannot be read. `of_model`: it is the model's field."""
 
         def __init__(self, *, of_model: bool) -> None:
             super().__init__()
             self.of_model = of_model
 
     class DialTurned(Message):
-        """A dial was turned to something else; `turned` names it where it is part of the format."""
+        """A dial changed; `turned` names it if it is part of the format."""
 
         def __init__(self, turned: Turned | None) -> None:
             super().__init__()
@@ -119,7 +119,7 @@ class GenerateForm(Vertical):
 
     @property
     def problem(self) -> str:
-        """The first option that cannot be read; "" where all can."""
+        """The first option that cannot be read; "" if all can."""
         return next((option.problem for option in self.query(Option) if option.problem), "")
 
     @property
@@ -134,7 +134,7 @@ class GenerateForm(Vertical):
 
     @property
     def model_text(self) -> str:
-        """What is typed as the model."""
+        """The typed model."""
         return self._option("model").text
 
     @model_text.setter
@@ -172,7 +172,7 @@ class GenerateForm(Vertical):
         return int(self._choice("tp"))
 
     def request(self, said: Sequence[Turn], held: ModelInfo | None) -> Generate | str:
-        """The request the form stands for, or what is wrong with it.
+        """The form's request, or what is wrong with it.
 
         `said` is the chat so far, `held` the model in the engine's memory.
         """
@@ -208,7 +208,7 @@ class GenerateForm(Vertical):
         )
 
     def _turns(self, text: str, said: Sequence[Turn]) -> tuple[Turn, ...]:
-        """The chat so far with a new question; the system prompt stands first, as it is now."""
+        """The chat so far with a new question; the current system prompt comes first."""
         system = self._value("system")
         first = (Turn(role="system", content=system),) if system else ()
         return (*first, *(turn for turn in said if turn.role != "system"), Turn(role="user", content=text))
@@ -240,7 +240,7 @@ class GenerateForm(Vertical):
         self._dial(name).action_turn(1)
 
     def show_busy(self, busy: bool) -> bool:
-        """The button stops what runs, or generates; whether that is news."""
+        """Update the button, which stops a run or generates; returns whether it changed."""
         button = self.query_one("#send", Button)
         label = "stop" if busy else "generate"
         changed = str(button.label) != label

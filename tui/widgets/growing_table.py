@@ -1,4 +1,4 @@
-"""A table that is filled row by row while it is looked at."""
+"""A table that is filled row by row while it is visible."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tui.widgets.data_table import CalcTable
 
 
 class GrowingTable(CalcTable):
-    """Makes its columns anew whenever a cell is wider than its column.
+    """Rebuilds its columns whenever a cell is wider than its column.
 
-    DataTable widens a column when it is idle, but keeps the lines that were painted before that.
+    DataTable widens a column when it is idle, but keeps lines painted before that.
     """
 
     _widths: tuple[int, ...] = ()
@@ -30,7 +30,7 @@ class GrowingTable(CalcTable):
 
 
 def _widths(table: Table, layout: Layout) -> tuple[int, ...]:
-    """The widest cell of every column that is shown, or a line of its heading."""
+    """The widest cell, or heading line, of every shown column."""
     labels = column_labels(table, layout)
     return tuple(
         max([*map(cell_len, label.split("\n")), *(cell_len(row[i]) for row in table.rows)])

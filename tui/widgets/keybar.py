@@ -1,4 +1,4 @@
-"""The foot of the screen: the keys that work now, as many as there is room for. Each can be clicked."""
+"""The foot of the screen: the active keys, as many as fit. Each can be clicked."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 PANES = "F2–F8,F12"
 RANK = ("help", "quit", "go", "command_palette", "questions", "export", "copy_command", "open", "copy_table")
-"""The app's keys, the most needed first: the last are left out where there is no room, a pane's own with questions."""
+"""The app's keys, most important first: the last ones are left out if there is no room."""
 ORDER = ("help", "go", "questions", "command_palette", "open", "copy_command", "copy_table", "export", "quit")
 
 SHORTER = {"copy command": "command", "copy table": "table", PANES: "F2–F8"}
-"""Keys and words where not all fit in full."""
+"""Shorter key texts, used if not everything fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyHint:
-    """A key in the bar. `rank` says how soon it is left out (0 never)."""
+    """A key in the bar. `rank` says how early it is left out (0: never)."""
 
     key: str
     shown: str
@@ -37,7 +37,7 @@ class KeyHint:
 
     @property
     def width(self) -> int:
-        """Cells it takes, the gap after it included."""
+        """Its width in cells, including the gap after it."""
         return len(self.shown) + 1 + len(self.words) + 2
 
 
@@ -69,7 +69,7 @@ def _shown(key: str) -> str:
 
 
 def key_name(key: str) -> str:
-    """A key as it is written on keyboards: ``ctrl+p``, ``F1``, ``↑``."""
+    """A key as on keyboards: ``ctrl+p``, ``F1``, ``↑``."""
     if key[:1] == "f" and key[1:].isdigit():
         return key.upper()
     return _KEY_NAMES.get(key, key)
@@ -94,7 +94,7 @@ _KEY_NAMES = {
 
 
 def fitting_hints(all_hints: Sequence[KeyHint], width: int) -> list[KeyHint]:
-    """`all_hints` without the least needed ones, so that the rest fits into `width`."""
+    """`all_hints` without the least important ones, so that the rest fits into `width`."""
     kept = list(all_hints)
     while sum(hint.width for hint in kept) > width + 2 and len(kept) > 1:
         worst = max(range(len(kept)), key=lambda i: (kept[i].rank, i))

@@ -1,4 +1,4 @@
-"""The layers of a model, one cell each: what a layer keeps, and below it what kind of feed-forward it has."""
+"""The layers of a model, one cell each: what a layer caches, and below it the kind of its feed-forward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNORDERED = "the number of each kind is known, but not their order"
 
 
 def strip_text(found: LayerMap, width: int, *, legend: bool = False) -> Text:
-    """The map for `width` cells; with a line of the marks where there is no table of them."""
+    """The map for `width` cells; with a line of the marks if there is no table of them."""
     text = Text(no_wrap=True)
     for i, (label, cells, _) in enumerate(map_lines(found, width)):
         text.append("\n" if i else "").append(label, "label")
@@ -32,7 +32,7 @@ def strip_text(found: LayerMap, width: int, *, legend: bool = False) -> Text:
 
 
 class LayerStrip(Widget):
-    """Shows a `LayerMap`; hidden where there is none."""
+    """Shows a `LayerMap`; hidden if there is none."""
 
     DEFAULT_CSS = """
     LayerStrip {

@@ -20,15 +20,15 @@ from tui.widgets.work import work
 BUNDLED = "(bundled)"
 BY_PATH = "(a path)"
 GET_ONE = (
-    "No model of that name is on this machine. Type org/name of a model on Hugging Face (pip install kvscope[hub] "
-    "downloads it, as the model runs), or put a .gguf or a model folder here or in a folder of KVSCOPE_MODELS."
+    "No model of that name is on this machine. Type org/name of a Hugging Face model (with kvscope[hub] installed, "
+    "it is downloaded when it runs), or put a .gguf or a model folder here or in a folder of KVSCOPE_MODELS."
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 PATH_HINT = "a folder with config.json, a .gguf, .safetensors or .pt file · Tab to complete · empty: the bundled model"
 
 
 def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -> None:
-    """Offer what is found on this machine, the bundled model and a path; `take` gets what a request's model takes."""
+    """Offer the models found on this machine, the bundled model and a path; `take` gets the request's model value."""
 
     async def picked(key: str | None) -> None:
         if key == BY_PATH:
@@ -42,12 +42,12 @@ def pick_model_file(app: App[None], current: str, take: Callable[[str], None]) -
 
 
 async def _fill(picker: Picker) -> None:
-    """Offer what is found; looked for in a thread, because a folder may be on a disk that does not answer."""
+    """Offer what is found; the search runs in a thread, because a disk may not answer."""
     picker.offer(model_files(await asyncio.to_thread(find_models)))
 
 
 async def ask_for_path(app: App[None], current: str, take: Callable[[str], None]) -> None:
-    """A path typed in place, with completion."""
+    """Ask for a path, with completion."""
 
     async def accept(path: str) -> None:
         take(path.strip())
@@ -57,7 +57,7 @@ async def ask_for_path(app: App[None], current: str, take: Callable[[str], None]
 
 
 def model_files(found: Sequence[FoundModel]) -> PickList:
-    """The list itself; typing filters by name and place, a typed path is taken as it stands."""
+    """The list itself; typing filters by name and place, and a typed path is used unchanged."""
     fixed = [
         _fixed(BUNDLED, "the two-layer model that comes with kvscope"),
         _fixed(BY_PATH, "type a path, with completion"),
@@ -88,7 +88,7 @@ def _choice(model: FoundModel) -> Choice:
 
 
 def _preview(model: FoundModel) -> str:
-    """Where it is, and what it takes on disk against the memory that is free."""
+    """Where it is, and its size on disk compared with the free memory."""
     free = available_bytes()
     beside = f" · {format_decimal(free)} of memory free" if free is not None else ""
     return f"{model.reference}\n{format_decimal(model.size_bytes)} on disk{beside}"

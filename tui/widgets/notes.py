@@ -1,4 +1,4 @@
-"""Sentences as a list with a hanging indent, wrapped to the width there is."""
+"""Sentences as a list with a hanging indent, wrapped to the available width."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LEAST_CELLS = 16
 
 
 def note_lines(notes: Sequence[str], width: int) -> list[str]:
-    """The lines of all notes, each note begun by a dot."""
+    """The lines of all notes, each note starting with a dot."""
     return [line for note in notes for line in wrap(f"· {note}", max(LEAST_CELLS, width), hang=2)]
 
 
 class Notes(Widget):
-    """Shows sentences; laid out again only where they take another number of lines."""
+    """Shows sentences; laid out again only if the number of lines changes."""
 
     DEFAULT_CSS = "Notes { height: auto; }"
 

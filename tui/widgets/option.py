@@ -1,4 +1,4 @@
-"""A labelled one-line input for an option, read by a function of its text; what is wrong is said beside the form."""
+"""A labelled one-line input for an option, read by a function; errors are shown next to the form."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Option(Horizontal):
 
     @property
     def placeholder(self) -> str:
-        """What a blank text stands for."""
+        """The meaning of a blank text."""
         return self._input.placeholder
 
     @placeholder.setter
@@ -72,12 +72,12 @@ class Option(Horizontal):
         self._input.placeholder = words
 
     def accept(self) -> None:
-        """Read what was put in from outside, without telling."""
+        """Read text that was set by the program, without a message."""
         self.value, self.problem = self._read(self.text), ""
         self.remove_class("-invalid")
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Read the text; keep the last good value when it cannot be."""
+        """Read the text; keep the last good value if that fails."""
         event.stop()
         try:
             self.value = self._read(event.value)

@@ -14,7 +14,7 @@ from tui.widgets.styling import restyled
 
 
 def parts_text(report: ServerReport, width: int) -> Text:
-    """The bar for `width` cells. Where the parts are more than the device, the excess is marked at its end."""
+    """The bar for `width` cells. If the parts exceed the device, the excess is marked at its end."""
     found, total = parts(report), device_bytes(report)
     held = [part for part in found if part.size > 0]
     cells = bar_cells(tuple(part.size for part in held), max(total, sum(part.size for part in held)), width)

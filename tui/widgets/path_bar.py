@@ -1,4 +1,4 @@
-"""A path asked for in place, at the foot of the screen: open a file, export a pane."""
+"""A prompt for a path at the foot of the screen: open a file, export a pane."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tui.widgets.work import work
 
 MAX_ENTRIES = 2000
 SLOW_S = 0.3
-"""A path that takes longer says so."""
+"""A path that takes longer shows a message."""
 
 
 def split_path(text: str, separators: str = os.sep + (os.altsep or "")) -> tuple[str, str]:
-    """The folder that is typed, its last separator included, and the beginning of a name in it.
+    """The typed folder, including its last separator, and the start of a name in it.
 
     >>> split_path("models/Lla", "/"), split_path("C:\\models/Lla", "\\/"), split_path("Lla", "/")
     (('models/', 'Lla'), ('C:\\models/', 'Lla'), ('', 'Lla'))
@@ -54,7 +54,7 @@ def complete_path(text: str) -> str | None:
 
 
 class PathSuggester(Suggester):
-    """Shows how a path could go on; → or Tab takes it."""
+    """Suggests a completion of the path; → or Tab accepts it."""
 
     def __init__(self) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
@@ -66,9 +66,9 @@ class PathSuggester(Suggester):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathRequest:
-    """What a path is wanted for. `accept` uses it and returns a sentence of refusal, or None when done.
+    """The purpose of a path. `accept` uses it and returns an error sentence, or None when done.
 
-    It reads and writes in a thread: a file system that does not answer must not hold the screen.
+    It reads and writes in a thread: a file system that does not answer must not block the screen.
     """
 
     label: str
@@ -94,14 +94,14 @@ class PathInput(Input):
             self.cursor_position = len(completed)
 
     def action_leave(self) -> None:
-        """Close the bar; what a path is waiting for is given up."""
+        """Close the bar; a waiting path is given up."""
         bar = self.query_ancestor(PathBar)
         bar.workers.cancel_group(bar, "path")
         bar.close()
 
 
 class PathBar(VerticalGroup):
-    """Hidden until `ask`. Stays open, with the reason, while the path is refused."""
+    """Hidden until `ask`. Stays open, with the reason, if the path is refused."""
 
     DEFAULT_CSS = """
     PathBar {
@@ -126,7 +126,7 @@ class PathBar(VerticalGroup):
 
     async def ask(self, request: PathRequest) -> None:
         """Open with `request` and take the focus."""
-        if not self.children:  # made when first asked for: the first paint does not wait for it
+        if not self.children:  # created on first use: the first paint does not wait for it
             path = PathInput(id="path", compact=True, suggester=PathSuggester(), select_on_focus=False)
             await self.mount(HorizontalGroup(Static(classes="label"), path), Static(id="path-message"))
         if self._request is None:
@@ -180,14 +180,14 @@ class PathBar(VerticalGroup):
 
 
 class FileWriter:
-    """Writes a document where the bar says. An existing file needs a second Enter on the same path."""
+    """Writes a document to the given path. An existing file needs a second Enter on the same path."""
 
     def __init__(self, text: str, *, done: Callable[[Path], None]) -> None:
         self.text, self._done = text, done
         self._asked: Path | None = None
 
     async def __call__(self, typed: str) -> str | None:
-        """Write; a sentence where that cannot be, None when it is done."""
+        """Write; returns a sentence if that fails, else None."""
         if not typed:
             return "Type a file name."
         refusal = await asyncio.to_thread(self._write, typed)

@@ -1,4 +1,4 @@
-"""Choosing from a long list by typing: search, list and preview, over the pane."""
+"""Choosing from a long list by typing: search, list and preview, shown over the pane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui.form.pick_list import Choice, PickList
 
 
 class Picker(ModalScreen[str | None]):
-    """The list over the pane. Typing filters, ↑ ↓ move, Enter takes, Esc leaves; returns the key or None."""
+    """The list over the pane. Typing filters, ↑ ↓ move, Enter chooses, Esc cancels; returns the key or None."""
 
     DEFAULT_CSS = """
     Picker {
@@ -63,13 +63,13 @@ class Picker(ModalScreen[str | None]):
             yield Static(id="preview")
 
     def on_mount(self) -> None:
-        """Show what matches from the start, the present choice highlighted."""
+        """Show all entries first, with the current choice highlighted."""
         self.query_one("#choices", OptionList).can_focus = False
         self._fill(self._typed)
         self._highlight_current()
 
     def offer(self, pick: PickList) -> None:
-        """Another list in place of the one shown; what was typed stays."""
+        """Replace the list; the typed text stays."""
         self._pick = pick
         if self.is_mounted:
             self._fill(self.query_one("#search", Input).value)
@@ -92,7 +92,7 @@ class Picker(ModalScreen[str | None]):
 
     def _no_match(self, text: str) -> str:
         taken = self._pick.custom(text)
-        return f"Press Enter to take {taken}" if taken else self._pick.empty or f"Nothing matches {text!r}."
+        return f"Press Enter to use {taken}" if taken else self._pick.empty or f"Nothing matches {text!r}."
 
     def _line(self, choice: Choice) -> Text:
         cells = []

@@ -31,7 +31,7 @@ class PickerField(Widget, can_focus=True):
     ]
 
     class Opened(Message):
-        """The list is wanted; `take_typed` of the field is what its search starts with."""
+        """The list is requested; its search starts with the field's `take_typed`."""
 
         def __init__(self, field: PickerField) -> None:
             super().__init__()
@@ -68,7 +68,7 @@ class PickerField(Widget, can_focus=True):
         self.post_message(self.Opened(self))
 
     def take_typed(self) -> str:
-        """What the search starts with."""
+        """The initial search text."""
         typed, self._typed = self._typed, ""
         return typed
 

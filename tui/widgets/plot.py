@@ -1,4 +1,4 @@
-"""A plot in the app: redrawn from its chart whenever its size, marker or theme is another one."""
+"""A plot in the app: redrawn from its chart whenever its size, marker or theme changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tui.charts.chart_text import Colours, Rgb, draw
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; darker where the background is light.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; darker on a light background.
 ON_DARK: tuple[Rgb, ...] = ((0, 200, 145), (240, 170, 20), (96, 190, 240), (225, 120, 175), (240, 228, 66))
 ON_LIGHT: tuple[Rgb, ...] = ((0, 120, 85), (190, 95, 0), (0, 95, 160), (165, 60, 115), (110, 100, 0))
 _GREY: Rgb = (140, 140, 140)
@@ -48,7 +48,7 @@ def _between(low: Rgb, high: Rgb, share: float) -> Rgb:
 
 
 class PlotView(Widget):
-    """Shows a `Chart` in whatever space it has."""
+    """Shows a `Chart` in the available space."""
 
     DEFAULT_CSS = "PlotView { height: 1fr; min-height: 3; }"
 
@@ -57,7 +57,7 @@ class PlotView(Widget):
         self._chart = chart
         self._drawn: tuple[object, Text] | None = None
         self.drawing_s = 0.0
-        """What the last drawing took: it happens when the screen is painted, not in `show`."""
+        """Time of the last drawing, which happens when the screen is painted, not in `show`."""
 
     @property
     def chart(self) -> Chart | None:
@@ -71,7 +71,7 @@ class PlotView(Widget):
 
     @property
     def marker(self) -> Marker:
-        """The marker of the app's settings; braille where there are none."""
+        """The marker of the app's settings; braille without settings."""
         settings = getattr(self.app, "settings", None)
         marker: Marker = getattr(settings, "marker", "braille")
         return marker

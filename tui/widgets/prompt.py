@@ -13,9 +13,9 @@ MAX_HISTORY = 100
 
 
 class Prompt(TextArea):
-    """The prompt: Enter sends it, Ctrl+J or Shift+Enter begins a new line, ↑ and ↓ bring back what was sent.
+    """The prompt: Enter sends it, Ctrl+J or Shift+Enter starts a new line, ↑ and ↓ recall sent prompts.
 
-    The text that it opens with is an offer: it is selected, so that typing replaces it.
+    The initial text is a suggestion: it is selected, so that typing replaces it.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -28,7 +28,7 @@ class Prompt(TextArea):
         """Enter was pressed."""
 
     def on_mount(self) -> None:
-        """Offer the first text."""
+        """Suggest the initial text."""
         self.select_all()
         self._sent: list[str] = []
         self._back = 0
@@ -61,10 +61,10 @@ class Prompt(TextArea):
         event.prevent_default()
 
     def _recall(self, back: int) -> None:
-        """The text that was sent `back` prompts ago; 0 is what was being typed."""
+        """The text sent `back` prompts ago; 0 is the text being typed."""
         if not self._back:
             self._draft = self.text
-            if self._sent[-1:] == [self.text] and len(self._sent) > 1:  # it still stands there
+            if self._sent[-1:] == [self.text] and len(self._sent) > 1:  # it is still there
                 back += 1
         self._back = min(back, len(self._sent))
         self.text = self._sent[-self._back] if self._back else self._draft

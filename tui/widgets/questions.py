@@ -1,4 +1,4 @@
-"""The inverse questions over the pane: a batch and a TP to set, and every answer below."""
+"""The inverse questions over the pane: set a batch and a TP, with all answers below."""
 
 from __future__ import annotations
 

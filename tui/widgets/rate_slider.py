@@ -1,4 +1,4 @@
-"""The rate of a load, turned or dragged along the rates that were simulated."""
+"""The rate of a load, changed by keys or dragging among the simulated rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_TRACK = 12
 
 
 class RateSlider(Track, Dial):
-    """``rate ◀ 12.3/s ▶ ───█────┿──┃─ 24.2/s``: ┿ is where the limits break, ┃ the full load.
+    """``rate ◀ 12.3/s ▶ ───█────┿──┃─ 24.2/s``: ┿ is the highest rate within the limits, ┃ the full load.
 
     The line is clicked or dragged.
     """
@@ -47,7 +47,7 @@ class RateSlider(Track, Dial):
         self._at = 0
 
     def show(self, rates: Sequence[float], at: int, *, most: float | None, full: float | None) -> None:
-        """The rates in order, the chosen one, and what is marked."""
+        """The rates in order, the chosen one, and the marked ones."""
         self._rates, self._at, self._most, self._full = tuple(rates), at, most, full
         self.refresh()
 
@@ -99,7 +99,7 @@ class RateSlider(Track, Dial):
         return 60
 
     def drag_to(self, cell: int) -> None:
-        """Choose the nearest rate, and tell about it."""
+        """Choose the nearest rate and post the change."""
         at = self.nearest(cell)
         if at != self._at:
             self._at = at

@@ -11,11 +11,11 @@ from textual.message import Message
 from tui.widgets.plot import PlotView
 
 CELLS_PER_DOUBLING = 6, 3
-"""How far the mouse goes, across and up, for twice the batch and twice the context."""
+"""How far the mouse moves, across and up, to double the batch and the context."""
 
 
 class RooflinePlot(PlotView, can_focus=True):
-    """Posts `Moved`: how many doublings of batch and context the user asks for."""
+    """Posts `Moved`: the doublings of batch and context that the user requests."""
 
     DEFAULT_CSS = "RooflinePlot:focus { background: $primary 8%; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -24,11 +24,11 @@ class RooflinePlot(PlotView, can_focus=True):
         Binding("up", "move(0, 1)", "context", show=False, tooltip="Twice the context"),
         Binding("down", "move(0, -1)", "context", show=False, tooltip="Half the context"),
     ]
-    help = "← → halve and double the batch, ↑ ↓ the context; dragging does both"
+    help = "← → halve and double the batch, ↑ ↓ change the context; dragging changes both"
     label = "Plot"
 
     class Moved(Message):
-        """Doublings of batch and context since the hand began to move; `begins` with the first of a drag or a key."""
+        """Doublings of batch and context since the drag started; `begins` marks the first of a drag, or a key."""
 
         def __init__(self, batch: float, context: float, *, begins: bool) -> None:
             super().__init__()
@@ -43,19 +43,19 @@ class RooflinePlot(PlotView, can_focus=True):
         self.post_message(self.Moved(batch, context, begins=True))
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        """Hold the points."""
+        """Start dragging."""
         self._grabbed = event.screen_x, event.screen_y
         self.capture_mouse()
         self.post_message(self.Moved(0, 0, begins=True))
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
-        """Move them: to the right a larger batch, upwards a longer context."""
+        """Drag: right for a larger batch, up for a longer context."""
         if self._grabbed is not None:
             across, up = event.screen_x - self._grabbed[0], self._grabbed[1] - event.screen_y
             wide, high = CELLS_PER_DOUBLING
             self.post_message(self.Moved(across / wide, up / high, begins=False))
 
     def on_mouse_up(self) -> None:
-        """Let go."""
+        """Stop dragging."""
         self._grabbed = None
         self.release_mouse()

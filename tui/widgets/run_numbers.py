@@ -20,11 +20,11 @@ from tui.widgets.table_view import TableView
 
 LEAST_REFRESH_S = 0.2
 COST_SHARE = 20
-"""Numbers and plot are drawn again after at least this many times what drawing them took."""
+"""Numbers and plot are redrawn only after at least this many times their drawing time."""
 
 
 class RunNumbers(VerticalScroll):
-    """A column that follows a run. `due_s` is the moment from which it is worth drawing again, `rate` the run's."""
+    """A column that follows a run. `due_s` is the earliest time of the next drawing, `rate` that of the run."""
 
     due_s = 0.0
     rate = "–"
@@ -37,7 +37,7 @@ class RunNumbers(VerticalScroll):
         yield TableView(id="comparison")
 
     def show(self, run: Generation | None, pair: Pair) -> None:
-        """Rates, plot, cache and comparison; the next time is put off by what this one cost."""
+        """Draw rates, plot, cache and comparison; the next drawing is delayed by the time this one took."""
         began = time.monotonic()
         rates = run.timing if run else None
         self.rate = rate(rates.tokens_per_s if rates else None)
@@ -54,13 +54,13 @@ class RunNumbers(VerticalScroll):
         self.due_s = began + max(LEAST_REFRESH_S, COST_SHARE * spent)
 
     def show_effects(self, effects: Sequence[Effect], chosen: Choice | None) -> None:
-        """The formats measured on a model, the chosen one marked."""
+        """The measured formats of a model, with the current one marked."""
         table = self.query_one("#effects", TableView)
         table.display = bool(effects)
         table.show(effects_table(effects, chosen))
 
     def _put(self, name: str, text: Text) -> None:
-        """Show a text; while it is as high as before nothing moves, and nothing is laid out anew."""
+        """Show a text; if its height is unchanged, nothing is laid out again."""
         view = self.query_one(name, Static)
         before, width = view.content, view.size.width
         same = isinstance(before, Text) and width > 0 and height_of(before, width) == height_of(text, width)
@@ -74,5 +74,5 @@ class RunNumbers(VerticalScroll):
 
 
 def height_of(text: Text, width: int) -> int:
-    """At least the lines a text takes: longer ones are wrapped."""
+    """The minimum lines of a text: longer ones are wrapped."""
     return sum(max(1, -(-cell_len(line) // width)) for line in text.plain.split("\n"))

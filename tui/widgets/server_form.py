@@ -1,4 +1,4 @@
-"""The policy and, under a server, its options: two lines over the Memory pane."""
+"""The policy and, for a server, its options: two lines above the Memory pane."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.widgets.form import FormChecked, Toggle
 from tui.widgets.option import Option
 
 FIRST_LINE = 2
-"""Options that stand beside the policy: version and TP."""
+"""Options beside the policy: version and TP."""
 
 
 class PolicyDial(ChoiceDial):
@@ -47,7 +47,7 @@ class ServerForm(VerticalGroup):
     """
 
     class Edited(Message):
-        """The policy, and the options where it is a server."""
+        """The policy, and the options if it is a server."""
 
         def __init__(self, policy: str, options: ServerOptions | None) -> None:
             super().__init__()
@@ -103,7 +103,7 @@ class ServerForm(VerticalGroup):
         self.query_one("#field-enforce_eager", Toggle).set_class(engine not in EAGER_ENGINES, "-other")
 
     def show_defaults(self, known: Mapping[str, str]) -> None:
-        """What a blank field stands for, as far as the server's report says."""
+        """The meaning of a blank field, if the server's report gives it."""
         for field in OPTION_FIELDS:
             self.query_one(f"#server-{field.name}", Option).placeholder = known.get(field.name, "auto")
 

@@ -1,4 +1,4 @@
-"""What is served, in lines over the Estimate pane: engine, load, lengths, limits, price, devices."""
+"""The served load, in lines above the Estimate pane: engine, load, lengths, limits, price, devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINES = (
     ("limits", "price", "batches", "split"),
     ("devices",),
 )
-"""The fields by line; the dials of engine and load stand on the first."""
+"""The fields by line; the dials of engine and load are on the first."""
 COUNT_LABELS = {"batch": "batch", "clients": "clients"}
 
 
@@ -48,7 +48,7 @@ class ServingForm(VerticalGroup):
     """
 
     class Edited(Message):
-        """What is to be served now."""
+        """The current load."""
 
         def __init__(self, serving: Serving) -> None:
             super().__init__()
@@ -100,7 +100,7 @@ class ServingForm(VerticalGroup):
         self._say("")
 
     def _show_fields_of(self, load: str) -> None:
-        """The count says what it counts; at maximum load it and the chunk change nothing."""
+        """Label the count; at maximum load, the count and the chunk have no effect."""
         count = self._field("count")
         count.query_one(Label).update(COUNT_LABELS.get(load, ""))
         count.display = self._field("chunk").display = load in COUNT_LABELS

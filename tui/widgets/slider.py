@@ -1,4 +1,4 @@
-"""A number on a scale: turned by keys, typed, or dragged; marks on the scale say where something changes."""
+"""A number on a scale, changed by keys, typing or dragging; marks on the scale show where something changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Slider(Track, NumberDial):
 
     @property
     def marks(self) -> tuple[int, ...]:
-        """Where something changes."""
+        """The marked numbers."""
         return self._marks
 
     @marks.setter
@@ -63,7 +63,7 @@ class Slider(Track, NumberDial):
         return self._within(round(exact / step) * step)
 
     def doubled(self, value: int, times: float) -> int:
-        """`value` doubled so many times (halved where negative), within the scale."""
+        """`value` doubled that many times (halved if negative), within the scale."""
         return self._within(round(value * 2.0**times))
 
     def cell_of(self, value: int) -> int:
@@ -96,7 +96,7 @@ class Slider(Track, NumberDial):
         return 60
 
     def drag_to(self, cell: int) -> None:
-        """Take the number of a cell, and tell about it."""
+        """Use the number of a cell and post the change."""
         value = self.value_at(cell)
         if value != self._value:
             self._drop()

@@ -1,4 +1,4 @@
-"""The two lines under the title: the question in short, and its answer. Every pane shares them."""
+"""The two lines at the top: the question in short, and its answer. All panes share them."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def _largest(report: MemoryReport, server: ServerAnswer | None) -> Piece:
 
 
 def _n_devices(state: AppState, report: MemoryReport) -> int:
-    """On how many devices the answer is."""
+    """The number of devices of the answer."""
     options = state.server
     return of_study(report).devices if options is None else len(options.devices) or options.tp * options.pp
 
 
 NO_DEVICE = ("estimate: pick a device",)
-"""In place of an estimate where bandwidth and peak of the device are not known."""
+"""Shown instead of an estimate if the device's bandwidth and peak are unknown."""
 
 
 def answer(report: MemoryReport, server: ServerAnswer | None = None, estimate: Sequence[str] = ()) -> list[list[Piece]]:
     """The second line in several lengths: weights, KV per token and per request, the largest batch, the estimate.
 
-    `estimate` is in several lengths, the longest first. Until it is there, the ridge stands in its place.
+    `estimate` comes in several lengths, longest first. Until it is available, the ridge is shown.
     """
     weights, kv = report.weight_bytes, report.kv_bytes_per_request
     token = format_bytes_exact(report.kv_bytes_per_token)
@@ -106,7 +106,7 @@ def answer(report: MemoryReport, server: ServerAnswer | None = None, estimate: S
 
 
 def unread(title: str, problem: str, batch: Piece) -> list[list[Piece]]:
-    """The second line while a form is not valid: why, and the answer of the last valid one."""
+    """The second line while a form is invalid: the error, and the answer for the last valid input."""
     whole, short = (f"✗ {title}: {problem}", "bad"), (f"✗ {title}: not valid", "bad")
     return [[whole, ("last valid input:", ""), batch], [short, ("last valid input:", ""), batch], [short, batch]]
 
@@ -120,7 +120,7 @@ def fitting(choices: Sequence[list[Piece]], width: int, gap: str) -> list[Piece]
 
 
 class StatusStrip(Widget):
-    """Two lines: the question with the engine's state at the right, and the answer."""
+    """Two lines: the question with the engine's state on the right, and the answer."""
 
     DEFAULT_CSS = """
     StatusStrip {

@@ -1,4 +1,4 @@
-"""A calc `Table` drawn as it is: for tables that are read, not moved through."""
+"""A calc `Table` for reading, not for moving through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tui.views.table_text import table_text
 
 
 class TableView(Widget):
-    """Shows the columns of a table that there is room for. Where `continued`, the others follow below the rows."""
+    """Shows the columns of a table that fit. If `continued`, the others follow below the rows."""
 
     DEFAULT_CSS = """
     TableView {
@@ -28,12 +28,12 @@ class TableView(Widget):
 
     @property
     def table(self) -> Table | None:
-        """What is shown, with the columns there is no room for."""
+        """The shown table, including columns that do not fit."""
         return self._table
 
     @property
     def shown(self) -> Table | None:
-        """What is on screen: the columns there is room for."""
+        """The table on screen: only the columns that fit."""
         if self._table is None:
             return None
         return self._table.with_columns(cut_to(self._table, self.content_size.width or 80).columns)

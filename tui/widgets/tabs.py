@@ -1,6 +1,6 @@
-"""The tabs: a line of titles over a rule, and below them the panes, of which one is shown.
+"""The tabs: a line of titles above a rule, and below them the panes, of which one is shown.
 
-Titles and rule are one widget. Textual's own tabs are two for each title and six more, all of them styled and laid out
+Titles and rule are one widget. Textual's own tabs need two widgets per title and six more, all styled and laid out
 before the first paint.
 """
 
@@ -23,7 +23,7 @@ THICK, LEFT_HALF, RIGHT_HALF = "━", "╸", "╺"
 
 
 class TabLine(Widget, can_focus=True):
-    """Titles, of which one is active. ← → and a click choose another. Where not all fit, the active one is seen."""
+    """Titles, of which one is active. ← → or a click choose another. If not all fit, the active one stays visible."""
 
     ALLOW_SELECT = False
     DEFAULT_CSS = """
@@ -64,7 +64,7 @@ class TabLine(Widget, can_focus=True):
         return list(accumulate((len(title) + 2 for title in self._titles), initial=0))
 
     def scrolled(self, width: int) -> int:
-        """Cells that are left out at the left, so that the active title is seen in `width` cells."""
+        """Cells cut off on the left so that the active title is visible in `width` cells."""
         starts = self.starts()
         first, last = starts[self._active : self._active + 2]
         return max(0, min(starts[-1] - width, (first + last - width) // 2))

@@ -1,7 +1,8 @@
-"""Text that grows at its end, wrapped at words: what tokens stream into.
+"""Text that grows at its end, wrapped at words, for streamed tokens.
 
-Only the last line is wrapped again when text comes, and only lines that changed are drawn, so a thousand tokens a
-tick cost what they add. Textual's Log does not wrap, its TextArea is an editor, its Markdown slows as it grows.
+Only the last line is wrapped again when text arrives, and only changed lines are drawn, so a thousand tokens per tick
+cost only what they add. Textual's Log does not wrap, its TextArea is an editor, and its Markdown slows down as it
+grows.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class TokenStream(ScrollView, can_focus=True):
         self._pieces: list[tuple[str, str]] = []
         self._lines: list[str] = [""]
         self._marks: list[tuple[int, int, str]] = []
-        """Where a kind begins: line, column, kind; in order."""
+        """Where each kind starts: line, column, kind; in order."""
         self._height = 0
         self._wrap_width = 0
         self._looks: dict[str, Style] = {}
@@ -56,11 +57,11 @@ class TokenStream(ScrollView, can_focus=True):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The lines as they are wrapped now."""
+        """The lines as currently wrapped."""
         return tuple(self._lines)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Clear everything."""
         self._pieces.clear()
         self._reset()
         self.virtual_size = Size(0, 0)
@@ -92,7 +93,7 @@ class TokenStream(ScrollView, can_focus=True):
             self._wrap_last()
 
     def _wrap_last(self) -> None:
-        """Break the last line until it fits; kinds that begin after a break move with their text."""
+        """Wrap the last line until it fits; kinds that start after a break move with their text."""
         width = self._wrap_width
         if width < 1:
             return
@@ -123,7 +124,8 @@ class TokenStream(ScrollView, can_focus=True):
         self.vertical_scrollbar.position = self.scroll_y  # Textual tells only a bar that is shown already
 
     def _grow(self, size: Size) -> None:
-        """Take a new size. Setting `virtual_size` lays out the whole screen: only where a scrollbar comes or goes."""
+        """Set a new size. Setting `virtual_size` lays out the whole screen, so only if a scrollbar appears or
+        disappears."""
         height = self.scrollable_content_region.height
         if (self.virtual_size.height > height) != (size.height > height) or size.width != self.virtual_size.width:
             self.virtual_size = size
@@ -132,7 +134,7 @@ class TokenStream(ScrollView, can_focus=True):
             self.vertical_scrollbar.window_virtual_size = size.height
 
     def on_resize(self, event: events.Resize) -> None:
-        """Wrap everything again when the width is another one; who was at the end stays there."""
+        """Wrap everything again if the width changes; a view at the end stays there."""
         width, height = self.scrollable_content_region.size
         following = self.scroll_offset.y + self._height >= len(self._lines)
         self._height = height
@@ -147,7 +149,7 @@ class TokenStream(ScrollView, can_focus=True):
     # --- drawing ------------------------------------------------------------------------------------------
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Styles are worked out once for all lines: Textual adds them up through all that the widget lies in."""
+        """Styles are computed once for all lines: Textual combines them through all parent widgets."""
         self._looks = {kind: self.get_component_rich_style(f"token-stream--{kind}") for kind in KINDS}
         self._looks[""] = self.rich_style
         return super().render_lines(crop)
@@ -192,9 +194,9 @@ class TokenStream(ScrollView, can_focus=True):
 
 
 def _break(text: str, width: int) -> int | None:
-    """Where to break `text` so that its first part fits in `width` cells; None when all of it does.
+    """Where to break `text` so that its first part fits in `width` cells; None if all of it fits.
 
-    After the last space that fits (which may itself hang over the edge), else inside the word.
+    After the last space that fits (the space itself may exceed the width), else inside the word.
     """
     if text.isascii():
         if len(text) <= width:

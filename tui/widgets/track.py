@@ -1,4 +1,4 @@
-"""The mouse on the track of a dial: what a click and a drag do, whatever the track stands for."""
+"""The mouse on the track of a dial: what a click and a drag do, whatever the track represents."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from textual import events
 if TYPE_CHECKING:
     from tui.widgets.dial import Dial as _Base
 else:
-    # No second base that is a widget: Textual would read the styles and bindings of the first base only.
+    # Not a second widget base class: Textual would read the styles and bindings of only the first base.
     _Base = object
 
 
 class Track(_Base):
-    """A dial with a track, which takes the mouse from a click on it until the button is let go. Stands before `Dial`.
+    """A dial with a track, which captures the mouse from a click until the button is released. Comes before `Dial` in
+    the bases.
 
     The dial says where its `track` is and takes a cell of it with `drag_to`; without a track `cells` is 0.
     """
@@ -31,7 +32,7 @@ class Track(_Base):
         raise NotImplementedError
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
-        """Take the mouse."""
+        """Capture the mouse."""
         cell = self._cell(event)
         if 0 <= cell < self.track[1]:
             self._dragged = True
@@ -46,7 +47,7 @@ class Track(_Base):
             event.stop()
 
     def on_mouse_up(self, event: events.MouseUp) -> None:
-        """Let go."""
+        """Release the mouse."""
         if self._dragged:
             self._dragged = False
             self.release_mouse()

@@ -10,5 +10,5 @@ P = ParamSpec("P")
 
 
 def work(do: Callable[P, Coroutine[Any, Any, None]], *args: P.args, **named: P.kwargs) -> Callable[[], Any]:
-    """`do` with its arguments, not begun: a coroutine would be left behind where its worker is cancelled before."""
+    """`do` with its arguments, not yet started: a coroutine would never be awaited if its worker is cancelled first."""
     return partial(do, *args, **named)

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc.errors import SourceError, UnknownName, UnsupportedArchitecture
-from calc.files import MAX_CONFIG_BYTES
-from calc.hf import read_hf_config, spec_from_config
+from calc.hf import MAX_CONFIG_BYTES, read_hf_config, spec_from_config
 from calc.model.count import parameters
 from calc.model.parts import Mlp, Norm
 from calc.model.spec import DIMENSIONS

@@ -430,7 +430,7 @@ async def test_a_broken_settings_file_is_reported_and_the_app_starts(config: Pat
     config.write_text("theme = [")
     async with running(app=KvscopeApp(start_engine=False)) as (app, pilot):
         await pilot.pause()
-        assert any("Not valid in the settings" in note.message for note in app._notifications)
+        assert any("Ignored invalid settings" in note.message for note in app._notifications)
         assert "MAX BATCH 59" in lines(app)[1]
 
 

@@ -53,9 +53,9 @@ def test_text_goes_to_the_desktop_else_to_a_file(tmp_path: Path, monkeypatch: py
     assert not kept.exists()
     program(tmp_path / "bin", "xclip", "exit 1")
     said = copy_beside("größer", tmp_path / "own")
-    assert said == f"Sent to the clipboard of the terminal, and kept in {kept}"
+    assert said == f"Sent to the terminal's clipboard, and saved in {kept}"
     assert kept.read_text(encoding="utf-8") == "größer"
-    assert copy_beside("x", None) == "Sent to the clipboard of the terminal"
+    assert copy_beside("x", None) == "Sent to the terminal's clipboard"
 
 
 def test_clip_exe_is_given_utf_16_with_its_mark() -> None:

@@ -146,7 +146,7 @@ def test_one_bad_setting_costs_that_setting_alone(path: Path, old: str, new: str
     path.write_text(text.replace(old, new, 1))
     loaded = load_settings(path)
     assert loaded.problem is not None
-    assert loaded.problem.startswith(f"Not valid in the settings, and ignored: {lost} (")
+    assert loaded.problem.startswith(f"Ignored invalid settings: {lost} (")
     assert path.with_name("settings.toml.broken").read_text() == path.read_text()
     assert loaded.settings.theme == "nord"
     state, usual = loaded.settings.state, default_state()
@@ -166,7 +166,7 @@ def test_one_bad_setting_costs_that_setting_alone(path: Path, old: str, new: str
         (
             b"[state]\ncontext = 5\n[state.serving]\ntp = 2\nload = 7",
             Settings(state=replace(USUAL, study=replace(USUAL.study, context=5), serving=Serving(tp=2))),
-            "serving.load (what is served has a value that is not valid)",
+            "serving.load (the served load has an invalid value)",
         ),
         (
             b'[state.load]\ntp = "2"\nprompt = "some"\narrivals = "poisson"',
@@ -181,7 +181,7 @@ def test_what_is_good_in_a_file_is_taken(path: Path, content: bytes, settings: S
     loaded = load_settings(path)
     assert loaded.settings == settings
     assert loaded.problem is not None
-    assert loaded.problem.startswith(f"Not valid in the settings, and ignored: {said}")
+    assert loaded.problem.startswith(f"Ignored invalid settings: {said}")
 
 
 def test_keys_of_a_newer_version_are_ignored(path: Path) -> None:

@@ -138,7 +138,7 @@ def test_batches_are_drawn_against_a_plain_line_of_what_is_predicted() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.gif", "a plot is written as .svg, .png, .txt; x.gif is none of them"),
+        ("x.gif", "the name of a plot must end in .svg, .png, .txt, not x.gif"),
         ("x.png", "needs cairosvg: pip install"),
     ],
 )

@@ -241,8 +241,8 @@ def test_a_mix_is_worked_out_again_for_the_model_as_it_is_edited() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "shown"),
     [
-        ("weight_format", "Q4_K_M", "tensor by tensor: some stay wider, see the notes"),
-        ("weight_format", "auto", "as the checkpoint holds them, else 2 B each"),
+        ("weight_format", "Q4_K_M", "by tensor: some stay wider, see the notes"),
+        ("weight_format", "auto", "as in the checkpoint, else 2 B each"),
         ("kv_format", "q8_0/q4_0", "K 1.0625 B and V 0.5625 B each"),
     ],
 )

@@ -19,7 +19,7 @@ def test_the_load_over_time_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixt
     assert out.out.startswith("{")
     assert out.err == f"wrote {path}\n"
     svg = path.read_text(encoding="utf-8")
-    for label in ("running", "waiting", "cache held, %", "5 requests per second"):
+    for label in ("running", "waiting", "cache used, %", "5 requests per second"):
         assert label in svg
 
 
@@ -46,16 +46,16 @@ def test_a_terminal_sees_the_plot_below_the_tables(
     monkeypatch.setenv("TERM", "dumb")
     assert cli.main([*QUICK, "--rate", "5"]) == 0
     text = capsys.readouterr().out
-    assert text.index("Band of the times") < text.index("cache held, %")
+    assert text.index("Band of the times") < text.index("cache used, %")
     assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--rate", "1", "--plot", "load.gif"), "a plot is written as .svg, .png, .txt"),
+        (("--rate", "1", "--plot", "load.gif"), "the name of a plot must end in .svg, .png, .txt"),
         (("--rate", "1", "--plot", "/nowhere/load.svg"), "there is no folder"),
-        (("--rate", "1", "--model", "llama-3-70b", "--plot", "load.svg"), "there is nothing to draw"),
+        (("--rate", "1", "--model", "llama-3-70b", "--plot", "load.svg"), "there is nothing to plot"),
     ],
 )
 def test_a_plot_that_cannot_be_is_refused(

@@ -170,16 +170,16 @@ def lines(turned: Turned, choice: Choice, measured: Effect | None = None, ahead:
 
 def test_a_turned_dtype_says_predicted_plain_and_measured_with_a_dot() -> None:
     assert lines("dtype", INT4) == [
-        "int4: 153.00 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms predicted · f measures its error",
-        "int4: 153.00 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms · f measures its error",
+        "int4: 153.00 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms predicted · f: measure its error",
+        "int4: 153.00 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms · f: measure its error",
         "int4: 153.00 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms",
         "int4: 153.00 MB · TPOT ≥ 2.10 ms",
         "int4: 153.00 MB · ≥ 2.10 ms",
     ]
     known = lines("dtype", INT4, effect(INT4, n_same=126))
     assert known[0] == (
-        "int4: ● 153.06 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms predicted · ● 4.00 ms measured · "
-        "● 126 of 127 tokens as float32, |Δlogit| 0.0165"
+        "int4: ● 153.06 MB of weights (bfloat16 269.00 MB) · TPOT ≥ 2.10 ms predicted · ● 4.00 ms measured · ● 126 "
+        "of 127 tokens as in float32, |Δlogit| 0.0165"
     )
     assert known[-1] == "int4: ● 153.06 MB · ≥ 2.10 ms · ● 4.00 ms · ● 126/127 same"
     assert [len(line) for line in known] == sorted((len(line) for line in known), reverse=True)
@@ -197,12 +197,12 @@ def test_a_turned_cache_says_its_bytes_a_token_and_ranks_their_share() -> None:
 
 def test_packed_weights_on_ranks_are_refused_before_the_run() -> None:
     assert lines("tp", Choice("int4", "full", 2)) == [
-        "✗ int4 weights run on one rank: turn tp to 1, or take a floating dtype"
+        "✗ int4 weights run on one rank only: set tp to 1 or choose a floating-point dtype"
     ]
 
 
 def test_nothing_known_is_nothing_said() -> None:
-    assert lines("dtype", INT4, ahead=Expected())[0] == "int4 · f measures its error"
+    assert lines("dtype", INT4, ahead=Expected())[0] == "int4 · f: measure its error"
     assert lines("tp", Choice("float32", "full", 2), ahead=Expected())[-1] == "tp 2"
     assert lines("cache-kind", Choice("float32", "int8", 1), ahead=Expected())[-1] == "int8 cache"
 

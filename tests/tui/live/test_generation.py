@@ -126,11 +126,11 @@ def test_the_models_own_operators_predict_a_run_once_they_were_timed() -> None:
     assert lines[2].split() == ["●", "measured", "predicted", "ratio"]
     assert lines[3].split() == ["TTFT", "33.0", "ms", "30.0", "ms", "1.10"]
     assert lines[4].split() == ["TPOT", "40.0", "ms", "10.0", "ms", "4.00"]
-    assert lines[5:7] == ["  differ: other processes had 75 % of the cores:", "    40.0 ms with that"]
+    assert lines[5:7] == ["  differ: other processes had 75 % of the cores:", "    40.0 ms expected with that"]
     assert all(len(line) <= 50 for line in lines)
     rows = {row[0]: tuple(row[1:]) for row in run_table(run).rows}
     assert rows["TPOT, predicted"] == ("10.0 ms", "● / predicted 4.00")
-    assert rows["Why they differ"] == ("", "other processes had 75 % of the cores: 40.0 ms with that")
+    assert rows["Why they differ"] == ("", "other processes had 75 % of the cores: 40.0 ms expected with that")
 
 
 def test_speculation_stands_beside_what_is_predicted_for_its_acceptance() -> None:
@@ -148,7 +148,7 @@ def test_speculation_stands_beside_what_is_predicted_for_its_acceptance() -> Non
     lines = meter_text(run, run.timing).plain.splitlines()
     assert lines[4].split() == ["TPOT", "4.00", "ms", "4.00", "ms", "1.00"]
     assert lines[5].split() == ["gain", "2.50x", "2.50x", "1.00"]
-    assert "predicted 3.00 at acceptance 1.00; pays from 0.17 on" in " ".join(" ".join(lines[6:9]).split())
+    assert "predicted 3.00 at acceptance 1.00; faster from 0.17 upwards" in " ".join(" ".join(lines[6:9]).split())
     assert all(len(line) <= 50 for line in lines)
     rows = {row[0]: tuple(row[1:]) for row in run_table(run).rows}
     assert rows["Drafted tokens accepted"] == ("4 of 4", "measured")

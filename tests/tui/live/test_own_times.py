@@ -127,11 +127,11 @@ def test_a_difference_has_a_reason() -> None:
     assert why(OWN, 0.012, 0.010) == ""
     assert why(OWN, 0.012, 0.010, "", "a known one") == "a known one"
     busy = msgspec.structs.replace(OWN, slowdown=2.0)
-    assert why(busy, 0.030, 0.010) == "other processes had 50 % of the cores: 20.0 ms with that"
+    assert why(busy, 0.030, 0.010) == "other processes had 50 % of the cores: 20.0 ms expected with that"
     assert why(busy, 0.030, 0.010, "a known one").startswith("a known one; other processes")
     waiting = msgspec.structs.replace(busy, threads=2)
     assert why(waiting, 0.030, 0.010) == (
-        "other processes had 50 % of the cores, and 2 threads wait for each other: 20.0 ms with that"
+        "other processes had 50 % of the cores, and 2 threads wait for each other: 20.0 ms expected with that"
     )
     assert "Meanwhile everything took 2.0 times as long." in basis(busy)
     assert "3 of 10 layers" in basis(msgspec.structs.replace(OWN, layers_timed=3))
@@ -139,9 +139,9 @@ def test_a_difference_has_a_reason() -> None:
 
 def test_what_was_extrapolated_is_said() -> None:
     assert beyond(OWN, batch=16, context=500, prompt=512) == ""
-    assert beyond(OWN, batch=32) == "steps were timed up to 16 rows"
-    assert beyond(OWN, batch=1, context=2000) == "steps were timed up to 1,032 tokens"
-    assert beyond(OWN, prompt=2000) == "prompts were timed up to 512 tokens"
+    assert beyond(OWN, batch=32) == "steps were only timed up to 16 rows"
+    assert beyond(OWN, batch=1, context=2000) == "steps were only timed up to 1,032 tokens"
+    assert beyond(OWN, prompt=2000) == "prompts were only timed up to 512 tokens"
 
 
 def test_batches_use_the_padded_length_in_layers_and_their_own_in_the_compiled_step() -> None:
@@ -151,12 +151,12 @@ def test_batches_use_the_padded_length_in_layers_and_their_own_in_the_compiled_s
     layers = batches_of_own(rooflines, rows, OWN, longest=232)
     assert layers.tokens_per_s[1] == pytest.approx(16 / 0.060)
     assert layers.why[1] == ""
-    assert layers.why[2].startswith("steps were timed up to 16 rows")
+    assert layers.why[2].startswith("steps were only timed up to 16 rows")
     compiled = batches_of_own(rooflines, rows, COMPILED, longest=232)
     assert compiled.tokens_per_s[1] == pytest.approx(16 / 0.050)
     assert compiled.tokens_per_s[2] == rooflines.tokens_per_s[2]
     assert compiled.why[2] == ROOFLINE
-    assert compiled.basis.startswith("Predicted from what the compiled step took on a quiet machine")
+    assert compiled.basis.startswith("Predicted from the times of the compiled step on an idle machine")
     assert Batch().context == 64
 
 
@@ -182,8 +182,8 @@ def test_a_run_says_what_it_was_not_timed_with() -> None:
     assert "full cache" in times.why(0.020, 0.030)
     long = run_times(OWN, "full", prompt_tokens=512, new_tokens=1000)
     assert long is not None
-    assert long.why(0.64, 0.05) == "steps were timed up to 1,032 tokens"
-    assert long.why(1.0, 0.05) == "steps were timed up to 1,032 tokens"
+    assert long.why(0.64, 0.05) == "steps were only timed up to 1,032 tokens"
+    assert long.why(1.0, 0.05) == "steps were only timed up to 1,032 tokens"
     again = run_times(OWN, "full", prompt_tokens=33, new_tokens=3, reused_tokens=32)
     assert again is not None
     assert again.ttft_s == pytest.approx(step_s(OWN, 1, 33) or 0)  # one token after 32 is a step

@@ -227,7 +227,7 @@ async def test_the_export_holds_sentence_tables_plot_and_notes() -> None:
         said,
         "### By clients",
         "### Devices",
-        "tokens/s of one user",
+        "tokens/s per user",
         "docs/estimates.md",
     ):
         assert part in written

@@ -186,7 +186,7 @@ async def test_formats_of_the_benchmark_tab_fill_the_same_table() -> None:
         assert [row[1] for row in formats(pane)] == ["fp32", "bf16", "fp16", "int8", "int4", "fp32/int8"]
         await turn(pilot, pane, "d", "d")
         assert "● 5.00 ms" in status(pane)
-        assert "98 of 99 tokens as float32" in status(pane)
+        assert "98 of 99 tokens as in float32" in status(pane)
         await set_option(pilot, pane, "model", "other.gguf")
         assert formats(pane) == ()
 

@@ -186,7 +186,7 @@ async def test_it_is_whole_at_every_size(size: tuple[int, int]) -> None:
     async with app_on(prefix_hit=None).run_test(size=size) as pilot:
         pane = await opened(pilot)
         shown = text(pilot.app)
-        for words in ("arrivals", "prompt", "limits", "TP", "rate ◀", "By rate", "TTFT", "Limits", "kept"):
+        for words in ("arrivals", "prompt", "limits", "TP", "rate ◀", "By rate", "TTFT", "Limits", "met"):
             assert words in shown
         if size[0] < 100:
             await pilot.press("p")
@@ -196,7 +196,7 @@ async def test_it_is_whole_at_every_size(size: tuple[int, int]) -> None:
             await pilot.pause()
             assert "In the queue" in text(pilot.app)
         else:
-            assert "cache held, %" in shown
+            assert "cache used, %" in shown
             assert "Times by rate" in shown
         document = pane.export_markdown()
         assert document.startswith("# Load over time\n\np99 meets ")

@@ -186,5 +186,5 @@ def test_products_measured_here_are_laid_over_this_machine_alone(monkeypatch: py
 async def test_the_export_holds_plot_tables_and_crossings() -> None:
     async with app_on().run_test(size=(120, 40)) as pilot:
         written = (await opened(pilot)).export_markdown()
-    for part in ("○ whole step", "### Decode step", "### Prefill", "- Batch: arithmetic limits the products from"):
+    for part in ("○ whole step", "### Decode step", "### Prefill", "- Batch: arithmetic limits matrix products from"):
         assert part in written

@@ -290,7 +290,7 @@ def test_every_term_of_every_model_evaluates_to_its_value(model: str) -> None:
         assert Fraction(evaluate(term.expression, term.values)) == Fraction(term.value), term.name
 
 
-GROUP_TABLE = "By the number of GPUs (TP): weights and cache of one GPU, largest batch of the whole group"
+GROUP_TABLE = "By number of GPUs (TP): weights and cache per GPU, largest batch of the whole group"
 
 
 def test_the_state_counts_on_every_gpu() -> None:
@@ -309,7 +309,9 @@ def test_both_readings_of_the_memory_are_shown(llama: AppState) -> None:
     assert [[shown(cell) for cell in row] for row in grid.rows] == [
         ["1", "59", "65"], ["2", "134", "145"], ["4", "283", "305"], ["8", "581", "625"],
     ]  # fmt: skip
-    assert "the largest batch is 59 in 80,000,000,000 B of device memory (65 in 80 x 2^30 B, its" in to_markdown(report)
+    assert "the largest batch is 59 in 80,000,000,000 B of device memory (65 if read as 80 x 2^30 B" in to_markdown(
+        report
+    )
     known = build_report(edited(llama, device=find_device("h100-sxm")), None)
     assert not any(title.startswith("Both readings") for title in grids(known))
 
@@ -324,8 +326,8 @@ def test_every_symbol_of_the_calculation_is_explained(model: str) -> None:
     report = build_report(state_of(model), None)
     steps = next(b for b in report.blocks if isinstance(b, Derivation)).steps
     tables = grids(report)
-    told = {shown(row[1]) for row in tables["What was given"].rows} | {s.symbol.text for s in steps if s.symbol}
-    told |= {shown(row[0]) for row in tables["Further symbols"].rows} if "Further symbols" in tables else set()
+    told = {shown(row[1]) for row in tables["Inputs"].rows} | {s.symbol.text for s in steps if s.symbol}
+    told |= {shown(row[0]) for row in tables["Other symbols"].rows} if "Other symbols" in tables else set()
     used = {SYMBOLS[name].text for step in steps for name in step.term.values if name in SYMBOLS}
     assert used <= told
 
@@ -336,7 +338,7 @@ def test_impossible_degrees_are_named_and_struck(llama: AppState) -> None:
     assert "~~2~~" not in markdown
     assert "32 query heads are not divisible by 3" in markdown
     assert r"\textit{3}" in latex
-    assert "= 3: the equal split exists on paper only" in markdown
+    assert "= 3: there, the equal split only exists on paper" in markdown
 
 
 # (c): why each term arises
@@ -448,7 +450,7 @@ def test_common_ridges_are_drawn_and_marked_where_the_device_has_none(llama: App
     latex, markdown = both(llama)
     drawn = {name.replace("~", " ") for name, _ in plotted(latex) if name.startswith("ridge")}
     assert drawn == {"ridge of a common A100 80 GB 153", "ridge of a common H100 80 GB 295"}
-    assert "no known bandwidth or peak, so ridges of common devices stand in: A100 80 GB 153 FLOP/B" in markdown
+    assert "is unknown, so ridges of common devices are shown: A100 80 GB 153 FLOP/B" in markdown
 
 
 def test_prefill_is_alone_on_linear_axes_and_flash_is_compared_apart(llama: AppState) -> None:
@@ -464,7 +466,7 @@ def test_prefill_is_alone_on_linear_axes_and_flash_is_compared_apart(llama: AppS
 def test_the_layers_of_a_model_that_is_not_plain_are_counted_at_the_end(llama: AppState) -> None:
     model = find_model("deepseek-v3")
     markdown = to_markdown(build_report(initial_state(replace(llama.study, model=model)), None))
-    _, _, layers = markdown.partition("### The layers of deepseek-v3 as they are")
+    _, _, layers = markdown.partition("### The layers of deepseek-v3")
     assert "This part first studies the plain attention of the question" in markdown
     assert "61 x latent attention, absorbed" in layers
     assert "decode tends to 242 FLOP/B" in layers
@@ -668,14 +670,17 @@ def test_measurements_stand_in_the_document(llama: AppState, measured: Measureme
         "Time per output token after the first": "1.00 ms",
         "KV cache allocated by the engine": "26.11 kB (25.50 KiB)",
         "KV cache predicted by the formula of Problem 1 (a)": "26.11 kB (25.50 KiB)",
-        "Measured over predicted": "1.0000",
+        "Measured / predicted": "1.0000",
     }
     latex, markdown = document_latex(report), to_markdown(report)
     assert "3.0 times faster with the cache at 10 tokens, 20.0 times faster with the cache at 1,000 tokens" in markdown
-    assert "FLOPs, since every new token passes the whole text again; the time grows 53.3 times." in markdown
+    assert "FLOPs, because every new token processes the whole text again; the time grows 53.3 times." in markdown
     # 20 times the weights, 360,448 B, and 512 B for each of 380 or 19,190 tokens: 17,034,240 over 7,403,520 B
-    assert "2.30 times in bytes: the text passes once, later tokens pass alone; the time grows 8.0 times." in markdown
-    assert "With the cache 25% of the time is prefill at 10 tokens and 25% at 1,000." in markdown
+    assert (
+        "2.30 times in bytes, because the text is processed once and later tokens one at a time; the time grows 8.0 "
+        "times."
+    ) in markdown
+    assert "With the cache, prefill takes 25% of the time at 10 tokens and 25% at 1,000." in markdown
     assert "takes 395 µs at 10 tokens and 3.16 ms at 1,000" in markdown
     assert r"Test \& Co 100\%" in latex
     assert "[}U+" not in latex  # every sign of the tables has a LaTeX form
@@ -822,7 +827,7 @@ def test_weights_and_cases_are_measured(fake_engine: object, monkeypatch: pytest
 
 def test_weights_without_measuring_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--weights", "w.pt", "--no-measure", "--output", tmp_path / "r.md") == 2
-    assert "--no-measure leaves out what --weights and --cases are for" in capsys.readouterr().err
+    assert "--no-measure cannot be combined with --weights or --cases" in capsys.readouterr().err
 
 
 def test_output_is_required(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def test_rates_are_rows_and_the_highest_that_keeps_the_limits_is_marked() -> Non
     text = as_text(table, width=None)
     assert text.count("◂") == 1
     marked = next(line for line in text.splitlines() if "◂" in line)
-    assert marked.rstrip().endswith("kept")
+    assert marked.rstrip().endswith("met")
     assert "not kept" not in marked
     assert [row.struck for row in table.rows].count(True) == 2  # at the full load and above it
 
@@ -35,7 +35,7 @@ def test_rates_are_rows_and_the_highest_that_keeps_the_limits_is_marked() -> Non
 def test_the_course_has_three_lines_and_the_rates_have_four_with_limits() -> None:
     runs, _ = said()
     text = draw(course_chart(runs[6]), width=80, height=20, marker="dot")
-    assert all(label in text for label in ("running", "waiting", "cache held, %", "time, s"))
+    assert all(label in text for label in ("running", "waiting", "cache used, %", "time, s"))
     chart = rate_chart(runs, limits=LIMITS)
     assert [series.label for series in chart.series] == ["TTFT p99", "TTFT p50", "TPOT p99", "TPOT p50"]
     assert [level.label for level in chart.levels] == ["TTFT 500 ms", "TPOT 12.0 ms"]

@@ -19,4 +19,4 @@ def _presentation(measurement: Measurement) -> Presentation:
 
 
 PRESENTATIONS = {name: _presentation(measurement) for name, measurement in MEASUREMENTS.items()}
-"""Every measurement's presentation by its name, in the order in which they are offered."""
+"""The presentation of each measurement by name, in the order in which they are offered."""

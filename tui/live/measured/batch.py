@@ -1,4 +1,4 @@
-"""batch as the app shows it: tokens per second of several rows together, measured beside what calc predicts."""
+"""batch as the app shows it: total tokens per second of several rows, measured and predicted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FORM = (
 
 
 def predict(job: Job, model: ModelInfo) -> BatchPrediction | None:
-    """What is predicted for the rows so far, from the model's own operators where they were timed; None before."""
+    """The prediction for the rows so far, from the model's own operators if they were timed; None before."""
     source: BatchResult | BatchRowMeasured | None = job.result
     if source is None and isinstance(job.latest, BatchRowMeasured):
         source = job.latest
@@ -66,7 +66,7 @@ def chart(job: Job | None) -> Chart:
 
 
 def document(job: Job) -> Document:
-    """The JSON document, with what is predicted and the rates it comes from."""
+    """The JSON document, with the predictions and the rates behind them."""
     predicted = _predicted(job)
     if predicted is None:
         return batch.document(job.result)
@@ -87,14 +87,14 @@ RATE, RISE = "Tokens/s", "Rise"
 
 
 def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> Table:
-    """A row per batch: tokens per second of all its rows and their rise over the smallest batch, both predicted too."""
+    """A row per batch: total tokens per second and the rise over the smallest batch, measured and predicted."""
 
     def column(name: str, group: str = "", priority: int = KEPT, *, numeric: bool = True) -> Column:
         return Column(name, group=group, priority=priority, numeric=numeric)
 
     columns: tuple[Column, ...] = (
         column("Batch"), column("● measured", RATE), column("predicted", RATE), column("● / pred.", RATE, 6),
-        column("● measured", RISE, 7), column("predicted", RISE, 5), column("bound by", "", 4, numeric=False),
+        column("● measured", RISE, 7), column("predicted", RISE, 5), column("limited by", "", 4, numeric=False),
         column("● Step p50", "", 3), column("min–max", "", 2), column("KV cache", "", 1),
     )  # fmt: skip
     said = predicted is not None and any(predicted.why)
@@ -118,7 +118,7 @@ def batch_table(rows: Sequence[BatchRow], predicted: BatchPrediction | None) -> 
 def _predicted_cells(
     rows: Sequence[BatchRow], index: int, gain: float, predicted: BatchPrediction | None
 ) -> tuple[str, ...]:
-    """Predicted rate, measured over predicted, both rises, and what bounds the step."""
+    """Predicted rate, measured / predicted, both rises, and what limits the step."""
     if predicted is None:
         return "–", "–", times(gain), "–", "–"
     rate = predicted.tokens_per_s[index]
@@ -139,11 +139,11 @@ PRESENTATIONS = (
         hint="Tokens per second against batch, measured and predicted",
         key="b",
         button="batch",
-        help="measures decode steps of several rows at once, each with a prompt and a cache of its own. A step reads "
-        "the weights once for all rows, so tokens per second rise with the batch until arithmetic limits them. Beside "
-        "what was measured (●) stands what is predicted from the model's own operators, timed in the same rounds "
-        "(beyond the compiled step from a roofline), with the reason where they differ. Batches take turns, so the "
-        "figures settle over the repeats.",
+        help="measures decode steps of several rows at once, each with its own prompt and cache. A step reads the "
+        "weights once for all rows, so tokens per second rise with the batch size until arithmetic limits them. "
+        "Measured values (●) stand beside predictions from the model's own operators, timed in the same rounds "
+        "(from a roofline if the compiled step does not support the batch), with the reason if they differ. "
+        "Batch sizes take turns, so the figures settle over the repeats.",
         form=FORM,
         table=table,
         chart=chart,

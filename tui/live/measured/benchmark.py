@@ -32,7 +32,7 @@ FORM = (
 
 
 def predict(job: Job, model: ModelInfo) -> SweepPrediction | None:
-    """What the model's own operators say of the rows so far; None where they were not timed."""
+    """The prediction from the model's own operators for the rows so far; None if they were not timed."""
     source = job.latest if job.result is None else job.result
     own = getattr(source, "own", None)
     new_tokens = _new_tokens(job)
@@ -45,14 +45,14 @@ def table(job: Job) -> Table:
 
 
 def chart(job: Job | None) -> Chart:
-    """Both medians against prompt length, and what is predicted."""
+    """Both medians against prompt length, and the predictions."""
     if job is None:
         return benchmark_chart(())
     return benchmark_chart(job.rows, _predicted(job), new_tokens=_new_tokens(job))
 
 
 def document(job: Job) -> Document:
-    """The JSON document, with what is predicted of each row."""
+    """The JSON document, with the predictions for each row."""
     predicted = _predicted(job)
     if predicted is None:
         return benchmark.document(job.result)
@@ -71,9 +71,11 @@ def _new_tokens(job: Job) -> int | None:
 def benchmark_table(
     rows: Sequence[BenchmarkRow], predicted: SweepPrediction | None = None, *, new_tokens: int | None = None
 ) -> Table:
-    """A row per prompt length: both arms with their spread, the speedup, prefill and time per token.
+    """A row per prompt length: times with and without the cache and their spread, the speedup, prefill and time per
+    token.
 
-    Where something is predicted, each arm has it with measured over predicted, and the row says why they differ.
+    If there are predictions, each time has its prediction and the ratio measured / predicted, and the row says why they
+    differ.
     """
     arms = ("with", "without") if predicted is not None else ()
     added = {arm: {f"{arm}: predicted": 7, f"{arm}: ● / pred.": 6} for arm in arms}
@@ -110,7 +112,7 @@ def _benchmark_cells(row: BenchmarkRow, predicted: SweepPrediction | None, *, sa
 
 
 def _expected_cells(measured_s: float, predicted_s: float | None) -> tuple[str, str]:
-    """The predicted time, and measured over predicted."""
+    """The predicted time, and measured / predicted."""
     if predicted_s is None:
         return "–", "–"
     return format_duration_s(predicted_s), Quantity(f"{measured_s / predicted_s:.2f}", measured_s / predicted_s)
@@ -124,8 +126,8 @@ PRESENTATIONS = (
         key="s",
         button="sweep",
         help="measures prompts of growing length with (●) and without (×) the cache: medians of the repeats, with the "
-        "same tokens both ways. Beside them stands what the model's own operators, timed in the same rounds, predict "
-        "(·), and why they differ.",
+        "same tokens both ways. Predictions from the model's own operators, timed in the same rounds, are beside "
+        "them (·), with the reason if they differ.",
         form=FORM,
         table=table,
         chart=chart,

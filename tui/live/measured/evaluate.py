@@ -1,4 +1,4 @@
-"""evaluate and kv-evaluate as the app shows them: errors per case, the worst beside the tolerance."""
+"""evaluate and kv-evaluate as the app shows them: errors per case, with the worst compared with the tolerance."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORM = (
 
 
 def table(job: Job) -> Table:
-    """A row per case, with the tolerance once it is known: the engine's own word, or the one that was asked for."""
+    """A row per case, with the tolerance once it is known: the engine's, or the requested one."""
     asked = job.request.atol if isinstance(job.request, Evaluate) else None
     atol = asked if job.result is None else job.result.atol
     return evaluation_table(job.rows, cached=job.name == "kv-evaluate", atol=atol)
@@ -47,7 +47,7 @@ PASSED, FAILED = "✓", "✗"
 
 
 ERROR_FLOOR = 1e-16
-"""Where the logarithmic error bar begins: nothing computed in float64 agrees better."""
+"""The start of the logarithmic error bar: no float64 computation agrees better."""
 
 
 CHECKS = (
@@ -56,15 +56,15 @@ CHECKS = (
     ("stepwise", "sequential_max_abs_error"),
     ("chunks", "chunked_max_abs_error"),
 )
-"""Headings and fields of the errors; evaluate has the first alone."""
+"""Headings and fields of the errors; evaluate has only the first."""
 
 
 BAR = 16
-"""Cells of the bar of an error."""
+"""Cells of an error's bar."""
 
 
 def error_text(value: float | None) -> str:
-    """An error as it is written; a dash where the check was not run."""
+    """An error as text; a dash if the check was not run."""
     return "–" if value is None else Quantity(f"{value:.1e}", value)
 
 
@@ -75,7 +75,7 @@ def worst_error(case: CaseResult) -> float | None:
 
 
 def error_bar(value: float | None, *, atol: float, width: int) -> str:
-    """How far an error reaches towards the tolerance, on a logarithmic scale: ``▐`` is the tolerance itself."""
+    """The error relative to the tolerance, on a logarithmic scale: ``▐`` is the tolerance itself."""
     limit = max(4, width - 1)
     if value is None:
         return " " * limit + "▐"
@@ -88,7 +88,8 @@ def error_bar(value: float | None, *, atol: float, width: int) -> str:
 
 
 def evaluation_table(cases: Sequence[CaseResult], *, cached: bool, atol: float | None = None) -> Table:
-    """A row per case: passed or not, tokens, errors; the worst against the tolerance as a bar where it is known."""
+    """A row per case: passed or not, tokens, errors; and the worst relative to the tolerance as a bar, if it is
+    known."""
     checks = CHECKS if cached else CHECKS[:1]
     columns = [Column(""), Column("Case", numeric=True), Column("Tokens", numeric=True, priority=1)]
     columns += [Column(name, numeric=True, priority=KEPT if name == "error" else 3) for name, _ in checks]
@@ -155,7 +156,7 @@ PRESENTATIONS = (
     _presentation(
         "kv-evaluate",
         "Evaluate again with the KV cache",
-        "The same, and compare logits with and without the cache",
+        "Also compare logits with and without the cache",
         "k",
         "evaluates again with the KV cache, and compares cached with uncached: the whole prompt at once, token by "
         "token, and in chunks.",

@@ -1,4 +1,4 @@
-"""machine as the app shows it: what products reach on this machine, by dtype and rows."""
+"""machine as the app shows it: the speed of matrix products on this machine, by dtype and rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORM = (
             label="this machine",
             choices=("kept", "anew"),
             value="kept",
-            help="kept: what was measured before is shown, where it still holds. anew: measure now.",
+            help="kept: show the last measurement if it is still valid. anew: measure now.",
             take=lambda word: word == "anew",
         ),
     ),
@@ -36,7 +36,7 @@ SYMBOLS = {"fp32": "●", "bf16": "×", "fp16": "+", "int8": "o", "int4": "△"}
 
 
 def machine_table(rows: Sequence[MachineRow]) -> Table:
-    """A row per dtype: bytes per second of a product of one row, FLOP/s of few and many rows."""
+    """A row per dtype: bytes per second of a one-row product, FLOP/s with few and many rows."""
     columns = (
         Column("Dtype"),
         Column("● Reads", numeric=True),
@@ -46,7 +46,7 @@ def machine_table(rows: Sequence[MachineRow]) -> Table:
 
 
 def _priority(n_rows: int) -> int:
-    """The most rows are the peak, one row is the rate of reads again."""
+    """The most rows give the peak; one row gives the read rate again."""
     return KEPT if n_rows == ROWS[-1] else n_rows % 100
 
 
@@ -60,7 +60,7 @@ def _cells(row: MachineRow) -> tuple[str, ...]:
 
 
 def machine_chart(rows: Sequence[MachineRow]) -> Chart:
-    """FLOP/s against the rows of a product, both axes logarithmic: one line for each dtype."""
+    """FLOP/s against the rows of a product, both axes logarithmic: one line per dtype."""
     series = tuple(
         Series(
             label=row.dtype,
@@ -84,14 +84,14 @@ def _by_rows(row: MachineRow) -> dict[int, float]:
 
 
 def outcome(job: Job) -> str:
-    """When it was measured, how far times lay apart, and what the machine has besides."""
+    """When it was measured, the spread of times, and other facts about the machine."""
     result: MachineResult = job.result
     memory = "" if result.memory_bytes is None else f", {format_decimal(result.memory_bytes)} of memory"
     load = "" if result.load_average is None else f", load average {result.load_average:.1f}"
     how = f"{medians(result.rounds, 'rounds')}, spread {100 * result.spread:.0f} %{load}"
     return (
-        f"✓ measured {result.measured_at}: {how}; "
-        f"an operator that does nothing takes {format_duration_s(result.operator_overhead_s)}{memory}"
+        f"✓ measured {result.measured_at}: {how}; an empty operator takes "
+        f"{format_duration_s(result.operator_overhead_s)}{memory}"
     )
 
 
@@ -99,12 +99,12 @@ PRESENTATIONS = (
     Presentation(
         measurement=MEASUREMENTS["machine"],
         title="Measure this machine",
-        hint="What the engine's products reach here, by dtype and rows",
+        hint="The speed of matrix products here, by dtype and rows",
         key="h",
         button="machine",
         help="measures what the engine's operators achieve on this machine: products of 1 to 512 rows in each dtype, "
-        "reads by a product of one row over memory that no cache holds, and the time of an operator that does "
-        "nothing. It is kept, and this machine is then a device like any other (--device this).",
+        "reads by one-row products over more memory than any processor cache holds, and the time of an empty "
+        "operator. The result is saved, and this machine can then be used like any other device (--device this).",
         form=FORM,
         table=lambda job: machine_table(job.rows),
         chart=lambda job: machine_chart(() if job is None else job.rows),
