@@ -1,4 +1,4 @@
-"""DeepSeek-V2 and V3: latent attention, experts in groups, heads rotated in pairs side by side."""
+"""DeepSeek-V2 and V3, GLM-4.7-Flash: latent attention, experts in groups, heads rotated in pairs side by side."""
 
 import math
 from collections.abc import Mapping
@@ -35,6 +35,21 @@ def _v3_config(raw: Keys) -> ModelConfig:
     return _config(raw, experts_of_v3(raw.with_defaults(defaults | {"first_k_dense_replace": 3})))
 
 
+_FLASH = {
+    "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "v_head_dim": 256,
+    "n_routed_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 1536, "n_shared_experts": 1,
+    "norm_topk_prob": True, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5, "max_position_embeddings": 202_752,
+}  # fmt: skip
+
+
+def _flash_config(raw: Keys) -> ModelConfig:
+    """GLM-4.7-Flash: DeepSeek-V3 whose layers say themselves whether they have experts."""
+    raw = raw.with_defaults(_FLASH | {"first_k_dense_replace": 1})
+    kinds = raw.items("mlp_layer_types", n=n_layers_of(raw))
+    own = {"expert_layers": tuple(kind == "sparse" for kind in kinds)} if kinds is not None else {}
+    return _config(raw, experts_of_v3(raw) | own)
+
+
 def experts_of_v3(raw: Keys) -> dict[str, Any]:
     """The fields of experts chosen by the sigmoid of their scores, with a bias for the choice alone."""
     inner = raw.count("moe_intermediate_size")
@@ -63,6 +78,8 @@ def _config(raw: Keys, experts: dict[str, Any]) -> ModelConfig:
         value_dim=raw.count("v_head_dim", 128),
         query_rank=raw.optional_count("q_lora_rank"),
     )
+    if not raw.flag("rope_interleave", True):
+        raise UnsupportedArchitecture("config.json: rope_interleave is false; only true is supported")
     rope = read_rope(raw, rotary_dim=latent.rope_dim)
     head_dim = latent.nope_dim + latent.rope_dim
     bias = raw.flag("attention_bias", False)
@@ -173,8 +190,13 @@ def _gguf_keys(file: GGUFFile) -> dict[str, Any]:
 
 
 def _adapted(config: ModelConfig) -> ModelConfig:
-    """llama.cpp ranks groups by their best two experts in DeepSeek-V2 too, which is made for the best one."""
-    return config if config.experts is None else replace(config, experts=replace(config.experts, group_best=2))
+    """llama.cpp ranks groups by their best two experts in DeepSeek-V2 too, which is made for the best one.
+
+    And it has one eps for all norms.
+    """
+    assert config.latent is not None
+    experts = replace(config.experts, group_best=2) if config.experts is not None else None
+    return replace(config, experts=experts, latent=replace(config.latent, norm_eps=config.norm_eps))
 
 
 def _restore(name: str, stored: StoredTensor, config: ModelConfig) -> StoredTensor:
@@ -190,4 +212,5 @@ FAMILIES = {
         ),
     ),
     "deepseek_v3": Family(config=_v3_config, tensors=_tensors),
+    "glm4_moe_lite": Family(config=_flash_config, tensors=_tensors),
 }

@@ -156,7 +156,7 @@ class LatentConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's K and V are one small vector.
 
     The cache holds ``rank`` compressed values and ``rope_dim`` rotated ones per token, shared by all heads.
-    ``query_rank`` None: queries are not compressed.
+    ``query_rank`` None: queries are not compressed. ``norm_eps``: of the norms of what is compressed.
     """
 
     rank: int
@@ -164,6 +164,7 @@ class LatentConfig:
     nope_dim: int
     value_dim: int
     query_rank: int | None = None
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         if min(self.rank, self.nope_dim, self.value_dim, self.query_rank or 1) < 1:

@@ -17,8 +17,6 @@ from engine.model.config import LatentConfig, ModelConfig
 from engine.model.layers import ForwardContext, Linear, LinearLike, LinearMaker, Norm, Weights
 from engine.model.rotary import rotate_
 
-_NORM_EPS = 1e-6  # the class default in transformers, which does not pass rms_norm_eps on to these two norms
-
 
 class LatentAttention:
     """Takes the place of `Attention`; appends (B, T, r + e) to the cache."""
@@ -45,10 +43,10 @@ class LatentAttention:
         if latent.query_rank is not None:
             query = "q_b_proj"
             self.compress_query = linear(weights, f"{name}.q_a_proj")
-            self.query_norm = Norm(weights[f"{name}.q_a_layernorm.weight"], None, _NORM_EPS)
+            self.query_norm = Norm(weights[f"{name}.q_a_layernorm.weight"], None, latent.norm_eps)
         self.query = linear(weights, f"{name}.{query}")
         self.compress = linear(weights, f"{name}.kv_a_proj_with_mqa")
-        self.norm = Norm(weights[f"{name}.kv_a_layernorm.weight"], None, _NORM_EPS)
+        self.norm = Norm(weights[f"{name}.kv_a_layernorm.weight"], None, latent.norm_eps)
         self.up = weights[f"{name}.kv_b_proj.weight"]  # (H x (n + v), r)
         by_head = self.up.view(config.n_heads, latent.nope_dim + latent.value_dim, latent.rank)
         self.key_weight = by_head[:, : latent.nope_dim]  # (H, n, r)

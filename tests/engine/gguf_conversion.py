@@ -198,6 +198,7 @@ CASES: dict[str, Case] = {
         "expert_weights_norm": False, "expert_gating_func": 1}),
     "deepseek-v3": Case("deepseek-v3", "deepseek2", facts=LATENT | GROUPS | {
         "expert_weights_scale": 2.5}, changes={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "glm4-moe-lite": Case("glm4-moe-lite", "deepseek2", facts=LATENT | {"expert_weights_scale": 1.8}, own=True),
     "qwen3-next": Case("qwen3-next", "qwen3next", changes=SQUARE,
                        facts=FEW | DELTA | {"expert_shared_feed_forward_length": 14}),
     "qwen3-next-fused": Case("qwen3-next", "qwen3next", changes=SQUARE, fused=True,

@@ -125,6 +125,10 @@ FAMILIES |= {
     "hunyuan": {"model_type": "hunyuan_v1_dense", "head_dim": 10},
     "ministral3": {"model_type": "ministral3", "head_dim": 10},
     "lfm2-moe": {"model_type": "lfm2_moe", "num_experts": 5, "layer_types": ["conv", "full_attention"] * 4} | EXPERTS,
+    "glm4-moe-lite": {"model_type": "glm4_moe_lite", "q_lora_rank": 14, "num_key_value_heads": 6}
+    | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
+    | {"n_routed_experts": 5, "n_shared_experts": 1, "num_nextn_predict_layers": 0}
+    | EXPERTS,
     "bitnet": {"model_type": "bitnet"},
     "apertus": {"model_type": "apertus"},
     "phimoe": {"model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True},

@@ -199,6 +199,7 @@ MODELS |= {
         | {"num_hidden_layers": 4, "num_dense_layers": 1, "tie_word_embeddings": False}
         | {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "routed_scaling_factor": 2.0},
     ),
+    "glm4-moe-lite": ("Glm4MoeLite", LATENT | {"q_lora_rank": 14, "num_local_experts": 6, "rms_norm_eps": 1e-3}),
     "bitnet": ("BitNet", {}),
     "apertus": ("Apertus", {"rope_parameters": LLAMA3, "attention_bias": True}),
     "phimoe": ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.2, "attention_bias": True}),
