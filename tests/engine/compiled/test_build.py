@@ -65,7 +65,8 @@ def test_a_build_outlives_the_run_that_began_it(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("KVSCOPE_CACHE", str(tmp_path))
     program = (
         "import torch; from engine.compiled.attach import attach; "
-        "from engine.model.decoder import Decoder, random_weights; from tests.engine.models import llama_config;"
+        "from engine.model.decoder import Decoder; from engine.model.made_weights import random_weights; "
+        "from tests.engine.models import llama_config;"
         "c = llama_config(); d = Decoder(c, random_weights(c)); print(attach(d).note); import time; time.sleep(0.2)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
