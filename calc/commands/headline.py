@@ -141,6 +141,12 @@ def sentences(answer: Headline, batch: int | None) -> list[str]:
     return said
 
 
+def asked_steps(report: MemoryReport, answer: Headline | None = None) -> tuple[Term, ...]:
+    """The calculation of `answer` (of what the study asks for by default), from the parameters to the batch."""
+    steps = (of_study(report) if answer is None else answer).steps
+    return (*report.steps[: -1 if steps else None], *steps)
+
+
 def asked_table(report: MemoryReport) -> Table:
     """The answer table of the devices that the study asks for."""
     return with_headline(answer_table(report), of_study(report), None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calc.commands.documents import Document, json_number, term_document
-from calc.commands.headline import Headline, asked_document, headline, sentences, with_headline
+from calc.commands.headline import Headline, asked_document, asked_steps, headline, one_device, sentences, with_headline
 from calc.commands.llamacpp import add_llamacpp_options
 from calc.commands.options import (
     SERVERS,
@@ -58,7 +58,7 @@ def run_memory(argv: Sequence[str], prog: str) -> int:
         return _emit_with_plans(args, report)
     answer = headline(report)
     if args.format == "json":
-        return emit_json(args, memory_document(report, devices=answer.devices) | asked_document(args, answer))
+        return emit_json(args, memory_document(report, answer) | asked_document(args, answer))
     return emit_tables(args, *_asked(args, report, answer))
 
 
@@ -96,22 +96,23 @@ def memory_answer(report: MemoryReport, answer: Headline | None = None) -> Answe
     from calc.commands import tables
     from calc.commands.notes import memory_notes, reading_notes
 
-    steps, devices = ((), 1) if answer is None else (answer.steps, answer.devices)
-    readings = reading_notes(report) if devices == 1 else []
+    answer = answer or one_device(report)
+    readings = reading_notes(report) if answer.devices == 1 else []
     parts = [
         tables.answer_table(report),
         tables.component_table(report),
         tables.tp_table(report),
-        tables.derivation_table((*report.steps[: -1 if steps else None], *steps)),
+        tables.derivation_table(asked_steps(report, answer)),
     ]
     heading = f"{report.study.model.title} on {report.study.device.name}, {report.study.context:,} tokens"
-    return heading, parts, (*memory_notes(report, devices=devices), *readings)
+    return heading, parts, (*memory_notes(report, devices=answer.devices), *readings)
 
 
-def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
-    """What ``memory --json`` prints; `devices`: the number of devices it is for."""
+def memory_document(report: MemoryReport, answer: Headline | None = None) -> Document:
+    """What ``memory --json`` prints; with `answer` if it is not for one device."""
     from calc.commands.notes import memory_notes
 
+    answer = answer or one_device(report)
     model = report.study.model
     return {
         "command": "memory",
@@ -140,8 +141,8 @@ def memory_document(report: MemoryReport, *, devices: int = 1) -> Document:
         "policy": str(report.study.policy),
         "tp": [_tp_document(row) for row in report.tp],
         "tp_by_policy": {str(p): [_tp_document(row) for row in rows] for p, rows in report.tp_tables.items()},
-        "steps": [term_document(term) for term in report.steps],
-        "notes": list(memory_notes(report, devices=devices)),
+        "steps": [term_document(term) for term in asked_steps(report, answer)],
+        "notes": list(memory_notes(report, devices=answer.devices)),
     }
 
 

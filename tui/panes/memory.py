@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import DataTable, Static
 
-from calc.commands.headline import asked_notes, asked_table
+from calc.commands.headline import asked_notes, asked_steps, asked_table
 from calc.commands.tables import Row, Table, component_table, derivation_table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.servers.records import ServerReport
@@ -144,7 +144,7 @@ class MemoryPane(Pane):
             self._leave(LAYERS)
         own = asked_notes(report)
         self.query_one("#memory-notes", Notes).show((*self._server_notes(), *own))
-        self.query_one("#memory-steps", CachedStatic).show(report.steps, lambda _: steps_grid(report))
+        self.query_one("#memory-steps", CachedStatic).show(asked_steps(report), lambda _: steps_grid(report))
         self._show_behind()
 
     def _show_server(self, state: AppState, analysis: Analysis) -> None:
@@ -252,7 +252,7 @@ class MemoryPane(Pane):
             built = {PARTS: parts_table(self._server), **places, **built}
         others = [table for name, table in built.items() if name != self._current and table.rows]
         first = built.get(self._current, built[ANSWER])
-        return (first, *others, derivation_table(self._report.steps))
+        return (first, *others, derivation_table(asked_steps(self._report)))
 
     def export_markdown(self) -> str:
         """The whole memory answer as a document."""

@@ -12,7 +12,7 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
-from calc.commands.headline import asked_notes, asked_table
+from calc.commands.headline import asked_notes, asked_steps, asked_table
 from calc.commands.tables import Table, tp_table
 from calc.fit.memory import MemoryReport
 from calc.model.named import weight_names
@@ -264,7 +264,7 @@ class SpecPane(Pane):
 
         formats = batch_by_format(rule)
         self._shown("spec-tp", tp_table(report), lambda width: tp_grid(report, width))
-        self.query_one("#spec-steps", Derivation).show("", report.steps[-4:])
+        self.query_one("#spec-steps", Derivation).show("", asked_steps(report)[-4:])
         self.query_one("#card-spec-formats").border_title = formats.title
         self._shown("spec-formats", formats, lambda width: table_text(formats, width))
         self._shown("spec-components", report.parameters, lambda _: component_bars(report))

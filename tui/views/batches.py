@@ -79,7 +79,7 @@ def _steps(costs: Costs | None, at: Admission, context: int, case: str) -> Itera
 
 
 def batch_by_format(rule: Rule) -> Table:
-    """The largest batch by storage format of weights (rows) and KV cache (columns), on one device or the server's."""
+    """The largest batch by storage format of weights (rows) and KV cache (columns), at the rule's TP."""
     weights, caches = formats_beside(rule)
     costs, counted = rule.costs(rule.tp), parameters(rule.study.model).total
     return Table(

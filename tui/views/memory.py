@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from calc.commands.headline import asked_notes, asked_table, of_study
+from calc.commands.headline import asked_notes, asked_steps, asked_table, of_study
 from calc.commands.render import as_markdown
 from calc.commands.tables import component_table, derivation_table, term_value, tp_table
 from calc.fit.memory import MemoryReport
@@ -102,7 +102,7 @@ def steps_grid(report: MemoryReport) -> Grid:
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for look in ("dim", "", "bold"):
         grid.add_column(style=look)
-    for term in report.steps:
+    for term in asked_steps(report):
         grid.add_row(Text(term.name), Text(term.formula), Text(term_value(term)))
     return grid
 
@@ -116,7 +116,7 @@ def memory_markdown(report: MemoryReport) -> str:
         as_markdown(asked_table(report)),
         as_markdown(component_table(report)),
         as_markdown(tp_table(report)),
-        as_markdown(derivation_table(report.steps)),
+        as_markdown(derivation_table(asked_steps(report))),
         "\n".join(f"- {note}" for note in asked_notes(report)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -35,8 +35,8 @@ class Rule:
 
     @property
     def tp(self) -> int:
-        """The TP of the server, else one device."""
-        return 1 if self.server is None else self.server.tp
+        """The TP of the server, else the first that the study asks for."""
+        return self.study.tps[0] if self.server is None else self.server.tp
 
     @property
     def tps(self) -> tuple[int, ...]:

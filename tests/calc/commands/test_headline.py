@@ -38,6 +38,19 @@ def test_a_batch_at_the_tp_that_was_chosen(capsys: pytest.CaptureFixture[str]) -
     assert asked(document) == (134, True, 80 * 10**9 - 8_030_261_248 - 134 * 2**29)
 
 
+def test_the_calculation_is_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last step is the largest batch of the answer, in JSON as in the table: 283 on four devices, 59 on one."""
+    steps = answer(["--tp", "4"], capsys)["steps"]
+    assert [step["name"] for step in steps[-3:]] == [
+        "Weights per GPU",
+        "KV cache per request and GPU",
+        "Max batch size",
+    ]
+    assert [step["value"] for step in steps[-3:]] == [4_015_130_624, 2**28, 283]
+    assert "⌊(80,000,000,000 − 4,015,130,624) / 268,435,456⌋" in run(["--tp", "4"], capsys)
+    assert answer([], capsys)["steps"][-1]["value"] == 59
+
+
 def test_the_chosen_tp_stands_first(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "llama-3-70b", "--tp", "4,8"]
     document, text = answer(words, capsys), run(words, capsys)

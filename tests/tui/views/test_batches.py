@@ -128,3 +128,12 @@ def test_options_that_go_with_no_such_tp_are_crossed_out() -> None:
     assert row[1] == "✗"
     assert row[2] != "✗"
     assert "dp_attention 4" in row.remark
+
+
+def test_formats_are_compared_at_the_tp_that_is_asked_for() -> None:
+    """Llama-3-8B on four H100 SXM, 8,192 tokens: 301 requests, not the 64 of one."""
+    study = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"), tps=(4,))
+    table = batch_by_format(Rule(study=study))
+    assert (table.headings[0], table.rows[0][1]) == ("TP 4", "301")
+    one = batch_by_format(Rule(study=replace(study, tps=(1, 4))))
+    assert (one.headings[0], one.rows[0][1]) == ("One device", "64")
