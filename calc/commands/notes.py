@@ -89,7 +89,7 @@ def as_sentence(note: str) -> str:
     >>> as_sentence("the head shares the embedding"), as_sentence("num_nextn_predict_layers 1: not counted")
     ('The head shares the embedding.', 'num_nextn_predict_layers 1: not counted.')
     """
-    first = note.partition(" ")[0]
+    first = note.partition(" ")[0].rstrip(":")
     begun = note[:1].upper() + note[1:] if first.isalpha() else note
     return begun if begun.endswith((".", "!", "?")) else f"{begun}."
 

@@ -181,6 +181,7 @@ def test_a_servers_option_without_its_policy_is_refused(capsys):
     assert "add --policy" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["text", "csv", "md"])
 def test_every_answer_of_a_server_in_every_format(form, capsys):
     assert calc_main.main(["solve", "--policy", "vllm", "--gpu-memory", "20GB", "--batch", "4", "--format", form]) == 0

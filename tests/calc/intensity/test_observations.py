@@ -432,7 +432,7 @@ def test_formats_are_noted():
 
 
 def test_the_models_own_notes_come_last():
-    assert notes(replace(LLAMA, notes=("read with care",)))[-1] == "read with care"
+    assert notes(replace(LLAMA, notes=("read with care",)))[-1] == "Read with care."
 
 
 @QUICK

@@ -101,6 +101,7 @@ def test_a_case_without_a_truth_is_not_counted() -> None:
     assert (row.first.answered, row.second.answered) == (1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the collected data is not beside the project")
 def test_the_document_says_what_was_measured() -> None:
     text = document(findings(SHARED, CASES, None, "2026-11-30"))

@@ -317,8 +317,8 @@ class TestStoredWeights:
     def test_the_note_names_the_repository_and_the_option(self, capsys):
         notes = memory_json(capsys, "--model", "deepseek-v3")["notes"]
         assert (
-            "weights as deepseek-ai/DeepSeek-V3 stores them: fp8, blocks of 128 x 128, 673,150,552,416 B; "
-            "--weight-format overrides"
+            "Weights as deepseek-ai/DeepSeek-V3 stores them: fp8, blocks of 128 x 128, 673,150,552,416 B; "
+            "--weight-format overrides."
         ) in notes
 
     @pytest.mark.parametrize(("weight_format", "num", "den"), [("bf16", 2, 1), ("mxfp4", 17, 32), ("fp8", 1, 1)])
@@ -345,9 +345,9 @@ class TestStoredWeights:
         found = memory_json(capsys, "--model", "deepseek-v3", "--vocab-size", "1024")
         assert found["weight_bytes"] == 2 * found["parameters"]["total"]
         assert found["notes"][-1] == (
-            "edited: its checkpoint's bytes no longer apply; weights are in the given format, or 16 bits"
+            "Edited: its checkpoint's bytes no longer apply; weights are in the given format, or 16 bits."
         )
-        assert not any(note.startswith("weights as") for note in found["notes"])
+        assert not any(note.startswith("Weights as") for note in found["notes"])
 
 
 class TestNames:

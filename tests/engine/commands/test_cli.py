@@ -605,6 +605,7 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: p
         assert terminal.text.endswith("\r") or not expected
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
     argv = [sys.executable, "-m", "engine", "--mode", "generate", "--prompt", "The", "--max-new-tokens", "2000"]
     with subprocess.Popen(

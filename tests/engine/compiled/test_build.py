@@ -78,6 +78,7 @@ def test_a_build_outlives_the_run_that_began_it(monkeypatch: pytest.MonkeyPatch,
     assert len(list((tmp_path / "compiled").glob("step-*.so"))) == 1
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_wanted_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(llama_config(), random_weights(llama_config()))
     attach(decoder, "on")

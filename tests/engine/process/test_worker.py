@@ -491,6 +491,7 @@ def poll_until(engine: EngineClient, reached: Callable[[list[Event]], bool]) -> 
     return events
 
 
+@pytest.mark.slow
 def test_a_killed_engine_is_reported_and_replaced(engine: EngineClient) -> None:
     number = engine.submit(Benchmark(lengths=(1000,), repeats=1000))
     poll_until(engine, lambda events: isinstance(events[-1], Progress) and events[-1].request_id == number)
@@ -535,6 +536,7 @@ def test_shutdown_exits_with_0_without_working_off_what_waits() -> None:
     assert not any(isinstance(decode_event(line), BenchmarkFinished) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_a_busy_worker_ends_with_its_parent() -> None:
     """Long before its thousand repeats are over."""
     code = """

@@ -58,6 +58,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- panes and keys ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_function_keys_go_to_the_panes_from_inside_a_field() -> None:
     async with running() as (app, pilot):
         app.query_one("#field-context").focus()
@@ -185,6 +186,7 @@ def test_keys_are_written_as_on_keyboards() -> None:
 # --- palette ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_palette_runs_our_commands() -> None:
     async with running() as (app, pilot):
         await pilot.press("ctrl+p")
@@ -333,6 +335,7 @@ def test_paths_are_completed(tmp_path: Path) -> None:
     assert complete_path("/no/such/folder/x") is None
 
 
+@pytest.mark.slow
 async def test_a_form_that_is_not_valid_is_marked_on_every_tab_and_gives_no_command() -> None:
     async with running() as (app, pilot):
         await type_into(pilot, "#field-context", "8x")
@@ -528,6 +531,7 @@ def rules_of(app: KvscopeApp) -> dict[Widget, dict[str, object]]:
     return {widget: dict(widget.styles.base._rules) for widget in app.screen.walk_children(Widget)}
 
 
+@pytest.mark.slow
 async def test_all_widgets_have_the_style_that_a_second_styling_would_give() -> None:
     """The screen and its cards leave out stylings that Textual would do."""
     async with running() as (app, pilot):

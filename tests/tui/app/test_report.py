@@ -42,6 +42,7 @@ async def test_what_the_session_measured_is_in_the_report(tmp_path: Path) -> Non
         assert LEFT_OUT not in text
 
 
+@pytest.mark.slow
 async def test_the_report_can_be_measured_from_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.process.client.default_command", lambda: (sys.executable, str(FAKE), "good"))
     app, path = live_app(), tmp_path / "r.md"

@@ -93,6 +93,7 @@ def test_formats_worked_out_over_a_model_survive(path: Path, weights: str) -> No
     assert load_settings(path).settings == settings
 
 
+@pytest.mark.slow
 @each("name", [*models(), *devices()])
 def test_the_whole_catalog_survives(path: Path, name: str) -> None:
     study = STATE.study

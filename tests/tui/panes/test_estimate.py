@@ -81,6 +81,7 @@ async def test_the_sentence_rows_and_command_are_those_of_the_command_line(capsy
     assert max(kept) <= most < min(row["batch"] for row in found["frontier"] if not row["meets_limits"])
 
 
+@pytest.mark.slow
 async def test_what_is_asked_is_edited_in_the_pane() -> None:
     async with (app := app_on()).run_test(size=(160, 45)) as pilot:
         pane = await opened(pilot)
@@ -118,6 +119,7 @@ IMPOSSIBLE = (
 )
 
 
+@pytest.mark.slow
 async def test_an_impossible_field_is_a_sentence_and_the_last_good_value_stays() -> None:
     async with (app := app_on()).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)

@@ -181,6 +181,7 @@ async def test_keys_do_not_wait_for_a_simulation(monkeypatch: pytest.MonkeyPatch
         assert not pane.is_settled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 async def test_it_is_whole_at_every_size(size: tuple[int, int]) -> None:
     async with app_on(prefix_hit=None).run_test(size=size) as pilot:

@@ -43,6 +43,7 @@ async def opened(pilot: Pilot[None]) -> RooflinePane:
     return pane
 
 
+@pytest.mark.slow
 async def test_arrows_in_the_plot_move_batch_and_context_and_everything_follows() -> None:
     async with (app := app_on()).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
@@ -81,6 +82,7 @@ async def test_the_chosen_operator_is_worked_out_and_its_time_is_that_of_the_tab
         await until(pilot, lambda: derivation.title == "Sum")
 
 
+@pytest.mark.slow
 async def test_a_scale_is_dragged_typed_into_and_marked() -> None:
     async with (app := app_on()).run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
