@@ -244,8 +244,8 @@ def _drawn(name: str, tensor: Tensor) -> Tensor:
     return torch.from_numpy(values).to(tensor.dtype)
 
 
-def converted(folder: Path, case: Case) -> Path:
-    """The folder's model as a GGUF file in it."""
+def converted(folder: Path, case: Case, *, kind: str = "F32") -> Path:
+    """The folder's model as a GGUF file in it; ``kind``: of matrices whose rows are whole blocks of 32."""
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     n_layers = next(config[key] for key in ("num_hidden_layers", "n_layer", "n_layers") if key in config)
@@ -265,7 +265,11 @@ def converted(folder: Path, case: Case) -> Path:
     for key, value in _taken_out(tensors).items():
         add_value(writer, key, value)
     for name, tensor in ((_fused(named) if case.fused else named) | _more(case)).items():
-        writer.add_tensor(name, tensor.float().contiguous().numpy())
+        values, wanted = tensor.float().contiguous().numpy(), gguf.GGMLQuantizationType[kind]
+        if kind == "F32" or tensor.dim() < 2 or tensor.shape[-1] % 32:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
