@@ -214,13 +214,13 @@ def tolerance(case: Case) -> float:
     """How far logits may differ by rounding: llama.cpp computes in float32, and looks GELU up in a table of float16."""
     if case.architecture in _RECURRENT:  # states are long sums
         return 1e-3
-    return 3e-2 if case.architecture in _WITH_GELU else 1e-4
+    if case.architecture.startswith("gemma"):  # larger logits
+        return 3e-2
+    return 5e-3 if case.architecture in _WITH_GELU else 1e-4
 
 
 _RECURRENT = ("qwen3next", "qwen35", "qwen35moe")
-_WITH_GELU = (
-    "gemma", "gemma2", "gemma3", "gpt2", "starcoder", "starcoder2", "phi2", "falcon", "gptneox", "bloom", "mpt",
-)  # fmt: skip
+_WITH_GELU = ("gpt2", "starcoder", "starcoder2", "phi2", "falcon", "gptneox", "bloom", "mpt")
 
 
 def save_named(case: Case, folder: Path) -> Any:
