@@ -10,9 +10,7 @@ Activations, norms, biases and the table of embeddings stay floating. An int4 mo
 int8, as llama.cpp does. A matrix whose columns are not divisible by 32 stays as it is.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
@@ -21,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.machine import usable_cores
 from engine.model.layers import Linear, LinearLike, Weights
 from engine.weights.memory import WeightMemory
 from engine.weights.panels import BLOCK, FORMS, PANEL_FORMS, ROWS, Groups, PanelForm, Piece, from_panels, to_panels
+from engine.weights.workers import Workers, one_by_one
 
 if TYPE_CHECKING:
     from engine.model.decoder import Decoder
@@ -43,7 +41,6 @@ FLOATING: dict[torch.dtype, FloatingFormat] = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-_MOST_AT_ONCE = 8  # pieces of a matrix, each with a few megabytes in passing
 _HEADS = ("lm_head", "model.embed_tokens")
 _HELD_BY: dict[QuantizedFormat, tuple[PanelForm, ...]] = {"int8": ("int8",), "int4": ("int4", "int4-zero")}
 
@@ -167,7 +164,7 @@ class FormatMaker:
     def __init__(self, kind: QuantizedFormat, source: Weights) -> None:
         self.kind = kind
         self.source = source
-        self._memory = WeightMemory()
+        self._memory, self._workers = WeightMemory(), Workers()
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike:
         kind: QuantizedFormat = "int8" if names[0] in _HEADS else self.kind
@@ -179,7 +176,7 @@ class FormatMaker:
         rows, cols = self._shape(f"{name}.weight")
         form, pieces = self._pieces(f"{name}.weight", kind)
         bias = f"{name}.bias"
-        return fill(pieces, form, rows, cols, weights.get(bias), memory=self._memory)
+        return fill(pieces, form, rows, cols, weights.get(bias), memory=self._memory, workers=self._workers)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
@@ -220,7 +217,7 @@ class StoredMaker:
     def __init__(self, source: StoredWeights, dtype: torch.dtype) -> None:
         self.source = source
         self.dtype = dtype
-        self._memory = WeightMemory()
+        self._memory, self._workers = WeightMemory(), Workers()
         self._table: Packed | None = None
 
     def table(self) -> PackedTable:
@@ -244,7 +241,9 @@ class StoredMaker:
         of_rows = weights.get(bias)
         form = self.source.form(weight)
         if form is not None:
-            return fill(self.source.groups(weight), form, rows, cols, of_rows, memory=self._memory)
+            return fill(
+                self.source.groups(weight), form, rows, cols, of_rows, memory=self._memory, workers=self._workers
+            )
         values = self.source.as_stored(weight)
         return Packed(format=FLOATING[values.dtype], rows=rows, cols=cols, values=values, bias=of_rows)
 
@@ -342,30 +341,26 @@ def fill(
     bias: Tensor | None = None,
     *,
     memory: WeightMemory | None = None,
+    workers: Workers | None = None,
 ) -> Packed:
-    """A packed matrix from its rows in order; while a model loads, as many pieces at once as there are cores."""
+    """A packed matrix from its rows in order; its pieces side by side where there are ``workers``."""
     form, n_panels = FORMS[kind], -(-rows // ROWS)
     empty = torch.empty if memory is None else memory.empty
     values = empty((n_panels, cols // BLOCK * form.block_bytes), dtype=torch.uint8)
     scales = empty((n_panels, ROWS * form.numbers(cols)), dtype=torch.float16)
-    at = 0
 
     def put(first: int, last: int, make: Callable[[], Groups]) -> None:
         values[first:last], scales[first:last] = to_panels(make(), kind)
 
-    # Threads of torch beside them would wait for each other.
-    at_once = min(usable_cores(), _MOST_AT_ONCE) if torch.get_num_threads() == 1 else 1
-    with ThreadPoolExecutor(at_once) as pool:
-        under_way: deque[Future[None]] = deque()
+    def jobs() -> Iterator[Callable[[], None]]:
+        at = 0
         for piece in pieces:
-            if len(under_way) > at_once:
-                under_way.popleft().result()
-            last = at + -(-piece.n_rows // ROWS)
-            under_way.append(pool.submit(put, at, last, piece.make))
-            at = last
-        for each in under_way:
-            each.result()
-    assert at == n_panels, f"{at} panels of {n_panels}"
+            first, at = at, at + -(-piece.n_rows // ROWS)
+            yield partial(put, first, at, piece.make)
+        assert at == n_panels, f"{at} panels of {n_panels}"
+
+    run = one_by_one if workers is None else workers.run
+    run(jobs())
     return Packed(format=kind, rows=rows, cols=cols, values=values, scales=scales, bias=bias)
 
 
