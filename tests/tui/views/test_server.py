@@ -200,7 +200,7 @@ async def test_a_selected_part_says_where_it_comes_from() -> None:
         derivation = app.query_one("#derivation", Derivation)
         assert derivation.title.startswith("KV cache")
         assert "mem · u − W − A_ct − N_t" in derivation.plain()
-        await pilot.click("#table-parts", offset=(4, 2))
+        await pilot.click("#table-parts", offset=(4, table.header_height + 1))
         await pilot.pause()
         assert derivation.title.startswith("Activations")
 
