@@ -23,6 +23,15 @@ from engine.plain import one_line
 ErrorKind = Literal["input", "engine", "memory"]
 
 
+_LONGEST = 2000  # characters of a message; a file may hold names and values of any length
+
+
+def _shortened(message: str) -> str:
+    """Without its middle where it is too long to be read: what is wrong stands first, what would be right last."""
+    half = _LONGEST // 2
+    return message if len(message) <= _LONGEST else f"{message[:half]} ... {message[-half:]}"
+
+
 class EngineError(Exception):
     """Base of everything the engine refuses or fails at. ``message`` is one sentence, safe to show on one line."""
 
@@ -30,7 +39,7 @@ class EngineError(Exception):
     exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str) -> None:
-        self.message = one_line(message)
+        self.message = one_line(_shortened(message))
         super().__init__(self.message)
 
 

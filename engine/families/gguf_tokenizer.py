@@ -11,14 +11,14 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from engine.errors import TokenizerError
 from engine.families.gguf_ends import control_texts
 from engine.families.gguf_splits import ADDS_BOS, DEFAULT, SPLITS, WHOLE_WORDS
 from engine.weights.chat import ChatTemplate
 from engine.weights.gguf import GGUFFile
-from engine.weights.tokenizer import Tokenizer
+from engine.weights.tokenizer import Tokenizer, faults_told
 
 _NORMAL, _CONTROL, _USER = 1, 3, 4  # kinds of tokens, tokenizer.ggml.token_type
+_LONGEST_MERGED = 1024  # letters: the ways to put a token together are as many, and each is as long
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a space
 
 
@@ -27,16 +27,11 @@ def tokenizer_from_gguf(file: GGUFFile) -> Tokenizer | None:
     kind, tokens = file.metadata.get("tokenizer.ggml.model"), _texts(file, "tokens")
     if not tokens:
         return None
-    try:
-        if kind == "gpt2":
-            backend = _byte_level(file, tokens)
-        elif kind == "llama":
-            backend = _sentencepiece(file, tokens)
-        else:
-            return None
+    if kind not in ("gpt2", "llama"):
+        return None
+    with faults_told(lambda fault: f"{file.path}: its tokenizer cannot be built: {fault}"):
+        backend = _byte_level(file, tokens) if kind == "gpt2" else _sentencepiece(file, tokens)
         _add_special(backend, file, tokens)
-    except Exception as error:  # the library raises bare Exception for what does not fit together
-        raise TokenizerError(f"{file.path}: its tokenizer cannot be built: {error}") from None
     return Tokenizer(backend)
 
 
@@ -82,7 +77,7 @@ def tokenizer_notes(file: GGUFFile) -> tuple[str, ...]:
     if file.metadata.get("tokenizer.ggml.model") != "gpt2" or not _texts(file, "tokens"):
         return ()
     name = file.metadata.get("tokenizer.ggml.pre")
-    if name in SPLITS:
+    if isinstance(name, str) and name in SPLITS:
         return ()
     what = f"names a pre-tokenizer that is not known ({name})" if name else "names no pre-tokenizer"
     return (f"the file {what}; llama.cpp's default is assumed, and text may be split otherwise than in training",)
@@ -133,7 +128,7 @@ def _merges(
     for index, token in enumerate(tokens):
         if kinds[index] not in (_NORMAL, _USER):
             continue
-        parts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        parts = [(token[:i], token[i:]) for i in range(1, len(token))] if len(token) <= _LONGEST_MERGED else []
         known = [(left, right) for left, right in parts if left in vocabulary and right in vocabulary]
         known.sort(key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
         found.extend((scores[index], left, right) for left, right in known)

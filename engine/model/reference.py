@@ -94,6 +94,6 @@ def _matrix(shapes: Mapping[str, Shape], name: str) -> tuple[int, int]:
     shape = shapes.get(name)
     if shape is None:
         raise ConfigError(f"the weight file has no {name}, which gives the model's sizes")
-    if len(shape) != 2:
+    if len(shape) != 2 or not all(shape):
         raise ConfigError(f"{name} has shape {list(shape)}; expected a matrix")
     return shape[0], shape[1]

@@ -280,7 +280,7 @@ def _key(request: OnModel) -> tuple[object, ...]:
         return (BUNDLED, *how)
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a character that no path has
         return (str(path), *how)
     return (str(path.resolve()), status.st_mtime_ns, status.st_size, *how)
 

@@ -54,6 +54,8 @@ def read_source(location: Path, *, n_heads: int | None = None) -> Source:
 
     Raises CheckpointError, ConfigError, TokenizerError, OptionError.
     """
+    if location.exists() and not (location.is_file() or location.is_dir()):
+        raise CheckpointError(f"{location} is neither a file nor a folder")
     if is_gguf(location):
         if n_heads is not None:
             raise OptionError(
@@ -194,10 +196,12 @@ def _canonical(
 ) -> tuple[dict[str, Stored], str]:
     """Tensors by our names, checked to be those the config asks for, and a note on what was left out."""
     if document is None:
-        ours = {from_reference_name(name): t for name, t in tensors.items() if not is_buffer(name, t)}
-        left = some([name for name, t in tensors.items() if is_buffer(name, t)])
+        expected = parameter_shapes(config)
+        named = {name: from_reference_name(name) for name in tensors}
+        left = {name: t for name, t in tensors.items() if named[name] not in expected and is_buffer(name, t)}
+        ours = {named[name]: t for name, t in tensors.items() if name not in left}
         _check_shapes(ours, config, path, implied="the other weights imply", shown=to_reference_name)
-        return ours, f"left out, because they are not weights: {left}" if left else ""
+        return ours, f"left out, because they are not weights: {some(list(left))}" if left else ""
     wide = widened(tensors, document.section("quantization_config"))
     ours = canonical_names(wide, model_type=model_type_of(document), config=config)
     expected = parameter_shapes(config)

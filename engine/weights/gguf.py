@@ -24,6 +24,7 @@ from engine.errors import CheckpointError
 from engine.weights.gguf_blocks import GROUPED, repack, widen
 from engine.weights.lazy import StoredGroups, StoredTensor
 from engine.weights.panels import Groups
+from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 _MAGIC = b"GGUF"
 _MAX_ENTRIES = 1 << 20  # of metadata, and of tensors: the largest models have some thousands
@@ -269,7 +270,7 @@ def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
 
 def _header(source: _Source) -> GGUFFile:
     if source.data[:4] != _MAGIC:
-        raise source.fail("it does not begin with GGUF")
+        raise source.fail(NOT_FETCHED if is_pointer(source.data[:64]) else "it does not begin with GGUF")
     source.at = 4
     version = source.number("I")
     if version not in (2, 3):

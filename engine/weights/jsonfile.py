@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import InputError
+from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 MAX_CONFIG_BYTES = 64 << 20
 """Of the small files beside a model's weights."""
@@ -18,7 +19,10 @@ def read_json(path: Path, error: type[InputError], *, max_bytes: int = _MAX_BYTE
         size = path.stat().st_size
         if size > max_bytes:
             raise error(f"{path} is {size:,} bytes; at most {max_bytes:,} are read")
-        document = _decoded(path.read_bytes())
+        data = path.read_bytes()
+        if is_pointer(data):
+            raise error(f"{path} is not JSON: {NOT_FETCHED}")
+        document = _decoded(data)
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:

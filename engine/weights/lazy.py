@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.weights.panels import ROWS, Groups, PanelForm
+from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 _MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; the format's own limit
 _SAFETENSORS = {
@@ -179,9 +180,9 @@ def _load(path: Path, name: str, *rows: int) -> Tensor:
 def _check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-    if start == b"version ":
-        raise ValueError("it is a pointer of Git LFS, not the weights; fetch them with git lfs pull")
-    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        start = file.read(64)
+    if is_pointer(start):
+        raise ValueError(NOT_FETCHED)
+    header_bytes = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
     if not 0 < header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
         raise ValueError(f"its header would be {header_bytes:,} bytes in a file of {size:,}")

@@ -11,16 +11,21 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.weights.arrays import MAX_PICKLE_BYTES, NotArrays, unpickle
+from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
+_MAX_NESTED = 64
 
 
 def read_pt(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch.save file: only tensors, arrays and plain containers load. Raises CheckpointError."""
     try:
-        path.open("rb").close()
+        with path.open("rb") as file:
+            start = file.read(64)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    if is_pointer(start):
+        raise CheckpointError(f"{path} is not a PyTorch weight file: {NOT_FETCHED}")
     try:
         is_zip = _check_zip(path)
         with warnings.catch_warnings():
@@ -81,17 +86,21 @@ def _refusal(name: str) -> str:
 
 
 def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
-    while (inner := _inside(document, path)) is not None:
+    for _ in range(_MAX_NESTED):  # one that holds itself would have no end
+        if (inner := _inside(document, path)) is None:
+            break
         document = inner
     if not isinstance(document, dict) or not document:
         raise CheckpointError(f"{path} holds no state dict (a dictionary of names and tensors)")
     tensors: dict[str, Tensor] = {}
     any_weights = any(isinstance(value, Tensor) for value in document.values())
     for name, value in document.items():
-        if any_weights and isinstance(value, int | float | str | None):
-            continue  # a step or a date beside the weights
+        if any_weights and _is_plain(value):
+            continue  # a step, a date or sizes beside the weights
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: the entry {name!r} is not a tensor with a name")
+        if value.device.type == "meta":
+            raise CheckpointError(f"{path}: {name} was saved without its values (on the device meta)")
         if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: {name} claims more elements than the file stores; refused")
         tensors[name] = value
@@ -111,6 +120,16 @@ def _inside(document: object, path: Path) -> object | None:
     if len(inner) > 1:
         raise CheckpointError(f"{path} holds several state dicts ({', '.join(map(str, inner))}); save one alone")
     return next(iter(inner.values()))
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_number_or_text, value.values() if isinstance(value, dict) else value))
+    return _is_number_or_text(value)
+
+
+def _is_number_or_text(value: object) -> bool:
+    return isinstance(value, int | float | str | None)
 
 
 def _has_tensors(document: dict[object, object]) -> bool:

@@ -1,19 +1,38 @@
 """A thin wrapper over ``tokenizers``, with incremental detokenisation for streams."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
 from engine.errors import TokenizerError
+from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a longer character
 _MAX_HELD = 3  # bytes of a character that has not come to its end, each of which may be shown so
 
 
+@contextmanager
+def faults_told(say: Callable[[str], str]) -> Iterator[None]:
+    """Any fault of the library becomes a TokenizerError with the sentence that ``say`` makes of its words.
+
+    The library raises bare Exception for a file that contradicts itself, and for some the PanicException of its Rust
+    code, which is no Exception and would end the process.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise TokenizerError(say(str(error))) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(say(str(error))) from None
+
+
 class Tokenizer:
-    """Text to ids and back."""
+    """Text to ids and back. What its file left out may only show at a text: then TokenizerError is raised."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -22,15 +41,16 @@ class Tokenizer:
     def from_file(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json. Raises TokenizerError."""
         try:
-            text = path.read_text(encoding="utf-8")
-            backend = tokenizers.Tokenizer.from_str(text)
-            backend.no_padding()  # settings of whoever saved it; a prompt is taken as it is
-            backend.no_truncation()
-            return cls(backend)
+            data = path.read_bytes()
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from None
-        except Exception as error:  # the library raises bare Exception for any fault of the file
-            raise TokenizerError(f"{path} is not a tokenizer.json: {error}") from None
+        if is_pointer(data):
+            raise TokenizerError(f"{path} is not a tokenizer.json: {NOT_FETCHED}")
+        with faults_told(lambda fault: f"{path} is not a tokenizer.json: {fault}"):
+            backend = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+            backend.no_padding()  # settings of whoever saved it; a prompt is taken as it is
+            backend.no_truncation()
+        return cls(backend)
 
     @property
     def vocab_size(self) -> int:
@@ -47,11 +67,13 @@ class Tokenizer:
 
         Without ``add_special`` only those in the text: for a chat template, which writes them itself.
         """
-        return self._backend.encode(text, add_special_tokens=add_special).ids
+        with faults_told(lambda fault: f"the model's tokenizer fails at this text: {fault}"):
+            return self._backend.encode(text, add_special_tokens=add_special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=True)
+        with faults_told(lambda fault: f"the model's tokenizer fails at these tokens: {fault}"):
+            return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def stream(self) -> "TextStream":
         """A fresh incremental decoder."""

@@ -206,6 +206,8 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(weights: str) -> N
         (Generate(prompt="a", top_p=0.0), "top_p"),
         (Generate(prompt="a", top_k=0), "top_k"),
         (Generate(prompt="a", seed=2**80), "seed"),
+        (Generate(prompt="a", model="a\0b"), "is not a path"),
+        (Load(model="a\0b"), "is not a path"),
         (Evaluate(cases="/no/such/cases.json"), "/no/such/cases.json"),
         (Evaluate(weights="/no/such/file.pt"), "/no/such/file.pt"),
         (Evaluate(atol=-1.0), "atol"),

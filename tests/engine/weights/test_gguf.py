@@ -326,6 +326,26 @@ def test_a_tokenizer_that_would_be_a_guess_is_left_out(tmp_path: Path) -> None:
     assert logits(loaded.decoder).isfinite().all()
 
 
+def test_a_pre_tokenizer_that_is_no_name_is_not_known(tmp_path: Path) -> None:
+    loaded = load_checkpoint(saved(tmp_path, tokenizer_metadata(trained()) | {"tokenizer.ggml.pre": ["smollm"]}))
+    assert loaded.tokenizer is not None
+    assert loaded.notes == (
+        "the file names a pre-tokenizer that is not known (['smollm']); "
+        "llama.cpp's default is assumed, and text may be split otherwise than in training",
+    )
+
+
+def test_a_token_of_a_million_letters_is_put_together_by_no_merge(tmp_path: Path) -> None:
+    """The ways to cut it in two would take a terabyte."""
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "a", "b", "ab", "a" * 1_000_000],
+                "tokenizer.ggml.scores": [0.0, -1.0, -2.0, -3.0, -4.0]}  # fmt: skip
+    config = small(vocab_size=5)
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), metadata=metadata)
+    tokenizer = load_checkpoint(path).tokenizer
+    assert tokenizer is not None
+    assert tokenizer.encode("ab", add_special=False)[-1] == 3
+
+
 def test_sentencepiece_merges_follow_the_scores(tmp_path: Path) -> None:
     """Worked by hand: "ab" scores above "bc", so abc is ab + c; what is unknown becomes bytes."""
     pieces = [

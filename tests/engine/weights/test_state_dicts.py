@@ -1,5 +1,6 @@
 """The assignment's state dict as training scripts save it: wrapped, renamed, with buffers, as arrays."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def prefixed(prefix: str) -> dict[str, Any]:
         {"net": STATE, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-3}]}},
         {"my_own_name": STATE, "epoch": 7},
         STATE | {"epoch": 7},
+        STATE | {"config": {"n_heads": 1, "name": "mine"}, "losses": [2.5, 1.5]},
         prefixed("module."),
         prefixed("_orig_mod."),
         prefixed("model."),
@@ -106,6 +108,41 @@ def test_several_state_dicts_are_not_guessed(tmp_path: Path) -> None:
     torch.save({"teacher": STATE, "student": STATE}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"several state dicts \(teacher, student\)"):
         load_checkpoint(tmp_path / "model.pt")
+
+
+def holding_itself() -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    document["model"] = document
+    return document
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (holding_itself(), "the entry 'model' is not a tensor with a name"),
+        (STATE | {"token_embedding.weight": torch.zeros(0, 12)}, r"token_embedding.weight has shape \[0, 12\]"),
+        ({name: tensor[..., :0] for name, tensor in STATE.items()}, r"shape \[\d+, 0\]; expected a matrix"),
+        ({name: tensor.to("meta") for name, tensor in STATE.items()}, "saved without its values"),
+        ({name: tensor.to(torch.int8) for name, tensor in STATE.items()}, "is stored as int8; float64"),
+    ],
+)
+def test_what_holds_no_weights_is_an_answer(saved: object, words: str, tmp_path: Path) -> None:
+    torch.save(saved, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=words):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        load_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_name_of_any_length_makes_a_short_message(tmp_path: Path) -> None:
+    torch.save(STATE | {"x" * 50_000: torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"weights that this model does not have: x+ \.\.\. x+$") as refused:
+        load_checkpoint(tmp_path / "model.pt")
+    assert len(refused.value.message) < 2100
 
 
 def test_several_heads_are_an_option(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """Text and ids: round trips, and streams that never cut a character."""
 
+import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from engine.errors import TokenizerError
-from engine.weights.tokenizer import Tokenizer
+from engine.weights.tokenizer import Tokenizer, faults_told
 from tests.examples import examples
 
 EOS = "<|endoftext|>"
@@ -113,6 +116,42 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
         Tokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(TokenizerError, match="cannot be read: No such file"):
         Tokenizer.from_file(tmp_path / "absent.json")
+
+
+def edited(tmp_path: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    """A tokenizer.json that puts <s> first, with something changed by hand."""
+    backend = Backend(models.BPE({"a": 0, "ab": 1, "b": 2, "<s>": 3}, [("a", "b")]))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    document = json.loads(backend.to_str())
+    edit(document)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    return tmp_path / "tokenizer.json"
+
+
+def test_what_ends_the_librarys_own_code_ends_nothing_here(tmp_path: Path) -> None:
+    """A panic of Rust is no Exception: it passed every handler and ended the process."""
+    broken = edited(tmp_path, lambda document: document["model"].update(continuing_subword_prefix="(((("))
+    with pytest.raises(TokenizerError, match=r"is not a tokenizer\.json"):
+        Tokenizer.from_file(broken)
+    unknown = edited(tmp_path, lambda document: document["post_processor"]["special_tokens"].clear())
+    with pytest.raises(TokenizerError, match="tokenizer fails at this text"):
+        Tokenizer.from_file(unknown).encode("ab")
+
+
+def test_a_vocabulary_without_its_unknown_token_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    backend = Backend(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    document = json.loads(backend.to_str())
+    del document["model"]["vocab"]["[UNK]"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(TokenizerError, match="fails at this text: WordPiece error: Missing"):
+        tokenizer.encode("z")
+
+
+def test_an_interrupt_is_none_of_the_librarys_faults() -> None:
+    with pytest.raises(KeyboardInterrupt), faults_told(str):
+        raise KeyboardInterrupt
 
 
 def test_a_tokenizer_saved_with_padding_or_truncation_takes_a_prompt_as_it_is(tmp_path: Path) -> None:
