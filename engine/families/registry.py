@@ -26,6 +26,7 @@ from engine.families import (
     hunyuan,
     lfm2,
     llama,
+    minimax,
     mixtral,
     mpt,
     nanochat,
@@ -76,6 +77,7 @@ FAMILIES: dict[str, Family] = {
     **ernie.FAMILIES,
     **lfm2.FAMILIES,
     **apertus.FAMILIES,
+    **minimax.FAMILIES,
     **bitnet.FAMILIES,
     **qwen3_next.FAMILIES,
 }

@@ -122,6 +122,9 @@ CASES: dict[str, Case] = {
         "expert_count": 6, "expert_used_count": 2, "expert_shared_feed_forward_length": 14}),
     "arcee": Case("arcee", "arcee", changes={"mlp_bias": False}),
     "seed-oss": Case("seed-oss", "seed_oss", changes={"attention_out_bias": False}, facts={"attention.key_length": 10}),
+    "minimax-m2": Case("minimax-m2", "minimax-m2", facts={
+        "expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 48, "expert_gating_func": 2,
+        "attention.key_length": 12, "rope.dimension_count": 6}),
     "bitnet": Case("bitnet", "bitnet", changes={"hidden_act": "silu", "tie_word_embeddings": True},
                    facts={"rope.scaling.type": "linear", "rope.scaling.factor": 1.0, "rope.freq_base": 5e5}),
     "apertus": Case("apertus", "apertus", changes={"attention_bias": False},
@@ -510,6 +513,7 @@ _CHANGES: dict[str, tuple[Callable[[Tensors, Said], Tensors], ...]] = {
     "granitemoe": (_permuted, _granite_experts),
     "apertus": (_without_bends,),
     "bitnet": (_first_names,),
+    "minimax-m2": (_stacked(r"(.+\.experts)\.(\d+)(\.w[123]\.weight)"),),
     "falcon": (_by_kind,),
     "gptneox": (_by_kind,),
     "bloom": (_without_first, _by_kind),

@@ -129,6 +129,8 @@ FAMILIES |= {
     | {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 12}
     | {"n_routed_experts": 5, "n_shared_experts": 1, "num_nextn_predict_layers": 0}
     | EXPERTS,
+    "minimax-m2": {"model_type": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 12}
+    | {"rotary_dim": 6},
     "bitnet": {"model_type": "bitnet"},
     "apertus": {"model_type": "apertus"},
     "phimoe": {"model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True},
