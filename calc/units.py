@@ -1,4 +1,4 @@
-"""Sizes and counts, read from text and written as text: the one place that knows GB from GiB and k from Ki.
+"""Sizes and counts, read from text and written as text: the only place that distinguishes GB from GiB and k from Ki.
 
 Parsing is exact (Fractions, never floats); a size that is not a whole number of bytes is rounded down.
 Formatting takes int, Fraction or float and rounds the exact value once, half to even.
@@ -19,7 +19,7 @@ KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 MAX_BYTES = 10**18
-"""An exabyte: no device or model is near it, so a larger size is a slip of the hand."""
+"""An exabyte: no device or model is near it, so a larger size is a typo."""
 MAX_COUNT = 10**12
 """No model has a dimension near this: a larger number is a typo."""
 MAX_LIST = 256
@@ -137,7 +137,7 @@ def parse_counts(
             raise QuantityError(f"{what} range 0..{last} cannot double from 0: start at 1")
         found.update(dict.fromkeys(islice(_span(first, last, step), most + 1)))
         if len(found) > most:
-            raise QuantityError(f"{what} lists more than {most:,} numbers")
+            raise QuantityError(f"{what} has more than {most:,} numbers")
     return tuple(found)
 
 
@@ -236,7 +236,7 @@ def _bad_count_unit(text: str, unit: str, *, what: str) -> str:
 
 
 class Quantity(str):
-    """A number as people read it, with its exact `value` and its `unit`: what a CSV column holds instead."""
+    """A number as text, with its exact `value` and its `unit` for CSV columns."""
 
     __slots__ = ("unit", "value")
     value: Number

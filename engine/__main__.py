@@ -1,7 +1,7 @@
 """`python -m engine`: the engine by itself, and `serve`, the process behind the app.
 
-Stdout carries data only; progress and remarks go to stderr. Exit codes: 0 done, 1 a check failed, 2 bad input,
-3 the engine failed, 130 interrupted. torch is imported only once the options are known to be good.
+Stdout carries only data; progress and remarks go to stderr. Exit codes: 0 success, 1 a check failed, 2 bad input, 3 the
+engine failed, 130 interrupted. torch is imported only after the options are checked.
 """
 
 import argparse
@@ -15,14 +15,15 @@ from engine.errors import EngineError, EngineFailure
 
 INTERRUPTED = 130
 SPINS = "1000"
-"""Times that a thread of torch looks for the next operation before it sleeps: some 20 microseconds."""
+"""How often a torch thread polls for the next operation before it sleeps: some 20 microseconds."""
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:
-    """Let threads that wait give their core away soon; for before torch is imported, and unless the user has chosen.
+    """Let waiting threads release their core soon. Call before torch is imported; a user's setting is kept.
 
-    GNU OpenMP spins for milliseconds. Where another program has one of the cores, every operation then takes its time
-    slice: with one busy process on two cores the first token of a 7-token prompt came after 2.8 s, and so after 0.15.
+    GNU OpenMP spins for milliseconds. If another program uses one of the cores, every operation then takes a whole time
+    slice: with one busy process on two cores, the first token of a 7-token prompt took 2.8 s, and 0.15 s with this
+    setting.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = SPINS
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the options ask for; the exit code."""
     wait_briefly(os.environ)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a token that a code page lacks costs itself, not the run
+        sys.stdout.reconfigure(errors="replace")  # a token that a code page lacks is replaced instead of ending the run
     try:
         args = parse(list(sys.argv[1:] if argv is None else argv))
         if args.serve is not None:
@@ -49,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROG}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough: nothing went wrong. Python would complain once more when it exits.
+        # The reader closed the pipe: this is not an error. Python would report it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _run(args: argparse.Namespace) -> int:
-    """One mode, answered in this very process."""
+    """Run one mode in this process."""
     from engine.commands.run import run
 
     todo = requests(args)

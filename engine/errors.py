@@ -1,4 +1,4 @@
-"""Errors of the engine. All derive from one base and read as one sentence a user can act on.
+"""Errors of the engine. All derive from one base and are one sentence that a user can act on.
 
 EngineError
 ├── InputError                   what was given cannot be used            kind "input",  exit 2
@@ -33,7 +33,7 @@ def _shortened(message: str) -> str:
 
 
 class EngineError(Exception):
-    """Base of everything the engine refuses or fails at. ``message`` is one sentence, safe to show on one line."""
+    """Base of all errors of the engine. ``message`` is one sentence, safe to show on one line."""
 
     kind: ClassVar[ErrorKind] = "engine"
     exit_code: ClassVar[int] = 3
@@ -44,18 +44,18 @@ class EngineError(Exception):
 
 
 class Stopped(Exception):
-    """Work was told to stop. Nothing has failed, and nobody is shown this."""
+    """Work was told to stop. This is not a failure and is never shown."""
 
 
 class InputError(EngineError):
-    """What was given cannot be used."""
+    """The input cannot be used."""
 
     kind = "input"
     exit_code = 2
 
 
 class OptionError(InputError):
-    """An option is impossible. ``field`` names it (``top_p``) so that a form can mark it."""
+    """An option has an impossible value. ``field`` names it (``top_p``) so that a form can mark it."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class PromptError(InputError):
 
 
 class CasesError(InputError):
-    """A file of evaluation cases is not what it should be."""
+    """A file of evaluation cases is invalid."""
 
 
 class CheckpointError(InputError):

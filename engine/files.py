@@ -1,4 +1,4 @@
-"""Files written whole or not at all, as `calc.files` writes them. No torch here."""
+"""Writes files completely or not at all, as `calc.files` does. No torch here."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from engine.errors import EngineError, OptionError
 
 
 def check_writable(path: Path, field: str = "output") -> None:
-    """Refuse before a long run what could not be written after it. Raises OptionError."""
+    """Check before a long run that its result can be written. Raises OptionError."""
     with _told(path, field):
         folder = path.resolve().parent
         if path.is_dir():
@@ -22,9 +22,9 @@ def check_writable(path: Path, field: str = "output") -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that no half file is ever seen. Raises OptionError; an old file then stays.
+    """Write a file so that no partial file is ever visible. If it raises OptionError, an old file stays.
 
-    What is no regular file (/dev/stdout, a named pipe) is written into, never replaced.
+    A path that is not a regular file (/dev/stdout, a named pipe) is written to, never replaced.
     """
     with _told(path, "output"):
         if path.exists() and not path.is_file():
@@ -54,7 +54,7 @@ def _umask() -> int:
 
 @contextmanager
 def _told(path: Path, field: str) -> Iterator[None]:
-    """What the system refuses, as one sentence. A reader that left (BrokenPipeError) is none of that."""
+    """Turns an operating-system error into one sentence. A closed pipe (BrokenPipeError) is passed on."""
     try:
         yield
     except (EngineError, BrokenPipeError):

@@ -1,8 +1,8 @@
-"""Which blocks of the cache are held, which are free, and which of the free ones still hold what may be asked again?
+"""Which blocks of the cache are in use, which are free, and which free ones still hold reusable content?
 
-As in vLLM 0.19 (v1/core/block_pool.py): a block that nobody holds keeps its content at the end of a queue; new blocks
-are taken from the front of it. The blocks of a request are given back last one first, so that what remains in the cache
-of any text is always its beginning.
+As in vLLM 0.19 (v1/core/block_pool.py): an unused block keeps its content and goes to the end of a queue; new blocks
+are taken from its front. The blocks of a request are released last one first, so that what remains cached of a text is
+always its beginning.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers that share a table of blocks: tokens per block, and the most blocks that a request has there."""
+    """Layers that share a block table: tokens per block, and the maximum blocks per request."""
 
     block_tokens: int
     most: int
 
     @property
     def most_tokens(self) -> int:
-        """Tokens from which on a request needs no more blocks."""
+        """Number of tokens after which a request needs no more blocks."""
         return self.block_tokens * self.most
 
     def blocks(self, tokens: int) -> int:
@@ -31,7 +31,7 @@ class Group:
 
 @dataclass(slots=True)
 class Free:
-    """Free blocks that lie together in the queue. `of` is the text that they still hold, if any."""
+    """Adjacent free blocks in the queue. `of` is the text that they still hold, if any."""
 
     n: int
     of: Text | None = None
@@ -39,9 +39,9 @@ class Free:
 
 @dataclass(slots=True)
 class Text:
-    """A beginning that requests have in common, or what a preempted request had: `cached` blocks of it are in the pool.
+    """A shared prefix, or the text of a preempted request; `cached` of its blocks are in the pool.
 
-    `holders` has for each of its blocks how many requests hold it. Those that nobody holds are in the queue.
+    `holders` is the number of requests that use each block. Unused blocks are in the queue.
     """
 
     cached: int = 0
@@ -55,7 +55,7 @@ class Text:
 
 
 class Pool:
-    """The blocks of a server. `size` is what requests can have: vLLM keeps one block of its pool empty."""
+    """The blocks of a server. `size` is the number available to requests: vLLM keeps one block of its pool empty."""
 
     def __init__(self, size: int, *, caching: bool = True) -> None:
         self.size, self.free = size, size
@@ -64,11 +64,11 @@ class Pool:
 
     @property
     def used(self) -> int:
-        """Blocks that requests hold."""
+        """Blocks in use by requests."""
         return self.size - self.free
 
     def take(self, n: int) -> None:
-        """Take `n` free blocks, those that have been free for longest. What they held is lost."""
+        """Take the `n` blocks that have been free the longest. Their content is lost."""
         assert 0 <= n <= self.free
         self.free -= n
         if not self._caching:
@@ -84,7 +84,7 @@ class Pool:
                 self._queue.popleft()
 
     def give(self, n: int, of: Text | None = None) -> None:
-        """Give back `n` blocks; with `of` they are the last ones that anybody held of a text."""
+        """Release `n` blocks; with `of`, they are the last used ones of a text."""
         if not n:
             return
         self.free += n
@@ -101,7 +101,7 @@ class Pool:
             of.free.append(freed)
 
     def hold(self, text: Text, n: int) -> None:
-        """Hold the first `n` cached blocks of a text: those that were free are free no more."""
+        """Use the first `n` cached blocks of a text; those that were free are no longer free."""
         taken = n - len(text.holders)
         for i in range(min(n, len(text.holders))):
             text.holders[i] += 1
@@ -118,12 +118,12 @@ class Pool:
                 text.free.pop()
 
     def extend(self, text: Text, n: int) -> None:
-        """`n` blocks that one request has taken are now the next ones of a text that others can hold too."""
+        """`n` blocks of one request become the next blocks of a text that others can also use."""
         text.cached += n
         text.holders += [1] * n
 
     def release(self, text: Text, n: int) -> None:
-        """Let go of the first `n` blocks of a text. Those that nobody holds any more become free, and stay cached."""
+        """Release the first `n` blocks of a text. Those no longer used become free and stay cached."""
         for i in range(n):
             text.holders[i] -= 1
         held = len(text.holders)
@@ -133,7 +133,7 @@ class Pool:
 
 
 class Needs:
-    """How many new blocks the sequences need that make one token in each step, by the number of the step.
+    """How many new blocks the decoding sequences need, by step number.
 
     A sequence needs one whenever its last block is full: every `block_tokens` steps, until the group has its most.
     """

@@ -1,4 +1,4 @@
-"""What is the most? The rate at full load, the highest rate and the most users that keep limits."""
+"""What is the maximum? The rate at full load, and the highest rate and most users within the limits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from calc.simulate.summary import Outcome
 from calc.simulate.workload import Arrival, Listed
 
 FULL_ROUNDS, MOST_FULL = 6, 4000
-"""At full load: as many requests as fit, so many times over, at most so many."""
+"""Requests at full load: a multiple of those that fit at once, and the maximum."""
 STEADY = (0.25, 0.75)
-"""The part of the tokens that counts at full load: after it has filled up, before it runs empty."""
+"""The part of the tokens that counts at full load: after the server has filled up, before it runs empty."""
 LOWEST_SHARE, NEAR = 1 / 1024, 1.01
-"""The search begins at this share of the full load, and ends when what keeps the limits and what does not are near."""
+"""The search starts at this fraction of the full load and ends when the passing and the failing rate are close."""
 MOST_USERS = 2048
 
 
 def full_load(requests: Sequence[Arrival], server: Server, times: Times) -> float:
-    """Requests per second where there is always one waiting: what no rate may exceed for long."""
+    """Requests per second if the queue is never empty: no rate can exceed this for long."""
     n = min(MOST_FULL, max(len(requests), FULL_ROUNDS * at_once(requests, server)))
     load = [replace(one, at_s=0.0) for one in islice(cycle(requests), n)]
     made = sum(one.new_tokens for one in load)
@@ -30,13 +30,13 @@ def full_load(requests: Sequence[Arrival], server: Server, times: Times) -> floa
 
 
 def at_once(requests: Sequence[Arrival], server: Server) -> int:
-    """How many of `requests` the server holds at a time, at their full length."""
+    """How many of `requests` the server holds at once, at their full length."""
     blocks = sum(server.blocks_of(one.longest) for one in requests) / len(requests)
     return min(server.sequences, max(1, int(server.blocks / blocks)))
 
 
 def steady_tokens_per_s(run: Run) -> float:
-    """Tokens made per second in the middle of a run."""
+    """Tokens generated per second in the middle of a run."""
     total = sum(piece.made for piece in run.pieces)
     first, last = (share * total for share in STEADY)
     so_far = made = spent_s = 0.0
@@ -50,9 +50,10 @@ def steady_tokens_per_s(run: Run) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The most that keeps the limits (None: nothing does), and the least tried that does not (None: none was found).
+    """The highest value that meets the limits (None: none), and the lowest tried value that does not (None: none
+    found).
 
-    `broken` are the limits that it breaks.
+    `broken` are the limits that the latter exceeds.
     """
 
     value: float | None
@@ -64,14 +65,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """Limits in seconds by name, and the percentile of the requests that is to keep them."""
+    """Limits in seconds by name, and the percentile of requests that must meet them."""
 
     limits: Mapping[str, float]
     percent: float = 99.0
 
 
 def highest_rate(tried: Callable[[float], Outcome], full: float, aim: Aim) -> Found:
-    """The highest rate that keeps `aim`, up to the full load, within 1 %."""
+    """The highest rate that meets `aim`, up to the full load, within 1 %."""
 
     def ok(seen: Outcome) -> bool:
         return seen.keeps(aim.limits, aim.percent)
@@ -93,7 +94,7 @@ def highest_rate(tried: Callable[[float], Outcome], full: float, aim: Aim) -> Fo
 
 
 def most_users(tried: Callable[[int], Outcome], aim: Aim, most: int = MOST_USERS) -> Found:
-    """The most users of a closed loop that keep `aim`."""
+    """The most users in a closed loop that meet `aim`."""
 
     def ok(seen: Outcome) -> bool:
         return seen.keeps(aim.limits, aim.percent)

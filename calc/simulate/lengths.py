@@ -11,14 +11,14 @@ from calc.errors import QuantityError
 from calc.units import parse_count
 
 MOST_TOKENS = 10**7
-"""A draw is cut there: no model takes more."""
+"""Draws are limited to this: no model supports more."""
 MOST_SIGMA = 5.0
 FORMS = "1024, 512..2048, exponential:300, normal:1000,200 or lognormal:800,0.7 (median, sigma)"
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution of lengths in tokens, as it was written. What is drawn is rounded, at least 1."""
+    """A distribution of lengths in tokens, as written. Draws are rounded and at least 1."""
 
     text: str
     value: Callable[[Random], float]
@@ -34,7 +34,7 @@ def fixed(tokens: int) -> Lengths:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """Lengths as they are written on a command line. Raises QuantityError.
+    """Lengths as written on the command line. Raises QuantityError.
 
     >>> parse_lengths("1k").draw(Random(0)), parse_lengths("10..12").draw(Random(1))
     (1000, 10)
@@ -76,5 +76,5 @@ def _sigma(text: str) -> float:
 
 
 def _normal(random: Random) -> float:
-    """Box and Muller's method: of uniform numbers alone, whose sequence Python keeps from version to version."""
+    """The Box-Muller method: it uses only uniform numbers, whose sequence is the same in all Python versions."""
     return sqrt(-2.0 * log(1.0 - random.random())) * cos(2.0 * pi * random.random())

@@ -1,4 +1,4 @@
-"""What does a server do with a load? One server, one list of requests, and the ways in which they can come."""
+"""How does a server handle a load? One server, one list of requests, and the ways in which they can arrive."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from calc.simulate.summary import Outcome, outcome
 from calc.simulate.workload import Arrival, Listed, Users, constant, poisson
 
 WARM_ROUNDS, USER_ROUNDS = 2, 8
-"""Requests of each user in a closed loop: those left out at the start, where all users come at once, and all."""
+"""Requests per user in a closed loop: those left out at the start, when all users arrive at once, and all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Steps that take `factor` times as long."""
+    """Step times multiplied by `factor`."""
 
     times: Times
     factor: float
@@ -36,8 +36,8 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """`requests` as they are drawn or listed. At a rate they come in that order, `even`ly or as Poisson; users think
-    for `think_s` before they send the next one. `limits` are in seconds, by name.
+    """`requests` as drawn or listed. At a rate they arrive in that order, `even`ly or as Poisson; users pause for
+    `think_s` before the next one. `limits` are in seconds, by name.
     """
 
     server: Server
@@ -51,11 +51,11 @@ class Load:
 
     @cached_property
     def full_load(self) -> float:
-        """Requests per second that the server ends when there are always more."""
+        """Requests per second that the server completes if the queue is never empty."""
         return full_load(self.requests, self.server, self.times)
 
     def at_rate(self, rate: float) -> Outcome:
-        """The requests at so many per second."""
+        """The requests at a rate per second."""
         known = self._known.get(rate)
         if known is None:
             arrivals = constant(self.requests, rate) if self.even else poisson(self.requests, rate, self.seed)
@@ -63,7 +63,7 @@ class Load:
         return known
 
     def with_users(self, users: int) -> Outcome:
-        """So many users in a closed loop, without the requests at its start."""
+        """A number of users in a closed loop, without the requests at its start."""
         n = max(len(self.requests), USER_ROUNDS * users)
         source = Users(users, islice(cycle(self.requests), n), self.think_s)
         run = simulate(source, self.server, self.times)
@@ -78,9 +78,9 @@ class Load:
         return replace(self, times=Scaled(self.times, factor), _known={})
 
     def highest_rate(self, aim: Aim) -> Found:
-        """The highest rate that keeps `aim`."""
+        """The highest rate that meets `aim`."""
         return highest_rate(self.at_rate, self.full_load, aim)
 
     def most_users(self, aim: Aim) -> Found:
-        """The most users that keep `aim`."""
+        """The most users that meet `aim`."""
         return most_users(self.with_users, aim)

@@ -1,4 +1,4 @@
-"""What happens over time? Steps of the scheduler one after another, each as long as its work takes."""
+"""What happens over time? Scheduler steps one after another, each as long as its work takes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from calc.simulate.step_times import Times
 from calc.simulate.workload import Arrival, Source
 
 MOST_PLANS = 5_000_000
-"""Steps that are planned one by one, at most: minutes of work."""
+"""Maximum number of individually planned steps: minutes of work."""
 
 
 class Piece(NamedTuple):
-    """A step, or several alike: the blocks held at its start and end, and the tokens that it made."""
+    """A step, or several equal ones: the blocks used at its start and end, and the generated tokens."""
 
     start_s: float
     end_s: float
@@ -28,9 +28,9 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Run:
-    """What happened: the requests in the order of their arrival, and the use of the cache from step to step.
+    """The result: the requests in order of arrival, and the cache use from step to step.
 
-    `pieces` are steps, or several alike after one another. `tokens` counts what was computed.
+    `pieces` are steps, or several equal consecutive ones. `tokens` counts computed tokens.
     """
 
     server: Server
@@ -47,7 +47,7 @@ class Run:
 
 
 def simulate(source: Source, server: Server, times: Times) -> Run:
-    """Serve all of `source`. Raises CalcError for a request that the pool never holds, and for endless work."""
+    """Serve all of `source`. Raises CalcError for a request that can never fit, and for too much work."""
     return _Simulation(source, server, times).run()
 
 
@@ -71,7 +71,7 @@ class _Simulation:
                 self._now_s = max(self._now_s, next_s)
                 continue
             self._step()
-        raise CalcError(f"the load takes more than {MOST_PLANS:,} different steps: ask for fewer requests")
+        raise CalcError(f"the load needs more than {MOST_PLANS:,} different steps: use fewer requests")
 
     def _arrive(self) -> None:
         for arrival in self._source.until(self._now_s):
@@ -83,8 +83,8 @@ class _Simulation:
         server = self._scheduler.server
         if server.blocks_of(arrival.longest - 1) > server.blocks:
             raise CalcError(
-                f"a request of {arrival.longest:,} tokens needs {server.blocks_of(arrival.longest - 1):,} blocks of "
-                f"the cache, and the server has {server.blocks:,}: it would never end"
+                f"a request of {arrival.longest:,} tokens needs {server.blocks_of(arrival.longest - 1):,} cache "
+                f"blocks, but the server has only {server.blocks:,}: it would never finish"
             )
         number, prefix = len(self._result.requests), None
         if arrival.prefix is not None and server.caching:
@@ -128,9 +128,9 @@ class _Simulation:
         return self._times.step_s(step.decoding, context, chunks)
 
     def _repeated(self, step: Step, first_s: float) -> tuple[int, float]:
-        """How often the step is taken, and for how long: until somebody arrives who may be admitted.
+        """How often the step repeats, and for how long: until a request arrives that may be admitted.
 
-        While no window fills up the time of a step grows by the same amount each time.
+        As long as no window fills up, the step time grows by the same amount each time.
         """
         context = step.context_tokens / step.decoding
         most = min(step.most_repeats, max(1, ceil(min(self._times.straight_until(context) - context, 2.0**40))))

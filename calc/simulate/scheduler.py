@@ -2,17 +2,17 @@
 
 Read from vllm/v1/core/sched/scheduler.py and v1/core/kv_cache_manager.py of 0.19.0:
 
-1. Running requests come first, in the order in which they were admitted. Each that has its prompt behind it makes one
-   token; one whose prompt is unfinished takes what is left of the step's tokens.
+1. Running requests come first, in order of admission. Each that has finished its prompt generates one token; one whose
+   prompt is unfinished gets what is left of the step's tokens.
 2. A running request that needs a block when none is free preempts the last one that was admitted, or itself. The
    preempted one loses its blocks and goes back to the head of the queue; its tokens are computed again.
 3. Unless any was preempted, waiting requests are admitted while tokens and sequences are left, and only while blocks
    for the whole prompt are free. The first that does not fit holds up those behind it.
 4. What the cache still holds of a prompt is not computed, but at least its last token is.
 
-Every running request is in every step, and only the one that was admitted last can be without its whole prompt: so
-sequences that make tokens advance together, and steps in which nothing else happens are counted, not walked through.
-Left out: speculation, priorities, images, asynchronous scheduling (which gives a slot back one step later).
+Every running request is in every step, and only the last admitted one can have an unfinished prompt. So decoding
+sequences advance together, and steps in which nothing else happens are counted, not simulated one by one. Not included:
+speculation, priorities, images, asynchronous scheduling (which releases a slot one step later).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does the server have for the load? Its steps, its sequences and its blocks, by the account of vLLM's memory."""
+"""What does the server have for the load? Its steps, sequences and blocks, by the model of vLLM's memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from calc.simulate.blocks import Group
 from calc.simulate.scheduler import Server
 
 KEPT_EMPTY = 1
-"""vLLM's pool has one block that no request gets (v1/core/block_pool.py: the null block)."""
+"""vLLM's pool has one block that requests never get (v1/core/block_pool.py: the null block)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The server; None with the reason where it does not start. `notes` are its account's own."""
+    """The server, or None with the reason if it does not start. `notes` come from its memory report."""
 
     server: Server | None
     problem: str | None
@@ -30,11 +30,11 @@ class Served:
 def served_by(study: Study, options: ServerOptions, *, longest: int, caching: bool = True) -> Served:
     """vLLM as it serves requests of up to `longest` tokens. Raises SpecError for an engine before V1, and as vLLM does.
 
-    Prefixes are found again where all layers keep the same tokens; windows and states are counted without that.
+    Prefixes can be cache hits if all layers keep the same tokens; windows and states are counted without hits.
     """
     version = options.version or MEASURED_VLLM
     if parse_version(version)[:2] < VLLM_V1:
-        raise SpecError("engine_version", f"vLLM {version} has another scheduler: simulate follows V1, from 0.8 on")
+        raise SpecError("engine_version", f"vLLM {version} has another scheduler: simulate follows V1 (0.8 and later)")
     report = server_report(replace(study, context=longest), options)
     if report.max_num_batched_tokens is None or report.max_num_seqs is None:
         raise SpecError("policy", f"{options.engine} does not say how many tokens and sequences a step has")
@@ -55,5 +55,5 @@ def served_by(study: Study, options: ServerOptions, *, longest: int, caching: bo
     )
     problem = report.refusal
     if problem is None and server.blocks_of(longest) > server.blocks:
-        problem = f"not one request of {longest:,} tokens fits beside the weights"
+        problem = f"no request of {longest:,} tokens fits beside the weights"
     return Served(None if problem else server, problem, version, report.assumptions)

@@ -1,4 +1,4 @@
-"""How long does a step take? One step mixes chunks of prompts with sequences that make one token each.
+"""How long does a step take? One step mixes chunks of prompts with decoding sequences.
 
 The operators are those of calc/step with the times of calc/speed. Their formulas are called with the sizes of every
 step: the tokens of all sequences pass through a matrix together, each sequence attends to its own cache.
@@ -18,33 +18,33 @@ from calc.step.model import pass_operators
 from calc.step.operators import Amount, Kind, Operator, Pass, Phase
 
 Chunk = tuple[int, int]
-"""New tokens of a prompt in a step, and the context that the last of them sees."""
+"""New prompt tokens in a step, and the context of the last of them."""
 MIXING = frozenset({Kind.ATTENTION, Kind.INDEX, Kind.RECURRENCE})
 """Operators that read the caches of the sequences themselves."""
 PER_SEQUENCE = frozenset({Kind.HEAD, Kind.SAMPLING})
-"""Operators that see the last token of each sequence alone."""
+"""Operators that process only the last token of each sequence."""
 AMOUNTS = ("flops_each", "weights_each", "cache_each", "reads_each", "writes_each", "link_each")
 CONTEXT, FAR = 1024, 2**20
-"""The sizes of the passes that operators are taken from; any would do."""
+"""Sizes of the passes from which operators are taken; any sizes would do."""
 STRAIGHT = 1e-9
-"""An operator whose time bends by less is a straight line over its tokens."""
+"""Below this curvature, an operator's time counts as linear in its tokens."""
 
 
 class Times(Protocol):
-    """What a simulation asks of a step."""
+    """The interface of step times for a simulation."""
 
     def step_s(self, decoding: int, context: float, chunks: Sequence[Chunk]) -> float:
         """Seconds of a step of `decoding` sequences, whose mean context is `context`, and of `chunks` of prompts."""
         ...
 
     def straight_until(self, context: float) -> float:
-        """The context up to which the time of a step grows in a straight line."""
+        """The context up to which the step time grows linearly."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Seconds by a size: those to start and the longer of arithmetic and bytes, each a straight line."""
+    """Seconds by size: the start overhead plus the longer of arithmetic and bytes, each linear."""
 
     start: tuple[float, float]
     compute: tuple[float, float]
@@ -60,7 +60,7 @@ class Line:
 
 
 class StepTimes:
-    """The times of the steps of a model on a device. Sequences that make a token count with their mean context."""
+    """The step times of a model on a device. Decoding sequences are counted with their mean context."""
 
     def __init__(self, steps: Steps) -> None:
         self._device = steps.device

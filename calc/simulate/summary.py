@@ -1,4 +1,4 @@
-"""What did users see, and what was in use? Percentiles, rates and means of a run, and its course over time."""
+"""What did users see, and what was in use? Percentiles, rates and means of a run, and its development over time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from calc.simulate.run import Run
 from calc.simulate.scheduler import Request
 
 NEEDED = {50: 1, 90: 10, 95: 20, 99: 100}
-"""Percentiles that are said, and how many requests each needs to be more than the largest value."""
+"""The reported percentiles, and the number of requests that each needs to differ from the maximum."""
 POINTS = 120
-"""Points of the course over time."""
+"""Number of points over time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Times of many requests, in order."""
+    """Times of many requests, sorted."""
 
     values: tuple[float, ...]
 
@@ -38,13 +38,13 @@ class Spread:
         return self.values[at] + (after - self.values[at]) * (place - at)
 
     def said(self, percent: int) -> float | None:
-        """The percentile; None where there are too few requests for it."""
+        """The percentile; None if there are too few requests."""
         return self.percentile(percent) if len(self.values) >= NEEDED.get(percent, 1) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """Means over equal stretches of time: the end of each, requests that wait and that run, share of the cache held."""
+    """Means over equal intervals: the end of each, waiting and running requests, used share of the cache."""
 
     time_s: tuple[float, ...]
     waiting: tuple[float, ...]
@@ -54,7 +54,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A run in numbers. Times are None where no request has them (one token has no time per token)."""
+    """A run in numbers. Times are None if no request has them (a single token has no time per token)."""
 
     requests: int
     window_s: float
@@ -87,7 +87,7 @@ class Outcome:
 
     @property
     def goodput_per_s(self) -> float | None:
-        """Requests per second that kept every limit; None without limits."""
+        """Requests per second that met every limit; None without limits."""
         return None if self.good is None or not self.window_s else self.good / self.window_s
 
     @property
@@ -100,17 +100,17 @@ class Outcome:
         return {"ttft": self.ttft, "tpot": self.tpot, "e2e": self.e2e}[name]
 
     def keeps(self, limits: Mapping[str, float], percent: float) -> bool:
-        """Whether that percentile of every limited time keeps its limit."""
+        """Whether that percentile meets every limit."""
         return not self.broken(limits, percent)
 
     def broken(self, limits: Mapping[str, float], percent: float) -> list[str]:
-        """The limits that this percentile does not keep."""
+        """The limits that this percentile exceeds."""
         spreads = {name: self.spread(name) for name in limits}
         return [name for name, seen in spreads.items() if seen is not None and seen.percentile(percent) > limits[name]]
 
 
 def outcome(run: Run, limits: Mapping[str, float] | None = None, *, warm: int = 0) -> Outcome:
-    """The numbers of a run. Its first `warm` requests are left out of times and rates: they found it empty."""
+    """The numbers of a run. The first `warm` requests are left out of times and rates: they met an empty server."""
     seen = run.requests[warm:]
     start_s = min((one.arrival_s for one in seen), default=0.0)
     ends_s = max((one.end_s for one in seen), default=0.0)

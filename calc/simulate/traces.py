@@ -1,4 +1,4 @@
-"""What does a trace say? Arrivals and lengths from CSV or JSON lines, under the names that published traces use."""
+"""Reads a trace: arrivals and lengths from CSV or JSON lines, with the names of published traces."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ PREFIX, COMMON = "prefix", "prefix_tokens"
 def read_trace(path: Path) -> list[Arrival]:
     """The requests of a trace, the first one at 0 s, in the order of their arrival. Raises SourceError.
 
-    CSV with a line of names, or one JSON object per line. Needed are an arrival (`arrival_s`, `arrival_ms`, or a
+    CSV with a header line, or one JSON object per line. Required are an arrival (`arrival_s`, `arrival_ms`, or a
     `timestamp`) and two lengths (`prompt_tokens` and `new_tokens`, or the names of Azure's and Mooncake's traces).
-    `prefix` names a beginning that prompts have in common, `prefix_tokens` how long it is.
+    `prefix` names a shared prefix, `prefix_tokens` is its length.
     """
     found: list[Arrival] = []
     for place, row in _rows(path):
         if len(found) == MOST_REQUESTS:
-            raise SourceError(f"{path}: more than {MOST_REQUESTS:,} requests: cut the trace")
+            raise SourceError(f"{path}: more than {MOST_REQUESTS:,} requests: shorten the trace")
         found.append(_arrival(row, f"{path}, {place}"))
     if not found:
-        raise SourceError(f"{path}: no requests: a trace is CSV with a line of names, or one JSON object per line")
+        raise SourceError(f"{path}: no requests: a trace is CSV with a header line, or one JSON object per line")
     first_s = min(one.at_s for one in found)
     return sorted((replace(one, at_s=one.at_s - first_s) for one in found), key=lambda one: one.at_s)
 
@@ -104,7 +104,7 @@ def _arrival(row: Mapping[str, Any], where: str) -> Arrival:
 def _tokens(row: Mapping[str, Any], names: tuple[str, ...], said: str, where: str) -> int:
     name = next((name for name in names if name in row), None)
     if name is None:
-        raise SourceError(f"{where}: no {said} ({', '.join(names[1:])} are known too)")
+        raise SourceError(f"{where}: no {said} (or {', '.join(names[1:])})")
     return _whole(row[name], f"{where}: {name}", least=1)
 
 

@@ -14,7 +14,7 @@ from calc.simulate.lengths import Lengths
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request: `prefix` names what its first `common_tokens` are shared with (None: nothing)."""
+    """One request: `prefix` names the shared prefix of `common_tokens` tokens (None: no sharing)."""
 
     at_s: float
     prompt_tokens: int
@@ -30,7 +30,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """What requests are like: lengths, the share of a prompt that is one of `prefixes` common beginnings."""
+    """The requests: lengths, and the share of a prompt that is one of `prefixes` shared prefixes."""
 
     prompt: Lengths
     new: Lengths
@@ -50,7 +50,7 @@ class Mix:
 
 
 class Source(Protocol):
-    """Where requests come from."""
+    """A source of requests."""
 
     @property
     def next_s(self) -> float | None:
@@ -88,7 +88,7 @@ class Listed:
 
 
 class Users:
-    """A closed loop: each of `n` users sends the next of `requests`, `think_s` after the last one has ended."""
+    """A closed loop: each of `n` users sends the next of `requests` `think_s` after the last one has ended."""
 
     def __init__(self, n: int, requests: Iterable[Arrival], think_s: float = 0.0) -> None:
         self._left, self._think_s = iter(requests), think_s
@@ -114,7 +114,8 @@ class Users:
 
 
 def poisson(requests: Iterable[Arrival], rate: float, seed: int) -> list[Arrival]:
-    """`requests` at independent times, `rate` per second in the mean. The gaps of one seed are alike at every rate."""
+    """`requests` at independent times, `rate` per second on average. The gaps for one seed are the same at every rate,
+    scaled."""
     random, at_s = Random(f"gaps {seed}"), 0.0
     timed = []
     for one in requests:
@@ -124,7 +125,7 @@ def poisson(requests: Iterable[Arrival], rate: float, seed: int) -> list[Arrival
 
 
 def constant(requests: Iterable[Arrival], rate: float) -> list[Arrival]:
-    """`requests` at equal distances, the first one at once."""
+    """`requests` at equal intervals, the first one at once."""
     return [_at(one, i / rate) for i, one in enumerate(requests)]
 
 

@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from calc.model.spec import ModelSpec
 
 DEFAULT_MODEL = "llama-3-8b"
-"""The model where nobody names one."""
+"""The default model."""
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 READ = (".json", ".toml")
 
 
 def load_model(name_or_path: str, *, any_storage: bool = False) -> ModelSpec:
-    """A catalog name, a config.json, a folder that holds one, a ``.gguf`` or a spec ``.toml`` as a ModelSpec.
+    """A catalog name, a config.json, a folder with one, a ``.gguf`` or a spec ``.toml`` as a ModelSpec.
 
-    A catalog name wins over a file of the same name: write ``./llama-3-8b`` for the folder. With `any_storage`, a
-    quantization that is not counted is no refusal: the model comes without stored weights, and a note says so.
-    Raises SourceError (UnknownName where it is neither a name nor an existing path), one sentence.
+    A catalog name takes precedence over a file of the same name: write ``./llama-3-8b`` for the folder. With
+    `any_storage`, an unsupported quantization is not an error: the model comes without stored weights, with a note.
+    Raises SourceError (UnknownName if it is neither a name nor an existing path), one sentence.
     """
     from calc.sources.catalog import find_model
 
     text = name_or_path.strip()
     if not text:
-        raise SourceError("no model given: write a catalog name such as llama-3-8b, or the path of a config.json")
+        raise SourceError("no model given: use a catalog name such as llama-3-8b, or the path of a config.json")
     if not is_path(text):
         try:
             return find_model(text)
@@ -48,12 +48,12 @@ def load_model(name_or_path: str, *, any_storage: bool = False) -> ModelSpec:
         if not any_storage:
             raise
         why = str(unknown).removesuffix(": give --weight-format")
-        note = f"not counted as its checkpoint stores it ({why}): weights in the format that is given, or 16 bits"
+        note = f"the checkpoint's storage is not supported ({why}): weights are in the given format, or 16 bits"
         return _safe(replace(unknown.model, notes=(note, *unknown.model.notes)))
 
 
 def _safe(model: ModelSpec) -> ModelSpec:
-    """The model with the words of its file made safe to show."""
+    """The model with text from its file made safe to show."""
     name, notes = one_line(model.name), tuple(map(one_line, model.notes))
     return model if (name, notes) == (model.name, model.notes) else replace(model, name=name, notes=notes)
 
@@ -121,7 +121,7 @@ def _from_gguf_files(found: list[Path], folder: Path) -> ModelSpec:
     encoders = [file for file in found if file.name.lower().startswith("mmproj")]
     models = [file for file in found if file not in encoders] or found
     if len(models) > 1 and models != parts_of(models[0]):
-        raise SourceError(f"{folder}: {len(models)} GGUF files in this folder: name one, such as {models[0].name}")
+        raise SourceError(f"{folder}: {len(models)} GGUF files in this folder: choose one, such as {models[0].name}")
     model = _from_file(models[0])
     notes = [encoder_note(file) for file in encoders if file not in models]
     return replace(model, notes=(*model.notes, *notes))
@@ -137,15 +137,15 @@ def _with_weights(model: ModelSpec, folder: Path) -> ModelSpec:
     missing = [file.name for file in files if not file.is_file()]
     if not missing:
         stored, _ = stored_in(files)
-        note = f"weights as the {len(files)} safetensors files hold them: {stored.total_bytes:,} B"
+        note = f"weights as in the {len(files)} safetensors files: {stored.total_bytes:,} B"
     elif (found := stored_by_index(model, folder)) is not None:
         stored = found
         note = (
-            f"weights as the safetensors index says (metadata.total_size): {stored.total_bytes:,} B; "
-            f"{len(missing)} of {len(files)} files are not here, such as {missing[0]}"
+            f"weights as in the safetensors index (metadata.total_size): {stored.total_bytes:,} B; {len(missing)} of "
+            f"{len(files)} files are missing, such as {missing[0]}"
         )
     else:
-        lost = f"{len(missing)} of {len(files)} safetensors files are not here, such as {missing[0]}: none was read"
+        lost = f"{len(missing)} of {len(files)} safetensors files are missing, such as {missing[0]}: none was read"
         return replace(model, notes=(lost, *model.notes))
     kept = [each for each in model.notes if not each.startswith("weights as")]
     return replace(model, stored=stored, notes=(note, *kept))
@@ -158,7 +158,7 @@ def _starts_as_gguf(path: Path) -> bool:
 
 
 def _from_file(path: Path) -> ModelSpec:
-    if path.exists() and not path.is_file():  # a named pipe or a device: opening it may wait for ever
+    if path.exists() and not path.is_file():  # a named pipe or a device: opening it may block forever
         raise SourceError(f"{path}: not a regular file")
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -176,5 +176,5 @@ def _from_file(path: Path) -> ModelSpec:
     if suffix == ".safetensors" and (path.parent / "config.json").is_file():
         return _from_folder(path.parent)
     if suffix in WEIGHTS:
-        raise SourceError(f"{path}: a weight file does not state the model's heads: give the config.json beside it")
+        raise SourceError(f"{path}: a weight file does not state the model's heads: use its config.json")
     raise SourceError(f"{path}: not a config.json, a folder with one, a .gguf or a spec .toml")

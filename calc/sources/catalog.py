@@ -1,9 +1,9 @@
-"""The catalogs that kvscope ships: well-known models and devices, each record with where it comes from.
+"""The bundled catalogs: well-known models and devices, each record with its source.
 
-`assets/models.json` and `assets/devices.json` (made by bench/make_catalog.py) are read when first asked for.
-Names match without regard to case; spaces and ``_`` count as ``-``. A model answers to its id, its Hugging Face
-id (with or without the organisation) and its aliases; a device to its id, its name and its aliases. The start of
-one name only is enough ("h200" for h200-sxm); a start of several is refused and they are listed.
+`assets/models.json` and `assets/devices.json` (made by bench/make_catalog.py) are read on first use. Names are
+case-insensitive; spaces and ``_`` count as ``-``. A model is found by its id, its Hugging Face id (with or without the
+organisation) or an alias; a device by its id, its name or an alias. An unambiguous prefix is enough ("h200" for
+h200-sxm); an ambiguous one is refused with a list.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class ModelEntry:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model as its repository holds it, named by the id; its own layers, if any, are read only here."""
+        """The model as in its repository, named by the id; its own layers, if any, are read only here."""
         return _spec(self)
 
     @property
     def sizes(self) -> ModelSpec:
-        """The same model without the bytes of its repository, which take long to count: for lists of many."""
+        """The same model without its repository's stored bytes, which take long to count; for long lists."""
         return _sizes(self)
 
     @property
@@ -71,10 +71,10 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceEntry:
-    """A catalog device: `label_bytes` is what is printed on it, `memory_bytes` what calculations use.
+    """A catalog device: `label_bytes` is the nominal size, `memory_bytes` what calculations use.
 
-    `reported_memory_bytes`: what PyTorch reports, with which servers budget, as `reported_source` says; None where
-    no log is known.
+    `reported_memory_bytes`: what PyTorch reports and servers budget with, from `reported_source`; None if no log is
+    known.
     """
 
     id: str
@@ -140,14 +140,14 @@ def devices() -> Mapping[str, DeviceEntry]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """The catalog model called `name`. Raises UnknownName with near names, or with those it could mean."""
+    """The catalog model called `name`. Raises UnknownName with near or matching names."""
     return _find(name, models(), what="model").spec
 
 
 def find_device(name: str) -> DeviceSpec:
     """The catalog device called `name`, or this machine ("this") as it was measured.
 
-    Raises UnknownName with near names, or with those it could mean, or where this machine was never measured.
+    Raises UnknownName with near or matching names, or if this machine was never measured.
     """
     if _key(name).startswith("this"):
         from calc.sources.machine import NAMES, measured_machine
@@ -180,7 +180,7 @@ def this_machine() -> DeviceEntry | None:
         power_w=None,
         source=device.source,
         confidence="measured",
-        notes="rates that products of the engine reach, not those of a data sheet",
+        notes="rates achieved by the engine's products, not data sheet values",
     )
 
 
@@ -201,7 +201,7 @@ def search_devices(text: str) -> list[DeviceEntry]:
 
 
 def manual_device(memory_bytes: int, reading: str | None = None) -> DeviceSpec:
-    """A device of which only the memory is known; `reading` says how that number was understood.
+    """A device of which only the memory is known; `reading` says how that number was read.
 
     >>> manual_device(80 * 10**9).reading, manual_device(80 * 2**30).reading
     ('80 GB read as 80 x 10^9 B = 74.51 GiB', '80 GiB read as 80 x 2^30 B = 85.90 GB')
@@ -291,7 +291,7 @@ def _as_stored(model: ModelSpec, config: Mapping[str, Any], repository: str) -> 
     stored = stored_weights(config, model, repository)
     if stored is None:
         return model
-    note = f"weights as {repository} stores them: {stored.name}, {stored.total_bytes:,} B; --weight-format overrides"
+    note = f"weights as in {repository}: {stored.name}, {stored.total_bytes:,} B; --weight-format overrides"
     return replace(model, stored=stored, notes=(*model.notes, note))
 
 

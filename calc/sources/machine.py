@@ -21,7 +21,7 @@ from calc.plain import one_line
 from calc.units import format_decimal
 
 NAMES = ("this", "this-machine", "this-cpu")
-"""What the device answers to: its GPU where torch sees one, else its processor; the last is always the processor."""
+"""Names of the device: its GPU if torch finds one, else its processor; the last name always means the processor."""
 NEVER = "this machine has not been measured: run kvscope machine"
 MARK = "(this machine)"
 """How the name of the device ends."""
@@ -61,7 +61,7 @@ class MeasuredMachine:
             name, memory_bytes, rates = self.gpus[0]
             return self._spec(name, memory_bytes, rates)
         if self.memory_bytes is None:
-            raise SourceError("the memory of this machine is not known: give --gpu-memory in place of --device this")
+            raise SourceError("the memory of this machine is unknown: use --gpu-memory instead of --device this")
         return self._spec(f"{self.cpu}, {self.threads} threads", self.memory_bytes, self.rates)
 
     def _spec(self, name: str, memory_bytes: int, rates: Rates) -> DeviceSpec:
@@ -111,7 +111,7 @@ def measured_machine(path: Path | None = None) -> MeasuredMachine:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise SourceError(f"{file} is damaged: run kvscope machine --measure") from None
     if machine.cpu != one_line(cpu_name()):
-        raise SourceError(f"{file} is of another machine ({machine.cpu}): run kvscope machine")
+        raise SourceError(f"{file} is from another machine ({machine.cpu}): run kvscope machine")
     return machine
 
 

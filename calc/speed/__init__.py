@@ -1,1 +1,1 @@
-"""How fast? Times of passes and of loads, from operators and constants of a device family."""
+"""How fast is it? Times of passes and loads, from operators and the constants of a device family."""

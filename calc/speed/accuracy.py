@@ -1,4 +1,4 @@
-"""How far estimates were off where public runs of the same kind are known: what bench/estimates.py found."""
+"""The errors of estimates on public runs of the same kind, from bench/estimates.py."""
 
 from __future__ import annotations
 

@@ -64,17 +64,17 @@ class Asked:
     def __post_init__(self) -> None:
         """Raises SpecError for ways to share a model that the engine does not have."""
         if self.pp > 1 and self.engine == "llamacpp":
-            raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave --pp out")
+            raise SpecError("pp", "llama.cpp divides layers among the devices of --tp: leave out --pp")
         for name, word in (("ep", "ep"), ("dp_attention", "dp-attention"), ("dcp", "dcp")):
             if name != "dcp" and getattr(self, name) > 1 and self.engine not in SERVERS:
                 raise SpecError(name, f"{TITLES[self.engine]} has no --{word}: use --policy {', '.join(SERVERS)}")
             if self.tp % getattr(self, name):
                 parts = getattr(self, name)
-                raise SpecError(name, f"--{word} {parts:,} does not divide --tp {self.tp:,}")
+                raise SpecError(name, f"--tp {self.tp:,} is not divisible by --{word} {parts:,}")
         if self.dcp > 1 and self.engine != "vllm":
-            raise SpecError("dcp", f"--dcp is not known of {TITLES[self.engine]}: use --policy vllm")
+            raise SpecError("dcp", f"{TITLES[self.engine]} has no --dcp: use --policy vllm")
         if self.dcp > 1 and self.dp_attention > 1:
-            raise SpecError("dcp", "--dcp is not counted beside --dp-attention: give only one of them")
+            raise SpecError("dcp", "--dcp cannot be combined with --dp-attention: give only one of them")
 
     @property
     def devices(self) -> int:

@@ -1,4 +1,4 @@
-"""How wide a band is: what public runs of its kind were off by (bench/estimates.py)."""
+"""How wide a band is: the errors on public runs of its kind (bench/estimates.py)."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ DEFAULTS = Constants(
     decode_attention={"bf16": Reach(11e-6, 0.75, 0.3), "fp8": Reach(12e-6, 0.65, 0.3)},
     prefill_attention={"bf16": Reach(12e-6, 0.5, 0.45)},
     all_reduce={},
-    source="defaults: no operator of this device was measured",
+    source="defaults: no operator was measured on this device",
 )
 
 

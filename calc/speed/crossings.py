@@ -1,4 +1,5 @@
-"""Where the limit of decoding changes: the batch from which arithmetic decides, the context where the cache does."""
+"""Where the limit of decoding changes: the batch from which arithmetic limits, and the context from which the cache
+does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the time of an operator comes about, step by step: what `kernels.timed` computes, as formulas that are shown."""
+"""The derivation of an operator's time, step by step: what `kernels.timed` computes, as displayed formulas."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ def token_terms(steps: Steps, batch: int) -> tuple[Term, ...]:
         between = (_between(steps, asked, others),)
         shape["between_s"] = float(between[0].value)
     step_s = steps.step(batch).expected_s
-    time = derive("Time per token, expected", token_s, unit="s", step_s=step_s, host_s=steps.host_s, **shape)
-    seen = derive("Tokens of one user", tokens_per_s, unit="tokens/s", token_s=time.value)
+    time = derive("Expected time per token", token_s, unit="s", step_s=step_s, host_s=steps.host_s, **shape)
+    seen = derive("Tokens per user", tokens_per_s, unit="tokens/s", token_s=time.value)
     return (time, *between, seen)
 
 
 def _between(steps: Steps, asked: Asked, others: int) -> Term:
     sizes: dict[str, Any] = {"others": others, "prompt_s": steps.prompt_share_s, "new_tokens": asked.new_tokens}
-    return derive("Prompts of others, per token", prompts_between_s, unit="s", **sizes)
+    return derive("Other requests' prompts, per token", prompts_between_s, unit="s", **sizes)

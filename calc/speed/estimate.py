@@ -92,9 +92,9 @@ def _batch(asked: Asked, fitting: int) -> int:
 
 def shortage(asked: Asked, fitting: int) -> str:
     """Why requests do not fit, of which `fitting` would."""
-    whole = f"{asked.context:,} tokens ({asked.prompt_tokens:,} in, {asked.new_tokens:,} out)"
+    whole = f"{asked.context:,} tokens ({asked.prompt_tokens:,} prompt, {asked.new_tokens:,} generated)"
     if fitting < 1:
-        return f"not one request of {whole} fits beside the weights"
+        return f"no request of {whole} fits beside the weights"
     return f"{fitting:,} requests of {whole} fit, not {asked.count:,}"
 
 

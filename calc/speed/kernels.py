@@ -1,4 +1,4 @@
-"""The time of an operator: what starting it takes, and the slower of its arithmetic and its bytes."""
+"""The time of an operator: its start overhead, and the slower of its arithmetic and its bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXPERT_PRODUCTS = 2
 THERE_AND_BACK = frozenset({Kind.EXCHANGE, Kind.COMBINE})
 """Two sends, one after the other."""
 TILE, LARGE_TILE = 16, 64
-"""Rows of an expert's product are filled up to whole tiles, small ones up to 16 rows."""
+"""Rows of an expert's product are padded to whole tiles, small ones to 16 rows."""
 THIRTY_TWO_BITS, SIXTEEN_BITS, EIGHT_BITS = 3.9, 1.9, 0.75
 """Bytes per weight from which a matrix is multiplied in 32 bits, from which in 16, and from which in 8."""
 
@@ -169,7 +169,7 @@ EVEN = Fullest()
 
 
 def fullest_rank(operator: Operator, work: Pass) -> Fullest:
-    """Experts over `work.ep` ranks: all wait for the one that most tokens go to, each going anywhere alike.
+    """Experts over `work.ep` ranks: all wait for the rank with the most tokens; tokens choose ranks uniformly.
 
     The largest of X normal numbers lies c deviations above their mean: c = 1.4 for 8 (Blom 1958). Tokens per rank are
     binomial, and so are its experts that any token goes to.

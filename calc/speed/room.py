@@ -16,7 +16,7 @@ from calc.speed.estimate import Room
 from calc.speed.steps import Steps
 
 RESERVED_SHARE, RESERVED_BYTES = Fraction(9, 10), 2 * 10**9
-"""What an engine without an account of its memory here is left with: 90 % of the device less 2 GB."""
+"""Memory of an engine without a memory model here: 90 % of the device minus 2 GB."""
 
 
 def room_of(study: Study, asked: Asked) -> Room:
@@ -106,7 +106,7 @@ def check_sharing(model: ModelSpec, asked: Asked) -> None:
 
     _refuse(parallel_problem(model, ParallelSpec(tp=asked.tp, ep=asked.ep, dcp=asked.dcp)))
     if asked.dcp > 1 and any(getattr(mixer.attended(), "index_heads", 0) for mixer in mixers(model)):
-        raise SpecError("dcp", "--dcp is not counted where an indexer picks the tokens that are attended to")
+        raise SpecError("dcp", "--dcp is not supported if an indexer selects the tokens")
 
 
 def _by_reserve(study: Study, asked: Asked) -> int:

@@ -62,7 +62,7 @@ def sweep(studies: Sequence[Study], devices: Sequence[DeviceSpec], asked: Asked,
     Raises SpecError at maximum load, which has a batch of its own.
     """
     if asked.load is Load.MAX:
-        raise SpecError("load", "maximum load has one batch, which is what fits: leave the batches out")
+        raise SpecError("load", "maximum load has a single batch, which is what fits: leave out the batches")
     counts, each = np.asarray(batches, dtype=float), [replace(asked, count=batch) for batch in batches]
     blocks = []
     for study in studies:

@@ -1,4 +1,4 @@
-"""What goes between ranks in a pass: sums, tokens for others' experts, queries of shared contexts, results."""
+"""Communication between ranks in a pass: sums, tokens for other ranks' experts, queries of shared contexts, results."""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ GENERATE, RUN = "generate", "run"
 _BY_MODE = {measurement.mode: measurement for measurement in MEASUREMENTS.values()}
 MODES = (GENERATE, *_BY_MODE, RUN)
 RUN_MODES = ("evaluate", "kv_evaluate", "benchmark")
-"""The modes of the assignment's `run`: everything that it asks to be shown."""
+"""The modes of the assignment's `run`: everything that it asks for."""
 
 UNUSED = {"ids": False, "stream": True}
-"""What the options of generate stand at for the other modes, which do not have them."""
+"""Defaults of generate's options for the other modes, which do not have them."""
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _EPILOG = "\n".join(
         "modes",
         *(f"  {mode:<13} {summary}" for mode, summary in _SUMMARIES.items()),
         "",
-        "exit codes: 0 done, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted",
+        "exit codes: 0 success, 1 a check failed, 2 bad input, 3 the engine failed, 130 interrupted",
     ]
 )
 
@@ -52,13 +52,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The parsed options. Exits with code 2 and one sentence if they cannot be used together."""
+    """The parsed options. Exits with code 2 and one sentence if they cannot be combined."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.serve is not None and len(argv) > 1:
         parser.error("serve takes no options: it reads requests from standard input")
     if args.serve is None and args.mode is None:
-        parser.error("say what to do: serve, or --mode " + ", ".join(MODES))
+        parser.error("choose a mode: serve, or --mode " + ", ".join(MODES))
     if args.plot is not None:
         drawn = " or ".join(f"kvscope {measurement.name}" for measurement in MEASUREMENTS.values() if measurement.plots)
         parser.error(f"plots are drawn by kvscope: run {drawn} with --plot {one_line(args.plot)}")
@@ -84,13 +84,15 @@ def make_parser() -> Parser:
         _add_options(parser, title, options)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    out.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all")
-    out.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+    out.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the answer to this file, completely or not at all"
+    )
+    out.add_argument("--quiet", action="store_true", help="no progress or remarks on stderr")
     return parser
 
 
 def mode_parser(mode: str, prog: str, description: str) -> Parser:
-    """The options of one mode alone, without those of output: for a front end with commands of its own."""
+    """The options of one mode, without output options, for a front end with its own commands."""
     parser = Parser(prog=prog, usage="%(prog)s [OPTIONS]", description=description, allow_abbrev=False)
     parser.set_defaults(mode=mode, **UNUSED)
     if mode == GENERATE:
@@ -106,7 +108,7 @@ def mode_parser(mode: str, prog: str, description: str) -> Parser:
 
 
 def _own_options() -> dict[str, list[Option]]:
-    """The options of measurements in addition to those of the model, by the measurements that share them."""
+    """The options of measurements besides those of the model, by the measurements that share them."""
     users: dict[str, tuple[Option, list[str]]] = {}
     for mode, measurement in _BY_MODE.items():
         for option in measurement.options:
@@ -123,7 +125,7 @@ def _is_models(option: Option) -> bool:
 
 
 def _add_options(parser: Parser, title: str, options: Iterable[Option], *, hidden: Set[str] = frozenset()) -> None:
-    """Add `options`; those that are `hidden` are read (to be refused with a sentence) but not in the help."""
+    """Add `options`; `hidden` ones are read (to be refused with a sentence) but not in the help."""
     group = parser.add_argument_group(title)
     for option in options:
         if option.constant is not None:
@@ -169,13 +171,13 @@ def _add_prompt_options(group: argparse._ArgumentGroup) -> None:
         type=reader(parse_new_tokens),
         default=64,
         metavar="N|all",
-        help="tokens to generate at most (default 64); all: to the end of the model's context",
+        help="maximum number of tokens to generate (default 64); all: up to the model's context limit",
     )
 
 
 def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the most likely token (default 0)"
+        "--temperature", type=float, default=0.0, metavar="X", help="0 always takes the most likely token (default 0)"
     )
     group.add_argument("--top-k", type=int, metavar="N", help="sample from the N most likely tokens")
     group.add_argument(
@@ -219,7 +221,7 @@ def _add_chat_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_run_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--cache", choices=get_args(CacheKind), default="full", help="how K and V are kept (default full)"
+        "--cache", choices=get_args(CacheKind), default="full", help="how K and V are cached (default full)"
     )
     group.add_argument(
         "--speculate",
@@ -238,7 +240,7 @@ def _add_run_options(group: argparse._ArgumentGroup) -> None:
 
 
 def requests(args: argparse.Namespace) -> list[Request]:
-    """The checked requests that the options ask for, in their order. Raises EngineError."""
+    """The checked requests of the options, in order. Raises EngineError."""
     _check_taken(args)
     check_threads(args.threads)
     check_ranks(1 if args.tp is None else args.tp)
@@ -254,7 +256,8 @@ def _measurements(mode: str) -> list[Measurement]:
 
 
 def _check_taken(args: argparse.Namespace) -> None:
-    """Raise `OptionError` for an option that the mode does not take. The assignment gives weights and cases to all."""
+    """Raise `OptionError` for an option that the mode does not accept. The assignment passes weights and cases to all
+    modes."""
     taken = {"weights", "cases"}
     if args.mode == GENERATE:
         taken |= {option.name for option in MODEL_OPTIONS} | set(_generate_defaults())
@@ -278,7 +281,7 @@ def _all_options() -> Iterator[tuple[str, str, object]]:
 
 @cache
 def _generate_defaults() -> dict[str, object]:
-    """The options of generate alone, and what they stand at when they are not given."""
+    """The options of generate only, with their defaults."""
     parser = Parser(add_help=False)
     _add_generate_options(parser)
     return vars(parser.parse_args([]))
@@ -287,7 +290,7 @@ def _generate_defaults() -> dict[str, object]:
 def _generate_request(args: argparse.Namespace) -> Generate:
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     if prompt is None and args.prompt_ids is None:
-        raise OptionError("prompt", "there is no prompt: give --prompt, --prompt-file or --prompt-ids")
+        raise OptionError("prompt", "no prompt: give --prompt, --prompt-file or --prompt-ids")
     turns = _turns(args, prompt)
     return Generate(
         prompt=prompt if turns is None else None,
@@ -320,7 +323,7 @@ def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | N
             raise OptionError("thinking", "--thinking needs --chat")
         return None
     if prompt is None:
-        raise OptionError("chat", "--chat takes text: give --prompt or --prompt-file, not ids")
+        raise OptionError("chat", "--chat needs text: give --prompt or --prompt-file, not ids")
     system = () if args.system is None else (Turn(role="system", content=args.system),)
     return (*system, Turn(role="user", content=prompt))
 
@@ -344,9 +347,9 @@ def _mode(text: str) -> str:
 
 @cache
 def reader(read: Callable[[str], T]) -> Callable[[str], T]:
-    """`read` for argparse: its refusal becomes the parser's sentence.
+    """`read` for argparse: its error becomes the parser's error.
 
-    The same function for the same `read`, so that a front end can register a reader of its own in its place.
+    Returns the same function for the same `read`, so that a front end can replace it with its own reader.
     """
 
     def convert(text: str) -> T:

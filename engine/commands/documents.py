@@ -1,7 +1,7 @@
 """The JSON document of `generate`, made from its last event; those of measurements are with the measurements.
 
-One place, pure and without torch, so that `python -m engine` and `kvscope --no-tui` print the same. The keys
-are a contract with scripts; keys may be added at the end, never renamed.
+One place, pure and without torch, so that `python -m engine` and `kvscope --no-tui` print the same. Scripts rely on the
+keys: keys may be added at the end, never renamed.
 """
 
 import json
@@ -31,11 +31,11 @@ def generation_document(
 ) -> Document:
     """{"command": "generate", "model", "prompt_ids", "ids", "text", "finish_reason", rates, cache bytes}.
 
-    `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` below two. What is predicted (cache bytes,
-    times, least times) is the calculator's, which the engine does not know: null where nobody gave it. `ttft_ratio` and
-    `tpot_ratio` are measured over predicted, `why` the reason where they differ, `own_times` what predictions are from.
-    `speculation` is null where nothing was to be drafted.
-    `communication_s` is there for tensor-parallel runs: the part of the time that went into collectives.
+    `ttft_s` is null without a new token; `tpot_s` and `tokens_per_s` with fewer than two. Predictions (cache bytes,
+    times, least times) come from the calculator, which the engine does not know: null if not given. `ttft_ratio` and
+    `tpot_ratio` are measured / predicted, `why` is the reason if they differ, `own_times` the basis of the predictions.
+    `speculation` is null without drafting. `communication_s` is present for tensor-parallel runs: the time spent in
+    collectives.
     """
     rates = timing(finished.start_ns, finished.token_times_ns)
     waited_ns = finished.communication_ns
@@ -66,9 +66,9 @@ def generation_document(
 
 
 def _speculation(drafted: Drafted | None, predicted: Mapping[str, float | None]) -> Document | None:
-    """What came of drafting, beside what the calculator expects of that acceptance; null where nobody gave that.
+    """The result of drafting, with the calculator's expectation for that acceptance (null if not given).
 
-    `gain` is measured: against the predicted time per token without speculation, `tpot_without_predicted_s`.
+    `gain` is measured relative to the predicted time per token without speculation, `tpot_without_predicted_s`.
     """
     if drafted is None:
         return None

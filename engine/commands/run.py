@@ -26,7 +26,7 @@ DONE, CHECK_FAILED = 0, 1
 BUNDLED_NAME = "bundled"
 Result = MeasurementFinished | GenerationFinished
 Answer = Callable[[Request], Iterator[Event]]
-"""What answers a request: a service in this process, or the client of another."""
+"""Whatever answers a request: a service in this process, or the client of another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Answered:
 
     @property
     def passed(self) -> bool:
-        """False where a check failed."""
+        """False if a check failed."""
         return self.measurement is None or self.measurement.passed(self._measured)
 
     def document(self) -> Document:
@@ -52,7 +52,7 @@ class Answered:
         return self.measurement.document(self._measured)
 
     def text(self, *, ids: bool = False, width: int | None = None) -> str:
-        """For people: a table within `width`, or a generation as its text, or as ids if asked for or all there is."""
+        """For people: a table within `width`, or a generation as text (as ids if requested, or if there is no text)."""
         if isinstance(self.result, GenerationFinished):
             text = self.result.text
             return ",".join(map(str, self.result.ids)) if ids or text is None else text
@@ -67,7 +67,7 @@ class Answered:
 
 _REDRAW_S = 0.1
 LONG_S = 5.0
-"""What takes at least this long says beforehand how long it will take."""
+"""Work that takes at least this long says in advance how long it will take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """1 where a check failed, else 0."""
+        """1 if a check failed, else 0."""
         return DONE if all(answered.passed for answered in self.answers) else CHECK_FAILED
 
 
 def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
-    """Answer `todo` and print the results as the options want; the exit code. Raises EngineError."""
+    """Answer `todo`, print the results according to the options, and return the exit code. Raises EngineError."""
     outcome = follow(args, todo, answer)
     if args.json:
         emit(args, to_json(_documents(args, outcome)))
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, todo: list[Request], answer: Answer) -> int:
 
 
 def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Outcome:
-    """Answer `todo` one after the other, showing tokens and progress as they come. Raises EngineError."""
+    """Answer `todo` one after another, showing tokens and progress as they come. Raises EngineError."""
     answers: list[Answered] = []
     model = None
     for request in todo:
@@ -105,7 +105,7 @@ def follow(args: argparse.Namespace, todo: list[Request], answer: Answer) -> Out
 
 
 def _known(request: Request) -> Iterator[Event] | None:
-    """The answer of a request that needs no run."""
+    """The answer to a request that needs no run."""
     measurement = measurement_of(request)
     answer = None if measurement is None else measurement.known(request)
     return None if answer is None else iter([answer])
@@ -119,7 +119,7 @@ def print_text(args: argparse.Namespace, outcome: Outcome) -> None:
 
 
 def emit(args: argparse.Namespace, text: str) -> None:
-    """Print `text`, or write it to --output as a whole. Raises OptionError if that file cannot be written."""
+    """Print `text`, or write all of it to --output. Raises OptionError if that file cannot be written."""
     if args.output is None:
         print(plain(text))
         return
@@ -175,8 +175,8 @@ class _Printer:
                 self.model = event.model
                 self._progress.clear()  # tokens come next
                 if self._generate and event.model.sampling:
-                    used = "" if self._generate.model_sampling else "; --model-sampling does so"
-                    self.remark(f"the model's makers sample with {event.model.sampling}{used}")
+                    used = "" if self._generate.model_sampling else "; --model-sampling uses them"
+                    self.remark(f"the model's own sampling settings are {event.model.sampling}{used}")
                 for note in event.model.notes:
                     self.remark(note)
                 if event.model.step_note:
@@ -205,14 +205,14 @@ class _Printer:
 
 
 def _fitted(text: str, stream: TextIO) -> str:
-    """A sentence, wrapped where it goes to a terminal that is narrower."""
+    """A sentence, wrapped if it goes to a narrower terminal."""
     return textwrap.fill(text, shutil.get_terminal_size().columns) if stream.isatty() else text
 
 
 class ProgressLine:
     """One line on a terminal that is rewritten a few times per second; nothing elsewhere.
 
-    What takes long says so once, on a line that stays, as soon as its first runs tell how long.
+    Long work prints its expected duration once, on a line that stays, as soon as the first runs allow an estimate.
     """
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
@@ -234,7 +234,7 @@ class ProgressLine:
         self._write(one_line(progress_text(event))[: shutil.get_terminal_size().columns - 1])
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._width:
             self._write("")
             self._stream.write("\r")

@@ -5,8 +5,12 @@ from engine.measure.timing import timing
 from engine.speculation import Drafted
 from engine.text import duration, plural
 
-ENDS = {"positions": "positions: the model's context is full", "cache": "cache: it is full", "stop": "stop text"}
-"""Ends that need more than their name."""
+ENDS = {
+    "positions": "positions: the model's context limit is reached",
+    "cache": "cache: it is full",
+    "stop": "stop text",
+}
+"""Explanations of finish reasons."""
 
 
 def generation_text(finished: GenerationFinished) -> str:

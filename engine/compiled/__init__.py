@@ -1,1 +1,1 @@
-"""The whole decode step as one C++ function: built once in the background, the eager layers serving meanwhile."""
+"""The whole decode step as one C++ function, built once in the background while the eager layers serve."""

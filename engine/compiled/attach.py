@@ -1,6 +1,6 @@
-"""Whether and when a decoder gets a compiled step: built before, being built, ready or failed.
+"""Whether and when a decoder gets a compiled step: already built, being built, ready or failed.
 
-`attach` is the way in: it sets ``decoder.decode_step`` as soon as the library is there.
+`attach` is the entry point: it sets ``decoder.decode_step`` as soon as the library is available.
 """
 
 import ctypes
@@ -25,26 +25,26 @@ def unsupported(decoder: Decoder) -> str | None:
     if decoder.device.type != "cpu":
         return "it runs on the CPU only"
     if decoder.dtype not in FLOATING:
-        return "it computes in float32; float64 was asked for"
+        return "it computes in float32, but float64 was requested"
     if config.recurrent is not None:
         return "recurrent layers run one by one"
     if config.positions == "alibi":
         return "layers with positions by ALiBi run one by one"
     if config.experts is not None and config.experts.jitter is not None:
-        return "experts that are chosen one after the other (SparseMixer) run one by one"
+        return "experts that are chosen sequentially (SparseMixer) run one by one"
     if config.sub_norms or config.byte_inputs:
         return "layers of BitNet run one by one"
     if config.activation == "xielu":
         return "layers with weights in their activation (xIELU) run one by one"
     if config.qk_norm_late:
-        return "layers that normalise queries and keys after they have turned run one by one"
+        return "layers that normalise queries and keys after rotation run one by one"
     return None
 
 
 class Compilation:
-    """The compiled step of one decoder: not there, being built, ready or failed.
+    """The compiled step of one decoder: absent, being built, ready or failed.
 
-    ``note``: one sentence on why the layers run one by one; empty where they do not.
+    ``note``: one sentence on why the layers run one by one; empty if they do not.
     """
 
     def __init__(self, decoder: Decoder, mode: CompileMode) -> None:
@@ -79,19 +79,20 @@ class Compilation:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Return when the build has ended, well or not."""
+        """Return when the build has ended, successfully or not."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def wait_unless(self, should_stop: Callable[[], bool]) -> None:
-        """Return when the build has ended, well or not. Raises Stopped; the build goes on, for the next time."""
+        """Return when the build has ended, successfully or not. Raises Stopped; the build continues, for the next
+        time."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(_ASK_S)
             if should_stop():
                 raise Stopped
 
     def drop(self) -> None:
-        """Take the step away again; one that is still being built is not used."""
+        """Remove the step; one that is still being built will not be used."""
         with self._lock:
             self._dropped = True
             self._decoder.decode_step = None
@@ -119,8 +120,8 @@ class Compilation:
 
 
 def attach(decoder: Decoder, mode: CompileMode = "auto") -> Compilation:
-    """Give the decoder its compiled step: at once when it was built before, else when a background build is done.
+    """Give the decoder its compiled step: at once if it is already built, else when the background build is done.
 
-    "on" waits, and raises EngineError when there is none to be had; "off" leaves the decoder as it is.
+    "on" waits, and raises EngineError if there is none; "off" leaves the decoder unchanged.
     """
     return Compilation(decoder, mode)

@@ -1,14 +1,14 @@
 """Builds step.cpp (and its headers) with the machine's own C++ compiler and keeps the result. No torch here.
 
-The library is cached in the user's cache folder under a name made of the source, the compiler, its flags and the
-CPU, so that a change of any of them makes a new one; two processes that want it at once take turns at a file lock.
+The library is cached in the user's cache folder under a name made from the source, the compiler, its flags and the CPU,
+so that any change makes a new one. Two processes that need it at once take turns with a file lock.
 
-KVSCOPE_INSTRUCTIONS limits the instructions of the processor that the library uses to those of other machines
-(`LIMITS`), for tests.
+KVSCOPE_INSTRUCTIONS limits the processor instructions that the library uses to those of other machines (`LIMITS`), for
+tests.
 
     python -m engine.compiled.build
 
-builds it, out of the way of what else runs, and goes on when whoever started it ends (`build_apart`).
+builds it with low priority, and continues if the process that started it ends (`build_apart`).
 """
 
 import contextlib
@@ -33,8 +33,8 @@ COMPILERS = ("c++", "g++", "clang++")
 # may be reordered by using vectors.
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-w")
 TUNINGS = ("-march=native", "-mcpu=native", "")
-# What a library may use, and the flags for it. "native": all that this processor has. The others build on this
-# machine what machines without AMX, without products of bytes, without AVX-512 or without either and AVX2 run.
+# The allowed instructions and their compiler flags. "native": everything this processor has. The others build, on this
+# machine, what runs on machines without AMX, without byte products, without AVX-512, or without AVX-512 and AVX2.
 _NO_AMX = ("-mno-amx-bf16", "-mno-amx-int8", "-mno-amx-tile")
 LIMITS = {
     "native": (),
@@ -43,13 +43,13 @@ LIMITS = {
     "without-avx512": (*_NO_AMX, "-mno-avx512f"),
     "baseline": None,  # the compiler's default for the platform
 }
-TIMEOUT_S = 600  # of a machine that has much else to do
-NICENESS = 10  # tokens are made meanwhile, and want every core
+TIMEOUT_S = 600  # for a busy machine
+NICENESS = 10  # tokens are generated meanwhile and need every core
 _ERROR_CHARS = 400
 
 
 class BuildError(Exception):
-    """There is no compiler, or it failed; ``message`` is one sentence or two."""
+    """There is no compiler, or it failed; ``message`` is one or two sentences."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -57,12 +57,12 @@ class BuildError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept; KVSCOPE_CACHE overrides the user's cache folder."""
+    """The folder of the libraries; KVSCOPE_CACHE overrides the user's cache folder."""
     return Path(os.environ.get("KVSCOPE_CACHE") or platformdirs.user_cache_dir("kvscope")) / "compiled"
 
 
 def cached_library(source: Path = SOURCE) -> ctypes.CDLL | None:
-    """The library, if it has been built for this machine before."""
+    """The library, if it is already built for this machine."""
     try:
         path = _library_path(source, find_compiler())
         return _open(path) if _is_whole(path) else None
@@ -71,15 +71,15 @@ def cached_library(source: Path = SOURCE) -> ctypes.CDLL | None:
 
 
 def build_library(source: Path = SOURCE) -> ctypes.CDLL:
-    """The library, built if need be. Raises BuildError."""
-    compiler = find_compiler()  # none on Windows, which has no fcntl
+    """The library, built if necessary. Raises BuildError."""
+    compiler = find_compiler()  # no lock on Windows, which has no fcntl
     import fcntl
 
     path = _library_path(source, compiler)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / "lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file closes, however that comes about
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes, for any reason
             if not _is_whole(path):
                 _build(source, compiler, path)
         return _open(path)
@@ -88,7 +88,8 @@ def build_library(source: Path = SOURCE) -> ctypes.CDLL:
 
 
 def build_apart() -> ctypes.CDLL:
-    """The library, built by a process of its own: a run that ends before leaves it to the next. Raises BuildError."""
+    """The library, built by a separate process: if this run ends earlier, the next one can use it. Raises
+    BuildError."""
     find_compiler()
     builder = subprocess.Popen(
         [sys.executable, "-P", "-m", "engine.compiled.build"],
@@ -123,7 +124,7 @@ def main() -> int:
 def find_compiler() -> list[str]:
     """The command of the C++ compiler: $CXX, else the first of COMPILERS on the path. Raises BuildError."""
     if os.name != "posix":
-        raise BuildError("the compiled step is built on Linux and macOS only; here the layers of PyTorch run")
+        raise BuildError("the compiled step is built only on Linux and macOS; the layers of PyTorch run instead")
     chosen = shlex.split(os.environ.get("CXX", ""))
     names = [chosen] if chosen else [[name] for name in COMPILERS]
     for command in names:
@@ -141,7 +142,7 @@ def _library_path(source: Path, compiler: list[str]) -> Path:
 
 
 def _tunings() -> list[str]:
-    """Flags for this processor, the first that the compiler knows to be used. Raises BuildError."""
+    """Flags for this processor, the first that the compiler accepts. Raises BuildError."""
     limit = os.environ.get("KVSCOPE_INSTRUCTIONS") or "native"
     if limit not in LIMITS:
         raise BuildError(f'KVSCOPE_INSTRUCTIONS "{limit}" is not known; use {", ".join(LIMITS)}')
@@ -150,7 +151,7 @@ def _tunings() -> list[str]:
 
 
 def _version(compiler: list[str]) -> str:
-    """What identifies the compiler without starting it (which would take longer than loading the library)."""
+    """Identifies the compiler without starting it (which would take longer than loading the library)."""
     real = Path(compiler[0]).resolve()
     status = real.stat()
     return f"{real} {status.st_size} {status.st_mtime_ns}"
@@ -167,7 +168,7 @@ def _cpu() -> str:
 
 
 def _build(source: Path, compiler: list[str], path: Path) -> None:
-    """Compile and move into place; the file is there whole or not at all."""
+    """Compile and move into place; the file appears completely or not at all."""
     error = BuildError("the compiler was not started")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for tuning in _tunings():
@@ -185,7 +186,7 @@ def _build(source: Path, compiler: list[str], path: Path) -> None:
 
 
 def _link(compiler: list[str], unit: Path, library: Path) -> None:
-    """Without a threading library of its own it uses torch's, whose threads then do not compete with ours."""
+    """Without its own threading library it uses torch's, so their threads do not compete."""
     _run([*compiler, "-shared", str(unit), "-o", str(library)])
     try:
         _open(library)
@@ -195,7 +196,7 @@ def _link(compiler: list[str], unit: Path, library: Path) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the library is there as it was built; one that was cut short would end the process that loads it."""
+    """Whether the library is intact; a truncated one would crash the process that loads it."""
     try:
         return _sum_of(path).read_text(encoding="ascii") == _digest(path)
     except (OSError, UnicodeDecodeError):

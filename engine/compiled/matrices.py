@@ -1,4 +1,4 @@
-"""Matrices of the compiled library by themselves: multiplied with a few vectors or with many, or widened."""
+"""Single matrices in the compiled library: multiplied by few or many vectors, or dequantized."""
 
 import ctypes
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ class LinearRecord(ctypes.Structure):
 
 
 class Scratch:
-    """Memory for one matrix at a time. Taken anew for every product, its pages would be fetched anew each time."""
+    """Memory for one matrix at a time. Allocating it for every product would fault its pages in each time."""
 
     def __init__(self) -> None:
         self._room = torch.empty(0, dtype=torch.uint8)
 
     def matrix(self, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-        """Room for a matrix, with whatever the last one has left there."""
+        """Room for a matrix, with undefined content."""
         n_bytes = rows * cols * dtype.itemsize
         if n_bytes > self._room.numel():
             self._room = torch.empty(n_bytes, dtype=torch.uint8)
@@ -37,10 +37,10 @@ class Scratch:
 
 
 class CompiledProduct:
-    """A packed layer times some vectors, without widening it in memory: rows of every part side by side.
+    """A packed layer times some vectors, without dequantizing it in memory: rows of all parts side by side.
 
-    A few vectors meet the numbers as they are, with two bytes for each of their own. More are multiplied in the dtype
-    they have, with weights that are widened a piece at a time into the nearest caches.
+    A few vectors are multiplied by the packed numbers directly, with two bytes per activation. More vectors are
+    multiplied in their own dtype, with weights dequantized piece by piece into the nearest caches.
     """
 
     def __init__(self, parts: Sequence[Packed], library: ctypes.CDLL, scratch: Scratch) -> None:
@@ -58,7 +58,7 @@ class CompiledProduct:
         self._library = _typed(library)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether it is faster than widening the layer for these vectors (N, inputs)."""
+        """Whether it is faster than dequantizing the layer for these vectors (N, inputs)."""
         return len(x) <= max(self._few, self._many.get(x.dtype, 0))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class CompiledProduct:
 
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The same, with the types of what it is called with."""
+    """The same, with the argument types."""
     library.multiply.restype = library.multiply_many.restype = None
     library.multiply_floats.restype = library.multiply_many_bytes.restype = _Int
     library.multiply.argtypes = [_Pointer, _Pointer, _Int, _Pointer, _Int, _Pointer, _Code]
@@ -97,14 +97,14 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def compiled_unpack(part: Packed, library: ctypes.CDLL, scratch: Scratch) -> Unpack:
-    """The fastest way to widen a matrix; of plain numbers torch's own."""
+    """The fastest way to dequantize a matrix; for plain numbers, torch's own."""
     return partial(unpack, part) if part.scales is None else CompiledUnpack(part, library, scratch)
 
 
 class CompiledUnpack:
-    """`engine.weights.formats.unpack` of one matrix in one pass over it, by all threads, rounded once.
+    """`engine.weights.formats.unpack` for one matrix, in one pass by all threads, rounded once.
 
-    What it gives is ``scratch``'s, and good until the next call of any that shares it.
+    The result belongs to ``scratch`` and is valid until the next call that shares it.
     """
 
     def __init__(self, packed: Packed, library: ctypes.CDLL, scratch: Scratch) -> None:
@@ -126,7 +126,7 @@ class CompiledUnpack:
 
 
 def record_of(weight: Packed, bias: int | None) -> LinearRecord:
-    """Pointers into a matrix that somebody else keeps."""
+    """Pointers into a matrix that is kept elsewhere."""
     return LinearRecord(
         weight=weight.values.data_ptr(),
         scales=weight.scales.data_ptr() if weight.scales is not None else None,

@@ -1,4 +1,4 @@
-"""The structs of records.h, but for that of matrices (`matrices.LinearRecord`)."""
+"""The structs of records.h, except that of matrices (`matrices.LinearRecord`)."""
 
 import ctypes
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class StepRecord(ctypes.Structure):
 
 
 def check_records(library: ctypes.CDLL) -> None:
-    """Refuse a library whose structs are not those above (a compiler with other rules of layout)."""
+    """Refuse a library whose structs differ from those above (a compiler with other layout rules)."""
     sizes = library.record_bytes
     sizes.restype, sizes.argtypes = ctypes.c_int64, [ctypes.c_int32]
     records: Sequence[Any] = (LinearRecord, ExpertRecord, LayerRecord, ModelRecord, StoreRecord, StepRecord)

@@ -28,8 +28,8 @@ from engine.model.layers import MLP, Attention, Linear, Norm, QKNorm, Table
 from engine.model.rotary import Rotary, rope_magnitude
 from engine.weights.formats import GroupedLinear, PackedTable, packed
 
-_MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can meet
-MAX_ROWS = 32  # beyond, one large matrix product of the layers is as fast
+_MIN_BYTES_FOR_THREADS = 2_000_000  # a smaller model is read from the cache faster than threads can synchronize
+MAX_ROWS = 32  # beyond this, one large matrix product of the layers is as fast
 _ACTIVATIONS = {name: code for code, name in enumerate(("relu", "silu", "gelu", "gelu_tanh", "relu2", "gelu_sigmoid"))}
 _RMS_NORM, _LAYER_NORM = 1, 2  # 0: no norm
 
@@ -37,8 +37,8 @@ _RMS_NORM, _LAYER_NORM = 1, 2  # 0: no norm
 class CompiledStep:
     """``step(ids, cache)`` is one decode step: ids (B, T) int64 -> logits (B, T, V) float32, B or T is 1.
 
-    It writes the new tokens' keys and values after those the cache holds; who calls advances the count. More than
-    ``max_rows`` rows of a batch, or tokens of a row, are not for it. It keeps the memory it points into.
+    It writes the new tokens' keys and values after those in the cache; the caller advances the count. It does not
+    support more than ``max_rows`` rows in a batch, or tokens in a row. It keeps the memory it points into.
     """
 
     max_rows = MAX_ROWS
@@ -48,7 +48,7 @@ class CompiledStep:
         self.config = decoder.config
         self._library = library
         self._kept: list[Tensor] = []
-        self._records: list[LinearRecord | ctypes.Array[ExpertRecord]] = []  # that others point at
+        self._records: list[LinearRecord | ctypes.Array[ExpertRecord]] = []  # others point to it
         self._layers = (LayerRecord * decoder.config.n_layers)(
             *[self._layer(decoder, i) for i in range(len(decoder.blocks))]
         )
@@ -57,7 +57,7 @@ class CompiledStep:
         self._call = library.decode_step
         self._call.restype, self._call.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p]
         self._model_address = ctypes.addressof(self._model)
-        self._steps: dict[int, _BoundStep] = {}  # on one cache, by the tokens that follow each other
+        self._steps: dict[int, _BoundStep] = {}  # on one cache, by the number of consecutive tokens
 
     def __call__(self, ids: Tensor, cache: KeysValues) -> Tensor:
         threads, (batch, n_new) = 1 if self._small else torch.get_num_threads(), ids.shape
@@ -104,7 +104,7 @@ class CompiledStep:
     def _layer(self, decoder: Decoder, index: int) -> LayerRecord:
         block, kind = decoder.blocks[index], decoder.config.layer(index)
         attention = block.attention
-        assert isinstance(attention, Attention | LatentAttention)  # `unsupported` has seen to it
+        assert isinstance(attention, Attention | LatentAttention)  # checked by `unsupported`
         return LayerRecord(
             **self._attention(attention, decoder.config),
             **self._mlp(block.mlp),
@@ -114,7 +114,7 @@ class CompiledStep:
         )
 
     def _norms(self, block: AnyBlock) -> dict[str, Any]:
-        """The norms that a block has, which depends on its kind."""
+        """The norms of a block, depending on its kind."""
         names = ("attention_norm", "mlp_norm", "post_attention_norm", "post_mlp_norm")
         return {name: self._norm(getattr(block, name, None)) for name in names}
 
@@ -192,7 +192,7 @@ class CompiledStep:
         return q_norm, k_norm
 
     def _linear(self, *layers: object) -> LinearRecord:
-        """Layers that read the same input, as a chain of matrices whose outputs lie side by side."""
+        """Layers with the same input, as a chain of matrices with adjacent outputs."""
         record: LinearRecord | None = None
         for part in reversed([part for layer in layers for part in packed(layer)]):
             bias = self._keep(part.bias.float()) if part.bias is not None else None
@@ -223,7 +223,7 @@ class CompiledStep:
 
 
 class _BoundStep:
-    """The record of a step on one cache, filled once; a step then changes three pointers' worth of it."""
+    """The record of a step on one cache, filled once; each step then changes only three pointers."""
 
     def __init__(self, cache: KeysValues, n_new: int, threads: int, scratch: Tensor) -> None:
         self.cache = weakref.ref(cache)
@@ -252,7 +252,7 @@ def _store(store: Store) -> StoreRecord:
 
 
 def _attention_sizes(config: ModelConfig) -> dict[str, int]:
-    """Heads as they attend: of latent attention to one vector for each token, whose first numbers are its value."""
+    """Heads as used in attention; latent attention has one vector per token, whose first numbers are its value."""
     latent = config.latent
     if latent is None:
         size = config.head_dim
@@ -280,7 +280,7 @@ def _experts(experts: ExpertsConfig) -> dict[str, float]:
 
 
 def _inner_size(config: ModelConfig) -> int:
-    """The largest inner width of a row: of its MLP, or of all experts it goes through."""
+    """The largest inner width of a row: of its MLP, or of all experts it uses."""
     experts = config.experts
     if experts is None:
         return config.intermediate_size

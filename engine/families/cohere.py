@@ -20,7 +20,7 @@ def _cohere_config(raw: Keys) -> ModelConfig:
 
 
 def _cohere2_config(raw: Keys) -> ModelConfig:
-    """Layers with a window turn; those that see everything do not know positions."""
+    """Layers with a window use rotary positions; layers with full attention have no positions."""
     raw = raw.with_defaults({"sliding_window": 4096})
     pattern = raw.count("sliding_window_pattern", 4)
     kinds = layer_types(raw) or [SLIDING if (i + 1) % pattern else FULL for i in range(n_layers_of(raw))]

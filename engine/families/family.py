@@ -1,4 +1,4 @@
-"""What one model_type does differently from a Llama: its config's keys, its tensors' names, its GGUF files."""
+"""What one model_type does differently from a Llama: its config keys, its tensor names, its GGUF files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,23 +36,24 @@ class GGUFForm:
 
     architecture: str
     keys: Callable[[GGUFFile], dict[str, Any]] = _no_keys
-    """Keys of a config.json that this architecture states in its own way; they replace the shared ones."""
+    """Keys of a config.json that this architecture stores differently; they replace the shared ones."""
     off: tuple[str, ...] = ()
-    """Keys that switch something off where a file does not state them; all others then take their defaults."""
+    """Keys that are off if a file does not state them; all others then use their defaults."""
     parts: Callable[[ModelConfig], Mapping[str, str]] = _no_parts
-    """Our names of tensors that mean something else here than in other architectures."""
+    """Our names of tensors whose GGUF names mean something else in other architectures."""
     restore: Callable[[str, StoredTensor, ModelConfig], StoredTensor] = _unchanged
     """A tensor, given our name of it, with the conversion's reordering undone."""
     apart: Callable[[str, StoredTensor, ModelConfig], Mapping[str, StoredTensor]] | None = None
-    """In place of ``restore``: a tensor, given our name of it, as those that the engine has for it, by their names."""
+    """Instead of ``restore``: splits a tensor, given our name, into those that the engine has, by name."""
     more: Callable[[GGUFFile, ModelConfig], Mapping[str, StoredTensor]] = _no_tensors
     """Tensors by our names that a file states as metadata. Raises CheckpointError."""
     fused_gate: bool = False
     """``ffn_up`` holds the gate's rows, then its own."""
     adapted: Callable[[ModelConfig], ModelConfig] = _as_published
-    """The config where llama.cpp computes otherwise than the published model, or the conversion moves heads."""
+    """Changes to the config if llama.cpp computes differently from the published model, or the conversion moves
+    heads."""
     adds_norm_offset: bool = False
-    """The conversion has added 1 to the weights of the norms."""
+    """The conversion added 1 to the norm weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

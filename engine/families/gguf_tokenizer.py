@@ -1,8 +1,8 @@
 """A tokenizer from the metadata of a GGUF file: byte-level BPE (GPT-2's kind) and SentencePiece's BPE.
 
-What decides whether text is split as the model was trained is how it is cut before BPE. A GGUF file only names that
-(tokenizer.ggml.pre, see `engine.families.gguf_splits`); where the name is missing or unknown, llama.cpp's default is
-taken, and said.
+Whether text is split as in training depends on the pre-tokenization before BPE. A GGUF file only names it
+(tokenizer.ggml.pre, see `engine.families.gguf_splits`); if the name is missing or unknown, llama.cpp's default is used,
+with a note.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,14 +73,14 @@ def _pre_tokenizer(way: Sequence[str]) -> Any:
 
 
 def tokenizer_notes(file: GGUFFile) -> tuple[str, ...]:
-    """What was assumed of the tokenizer, because the file does not say it."""
+    """The assumption about the tokenizer if the file does not state it."""
     if file.metadata.get("tokenizer.ggml.model") != "gpt2" or not _texts(file, "tokens"):
         return ()
     name = file.metadata.get("tokenizer.ggml.pre")
     if isinstance(name, str) and name in SPLITS:
         return ()
-    what = f"names a pre-tokenizer that is not known ({name})" if name else "names no pre-tokenizer"
-    return (f"the file {what}; llama.cpp's default is assumed, and text may be split otherwise than in training",)
+    what = f"names an unknown pre-tokenizer ({name})" if name else "names no pre-tokenizer"
+    return (f"the file {what}; llama.cpp's default is assumed, and text may be split differently than in training",)
 
 
 def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:

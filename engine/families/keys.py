@@ -11,9 +11,9 @@ _SHOWN = 80
 
 
 def _shown(value: object) -> str:
-    """A value for a message; a number of thousands of digits is no help there."""
+    """A value for a message, without thousands of digits."""
     if isinstance(value, int) and abs(value) >= _LIMIT:
-        return "beyond all sizes"
+        return "beyond any size"
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -28,7 +28,7 @@ def _number(value: object) -> object:
 
 
 class Keys:
-    """One JSON object. A key that is absent and one that is null mean the same, except to `with_defaults`."""
+    """One JSON object. An absent key and a null key mean the same, except in `with_defaults`."""
 
     def __init__(self, document: Mapping[str, Any], *, where: str = "config.json") -> None:
         self.document = document

@@ -93,7 +93,7 @@ def config_from_hf(document: object) -> ModelConfig:
     family = FAMILIES.get(model_type)
     if family is None:
         raise UnsupportedArchitecture(
-            f'config.json has model_type "{model_type}", which the engine cannot run; it runs {", ".join(FAMILIES)}'
+            f'config.json has model_type "{model_type}", which the engine cannot run; it supports {", ".join(FAMILIES)}'
         )
     _check_quantization(raw, family)
     config, section = family.config(raw), raw.section("quantization_config")
@@ -101,7 +101,7 @@ def config_from_hf(document: object) -> ModelConfig:
 
 
 def model_type_of(raw: Keys) -> str:
-    """The model_type; where there is none, that of the class in ``architectures``. Raises ConfigError."""
+    """The model_type, or that of the class in ``architectures``. Raises ConfigError."""
     classes = raw.get("architectures")
     if raw.get("model_type") is None and isinstance(classes, list) and classes:
         wanted = str(classes[0]).removesuffix("ForCausalLM").removesuffix("LMHeadModel").lower()
@@ -116,7 +116,7 @@ def _check_quantization(raw: Keys, family: Family) -> None:
     if section is None or (method := _method(section)) in (*METHODS, *family.quantization):
         return
     raise UnsupportedArchitecture(
-        f"config.json has a quantization_config of {method!r}; weights of {', '.join(METHODS)} are widened, no others"
+        f"config.json has a quantization_config of {method!r}; only {', '.join(METHODS)} are supported"
     )
 
 
@@ -127,7 +127,7 @@ def _method(section: Keys) -> Any:
 
 
 def canonical_names(tensors: Mapping[str, Stored], *, model_type: str, config: ModelConfig) -> dict[str, Stored]:
-    """Tensors of a Hugging Face checkpoint under our names; views where possible. Unknown names are kept."""
+    """Tensors of a Hugging Face checkpoint with our names; views if possible. Unknown names are kept."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(_BUFFERS)}
     if config.tied:
         kept.pop("lm_head.weight", None)  # stored a second time

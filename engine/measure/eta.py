@@ -1,4 +1,4 @@
-"""How long the rest of a benchmark takes, guessed from the runs already measured. No torch here."""
+"""Estimates how long the rest of a benchmark takes, from the measured runs. No torch here."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""What a weight format costs: the logits of a text, token by token, against those of float32 (or any other).
+"""The error of a weight format: the logits of a text, token by token, compared with those of float32 (or any other).
 
-The text is given to both models as it stands (teacher forcing), so that one early difference does not make all
-that follows incomparable.
+Both models read the same text (teacher forcing), so that one early difference does not make everything after it
+incomparable.
 """
 
 import math
@@ -29,8 +29,8 @@ level she hopes for and the level she fears, and opens the gates halfway between
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatLoss:
-    """Two models on the same n_tokens predictions. Errors are in units of logits; agreement: the same likeliest
-    token. Perplexity: e to the mean of -log p of the token that follows."""
+    """Two models on the same n_tokens predictions. Errors are in units of logits; agreement means the same most likely
+    token. Perplexity: e to the mean of -log p of the next token."""
 
     n_tokens: int
     max_error: float
@@ -72,7 +72,7 @@ def read_along(
     """One decode step for each of ``ids`` (at least two) but the last; None when told to stop. Raises PromptError."""
     tokens = prompt_tensor(decoder, ids)
     if tokens.size(1) < 2:
-        raise PromptError("a format is measured on at least two tokens")
+        raise PromptError("measuring a format needs at least two tokens")
     kept = decoder.new_cache(tokens.size(1), kind=cache)
     logits, times_s = [], []
     for i in range(tokens.size(1) - 1):

@@ -1,4 +1,4 @@
-"""The file that keeps what was measured of this machine: written whole or not at all, believed only while it is true.
+"""The file with this machine's measurement: written completely or not at all, and used only while it is valid.
 
 calc reads the same file as a device (`calc.sources.machine`). No torch here.
 """
@@ -22,12 +22,12 @@ FILE_NAME = "machine.json"
 SCHEMA = 1
 MAX_BYTES = 2**20
 MAX_DAYS = 90
-"""After so many days it is measured again: systems and settings change."""
+"""Days after which it is measured again: systems and settings change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """An earlier measurement, or why there is none to be used: a sentence, empty where nothing was ever kept."""
+    """An earlier measurement, or a sentence on why it cannot be used; empty if there never was one."""
 
     result: MachineResult | None
     problem: str = ""
@@ -54,7 +54,7 @@ def keep(result: MachineResult, path: Path) -> MachineResult:
         write_whole(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
     except (OSError, EngineError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        note = f"The measurement could not be kept in {path} ({reason}), so --device this does not know it."
+        note = f"The measurement could not be saved in {path} ({reason}), so --device this is not available."
         return msgspec.structs.replace(result, notes=(*result.notes, note))
     return placed
 
@@ -82,11 +82,14 @@ def _outdated(result: MachineResult, now: datetime) -> str:
     """Why a measurement does not hold any more; empty where it does. Raises ValueError for a date that is none."""
     days = (now - datetime.fromisoformat(result.measured_at)).days
     if result.cpu != cpu_name() or result.cores != usable_cores():
-        return f"what was kept is of another processor ({result.cpu}, {result.cores} cores)"
+        return f"the saved measurement is for another processor ({result.cpu}, {result.cores} cores)"
     changed = [name for name, value in versions().items() if result.versions.get(name) != value]
     if changed:
-        return f"what was kept is of another version of {changed[0]} ({result.versions.get(changed[0], 'unknown')})"
-    return f"what was kept is {days} days old" if days > MAX_DAYS else ""
+        return (
+            f"the saved measurement is for another version of {changed[0]} "
+            f"({result.versions.get(changed[0], 'unknown')})"
+        )
+    return f"the saved measurement is {days} days old" if days > MAX_DAYS else ""
 
 
 def _version(name: str) -> str:

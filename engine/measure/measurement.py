@@ -1,4 +1,4 @@
-"""What a measurement is: the contract between `engine.measure.kinds` and everything that offers measurements.
+"""The definition of a measurement: the contract between `engine.measure.kinds` and everything that offers measurements.
 
 A module of `kinds` declares one `Measurement` for each name on the command line. Its request, rows and result are
 records of the protocol; its options make the request from words, and words from the request. The module of
@@ -58,7 +58,7 @@ def machine_line(machine: Machine) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One measurement as every face offers it. `order` is its place among the others."""
+    """One measurement as every interface offers it. `order` is its place among the others."""
 
     name: str
     """The word on the command line, such as "kv-evaluate"; `--mode` takes it with underscores too."""
@@ -78,21 +78,21 @@ class Measurement:
     key: Callable[[Any], Hashable]
     """What a row is of: a later row with the same key replaces the earlier one."""
     document: Callable[[Any], Document]
-    """The JSON document of a result; its keys are a contract with scripts."""
+    """The JSON document of a result; scripts rely on its keys."""
     table: Callable[[Any], PlainTable]
     """A result for people."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Fields of the request that the name itself decides."""
     refusals: Mapping[str, str] = field(default_factory=dict)
-    """Why it does not take an option that others take, by the option's name."""
+    """Why it does not accept an option that others accept, by the option's name."""
     rows: Callable[[Any], Sequence[Any]] = lambda result: tuple(result.rows)
     """The rows of a result."""
     borrows: bool = False
-    """Whether its model is loaded beside the one that is held."""
+    """Whether its model is loaded in addition to the held one."""
     passed: Callable[[Any], bool] = lambda result: True
     """Whether a result is a success; False makes the exit code 1."""
     known: Callable[[Any], MeasurementFinished | None] = lambda request: None
-    """The answer where it is known without a run; asked before an engine is started."""
+    """The answer if it is known without a run; checked before an engine is started."""
     plots: bool = False
     """Whether its result can be drawn (`--plot`)."""
 

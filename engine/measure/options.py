@@ -70,7 +70,7 @@ DEVICE = Option(
     flags=("--device",),
     field="device",
     choices=get_args(Device),
-    help="default auto: cuda where torch sees one, else cpu",
+    help="default auto: cuda if torch finds a GPU, else cpu",
 )
 THREADS = Option(
     name="threads",
@@ -78,7 +78,7 @@ THREADS = Option(
     field="threads",
     read=int,
     metavar="N",
-    help="threads of torch (default: 1 for a small model)",
+    help="torch threads (default: 1 for a small model)",
 )
 N_HEADS = Option(
     name="n_heads",
@@ -96,7 +96,7 @@ NEW_TOKENS = Option(
     field="new_tokens",
     read=int,
     metavar="N",
-    help="default 40; for batch 16 steps",
+    help="default 40 (for batch: 16 steps)",
 )
 REPEATS = Option(name="repeats", flags=("--repeats",), field="repeats", read=int, metavar="N", help="default 5")
 
@@ -125,7 +125,7 @@ def check_counts(field: str, values: Sequence[int], *, high: int, noun: str) -> 
         check_count(field, value, low=1, high=high)
     repeated = {value for value in values if values.count(value) > 1}
     if repeated:
-        raise OptionError(field, f"the {noun} {min(repeated)} is given twice; once is enough")
+        raise OptionError(field, f"the {noun} {min(repeated)} is given twice")
 
 
 def parse_ids(text: str) -> tuple[int, ...]:

@@ -176,8 +176,8 @@ def test_batch_measures_beside_what_calc_predicts() -> None:
     ("words", "said"),
     [
         (["batch", "--batches", "8..1"], "goes down: write 1..8"),
-        (["batch", "--batches", "1024", "--context", "1000000"], "ask for smaller batches or a shorter context"),
-        (["generate"], "there is no prompt"),
+        (["batch", "--batches", "1024", "--context", "1000000"], "use smaller batches or a shorter context"),
+        (["generate"], "no prompt: give"),
         (["generate", "--prompt-ids", "1,999999"], "999"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "temperature"),
         (["generate", "--prompt", "x", "--model", "/no/such/model"], "/no/such/model"),

@@ -143,9 +143,9 @@ def test_rates_that_nothing_reaches_are_refused(kept: Path, rate: object) -> Non
     ("changes", "reason"),
     [
         ({}, ""),
-        ({"cpu": "Another CPU"}, "of another processor (Another CPU"),
-        ({"cores": 4096}, "of another processor"),
-        ({"versions": {**engines.versions(), "torch": "1.0"}}, "of another version of torch (1.0)"),
+        ({"cpu": "Another CPU"}, "for another processor (Another CPU"),
+        ({"cores": 4096}, "for another processor"),
+        ({"versions": {**engines.versions(), "torch": "1.0"}}, "for another version of torch (1.0)"),
         ({"measured_at": (NOW - timedelta(days=91)).isoformat()}, "is 91 days old"),
     ],
 )
@@ -166,5 +166,5 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told = engines.keep(result(), tmp_path / "file" / "machine.json")
     assert told.kept_in == ""
-    assert "could not be kept" in told.notes[-1]
-    assert "--device this does not know it" in told.notes[-1]
+    assert "could not be saved" in told.notes[-1]
+    assert "--device this is not available" in told.notes[-1]

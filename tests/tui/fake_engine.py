@@ -348,7 +348,7 @@ class FakeEngine:
     def formats(self, request: Formats, stop: Callable[[], bool]) -> Iterator[Event]:
         """Row n (from 0): (n + 1) times the speed for n of three, n hundredths of error, n tokens that differ."""
         if not self.options.tokenizer:
-            yield Failed(kind="input", message="the model fake has no tokenizer; formats are measured on a text")
+            yield Failed(kind="input", message="the model fake has no tokenizer, but formats are measured on text")
             return
         choices = [("float32", "full"), *((choice.dtype, choice.cache) for choice in request.choices)]
         rows = []

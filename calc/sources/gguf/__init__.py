@@ -1,7 +1,7 @@
 """GGUF files: a model by its tensors and metadata, weights exact to the byte. Only headers are read.
 
-The reading goes by rules that hold for every architecture: widths are those of the matrices, heads and states those
-of the metadata. What llama.cpp writes into its code (windows, shared caches) is in `windows` and `attention`.
+The rules hold for every architecture: widths come from the matrices, heads and states from the metadata. What llama.cpp
+has in its code (windows, shared caches) is in `windows` and `attention`.
 """
 
 from __future__ import annotations

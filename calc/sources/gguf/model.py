@@ -41,7 +41,7 @@ def read_gguf(path: str | Path) -> ModelSpec:
         return _model(facts, name=stem, source=source, stored=stored)
     except (Undetermined, CalcError) as why:
         total = total_params(facts)
-        known = f"its weights are {total:,} parameters in {stored.total_bytes:,} B, its cache is not known"
+        known = f"its weights are {total:,} parameters in {stored.total_bytes:,} B, but its cache is not known"
         raise CacheUnknown(
             f"{source}: {why}: {known}", name=stem, parameters=total, components=dict(stored.components)
         ) from None
@@ -100,15 +100,17 @@ def _positions(facts: Facts, hidden_size: int) -> int:
 def _notes(facts: Facts, layers: tuple[LayerSpec, ...], stored: StoredWeights, *, tied: bool) -> Iterator[str]:
     named = str(facts.header.metadata.get("general.name") or facts.architecture)
     n_tensors = sum(1 for _ in held_tensors(facts))
-    yield f"{STORED_NOTE}the file holds them: {stored.total_bytes:,} B in {n_tensors:,} tensors ({named})"
+    yield f"{STORED_NOTE}in the file: {stored.total_bytes:,} B in {n_tensors:,} tensors ({named})"
     if left_out := predictor_bytes(facts):
         whole = stored.total_bytes + left_out
-        yield f"layers that predict further tokens (MTP), {left_out:,} of {whole:,} B, are left out, as in llama.cpp"
+        yield f"multi-token-prediction layers, {left_out:,} of {whole:,} B, are left out, as in llama.cpp"
     if encoder := sum(facts.params(tensor) for each, tensor in facts.outer.items() if each.startswith(ENCODERS)):
-        yield f"the file holds an encoder of images or sound as well: {encoder:,} parameters, under other"
+        yield f'the file also has an image or audio encoder: {encoder:,} parameters, under "other"'
     if tied:
-        yield "the head shares the embedding: llama.cpp keeps it twice where all layers are on a GPU"
+        yield "the head shares the embedding: llama.cpp stores it twice if all layers are on a GPU"
     if (unused := unused_window(facts, windows(facts, len(layers)))) is not None:
         yield unused
     if any(mixer.kind == EXPANDED for layer in layers for mixer in layer.mixers):
-        yield "K and V of every head are kept, not the latent, as llama.cpp does with a file that has attn_kv_b whole"
+        yield (
+            "K and V of all heads are cached instead of the latent, as in llama.cpp for a file with a single attn_kv_b"
+        )

@@ -1,4 +1,4 @@
-"""batch: decode steps of several rows at once, each with a prompt and a cache of its own."""
+"""batch: decode steps of several rows at once, each with its own prompt and cache."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,9 @@ MAX_BATCH = 1024
 class Batch(OnModel, frozen=True, kw_only=True):
     """Time decode steps of several rows at once, for each of `batches` counts of rows.
 
-    The longest row has `context` tokens before the first of `new_tokens` steps; `ragged` rows are from half of that
-    upwards, evenly spread, else all have as many. Batches take turns in each of `repeats` rounds, after one to warm up.
+    The longest row has `context` tokens before the first of `new_tokens` steps; `ragged` row lengths are evenly spread
+    from half of that upwards, otherwise all are equal. Batches take turns in each of `repeats` rounds, after a warm-up
+    round.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -44,7 +45,7 @@ class Batch(OnModel, frozen=True, kw_only=True):
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     """Decode steps of one batch: the median, least and greatest time of all steps of all rounds so far.
 
-    `tokens_per_s` is that of all rows together: the batch over the median step.
+    `tokens_per_s` is the total of all rows: the batch size over the median step.
     """
 
     batch: int
@@ -60,7 +61,7 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All rows, and the median time of a prompt of `prefill_tokens`, where arithmetic binds. `notes`: sentences."""
+    """All rows, and the median time of a prompt of `prefill_tokens`, which arithmetic limits. `notes`: sentences."""
 
     model: str
     context: int
@@ -73,11 +74,11 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     notes: tuple[str, ...] = ()
     own: OwnTimes | None = None
-    """What the model's own operators took, measured in the same rounds; None where they were not."""
+    """The times of the model's own operators, measured in the same rounds; None if not measured."""
 
 
 class BatchRowMeasured(RowMeasured, frozen=True, kw_only=True):
-    """A `Batch` has timed one of its batches in one round more; the row stands for all rounds so far."""
+    """A `Batch` has timed one of its batches in another round; the row covers all rounds so far."""
 
     row: BatchRow
     prefill_tokens: int
@@ -92,7 +93,7 @@ class BatchFinished(MeasurementFinished, frozen=True, kw_only=True):
 
 
 def check(request: Batch) -> None:
-    """Raise `OptionError` unless the batches can be run, memory apart."""
+    """Raise `OptionError` unless the batches can be run (memory is not checked)."""
     if not request.batches:
         raise OptionError("batches", "name at least one batch, such as 1,2,4,8 or 1..8")
     check_counts("batches", request.batches, high=MAX_BATCH, noun="batch")
@@ -122,9 +123,9 @@ def document(
 
     A row: "batch", "context_tokens", "step_p50_s", "step_min_s", "step_max_s", "tokens_per_s", "kv_cache_bytes",
     "weight_bytes", "rise" (tokens per second over those of the smallest batch), "tokens_per_s_predicted",
-    "rise_predicted", "step_predicted_s", "ratio" (measured over predicted time of a step) and "why" (the reason where
-    they differ). What is predicted, and the two rates of the roofline, are the calculator's: null where nobody gave
-    them. "own_times": what the model's own operators took in the same rounds.
+    "rise_predicted", "step_predicted_s", "ratio" (measured over predicted time of a step) and "why" (the reason if they
+    differ). Predictions and the two rates of the roofline come from the calculator: null if not given. "own_times": the
+    times of the model's own operators in the same rounds.
     """
     document = {"command": "batch", **plain_document(result)}
     own_times = document.pop("own")
@@ -154,7 +155,7 @@ def _ratios(rows: Sequence[BatchRow], predicted_tokens_per_s: Sequence[float]) -
 def title(result: BatchResult) -> str:
     """What was measured, in a line."""
     rows = "rows of up to" if result.ragged else "rows of"
-    repeats = f"medians of {plural(result.repeats, 'round')} after 1 to warm up"
+    repeats = f"medians of {plural(result.repeats, 'round')} after 1 warm-up"
     return (
         f"batch {result.model}: {plural(result.new_tokens, 'step')} after {rows} {result.context:,} tokens, {repeats}"
     )
@@ -195,7 +196,7 @@ OPTIONS = (
         read=parse_counts,
         write=write_counts,
         metavar="1..32",
-        help="rows at once: a list, or a range that doubles (default 1..32)",
+        help="batch sizes: a list, or a range that doubles (default 1..32)",
     ),
     Option(
         name="context",
@@ -203,7 +204,7 @@ OPTIONS = (
         field="context",
         read=int,
         metavar="N",
-        help="tokens of the longest row (default 64)",
+        help="tokens in the longest row (default 64)",
     ),
     NEW_TOKENS,
     REPEATS,
@@ -221,7 +222,7 @@ MEASUREMENTS = (
         name="batch",
         order=4,
         summary="decode steps of 1 to 32 prompts at once: tokens per second",
-        description="Measure decode steps of several prompts at once: tokens per second against batch.",
+        description="Measure decode steps of several prompts at once: tokens per second by batch size.",
         doing="benchmarking",
         request=Batch,
         row=BatchRowMeasured,

@@ -29,7 +29,7 @@ PREDICTED_KEYS = (
     "with_cache_predicted_s", "with_cache_ratio", "without_cache_predicted_s", "without_cache_ratio",
     "prefill_predicted_s", "tpot_predicted_s", "why",
 )  # fmt: skip
-"""Keys of a row that say what is predicted, measured over predicted, and why they differ."""
+"""Keys of a row for the predictions, measured / predicted, and why they differ."""
 
 
 class Benchmark(OnModel, frozen=True, kw_only=True):
@@ -40,14 +40,14 @@ class Benchmark(OnModel, frozen=True, kw_only=True):
     repeats: int = 5
     warmup: int = 1
     compile: CompileMode = "off"
-    """Off, so that both arms run the same code."""
+    """Off, so that both ways run the same code."""
 
 
 class BenchmarkRow(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt length. Times are medians, minima and maxima over the repeats of prompt plus new tokens.
 
-    `prefill_s` (prompt to first token) and `tpot_s` (mean over the later tokens; None with one new token)
-    are medians of the arm with the cache. `speedup` is the ratio of the two medians.
+    `prefill_s` (prompt to first token) and `tpot_s` (mean over the later tokens; None with one new token) are medians
+    with the cache. `speedup` is the ratio of the two medians.
     """
 
     prompt_tokens: int
@@ -67,7 +67,7 @@ class BenchmarkRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
-    """All rows, with what is needed to read them. `notes` are whole sentences."""
+    """All rows, with everything needed to interpret them. `notes` are whole sentences."""
 
     model: str
     new_tokens: int
@@ -106,7 +106,7 @@ def check(request: Benchmark) -> None:
 
 
 def falling_notes(rows: Sequence[BenchmarkRow]) -> tuple[str, ...]:
-    """A warning for each arm whose times fall with the prompt length beyond their spread, which no work explains."""
+    """A warning if times fall with the prompt length by more than their spread, which no work explains."""
     ordered = sorted(rows, key=lambda row: row.prompt_tokens)
     return tuple(note for arm in ("with", "without") if (note := _falling_note(ordered, arm)))
 
@@ -116,9 +116,9 @@ def _falling_note(rows: Sequence[BenchmarkRow], arm: str) -> str:
         least, most = getattr(shorter, f"{arm}_cache_min_s"), getattr(longer, f"{arm}_cache_max_s")
         if most < least:
             return (
-                f"These times cannot be right: {arm} the cache every run of {longer.prompt_tokens:,} prompt tokens "
-                f"took less ({duration(most)} at most) than every run of {shorter.prompt_tokens:,} ({duration(least)} "
-                "at least), although it is more work. Measure again when the machine is idle."
+                f"These times cannot be right: {arm} the cache, every run with {longer.prompt_tokens:,} prompt tokens "
+                f"was faster ({duration(most)} at most) than every run with {shorter.prompt_tokens:,} "
+                f"({duration(least)} at least), although it is more work. Measure again when the machine is idle."
             )
     return ""
 
@@ -141,7 +141,7 @@ def document(result: BenchmarkResult, *, predicted: Sequence[Document] | None = 
 
 def table(result: BenchmarkResult) -> PlainTable:
     """A row per prompt length, then the machine and the notes."""
-    repeats = f"median of {plural(result.repeats, 'repeat')} after {result.warmup} to warm up"
+    repeats = f"median of {plural(result.repeats, 'repeat')} after {result.warmup} warm-up"
     return PlainTable(
         title=f"benchmark {result.model}: the prompt and {plural(result.new_tokens, 'new token')}, {repeats}",
         header=(
@@ -187,7 +187,7 @@ OPTIONS = (
         field="warmup",
         read=int,
         metavar="N",
-        help="runs that are not counted (default 1)",
+        help="warm-up runs that are not counted (default 1)",
     ),
 )
 

@@ -1,4 +1,5 @@
-"""evaluate and kv-evaluate: the engine's logits against expected ones, and those with the cache against both."""
+"""evaluate and kv-evaluate: the engine's logits compared with expected ones, and those with the cache compared with
+both."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from engine.text import plural
 
 
 class Evaluate(Request, frozen=True, kw_only=True):
-    """Compare logits with a file of expected ones. None stands for the bundled weights, cases, tolerance.
+    """Compare logits with a file of expected ones. None means the bundled weights or cases, or the default tolerance.
 
     `cached` also runs every case with the KV cache (whole prompt, token by token, in chunks): kv-evaluate.
     """
@@ -26,7 +27,7 @@ class Evaluate(Request, frozen=True, kw_only=True):
     cached: bool = False
     device: Device = "auto"
     n_heads: int | None = None
-    """Attention heads of weights of the assignment's form, which do not say it; None: one."""
+    """Attention heads for weights in the assignment's format, which do not state it; None: one."""
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,17 +101,17 @@ def check_atol(atol: float) -> None:
 
 
 def rounding_note(decimals: int | None) -> tuple[str, ...]:
-    """How exact the expected logits are, in a sentence; none where that is not known."""
+    """How exact the expected logits are, in a sentence; empty if unknown."""
     if decimals is None:
         return ()
     return (
-        f"The expected logits are written with {plural(decimals, 'decimal')}, so they are off by up to "
-        f"{0.5 / 10**decimals:.0e} themselves: an error of that size is their rounding.",
+        f"The expected logits have {plural(decimals, 'decimal')}, so their own rounding error is up to "
+        f"{0.5 / 10**decimals:.0e}: an error of that size is their rounding.",
     )
 
 
 def difference_note(cases: Sequence[CaseResult]) -> tuple[str, ...]:
-    """How far cached and uncached logits are apart, in a sentence; none where the cache was not run."""
+    """The difference of cached and uncached logits, in a sentence; empty if the cache was not run."""
     found = [value for case in cases if (value := case.max_abs_difference) is not None]
     if not found:
         return ()
@@ -118,7 +119,7 @@ def difference_note(cases: Sequence[CaseResult]) -> tuple[str, ...]:
 
 
 def tolerance_note(dtype: str, atol: float) -> tuple[str, ...]:
-    """What a tolerance lets through that is no rounding, in a sentence; none in float64, where it is small."""
+    """A warning on errors besides rounding that a tolerance lets through; empty in float64, where it is small."""
     if dtype == "float64":
         return ()
     return (
@@ -220,14 +221,14 @@ MEASUREMENTS = (
     _measurement(
         "evaluate",
         1,
-        "logits against the expected ones",
+        "compare logits with the expected ones",
         "Compare the logits after each prompt with the expected ones.",
         cached=False,
     ),
     _measurement(
         "kv-evaluate",
         2,
-        "the same with the cache, and cached against uncached",
+        "the same with the cache, and cached compared with uncached",
         "Evaluate again with the KV cache: the whole prompt at once, token by token, and in chunks.",
         cached=True,
     ),

@@ -21,9 +21,10 @@ class FormatChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Formats(Request, frozen=True, kw_only=True):
-    """What each of `choices` costs and gains against float32 with a full cache: memory, speed, error of the logits.
+    """What each of `choices` costs and gains compared with float32 and a full cache: memory, speed, error of the
+    logits.
 
-    Measured on the first `n_tokens` tokens of a text that the engine brings along, one decode step per token.
+    Measured on the first `n_tokens` tokens of a bundled text, one decode step per token.
     """
 
     model: str | None = None
@@ -43,8 +44,8 @@ class Formats(Request, frozen=True, kw_only=True):
 class FormatRow(msgspec.Struct, frozen=True, kw_only=True):
     """One choice of formats. Errors: |logit - float32's| over all tokens and the whole vocabulary.
 
-    `n_same`: of `n_tokens` predictions those with the same likeliest token. `perplexity`: e to the mean of -log p of
-    the token that follows. Times are those of decode steps.
+    `n_same`: the number of `n_tokens` predictions with the same most likely token. `perplexity`: e to the mean of -log
+    p of the token that follows. Times are those of decode steps.
     """
 
     dtype: str
@@ -64,7 +65,7 @@ class FormatRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FormatsResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The reference (float32, full cache) first, then what was asked for. `notes` are whole sentences."""
+    """The reference (float32, full cache) first, then the requested formats. `notes` are whole sentences."""
 
     model: str
     rows: tuple[FormatRow, ...]
@@ -164,7 +165,7 @@ OPTIONS = (
         field="n_tokens",
         read=int,
         metavar="N",
-        help="tokens of text to measure on (default 128)",
+        help="number of text tokens to measure on (default 128)",
     ),
     COMPILE,
     DEVICE,

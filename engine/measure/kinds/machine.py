@@ -1,4 +1,4 @@
-"""machine: what the engine's own operators reach on this machine, kept for predictions and as a device."""
+"""machine: what the engine's own operators achieve on this machine, saved for predictions and as a device."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ DTYPES = ("fp32", "bf16", "fp16", "int8", "int4")
 DEFAULT_DTYPES = ("fp32", "bf16", "int8", "int4")
 _SPELLED = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 BUSY_SHARE = 0.5
-"""Of the cores wanted by others: from there on times are not those of an idle machine."""
+"""Share of the cores used by others above which times are not those of an idle machine."""
 WIDE_SPREAD = 0.5
 
 
 class MeasureMachine(Request, frozen=True, kw_only=True):
-    """Measure this machine, or answer with what was kept of an earlier measurement unless `measure` says anew.
+    """Measure this machine, or answer with an earlier measurement unless `measure` requests a new one.
 
     `dtypes`: names with commas between them; empty: the usual ones. `threads` None: torch's own choice.
     """
@@ -112,7 +112,7 @@ def _sentences(result: MachineResult) -> Sequence[str]:
     memory = "" if result.memory_bytes is None else f"{size(result.memory_bytes)} of memory, "
     load = "" if result.load_average is None else f", load average {result.load_average:.1f}"
     return (
-        f"{memory}an operator that does nothing takes {duration(result.operator_overhead_s)}",
+        f"{memory}an empty operator takes {duration(result.operator_overhead_s)}",
         *map(_gpu_sentence, result.gpus),
         f"medians of {plural(result.rounds, 'round')}, spread {100 * result.spread:.0f} %{load}",
     )
@@ -120,7 +120,7 @@ def _sentences(result: MachineResult) -> Sequence[str]:
 
 def _gpu_sentence(gpu: Gpu) -> str:
     rates = [
-        f"{dtype} reads {read / 1e9:,.0f} GB/s and reaches {max(multiply.values()) / 1e12:,.1f} TFLOP/s"
+        f"{dtype} reads {read / 1e9:,.0f} GB/s and achieves {max(multiply.values()) / 1e12:,.1f} TFLOP/s"
         for (dtype, read), multiply in zip(gpu.read_bytes_per_s.items(), gpu.matmul_flops_per_s.values(), strict=True)
     ]
     return f"GPU {gpu.name}, {size(gpu.memory_bytes)}: {'; '.join(rates)}"
@@ -154,7 +154,7 @@ OPTIONS = (
         flags=("--dtype",),
         field="dtypes",
         metavar="bf16,fp32",
-        help=f"what to measure, of {', '.join(DTYPES)} (default {','.join(DEFAULT_DTYPES)})",
+        help=f"dtypes to measure, from {', '.join(DTYPES)} (default {','.join(DEFAULT_DTYPES)})",
     ),
     THREADS,
 )
@@ -164,7 +164,8 @@ MEASUREMENTS = (
         name="machine",
         order=7,
         summary="what this machine achieves: memory reads, matrix products",
-        description="Measure what the engine's operators achieve on this machine. --device this then means it.",
+        description="Measure what the engine's operators achieve on this machine. Afterwards, --device this means this "
+        "machine.",
         doing="benchmarking",
         request=MeasureMachine,
         row=MachineRowMeasured,

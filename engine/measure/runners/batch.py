@@ -111,8 +111,8 @@ def check_memory(decoder: Decoder, options: Batch, free: int | None = None) -> N
     if available is not None and needed > available:
         raise OptionError(
             "batches",
-            f"the caches of these batches take {needed:,} bytes, and {available:,} are free; "
-            "ask for smaller batches or a shorter context",
+            f"the caches of these batches need {needed:,} bytes, but only {available:,} are free; use smaller batches "
+            "or a shorter context",
         )
 
 
@@ -124,7 +124,7 @@ def _needs(options: Batch) -> Needs:
 def _step_notes(decoder: Decoder, options: Batch) -> list[str]:
     step = decoder.decode_step
     if step is None:
-        return ["The layers ran one by one: there is no compiled step."]
+        return ["There is no compiled step: the layers ran one by one."]
     if max(options.batches) > step.max_rows:
         return [f"Batches of more than {step.max_rows} rows ran layer by layer, the others as the compiled step."]
     return []

@@ -128,7 +128,7 @@ def with_room(decoder: Decoder, n_tokens: int) -> tuple[Decoder, list[str]]:
         how = f"random rows extend its table of {have:,}"
     else:
         how = f"the rotary angles were continued past its {have:,}"
-    note = f"The sweep needs {n_tokens:,} positions: {how}. Only times count there, the tokens mean nothing."
+    note = f"The sweep needs {n_tokens:,} positions: {how}. Only the times matter there; the tokens are meaningless."
     return decoder.with_positions(n_tokens), [note]
 
 
@@ -290,6 +290,6 @@ def _to_run(finished: GenerationFinished) -> Run:
 def _forcing_note(length: int, ids: tuple[int, ...], recorded: tuple[int, ...]) -> str:
     at = next(i for i, (a, b) in enumerate(zip(ids, recorded, strict=True)) if a != b)
     return (
-        f"At {length:,} prompt tokens rounding changed the most likely token {at + 1} without the cache; "
-        "the tokens made with the cache were used in both runs, so both did the same work."
+        f"At {length:,} prompt tokens, rounding changed the most likely token {at + 1} without the cache; the tokens "
+        "generated with the cache were used in both runs, so both did the same work."
     )

@@ -69,7 +69,7 @@ def default_atol(dtype: torch.dtype) -> float:
     """The default for the largest absolute error that passes. Raises OptionError."""
     if dtype not in _DEFAULT_ATOL:
         name = str(dtype).removeprefix("torch.")
-        raise OptionError("atol", f"{name} has no default tolerance; state one (--atol) or use float64")
+        raise OptionError("atol", f"{name} has no default tolerance; set one with --atol or use float64")
     return _DEFAULT_ATOL[dtype]
 
 
@@ -102,7 +102,7 @@ def _parse_ids(value: object, config: ModelConfig, where: str) -> Tensor:
     if ids.dim() == 1:
         ids = ids[None]
     if ids.dim() != 2:
-        raise CasesError(f"{where}: input_ids has shape {list(ids.shape)}; [tokens] or [rows, tokens] is right")
+        raise CasesError(f"{where}: input_ids has shape {list(ids.shape)}; expected [tokens] or [rows, tokens]")
     try:
         check_ids(ids, config)
     except PromptError as error:
@@ -125,8 +125,8 @@ def _parse_logits(value: object, ids: Tensor, config: ModelConfig, where: str) -
     shape = accepted.get(tuple(logits.shape))
     if shape is None:
         raise CasesError(
-            f"{where} has shape {list(logits.shape)}; "
-            f"{list(full)} (all positions) or {list(last)} (the last one) is right"
+            f"{where} has shape {list(logits.shape)}; expected {list(full)} (all positions) or {list(last)} (the last "
+            "one)"
         )
     if not logits.isfinite().all():
         raise CasesError(f"{where} holds values that are not finite numbers")
@@ -250,7 +250,7 @@ def cases_path(weights: str | None, cases: str | None) -> Path:
     if cases is not None:
         return Path(cases)
     if weights not in (None, BUNDLED) and Path(str(weights)).exists():  # missing weights are reported by their load
-        raise CasesError(f"there are no cases for {weights}; name a file of them (--cases)")
+        raise CasesError(f"there are no cases for {weights}; name a file with --cases")
     return assets.path("cases.json")
 
 

@@ -134,7 +134,7 @@ class _Comparison:
 
     def _begin(self, model: LoadedModel) -> None:
         if model.tokenizer is None:
-            raise TokenizerError(f"the model {model.name} has no tokenizer; formats are measured on a text")
+            raise TokenizerError(f"the model {model.name} has no tokenizer, but formats are measured on text")
         limit = min(self.request.n_tokens, model.config.max_positions)
         self.ids = loss_ids(model.tokenizer, limit=limit)
         self.name, self.machine = model.name, machine_facts(model.decoder)

@@ -63,7 +63,7 @@ def run(request: MeasureMachine, held: "HeldModel", should_stop: Callable[[], bo
         return
     path = machine_path()
     earlier = read_earlier(path)
-    notes = [f"Measured anew: {earlier.problem}."] if earlier.problem else []
+    notes = [f"Measured again: {earlier.problem}."] if earlier.problem else []
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     result = yield from measure(request, should_stop, notes=notes)
@@ -205,4 +205,4 @@ def _result(
 def _compiled_note(made: Mapping[Key, Product]) -> tuple[str, ...]:
     if any(way == "compiled" for way, _, _ in made):
         return ()
-    return ("The compiled step could not be built, so products are those of the layers alone.",)
+    return ("The compiled step could not be built, so only the layers' products were measured.",)

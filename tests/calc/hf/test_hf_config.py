@@ -408,8 +408,8 @@ class TestFiles:
         ("name", "says"),
         [
             ("m.gguf", "not a GGUF file|GGUF header is damaged"),
-            ("m.safetensors", "give the config.json beside it"),
-            ("m.pt", "give the config.json beside it"),
+            ("m.safetensors", "use its config.json"),
+            ("m.pt", "use its config.json"),
             ("m.txt", "not a config.json"),
         ],
     )

@@ -308,7 +308,7 @@ class TestWeightFormatHelps:
         assert main(["memory", "--model", config, "--weight-format", "awq", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["weight_bytes"] == total({"quant_method": "awq", "bits": 4, "group_size": 128})
-        assert any("Not counted as its checkpoint stores it" in note and "'qqq'" in note for note in found["notes"])
+        assert any("The checkpoint's storage is not supported" in note and "'qqq'" in note for note in found["notes"])
 
     def test_in_a_sweep(self, config, capsys):
         assert main(["sweep", "--models", config, "--weight-formats", "bf16,Q4_K_M"]) == 0

@@ -286,7 +286,7 @@ def test_more_users_than_the_server_has_sequences_wait() -> None:
 
 def test_a_request_that_never_fits_is_refused() -> None:
     server = Server(step_tokens=100, sequences=2, blocks=10)
-    with pytest.raises(CalcError, match="a request of 200 tokens needs 13 blocks of the cache, and the server has 10"):
+    with pytest.raises(CalcError, match="a request of 200 tokens needs 13 cache blocks, but the server has only 10"):
         simulate(Listed([Arrival(0.0, 100, 100)]), server, Straight())
 
 

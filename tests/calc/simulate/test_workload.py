@@ -112,7 +112,7 @@ def test_mooncakes_traces_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "no requests: a trace is CSV with a line of names"),
+        ("", "no requests: a trace is CSV with a header line"),
         ("arrival_s,prompt_tokens,new_tokens\n", "no requests"),
         ("arrival_s,prompt_tokens\n1,2\n", "line 2: no new_tokens"),
         ("prompt_tokens,new_tokens\n1,2\n", "no arrival: name it arrival_s or arrival_ms"),
@@ -143,7 +143,7 @@ def test_what_is_no_trace_is_refused_by_line(tmp_path: Path, text: str, said: st
 
 def test_a_trace_is_read_up_to_a_number_of_requests(tmp_path: Path) -> None:
     row = "1,5,3\n"
-    with pytest.raises(SourceError, match="more than 100,000 requests: cut the trace"):
+    with pytest.raises(SourceError, match="more than 100,000 requests: shorten the trace"):
         trace(tmp_path, "arrival_s,prompt_tokens,new_tokens\n" + row * (MOST_REQUESTS + 1))
 
 

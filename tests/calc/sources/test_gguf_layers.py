@@ -161,7 +161,7 @@ class TestOddLayers:
         model = small(tmp_path, "glm4moe", [PLAIN, extra], FOUR | {"nextn_predict_layers": 1})
         assert model.n_layers == 1
         assert parameters(model).total == parameters(small(tmp_path, "glm4moe", [PLAIN], FOUR)).total
-        assert any("further tokens (MTP)" in note for note in model.notes)
+        assert any("multi-token-prediction layers" in note for note in model.notes)
 
     def test_an_adapter_is_no_model(self, tmp_path):
         tensors = [("blk.0.attn_q.weight.lora_a", (8, 8), g.F32)]

@@ -253,7 +253,7 @@ class TestSafetensors:
         (folder / "model-2.safetensors").unlink()
         model = load_model(str(folder))
         assert model.stored is None
-        assert model.notes[0] == "1 of 3 safetensors files are not here, such as model-2.safetensors: none was read"
+        assert model.notes[0] == "1 of 3 safetensors files are missing, such as model-2.safetensors: none was read"
 
     def test_without_its_shards_the_index_says_the_bytes(self, tmp_path):
         folder = write_folder(tmp_path / "m", shards=3)

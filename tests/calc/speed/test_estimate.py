@@ -182,8 +182,8 @@ def test_sharing_tokens_makes_room_and_costs_an_exchange(capsys: pytest.CaptureF
     ("words", "reason"),
     [
         (("--model", "llama-3-8b", "--tp", "8", "--dcp", "2"), "each of the 8 KV heads is held once"),
-        (("--model", "deepseek-v3.2", "--tp", "8", "--dcp", "2"), "where an indexer picks"),
-        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "3"), "--dcp 3 does not divide --tp 8"),
+        (("--model", "deepseek-v3.2", "--tp", "8", "--dcp", "2"), "if an indexer selects"),
+        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "3"), "--tp 8 is not divisible by --dcp 3"),
         (("--model", "deepseek-v3", "--tp", "8", "--dcp", "2", "--policy", "sglang"), "not known of SGLang"),
     ],
 )
@@ -427,7 +427,7 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
     assert (found["fits"], found["ttft_s"], found["limited_by"]) == (False, None, "capacity")
     assumptions = found["assumptions"]
     assert isinstance(assumptions, list)
-    assert assumptions[0].startswith("not one request of 1,280 tokens")
+    assert assumptions[0].startswith("no request of 1,280 tokens")
 
 
 @pytest.mark.parametrize(
@@ -448,10 +448,10 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
             "equal-split is a rule for memory, not an engine",
         ),
         (("--device", "h100-sxm", "--batch", "4", "--max-load"), "not allowed with"),
-        (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave --pp out"),
+        (("--device", "h100-sxm", "--policy", "llamacpp", "--pp", "2"), "leave out --pp"),
         (("--device", "h100-sxm", "--policy", "transformers", "--ep", "2"), "transformers has no --ep"),
-        (("--device", "h100-sxm", "--dp-attention", "2"), "--dp-attention 2 does not divide --tp 1"),
-        (("--device", "h100-sxm", "--tp", "4", "--ep", "3"), "--ep 3 does not divide --tp 4"),
+        (("--device", "h100-sxm", "--dp-attention", "2"), "--tp 1 is not divisible by --dp-attention 2"),
+        (("--device", "h100-sxm", "--tp", "4", "--ep", "3"), "--tp 4 is not divisible by --ep 3"),
         (("--device", "h100-sxm", "--policy", "llamacpp", "--dp-attention", "2"), "llama.cpp has no --dp-attention"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_device_without_a_bandwidth_says_so() -> None:
 
 def test_maximum_load_has_no_batches() -> None:
     study = Study(model=find_model("llama-3-8b"), device=find_device("h100-sxm"))
-    with pytest.raises(SpecError, match="maximum load has one batch"):
+    with pytest.raises(SpecError, match="maximum load has a single batch"):
         sweep([study], [study.device], Asked(load=Load.MAX, count=None), [1])
 
 

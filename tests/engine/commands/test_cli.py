@@ -159,7 +159,7 @@ def test_generate_options(tmp_path: Path) -> None:
 
 
 BAD_WORDS = [
-    ([], "say what to do: serve, or --mode generate, evaluate"),
+    ([], "choose a mode: serve, or --mode generate, evaluate"),
     (["--mode", "dance"], "'dance' is not a mode; the modes are generate"),
     (["--evaluate", "--benchmark"], "not allowed with"),
     (["--mode", "evaluate", "--nonsense"], "unrecognized arguments: --nonsense"),
@@ -175,13 +175,13 @@ BAD_WORDS = [
     ),
     (["--mode", "benchmark", "--output", "/no/such/folder/x.json"], "there is no folder /no/such/folder"),
     (["--mode", "batch", "--batches", "8..1"], "the range 8..1 does not go up from 1 or more"),
-    (["--mode", "batch", "--batches", "2,2"], "the batch 2 is given twice; once is enough"),
+    (["--mode", "batch", "--batches", "2,2"], "the batch 2 is given twice"),
     (["--mode", "batch", "--batches", "5000"], "batches must be a whole number from 1 to 1,024, not 5,000"),
     (["--mode", "batch", "--context", "0"], "context must be a whole number from 1"),
     (["--mode", "generate", "--prompt-ids", "1..4"], "'1..4' is not a whole number"),
     (["--mode", "evaluate", "--dtype", "int3"], "invalid choice: 'int3'"),
     (["--mode", "evaluate", "--atol", "x"], "invalid float value: 'x'"),
-    (["--mode", "generate"], "there is no prompt: give --prompt, --prompt-file or --prompt-ids"),
+    (["--mode", "generate"], "no prompt: give --prompt, --prompt-file or --prompt-ids"),
     (["--mode", "generate", "--prompt-file", "/no/such/file"], "cannot read /no/such/file: No such file"),
     (["--mode", "generate", "--prompt", "a", "--prompt-ids", "1"], "not allowed with argument --prompt"),
     (["serve", "--json"], "serve takes no options"),

@@ -338,7 +338,7 @@ def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
         ({"num_key_value_heads": 4}, "k_proj.weight has shape [12, 16]; config.json implies [24, 16]"),
         ({"attention_bias": True}, "lacks model.layers.0.self_attn.q_proj.bias"),
         ({"model_type": "qwen3"}, "q_norm.weight"),
-        ({"hidden_size": 10**40}, "hidden_size is beyond all sizes"),
+        ({"hidden_size": 10**40}, "hidden_size is beyond any size"),
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_named(tmp_path: Path, keys: dict[str, Any], words: str) -> None:

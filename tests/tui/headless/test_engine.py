@@ -28,7 +28,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_text_has_both_and_says_where_the_prediction_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys)
-    assert out.startswith("batch fake: 16 steps after rows of up to 64 tokens, medians of 5 rounds after 1 to warm up")
+    assert out.startswith("batch fake: 16 steps after rows of up to 64 tokens, medians of 5 rounds after 1 warm-up")
     (last,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["32"]]
     assert last[:7] == ["32", "761.9", "870.9", "0.87", "8.38x", "9.58x", "arithmetic"]
     assert "Predicted: the slower of reading weights and caches at" in out

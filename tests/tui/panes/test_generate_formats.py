@@ -144,7 +144,7 @@ async def test_without_a_tokenizer_the_engines_refusal_is_shown() -> None:
     async with live_app("--no-tokenizer").run_test(size=(120, 40)) as pilot:
         pane = await opened(pilot)
         await measure(pilot, pane)
-        assert status(pane) == "✗ the model fake has no tokenizer; formats are measured on a text"
+        assert status(pane) == "✗ the model fake has no tokenizer, but formats are measured on text"
         assert pane.query_one("#generate-status").has_class("-problem")
         assert pane.tables() == ()
 

@@ -194,7 +194,7 @@ class RunningClock(Clock):
 def test_notes_say_what_ran() -> None:
     request = Batch(batches=(1,), context=4, new_tokens=2, repeats=1)
     notes = result_of(events_of(decoder(), request, RunningClock())).notes
-    assert notes == ("The layers ran one by one: there is no compiled step.",)
+    assert notes == ("There is no compiled step: the layers ran one by one.",)
     long = Batch(batches=(1,), context=70, new_tokens=2, repeats=1)
     first, _ = result_of(events_of(decoder(), long, RunningClock())).notes
     assert first.startswith("The sweep needs 72 positions: the rotary angles were continued past its 64.")
@@ -226,7 +226,7 @@ def test_caches_that_do_not_fit_are_refused_before_anything_runs() -> None:
     model, request = decoder(), Batch(batches=(1, 4), context=10, new_tokens=6)
     needed = 5 * 16 * 2 * 2 * 2 * 6 * 8  # rows, tokens, K and V, layers, KV heads, head_dim, float64
     check_memory(model, request, free=needed)
-    with pytest.raises(OptionError, match=f"take {needed:,} bytes, and {needed - 1:,} are free; ask for smaller"):
+    with pytest.raises(OptionError, match=f"need {needed:,} bytes, but only {needed - 1:,} are free; use smaller"):
         check_memory(model, request, free=needed - 1)
 
 
@@ -273,7 +273,7 @@ def test_text_for_people_has_rises_over_the_smallest_batch() -> None:
         result = result_of(events_of(model, request, clock))
     lines = table(result).text().splitlines()
     assert lines[0] == title(result)
-    assert lines[0] == "batch tiny: 2 steps after rows of 8 tokens, medians of 1 round after 1 to warm up"
+    assert lines[0] == "batch tiny: 2 steps after rows of 8 tokens, medians of 1 round after 1 warm-up"
     assert lines[1].split() == ["batch", "tokens/s", "rise", "step", "min..max", "KV", "cache"]
     assert lines[2].split()[:3] == ["2", "100.0", "1.50x"]
     assert lines[3].split()[:3] == ["1", "66.7", "1.00x"]

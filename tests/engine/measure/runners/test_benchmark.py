@@ -116,7 +116,7 @@ def test_where_rounding_changes_a_token_it_is_forced_and_said(monkeypatch: pytes
         (3, False, forced),
     ]
     assert result.notes == (
-        "At 3 prompt tokens rounding changed the most likely token 4 without the cache; the tokens made with the "
+        "At 3 prompt tokens, rounding changed the most likely token 4 without the cache; the tokens generated with the "
         "cache were used in both runs, so both did the same work.",
     )
 
@@ -179,8 +179,8 @@ def test_a_short_position_table_is_extended_and_said() -> None:
     model = decoder("one-head-learned", max_positions=8)
     result = result_of(list(run_benchmark(model, Benchmark(lengths=(6,), new_tokens=5, repeats=1, warmup=0))))
     assert result.notes == (
-        "The sweep needs 11 positions: random rows extend its table of 8. Only times count there, the tokens "
-        "mean nothing.",
+        "The sweep needs 11 positions: random rows extend its table of 8. Only the times matter there; the tokens "
+        "are meaningless.",
     )
     assert model.config.max_positions == 8
     wide, _ = with_room(model, 11)
@@ -229,8 +229,8 @@ def test_times_that_fall_with_the_length_are_warned_of(monkeypatch: pytest.Monke
     monkeypatch.setattr(benchmark, "generate", runs)
     result = result_of(list(run_benchmark(decoder(), Benchmark(lengths=(3, 5), new_tokens=2, repeats=2, warmup=0))))
     assert result.notes == (
-        "These times cannot be right: with the cache every run of 5 prompt tokens took less (5.00 ms at most) than "
-        "every run of 3 (7.00 ms at least), although it is more work. Measure again when the machine is idle.",
+        "These times cannot be right: with the cache, every run with 5 prompt tokens was faster (5.00 ms at most) than "
+        "every run with 3 (7.00 ms at least), although it is more work. Measure again when the machine is idle.",
     )
 
 

@@ -87,7 +87,7 @@ def test_cached_minus_uncached_is_apart_from_the_rounding_of_the_file(reference:
     assert all(r.max_abs_difference is not None and r.max_abs_difference < 1e-10 for r in results)
     assert max(r.max_abs_error or 0 for r in results) > 4e-6
     (rounding,) = rounding_note(expected_decimals(cases))
-    assert "5 decimals, so they are off by up to 5e-06 themselves" in rounding
+    assert "5 decimals, so their own rounding error is up to 5e-06" in rounding
     assert next(evaluate_cases(loaded.decoder, cases)).max_abs_difference is None
 
 
@@ -278,7 +278,7 @@ def test_an_absent_file_is_refused(tmp_path: Path) -> None:
         (dict.fromkeys(EXPECTATIONS), "has none of expected_logits_no_cache"),
         (
             {"expected_logits_no_cache": [[[0.0] * 31] * 6] * 2},
-            r"no_cache has shape \[2, 6, 31\]; \[2, 7, 31\]",
+            r"no_cache has shape \[2, 6, 31\]; expected \[2, 7, 31\]",
         ),
         ({"expected_logits_with_cache": [[[0.0] * 30] * 7] * 2}, r"with_cache has shape \[2, 7, 30\]"),
         ({"expected_logits_sequential": [0.0, [1.0]]}, "sequential is not a rectangular list"),

@@ -103,7 +103,7 @@ def test_a_choice_that_cannot_be_had_is_noted() -> None:
 
 
 def test_without_a_tokenizer_there_is_no_text_to_measure_on() -> None:
-    with pytest.raises(TokenizerError, match="has no tokenizer; formats are measured on a text"):
+    with pytest.raises(TokenizerError, match="has no tokenizer, but formats are measured on text"):
         list(run_formats(Formats(compile="off"), loading(lambda dtype: replace(load(dtype), tokenizer=None))))
 
 

@@ -134,7 +134,7 @@ def test_a_dtype_that_was_not_measured_joins_those_that_were(kept: Path) -> None
 def test_a_damaged_file_is_measured_again_and_said(kept: Path) -> None:
     kept.write_text("{")
     result = finished(dtypes="fp32")
-    assert result.notes[0] == f"Measured anew: {kept} is damaged."
+    assert result.notes[0] == f"Measured again: {kept} is damaged."
     assert finished(dtypes="fp32") == result
 
 
@@ -175,7 +175,7 @@ def test_the_document_has_the_keys_of_the_contract(kept: Path) -> None:
     assert datetime.now(UTC).year >= 2026
     text = table(result).text()
     assert text.startswith(f"machine: {result.cpu}, measured {result.measured_at}")
-    assert "an operator that does nothing takes" in text
+    assert "an empty operator takes" in text
 
 
 def test_facts_of_the_system_are_read_where_they_are(tmp_path: Path) -> None:
