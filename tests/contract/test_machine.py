@@ -158,7 +158,7 @@ def test_what_was_kept_holds_only_while_it_is_true(kept: Path, changes: dict[str
 
 def test_another_machines_file_is_no_device(kept: Path) -> None:
     engines.keep(result(cpu="Another CPU"), kept)
-    with pytest.raises(SourceError, match=r"is of another machine \(Another CPU\)"):
+    with pytest.raises(SourceError, match=r"is from another machine \(Another CPU\)"):
         find_device("this")
 
 

@@ -256,7 +256,7 @@ class TestStoredWeights:
     def test_float32_takes_four_bytes_per_parameter(self, key, capsys):
         found = memory_json(capsys, "--model", key)
         assert found["weight_bytes"] == 4 * models()[key].parameters
-        assert any("stores them: float32" in note for note in found["notes"])
+        assert any("eights as in" in note and "float32" in note for note in found["notes"])
         assert memory_json(capsys, "--model", key, "--weight-format", "bf16")["weight_bytes"] == (
             2 * models()[key].parameters
         )
@@ -317,7 +317,7 @@ class TestStoredWeights:
     def test_the_note_names_the_repository_and_the_option(self, capsys):
         notes = memory_json(capsys, "--model", "deepseek-v3")["notes"]
         assert (
-            "Weights as deepseek-ai/DeepSeek-V3 stores them: fp8, blocks of 128 x 128, 673,150,552,416 B; "
+            "Weights as in deepseek-ai/DeepSeek-V3: fp8, blocks of 128 x 128, 673,150,552,416 B; "
             "--weight-format overrides."
         ) in notes
 

@@ -172,7 +172,7 @@ class TestOddLayers:
     def test_an_encoder_in_the_same_file_is_said(self, tmp_path):
         model = small(tmp_path, "gemma3", [PLAIN], FOUR, outer={"v.patch_embd.weight": (H, 9)})
         assert parameters(model).other == 9 * H
-        assert any("an encoder of images or sound as well: 576 parameters" in note for note in model.notes)
+        assert any("also has an image or audio encoder: 576 parameters" in note for note in model.notes)
 
     def test_an_encoder_beside_the_model_is_said(self, tmp_path):
         alone = small(tmp_path, "gemma3", [PLAIN], FOUR)

@@ -264,7 +264,7 @@ class TestSafetensors:
             file.unlink()
         model = load_model(str(folder))
         assert (model.stored.total_bytes, model.stored.kv_bytes) == (whole.total_bytes, whole.kv_bytes)
-        assert "3 of 3 files are not here" in model.notes[0]
+        assert "3 of 3 files are missing" in model.notes[0]
 
     @pytest.mark.parametrize("size", [None, 0, -5, "900", True, 1.5, 10**30])
     def test_an_index_whose_total_is_no_size(self, tmp_path, size):

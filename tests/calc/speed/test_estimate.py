@@ -99,7 +99,7 @@ def test_clients_beyond_what_fits_wait() -> None:
 def test_a_static_batch_that_does_not_fit_has_no_times() -> None:
     answer = estimate(study(), Asked(count=100), Room(10, 20))
     assert (answer.fits, answer.ttft, answer.tpot, answer.limited_by) == (False, None, None, "capacity")
-    assert answer.problem == "10 requests of 1,280 tokens (1,024 in, 256 out) fit, not 100"
+    assert answer.problem == "10 requests of 1,280 tokens (1,024 prompt, 256 generated) fit, not 100"
 
 
 def test_a_pipeline_has_as_many_steps_under_way_as_stages() -> None:
@@ -184,7 +184,7 @@ def test_sharing_tokens_makes_room_and_costs_an_exchange(capsys: pytest.CaptureF
         (("--model", "llama-3-8b", "--tp", "8", "--dcp", "2"), "each of the 8 KV heads is held once"),
         (("--model", "deepseek-v3.2", "--tp", "8", "--dcp", "2"), "if an indexer selects"),
         (("--model", "deepseek-v3", "--tp", "8", "--dcp", "3"), "--tp 8 is not divisible by --dcp 3"),
-        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "2", "--policy", "sglang"), "not known of SGLang"),
+        (("--model", "deepseek-v3", "--tp", "8", "--dcp", "2", "--policy", "sglang"), "SGLang has no --dcp"),
     ],
 )
 def test_tokens_that_cannot_be_shared(words: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

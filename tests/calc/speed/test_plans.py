@@ -59,7 +59,7 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
     assert found["limits_s"] == {"tpot": 0.05}
     best = found["answers"]["devices"][0]
     assert best["devices"] == best["replicas"] * best["tp"]
-    assert found["notes"][0].startswith("No batch meets the limits. Here not one request")
+    assert found["notes"][0].startswith("No batch meets the limits. Here no request")
     assert (
         found["notes"][1]
         == f"Use {best['devices']} x NVIDIA H100 SXM ({best['replicas']} x TP {best['tp']}): 20 requests per second."
