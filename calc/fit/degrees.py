@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from calc.model.checks import check_count
 from calc.model.layers import Attention, Dense, Experts, Latent, Mixer
 from calc.model.pipeline import partition_problem
+from calc.model.shares import unshared_tokens
 from calc.model.spec import ModelSpec
 
 
@@ -80,9 +81,8 @@ def _shared_tokens_problem(mixer: Mixer, spec: ParallelSpec) -> str | None:
     """Why a request's tokens cannot be shared: only devices with repeated heads can share tokens."""
     if spec.dcp == 1 or not (mixer.cache_elements or mixer.state_elements):
         return None
-    if mixer.state_elements or mixer.window is not None:
-        what = "a recurrent state" if mixer.state_elements else f"a window of {mixer.window:,} tokens"
-        return f"{what} cannot be shared token by token (decode context parallelism is for full attention)"
+    if problem := unshared_tokens(mixer):
+        return problem
     copies = spec.attention_tp // mixer.n_kv_heads if isinstance(mixer, Attention) else spec.attention_tp
     if max(1, copies) % spec.dcp:
         held = "the latent" if isinstance(mixer, Latent) else f"each of the {_kv_heads(mixer)} KV heads"

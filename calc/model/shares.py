@@ -14,9 +14,21 @@ from calc.model.tensors import KV, WHOLE, kv_heads_per_rank
 from calc.units import whole
 
 if TYPE_CHECKING:
+    from calc.model.layers import Mixer
     from calc.model.spec import ModelSpec
     from calc.model.storage import StorageFormat
     from calc.model.stored import StoredWeights
+
+
+def unshared_tokens(mixer: Mixer) -> str | None:
+    """Why ranks cannot share what `mixer` keeps token by token (decode context parallelism); None where they can.
+
+    vLLM's kv_cache_interface.py asserts it of windows ("DCP not support sliding window"); a state has no tokens.
+    """
+    if not mixer.state_elements and mixer.window is None:
+        return None
+    what = "a recurrent state" if mixer.state_elements else f"a window of {mixer.window:,} tokens"
+    return f"{what} cannot be shared token by token (decode context parallelism is for full attention)"
 
 
 def rank_weight_bytes(

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from calc.errors import SpecError
 from calc.model.pipeline import partition_problem, stage_layers
+from calc.model.shares import unshared_tokens
 from calc.model.study import Study
 from calc.servers.budget import plain_bytes, visible_bytes
 from calc.servers.cache_layers import cache_layers
@@ -105,11 +106,15 @@ def check_heads(study: Study, tp: int) -> None:
 
 
 def check_shared_tokens(study: Study, options: ServerOptions) -> None:
-    """Raise SpecError if vLLM cannot share tokens, because no rank repeats KV heads (config/model.py; since 0.10.2)."""
+    """Raise SpecError if vLLM cannot share tokens (since 0.10.2): no rank repeats KV heads (config/model.py), or a
+    layer keeps a window or a state. Without the hybrid cache manager, windows are kept as all tokens are."""
     tp, dcp = options.tp, options.dcp
     if dcp == 1:
         return
     for mixer in {mixer for layer in study.model.groups for mixer in layer.mixers}:
+        kept_whole = mixer.window is not None and options.disable_hybrid
+        if not kept_whole and (problem := unshared_tokens(mixer)):
+            raise SpecError("dcp", f"--dcp {dcp:,}: {problem}")
         n_kv_heads = getattr(mixer, "n_kv_heads", 0)
         if mixer.cache_elements and n_kv_heads and dcp > tp // n_kv_heads:
             times = f"{tp // n_kv_heads:,} times" if tp > n_kv_heads else "once"

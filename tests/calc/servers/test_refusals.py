@@ -133,6 +133,19 @@ def test_tokens_are_shared_where_kv_heads_are_repeated() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "what"), [("gpt-oss-120b", "a window of 128 tokens"), ("qwen3-next-80b-a3b", "a recurrent state")]
+)
+def test_windows_and_states_are_not_shared_token_by_token(model: str, what: str) -> None:
+    """vLLM's SlidingWindowSpec: "DCP not support sliding window"."""
+    with pytest.raises(SpecError, match=f"--dcp 2: {what} cannot be shared"):
+        report("vllm", find_model(model), tp=16, dcp=2)
+
+
+def test_windows_kept_as_all_tokens_are_shared() -> None:
+    assert report("vllm", find_model("gpt-oss-120b"), tp=16, dcp=2, disable_hybrid=True).kv_tokens > 0
+
+
+@pytest.mark.parametrize(
     ("engine", "kept", "not_kept"),
     [
         ("vllm", ("bf16", "fp8", "fp8_e5m2"), ("q8_0", "q4_k", "iq4_nl")),
