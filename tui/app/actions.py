@@ -17,6 +17,7 @@ from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from calc.errors import CalcError
 from calc.model.spec import ModelSpec
+from engine.text import plural
 from tui.form.state import Analysis, AppState
 from tui.panes.base import Pane
 from tui.panes.spec import SpecPane
@@ -112,7 +113,8 @@ class Actions(App[None]):
             self.notify("This pane has no table yet.", severity="warning")
             return
         text = as_markdown(tables[0]) if form == "md" else as_tsv(tables[0])
-        self._copy(text, f"{tables[0].title}: {len(tables[0].rows)} rows as {'Markdown' if form == 'md' else 'TSV'}")
+        rows = plural(len(tables[0].rows), "row")
+        self._copy(text, f"{tables[0].title}: {rows} as {'Markdown' if form == 'md' else 'TSV'}")
 
     def _copy(self, text: str, what: str) -> None:
         self.copy_to_clipboard(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from calc.commands.headline import Headline, of_study
 from calc.errors import CalcError
 from calc.fit.memory import memory_report
 from calc.model.spec import ModelSpec
@@ -31,7 +32,7 @@ def model_list(study: Study) -> PickList:
         title="Model",
         prompt="search by name, or type the path of a config.json, .gguf or folder",
         search=search,
-        columns=(19, -9, 21, 36),
+        right=frozenset({1}),
         custom=lambda text: text if is_path(text) else None,
     )
 
@@ -49,10 +50,12 @@ def model_preview(model: ModelSpec, study: Study) -> str:
         report = memory_report(replace(study, model=model, weight_format=format_beside(study, model)))
     except CalcError as error:
         return str(error)
-    fits = f"max batch {report.max_batch:,}" if report.fits else "does not fit"
+    answer = of_study(report)
+    fits = f"max batch {answer.max_batch:,}" if answer.fits else "does not fit"
+    where = "this device" if answer.devices == 1 else f"{answer.devices:,} such devices"
     return (
         f"weights {format_decimal(report.weight_bytes)} · KV {format_bytes_exact(report.kv_bytes_per_token)}/token · "
-        f"{fits} on this device at {study.context:,} tokens\nsource: {model.source}"
+        f"{fits} on {where} at {study.context:,} tokens\nsource: {model.source}"
     )
 
 
@@ -65,7 +68,9 @@ def device_list(study: Study) -> PickList:
         mine = [_device_choice(entry, study) for entry in entries if entry.id == THIS]
         if not mine and THIS not in all_devices() and text.lower() in "this machine":
             mine = [
-                Choice(key=THIS, cells=(THIS, "", "", "", "not measured"), preview=lambda: f"{NEVER}.".capitalize())
+                Choice(
+                    key=THIS, cells=(f"{THIS} (not measured)", "", "", "", ""), preview=lambda: f"{NEVER}.".capitalize()
+                )
             ]
         if text and text.lower() not in MANUAL:
             return [*mine, *found]
@@ -80,7 +85,7 @@ def device_list(study: Study) -> PickList:
         title="Device",
         prompt="search by name or vendor",
         search=search,
-        columns=(22, -10, -9, -13, -9),
+        right=frozenset({1, 2, 3, 4}),
     )
 
 
@@ -99,9 +104,16 @@ def _device_choice(entry: DeviceEntry, study: Study) -> Choice:
 
 def device_preview(device: DeviceSpec, study: Study) -> str:
     """What fits on the device with the study's model, how its memory is read, and where that comes from."""
-    report = memory_report(replace(study, device=device))
-    fits = f"max batch {report.max_batch:,}" if report.fits else "this model does not fit"
+    answer = of_study(memory_report(replace(study, device=device)))
+    fits = (
+        f"max batch {answer.max_batch:,}{_where(answer)}" if answer.fits else f"this model does not fit{_where(answer)}"
+    )
     return f"{device.name}: {device.reading} · {fits} at {study.context:,} tokens\nsource: {device.source}"
+
+
+def _where(answer: Headline) -> str:
+    """On how many devices, if not on one."""
+    return f" on {answer.devices:,} devices" if answer.devices > 1 else ""
 
 
 def current_device(device: DeviceSpec) -> str:

@@ -11,6 +11,7 @@ from engine.measure.timing import Timing, latencies_s, percentile, tokens_per_s,
 from engine.process.events import EngineExited, Failed, Generate, Loaded
 from engine.records import ALL, NS_PER_S, TO_THE_END, Cancelled, Event, ModelInfo
 from engine.speculation import Drafted
+from engine.text import plural
 
 REASONS = {
     "eos": "the model ended the text",
@@ -138,7 +139,7 @@ class Generation:
         if self.problem is not None:
             return self.problem
         if self.reason == "length":
-            return f"limit of {self.request.max_new_tokens:,} new tokens reached"
+            return f"limit of {plural(self.request.max_new_tokens, 'new token')} reached"
         if self.reason == "positions" and self.model is not None:
             return f"the model has no more positions ({self.model.max_positions:,})"
         return REASONS.get(self.reason or "", "")

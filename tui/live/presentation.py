@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from calc.commands.tables import Table
 from engine.measure.measurement import Document, Measurement
 from engine.records import ModelInfo
+from engine.text import plural
 
 if TYPE_CHECKING:
     from tui.charts.chart import Chart
@@ -80,7 +81,7 @@ class Presentation:
     data_table: Callable[[Job], Table] | None = None
     """The table for files and the command line, if it differs from the screen's."""
     chart: Callable[[Job | None], Chart] | None = None
-    outcome: Callable[[Job], str] = lambda job: f"✓ {len(job.rows)} rows measured"
+    outcome: Callable[[Job], str] = lambda job: f"✓ {plural(len(job.rows), 'row')} measured"
     """How a finished job ended, in words."""
     predict: Callable[[Job, ModelInfo], Prediction | None] | None = None
     """calc's predictions for the rows so far, from the measured model."""

@@ -17,6 +17,7 @@ from calc.commands.tables import Table
 from engine.errors import EngineError
 from engine.measure.kinds.formats import Formats
 from engine.records import Event, Request
+from engine.text import plural
 from tui.charts.chart_text import draw
 from tui.form.sampling import DTYPE_CHOICES, DTYPE_HELP, TP_CHOICES, TP_HELP, read_path, read_repeats
 from tui.form.state import Analysis, AppState
@@ -275,7 +276,7 @@ class BenchmarkPane(Pane):
         if job is None:
             verdict.update("Press e or k to compare the bundled model with its expected logits.")
             return
-        verdict.update("\n".join([job.outcome or f"▶ {len(job.rows)} cases so far", *job.notes]))
+        verdict.update("\n".join([job.outcome or f"▶ {plural(len(job.rows), 'case')} so far", *job.notes]))
         verdict.set_class(job.failed, "-problem")
         verdict.set_class(job.over and not job.failed, "-good")
 

@@ -22,6 +22,7 @@ from textual.widgets import DataTable, Input, Static
 from calc.commands.render import as_markdown
 from calc.commands.tables import Table
 from calc.units import format_number
+from engine.text import plural
 from tui.charts.chart_text import draw
 from tui.form.load import ARRIVALS, LoadAsked
 from tui.form.load_fields import FIELDS, LoadField, load_words
@@ -239,7 +240,7 @@ class LoadPane(PagedPane):
             return ["Simulating …"]
         where = most_sentence(self._found, self._limits)
         if not where:
-            where = f"Simulating … {len(self._runs)} rates."
+            where = f"Simulating … {plural(len(self._runs), 'rate')} so far."
         return [where, rate_sentence(self.run)]
 
     # --- choosing a rate ----------------------------------------------------------------------------------

@@ -62,15 +62,18 @@ Start from a catalog entry, from a config.json (ctrl+o), or type the numbers. Th
 two lines at the top of every pane."""
 
 
-def device_facts(device: DeviceSpec) -> str:
-    """Bandwidth, peak and ridge in one line; unknown values are named."""
+def device_facts(device: DeviceSpec, width: int) -> str:
+    """Bandwidth, peak and ridge in a line, as many as fit in `width` cells; it says so if they are not known."""
     peak, bandwidth, ridge = device.peak_flops_per_s.get("bf16"), device.bandwidth_bytes_per_s, device.ridge()
     facts = [
         format_rate(bandwidth) if bandwidth else "",
         f"{format_rate(peak, 'FLOP/s')} bf16" if peak else "",
         f"ridge {ridge:.0f} FLOP/B" if ridge else "",
     ]
-    return " · ".join(filter(None, facts)) or "bandwidth and peak unknown"
+    known = [fact for fact in facts if fact]
+    while len(known) > 1 and len(" · ".join(known)) > width:
+        known.pop()
+    return " · ".join(known) or "bandwidth and peak unknown"
 
 
 def context_note(study: Study) -> str:
@@ -232,7 +235,7 @@ class SpecPane(Pane):
         self.query_one("#field-model", PickerField).value = study.model.title
         self.query_one("#field-device", PickerField).value = study.device.name
         self.query_one("#spec-layers", LayerStrip).show(layer_map(study))
-        self._shown("device-facts", study.device, lambda _: device_facts(study.device))
+        self._shown("device-facts", study.device, lambda width: device_facts(study.device, width))
         for name in ("spec-first", "spec-answer"):  # only one of the two is displayed
             self._shown(name, asked_table(report), lambda width: answer_grid(report, width))
         self.query_one(MemoryBar).show(report)

@@ -43,15 +43,15 @@ def rate(value: float | None) -> str:
     return "–" if value is None else format_rate(value, "tokens/s")
 
 
-def meter_text(run: Generation | None, rates: Timing | None) -> Text:
-    """The rates of a run, three lines."""
+def meter_text(run: Generation | None, rates: Timing | None, width: int = WIDTH) -> Text:
+    """The rates of a run, three lines; sentences below them are wrapped to at most `width` cells."""
     if run is None or rates is None:
         return Text("tokens/s, TTFT and TPOT appear here, measured", style="dim")
     text = Text(no_wrap=True)
     text.append(f"{MEASURED} {rate(rates.tokens_per_s)}", "bold").append(f"   TTFT {seconds(rates.ttft_s)}\n")
     text.append(f"{MEASURED} TPOT {seconds(rates.tpot_s)}  p50 {seconds(rates.tpot_p50_s)}")
     text.append(f"  p95 {seconds(rates.tpot_p95_s)}\n")
-    text.append(_beside_text(run, rates))
+    text.append(_beside_text(run, rates, min(width, WIDTH)))
     of = f"{rates.n_tokens:,} of {new_tokens_text(run.request.max_new_tokens)}"
     reused = f", {run.reused_tokens:,} reused" if run.reused_tokens else ""
     text.append(f"  {of} tokens · prompt of {len(run.prompt_ids):,}{reused}", "dim")
@@ -86,7 +86,7 @@ def predicted_of(run: Generation) -> RunTimes | None:
     )
 
 
-def _beside_text(run: Generation, rates: Timing) -> str:
+def _beside_text(run: Generation, rates: Timing, width: int) -> str:
     """Measured and predicted times as columns with their ratio, why they differ, and the bytes read per token."""
     predicted, bounds = predicted_of(run), bounds_of(run)
     if bounds is None and predicted is None:
@@ -103,16 +103,16 @@ def _beside_text(run: Generation, rates: Timing) -> str:
         lines.append(f"  {name:<5}{seconds(measured):>11}{seconds(expected):>11}{share:>8}")
     found = predicted.speculated if predicted is not None else None
     if run.drafted is not None:
-        lines += _drafted_lines(run.drafted, found, rates.tpot_s)
+        lines += _drafted_lines(run.drafted, found, rates.tpot_s, width)
     if predicted is not None and (reason := predicted.why(rates.ttft_s, rates.tpot_s)):
-        lines += wrap(f"differ: {reason}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines += wrap(f"differ: {reason}", width, initial_indent="  ", subsequent_indent="    ")
     if bounds is not None:
         read = f"{format_decimal(bounds.step_bytes)} per token at {format_rate(bounds.read_bytes_per_s)}"
         lines.append(f"  {read}: {seconds(bounds.tpot_s)}")
     return "\n".join(lines) + "\n"
 
 
-def _drafted_lines(drafted: Drafted, found: Speculated | None, tpot_s: float | None) -> list[str]:
+def _drafted_lines(drafted: Drafted, found: Speculated | None, tpot_s: float | None, width: int) -> list[str]:
     """The gain of speculation as a row of that table, then the acceptance."""
     lines, said = [], drafted_text(drafted)
     if found is not None and (gain := found.measured_gain(tpot_s)) is not None:
@@ -121,7 +121,7 @@ def _drafted_lines(drafted: Drafted, found: Speculated | None, tpot_s: float | N
             "not faster at any acceptance" if found.pays_from is None else f"faster from {found.pays_from:.2f} upwards"
         )
         said += f" (predicted {found.step_tokens:.2f} at acceptance {drafted.acceptance or 0:.2f}; {pays})"
-    return lines + wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return lines + wrap(said, width, initial_indent="  ", subsequent_indent="    ")
 
 
 def bar(value: float, *, whole: float, width: int, filled: str = FULL) -> str:

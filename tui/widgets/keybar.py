@@ -1,4 +1,7 @@
-"""The foot of the screen: the active keys, as many as fit. Each can be clicked."""
+"""The foot of the screen: the active keys, as many as fit. Each can be clicked.
+
+Under a list or the help, these are the keys of the app that work there; the list says its own.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,9 @@ class KeyBar(Widget):
 
     def _changed(self, screen: Screen[object]) -> None:
         if screen is self.screen and self.is_attached:
-            found = hints(list(screen.active_bindings.values()))
+            covered = self.app.screen is not screen
+            active = screen.active_bindings.values()
+            found = hints([entry for entry in active if not covered or entry.node is self.app])
             if found != self._hints:
                 self._hints = found
                 self.refresh()

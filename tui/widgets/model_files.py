@@ -72,7 +72,7 @@ def model_files(found: Sequence[FoundModel]) -> PickList:
         title="Model to run",
         prompt="search by name, or type org/name or the path of a .gguf or folder",
         search=search,
-        columns=(44, -10, 14),
+        right=frozenset({1}),
         custom=lambda text: text if is_path(text) or _HUB_NAME.fullmatch(text) else None,
         empty=GET_ONE,
     )

@@ -14,7 +14,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui.form.pick_list import Choice, PickList
+from tui.form.pick_list import Choice, PickList, column_widths, line
+
+WIDTH = 104
+"""Cells of the picker, where the screen has them."""
+AROUND = 5
+"""Border, padding and scroll bar."""
 
 
 class Picker(ModalScreen[str | None]):
@@ -24,7 +29,7 @@ class Picker(ModalScreen[str | None]):
     Picker {
         align: center top; background: $background 60%;
         & > VerticalGroup {
-            width: 94; max-width: 100%; height: auto; max-height: 100%; margin: 2 1 1 1; padding: 0 1;
+            width: 104; max-width: 100%; height: auto; max-height: 100%; margin: 2 1 1 1; padding: 0 1;
             background: $surface; border: round $primary; border-title-color: $text-primary;
             border-subtitle-color: $text-muted;
         }
@@ -53,6 +58,7 @@ class Picker(ModalScreen[str | None]):
         super().__init__()
         self._pick, self._typed, self._current = pick, typed, current
         self._choices: Sequence[Choice] = ()
+        self._columns: Sequence[int] = ()
 
     def compose(self) -> ComposeResult:
         with VerticalGroup() as box:
@@ -65,6 +71,7 @@ class Picker(ModalScreen[str | None]):
     def on_mount(self) -> None:
         """Show all entries first, with the current choice highlighted."""
         self.query_one("#choices", OptionList).can_focus = False
+        self._lay_out()
         self._fill(self._typed)
         self._highlight_current()
 
@@ -72,8 +79,18 @@ class Picker(ModalScreen[str | None]):
         """Replace the list; the typed text stays."""
         self._pick = pick
         if self.is_mounted:
+            self._lay_out()
             self._fill(self.query_one("#search", Input).value)
             self._highlight_current()
+
+    def on_resize(self) -> None:
+        """Lay the columns out for the new width; the highlight stays."""
+        options = self.query_one("#choices", OptionList)
+        at = options.highlighted
+        self._lay_out()
+        self._fill(self.query_one("#search", Input).value)
+        if at is not None and at < len(self._choices):
+            options.highlighted = at
 
     def _highlight_current(self) -> None:
         keys = [choice.key for choice in self._choices]
@@ -94,12 +111,13 @@ class Picker(ModalScreen[str | None]):
         taken = self._pick.custom(text)
         return f"Press Enter to use {taken}" if taken else self._pick.empty or f"Nothing matches {text!r}."
 
+    def _lay_out(self) -> None:
+        """Columns for the whole list, the same whatever is searched for."""
+        room = min(WIDTH, self.app.size.width - 2) - AROUND
+        self._columns = column_widths(self._pick.search(""), self._pick.right, room)
+
     def _line(self, choice: Choice) -> Text:
-        cells = []
-        for width, cell in zip(self._pick.columns, choice.cells, strict=True):
-            shown = cell if len(cell) <= abs(width) else f"{cell[: abs(width) - 1]}…"
-            cells.append(shown.rjust(-width) if width < 0 else shown.ljust(width))
-        return Text("  ".join(cells).rstrip(), no_wrap=True)
+        return Text(line(choice, self._columns, self._pick.right), no_wrap=True)
 
     def _preview(self, text: str) -> None:
         self.query_one("#preview", Static).update(Text(text))

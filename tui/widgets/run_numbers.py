@@ -14,7 +14,7 @@ from textual.widgets import Static
 from tui.charts.plots import latency_chart
 from tui.live.formats import Choice, Effect, effects_table
 from tui.live.generation import Generation
-from tui.views.generation import Pair, cache_text, comparison_table, meter_text, predicted_of, rate
+from tui.views.generation import WIDTH, Pair, cache_text, comparison_table, meter_text, predicted_of, rate
 from tui.widgets.plot import PlotView, theme_colours
 from tui.widgets.table_view import TableView
 
@@ -41,7 +41,7 @@ class RunNumbers(VerticalScroll):
         began = time.monotonic()
         rates = run.timing if run else None
         self.rate = rate(rates.tokens_per_s if rates else None)
-        self._put("#meter", meter_text(run, rates))
+        self._put("#meter", meter_text(run, rates, self.query_one("#meter").size.width or WIDTH))
         times = run.times_ns if run else []
         beside = predicted_of(run) if run else None
         expected_s = beside.tpot_s if beside is not None else None

@@ -106,6 +106,11 @@ async def test_the_key_bar_shows_what_works_now_and_can_be_clicked() -> None:
         await pilot.click("#keybar", offset=(2, 0))
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
+        await pilot.press("escape", "f4")
+        await until(pilot, lambda: "f standard/flash" in lines(app)[-1])
+        await pilot.press("ctrl+f")  # keys of the pane do nothing under the questions
+        await until(pilot, lambda: "f standard/flash" not in lines(app)[-1])
+        assert "^q quit" in lines(app)[-1]
 
 
 def test_the_key_bar_leaves_out_the_least_needed() -> None:

@@ -178,3 +178,19 @@ def test_rates_taken_in_pieces_are_those_of_the_whole() -> None:
             assert run.timing == timing(1000, times[: i + 1])
     assert run.timing == timing(1000, times)
     assert run.timing == timing(1000, times), "asking again changes nothing"
+
+
+def test_a_reason_is_wrapped_to_the_column() -> None:
+    """48 cells: the column at 120 columns. Nothing is left to be wrapped a second time."""
+    run = Generation(Generate(prompt="x"), model=model(None, tokenizer=True))
+    run.feed([started(), token(0, 33_001_000), token(1, 73_001_000), token(2, 113_001_000)])
+    run.own = OwnTimes(
+        compiled=False, max_rows=None, threads=1, n_layers=2, layers_timed=2, chunk=None, slowdown=4.0,
+        steps=(StepTime(batch=1, context=1, seconds=0.010), StepTime(batch=1, context=8, seconds=0.010)),
+        prompts=(PromptTime(tokens=3, past=0, seconds=0.030),),
+    )  # fmt: skip
+    for width in (40, 48):
+        lines = meter_text(run, run.timing, width).plain.splitlines()
+        reason = [line for line in lines[5:] if line.startswith(("  differ", "    "))]
+        assert len(reason) > 1
+        assert max(map(len, reason)) <= width

@@ -12,6 +12,7 @@ from engine.measure.kinds.benchmark import Benchmark, BenchmarkRow
 from engine.measure.measurement import Document
 from engine.measure.registry import MEASUREMENTS
 from engine.records import ModelInfo
+from engine.text import plural
 from tui.charts.chart import Chart
 from tui.charts.plots import benchmark_chart, benchmark_figure, by_length
 from tui.form.sampling import COMPILED_CHOICES, COMPILED_HELP, read_lengths, read_new_tokens
@@ -87,7 +88,7 @@ def benchmark_table(
     said = predicted is not None and any(times.why for times in predicted.lengths.values())
     columns = [Column(name, numeric=True, priority=priority) for name, priority in names.items()]
     return Table(
-        title="Latency sweep" + (f", {new_tokens} new tokens" if new_tokens else ""),
+        title="Latency sweep" + (f", {plural(new_tokens, 'new token')}" if new_tokens else ""),
         columns=[*columns, *([Column("why they differ", priority=5)] if said else [])],
         rows=[_benchmark_cells(row, predicted, said=said) for row in by_length(rows)],
     )
@@ -134,6 +135,6 @@ PRESENTATIONS = (
         predict=predict,
         document=document,
         figure=lambda job: benchmark_figure(job.result, _predicted(job)),
-        outcome=lambda job: f"✓ {len(job.rows)} lengths measured, {medians(job.result.repeats)}",
+        outcome=lambda job: f"✓ {plural(len(job.rows), 'length')} measured, {medians(job.result.repeats)}",
     ),
 )

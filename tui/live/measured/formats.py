@@ -8,6 +8,7 @@ from calc.commands.tables import KEPT, Column, Table
 from calc.units import Quantity, format_decimal, format_duration_s, format_rate
 from engine.measure.kinds.formats import FormatRow
 from engine.measure.registry import MEASUREMENTS
+from engine.text import plural
 from tui.live.presentation import Presentation
 from tui.live.result_text import times
 
@@ -52,6 +53,8 @@ PRESENTATIONS = (
         "the other: memory, time per token, and how far its logits are from float32's on a text (the share of tokens "
         "where the top choice agrees, mean and largest error, perplexity).",
         table=lambda job: formats_table(job.rows),
-        outcome=lambda job: f"✓ {len(job.rows)} formats measured on {job.rows[0].n_tokens} tokens of text",
+        outcome=lambda job: (
+            f"✓ {plural(len(job.rows), 'format')} measured on {plural(job.rows[0].n_tokens, 'token')} of text"
+        ),
     ),
 )
