@@ -47,6 +47,13 @@ LLAMA = uniform(
     intermediate_size=14336,
     vocab_size=128256,
 )
+H100 = DeviceSpec(
+    name="H100",
+    memory_bytes=80 * 10**9,
+    reading="80 GB",
+    bandwidth_bytes_per_s=3.35e12,
+    peak_flops_per_s={"bf16": 989.4e12},
+)
 
 
 def device(memory_bytes: int = 80 * 10**9) -> DeviceSpec:

@@ -15,20 +15,13 @@ from calc.intensity.observations import critical_batch, intensity_observations, 
 from calc.intensity.study import IntensityQuery, intensity_report
 from calc.model.edit import edit
 from calc.model.storage import FORMATS, StorageFormat
-from calc.model.study import DeviceSpec, Policy, Study
+from calc.model.study import Policy, Study
 from calc.sources.catalog import find_model
 from tests.calc.intensity.points import decode_point
 from tests.calc.intensity.test_study import queries
-from tests.calc.strategies import LLAMA, QUICK, device, models, studies
+from tests.calc.strategies import H100, LLAMA, QUICK, device, models, studies
 
 GB = 10**9
-H100 = DeviceSpec(
-    name="H100",
-    memory_bytes=80 * GB,
-    reading="80 GB",
-    bandwidth_bytes_per_s=3.35e12,
-    peak_flops_per_s={"bf16": 989.4e12},
-)
 QUERY = IntensityQuery(model=LLAMA, device=H100)
 POINT, SATURATION, FLASH, ATTENTION, LINEAR, STEP, RIDGE = range(7)
 

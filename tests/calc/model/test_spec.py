@@ -8,27 +8,9 @@ from hypothesis import strategies as st
 
 from calc.errors import SpecError
 from calc.model.edit import edit
-from calc.model.spec import DIMENSIONS, uniform
-from calc.model.study import DeviceSpec
+from calc.model.spec import DIMENSIONS
 from calc.units import MAX_COUNT
-
-LLAMA = uniform(
-    name="llama-3-8b",
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=8,
-    head_dim=128,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    vocab_size=128_256,
-)
-DEVICE = DeviceSpec(
-    name="H100",
-    memory_bytes=80 * 10**9,
-    reading="80 GB",
-    bandwidth_bytes_per_s=3.35e12,
-    peak_flops_per_s={"bf16": 989.4e12},
-)
+from tests.calc.strategies import LLAMA
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
