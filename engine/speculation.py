@@ -49,7 +49,7 @@ class Speculate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def check(self) -> None:
         """Raises OptionError."""
         if self.tokens is not None and not 1 <= self.tokens <= MOST_TOKENS:
-            raise OptionError("speculate", f"{self.tokens:,} drafted tokens per step; it must be 1 to {MOST_TOKENS}")
+            raise OptionError("speculate", f"{self.tokens:,} drafted tokens per step; expected 1 to {MOST_TOKENS}")
         if self.ngram < LEAST_NGRAM:
             raise OptionError("speculate", f"{self.ngram:,} tokens to look up; it must be at least {LEAST_NGRAM}")
 
@@ -60,9 +60,9 @@ def parse_speculate(text: str) -> Speculate:
     while numbers and not _is_count(numbers[0]):
         draft, numbers = f"{draft},{numbers[0]}", numbers[1:]  # commas of a path
     if not draft.strip() or _is_count(draft):
-        raise OptionError("speculate", f"{text!r} does not say who drafts: use {WORDS}")
+        raise OptionError("speculate", f"{text!r} names no draft method: use {WORDS}")
     if len(numbers) > 1 and draft != LOOKUP:
-        raise OptionError("speculate", f"{text!r} has two numbers, and a draft model takes one: use {WORDS}")
+        raise OptionError("speculate", f"{text!r} has two numbers, but a draft model takes one: use {WORDS}")
     words: dict[str, Any] = dict(zip(("tokens", "ngram"), map(int, numbers), strict=False))
     choice = Speculate(draft=draft, **words)
     choice.check()

@@ -36,7 +36,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     if file.architecture not in _FORMS:
         raise UnsupportedArchitecture(
             f'{file.path} has architecture "{file.architecture}", which the engine cannot run from GGUF; '
-            f"it runs {', '.join(ARCHITECTURES)}"
+            f"it supports {', '.join(ARCHITECTURES)}"
         )
     model_type, form = _FORMS[file.architecture]
     said = {"model_type": model_type} | shared_keys(file) | form.keys(file)

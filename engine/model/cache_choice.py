@@ -41,7 +41,7 @@ def attention_only(config: ModelConfig) -> ModelConfig:
     """The config of the layers that have attention, whose keys and values a cache keeps."""
     kept = [i for i, recurrent in enumerate(config.recurrent_layers) if not recurrent]
     if not kept:
-        raise CacheError("no layer of this model has attention, so that there are no keys and values to keep")
+        raise CacheError("no layer of this model has attention, so there are no keys and values to cache")
     slides = tuple(config.sliding_layers[i] for i in kept) if config.sliding_layers else ()
     return replace(
         config,
@@ -60,7 +60,7 @@ def _class_for(config: ModelConfig, kind: CacheKind) -> type[KeysValues]:
     if config.latent is not None:
         if kind == "int8":
             raise OptionError(
-                "cache", "cache int8 is not offered for latent attention, whose cache is compressed already"
+                "cache", "cache int8 is not supported for latent attention, whose cache is already compressed"
             )
         return LatentCache
     classes: dict[CacheKind, type[KeysValues]] = {"full": KVCache, "window": WindowCache, "int8": Int8Cache}

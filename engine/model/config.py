@@ -140,8 +140,8 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.n_active <= self.n_experts <= MAX_EXPERTS:
             raise ConfigError(
-                f"{self.n_active} of {self.n_experts} experts cannot be chosen; "
-                f"choose at least 1 and at most all, of no more than {MAX_EXPERTS} experts"
+                f"{self.n_active} of {self.n_experts} experts cannot be chosen; expected from 1 to all of at most "
+                f"{MAX_EXPERTS} experts"
             )
         if self.intermediate_size < 1 or self.shared_size < 0:
             raise ConfigError(
@@ -170,7 +170,7 @@ class LatentConfig:
         if min(self.rank, self.nope_dim, self.value_dim, self.query_rank or 1) < 1:
             raise ConfigError(f"latent attention with a size below 1: {self}")
         if self.rope_dim < 2 or self.rope_dim % 2:
-            raise ConfigError(f"qk_rope_head_dim is {self.rope_dim}; rotary positions need an even one")
+            raise ConfigError(f"qk_rope_head_dim is {self.rope_dim}; rotary positions need an even number")
 
     @property
     def width(self) -> int:
@@ -316,9 +316,9 @@ class ModelConfig:
                 "so query heads cannot share KV heads evenly"
             )
         if self.positions == "rope" and self.head_dim % 2 and self.rotary_dim is None:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even one")
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
         if self.query_growth is not None and self.rotary_dim not in (None, self.head_dim):
-            raise ConfigError("queries that grow with the position need heads that turn as a whole")
+            raise ConfigError("queries that grow with the position need fully rotated heads")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_dim):
             raise ConfigError(f"rotary_dim is {self.rotary_dim}; it must be even and at most head_dim {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:

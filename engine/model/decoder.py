@@ -329,7 +329,7 @@ class Decoder:
 
     def _check_positions(self, n_tokens: int) -> None:
         if n_tokens > self.config.max_positions:
-            raise PromptError(f"{n_tokens:,} tokens do not fit the model's {self.config.max_positions:,} positions")
+            raise PromptError(f"{n_tokens:,} tokens do not fit in the model's {self.config.max_positions:,} positions")
 
     def with_positions(self, max_positions: int, *, seed: int = 0) -> "Decoder":
         """The same weights with room for ``max_positions`` (self when there is room already).

@@ -11,7 +11,7 @@ def pick_device(name: Device | str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise OptionError("device", f'device "{name}" is not known; use auto, cpu or cuda')
     if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device", "device cuda was asked for, but torch sees no CUDA device; use cpu")
+        raise OptionError("device", "device cuda was requested, but torch finds no CUDA device; use cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -19,7 +19,9 @@ def check_devices(device: torch.device, tp: int) -> None:
     """Raise OptionError where ``tp`` ranks would have to share a GPU, which nccl refuses."""
     if device.type == "cuda" and tp > torch.cuda.device_count():
         seen = torch.cuda.device_count()
-        raise OptionError("tp", f"tp {tp} needs {tp} CUDA devices, one per rank; torch sees {seen}; use device cpu")
+        raise OptionError(
+            "tp", f"tp {tp} needs {tp} CUDA devices, one per rank, but torch finds {seen}; use device cpu"
+        )
 
 
 def rank_device(name: Device | str, local_rank: int) -> torch.device:

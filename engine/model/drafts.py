@@ -74,7 +74,9 @@ class DraftModel:
     def __init__(self, decoder: Decoder, *, vocab_size: int, chunk: int | None = None) -> None:
         """``vocab_size`` of the model that is drafted for. Raises OptionError."""
         if decoder.config.recurrent is not None:
-            raise OptionError("speculate", "the draft model keeps states, which cannot be taken back: use another one")
+            raise OptionError(
+                "speculate", "the draft model has recurrent states, which cannot be rolled back: use another one"
+            )
         self._decoder = decoder
         self._n_tokens = min(vocab_size, decoder.config.vocab_size)
         self._chunk = chunk

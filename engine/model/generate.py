@@ -80,7 +80,7 @@ class GenerationOptions:
         if self.forced_ids is not None and len(self.forced_ids) < self.max_new_tokens:
             raise OptionError(
                 "forced_ids",
-                f"forced_ids holds {len(self.forced_ids)} tokens; {self.max_new_tokens} are to be made",
+                f"forced_ids has {len(self.forced_ids)} tokens, but {self.max_new_tokens} are to be generated",
             )
 
 
@@ -150,9 +150,9 @@ def _check_speculation(speculation: Speculation | None, decoder: Decoder, option
         return
     speculation.asked.check()
     if not options.use_cache:
-        raise OptionError("speculate", "speculation needs the KV cache, which no-cache switches off")
+        raise OptionError("speculate", "speculation needs the KV cache: remove no-cache")
     if decoder.communication_ns is not None:
-        raise OptionError("speculate", "speculation is for one process; use tp 1")
+        raise OptionError("speculate", "speculation runs in one process only; use tp 1")
 
 
 def _sampler(options: GenerationOptions, device: torch.device) -> Sampler:

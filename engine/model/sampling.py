@@ -145,7 +145,7 @@ def check_sampling(
         raise OptionError("min_p", f"min_p is {min_p}; it must be from 0 to 1")
     if repetition_penalty is not None and not 0 < repetition_penalty <= _MAX_PENALTY:
         raise OptionError(
-            "repetition_penalty", f"repetition_penalty is {repetition_penalty}; it must be above 0 (1 changes nothing)"
+            "repetition_penalty", f"repetition_penalty is {repetition_penalty}; it must be above 0 (1 is off)"
         )
     if presence_penalty is not None and not -_MAX_PENALTY <= presence_penalty <= _MAX_PENALTY:
         raise OptionError(

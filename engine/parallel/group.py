@@ -42,7 +42,7 @@ class Group:
         try:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         except RuntimeError as error:
-            raise RankLost(f"the {size} tensor-parallel ranks did not meet: {_first_line(error)}") from None
+            raise RankLost(f"the {size} tensor-parallel ranks could not connect: {_first_line(error)}") from None
         return cls(rank, size, device, lost=lost)
 
     def leave(self) -> None:

@@ -266,5 +266,5 @@ def _join_torchrun(name: str) -> Group:
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise RankLost(f"the ranks of torchrun did not meet: {str(error).splitlines()[0][:200]}") from None
+        raise RankLost(f"the ranks of torchrun could not connect: {str(error).splitlines()[0][:200]}") from None
     return Group(dist.get_rank(), dist.get_world_size(), device)

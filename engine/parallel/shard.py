@@ -31,7 +31,7 @@ def check_tp(config: ModelConfig, tp: int) -> None:
             "tp", "queries and keys are normalised over several heads, which ranks do not share; use tp 1"
         )
     if tp > 1 and config.positions == "alibi":
-        raise OptionError("tp", "the slopes of ALiBi go by all heads, which ranks do not share; use tp 1")
+        raise OptionError("tp", "the ALiBi slopes depend on all heads, which ranks do not share; use tp 1")
     if tp > 1 and config.sub_norms:
         raise OptionError("tp", "results are normalised over all heads, which ranks do not share; use tp 1")
     if config.n_heads % tp:
@@ -151,7 +151,7 @@ def cut(name: str, tensor: Tensor, config: ModelConfig, shard: Shard) -> Tensor:
     how = _CUTS.get(module.rpartition(".")[2])
     if how is None:
         if not module.endswith(_WHOLE):
-            raise OptionError("tp", f"how {name} falls on ranks is not known; run this model with tp 1")
+            raise OptionError("tp", f"it is not known how to divide {name} among ranks; run this model with tp 1")
         how = _whole
     if kind == "bias" and how is _columns:
         how = _whole

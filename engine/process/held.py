@@ -241,7 +241,7 @@ def _load(request: OnModel, watch: Watch) -> _Held:
     path, dtype = model_path(request.model), request.dtype
     if request.tp > 1:
         if request.n_heads is not None:
-            raise OptionError("n_heads", "n-heads is for one process; use tp 1")
+            raise OptionError("n_heads", "n-heads works in one process only; use tp 1")
         from engine.parallel.launch import load_parallel  # torch.distributed
 
         loaded = load_parallel(
@@ -263,7 +263,7 @@ def check_vocabularies(model: LoadedModel, draft: LoadedModel) -> None:
     """Raise OptionError unless a token of the one is that of the other."""
     pair = f"the draft model {draft.name} and {model.name}"
     if (model.tokenizer is None) != (draft.tokenizer is None):
-        raise OptionError("speculate", f"{pair}: only one has a tokenizer, so that their tokens cannot be compared")
+        raise OptionError("speculate", f"{pair}: only one has a tokenizer, so their tokens cannot be compared")
     if model.tokenizer is None or draft.tokenizer is None:
         same = model.config.vocab_size == draft.config.vocab_size
     else:

@@ -117,7 +117,7 @@ class Service:
 def generation_options(request: Generate) -> GenerationOptions:
     """The checked options of a request. Raises `OptionError`."""
     if sum(given is not None for given in (request.prompt, request.prompt_ids, request.turns)) != 1:
-        raise OptionError("prompt", "give the prompt as text, as token ids or as turns of a chat, one of the three")
+        raise OptionError("prompt", "give the prompt in exactly one form: text, token ids or chat turns")
     return GenerationOptions(
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,

@@ -152,7 +152,7 @@ class Session:
         lines = self._peek_tail().strip().splitlines()
         if not lines:
             return f"the engine {ending}"
-        return f"the engine {ending}; its last words: {lines[-1].strip()[:_LAST_LINE_CHARACTERS]}"
+        return f"the engine {ending}; its last output: {lines[-1].strip()[:_LAST_LINE_CHARACTERS]}"
 
     def _peek_tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)

@@ -145,7 +145,7 @@ def _decoder(
         wanted = pick_dtype(dtype, stored=stored, device=device, n_parameters=n_parameters(source.config))
         return make(source.config, Converted(source.weights, wanted, device, taken, select=chosen))
     if select is not None:
-        raise OptionError("dtype", f"{dtype} weights run on one rank; use tp 1, or a floating dtype")
+        raise OptionError("dtype", f"{dtype} weights run on one rank only; use tp 1 or a floating-point dtype")
     kind: QuantizedFormat = "int8" if dtype == "int8" else "int4"
     exact = Converted(source.weights, torch.float32, device, taken)
     weights = Converted(source.weights, compute_dtype(device), device, taken)

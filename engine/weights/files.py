@@ -86,13 +86,13 @@ def _read_other(location: Path, n_heads: int | None) -> Source:
 def _context_note(config: ModelConfig, document: Keys | None) -> str:
     if document is None or not document.get(native.ASSUMED):
         return ""
-    return f"params.json does not state the context; {config.max_positions:,} positions are taken, as its release has"
+    return f"params.json does not state the context; {config.max_positions:,} positions are assumed, as in its release"
 
 
 def _norm_note(config: ModelConfig, document: Keys | None) -> str:
     if document is not None or config.norm_bias:
         return ""
-    return "the norms have no biases; they are taken as LayerNorm, which subtracts the mean"
+    return "the norms have no biases; they are assumed to be LayerNorm, which subtracts the mean"
 
 
 def _read_gguf(location: Path) -> Source:
@@ -222,7 +222,7 @@ def _check_shapes(
     expected = parameter_shapes(config)
     missing = [shown(name) for name in expected if name not in ours]
     if missing:
-        head = "; a head that is not stored is not taken as tied to the embeddings" if missing == [shown(_HEAD)] else ""
+        head = "; a missing head is not assumed to be tied to the embeddings" if missing == [shown(_HEAD)] else ""
         raise CheckpointError(f"{path} lacks {some(missing)}{head}")
     extra = [shown(name) for name in ours if name not in expected]
     if extra:

@@ -36,11 +36,11 @@ def read_folder(folder: Path) -> Mapping[str, Stored]:
         return _read(folder, others)
     if others:
         raise CheckpointError(
-            f"{folder} holds {len(others)} weight files ({', '.join(others[:_SHOWN])}) and none is model.safetensors; "
+            f"{folder} has {len(others)} weight files ({', '.join(others[:_SHOWN])}) and none is model.safetensors; "
             "name the one to read"
         )
     if (folder / _ADAPTER).exists():
-        raise CheckpointError(f"{folder} holds an adapter alone; merge it into its model first")
+        raise CheckpointError(f"{folder} only has an adapter; merge it into its model first")
     raise CheckpointError(f"{folder} holds no weights: no model.safetensors, pytorch_model.bin, nor an index of parts")
 
 

@@ -36,11 +36,14 @@ def widen_packed(decoder: Decoder) -> str:
         return ""
     free, dtype, size = available_bytes(), str(decoder.dtype).removeprefix("torch."), f"{n_bytes / 1e9:.2f} GB"
     if free is None or n_bytes > free:
-        return f"; packed weights are widened for every token, which is slow: widened once they take {size}"
+        return (
+            "; packed weights are dequantized for every token, which is slow (dequantized once, they would take "
+            f"{size})"
+        )
     for owner, name in owners:
         layer: GroupedLinear = getattr(owner, name)
         setattr(owner, name, Linear(layer.weight(decoder.dtype), layer.bias()))
-    return f"; packed weights are widened to {dtype}, {size}"
+    return f"; packed weights are dequantized to {dtype}, {size}"
 
 
 def _attributes(decoder: Decoder) -> Iterator[tuple[object, str, object]]:

@@ -28,12 +28,12 @@ def test_words(text: str, choice: Speculate, most: int) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("4", "'4' does not say who drafts"),
-        ("4,3", "'4,3' does not say who drafts"),
-        ("", "'' does not say who drafts"),
-        (",4", "',4' does not say who drafts"),
+        ("4", "'4' names no draft method"),
+        ("4,3", "'4,3' names no draft method"),
+        ("", "'' names no draft method"),
+        (",4", "',4' names no draft method"),
         ("small.gguf,4,2", "a draft model takes one"),
-        ("lookup,0", "0 drafted tokens per step; it must be 1 to 31"),
+        ("lookup,0", "0 drafted tokens per step; expected 1 to 31"),
         ("lookup,32", "32 drafted tokens per step"),
         ("lookup,4,1", "1 tokens to look up; it must be at least 2"),
     ],

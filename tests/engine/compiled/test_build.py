@@ -209,7 +209,9 @@ def test_without_a_compiler_packed_matrices_are_widened_once(
     n_bytes = 4 * (2 * (64 * (4 + 2 + 2) * 16 + 64 * 64 + 3 * 64 * 96) + 64 * 29)
     size = f"{n_bytes / 1e9:.2f} GB"
     said = (
-        f"widened to float32, {size}" if is_wide else f"for every token, which is slow: widened once they take {size}"
+        f"dequantized to float32, {size}"
+        if is_wide
+        else f"for every token, which is slow (dequantized once, they would take {size}"
     )
     assert said in compilation.note
     ids = torch.tensor([[3, 1, 4]])

@@ -150,7 +150,7 @@ def test_a_latent_cache_keeps_one_vector_a_token() -> None:
 def test_kinds_are_checked() -> None:
     with pytest.raises(OptionError, match='cache "fp4" is not known; use full, window, int8'):
         make_cache(llama_config(), 3, kind="fp4")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="int8 is not offered for latent"):
+    with pytest.raises(OptionError, match="int8 is not supported for latent"):
         make_cache(llama_config(**VARIANTS["latent"]), 3, kind="int8")
 
 

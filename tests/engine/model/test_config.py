@@ -125,7 +125,7 @@ def test_a_null_window_switches_mistrals_off() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "whisper"}, '"whisper".*it runs llama, mistral, .*smollm3, qwen2, qwen3'),
+        ({"model_type": "whisper"}, '"whisper".*it supports llama, mistral, .*smollm3, qwen2, qwen3'),
         ({"hidden_act": "swiglu_oai"}, '"swiglu_oai".*relu, silu, swish, gelu'),
         ({"rope_scaling": {"type": "ntk", "factor": 4.0}}, "'ntk' is not supported; use default, llama3"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -200,7 +200,7 @@ def test_numbers_in_other_spellings_are_read() -> None:
             r"hidden_size \(4096\) is not a multiple of num_attention_heads \(30\)",
         ),
         ({"num_key_value_heads": 5}, r"n_heads \(32\) is not a multiple of n_kv_heads \(5\)"),
-        ({"head_dim": 7}, "head_dim is 7; rotary positions need an even one"),
+        ({"head_dim": 7}, "head_dim is 7; rotary positions need an even number"),
         ({"num_hidden_layers": 10**9}, "at most 10000"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
         ({"rope_theta": math.inf}, "rope_theta is inf"),

@@ -205,7 +205,7 @@ def test_mask_says_who_sees_whom(n_new: int, past: int, window: int | None) -> N
 
 def test_positions_beyond_the_table_are_refused_with_the_numbers() -> None:
     model = decoder("one-head-learned", max_positions=10)
-    with pytest.raises(PromptError, match="11 tokens do not fit the model's 10 positions"):
+    with pytest.raises(PromptError, match="11 tokens do not fit in the model's 10 positions"):
         model.forward(random_ids(model, 1, 11))
     cache = model.new_cache(20)
     model.forward(random_ids(model, 1, 10), cache)

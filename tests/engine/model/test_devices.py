@@ -22,7 +22,7 @@ from engine.process.service import Service
 from engine.records import CacheKind, Event, Load
 from tests.engine.models import VARIANTS, llama_config
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA device")
 
 
@@ -37,7 +37,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     assert [pick_device(name).type for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
     see(monkeypatch, 0)
     assert [pick_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
-    with pytest.raises(OptionError, match="torch sees no CUDA device; use cpu"):
+    with pytest.raises(OptionError, match="torch finds no CUDA device; use cpu"):
         pick_device("cuda")
     with pytest.raises(OptionError, match='device "tpu" is not known; use auto, cpu or cuda'):
         pick_device("tpu")
@@ -52,7 +52,7 @@ def test_ranks_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank_device("cpu", 7) == torch.device("cpu")
     check_devices(torch.device("cuda"), 2)
     check_devices(torch.device("cpu"), 64)
-    with pytest.raises(OptionError, match="tp 4 needs 4 CUDA devices, one per rank; torch sees 2; use device cpu"):
+    with pytest.raises(OptionError, match="tp 4 needs 4 CUDA devices, one per rank, but torch finds 2; use device cpu"):
         check_devices(torch.device("cuda"), 4)
     (failed,) = Service().answer(Load(tp=4))
     assert isinstance(failed, Failed)
@@ -108,7 +108,7 @@ def test_the_command_line_says_it_in_one_sentence(program: str) -> None:
     command = [sys.executable, "-m", program, *words, "--prompt", "a", "--device", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    said = "device cuda was asked for, but torch sees no CUDA device; use cpu"
+    said = "device cuda was requested, but torch finds no CUDA device; use cpu"
     assert done.stderr.splitlines() == [f"{'python -m engine' if program == 'engine' else 'kvscope generate'}: {said}"]
 
 

@@ -194,13 +194,13 @@ def test_what_came_of_it_is_counted() -> None:
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     for options, asked, says in [
         (GenerationOptions(use_cache=False), Speculate(), "needs the KV cache"),
-        (GenerationOptions(), Speculate(tokens=32), "32 drafted tokens per step; it must be 1 to 31"),
+        (GenerationOptions(), Speculate(tokens=32), "32 drafted tokens per step; expected 1 to 31"),
         (GenerationOptions(), Speculate(ngram=1), "it must be at least 2"),
     ]:
         with pytest.raises(OptionError, match=says):
             generate(model("llama"), PROMPT, options, speculation=Speculation(asked, PromptLookup(3), "lookup"))
-    with pytest.raises(OptionError, match="keeps states"):
+    with pytest.raises(OptionError, match="recurrent states"):
         DraftModel(model("lfm2"), vocab_size=29)
     monkeypatch.setattr(Decoder, "communication_ns", property(lambda _: 0))  # as that of several ranks
-    with pytest.raises(OptionError, match="speculation is for one process; use tp 1"):
+    with pytest.raises(OptionError, match="speculation runs in one process only; use tp 1"):
         generate(model("llama"), PROMPT, speculation=Speculation(Speculate(), PromptLookup(3), "lookup"))

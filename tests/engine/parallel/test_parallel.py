@@ -207,7 +207,7 @@ class TestShards:
         ({}, 3, "4 query heads are not divisible by 3; this model runs on 1, 2, 4 ranks"),
         ({"n_heads": 12, "n_kv_heads": 6}, 4, "6 KV heads are not divisible by 4"),
         ({"intermediate_size": 26}, 4, "the inner dimension 26 is not divisible by 4"),
-        ({"positions": "alibi"}, 2, "the slopes of ALiBi"),
+        ({"positions": "alibi"}, 2, "the ALiBi slopes"),
         ({}, 0, "from 1 to"),
         ({}, 1000, "from 1 to"),
     ],

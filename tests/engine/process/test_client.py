@@ -168,7 +168,7 @@ def test_a_crash_is_reported_with_its_code_and_last_words(client: EngineClient) 
     assert event == EngineExited(
         request_id=1,
         returncode=3,
-        message="the engine exited with code 3; its last words: ValueError: leaving with 3",
+        message="the engine exited with code 3; its last output: ValueError: leaving with 3",
         stderr_tail="first words\nValueError: leaving with 3\n",
     )
 

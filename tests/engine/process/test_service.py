@@ -104,7 +104,7 @@ class TestSpeculation:
     def test_refusals_are_one_sentence(self, service, tmp_path):
         for speculate, says in (
             (Speculate(draft=str(tmp_path / "none.gguf")), "none.gguf"),
-            (Speculate(tokens=40), "40 drafted tokens per step; it must be 1 to 31"),
+            (Speculate(tokens=40), "40 drafted tokens per step; expected 1 to 31"),
         ):
             last = list(service.answer(Generate(prompt="the", speculate=speculate)))[-1]
             assert isinstance(last, Failed)

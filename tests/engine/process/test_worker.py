@@ -193,8 +193,8 @@ def test_a_small_model_gets_one_thread_unless_asked_otherwise(weights: str) -> N
     [
         (Load(model="/no/such/file.pt"), "/no/such/file.pt"),
         (Load(threads=0), "threads must be a whole number from 1"),
-        (Generate(), "one of the three"),
-        (Generate(prompt="a", prompt_ids=(1,)), "one of the three"),
+        (Generate(), "in exactly one form"),
+        (Generate(prompt="a", prompt_ids=(1,)), "in exactly one form"),
         (Generate(prompt=""), "prompt is empty"),
         (Generate(prompt_ids=()), "prompt is empty"),
         (Generate(prompt_ids=(1, 999_999)), "token id 999999 is outside the vocabulary"),

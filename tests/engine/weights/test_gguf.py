@@ -330,8 +330,8 @@ def test_a_pre_tokenizer_that_is_no_name_is_not_known(tmp_path: Path) -> None:
     loaded = load_checkpoint(saved(tmp_path, tokenizer_metadata(trained()) | {"tokenizer.ggml.pre": ["smollm"]}))
     assert loaded.tokenizer is not None
     assert loaded.notes == (
-        "the file names a pre-tokenizer that is not known (['smollm']); "
-        "llama.cpp's default is assumed, and text may be split otherwise than in training",
+        "the file names an unknown pre-tokenizer (['smollm']); "
+        "llama.cpp's default is assumed, and text may be split differently than in training",
     )
 
 
@@ -390,7 +390,7 @@ def test_what_cannot_be_run_is_named(tmp_path: Path) -> None:
     config = small()
     weights = random_weights(config)
     path = write_gguf(tmp_path / "m.gguf", config, weights, architecture="rwkv7")
-    with pytest.raises(UnsupportedArchitecture, match=r'architecture "rwkv7".*it runs llama, .*smollm3, qwen2'):
+    with pytest.raises(UnsupportedArchitecture, match=r'architecture "rwkv7".*it supports llama, .*smollm3, qwen2'):
         load_checkpoint(path)
     del weights["model.layers.1.mlp.up_proj.weight"]
     lacking = write_gguf(tmp_path / "lacking.gguf", config, weights)

@@ -75,7 +75,7 @@ def test_every_way_to_cut_keeps_the_text(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("", "names no pre-tokenizer"), ("brand-new", r"is not known \(brand-new\)")]
+    ("name", "words"), [("", "names no pre-tokenizer"), ("brand-new", r"unknown pre-tokenizer \(brand-new\)")]
 )
 def test_a_pre_tokenizer_that_is_not_known_is_said(name: str, words: str, tmp_path: Path) -> None:
     metadata = tokenizer_metadata(trained())

@@ -95,12 +95,14 @@ def test_norms_without_biases_are_layer_norms_and_said(tmp_path: Path) -> None:
     first, second = (load_checkpoint(tmp_path / f"{name}.pt", dtype="float64") for name in ("without", "zeros"))
     ids = torch.tensor([IDS])
     assert torch.equal(first.decoder.forward(ids), second.decoder.forward(ids))
-    assert first.notes == ("the norms have no biases; they are taken as LayerNorm, which subtracts the mean",)
+    assert first.notes == ("the norms have no biases; they are assumed to be LayerNorm, which subtracts the mean",)
 
 
 def test_a_head_that_is_missing_is_refused(tmp_path: Path) -> None:
     torch.save({name: t for name, t in STATE.items() if not name.startswith("output")}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"lacks output_projection.weight; .* not taken as tied"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks output_projection.weight; a missing head is not assumed to be tied"
+    ):
         load_checkpoint(tmp_path / "model.pt")
 
 

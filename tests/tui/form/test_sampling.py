@@ -98,7 +98,7 @@ def test_rarer_options_in_one_field(text: str, expected: form.MoreSampling) -> N
         ('stop "END', "in quotes"),
         ("stop", "has no value"),
         ("speculate", "has no value"),
-        ("speculate 4", "does not say who drafts"),
+        ("speculate 4", "names no draft method"),
     ],
 )
 def test_rarer_options_that_cannot_be_read_are_named(text: str, words: str) -> None:
