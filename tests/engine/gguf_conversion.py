@@ -122,6 +122,9 @@ CASES: dict[str, Case] = {
         "expert_count": 6, "expert_used_count": 2, "expert_shared_feed_forward_length": 14}),
     "arcee": Case("arcee", "arcee", changes={"mlp_bias": False}),
     "seed-oss": Case("seed-oss", "seed_oss", changes={"attention_out_bias": False}, facts={"attention.key_length": 10}),
+    "hunyuan-moe": Case("hunyuan-moe", "hunyuan-moe", facts={
+        "expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 48, "expert_shared_count": 1,
+        "expert_shared_feed_forward_length": 48, "attention.key_length": 10}),
     "minimax-m2": Case("minimax-m2", "minimax-m2", facts={
         "expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 48, "expert_gating_func": 2,
         "attention.key_length": 12, "rope.dimension_count": 6}),
@@ -530,5 +533,5 @@ _CHANGES: dict[str, tuple[Callable[[Tensors, Said], Tensors], ...]] = {
     "qwen3next": (_apart_by_head, _decay, _short, _one_more, _EXPERTS),
     "qwen35": (_tiled, _decay, _short, _one_more),
     "qwen35moe": (_tiled, _decay, _short, _one_more, _EXPERTS),
-    **dict.fromkeys(("qwen2moe", "qwen3moe", "olmoe", "glm4moe", "dots1", "ernie4_5-moe"), (_EXPERTS,)),
+    **dict.fromkeys(("qwen2moe", "qwen3moe", "olmoe", "glm4moe", "dots1", "ernie4_5-moe", "hunyuan-moe"), (_EXPERTS,)),
 }

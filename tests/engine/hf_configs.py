@@ -131,6 +131,7 @@ FAMILIES |= {
     | EXPERTS,
     "minimax-m2": {"model_type": "minimax_m2", "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 12}
     | {"rotary_dim": 6},
+    "hunyuan-moe": {"model_type": "hunyuan_v1_moe", "num_experts": 5, "moe_topk": 2, "head_dim": 10},
     "bitnet": {"model_type": "bitnet"},
     "apertus": {"model_type": "apertus"},
     "phimoe": {"model_type": "phimoe", "num_local_experts": 5, "attention_bias": True, "lm_head_bias": True},

@@ -201,6 +201,7 @@ MODELS |= {
     ),
     "glm4-moe-lite": ("Glm4MoeLite", LATENT | {"q_lora_rank": 14, "num_local_experts": 6, "rms_norm_eps": 1e-3}),
     "minimax-m2": ("MiniMaxM2", PARTLY | {"num_local_experts": 6, "num_experts_per_tok": 2, "head_dim": 12}),
+    "hunyuan-moe": ("HunYuanMoEV1", {"num_experts": 6, "moe_topk": [2, 2], "head_dim": 10}),
     "bitnet": ("BitNet", {}),
     "apertus": ("Apertus", {"rope_parameters": LLAMA3, "attention_bias": True}),
     "phimoe": ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.2, "attention_bias": True}),
