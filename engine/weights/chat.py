@@ -1,16 +1,12 @@
 """Chat templates: turns of a conversation to the text a model was trained on.
 
-A template comes with the model, from anyone: it runs in jinja2's immutable sandbox (no attributes of Python's own,
-nothing can be changed), with bounds on its size, on products of texts, on what it writes and on its time.
+A template comes with the model, from anyone: see `engine.weights.template_sandbox`. Its size is bounded here.
 """
 
-import json
-import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engine.errors import PromptError, TokenizerError
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
@@ -18,9 +14,6 @@ from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
-MAX_PROMPT_CHARACTERS = 16 << 20
-_MAX_PRODUCT = 1 << 20
-_MAX_EXPONENT = 64
 _MAX_S = 5.0
 
 
@@ -53,10 +46,12 @@ class ChatTemplate:
 def _compiled(template: str) -> Any:
     from jinja2 import TemplateError
 
+    from engine.weights.template_sandbox import Sandbox
+
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise TokenizerError(f"the chat template has {len(template):,} characters; at most a million are read")
     try:
-        return _environment().from_string(template)
+        return Sandbox(_MAX_S).from_string(template)
     except (TemplateError, RecursionError) as error:
         raise TokenizerError(f"the chat template is broken{_place(error)}: {_first_line(error)}") from None
 
@@ -80,6 +75,8 @@ def render_chat(
     """
     from jinja2.exceptions import TemplateRuntimeError
 
+    from engine.weights.template_sandbox import Refusal
+
     compiled = _compiled(template)
     # What transformers' apply_chat_template gives.
     values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
@@ -89,7 +86,7 @@ def render_chat(
         values["enable_thinking"] = thinking
     try:
         return _written(compiled.generate(messages=[dict(message) for message in messages], **values))
-    except _Refusal as error:
+    except Refusal as error:
         raise PromptError(f"the chat template refuses these messages: {_first_line(error)}") from None
     except (
         TemplateRuntimeError, ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, AttributeError,
@@ -108,103 +105,17 @@ def _place(error: BaseException) -> str:
     return f" in line {line}" if line else ""
 
 
-class _Refusal(Exception):
-    """What a template says with raise_exception."""
-
-
-def _refuse(message: str) -> NoReturn:
-    raise _Refusal(message)
-
-
 def _written(pieces: Any) -> str:
+    from engine.weights.template_sandbox import MAX_PROMPT_CHARACTERS
+
     text: list[str] = []
-    size, deadline = 0, time.monotonic() + _MAX_S
+    size = 0
     for piece in pieces:
         text.append(piece)
         size += len(piece)
         if size > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"it writes more than {MAX_PROMPT_CHARACTERS:,} characters")
-        if time.monotonic() > deadline:
-            raise ValueError(f"it takes more than {_MAX_S:g} s")
     return "".join(text)
-
-
-def _environment() -> Any:
-    """The sandbox. The names templates expect beyond jinja2's own are those of transformers' apply_chat_template."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.filters import do_indent
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Refuses products and powers that could fill the memory; padding and formatting likewise."""
-
-        intercepted_binops = frozenset(("*", "**", "%"))
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_operation(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-    class Generation(Extension):
-        """{% generation %}: marks what the model wrote, for training; here its content alone counts."""
-
-        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
-    for name in ("center", "wordwrap", "pprint"):
-        environment.filters.pop(name, None)
-    environment.globals.pop("lipsum", None)
-    environment.filters["tojson"] = _to_json
-    environment.filters["format"] = _format
-    environment.filters["indent"] = lambda text, width=4, *rest, **how: do_indent(text, _narrow(width), *rest, **how)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = time.strftime
-    return environment
-
-
-def _check_operation(operator: str, left: Any, right: Any) -> None:
-    texts = (str, bytes, list, tuple)
-    if operator == "**" and (abs(right) > _MAX_EXPONENT or abs(left) > _MAX_PRODUCT):
-        raise ValueError("a power too large")
-    if operator == "%" and isinstance(left, str) and _WIDE.search(left):
-        raise ValueError("a text formatted too wide")
-    if operator != "*":
-        return
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, texts) and isinstance(other, int) and len(one) * other > _MAX_PRODUCT:
-            raise ValueError("a text repeated too often")
-
-
-_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})")  # a width that comes from outside, or of a thousand and more
-_MAX_INDENT = 256
-
-
-def _format(text: object, *args: object, **named: object) -> str:
-    """jinja2's filter: printf-style."""
-    _check_operation("%", str(text), args)
-    return str(text) % (named or args)
-
-
-def _narrow(width: Any) -> Any:
-    if (len(width) if isinstance(width, str) else width) > _MAX_INDENT:
-        raise ValueError("a text indented too far")
-    return width
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers writes it: characters as they are, no HTML escapes."""
-    narrow = None if indent is None else min(indent, 16)
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=narrow, separators=separators, sort_keys=sort_keys)
 
 
 def _first_line(error: BaseException) -> str:

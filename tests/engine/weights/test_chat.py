@@ -97,7 +97,7 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
         ("{{ 1000000 * [1] * 1000 }}", "repeated too often"),
         ("{{ 9 ** 999999 }}", "a power too large"),
         ("{{ '%99999999d' % 1 }}", "formatted too wide"),
-        ("{{ 'x' | center(99999999) }}", "is broken|fails"),
+        ("{{ 'x' | center(99999999) }}", "padded too wide"),
         ("{% for i in range(999999999) %}{% endfor %}", "fails"),
         ("{% for i in range(9999) %}{{ 'xxxxxxxxxx' * 9000 }}{% endfor %}", "writes more"),
         ("{{ undefined.attribute }}", "fails in line 1: 'undefined' is undefined"),
@@ -106,6 +106,56 @@ def test_a_folder_without_one(tmp_path: Path) -> None:
 )
 def test_a_hostile_or_broken_template_is_refused(source: str, words: str) -> None:
     with pytest.raises(TokenizerError, match=words):
+        render_chat(TURNS, template=source)
+
+
+TWICE = "{% set ns = namespace(s='x' * 1000000, l=[1]) %}{% for i in range(40) %}%s{% endfor %}"
+MILLION = "('a' * 1000000)"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (TWICE.replace("%s", "{% set ns.s = ns.s + ns.s %}"), "makes a text or list of more than 16,777,216"),
+        (TWICE.replace("%s", "{% set ns.s = ns.s ~ ns.s %}"), "makes a text or list"),
+        (TWICE.replace("%s", "{% set ns.s = '%s%s' % (ns.s, ns.s) %}"), "makes a text or list"),
+        (TWICE.replace("%s", "{% set ns.s = '{0}{0}'.format(ns.s) %}"), "makes a text or list"),
+        (TWICE.replace("%s", "{% set ns.s = ns.s | forceescape | replace('x', 'xx') %}"), "makes a text or list"),
+        *((TWICE.replace("%s", "{% set ns.l = [ns.l, ns.l] %}") + shown, "more than 262,144 values")
+          for shown in ("{{ ns.l }}", "{{ ns.l | tojson }}", "{{ ns.l ~ 1 }}", "{{ '%s' % [ns.l] }}",
+                        "{{ [ns.l] | join }}", "{{ '{}'.format(ns.l) }}")),
+        ("{% set n=namespace(x=2) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}", "number too large"),
+        (f"{{{{ {MILLION} | replace('a', {MILLION}) }}}}", "makes a text or list"),
+        (f"{{{{ {MILLION}.replace('a', {MILLION}) }}}}", "makes a text or list"),
+        (f"{{{{ {MILLION}.join([''] * 1000000) }}}}", "makes a text or list"),
+        (f"{{{{ ([''] * 1000000) | join({MILLION}) }}}}", "more than 262,144 values"),
+        *((f"{{{{ 'a'.{name}(9000000000) }}}}", "padded too wide")
+          for name in ("ljust", "rjust", "center", "zfill", "expandtabs")),
+        ("{{ '{:>9000000000}'.format('a') }}", "formatted too wide"),
+        ("{{ '{:>{w}}'.format('a', w=9000000000) }}", "formatted too wide"),
+        ("{{ '{a:>9000000000}'.format_map({'a': 1}) }}", "formatted too wide"),
+        ("{{ [1] | batch(9000000000, 'x') | list }}", "divided too often"),
+        ("{{ [1] | slice(9000000000) | list }}", "divided too often"),
+        ("{{ ('\\n' * 1000000) | indent(256) }}", "makes a text or list"),
+        ("{{ 'a'.translate({97: 'b'}) }}", "translate is not for templates"),
+    ],
+)  # fmt: skip
+def test_a_template_cannot_fill_the_memory(source: str, words: str) -> None:
+    with pytest.raises(TokenizerError, match=words):
+        render_chat(TURNS, template=source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_a_template_that_writes_nothing_ends_too(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_MAX_S", 0.05)
+    with pytest.raises(TokenizerError, match=r"takes more than 0\.05 s"):
         render_chat(TURNS, template=source)
 
 
@@ -138,6 +188,16 @@ CONVERSATION = [
         "{{ unk_token }}{{ pad_token }}{{ bos_token }}{{ eos_token }}",
         "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}.",
         "{% for m in messages %}{{ m.content }}{% if loop.index == 1 %}{% break %}{% endif %}{% endfor %}",
+        "{{ strftime_now('%f') | length }}",
+        "{{ 'a' | center(5) }}{{ 'a'.center(5, '*') }}{{ 'a'.ljust(3, '-') }}{{ messages[0] | pprint }}",
+        "{{ '{:>5}|{:03d}|{0[role]}'.replace('{0[role]}', '').format('a', 7) }}{{ '{0[role]}'.format(messages[0]) }}",
+        "{{ 1 ~ 'a' ~ none ~ messages | length }}{{ [1, 'x', none] | join('-') }}",
+        "{{ messages | map(attribute='role') | join }}",
+        "{% macro f(x, y='d') %}[{{ x }}{{ y }}{{ caller() if caller else '' }}]{% endmacro %}"
+        "{% call f('a') %}body{% endcall %}{{ f('b', y=2) }}",
+        "{% set block %}hi {{ messages[0].content }}{% endset %}{{ block }}",
+        "{% filter upper %}abc{% endfilter %}{{ messages[1].content | e }}{{ messages | batch(2) | list | length }}",
+        "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | join(', ') }}",
     ],
 )
 @pytest.mark.parametrize("thinking", [None, False])
