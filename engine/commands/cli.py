@@ -14,6 +14,7 @@ from engine.measure.registry import MEASUREMENTS
 from engine.plain import one_line
 from engine.process.events import Generate, Turn
 from engine.records import CacheKind, Request
+from engine.sampling_options import check_at_least_one, check_sampling, check_stop
 from engine.speculation import parse_speculate
 
 PROG = "python -m engine"
@@ -291,6 +292,7 @@ def _generate_request(args: argparse.Namespace) -> Generate:
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     if prompt is None and args.prompt_ids is None:
         raise OptionError("prompt", "no prompt: give --prompt, --prompt-file or --prompt-ids")
+    _check_generation(args)
     turns = _turns(args, prompt)
     return Generate(
         prompt=prompt if turns is None else None,
@@ -312,6 +314,21 @@ def _generate_request(args: argparse.Namespace) -> Generate:
         speculate=args.speculate,
         **{o.field: value for o in MODEL_OPTIONS if (value := getattr(args, o.name)) is not None},
     )
+
+
+def _check_generation(args: argparse.Namespace) -> None:
+    """Raise OptionError for values that mean nothing, before an engine is started for them."""
+    check_sampling(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        seed=args.seed,
+    )
+    check_stop(args.stop or ())
+    check_at_least_one(max_new_tokens=args.max_new_tokens)
 
 
 def _turns(args: argparse.Namespace, prompt: str | None) -> tuple[Turn, ...] | None:

@@ -20,9 +20,10 @@ from engine.model.cache_choice import cache_bytes
 from engine.model.decoder import Decoder, check_ids
 from engine.model.devices import synchronize
 from engine.model.drafts import Drafter
-from engine.model.sampling import Sampler, check_sampling
+from engine.model.sampling import Sampler
 from engine.model.stops import StopTexts
 from engine.records import CacheKind
+from engine.sampling_options import check_at_least_one, check_sampling, check_stop
 from engine.speculation import Drafted, Speculate
 
 if TYPE_CHECKING:
@@ -71,12 +72,10 @@ class GenerationOptions:
             presence_penalty=self.presence_penalty,
             seed=self.seed,
         )
-        if "" in self.stop:
-            raise OptionError("stop", "a stop text is empty; it would end every run at once")
-        for field in ("max_new_tokens", "prefill_chunk", "cache_capacity"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise OptionError(field, f"{field} is {value}; it must be at least 1")
+        check_stop(self.stop)
+        check_at_least_one(
+            max_new_tokens=self.max_new_tokens, prefill_chunk=self.prefill_chunk, cache_capacity=self.cache_capacity
+        )
         if self.forced_ids is not None and len(self.forced_ids) < self.max_new_tokens:
             raise OptionError(
                 "forced_ids",

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.errors import EngineFailure, OptionError
-
-_MAX_SEED = 2**63
-_MAX_PENALTY = 100.0
+from engine.errors import EngineFailure
+from engine.sampling_options import check_sampling
 
 
 class Sampler:
@@ -122,38 +120,6 @@ def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
     wide = (logits if logits.dtype == torch.float64 else logits.float())[0].numpy()
     index = wide.argmax()  # the first that is not a number, if there is one
     return float(wide[index]), torch.tensor([[int(index)]])
-
-
-def check_sampling(
-    *,
-    temperature: float,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    presence_penalty: float | None = None,
-    seed: int | None = None,
-) -> None:
-    """Raise OptionError, naming the field, for values that mean nothing."""
-    if not 0 <= temperature < math.inf:
-        raise OptionError("temperature", f"temperature is {temperature}; it must be 0 (greedy) or above")
-    if top_k is not None and top_k < 1:
-        raise OptionError("top_k", f"top_k is {top_k}; it must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise OptionError("top_p", f"top_p is {top_p}; it must be above 0 and at most 1")
-    if min_p is not None and not 0 <= min_p <= 1:
-        raise OptionError("min_p", f"min_p is {min_p}; it must be from 0 to 1")
-    if repetition_penalty is not None and not 0 < repetition_penalty <= _MAX_PENALTY:
-        raise OptionError(
-            "repetition_penalty", f"repetition_penalty is {repetition_penalty}; it must be above 0 (1 is off)"
-        )
-    if presence_penalty is not None and not -_MAX_PENALTY <= presence_penalty <= _MAX_PENALTY:
-        raise OptionError(
-            "presence_penalty",
-            f"presence_penalty is {presence_penalty}; it must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}",
-        )
-    if seed is not None and not 0 <= seed < _MAX_SEED:
-        raise OptionError("seed", f"seed is {seed}; it must be from 0 to 2^63 - 1")
 
 
 def _keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -184,6 +184,13 @@ BAD_WORDS = [
     (["--mode", "generate"], "no prompt: give --prompt, --prompt-file or --prompt-ids"),
     (["--mode", "generate", "--prompt-file", "/no/such/file"], "cannot read /no/such/file: No such file"),
     (["--mode", "generate", "--prompt", "a", "--prompt-ids", "1"], "not allowed with argument --prompt"),
+    (
+        ["--mode", "generate", "--prompt", "a", "--temperature", "-1"],
+        "temperature is -1.0; it must be 0 (greedy) or above",
+    ),
+    (["--mode", "generate", "--prompt", "a", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
+    (["--mode", "generate", "--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be at least 1"),
+    (["--mode", "generate", "--prompt", "a", "--stop", ""], "a stop text is empty; it would end every run at once"),
     (["serve", "--json"], "serve takes no options"),
     (["dance"], "invalid choice: 'dance'"),
 ]
