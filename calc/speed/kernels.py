@@ -87,9 +87,9 @@ def device_for_times(device: DeviceSpec, constants: Constants, weights: StorageF
     bandwidth, peaks = device.bandwidth_bytes_per_s, device.peak_flops_per_s
     missing = [name for name, known in (("bandwidth", bandwidth), ("16-bit peak", peaks.get("bf16"))) if not known]
     if bandwidth is None or missing:
-        raise SpecError(
-            "device", f"times need the {' and the '.join(missing)} of {device.name}: pick a device from the catalog"
-        )
+        known = "" if len(missing) == 2 else ", which is not known"
+        pick = "pick a device that has it" if known else "pick a device from the catalog"
+        raise SpecError("device", f"times need the {' and the '.join(missing)} of {device.name}{known}: {pick}")
     name = weights.name.lower()
     quantized = {path for path in ("fp8", "fp4") if path in name}
     return Device(

@@ -39,6 +39,7 @@ def question(state: AppState, n_devices: int) -> list[list[Piece]]:
         [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (devices, ""), (f" ▏ {rule}", "")],
         [(name, "name"), (f" · {weights}/{kv} · {tokens}", ""), (short, "")],
         [(name, "name"), (f" · {study.context:,}", ""), (short, "")],
+        [(name, "name"), (short, "")],
         [(name, "name")],
     ]
 

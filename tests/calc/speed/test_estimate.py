@@ -434,6 +434,7 @@ def test_what_does_not_fit_is_an_answer(capsys: pytest.CaptureFixture[str]) -> N
     ("words", "said"),
     [
         (("--gpu-memory", "80GB"), "times need the bandwidth and the 16-bit peak of a device with 80 GB"),
+        (("--device", "p40"), "16-bit peak of NVIDIA P40, which is not known: pick a device that has it"),
         (("--device", "h100-sxm", "--limit", "fast=1s"), "is not one of ttft, tpot and e2e"),
         (("--device", "h100-sxm", "--limit", "ttft=5"), "a time needs a unit"),
         (("--device", "h100-sxm", "--price", "-1"), "is not a price per device and hour"),

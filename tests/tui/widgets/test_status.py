@@ -1,5 +1,7 @@
 """The two lines under the title, of one device and of the devices that --tp asked for."""
 
+from dataclasses import replace
+
 import pytest
 
 from calc.fit.memory import memory_report
@@ -36,6 +38,13 @@ def test_several_devices_are_said_where_there_is_little_room() -> None:
     question, _ = lines(study(4), 80)
     assert "× 4" in question
     assert "× 1" not in lines(study(1), 80)[0]
+
+
+def test_a_long_name_leaves_the_device_on_the_line() -> None:
+    """At 70 columns there is room for the name and the device, but not for the context between them."""
+    model = replace(find_model("llama-3.1-70b"), name="a-model-with-a-long-name")
+    question, _ = lines(replace(study(1), model=model), 70)
+    assert "a-model-with-a-long-name ▏ NVIDIA H100 SXM" in question
 
 
 def test_a_degree_that_no_server_runs_does_not_fit_where_heads_stay_whole() -> None:
