@@ -123,20 +123,35 @@ def _first_line(error: BaseException) -> str:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of a Hugging Face folder: chat_template.jinja, else tokenizer_config.json's."""
-    path = folder / "tokenizer_config.json"
-    document = read_json(path, TokenizerError, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
-    values = document if isinstance(document, dict) else {}
+    """The chat template of a Hugging Face folder: chat_template.jinja, tokenizer_config.json's, chat_template.json's.
+
+    Special tokens that tokenizer_config.json does not name are those of special_tokens_map.json.
+    """
+    values = _object(folder / "special_tokens_map.json") | _object(folder / "tokenizer_config.json")
     source, file = values.get("chat_template"), folder / "chat_template.jinja"
     if file.exists():
         source = _read_text(file, max_bytes=4 * MAX_TEMPLATE_CHARACTERS)
-    if isinstance(source, list):  # several, by name
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source = named.get("default")
+    source = _default(source if source is not None else _object(folder / "chat_template.json").get("chat_template"))
     if not isinstance(source, str):
         return None
     tokens = {name: _special(values.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
     return ChatTemplate(source=source, **tokens)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The document of a file beside the weights; empty where there is none."""
+    document = read_json(path, TokenizerError, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
+    return document if isinstance(document, dict) else {}
+
+
+def _default(source: object) -> object:
+    """The template itself, or of several by name the one that is taken when no other is asked for."""
+    if isinstance(source, dict):
+        return source.get("default")
+    if isinstance(source, list):
+        named = (item for item in source if isinstance(item, dict) and item.get("name") == "default")
+        return next((item.get("template") for item in named), None)
+    return source
 
 
 def _special(value: object) -> str:

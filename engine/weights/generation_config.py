@@ -1,6 +1,5 @@
 """How a model's makers sample from it: generation_config.json of a folder."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from engine.errors import ConfigError
 from engine.model.generate import GenerationOptions
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 
+_ALL_TOKENS = 1 << 31  # no vocabulary is larger: as a top_k it changes nothing
 _NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -42,8 +42,11 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def model_sampling(document: dict[str, Any]) -> ModelSampling:
-    """The sampling that the makers suggest. Values that mean nothing are left out; without do_sample it is greedy."""
-    if document.get("do_sample") is False:
+    """The sampling that the makers suggest. Values that mean nothing are left out.
+
+    Without do_sample, or at temperature 0, it is greedy.
+    """
+    if document.get("do_sample") is False or document.get("temperature") == 0:
         return ModelSampling()
     drawn = document.get("do_sample") is True or "temperature" in document
     stated: dict[str, Any] = {
@@ -52,7 +55,7 @@ def model_sampling(document: dict[str, Any]) -> ModelSampling:
         "min_p": _number(document, "min_p", low=0, high=1, nothing=0),
         "repetition_penalty": _number(document, "repetition_penalty", low=0, high=100, nothing=1),
     }
-    top_k = _number(document, "top_k", low=0, high=math.inf)
+    top_k = _number(document, "top_k", low=0, high=_ALL_TOKENS)
     return ModelSampling(**stated, top_k=int(top_k) if top_k is not None and top_k >= 1 else None)
 
 

@@ -13,6 +13,7 @@ _TEXT_MODEL = re.compile(r"(?:model\.language_model\.(?:model\.)?|language_model
 _BASE_PARTS = ("layers.", "embed_tokens.", "norm.", "final_layernorm.", "embedding_norm.")
 _KNOWN_ROOTS = ("model.", "transformer.", "gpt_neox.", "h.", "wte.", "word_embeddings.", "embed_in.")
 _KEY = "token_embedding.weight"
+_TABLE = "model.embed_tokens.weight"
 
 
 def unwrapped(name: str) -> str:
@@ -30,9 +31,18 @@ def plain_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     if not any(name.startswith("model.embed_tokens.") for name in ours):
         ours = {_TEXT_MODEL.sub("model.", name, count=1): tensor for name, tensor in ours.items()}
         ours = {name.removeprefix("language_model."): tensor for name, tensor in ours.items()}
+    ours = _behind_one_prefix(ours)
     if any(name.startswith(_KNOWN_ROOTS) for name in ours):
         return ours
     return {f"model.{name}" if name.startswith(_BASE_PARTS) else name: tensor for name, tensor in ours.items()}
+
+
+def _behind_one_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """A whole model inside another one (PEFT's base_model.model., Lightning's model.) under its own names."""
+    ends = [name.removesuffix(_TABLE) for name in tensors if name.endswith(f".{_TABLE}")]
+    if _TABLE in tensors or len(ends) != 1:
+        return dict(tensors)
+    return {name.removeprefix(ends[0]): tensor for name, tensor in tensors.items()}
 
 
 def reference_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:

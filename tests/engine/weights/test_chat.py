@@ -79,6 +79,25 @@ def test_where_a_folder_keeps_it(name: str, tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) == ChatTemplate(source=LLAMA2, bos="<s>", eos="</s>")
 
 
+def test_templates_by_name_and_where_processors_keep_them(tmp_path: Path) -> None:
+    files: dict[str, object] = {
+        "tokenizer_config.json": {"chat_template": {"tool_use": "T", "default": LLAMA2}, "eos_token": "</s>"},
+        "special_tokens_map.json": {"bos_token": {"content": "<s>"}, "eos_token": "<old>"},
+        "chat_template.json": {"chat_template": "J"},
+    }
+    for name, document in files.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    assert read_chat_template(tmp_path) == ChatTemplate(source=LLAMA2, bos="<s>", eos="</s>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert read_chat_template(tmp_path) == ChatTemplate(source="J", bos="<s>", eos="</s>")
+
+
+def test_a_list_of_templates_may_hold_anything(tmp_path: Path) -> None:
+    odd = [1, None, {"name": ["default"], "template": "X"}, {"name": "default", "template": 5}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": odd}))
+    assert read_chat_template(tmp_path) is None
+
+
 def test_a_folder_without_one(tmp_path: Path) -> None:
     assert read_chat_template(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3, "bos_token": null}')

@@ -63,6 +63,9 @@ def named(change: Any) -> dict[str, Tensor]:
         {"pytorch_model.bin": named(lambda name: f"module.{name}")},
         {"model.safetensors": named(lambda name: f"language_model.{name}")},
         {"model.safetensors": named(lambda name: name.replace("model.", "model.language_model."))},
+        {"model.safetensors": named(lambda name: f"base_model.model.{name}")},
+        {"pytorch_model.bin": named(lambda name: f"model.{name}")},
+        {"model.safetensors": named(lambda name: f"llm.{name}")},
     ],
 )
 def test_layouts_that_load(files: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from engine.weights.generation_config import ModelSampling, model_sampling, read
         ({"temperature": 0.7, "repetition_penalty": 1.05, "top_p": 1.0}, "temperature 0.7, repetition-penalty 1.05"),
         ({"do_sample": False, "temperature": 0.7}, ""),
         ({"do_sample": True, "temperature": "warm", "top_k": 0, "min_p": 0.0}, "temperature 1"),
+        ({"do_sample": True, "temperature": 0, "top_p": 0.9}, ""),
+        ({"do_sample": True, "top_k": 10**400, "temperature": 10**400}, "temperature 1"),
         ({}, ""),
     ],
 )
