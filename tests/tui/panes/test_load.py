@@ -154,7 +154,7 @@ async def test_the_table_chooses_a_rate_and_an_edit_asks_again() -> None:
         pytest.param(
             "h100-sxm",
             "llama-3-70b",
-            "Not one request of 1,280 tokens fits beside the weights.",
+            "No request of 1,280 tokens fits beside the weights.",
             marks=pytest.mark.slow,
         ),
     ],
