@@ -180,7 +180,8 @@ def test_gemmas_norms_have_their_one_already(tmp_path: Path) -> None:
 @pytest.mark.parametrize("apart", [False, True])
 def test_latent_attention_of_older_and_newer_conversions(apart: bool, tmp_path: Path) -> None:
     """DeepSeek-V2: rotated rows are stored in pairs; kv_b whole, or as two tensors."""
-    latent = LatentConfig(rank=32, rope_dim=4, nope_dim=6, value_dim=5)
+    eps = torch.tensor(1e-5).item()  # the file's one, in its 32 bits: llama.cpp norms the latent rows with it too
+    latent = LatentConfig(rank=32, rope_dim=4, nope_dim=6, value_dim=5, norm_eps=eps)
     config = small(latent=latent, n_kv_heads=4, head_dim=10, attention_scale=10**-0.5, experts=ExpertsConfig(
         n_experts=3, n_active=2, intermediate_size=32, normalize=False), expert_layers=(False, False))  # fmt: skip
     weights = random_weights(config)
