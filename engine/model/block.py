@@ -13,7 +13,7 @@ from engine.model.recurrent import GatedDelta, ShortConv
 class Block:
     """Pre-norm: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    mlp_norm_name = "post_attention_layernorm"  # Llama names it by its place
+    mlp_norm_name = "post_attention_layernorm"  # Llama names this norm after its position
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
@@ -31,7 +31,7 @@ class Block:
 
 
 class ScaledBlock(Block):
-    """Granite: what a layer adds is scaled."""
+    """Granite: the output of attention and of the MLP is scaled before the residual sum."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
@@ -46,7 +46,7 @@ class ScaledBlock(Block):
 
 
 class SandwichBlock(Block):
-    """Gemma 2 and 3: what attention and MLP give is normalised too, before it is added."""
+    """Gemma 2 and 3: pre-norm, and the outputs of attention and MLP are also normalised before the residual sum."""
 
     mlp_norm_name = "pre_feedforward_layernorm"
 
@@ -65,7 +65,7 @@ class SandwichBlock(Block):
 
 
 class PostBlock:
-    """OLMo 2 and EXAONE 4: only what attention and MLP give is normalised."""
+    """OLMo 2 and EXAONE 4: only the outputs of attention and MLP are normalised (post-norm)."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
@@ -83,7 +83,7 @@ class PostBlock:
 
 
 class ParallelBlock:
-    """Falcon, Phi, Cohere, GPT-NeoX: attention and MLP read the same x, each through its norm or both through one."""
+    """Falcon, Phi, Cohere, GPT-NeoX: attention and MLP read the same x, through two norms or one."""
 
     def __init__(
         self, config: ModelConfig, weights: Weights, layer: int, *, kind: int = 0, linear: LinearMaker = Linear.of
@@ -105,7 +105,7 @@ class ParallelBlock:
 
 AnyBlock = Block | PostBlock | ParallelBlock
 Mixer = Attention | LatentAttention | ShortConv | GatedDelta
-"""What mixes the tokens of a text: attention, or what keeps a state in its place."""
+"""A token mixer: attention, or a recurrent layer."""
 
 
 def make_block(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> AnyBlock:
@@ -124,7 +124,7 @@ def make_block(config: ModelConfig, weights: Weights, layer: int, *, kind: int, 
 
 
 def make_attention(config: ModelConfig, weights: Weights, layer: int, *, kind: int, linear: LinearMaker) -> Mixer:
-    """What mixes tokens in one layer."""
+    """The token mixer of one layer: attention, or a recurrent layer."""
     if isinstance(config.recurrent, ConvConfig) and config.layer(layer).recurrent:
         return ShortConv(config, config.recurrent, weights, layer, linear=linear)
     if isinstance(config.recurrent, DeltaConfig) and config.layer(layer).recurrent:

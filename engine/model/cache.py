@@ -1,7 +1,9 @@
-"""What a decoder needs of a KV cache, preallocated memory: the only thing that changes while generating.
+"""The interface of a KV cache: preallocated memory, the only state that changes during generation.
 
-`cache_kinds` has the ways to keep what tokens leave, `states` adds layers with a state of fixed size, `cache_choice`
-says which one a model gets. Shapes: B rows, K KV heads, T new tokens, S tokens in sight, h head_dim.
+`cache_kinds` has the storage layouts, `states` adds layers with a state of fixed size, and `cache_choice` picks the
+cache for a model.
+
+Shapes: B rows, K KV heads, T new tokens, S tokens in sight, h head_dim.
 """
 
 from collections.abc import Sequence
@@ -13,10 +15,10 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class SeenText:
-    """The text that a cache was made from, which models keep whose positions turn by the length of the text.
+    """The text behind a cache, for models whose rotary angles depend on the length of the text.
 
-    ``long``: which rows are beyond the original context, or how long their texts are (see `Decoder._beyond`).
-    ``whole``: tokens that the text will have at least, where that is known beforehand.
+    ``long``: which rows exceed the original context, or how long their texts are (see `Decoder._beyond`).
+    ``whole``: the least number of tokens that the text will have, where that is known in advance.
     """
 
     ids: Tensor | None = None
@@ -25,11 +27,11 @@ class SeenText:
 
 
 class Cache(Protocol):
-    """What the decoder needs of a cache. Rows of a batch share one length; `padding` tells where they begin."""
+    """The interface that the decoder uses. All rows of a batch have one length; `padding` says where each begins."""
 
     @property
     def seen(self) -> SeenText:
-        """What it was made from."""
+        """The text that the cached keys and values were computed from."""
         ...
 
     @property
@@ -49,7 +51,7 @@ class Cache(Protocol):
 
     @property
     def padding(self) -> Tensor | None:
-        """Tokens at the left of each row (B,) that are only there to make rows equally long; None: none."""
+        """Left padding of each row in tokens (B,), which makes all rows equally long; None: no padding."""
         ...
 
     @property
@@ -63,7 +65,7 @@ class Cache(Protocol):
         ...
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep what a layer's new tokens leave; all keys and values now in sight, each (B, K, S, h)."""
+        """Store the keys and values of a layer's new tokens; returns all visible keys and values, each (B, K, S, h)."""
         ...
 
     def key_positions(self, n_new: int, window: int | None) -> Tensor:
@@ -76,15 +78,15 @@ class Cache(Protocol):
 
     @property
     def rows_at_once(self) -> int:
-        """Tokens of one pass that may be taken back again."""
+        """The most tokens of one pass that can be rolled back."""
         ...
 
     def begin_rows(self, n_new: int) -> None:
-        """As `require`, before a pass of which those tokens are taken back that nobody counts before the next one."""
+        """Like `require`, before a pass that may be rolled back: tokens not counted by the next pass are dropped."""
         ...
 
     def turn_to(self, length: int) -> None:
-        """The next token comes after ``length`` tokens: within a pass whose tokens go through a layer one by one."""
+        """In a pass whose tokens go through a layer one by one: the next token follows ``length`` tokens."""
         ...
 
     def advance(self, n_new: int) -> None:
@@ -92,7 +94,7 @@ class Cache(Protocol):
         ...
 
     def truncate(self, length: int) -> int:
-        """Forget all but the first ``length`` tokens; how many are left (fewer, when they are gone already)."""
+        """Keep only the first ``length`` tokens; returns how many remain (fewer if some were overwritten already)."""
         ...
 
     def reset(self) -> None:
@@ -107,10 +109,10 @@ def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
 
 
 def reuse_prefix(cache: Cache, held: Sequence[int], prompt: Sequence[int]) -> int:
-    """Keep in a one-row cache what it shares with a new prompt; how many prompt tokens need no prefill.
+    """Truncate a one-row cache to the prefix it shares with a new prompt; returns how many prompt tokens skip prefill.
 
-    ``held``: the ids whose K and V the cache has (its first ``cache.length`` are looked at). At least the
-    prompt's last token is left to run, because its logits are wanted.
+    ``held``: the ids whose K and V the cache has (only the first ``cache.length`` count). At least the
+    last token of the prompt always runs, because its logits are needed.
     """
     shared = common_prefix(held[: cache.length], prompt[: max(0, len(prompt) - 1)])
     return cache.truncate(shared)

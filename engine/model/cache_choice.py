@@ -13,7 +13,7 @@ from engine.model.config import ModelConfig
 from engine.model.states import StateCache
 from engine.records import CacheKind
 
-_SCALE_BYTES = 4  # float32, one for each head of each token, of K and of V
+_SCALE_BYTES = 4  # one float32 scale per head and token, for K and for V
 
 
 def make_cache(
@@ -26,7 +26,7 @@ def make_cache(
     device: torch.device | str = "cpu",
     padding: Sequence[int] | None = None,
 ) -> Cache:
-    """The cache of a kind for a model. Raises OptionError for a kind the model has no use for."""
+    """A cache of the given kind for a model. Raises OptionError if the model cannot use that kind."""
 
     def make(of: ModelConfig) -> Cache:
         cache = _class_for(of, kind)
@@ -38,7 +38,7 @@ def make_cache(
 
 
 def attention_only(config: ModelConfig) -> ModelConfig:
-    """The config of the layers that have attention, whose keys and values a cache keeps."""
+    """The config of only the layers with attention: those that have keys and values to cache."""
     kept = [i for i, recurrent in enumerate(config.recurrent_layers) if not recurrent]
     if not kept:
         raise CacheError("no layer of this model has attention, so there are no keys and values to cache")

@@ -1,4 +1,4 @@
-"""Four ways to keep what tokens leave: everything (`KVCache`), only the window of sliding layers (`WindowCache`), one
+"""Four KV cache layouts: all keys and values (`KVCache`), only the window of sliding layers (`WindowCache`), one
 compressed vector per token (`LatentCache`), 8 bits per value (`Int8Cache`).
 
 Shapes: L layers, B rows, K KV heads, T new tokens, S tokens in sight, h head_dim.
@@ -17,10 +17,10 @@ from engine.model.config import ModelConfig
 
 
 class _Counted:
-    """What all caches share: their size, and the count of tokens.
+    """The base of all caches: their size and token count.
 
-    Every layer appends; then the decoder, the cache's owner, advances the count. A kind of cache says what memory it
-    takes (`_allocate`). Raises CacheError for a size of nothing, OutOfMemory.
+    Every layer appends; then the decoder, which owns the cache, advances the count. Subclasses allocate their memory
+    in `_allocate`. Raises CacheError for a size of zero, and OutOfMemory.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class _Counted:
         raise NotImplementedError
 
     def _empty(self, shape: tuple[int, ...], *, n_tokens: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Memory for ``n_tokens`` tokens, its contents undefined. Raises OutOfMemory."""
+        """Uninitialised memory for ``n_tokens`` tokens. Raises OutOfMemory."""
         dtype = dtype or self._dtype
         try:
             return torch.empty(shape, dtype=dtype, device=self._device)
-        except RuntimeError as error:  # torch has no narrower class for a failed allocation on the CPU
+        except RuntimeError as error:  # torch has no more specific exception for a failed allocation on the CPU
             size = math.prod(shape) * dtype.itemsize
             raise OutOfMemory(f"a KV cache of {size:,} bytes ({n_tokens:,} tokens) does not fit") from error
 
@@ -87,10 +87,10 @@ class _Counted:
 
 
 class Store(NamedTuple):
-    """The memory of one layer: keys, then values (2, B, K, slots, h), and a scale for each vector of 8-bit ones.
+    """The memory of one layer: keys, then values (2, B, K, slots, h), and with 8 bits one scale per vector.
 
-    Of latent attention one vector for each token (B, slots, rank + rope_dim). Token t of a row lies in slot t, or t
-    modulo the slots where these are fewer.
+    With latent attention: one vector per token (B, slots, rank + rope_dim). Token t of a row is in slot t, or in slot
+    t mod slots when there are fewer slots than tokens.
     """
 
     values: Tensor
@@ -98,7 +98,7 @@ class Store(NamedTuple):
 
 
 class _Overwritten(NamedTuple):
-    """What lay where the tokens of a pass have gone, by layer: (2, B, K, T, h), None where nothing of use did."""
+    """The values that a pass has overwritten, per layer: (2, B, K, T, h), or None if nothing useful was there."""
 
     first: int
     n_new: int
@@ -115,9 +115,9 @@ class KVCache(_Counted):
         self.stores = [Store(layer) for layer in self._layers]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """new (2, B, K, T, h) goes after the tokens held. Both results are views: nothing held is copied.
+        """new (2, B, K, T, h) goes after the tokens held. Both results are views: no cached value is copied.
 
-        The decoder has checked the room (`require`) before the first layer.
+        The decoder has checked the free space (`require`) before the first layer.
         """
         n_new = new.size(3)
         held = self._layers[layer]
@@ -132,7 +132,7 @@ class KVCache(_Counted):
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one token takes in all layers and rows."""
+        """Bytes per token position, over all layers and rows."""
         return self.nbytes // self.capacity
 
     @property
@@ -142,7 +142,7 @@ class KVCache(_Counted):
 
 
 class WindowCache(_Counted):
-    """As `KVCache`, but a sliding layer keeps only its window: a ring of min(capacity, window) tokens."""
+    """Like `KVCache`, but a sliding layer stores only its window, in a ring buffer of min(capacity, window) tokens."""
 
     def _allocate(self, config: ModelConfig) -> None:
         self._windows = [kind.window for kind in config.layers()]
@@ -155,7 +155,7 @@ class WindowCache(_Counted):
 
     @property
     def rows_at_once(self) -> int:
-        """As many as the smallest ring has slots: none is then written twice."""
+        """The number of slots of the smallest ring buffer, so that no slot is written twice."""
         return min(self._slots)
 
     def require(self, n_rows: int, n_new: int) -> None:
@@ -177,7 +177,7 @@ class WindowCache(_Counted):
         )
 
     def _restore(self) -> None:
-        """Put back what tokens that nobody has counted have overwritten."""
+        """Restore the values that uncounted tokens have overwritten."""
         done, self._overwritten = self._overwritten, None
         if done is None or self.length >= done.first + done.n_new:
             return
@@ -187,7 +187,7 @@ class WindowCache(_Counted):
                 layer.index_copy_(3, taken_back % slots, before[:, :, :, self.length - done.first :])
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """new (2, B, K, T, h). One new token: views, in the ring's order, which attention does not see."""
+        """new (2, B, K, T, h). For one new token the results are views in ring order, harmless for attention."""
         held, window, slots, n_new = self._layers[layer], self._windows[layer], self._slots[layer], new.size(3)
         if window is None:
             held.narrow(3, self.length, n_new).copy_(new)
@@ -197,7 +197,7 @@ class WindowCache(_Counted):
             held.narrow(3, self.length % slots, 1).copy_(new)
             keys, values = held.narrow(3, 0, min(self.length + 1, slots)).unbind(0)
             return keys, values
-        # The first new token still looks back a window, which the last ones overwrite: read before writing.
+        # The first new token still attends to a window that the last new tokens overwrite: read before writing.
         before = self.key_positions(n_new, window)[: -n_new or None] % slots
         seen = torch.cat((held.index_select(3, before), new), 3)
         n_kept = min(n_new, slots)
@@ -217,7 +217,7 @@ class WindowCache(_Counted):
         return newest - (newest - slot) % slots
 
     def truncate(self, length: int) -> int:
-        """All or nothing: once a ring has turned, what lay before its window is gone."""
+        """All or nothing: once a ring buffer has wrapped round, the tokens before its window are lost."""
         self._restore()
         windows = [window for window in self._windows if window is not None]
         turned = any(self.length > window for window in windows)
@@ -231,7 +231,7 @@ class WindowCache(_Counted):
 
     @property
     def nbytes(self) -> int:
-        """2 x B x K x h x element size x the tokens each layer can keep."""
+        """2 x B x K x h x element size x the token slots of each layer, summed."""
         return sum(layer.nbytes for layer in self._layers)
 
     @property
@@ -244,7 +244,7 @@ class WindowCache(_Counted):
 
 
 class LatentCache(_Counted):
-    """What latent attention leaves: one vector per token and layer, (L, B, capacity, rank + rope_dim)."""
+    """The cache of latent attention: one vector per token and layer, (L, B, capacity, rank + rope_dim)."""
 
     def _allocate(self, config: ModelConfig) -> None:
         if config.latent is None:
@@ -255,7 +255,7 @@ class LatentCache(_Counted):
         self.stores = [Store(layer) for layer in self.storage]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """new (B, T, rank + rope_dim); keys (B, 1, S, rank + rope_dim) and values, their first rank entries."""
+        """new (B, T, rank + rope_dim); gives keys (B, 1, S, rank + rope_dim) and values (their first rank entries)."""
         held, n_new = self.storage[layer], new.size(1)
         held.narrow(1, self.length, n_new).copy_(new)
         keys = held.narrow(1, 0, self.length + n_new)[:, None]
@@ -273,10 +273,10 @@ class LatentCache(_Counted):
 
 
 class Int8Cache(_Counted):
-    """Keys and values in 8 bits with a float32 scale for each head of each token: max |x| is 127 steps.
+    """Keys and values in 8 bits with one float32 scale per head and token: max |x| maps to 127.
 
-    The layers' attention gets them widened to ``dtype``, so that with these it saves memory, not time; a compiled step
-    reads them as they are.
+    The attention layers get them dequantised to ``dtype``, which saves memory but no time; a compiled step reads the
+    8-bit values directly.
     """
 
     def _allocate(self, config: ModelConfig) -> None:
@@ -286,7 +286,7 @@ class Int8Cache(_Counted):
         self.stores = [Store(*layer) for layer in zip(self.storage, self.scales, strict=True)]
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        """new (2, B, K, T, h) is rounded; the results are what was kept, widened."""
+        """new (2, B, K, T, h) is quantised; the results are the stored values, dequantised."""
         n_new = new.size(3)
         values, scales = quantize_int8(new)
         kept, steps = self.storage[layer], self.scales[layer]
@@ -308,7 +308,7 @@ class Int8Cache(_Counted):
 
 
 KeysValues = KVCache | WindowCache | LatentCache | Int8Cache
-"""Caches whose layers are a `Store` each, which a compiled step can read and write."""
+"""Caches with one `Store` per layer, which a compiled step can read and write."""
 
 
 def quantize_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What a decoder looks like: one frozen record, whatever file it came from. No torch in this module.
+"""The configuration of a decoder: one frozen record for every file format. No torch in this module.
 
-Families differ in switches of this record; `engine.families` makes it from a config.json.
+Model families differ in the switches of this record; `engine.families` builds it from a config.json.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BlockKind = Literal["pre", "sandwich", "post", "parallel"]
 QKNormKind = Literal["head", "each", "all"]
 MAX_LAYERS = 10_000  # far above any model; keeps a hostile config from exhausting memory by names alone
 MAX_EXPERTS = 10_000
-MAX_ALL_EXPERTS = 200_000  # of all layers: each has weights with names of their own
+MAX_ALL_EXPERTS = 200_000  # over all layers: each expert has its own named weights
 
 _SIZE_FIELDS = (
     "n_layers",
@@ -49,9 +49,9 @@ class LinearRopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnRopeScaling:
-    """YaRN (arXiv 2309.00071): fast pairs kept, slow ones stretched, a ramp between; cos and sin scaled.
+    """YaRN (arXiv 2309.00071): fast pairs stay, slow pairs are stretched, with a ramp between; cos and sin are scaled.
 
-    ``beta_fast``, ``beta_slow``: turns in the original context that bound the ramp. ``magnitude`` multiplies
+    ``beta_fast``, ``beta_slow``: rotations over the original context that bound the ramp. ``magnitude`` multiplies
     cos and sin. ``truncate``: the ramp's ends are rounded outwards to whole pairs.
     """
 
@@ -65,10 +65,10 @@ class YarnRopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongRopeScaling:
-    """LongRoPE: one stretch per pair, another set of them once the text is longer than the original context.
+    """LongRoPE: one stretch factor per pair, and a second set for texts longer than the original context.
 
-    As in transformers' generate, the set goes by the length of the whole text: when a text outgrows the original
-    context, what was cached before is computed again with the other set (`engine.model.decoder`).
+    As in transformers' generate, the length of the whole text selects the set: when a text outgrows the original
+    context, the cached keys and values are recomputed with the second set (`engine.model.decoder`).
     """
 
     short_factors: tuple[float, ...]
@@ -81,7 +81,8 @@ class LongRopeScaling:
 class DynamicRopeScaling:
     """Dynamic NTK (``rope_type: "dynamic"``): beyond the original context the base grows with the text.
 
-    As in transformers' generate, a prompt turns by its whole length, and each token after it by the text up to it.
+    As in transformers' generate, the base of a prompt follows its whole length; that of each later token follows the
+    text up to that token.
     """
 
     factor: float
@@ -101,7 +102,7 @@ class QueryGrowth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
-    """The rotary positions of a layer: ``rotary_dim`` leading dimensions of each head turn."""
+    """The rotary positions of a layer: the first ``rotary_dim`` dimensions of each head are rotated."""
 
     theta: float
     rotary_dim: int
@@ -112,13 +113,13 @@ class Rope:
 class ExpertsConfig:
     """Routed experts in place of the MLP: ``n_active`` of ``n_experts`` per token, chosen by their scores.
 
-    ``scoring``: softmax over all experts, or each one's sigmoid (DeepSeek-V3). ``normalize``: the chosen weights are
+    ``scoring``: softmax over all experts, or a sigmoid per expert (DeepSeek-V3). ``normalize``: the chosen weights are
     divided by their sum plus ``sum_floor``, times ``scale``. With ``n_groups`` above 1 only the experts of the best
-    ``n_active_groups`` groups can be chosen; a group is as good as the sum of its best ``group_best`` experts.
-    ``router_bias``: the router's scores have a bias (gpt-oss). ``choice_bias``: one is added for the choice alone
-    (DeepSeek-V3). ``shared_size``: inner size of the expert that every token passes through, 0: none.
-    ``shared_gate``: what that one gives is weighed by a sigmoid of its own (Qwen2-MoE). ``jitter``: experts are chosen
-    one after the other, each weighed among those whose scores are within twice the jitter (SparseMixer, Phi-3.5-MoE).
+    ``n_active_groups`` groups can be chosen; a group's score is the sum of its best ``group_best`` experts.
+    ``router_bias``: the router's scores have a bias (gpt-oss). ``choice_bias``: a bias that affects only the choice
+    (DeepSeek-V3). ``shared_size``: inner size of the shared expert, which every token uses; 0: none.
+    ``shared_gate``: the shared expert's output is scaled by a sigmoid gate (Qwen2-MoE). ``jitter``: experts are chosen
+    one by one, each weighted among those whose scores are within twice the jitter (SparseMixer, Phi-3.5-MoE).
     """
 
     n_experts: int
@@ -153,10 +154,10 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentConfig:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): a token's K and V are one small vector.
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one small vector per token stands for its K and V.
 
     The cache holds ``rank`` compressed values and ``rope_dim`` rotated ones per token, shared by all heads.
-    ``query_rank`` None: queries are not compressed. ``norm_eps``: of the norms of what is compressed.
+    ``query_rank`` None: queries are not compressed. ``norm_eps``: epsilon of the norms of the compressed vectors.
     """
 
     rank: int
@@ -190,8 +191,8 @@ class ConvConfig:
 class DeltaConfig:
     """Qwen3-Next's layers without attention: a gated delta rule (arXiv 2412.06464) after a short convolution.
 
-    Each of ``n_key_heads`` heads of queries and keys serves n_value_heads / n_key_heads heads of values: those that
-    follow each other, or with ``tiled`` every n_key_heads-th (llama.cpp's files of Qwen3.5).
+    Each of ``n_key_heads`` heads of queries and keys serves n_value_heads / n_key_heads value heads: consecutive
+    ones, or with ``tiled`` every n_key_heads-th one (llama.cpp's files of Qwen3.5).
     """
 
     n_key_heads: int
@@ -207,20 +208,20 @@ class DeltaConfig:
 
     @property
     def key_size(self) -> int:
-        """Keys of all heads."""
+        """Width of the keys of all heads together."""
         return self.n_key_heads * self.key_dim
 
     @property
     def value_size(self) -> int:
-        """Values of all heads."""
+        """Width of the values of all heads together."""
         return self.n_value_heads * self.value_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerKind:
-    """What sets one layer apart: the window it sees (None: everything), its positions, whether it has experts.
+    """How one layer differs from others: its attention window (None: unlimited), its positions, whether it has experts.
 
-    ``recurrent``: it has no attention, and keeps a state of fixed size.
+    ``recurrent``: the layer has no attention, but a state of fixed size.
     """
 
     window: int | None
@@ -235,22 +236,22 @@ class ModelConfig:
 
     ``sliding_window`` W: a token attends to itself and the W - 1 before it, in the layers that
     ``sliding_layers`` marks. Per-layer tuples hold one flag per layer; an empty one means every layer (no layer
-    has experts unless ``experts`` is there). ``local_rope_theta``: unscaled rotary base of the sliding layers,
-    where it is another. ``max_positions`` is the learned table's rows, or the longest context a rotary model
-    declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: a LayerNorm has one.
-    ``positions`` "alibi": a score falls with the distance, by a slope of each head (arXiv 2108.12409) times
+    has experts unless ``experts`` is set). ``local_rope_theta``: unscaled rotary base of the sliding layers,
+    where it differs. ``max_positions`` is the learned table's row count, or the longest context that a rotary model
+    declares. ``norm_offset`` is added to every stored RMSNorm weight. ``norm_bias``: LayerNorms have a bias.
+    ``positions`` "alibi": scores fall linearly with distance, by a slope per head (arXiv 2108.12409) times
     ``alibi_scale``.
-    ``norm_weights`` False: norms only normalise. ``embed_norm``: embeddings are normalised too. ``block``: what
-    is normalised, the input of attention and MLP, what they give, or both ("sandwich"); "parallel": both read the same
+    ``norm_weights`` False: norms have no weights. ``embed_norm``: embeddings are normalised too. ``block``: whether the
+    inputs of attention and MLP are normalised, their outputs, or both ("sandwich"); "parallel": both read the same
     input, through one or two ``parallel_norms``.
-    ``qk_norm_kind``: queries and keys are normalised head by head with one weight for all heads, with one for each
-    ("each", the kind of ``norm``), or over all heads together; ``qk_norm_late``: after they have turned.
-    ``residual_scale`` multiplies what a layer adds.
-    ``attention_gate``: what attention gives is weighed by a sigmoid. ``sinks``: a learned score per head joins each
-    softmax and takes its share of nothing (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
-    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``sub_norms``: what attention and MLP give is normalised
-    before their last projection; ``byte_inputs``: what the linear layers of a block read is rounded to 8 bits (BitNet).
-    ``recurrent``: what the layers that ``recurrent_layers`` marks have in place of attention. Raises ConfigError.
+    ``qk_norm_kind``: queries and keys are normalised per head with one weight shared by all heads, per head with
+    separate weights ("each", the kind of ``norm``), or over all heads together; ``qk_norm_late``: after the rotation.
+    ``residual_scale`` multiplies the outputs of attention and MLP.
+    ``attention_gate``: a sigmoid gates the attention output. ``sinks``: a learned score per head joins each softmax
+    and takes weight without adding a value (gpt-oss). ``swiglu_limit``: gate and up are clamped to it, the gate goes
+    through x sigmoid(1.702 x), and 1 is added to up (gpt-oss). ``sub_norms``: attention and MLP normalise the input of
+    their last projection; ``byte_inputs``: inputs of the linear layers of a block are rounded to 8 bits (BitNet).
+    ``recurrent``: replaces attention in the layers that ``recurrent_layers`` marks. Raises ConfigError.
     """
 
     n_layers: int
@@ -343,12 +344,12 @@ class ModelConfig:
 
     @property
     def post_norms(self) -> bool:
-        """Whether what attention and MLP give is normalised before it is added."""
+        """Whether the outputs of attention and MLP are normalised before the residual sum."""
         return self.block in ("sandwich", "post")
 
     @property
     def scores_by_hand(self) -> bool:
-        """Whether attention needs what no kernel of torch does: a cap, sinks or ALiBi."""
+        """Whether attention needs a feature that no torch kernel has: a softcap, sinks or ALiBi."""
         return self.attention_softcap is not None or self.sinks or self.positions == "alibi"
 
     @property
@@ -357,7 +358,7 @@ class ModelConfig:
         return self.n_heads // self.n_kv_heads
 
     def layer(self, index: int) -> LayerKind:
-        """What sets layer ``index`` apart."""
+        """The kind of layer ``index``."""
         slides = self.sliding_window is not None and (not self.sliding_layers or self.sliding_layers[index])
         recurrent = self.recurrent is not None and self.recurrent_layers[index]
         has_experts = self.experts is not None and (not self.expert_layers or self.expert_layers[index])

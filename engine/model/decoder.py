@@ -22,14 +22,14 @@ from engine.model.shapes import n_parameters
 from engine.records import CacheKind
 
 MANY_ROWS = 32
-"""Tokens that `Decoder.forward_rows` takes at once where there is no compiled step that says how many it takes."""
+"""The most tokens of one `Decoder.forward_rows` call without a compiled step, which has its own limit."""
 
 
 class DecodeStep(Protocol):
     """One decode step in one call: ids (B, T) -> logits (B, T, V), for B x T up to ``max_rows``, one of them 1.
 
-    T tokens of one row give the logits that they give one after the other, bit for bit. What is new goes into the
-    cache's memory, not into its count.
+    T tokens of one row give exactly the logits (bit for bit) of T separate steps. New keys and values are written to
+    the cache's memory; its token count is not changed.
     """
 
     max_rows: int
@@ -38,13 +38,13 @@ class DecodeStep(Protocol):
 
 
 class Decoder:
-    """A decoder-only transformer; its config says whether it is the assignment's model, a Llama or another.
+    """A decoder-only transformer; its config says whether it is the assignment's model, a Llama or another family.
 
     ``weights``: every name of `parameter_shapes`, in one dtype on one device. Projections that read the
-    same input (q, k, v; gate, up) are laid side by side, so that each pair or triple is one product.
-    ``linear`` makes the linear layers, in whatever format (`engine.model.layers.LinearMaker`); ``table`` stands for the
-    embeddings where they are not among the weights.
-    ``decode_step``, when set, runs the steps of one new token instead of the layers here.
+    same input (q, k, v; gate, up) are concatenated, so that each group is one matrix product.
+    ``linear`` builds the linear layers in their format (`engine.model.layers.LinearMaker`); ``table`` is the embedding
+    table when it is not among the weights.
+    ``decode_step``, if set, runs the steps of one new token instead of the layers here.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Decoder:
         self.device = embedding.device
         self.n_parameters = n_parameters(config)
         self.embedding = embedding
-        # Scaled as the family does it: by the factor as this dtype has it.
+        # Scaled as the family does it: by the factor rounded to this dtype.
         self.embed_scale = torch.tensor(config.embed_scale, dtype=self.dtype).item()
         self.position_embedding = weights.get("model.embed_positions.weight")
         kinds = [_seeing(config.layer(layer)) for layer in range(config.n_layers)]
@@ -82,24 +82,24 @@ class Decoder:
         plain = self.embedding if isinstance(self.embedding, Tensor) else None
         if self.config.tied and plain is not None and (self.config.head_bias or linear == Linear.of):
             return Linear(plain, weights.get("lm_head.bias"))
-        if self.config.tied:  # held once: the embedding itself, not a second copy that the loader would make
+        if self.config.tied:  # the embedding itself, not a second copy that the loader would make
             return linear({} if plain is None else {"model.embed_tokens.weight": plain}, "model.embed_tokens")
         return linear(weights, "lm_head")
 
     def _make_rotaries(self) -> tuple[Rotary | None, ...]:
-        """One table a kind; kinds with equal positions share it."""
+        """One table per layer kind; kinds with equal positions share it."""
         ropes = {kind.rope: None for kind in self.kinds}
         made = {rope: make_rotary(rope, dtype=self.dtype, device=self.device) for rope in ropes if rope is not None}
         return tuple(made[kind.rope] if kind.rope is not None else None for kind in self.kinds)
 
     @property
     def cache_config(self) -> ModelConfig:
-        """The config that caches are made for: a rank's own where there are several."""
+        """The config that caches are made for: under tensor parallelism, this rank's share."""
         return self.config
 
     @property
     def communication_ns(self) -> int | None:
-        """Time spent on talking to other ranks so far; None where there are none."""
+        """Time spent on communication with other ranks so far; None with a single rank."""
         return None
 
     @property
@@ -112,7 +112,7 @@ class Decoder:
     ) -> Cache:
         """An empty cache for ``capacity`` tokens per row, in the model's dtype, on its device.
 
-        ``padding``: tokens at the left of each row that only fill it up; they are counted in the capacity.
+        ``padding``: left padding of each row in tokens, included in the capacity.
         """
         return make_cache(
             self.config,
@@ -134,11 +134,11 @@ class Decoder:
     ) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V), or (B, 1, V) of the last position with ``last_only``.
 
-        With a cache the T tokens follow those it holds, and it then holds them too. Rows of different lengths
-        are filled up at the left (the cache knows by how much): what stands there is not seen, and its own
-        logits mean nothing. Raises PromptError past the last position, CacheError when the cache is full.
-        Ids are checked by `check_ids`, not here. ``should_stop`` is asked before every layer: raises Stopped and
-        leaves the cache at its old length (a `WindowCache` may have lost tokens to the new ones: reset it).
+        With a cache, the T tokens follow the cached ones and are added to it. Rows of different lengths are padded at
+        the left (the cache knows by how much): padding is masked out, and its logits are meaningless. Raises
+        PromptError past the last position, CacheError when the cache is full. `check_ids` checks the ids, not this
+        method. ``should_stop`` is called before every layer: on True, Stopped is raised and the cache keeps its old
+        length (in a `WindowCache` new tokens may have overwritten old ones: reset it).
         """
         with torch.inference_mode():
             n_asked = ids.size(1)
@@ -168,11 +168,11 @@ class Decoder:
             return self._logits(x).view(batch_size, -1, self.config.vocab_size)
 
     def rows_left(self, cache: Cache) -> int:
-        """How many tokens `forward_rows` may be given now; at least 1 where there is room for any."""
+        """How many tokens `forward_rows` accepts now; at least 1 if there is room for any."""
         room = min(cache.capacity, self.config.max_positions) - cache.length
         if self.original_context is not None:
             if cache.seen.long != self._beyond(1, cache):
-                return min(room, 1)  # the text comes to turn another way, and is run anew
+                return min(room, 1)  # the rotary angles change, and the text is run again
             if cache.length < self.original_context:
                 room = min(room, self.original_context - cache.length)
         most = MANY_ROWS if self.decode_step is None else self.decode_step.max_rows
@@ -181,9 +181,10 @@ class Decoder:
     def forward_rows(self, ids: Tensor, cache: Cache, *, should_stop: Callable[[], bool] | None = None) -> Tensor:
         """ids (1, T), T up to `rows_left` -> logits (1, T, V): bit for bit those of T passes of one token each.
 
-        The compiled step does so in one call. Layers take the tokens one by one, each as if it were alone; what is won
-        is that a layer's weights are near. The cache counts none of the tokens: whoever calls counts those that stay
-        (``cache.advance(1)``, in their order) before the next pass, and the others are taken back. Raises as `forward`.
+        The compiled step does so in one call. Without it, each layer processes the tokens one by one, which gains only
+        that its weights stay in the processor's cache. The KV cache counts none of the tokens: before the next pass the
+        caller counts the accepted ones (``cache.advance(1)`` each, in order); the others are rolled back. Raises as
+        `forward` does.
         """
         with torch.inference_mode():
             past, n_new = cache.length, ids.size(1)
@@ -202,7 +203,7 @@ class Decoder:
     def _one_by_one(
         self, ids: Tensor, cache: Cache, long: tuple[int, ...], should_stop: Callable[[], bool] | None
     ) -> Tensor:
-        """`forward_rows` by the layers, which leaves the cache turned to some other length."""
+        """`forward_rows` without a compiled step; it leaves the cache at another length (`Cache.turn_to`)."""
         past, rows, contexts = cache.length, [], []
         for at, token in enumerate(torch.split(ids, 1, dim=1), past):
             cache.turn_to(at)
@@ -217,9 +218,9 @@ class Decoder:
         return torch.cat([self._logits(x) for x in rows])[None]
 
     def _beyond(self, n_new: int, cache: Cache | None) -> tuple[int, ...]:
-        """Tokens of each row's text where it is beyond the original context, else 0; empty where that does not matter.
+        """The text length of each row beyond the original context, else 0; empty if the model does not depend on it.
 
-        LongRoPE asks only whether it is: 1. A dynamic base asks for what was announced, or given first.
+        LongRoPE needs only whether it does: 1. A dynamic base needs the announced length, or that of the first pass.
         """
         if self.original_context is None:
             return ()
@@ -237,16 +238,16 @@ class Decoder:
         return tuple(whole - before if whole - before > self.original_context else 0 for before in padding)
 
     def _step_for(self, cache: KeysValues, n_new: int = 1) -> DecodeStep | None:
-        """What runs a whole step on this cache, or several, if anything does."""
+        """The compiled step that can run on this cache, if there is one."""
         step = self.decode_step
         if self.original_context is not None and cache.seen.whole > cache.length + 1:
-            return None  # it goes by what the cache holds, and more of the text is known
+            return None  # the step uses the cached length, but the text is known to be longer
         if self.base_grows and cache.length + n_new > (self.original_context or 0):
-            return None  # it knows one set of frequencies
+            return None  # the step has one set of frequencies
         growth = self.config.query_growth
         if growth is not None and cache.length + n_new > growth.every:
-            return None  # it knows no growth of the queries
-        in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # whose rows begin at other slots
+            return None  # the step does not scale queries by position
+        in_a_ring = cache.padding is not None and isinstance(cache, WindowCache)  # padded rows begin at different slots
         return None if step is None or in_a_ring or cache.batch_size > step.max_rows else step
 
     def _embed(self, ids: Tensor, past: int, cache: Cache | None) -> Tensor:
@@ -276,9 +277,9 @@ class Decoder:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def context(self, batch_size: int, n_new: int, cache: Cache | None, long: tuple[int, ...] = ()) -> ForwardContext:
-        """What the layers share in a pass over ``n_new`` tokens after those that the cache holds.
+        """The data that all layers share in a pass over ``n_new`` tokens after the cached ones.
 
-        ``long``: tokens of each row's text where its positions turn as those of a long text do (see `_beyond`).
+        ``long``: the text length of each row that exceeds the original context, else 0 (see `_beyond`).
         """
         past, padding = (0, None) if cache is None else (cache.length, cache.padding)
         kinds = []
@@ -291,7 +292,7 @@ class Decoder:
                     turns = rotary.rows_at(_row_positions(past, n_new, padding), past + n_new, long=long)
                 cos, sin = map(self._for_all_heads, turns)
                 if (growth := self._growth(past, n_new, padding)) is not None:
-                    for turn in (cos, sin):  # which queries and keys have each their own of
+                    for turn in (cos, sin):  # these have a row per query head, then per key head
                         turn[..., : self.cache_config.n_heads, :].mul_(growth)
             if n_new == 1 and padding is None:
                 kinds.append(KindContext(None, False, cos, sin))
@@ -302,14 +303,14 @@ class Decoder:
         return ForwardContext(batch_size, n_new, tuple(kinds))
 
     def _for_all_heads(self, turn: Tensor) -> Tensor:
-        """(.., 1, r) once for each head that is turned: products that repeat neither side are many times faster."""
+        """(.., 1, r) repeated for each rotated head: products without broadcasting are many times faster."""
         config = self.cache_config
         if config.latent is not None:
             return turn
         return turn.expand(*turn.shape[:-2], config.n_heads + config.n_kv_heads, -1).contiguous()
 
     def _growth(self, past: int, n_new: int, padding: Tensor | None) -> Tensor | None:
-        """What queries are multiplied by at their positions, (T, 1, 1) or (B, T, 1, 1); None where that is 1."""
+        """The factor on queries at their positions, (T, 1, 1) or (B, T, 1, 1); None if it is 1 everywhere."""
         growth = self.config.query_growth
         if growth is None or past + n_new <= growth.every:
             return None
@@ -318,7 +319,7 @@ class Decoder:
         return (1 + growth.beta * steps.log1p())[..., None, None].to(self.device, self.dtype)
 
     def _is_triangle(self, n_new: int, window: int | None) -> bool:
-        """Whether the kernel's own causal mask will do for the first tokens."""
+        """Whether the kernel's own causal mask is enough for a pass over the first tokens."""
         return (window is None or n_new <= window) and not self.config.scores_by_hand
 
     def _mask(self, n_new: int, cache: Cache | None, window: int | None) -> Tensor:
@@ -334,7 +335,7 @@ class Decoder:
     def with_positions(self, max_positions: int, *, seed: int = 0) -> "Decoder":
         """The same weights with room for ``max_positions`` (self when there is room already).
 
-        New rows of a learned table are random, spread like the known ones: good for timing, not for text.
+        New rows of a learned table are random, with the spread of the existing ones: for timing, not for text.
         """
         if max_positions <= self.config.max_positions:
             return self
@@ -352,8 +353,8 @@ class Decoder:
 def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding: Tensor | None = None) -> Tensor:
     """True where a query at position (T,) may look at a key at position (S,): (T, S), padded (B, 1, T, S).
 
-    It sees itself and those before, at most window - 1 back, and nothing before its row's ``padding`` (B,);
-    in the padding every token sees itself, because a softmax over nothing is not a number.
+    A query attends to itself and to the window - 1 tokens before it, but not to its row's ``padding`` (B,).
+    A padding token attends to itself, because a softmax over nothing is NaN.
     """
     at = queries[:, None]
     mask = keys <= at
@@ -366,7 +367,7 @@ def attention_mask(queries: Tensor, keys: Tensor, *, window: int | None, padding
 
 
 def _seen_anew(ids: Tensor, cache: Cache, long: tuple[int, ...]) -> Tensor:
-    """The ids to run: the new ones, or all where the text has come to turn another way than the cache was made."""
+    """The ids to run: only the new ones, or all if the rotary angles have changed since the cache was filled."""
     seen = cache.seen
     before = ids[:, :0] if seen.ids is None else seen.ids[:, : cache.length]
     every = torch.cat((before, ids), 1)
@@ -383,7 +384,7 @@ def _row_positions(past: int, n_new: int, padding: Tensor) -> Tensor:
 
 
 def _seeing(kind: LayerKind) -> LayerKind:
-    """What of a layer's kind its attention depends on."""
+    """The parts of a layer's kind that its attention depends on."""
     return replace(kind, experts=False, recurrent=False)
 
 
@@ -395,7 +396,7 @@ def _extend(table: Tensor, n_rows: int, seed: int) -> Tensor:
 
 
 def check_ids(ids: Tensor, config: ModelConfig) -> None:
-    """Raise PromptError unless ids (B, T) are at least one token, all inside the vocabulary."""
+    """Raise PromptError if ids (B, T) are empty or any of them is outside the vocabulary."""
     if ids.numel() == 0:
         raise PromptError("the prompt is empty; the model needs at least one token")
     low, high = ids.aminmax()

@@ -1,4 +1,4 @@
-"""Where a model runs: the devices by name, one for each rank, and waiting for what a GPU has been given to do."""
+"""Where a model runs: devices by name, one device per rank, and synchronisation with a GPU."""
 
 import torch
 
@@ -35,7 +35,7 @@ def rank_device(name: Device | str, local_rank: int) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Return when the device has done all it was given: a GPU works on while Python runs ahead."""
+    """Wait until the device has finished all queued work: a GPU runs asynchronously to Python."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Who drafts tokens: the text itself, or a small model. What is drafted changes no token, only how fast they come."""
+"""Drafters for speculative decoding: prompt lookup, or a small model. Drafts change the speed, never the tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -15,29 +15,29 @@ ShouldStop = Callable[[], bool]
 
 
 class Drafter(Protocol):
-    """What drafts for one run."""
+    """Proposes tokens for one run."""
 
     def begin(self, prompt: Sequence[int], capacity: int, sampler: Sampler, should_stop: ShouldStop) -> None:
-        """Before the first token of a run of at most ``capacity`` tokens, which ``sampler`` chooses. Raises Stopped."""
+        """Prepare for a run of at most ``capacity`` tokens that ``sampler`` chooses. Raises Stopped."""
         ...
 
     def draft(self, made: Sequence[int], most: int) -> list[int]:
-        """At most ``most`` tokens that may follow the prompt and those ``made`` so far."""
+        """Up to ``most`` draft tokens to follow the prompt and the tokens generated so far (``made``)."""
         ...
 
 
 class PromptLookup:
-    """Drafts what followed the text's last n tokens where they stood in it last, the longest n there is first.
+    """Finds the last earlier occurrence of the text's final n-gram (longest n first) and drafts what followed it.
 
-    Saxena 2023, "Prompt lookup decoding". A continuation that reaches the end of the text goes on with what it drafts,
-    so that a text that repeats itself is drafted whole.
+    Saxena 2023, "Prompt lookup decoding". A continuation that reaches the end of the text goes on with its own draft,
+    so that a repeating text can be drafted to any length.
     """
 
     def __init__(self, ngram: int) -> None:
         self._lengths = range(ngram, LEAST_NGRAM - 1, -1)
         self._text: list[int] = []
         self._n_prompt = 0
-        self._after: dict[tuple[int, ...], int] = {}  # an n-gram that something follows: where that stands
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram to the position of the token that follows it
 
     def begin(self, prompt: Sequence[int], capacity: int, sampler: Sampler, should_stop: ShouldStop) -> None:
         self._text, self._n_prompt, self._after = [], len(prompt), {}
@@ -55,7 +55,7 @@ class PromptLookup:
         return drafted
 
     def _read(self, tokens: Sequence[int]) -> None:
-        """The text goes on: what it ended with until now has something that follows."""
+        """Index the new tokens: the n-grams at the old end of the text now have a successor."""
         for token in tokens:
             end = len(self._text)
             for n in self._lengths:
@@ -65,14 +65,14 @@ class PromptLookup:
 
 
 class DraftModel:
-    """Drafts with a model of the same vocabulary.
+    """Drafts with a small model of the same vocabulary.
 
-    What is drawn is drawn with the random numbers that the model will use for the same places, so that both agree often
+    Sampling uses the same random numbers that the main model will use at the same positions, so that both often agree
     (coupling without communication: Daliri, Musco and Suresh 2024, arXiv:2408.07978).
     """
 
     def __init__(self, decoder: Decoder, *, vocab_size: int, chunk: int | None = None) -> None:
-        """``vocab_size`` of the model that is drafted for. Raises OptionError."""
+        """``vocab_size``: of the main model. Raises OptionError."""
         if decoder.config.recurrent is not None:
             raise OptionError(
                 "speculate", "the draft model has recurrent states, which cannot be rolled back: use another one"
@@ -80,8 +80,8 @@ class DraftModel:
         self._decoder = decoder
         self._n_tokens = min(vocab_size, decoder.config.vocab_size)
         self._chunk = chunk
-        self._text: list[int] = []  # as it was drafted for last
-        self._held: list[int] = []  # the ids that its cache was made from
+        self._text: list[int] = []  # the text of the last draft
+        self._held: list[int] = []  # the ids in its cache
 
     def begin(self, prompt: Sequence[int], capacity: int, sampler: Sampler, should_stop: ShouldStop) -> None:
         self._prompt, self._text, self._held, self._theirs = list(prompt), [], [], sampler
@@ -103,14 +103,14 @@ class DraftModel:
         return drafted
 
     def _go_on_from(self, text: list[int]) -> None:
-        """Keep of the cache what is of this text, less its last token, whose logits are wanted."""
+        """Truncate the cache to the prefix shared with this text, less the last token, whose logits are needed."""
         known = len(self._text)
         kept = known + common_prefix(self._held[known:], text[known:])
         self._text, kept = text, self._cache.truncate(min(kept, len(text) - 1))
         del self._held[kept:]
 
     def _run(self, tokens: Sequence[int], should_stop: ShouldStop | None = None) -> torch.Tensor:
-        """Logits (1, V) after some more tokens."""
+        """Run some more tokens; the logits (1, V) after them."""
         ids, cache = torch.tensor([list(tokens)], device=self._decoder.device), self._cache
         self._held += tokens
         if cache.length and 1 < len(tokens) <= self._decoder.rows_left(cache):

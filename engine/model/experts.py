@@ -25,7 +25,7 @@ class Experts:
         linear: LinearMaker = Linear.of,
     ) -> None:
         self.config = experts
-        self.router = Linear.of(weights, f"{name}.gate")  # never in a coarser format: a wrong choice is a leap
+        self.router = Linear.of(weights, f"{name}.gate")  # never quantised: a wrong choice of experts is a large error
         self.experts = [MLP(config, weights, f"{name}.experts.{i}", linear=linear) for i in range(experts.n_experts)]
         self.choice_bias = weights[f"{name}.gate.e_score_correction_bias"] if experts.choice_bias else None
         shared = f"{name}.shared_experts"
@@ -33,7 +33,7 @@ class Experts:
         self.shared_gate = Linear.of(weights, f"{name}.shared_expert_gate") if experts.shared_gate else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The experts' results weighed and summed, (N, D)."""
+        """The weighted sum of the experts' outputs, (N, D)."""
         return self._run(x, torch.zeros_like(x))
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Experts:
         return out if self.shared is None else self.shared.add_to(out, x)
 
     def _run_many(self, x: Tensor, out: Tensor, weights: Tensor, chosen: Tensor) -> None:
-        """Each expert once, on all tokens that chose it."""
+        """Run each expert once, on all tokens routed to it."""
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=self.config.n_experts).tolist()
         flat = weights.flatten()
@@ -82,7 +82,7 @@ class Experts:
 
 
 def _mixed_sparsely(scores: Tensor, n_active: int, jitter: float) -> tuple[Tensor, Tensor]:
-    """(weights, experts), both (N, k): the best of those left, weighed among those that are nearly as good."""
+    """(weights, experts), both (N, k): repeatedly the best remaining expert, weighted among those nearly as good."""
     left, weights, chosen = scores, [], []
     for _ in range(n_active):
         best, index = left.max(-1, keepdim=True)
@@ -94,7 +94,7 @@ def _mixed_sparsely(scores: Tensor, n_active: int, jitter: float) -> tuple[Tenso
 
 
 def _best_groups(scores: Tensor, c: ExpertsConfig) -> Tensor:
-    """Scores (N, E) with those outside the best groups out of reach."""
+    """Scores (N, E), with experts outside the best groups masked out."""
     groups = scores.view(scores.size(0), c.n_groups, -1)
     worth = groups.topk(min(c.group_best, groups.size(-1)), -1).values.sum(-1)
     best = worth.topk(c.n_active_groups, -1).indices

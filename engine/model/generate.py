@@ -1,6 +1,6 @@
-"""Prefill and decode as an iterator of events with raw timestamps; rates are made from them elsewhere.
+"""Prefill and decode as an iterator of events with raw timestamps; rates are computed elsewhere.
 
-The events are the protocol's own records (`engine.generation_events`), so that what a test sees is what the app gets.
+The events are the protocol's own records (`engine.generation_events`), so that tests see exactly what the app gets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.weights.tokenizer import TextStream, Tokenizer
 
 START_REACH = 3
-"""Tokens that the first draft has at most; each next one has twice as many as the last step made."""
+"""The most tokens of the first draft; each later limit is twice the tokens of the last step."""
 GenerationEvent = GenerationStarted | TokenGenerated | GenerationFinished
 _MAX_ID = 2**63
 
@@ -39,11 +39,11 @@ _MAX_ID = 2**63
 class GenerationOptions:
     """How to generate. ``temperature`` 0 is greedy; None switches an option off. Raises OptionError.
 
-    ``prefill_chunk``: prompt tokens a forward pass (None: all in one; without the cache there are no chunks).
+    ``prefill_chunk``: prompt tokens per forward pass (None: all in one; without the cache there are no chunks).
     ``cache_capacity``: tokens to allocate (None: prompt and new tokens, at most the model's positions).
-    ``cache``: how keys and values are kept (`engine.records.CacheKind`).
+    ``cache``: how keys and values are stored (`engine.records.CacheKind`).
     ``stop``: texts that end the run; neither they nor what follows is part of its text.
-    ``forced_ids``: take these tokens instead of the chosen ones; the work done is the same. For timing.
+    ``forced_ids``: use these tokens instead of the sampled ones, at the same cost. For timing.
     """
 
     max_new_tokens: int = 64
@@ -85,12 +85,12 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Who drafts tokens for a run, as it was asked for."""
+    """The drafter of a run, as requested."""
 
     asked: Speculate
     drafter: Drafter
     name: str
-    """Of the one that drafts."""
+    """Name of the drafter."""
 
 
 @dataclass(slots=True)
@@ -113,15 +113,15 @@ def generate(
     reused: ReusableCache | None = None,
     speculation: Speculation | None = None,
 ) -> Iterator[GenerationEvent]:
-    """Started, then one event per token, then Finished; the end-of-text token counts as one.
+    """Yield Started, then one event per token, then Finished; the end-of-text token counts as a token.
 
-    Refusals (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
-    ``should_stop`` is asked before every forward pass, and before every layer of one over many tokens; the run then
-    ends with the reason "cancelled".
-    ``reused``: its cache is used for as much of the prompt as it holds, and holds this run afterwards.
-    ``speculation`` drafts tokens that one pass then decides on. Every token, greedy or drawn, is the one that would
-    have come without it: each is chosen from the logits of its own row, which are those of a pass of that row alone
-    (`Decoder.forward_rows`), with the random numbers of its own place.
+    Errors (PromptError, OptionError, OutOfMemory) are raised by this call, before the first event.
+    ``should_stop`` is called before every forward pass, and before every layer of a pass over many tokens; the run
+    then ends with the reason "cancelled".
+    ``reused``: its cache supplies the prefix that it shares with the prompt, and holds this run afterwards.
+    ``speculation`` drafts tokens that one pass then verifies. Every token, greedy or sampled, is the same as without
+    speculation: it is chosen from the logits of its own row, which equal those of a pass over that row alone
+    (`Decoder.forward_rows`), with the random numbers of its own position.
     """
     run = _Run(decoder, prompt_ids, options or GenerationOptions(), tokenizer, request_id, reused, speculation)
     return run.events(should_stop or _never)
@@ -168,7 +168,7 @@ def _sampler(options: GenerationOptions, device: torch.device) -> Sampler:
 
 
 class _Run:
-    """One generation: the prompt, the cache, and what has been made so far."""
+    """One generation: the prompt, the cache, and the tokens so far."""
 
     def __init__(
         self,
@@ -222,20 +222,20 @@ class _Run:
         return self.decoder.new_cache(capacity, kind=self.options.cache)
 
     def _reuse(self, capacity: int) -> Cache:
-        """The cache of earlier runs, cut back to what the prompt shares; a new, roomier one where it is too small."""
+        """The cache of earlier runs, cut to the prefix shared with the prompt; a larger one if it is too small."""
         reused = self.reused
         assert reused is not None
         if reused.cache is not None and reused.kind == self.options.cache and reused.cache.capacity >= capacity:
             self.n_reused = reuse_prefix(reused.cache, reused.ids, self.prompt[0].tolist())
             return reused.cache
-        reused.cache, reused.ids = None, ()  # its memory is free before the next one is made
+        reused.cache, reused.ids = None, ()  # frees its memory before the next cache is allocated
         room = min(4 * capacity, self.decoder.config.max_positions)
         reused.kind = self.options.cache
         reused.cache = self.decoder.new_cache(max(capacity, room), kind=reused.kind)
         return reused.cache
 
     def events(self, should_stop: Callable[[], bool]) -> Iterator[GenerationEvent]:
-        """Forward pass, choice, event; until there is a reason to stop."""
+        """The loop: forward pass, sampling, event; until there is a reason to stop."""
         synchronize(self.decoder.device)
         self.start_ns = time.perf_counter_ns()
         try:
@@ -259,12 +259,12 @@ class _Run:
         yield self._finished(reason)
 
     def _tokens(self, logits: Tensor, guesses: list[int]) -> Generator[TokenGenerated, None, StopReason | None]:
-        """A token of each row (1, 1 + guesses, V) until one is no guess; why the last one ends the run, or None."""
+        """One token per row of logits (1, 1 + guesses, V), up to the first that is no guess; gives the stop reason."""
         is_step = bool(self.ids)
         for row, guess in enumerate([*guesses, None]):
             if guesses:
                 assert self.cache is not None
-                self.cache.advance(1)  # what the row came from was the right guess, and stays
+                self.cache.advance(1)  # the token that led to this row stays: after row 0 it is a right guess
             self._choose(logits[:, row : row + 1])
             stop = self._stop_reason()
             event = self._token_event(last=stop is not None, drafted=row > 0)
@@ -279,7 +279,7 @@ class _Run:
         return stop
 
     def _begin_drafting(self, should_stop: Callable[[], bool]) -> bool:
-        """Let who drafts read the prompt; whether nobody stopped it."""
+        """Let the drafter read the prompt; False if it was cancelled."""
         if self.speculation is None or self.cache is None:
             return True
         start_ns = time.perf_counter_ns()
@@ -291,7 +291,7 @@ class _Run:
         return True
 
     def _guesses(self) -> list[int]:
-        """What may come next: as many tokens as are drafted at most, and as there is room and need for."""
+        """Draft tokens, limited by the draft length, the free cache space and the tokens still wanted."""
         if self.speculation is None or self.cache is None:
             return []
         room = min(self.decoder.rows_left(self.cache), self.options.max_new_tokens - len(self.ids)) - 1
@@ -302,7 +302,7 @@ class _Run:
         return guesses
 
     def _prefill(self, should_stop: Callable[[], bool]) -> Tensor | None:
-        """Logits (1, 1, V) after the prompt; None when told to stop."""
+        """Logits (1, 1, V) after the prompt; None if cancelled."""
         chunk = self.options.prefill_chunk if self.cache is not None else None
         if self.cache is not None:
             self.cache.seen.whole = self.n_prompt
@@ -314,7 +314,7 @@ class _Run:
         return logits
 
     def _next(self, guesses: list[int], should_stop: Callable[[], bool]) -> Tensor | None:
-        """Logits (1, 1 + guesses, V) after the last token and each guess; None as above.
+        """Logits (1, 1 + guesses, V) after the last token and each guess; None if cancelled.
 
         Without the cache the whole context is run again.
         """
@@ -330,16 +330,16 @@ class _Run:
             return None
 
     def _pass(self, ids: Tensor, should_stop: Callable[[], bool]) -> Tensor | None:
-        """Logits (1, 1, V) after many tokens; None when told to stop between two layers."""
+        """Logits (1, 1, V) after many tokens; None if cancelled between two layers."""
         try:
             return self.decoder.forward(ids, self.cache, last_only=True, should_stop=should_stop)
         except Stopped:
             if self.cache is not None and self.options.cache == "window":
-                self.cache.reset()  # new tokens may stand where old ones were
+                self.cache.reset()  # new tokens may have overwritten old ones
             return None
 
     def _choose(self, logits: Tensor) -> None:
-        """One more token from logits (1, 1, V)."""
+        """Choose one more token from logits (1, 1, V)."""
         last = logits[:, -1]
         if self.sampler.looks_back:
             last = self.sampler.penalised(last, self.prompt[0].tolist(), self.ids)
@@ -350,7 +350,7 @@ class _Run:
         self.times_ns.append(time.perf_counter_ns())
 
     def _stop_reason(self) -> StopReason | None:
-        """Why the token just made is the last, or None."""
+        """Why the newest token ends the run, or None."""
         if self.options.stop_at_eos and self.ids[-1] in self.decoder.config.eos_ids:
             return "eos"
         if len(self.ids) >= self.options.max_new_tokens:
@@ -420,7 +420,7 @@ class _Run:
         )
 
     def _text(self) -> str | None:
-        """The whole of it; up to where a stop text begins."""
+        """The whole text, cut where a stop text begins."""
         if self.tokenizer is None:
             return None
         return "".join(self.shown) if self.stops.found else self.tokenizer.decode(self.ids)

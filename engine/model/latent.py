@@ -1,9 +1,9 @@
 """Multi-head latent attention (DeepSeek-V2): heads attend to one small vector per token instead of to K and V.
 
-What a token leaves is c (rank values, normalised) and a rotated key of rope_dim values, shared by all heads.
-A head's key would be [W_k c, rotated] and its value W_v c. Both products are moved to the other side: the query
-is multiplied by W_k once and the mixed c by W_v once, so that neither keys nor values are ever made
-("absorbed", arXiv 2405.04434 section 2.1.2). It is exact, and the cache keeps rank + rope_dim values per token.
+Each token stores c (rank values, normalised) and a rotated key of rope_dim values, shared by all heads.
+A head's key would be [W_k c, rotated] and its value W_v c. Both matrices are absorbed into the other side: the query
+is multiplied by W_k once and the weighted sum of c by W_v once, so that keys and values are never computed
+("absorbed", arXiv 2405.04434 section 2.1.2). This is exact, and the cache keeps rank + rope_dim values per token.
 
 Shapes: B rows, T new tokens, S tokens in sight, H heads, r rank, n = nope_dim, e = rope_dim, v = value_dim.
 """
@@ -62,7 +62,7 @@ class LatentAttention:
         return self.output(self.mix(x, context, cache))
 
     def mix(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
-        """The heads' results side by side, (N, H x v)."""
+        """The concatenated outputs of the heads, (N, H x v)."""
         shared = context.kinds[self.kind]
         query, left = self._query(x, context), self._left(x, context)
         if shared.cos is not None and shared.sin is not None:
@@ -82,7 +82,7 @@ class LatentAttention:
         return self.query(x).view(context.batch_size, context.n_new, self.n_heads, -1)
 
     def _left(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """What the new tokens leave for others, (B, T, r + e)."""
+        """The cache entries of the new tokens, (B, T, r + e)."""
         left = self.compress(x)
         rank = self.latent.rank
         return torch.cat((self.norm(left[:, :rank]), left[:, rank:]), -1).view(context.batch_size, context.n_new, -1)
@@ -96,7 +96,7 @@ class LatentAttention:
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, context: ForwardContext) -> Tensor:
         """(B, H, T, r + e) -> (B, H, T, r): all heads look at the same S vectors, keys (B, 1, S, r + e)."""
         shared = context.kinds[self.kind]
-        if context.n_new == 1:  # the heads can stand as rows of one matrix
+        if context.n_new == 1:  # the heads can be the rows of one matrix
             mixed = F.scaled_dot_product_attention(
                 query.transpose(1, 2), keys, values, attn_mask=shared.mask, scale=self.scale
             )

@@ -1,4 +1,4 @@
-"""The parts of a decoder: small records of read-only weights, each with the arithmetic it takes part in.
+"""The parts of a decoder: small records of read-only weights, each with its arithmetic.
 
 They are plain classes, not ``nn.Module``s: a decode step of a small model is a few dozen operators of one
 or two microseconds, and module calls and attribute look-ups would cost as much again (bench/decode_step.py).
@@ -24,9 +24,9 @@ Weights = Mapping[str, Tensor]
 
 
 def activation(kind: Activation, weights: Weights, name: str) -> Callable[[Tensor], Tensor]:
-    """The function by name. May work in place: it gets a fresh result of a linear layer.
+    """The activation function by name. It may work in place, because its input is the fresh output of a linear layer.
 
-    ``name``: of the MLP, where the function has weights of its own.
+    ``name``: of the MLP, for functions with learned weights.
     """
     match kind:
         case "xielu":
@@ -46,7 +46,7 @@ def activation(kind: Activation, weights: Weights, name: str) -> Callable[[Tenso
 
 
 class XIELU:
-    """A parabola above 0 and an exponential below, each with a learned bend (arXiv 2411.13010; Apertus)."""
+    """A parabola above 0 and an exponential below, each with a learned curvature (arXiv 2411.13010; Apertus)."""
 
     beta, eps = 0.5, -1e-6
 
@@ -60,19 +60,19 @@ class XIELU:
 
 
 class LinearLike(Protocol):
-    """A linear layer in whatever format its weight is kept."""
+    """A linear layer whose weight may have any format."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (N, inputs) -> (N, outputs)."""
         ...
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + what `__call__` gives; may not change the residual."""
+        """residual + the result of `__call__`; must not modify the residual."""
         ...
 
 
 class LinearMaker(Protocol):
-    """Makes one layer from the weights of one or several names that read the same input."""
+    """Builds one layer from one or several named weights that read the same input."""
 
     def __call__(self, weights: Weights, *names: str) -> LinearLike: ...
 
@@ -97,7 +97,7 @@ class Linear:
 
     @classmethod
     def of(cls, weights: Weights, *names: str) -> "Linear":
-        """One layer from one or several that read the same input: their outputs side by side."""
+        """One layer from one or several that read the same input: their outputs are concatenated."""
         biases = [f"{name}.bias" for name in names if f"{name}.bias" in weights]
         return cls(join(weights, *(f"{name}.weight" for name in names)), join(weights, *biases) if biases else None)
 
@@ -112,17 +112,17 @@ class ByteInputs:
         return self.layer(in_bytes(x))
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual + what `__call__` gives."""
+        """residual + the result of `__call__`."""
         return self.layer.add_to(residual, in_bytes(x))
 
     @classmethod
     def maker(cls, linear: LinearMaker) -> LinearMaker:
-        """Layers of another maker, with such inputs."""
+        """A maker that wraps the layers of another maker in this class."""
         return lambda weights, *names: cls(linear(weights, *names))
 
 
 def in_bytes(x: Tensor) -> Tensor:
-    """Rows (N, D) as whole 127ths of their largest values."""
+    """Rows (N, D) rounded to multiples of their largest absolute value / 127."""
     wide = x if x.dtype == torch.float64 else x.float()
     scale = 127 / wide.abs().amax(-1, keepdim=True).clamp_(min=1e-5)
     return ((wide * scale).round().clamp_(-128, 127) / scale).to(x.dtype)
@@ -130,13 +130,13 @@ def in_bytes(x: Tensor) -> Tensor:
 
 @runtime_checkable
 class Joining(Protocol):
-    """Weights that can be had one below the other, without a copy of each."""
+    """Weights that can be concatenated by rows without a copy of each."""
 
     def joined(self, *names: str) -> Tensor: ...
 
 
 def join(weights: Weights, *names: str) -> Tensor:
-    """Weights one below the other."""
+    """The weights concatenated by rows."""
     if len(names) == 1:
         return weights[names[0]]
     return weights.joined(*names) if isinstance(weights, Joining) else torch.cat([weights[name] for name in names])
@@ -144,18 +144,18 @@ def join(weights: Weights, *names: str) -> Tensor:
 
 @runtime_checkable
 class Table(Protocol):
-    """A table of embeddings in a format of its own."""
+    """An embedding table, in any format."""
 
     dtype: torch.dtype
     device: torch.device
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Of ids of any shape, in ``dtype``: a fresh tensor (.., hidden size)."""
+        """The embeddings of ids of any shape, in ``dtype``: a fresh tensor (.., hidden size)."""
         ...
 
 
 class Norm:
-    """LayerNorm or RMSNorm over the last dimension. A LayerNorm has a bias, zeros where the model has none."""
+    """LayerNorm or RMSNorm over the last dimension. A LayerNorm always has a bias: zeros if the model has none."""
 
     __slots__ = ("bias", "centred", "eps", "shape", "signs", "twice", "weight")
 
@@ -189,23 +189,23 @@ class Norm:
         if not config.norm_weights:
             return cls(None, None, config.norm_eps, width=config.hidden_size, centred=centred)
         weight = weights[f"{name}.weight"]
-        if config.norm_offset:  # Gemma keeps w - 1
+        if config.norm_offset:  # Gemma stores w - 1
             weight = weight + config.norm_offset
         bias = weights[f"{name}.bias"] if centred and config.norm_bias else None
         return cls(weight, torch.zeros_like(weight) if centred and bias is None else bias, config.norm_eps)
 
 
 class KindContext(NamedTuple):
-    """What layers of one kind (window, positions) share in a forward pass."""
+    """The data that layers of one kind (window, positions) share in a forward pass."""
 
     mask: Tensor | None  # (T, S) or (B, 1, T, S), True where a query may look; None: nothing hidden, or `causal`
-    causal: bool  # plain triangle, which the attention kernel knows without a mask
+    causal: bool  # a plain causal triangle, which the attention kernel applies without a mask tensor
     cos: Tensor | None
     sin: Tensor | None
 
 
 class ForwardContext(NamedTuple):
-    """What all layers share in one forward pass over T new tokens after those cached."""
+    """The data that all layers share in one forward pass over T new tokens after the cached ones."""
 
     batch_size: int
     n_new: int
@@ -234,7 +234,7 @@ class Attention:
         self.norm_late = config.qk_norm_late
         self.gate = linear(weights, f"{name}.q_gate_proj") if config.attention_gate else None
         self.sub_norm = Norm.of(weights, f"{name}.attn_sub_norm", config) if config.sub_norms else None
-        # (K, g, 1): a score of each query head that attends to nothing
+        # (K, g, 1): per query head, the score of a sink without a value
         sinks = weights[f"{name}.sinks.weight"] if config.sinks else None
         self.sinks = sinks.view(config.n_kv_heads, -1, 1) if sinks is not None else None
         slopes = alibi_slopes(config.n_heads) * config.alibi_scale if config.positions == "alibi" else None
@@ -250,8 +250,8 @@ class Attention:
         return self.output(self.mix(x, context, cache))
 
     def mix(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
-        """The heads' results side by side, (N, H x h)."""
-        n_turned = self.n_heads + self.n_kv_heads  # q and k heads lie side by side, then v
+        """The concatenated outputs of the heads, (N, H x h)."""
+        n_turned = self.n_heads + self.n_kv_heads  # the q heads, then the k heads, then v
         shared = context.kinds[self.kind]
         heads = self.qkv(x).view(context.batch_size, context.n_new, n_turned + self.n_kv_heads, self.head_dim)
         turned = heads[:, :, :n_turned]
@@ -267,7 +267,7 @@ class Attention:
         return mixed if self.sub_norm is None else self.sub_norm(mixed)
 
     def _keys_values(self, heads: Tensor, context: ForwardContext, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """All keys and values in sight, each (B, K, S, h)."""
+        """All visible keys and values, each (B, K, S, h)."""
         kv = heads[:, :, self.n_heads :].view(context.batch_size, context.n_new, 2, self.n_kv_heads, self.head_dim)
         kv = kv.permute(2, 0, 3, 1, 4)  # (2, B, K, T, h)
         if cache is not None:
@@ -279,7 +279,7 @@ class Attention:
         """softmax(scale q k^T) v: q (B, T, H, h) -> (N, H x h)."""
         mask = context.kinds[self.kind].mask
         if context.n_new == 1:
-            # One query sees all that is kept, so the queries of a group can stand as rows of one matrix:
+            # One query attends to the whole cache, so the queries of a group can be the rows of one matrix:
             # no copy of K and V for the heads that share them, and no mask unless rows are padded.
             if self.window is not None and mask is None and keys.size(2) > self.window:
                 keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
@@ -306,7 +306,7 @@ class Attention:
         return mixed.transpose(1, 2).reshape(context.batch_size * context.n_new, -1)
 
     def _attend_by_hand(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores of several queries: groups side by side, so that K and V are not copied for them."""
+        """Attention of several queries: the heads of a group are one batch, so that K and V are not copied per head."""
         n_rows, n_new = q.shape[:2]
         grouped = q.view(n_rows, n_new, self.n_kv_heads, -1, self.head_dim).permute(0, 2, 3, 1, 4)  # (B, K, g, T, h)
         if mask is not None and mask.dim() == 4:
@@ -329,10 +329,10 @@ def attention_by_hand(
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v for any leading shape, with what no kernel of torch does.
+    """softmax(scale q k^T) v for any leading shape, with features that no torch kernel has.
 
-    ``cap``: scores become cap tanh(score / cap) (Gemma 2). ``sinks``: one more score for each head, which takes its
-    share of the softmax and brings nothing (gpt-oss). ``bias`` is added to the scores (ALiBi).
+    ``cap``: scores become cap tanh(score / cap) (Gemma 2). ``sinks``: one more score per head, which takes a
+    share of the softmax but has no value (gpt-oss). ``bias`` is added to the scores (ALiBi).
     """
     scores = q @ keys.transpose(-1, -2)
     scores = scores.mul_(scale) if cap is None else scores.mul_(scale / cap).tanh_().mul_(cap)
@@ -356,14 +356,14 @@ def alibi_slopes(n_heads: int) -> Tensor:
 
 
 def _by_distance(slopes: Tensor, n_new: int, keys: Tensor) -> Tensor:
-    """What ALiBi adds to the scores of the last ``n_new`` tokens of S: slopes (K, g, 1) -> (K, g, T, S)."""
+    """The ALiBi bias on the scores of the last ``n_new`` of S tokens: slopes (K, g, 1) -> (K, g, T, S)."""
     at = torch.arange(keys.size(2), dtype=torch.float64)
     distance = at - at[at.numel() - n_new :, None]
     return (slopes[..., None] * distance).to(keys)
 
 
 class QKNorm:
-    """What normalises queries and keys: head by head, or those of all heads together.
+    """The norm of queries and keys: per head, or over all heads together.
 
     ``weights``: one row per head (H + K, h), so that one product scales both; None where the norm has none.
     """
@@ -391,7 +391,7 @@ class QKNorm:
 
 
 def _head_rows(config: ModelConfig, weights: Weights, name: str) -> Tensor:
-    """The norm weights of each head (H + K, h), whether it has its own or not."""
+    """The norm weights as one row per head (H + K, h), repeated if the heads share them."""
     heads = ("q_norm", config.n_heads), ("k_norm", config.n_kv_heads)
     both = torch.cat([weights[f"{name}.{norm}.weight"].view(-1, config.head_dim).expand(n, -1) for norm, n in heads])
     return both + config.norm_offset if config.norm_offset else both

@@ -1,4 +1,4 @@
-"""Weights without a file: of a model's shapes, empty or random."""
+"""Weights that come from no file: the shapes of a model, uninitialised or random."""
 
 import math
 
@@ -12,12 +12,12 @@ from engine.model.shapes import parameter_shapes
 def empty_weights(
     config: ModelConfig, *, dtype: torch.dtype = torch.float32, device: str = "meta"
 ) -> dict[str, Tensor]:
-    """Weights without values; on the meta device (the default) they take no memory at all."""
+    """Uninitialised weights; on the meta device (the default) they take no memory."""
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in parameter_shapes(config).items()}
 
 
 def random_weights(config: ModelConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights of a sensible size (linear layers 1/sqrt(inputs), norms near 1), for tests."""
+    """Random weights of a sensible scale (linear layers 1/sqrt(inputs), norms near 1), for tests."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in parameter_shapes(config).items():

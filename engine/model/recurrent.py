@@ -1,6 +1,6 @@
 """Layers without attention: they read a state of fixed size in place of keys and values that grow with the text.
 
-Each keeps what it needs of the tokens before in a cache (`engine.model.states`), and starts from nothing without one.
+Each stores its state in a cache (`engine.model.states`); without a cache it starts from zero.
 
 Shapes: B rows, T new tokens, D hidden size, w width of the convolution.
 """
@@ -18,7 +18,7 @@ _L2_EPS = 1e-6  # of the FLA library, which these models were trained with
 
 
 class _Mixer:
-    """What both kinds share: their place, the way to the output, and the convolution over the last w tokens."""
+    """The base of both kinds: layer index, output projection, and the convolution over the last w tokens."""
 
     def __init__(self, weights: Weights, layer: int, name: str, conv: str, *, linear: LinearMaker) -> None:
         self.layer = layer
@@ -38,7 +38,7 @@ class _Mixer:
         raise NotImplementedError
 
     def _convolve(self, x: Tensor, cache: Cache | None) -> Tensor:
-        """x (B, T, channels), each channel over its last w tokens; the tokens before come from the cache."""
+        """Causal convolution of x (B, T, channels), each channel over w tokens; earlier tokens come from the cache."""
         channels, _, width = self.kernel.shape
         before = _state(cache, self.layer, "conv")
         if before is None:
@@ -49,7 +49,7 @@ class _Mixer:
 
 
 class ShortConv(_Mixer):
-    """LFM2: out(c * conv(b * x)), with b, c and x three projections of the input."""
+    """LFM2: out(c * conv(b * x)), where b, c and x are three projections of the input."""
 
     def __init__(
         self, config: ModelConfig, conv: ConvConfig, weights: Weights, layer: int, *, linear: LinearMaker = Linear.of
@@ -66,7 +66,7 @@ class ShortConv(_Mixer):
 
 
 class GatedDelta(_Mixer):
-    """Qwen3-Next: a matrix per head that forgets by exp(g) and learns value for key at the rate beta."""
+    """Qwen3-Next: a state matrix per head that decays by exp(g) and learns the value for a key at rate beta."""
 
     def __init__(
         self, config: ModelConfig, delta: DeltaConfig, weights: Weights, layer: int, *, linear: LinearMaker = Linear.of
@@ -82,7 +82,7 @@ class GatedDelta(_Mixer):
         self.norm_weight = weights[f"{name}.norm.weight"]
 
     def mix(self, x: Tensor, context: ForwardContext, cache: Cache | None) -> Tensor:
-        """(N, D) -> (N, values of all heads)."""
+        """(N, D) -> (N, width of all value heads)."""
         d, shape = self.delta, (context.batch_size, context.n_new)
         x = _without_padding(x.view(*shape, -1), cache).reshape(x.shape)
         mixed, z = self._projected(x, shape)
@@ -94,7 +94,7 @@ class GatedDelta(_Mixer):
         return (normed * F.silu(z)).reshape(context.batch_size * context.n_new, -1)
 
     def _projected(self, x: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """q, k and v side by side (B, T, channels), and z (B, T, value heads, h)."""
+        """q, k and v concatenated (B, T, channels), and the gate z (B, T, value heads, h)."""
         d = self.delta
         mixed, z = torch.split(self.input(x).view(*shape, -1), [2 * d.key_size + d.value_size, d.value_size], -1)
         return mixed, z.view(*shape, d.n_value_heads, d.value_dim)
@@ -107,7 +107,7 @@ class GatedDelta(_Mixer):
         return b.sigmoid(), self.decay.to(wide.dtype) * F.softplus(a + self.step_bias.to(wide.dtype))
 
     def _recur(self, query: Tensor, key: Tensor, value: Tensor, beta: Tensor, g: Tensor, cache: Cache | None) -> Tensor:
-        """One token after the other: S <- exp(g) S, S <- S + k (beta (v - S k)), out S q. (B, T, value heads, h)."""
+        """Token by token: S <- exp(g) S, S <- S + k (beta (v - S k)), out S q. (B, T, value heads, h)."""
         query, key = (_unit(self._by_value_head(part).to(g.dtype)) for part in (query, key))
         query = query / self.delta.key_dim**0.5
         value, forget = value.to(g.dtype), g.exp()
@@ -125,14 +125,14 @@ class GatedDelta(_Mixer):
         return out
 
     def _by_value_head(self, part: Tensor) -> Tensor:
-        """(B, T, keys of all heads) once for each value head: (B, T, value heads, h)."""
+        """(B, T, width of all key heads), repeated for each value head: (B, T, value heads, h)."""
         d = self.delta
         heads, times = part.view(*part.shape[:2], d.n_key_heads, d.key_dim), d.n_value_heads // d.n_key_heads
         return heads.repeat(1, 1, times, 1) if d.tiled else heads.repeat_interleave(times, dim=2)
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Vectors of length 1."""
+    """The vectors scaled to length 1."""
     return x * (x.square().sum(-1, keepdim=True) + _L2_EPS).rsqrt()
 
 
@@ -146,7 +146,7 @@ def _keep(cache: Cache | None, layer: int, name: str, state: Tensor) -> None:
 
 
 def _without_padding(x: Tensor, cache: Cache | None) -> Tensor:
-    """x (B, T, ..) with nothing in the padding, so that it leaves the states as they are."""
+    """x (B, T, ..) with zeros in the padding, so that padding does not change the states."""
     if cache is None or cache.padding is None:
         return x
     at = torch.arange(cache.length, cache.length + x.size(1), device=x.device)

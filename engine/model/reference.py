@@ -44,7 +44,7 @@ def from_reference_name(name: str) -> str:
 
 
 def to_reference_name(name: str) -> str:
-    """The inverse of `from_reference_name`, for messages that speak of the file's own keys."""
+    """The inverse of `from_reference_name`, for messages that quote the keys of the file."""
     match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     prefix, rest = (f"layers.{match[1]}.", match[2]) if match else ("", name)
     stem, _, kind = rest.rpartition(".")
@@ -54,8 +54,8 @@ def to_reference_name(name: str) -> str:
 def config_from_reference(shapes: Mapping[str, Shape], *, n_heads: int = 1) -> ModelConfig:
     """The config that the shapes of an assignment-style state dict imply. Raises ConfigError.
 
-    ``n_heads`` of them divide the width, one by default, each with scale 1/sqrt(head_dim); every other size is read
-    from a shape. Norms may lack their biases, or all their weights; a head that is missing is refused elsewhere.
+    The width is divided among ``n_heads`` heads (1 by default), each with scale 1/sqrt(head_dim); every other size is
+    read from a shape. Norms may lack their biases, or all their weights; a missing output head is refused elsewhere.
     """
     vocab_size, hidden_size = _matrix(shapes, "token_embedding.weight")
     max_positions, _ = _matrix(shapes, "pos_embedding.weight")

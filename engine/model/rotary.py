@@ -1,6 +1,6 @@
-"""Rotary positions: tables of cos and sin for every scaling, and the turn itself.
+"""Rotary positions: tables of cos and sin for every scaling, and the rotation itself.
 
-Shapes: B rows, T new tokens, r turned dimensions of a head.
+Shapes: B rows, T new tokens, r rotated dimensions of a head.
 """
 
 import math
@@ -21,7 +21,7 @@ from engine.model.config import (
 
 
 class Rotary:
-    """Tables of cos and sin of one kind of layer, grown as positions are asked for."""
+    """Tables of cos and sin for one kind of layer, extended when later positions are requested."""
 
     def __init__(self, rope: Rope, *, dtype: torch.dtype, device: torch.device) -> None:
         magnitude = rope_magnitude(rope.scaling)
@@ -38,23 +38,23 @@ class Rotary:
 
     @property
     def inverse_frequencies(self) -> Tensor:
-        """Turns per token of each pair, float64 (r/2,); those of the original context for LongRoPE."""
+        """Angle per token of each pair, float64 (r/2,); for LongRoPE those of the original context."""
         return self._short.frequencies
 
     @property
     def long_frequencies(self) -> Tensor | None:
-        """Those of a text longer than ``original_context``; None where its length does not matter."""
+        """The same for a text longer than ``original_context``; None if the length does not matter."""
         return self._long.frequencies if self._long is not None else None
 
     def rows(self, start: int, stop: int, *, long: int = 0) -> tuple[Tensor, Tensor]:
         """cos and sin of positions start..stop-1, each (stop - start, 1, r).
 
-        ``long``: tokens of a text that is longer than ``original_context``, else 0.
+        ``long``: the length of a text that is longer than ``original_context``, else 0.
         """
         return self._table(long > 0).rows(start, stop)
 
     def rows_at(self, positions: Tensor, stop: int, *, long: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r); ``long`` as above, of each row."""
+        """cos and sin of positions (B, T), all below ``stop``, each (B, T, 1, r); ``long`` as in `rows`, per row."""
         cos, sin = self._table(all(long) and bool(long)).rows(0, stop)
         cos, sin = cos[positions], sin[positions]
         if any(long) and not all(long):
@@ -70,7 +70,7 @@ class Rotary:
 
 
 class DynamicRotary(Rotary):
-    """Every position beyond the original context turns by a base of its own (`DynamicRopeScaling`)."""
+    """Beyond the original context the rotary base depends on the text length (`DynamicRopeScaling`)."""
 
     def __init__(self, rope: Rope, scaling: DynamicRopeScaling, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(rope, dtype=dtype, device=device)
@@ -94,7 +94,7 @@ class DynamicRotary(Rotary):
         return self._grown(positions.cpu(), long)
 
     def _grown(self, positions: Tensor, long: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The base is theta (factor T / original - factor + 1)^(r / (r - 2)) in a text of T tokens."""
+        """For a text of T tokens the base is theta (factor T / original - factor + 1)^(r / (r - 2))."""
         texts = torch.maximum(positions + 1, torch.tensor(long)[:, None]).clamp_min(self.original_context).double()
         growth = self._factor * texts / self.original_context - (self._factor - 1)
         exponents = torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim
@@ -104,15 +104,15 @@ class DynamicRotary(Rotary):
 
 
 def make_rotary(rope: Rope, *, dtype: torch.dtype, device: torch.device) -> Rotary:
-    """The tables that a layer's positions ask for."""
+    """The rotary tables for the positions of a layer."""
     if isinstance(rope.scaling, DynamicRopeScaling):
         return DynamicRotary(rope, rope.scaling, dtype=dtype, device=device)
     return Rotary(rope, dtype=dtype, device=device)
 
 
 def _turns(angles: Tensor, magnitude: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (.., r) of angles (.., r/2). The first half is turned by -sin: with the sign in the table a rotation
-    is two products and a sum.
+    """cos and sin (.., r) of angles (.., r/2). The first half holds -sin: with the sign in the table, a rotation is
+    two products and a sum.
     """
     cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
     return torch.cat((cos, cos), -1).to(device, dtype), torch.cat((-sin, sin), -1).to(device, dtype)
@@ -138,25 +138,25 @@ class _Table:
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn x (B, T, heads, r) by its positions, in place: x cos + (x with its halves swapped) sin."""
+    """Rotate x (B, T, heads, r) by its positions, in place: x cos + (x with its halves swapped) sin."""
     swapped = x.roll(x.size(-1) // 2, -1)
     x.mul_(cos).addcmul_(swapped, sin)
 
 
 def rope_magnitude(scaling: RopeScaling | None) -> float:
-    """What cos and sin are multiplied by."""
+    """The factor on cos and sin."""
     return scaling.magnitude if isinstance(scaling, YarnRopeScaling | LongRopeScaling) else 1.0
 
 
 def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None, *, long: bool = False) -> Tensor:
-    """Turns per token of each pair, float64 (r/2,): theta^(-2i/r), stretched as ``scaling`` says.
+    """Angle per token of each pair, float64 (r/2,): theta^(-2i/r), changed by ``scaling``.
 
     ``long``: LongRoPE's second set. Formulas: transformers' modeling_rope_utils.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
     frequencies = theta**-exponents
     match scaling:
-        case None | DynamicRopeScaling():  # whose base grows only beyond the original context
+        case None | DynamicRopeScaling():  # dynamic: the base grows only beyond the original context
             return frequencies
         case LinearRopeScaling():
             return frequencies / scaling.factor
@@ -171,7 +171,7 @@ def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None,
 
 def _llama3(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
     """Wavelengths longer than original/low_freq_factor are slowed by ``factor``, those shorter than
-    original/high_freq_factor are kept, and those between are blended linearly in original/wavelength.
+    original/high_freq_factor are unchanged, and those between are interpolated linearly in original/wavelength.
     """
     periods_in_context = scaling.original_max_positions * frequencies / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -180,8 +180,8 @@ def _llama3(frequencies: Tensor, scaling: Llama3RopeScaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, theta: float, scaling: YarnRopeScaling) -> Tensor:
-    """Pairs that turn more than beta_fast times in the original context are kept, those that turn less than
-    beta_slow times are slowed by ``factor``, and those between are blended linearly in the pair's number.
+    """Pairs that rotate more than beta_fast times over the original context are unchanged, those that rotate less than
+    beta_slow times are slowed by ``factor``, and those between are interpolated linearly in the pair index.
     """
     n_pairs = frequencies.numel()
     dim = 2 * n_pairs

@@ -11,13 +11,13 @@ from engine.sampling_options import check_sampling
 
 
 class Sampler:
-    """Chooses one token a call. Temperature 0 takes the likeliest (the first of equals).
+    """Chooses one token per call. Temperature 0 takes the likeliest (the first of equals).
 
     Otherwise logits are divided by the temperature, cut to the ``top_k`` largest, then to the smallest set
     of likeliest tokens whose probabilities reach ``top_p``, then to those at least ``min_p`` times as likely as the
-    likeliest, and one is drawn. Before all that, the logit of every token of the text is divided by
-    ``repetition_penalty`` (multiplied where it is negative), and that of every new one lowered by ``presence_penalty``.
-    The same seed draws the same tokens; None draws anew each time. Raises OptionError.
+    likeliest, and one is drawn. Before that, the logit of every token in the text is divided by
+    ``repetition_penalty`` (multiplied if negative), and that of every generated token is lowered by
+    ``presence_penalty``. The same seed gives the same tokens; None is random each time. Raises OptionError.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Sampler:
             self.generator.manual_seed(seed)
 
     def twin(self, device: torch.device) -> "Sampler":
-        """One that chooses alike, with random numbers of its own."""
+        """A sampler with the same options and its own random generator."""
         return Sampler(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -66,13 +66,13 @@ class Sampler:
         )
 
     def draw_as(self, other: "Sampler") -> None:
-        """Draw next with the random numbers that another draws with next, where both are on devices of one kind."""
+        """Copy the random state of another sampler, if both are on the same kind of device."""
         if self.generator.device.type == other.generator.device.type:
             self.generator.set_state(other.generator.get_state())
 
     @property
     def looks_back(self) -> bool:
-        """Whether the choice depends on the tokens before."""
+        """Whether the choice depends on earlier tokens."""
         return (self.repetition_penalty, self.presence_penalty) != (1.0, 0.0)
 
     def penalised(self, logits: Tensor, prompt: Sequence[int], made: Sequence[int]) -> Tensor:
@@ -97,9 +97,9 @@ class Sampler:
         return torch.multinomial(self.probabilities(logits), 1, generator=self.generator)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution tokens are drawn from, (1, V), at least float32."""
+        """The distribution that tokens are drawn from, (1, V), in float32 or wider."""
         wide = logits if logits.dtype == torch.float64 else logits.float()
-        # The largest is taken off first: a tiny temperature then cannot overflow.
+        # Subtract the largest logit first, so that a tiny temperature cannot overflow.
         wide = (wide - wide.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < wide.size(-1):
             wide = _keep_top_k(wide, self.top_k)
@@ -110,7 +110,7 @@ class Sampler:
 
 
 def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
-    """(the largest of logits (1, V), not a number where one of them is none; its token (1, 1)).
+    """(the largest of logits (1, V), NaN if any is NaN; its token (1, 1)).
 
     On the CPU by numpy, which finds it in a tenth of the time that torch's max takes, or less.
     """
@@ -118,18 +118,18 @@ def _likeliest(logits: Tensor) -> tuple[float, Tensor]:
         best, token = logits.max(-1, keepdim=True)
         return best.item(), token
     wide = (logits if logits.dtype == torch.float64 else logits.float())[0].numpy()
-    index = wide.argmax()  # the first that is not a number, if there is one
+    index = wide.argmax()  # the first NaN, if there is one
     return float(wide[index]), torch.tensor([[int(index)]])
 
 
 def _keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Exactly k survive: of equals at the edge, those topk returns."""
+    """Keep exactly k tokens: among ties at the edge, those that topk returns."""
     values, tokens = logits.topk(k, -1)
     return torch.full_like(logits, -math.inf).scatter_(-1, tokens, values)
 
 
 def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """The likeliest tokens until their sum reaches p, never none; scaled to sum to 1 again."""
+    """Keep the likeliest tokens until their sum reaches p (at least one); renormalised."""
     ordered, tokens = probabilities.sort(stable=True, dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= p, 0)
@@ -138,7 +138,7 @@ def _keep_top_p(probabilities: Tensor, p: float) -> Tensor:
 
 
 def _keep_min_p(probabilities: Tensor, p: float) -> Tensor:
-    """Tokens at least p times as likely as the likeliest; scaled to sum to 1 again."""
+    """Keep tokens at least p times as likely as the likeliest; renormalised."""
     kept = probabilities.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), 0)
     return kept / kept.sum(-1, keepdim=True)
 

@@ -9,7 +9,7 @@ CHOICE_BIAS = "e_score_correction_bias"
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every weight a checkpoint must hold, by its Hugging Face name, in the order of the data's way.
+    """Every weight a checkpoint must hold, by its Hugging Face name, in the order of the forward pass.
 
     The names are Llama's for every family (those of Gemma, Qwen-MoE and DeepSeek for what Llama lacks);
     `engine.families` translates. A linear layer's weight is (outputs, inputs). Tied models have no
@@ -31,8 +31,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def n_parameters(config: ModelConfig) -> int:
-    """Parameters as a checkpoint stores them; a tied head is counted once, and DeepSeek's balance of experts is not:
-    it is a buffer there, and a parameter in ERNIE.
+    """Parameters as a checkpoint stores them; a tied head counts once. The bias that balances experts is
+    not counted for DeepSeek, where it is a buffer, but is for ERNIE, where it is a parameter.
     """
     buffers = CHOICE_BIAS if config.experts is not None and config.experts.scoring == "sigmoid" else None
     shapes = parameter_shapes(config).items()
@@ -55,7 +55,7 @@ def _layer_shapes(c: ModelConfig, layer: int) -> dict[str, Shape]:
 
 
 def _mixer_shapes(c: ModelConfig, *, recurrent: bool) -> dict[str, Shape]:
-    """What mixes tokens: attention, or what takes its place."""
+    """The weights of the token mixer: attention, or what replaces it."""
     if recurrent and isinstance(c.recurrent, ConvConfig):
         return _conv_shapes(c, c.recurrent)
     if recurrent and isinstance(c.recurrent, DeltaConfig):

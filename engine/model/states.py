@@ -1,4 +1,4 @@
-"""The cache of a model some of whose layers keep a state of fixed size: beside the keys and values of the others."""
+"""The cache of models with recurrent layers: states of fixed size, and the keys and values of the other layers."""
 
 from collections.abc import Callable
 
@@ -11,20 +11,20 @@ from engine.model.config import ModelConfig
 class StateCache:
     """Keys and values of the layers with attention in an ordinary cache, and the states of the rest.
 
-    A state cannot be cut back to fewer tokens: `truncate` keeps all or nothing. What a pass writes counts from
-    `advance` on, so that one which is stopped leaves the states as they were; of a pass whose tokens go one by one
-    there is a state after each, until they are counted.
+    A state cannot be truncated to fewer tokens: `truncate` keeps all or nothing. The states that a pass writes take
+    effect with `advance`, so that a cancelled pass leaves the states unchanged. In a pass whose tokens go one by one
+    there is one state per token until the tokens are counted.
     """
 
     def __init__(
         self, config: ModelConfig, make: Callable[[ModelConfig], Cache], *, attention_only: ModelConfig
     ) -> None:
-        """``make`` makes the cache of ``attention_only``, the model's config with the layers that have attention."""
+        """``make`` builds the cache for ``attention_only``, the config of just the layers with attention."""
         with_attention = [i for i, kind in enumerate(config.layers()) if not kind.recurrent]
         self._place = {layer: i for i, layer in enumerate(with_attention)}
         self._held = make(attention_only)
         self._states: dict[tuple[int, str], Tensor] = {}
-        self._new: dict[int, dict[tuple[int, str], Tensor]] = {}  # by the length that a token or a pass came after
+        self._new: dict[int, dict[tuple[int, str], Tensor]] = {}  # keyed by the length before the pass or token
 
     @property
     def seen(self) -> SeenText:
@@ -48,7 +48,7 @@ class StateCache:
 
     @property
     def nbytes(self) -> int:
-        """Of keys and values, as calc counts a cache; `state_bytes` come besides."""
+        """Bytes of keys and values, as calc counts a cache; `state_bytes` are not included."""
         return self._held.nbytes
 
     @property
@@ -57,16 +57,16 @@ class StateCache:
 
     @property
     def state_bytes(self) -> int:
-        """Of the states, which do not grow with the text."""
+        """Bytes of the states, which do not grow with the text."""
         return sum(state.nbytes for state in self._states.values())
 
     def state(self, layer: int, name: str) -> Tensor | None:
-        """What a layer kept of the tokens before; None where there are none."""
+        """The state of a layer after the earlier tokens; None if there are none."""
         of_row_before = self._new.get(self.length - 1, {})
         return of_row_before.get((layer, name), self._states.get((layer, name)))
 
     def keep(self, layer: int, name: str, state: Tensor) -> None:
-        """Remember a state, a copy of its own, for when the tokens that it comes after are counted."""
+        """Store a copy of a state; it takes effect when the tokens before it are counted."""
         self._new.setdefault(self.length, {})[layer, name] = state.clone()
 
     def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class StateCache:
         return self._held.key_positions(n_new, window)
 
     def require(self, n_rows: int, n_new: int) -> None:
-        self._new.clear()  # of a pass that was stopped, or of tokens that nobody counted
+        self._new.clear()  # of a cancelled pass, or of tokens that were never counted
         self._held.require(n_rows, n_new)
 
     @property
@@ -91,7 +91,7 @@ class StateCache:
         self._held.turn_to(length)
 
     def advance(self, n_new: int) -> None:
-        self._states |= self._new.pop(self.length, {})  # none where tokens are counted that no layer has seen
+        self._states |= self._new.pop(self.length, {})  # empty if no layer has processed the counted tokens
         self._held.advance(n_new)
 
     def truncate(self, length: int) -> int:

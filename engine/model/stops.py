@@ -1,10 +1,10 @@
-"""Texts that end a generation: what is shown never holds a part of one."""
+"""Stop texts, which end a generation: the text shown never contains a part of one."""
 
 from collections.abc import Sequence
 
 
 class StopTexts:
-    """Pieces of text in, what is certain to be wanted out. After the first stop text nothing more comes."""
+    """Takes pieces of text and returns what is safe to show. After the first stop text it returns nothing."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
@@ -12,7 +12,7 @@ class StopTexts:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """What can be shown: all before a stop text, or before what may become one."""
+        """The text that is safe to show: all before a stop text or before a possible beginning of one."""
         if self.found:
             return ""
         text = self._held + piece
@@ -25,12 +25,12 @@ class StopTexts:
         return text[: len(text) - kept]
 
     def finish(self) -> str:
-        """What was held back and has become none."""
+        """The text that was held back as a possible stop text but is none."""
         held, self._held = self._held, ""
         return held
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """How many of the last characters are the first of ``stop``."""
+        """How many characters at the end of the text are the beginning of ``stop``."""
         longest = min(len(text), len(stop) - 1)
         return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
