@@ -1,7 +1,7 @@
 """Weights that were saved as NumPy arrays: .npz, and pickles of nothing but arrays. Nothing in them is executed.
 
-A pickle names functions to call. Here every name stands for a record of this module, and no other name is known: what
-is read is what the arrays hold.
+A pickle names functions to call. Here a few known names are mapped to records of this module, and all other names are
+refused, so that only the data of the arrays is read.
 """
 
 import pickle
@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 class NotArrays(Exception):
-    """A pickle that asks for anything but arrays; `args` says what."""
+    """A pickle that contains anything but arrays; `args` says what."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class _DType:
 
 
 class _Array:
-    """numpy.ndarray: shape, dtype, order and bytes come as its state."""
+    """numpy.ndarray: its shape, dtype, order and bytes are set as state."""
 
     def __init__(self, *_: object) -> None:
         self.tensor: Tensor | None = None
@@ -50,7 +50,7 @@ class _Array:
 
 
 def _held(data: object) -> bytes:
-    """The bytes that stand in the file: of a number, `bytes` would make as many zeros."""
+    """The bytes from the file, type-checked: given a number, `bytes` would make that many zero bytes."""
     if not isinstance(data, bytes | bytearray | memoryview | pickle.PickleBuffer):
         raise NotArrays(f"an array of {type(data).__name__}")
     return bytes(data)
@@ -130,5 +130,5 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(file[name]) for name in file.files}
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception:  # a damaged file fails anywhere inside numpy, in any way
+    except Exception:  # a damaged file can raise any exception inside numpy
         raise CheckpointError(f"{path} is damaged or not a file of NumPy arrays") from None

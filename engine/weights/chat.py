@@ -1,6 +1,6 @@
-"""Chat templates: turns of a conversation to the text a model was trained on.
+"""Chat templates: format the turns of a conversation as the text that a model was trained on.
 
-A template comes with the model, from anyone: see `engine.weights.template_sandbox`. Its size is bounded here.
+A template comes with the model and is untrusted: see `engine.weights.template_sandbox`. This module bounds its size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,16 +69,16 @@ def render_chat(
 ) -> str:
     """The prompt for a conversation; with ``add_generation_prompt`` it ends where the model's answer begins.
 
-    ``messages``: {"role", "content"} in order. ``thinking``: what templates know as enable_thinking; None leaves it to
-    the template. The text holds the special tokens by name, the first one included: encode it without adding any.
-    Raises TokenizerError for a broken template, PromptError for what it refuses.
+    ``messages``: {"role", "content"} in order. ``thinking``: the template variable enable_thinking; None leaves it to
+    the template. The text contains all special tokens by name, BOS included: encode it without adding any.
+    Raises TokenizerError for a broken template, PromptError for messages that the template refuses.
     """
     from jinja2.exceptions import TemplateRuntimeError
 
     from engine.weights.template_sandbox import Refusal
 
     compiled = _compiled(template)
-    # What transformers' apply_chat_template gives.
+    # The variables that transformers' apply_chat_template defines.
     values: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     values |= {"add_generation_prompt": add_generation_prompt}
     values |= {name: text for name, text in (("unk_token", unk), ("pad_token", pad)) if text}
@@ -96,7 +96,7 @@ def render_chat(
 
 
 def _place(error: BaseException) -> str:
-    """Which line of the template an error comes from."""
+    """The line of the template where an error occurred."""
     line, step = getattr(error, "lineno", None), error.__traceback__
     while step is not None:
         if step.tb_frame.f_code.co_filename == "<template>":
@@ -139,13 +139,13 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The document of a file beside the weights; empty where there is none."""
+    """The JSON document of a file beside the weights; empty if the file is missing."""
     document = read_json(path, TokenizerError, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
     return document if isinstance(document, dict) else {}
 
 
 def _default(source: object) -> object:
-    """The template itself, or of several by name the one that is taken when no other is asked for."""
+    """The template, or the default one of several named templates."""
     if isinstance(source, dict):
         return source.get("default")
     if isinstance(source, list):
@@ -155,7 +155,7 @@ def _default(source: object) -> object:
 
 
 def _special(value: object) -> str:
-    """A special token's text, stored plainly or with its settings."""
+    """The text of a special token, which is stored as a string or as a record with settings."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""
 

@@ -1,4 +1,4 @@
-"""A decoder from weight files: which arithmetic, on which device, and how little memory loading takes."""
+"""Build a decoder from weight files: choose dtype and device, and keep the memory needed for loading low."""
 
 import contextlib
 import ctypes
@@ -37,7 +37,7 @@ from engine.weights.tokenizer import Tokenizer
 
 BUNDLED = "bundled"
 SMALL_MODEL_PARAMETERS = 20_000_000
-"""Below, one thread and float32 are fastest: most operations are too small to be split or to profit from 16 bits."""
+"""Below this size, one thread and float32 are fastest: most operations are too small for threads or 16 bits to pay."""
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
@@ -52,11 +52,11 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None = None
     sampling: ModelSampling = field(default_factory=ModelSampling)
-    """How its makers sample from it."""
+    """The sampling options that its authors suggest."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the file was read, one sentence each."""
+    """Notes for the user on how the file was read, one sentence each."""
     weight_format: str | None = None
-    """What linear layers are kept as where that is not the decoder's dtype: int4, or int4+int6."""
+    """The formats of linear layers, if not the decoder's dtype: int4, or int4+int6."""
 
     @property
     def weight_bytes(self) -> int:
@@ -65,12 +65,12 @@ class LoadedModel:
 
     @property
     def is_mix(self) -> bool:
-        """Whether matrices are kept as a file has them, each in its own format."""
+        """Whether every matrix keeps the format it has in the file."""
         return _keeps_mix(self.decoder)
 
     @property
     def dtype_name(self) -> str:
-        """What the weights really are: "auto" is not among the answers."""
+        """The actual dtype of the weights, never "auto"."""
         return self.weight_format or str(self.decoder.dtype).removeprefix("torch.")
 
 
@@ -94,9 +94,9 @@ def load_checkpoint(
     dtype: one of DTYPES; "int8" or "int4" (linear layers in groups of 32, see `engine.weights.formats`); or "auto":
     every matrix as stored, but float32 where a CPU would be slow at 16 bits (see `pick_dtype`). device: see
     `engine.model.devices.pick_device`.
-    ``make`` builds the decoder; ``select`` picks the part of each weight that is wanted, before anything is
-    converted. ``n_heads``: of weights of the assignment's form, which do not say it (1). ``watch`` counts the bytes of
-    the file as the decoder takes them. Raises CheckpointError, OptionError, and Stopped when the watch says so.
+    ``make`` builds the decoder; ``select`` picks the needed part of each weight before conversion. ``n_heads``: for
+    weights of the assignment's form, which do not state it (default 1). ``watch`` counts the bytes of the file as the
+    decoder takes them. Raises CheckpointError, OptionError, and Stopped if the watch is cancelled.
     """
     bundled = path is None or str(path) == BUNDLED
     watch = watch or Watch()
@@ -104,7 +104,7 @@ def load_checkpoint(
     target = device if isinstance(device, torch.device) else pick_device(device)
     _map_large_blocks()
     source = read_source(location, n_heads=n_heads)
-    return_freed_memory()  # a vocabulary's texts
+    return_freed_memory()  # the texts of the vocabulary
     watch.begin(sum(map(file_bytes, source.weights.values())))
     with _one_thread():
         decoder = _decoder(source, dtype, target, make, select, Taken(source.weights, watch))
@@ -130,7 +130,7 @@ def _weight_format(decoder: Decoder, dtype: str) -> str | None:
 
 
 def _keeps_mix(decoder: Decoder) -> bool:
-    """Whether its matrices are as a file has them; what stands for a decoder (see ``make``) may have none."""
+    """Whether the matrices keep the formats of the file; an object built by ``make`` may have no matrices."""
     return isinstance(getattr(decoder, "embedding", None), PackedTable)
 
 
@@ -159,7 +159,7 @@ def keeps_forms(weights: Mapping[str, Stored]) -> bool:
 
 
 def _as_stored(source: Source, device: torch.device, taken: Taken) -> Decoder:
-    """Every matrix as the file has it; activations in bfloat16 beside blocks where that is fast, else in float32."""
+    """Every matrix as stored; with quantised blocks, activations in bfloat16 if that is fast, else in float32."""
     blocks = any(isinstance(stored, StoredTensor) and stored.groups is not None for stored in source.weights.values())
     large = n_parameters(source.config) >= SMALL_MODEL_PARAMETERS
     dtype = compute_dtype(device) if blocks and large else torch.float32
@@ -177,10 +177,10 @@ def _bound(select: Select | None, config: ModelConfig) -> Callable[[str, Tensor]
 def pick_dtype(
     name: str, *, stored: torch.dtype, device: torch.device, n_parameters: int = SMALL_MODEL_PARAMETERS
 ) -> torch.dtype:
-    """The arithmetic to use: what is asked for; for "auto" as stored, except for some 16-bit weights on a CPU.
+    """The dtype to compute in: the requested one; for "auto" as stored, except for some 16-bit weights on a CPU.
 
-    There float16 always, and bfloat16 where the CPU has no products of it or the model is small, are widened to
-    float32: slower never, wrong never. Raises OptionError for a name that is none of DTYPES or "auto".
+    On a CPU, float16 is always widened to float32, and so is bfloat16 if the CPU has no bfloat16 products or the model
+    is small: this is never slower and never less exact. Raises OptionError for a name not in DTYPES or "auto".
     """
     if name == "auto":
         # Measured with AVX512-BF16, one row: bfloat16 products take 1.5 times as long as float32 ones at 256 x 1024
@@ -194,7 +194,7 @@ def pick_dtype(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Loading is hundreds of short copies: torch's threads gain little, and wait for each other on a busy machine.
+    """Load with one torch thread: on hundreds of short copies more threads gain little and wait for each other.
 
     Measured on two cores, SmolLM2-135M: 2 s with one thread; with two, 4 s when idle and 11 s beside other work.
     """
@@ -207,18 +207,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _map_large_blocks() -> None:
-    """Blocks of 4 MB and more are mapped one by one and given back when they are freed.
+    """Make glibc map blocks of 4 MB and more individually, so that they return to the system when freed.
 
-    glibc would raise that bound to the largest block it has seen freed, up to 32 MB, and then keep twice as much: a
-    prefill of packed weights took 10 to 70 MB more, by chance (bench/load_memory.py).
+    By default glibc raises that threshold to the largest block freed so far, up to 32 MB, and then retains twice as
+    much: a prefill with packed weights took 10 to 70 MB more, at random (bench/load_memory.py).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def return_freed_memory() -> None:
-    """What loading took and freed goes back to the system; glibc would keep it (bench/load_memory.py), and so would
+    """Return memory freed after loading to the system; glibc would keep it (bench/load_memory.py), and so would
     torch on a GPU."""
-    torch.cuda.empty_cache()  # nothing where no GPU was used
+    torch.cuda.empty_cache()  # does nothing if no GPU was used
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

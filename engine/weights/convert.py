@@ -1,4 +1,4 @@
-"""Stored weights in the wanted dtype and on the wanted device, checked and converted as the decoder takes them."""
+"""Check stored weights and convert them to the target dtype and device, one by one as the decoder takes them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +22,11 @@ DTYPES = {
 }
 _PIECE = 1 << 18
 """Elements of a weight that are converted at once."""
-_GROUPS_PIECE = 1 << 19  # of bytes where the others are floats
+_GROUPS_PIECE = 1 << 19  # a byte format; the others are floats
 
 
 class Taken:
-    """Tells the watch of every weight once, in bytes of its file, however often it is taken."""
+    """Reports every weight to the watch once, in bytes of its file, however often it is taken."""
 
     def __init__(self, tensors: Mapping[str, Stored], watch: Watch) -> None:
         self._tensors = tensors
@@ -34,7 +34,7 @@ class Taken:
         self._elements: dict[str, int] = {}
 
     def add(self, name: str, n_elements: int) -> None:
-        """Some more elements of a weight. Raises Stopped."""
+        """Count some more elements of a weight. Raises Stopped."""
         stored = self._tensors[name]
         before = self._elements.get(name, 0)
         after = min(before + n_elements, math.prod(stored.shape))
@@ -43,7 +43,7 @@ class Taken:
 
 
 class Converted(Mapping[str, Tensor]):
-    """Weights in the wanted dtype, made as the decoder takes them: never two copies of a model in memory."""
+    """Weights in the target dtype, converted when the decoder takes them: never two copies of a model in memory."""
 
     def __init__(
         self,
@@ -73,9 +73,9 @@ class Converted(Mapping[str, Tensor]):
         return torch.empty(part.shape, dtype=self._dtype, device=self._device).copy_(part)
 
     def joined(self, *names: str) -> Tensor:
-        """Weights one below the other; of what is read and converted only a piece is there beside them.
+        """Weights concatenated by rows; they are read and converted piece by piece, so little extra memory is needed.
 
-        Always a copy: aligned for the vector units, and safe from a file that changes while it is mapped.
+        Always a copy: aligned for the vector units, and safe if the mapped file changes.
         """
         if self._select is not None:
             return torch.cat([self[name] for name in names])
@@ -93,11 +93,11 @@ class Converted(Mapping[str, Tensor]):
         return torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As the file declares it."""
+        """The shape that the file declares."""
         return tuple(self._tensors[name].shape)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """Rows of a weight in order, checked, in the dtype they are stored in; of a large one some at a time."""
+        """The checked rows of a weight in order, in their stored dtype; a large weight comes in several pieces."""
         stored, n_rows = self._tensors[name], 0
         for piece in stored.pieces(_PIECE) if isinstance(stored, StoredTensor) else [stored]:
             n_rows += len(piece)
@@ -110,7 +110,7 @@ class Converted(Mapping[str, Tensor]):
             raise _wrong_shape(name, self.shape(name))
 
     def dtype(self, name: str) -> torch.dtype:
-        """As stored."""
+        """The stored dtype."""
         return self._tensors[name].dtype
 
     def as_stored(self, name: str) -> Tensor:
@@ -118,12 +118,12 @@ class Converted(Mapping[str, Tensor]):
         return Converted(self._tensors, self.dtype(name), self._device, self._taken)[name]
 
     def form(self, name: str) -> PanelForm | None:
-        """The format whose groups a matrix is stored in, if it is."""
+        """The packed format in whose groups a matrix is stored, or None."""
         stored = self._tensors[name]
         return stored.groups.kind if isinstance(stored, StoredTensor) and stored.groups is not None else None
 
     def groups(self, name: str) -> Iterator[Piece]:
-        """Rows of such a matrix in order, unwidened, some at a time."""
+        """The rows of such a matrix in order, still packed, in pieces."""
         stored = self._tensors[name]
         assert isinstance(stored, StoredTensor)
         assert stored.groups is not None
@@ -147,7 +147,7 @@ def _check_values(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dtype not in DTYPES.values():
         stored = str(tensor.dtype).removeprefix("torch.")
         raise CheckpointError(f"{name} is stored as {stored}; {', '.join(DTYPES)} can be loaded")
-    # Anything not finite makes the sum so, which takes an eighth of the time of the least and the largest.
+    # A value that is not finite makes the sum so too; the sum takes an eighth of the time of minimum and maximum.
     if dtype.itemsize >= max(4, tensor.dtype.itemsize) and bool(tensor.sum(dtype=dtype).isfinite()):
         return
     low, high = tensor.aminmax()
@@ -166,8 +166,8 @@ def _finite_part(name: str, part: Callable[[int, int], Groups], start: int, stop
 
 
 def _all_finite(halves: Tensor) -> bool:
-    """Whether all are numbers: of an infinite one, and of NaN, all bits of the exponent are set. torch's own test of
-    float16 takes ten times as long."""
+    """Whether all values are finite: infinities and NaN have all exponent bits set. torch's own test takes ten times
+    as long for float16."""
     bits = halves.view(torch.int16).bitwise_and(0x7FFF)
     return bits.numel() == 0 or int(bits.amax()) < 0x7C00
 

@@ -1,7 +1,7 @@
 """Weight files and model folders: their config, and their tensors by our names, checked against it.
 
-Reads .pt, safetensors, GGUF and Hugging Face folders. Every fault of a file becomes a CheckpointError or ConfigError
-that names the file, what is wrong and what was expected.
+Reads .pt, safetensors, GGUF and Hugging Face folders. Every problem of a file becomes a CheckpointError or
+ConfigError that names the file, what is wrong and what was expected.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,20 +37,20 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What a file or folder holds; weights by our names, checked against the config."""
+    """The contents of a model file or folder; weights by our names, checked against the config."""
 
     config: ModelConfig
     weights: Mapping[str, Stored]
     tokenizer: Tokenizer | None
     chat: ChatTemplate | None
     sampling: ModelSampling = field(default_factory=ModelSampling)
-    """How its makers sample from it."""
+    """The sampling options that its authors suggest."""
     notes: tuple[str, ...] = ()
-    """What people should know of how the file was read, one sentence each."""
+    """Notes for the user on how the file was read, one sentence each."""
 
 
 def read_source(location: Path, *, n_heads: int | None = None) -> Source:
-    """What a file or folder holds. ``n_heads``: of a state dict of the assignment's form, which does not say it.
+    """Read a model file or folder. ``n_heads``: for a state dict of the assignment's form, which does not state it.
 
     Raises CheckpointError, ConfigError, TokenizerError, OptionError.
     """
@@ -115,7 +115,7 @@ def _read_gguf(location: Path) -> Source:
 
 
 def _read(path: Path) -> tuple[Path, Mapping[str, Stored]]:
-    """(folder whose config.json and tokenizer.json belong to it, tensors by the file's names)."""
+    """(the folder with the model's config.json and tokenizer.json, tensors by the file's names)."""
     if path.name == "config.json":
         path = path.parent
     if path.is_dir():
@@ -128,7 +128,7 @@ def _read(path: Path) -> tuple[Path, Mapping[str, Stored]]:
 
 
 def _reader_of(path: Path) -> Callable[[Path], Mapping[str, Stored]]:
-    """By the suffix; without one that is known, by the first bytes. Raises CheckpointError."""
+    """The reader for the file's suffix or, if that is unknown, for its first bytes. Raises CheckpointError."""
     if path.suffix == ".safetensors":
         return read_safetensors
     if path.suffix == ".npz":
@@ -194,7 +194,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
 def _canonical(
     tensors: Mapping[str, Stored], config: ModelConfig, document: Keys | None, path: Path
 ) -> tuple[dict[str, Stored], str]:
-    """Tensors by our names, checked to be those the config asks for, and a note on what was left out."""
+    """Tensors by our names, checked against the names and shapes of the config, and a note on ignored tensors."""
     if document is None:
         expected = parameter_shapes(config)
         named = {name: from_reference_name(name) for name in tensors}

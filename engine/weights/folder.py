@@ -1,4 +1,4 @@
-"""Which files of a folder hold a model's weights: one file, or the parts that an index or their names tell."""
+"""Find the weight files of a folder: one file, or several parts given by an index or by their names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ def parts_of(part: Path) -> list[str]:
 
 
 def _indexed(index: Path) -> Sequence[str]:
-    """File names in an index, and the other parts of their set: an index that was edited may forget some.
+    """The file names in an index, and the other parts of their set, which an edited index may omit.
 
     They must be plain names, so that an index cannot point outside its folder.
     """
@@ -97,7 +97,7 @@ def _read(folder: Path, names: Sequence[str]) -> Mapping[str, Stored]:
 
 
 def _of_ranks(folder: Path) -> dict[str, Stored]:
-    """Meta's files, one of each rank of its tensor parallelism. Raises CheckpointError where one is missing."""
+    """Meta's files, one per tensor-parallel rank. Raises CheckpointError if one is missing."""
     names = sorted(path.name for path in folder.glob("consolidated.*.pth") if _RANK.fullmatch(path.name))
     last = int(names[-1].split(".")[1])
     if missing := [f"consolidated.{i:02d}.pth" for i in range(last) if f"consolidated.{i:02d}.pth" not in names]:
@@ -112,7 +112,7 @@ def _of_ranks(folder: Path) -> dict[str, Stored]:
 
 
 def _side_by_side(parts: list[Tensor], name: str, width: int) -> Stored:
-    """Outputs one below the other, inputs side by side; what is no matrix is whole on every rank.
+    """Join the ranks' parts: outputs by rows, inputs by columns; tensors that are not matrices are whole on every rank.
 
     Llama 1 and 2 split embeddings by width, Llama 3 by the vocabulary.
     """

@@ -1,13 +1,13 @@
 """Weight formats: how a linear layer's matrix is kept, and what a format costs in accuracy.
 
-float32, bfloat16 and float16 are plain tensors (`engine.model.layers.Linear`). Others keep whole numbers of a step for
-each 32 or 16 neighbouring columns (`engine.weights.panels`). Two of them can be asked for:
+float32, bfloat16 and float16 are plain tensors (`engine.model.layers.Linear`). The others store integers with one step
+(scale) per group of 32 or 16 adjacent columns (`engine.weights.panels`). Two of them can be requested:
 
     int8: w = q d          q in -127..127 (-128 where a Q8_0 file has it), 34 bytes per group
     int4: w = q d + m      q in 0..15, 20 bytes per group    (d, m: float16)
 
-Activations, norms, biases and the table of embeddings stay floating. An int4 model keeps its output matrix in
-int8, as llama.cpp does. A matrix whose columns are not divisible by 32 stays as it is.
+Activations, norms, biases and the embedding table stay in floating point. An int4 model has its output matrix in
+int8, as in llama.cpp. A matrix whose number of columns is not divisible by 32 is not quantised.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ QuantizedFormat = Literal["int8", "int4"]
 WeightFormat = FloatingFormat | PanelForm
 QUANTIZED: tuple[QuantizedFormat, ...] = get_args(QuantizedFormat)
 CODES = {name: code for code, name in enumerate((*get_args(FloatingFormat), *PANEL_FORMS))}
-"""Formats as records.h numbers them."""
+"""The numbers of formats in records.h."""
 GROUP = BLOCK
 _PACKED_AT_ONCE = 1 << 20  # weights
 _WIDENED_AT_ONCE = 1 << 20
@@ -58,13 +58,13 @@ class Packed:
 
 
 class Unpack(Protocol):
-    """Widens rows ``start`` to ``stop`` of one packed matrix: see `unpack`."""
+    """Dequantises rows ``start`` to ``stop`` of one packed matrix: see `unpack`."""
 
     def __call__(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
 class Product(Protocol):
-    """Multiplies a packed layer without widening it in memory."""
+    """Multiplies by a packed layer without dequantising it in memory."""
 
     def takes(self, x: Tensor) -> bool: ...
 
@@ -72,11 +72,11 @@ class Product(Protocol):
 
 
 class GroupedLinear:
-    """y = x W^T + b with W in packed formats, widened to the dtype of x for each product.
+    """y = x W^T + b with W in packed formats, dequantised to the dtype of x for each product.
 
-    ``parts``: matrices whose outputs lie side by side, each in a format of its own. `engine.compiled` reads the packed
-    form itself: its decode step, and ``product`` with the rows of a prompt. It brings a faster ``unpack`` of each part
-    too, for layers with a part of plain numbers.
+    ``parts``: matrices whose outputs are concatenated, each in its own format. `engine.compiled` reads the packed form
+    directly, in its decode step and in ``product`` for the rows of a prompt. It also provides a faster ``unpack`` per
+    part, for layers in which some part is not packed.
     """
 
     def __init__(self, *parts: Packed) -> None:
@@ -95,11 +95,11 @@ class GroupedLinear:
         return self.parts[0].cols
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The matrix (outputs, inputs) that the packed numbers stand for."""
+        """The dequantised matrix (outputs, inputs)."""
         return torch.cat([unpack(dtype).clone() for unpack in self.unpack])
 
     def bias(self) -> Tensor | None:
-        """Of all outputs; None where no part has one."""
+        """The bias of all outputs; None if no part has one."""
         biases = [part.bias for part in self.parts if part.bias is not None]
         return torch.cat(biases) if biases else None
 
@@ -122,7 +122,7 @@ class GroupedLinear:
 
 
 class PrepackedLinear:
-    """A bfloat16 matrix in the order that oneDNN's kernels read; the plain order costs half as much again a step."""
+    """A bfloat16 matrix in the memory order of oneDNN's kernels; a step in plain order takes 1.5 times as long."""
 
     def __init__(self, linear: Linear) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight, 1)
@@ -139,7 +139,7 @@ class PrepackedLinear:
 
 @runtime_checkable
 class InPieces(Protocol):
-    """Weights that can be had some rows at a time, in order; as groups where they are stored in those of a format."""
+    """Weights that can be read in pieces of rows; as groups if they are stored in a packed format."""
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
@@ -151,7 +151,7 @@ class InPieces(Protocol):
 
 
 class StoredWeights(InPieces, Protocol):
-    """Weights that can be had as they are stored."""
+    """Weights that can be read in their stored dtype."""
 
     def dtype(self, name: str) -> torch.dtype: ...
 
@@ -159,7 +159,7 @@ class StoredWeights(InPieces, Protocol):
 
 
 class FormatMaker:
-    """A `LinearMaker` that packs; ``source`` gives the weights as stored, before any rounding to 16 bits."""
+    """A `LinearMaker` that quantises; ``source`` gives the weights as stored, before any rounding to 16 bits."""
 
     def __init__(self, kind: QuantizedFormat, source: Weights) -> None:
         self.kind = kind
@@ -182,7 +182,7 @@ class FormatMaker:
         return self.source.shape(name) if isinstance(self.source, InPieces) else tuple(self.source[name].shape)
 
     def _pieces(self, name: str, kind: QuantizedFormat) -> tuple[PanelForm, Iterable[Piece]]:
-        """Rows of a matrix in order: of a large one some at a time, where the source can do that."""
+        """The rows of a matrix in order; a large one comes in pieces if the source supports that."""
         if not isinstance(self.source, InPieces):
             return kind, group_pieces(_split(self.source[name]), kind)
         stored = self.source.form(name)
@@ -192,7 +192,7 @@ class FormatMaker:
 
 
 class PackedTable:
-    """A table of embeddings in any format, of which a few rows at a time are widened."""
+    """An embedding table in any format; only the rows looked up are dequantised."""
 
     device = torch.device("cpu")
 
@@ -202,16 +202,16 @@ class PackedTable:
         self.unpack: Unpack = partial(unpack, part)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Of ids of any shape, in ``dtype``."""
+        """The embeddings of ids of any shape, in ``dtype``."""
         flat = ids.flatten().tolist()
         wide = {i: self.unpack(self.dtype, i, i + 1).clone() for i in dict.fromkeys(flat)}
         return torch.cat([wide[i] for i in flat]).view(*ids.shape, self.part.cols)
 
 
 class StoredMaker:
-    """A `LinearMaker` that keeps every matrix as the file has it: packed forms, bfloat16, float16 or float32.
+    """A `LinearMaker` that keeps the stored format of every matrix: packed forms, bfloat16, float16 or float32.
 
-    A tied head and the table of embeddings are one matrix, held once.
+    A tied head and the embedding table share one matrix in memory.
     """
 
     def __init__(self, source: StoredWeights, dtype: torch.dtype) -> None:
@@ -221,7 +221,7 @@ class StoredMaker:
         self._table: Packed | None = None
 
     def table(self) -> PackedTable:
-        """The embeddings."""
+        """The embedding table."""
         self._table = self._part("model.embed_tokens", {})
         return PackedTable(self._table, self.dtype)
 
@@ -249,7 +249,7 @@ class StoredMaker:
 
 
 def held_bytes(decoder: "Decoder") -> int:
-    """Bytes of all weights in memory, packed ones as they are packed."""
+    """Bytes of all weights in memory, in their packed formats."""
     total = decoder.weight_bytes
     tied = decoder.config.tied  # the table of embeddings stays beside its head, unless it is packed itself
     for layer in linear_layers(decoder):
@@ -263,7 +263,7 @@ def held_bytes(decoder: "Decoder") -> int:
 
 
 def read_bytes(decoder: "Decoder") -> int:
-    """Bytes of the weights that a decode step reads: all but tables of embeddings that serve for look-ups alone."""
+    """Bytes of the weights that a decode step reads: all except embedding tables used only for look-ups."""
     config, table = decoder.config, decoder.embedding
     positions = config.max_positions if config.positions == "learned" else 0
     read = held_bytes(decoder) - positions * config.hidden_size * decoder.dtype.itemsize
@@ -274,7 +274,7 @@ def read_bytes(decoder: "Decoder") -> int:
 
 
 def form_names(decoder: "Decoder") -> str:
-    """The formats of the linear layers, those of most bytes first: "int4+int6"."""
+    """The formats of the linear layers, sorted by bytes, the most first: "int4+int6"."""
     sizes: dict[str, int] = {}
     for layer in linear_layers(decoder):
         for part in () if isinstance(layer, PrepackedLinear) else packed(layer):
@@ -283,7 +283,7 @@ def form_names(decoder: "Decoder") -> str:
 
 
 def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
-    """Every linear layer of a decoder, the head first, in whatever format it is kept."""
+    """Every linear layer of a decoder in any format, the head first."""
     seen: set[int] = set()
     todo: list[object] = [decoder.head, *decoder.blocks]
     while todo:
@@ -296,12 +296,12 @@ def linear_layers(decoder: "Decoder") -> Iterator[LinearLike]:
 
 
 def packed_bytes(part: Packed) -> int:
-    """Bytes of a matrix, bias apart."""
+    """Bytes of a matrix without its bias."""
     return part.values.nbytes + (part.scales.nbytes if part.scales is not None else 0)
 
 
 def packed(layer: object) -> tuple[Packed, ...]:
-    """Any linear layer as the compiled step reads it, without copying: matrices whose outputs lie side by side."""
+    """Any linear layer as the compiled step reads it, without copying: matrices whose outputs are concatenated."""
     if isinstance(layer, GroupedLinear):
         return layer.parts
     if not isinstance(layer, Linear) or layer.weight.dtype not in FLOATING:
@@ -312,7 +312,7 @@ def packed(layer: object) -> tuple[Packed, ...]:
 
 
 def pack(weight: Tensor, kind: QuantizedFormat, bias: Tensor | None = None) -> Packed:
-    """Round a matrix (rows, cols) to groups of 32 columns. cols must divide by 32."""
+    """Quantise a matrix (rows, cols) in groups of 32 columns. cols must be divisible by 32."""
     rows, cols = weight.shape
     return fill(group_pieces(_split(weight), kind), kind, rows, cols, bias)
 
@@ -322,7 +322,7 @@ def _split(weight: Tensor) -> Sequence[Tensor]:
 
 
 def group_pieces(pieces: Iterable[Tensor], kind: QuantizedFormat) -> Iterator[Piece]:
-    """Rows rounded to groups: a table of embeddings in float32 is large by itself."""
+    """Quantise rows piece by piece, because a whole embedding table in float32 is large."""
     for piece in pieces:
         yield Piece(len(piece), partial(_rounded, piece, kind))
 
@@ -343,7 +343,7 @@ def fill(
     memory: WeightMemory | None = None,
     workers: Workers | None = None,
 ) -> Packed:
-    """A packed matrix from its rows in order; its pieces side by side where there are ``workers``."""
+    """A packed matrix from its pieces in order; with ``workers``, pieces are packed in parallel."""
     form, n_panels = FORMS[kind], -(-rows // ROWS)
     empty = torch.empty if memory is None else memory.empty
     values = empty((n_panels, cols // BLOCK * form.block_bytes), dtype=torch.uint8)
@@ -365,7 +365,7 @@ def fill(
 
 
 def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, stop: int | None = None) -> Tensor:
-    """The matrix (rows, cols) that packed numbers stand for; of rows ``start`` to ``stop`` where these are given."""
+    """The dequantised matrix (rows, cols), or its rows ``start`` to ``stop``."""
     stop = packed.rows if stop is None else min(stop, packed.rows)
     if packed.scales is None:
         return packed.values[start:stop].to(dtype)
@@ -375,20 +375,20 @@ def unpack(packed: Packed, dtype: torch.dtype = torch.float32, start: int = 0, s
 
 
 def panel_form(name: WeightFormat) -> PanelForm:
-    """The name, known to be a packed form's."""
+    """The name, narrowed to the type of packed formats."""
     assert name in FORMS
     return name
 
 
 def _pack_int8(groups: Tensor) -> Groups:
-    """A byte for each weight, 128 above it, and steps (rows, groups)."""
+    """One byte per weight with an offset of 128, and steps (rows, groups)."""
     scales = (groups.abs().amax(-1) / 127).half()
     whole = (groups / _divisor(scales)[..., None]).round_().clamp_(-127, 127).add_(128)
     return Groups(whole.to(torch.uint8).flatten(1), scales)
 
 
 def _pack_int4(groups: Tensor) -> Groups:
-    """A byte for each weight, steps and minima (rows, 2 groups)."""
+    """One byte per weight, and steps and minima (rows, 2 groups)."""
     low, high = groups.aminmax(dim=-1)
     minima, scales = low.half(), ((high - low) / 15).half()
     whole = ((groups - minima.float()[..., None]) / _divisor(scales)[..., None]).round_().clamp_(0, 15)
@@ -396,12 +396,12 @@ def _pack_int4(groups: Tensor) -> Groups:
 
 
 def _divisor(scales: Tensor) -> Tensor:
-    """Scales as numbers to divide by: a group of equal weights has scale 0, and any whole number will do."""
+    """Scales as divisors: a group of equal weights has scale 0, for which any divisor will do."""
     wide = scales.float()
     return wide.where(wide != 0, 1.0)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What activations and cache of a quantized model are kept in: bfloat16 where the device multiplies it fast."""
+    """The dtype of activations and cache of a quantised model: bfloat16 if the device multiplies it fast."""
     fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32

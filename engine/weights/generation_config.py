@@ -1,4 +1,4 @@
-"""How a model's makers sample from it: generation_config.json of a folder."""
+"""The sampling options that a model's authors suggest: generation_config.json of a folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +8,13 @@ from engine.errors import ConfigError
 from engine.model.generate import GenerationOptions
 from engine.weights.jsonfile import MAX_CONFIG_BYTES, read_json
 
-_ALL_TOKENS = 1 << 31  # no vocabulary is larger: as a top_k it changes nothing
+_ALL_TOKENS = 1 << 31  # larger than any vocabulary: such a top_k has no effect
 _NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSampling:
-    """What the file states; None where it says nothing, or what changes nothing."""
+    """The options in the file; None if an option is absent or has no effect."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -23,7 +23,7 @@ class ModelSampling:
     repetition_penalty: float | None = None
 
     def fill(self, options: GenerationOptions) -> GenerationOptions:
-        """The same options with these values where they state none."""
+        """The same options, with these values for those not set."""
         given = {name: getattr(self, name) for name in _NAMES}
         return replace(options, **{n: v for n, v in given.items() if v is not None and not getattr(options, n)})
 
@@ -35,16 +35,16 @@ class ModelSampling:
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The document of a folder; empty where there is none. Raises ConfigError."""
+    """The document of a folder; empty if there is no such file. Raises ConfigError."""
     path = folder / "generation_config.json"
     document = read_json(path, ConfigError, max_bytes=MAX_CONFIG_BYTES) if path.exists() else {}
     return document if isinstance(document, dict) else {}
 
 
 def model_sampling(document: dict[str, Any]) -> ModelSampling:
-    """The sampling that the makers suggest. Values that mean nothing are left out.
+    """The suggested sampling options. Values without an effect are left out.
 
-    Without do_sample, or at temperature 0, it is greedy.
+    Without do_sample, or at temperature 0, sampling is greedy.
     """
     if document.get("do_sample") is False or document.get("temperature") == 0:
         return ModelSampling()
@@ -62,7 +62,7 @@ def model_sampling(document: dict[str, Any]) -> ModelSampling:
 def _number(
     document: dict[str, Any], name: str, *, low: float, high: float, nothing: float | None = None
 ) -> float | None:
-    """A number above ``low`` and at most ``high``, unless it is the one that changes ``nothing``."""
+    """A number above ``low`` and at most ``high``; None if it is ``nothing``, the value without an effect."""
     value = document.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high or value == nothing:
         return None

@@ -1,7 +1,7 @@
-"""GGUF files: header, metadata, and tensors that are widened one at a time, as the decoder takes them.
+"""GGUF files: header, metadata, and tensors that are dequantised one at a time, as the decoder takes them.
 
-The header is read here (bounded, and much faster than a general reader for vocabularies of 100,000 texts);
-blocks that no format of the engine holds are widened by the `gguf` package's own routines.
+This module reads the header with bounds, much faster than a general reader for vocabularies of 100,000 texts. The
+`gguf` package dequantises blocks that no format of the engine can hold.
 Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -27,7 +27,7 @@ from engine.weights.panels import Groups
 from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 _MAGIC = b"GGUF"
-_MAX_ENTRIES = 1 << 20  # of metadata, and of tensors: the largest models have some thousands
+_MAX_ENTRIES = 1 << 20  # metadata entries, and tensors: the largest models have some thousands
 _MAX_DIMS = 4
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -38,7 +38,7 @@ _PLAIN = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GGUFFile:
-    """Metadata by key, tensors by the file's names with shapes as torch has them (outputs first)."""
+    """Metadata by key; tensors by the file's names, with shapes in torch's order (outputs first)."""
 
     path: Path
     metadata: dict[str, Any]
@@ -53,13 +53,13 @@ class GGUFFile:
         return name
 
     def get(self, key: str) -> Any:
-        """A value of the architecture's own: ``get("block_count")`` is llama.block_count."""
+        """A metadata value under the architecture's prefix: ``get("block_count")`` is llama.block_count."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GGUFTensor:
-    """Where a tensor lies, and how to read all of it or one slice of its first dimension."""
+    """The place of a tensor in the file, and how to read all of it or one slice of its first dimension."""
 
     name: str
     shape: tuple[int, ...]
@@ -119,7 +119,7 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
 def _parts(path: Path) -> list[Path]:
-    """All files of a split model, by the name of any of them; one that is missing is refused."""
+    """All files of a split model, given the name of any of them. Raises CheckpointError if one is missing."""
     match = _PART.fullmatch(path.name)
     if match is None:
         return [path]
@@ -147,10 +147,10 @@ def _read_part(path: Path) -> GGUFFile:
 
 
 class _Source:
-    """A file, mapped for the header with a place in it, and read for the tensors. Raises OSError and ValueError.
+    """A file: the header is mapped and parsed in order, tensors are read. Raises OSError, ValueError.
 
-    What is read leaves nothing behind, where mapped pages would be found, counted as this process's memory and given
-    back one by one.
+    Reading leaves no pages behind; mapped pages would be faulted in, counted as memory of this process and released
+    one by one.
     """
 
     def __init__(self, file: FileIO, path: Path) -> None:
@@ -193,7 +193,7 @@ class _Source:
 
     def _array(self, kind: int, n: int) -> list[Any]:
         code = _NUMBERS.get(kind)
-        self.check(n * (struct.calcsize(f"<{code}") if code else 8))  # a text takes 8 bytes at least
+        self.check(n * (struct.calcsize(f"<{code}") if code else 8))  # a text takes at least 8 bytes
         if code is None:
             return [self.value(kind, nested=True) for _ in range(n)]
         values = struct.unpack_from(f"<{n}{code}", self.data, self.at)
@@ -201,7 +201,7 @@ class _Source:
         return list(values)
 
     def read(self, offset: int, size: int) -> Tensor:
-        """Bytes of a tensor, in memory of their own."""
+        """The bytes of a tensor, in newly allocated memory."""
         if offset + size > len(self.data):
             raise self.fail(f"a tensor ends at byte {offset + size:,} of {len(self.data):,}")
         data = torch.empty(size, dtype=torch.uint8)
@@ -220,7 +220,7 @@ class _Source:
 
 
 def _dequantized(data: Tensor, shape: tuple[int, ...], kind: int) -> Tensor:
-    """Blocks as float32, some at a time: numpy's temporaries are several times as large as the result."""
+    """Dequantise blocks to float32 in pieces: numpy's temporaries are several times as large as the result."""
     import numpy as np
     from gguf import quants
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -239,7 +239,7 @@ def _dequantized(data: Tensor, shape: tuple[int, ...], kind: int) -> Tensor:
 
 
 def _element_bytes(kind: int) -> float | None:
-    """Bytes per element in blocks; None for plain numbers, and for a type that reading will refuse."""
+    """Bytes per element of a block type; None for plain numbers, and for types that reading will refuse."""
     if kind in _PLAIN:
         return None
     from gguf.constants import GGML_QUANT_SIZES
@@ -249,7 +249,7 @@ def _element_bytes(kind: int) -> float | None:
 
 
 def _n_bytes(kind: int, shape: tuple[int, ...], name: str) -> int:
-    """Bytes a tensor takes. Raises CheckpointError for a type that cannot be widened."""
+    """Bytes of a tensor. Raises CheckpointError for a type that cannot be dequantised."""
     if kind in _PLAIN:
         return math.prod(shape) * _PLAIN[kind].itemsize
     if kind in GROUPED and shape[-1] % GROUPED[kind].weights == 0:

@@ -1,7 +1,7 @@
-"""GGUF blocks that the engine's formats hold: their whole numbers side by side, their steps and minima multiplied out.
+"""Repack GGUF blocks into the engine's formats: unpack their integers, and multiply out their steps and minima.
 
-Those of 32 weights and IQ4_NL, IQ4_XS and MXFP4 are held exactly. A K-quant's step is a product of two numbers, which
-is rounded to float16. Layouts: ggml-common.h, and the gguf package's `quants`, which the tests hold this against.
+Blocks of 32 weights and IQ4_NL, IQ4_XS and MXFP4 are repacked exactly. A K-quant's step is a product of two numbers,
+which is rounded to float16. Layouts: ggml-common.h, and the gguf package's `quants`, against which the tests compare.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from engine.weights.panels import Groups, PanelForm, widened
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """A type of GGUF: the format that holds it, weights and bytes of a block, whether every number is the file's.
+    """A GGUF type: the engine's format for it, weights and bytes per block, and whether repacking is exact.
 
-    ``read`` takes blocks (rows, blocks, bytes) to whole numbers and steps, each (rows, blocks, ..), and minima.
+    ``read`` maps blocks (rows, blocks, bytes) to integers, steps and, if any, minima, each (rows, blocks, ..).
     """
 
     form: PanelForm
@@ -28,29 +28,29 @@ class Blocks:
 
 
 def repack(data: Tensor, kind: int, n_rows: int) -> Groups:
-    """The blocks of ``n_rows`` rows, as bytes, as the engine's groups."""
+    """Convert the blocks of ``n_rows`` rows, given as bytes, to the engine's groups."""
     blocks = data.view(n_rows, -1, GROUPED[kind].size)
     values, *numbers = GROUPED[kind].read(blocks)
     return Groups(values.flatten(1), torch.cat([number.half().flatten(1) for number in numbers], 1))
 
 
 def widen(groups: Groups, kind: int, shape: Sequence[int]) -> Tensor:
-    """The weights in float32, as the gguf package gives them; of exact kinds."""
+    """The weights in float32, equal to those of the gguf package; for exact types."""
     return widened(groups, GROUPED[kind].form).view(*shape)
 
 
 def _floats(part: Tensor) -> Tensor:
-    """float16 numbers of every block."""
+    """The float16 numbers of every block, as float32."""
     return part.contiguous().view(torch.float16).float()
 
 
 def _halves(part: Tensor) -> Tensor:
-    """16 bytes: their low halves, then their high ones."""
+    """The low 4 bits of each byte, then the high 4 bits."""
     return torch.cat((part & 15, part >> 4), -1)
 
 
 def _shifted(part: Tensor, shifts: Sequence[int], width: int, mask: int) -> Tensor:
-    """Of every ``width`` bytes the bits at each shift: (rows, blocks, weights)."""
+    """For every ``width`` bytes, the bits at each shift: (rows, blocks, weights)."""
     units = part.reshape(*part.shape[:2], -1, 1, width)
     return (units >> torch.tensor(shifts, dtype=torch.uint8)[:, None] & mask).flatten(2)
 
@@ -68,7 +68,7 @@ def _q4_1(blocks: Tensor) -> tuple[Tensor, ...]:
 
 
 def _fifth_bits(part: Tensor) -> Tensor:
-    """Bit i of four bytes for weight i."""
+    """The fifth bit of each weight: bit i of four bytes belongs to weight i."""
     return (part[..., None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(2) << 4
 
 
@@ -145,4 +145,4 @@ GROUPED: dict[int, Blocks] = {
     23: Blocks(form="iq4", weights=256, size=136, exact=False, read=_iq4_xs),
     39: Blocks(form="fp4", weights=32, size=17, exact=False, read=_mxfp4),
 }
-"""By GGUF's numbers for its types."""
+"""Block types by their GGUF type number."""

@@ -1,4 +1,4 @@
-"""A model by path or by its Hugging Face name: the local cache first, a download only if it can be had.
+"""A model by path or by its Hugging Face name: the local cache first, then a download if possible.
 
 The cache's layout (huggingface_hub's): hub/models--org--name/refs/main holds a commit, snapshots/<commit> the files.
 org/name means its safetensors, else its only GGUF file; org/name:Q4_K_M and org/name/file.gguf choose one of several.
@@ -18,29 +18,29 @@ from engine.weights.loading import Watch
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?::([\w.-]+)|/((?:[\w-][\w.-]*/)*[\w-][\w.-]*\.gguf))?")
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".gguf", ".json")
 _BESIDE = (".json", ".jinja")
-"""What belongs to safetensors: sizes, tokenizer, templates."""
+"""Suffixes of files that accompany safetensors: config, tokenizer, templates."""
 _COMMIT = re.compile(r"[0-9a-f]{6,64}")
 _NAMES_SHOWN = 12
 _NAME_SHOWN = 80  # characters
 
 
 def locate(name: str, watch: Watch | None = None) -> Path:
-    """The file or folder that ``name`` means: a path, else what it names in the cache, else downloaded.
+    """The file or folder for ``name``: a path, else a model in the cache, else a download.
 
-    A folder that holds nothing but one GGUF file means that file. ``watch`` counts the bytes of a download. Raises
-    CheckpointError, and Stopped when the watch says so.
+    A folder that contains only one GGUF file means that file. ``watch`` counts the bytes of a download. Raises
+    CheckpointError, and Stopped if the watch is cancelled.
     """
     path, named = _path(name), _split(name)
     if not path.exists() and named is not None:
         repository, choice = named
-        # models/m.safetensors that is not there is a slip of the pen, Qwen/Qwen2.5-0.5B is not
+        # a missing models/m.safetensors is a mistyped path, Qwen/Qwen2.5-0.5B is a model's name
         slip = Path(repository).suffix in _FILES or Path(repository).parent.exists()
         path = cached_path(name) or (path if slip else _downloaded(repository, choice, watch or Watch()))
     return _only_gguf(path) if path.is_dir() else path
 
 
 def _path(name: str) -> Path:
-    """Raises CheckpointError for what no file can be called."""
+    """The name as a path. Raises CheckpointError if it cannot be a file name."""
     path = Path(name)
     try:
         path.stat()
@@ -59,7 +59,7 @@ def cached_path(name: str) -> Path | None:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """(org/name, what was chosen of it); None for what is no such name."""
+    """(org/name, the chosen tag or file); None if the name has another form."""
     match = _NAME.fullmatch(name)
     return (match[1], match[2] or match[3] or "") if match else None
 
@@ -76,7 +76,7 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
 def cached_model(name: str, environment: Mapping[str, str] | None = None, *, choice: str = "") -> Path | None:
     """The newest complete snapshot of org/name in the local cache, the one ``main`` points to first.
 
-    With a ``choice`` (a tag or a file's name) the GGUF file that it means. Raises CheckpointError where a tag means
+    With a ``choice`` (a tag or a file name), the matching GGUF file. Raises CheckpointError if a tag matches
     several.
     """
     found = (_held(folder, choice) for folder in _snapshots(name, environment))
@@ -100,7 +100,7 @@ def _snapshots(name: str, environment: Mapping[str, str] | None) -> list[Path]:
 
 
 def _held(folder: Path, choice: str) -> Path | None:
-    """The folder if it holds a model; with a choice the file that it means, if it is there."""
+    """The folder if it contains a model; with a choice, the matching file if it is there."""
     if not choice:
         held = any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model.bin", "*.gguf"))
         return folder if held else None
@@ -111,7 +111,7 @@ def _held(folder: Path, choice: str) -> Path | None:
 
 
 def _meant(names: Sequence[str], choice: str) -> list[str]:
-    """The GGUF files that a choice means: one by its name, those with a tag (Q4_K_M) in theirs; all without one."""
+    """The GGUF files that match a choice: a file name, or a tag (Q4_K_M) in the name; all without a choice."""
     if choice.endswith(".gguf"):
         return [name for name in names if name == choice]
     tag = re.compile(rf"(?:^|[-.]){re.escape(choice)}(?:[-.]|$)", re.IGNORECASE)
@@ -137,7 +137,7 @@ def _only_gguf(folder: Path) -> Path:
 
 
 def _downloaded(name: str, choice: str, watch: Watch) -> Path:
-    """Fetch what is needed of org/name with huggingface_hub, its bytes counted by ``watch``."""
+    """Download the needed files of org/name with huggingface_hub; ``watch`` counts the bytes."""
     where = f"{name} is neither a file nor in the Hugging Face cache ({cache_folder()})"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise CheckpointError(f"{where}; HF_HUB_OFFLINE is set, so it is not downloaded")
@@ -154,8 +154,8 @@ def _downloaded(name: str, choice: str, watch: Watch) -> Path:
         folder = Path(hub.snapshot_download(name, allow_patterns=files, tqdm_class=bar))
     except (CheckpointError, Stopped):
         raise
-    except Exception as error:  # of the network or the server; its classes differ between versions
-        watch.check()  # or of a download that was stopped
+    except Exception as error:  # network or server errors; their classes differ between versions
+        watch.check()  # or a cancelled download
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{where}, and it cannot be downloaded: {first[:300]}") from None
     watch.end()
@@ -169,12 +169,12 @@ def _sizes(hub: Any, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _wanted(name: str, files: Mapping[str, int], choice: str) -> tuple[list[str], str | None]:
-    """(what to fetch, its GGUF file): safetensors and what is beside them, or a GGUF. Raises CheckpointError."""
+    """(files to download, GGUF file): safetensors and their companions, or one GGUF. Raises CheckpointError."""
     top = [file for file in files if "/" not in file and not file.startswith("consolidated")]  # Mistral's second copy
     weights = [file for file in top if file.endswith(".safetensors")]
     if weights and not choice:
         return weights + [file for file in top if file.endswith(_BESIDE)], None
-    ggufs = [file for file in files if file.endswith(".gguf") and not file.startswith("mmproj")]  # images' projectors
+    ggufs = [file for file in files if file.endswith(".gguf") and not file.startswith("mmproj")]  # vision projectors
     if not ggufs:
         kinds = "GGUF" if choice else "safetensors nor GGUF"
         raise CheckpointError(f"{name} has {'no' if choice else 'neither'} {kinds} files to download")
@@ -189,7 +189,7 @@ def _wanted(name: str, files: Mapping[str, int], choice: str) -> tuple[list[str]
 
 
 def _bar(watch: Watch) -> type:
-    """A progress bar for huggingface_hub that shows nothing and tells ``watch``. Raises ImportError."""
+    """A progress bar for huggingface_hub that shows nothing and reports to ``watch``. Raises ImportError."""
     from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
     class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
@@ -204,7 +204,7 @@ def _bar(watch: Watch) -> type:
         def update(self, n: float | None = 1) -> bool | None:
             shown: bool | None = super().update(n)
             watch.check()
-            if self.unit == "B":  # others count files; of two that count bytes, what was received leads
+            if self.unit == "B":  # other bars count files; of two that count bytes, the one for received bytes is used
                 watch.reach(int(self.n))
             return shown
 

@@ -1,4 +1,4 @@
-"""Reading a JSON file that a user named: bounded, and refused in one sentence."""
+"""Read a JSON file that a user named, with a size limit; errors are one sentence."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from engine.errors import InputError
 from engine.weights.pointers import NOT_FETCHED, is_pointer
 
 MAX_CONFIG_BYTES = 64 << 20
-"""Of the small files beside a model's weights."""
+"""Size limit of the small files beside a model's weights."""
 _MAX_BYTES = 1 << 30
 
 
@@ -27,13 +27,13 @@ def read_json(path: Path, error: type[InputError], *, max_bytes: int = _MAX_BYTE
         raise error(f"{path} cannot be read: {reason.strerror or reason}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as reason:
         raise error(f"{path} is not JSON: {reason}") from None
-    except ValueError:  # a path with a zero byte or half a character
+    except ValueError:  # a path with a zero byte or a lone surrogate
         raise error(f"{str(path)!r} is not a path") from None
     return document
 
 
 def _decoded(data: bytes) -> object:
-    """JSON, and what Python's writers make of it: NaN and Infinity, and a mark of the byte order."""
+    """Decode JSON, with the extensions that Python writes: NaN and Infinity, and a byte order mark."""
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError:

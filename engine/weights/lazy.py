@@ -1,4 +1,4 @@
-"""Tensors still in their file, and the safetensors files they come from."""
+"""Tensors that are read from their file on demand, and the reader of safetensors files."""
 
 import math
 import struct
@@ -26,13 +26,13 @@ _SAFETENSORS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredGroups:
-    """Rows of a matrix whose blocks one of the engine's formats holds: ``part`` reads them unwidened."""
+    """Rows of a matrix whose blocks fit one of the engine's formats: ``part`` reads them without dequantising."""
 
     kind: PanelForm
     part: Callable[[int, int], Groups]
 
     def then(self, change: Callable[[Tensor], Tensor], unit: int) -> "StoredGroups":
-        """The same with whole rows moved within every ``unit`` of them."""
+        """The same with rows permuted within every ``unit`` rows."""
 
         def part(start: int, stop: int) -> Groups:
             first, last = _units(start, stop, unit)
@@ -44,11 +44,11 @@ class StoredGroups:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for blocks of few bits.
+    """A tensor still in its file: ``load()`` reads it. ``dtype``: as stored, float32 for quantised blocks.
 
-    ``copied``: what `load` gives is nobody else's memory; otherwise it is the mapped file itself. ``part`` reads
-    some of the first dimension alone, ``groups`` the blocks as they are, each where that can be done.
-    ``element_bytes``: what an element takes in the file, where that is not its dtype's size.
+    ``copied``: `load` returns memory of its own; otherwise it returns the mapped file itself. ``part`` reads a slice
+    of the first dimension, ``groups`` reads blocks without dequantising; each is None if that is not possible.
+    ``element_bytes``: bytes per element in the file, if that is not the size of the dtype.
     """
 
     shape: tuple[int, ...]
@@ -60,13 +60,13 @@ class StoredTensor:
     groups: StoredGroups | None = None
 
     def spans(self, n_elements: int) -> Iterator[tuple[int, int]]:
-        """First row and the one after the last, in order, of parts of about ``n_elements`` each, in whole panels."""
+        """(start, stop) rows of consecutive parts of about ``n_elements`` each, in whole panels."""
         at_once = max(1, n_elements * self.shape[0] // math.prod(self.shape) // ROWS) * ROWS
         for start in range(0, self.shape[0], at_once):
             yield start, min(start + at_once, self.shape[0])
 
     def pieces(self, n_elements: int) -> Iterator[Tensor]:
-        """Rows in order, about ``n_elements`` at a time; all at once where no part can be read alone."""
+        """The rows in order, about ``n_elements`` at a time; all at once if parts cannot be read separately."""
         if self.part is None or math.prod(self.shape) <= n_elements:
             yield self.load()
             return
@@ -74,7 +74,7 @@ class StoredTensor:
             yield self.part(start, stop)
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
-        """Some of the first dimension."""
+        """Rows ``start`` to ``stop`` as a tensor still in its file."""
         part, groups = self.part, self.groups
         if part is None:
             return self.then(lambda t: t[start:stop], (stop - start, *self.shape[1:]))
@@ -88,7 +88,7 @@ class StoredTensor:
         )
 
     def then(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...] | None = None) -> "StoredTensor":
-        """The same with something done to it after loading."""
+        """The same tensor, with ``change`` applied after loading."""
         return StoredTensor(
             shape=shape or self.shape,
             dtype=self.dtype,
@@ -98,7 +98,7 @@ class StoredTensor:
         )
 
     def reordered(self, change: Callable[[Tensor], Tensor], unit: int) -> "StoredTensor":
-        """The same with whole rows moved within every ``unit`` of them, which can be done to parts."""
+        """The same with rows permuted within every ``unit`` rows, which also works on parts."""
         part, groups = self.part, self.groups
         if part is None or self.shape[0] % unit:
             return self.then(change)
@@ -119,7 +119,7 @@ class StoredTensor:
 
 
 def _units(start: int, stop: int, unit: int) -> tuple[int, int]:
-    """The rows of all units that those from ``start`` to ``stop`` touch."""
+    """The row range of all units that overlap rows ``start`` to ``stop``."""
     return start - start % unit, -(-stop // unit) * unit
 
 
@@ -141,8 +141,8 @@ def file_bytes(stored: Stored, n_elements: int | None = None) -> int:
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Tensors of a .safetensors file. Raises CheckpointError.
 
-    Each is mapped when it is loaded, and its pages are given back with it: a file that stays mapped counts as our
-    memory beside the weights made from it.
+    Each tensor is mapped only while it is loaded: a file that stays mapped counts as memory of this process, in
+    addition to the weights converted from it.
     """
     try:
         _check_header(path)
@@ -168,7 +168,7 @@ def _stored(path: Path, name: str, view: Any) -> StoredTensor:
 
 
 def _load(path: Path, name: str, *rows: int) -> Tensor:
-    """The tensor, or rows from the first to before the second of ``rows``."""
+    """The tensor, or its rows in the half-open range ``rows``."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensor: Tensor = file.get_slice(name)[rows[0] : rows[1]] if rows else file.get_tensor(name)

@@ -1,6 +1,6 @@
-"""A load in a thread of its own: its progress as events, and its end between two weights when told. No torch here.
+"""Loading in a separate thread, with progress events and cancellation between two weights. No torch here.
 
-The loader counts what it takes (`Watch.add`); whoever waits for it passes the events on (`followed`).
+The loader counts the bytes it has taken (`Watch.add`); the caller passes the events on (`followed`).
 """
 
 import threading
@@ -15,18 +15,18 @@ from engine.records import NS_PER_S, Progress
 
 T = TypeVar("T")
 REPORT_NS = NS_PER_S // 10
-"""Least time between two reports, the first and the last apart."""
+"""Minimum time between two reports, except the first and the last."""
 _ASK_S = 0.02
 _GRACE_S = 0.15
-"""How long a load that was told to stop is waited for: between two weights it ends itself; a silent server may not."""
+"""How long to wait for a cancelled load: it ends between two weights, but a silent server may block it."""
 
 
 def _nobody(progress: Progress) -> None:
-    """The `report` of a load that nobody watches."""
+    """The default `report`: does nothing."""
 
 
 class Watch:
-    """Counts the bytes that a load has taken, reports them now and then, and stops the load where it counts."""
+    """Counts the bytes that a load has taken, reports them now and then, and raises Stopped on cancellation."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class Watch:
         should_stop: Callable[[], bool] = lambda: False,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """``name``: of what is loaded, the `detail` of every report."""
+        """``name``: of the model or file, the `detail` of every report."""
         self._name = name
         self._report = report
         self._should_stop = should_stop
         self._clock_ns = clock_ns
-        self._lock = threading.Lock()  # downloads count in several threads
+        self._lock = threading.Lock()  # downloads use several threads
         self._start_ns = self._begun_ns = self._told_ns = clock_ns()
         self._doing = ""
         self._done = self._total = 0
         self._tell(self._start_ns)
 
     def begin(self, total_bytes: int, doing: str = "") -> None:
-        """Count anew, up to ``total_bytes``; ``doing`` ("downloading") stands before the name. Raises Stopped."""
+        """Restart the count, up to ``total_bytes``; ``doing`` ("downloading") precedes the name. Raises Stopped."""
         self.check()
         self._begun_ns = self._clock_ns()
         self._done, self._total, self._doing = 0, total_bytes, doing
@@ -58,7 +58,7 @@ class Watch:
         self.reach(self._done + n_bytes)
 
     def reach(self, done_bytes: int) -> None:
-        """So many have been taken by now. Raises Stopped."""
+        """Set the number of bytes taken so far. Raises Stopped."""
         self.check()
         with self._lock:
             self._done = max(self._done, min(done_bytes, self._total))
@@ -67,12 +67,12 @@ class Watch:
                 self._tell(now_ns)
 
     def end(self) -> None:
-        """All of it has been taken."""
+        """Set the count to the total."""
         self._done = self._total
         self._tell(self._clock_ns())
 
     def check(self) -> None:
-        """Raise Stopped when the load is to end."""
+        """Raise Stopped if the load was cancelled."""
         if self._should_stop():
             raise Stopped
 
@@ -94,7 +94,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Made(Generic[T]):
-    """What a load has come to."""
+    """The outcome of a load."""
 
     value: T
 
@@ -103,10 +103,10 @@ _News = Progress | _Made[T] | BaseException
 
 
 def followed(load: Callable[[Watch], T], name: str, should_stop: Callable[[], bool]) -> Generator[Progress, None, T]:
-    """Run ``load`` in a thread; its reports, and at the end what it returns. Raises what it raises, and Stopped.
+    """Run ``load`` in a thread: yield its reports, return its result. Raises its exceptions, and Stopped.
 
-    A load that was stopped leaves nothing behind. One that does not answer (a server that is silent) is left to
-    itself, and ends where it counts next.
+    A cancelled load leaves nothing behind. A load that does not respond (waiting for a silent server) is abandoned,
+    and ends when it counts next.
     """
     told: SimpleQueue[_News[T]] = SimpleQueue()
     stop = threading.Event()
@@ -115,7 +115,7 @@ def followed(load: Callable[[Watch], T], name: str, should_stop: Callable[[], bo
         try:
             told.put(_Made(load(Watch(name, report=told.put, should_stop=stop.is_set))))
         except Stopped as error:
-            told.put(error.with_traceback(None))  # whose frames hold half a model
+            told.put(error.with_traceback(None))  # its frames hold half a model
         except BaseException as error:
             told.put(error)
 
@@ -131,7 +131,7 @@ def followed(load: Callable[[Watch], T], name: str, should_stop: Callable[[], bo
 
 
 def _next(told: "SimpleQueue[_News[T]]", should_stop: Callable[[], bool]) -> "Progress | _Made[T]":
-    """What comes next. Raises what the load raised, and Stopped."""
+    """The next report or the outcome. Raises the exceptions of the load, and Stopped."""
     while True:
         try:
             news = told.get(timeout=_ASK_S)
@@ -144,4 +144,4 @@ def _next(told: "SimpleQueue[_News[T]]", should_stop: Callable[[], bool]) -> "Pr
         try:
             raise news
         finally:
-            del news  # or error and frame would keep each other, and what the load has made, in memory
+            del news  # break the cycle of error and frame, which would keep the loaded weights in memory

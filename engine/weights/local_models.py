@@ -1,7 +1,7 @@
-"""Models that are on this machine already: where other tools keep theirs, and the folder one stands in.
+"""Find the models that are already on this machine: in the folders of other tools and in the current folder.
 
 Hugging Face's cache, Ollama, LM Studio, llama.cpp, GPT4All, the folders of KVSCOPE_MODELS, the current folder. Only
-names, sizes and first bytes are looked at. No torch here.
+names, sizes and first bytes of files are read. No torch here.
 """
 
 import os
@@ -17,7 +17,7 @@ from engine.weights.hub import cache_folder, cached_model
 from engine.weights.jsonfile import read_json
 
 MAX_ENTRIES = 2000
-"""Entries of one folder that are looked at."""
+"""The most entries read per folder."""
 _MAX_MANIFEST_BYTES = 1 << 20
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -27,7 +27,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated.*.pth")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundModel:
-    """A model on disk. `reference` is what a request's ``model`` takes: a path, or org/name."""
+    """A model on disk. `reference` is valid as the ``model`` of a request: a path, or org/name."""
 
     name: str
     reference: str
@@ -49,7 +49,7 @@ def is_gguf(path: Path) -> bool:
 def find_models(
     environment: Mapping[str, str] | None = None, *, home: Path | None = None, here: Path | None = None
 ) -> list[FoundModel]:
-    """All that can be found, each file once, those of the current folder first; names sorted within a place."""
+    """All models found, each file once, the current folder first; sorted by name within each place."""
     env = os.environ if environment is None else environment
     base = home or Path.home()
     places = [
@@ -84,7 +84,7 @@ def _llama_cache(env: Mapping[str, str], home: Path) -> Path:
 
 
 def _in_folder(folder: Path, where: str, *, depth: int) -> Iterator[FoundModel]:
-    """GGUF files and Hugging Face folders in ``folder`` and, ``depth`` levels down, in those below it."""
+    """GGUF files and Hugging Face folders in ``folder`` and in its subfolders down to ``depth`` levels."""
     for path in _entries(folder):
         if path.suffix == ".gguf":
             if model := _gguf(path, path.stem, where):
@@ -98,7 +98,7 @@ def _in_folder(folder: Path, where: str, *, depth: int) -> Iterator[FoundModel]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The weight files of a model's folder; none where there is neither config.json nor params.json."""
+    """The weight files of a model folder; none if it has neither config.json nor params.json."""
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
         return []
     found: list[Path] = []
@@ -152,7 +152,7 @@ def _ollama_blob(manifest: Path, folder: Path) -> Path | None:
 
 
 def _gguf(path: Path, name: str, where: str) -> FoundModel | None:
-    """A GGUF file that is a model of its own: no later part of a split one, no vision projector."""
+    """A GGUF file that is a model by itself: not a later part of a split one, not a vision projector."""
     unfit = path.suffix != ".gguf" or _LATER_PART.search(path.name) or path.name.startswith("mmproj")
     if unfit or not path.is_file():
         return None

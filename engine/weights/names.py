@@ -1,4 +1,4 @@
-"""Names of stored weights as training scripts write them, and what a file may hold beside a model's weights."""
+"""Names of stored weights as training scripts write them, and what else a weight file may contain."""
 
 import re
 from collections.abc import Container, Mapping
@@ -17,7 +17,7 @@ _TABLE = "model.embed_tokens.weight"
 
 
 def unwrapped(name: str) -> str:
-    """Without what torch.compile and data-parallel training put before a name, or into it."""
+    """The names without the prefixes and infixes of torch.compile and data-parallel training."""
     while (shorter := _WRAPPER.sub("", name)) != name:
         name = shorter
     return name
@@ -38,7 +38,7 @@ def plain_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _behind_one_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """A whole model inside another one (PEFT's base_model.model., Lightning's model.) under its own names."""
+    """Strip the common prefix of a model wrapped in another one (PEFT's base_model.model., Lightning's model.)."""
     ends = [name.removesuffix(_TABLE) for name in tensors if name.endswith(f".{_TABLE}")]
     if _TABLE in tensors or len(ends) != 1:
         return dict(tensors)
@@ -46,7 +46,7 @@ def _behind_one_prefix(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def reference_names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The assignment's names, where all of them stand behind one prefix ("model.", "transformer.") without it."""
+    """The assignment's names, without a prefix that all of them share ("model.", "transformer.")."""
     ends = [name.removesuffix(_KEY) for name in tensors if name.endswith(f".{_KEY}")]
     if _KEY in tensors or len(ends) != 1:
         return dict(tensors)
@@ -62,10 +62,10 @@ _ADAPTERS = re.compile(r".*(?:\.lora_|\.base_layer\.|lora_embedding|\.ia3_)")
 
 
 def why_not(name: str, stored: Stored, expected: Container[str], n_layers: int) -> str | None:
-    """Why a tensor that the model has no place for may not be left out; None where it may.
+    """Why a tensor that the model does not use must not be ignored; None if it may be ignored.
 
-    It may be when the model's results do not depend on it: buffers, heads for other tasks, layers behind the last one
-    (multi-token prediction), scales of caches and activations, biases that are zero.
+    It may be ignored if the model's results do not depend on it: buffers, heads for other tasks, layers after the last
+    one (multi-token prediction), scales of caches and activations, biases that are zero.
     """
     if _ADAPTERS.fullmatch(name) or _ADAPTERS.match(name):
         return "it is part of an adapter (LoRA), which is not applied; merge it into the model first"
@@ -81,18 +81,18 @@ def why_not(name: str, stored: Stored, expected: Container[str], n_layers: int) 
 
 
 def is_behind(name: str, n_layers: int) -> bool:
-    """Whether a tensor is of a layer behind the last one."""
+    """Whether a tensor belongs to a layer after the last one."""
     layer = _LAYER.match(name)
     return layer is not None and int(layer[1]) >= n_layers
 
 
 def is_buffer(name: str, stored: Stored) -> bool:
-    """Whether a tensor of a training script is no weight: masks, positions, counters."""
+    """Whether a tensor of a training script is not a weight, but a mask, positions or a counter."""
     return not stored.dtype.is_floating_point or _BUFFER.fullmatch(name) is not None
 
 
 def check_extra(extra: Mapping[str, Stored], expected: Container[str], n_layers: int, where: str) -> str:
-    """A note on what is left out, empty where there is nothing. Raises CheckpointError for what may not be."""
+    """A note on ignored tensors, empty if there are none. Raises CheckpointError for one that must not be ignored."""
     for name, stored in extra.items():
         if (why := why_not(name, stored, expected, n_layers)) is not None:
             raise CheckpointError(f"{where} holds weights that this model does not have: {some(list(extra))} ({why})")

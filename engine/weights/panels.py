@@ -1,8 +1,8 @@
-"""Packed weights: whole numbers of a few bits with a step for each group of columns, in panels of 16 rows.
+"""Packed weights: integers of a few bits with one step (scale) per group of columns, in panels of 16 rows.
 
-    w = d (q - zero), or w = d q + m     q the bits, or what a table has at that place; d, m float16
+    w = d (q - zero), or w = d q + m     q: the bits, or the table entry at that index; d, m: float16
 
-| form | bits | group | which holds without loss |
+| form | bits | group | stores without loss |
 |---|---|---|---|
 | int8 | 8 | 32 | Q8_0 |
 | int6 | 6 | 16 | Q6_K |
@@ -13,9 +13,9 @@
 | int3 | 3 | 16 | Q3_K |
 | int2 | 2 | 16, minima | Q2_K |
 
-K-quants have a scale of a scale; their product is rounded to float16 (a relative 1/4096 at most, where the weights
-themselves were rounded to 1/64 at best). How bits lie in a panel is said in `engine/compiled/panels.h`, which reads
-them; this module lays them, and reads them where nothing is compiled.
+K-quants have two levels of scales; their product is rounded to float16 (a relative error of at most 1/4096, while the
+weights themselves were rounded to 1/64 at best). `engine/compiled/panels.h`, which reads panels, describes the bit
+layout; this module writes panels, and reads them if nothing is compiled.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ _QUADS = BLOCK // 4
 
 
 class Groups(NamedTuple):
-    """Some rows of a matrix: a byte for each weight, and in float16 the steps of a row's groups, then their minima."""
+    """Some rows of a matrix: one byte per weight, and in float16 the steps of each row's groups, then their minima."""
 
     values: Tensor  # (rows, cols) uint8
     scales: Tensor  # (rows, numbers of a row)
 
 
 class Piece(NamedTuple):
-    """Some rows of a matrix, of whole panels but for the last piece; ``make`` reads or rounds them, in any thread."""
+    """Some rows of a matrix, whole panels except in the last piece; ``make`` reads or quantises them, in any thread."""
 
     n_rows: int
     make: Callable[[], Groups]
@@ -48,7 +48,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """``low`` bits of a weight in some vectors, the ``high`` ones above in others; ``group``: columns of one step."""
+    """A packed format. The ``low`` bits of a weight and the ``high`` bits above are in separate vectors.
+
+    ``group``: columns that share one step.
+    """
 
     low: int
     high: int = 0
@@ -59,7 +62,7 @@ class Form:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of 16 rows and 32 columns, steps apart."""
+        """Bytes of 16 rows and 32 columns, without the steps."""
         return 64 * (self.low + self.high)
 
     def numbers(self, cols: int) -> int:
@@ -68,7 +71,7 @@ class Form:
 
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # twice E2M1
+_FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1 values, doubled
 FORMS: dict[PanelForm, Form] = {
     "int8": Form(low=8, zero=128),
     "int4": Form(low=4, minima=True),
@@ -83,12 +86,12 @@ FORMS: dict[PanelForm, Form] = {
 
 
 def to_panels(groups: Groups, name: PanelForm) -> Groups:
-    """Rows of bytes as panels: (panels, bytes) and (panels, numbers). Rows that fill up the last one are zero bits."""
+    """Rows of bytes as panels: (panels, bytes) and (panels, numbers). The last panel is padded with zeros."""
     form = FORMS[name]
     values, scales = (_filled_up(t) for t in groups)
     n_panels, cols = len(values) // ROWS, values.size(1)
     quads = values.view(torch.int32).view(n_panels, ROWS, cols // BLOCK, _QUADS)
-    quads = quads.permute(0, 2, 3, 1).contiguous()  # (panels, blocks, quads, rows), four columns in a number
+    quads = quads.permute(0, 2, 3, 1).contiguous()  # (panels, blocks, quads, rows), four columns per number
     low = _joined(quads, form.low)
     packed = torch.cat((low, _joined(quads >> form.low, form.high)), 2) if form.high else low
     packed = packed.view(n_panels, -1).view(torch.uint8)
@@ -126,13 +129,13 @@ def widened(groups: Groups, name: PanelForm) -> Tensor:
 
 
 def _filled_up(rows: Tensor) -> Tensor:
-    """As many rows as whole panels have."""
+    """The rows padded with zeros to whole panels."""
     missing = -len(rows) % ROWS
     return torch.cat((rows, rows.new_zeros(missing, rows.size(1)))) if missing else rows.contiguous()
 
 
 def _joined(quads: Tensor, n_bits: int) -> Tensor:
-    """The lowest bits of eight quads in as many vectors as they are bits: quad j in vector j modulo that."""
+    """Pack the lowest ``n_bits`` of eight quads into ``n_bits`` vectors: quad j goes into vector j mod ``n_bits``."""
     if n_bits == 8:
         return quads
     low = quads & _in_every_byte((1 << n_bits) - 1)
@@ -143,11 +146,11 @@ def _joined(quads: Tensor, n_bits: int) -> Tensor:
 
 
 def _parted(vectors: Tensor, n_bits: int) -> Tensor:
-    """Those bits of each quad again: (panels, blocks, quads, 64)."""
+    """The inverse of `_joined`: the bits of each quad, (panels, blocks, quads, 64)."""
     mask = (1 << n_bits) - 1
     return torch.cat([vectors >> shift & mask for shift in range(0, 8, n_bits)], 2)
 
 
 def _in_every_byte(byte: int) -> int:
-    """The byte four times, as a signed number."""
+    """The byte repeated four times, as a signed 32-bit number."""
     return int.from_bytes(bytes([byte] * 4), "little", signed=True)

@@ -29,19 +29,19 @@ def read_pt(path: Path) -> dict[str, Tensor]:
     try:
         is_zip = _check_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; what matters is refused below
+            warnings.simplefilter("ignore")  # warnings about old formats; the real problems are refused below
             document = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         document = _arrays(path, str(error))
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged file fails anywhere inside torch.load, in any way
+    except Exception as error:  # a damaged file can raise any exception inside torch.load
         document = _arrays(path, str(error))
     return _state_dict(document, path)
 
 
 def _check_zip(path: Path) -> bool:
-    """Whether it is today's zip format; refuse what torch.save never writes and could exhaust memory."""
+    """Whether it is the current zip format. Refuses contents that torch.save never writes and could exhaust memory."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -54,7 +54,7 @@ def _check_zip(path: Path) -> bool:
 
 
 def _arrays(path: Path, fault: str) -> object:
-    """The document of a pickle of arrays; for any other, the refusal that torch's ``fault`` stands for."""
+    """The document of a pickle of arrays; for any other pickle, raise the error that matches torch's ``fault``."""
     named = re.search(r"GLOBAL ([\w.]+)", fault)
     if named and not named[1].startswith(("numpy.", "_codecs.")):
         raise CheckpointError(f"{path} {_refusal(named[1])}")
@@ -62,7 +62,7 @@ def _arrays(path: Path, fault: str) -> object:
         document = _unpickled(path)
     except NotArrays as error:
         raise CheckpointError(f"{path} {_refusal(str(error))}") from None
-    except Exception:  # a damaged file fails anywhere, in any way
+    except Exception:  # a damaged file can raise any exception
         document = None
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} is damaged or not a PyTorch weight file")
@@ -86,7 +86,7 @@ def _refusal(name: str) -> str:
 
 
 def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
-    for _ in range(_MAX_NESTED):  # one that holds itself would have no end
+    for _ in range(_MAX_NESTED):  # a container that contains itself would never end
         if (inner := _inside(document, path)) is None:
             break
         document = inner
@@ -96,7 +96,7 @@ def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
     any_weights = any(isinstance(value, Tensor) for value in document.values())
     for name, value in document.items():
         if any_weights and _is_plain(value):
-            continue  # a step, a date or sizes beside the weights
+            continue  # such as a step, a date or sizes
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: the entry {name!r} is not a tensor with a name")
         if value.device.type == "meta":
@@ -108,7 +108,7 @@ def _state_dict(document: object, path: Path) -> dict[str, Tensor]:
 
 
 def _inside(document: object, path: Path) -> object | None:
-    """The state dict that a training script has put into a larger dictionary; None where this is it already."""
+    """The state dict inside a training script's larger dictionary; None if this is already the state dict."""
     if not isinstance(document, dict):
         return None
     inner = {key: value for key, value in document.items() if isinstance(value, dict) and _has_tensors(value)}

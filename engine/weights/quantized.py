@@ -1,4 +1,4 @@
-"""Checkpoints in few bits, widened as they are loaded: fp8 and int8 with scales, AWQ, GPTQ, packed integers, NF4.
+"""Quantised checkpoints, dequantised on loading: fp8 and int8 with scales, AWQ, GPTQ, packed integers, NF4.
 
 Layouts as the libraries that write them define them: AutoAWQ's packing_utils, GPTQModel's qlinear, compressed-tensors'
 pack_quantized, bitsandbytes' QuantState, and DeepSeek's block scales.
@@ -19,10 +19,10 @@ from engine.weights.lazy import Stored, StoredTensor, loaded
 from engine.weights.ternary import ternary
 
 METHODS = ("fp8", "awq", "gptq", "compressed-tensors", "bitsandbytes", "bitnet")
-"""Values of quant_method that are widened here."""
+"""Values of quant_method that this module dequantises."""
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 _WORD = 32  # bits of an integer that holds several weights
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where AutoAWQ's kernels want the eight numbers of a word
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # the order of the eight numbers in a word that AutoAWQ's kernels expect
 
 
 def widened(tensors: Mapping[str, Stored], quantization: Keys | None) -> dict[str, Stored]:
@@ -65,10 +65,10 @@ def _lazy(shape: tuple[int, ...], load: Callable[[], Tensor], element_bytes: flo
 
 
 def _scaled(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -> StoredTensor:
-    """fp8 or int8 times a scale of the tensor, of each row, or of each block."""
+    """fp8 or int8 times one scale per tensor, per row or per block."""
     weight = parts["weight"]
     scale = parts.get("weight_scale_inv", parts.get("weight_scale"))
-    if scale is None and "SCB" in parts:  # of bitsandbytes: the largest value of each row
+    if scale is None and "SCB" in parts:  # bitsandbytes: the largest absolute value per row
         scale = loaded(parts["SCB"]).float() / 127
     if scale is None and weight.dtype == torch.int8:
         raise CheckpointError(f"{stem}.weight is stored as int8 without a weight_scale, which says what it means")
@@ -98,7 +98,7 @@ def _load_scaled(stem: str, weight: Stored, scale: Stored | None, block: tuple[i
 
 
 def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Unsigned numbers out of 32-bit words along a dimension, the lowest bits first; one may lie in two words."""
+    """Unsigned numbers out of 32-bit words along a dimension, the lowest bits first; one number may cross two words."""
     if _WORD % bits:
         return _across_words(words.movedim(dim, -1), bits).movedim(-1, dim)
     shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
@@ -107,7 +107,7 @@ def unpacked(words: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def _across_words(words: Tensor, bits: int) -> Tensor:
-    """The same along the last dimension for bits that do not divide a word."""
+    """The same along the last dimension for bit widths that do not divide 32."""
     n_words = words.size(-1)
     starts = torch.arange(n_words * _WORD // bits) * bits
     first, shift = starts // _WORD, starts % _WORD
@@ -128,7 +128,7 @@ def _bits(stem: str, quantization: Keys | None) -> int:
 
 
 def _group_bits(quantization: Keys) -> int:
-    """compressed-tensors state the bits of each group of layers; here all have the same."""
+    """Bits per weight: compressed-tensors states them per group of layers, and all groups must agree."""
     groups = quantization.get("config_groups")
     stated: set[Any] = set()
     for group in groups.values() if isinstance(groups, dict) else ():
@@ -141,7 +141,7 @@ def _group_bits(quantization: Keys) -> int:
 
 
 def _of_words(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -> StoredTensor:
-    """AWQ packs outputs, GPTQ inputs: the shapes say which."""
+    """Dequantise packed words: AWQ packs outputs, GPTQ inputs; the shapes tell which."""
     words, scales = parts["qweight"], parts.get("scales")
     if scales is None or "qzeros" not in parts:
         raise CheckpointError(f"{stem} has a qweight without scales and qzeros")
@@ -186,7 +186,7 @@ def _in_order(numbers: Tensor) -> Tensor:
 
 
 def _of_rows(stem: str, parts: Mapping[str, Stored], quantization: Keys | None) -> StoredTensor:
-    """compressed-tensors' packed integers: rows as they are, a scale and perhaps a zero point per group."""
+    """compressed-tensors' packed integers: rows in plain order, a scale and an optional zero point per group."""
     words, scale, bits = parts["weight_packed"], parts.get("weight_scale"), _bits(stem, quantization)
     if scale is None or words.dtype != torch.int32:
         raise UnsupportedArchitecture(
@@ -215,7 +215,7 @@ def _load_rows(parts: Mapping[str, Stored], bits: int, n_in: int) -> Tensor:
 
 
 def _of_codes(stem: str, parts: Mapping[str, Stored]) -> StoredTensor:
-    """bitsandbytes' NF4 and FP4: two codes per byte, the first one high, and a largest value per block."""
+    """bitsandbytes' NF4 and FP4: two codes per byte, the first in the high bits; a largest absolute value per block."""
     state = next((parts[name] for name in parts if name.startswith("weight.quant_state.")), None)
     try:
         facts = Keys(json.loads(bytes(loaded(state).tolist())) if state is not None else {}, where=stem)
@@ -234,7 +234,7 @@ def _load_codes(parts: Mapping[str, Stored], facts: Keys, shape: tuple[int, ...]
     codes = torch.stack((packed >> 4, packed & 15), 1).flatten().long()
     values = loaded(parts["weight.quant_map"]).float()[codes]
     largest = loaded(parts["weight.absmax"])
-    if "weight.nested_absmax" in parts:  # in 8 bits themselves
+    if "weight.nested_absmax" in parts:  # themselves quantised to 8 bits
         outer = loaded(parts["weight.nested_absmax"]).float()
         inner = loaded(parts["weight.nested_quant_map"]).float()[largest.long()]
         largest = inner * _spread(outer, facts.count("nested_blocksize"), len(inner)) + float(

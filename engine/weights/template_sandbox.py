@@ -1,8 +1,8 @@
 """Where chat templates run: jinja2's immutable sandbox, bounded in time and in the size of every value.
 
-A template is anyone's text. Python's own attributes are out of its reach and nothing can be changed (jinja2 sees to
-that). Here each block of it asks for the time, and what could make a long text or list of short ones is measured
-before it is made. The names templates expect beyond jinja2's own are those of transformers' apply_chat_template.
+A template is untrusted. jinja2 keeps Python's own attributes out of its reach and lets it change nothing. This module
+checks the time in each block, and checks the size of long texts and lists before they are created. It adds the names
+of transformers' apply_chat_template, which templates expect beyond jinja2's own.
 """
 
 import functools
@@ -20,18 +20,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_PROMPT_CHARACTERS = 16 << 20
 _MAX_PRODUCT = 1 << 20
-_MAX_VALUES = 1 << 18  # of a list with all lists in it
+_MAX_VALUES = 1 << 18  # values of a list, nested lists included
 _MAX_EXPONENT = 64
-_MAX_BITS = 1 << 16  # of a whole number
+_MAX_BITS = 1 << 16  # bits of an integer
 _MAX_INDENT = 256
 _TEXTS = (str, bytes, list, tuple)
-_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})")  # a width that comes from outside, or of a thousand and more
-_WIDE_FIELD = re.compile(r"\{[^}]*(?:\{|:[^}]*\d{4,})")  # the same in a field of format
+_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{4,})")  # a width given as an argument, or of 1,000 and more
+_WIDE_FIELD = re.compile(r"\{[^}]*(?:\{|:[^}]*\d{4,})")  # the same in a field of str.format
 _PADDING = ("ljust", "rjust", "center", "zfill", "expandtabs")
 
 
 class Refusal(Exception):
-    """What a template says with raise_exception."""
+    """The message that a template raises with raise_exception."""
 
 
 def refuse(message: str) -> NoReturn:
@@ -39,7 +39,7 @@ def refuse(message: str) -> NoReturn:
 
 
 class _Generator(CodeGenerator):
-    """Python for a template, in which every block asks for the time and ~ measures what it joins."""
+    """Generates Python code for a template in which every block checks the time and ~ checks the joined size."""
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
         self.writeline("environment.check_time()")
@@ -54,7 +54,7 @@ class _Generator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """{% generation %}: marks what the model wrote, for training; here its content alone counts."""
+    """{% generation %}: marks the model's text for training; here it only renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
@@ -64,7 +64,7 @@ class _Generation(Extension):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """For one rendering: its time begins when it is made. What is too long or too large raises ValueError."""
+    """The environment of one rendering; its time starts when it is created. Exceeding a limit raises ValueError."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
@@ -85,12 +85,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters = {name: _measured(name, made) for name, made in self.filters.items()}
 
     def check_time(self) -> None:
-        """Raise ValueError when the time is over."""
+        """Raise ValueError if the time is up."""
         if time.monotonic() > self._deadline:
             raise ValueError(f"it takes more than {self._max_s:g} s")
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
-        """What ~ means."""
+        """The ~ operator."""
         return _joined("", parts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -98,7 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:
-        """A call, measured where it is a method of a text."""
+        """A call; the result size of a method of a text is checked first."""
         method = getattr(function, "__wrapped__", function)  # jinja2 wraps format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str | bytes):
@@ -115,7 +115,7 @@ def _bounded(size: int) -> None:
 
 
 def _countable(value: Any) -> Any:
-    """The same; ValueError for lists in lists that would be too long as text (one that holds another twice, often)."""
+    """Return the value; ValueError for nested lists too long as text (such as repeated doubling of a list)."""
     waiting, n = [value], 0
     while waiting and n <= _MAX_VALUES:
         one = waiting.pop()
@@ -151,14 +151,14 @@ def _check_operation(operator: str, left: Any, right: Any) -> None:
 
 
 def _check_format(pattern: str, values: Iterable[Any], *, mark: str = "%", wide: re.Pattern[str] = _WIDE) -> None:
-    """A pattern that names each value as often as it likes."""
+    """Check the size of a format result; a pattern may use each value any number of times."""
     if wide.search(pattern):
         raise ValueError("a text formatted too wide")
     _bounded(len(pattern) + pattern.count(mark) * max((_size(_countable(value)) for value in values), default=0))
 
 
 def _checked_method(owner: str | bytes, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a method of a text, when what it makes is not too long."""
+    """The arguments of a method of a text, after checking that its result is not too long."""
     if name == "join" and args:
         return (_within(owner, args[0]), *args[1:])
     if name in ("format", "format_map"):
@@ -196,9 +196,9 @@ def _joined(separator: str, parts: Iterable[Any]) -> str:
 
 
 def _measured(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments are checked and whose result is measured.
+    """Wrap a filter so that its arguments and the size of its result are checked.
 
-    jinja2 gives some filters their environment first, by a mark that the copy keeps.
+    jinja2 passes the environment first to filters that have a mark, which the wrapper inherits.
     """
     n_hidden = 1 if hasattr(made, "jinja_pass_arg") else 0
     check = _FILTER_CHECKS.get(name)
@@ -272,6 +272,6 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers writes it: characters as they are, no HTML escapes."""
+    """tojson as in transformers: no escapes for HTML or for characters outside ASCII."""
     narrow = None if indent is None else min(indent, 16)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=narrow, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""BitNet's checkpoints: weights that are -1, 0 or 1 times a scale, in the three ways that transformers stores them."""
+"""BitNet's checkpoints: weights that are -1, 0 or 1 times a scale, in the three layouts that transformers uses."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,7 +14,7 @@ _PER_BYTE = 4
 
 
 def ternary(tensors: Mapping[str, Stored], quantization: Keys) -> dict[str, Stored]:
-    """The same tensors with their matrices as they are multiplied. Raises UnsupportedArchitecture."""
+    """The same tensors, with matrices converted to the values used in products. Raises UnsupportedArchitecture."""
     if quantization.flag("use_rms_norm", False):
         raise UnsupportedArchitecture(f"{quantization.where}: use_rms_norm is true; norms of inputs are not supported")
     online = quantization.get("quantization_mode") == "online" and quantization.get("linear_class") == "autobitlinear"
@@ -43,7 +43,7 @@ def _then(stored: Stored, change: Callable[[Tensor], Tensor]) -> Stored:
 
 
 def _unpacked(packed: Stored, scale: Stored) -> Tensor:
-    """Four rows in a byte: the first quarter of them in its lowest bits."""
+    """Unpack four rows per byte: the first quarter of the rows is in the lowest bits."""
     held, by = loaded(packed), loaded(scale)
     wide = by if by.dtype == torch.float64 else by.float()
     return torch.cat([(held >> (2 * i) & 3).to(wide.dtype) - 1 for i in range(_PER_BYTE)]) / wide
@@ -54,7 +54,7 @@ def _times(weight: Tensor, *, scale: Stored) -> Tensor:
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    """To -1, 0 or 1 times the mean of all absolute values."""
+    """Round the weights to -1, 0 or 1 times the mean absolute value."""
     wide = weight if weight.dtype == torch.float64 else weight.float()
     scale = 1 / wide.abs().mean().clamp_(min=1e-5)
     return ((wide * scale).round().clamp_(-1, 1) / scale).to(weight.dtype)

@@ -10,16 +10,16 @@ import tokenizers
 from engine.errors import TokenizerError
 from engine.weights.pointers import NOT_FETCHED, is_pointer
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a longer character
-_MAX_HELD = 3  # bytes of a character that has not come to its end, each of which may be shown so
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # shown by a decoder for an incomplete character
+_MAX_HELD = 3  # most bytes of an incomplete character, each of which may be shown so
 
 
 @contextmanager
 def faults_told(say: Callable[[str], str]) -> Iterator[None]:
-    """Any fault of the library becomes a TokenizerError with the sentence that ``say`` makes of its words.
+    """Turn any error of the library into a TokenizerError; ``say`` builds its message from the library's.
 
-    The library raises bare Exception for a file that contradicts itself, and for some the PanicException of its Rust
-    code, which is no Exception and would end the process.
+    For an inconsistent file the library raises a bare Exception or the PanicException of its Rust code, which is not
+    an Exception and would end the process.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def faults_told(say: Callable[[str], str]) -> Iterator[None]:
 
 
 class Tokenizer:
-    """Text to ids and back. What its file left out may only show at a text: then TokenizerError is raised."""
+    """Text to ids and back. Gaps in its file may show only when a text is encoded: then TokenizerError is raised."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
@@ -48,24 +48,24 @@ class Tokenizer:
             raise TokenizerError(f"{path} is not a tokenizer.json: {NOT_FETCHED}")
         with faults_told(lambda fault: f"{path} is not a tokenizer.json: {fault}"):
             backend = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-            backend.no_padding()  # settings of whoever saved it; a prompt is taken as it is
+            backend.no_padding()  # settings left by the person who saved it; prompts are not cut or padded
             backend.no_truncation()
         return cls(backend)
 
     @property
     def vocab_size(self) -> int:
-        """Tokens known, the added ones included."""
+        """Number of tokens, added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """The id of each token but the added ones, of which models of one family have different ones."""
+        """The id of each token except the added ones, which differ between models of one family."""
         return self._backend.get_vocab(with_added_tokens=False)
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Ids of a text, with the special tokens the tokenizer itself adds (such as a first BOS).
+        """Ids of a text, with the special tokens that the tokenizer adds (such as BOS).
 
-        Without ``add_special`` only those in the text: for a chat template, which writes them itself.
+        Without ``add_special``, only the special tokens in the text: for chat templates, which write them themselves.
         """
         with faults_told(lambda fault: f"the model's tokenizer fails at this text: {fault}"):
             return self._backend.encode(text, add_special_tokens=add_special).ids
@@ -81,25 +81,25 @@ class Tokenizer:
 
 
 class TextStream:
-    """Ids one at a time to pieces of text whose sum is the text: characters are never cut.
+    """Decodes ids one at a time; the pieces add up to the whole text, and characters are never split.
 
-    A token can hold some bytes of a character; they are held back until the rest has come. Each call decodes only a
-    short window of ids, begun early enough that spaces between words come out right.
+    A token can contain part of a character's bytes; they are held back until the character is complete. Each call
+    decodes only a short window of ids, long enough for the spaces between words to be right.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._n_told = 0  # ids of the window whose text has been given out as a whole
-        self._given = ""  # text of the window that has been given out
+        self._n_told = 0  # ids of the window whose text has been fully returned
+        self._given = ""  # text of the window that has been returned
 
     def push(self, token_id: int) -> str:
-        """The text that is certain with this token."""
+        """The text that is final after this token."""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         ready = _without_unfinished(text)
         if not ready.startswith(self._given):
-            return ""  # bytes of a next character made those before it unreadable, for the moment
+            return ""  # bytes of the next character have made earlier ones unreadable for now
         piece, self._given = ready[len(self._given) :], ready
         if piece and ready == text:
             self._window = self._window[self._n_told :]
@@ -108,13 +108,13 @@ class TextStream:
         return piece
 
     def finish(self) -> str:
-        """What is still held back (a character that never became whole)."""
+        """The text still held back (an incomplete character)."""
         text = self._tokenizer.decode(self._window)
         piece, self._given = text[len(self._given) :], text
         return piece
 
 
 def _without_unfinished(text: str) -> str:
-    """Without what may be the first bytes of a character."""
+    """The text without a possibly incomplete character at its end."""
     held = len(text) - len(text.rstrip(_UNFINISHED))
     return text[: len(text) - min(held, _MAX_HELD)]

@@ -1,4 +1,4 @@
-"""What is done with weights where there is no compiled step: reordered for oneDNN, or widened once."""
+"""Prepare weights when there is no compiled step: reorder them for oneDNN, or dequantise them once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +11,10 @@ from engine.weights.formats import GroupedLinear, PrepackedLinear, linear_layers
 
 
 def prepack(decoder: Decoder) -> int:
-    """Reorder the bfloat16 layers of a decoder on the CPU in place; how many. For where nothing is compiled.
+    """Reorder the bfloat16 layers of a decoder on the CPU in place; returns how many. Used when nothing is compiled.
 
-    Matrices of attention, plain MLPs and the head. Of a tied model the table of embeddings then lies beside the
-    head: more memory, for the largest matrix of a small model read as fast as the others.
+    These are the matrices of attention and plain MLPs, and the head. In a tied model the head becomes a second copy
+    of the embedding table: more memory, but the largest matrix of a small model is read as fast as the others.
     """
     fast = decoder.device.type == "cpu" and torch._C._has_mkldnn
     if not fast or decoder.dtype != torch.bfloat16 or not torch.cpu._is_avx512_bf16_supported():
@@ -25,9 +25,9 @@ def prepack(decoder: Decoder) -> int:
 
 
 def widen_packed(decoder: Decoder) -> str:
-    """Keep packed matrices in the decoder's dtype from now on, where memory allows; a remark on it, "" without any.
+    """Dequantise packed matrices to the decoder's dtype once, if memory allows; returns a note, "" if there is none.
 
-    For where nothing is compiled: torch widens a matrix for every token in thirty times the time that reading it takes.
+    Used when nothing is compiled: to dequantise a matrix per token takes torch 30 times as long as to read it.
     """
     owners = [(owner, name) for owner, name, layer in _attributes(decoder) if isinstance(layer, GroupedLinear)]
     layers = [layer for layer in linear_layers(decoder) if isinstance(layer, GroupedLinear)]
@@ -47,7 +47,7 @@ def widen_packed(decoder: Decoder) -> str:
 
 
 def _attributes(decoder: Decoder) -> Iterator[tuple[object, str, object]]:
-    """Every attribute of a decoder's parts: owner, name, value."""
+    """Every attribute of a decoder's parts, as (owner, name, value)."""
     seen: set[int] = set()
     todo: list[object] = [decoder]
     while todo:
@@ -61,7 +61,7 @@ def _attributes(decoder: Decoder) -> Iterator[tuple[object, str, object]]:
 
 
 def available_bytes() -> int | None:
-    """Memory that the system could still give; None where it does not say."""
+    """Memory that the system still has available; None if it does not report that."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

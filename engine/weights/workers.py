@@ -1,4 +1,4 @@
-"""Threads that pack the pieces of a model's matrices side by side while it loads."""
+"""Threads that pack the pieces of a model's matrices in parallel while it loads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ _MOST = 8  # a piece takes a few megabytes while it is packed
 
 
 class Workers:
-    """As many threads as there are cores. They end with the object.
+    """One thread per core. They end with the object.
 
-    torch's own threads would wait for each other beside them: a load has one (`engine.weights.checkpoint`).
+    torch itself uses one thread while loading (`engine.weights.checkpoint`): more would wait for each other.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="engine-pack")
 
     def run(self, jobs: Iterable[Callable[[], None]]) -> None:
-        """All of them, begun in order. Few are begun before they are needed, so that a stop comes soon."""
+        """Run all jobs, started in order. Only a few are started ahead, so that cancelling is quick."""
         under_way: deque[Future[None]] = deque()
         for job in jobs:
             if len(under_way) > self._n_threads:
@@ -31,6 +31,6 @@ class Workers:
 
 
 def one_by_one(jobs: Iterable[Callable[[], None]]) -> None:
-    """All of them, in this thread."""
+    """Run all jobs in this thread."""
     for job in jobs:
         job()
