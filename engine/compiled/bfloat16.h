@@ -1,4 +1,4 @@
-// Many vectors rounded to bfloat16, for processors that multiply these in tiles (AMX).
+// Products of a bfloat16 matrix and many vectors rounded to bfloat16, on processors with matrix tiles (AMX).
 #pragma once
 
 #include "numbers.h"
@@ -11,8 +11,8 @@
 
 namespace {
 
-// Where the processor has tiles (16 rows of 64 bytes, AMX), 16 rows of a matrix meet 16 vectors in one instruction for
-// each 32 columns. The rows lie as they are stored; the vectors in blocks of 16, pair of columns by pair of columns.
+// With AMX tiles (16 rows of 64 bytes), one instruction multiplies 16 rows of a matrix by 16 vectors over 32 columns.
+// The rows stay in their stored order; the vectors are laid out in blocks of 16, interleaved by pairs of columns.
 #if defined(__AMX_BF16__) && defined(__linux__)
 constexpr bool TILES = true;
 constexpr int BLOCK = 16;  // vectors
@@ -29,7 +29,7 @@ inline void begin_tiles() {
 }
 inline void end_tiles() { _tile_release(); }
 
-// The system gives a process its tiles when asked: ARCH_REQ_XCOMP_PERM, for XTILEDATA.
+// A process must ask the system for permission to use tiles: ARCH_REQ_XCOMP_PERM, for XTILEDATA.
 inline bool tiles_granted() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
 inline void lay_in_blocks(const float *x, int64_t cols, int64_t n, BFloat *out) {
@@ -43,7 +43,7 @@ inline void lay_in_blocks(const float *x, int64_t cols, int64_t n, BFloat *out) 
         }
 }
 
-// y[b TILE + r] of 16 rows for one or two blocks of vectors; every other group of columns has sums of its own.
+// y[b TILE + r] of 16 rows for one or two blocks of vectors; even and odd groups of columns have separate sums.
 template <int BLOCKS> void tile_product(const Linear &m, int64_t row, const BFloat *blocks, float *y) {
     _tile_zero(0);
     _tile_zero(1);

@@ -1,4 +1,4 @@
-// Which experts each row of a batch goes through.
+// The router: which experts each row of a batch uses.
 #pragma once
 
 #include "numbers.h"
@@ -20,7 +20,7 @@ class Router {
   public:
     explicit Router(const Model &m) : m(m) {}
 
-    // Adds the n_active best experts of a row, whose logits these are.
+    // Appends the n_active best experts of a row, given its router logits.
     void choose(const Layer &layer, int64_t row, const float *logits, std::vector<Chosen> &chosen) {
         rate(logits, layer.router.rows);
         ranked = scores;
@@ -41,7 +41,7 @@ class Router {
     const Model &m;
     std::vector<float> scores, ranked, group, worth;
 
-    // Each one's sigmoid, or the softmax of all.
+    // The scores: a sigmoid of each logit, or the softmax over all.
     void rate(const float *logits, int64_t n) {
         scores.assign(logits, logits + n);
         if (m.sigmoid) {
@@ -54,14 +54,14 @@ class Router {
         for (float &score : scores) score /= total;
     }
 
-    // The place of the highest, which is then out of reach.
+    // The index of the highest score, which is then masked out.
     static int32_t take_best(At first, At last) {
         const At best = std::max_element(first, last);
         *best = -INFINITY;
         return int32_t(best - first);
     }
 
-    // All but the experts of the best groups out of reach. A group is worth the sum of its best few.
+    // Masks out the experts outside the best groups. A group's score is the sum of its `group_best` best experts.
     void leave_groups() {
         const int64_t size = ranked.size() / m.n_groups, best = std::min(m.group_best, size);
         worth.clear();

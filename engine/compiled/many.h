@@ -1,8 +1,8 @@
-// A packed matrix times many vectors, those of a prompt: y[b] = W x[b], in blocks of sums that registers, or tiles, hold.
+// A packed matrix times many vectors (a prompt): y[b] = W x[b], in blocks whose sums fit into registers or tiles.
 //
-// Some columns of a few panels at a time are widened into the second cache: a vector of 16 rows for each column, or for
-// each pair of columns in bfloat16. They meet all vectors, whose columns are broadcast, before the next. Both sides are
-// of one type of number, T: float, or BFloat where the processor multiplies that.
+// Some columns of a few panels at a time are dequantized into the L2 cache: a vector of 16 rows per column, or per pair
+// of columns in bfloat16. This part is multiplied by all vectors, whose columns are broadcast, before the next part.
+// Both sides have the same number type T: float, or BFloat if the processor multiplies that.
 #pragma once
 
 #include "panels.h"
@@ -20,9 +20,9 @@ constexpr bool PAIRS_MULTIPLY = false;
 #if defined(__AVX512F__)
 constexpr int BLOCK_PANELS = 2, BLOCK_VECTORS = 8;
 #else
-constexpr int BLOCK_PANELS = 1, BLOCK_VECTORS = 6;  // what sixteen registers of 8 floats hold
+constexpr int BLOCK_PANELS = 1, BLOCK_VECTORS = 6;  // limited by sixteen registers of 8 floats
 #endif
-// So much of a matrix meets all vectors before the next: 128 KB in bfloat16.
+// The part of a matrix that is multiplied by all vectors at a time: 128 KB in bfloat16.
 constexpr int64_t ROWS_TOGETHER = 128, COLUMNS_TOGETHER = 512;
 constexpr int64_t VECTORS_TOGETHER = 512;
 
@@ -30,14 +30,15 @@ inline int64_t up_to(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
 
 // ---- one block --------------------------------------------------------------------------------------------------------
 
-// The two sides of a product of `cols` columns: widened panels, one after the other, and vectors, `apart` numbers apart.
+// The two sides of a product of `cols` columns: dequantized panels in order, and vectors at a stride of `apart`
+// numbers.
 template <class T> struct Sides {
     const T *panels, *vectors;
     int64_t apart, cols;
     Sides at(int64_t panel, int64_t vector) const { return {panels + panel * cols * TILE, vectors + vector * apart, apart, cols}; }
 };
 
-// Sums of vector q and panel p: 16 of them at `at + q ROWS_TOGETHER + p TILE`. With `more` they are added to what is there.
+// Sums of vector q and panel p: 16 of them at `at + q ROWS_TOGETHER + p TILE`. `more`: add to the stored sums.
 struct Sums {
     float *at;
     bool more;
@@ -110,14 +111,14 @@ template <int P, int Q> void block_in_tiles(const Sides<BFloat> in, const Sums o
 template <int P, int Q> void block_in_tiles(const Sides<BFloat>, const Sums) {}
 #endif
 
-// P panels times so many vectors, as many as a block has or, in tiles, half of them.
+// P panels times one block of vectors; in tiles, one or two blocks of BLOCK vectors.
 template <int P, class T> void block(const Sides<T> in, int64_t n, bool tiles, const Sums out) {
     if constexpr (std::is_same<T, BFloat>::value)
         if (tiles) return n > BLOCK ? block_in_tiles<P, 2>(in, out) : block_in_tiles<P, 1>(in, out);
     block_in_registers<P>(in, out);
 }
 
-// All panels times all vectors; some vectors at a time stay in the first cache.
+// All panels times all vectors; a few vectors at a time stay in the L1 cache.
 template <class T> void blocks(const Sides<T> in, int64_t n_panels, int64_t n, bool tiles, const Sums out) {
     const int64_t at_once = tiles ? 2 * BLOCK : BLOCK_VECTORS;
     for (int64_t b = 0; b < n; b += at_once) {
@@ -133,7 +134,7 @@ template <class T> void blocks(const Sides<T> in, int64_t n_panels, int64_t n, b
 
 inline void put_columns(float *panel, Vec even, Vec odd) { store(panel, even), store(panel + TILE, odd); }
 
-// Two columns rounded to bfloat16, pair by pair.
+// Two columns rounded to bfloat16 and interleaved in pairs.
 inline void put_columns(BFloat *panel, Vec even, Vec odd) {
     const IVec low = (IVec)even + 0x8000, high = (IVec)odd + 0x8000;
 #if defined(__AVX512BW__)
@@ -144,10 +145,10 @@ inline void put_columns(BFloat *panel, Vec even, Vec odd) {
 #endif
 }
 
-// What a byte is widened from: a float whose lowest bits it is, and that is so much larger. No conversion is needed.
+// Makes a float of a byte without a conversion: its bits go into the mantissa of a float, which is then MORE too large.
 template <class T, class F> struct Wide {
     static constexpr int BITS = F::LOOKS_UP ? 8 : F::LOW + F::HIGH;
-    static constexpr bool EXACT = std::is_same<T, float>::value;  // the larger number costs 8 bits that a float has
+    static constexpr bool EXACT = std::is_same<T, float>::value;  // the offset would cost 8 bits of a float
     static constexpr int AT = BITS < 8 ? 16 : 15, BASE = BITS < 8 ? 0x43000000 : 0x43800000;
     static constexpr float MORE = EXACT ? 0 : BITS < 8 ? 128 : 256;
 
@@ -159,7 +160,7 @@ template <class T, class F> struct Wide {
     }
 };
 
-// `cols` columns of a panel of packed weights, from `first` on.
+// Dequantizes `cols` columns of a panel, from column `first` on.
 template <class F, class T> void widen_panel(const Linear &m, int64_t row, int64_t first, int64_t cols, T *out) {
     using W = Wide<T, F>;
     const uint8_t *block = panel_of<F>(m, row) + first / GROUP * F::BYTES;
@@ -179,13 +180,13 @@ template <class F, class T> void widen_panel(const Linear &m, int64_t row, int64
 
 // ---- a whole matrix ---------------------------------------------------------------------------------------------------
 
-// One product by several threads.
+// One product, computed by several threads.
 template <class T> class Many {
   public:
     Many(const Linear &m, const T *x, int64_t n, T *y, int64_t stride, bool tiles, void *scratch)
         : m(m), x(x), y(y), n(n), stride(stride), tiles(tiles), filled(up_to(n, tiles ? BLOCK : BLOCK_VECTORS)), laid((T *)scratch) {}
 
-    // Bytes of `scratch`: x laid out, then each thread's weights and sums.
+    // Bytes of `scratch`: the padded copy of x, then the weights and sums of each thread.
     int64_t shared_bytes() const { return up_to(filled * apart() * sizeof(T), 64); }
     int64_t own_bytes() const { return ROWS_TOGETHER * (COLUMNS_TOGETHER * sizeof(T) + filled * sizeof(float)); }
 
@@ -210,10 +211,10 @@ template <class T> class Many {
     T *y;
     const int64_t n, stride;
     const bool tiles;
-    const int64_t filled;  // vectors of whole blocks
+    const int64_t filled;  // number of vectors, rounded up to whole blocks
     T *laid;
 
-    int64_t apart() const { return m.cols + GROUP; }  // vectors that begin at one place of their pages meet in the cache
+    int64_t apart() const { return m.cols + GROUP; }  // equal page offsets would conflict in the cache
 
     void lay_out(int64_t b) const {
         if (b < n) std::memcpy(laid + b * apart(), x + b * m.cols, m.cols * sizeof(T));
@@ -231,7 +232,7 @@ template <class T> class Many {
             for (int64_t r = 0; r < count; r += TILE) put(b, row + r, load(sums + b * ROWS_TOGETHER + r));
     }
 
-    // Sixteen rows of y[b], as many of them as there are.
+    // Stores up to sixteen rows of y[b]: fewer at the end of the matrix.
     void put(int64_t b, int64_t row, Vec sums) const {
         T *to = y + b * stride + row;
         const int64_t count = m.rows - row;

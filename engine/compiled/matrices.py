@@ -126,7 +126,7 @@ class CompiledUnpack:
 
 
 def record_of(weight: Packed, bias: int | None) -> LinearRecord:
-    """Pointers into a matrix that is kept elsewhere."""
+    """A record with pointers into a matrix, which the caller must keep alive."""
     return LinearRecord(
         weight=weight.values.data_ptr(),
         scales=weight.scales.data_ptr() if weight.scales is not None else None,

@@ -1,4 +1,4 @@
-// Numbers of any format, sixteen at a time, as floats and back.
+// Conversion of numbers in any format to floats and back, sixteen at a time.
 //
 // Vectors are the compiler's own (16 floats; split or joined as the machine needs), so no instruction set is needed;
 // AVX-512 is named where gcc turns the generic form into many instructions.
@@ -29,13 +29,13 @@ template <class V, class T> inline V read(const T *p) { V v; std::memcpy(&v, p, 
 inline float widen(float x) { return x; }
 inline float widen(BFloat x) { uint32_t bits = uint32_t(x.bits) << 16; return read<float>(&bits); }
 #if defined(__F16C__)
-inline float widen(Half x) { return _cvtsh_ss(x.bits); }  // gcc's choice with AVX512_FP16 waits for the one before it
+inline float widen(Half x) { return _cvtsh_ss(x.bits); }  // gcc's choice with AVX512_FP16 has a false dependency
 #else
 inline float widen(Half x) { return float(read<_Float16>(&x.bits)); }
 #endif
 inline float widen(int8_t x) { return x; }
 
-// Whole numbers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.
+// Integers widened to 32 bits. AVX-512 is named because gcc turns the generic form into many shuffles.
 #if defined(__AVX512F__)
 inline IVec whole(const uint16_t *p) { return (IVec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 inline IVec whole(const uint8_t *p) { return (IVec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
@@ -90,7 +90,7 @@ inline float sum(Vec v) {
     return (b[0] + b[2]) + (b[1] + b[3]);
 }
 
-// Lane i: the sum of all lanes of v[i]. Halving by halving: a third of the instructions of sixteen sums.
+// Lane i: the sum of all lanes of v[i]. A tree of halvings takes a third of the instructions of sixteen separate sums.
 inline Vec sums(const Vec *v) {
 #if __has_builtin(__builtin_shufflevector)
     Vec a[8], b[4], c[2];
@@ -112,7 +112,7 @@ inline Vec sums(const Vec *v) {
 #endif
 }
 
-// Lanes become rows: v[i][j] and v[j][i] change places. Each round turns the eight bits of a number's place by one.
+// Transpose: v[i][j] and v[j][i] change places. Each round rotates the eight bits of an element's index by one.
 inline void transpose(Vec (&v)[16]) {
 #if __has_builtin(__builtin_shufflevector)
     for (int round = 0; round < 4; round++) {
@@ -132,13 +132,13 @@ inline void transpose(Vec (&v)[16]) {
 #endif
 }
 
-// One number or sixteen, at a place or added to what is there.
+// Store one number or sixteen at an address, or add to the stored values.
 inline void set_at(float *p, float y) { *p = y; }
 inline void set_at(float *p, Vec y) { store(p, y); }
 inline void add_at(float *p, float y) { *p += y; }
 inline void add_at(float *p, Vec y) { store(p, load(p) + y); }
 
-// The bias of a tile of rows, to its sums with n vectors.
+// Adds the bias of a tile of rows to its sums with n vectors.
 inline void add_bias(const Linear &m, int64_t row, int64_t rows, int64_t n, float *y) {
     for (int64_t b = 0; m.bias && b < n; b++)
         for (int64_t r = 0; r < rows; r++) y[b * TILE + r] += m.bias[row + r];

@@ -1,12 +1,12 @@
-// Packed weights: whole numbers of a step, in panels of 16 rows, so that a vector's lanes are rows and no sum has to be
-// folded.
+// Packed weights: integers times a step (scale), in panels of 16 rows, so that the lanes of a vector are rows and no
+// horizontal sums are needed.
 //
-// A panel is a row of blocks, one for each 32 columns. Column 4j + k of row r is byte 4r + k of the block's quad j,
-// whose 64 bytes are one vector. Of the numbers' low 8, 4 or 2 bits a block keeps 8, 4 or 2 vectors: quad j is in
-// vector j modulo that, above the quads before it. Of the 1 or 2 bits above those it keeps 1 or 2 more, in the same
-// way. engine/weights/panels.py packs them, and says which number stands for which weight.
+// A panel is a sequence of blocks, one per 32 columns. Column 4j + k of row r is byte 4r + k of the block's quad j,
+// whose 64 bytes are one vector. The low 8, 4 or 2 bits of the integers take 8, 4 or 2 vectors per block: quad j is in
+// vector j mod that number, above the bits of earlier quads. The next 1 or 2 bits take 1 or 2 more vectors, laid out in
+// the same way. engine/weights/panels.py packs the panels and defines how integers map to weights.
 //
-// Scales and minima are float16, for each group of 32 or 16 columns those of 16 rows side by side.
+// Scales and minima are float16: for each group of 32 or 16 columns, the values of 16 rows are adjacent.
 #pragma once
 
 #include "numbers.h"
@@ -19,14 +19,14 @@ constexpr uint8_t NO_TABLE[1] = {};
 constexpr uint8_t IQ4_TABLE[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 constexpr uint8_t FP4_TABLE[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// w = d (q - ZERO), or d q + m with MINIMA; q are the bits, or what TABLE has at that place.
+// w = d (q - ZERO), or d q + m with MINIMA; q: the bits, or the entry of TABLE at that index.
 template <int LOW_, int HIGH_, int COLUMNS_, bool MINIMA_, int ZERO_, const uint8_t *TABLE_ = NO_TABLE> struct Form {
     static constexpr int LOW = LOW_, HIGH = HIGH_, COLUMNS = COLUMNS_, ZERO = ZERO_;
     static constexpr bool MINIMA = MINIMA_;
     static constexpr const uint8_t *TABLE = TABLE_;
     static constexpr bool LOOKS_UP = TABLE != NO_TABLE;
-    static constexpr int PARTS = GROUP / COLUMNS, QUADS = COLUMNS / 4;  // groups of a block, quads of a group
-    static constexpr int64_t BYTES = 64 * (LOW + HIGH), NUMBERS = TILE * (MINIMA ? 2 : 1);  // of a block, of a group
+    static constexpr int PARTS = GROUP / COLUMNS, QUADS = COLUMNS / 4;  // groups per block, quads per group
+    static constexpr int64_t BYTES = 64 * (LOW + HIGH), NUMBERS = TILE * (MINIMA ? 2 : 1);  // per block, per group
 };
 
 // Calls work(form) with the form of a packed format.
@@ -65,7 +65,7 @@ inline IVec looked_up(IVec bits, const uint8_t *table) {
 #endif
 }
 
-// Quad j's bits of those that as many vectors keep, in the bytes' bits from UP on.
+// The BITS bits of quad j, stored in BITS vectors; returned in each byte from bit UP on.
 template <int BITS, int UP> inline IVec bits_of(const uint8_t *vectors, int j) {
     const IVec all = read<IVec>(vectors + j % BITS * 64);
     if constexpr (BITS == 8) return all;
@@ -83,15 +83,16 @@ template <class F> inline IVec quad(const uint8_t *block, int j) {
 }
 inline Vec column(IVec quad, int k) { return __builtin_convertvector((IVec)((UVec)quad >> (8 * k)) & 255, Vec); }
 
-// What panels are multiplied with: n vectors, `cols` apart. Where the processor multiplies bytes, each group of 32 is
-// s (q1 + q2 / 254), two terms of a byte each, which keeps a float to 1 part in 50,000; one term, as elsewhere, to 200.
+// The vectors that panels are multiplied by: n vectors at a stride of `cols`. If the processor has byte products, each
+// group of 32 numbers is s (q1 + q2 / 254). These two one-byte terms are exact to 1 part in 50,000; the single term
+// that is common elsewhere is exact to 1 part in 200.
 struct PanelVectors {
     const float *x;
-    const float *sums;               // of each group
+    const float *sums;               // of x, per group
     const int8_t *first, *second;    // q1, q2
     const int32_t *starts;           // -ZERO times the sum of a group's q1, then of its q2
-    const float *steps;              // s, of each 32 columns
-    int64_t cols, groups;            // of one vector
+    const float *steps;              // s, per 32 columns
+    int64_t cols, groups;            // per vector
 
     PanelVectors from(int64_t vector) const {
         const int64_t at = vector * cols;
@@ -103,7 +104,7 @@ struct PanelVectors {
 constexpr bool BYTES_MULTIPLY = true;
 constexpr int PANEL_TOGETHER = 8;
 
-// Rounds one vector. The arrays are those of `PanelVectors`.
+// Rounds one vector to bytes; the outputs are the arrays of `PanelVectors`.
 template <class F> void round_to_bytes(const float *x, int64_t cols, int8_t *first, int8_t *second, int32_t *starts, float *steps) {
     for (int64_t g = 0; g < cols / GROUP; g++, x += GROUP, first += GROUP, second += GROUP) {
         const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + LANES);
@@ -132,7 +133,7 @@ template <class F> void round_to_bytes(const float *x, int64_t cols, int8_t *fir
 
 inline __m512i four(const int8_t *p) { return _mm512_set1_epi32(read<int32_t>(p)); }
 
-// y[b TILE + r] of a panel, N vectors.
+// y[b TILE + r]: the rows of a panel times N vectors.
 template <class F, int N> void panel_product(const uint8_t *block, const Half *numbers, const PanelVectors &in, float *y) {
     const int64_t cols = in.cols, groups = cols / F::COLUMNS;
     Vec total[N] = {};
@@ -165,7 +166,7 @@ constexpr bool BYTES_MULTIPLY = false;
 #if defined(__AVX512F__)
 constexpr int PANEL_TOGETHER = 8;
 #else
-constexpr int PANEL_TOGETHER = 2;  // what registers hold
+constexpr int PANEL_TOGETHER = 2;  // limited by the registers
 #endif
 
 template <class F> void round_to_bytes(const float *, int64_t, int8_t *, int8_t *, int32_t *, float *) {}
@@ -194,7 +195,7 @@ template <class F, int N> void panel_product(const uint8_t *block, const Half *n
 }
 #endif
 
-// The arrays of `PanelVectors` for n vectors, in `room`: see `panel_room`.
+// Fills the arrays of `PanelVectors` for n vectors in `room` (size: `panel_room`).
 template <class F> PanelVectors panel_vectors(const float *x, int64_t cols, int64_t n, float *room) {
     const int64_t all = n * cols, groups = cols / F::COLUMNS;
     float *sums = room, *steps = sums + all / LANES;
@@ -211,7 +212,7 @@ template <class F> PanelVectors panel_vectors(const float *x, int64_t cols, int6
     return {x, sums, first, second, starts, steps, cols, groups};
 }
 
-// Floats that so many numbers need in all: sums and starts of every 16, steps of every 32, two bytes for each.
+// Floats of `room` for n numbers in all: sums and starts per 16 numbers, steps per 32, and two bytes per number.
 inline int64_t panel_room(int64_t n) { return n / LANES * 3 + n / GROUP + n / 2 + LANES; }
 
 template <class F> void panel_tile_of(const Linear &m, int64_t row, PanelVectors in, int64_t n, float *y) {
@@ -240,7 +241,7 @@ void panel_tile(const Linear &m, int64_t row, const PanelVectors &in, int64_t n,
 
 // ---- as plain numbers again -------------------------------------------------------------------------------------------
 
-// Row `index` of a packed matrix, a table of embeddings for one.
+// Dequantizes row `index` of a packed matrix, such as an embedding table.
 template <class F> void unpack_row(const Linear &m, int64_t index, float *out) {
     const uint8_t *block = panel_of<F>(m, index);
     const Half *numbers = numbers_of<F>(m, index);
@@ -254,7 +255,7 @@ template <class F> void unpack_row(const Linear &m, int64_t index, float *out) {
     }
 }
 
-// Rows `first` to before `last`, of 16 at a time. `narrow` rounds once.
+// Dequantizes the rows of a panel that are in [first, last); values are rounded only once, on storing.
 template <class F, class Out> void unpack_panel(const Linear &m, int64_t row, int64_t first, int64_t last, Out *out) {
     const uint8_t *block = panel_of<F>(m, row);
     const Half *numbers = numbers_of<F>(m, row);

@@ -1,4 +1,4 @@
-// The small pieces of a step: norms, activations, rotations, and the barrier where threads meet.
+// The small pieces of a step: norms, activations, rotations, and the barrier that synchronizes threads.
 #pragma once
 
 #include "numbers.h"
@@ -28,7 +28,7 @@ Moments moments(const Norm &norm, const float *x) {
     return {mean, 1 / std::sqrt(square + norm.eps)};
 }
 
-// n numbers of x with the weights from `at` on. `out` may be x.
+// Normalizes n numbers of x, with the norm's weights from index `at` on. `out` may be x.
 void scale_by(const Norm &norm, Moments by, const float *x, int64_t n, int64_t at, float *out) {
     for (int64_t i = 0; i < n; i++) out[i] = (x[i] - by.mean) * by.scale;
     if (norm.weight)
@@ -37,7 +37,7 @@ void scale_by(const Norm &norm, Moments by, const float *x, int64_t n, int64_t a
         for (int64_t i = 0; i < n; i++) out[i] += norm.bias[at + i];
 }
 
-// A vector through a norm, or as it is.
+// Applies a norm to a vector, or copies it if there is none.
 void normalize(const Norm &norm, const float *x, int64_t n, float *out) {
     if (norm.kind == NO_NORM) std::memmove(out, x, n * sizeof(float));
     else scale_by(norm, moments(norm, x), x, n, 0, out);
@@ -61,7 +61,7 @@ inline Vec capped(Vec x, float cap) {
     return x;
 }
 
-// Turn the pairs (i, i + half) of one head.
+// Rotates the pairs (i, i + half) of one head.
 void rotate(float *x, const float *cos, const float *sin, int64_t half) {
     for (int64_t i = 0; i < half; i++) {
         const float a = x[i], b = x[i + half];
@@ -83,7 +83,7 @@ struct Barrier {
             return;
         }
         for (int spins = 1; round.load(std::memory_order_acquire) == now; spins++) {
-            if (spins % 2048 == 0) sched_yield();  // the machine may have given our partner's core away
+            if (spins % 2048 == 0) sched_yield();  // the system may have descheduled the thread we wait for
 #if defined(__x86_64__)
             _mm_pause();
 #endif

@@ -5,7 +5,7 @@
 
 namespace {
 
-// A row times one vector. Sums are kept apart so that additions need not wait for each other.
+// A row times one vector. Independent partial sums, so that additions need not wait for each other.
 template <class T> Vec dot(const T *w, int64_t cols, const float *x) {
     constexpr int SUMS = 4;
     Vec total[SUMS] = {};
@@ -21,9 +21,9 @@ template <class T> Vec dot(const T *w, int64_t cols, const float *x) {
 
 // ---- one vector -----------------------------------------------------------------------------------------------------
 
-// A thread's rows are cut into parts, and row i of every part is done together: a few long streams, which the hardware
-// follows, and one load of the vector for all of them. Rows that lie side by side are streams that end at each other's
-// pages, which it does not follow: half as fast. Announcing reads by hand was slower than none.
+// The rows of a thread are divided into FAR parts, and row i of all parts is computed together: a few long streams,
+// which the hardware prefetcher follows, and one load of the vector for all of them. Adjacent rows would be streams
+// that end at each other's pages, which it does not follow: half as fast. Prefetch instructions were slower than none.
 #if defined(__AVX512F__)
 constexpr int FAR = 4;
 #elif defined(__AVX2__) || defined(__aarch64__)
@@ -31,10 +31,10 @@ constexpr int FAR = 2;
 #else
 constexpr int FAR = 1;  // too few registers
 #endif
-constexpr int64_t LONG_ROW = 4096;  // columns; the vector of a longer one fills the first-level cache
+constexpr int64_t LONG_ROW = 4096;  // columns; the vector of a longer row fills the L1 cache
 
-// 32 numbers as two vectors. Those of BF16 are its even and odd columns, which take one instruction each: x is laid out
-// in the same way (`lay_out`).
+// 32 numbers as two vectors. For BF16 these are the even and odd columns, which take one instruction each; x is laid
+// out in the same way (`lay_out`).
 template <class T> inline void load_pair(const T *p, Vec &one, Vec &other) { one = load(p), other = load(p + LANES); }
 inline void load_pair(const BFloat *p, Vec &even, Vec &odd) {
     const IVec both = read<IVec>(p);
@@ -47,7 +47,8 @@ inline void lay_out(const float *x, int64_t cols, float *out) {
         for (int i = 0; i < LANES; i++) out[c + i] = x[c + 2 * i], out[c + LANES + i] = x[c + 2 * i + 1];
 }
 
-// What columns beyond the last whole group add to a product. One function, so that it is added up alike everywhere.
+// The part of a product from the columns after the last whole group. One function, so that the order of additions is
+// the same everywhere.
 template <class T> __attribute__((noinline)) float rest_of(const T *w, const float *x, int64_t from, int64_t cols) {
     float rest = 0;
     for (int64_t c = from; c < cols; c++) rest += widen(w[c]) * x[c];
@@ -82,7 +83,7 @@ template <int S, class T, class Put> int64_t some_far_rows(const Linear &m, int6
     return first + S * part;
 }
 
-// put(row, W[row] . x) for rows from `first` to before `last`. `room` is for x laid out.
+// Calls put(row, W[row] . x) for the rows in [first, last). `room`: memory for the laid-out copy of x.
 template <class T, class Put> void each_row(const Linear &m, int64_t first, int64_t last, const float *x, float *room, Put put) {
     const float *x32 = x;
     if (std::is_same<T, BFloat>::value) lay_out(x, m.cols, room), x32 = room;
@@ -92,15 +93,15 @@ template <class T, class Put> void each_row(const Linear &m, int64_t first, int6
 
 // ---- several vectors ------------------------------------------------------------------------------------------------
 
-// Some rows meet some vectors at once, as many as registers hold the sums of: a load of either side serves the other.
+// A few rows times a few vectors at once, as many as the registers have room for sums: each load is used several times.
 #if defined(__AVX512F__)
 constexpr int ROWS_AT_ONCE = 4, VECTORS_AT_ONCE = 3;
 #else
 constexpr int ROWS_AT_ONCE = 2, VECTORS_AT_ONCE = 1;
 #endif
 
-// y[s][b TILE] = row s times vector b; x32: the vectors as `load_pair` gives the columns. Each product is added up as
-// `far_rows` adds it up, so that a vector's products do not depend on how many there are.
+// y[s][b TILE] = row s times vector b; x32: the vectors as `load_pair` gives the columns. The order of additions is
+// that of `far_rows`, so that the result for a vector does not depend on the number of vectors.
 template <int N, class T> void block_sums(const T *const *w, int64_t cols, const float *x, const float *x32, float *const *y) {
     constexpr int S = ROWS_AT_ONCE;
     Vec total[2][S][N] = {};
@@ -122,7 +123,7 @@ template <int N, class T> void block_sums(const T *const *w, int64_t cols, const
         for (int b = 0; b < N; b++) y[s][b * TILE] = all[s * N + b] + (c < cols ? rest_of(w[s], x + b * cols, c, cols) : 0);
 }
 
-// The vectors that a matrix of plain numbers is multiplied with, `cols` apart.
+// The vectors that a matrix of plain numbers is multiplied by, at a stride of `cols`.
 struct Vectors {
     const float *x, *x32;
     int64_t n, cols;
@@ -152,8 +153,8 @@ template <class T> void some_rows(const Linear &m, const int64_t *rows, Vectors 
     some(std::integral_constant<int, 1>());
 }
 
-// Work on tiles of 16 rows: put(tile's first row, its rows, y), y[b TILE + r]. As with one vector, a thread's rows are
-// cut into parts, whose tiles go together row by row: a few long streams.
+// Calls put(first row, number of rows, y) for tiles of 16 rows, with y[b TILE + r]. As with one vector, the rows of a
+// thread are divided into parts whose tiles are computed together row by row: a few long streams.
 template <class T, class Put> void each_plain_tile(const Linear &m, int64_t first, int64_t last, Vectors in, Put put) {
     constexpr int S = ROWS_AT_ONCE, MOST = 32;
     const int64_t apart = (last - first) / (S * TILE) * TILE;
@@ -170,7 +171,7 @@ template <class T, class Put> void each_plain_tile(const Linear &m, int64_t firs
     for (int64_t row = first + S * apart; row < last; row += TILE) {
         const int64_t count = std::min<int64_t>(last - row, TILE);
         for (int64_t r = 0; r < count; r += S) {  // four fit into sixteen
-            int64_t rows[S];  // one past the last is the last again
+            int64_t rows[S];  // rows past the end repeat the last row
             float *out[S];
             for (int s = 0; s < S; s++) rows[s] = std::min(row + r + s, last - 1), out[s] = y[0] + r + s;
             some_rows<T>(m, rows, in, out);

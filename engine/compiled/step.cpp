@@ -1,13 +1,13 @@
 // One decode step of a decoder-only transformer as a single function: B token ids in, B rows of logits out.
 //
-// A decode step of a small model is some two hundred operators of a few microseconds each; run one by one, most of
-// the time goes into starting them. Here the whole step is one parallel region: every thread walks all layers, takes
-// its share of the rows of each matrix (or of the heads), and meets the others at a barrier that spins.
+// A decode step of a small model is about two hundred operators of a few microseconds each; run one by one, most of the
+// time is launch overhead. Here the whole step is one parallel region: every thread goes through all layers, computes
+// its share of the rows of each matrix (or of the heads), and synchronizes with the others at a spinning barrier.
 //
 // Nothing here is specific to one model: sizes, pointers and switches come in `Model`, filled by compiled/step.py.
-// Activations are float32; weights are read as stored: plain numbers row by row, those of few bits in panels of 16 rows.
-// To be read in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, many.h for prompts,
-// pieces.h, experts.h, then this file.
+// Activations are float32; weights are read as stored: plain numbers row by row, packed weights in panels of 16 rows.
+// Read the files in this order: records.h, numbers.h, products.h (and bfloat16.h for many rows), panels.h, many.h for
+// prompts, pieces.h, experts.h, then this file.
 
 #include "experts.h"
 #include "many.h"
@@ -18,12 +18,12 @@
 
 namespace {
 
-constexpr int CHUNK = 128;    // tokens that attention looks at together
-constexpr int AT_MOST = 32;   // vectors that meet a tile of rows together
+constexpr int CHUNK = 128;    // tokens that attention processes at a time
+constexpr int AT_MOST = 32;   // vectors that are multiplied by a tile of rows at a time
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
-// Keys or values of one head, token after token of h numbers, `scales` one per token where they are INT8.
+// Keys or values of one head: h numbers per token; `scales`: one per token if they are INT8.
 template <class T> struct Tokens {
     T *at;
     float *scales;
@@ -31,7 +31,7 @@ template <class T> struct Tokens {
     Tokens from(int64_t token) const { return {at + token * h, scales ? scales + token : nullptr, h}; }
 };
 
-// One token as the cache rounds it.
+// Stores one token in the format of the cache.
 template <class T> void keep(const float *x, Tokens<T> out) {
     for (int64_t i = 0; i < out.h; i++) narrow(x[i], out.at[i]);
 }
@@ -47,12 +47,12 @@ template <class T> void copy(Tokens<T> from, Tokens<T> to) {
     if (to.scales) *to.scales = *from.scales;
 }
 
-struct Sizes {  // floats of each part of the scratch memory
+struct Sizes {  // sizes in floats of the parts of the scratch memory
     int64_t width, gathered, inner, qkv, queries, mixed, own_heads, routes, rotary, room, own;
     Sizes(const Model &m, int64_t batch) {
         const auto padded = [](int64_t n) { return (n + LANES - 1) / LANES * LANES; };
         const int64_t group = m.n_heads / m.n_kv_heads, rows = batch * std::max<int64_t>(m.n_active, 1);
-        width = padded(rows * m.hidden_size);  // once for each expert of a row
+        width = padded(rows * m.hidden_size);  // one copy per expert of a row
         inner = padded(batch * m.inner_size);
         qkv = padded(batch * m.qkv_rows);
         mixed = padded(batch * m.n_heads * m.value_dim);
@@ -62,7 +62,7 @@ struct Sizes {  // floats of each part of the scratch memory
         routes = padded(batch * (m.n_experts + 1));
         rotary = padded(m.rotary_dim);
         const int64_t most = std::max({width, inner, gathered, mixed, own_heads});
-        room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be laid out as sixteen
+        room = padded(std::max(most + BLOCK, panel_room(most)));  // eight vectors may be padded to sixteen
         own = width + gathered + room + rotary + padded(group * (m.head_dim + CHUNK + 2) + 3 * m.head_dim);
     }
     int64_t shared() const { return 2 * width + 2 * inner + qkv + queries + mixed + own_heads + routes; }
@@ -104,18 +104,19 @@ class Worker {
     Barrier &barrier;
     const int thread, threads;
     const Sizes sizes;
-    // Shared: residual stream (B, D); what is normalized before it joins that (B, D), zeros in between; MLP (B, F),
-    // twice; (B, (H + K) h + K v); what attention gives (B, H v); routers' scores (B, experts and a gate).
+    // Shared by threads: residual stream (B, D); outputs that await a post-norm (B, D), else zeros; MLP (B, F), twice;
+    // q, k and v (B, (H + K) h + K v); attention output (B, H v); router scores (B, experts and a gate).
     float *x, *aside, *inner, *raised, *qkv, *mixed, *routes;
-    // Of latent attention: queries (B, H, h); heads' own queries, then their own results.
+    // Latent attention: absorbed queries (B, H, h); queries per head, later the outputs per head.
     float *queries, *own_heads;
-    // This thread's: (B, D) after a norm; the rows of each expert; vectors laid out for a product; cos and sin, then
-    // attention's.
+    // Of this thread: (B, D) after a norm; the rows of each expert; vectors laid out for a product; cos and sin, then
+    // buffers of attention.
     float *own, *gathered, *room, *turns;
     Router router;
     std::vector<Chosen> chosen;
 
-    // Tiles round a vector, which a row by itself is not: those of a sequence are to be as if each came alone.
+    // Tiles round vectors to bfloat16, a single row is not rounded: so a sequence, whose rows must give the same
+    // results as separate steps, does not use tiles.
     bool in_tiles() const { return TILES && m.tiles && s.batch > TOGETHER && !s.sequence; }
     int64_t padding(int64_t b) const { return s.padding ? s.padding[b] : 0; }
 
@@ -140,7 +141,8 @@ class Worker {
         if (m.parallel && !read_alike) h = normed(layer.mlp_norm);
         barrier.wait(threads);
         if (m.own_nope) absorb(layer);
-        // In a sequence a row sees what those before it have left, also where they took a ring's oldest tokens away.
+        // In a sequence, each row needs the keys and values of the rows before it, and their overwriting of a ring's
+        // oldest tokens: therefore one row at a time.
         for (int64_t b = 0, n = s.sequence ? 1 : s.batch; b < s.batch; b += n) {
             switch (s.cache_format) {
                 case F32: attend<float>(layer, store, b, n); break;
@@ -163,20 +165,20 @@ class Worker {
         finish(layer.post_mlp_norm);
     }
 
-    // Every thread normalizes the whole residual stream for itself: cheaper than one more barrier.
+    // Every thread normalizes the whole residual stream itself: cheaper than another barrier.
     const float *normed(const Norm &norm) {
         for (int64_t b = 0; b < s.batch; b++)
             normalize(norm, x + b * m.hidden_size, m.hidden_size, own + b * m.hidden_size);
         return own;
     }
 
-    // What a layer gives joins the residual stream, or waits beside it for the norm that comes first in some families.
+    // Adds an output to the residual stream or, in families with post-norms, to the buffer that is normalized first.
     template <class Y> void join(const Norm &post, int64_t at, Y y) {
         if (post.kind) add_at(aside + at, y);
         else add_at(x + at, y * m.residual_scale);
     }
 
-    // Add W in; `gate`: its sigmoid weighs the result of a row.
+    // Adds W in to the residual stream; `gate`: scales the result of each row by a sigmoid.
     void add(const Linear &linear, const float *in, const Norm &post, const float *gate = nullptr) {
         const int64_t apart = m.n_experts + 1;
         matmul(linear, in, s.batch, [&](int64_t b, int64_t r, auto y) {
@@ -185,7 +187,7 @@ class Worker {
         barrier.wait(threads);
     }
 
-    // What waited joins the residual stream: each thread takes some rows of the batch.
+    // Normalizes the buffered outputs and adds them to the residual stream; each thread takes some rows of the batch.
     void finish(const Norm &post) {
         if (!post.kind) return;
         const auto [first, last] = share(s.batch);
@@ -196,8 +198,9 @@ class Worker {
         barrier.wait(threads);
     }
 
-    // The weighed results of a few experts for each row. Every thread picks them for itself, all the same, and
-    // then takes its share of the rows of each expert's matrices; rows that chose one expert share its weights.
+    // Adds the weighted outputs of the chosen experts of each row. Every thread makes the same choice itself, then
+    // computes its share of the rows of each expert's matrices; rows with the same expert share one read of its
+    // weights.
     void routed(const Layer &layer, const float *h) {
         const int64_t apart = m.n_experts + 1;
         matmul(layer.router, h, s.batch, [&](int64_t b, int64_t r, auto y) { set_at(routes + b * apart + r, y); });
@@ -219,7 +222,7 @@ class Worker {
         barrier.wait(threads);
     }
 
-    // work(expert, the first of its rows in `chosen`, how many they are).
+    // Calls work(expert, index of its first row in `chosen`, number of its rows).
     template <class Work> void each_expert(const Layer &layer, Work work) {
         for (size_t first = 0, next; first < chosen.size(); first = next) {
             for (next = first; next < chosen.size() && chosen[next].expert == chosen[first].expert;) next++;
@@ -227,7 +230,7 @@ class Worker {
         }
     }
 
-    // This thread's rows of W in, each given to `put(vector, row, value)`.
+    // Computes this thread's rows of W in; calls `put(vector, row, value)` for each.
     template <class Put> void matmul(const Linear &linear, const float *in, int64_t n, Put put) {
         int64_t before = 0;
         for (const Linear *part = &linear; part; before += part->rows, part = part->next)
@@ -249,7 +252,7 @@ class Worker {
         }
     }
 
-    // This thread's rows of W in for n vectors of plain numbers, by tiles of the processor or of the registers.
+    // This thread's rows of W in for a plain matrix and n vectors, with AMX tiles or tiles in registers.
     template <class Put> void together(const Linear &linear, const float *in, int64_t n, Put put) {
         auto [first, last] = rows_of(linear.rows);
         if (in_tiles() && linear.format == BF16 && n > TOGETHER && linear.cols % GROUP == 0) {
@@ -293,7 +296,7 @@ class Worker {
         }, put);
     }
 
-    // work(row, vector, how many vectors, their 16 sums each) for some rows, as many vectors at once as may be.
+    // Calls work(row, vector, number of vectors, 16 sums per vector) for tiles of rows, at most AT_MOST vectors each.
     template <class Work, class Put> void each_tile(int64_t first, int64_t last, int64_t n, Work work, Put put) {
         for (int64_t row = first; row < last; row += TILE)
             for (int64_t b = 0; b < n; b += AT_MOST) {
@@ -304,7 +307,7 @@ class Worker {
             }
     }
 
-    // Sums of a tile of rows with `count` vectors from b on, sixteen at a time where there are so many.
+    // Passes on the sums of a tile of rows with `count` vectors from b on, sixteen at a time in a full tile.
     template <class Put> void put_tile(int64_t row, int64_t rows, int64_t b, int64_t count, const float *y, Put put) {
         for (int64_t j = b; j < b + count; j++, y += TILE) {
             if (rows == TILE) put(j, row, load(y));
@@ -312,7 +315,7 @@ class Worker {
         }
     }
 
-    // out = act(gate) * up of n vectors, or act(up): all gates of a thread, then all its ups, one stream after the other.
+    // out = act(gate) * up of n vectors, or act(up). A thread reads all its gate rows, then all its ups: one stream.
     void raise(const Linear &up, const float *in, int64_t n, float *out) {
         const int64_t wide = m.gated ? (up.next ? up.rows : up.rows / 2) : up.rows;
         float *ups = raised + (out - inner);
@@ -331,7 +334,7 @@ class Worker {
             }
     }
 
-    // Some rows of a matrix as a matrix; of panels only all there are.
+    // Some rows of a matrix as a matrix; for packed matrices only all rows.
     static Linear rows_from(Linear linear, int64_t first, int64_t n) {
         const int64_t size = linear.format == F32 ? 4 : 2;
         if (first) linear.weight = (const char *)linear.weight + first * linear.cols * size;
@@ -356,8 +359,9 @@ class Worker {
         return {first * TILE, std::min(last * TILE, n)};
     }
 
-    // Queries against what tokens leave, instead of against keys: this thread's heads, of all rows, so that a head's
-    // matrix is read once. What is to be turned comes after.
+    // Absorbs the key projection into the queries, so that they can be multiplied by the cache entries. This thread
+    // takes some heads of all rows, so that a head's matrix is read once. The part to be rotated follows the absorbed
+    // part.
     void absorb(const Layer &layer) {
         const int64_t compressed = layer.latent.query.cols, size = m.own_nope + m.own_rope;
         const float *heads = qkv;
@@ -392,7 +396,7 @@ class Worker {
         blend(Tokens<T>{(T *)w.weight + first * w.cols, nullptr, w.cols}, m.own_nope, from, 0, to);
     }
 
-    // The heads' own values from what they mixed.
+    // The output per head: the value projection of the mixed cache entries.
     void make_values(const Layer &layer) {
         const Linear &w = layer.latent.kv_up;
         each_own_head([&](int64_t b, int64_t head) {
@@ -409,7 +413,7 @@ class Worker {
         for (int64_t i = first; i < last; i++) work(i % s.batch, i / s.batch);
     }
 
-    // Attention of this thread's query heads of n rows, those of one row that share a key/value head together.
+    // Attention for this thread's query heads of n rows; heads of a row that share a key/value head go together.
     template <class T> void attend(const Layer &layer, const Store &store, int64_t row, int64_t n) {
         const int64_t group = m.n_heads / m.n_kv_heads, kept_rows = s.sequence ? 1 : s.batch;
         const Tokens<T> keys{(T *)store.values, store.scales, m.head_dim};
@@ -442,7 +446,7 @@ class Worker {
         }
     }
 
-    // One of a row's heads, through its norm (alone, or one of all heads together) and turned.
+    // Normalizes one head of a row (per head, or with the moments of all heads) and rotates it.
     void prepare(const Layer &layer, const Norm &norm, const float *heads, int64_t head, float *out) {
         const float *from = heads + head * m.head_dim;
         std::memcpy(out, from, m.head_dim * sizeof(float));
@@ -454,13 +458,13 @@ class Worker {
         if (layer.frequencies) rotate(out + m.rotary_at, turns, turns + half, half);
     }
 
-    struct Heads {  // query heads of one row over one key/value head; the owner keeps the new token
+    struct Heads {  // query heads of one row over one key/value head; the owner stores the new token
         int64_t b, kv, first, count;
         bool owner;
     };
 
-    // The softmax is kept up to date chunk by chunk (running maximum and total), so that the buffers do not grow with
-    // the context. The new token is seen as the cache will have it, but not through it: others may read that before.
+    // Online softmax, chunk by chunk (running maximum and total), so that the buffers do not grow with the context. The
+    // new token is rounded as in the cache but not read from there, because its owner may not have stored it yet.
     template <class T>
     void attend_group(const Layer &layer, int64_t slots, const Heads &group, Tokens<T> keys, Tokens<T> values) {
         const int64_t h = m.head_dim, v = m.value_dim, past = s.past[group.b], count = group.count;
@@ -502,7 +506,7 @@ class Worker {
         if (past < slots) {
             const int64_t hidden = layer.window && past + 1 > layer.window ? past + 1 - layer.window : 0;
             visit_all(std::max(hidden, padding(group.b)), past);
-        } else {  // a ring as long as the window: all but the token that has just left it
+        } else {  // a full ring buffer: all slots except that of the token that has just left the window
             visit_all(0, past % slots);
             visit_all(past % slots + 1, slots);
         }
@@ -511,7 +515,7 @@ class Worker {
             for (int64_t i = 0; i < v; i++) out[j * v + i] /= total[j];
     }
 
-    // p[i] = scale q . k[i]; the maximum of them and `highest`.
+    // p[i] = scale q . k[i]; returns the maximum of these and `highest`.
     template <class T> float score(Tokens<T> k, int64_t n, const float *q, float highest, float *p) {
         const int64_t h = k.h;
         for (int64_t i = 0; i < n; i += LANES) {
@@ -528,7 +532,7 @@ class Worker {
         return highest;
     }
 
-    // p[i] = e^(p[i] - highest); their sum.
+    // p[i] = e^(p[i] - highest); returns their sum.
     static float exponentials(float *p, int64_t n, float highest) {
         for (int64_t i = n; i % LANES; i++) p[i] = -INFINITY;
         Vec total = {};
@@ -540,7 +544,7 @@ class Worker {
         return sum(total);
     }
 
-    // p[i] for whole numbers that stand for their scale's.
+    // Multiplies p[i] by the scale of token i if values are INT8.
     template <class T> static void weigh(Tokens<T> tokens, int64_t n, float *p) {
         if constexpr (std::is_same<T, int8_t>::value)
             for (int64_t i = 0; i < n; i++) p[i] *= tokens.scales[i];
@@ -583,13 +587,13 @@ int64_t scratch_floats(const Model *m, int64_t batch, int32_t threads) {
 // Whether `Model.tiles` may be set: the processor has them, and the system lets this process use them.
 int32_t tiles_allowed() { return tiles_granted(); }
 
-// Rows `first` to before `last` of a packed matrix as BF16 or F32, for products with many vectors.
+// Dequantizes the rows [first, last) of a packed matrix to BF16 or F32, for products with many vectors.
 void unpack_matrix(const Linear *m, int64_t first, int64_t last, void *out, int32_t format, int32_t threads) {
     if (format == BF16) unpack_rows(*m, first, last, (BFloat *)out, threads);
     else unpack_rows(*m, first, last, (float *)out, threads);
 }
 
-// Up to how many vectors a packed matrix is multiplied faster by `multiply` than widened and given to others.
+// The largest number of vectors for which `multiply` is faster than dequantizing the matrix for another library.
 int32_t multiply_at_most() { return BYTES_MULTIPLY ? 32 : 8; }
 
 // Floats of scratch memory that `multiply` needs.
@@ -611,8 +615,9 @@ void multiply(const Linear *m, const float *x, int64_t n, float *y, int64_t stri
     }
 }
 
-// Up to how many vectors of a format `multiply_many` is faster than a matrix widened for others: these multiply floats
-// faster with AVX2, and with AVX-512 when a few hundred vectors share the widening.
+// The largest number of vectors of a format for which `multiply_many` is faster than dequantizing the matrix for
+// another library: that multiplies floats faster with AVX2, and with AVX-512 once a few hundred vectors share the
+// dequantizing.
 int32_t multiply_many_at_most(int32_t vectors) {
     if (vectors == BF16 && PAIRS_MULTIPLY) return INT32_MAX;
     return vectors == F32 && BLOCK_PANELS > 1 ? 256 : 0;
@@ -623,13 +628,13 @@ int64_t multiply_many_bytes(const Linear *m, int64_t n, int32_t vectors, int32_t
     return vectors == BF16 ? many_bytes<BFloat>(*m, n, threads) : many_bytes<float>(*m, n, threads);
 }
 
-// y[b stride + r] = W x[b] of a packed matrix, n vectors; x, y and what is multiplied are `vectors`, F32 or BF16.
+// y[b stride + r] = W x[b] of a packed matrix, n vectors; x, y and the products use the format `vectors`: F32 or BF16.
 void multiply_many(const Linear *m, const void *x, int64_t n, void *y, int64_t stride, int32_t vectors, void *scratch, int32_t threads) {
     if (vectors == BF16) many<BFloat>(*m, x, n, y, stride, scratch, threads);
     else many<float>(*m, x, n, y, stride, scratch, threads);
 }
 
-// Reads memory as fast as it can be: the sum of its 64-byte vectors' first numbers. What a step's reading is held against.
+// Reads memory at full speed, as a yardstick for a step's reads; returns the sum of the 64-byte vectors' first numbers.
 int32_t read_memory(const void *memory, int64_t n_bytes, int32_t threads) {
     const int64_t n = n_bytes / 64;
     int32_t total = 0;
@@ -647,7 +652,7 @@ int32_t read_memory(const void *memory, int64_t n_bytes, int32_t threads) {
     return total;
 }
 
-// Sizes of the records, which Python compares with its own before the first call.
+// Sizes of the records, which Python compares with its own sizes before the first call.
 int64_t record_bytes(int32_t which) {
     const int64_t sizes[] = {sizeof(Linear), sizeof(Expert), sizeof(Layer), sizeof(Model), sizeof(Store), sizeof(Step)};
     return sizes[which];
